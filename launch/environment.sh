@@ -1,0 +1,33 @@
+# Sourced, not run: makes the Python environment of launch/constraints.txt once and puts it on PATH.
+# Needs Python 3.11 or 3.12 and pip's usual sources. MATHCPT_VENV chooses another folder than .venv.
+# On Linux pip's default torch carries CUDA; to get the smaller CPU build, point pip at the PyTorch CPU
+# wheels through pip's own settings (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  echo "error: Python 3.11 or 3.12 not found; install one or name it: PYTHON=/path/to/python3.11" >&2
+  return 2
+}
+
+make_environment() {
+  local root venv wanted python
+  root=$1
+  venv=${MATHCPT_VENV:-$root/.venv}
+  wanted=$(cat "$root/setup.py" "$root/launch/constraints.txt" | sha256sum | cut -d' ' -f1)
+  if [ "$(cat "$venv/.mathcpt" 2>/dev/null)" != "$wanted" ]; then
+    python=$(find_python) || return 2
+    echo "Making the environment in $venv (once, a few minutes) ..." >&2
+    "$python" -m venv "$venv" || return 2
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+      -c "$root/launch/constraints.txt" setuptools wheel || return 2
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+      -c "$root/launch/constraints.txt" -e "$root[train,eval,synthesis,report,dev]" || return 2
+    echo "$wanted" >"$venv/.mathcpt"
+  fi
+  export PATH="$venv/bin:$PATH"
+}

@@ -1,0 +1,57 @@
+"""What a user can get wrong, as exceptions whose message is the whole story.
+
+A message names the file, line or field, what was found, and what to do. `run_command` prints it as one
+line and ends with the documented status; anything else is our bug and keeps its traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT = 2  # wrong input or config: do not requeue
+EXIT_REQUEUE = 75  # stopped early at a step boundary after a save: requeue (EX_TEMPFAIL of sysexits.h)
+
+
+class MathCptError(ValueError):
+    """Base of every error caused by input, config or environment."""
+
+
+class ConfigError(MathCptError):
+    """A config file, field or combination of fields is wrong."""
+
+
+class DataError(MathCptError):
+    """A record, corpus, shard, tokenizer or dataset is missing or damaged."""
+
+
+class ManifestError(MathCptError):
+    """A folder is not complete, or not what its manifest says."""
+
+
+class CheckpointError(MathCptError):
+    """A checkpoint is missing, damaged, or of another model."""
+
+
+class TrainingDiverged(MathCptError):
+    """Loss or gradient norm left the finite numbers."""
+
+
+class EvaluationError(MathCptError):
+    """A benchmark, task or model cannot be evaluated as asked."""
+
+
+class ServerError(MathCptError):
+    """A language-model server answered in a way that no retry mends."""
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space, line breaks too, as one space."""
+    return " ".join(text.split())
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run `command`; a `MathCptError` becomes one line on stderr and exit status 2."""
+    try:
+        command()
+    except MathCptError as error:
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
+        sys.exit(EXIT_BAD_INPUT)

@@ -1,0 +1,220 @@
+"""The file that makes a folder complete.
+
+Stages talk only through folders. A folder is complete when its `manifest.json` exists: it is written
+last and atomically, and records what went in (with hashes), what came out (with sizes and hashes),
+counts, config, versions, commit and command, so every result can be followed back to its sources.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from megatron_mathcpt.errors import ManifestError
+
+FILE_NAME = "manifest.json"
+_RECORDED_PACKAGES = (
+    "megatron_mathcpt",
+    "megatron-core",
+    "torch",
+    "transformer-engine",
+    "transformers",
+    "tokenizers",
+    "datatrove",
+    "lm-eval",
+    "math-verify",
+)
+
+
+class OutputFile(BaseModel):
+    """Size in bytes and SHA-256 of one file of a complete folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """Contents of `manifest.json`.
+
+    `kind` names the stage; `inputs` maps a name to the fingerprint or SHA-256 of what was read;
+    `outputs` maps a path relative to the folder to its size and hash; `config` and `counts` are the
+    stage's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: str
+    inputs: dict[str, str]
+    outputs: dict[str, OutputFile]
+    counts: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    commit: str
+    command: list[str]
+    created: str
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the folder's content: kind, inputs, config and output hashes."""
+        return hash_json(
+            {
+                "kind": self.kind,
+                "inputs": self.inputs,
+                "config": self.config,
+                "outputs": {name: file.sha256 for name, file in self.outputs.items()},
+            }
+        )
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of `value` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name, sync it, and rename it to `path`: whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_manifest(
+    folder: Path,
+    kind: str,
+    *,
+    inputs: dict[str, str],
+    counts: dict[str, Any],
+    config: dict[str, Any],
+) -> Manifest:
+    """Hash every file of `folder` (but hidden ones) and complete the folder with its manifest."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    outputs = {
+        path.relative_to(folder).as_posix(): OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
+        for path in files
+        if path.name != FILE_NAME or path.parent != folder
+    }
+    manifest = Manifest(
+        kind=kind,
+        inputs=inputs,
+        outputs=outputs,
+        counts=counts,
+        config=config,
+        versions=_versions(),
+        commit=_commit(),
+        command=sys.argv,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_atomically(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def load_manifest(folder: Path, kind: str) -> Manifest:
+    """The manifest of a complete folder of `kind`, its files checked by size.
+
+    Raises `ManifestError` if the folder is incomplete or of another kind, or a file is missing or of
+    another size.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: not found, so this {kind} folder is missing or incomplete; "
+            "run the stage that makes it again"
+        )
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ManifestError(
+            f"{path}: not a manifest ({error.errors()[0]['msg']}); build the folder again"
+        ) from error
+    if manifest.kind != kind:
+        raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
+    for name, recorded in manifest.outputs.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != recorded.bytes:
+            raise ManifestError(
+                f"{file}: {'missing' if found is None else f'{found} bytes'}, "
+                f"manifest says {recorded.bytes} bytes; build the folder again"
+            )
+    return manifest
+
+
+def verify_hashes(folder: Path, manifest: Manifest) -> None:
+    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first that differs."""
+    for name, recorded in manifest.outputs.items():
+        if hash_file(folder / name) != recorded.sha256:
+            raise ManifestError(
+                f"{folder / name}: checksum differs from the manifest; build the folder again"
+            )
+
+
+def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict[str, Any]) -> bool:
+    """Whether `folder` already holds this stage's result for just these inputs and this config.
+
+    Raises `ManifestError` when it is complete for others: results are never overwritten in silence.
+    """
+    if not (folder / FILE_NAME).is_file():
+        return False
+    manifest = load_manifest(folder, kind)
+    for label, old, new in (
+        ("input", manifest.inputs, inputs),
+        ("config", manifest.config, config),
+    ):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                raise ManifestError(
+                    f"{folder}: already built with another {label} '{key}' "
+                    f"({old.get(key)!r}, now {new.get(key)!r}); "
+                    "choose another output folder or delete this one"
+                )
+    return True
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """Commit of the source tree, with `+dirty` when it has changes; `unknown` outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+dirty" if dirty else "")

@@ -1,0 +1,53 @@
+"""The two kinds of record, and the one place where a problem becomes text.
+
+A document is plain text (general and math corpora). A problem has question, solution and answer; the same
+problem is rendered as one CPT document, or as prompt and response for SFT and evaluation, so that
+"same data, other stage" holds token for token: `cpt_text(p) == prompt_text(p) + response_text(p)`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Language = Literal["en", "zh"]
+Stage = Literal["primary", "middle", "high"]
+
+# Question, solution and answer markers; evaluation finds the answer by the last one (see answers/).
+_PROMPT = {"en": "Question: {question}\nSolution:", "zh": "问题：{question}\n解答："}
+_RESPONSE = {"en": " {solution}\nThe answer is {answer}.", "zh": "{solution}\n答案是{answer}。"}
+
+
+class Problem(BaseModel):
+    """One problem-solving record.
+
+    `steps` counts reasoning steps, `stage` is the school stage, `source` names where the record comes
+    from; what a source does not know stays None. Other fields of the source are kept in `extra`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    id: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    solution: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    language: Language = "en"
+    stage: Stage | None = None
+    steps: int | None = Field(default=None, ge=0)
+    source: str = ""
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+def prompt_text(question: str, language: str) -> str:
+    """What the model is given: the question and the marker of the solution."""
+    return _PROMPT[language].format(question=question)
+
+
+def response_text(solution: str, answer: str, language: str) -> str:
+    """What the model is to write: the solution and the final answer."""
+    return _RESPONSE[language].format(solution=solution, answer=answer)
+
+
+def cpt_text(problem: Problem) -> str:
+    """The problem as one document of continued pretraining."""
+    return prompt_text(problem.question, problem.language) + response_text(
+        problem.solution, problem.answer, problem.language
+    )

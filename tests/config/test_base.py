@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config import Section, dump_yaml, load_config
+from megatron_mathcpt.errors import ConfigError
+
+
+class Optimizer(Section):
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Experiment(Section):
+    name: str
+    seed: int
+    optimizer: Optimizer
+
+
+GOOD = "name: tiny\nseed: 1\noptimizer:\n  learning_rate: 3e-5\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_yaml_1_2_numbers_and_overrides(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD), Experiment, ["seed=7", "optimizer.betas=[0.8, 0.9]"])
+    assert config == Experiment(
+        name="tiny", seed=7, optimizer=Optimizer(learning_rate=3e-5, betas=(0.8, 0.9))
+    )
+
+
+def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD), Experiment)
+    assert load_config(write(tmp_path, dump_yaml(config)), Experiment) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (
+            GOOD,
+            ["optimizer.learning_rte=1"],
+            r"optimizer.learning_rte: unknown key; did you mean 'learning_rate'\?",
+        ),
+        (GOOD, ["seed='3'"], r"seed: Input should be a valid integer \(found '3'\)"),
+        (GOOD, ["seed.x=3"], "'seed' is not a section"),
+        (GOOD, ["seed"], "expected section.field=value"),
+        ("name: tiny\noptimizer: {learning_rate: 1.0}\n", [], "seed: missing; it has no default"),
+        (GOOD + "seed: 2\n", [], "not valid YAML.*duplicate key"),
+        ("- 1\n", [], "expected a mapping"),
+        ("name: [\n", [], "not valid YAML"),
+        ("a: &x 1\nb: *x\n", [], "aliases"),
+    ],
+)
+def test_errors_name_file_and_field(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text), Experiment, overrides)
+
+
+def test_missing_and_undecodable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml", Experiment)
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 6"):
+        load_config(path, Experiment)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Formatting, lint, types and tests, in the project's own environment.
+#   bash tests/run.sh              everything but the slow tests
+#   bash tests/run.sh --full       the slow tests too
+#   bash tests/run.sh -- ARGS      pass ARGS to pytest
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$root/launch/environment.sh"
+make_environment "$root"
+cd "$root"
+marker="not slow and not real_model"
+if [ "${1:-}" = "--full" ]; then marker=""; shift; fi
+if [ "${1:-}" = "--" ]; then shift; fi
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+ruff format --check .
+ruff check .
+mypy
+exec python -m pytest -m "$marker" "$@"
