@@ -165,7 +165,7 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
 
 
 def verify_hashes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first that differs."""
+    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first bad one."""
     for name, recorded in manifest.outputs.items():
         if hash_file(folder / name) != recorded.sha256:
             raise ManifestError(
