@@ -133,8 +133,8 @@ def write_manifest(
     return manifest
 
 
-def load_manifest(folder: Path, kind: str) -> Manifest:
-    """The manifest of a complete folder of `kind`, its files checked by size.
+def load_manifest(folder: Path, kind: str | None) -> Manifest:
+    """The manifest of a complete folder of `kind` (None: of any kind), its files checked by size.
 
     Raises `ManifestError` if the folder is incomplete or of another kind, or a file is missing or of
     another size.
@@ -142,8 +142,7 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
     path = folder / FILE_NAME
     if not path.is_file():
         raise ManifestError(
-            f"{path}: not found, so this {kind} folder is missing or incomplete; "
-            "run the stage that makes it again"
+            f"{path}: not found, so this folder is missing or incomplete; run the stage that makes it again"
         )
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -151,7 +150,7 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
         raise ManifestError(
             f"{path}: not a manifest ({error.errors()[0]['msg']}); build the folder again"
         ) from error
-    if manifest.kind != kind:
+    if kind is not None and manifest.kind != kind:
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
     for name, recorded in manifest.outputs.items():
         file = folder / name

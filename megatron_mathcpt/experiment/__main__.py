@@ -1,0 +1,69 @@
+"""Show the stages of a grid (`plan`), or run them on this machine (`run`)."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_mathcpt.errors import run_command
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+GRID = Annotated[Path, typer.Argument(help="YAML file of the grid")]
+OUT = Annotated[Path, typer.Option(help="folder of the results")]
+DATA = Annotated[Path | None, typer.Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")]
+BENCHMARKS = Annotated[Path | None, typer.Option(help="folder of benchmark sets, one sub-folder a set")]
+PROCESSES = Annotated[int, typer.Option(min=1, help="processes of a training run")]
+
+
+@app.command()
+def plan(
+    grid: GRID, out: OUT, data: DATA = None, benchmarks: BENCHMARKS = None, processes: PROCESSES = 2
+) -> None:
+    """Print the stages in order: what each needs, and whether it is done."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from megatron_mathcpt.experiment.stages import is_done
+
+    table = Table("stage", "needs", "state", title=str(grid))
+    for stage in _stages(grid, out, data, benchmarks, processes):
+        table.add_row(stage.name, ", ".join(stage.needs), "done" if is_done(stage) else "to do")
+    Console().print(table)
+
+
+@app.command()
+def run(
+    grid: GRID, out: OUT, data: DATA = None, benchmarks: BENCHMARKS = None, processes: PROCESSES = 2
+) -> None:
+    """Run the stages that are not done, on this machine."""
+    from rich.console import Console
+
+    from megatron_mathcpt.experiment.local import exit_status, handle_termination, run_stages
+
+    handle_termination()
+    stages = _stages(grid, out, data, benchmarks, processes)
+    outcomes = run_stages(stages, out.resolve())
+    ran = [outcome for outcome in outcomes if outcome.state == "ran"]
+    if ran:
+        peak = max(ran, key=lambda outcome: outcome.peak_memory_gib)
+        seconds = sum(outcome.seconds for outcome in ran)
+        Console(stderr=True).print(
+            f"{len(ran)} stages in {seconds / 60:.1f} min, "
+            f"peak memory {peak.peak_memory_gib:.1f} GiB ({peak.stage})"
+        )
+    sys.exit(exit_status(outcomes))
+
+
+def _stages(grid, out, data, benchmarks, processes):  # type: ignore[no-untyped-def]
+    from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.grid import GridConfig
+    from megatron_mathcpt.experiment.stages import Settings, build_stages
+
+    folders = (path.resolve() if path else None for path in (data, benchmarks))
+    settings = Settings(out.resolve(), processes, *folders)
+    return build_stages(load_config(grid, GridConfig), grid.parent.resolve(), settings)
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,196 @@
+"""Run a grid's stages on this machine, one after the other, each as its own command.
+
+What is complete is skipped, a failed stage stops only what depends on it, and running again goes on where it
+stopped. A stage that is complete for other inputs or settings is refused, never overwritten.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from megatron_mathcpt.errors import MathCptError, one_line
+from megatron_mathcpt.experiment.stages import Stage, is_done
+from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.manifest import write_atomically
+
+OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment: finds what a killed runner left behind
+SAMPLE_SECONDS = 0.5
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage: `done` (was complete), `ran`, `failed` or `skipped`."""
+
+    stage: str
+    state: str
+    seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+    status: int = 0
+
+
+def run_stages(stages: Sequence[Stage], out: Path) -> list[Outcome]:
+    """Run `stages` in order.
+
+    Raises `MathCptError` if another run holds `out`, or a folder is complete for other inputs or settings.
+    """
+    with _lock(out):
+        _end_leftovers(out)
+        records = _Records(out)
+        folders = {stage.name: stage.folder for stage in stages}
+        outcomes: dict[str, Outcome] = {}
+        for number, stage in enumerate(stages, 1):
+            if any(outcomes[name].state in ("failed", "skipped") for name in stage.needs):
+                outcomes[stage.name] = Outcome(stage.name, "skipped")
+                continue
+            key = stage.key(folders, out)
+            if is_done(stage) and records.is_same(stage, key):
+                outcomes[stage.name] = Outcome(stage.name, "done")
+                continue
+            _logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, _shown(stage.command))
+            outcome = _run(stage, out)
+            outcomes[stage.name] = outcome
+            if outcome.state == "ran":
+                records.add(stage, key, outcome)
+            else:
+                _logger.error("%s failed with status %d; fix it and run again", stage.name, outcome.status)
+        return list(outcomes.values())
+
+
+class _Records:
+    """Keys and timings of the stages run so far: `.stages.json` and `timings.json` in the results folder."""
+
+    def __init__(self, out: Path) -> None:
+        self._keys_path, self._timings_path = out / ".stages.json", out / "timings.json"
+        self._keys = _read_json(self._keys_path)
+        self._timings = _read_json(self._timings_path)
+
+    def is_same(self, stage: Stage, key: str) -> bool:
+        """Whether the complete folder was made by this stage; False if a kill came before that was noted."""
+        known = self._keys.get(stage.name)
+        if known is not None and known != key:
+            raise MathCptError(
+                f"{stage.folder}: complete, but for other inputs or settings than now; "
+                "delete it and what was made from it, or choose another output folder"
+            )
+        return known == key
+
+    def add(self, stage: Stage, key: str, outcome: Outcome) -> None:
+        self._keys[stage.name] = key
+        self._timings[stage.name] = round(outcome.seconds, 1)
+        write_atomically(self._timings_path, json.dumps(self._timings, indent=1).encode())
+        write_atomically(self._keys_path, json.dumps(self._keys, indent=1).encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found
+
+
+def _shown(command: Sequence[str]) -> str:
+    here = str(Path.cwd()) + os.sep
+    return " ".join(["python", *(word.replace(here, "") for word in command[1:])])
+
+
+def _run(stage: Stage, out: Path) -> Outcome:
+    start = time.monotonic()
+    environment = {**os.environ, OWNER_VARIABLE: str(out.resolve())}
+    process = subprocess.Popen(stage.command, env=environment)
+    memory = _PeakMemory(process.pid)
+    try:
+        status = process.wait()
+    except (
+        BaseException
+    ):  # Ctrl-C or a signal turned exception: the stage goes down with us, then we go on falling
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+    finally:
+        peak = memory.stop()
+    if status == 0 and not is_done(stage):
+        raise MathCptError(f"{stage.name}: ended well but left no manifest in {stage.folder}; this is a bug")
+    return Outcome(stage.name, "failed" if status else "ran", time.monotonic() - start, peak, status)
+
+
+class _PeakMemory:
+    """Largest proportional set size of a process and all below it, sampled in a thread; in GiB."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        self._stop.set()
+        self._thread.join()
+        return self._peak / 2**30
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self._peak = max(self._peak, _tree_memory_bytes(self._root))
+
+
+def _tree_memory_bytes(root: psutil.Process) -> int:
+    total = 0
+    try:
+        for process in [root, *root.children(recursive=True)]:
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    except psutil.Error:  # a process ended while it was read; the next sample is half a second away
+        return total
+    return total
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[TextIO]:
+    """Hold `out` for one runner; raises `MathCptError` naming the process that has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise MathCptError(
+                f"{out}: in use by process {one_line(file.read())}; wait for it or end it"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file
+
+
+def _end_leftovers(out: Path) -> None:
+    """Kill stages that a killed runner of this folder left running; they would write beside ours."""
+    mine = str(out.resolve())
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(OWNER_VARIABLE) == mine:
+                process.kill()
+                process.wait(10)
+                _logger.info("ended process %d, left by a run that was killed", process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+
+
+def exit_status(outcomes: Sequence[Outcome]) -> int:
+    """0, or the status of the first stage that failed."""
+    return next((outcome.status for outcome in outcomes if outcome.state == "failed"), 0)
+
+
+def handle_termination() -> None:
+    """Turn SIGTERM into an exception, so that the running stage is ended before this process is."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
