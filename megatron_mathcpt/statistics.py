@@ -1,0 +1,192 @@
+"""Uncertainty of benchmark scores: intervals, exact paired tests, families of tests, k samples.
+
+Everything is closed-form or seeded; checked in the tests against scipy and by hand.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two models on the same items: `difference` is second − first in accuracy, with its interval."""
+
+    items: int
+    only_first: int
+    only_second: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    def verdict(self, alpha: float = 0.05) -> str:
+        """`better`, `worse` (of the second model), or `not distinguishable` at level `alpha`."""
+        if self.p_value >= alpha or self.only_first == self.only_second:
+            return "not distinguishable"
+        return "better" if self.only_second > self.only_first else "worse"
+
+
+def accuracy_standard_error(correct: int, items: int) -> float:
+    """Standard error of a mean of 0/1 scores, with the n − 1 variance that lm-eval uses; NaN for one item."""
+    if items < 2:
+        return math.nan
+    rate = correct / items
+    return math.sqrt(rate * (1 - rate) / (items - 1))
+
+
+def wilson_interval(correct: int, items: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927), without continuity correction."""
+    if items == 0:
+        return 0.0, 1.0
+    z = _normal_quantile(confidence)
+    rate = correct / items
+    centre = rate + z * z / (2 * items)
+    half = z * math.sqrt(rate * (1 - rate) / items + z * z / (4 * items * items))
+    scale = 1 + z * z / items
+    low = 0.0 if correct == 0 else (centre - half) / scale
+    high = 1.0 if correct == items else (centre + half) / scale
+    return low, high
+
+
+def mcnemar_p_value(only_first: int, only_second: int, *, mid_p: bool = False) -> float:
+    """Two-sided exact McNemar test on the items that just one of two models answers.
+
+    Binomial with probability 1/2 in integers. `mid_p` takes off the probability of the observed split
+    (Fagerland 2013: the exact test is conservative, the mid-p test is close to its level).
+    """
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    smaller = min(only_first, only_second)
+    tail = sum(math.comb(discordant, count) for count in range(smaller + 1))
+    observed = math.comb(discordant, smaller) if mid_p else 0
+    return min(1.0, (2 * tail - observed) / (1 << discordant))
+
+
+def compare_paired(
+    first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95, mid_p: bool = False
+) -> PairedComparison:
+    """Compare 0/1 outcomes of two models on the same items, in the same order.
+
+    The interval is Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17,
+    1998, method 10). Raises `ValueError` when the lengths differ or there is no item.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"paired outcomes of {len(first)} and {len(second)} items; need the same, at least 1"
+        )
+    both = sum(bool(a and b) for a, b in zip(first, second, strict=True))
+    only_first = sum(map(bool, first)) - both
+    only_second = sum(map(bool, second)) - both
+    low, high = _newcombe(both, only_first, only_second, len(first), confidence)
+    return PairedComparison(
+        items=len(first),
+        only_first=only_first,
+        only_second=only_second,
+        difference=(only_second - only_first) / len(first),
+        low=low,
+        high=high,
+        p_value=mcnemar_p_value(only_first, only_second, mid_p=mid_p),
+    )
+
+
+def _newcombe(
+    both: int, only_first: int, only_second: int, items: int, confidence: float
+) -> tuple[float, float]:
+    rates = (both + only_second) / items, (both + only_first) / items
+    intervals = [wilson_interval(both + only, items, confidence) for only in (only_second, only_first)]
+    neither = items - both - only_first - only_second
+    margins = (both + only_first) * (both + only_second)
+    margins *= (only_first + neither) * (only_second + neither)
+    cross = both * neither - only_first * only_second
+    # The continuity correction of method 10 is for positive association alone.
+    corrected = max(0.0, cross - items / 2) if cross > 0 else cross
+    phi = corrected / math.sqrt(margins) if margins else 0.0
+    (p2, p1), ((l2, u2), (l1, u1)) = rates, intervals
+    below = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
+    above = (u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2
+    return p2 - p1 - math.sqrt(max(below, 0.0)), p2 - p1 + math.sqrt(max(above, 0.0))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given; family-wise error without independence."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased probability that one of `k` samples is right: 1 − C(n−c, k) / C(n, k) (Chen 2021)."""
+    if not 0 < k <= samples or not 0 <= correct <= samples:
+        raise ValueError(
+            f"pass@{k} of {samples} samples, {correct} correct: need 0 < k <= samples >= correct"
+        )
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def mean_and_standard_error(item_scores: Sequence[float]) -> tuple[float, float]:
+    """Mean of per-item scores and its standard error; with one score per item this is clustered by item.
+
+    For k samples an item's score is its mean over the samples, so samples of one item never count as
+    independent (Miller 2024, clustered standard errors with equal cluster sizes).
+    """
+    scores = np.asarray(item_scores, dtype=np.float64)
+    error = scores.std(ddof=1) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+    return float(scores.mean()), float(error)
+
+
+def paired_bootstrap(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean difference second − first of per-item scores with its percentile bootstrap interval over items."""
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = np.array([generator.choice(differences, size=len(differences)).mean() for _ in range(resamples)])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(differences.mean()), float(low), float(high)
+
+
+def minimum_detectable_difference(
+    items: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """Smallest true accuracy difference that a paired test on `items` finds with `power`.
+
+    `discordant` is the share of items on which the models differ. Normal approximation: the solution d of
+    d·√n = z(1−α/2)·√ψ + z(power)·√(ψ − d²) with ψ the discordant share (Connor, Biometrics 43, 1987),
+    capped at ψ, the largest difference there can be.
+    """
+    alpha_quantile = _normal_quantile(1 - alpha)
+    power_quantile = NormalDist().inv_cdf(power)
+
+    def gap(difference: float) -> float:
+        spread = math.sqrt(max(discordant - difference**2, 0.0))
+        return (
+            difference * math.sqrt(items) - alpha_quantile * math.sqrt(discordant) - power_quantile * spread
+        )
+
+    low, high = 0.0, discordant
+    if gap(high) <= 0:
+        return discordant
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gap(middle) < 0 else (low, middle)
+    return high
+
+
+def _normal_quantile(confidence: float) -> float:
+    """z with P(|Z| < z) = confidence."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,138 @@
+"""Against scipy, published worked examples, and numbers worked out by hand."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from megatron_mathcpt import statistics
+
+
+def test_standard_error_by_hand() -> None:
+    # 3 of 4 right: sample variance of (1, 1, 1, 0) is 1/4, standard error sqrt(1/4) / sqrt(4).
+    assert statistics.accuracy_standard_error(3, 4) == pytest.approx(0.25)
+    outcomes = [1] * 17 + [0] * 23
+    assert statistics.accuracy_standard_error(17, 40) == pytest.approx(stats.sem(outcomes))
+    assert math.isnan(statistics.accuracy_standard_error(1, 1))
+
+
+@pytest.mark.parametrize(("correct", "items"), [(0, 10), (10, 10), (1, 3), (81, 263), (528, 1319)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_equals_scipy(correct: int, items: int, confidence: float) -> None:
+    expected = stats.binomtest(correct, items).proportion_ci(confidence, method="wilson")
+    assert statistics.wilson_interval(correct, items, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (0, 1), (5, 5), (3, 9), (59, 121), (1, 700)])
+def test_mcnemar_equals_binomial_test(only_first: int, only_second: int) -> None:
+    total = only_first + only_second
+    expected = stats.binomtest(only_first, total).pvalue if total else 1.0
+    assert statistics.mcnemar_p_value(only_first, only_second) == pytest.approx(expected, rel=1e-9)
+    if total:
+        smaller, law = min(only_first, only_second), stats.binom(total, 0.5)
+        found = statistics.mcnemar_p_value(only_first, only_second, mid_p=True)
+        assert found == pytest.approx(2 * law.cdf(smaller - 1) + law.pmf(smaller))
+
+
+def test_mcnemar_by_hand() -> None:
+    # 1 of 6 discordant: 2 * (1 + 6) / 64; mid-p takes off 6 / 64.
+    assert statistics.mcnemar_p_value(1, 5) == pytest.approx(14 / 64)
+    assert statistics.mcnemar_p_value(5, 1, mid_p=True) == pytest.approx(8 / 64)
+
+
+def _outcomes(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
+    return (
+        [True] * (both + first) + [False] * (second + neither),
+        [True] * both + [False] * first + [True] * second + [False] * neither,
+    )
+
+
+def test_paired_interval_against_newcombes_table() -> None:
+    # Newcombe 1998, table II, method 10: (a, b, c, d) = (36, 12, 2, 0) gives 0.0569 to 0.3404 for b − c.
+    first, second = _outcomes(36, 2, 12, 0)
+    result = statistics.compare_paired(first, second)
+    assert result.difference == pytest.approx(0.2)
+    assert (result.low, result.high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    assert result.verdict() == "better"
+
+
+def test_paired_interval_mirrors_when_the_models_swap() -> None:
+    first, second = _outcomes(30, 4, 15, 51)
+    forward, backward = statistics.compare_paired(first, second), statistics.compare_paired(second, first)
+    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low))
+    assert forward.p_value == backward.p_value
+    assert (forward.verdict(), backward.verdict()) == ("better", "worse")
+
+
+def test_equal_models_are_not_distinguishable() -> None:
+    result = statistics.compare_paired([True, False, True], [True, False, True])
+    assert (result.difference, result.p_value, result.verdict()) == (0.0, 1.0, "not distinguishable")
+    assert result.low < 0 < result.high
+
+
+def test_paired_refuses_different_lengths() -> None:
+    with pytest.raises(ValueError, match="3 and 2 items"):
+        statistics.compare_paired([True] * 3, [True] * 2)
+
+
+def test_paired_interval_covers() -> None:
+    generator = np.random.default_rng(1)
+    cells = np.array([0.3, 0.08, 0.15, 0.47])
+    covered = 0
+    for _ in range(400):
+        counts = generator.multinomial(120, cells)
+        result = statistics.compare_paired(*_outcomes(*map(int, counts)))
+        covered += result.low <= cells[2] - cells[1] <= result.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1; then made monotone: 0.04 is raised to 0.06.
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+@pytest.mark.parametrize(("samples", "correct"), [(5, 0), (5, 1), (6, 3), (6, 6)])
+def test_pass_at_k_is_the_mean_over_all_subsets(samples: int, correct: int) -> None:
+    outcomes = [index < correct for index in range(samples)]
+    for k in range(1, samples + 1):
+        subsets = list(combinations(outcomes, k))
+        expected = sum(any(subset) for subset in subsets) / len(subsets)
+        assert statistics.pass_at_k(samples, correct, k) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="pass@7"):
+        statistics.pass_at_k(6, 3, 7)
+
+
+def test_mean_over_samples_is_clustered_by_item() -> None:
+    # Two items of four samples: means 1 and 0, so the error is that of two numbers, not of eight.
+    mean, error = statistics.mean_and_standard_error([1.0, 0.0])
+    assert (mean, error) == pytest.approx((0.5, 0.5))
+
+
+def test_paired_bootstrap_against_scipy() -> None:
+    generator = np.random.default_rng(3)
+    first = generator.integers(0, 5, 200) / 4
+    second = np.clip(first + generator.integers(-1, 3, 200) / 4, 0, 1)
+    mean, low, high = statistics.paired_bootstrap(first, second, seed=5)
+    expected = stats.bootstrap((second - first,), np.mean, method="percentile", rng=7).confidence_interval
+    assert mean == pytest.approx(float(np.mean(second - first)))
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=4e-3)
+    assert (mean, low, high) == statistics.paired_bootstrap(first, second, seed=5)
+
+
+def test_minimum_detectable_difference_has_its_power() -> None:
+    items, discordant = 300, 0.3
+    difference = statistics.minimum_detectable_difference(items, discordant)
+    generator = np.random.default_rng(2)
+    cells = [(discordant - difference) / 2, (discordant + difference) / 2, 1 - discordant]
+    found = [
+        statistics.mcnemar_p_value(int(a), int(b), mid_p=True) < 0.05
+        for a, b, _ in generator.multinomial(items, cells, size=2000)
+    ]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    assert statistics.minimum_detectable_difference(4, 0.1) == 0.1
