@@ -4,6 +4,7 @@ A stage is one command of this project that completes one folder. Its key hashes
 the command, the files it names, and the fingerprints of the folders it reads.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ def _tool(name: str, *arguments: object) -> tuple[str, ...]:
     return (sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments))
 
 
+def _override(field: str, value: object) -> str:
+    """`field=value` with the value as JSON, which YAML reads whatever characters a path holds."""
+    return f"{field}={json.dumps(value, ensure_ascii=False)}"
+
+
 def _corpora(grid: GridConfig, settings: Settings) -> Stage:
     folder = settings.out / "corpora"
     own = ("--data", settings.data) if settings.data else ()
@@ -83,8 +89,8 @@ def _corpus(grid: GridConfig, grid_folder: Path, settings: Settings) -> Stage:
     corpora = settings.out / "corpora"
     pools = ("general", "math_corpus", "problem_solving")
     benchmarks = [str(corpora / "evaluation"), *([str(settings.benchmarks)] if settings.benchmarks else [])]
-    overrides = [f"sources.{pool}.path={corpora / pool}.jsonl" for pool in pools]
-    overrides += [f"decontaminate.benchmarks=[{', '.join(benchmarks)}]"]
+    overrides = [_override(f"sources.{pool}.path", str(corpora / f"{pool}.jsonl")) for pool in pools]
+    overrides += [_override("decontaminate.benchmarks", benchmarks)]
     command = _tool("build_corpus", config, *overrides, "--out", folder)
     files = (config, *(_benchmark_files(settings)))
     return Stage("corpus", "corpus", folder, command, needs=("corpora",), files=files)
@@ -98,9 +104,9 @@ def _run(grid: GridConfig, name: str, grid_folder: Path, settings: Settings) -> 
     run = grid.runs[name]
     folder = settings.out / name
     config = grid_folder / run.config
-    overrides = [f"data.corpus={settings.out / 'corpus'}"]
+    overrides = [_override("data.corpus", str(settings.out / "corpus"))]
     if run.parent:
-        overrides.append(f"init.checkpoint={settings.out / run.parent}")
+        overrides.append(_override("init.checkpoint", str(settings.out / run.parent)))
     command = (sys.executable, "-m", "megatron_mathcpt.train", str(config), *overrides)
     command += ("--out", str(folder), "--processes", str(settings.processes))
     needs = ("corpus", run.parent) if run.parent else ("corpus",)

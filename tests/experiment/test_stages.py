@@ -30,7 +30,7 @@ def test_parents_come_first_and_only_scored_runs_are_converted(tmp_path: Path) -
     assert names == ["corpora", "corpus", "base", "child", "child/hf", "child/evaluation", "report"]
     child = stages[3]
     assert child.needs == ("corpus", "base")
-    assert f"init.checkpoint={tmp_path / 'out' / 'base'}" in child.command
+    assert f'init.checkpoint="{tmp_path / "out" / "base"}"' in child.command
 
 
 @pytest.mark.parametrize(
