@@ -1,0 +1,135 @@
+"""Find the final answer in what a model wrote, and say how it was found.
+
+Extraction is apart from grading: a wrong extraction shows in the samples as what it is. A base model
+goes on to invent the next question after its answer; everything from there on is cut first.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["box", "phrase", "choice", "last_number", "none"]
+
+# Where a base model starts the next question. Only at the start of a line, so prose is never cut.
+_NEXT_QUESTION = re.compile(
+    r"\n\s*(?:[#*]{0,4}\s*)(?:Question|Problem|Exercise|Example|Q|问题|题目|例题|例|【题目】|【问题】)"
+    r"\s*\d*\s*(?:\*\*)?\s*[:：.、]|<\|(?:endoftext|end_of_text|eot_id|im_end)\|>|</s>|<eos>",
+    re.IGNORECASE,
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
+_PHRASE = {
+    "en": re.compile(
+        r"(?:\bthe\s+)?(?:\bfinal\s+|\bcorrect\s+)?\banswers?(?:\s+to\s+th(?:e|is)\s+(?:question|problem))?"
+        r"\s*(?:\*\*)?\s*(?:is|are|:|=)(?:\s*:)?\s*(?:\*\*)?|####",
+        re.IGNORECASE,
+    ),
+    "zh": re.compile(
+        r"(?:最终)?(?:正确)?(?:的)?答案\s*(?:应)?(?:该)?(?:是|为|选|等于|[:：])+\s*[:：]?|(?:故|应|所以|因此)?选(?:择|项)?"
+        r"\s*[:：]?(?=\s*[(（]?[A-H])|(?:^|\n|[。\s])\s*答\s*[:：]"
+    ),
+}
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.\\])[-+−]?\s?[$¥￥]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+(?!\d*\.\d))?\s?%?"
+    r"|\\d?frac\{\d+\}\{\d+\}"
+)
+_CHOICE = re.compile(r"(?<![A-Za-z0-9\\])[(（]?([A-H])(?![A-Za-z0-9'’])")
+_CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*[,、，和与]?\s*[A-H])*)(?![A-Za-z0-9'’])")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The answer as written, and how it was found; `text` is empty when `method` is `none`."""
+
+    text: str
+    method: Method
+
+
+def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Extraction:
+    """The final answer of `output`: last box, else final-answer phrase, choice letter, or last number.
+
+    `language` says whose phrases are tried first; `kind` is the gold's kind, when known: a choice letter
+    is looked for only in choice questions, and a number in words is cut out of its sentence.
+    """
+    text = first_answer(output)
+    box = _last_box(text)
+    if box:
+        return Extraction(box, "box")
+    phrase = _last_phrase(text, language)
+    if kind in ("choice", "multichoice"):
+        return _choice(text, phrase, kind)
+    if phrase:
+        return Extraction(_number_in(phrase) if kind == "number" else phrase, "phrase")
+    numbers = _NUMBER.findall(text)
+    return Extraction(numbers[-1].strip(), "last_number") if numbers else Extraction("", "none")
+
+
+def first_answer(output: str) -> str:
+    """`output` up to where a base model starts the next question."""
+    found = _NEXT_QUESTION.search(output)
+    return output[: found.start()] if found else output
+
+
+def _last_box(text: str) -> str:
+    """Content of the last closed `\\boxed{...}`, braces inside counted; `\\boxed 5` is read too."""
+    for found in reversed(list(_BOX.finditer(text))[-20:]):  # unclosed boxes make this quadratic
+        rest = text[found.end() :]
+        if not rest.startswith("{"):
+            bare = re.match(r"[^\s$\\,.]+", rest)
+            if bare:
+                return bare.group()
+            continue
+        content = _braced(rest)
+        if content and content.strip():
+            return content.strip()
+    return ""
+
+
+def _braced(text: str) -> str | None:
+    """What stands between the brace that opens `text` and its partner; None when it is never closed."""
+    depth = 0
+    for position, character in enumerate(text):
+        if text[position - 1 : position] == "\\" and position:
+            continue
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[1:position]
+    return None
+
+
+def _last_phrase(text: str, language: str) -> str:
+    """What follows the last final-answer phrase, up to the end of its sentence."""
+    for pattern in (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"]):
+        for found in reversed(list(pattern.finditer(text))):
+            answer = _sentence(text[found.end() :])
+            if answer:
+                return answer
+    return ""
+
+
+def _sentence(text: str) -> str:
+    """The first sentence of `text`: up to a line break, a full stop that ends one, or `。`; unquoted."""
+    text = text.lstrip(" \t*:：") if text[:1] != "\n" else text.lstrip("\n ")
+    display = re.match(r"\s*(\$\$.+?\$\$|\\\[.+?\\\])", text, re.DOTALL)
+    if display:
+        return display.group(1)
+    # A stop inside $...$ or between digits is part of the answer.
+    end = re.search(r"\n|。|；\s*$|\.(?=\s+[A-Z一-鿿]|\s*$)|\.\s*(?=\n)|</", text)
+    return (text[: end.start()] if end else text).strip().strip('*"“”').rstrip(".,，。;；!！").strip()
+
+
+def _choice(text: str, phrase: str, kind: str) -> Extraction:
+    pattern = _CHOICES if kind == "multichoice" else _CHOICE
+    if phrase:
+        found = pattern.search(phrase)
+        return Extraction(found.group(1) if found else phrase, "phrase")
+    letters = pattern.findall(text)
+    return Extraction(letters[-1], "choice") if letters else Extraction("", "none")
+
+
+def _number_in(phrase: str) -> str:
+    """A phrase of several words cut down to its last number; anything short is left to the grader."""
+    bare = phrase.replace("$", "").strip()
+    if len(bare.split()) <= 3 and not re.search(r"[一-鿿]{3,}", bare):
+        return phrase
+    numbers = _NUMBER.findall(phrase)
+    return numbers[-1].strip() if numbers else phrase

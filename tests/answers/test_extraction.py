@@ -1,0 +1,63 @@
+"""What a model may write around its answer, in English and Chinese; every expectation is by eye."""
+
+import pytest
+
+from megatron_mathcpt.answers import extract_answer, first_answer
+from megatron_mathcpt.records import response_text
+
+CASES = [
+    # output, language, kind, text, method
+    (response_text("3 + 4 = 7.", "7", "en"), "en", "number", "7", "phrase"),
+    (response_text("3加4得7。", "7", "zh"), "zh", "number", "7", "phrase"),
+    (response_text("So it is 3.5 dollars.", "3.5", "en"), "en", "auto", "3.5", "phrase"),
+    ("The answer is 3.5 dollars. Next we try 8.", "en", "auto", "3.5 dollars", "phrase"),
+    ("The answer is 12.\n\nQuestion: what is 2+2?\nThe answer is 4.", "en", "number", "12", "phrase"),
+    ("答案是12。\n问题：二加二是几？\n答案是4。", "zh", "number", "12", "phrase"),
+    ("thus \\boxed{\\frac{1}{2}} and done", "en", "latex", "\\frac{1}{2}", "box"),
+    ("first \\boxed{3}, corrected: \\boxed{4}", "en", "latex", "4", "box"),
+    ("\\boxed{5}\n\nProblem: next\n\\boxed{6}", "en", "latex", "5", "box"),
+    ("\\boxed{x \\in \\{1, 2\\}}", "en", "latex", "x \\in \\{1, 2\\}", "box"),
+    ("so \\boxed 7.", "en", "latex", "7", "box"),
+    ("\\boxed{} The answer is 8.", "en", "number", "8", "phrase"),
+    ("\\boxed{unclosed. The final answer is: 9", "en", "number", "9", "phrase"),
+    ("Final Answer: The final answer is $42$. I hope it is correct.", "en", "latex", "$42$", "phrase"),
+    ("#### 1,234", "en", "number", "1,234", "phrase"),
+    ("**Answer:** 17", "en", "number", "17", "phrase"),
+    ("The answer is:\n\\[ x = 5 \\]\nDone.", "en", "latex", "\\[ x = 5 \\]", "phrase"),
+    ("故答案为：$\\frac{1}{2}$。", "zh", "latex", "$\\frac{1}{2}$", "phrase"),
+    ("答：小明一共有24个苹果。", "zh", "number", "24", "phrase"),
+    ("综上所述，故选C。", "zh", "choice", "C", "phrase"),
+    ("所以选 B", "zh", "choice", "B", "phrase"),
+    ("答案为（D）", "zh", "choice", "D", "phrase"),
+    ("故选：ABD", "zh", "multichoice", "ABD", "phrase"),
+    ("The answer is (B) 3.5.", "en", "choice", "B", "phrase"),
+    ("Comparing them, option A fails, so it must be C", "en", "choice", "C", "choice"),
+    ("48/2 = 24, 48 + 24 = 72", "en", "number", "72", "last_number"),
+    ("It costs $1,250.50 in all", "en", "number", "$1,250.50", "last_number"),
+    ("The total is -3", "en", "number", "-3", "last_number"),
+    ("I do not know", "en", "number", "", "none"),
+    ("", "en", "number", "", "none"),
+]
+
+
+@pytest.mark.parametrize(("output", "language", "kind", "text", "method"), CASES)
+def test_extraction(output: str, language: str, kind: str, text: str, method: str) -> None:
+    found = extract_answer(output, language, kind)
+    assert (found.text, found.method) == (text, method)
+
+
+def test_prose_about_a_question_is_not_cut() -> None:
+    text = "The question: is 7 prime? Yes.\nThis answers the problem: 7"
+    assert first_answer(text) == text
+
+
+@pytest.mark.parametrize(
+    "marker", ["Question:", "Problem 2.", "### Question 3:", "Q:", "问题：", "例2、", "题目："]
+)
+def test_next_question_is_cut(marker: str) -> None:
+    assert first_answer(f"The answer is 1.\n\n{marker} more 2") == "The answer is 1."
+
+
+def test_long_hostile_output_is_read_in_bounded_time() -> None:
+    assert extract_answer("\\boxed{" * 3000 + " The answer is 5.").text == "5"
+    assert extract_answer("1," * 20000 + " The answer is 5.", kind="number").text == "5"
