@@ -1,0 +1,1 @@
+"""From raw text to indexed datasets: read, clean, filter, deduplicate, decontaminate, tokenize, blend."""

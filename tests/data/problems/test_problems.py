@@ -1,0 +1,232 @@
+"""Generated problems: right by another route than the generator's, and split so that nothing leaks."""
+
+import itertools
+import math
+import random
+import re
+import string
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+
+from megatron_mathcpt.data.problems.expression import evaluate, substitute
+from megatron_mathcpt.data.problems.mix import TEMPLATES, ProblemMix, evaluation_problems, training_problems
+from megatron_mathcpt.data.problems.template import Draw, Instance, Template
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.records import Problem
+
+MIX = ProblemMix(train_problems=6000, step_shares=(0.4, 0.3, 0.3))
+NAMES = {template.name: template for template in TEMPLATES}
+
+
+@pytest.fixture(scope="module")
+def training() -> list[Problem]:
+    return training_problems(MIX, seed=1)
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[Problem]:
+    return [p for language in ("en", "zh") for p in evaluation_problems(MIX, language, seed=1)]
+
+
+def calculate(text: str) -> Fraction:
+    """Left-to-right shunting of a written expression; shares no code with the generator."""
+    tokens = re.findall(r"sqrt|\d+|[-+*/^()]", text)
+    assert "".join(tokens) == text.replace(" ", ""), text
+    tokens.append("end")
+
+    def atom() -> Fraction:
+        token = tokens.pop(0)
+        if token == "sqrt":
+            square = atom()
+            root = next(n for n in range(10_000) if n * n >= square)
+            assert root * root == square
+            return Fraction(root)
+        if token == "(":
+            value = total()
+            assert tokens.pop(0) == ")"
+            return value
+        return Fraction(int(token))
+
+    def power() -> Fraction:
+        base = atom()
+        if tokens[0] == "^":
+            tokens.pop(0)
+            return Fraction(base ** int(atom()))
+        return base
+
+    def product() -> Fraction:
+        value = power()
+        while tokens[0] in "*/":
+            value = value * power() if tokens.pop(0) == "*" else value / power()
+        return value
+
+    def total() -> Fraction:
+        value = product()
+        while tokens[0] in "+-":
+            value = value + product() if tokens.pop(0) == "+" else value - product()
+        return value
+
+    result = total()
+    assert tokens == ["end"], text
+    return result
+
+
+def equations(problem: Problem) -> list[tuple[str, str]]:
+    """Left and right side of each line's calculation, the lead before it taken off."""
+    found = []
+    for line in problem.solution.split("\n"):
+        *_, left, right = re.split(r" = |: |：", line)
+        found.append((left, right))
+    return found
+
+
+def test_every_written_step_holds_and_the_last_is_the_answer(training: list[Problem]) -> None:
+    for problem in training:
+        for left, right in equations(problem):
+            assert calculate(left) == calculate(right), problem
+        assert equations(problem)[-1][1] == problem.answer
+        assert problem.steps == len(equations(problem))
+
+
+def test_each_step_uses_only_the_question_and_earlier_results(training: list[Problem]) -> None:
+    constants = {"1", "2", "3", "4", "100", "180"}  # halves, squares' sides, percent, angles of a triangle
+    for problem in training:
+        known = set(re.findall(r"\d+", problem.question)) | constants
+        for left, right in equations(problem):
+            assert set(re.findall(r"\d+", left)) <= known, problem
+            known |= set(re.findall(r"\d+", right))
+
+
+def search(holds: Callable[[dict[str, int], int], bool]) -> Callable[[dict[str, int]], list[Fraction]]:
+    """All whole numbers below 500 for which the condition that the question states holds."""
+    return lambda n: [Fraction(x) for x in range(500) if holds(n, x)]
+
+
+def chance_of_two_red(n: dict[str, int]) -> list[Fraction]:
+    balls = [True] * n["a"] + [False] * n["b"]
+    pairs = [(x, y) for i, x in enumerate(balls) for j, y in enumerate(balls) if i != j]
+    return [Fraction(sum(x and y for x, y in pairs), len(pairs))]
+
+
+DIVISION = search(lambda n, x: x * n["b"] == n["a"])
+# Template -> its answer found by search, counting or simulation instead of by the template's formula.
+OTHER_ROUTES: dict[str, Callable[[dict[str, int]], list[Fraction]]] = {
+    "share": DIVISION,
+    "packs": DIVISION,
+    "speed": DIVISION,
+    "travel_time": DIVISION,
+    "calculate_quotient": DIVISION,
+    "linear": search(lambda n, x: n["a"] * x + n["b"] == n["c"]),
+    "number_riddle": search(lambda n, x: n["a"] * x + n["b"] == n["c"]),
+    "linear_minus": search(lambda n, x: n["a"] * x - n["b"] == n["c"]),
+    "both_sides": search(lambda n, x: n["a"] * x + n["b"] == n["c"] * x + n["e"]),
+    "sum_and_difference": search(lambda n, x: x - (n["a"] - x) == n["b"]),
+    "heads_and_legs": search(lambda n, x: 4 * x + 2 * (n["a"] - x) == n["b"]),
+    "hypotenuse": search(lambda n, x: x * x == n["a"] ** 2 + n["b"] ** 2),
+    "catching_up": search(lambda n, x: n["a"] * x == n["b"] * x + n["e"]),
+    "average": search(lambda n, x: n["a"] + n["b"] + n["c"] - 3 * x == 0),
+    "ratio_split": search(lambda n, x: x * n["b"] == (n["c"] - x) * n["a"]),
+    "rectangle_side": search(lambda n, x: 2 * x + 2 * n["b"] == n["a"]),
+    "third_angle": search(lambda n, x: x + n["a"] + n["b"] == 180),
+    "discount": search(lambda n, x: 100 * x == n["b"] * (100 - n["a"])),
+    "share_after": search(lambda n, x: x * n["c"] == n["a"] + n["b"]),
+    "quadratic_root": lambda n: search(lambda n, x: x * x - n["b"] * x + n["c"] == 0)(n)[-1:],
+    "quadratic_vertex": lambda n: [Fraction(min(range(500), key=lambda x: x * x - n["b"] * x + n["c"]))],
+    "derivative": lambda n: [Fraction(n["a"] * ((n["k"] + 1) ** 2 - (n["k"] - 1) ** 2), 2)],
+    "arithmetic_term": lambda n: [Fraction(range(n["a"], 1000, n["b"])[n["n"] - 1])],
+    "geometric_term": lambda n: [Fraction(math.prod([n["a"]] + [n["q"]] * (n["n"] - 1)))],
+    "handshakes": lambda n: [Fraction(len(list(itertools.combinations(range(n["n"]), 2))))],
+    "committee": lambda n: [Fraction(len(list(itertools.permutations(range(n["n"]), 2))))],
+    "draw_two": chance_of_two_red,
+}
+
+
+def test_answers_are_found_again_by_search_or_simulation(training: list[Problem]) -> None:
+    checked = set()
+    for problem in training:
+        numbers = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", problem.extra["instance"])}
+        template = problem.extra["template"]
+        if template in OTHER_ROUTES:
+            assert OTHER_ROUTES[template](numbers) == [Fraction(problem.answer)], problem
+            checked.add(template)
+    assert checked == set(OTHER_ROUTES)
+
+
+def test_at_least_thirty_templates_a_language_over_several_topics_and_all_stages() -> None:
+    for language in ("en", "zh"):
+        assert sum(language in t.wordings for t in TEMPLATES) >= 30
+    assert len(NAMES) == len(TEMPLATES)
+    assert len({t.topic for t in TEMPLATES}) >= 15
+    assert {t.stage for t in TEMPLATES} == {"primary", "middle", "high"}
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
+def test_every_wording_states_every_number(template: Template) -> None:
+    """So (template, numbers) is just what a reader sees: no hidden number makes two keys of one problem."""
+    numbers = template.numbers(Draw(random.Random(0), small=True))
+    for wording in template.wordings.values():
+        for question in wording.questions:
+            stated = {name for _, name, _, _ in string.Formatter().parse(question) if name}
+            assert set(numbers) <= stated, question
+
+
+def test_splits_share_no_template_with_the_same_numbers(
+    training: list[Problem], held_out: list[Problem]
+) -> None:
+    def pairs(problems: list[Problem]) -> set[tuple[str, tuple[str, ...]]]:
+        return {(p.extra["template"], tuple(sorted(re.findall(r"\d+", p.question)))) for p in problems}
+
+    def keys(problems: list[Problem]) -> set[str]:
+        return {p.extra["instance"] for p in problems}
+
+    assert not keys(training) & keys(held_out)
+    assert not {p.question for p in training} & {p.question for p in held_out}
+    # Another seed's training is apart from this seed's evaluation too: the split is a property of the pair.
+    assert not keys(training_problems(MIX, seed=2)) & keys(held_out)
+    assert len(pairs(held_out)) > 250  # and evaluation is not one pair over and over
+
+
+def test_the_split_takes_about_its_share_of_the_pairs() -> None:
+    chance = random.Random(0)
+    gain = NAMES["gain"]
+    drawn = [Instance(gain, gain.numbers(Draw(chance, small=False))) for _ in range(3000)]
+    unique = {instance.key(): instance for instance in drawn}
+    share = sum(instance.is_held_out(0.15) for instance in unique.values()) / len(unique)
+    assert 0.12 < share < 0.18
+    assert Instance(gain, {"b": 2, "a": 1}).key() == "gain(a=1,b=2)"
+
+
+def test_same_seed_gives_the_same_problems_and_another_seed_others(training: list[Problem]) -> None:
+    assert training_problems(MIX, seed=1) == training
+    assert training_problems(MIX, seed=2) != training
+
+
+def test_questions_and_ids_are_unique_and_nothing_is_left_unfilled(training: list[Problem]) -> None:
+    assert len({p.question for p in training}) == len({p.id for p in training}) == MIX.train_problems
+    assert not [p for p in training if re.search(r"[{}]", p.question + p.solution)]
+
+
+def test_the_mix_is_kept(training: list[Problem]) -> None:
+    one, many = (sum(p.steps == 1 for p in training), sum((p.steps or 0) >= 3 for p in training))
+    assert abs(one / len(training) - 0.4) < 0.03
+    assert abs(many / len(training) - 0.3) < 0.03
+    assert sum(p.language == "zh" for p in training) == round(6000 * 0.33)
+
+
+def test_a_mix_that_cannot_be_filled_says_so() -> None:
+    with pytest.raises(ConfigError, match="ask for fewer"):
+        evaluation_problems(
+            ProblemMix(evaluation_problems={"en": 5000}, step_shares=(1, 0, 0), small_share=1), "en", seed=0
+        )
+
+
+def test_steps_by_hand() -> None:
+    values = {"a": Fraction(3), "b": Fraction(4), "half": Fraction(1, 2)}
+    assert evaluate("sqrt(a ** 2 + b ** 2)", values) == 5
+    assert substitute("a * half - b", values) == "3 * (1/2) - 4"
+    with pytest.raises(ValueError, match="not part of the language"):
+        evaluate("__import__('os')", values)
+    with pytest.raises(ValueError, match="not a rational"):
+        evaluate("sqrt(b - a + 1)", values)
