@@ -1,0 +1,1 @@
+"""Score models on mathematics through lm-eval, with our own tasks, extraction and grading."""

@@ -1,0 +1,116 @@
+"""Read benchmark files: one item a line, checked whole before a model is loaded."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.manifest import hash_file
+from megatron_mathcpt.records import Language, prompt_text
+
+# The sets of a benchmarks folder that make the study's four-set score. The study's GAOKAO and ZHONGKAO
+# are not public; the public stand-ins carry names that cannot be taken for them.
+STUDY_SETS = {
+    "gsm8k": "gsm8k/test.jsonl",
+    "math": "math/test.jsonl",
+    "gaokao_public": "gaokao/test.jsonl",
+    "zhongkao_public": "zhongkao/test.jsonl",
+}
+
+
+class Item(BaseModel):
+    """One test item; `type` is the kind of its answer, `choices` the option texts in order A, B, C, ..."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    id: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    type: Literal["number", "latex", "choice", "multichoice", "cloze"]
+    lang: Language
+    solution: str | None = None
+    choices: tuple[str, ...] | None = None
+    answer_text: str | None = None
+
+    def prompt(self) -> str:
+        """Question, options if there are any, and the marker of the solution."""
+        options = "".join(
+            f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", self.choices or (), strict=False)
+        )
+        return prompt_text(self.question + options, self.lang)
+
+
+class ItemFile(BaseModel):
+    """The items of one file, in its order, and the file's SHA-256."""
+
+    model_config = ConfigDict(frozen=True)
+    items: tuple[Item, ...]
+    sha256: str
+
+
+def load_items(path: Path) -> ItemFile:
+    """Read one benchmark file.
+
+    Raises `EvaluationError` with file and line for what is not an item, a second item of the same id, or a
+    file that is missing, empty or not UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise EvaluationError(
+            f"{path}: cannot be read ({error.strerror}); expected JSON lines with id, question, answer, "
+            "type and lang"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    if text.startswith("\ufeff"):
+        raise EvaluationError(f"{path}:1: starts with a byte-order mark; save the file without it")
+    items: dict[str, Item] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            item = _parse(line, f"{path}:{number}")
+            if item.id in items:
+                raise EvaluationError(f"{path}:{number}: id '{item.id}' is there twice; ids must be unique")
+            items[item.id] = item
+    if not items:
+        raise EvaluationError(f"{path}: holds no item; expected one JSON object a line")
+    return ItemFile(items=tuple(items.values()), sha256=hash_file(path))
+
+
+def find_sets(root: Path, sets: dict[str, str]) -> dict[str, Path]:
+    """Path of each set's file below a benchmarks folder.
+
+    Raises `EvaluationError` with the whole list of what is expected where, if any file is missing.
+    """
+    paths = {name: root / relative for name, relative in sets.items()}
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
+        expected = ", ".join(f"{name}: {path}" for name, path in paths.items())
+        raise EvaluationError(f"{missing[0]}: no such file; expected in {root}: {expected}")
+    return paths
+
+
+def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
+    """At most `limit` items, evenly spread over the file: sets are often sorted by subject or year."""
+    if limit is None or limit >= len(items):
+        return items
+    return tuple(items[index * len(items) // limit] for index in range(limit))
+
+
+def _parse(line: str, where: str) -> Item:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise EvaluationError(f"{where}: expected an object, found {type(row).__name__}")
+    try:
+        item = Item.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise EvaluationError(f"{where}: field '{field}': {first['msg']}") from error
+    if not item.question.strip() or not item.answer.strip():
+        raise EvaluationError(f"{where}: question and answer must not be blank")
+    return item

@@ -1,0 +1,156 @@
+"""A real lm-eval run of a tiny random Llama: outputs, records, repeatability, refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.errors import EvaluationError, ManifestError
+from megatron_mathcpt.evaluation.items import load_items
+from megatron_mathcpt.evaluation.run import evaluate
+from megatron_mathcpt.log import read_json_lines
+from tests.evaluation.conftest import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tests.evaluation.conftest import QUESTIONS, write_lines
+
+    folder = tmp_path_factory.mktemp("tasks")
+    chinese = [
+        {"id": f"z{n}", "question": f"小明有{n}个苹果", "answer": "1", "type": "number"} for n in range(3)
+    ]
+    return {
+        "en": write_lines(folder / "en.jsonl", [{"lang": "en", **row} for row in QUESTIONS]),
+        "zh": write_lines(folder / "zh.jsonl", [{"lang": "zh", **row} for row in chinese]),
+    }
+
+
+@pytest.fixture(scope="module")
+def result_folder(
+    model_folder: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("result") / "evaluation"
+    evaluate(model_folder, files, CONFIG, out)
+    return out
+
+
+def test_samples_equal_plain_greedy_generation(
+    model_folder: Path, files: dict[str, Path], result_folder: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    rows = read_json_lines(result_folder / "samples_en.jsonl")
+    assert [row["id"] for row in rows] == ["a1", "a2", "a3", "a4", "a5"]
+    for item, row in zip(load_items(files["en"]).items, rows, strict=True):
+        tokens = tokenizer(item.prompt(), return_tensors="pt").input_ids
+        output = model.generate(tokens, max_new_tokens=12, do_sample=False)[0, tokens.shape[1] :]
+        text = tokenizer.decode(output, skip_special_tokens=True).split("\n\n")[0]
+        assert row["output"] == text
+        assert row["question"] == item.question
+
+
+def test_results_count_the_samples(result_folder: Path, files: dict[str, Path]) -> None:
+    results = json.loads((result_folder / "results.json").read_text())
+    assert set(results["tasks"]) == {"en", "zh"}
+    for name, task in results["tasks"].items():
+        rows = read_json_lines(result_folder / f"samples_{name}.jsonl")
+        assert task["n"] == len(rows) == task["items_in_file"]
+        assert task["correct"] == sum(row["correct"] for row in rows)
+        assert sum(task["methods"].values()) == len(rows)
+        assert task["data_sha256"] == load_items(files[name]).sha256
+        assert task["truncated_prompts"] == 0
+
+
+def test_second_run_and_other_batch_size_give_the_same_bytes(
+    model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    evaluate(model_folder, files, CONFIG.model_copy(update={"batch_size": 1}), again)
+    for name in ("samples_en.jsonl", "samples_zh.jsonl", "results.json"):
+        assert (again / name).read_bytes() == (result_folder / name).read_bytes()
+
+
+def test_another_model_is_never_taken_for_this_one(
+    files: dict[str, Path], result_folder: Path, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other", seed=1)
+    with pytest.raises(ManifestError, match="another input 'model'"):
+        evaluate(other, files, CONFIG, result_folder)
+    evaluate(other, files, CONFIG, tmp_path / "out")
+    first, second = (folder / "samples_en.jsonl" for folder in (result_folder, tmp_path / "out"))
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_complete_folder_is_left_alone(
+    model_folder: Path, files: dict[str, Path], result_folder: Path
+) -> None:
+    before = (result_folder / "manifest.json").stat().st_mtime_ns
+    results = evaluate(model_folder, files, CONFIG, result_folder)
+    assert (result_folder / "manifest.json").stat().st_mtime_ns == before
+    assert results == json.loads((result_folder / "results.json").read_text())
+
+
+def test_folder_without_manifest_is_done_again(
+    model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    shutil.copytree(result_folder, killed)
+    (killed / "manifest.json").unlink()
+    (killed / "samples_zh.jsonl").write_text("half a li")
+    evaluate(model_folder, files, CONFIG, killed)
+    for name in ("samples_en.jsonl", "samples_zh.jsonl", "results.json"):
+        assert (killed / name).read_bytes() == (result_folder / name).read_bytes()
+
+
+def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"no config\.json here"):
+        evaluate(tmp_path, files, CONFIG, tmp_path / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(EvaluationError, match=r"model\.safetensors: missing"):
+        evaluate(broken, files, CONFIG, tmp_path / "out")
+    with pytest.raises(EvaluationError, match="window is 256 tokens"):
+        evaluate(model_folder, files, CONFIG.model_copy(update={"max_new_tokens": 256}), tmp_path / "out")
+
+
+def _tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_tool_ends_user_errors_in_one_line(model_folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "1", "answer": "2", "type": "number", "lang": "en"}\n')
+    common = ("--model", str(model_folder), "--out", str(tmp_path / "out"))
+    for arguments, message in (
+        (("--task", f"held={bad}"), f"error: {bad}:1: field 'question': Field required"),
+        (("--task", "held"), "error: --task held: expected NAME=FILE"),
+        (("--benchmarks", str(tmp_path)), f"error: {tmp_path / 'gsm8k' / 'test.jsonl'}: no such file"),
+        ((), "error: no task"),
+    ):
+        done = _tool(*common, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tool_scores_local_sets(model_folder: Path, benchmarks_dir: Path, tmp_path: Path) -> None:
+    done = _tool(
+        *("--model", str(model_folder), "--out", str(tmp_path / "out"), "--max-new-tokens", "4"),
+        *("--benchmarks", str(benchmarks_dir), "--benchmark-limit", "3"),
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["tasks"]) == ["gsm8k", "math", "gaokao_public", "zhongkao_public"]
+    assert [task["n"] for task in results["tasks"].values()] == [3, 3, 3, 3]
