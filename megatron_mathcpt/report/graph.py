@@ -1,0 +1,102 @@
+"""Which folder was made from which, read from the manifests: an input that carries another's fingerprint."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
+
+
+@dataclass(frozen=True)
+class Node:
+    """One folder of results: the stages in it (`run`, `hf`, `evaluation`) and its config, from the root."""
+
+    name: str
+    kinds: tuple[str, ...]
+    config: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Folders in an order in which each comes after those it was made from, and edges (from, to)."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[str, str], ...]
+
+    def direct_edges(self) -> tuple[tuple[str, str], ...]:
+        """The edges that no longer way through other folders implies."""
+        below: dict[str, set[str]] = {node.name: set() for node in self.nodes}
+        for node in reversed(self.nodes):
+            for start, end in self.edges:
+                if start == node.name:
+                    below[start] |= {end, *below[end]}
+        return tuple(
+            (a, b)
+            for a, b in self.edges
+            if not any(b in below[middle] for start, middle in self.edges if start == a and middle != b)
+        )
+
+    def depths(self) -> dict[str, int]:
+        """Length of the longest way from a source to each node."""
+        depth = {node.name: 0 for node in self.nodes}
+        for node in self.nodes:
+            depth[node.name] = max((depth[a] + 1 for a, b in self.edges if b == node.name), default=0)
+        return depth
+
+
+def find_manifests(root: Path, without: Path) -> dict[str, Manifest]:
+    """Every complete folder below `root` but `without`, by path relative to `root`."""
+    found = {}
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        path = Path(folder)
+        if path.resolve() == without.resolve():
+            below.clear()
+        elif FILE_NAME in files and path != root:
+            found[path.relative_to(root).as_posix()] = load_manifest(path, None)
+    return found
+
+
+def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
+    """The graph of the outermost folders; what lies inside a complete folder counts as part of it."""
+    owner = {path: _outermost(path, manifests) for path in manifests}
+    made_by = _fingerprints(manifests, owner)
+    edges = {
+        (made_by[value], owner[path])
+        for path, manifest in manifests.items()
+        for value in manifest.inputs.values()
+        if value in made_by and made_by[value] != owner[path]
+    }
+    names = _in_order(list(dict.fromkeys(owner.values())), edges)
+    kinds = {name: tuple(manifests[p].kind for p in manifests if owner[p] == name) for name in names}
+    nodes = tuple(Node(name, tuple(dict.fromkeys(kinds[name])), _config(root, name)) for name in names)
+    return Graph(nodes, tuple(sorted(edges)))
+
+
+def _outermost(path: str, manifests: dict[str, Manifest]) -> str:
+    parts = path.split("/")
+    heads = ("/".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return next(head for head in heads if head in manifests)
+
+
+def _fingerprints(manifests: dict[str, Manifest], owner: dict[str, str]) -> dict[str, str]:
+    """Fingerprint or file hash to its folder; what lies in several folders alike points nowhere."""
+    owners: dict[str, set[str]] = {}
+    for path, manifest in manifests.items():
+        for value in (manifest.fingerprint(), *(file.sha256 for file in manifest.outputs.values())):
+            owners.setdefault(value, set()).add(owner[path])
+    return {value: min(names) for value, names in owners.items() if len(names) == 1}
+
+
+def _in_order(names: list[str], edges: set[tuple[str, str]]) -> list[str]:
+    ordered: list[str] = []
+    while len(ordered) < len(names):
+        waiting = [name for name in names if name not in ordered]
+        ready = [n for n in waiting if all(a in ordered for a, b in edges if b == n)]
+        ordered += ready or waiting  # no cycle can come from content hashes, short of a forged manifest
+    return ordered
+
+
+def _config(root: Path, name: str) -> str:
+    own = f"{name}/config.yaml"
+    return own if (root / own).is_file() else f"{name}/{FILE_NAME}"

@@ -1,0 +1,199 @@
+"""Read what the stages left in a results folder, checked against what they promise.
+
+A run's folder holds `metrics.jsonl` and its manifest; `hf/` and `evaluation/` below it are there for runs
+that were converted and scored. Times are kept apart from results, which are the same after every rerun.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_mathcpt.errors import DataError, EvaluationError
+from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
+
+
+class _Row(BaseModel):
+    """Base of what is read: fields the report does not use are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class MetricRow(_Row):
+    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
+
+    step: int
+    consumed_tokens: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    validation: dict[str, float] | None = None
+
+
+class TaskScore(_Row):
+    """One task of `evaluation/results.json`; `stderr` and `accuracy` are shares of 1."""
+
+    n: int = Field(ge=1)
+    correct: int
+    accuracy: float
+    stderr: float
+    data_sha256: str
+    language: str = ""
+
+
+class Sample(_Row):
+    """One row of `evaluation/samples_<task>.jsonl`."""
+
+    id: str
+    correct: bool
+    verdict: str
+    extracted: str | None = None
+    gold: str
+    output: str
+    question: str = ""
+
+
+class _Results(_Row):
+    model: str
+    tasks: dict[str, TaskScore]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: counts of its manifest, rows of metrics, and, if scored, its tasks and the items it got right.
+
+    `outcomes` maps a task to {item id: correct}, in the order of the items.
+    """
+
+    name: str
+    folder: Path
+    manifest: Manifest
+    metrics: tuple[MetricRow, ...]
+    conversion: Manifest | None
+    evaluation: Manifest | None
+    scores: dict[str, TaskScore]
+    outcomes: dict[str, dict[str, bool]]
+    ungraded: dict[str, int]
+
+    def manifests(self) -> tuple[Manifest, ...]:
+        """The manifests of the run and of what was made from it."""
+        return tuple(found for found in (self.manifest, self.conversion, self.evaluation) if found)
+
+
+def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
+    """The runs `names` below `root`, in that order.
+
+    Raises `ManifestError` for an incomplete folder, `DataError` or `EvaluationError` naming a damaged file,
+    and `EvaluationError` if two runs were scored on different items.
+    """
+    runs = tuple(_load_run(root / name, name) for name in names)
+    for task in tasks_of(runs):
+        scored = [run for run in runs if task in run.scores]
+        for run in scored[1:]:
+            if list(run.outcomes[task]) != list(scored[0].outcomes[task]):
+                raise EvaluationError(
+                    f"{_samples_path(run.folder, task)}: other items than "
+                    f"{_samples_path(scored[0].folder, task)}; score both runs on the same data"
+                )
+    return runs
+
+
+def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Every task that some run was scored on, in order of first appearance."""
+    return tuple(dict.fromkeys(task for run in runs for task in run.scores))
+
+
+def load_samples(run: Run, task: str) -> list[Sample]:
+    """Every item of `task` with the run's output."""
+    return _load_rows(_samples_path(run.folder, task), Sample)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; raises `DataError` if it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); run its stage again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a mapping, found {type(found).__name__}")
+    return found
+
+
+def _load_run(folder: Path, name: str) -> Run:
+    manifest = load_manifest(folder, "run")
+    conversion = _load_if_there(folder / "hf", "hf")
+    evaluation = _load_if_there(folder / "evaluation", "evaluation")
+    scores = _load_scores(folder / "evaluation" / "results.json") if evaluation else {}
+    samples = {task: _load_rows(_samples_path(folder, task), Sample) for task in scores}
+    for task, score in scores.items():
+        _check_score(_samples_path(folder, task), score, samples[task])
+    return Run(
+        name=name,
+        folder=folder,
+        manifest=manifest,
+        metrics=_load_metrics(folder / "metrics.jsonl"),
+        conversion=conversion,
+        evaluation=evaluation,
+        scores=scores,
+        outcomes={task: {row.id: row.correct for row in rows} for task, rows in samples.items()},
+        ungraded={task: sum(row.verdict == "ungraded" for row in rows) for task, rows in samples.items()},
+    )
+
+
+def _load_if_there(folder: Path, kind: str) -> Manifest | None:
+    return load_manifest(folder, kind) if (folder / FILE_NAME).is_file() else None
+
+
+def _samples_path(folder: Path, task: str) -> Path:
+    return folder / "evaluation" / f"samples_{task}.jsonl"
+
+
+def _load_scores(path: Path) -> dict[str, TaskScore]:
+    try:
+        return _Results.model_validate(read_json(path)).tasks
+    except ValidationError as error:
+        raise EvaluationError(f"{path}: {_explain(error)}; evaluate the run again") from error
+
+
+def _check_score(path: Path, score: TaskScore, samples: Sequence[Sample]) -> None:
+    """Samples must be as many as scored, all different, and as often correct as the score says."""
+    found = len({row.id for row in samples}), sum(row.correct for row in samples)
+    if found != (score.n, score.correct) or len(samples) != score.n:
+        raise EvaluationError(
+            f"{path}: {found[1]} of {found[0]} different items correct, results.json says "
+            f"{score.correct} of {score.n}; evaluate the run again"
+        )
+
+
+def _load_metrics(path: Path) -> tuple[MetricRow, ...]:
+    """Rows by step; a step that was done again after a stop counts once, as it was done last."""
+    last = {(row.step, row.validation is None): row for row in _load_rows(path, MetricRow)}
+    return tuple(sorted(last.values(), key=lambda row: row.step))
+
+
+Found = TypeVar("Found", bound=_Row)
+
+
+def _load_rows(path: Path, model: type[Found]) -> list[Found]:
+    """Rows of a JSON-lines file; a torn last line, left by a kill, is left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(model.model_validate_json(line))
+        except ValidationError as error:
+            raise DataError(f"{path}:{number}: {_explain(error)}; run its stage again") from error
+    return rows
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else first["msg"]

@@ -1,0 +1,123 @@
+"""A small results folder of a base and two runs, its outcomes chosen so that tests can be worked by hand."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_mathcpt.manifest import Manifest, write_manifest
+
+# Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
+EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}
+ZH = {"only_second": 3, "only_first": 3, "both": 2, "neither": 12}
+POOLS = ("general", "math_corpus", "problem_solving")
+
+
+def outcomes(counts: Mapping[str, int]) -> tuple[list[bool], list[bool]]:
+    """Outcomes (first, second), item by item, with these counts of the four kinds."""
+    kinds = {
+        "only_second": (False, True),
+        "only_first": (True, False),
+        "both": (True, True),
+        "neither": (False, False),
+    }
+    pairs = [kinds[kind] for kind, count in counts.items() for _ in range(count)]
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) -> Manifest:
+    """A finished run: a training row a step (loss 4 - step/20), validation every tenth."""
+    folder = root / name
+    rows: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        row = {"step": step, "consumed_samples": 8 * step, "consumed_tokens": 1000 * step}
+        rows.append(
+            row
+            | {
+                "loss": 4 - step / 20,
+                "grad_norm": 1.0,
+                "learning_rate": 1e-3,
+                "tokens_per_second": 100.0 + step,
+            }
+        )
+        if step % 10 == 0:
+            rows.append(row | {"validation": {pool: 3.5 - step / 40 for pool in POOLS}})
+    write_json_lines(folder / "metrics.jsonl", rows)
+    (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
+    counts = {
+        "steps": steps,
+        "consumed_tokens": 1000 * steps,
+        "tokens_by_source": {
+            "general": {"asked": 30000, "seen": 29700},
+            "math_corpus": {"asked": 10000, "seen": 10300},
+        },
+        "final_validation": {pool: 2.5 for pool in POOLS},
+    }
+    return write_manifest(folder, "run", inputs=inputs, counts=counts, config={})
+
+
+def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]]) -> None:
+    """`hf/` and `evaluation/` of a run that got these items right."""
+    hf = root / name / "hf"
+    hf.mkdir(parents=True)
+    converted = write_manifest(hf, "hf", inputs={}, counts={"max_abs_logit_difference": 1.5e-6}, config={})
+    folder = root / name / "evaluation"
+    scores = {}
+    for task, right in tasks.items():
+        n, correct = len(right), sum(right)
+        rate = correct / n
+        scores[task] = {
+            "n": n,
+            "correct": correct,
+            "accuracy": rate,
+            "stderr": (rate * (1 - rate) / (n - 1)) ** 0.5,
+            "data_sha256": "0" * 64,
+            "language": task[-2:],
+        }
+        write_json_lines(
+            folder / f"samples_{task}.jsonl",
+            [
+                {
+                    "id": f"{task}-{item}",
+                    "correct": ok,
+                    "verdict": "equal" if ok else "different",
+                    "extracted": "12" if ok else None,
+                    "method": "phrase",
+                    "gold": "12",
+                    "question": f"小明有 {item} 个苹果 <script>alert({item})</script>?",
+                    "output": f" {name} writes: 5 + 7 = 12 & so on.\nThe answer is 12.",
+                }
+                for item, ok in enumerate(right)
+            ],
+        )
+    (folder / "results.json").write_text(json.dumps({"model": name, "tasks": scores}), encoding="utf-8")
+    write_manifest(folder, "evaluation", inputs={"hf": converted.fingerprint()}, counts={}, config={})
+
+
+def write_corpus(root: Path) -> Manifest:
+    """A built corpus with one source a pool."""
+    sources = {pool: {"read": 100, "kept": 91, "dropped": {"too_short": 5, "duplicate": 4}} for pool in POOLS}
+    part = {"train": {"documents": 86, "tokens": 51234}, "validation": {"documents": 5, "tokens": 2710}}
+    counts = {"sources": sources, "pools": {pool: part for pool in POOLS}}
+    (root / "corpus").mkdir(parents=True)
+    (root / "corpus" / "report.json").write_text("{}", encoding="utf-8")
+    return write_manifest(root / "corpus", "corpus", inputs={}, counts=counts, config={})
+
+
+def write_results(root: Path) -> Path:
+    """Corpus, base, base1 and base2 with the outcomes of `EN` and `ZH`."""
+    corpus = write_corpus(root).fingerprint()
+    base = write_run(root, "base", {"corpus": corpus}).fingerprint()
+    (first_en, second_en), (first_zh, second_zh) = outcomes(EN), outcomes(ZH)
+    right = {"base1": (first_en, first_zh), "base2": (second_en, second_zh)}
+    write_evaluation(root, "base", {"heldout_en": [False] * 20, "heldout_zh": [False] * 20})
+    for name, (en, zh) in right.items():
+        write_run(root, name, {"corpus": corpus, "init": base})
+        write_evaluation(root, name, {"heldout_en": en, "heldout_zh": zh})
+    (root / "timings.json").write_text('{"corpus": 12.5, "base": 300.0, "base1": 250.5}', encoding="utf-8")
+    return root

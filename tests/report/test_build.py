@@ -1,0 +1,243 @@
+"""The report on a small results folder, against figures worked by hand."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from report_folder import POOLS, write_run
+
+from megatron_mathcpt.errors import MathCptError
+from megatron_mathcpt.manifest import load_manifest, write_manifest
+from megatron_mathcpt.report.build import Report, build_report
+
+RUNS = ("base", "base1", "base2")
+
+
+def build(root: Path, name: str = "report") -> Report:
+    return build_report(root, root / name, runs=RUNS, comparisons=[("base2", "base1")])
+
+
+def read(root: Path, name: str = "report") -> dict:
+    return json.loads((root / name / "report.json").read_text(encoding="utf-8"))
+
+
+def test_scores_have_hand_worked_errors_and_intervals(results: Path) -> None:
+    report = build(results)
+    score = read(results)["results"]["runs"]["base2"]["scores"]["heldout_en"]
+    # 12 of 20: p = 0.6, sqrt(0.6 * 0.4 / 19) = 0.11239; Wilson 95%: (0.38658, 0.78119)
+    assert (score["n"], score["correct"], score["accuracy"]) == (20, 12, 0.6)
+    assert score["stderr"] == pytest.approx(0.112390, abs=1e-6)
+    assert (score["low"], score["high"]) == pytest.approx((0.386582, 0.781193), abs=1e-6)
+    assert report.rows[0] == ("run", "heldout_en", "heldout_zh", "all tasks")
+    # pooled 12 + 5 of 40: 42.5 %, sqrt(0.425 * 0.575 / 39) = 0.07916
+    assert report.rows[3] == ("base2", "60.0 ± 11.2", "25.0 ± 9.9", "42.5 ± 7.9")
+
+
+def test_paired_tests_pooled_and_by_task(results: Path) -> None:
+    report = build(results)
+    pooled, english, chinese = read(results)["results"]["comparisons"]
+    # 9:1 gives 2 (C(10,0) + C(10,1)) / 2^10 = 22/1024; Holm over the two tasks doubles the smaller p
+    assert english["p_value"] == pytest.approx(22 / 1024)
+    assert english["p_holm"] == pytest.approx(44 / 1024)
+    assert (english["difference"], english["verdict"]) == (pytest.approx(8 / 20), "better")
+    assert (chinese["p_value"], chinese["p_holm"], chinese["verdict"]) == (1.0, 1.0, "not distinguishable")
+    # pooled 12:4 gives 2 (1 + 16 + 120 + 560 + 1820) / 2^16 = 5034/65536; a family of one is not corrected
+    assert pooled["p_value"] == pooled["p_holm"] == pytest.approx(5034 / 65536)
+    assert report.sentences == (pooled["sentence"],)
+    assert pooled["sentence"].startswith("base2 and base1 are not distinguishable: 17 against 9 of 40 (+20.0")
+    assert pooled["sentence"].endswith("exact McNemar p = 0.077).")
+    assert english["sentence"].startswith("base2 answers more than base1 on heldout_en: 12 against 4 of 20")
+
+
+def test_the_order_of_a_pair_decides_the_words(results: Path) -> None:
+    build_report(results, results / "report", runs=RUNS, comparisons=[("base1", "base2")])
+    _, english, _ = read(results)["results"]["comparisons"]
+    assert (english["verdict"], english["difference"]) == ("worse", pytest.approx(-8 / 20))
+    assert english["sentence"].startswith("base1 answers fewer than base2 on heldout_en: 4 against 12 of 20")
+
+
+def test_curves_tokens_and_speed(results: Path) -> None:
+    build(results)
+    report = read(results)
+    run = report["results"]["runs"]["base1"]
+    assert run["train_loss"][0] == [1000.0, pytest.approx(3.95)]
+    assert len(run["train_loss"]) == 40
+    assert run["validation_loss"]["general"] == [
+        [10000.0, 3.25],
+        [20000.0, 3.0],
+        [30000.0, 2.75],
+        [40000.0, 2.5],
+    ]
+    assert run["tokens_by_source"]["general"] == {"asked": 30000, "seen": 29700}
+    assert report["timings"]["tokens_per_second"]["base1"] == 121.0  # median of 101..140, the upper one
+    assert report["timings"]["stage_seconds"]["corpus"] == 12.5
+
+
+def test_a_long_run_is_thinned_to_means(results: Path) -> None:
+    shutil.rmtree(results / "base")
+    write_run(results, "base", {}, steps=360)
+    build(results)
+    run = read(results)["results"]["runs"]["base"]
+    # windows of 3 steps: the mean of 4 - s/20 over 1..3 is that of step 2, drawn at the last token
+    assert len(run["train_loss"]) == 120
+    assert run["train_loss"][0] == [3000.0, pytest.approx(3.9)]
+    assert run["train_loss"][-1] == [360000.0, pytest.approx(4 - 359 / 20)]
+
+
+def test_a_step_done_again_counts_once_and_a_torn_line_not_at_all(results: Path) -> None:
+    again = {"step": 40, "consumed_tokens": 40000, "loss": 1.5}
+    rows = (results / "base" / "metrics.jsonl").read_text() + json.dumps(again) + '\n{"step": 41, "cons'
+    (results / "base" / "metrics.jsonl").write_text(rows)
+    old = load_manifest_counts(results / "base")
+    write_manifest(results / "base", "run", inputs={}, counts=old, config={})
+    build(results)
+    curve = read(results)["results"]["runs"]["base"]["train_loss"]
+    assert len(curve) == 40
+    assert curve[-1] == [40000.0, 1.5]
+
+
+def load_manifest_counts(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())["counts"]
+
+
+def test_samples_show_every_kind_with_all_outputs(results: Path) -> None:
+    build(results)
+    samples = read(results)["results"]["samples"]
+    kinds = {(sample["task"], sample["kind"]) for sample in samples}
+    assert kinds == {
+        (task, kind)
+        for task in ("heldout_en", "heldout_zh")
+        for kind in ("only base2", "only base1", "both", "neither")
+    }
+    for sample in samples:
+        right = {name for name, row in sample["runs"].items() if row["correct"]}
+        expected = {"both": {"base1", "base2"}, "neither": set()}.get(
+            sample["kind"], {sample["kind"].removeprefix("only ")}
+        )
+        assert right == expected
+        assert list(sample["runs"]) == list(RUNS)
+
+
+def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path: Path) -> None:
+    build(results)
+    copy = tmp_path / "elsewhere" / "quickstart"
+    shutil.copytree(results, copy)
+    shutil.rmtree(copy / "report")
+    (copy / "timings.json").write_text('{"corpus": 99}')
+    build(copy)
+    first, second = (json.dumps(read(root)["results"]) for root in (results, copy))
+    assert first == second
+    assert str(tmp_path) not in (copy / "report" / "report.json").read_text(encoding="utf-8")
+    assert load_manifest(copy / "report", "report").counts == {"runs": 3, "comparisons": 1}
+
+
+def test_the_graph_follows_the_fingerprints(results: Path) -> None:
+    build(results)
+    graph = read(results)["results"]["graph"]
+    assert [node["name"] for node in graph["nodes"]] == ["corpus", "base", "base1", "base2"]
+    assert graph["nodes"][1]["kinds"] == ["run", "evaluation", "hf"]
+    assert graph["nodes"][1]["config"] == "base/config.yaml"
+    assert graph["edges"] == [
+        ["base", "base1"],
+        ["base", "base2"],
+        ["corpus", "base"],
+        ["corpus", "base1"],
+        ["corpus", "base2"],
+    ]
+
+
+def test_corpus_counts_are_kept(results: Path) -> None:
+    build(results)
+    sources = read(results)["results"]["corpora"]["corpus"]["sources"]
+    assert set(sources) == set(POOLS)
+    assert sources["general"]["dropped"] == {"too_short": 5, "duplicate": 4}
+
+
+def damage_results(root: Path) -> None:
+    (root / "base1/evaluation/results.json").write_text("{", encoding="utf-8")
+
+
+def drop_a_sample(root: Path) -> None:
+    path = root / "base1/evaluation/samples_heldout_en.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def other_items(root: Path) -> None:
+    path = root / "base2/evaluation/samples_heldout_en.jsonl"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("heldout_en-3", "heldout_en-x"), encoding="utf-8"
+    )
+
+
+def break_a_line(root: Path) -> None:
+    path = root / "base/metrics.jsonl"
+    path.write_text("[]\n" + path.read_text())
+
+
+def no_task(root: Path) -> None:
+    (root / "base1/evaluation/results.json").write_text('{"model": "m", "tasks": {"t": {"n": 0}}}')
+
+
+def again_complete(root: Path, name: str, kind: str) -> None:
+    """Complete a damaged folder anew, so that only the report can notice."""
+    folder = root / name
+    write_manifest(folder, kind, inputs={}, counts=load_manifest_counts(folder), config={})
+
+
+@pytest.mark.parametrize(
+    ("damage", "folder", "kind", "message"),
+    [
+        (damage_results, "base1/evaluation", "evaluation", "results.json: not valid JSON"),
+        (
+            drop_a_sample,
+            "base1/evaluation",
+            "evaluation",
+            "samples_heldout_en.jsonl: 4 of 19 different items",
+        ),
+        (
+            other_items,
+            "base2/evaluation",
+            "evaluation",
+            "base2/evaluation/samples_heldout_en.jsonl: other items",
+        ),
+        (break_a_line, "base", "run", "base/metrics.jsonl:1: Input should be an object"),
+        (no_task, "base1/evaluation", "evaluation", "results.json: tasks.t.n: Input should be greater"),
+    ],
+)
+def test_damage_is_named(
+    results: Path, damage: Callable[[Path], None], folder: str, kind: str, message: str
+) -> None:
+    damage(results)
+    again_complete(results, folder, kind)
+    with pytest.raises(MathCptError) as caught:
+        build(results)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (results / "report").exists()
+
+
+def test_a_run_that_is_not_finished_is_refused(results: Path) -> None:
+    (results / "base1" / "manifest.json").unlink()
+    with pytest.raises(MathCptError, match=r"base1/manifest\.json: not found"):
+        build(results)
+
+
+def test_a_compared_run_that_was_not_scored_is_refused(results: Path) -> None:
+    shutil.rmtree(results / "base1" / "evaluation")
+    with pytest.raises(MathCptError, match="no task in common with base1"):
+        build(results)
+
+
+def test_an_unknown_run_in_a_pair_is_refused(results: Path) -> None:
+    with pytest.raises(MathCptError, match="names run 'base9'; there are: base, base1, base2"):
+        build_report(results, results / "report", runs=RUNS, comparisons=[("base9", "base1")])
+
+
+def test_runs_without_scores_still_have_a_page(results: Path) -> None:
+    for name in RUNS:
+        shutil.rmtree(results / name / "evaluation")
+    report = build_report(results, results / "report", runs=RUNS, comparisons=[])
+    assert report.rows == (("run", "all tasks"),)
+    assert "No run was evaluated" in report.page.read_text(encoding="utf-8")

@@ -1,0 +1,113 @@
+"""The page as a file: whole, valid, closed to the network, and safe against what models write."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.report.build import build_report
+
+VOID = {"meta", "link", "br", "input", "hr", "img"}
+VOID_IN_SVG = {"line", "path", "circle", "rect"}
+
+
+class Checker(HTMLParser):
+    """Collects elements and fails on an end tag that closes another element than the open one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID_IN_SVG, tag
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+
+@pytest.fixture
+def page(results: Path) -> str:
+    report = build_report(
+        results,
+        results / "report",
+        runs=("base", "base1", "base2"),
+        comparisons=[("base2", "base1"), ("base1", "base")],
+    )
+    return report.page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    return checker
+
+
+def test_elements_are_nested_and_ids_unique(checked: Checker) -> None:
+    assert checked.open == []
+    ids = [found["id"] for _, found in checked.elements if "id" in found]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_table_and_plot_is_there(checked: Checker) -> None:
+    ids = {found.get("id") for _, found in checked.elements}
+    tables = {"score-table", "comparison-table", "run-table", "token-table", "time-table", "version-table"}
+    assert tables <= ids
+    labels = [found["aria-label"] for tag, found in checked.elements if tag == "svg"]
+    assert labels == [
+        "heldout_en",
+        "heldout_zh",
+        "difference, percentage points",
+        "training loss against tokens",
+        "validation loss, general against tokens",
+        "validation loss, math_corpus against tokens",
+        "validation loss, problem_solving against tokens",
+        "graph of the stages",
+    ]
+    lines = [found for tag, found in checked.elements if tag == "path" and "data-run" in found]
+    assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 4
+
+
+def test_nothing_is_loaded_from_outside(page: str, checked: Checker) -> None:
+    for tag, found in checked.elements:
+        assert tag not in {"img", "iframe", "object", "embed"}
+        assert "src" not in found
+        for name in ("href", "action", "xlink:href"):
+            assert not re.match(r"[a-z]+:(?!,)|//", found.get(name) or ""), found
+    assert "url(" not in page
+    assert "@import" not in page
+    assert page.count("<script>") == 1
+
+
+def test_links_lead_to_files(results: Path, checked: Checker) -> None:
+    links = [found["href"] for tag, found in checked.elements if tag == "a"]
+    assert "../base1/config.yaml" in links
+    for link in links:
+        assert link
+        if not link.startswith("#"):
+            assert (results / "report" / link).is_file(), link
+
+
+def test_what_a_model_writes_stays_text(page: str) -> None:
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "5 + 7 = 12 &amp; so on." in page
+
+
+def test_markdown_tables_have_whole_rows(results: Path, page: str) -> None:
+    text = (results / "report" / "report.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1, table
+    assert "| base2 | 60.0 ± 11.2 (12 of 20) | 25.0 ± 9.9 (5 of 20) | 42.5 ± 7.9 (17 of 40) | 42.5 |" in text
+    assert "| corpus | 12.5 s |" in text
+    assert text.count("\n## ") == 7

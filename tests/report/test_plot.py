@@ -1,0 +1,57 @@
+"""Axes, paths and the layout of the graph."""
+
+import pytest
+
+from megatron_mathcpt.report.graph import Graph, Node
+from megatron_mathcpt.report.plot import Axis, graph_plot, line_plot, round_values
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "values"),
+    [
+        (0.0, 40000.0, [0, 10000, 20000, 30000, 40000]),
+        (2.45, 3.3, [2.6, 2.8, 3.0, 3.2]),
+        (-0.25, 0.62, [-0.2, 0.0, 0.2, 0.4, 0.6]),
+        (7.0, 7.0001, [7.0, 7.00002, 7.00004, 7.00006, 7.00008, 7.0001]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, values: list[float]) -> None:
+    assert round_values(low, high) == pytest.approx(values)
+
+
+def test_an_axis_maps_its_ends() -> None:
+    axis = Axis(2.0, 4.0, 200.0, 100.0)
+    assert (axis.at(2.0), axis.at(3.0), axis.at(4.0)) == (200.0, 150.0, 100.0)
+
+
+def test_a_line_starts_and_ends_where_its_values_lie() -> None:
+    plot = line_plot("loss", [("a", 0, [(0.0, 4.0), (100.0, 2.0)])])
+    assert plot is not None
+    # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
+    top = 212 - (4.0 - 1.88) / 2.24 * 200
+    bottom = 212 - (2.0 - 1.88) / 2.24 * 200
+    assert plot.lines[0].path == f"M46,{top:.2f}L426,{bottom:.2f}"
+
+
+def test_one_point_alone_still_has_axes() -> None:
+    plot = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
+    assert plot is not None
+    assert plot.y.low < 3.0 < plot.y.high
+
+
+def test_no_point_no_plot() -> None:
+    assert line_plot("loss", [("a", 0, [])]) is None
+
+
+def chain() -> Graph:
+    nodes = tuple(Node(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
+    return Graph(nodes, (("base", "base1"), ("corpus", "base"), ("corpus", "base1")))
+
+
+def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
+    graph = chain()
+    assert graph.depths() == {"corpus": 0, "base": 1, "base1": 2}
+    assert graph.direct_edges() == (("base", "base1"), ("corpus", "base"))
+    plot = graph_plot(graph)
+    assert [box.x for box in plot.boxes] == [2.0, 180.0, 358.0]
+    assert len(plot.paths) == 2

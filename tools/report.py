@@ -1,0 +1,53 @@
+"""Write report.json, report.md and one self-contained index.html on a results folder; print the scores."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_mathcpt.errors import ConfigError, run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    root: Annotated[Path, typer.Argument(help="folder of results: one folder a run below it")],
+    out: Annotated[Path | None, typer.Option(help="folder of the report; default ROOT/report")] = None,
+    runs: Annotated[str, typer.Option(help="names of the runs, in order, with commas between")] = "",
+    compare: Annotated[list[str] | None, typer.Option(help="B,A: test B − A; may be given again")] = None,
+    title: Annotated[str, typer.Option(help="heading of the page; default the name of ROOT")] = "",
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from megatron_mathcpt.report.build import build_report
+
+    names = tuple(name for name in runs.split(",") if name)
+    if not names:
+        raise ConfigError("--runs: no run named; give the names of the run folders, as in --runs base1,base2")
+    pairs = [_pair(text) for text in compare or []]
+    report = build_report(root, out or root / "report", runs=names, comparisons=pairs, title=title)
+    table = Table(
+        *report.rows[0][:1], title=f"{title or root.resolve().name}: accuracy in % ± standard error"
+    )
+    for heading in report.rows[0][1:]:
+        table.add_column(heading, justify="right")
+    for row in report.rows[1:]:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for sentence in report.sentences:
+        console.print(sentence, highlight=False)
+    console.print(f"Report: {report.page}", soft_wrap=True, highlight=False)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    second, comma, first = text.partition(",")
+    if not comma or not second or not first or "," in first:
+        raise ConfigError(f"--compare {text}: expected two runs, as in --compare base2,base1")
+    return second, first
+
+
+if __name__ == "__main__":
+    run_command(app)
