@@ -1,8 +1,10 @@
 """Exact arithmetic on the steps of a solution: `+ - * / **` and `sqrt` of perfect squares, nothing else."""
 
 import ast
+import functools
 import math
 import operator
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -18,18 +20,18 @@ _OPERATORS = {
 def evaluate(expression: str, values: Mapping[str, Fraction]) -> Fraction:
     """The exact value of `expression` with the names in `values`.
 
-    Raises ValueError for any other construct than the operators above, and for a root that is not whole.
+    Raises ValueError for any other construct than the operators above, and for a root that is not rational.
     """
-    return _value(ast.parse(expression, mode="eval").body, values)
+    return _value(_parse(expression), values)
 
 
 def substitute(expression: str, values: Mapping[str, Fraction]) -> str:
     """`expression` as it is written in a solution: names replaced by their numbers."""
-    tree = ast.parse(expression, mode="eval")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in values:
-            node.id = _operand(values[node.id])
-    return ast.unparse(tree).replace("**", "^")
+
+    def number(match: re.Match[str]) -> str:
+        return _operand(values[match[0]]) if match[0] in values else match[0]
+
+    return re.sub(r"[a-z]\w*", number, expression).replace("**", "^")
 
 
 def exact(value: Fraction) -> str:
@@ -40,6 +42,11 @@ def exact(value: Fraction) -> str:
 def _operand(value: Fraction) -> str:
     """`value` as part of an expression; what is negative or a fraction needs its brackets."""
     return exact(value) if value >= 0 and value.denominator == 1 else f"({exact(value)})"
+
+
+@functools.cache
+def _parse(expression: str) -> ast.expr:
+    return ast.parse(expression, mode="eval").body
 
 
 def _value(node: ast.expr, values: Mapping[str, Fraction]) -> Fraction:

@@ -1,0 +1,175 @@
+"""Corpora from this machine and from own data: same bytes again, bad lines named, held-out items kept out."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.data.corpora import answer_type, make_corpora, split_problems
+from megatron_mathcpt.data.documentation import package
+from megatron_mathcpt.data.problems.mix import ProblemMix
+from megatron_mathcpt.errors import DataError, ManifestError
+from megatron_mathcpt.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.records import Problem
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
+
+
+def problem_row(number: int, **fields: object) -> dict[str, object]:
+    return {
+        "id": f"p{number}",
+        "question": f"What is {number} + 1?",
+        "solution": f"{number} + 1 = {number + 1}",
+        "answer": str(number + 1),
+        "lang": "zh" if number % 3 == 0 else "en",
+        **fields,
+    }
+
+
+def write_own(folder: Path, problems: list[dict[str, object]]) -> Path:
+    folder.mkdir()
+    with gzip.open(folder / "general.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"id": "g", "text": "Some text."}) + "\n")
+    (folder / "math_corpus.jsonl").write_text(json.dumps({"id": "m", "text": "Let $x$ be."}) + "\n\n")
+    lines = [json.dumps(row, ensure_ascii=False) for row in problems]
+    (folder / "problem_solving.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_default_corpora_are_whole_and_the_same_twice(tmp_path: Path) -> None:
+    first = make_corpora(tmp_path / "a", seed=3, mix=MIX)
+    second = make_corpora(tmp_path / "b", seed=3, mix=MIX)
+    assert first.outputs == second.outputs
+    verify_hashes(tmp_path / "a", load_manifest(tmp_path / "a", "corpora"))
+    assert first.outputs["general.jsonl"].bytes > 2e6
+    assert first.outputs["math_corpus.jsonl"].bytes > 4e6
+    for pool in ("general", "math_corpus", "problem_solving"):
+        ids = [row["id"] for row in rows(tmp_path / "a" / f"{pool}.jsonl")]
+        assert len(set(ids)) == len(ids) == first.counts[pool]
+    by_id = {row["id"]: row["text"] for row in rows(tmp_path / "a" / "general.jsonl")}
+    assert "iterable" in str(by_id["functools:reduce"])
+    assert by_id["functools:reduce"].startswith("reduce(")  # type: ignore[union-attr]
+    assert 'The "assert" statement' in str(by_id["pydoc_data.topics:assert"])
+    held_out = rows(tmp_path / "a" / "evaluation" / "heldout_zh.jsonl")
+    assert [row["lang"] for row in held_out] == ["zh", "zh"]
+    with pytest.raises(ManifestError, match="another config 'seed'"):
+        make_corpora(tmp_path / "a", seed=4, mix=MIX)
+
+
+def test_a_folder_left_without_manifest_is_made_again(tmp_path: Path) -> None:
+    own = write_own(tmp_path / "own", [problem_row(n) for n in range(1, 60)])
+    whole = make_corpora(tmp_path / "out", own, mix=MIX)
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "general.jsonl").write_bytes(b"torn")
+    assert make_corpora(tmp_path / "out", own, mix=MIX).outputs == whole.outputs
+
+
+def test_docstrings_are_read_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module would end the test if it were imported; its second `f` gets an id of its own."""
+    module = tmp_path / "trap"
+    module.mkdir()
+    body = 'raise SystemExit("imported")\n\ndef f(x, *, y=1):\n    """' + "Add a number. " * 8 + '"""\n'
+    body += body.partition("\n")[2]
+    (module / "__init__.py").write_text(body)
+    (module / "broken.py").write_text("def (:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [(row["id"], row["text"]) for row in package("trap")] == [
+        ("trap:f", "f(x, *, y=1)\n" + ("Add a number. " * 8).strip()),
+        ("trap:f.2", "f(x, *, y=1)\n" + ("Add a number. " * 8).strip()),
+    ]
+    with pytest.raises(DataError, match="'no_such_package': not installed"):
+        list(package("no_such_package"))
+
+
+def test_own_problems_are_mapped_and_held_out(tmp_path: Path) -> None:
+    problems = [problem_row(n) for n in range(1, 60)]
+    problems += [problem_row(n, id=f"copy{n}", question=f"what  IS {n} + 1?") for n in range(1, 60)]
+    problems.append(problem_row(99, lang="en", stage="middle", steps=2, difficulty="3"))
+    own = write_own(tmp_path / "own", problems)
+    make_corpora(tmp_path / "out", own, mix=MIX)
+    training = rows(tmp_path / "out" / "problem_solving.jsonl")
+    english = rows(tmp_path / "out" / "evaluation" / "heldout_en.jsonl")
+    chinese = rows(tmp_path / "out" / "evaluation" / "heldout_zh.jsonl")
+    assert (len(english), len(chinese)) == (4, 2)
+    asked = {"".join(str(row["question"]).lower().split()) for row in english + chinese}
+    assert not asked & {"".join(str(row["question"]).lower().split()) for row in training}
+    questions = ("".join(str(row["question"]).lower().split()) for row in problems)
+    assert len(training) == sum(question not in asked for question in questions)
+    kept = next(row for row in training if row["id"] == "p99")
+    assert (kept["stage"], kept["steps"], kept["extra"]) == ("middle", 2, {"difficulty": "3"})
+    first = load_manifest(tmp_path / "out", "corpora")
+    assert make_corpora(tmp_path / "again", own, mix=MIX).outputs == first.outputs
+
+
+def test_a_small_set_keeps_four_fifths_for_training() -> None:
+    problems = [Problem(id=str(n), question=f"{n}?", solution="s", answer="1") for n in range(10)]
+    training, held_out = split_problems(problems, ProblemMix(), seed=0)
+    assert (len(training), len(held_out["en"]), len(held_out["zh"])) == (8, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("12", "number"),
+        ("-1,200.5", "number"),
+        ("3/4", "number"),
+        ("B", "choice"),
+        ("C", "latex"),
+        ("2x", "latex"),
+    ],
+)
+def test_answer_type(answer: str, expected: str) -> None:
+    problem = Problem(id="1", question="Which?\nA. 1\nB. 2", solution="s", answer=answer)
+    assert answer_type(problem) == expected
+
+
+BAD_LINES = {
+    b"": ":empty",
+    b"{not json}\n": ":1: not JSON",
+    b'{"question": "\xff"}\n': ":1: not UTF-8",
+    b"[1]\n": ":1: expected a JSON object",
+    b'\n{"id": "1", "solution": "s", "answer": "1"}\n': ":2: record without question",
+    b'{"question": "", "solution": "s", "answer": "1"}\n': ":1: record without question",
+    b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n': ":1: field 'language'",
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), BAD_LINES.items(), ids=BAD_LINES.values())
+def test_a_bad_line_is_one_line_with_file_and_number(content: bytes, expected: str, tmp_path: Path) -> None:
+    own = write_own(tmp_path / "own", [])
+    (own / "problem_solving.jsonl").write_bytes(content)
+    command = [sys.executable, "tools/make_corpora.py", "--out", str(tmp_path / "out"), "--data", str(own)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"problem_solving.jsonl{expected}".replace("::", ":").replace(":empty", ": empty") in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_missing_pool_and_a_text_record_without_text_are_named(tmp_path: Path) -> None:
+    own = write_own(tmp_path / "own", [problem_row(1)])
+    (own / "math_corpus.jsonl").write_text('{"id": "1", "text": " "}\n')
+    with pytest.raises(DataError, match=r"math_corpus\.jsonl:1: record without text"):
+        make_corpora(tmp_path / "out", own)
+    (own / "math_corpus.jsonl").unlink()
+    with pytest.raises(DataError, match=r"math_corpus\.jsonl: not found"):
+        make_corpora(tmp_path / "out", own)
+
+
+def test_local_corpora(corpora_dir: Path, tmp_path: Path) -> None:
+    manifest = make_corpora(tmp_path / "out", corpora_dir)
+    assert (manifest.counts["heldout_en"], manifest.counts["heldout_zh"]) == (200, 100)
+    assert manifest.counts["problem_solving"] + 300 <= 13_203
+    items = rows(tmp_path / "out" / "evaluation" / "heldout_en.jsonl")
+    assert {row["type"] for row in items} == {
+        "number",
+        "choice",
+    }
