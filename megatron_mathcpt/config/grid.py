@@ -27,9 +27,10 @@ class RunNode(Section):
 
 
 class EvaluationNode(Section):
-    """Which runs are scored, on how many items of each benchmark set (None: all of them)."""
+    """Which runs are scored, on how many items of each benchmark set (None: all), and the longest answer."""
 
     runs: tuple[str, ...]
+    max_new_tokens: int = Field(gt=0)
     benchmark_limit: int | None = Field(default=None, gt=0)
 
 

@@ -123,12 +123,13 @@ def _evaluate(grid: GridConfig, name: str, settings: Settings) -> Stage:
     folder = settings.out / name / "evaluation"
     heldout = settings.out / "corpora" / "evaluation"
     command = _tool("evaluate", "--model", settings.out / name / "hf", "--out", folder)
+    command += ("--max-new-tokens", str(grid.evaluation.max_new_tokens))
     for language in ("en", "zh"):
         command += ("--task", f"heldout_{language}={heldout / f'heldout_{language}.jsonl'}")
     if settings.benchmarks:
         command += ("--benchmarks", str(settings.benchmarks))
         if grid.evaluation.benchmark_limit:
-            command += ("--limit", str(grid.evaluation.benchmark_limit))
+            command += ("--benchmark-limit", str(grid.evaluation.benchmark_limit))
     needs = ("corpora", f"{name}/hf")
     return Stage(f"{name}/evaluation", "evaluation", folder, command, needs, _benchmark_files(settings))
 

@@ -14,7 +14,7 @@ corpus: corpus.yaml
 runs:
   child: {config: child.yaml, parent: base}
   base: {config: base.yaml}
-evaluation: {runs: [child]}
+evaluation: {runs: [child], max_new_tokens: 8}
 report: {comparisons: []}
 """
 
