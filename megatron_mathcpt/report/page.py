@@ -57,7 +57,8 @@ def _environment() -> Environment:
 
 
 def _pools(results: Mapping[str, Any]) -> list[str]:
-    return sorted({pool for run in results["runs"].values() for pool in run["tokens_by_source"]})
+    runs = results["runs"].values()
+    return sorted({pool for run in runs for pool in (*run["tokens_by_source"], *run["final_validation"])})
 
 
 def _score_plots(results: Mapping[str, Any]) -> list[IntervalPlot]:

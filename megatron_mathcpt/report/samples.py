@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_mathcpt.report.read import Run, Sample, load_samples
 
-MOST_ITEMS = 48
+MOST_ITEMS = 24
 MOST_CHARACTERS = 700
 ALL_RUNS_UP_TO = 4  # with more runs an item shows the two compared alone
 

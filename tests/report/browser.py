@@ -1,0 +1,115 @@
+"""A page in headless Chromium over the DevTools protocol, with all it logged and asked the network for."""
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
+
+
+class Page:
+    """An open page; `complaints` collects exceptions and log entries, `requests` every address."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+
+    async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and give back its result."""
+        number = next(self._numbers)
+        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        while True:
+            message = await self._socket.receive_json(timeout=30)
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+            self._note(message)
+
+    async def open(self, page: Path) -> None:
+        """Go to a file and wait until it is loaded."""
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self.send(f"{domain}.enable")
+        await self.send("Page.navigate", url=page.as_uri())
+        while await self.evaluate("document.readyState") != "complete":
+            await asyncio.sleep(0.02)
+
+    async def evaluate(self, expression: str) -> Any:
+        """Value of a JavaScript expression in the page."""
+        found = await self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def hover(self, selector: str, across: float = 0.5) -> str:
+        """Move the mouse over an element, `across` of its width from the left; the tip's text, if it shows."""
+        element = f"document.querySelector({selector!r})"
+        await self.evaluate(f"{element}.scrollIntoView({{behavior: 'instant', block: 'center'}})")
+        box = await self.evaluate(f"{element}.getBoundingClientRect().toJSON()")
+        at = {"x": box["x"] + across * box["width"], "y": box["y"] + box["height"] / 2}
+        await self.send("Input.dispatchMouseEvent", type="mouseMoved", **at)
+        tip = "document.getElementById('tip')"
+        return await self.evaluate(f"{tip}.style.visibility === 'visible' ? {tip}.textContent : ''")
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, parameters = message.get("method"), message.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(str(parameters["exceptionDetails"]))
+        elif method in ("Log.entryAdded", "Runtime.consoleAPICalled"):
+            self.complaints.append(str(parameters))
+
+
+@asynccontextmanager
+async def open_page(chromium: str, page: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
+    """A browser of its own on `page`, ended afterwards."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            chromium,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+            "about:blank",
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            address = await _debugger_address(Path(profile) / "DevToolsActivePort")
+            async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
+                found = Page(socket)
+                metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+                await found.send("Emulation.setDeviceMetricsOverride", **metrics)
+                await found.open(page)
+                yield found
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def _debugger_address(port_file: Path) -> str:
+    for _ in range(600):
+        if port_file.is_file() and (port := port_file.read_text().partition("\n")[0]):
+            address = f"http://127.0.0.1:{port}/json/list"
+            async with aiohttp.ClientSession() as session, session.get(address) as answer:
+                targets = await answer.json()
+            pages = [target for target in targets if target["type"] == "page"]
+            if pages:
+                return str(pages[0]["webSocketDebuggerUrl"])
+        await asyncio.sleep(0.05)
+    raise TimeoutError("Chromium gave no debugging port within 30 s")

@@ -1,0 +1,126 @@
+"""The page in a real browser: it sorts, filters, shows values, stays quiet and loads nothing."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from browser import Page, open_page
+
+from megatron_mathcpt.report.build import build_report
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium; on a CI machine it is installed if it is not there."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "chromium"]):
+            subprocess.run(command, check=True, capture_output=True)
+        found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no Chromium here")
+    return found
+
+
+@pytest.fixture
+def page(results: Path) -> Path:
+    names = ("base", "base1", "base2")
+    pairs = [("base2", "base1")]
+    return build_report(results, results / "report", runs=names, comparisons=pairs).page
+
+
+def in_browser(
+    chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
+) -> None:
+    """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
+
+    async def run() -> None:
+        async with open_page(chromium, page, width=width) as opened:
+            await check(opened)
+            await asyncio.sleep(0.1)
+            await opened.evaluate("1")
+            assert opened.complaints == []
+            # the icon is an empty data address
+            assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
+
+    asyncio.run(run())
+
+
+def column(table: str, number: int) -> str:
+    value = "(cell => cell.dataset.value ?? cell.textContent)"
+    return f"[...document.querySelectorAll('#{table} tbody tr')].map(row => {value}(row.cells[{number}]))"
+
+
+def test_tables_sort_by_value_both_ways(chromium: str, page: Path) -> None:
+    async def check(opened: Page) -> None:
+        click = "document.querySelectorAll('#score-table th button')[1].click()"
+        assert await opened.evaluate(column("score-table", 1)) == ["0.0", "0.2", "0.6"]
+        await opened.evaluate(click)
+        assert await opened.evaluate(column("score-table", 1)) == ["0.6", "0.2", "0.0"]
+        await opened.evaluate(click)
+        assert await opened.evaluate(column("score-table", 1)) == ["0.0", "0.2", "0.6"]
+        await opened.evaluate("document.querySelectorAll('#comparison-table th button')[1].click()")
+        assert await opened.evaluate(column("comparison-table", 1)) == [
+            "all tasks",
+            "heldout_en",
+            "heldout_zh",
+        ]
+
+    in_browser(chromium, page, check)
+
+
+def test_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
+    def choose(field: str, value: str) -> str:
+        return (
+            f"(f => {{ f.value = {value!r}; f.dispatchEvent(new Event('input')); }})"
+            f"(document.querySelector('[data-field={field}]'))"
+        )
+
+    shown = "[...document.querySelectorAll('.sample')].filter(s => s.offsetHeight).map(s => s.dataset.kind)"
+
+    async def check(opened: Page) -> None:
+        everything = len(await opened.evaluate(shown))
+        await opened.evaluate(choose("task", "heldout_en"))
+        await opened.evaluate(choose("kind", "only base1"))
+        assert await opened.evaluate(shown) == ["only base1"]
+        count = await opened.evaluate("document.getElementById('sample-count').textContent")
+        assert count == f"1 of {everything} shown"
+        await opened.evaluate(choose("words", "no such word"))
+        assert await opened.evaluate(shown) == []
+
+    in_browser(chromium, page, check)
+
+
+def test_plots_show_values_and_hide_runs(chromium: str, page: Path) -> None:
+    async def check(opened: Page) -> None:
+        # the mouse at the right end of the training loss: step 40, loss 4 - 40/20 = 2, 40 k tokens
+        tip = await opened.hover("#loss-plots svg .area", across=0.999)
+        assert tip.split("\n") == ["40 k tokens", "base: 2.000", "base1: 2.000", "base2: 2.000"]
+        await opened.evaluate("document.querySelector('.legend [data-run=base1]').click()")
+        tip = await opened.hover("#loss-plots svg .area", across=0.5)
+        assert tip.split("\n") == ["20 k tokens", "base: 3.000", "base2: 3.000"]
+        tip = await opened.hover("#score-plots svg g:nth-of-type(3)")
+        assert tip == "base2: 60.0 % (12 of 20), 95% 38.7 to 78.1"
+
+    in_browser(chromium, page, check)
+
+
+def test_the_theme_switches(chromium: str, page: Path) -> None:
+    async def check(opened: Page) -> None:
+        colour = "getComputedStyle(document.body).backgroundColor"
+        before = await opened.evaluate(colour)
+        await opened.evaluate("document.getElementById('theme').click()")
+        assert await opened.evaluate(colour) != before
+
+    in_browser(chromium, page, check)
+
+
+def test_a_phone_need_not_scroll_sideways(chromium: str, page: Path) -> None:
+    async def check(opened: Page) -> None:
+        assert await opened.evaluate("document.documentElement.scrollWidth") == 390
+
+    in_browser(chromium, page, check, width=390)
