@@ -58,7 +58,7 @@ class Page:
         return found["result"].get("value")
 
     async def hover(self, selector: str, across: float = 0.5) -> str:
-        """Move the mouse over an element, `across` of its width from the left; the tip's text, if it shows."""
+        """Move the mouse over an element, `across` of its width from the left; the tip's text if shown."""
         element = f"document.querySelector({selector!r})"
         await self.evaluate(f"{element}.scrollIntoView({{behavior: 'instant', block: 'center'}})")
         box = await self.evaluate(f"{element}.getBoundingClientRect().toJSON()")
