@@ -106,22 +106,13 @@ def write_manifest(
     inputs: dict[str, str],
     counts: dict[str, Any],
     config: dict[str, Any],
+    outputs: dict[str, OutputFile] | None = None,
 ) -> Manifest:
-    """Hash every file of `folder` (but hidden ones) and complete the folder with its manifest."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    outputs = {
-        path.relative_to(folder).as_posix(): OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
-        for path in files
-        if path.name != FILE_NAME or path.parent != folder
-    }
+    """Complete `folder` with its manifest; hashes every file (but hidden ones) unless `outputs` is given."""
     manifest = Manifest(
         kind=kind,
         inputs=inputs,
-        outputs=outputs,
+        outputs=hash_folder(folder) if outputs is None else outputs,
         counts=counts,
         config=config,
         versions=_versions(),
@@ -131,6 +122,25 @@ def write_manifest(
     )
     write_atomically(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
     return manifest
+
+
+def hash_folder(folder: Path) -> dict[str, OutputFile]:
+    """Size and hash of every file of `folder` but hidden ones and its manifest, by relative path."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return {
+        path.relative_to(folder).as_posix(): describe_file(path)
+        for path in files
+        if path.name != FILE_NAME or path.parent != folder
+    }
+
+
+def describe_file(path: Path) -> OutputFile:
+    """Size and hash of one file."""
+    return OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
 def load_manifest(folder: Path, kind: str | None) -> Manifest:

@@ -1,0 +1,98 @@
+"""Hugging Face Llama folders: weights read and written tensor by tensor, never the whole model in memory."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from megatron_mathcpt.checkpoint.names import hf_names, pack, tensor_keys, unpack
+from megatron_mathcpt.config.llama import LlamaShape, hf_config
+from megatron_mathcpt.errors import CheckpointError
+from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.model.weights import WeightSource, tensor_sizes
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class HuggingFaceWeights:
+    """Source of Megatron-Core's tensors from `*.safetensors`, packed as they are asked for."""
+
+    def __init__(self, folder: Path, shape: LlamaShape) -> None:
+        self._folder = folder
+        self._shape = shape
+        self._file_of: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._file_of |= dict.fromkeys(file.keys(), path)
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        """Megatron-Core's tensor `key`; `CheckpointError` if a part is missing or of another size."""
+        return pack(key, [self._part(name) for name in hf_names(key, layer)], self._shape)
+
+    def _part(self, name: str) -> torch.Tensor:
+        path = self._file_of.get(name)
+        if path is None:
+            raise CheckpointError(f"{self._folder}: no tensor '{name}' in its *.safetensors")
+        with safe_open(path, framework="pt") as file:
+            return torch.as_tensor(file.get_tensor(name))
+
+
+def write_hf_folder(source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None) -> None:
+    """Write `config.json` and `model.safetensors` for transformers, one tensor in memory at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = source.read("decoder.final_layernorm.weight", None).dtype
+    sizes = {name: size for name, size, _, _ in _parts(shape)}
+    tensors = (
+        part.to(dtype)
+        for key, layer in tensor_keys(shape)
+        for part in unpack(key, source.read(key, layer), shape)
+    )
+    write_safetensors(folder / "model.safetensors", sizes, dtype, tensors)
+    config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
+    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _parts(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...], str, int | None]]:
+    """Name and size of every Hugging Face tensor, with the key and layer it comes from."""
+    whole = tensor_sizes(shape)
+    for key, layer in tensor_keys(shape):
+        size = whole[key.removeprefix("decoder.layers.")]
+        parts = unpack(key, torch.empty(size, device="meta"), shape)
+        for name, part in zip(hf_names(key, layer), parts, strict=True):
+            yield name, tuple(part.shape), key, layer
+
+
+def write_safetensors(
+    path: Path, sizes: dict[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[torch.Tensor]
+) -> None:
+    """Write a safetensors file from a stream of tensors in the order of `sizes`.
+
+    Layout: 8 bytes header length, JSON header with the byte range of each tensor, then the bytes
+    (github.com/huggingface/safetensors, "Format").
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, size in sizes.items():
+        begin, end = end, end + torch.Size(size).numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": size, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for (name, size), tensor in zip(sizes.items(), tensors, strict=True):
+            assert tuple(tensor.shape) == size, name
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files; `CheckpointError` if there are none."""
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not found:
+        raise CheckpointError(f"{source}: no tokenizer there; give its folder with --tokenizer")
+    for name in found:
+        shutil.copyfile(source / name, folder / name)

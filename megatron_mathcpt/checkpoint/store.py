@@ -1,0 +1,152 @@
+"""Save and load a training state by Megatron-Core's dist_checkpointing, in a layout-free form.
+
+Save: every rank writes and hashes its own files, rank 0 writes the manifest last and renames the folder.
+Load: the manifest's checksums are compared before any deserialiser sees a byte; a damaged checkpoint is
+named and the next older one taken.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from megatron_mathcpt.checkpoint import folder as folders
+from megatron_mathcpt.errors import CheckpointError, ManifestError
+from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.manifest import (
+    Manifest,
+    OutputFile,
+    describe_file,
+    hash_file,
+    load_manifest,
+    write_manifest,
+)
+from megatron_mathcpt.parallel import Layout
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What a checkpoint's manifest says beside its files: resolved config, inputs, and how far the run is."""
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, Any]
+
+
+class _InProcessSave(TorchDistSaveShardedStrategy):
+    """Writes from the training process; Megatron-Core's own save forks writers, some 2 s for each save."""
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
+        """Write this rank's shards and, on rank 0, the index of all."""
+        state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        save_distributed(
+            mcore_to_pyt_state_dict(state, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def sharded_state(model: list[Any], optimizer: Any | None, *, loading: bool) -> dict[str, Any]:
+    """Model chunks and optimizer as Megatron-Core's sharded tensors, resharded on load across any layout."""
+    state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(model)}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(
+            dict(state), is_loading=loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
+        )
+    return state
+
+
+def save_checkpoint(
+    run_folder: Path, model: list[Any], optimizer: Any, record: CheckpointRecord, layout: Layout, *, keep: int
+) -> Path:
+    """Save the state after step `record.counts["step"]`, prune to `keep` checkpoints; all ranks call it."""
+    path = folders.checkpoint_path(run_folder, record.counts["step"])
+    if layout.is_writer:
+        folders.begin(path)
+    dist.barrier()
+    writing = folders.hidden_path(path)
+    state = sharded_state(model, optimizer, loading=False)
+    dist_checkpointing.save(state, str(writing), _InProcessSave("torch_dist", 1))
+    outputs = _describe_files(writing, layout)
+    if layout.is_writer:
+        folders.sync_folder(writing)
+        write_manifest(
+            writing,
+            "checkpoint",
+            inputs=record.inputs,
+            counts=record.counts,
+            config=record.config,
+            outputs=outputs,
+        )
+        folders.commit(path)
+        folders.prune(run_folder, keep)
+    dist.barrier()
+    return path
+
+
+def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:
+    """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified."""
+    loaded = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(path))
+    for index, chunk in enumerate(model):
+        chunk.load_state_dict(loaded[f"model{index}"])
+    if optimizer is not None:
+        optimizer.load_state_dict(loaded["optimizer"])
+
+
+def verify_checkpoint(path: Path, layout: Layout) -> Manifest:
+    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files."""
+    problem = ""
+    try:
+        manifest = load_manifest(path, "checkpoint")
+        for name in sorted(manifest.outputs)[layout.rank :: dist.get_world_size()]:
+            if hash_file(path / name) != manifest.outputs[name].sha256:
+                problem = problem or f"{path / name}: checksum differs from the manifest"
+    except ManifestError as error:
+        problem = str(error)
+    problems: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if first := next(filter(None, problems), ""):
+        raise CheckpointError(first)
+    return manifest
+
+
+def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
+    """The newest checkpoint whose files verify; None if the run has none, an error if all are damaged."""
+    paths = folders.checkpoint_paths(run_folder)
+    for path in paths:
+        try:
+            verify_checkpoint(path, layout)
+        except CheckpointError as error:
+            if layout.is_writer:
+                logger.warning("%s; trying the checkpoint before it", error)
+            continue
+        return path
+    if paths:
+        raise CheckpointError(
+            f"{run_folder / folders.FOLDER}: no checkpoint verifies; restore one or delete all"
+        )
+    return None
+
+
+def _describe_files(writing: Path, layout: Layout) -> dict[str, OutputFile]:
+    """Size and hash of every file of the checkpoint; each rank reads the files it wrote."""
+    mine = {}
+    for path in sorted(writing.iterdir()):
+        owner = int(path.name[2:].split("_")[0]) if path.name.startswith("__") else 0
+        if owner == layout.rank:
+            mine[path.name] = describe_file(path)
+    everyone: list[dict[str, OutputFile]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {name: file for part in everyone for name, file in sorted(part.items())}

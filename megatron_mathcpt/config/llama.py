@@ -1,0 +1,141 @@
+"""The shape of a Llama under Megatron-Core's names, and its way from and to a Hugging Face `config.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.errors import ConfigError, one_line
+
+
+class RopeScaling(Section):
+    """Llama 3's change of the rotary frequencies for long contexts, as Megatron-Core does it.
+
+    Low and high frequency factor 1 and 4 and an original context of 8192 are fixed there
+    (`RotaryEmbedding._apply_scaling`), as they are in every published Llama.
+    """
+
+    factor: float = Field(ge=1)
+
+
+class LlamaShape(Section):
+    """What fixes the parameters and the forward pass of a Llama; the names are `TransformerConfig`'s.
+
+    `num_query_groups` and `kv_channels` left out mean full attention heads and
+    `hidden_size / num_attention_heads`; `vocab_size` left out means the tokenizer's.
+    """
+
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    ffn_hidden_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_query_groups: int | None = Field(default=None, gt=0)
+    kv_channels: int | None = Field(default=None, gt=0)
+    vocab_size: int | None = Field(default=None, gt=0)
+    max_position_embeddings: int = Field(default=4096, gt=0)
+    rotary_base: float = Field(default=10000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
+    layernorm_epsilon: float = Field(default=1e-5, gt=0)
+    share_embeddings_and_output_weights: bool = False
+    init_method_std: float = Field(default=0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "LlamaShape":
+        if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size is no multiple of num_attention_heads; set kv_channels")
+        if self.num_attention_heads % self.query_groups:
+            raise ValueError("num_attention_heads is no multiple of num_query_groups")
+        return self
+
+    @property
+    def query_groups(self) -> int:
+        """Key and value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    def num_parameters(self) -> int:
+        """Parameters without vocabulary padding; needs `vocab_size`."""
+        assert self.vocab_size is not None
+        hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.query_groups
+        attention = hidden * self.head_size * (2 * heads + 2 * groups)
+        layer = attention + 3 * hidden * self.ffn_hidden_size + 2 * hidden
+        embeddings = self.vocab_size * hidden * (1 if self.share_embeddings_and_output_weights else 2)
+        return self.num_layers * layer + embeddings + hidden
+
+
+# Hugging Face's name -> ours; what is not here is either derived or must have the value of `_REQUIRED`.
+_NAMES = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "layernorm_epsilon",
+    "tie_word_embeddings": "share_embeddings_and_output_weights",
+    "initializer_range": "init_method_std",
+}
+_REQUIRED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_ROPE_DEFAULTS = ("default", None)
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def read_hf_shape(folder: Path) -> LlamaShape:
+    """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is no plain Llama."""
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a Hugging Face folder") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({one_line(str(error))})") from error
+    for key, wanted in _REQUIRED.items():
+        value = found.get(key, wanted if key != "model_type" else None)
+        if value != wanted:
+            raise ConfigError(f"{path}: {key} is {value!r}; only {wanted!r} is supported")
+    fields = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
+    # transformers 5 keeps the rotary base and its scaling together in rope_parameters.
+    rope = found.get("rope_parameters") or {}
+    scaling = found.get("rope_scaling") or rope
+    fields["rotary_base"] = float(rope.get("rope_theta", found.get("rope_theta", 10000.0)))
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in _ROPE_DEFAULTS:
+        if kind != "llama3":
+            raise ConfigError(f"{path}: rope_type is {kind!r}; only 'default' and 'llama3' are supported")
+        for key, wanted in _LLAMA3_ROPE.items():
+            if scaling.get(key) != wanted:
+                raise ConfigError(f"{path}: {key} is {scaling.get(key)!r}; only {wanted!r} is supported")
+        fields["rope_scaling"] = {"factor": float(scaling["factor"])}
+    try:
+        return LlamaShape.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
+    """The `config.json` that makes transformers build `shape` as `LlamaForCausalLM`."""
+    values = shape.model_dump()
+    values |= {"num_query_groups": shape.query_groups, "kv_channels": shape.head_size}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rotary_base}
+    if shape.rope_scaling is not None:
+        rope |= {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_ROPE}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        **_REQUIRED,
+        **{theirs: values[ours] for theirs, ours in _NAMES.items()},
+        "rope_theta": shape.rotary_base,
+        "rope_parameters": rope,
+        "rope_scaling": None if shape.rope_scaling is None else rope,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "dtype": dtype,
+    }

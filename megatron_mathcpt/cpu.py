@@ -1,0 +1,169 @@
+"""The CUDA calls that Megatron-Core hardwires, sent to the CPU; applied only where there is no GPU.
+
+Each group was found by leaving it out and watching a run fail, with megatron-core 0.16.1 and 0.19.2. The
+factories are wrapped one by one, since a `TorchFunctionMode` is not active in the recomputation that runs
+inside backward. `torch.cuda.is_available()` stays False.
+"""
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils._device import _device_constructors
+
+_FACTORIES = (
+    "tensor",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "arange",
+    "rand",
+    "randn",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+)
+_CPU = torch.device("cpu")
+
+
+class _Stream:
+    """Stands for `torch.cuda.Stream` and `Event`: work on the CPU is done when the call returns."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        pass
+
+    synchronize = wait = record = wait_stream = wait_event = record_event = _nothing
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW with the state layout of Apex's and Transformer Engine's FusedAdam, by torch's fused kernel.
+
+    One integer `step` per group, `exp_avg` and `exp_avg_sq` per parameter: what Megatron-Core's
+    distributed optimizer asks for when it loads, and torch's own AdamW does not have.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, **settings: Any) -> None:
+        super().__init__(
+            params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0} | settings
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Apply one step to every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                self._update(group, params)
+
+    def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["exp_avg"] = torch.zeros_like(param)
+                self.state[param]["exp_avg_sq"] = torch.zeros_like(param)
+        beta1, beta2 = group["betas"]
+        torch._fused_adamw_(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [self.state[param]["exp_avg"] for param in params],
+            [self.state[param]["exp_avg_sq"] for param in params],
+            [],
+            [torch.tensor(float(group["step"])) for _ in params],
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def use_cpu() -> None:
+    """Make Megatron-Core run on the CPU in this process; call before its first use, as often as you like."""
+    if torch.cuda.is_available() or getattr(torch.cuda, "_mathcpt_cpu", False):
+        return
+    torch.cuda._mathcpt_cpu = True  # type: ignore[attr-defined]
+    # The fusions that torch.compile would build cost seconds at start and gain nothing on a CPU.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Megatron-Core warns of each missing GPU library; that it falls back to torch is the point here.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    _patch_torch()
+    _patch_megatron()
+
+
+def _patch_torch() -> None:
+    # `with torch.device(...)`, which transformers loads models under, knows the factories by identity and
+    # looks them up at its first use: it must see the originals.
+    _device_constructors()
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
+    torch.Tensor.type = _type_of(torch.Tensor.type)  # type: ignore[assignment,method-assign]
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = lambda *_: None
+    cuda.set_device = lambda *_: None
+    cuda.Stream = cuda.Event = _Stream
+    cuda.current_stream = cuda.default_stream = cuda.stream = _Stream
+    cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    cuda.manual_seed = torch.manual_seed
+
+
+def _patch_megatron() -> None:
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    optimizer.Adam = FusedAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _type_of(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tensor.type()` with CUDA's names, which Megatron-Core's optimizers compare with."""
+
+    def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = original(self, *args, **kwargs)
+        if args or kwargs or not found.startswith("torch."):
+            return found
+        return found.replace("torch.", "torch.cuda.", 1)
+
+    return type_of

@@ -1,0 +1,1 @@
+"""Llama on Megatron-Core: settings, layer specs, and the model's chunks."""

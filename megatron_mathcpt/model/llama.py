@@ -1,0 +1,91 @@
+"""GPTModel chunks of a Llama: Transformer Engine's layer spec where it is installed, else the local one."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron_mathcpt.config.experiment import PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.model.attention import SdpaAttention
+from megatron_mathcpt.model.norm import RMSNorm
+from megatron_mathcpt.model.settings import padded_vocab_size, transformer_config
+from megatron_mathcpt.parallel import Layout
+
+
+def has_transformer_engine() -> bool:
+    """Whether the fused layers can be used: a GPU and Transformer Engine."""
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+class Llama(GPTModel):
+    """GPTModel whose padded vocabulary rows take no probability, so its loss is the unpadded model's."""
+
+    valid_vocab_size: int
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Loss per token, [batch, sequence]; `logits` is [sequence, batch, vocabulary / tensor size]."""
+        width = logits.shape[-1]
+        first_padded = max(0, self.valid_vocab_size - self.pg_collection.tp.rank() * width)
+        if first_padded < width:
+            padded = torch.arange(width, device=logits.device) >= first_padded
+            logits = logits.masked_fill(padded, torch.finfo(logits.dtype).min)
+        loss: torch.Tensor = super().compute_language_model_loss(labels, logits)
+        return loss
+
+
+def build_model(shape: LlamaShape, layout: Layout, precision: PrecisionSection) -> list[Llama]:
+    """This process' chunks, one per virtual pipeline stage, with parameters not yet filled."""
+    config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
+    stages = layout.sizes.virtual_pipeline_model_parallel_size
+    chunks = []
+    for stage in range(stages or 1):
+        first = layout.is_first_stage and stage == 0
+        last = layout.is_last_stage and stage == (stages or 1) - 1
+        chunks.append(_build_chunk(shape, layout, config, first, last, stage if stages else None))
+    return chunks
+
+
+def _build_chunk(
+    shape: LlamaShape, layout: Layout, config: Any, first: bool, last: bool, stage: int | None
+) -> Llama:
+    assert shape.vocab_size is not None
+    scaling = shape.rope_scaling
+    model = Llama(
+        config=config,
+        transformer_layer_spec=block_spec(config, layout, stage),
+        vocab_size=padded_vocab_size(shape.vocab_size),
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=first,
+        post_process=last,
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_base=shape.rotary_base,
+        rope_scaling=scaling is not None,
+        rope_scaling_factor=scaling.factor if scaling else 1.0,
+        pg_collection=layout.groups,
+        vp_stage=stage,
+    )
+    model.valid_vocab_size = shape.vocab_size
+    model.to(layout.device)
+    return model
+
+
+def block_spec(config: Any, layout: Layout, stage: int | None) -> Any:
+    """Transformer Engine's fused layers on a GPU; else local ones with SDPA and our RMSNorm."""
+    if has_transformer_engine():
+        return get_gpt_layer_with_transformer_engine_spec()
+    spec: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
+    layer.self_attention.submodules.core_attention = SdpaAttention
+    layers = get_num_layers_to_build(config, vp_stage=stage, pp_rank=layout.groups.pp.rank())
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)

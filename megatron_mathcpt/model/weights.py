@@ -1,0 +1,96 @@
+"""Filling a model's parameters from whole tensors, the same in every layout.
+
+Megatron-Core's `sharded_state_dict` says which part of which global tensor each parameter is. A source gives
+the global tensor of a key and a layer; `fill` cuts out the part. Weights drawn from a seed and weights read
+from Hugging Face are two sources.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+from megatron_mathcpt.config.llama import LlamaShape
+
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+LAYERS = "decoder.layers."
+# Residual-path outputs start smaller, by 1 / sqrt(2 layers) (Megatron-Core's scaled_init_method_normal).
+_SCALED = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+
+
+class WeightSource(Protocol):
+    """Gives whole tensors; `layer` is None for what is no layer's."""
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        """The tensor of Megatron-Core's `key`, vocabulary unpadded."""
+
+
+def fill(chunks: Iterable[Any], source: WeightSource) -> None:
+    """Copy this process' part of every tensor of `source` into the parameters of `chunks`."""
+    for sharded in sharded_parameters(chunks):
+        prefix = sharded.prepend_axis_num
+        layer = sharded.global_offset[0] if prefix else None
+        whole = source.read(sharded.key, layer)
+        begin, length = sharded.global_offset[prefix], sharded.local_shape[0]
+        part = whole[begin : begin + length]
+        for axis in range(1, len(sharded.local_shape)):
+            part = part.narrow(axis, sharded.global_offset[prefix + axis], sharded.local_shape[axis])
+        with torch.no_grad():
+            sharded.data[: part.shape[0]].copy_(part)
+            sharded.data[part.shape[0] :].zero_()  # padded vocabulary rows
+
+
+def sharded_parameters(chunks: Iterable[Any]) -> Iterator[ShardedTensor]:
+    """Every parameter of `chunks` with its place in the global tensor; gate and up come as two."""
+    for chunk in chunks:
+        state = chunk.sharded_state_dict()
+        apply_factories(state)
+        for value in nested_values(state):
+            if isinstance(value, ShardedTensor):
+                yield value
+
+
+class RandomWeights:
+    """Weights drawn from a seed: normal with the shape's deviation, norms one; independent of the layout."""
+
+    def __init__(self, shape: LlamaShape, seed: int) -> None:
+        self.shape = shape
+        self.seed = seed
+        self._sizes = tensor_sizes(shape)
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        """Draw the tensor of `key`; each has a generator of its own, seeded by key and layer."""
+        name = key.removeprefix(LAYERS)
+        size = self._sizes[name]
+        if len(size) == 1:
+            return torch.ones(size)
+        deviation = self.shape.init_method_std
+        if name in _SCALED:
+            deviation /= (2 * self.shape.num_layers) ** 0.5
+        digest = hashlib.sha256(f"{self.seed}/{key}/{layer}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.empty(size).normal_(0.0, deviation, generator=generator)
+
+
+def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """Whole size of every tensor by Megatron-Core's key, a layer's without its prefix."""
+    assert shape.vocab_size is not None
+    hidden, ffn, channels = shape.hidden_size, shape.ffn_hidden_size, shape.head_size
+    heads, groups = shape.num_attention_heads, shape.query_groups
+    sizes: dict[str, tuple[int, ...]] = {
+        EMBEDDING: (shape.vocab_size, hidden),
+        "self_attention.linear_qkv.layer_norm_weight": (hidden,),
+        "self_attention.linear_qkv.weight": ((heads + 2 * groups) * channels, hidden),
+        "self_attention.linear_proj.weight": (hidden, heads * channels),
+        "mlp.linear_fc1.layer_norm_weight": (hidden,),
+        "mlp.linear_fc1.weight": (2 * ffn, hidden),
+        "mlp.linear_fc2.weight": (hidden, ffn),
+        "decoder.final_layernorm.weight": (hidden,),
+    }
+    if not shape.share_embeddings_and_output_weights:
+        sizes[OUTPUT] = (shape.vocab_size, hidden)
+    return sizes

@@ -1,0 +1,113 @@
+"""Processes and their groups: the only user of Megatron-Core's global state.
+
+`start` makes the groups once; everything else gets the `Layout` passed in and asks it.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore
+
+from megatron_mathcpt.config.experiment import ParallelSection
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where this process stands: its sizes and ranks, and Megatron-Core's process groups."""
+
+    groups: Any  # ProcessGroupCollection
+    sizes: ParallelSection
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """Rank among all processes."""
+        return dist.get_rank()
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes logs and manifests."""
+        return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which replica this process belongs to; context-parallel ranks of one replica share it."""
+        return int(self.groups.dp.rank())
+
+    @property
+    def data_size(self) -> int:
+        """Number of replicas."""
+        return int(self.groups.dp.size())
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this process holds the embedding's pipeline stage."""
+        return bool(self.groups.pp.rank() == 0)
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process holds the loss's pipeline stage."""
+        return bool(self.groups.pp.rank() == self.groups.pp.size() - 1)
+
+    @property
+    def reports_loss(self) -> bool:
+        """Whether this process' loss counts in a sum over all: tensor-parallel copies would count twice."""
+        return self.is_last_stage and self.groups.tp.rank() == 0
+
+    def any_true(self, flag: bool) -> bool:
+        """Whether `flag` holds on any process; all get the same answer."""
+        value = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+
+def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Layout:
+    """Join the process group the environment describes, and split it by `sizes`.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+    """
+    device, backend = _device()
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    return _split(sizes, seed, device)
+
+
+def start_alone(sizes: ParallelSection) -> Layout:
+    """A process group of this process only, whatever the environment says."""
+    device, backend = _device()
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    return _split(sizes, 0, device)
+
+
+def _device() -> tuple[torch.device, str]:
+    """This process' device and the backend that goes with it."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device, "nccl"
+    return torch.device("cpu"), "gloo"
+
+
+def _split(sizes: ParallelSection, seed: int, device: torch.device) -> Layout:
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=sizes.tensor_model_parallel_size,
+        pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=sizes.virtual_pipeline_model_parallel_size,
+        context_parallel_size=sizes.context_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    model_parallel_cuda_manual_seed(seed)
+    return Layout(ProcessGroupCollection.use_mpu_process_groups(), sizes, device)
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

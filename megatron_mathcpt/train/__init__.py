@@ -1,0 +1,1 @@
+"""Training: inputs, datasets, schedule, step, loop, metrics; `python -m megatron_mathcpt.train`."""

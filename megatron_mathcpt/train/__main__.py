@@ -1,0 +1,121 @@
+"""Train one experiment: read, check, start, build, train, close.
+
+    python -m megatron_mathcpt.train CONFIG [section.field=value ...] --out DIR [--processes N]
+
+Started alone it launches N local workers; under torchrun or srun it is a worker. Exit status: 0 the target
+is reached, 2 bad input, 75 stopped by a signal after a save (start it again to go on), else a crash.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from megatron_mathcpt.config.base import dump_yaml, load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, MathCptError, run_command
+from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
+from megatron_mathcpt.train import launch
+from megatron_mathcpt.train.inputs import Inputs, resolve_inputs
+
+logger = get_logger(__name__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
+    out: Annotated[Path, typer.Option(help="run folder; started again, the run goes on there")] = ...,  # type: ignore[assignment]
+    processes: Annotated[int | None, typer.Option(help="local workers; default: the layout's size")] = None,
+    check: Annotated[bool, typer.Option(help="check config and inputs, then stop")] = False,
+) -> None:
+    """Train a Llama with Megatron-Core, from scratch or from given weights."""
+    world = launch.joined_world(os.environ)
+    if world is None:
+        run_command(
+            lambda: _launch(load_config(config, ExperimentConfig, overrides or ()), out, processes, check)
+        )
+    else:
+        os.environ.update(world)
+        _run_worker(config, overrides or [], out)
+
+
+def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: bool) -> None:
+    """Check everything that can be checked without torch, then start the workers."""
+    size = config.parallel.model_size if processes is None else processes
+    check_experiment(config, size)
+    inputs = resolve_inputs(config)
+    check_experiment(inputs.config, size)
+    if is_finished(out, inputs):
+        logger.info("%s: already trained, in %s", config.name, out)
+    elif not check:
+        sys.exit(launch.run_workers("megatron_mathcpt.train", sys.argv[1:], size))
+
+
+def is_finished(out: Path, inputs: Inputs) -> bool:
+    """Whether `out` already holds this run's result; `ManifestError` if it holds another's."""
+    return is_complete(out, "run", inputs=inputs.fingerprints, config=inputs.config.model_dump(mode="json"))
+
+
+def _run_worker(config: Path, overrides: list[str], out: Path) -> None:
+    """One worker; a user's error is said once, by rank 0, though every rank ends on it."""
+    launch.die_with_parent()
+    if os.environ["RANK"] == "0":
+        run_command(lambda: _work(config, overrides, out))
+    try:
+        _work(config, overrides, out)
+    except MathCptError:
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _work(config_path: Path, overrides: list[str], out: Path) -> NoReturn:
+    """Check again what the launcher may not have seen, train, and leave with the exit status."""
+    config = load_config(config_path, ExperimentConfig, overrides)
+    world_size = int(os.environ["WORLD_SIZE"])
+    check_experiment(config, world_size)
+    inputs = resolve_inputs(config)
+    check_experiment(inputs.config, world_size)
+    finished = is_finished(out, inputs) or _train(inputs, out)
+    sys.exit(0 if finished else EXIT_REQUEUE)
+
+
+def _train(inputs: Inputs, out: Path) -> bool:
+    """Start the processes' groups, build, train, close; True if the target was reached."""
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()
+    from megatron_mathcpt import parallel
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.loop import progress, train
+    from megatron_mathcpt.train.metrics import Metrics, last_validation
+    from megatron_mathcpt.train.signals import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    layout = parallel.start(inputs.config.parallel, inputs.config.seed)
+    try:
+        if layout.is_writer:
+            write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
+        state = build(inputs, layout, out)
+        metrics = Metrics(inputs.config, layout, out, state.step)
+        finished = train(state, metrics, stop)
+        metrics.close()
+        if finished and layout.is_writer:
+            write_manifest(
+                out,
+                "run",
+                inputs=inputs.fingerprints,
+                counts=progress(state) | {"final_validation": last_validation(out)},
+                config=inputs.config.model_dump(mode="json"),
+            )
+        return finished
+    finally:
+        parallel.stop()
+
+
+if __name__ == "__main__":
+    app()

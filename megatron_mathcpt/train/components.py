@@ -1,0 +1,172 @@
+"""The parts of a run, one visible call each: model, weights, optimizer, dataset, validation sets."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.utils import get_model_config
+
+from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.model.llama import build_model
+from megatron_mathcpt.model.weights import RandomWeights, fill
+from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
+from megatron_mathcpt.train.inputs import Inputs
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class TrainState:
+    """Everything the loop works on; `step` is the only field that changes."""
+
+    inputs: Inputs
+    layout: Layout
+    run_folder: Path
+    model: list[Any]
+    optimizer: Any
+    dataset: Any
+    validation: dict[str, ValidationSet]
+    step: int = 0
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The resolved config."""
+        return self.inputs.config
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples used so far; the position in the data is computed from it."""
+        return self.step * self.config.train.global_batch_size
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens used so far."""
+        return self.step * self.config.train.tokens_per_step
+
+
+def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
+    """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
+    config = inputs.config
+    dataset = build_train_dataset(inputs, run_folder)
+    validation = build_validation_sets(config)
+    resumed = newest_verified(run_folder, layout)
+    model = build_model(inputs.shape, layout, config.precision)
+    if resumed is None:
+        load_initial_weights(model, inputs, layout)
+    model = wrap_model(model, config, layout)
+    optimizer = build_optimizer(model, config)
+    state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation)
+    if resumed is not None:
+        load_state(resumed, unwrap(model), optimizer)
+        state.step = load_manifest(resumed, "checkpoint").counts["step"]
+    elif config.init.load_optimizer:
+        assert inputs.checkpoint is not None
+        load_state(inputs.checkpoint, unwrap(model), optimizer)
+    if layout.is_writer:
+        source = resumed or inputs.checkpoint or config.init.hf or f"seed {config.seed}"
+        parameters = inputs.shape.num_parameters()
+        logger.info(
+            "%s: %s parameters from %s, at step %d", config.name, f"{parameters:,}", source, state.step
+        )
+    return state
+
+
+def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
+    """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or a seed if that was asked for."""
+    config = inputs.config
+    if inputs.checkpoint is not None:
+        verify_checkpoint(inputs.checkpoint, layout)
+        load_state(inputs.checkpoint, model, None)
+    elif config.init.hf is not None:
+        from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
+
+        fill(model, HuggingFaceWeights(config.init.hf, inputs.shape))
+    else:
+        fill(model, RandomWeights(inputs.shape, config.seed))
+
+
+def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[Any]:
+    """Chunks in Megatron-Core's data-parallel wrapper, their schedule hooks set."""
+    parallel = config.parallel
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+    )
+    wrapped = [
+        DistributedDataParallel(
+            get_model_config(chunk),
+            settings,
+            chunk,
+            disable_bucketing=index > 0,
+            pg_collection=layout.groups,
+        )
+        for index, chunk in enumerate(model)
+    ]
+    schedule = get_model_config(model[0])
+    schedule.finalize_model_grads_func = partial(finalize_model_grads, pg_collection=layout.groups)
+    if parallel.overlap_grad_reduce:
+        schedule.no_sync_func = one_or_all([chunk.no_sync for chunk in wrapped])
+        schedule.grad_sync_func = one_or_all([chunk.start_grad_sync for chunk in wrapped])
+    if parallel.overlap_param_gather:
+        schedule.param_sync_func = one_or_all([chunk.start_param_sync for chunk in wrapped])
+    return wrapped
+
+
+def one_or_all(functions: list[Any]) -> Any:
+    """Megatron-Core's schedules take one function, or a list when there are virtual stages."""
+    return functions if len(functions) > 1 else functions[0]
+
+
+def unwrap(model: list[Any]) -> list[Any]:
+    """The chunks inside their data-parallel wrappers."""
+    return [chunk.module for chunk in model]
+
+
+def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
+    """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
+    settings = config.optimizer
+    bf16 = config.precision.params_dtype == "bf16"
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=settings.min_lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.adam_beta1,
+            adam_beta2=settings.adam_beta2,
+            adam_eps=settings.adam_eps,
+            clip_grad=settings.clip_grad,
+            bf16=bf16,
+            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+            overlap_param_gather=config.parallel.overlap_param_gather,
+        ),
+        model,
+        use_gloo_process_groups=False,
+    )
+
+
+def build_validation_sets(config: ExperimentConfig) -> dict[str, ValidationSet]:
+    """The named sets, in the config's order."""
+    return {
+        pool: ValidationSet(
+            dataset_prefix(config.data.corpus, pool, "validation"),
+            config.train.seq_length,
+            config.validation.samples,
+        )
+        for pool in config.validation.sets
+    }

@@ -1,0 +1,155 @@
+"""Training samples from Megatron-Core's GPTDataset and BlendedDataset, and validation sets read in order.
+
+A batch is computed from `consumed_samples`; there is no iterator whose position could be lost.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core.datasets import helpers
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
+
+from megatron_mathcpt.manifest import hash_json
+from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.train.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch; every tensor is [samples, sequence], `loss_mask` 1.0 where the loss counts."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+
+
+class _Tokenizer:
+    """What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id."""
+
+    pad = -1
+    vocab_size = None
+
+    def __init__(self, eod: int) -> None:
+        self.eod = eod
+        self.unique_identifiers = {"eod": eod}
+
+
+def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
+    """The blend over the token budget; its indices are built once, by rank 0, and renamed into place."""
+    cache = run_folder / ".index_cache" / _cache_key(inputs)
+    if dist.get_rank() == 0 and not cache.is_dir():
+        shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, or cut short by a kill
+        building = cache.with_suffix(".building")
+        _blend(inputs, building)
+        building.rename(cache)
+    dist.barrier()
+    return _blend(inputs, cache)
+
+
+def _cache_key(inputs: Inputs) -> str:
+    config = inputs.config
+    budget = [config.train.train_samples, config.train.seq_length, config.seed]
+    return hash_json([inputs.fingerprints["corpus"], config.data.blend, *budget])[:16]
+
+
+def _blend(inputs: Inputs, cache: Path) -> Any:
+    config = inputs.config
+    shares = config.data.shares()
+    prefixes = [str(dataset_prefix(config.data.corpus, pool, "train")) for pool in shares]
+    settings = GPTDatasetConfig(
+        random_seed=config.seed,
+        sequence_length=config.train.seq_length,
+        path_to_cache=str(cache),
+        blend=(prefixes, list(shares.values())),
+        split="1,0,0",
+        tokenizer=_Tokenizer(inputs.eos_id),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    samples = samples_per_pool(list(shares.values()), config.train.train_samples)
+    datasets = []
+    for prefix, count in zip(prefixes, samples.tolist(), strict=True):
+        indexed = IndexedDataset(prefix, mmap=True)
+        documents = np.arange(len(indexed.sequence_lengths), dtype=np.int32)
+        datasets.append(GPTDataset(indexed, prefix, documents, count, Split.train, settings))
+    return BlendedDataset(datasets, list(shares.values()), config.train.train_samples, settings)
+
+
+def dataset_prefix(corpus: Path, pool: str, split: str) -> Path:
+    """Path of an indexed dataset in a corpus folder, without `.bin` and `.idx`."""
+    return corpus / "datasets" / pool / split
+
+
+def samples_per_pool(weights: list[float], total: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """How many of `total` samples Megatron-Core's blend draws from each pool."""
+    pool_of, sample_of = np.zeros(total, dtype=np.int16), np.zeros(total, dtype=np.int64)
+    helpers.build_blending_indices(pool_of, sample_of, weights, len(weights), total, False)
+    return np.bincount(pool_of, minlength=len(weights))
+
+
+def tokens_seen(dataset: Any, pools: list[str], consumed_samples: int, seq_length: int) -> dict[str, int]:
+    """Tokens of each pool among the first `consumed_samples` samples."""
+    counts = np.bincount(dataset.dataset_index[:consumed_samples], minlength=len(pools))
+    return {pool: int(count) * seq_length for pool, count in zip(pools, counts, strict=True)}
+
+
+def microbatches(dataset: Any, first: int, last: int, size: int, layout: Layout) -> Iterator[Batch]:
+    """This replica's microbatches of `size` samples out of samples `first` to `last`.
+
+    Samples past the dataset's end are there with an empty mask, so that all replicas run as often.
+    """
+    stride = size * layout.data_size
+    for start in range(first + layout.data_rank * size, last, stride):
+        yield _collate([_sample(dataset, index) for index in range(start, start + size)], layout.device)
+
+
+def _sample(dataset: Any, index: int) -> dict[str, torch.Tensor]:
+    if index < len(dataset):
+        return dict(dataset[index])
+    return {key: torch.zeros_like(value) for key, value in dataset[0].items() if key != "dataset_id"}
+
+
+def _collate(samples: list[dict[str, torch.Tensor]], device: torch.device) -> Batch:
+    names = ("tokens", "labels", "loss_mask", "position_ids")
+    stacked = (torch.stack([sample[name] for sample in samples]) for name in names)
+    return Batch(*(tensor.to(device, non_blocking=True) for tensor in stacked))
+
+
+class ValidationSet:
+    """A pool's validation split cut into sequences in order, each token predicted just once."""
+
+    def __init__(self, prefix: Path, seq_length: int, max_samples: int | None) -> None:
+        indexed = IndexedDataset(str(prefix), mmap=True)
+        dtype = indexed.index.dtype
+        self._tokens = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
+        self._seq_length = seq_length
+        samples = -(-(len(self._tokens) - 1) // seq_length)
+        self._samples = min(samples, max_samples or samples)
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        length = self._seq_length
+        text = torch.from_numpy(self._tokens[index * length : (index + 1) * length + 1].astype(np.int64))
+        mask = torch.zeros(length)
+        mask[: len(text) - 1] = 1.0
+        text = torch.nn.functional.pad(text, (0, length + 1 - len(text)))
+        return {
+            "tokens": text[:-1],
+            "labels": text[1:],
+            "loss_mask": mask,
+            "position_ids": torch.arange(length),
+        }

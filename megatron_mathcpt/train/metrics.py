@@ -1,0 +1,117 @@
+"""Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.log import JsonLines, get_logger, read_json_lines
+from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.train.step import StepResult
+
+FILE_NAME = "metrics.jsonl"
+logger = get_logger(__name__)
+
+
+def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
+    """Mean loss per token of each [loss sum, tokens] pair, summed over all processes at once."""
+    sums = torch.stack(losses)
+    dist.all_reduce(sums)
+    return [float(total / tokens) for total, tokens in sums.tolist()]
+
+
+class Metrics:
+    """Collects steps and writes one row each when a window closes; rank 0 writes, all ranks reduce."""
+
+    def __init__(self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int) -> None:
+        self._config = config
+        self._window: list[tuple[int, float, StepResult]] = []
+        self._file = None
+        if layout.is_writer:
+            drop_rows_after(run_folder / FILE_NAME, step)
+            self._file = JsonLines(run_folder / FILE_NAME)
+        self._begun = self._window_begun = time.monotonic()
+        self._first_step = step
+
+    def add(self, step: int, learning_rate: float, result: StepResult) -> None:
+        """Note a step; nothing is reduced yet."""
+        self._window.append((step, learning_rate, result))
+
+    def flush(self) -> None:
+        """Reduce the window's losses over all processes, write its rows, show progress."""
+        if not self._window:
+            return
+        losses = reduce_losses([result.loss for _, _, result in self._window])
+        now = time.monotonic()
+        train = self._config.train
+        rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
+        for (step, lr, result), loss in zip(self._window, losses, strict=True):
+            self._write(
+                {
+                    "step": step,
+                    "consumed_samples": step * train.global_batch_size,
+                    "consumed_tokens": step * train.tokens_per_step,
+                    "loss": loss,
+                    "grad_norm": result.grad_norm,
+                    "learning_rate": lr,
+                    "tokens_per_second": round(rate, 1),
+                }
+            )
+        if self._file is not None:
+            self._show(self._window[-1][0], losses[-1], rate, now)
+        self._window = []
+        self._window_begun = now
+
+    def write_validation(self, step: int, losses: dict[str, float]) -> None:
+        """Write a validation row; the time it took does not count in the next window's rate."""
+        tokens = step * self._config.train.tokens_per_step
+        self._write({"step": step, "consumed_tokens": tokens, "validation": losses})
+        if self._file is not None:
+            shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            logger.info("%s validation at step %d: %s", self._config.name, step, shown)
+
+    def restart_clock(self) -> None:
+        """Leave out of the next rate what was not training: validation and saving."""
+        self._window_begun = time.monotonic()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(row)
+
+    def _show(self, step: int, loss: float, rate: float, now: float) -> None:
+        steps = self._config.train.train_steps
+        left = (now - self._begun) / (step - self._first_step) * (steps - step)
+        logger.info(
+            "%s step %d/%d  loss %.4f  %s tokens/s  %s left",
+            *(self._config.name, step, steps, loss, f"{rate:,.0f}", clock(left)),
+        )
+
+
+def last_validation(run_folder: Path) -> dict[str, float]:
+    """Losses of the newest validation row; empty if there is none."""
+    rows = [row for row in read_json_lines(run_folder / FILE_NAME) if "validation" in row]
+    return dict(rows[-1]["validation"]) if rows else {}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Keep the rows up to `step`, each once: what came after the checkpoint will be written again."""
+    if path.is_file():
+        rows = [row for row in read_json_lines(path) if row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

@@ -1,0 +1,98 @@
+"""One optimizer step, and one pass without gradients: Megatron-Core's schedules over our microbatches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_mathcpt.train.datasets import Batch, microbatches
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all."""
+
+    loss: torch.Tensor
+    grad_norm: float
+
+
+def forward_step(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
+    """Run one microbatch; Megatron-Core calls the returned loss function on the last stage."""
+    batch = next(batches)
+    output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    return output, partial(masked_loss, batch.loss_mask)
+
+
+def masked_loss(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of the losses under `mask`, their number, and both for the report; no mean of means."""
+    total = (losses.float() * mask).sum()
+    count = mask.sum()
+    return total, count.int(), torch.stack([total.detach().double(), count.double()])
+
+
+def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepResult:
+    """Forward, backward and update on the global batch that follows `consumed_samples`.
+
+    A gradient norm that is not finite, the same on every process, is reported and applied nowhere.
+    """
+    for chunk in state.model:
+        chunk.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    train = state.config.train
+    loss = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, forward_only=False)
+    norm = apply_gradients(state.optimizer, state.config.optimizer, learning_rate)
+    return StepResult(loss, norm)
+
+
+def apply_gradients(optimizer: Any, settings: Any, learning_rate: float) -> float:
+    """Clip and update, if the norm is finite; returns the norm before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+    overflow = optimizer.prepare_grads()
+    norm = float(
+        optimizer.clip_grad_norm(settings.clip_grad) if settings.clip_grad else optimizer.get_grad_norm()
+    )
+    if overflow or not torch.isfinite(torch.tensor(norm)):
+        return float("nan")
+    optimizer.step_with_ready_grads()
+    return norm
+
+
+def validation_loss(state: Any, dataset: Any) -> torch.Tensor:
+    """[loss sum, tokens] of this process over a whole validation set."""
+    with torch.no_grad():
+        for chunk in state.model:
+            chunk.eval()
+        loss = run_schedule(state, dataset, 0, len(dataset), forward_only=True)
+        for chunk in state.model:
+            chunk.train()
+    return loss
+
+
+def run_schedule(state: Any, dataset: Any, first: int, samples: int, *, forward_only: bool) -> torch.Tensor:
+    """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process."""
+    layout, train = state.layout, state.config.train
+    size = train.micro_batch_size
+    stride = size * layout.data_size
+    count = -(-samples // stride)
+    if stages := layout.sizes.virtual_pipeline_model_parallel_size:
+        pipeline = layout.sizes.pipeline_model_parallel_size
+        count = -(-count // pipeline) * pipeline  # the interleaved schedule wants whole rounds
+        assert stages == len(state.model)
+    iterators = [microbatches(dataset, first, first + count * stride, size, layout) for _ in state.model]
+    reports = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=state.model,
+        num_microbatches=count,
+        seq_length=train.seq_length,
+        micro_batch_size=size,
+        forward_only=forward_only,
+    )
+    if not layout.reports_loss:
+        return torch.zeros(2, dtype=torch.float64, device=layout.device)
+    return torch.stack(reports).sum(dim=0)
