@@ -1,0 +1,112 @@
+"""Config of a corpus build: sources, what is dropped, the tokenizer, the validation split.
+
+Sources are listed in keep order: of two duplicates the one from the source listed first stays.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from megatron_mathcpt.config.base import Section
+
+Pool = Literal["general", "math_corpus", "problem_solving"]
+
+
+class Source(Section):
+    """One set of files with one schema.
+
+    `path` is a file, a folder or a glob pattern. `fields` maps our field names (`id`, `text`, `source`; for
+    problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
+    differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
+    """
+
+    pool: Pool
+    kind: Literal["text", "problem"] = "text"
+    path: str = Field(min_length=1)
+    fields: dict[str, str] = Field(default_factory=dict)
+    reject_limit: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Filter(Section):
+    """Thresholds of the quality rules; None turns a rule off. Shares are of 1."""
+
+    min_characters: int | None = Field(default=20, ge=0)
+    max_characters: int | None = Field(default=10_000_000, gt=0)
+    max_bad_character_share: float | None = Field(default=0.01, ge=0, le=1)
+    max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
+
+
+class Deduplicate(Section):
+    """MinHash over shingles of `shingle_words` words (numbers and operators are words) in bands of rows.
+
+    A pair that shares a band is a duplicate when its signatures agree in `threshold` of their values.
+    Problems whose sequences of numbers differ are never duplicates of each other.
+    """
+
+    shingle_words: int = Field(default=5, ge=1)
+    bands: int = Field(default=14, ge=1)
+    rows: int = Field(default=8, ge=1)
+    threshold: float = Field(default=0.7, ge=0, le=1)
+
+
+class Decontaminate(Section):
+    """Benchmark files or folders of JSON lines, and what counts as an overlap with one of their items.
+
+    A document goes when it holds a run of `ngram_words` words (`ngram_characters` for Chinese) of an item;
+    shorter items must appear whole, those under `short_words` or `short_characters` as a line of their own.
+    In problems at least `problem_overlap` of an item's n-grams must be found, so that two problems of one
+    template with different numbers are not each other's copy. `mask_numbers` drops those too.
+    """
+
+    benchmarks: list[str] = Field(min_length=1)
+    ngram_words: int = Field(default=13, ge=2)
+    ngram_characters: int = Field(default=30, ge=2)
+    short_words: int = Field(default=8, ge=1)
+    short_characters: int = Field(default=12, ge=1)
+    problem_overlap: float = Field(default=0.5, ge=0, le=1)
+    mask_numbers: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.short_words > self.ngram_words or self.short_characters > self.ngram_characters:
+            raise ValueError("short_words and short_characters must not exceed the n-gram lengths")
+        return self
+
+
+class Tokenizer(Section):
+    """Either `path` to an existing tokenizer, or `vocab_size` of one trained on the kept documents.
+
+    `special_literals`: what the text of a special token inside a document becomes, ordinary `text`, or the
+    `control` token (as in Megatron-LM's preprocessing).
+    """
+
+    path: str | None = None
+    vocab_size: int | None = Field(default=None, ge=300)
+    train_megabytes: int = Field(default=200, ge=1)
+    special_literals: Literal["text", "control"] = "text"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is None) == (self.vocab_size is None):
+            raise ValueError("give exactly one of path (existing) and vocab_size (train one)")
+        return self
+
+
+class Corpus(Section):
+    """A whole build; `deduplicate` and `decontaminate` must be given, `null` turns them off on purpose."""
+
+    name: str = Field(min_length=1)
+    seed: int
+    sources: dict[str, Source] = Field(min_length=1)
+    filter: Filter = Field(default_factory=Filter)
+    deduplicate: Deduplicate | None
+    decontaminate: Decontaminate | None
+    tokenizer: Tokenizer
+    validation_fraction: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.sources:
+            if not name.replace("-", "_").isidentifier():
+                raise ValueError(f"source name '{name}' may hold letters, digits, '_' and '-' only")
+        return self

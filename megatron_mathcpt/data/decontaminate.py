@@ -1,0 +1,248 @@
+"""Find benchmark items inside training documents.
+
+An item gives all its n-grams (words in English, characters in Chinese, punctuation left out). An item
+shorter than one n-gram gives a single n-gram of its own length; a very short one ("Compute 7!") would be
+found all over, so it counts only as a line of its own, with or without our question marker. An item that can
+be indexed in no way is an error, never a hole in the index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from megatron_mathcpt.config.corpus import Decontaminate
+from megatron_mathcpt.data.files import list_files, read_lines
+from megatron_mathcpt.data.words import (
+    DIGITS,
+    IDEOGRAPH,
+    SYMBOL,
+    Hashes,
+    Indices,
+    Words,
+    cut_words,
+    ngrams,
+    spans,
+)
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.records import prompt_text
+
+_LINE = 0  # in the table of n-gram lengths: whole lines
+_TABLE_BITS = 22
+
+
+@dataclass(frozen=True)
+class Item:
+    """One benchmark question and where it stands."""
+
+    benchmark: str
+    id: str
+    question: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The strongest overlap of one document: which item, which text, and the share of the item's n-grams."""
+
+    benchmark: str
+    item: str
+    ngram: str
+    share: float
+    masked: bool
+
+
+class _Found(NamedTuple):
+    """One n-gram of one item at one word of one document."""
+
+    item: int
+    gram: int
+    first: int
+    last: int
+
+
+class _Grams:
+    """Sorted n-gram hashes of one length with the items that hold them."""
+
+    def __init__(self, hashes: Hashes, items: Indices) -> None:
+        order = np.argsort(hashes, kind="stable")
+        self.hashes, self.items = hashes[order], items[order]
+        self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
+        self._maybe[self._slot(hashes)] = True
+
+    @staticmethod
+    def _slot(hashes: Hashes) -> Hashes:
+        return hashes >> np.uint64(64 - _TABLE_BITS)
+
+    def find(self, hashes: Hashes) -> tuple[Indices, Indices]:
+        """Every pair (place in `hashes`, place in the index) of equal hashes."""
+        maybe = np.flatnonzero(self._maybe[self._slot(hashes)])
+        low = np.searchsorted(self.hashes, hashes[maybe], side="left")
+        high = np.searchsorted(self.hashes, hashes[maybe], side="right")
+        counts = high - low
+        starts = np.repeat(low - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+        return np.repeat(maybe, counts), starts + np.arange(counts.sum())
+
+
+class _Variant:
+    """Index over one form of the words: as they stand, or with numbers masked."""
+
+    def __init__(self, items: Sequence[Item], config: Decontaminate, masked: bool) -> None:
+        self.masked = masked
+        self._config = config
+        self.totals = np.ones(len(items), np.int64)
+        collected: dict[int, list[tuple[Hashes, int]]] = {}
+        for number, item in enumerate(items):
+            for length, hashes in self._grams_of(item):
+                collected.setdefault(length, []).append((hashes, number))
+                self.totals[number] = len(hashes) if length else 1
+        self._grams = {
+            length: _Grams(
+                np.concatenate([hashes for hashes, _ in parts]),
+                np.concatenate([np.full(len(hashes), number) for hashes, number in parts]),
+            )
+            for length, parts in sorted(collected.items())
+        }
+
+    def form(self, words: Words) -> Words:
+        """`words` in this variant's form, without symbols."""
+        words = words.select(words.kinds != SYMBOL)
+        if not self.masked:
+            return words
+        numbers = words.kinds == DIGITS
+        repeated = np.zeros(len(numbers), np.bool_)
+        repeated[1:] = numbers[1:] & numbers[:-1]
+        repeated[words.documents[:-1][words.documents[:-1] < len(numbers)]] = False
+        masked = Words(
+            np.where(numbers, np.uint64(DIGITS), words.hashes),
+            words.kinds,
+            words.documents,
+            words.lines,
+            words.starts,
+            words.ends,
+            words.folded,
+        )
+        return masked.select(~repeated)
+
+    def find(self, words: Words) -> list[_Found]:
+        """All n-grams of items in `words`, which have this variant's form."""
+        found: list[_Found] = []
+        chinese = bool((words.kinds == IDEOGRAPH).any())
+        for length, grams in self._grams.items():
+            if length > self._config.ngram_words and not chinese:
+                continue
+            if length == _LINE:
+                first = words.lines
+                last = np.append(first[1:], len(words.hashes))
+                hashes = spans(words, first, last)
+            else:
+                hashes, first = ngrams(words, length)
+                last = first + length
+            places, entries = grams.find(hashes)
+            found += [
+                _Found(int(grams.items[e]), int(e), int(first[p]), int(last[p]))
+                for p, e in zip(places, entries, strict=True)
+            ]
+        return found
+
+    def _grams_of(self, item: Item) -> list[tuple[int, Hashes]]:
+        words = self.form(cut_words([item.question]))
+        count = len(words.hashes)
+        if count == 0:
+            raise DataError(
+                f"{item.where}: item '{item.id}' has no word to index; correct the item or remove it"
+            )
+        chinese = (words.kinds == IDEOGRAPH).mean() > 0.3
+        length = self._config.ngram_characters if chinese else self._config.ngram_words
+        short = self._config.short_characters if chinese else self._config.short_words
+        if count >= short:
+            return [(min(count, length), np.unique(ngrams(words, min(count, length))[0]))]
+        markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
+        lines = [
+            " ".join(item.question.split()),
+            *(f"{m} {' '.join(item.question.split())}" for m in markers),
+        ]
+        return [(_LINE, self._whole(line)) for line in lines]
+
+    def _whole(self, line: str) -> Hashes:
+        words = self.form(cut_words([line]))
+        return spans(words, words.documents[:-1], words.documents[1:])
+
+
+class Contamination:
+    """Index of all benchmark items of a config, ready to search documents."""
+
+    def __init__(self, config: Decontaminate) -> None:
+        self.items = [item for path in config.benchmarks for item in load_items(path)]
+        self._config = config
+        masks = (False, True) if config.mask_numbers else (False,)
+        self._variants = [_Variant(self.items, config, masked) for masked in masks]
+
+    @cached_property
+    def benchmarks(self) -> dict[str, int]:
+        """Number of items by benchmark."""
+        counts: dict[str, int] = {}
+        for item in self.items:
+            counts[item.benchmark] = counts.get(item.benchmark, 0) + 1
+        return counts
+
+    def search(self, words: Words, problems: npt.NDArray[np.bool_]) -> dict[int, Hit]:
+        """The hit of every contaminated document; `problems` marks those held to `problem_overlap`."""
+        hits: dict[int, Hit] = {}
+        for variant in self._variants:
+            formed = variant.form(words)
+            found = variant.find(formed)
+            by_pair: dict[tuple[int, int], list[_Found]] = {}
+            documents = np.searchsorted(formed.documents, [f.first for f in found], side="right") - 1
+            for document, one in zip(documents, found, strict=True):
+                by_pair.setdefault((int(document), one.item), []).append(one)
+            for (document, number), grams in sorted(by_pair.items()):
+                share = min(1.0, len({gram.gram for gram in grams}) / int(variant.totals[number]))
+                needed = self._config.problem_overlap if problems[document] else 0.0
+                if share < needed or (document in hits and hits[document].share >= share):
+                    continue
+                item, gram = self.items[number], grams[0]
+                text = formed.text(gram.first, gram.last)
+                hits[document] = Hit(item.benchmark, item.id, text, round(share, 3), variant.masked)
+        return hits
+
+
+def load_items(path: str) -> list[Item]:
+    """Items of a benchmark file or folder; a benchmark is named by folder and file (`gsm8k/test`).
+
+    Raises `DataError` naming file and line for anything that is not an item with a question.
+    """
+    items: list[Item] = []
+    for file in list_files(path, "benchmark"):
+        benchmark = f"{file.parent.name}/{file.name.split('.')[0]}"
+        before = len(items)
+        for first, lines in read_lines(file):
+            for number, line in enumerate(lines, first):
+                if line and not line.isspace():
+                    items.append(_item(line, benchmark, f"{file}:{number}"))
+        if len(items) == before:
+            raise DataError(
+                f"{file}: no items; decontamination against an empty benchmark would hide overlaps"
+            )
+    return items
+
+
+def _item(line: bytes, benchmark: str, where: str) -> Item:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error}); correct the benchmark file") from error
+    question = row.get("question") if isinstance(row, dict) else None
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"{where}: item without 'question'; correct the benchmark file")
+    return Item(benchmark, str(row.get("id", where)), question, where)
+
+
+def benchmark_files(config: Decontaminate) -> list[Path]:
+    """All files the index is made from."""
+    return [file for path in config.benchmarks for file in list_files(path, "benchmark")]

@@ -1,0 +1,132 @@
+"""Megatron-Core's indexed dataset (`.bin` and `.idx`) written, merged and checked in numpy blocks.
+
+Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, then one int32 length and one
+int64 byte offset a sequence, then the first sequence of every document. Here a sequence is a document.
+"""
+
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_mathcpt.data.files import write_whole
+from megatron_mathcpt.errors import DataError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_BLOCK = 1 << 20  # documents a block: 8 MB of offsets at a time
+
+Lengths = npt.NDArray[np.int32]
+TokenType = np.dtype[np.int32] | np.dtype[np.uint16]
+_CODES: dict[TokenType, int] = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+
+
+def token_dtype(vocab_size: int) -> TokenType:
+    """The type Megatron-Core chooses for a vocabulary (`DType.optimal_dtype`)."""
+    return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
+
+
+def write_index(prefix: Path, lengths: Lengths, dtype: TokenType) -> None:
+    """Write `<prefix>.idx` for documents of these lengths in tokens; 8 MB beyond `lengths` itself."""
+    with write_whole(prefix.with_name(prefix.name + ".idx")) as file:
+        file.write(_HEADER.pack(_MAGIC, 1, _CODES[dtype], len(lengths), len(lengths) + 1))
+        lengths.astype("<i4", copy=False).tofile(file)
+        _write_offsets(file, lengths, dtype.itemsize)
+        for low in range(0, len(lengths) + 1, _BLOCK):
+            np.arange(low, min(low + _BLOCK, len(lengths) + 1), dtype="<i8").tofile(file)
+
+
+def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
+    """Lengths and token type of an indexed dataset, mapped from disk.
+
+    Raises `DataError` when the index is not of this format or its sizes and the `.bin` file disagree.
+    """
+    index, tokens = (prefix.with_name(prefix.name + suffix) for suffix in (".idx", ".bin"))
+    for file in (index, tokens):
+        if not file.is_file():
+            raise DataError(f"{file}: not found; build the dataset again")
+    with index.open("rb") as stream:
+        header = stream.read(_HEADER.size)
+    codes = {code: dtype for dtype, code in _CODES.items()}
+    if len(header) < _HEADER.size:
+        raise DataError(f"{index}: {len(header)} bytes, too short for an index; build the dataset again")
+    magic, version, code, sequences, documents = _HEADER.unpack(header)
+    if magic != _MAGIC or version != 1 or code not in codes:
+        raise DataError(f"{index}: not an index of Megatron-Core, version 1; build the dataset again")
+    expected = _HEADER.size + 12 * sequences + 8 * documents
+    if index.stat().st_size != expected:
+        raise DataError(f"{index}: {index.stat().st_size} bytes, its header says {expected}; build it again")
+    lengths: Lengths = np.empty(0, np.int32)
+    if sequences:
+        lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sequences,))
+    expected = int(lengths.sum(dtype=np.int64)) * codes[code].itemsize
+    if tokens.stat().st_size != expected:
+        raise DataError(f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected}; build it again")
+    return lengths, codes[code]
+
+
+def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
+    """Join datasets in order into `prefix` by appending bytes; returns documents and tokens.
+
+    Raises `DataError` if the parts differ in token type or one is damaged.
+    """
+    read = [read_lengths(part) for part in parts]
+    dtypes = {dtype for _, dtype in read}
+    if len(dtypes) != 1:
+        raise DataError(
+            f"{prefix}: parts to merge hold different token types; tokenize all with one tokenizer"
+        )
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with write_whole(prefix.with_name(prefix.name + ".bin")) as file:
+        for part in parts:
+            with part.with_name(part.name + ".bin").open("rb") as source:
+                shutil.copyfileobj(source, file, 16 << 20)
+    lengths = np.concatenate([lengths for lengths, _ in read])
+    write_index(prefix, lengths, dtypes.pop())
+    return len(lengths), int(lengths.sum(dtype=np.int64))
+
+
+def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:
+    """Token ids of each document in order."""
+    lengths, dtype = read_lengths(prefix)
+    tokens = np.fromfile(prefix.with_name(prefix.name + ".bin"), dtype)
+    yield from (part.astype(np.int64) for part in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths))
+
+
+class DatasetWriter:
+    """Appends documents to `<prefix>.bin`; `close` writes the index. Nothing has its name before `close`."""
+
+    def __init__(self, prefix: Path, dtype: TokenType) -> None:
+        self._prefix, self._dtype = prefix, dtype
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = prefix.with_name(f".{prefix.name}.bin.tmp")
+        self._file = self._temporary.open("wb")
+        self._lengths: list[Lengths] = []
+
+    def write(self, tokens: npt.NDArray[np.int32] | npt.NDArray[np.uint16], lengths: Lengths) -> None:
+        """Append documents given as one flat array and their lengths."""
+        tokens.astype(self._dtype, copy=False).tofile(self._file)
+        self._lengths.append(lengths.astype(np.int32, copy=False))
+
+    def close(self) -> tuple[int, int]:
+        """Complete both files; returns documents and tokens."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
+        self._temporary.replace(self._prefix.with_name(self._prefix.name + ".bin"))
+        write_index(self._prefix, lengths, self._dtype)
+        return len(lengths), int(lengths.sum(dtype=np.int64))
+
+
+def _write_offsets(file: BinaryIO, lengths: Lengths, itemsize: int) -> None:
+    offset = 0
+    for low in range(0, len(lengths), _BLOCK):
+        ends = np.cumsum(lengths[low : low + _BLOCK], dtype=np.int64) * itemsize + offset
+        np.concatenate(([offset], ends[:-1])).astype("<i8").tofile(file)
+        offset = int(ends[-1])

@@ -1,0 +1,158 @@
+"""First stage, per shard: read, clean, filter, decontaminate, and hash what is left for deduplication."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.decontaminate import Contamination, Hit
+from megatron_mathcpt.data.files import write_whole
+from megatron_mathcpt.data.filters import drop_reason
+from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.sources import Document, Reject, Shard, read_documents
+from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
+from megatron_mathcpt.data.work import Build, save_array
+from megatron_mathcpt.errors import DataError
+
+Flags = npt.NDArray[np.bool_]
+
+
+def prepare_shard(build: Build, shard: Shard, contamination: Contamination | None) -> dict[str, Any]:
+    """Leave kept and dropped documents, hashes and counts of `shard`; returns the counts.
+
+    Raises `DataError` naming file and line when more records are unreadable than the source allows, and
+    naming the file when it holds no record at all.
+    """
+    finished = build.done("prepared", shard)
+    if finished is not None:
+        return finished
+    folder = build.folder("prepared", shard)
+    worker = _Worker(build.config, shard, contamination)
+    with ExitStack() as stack:
+        kept, dropped, ids = (
+            stack.enter_context(write_whole(folder / name))
+            for name in ("kept.jsonl", "dropped.jsonl", "ids.jsonl")
+        )
+        for block in read_documents(shard, build.config.sources[shard.source]):
+            worker.take(block, kept, dropped, ids)
+        worker.check_rejects(last=True)
+    for name, parts in worker.arrays.items():
+        save_array(folder / f"{name}.npy", np.concatenate(parts))
+    build.finish("prepared", shard, worker.counts())
+    return worker.counts()
+
+
+class _Worker:
+    """Counts and hashes of one shard while it is read."""
+
+    def __init__(self, config: Corpus, shard: Shard, contamination: Contamination | None) -> None:
+        self._config, self._shard, self._contamination = config, shard, contamination
+        self._source = config.sources[shard.source]
+        self._dropped: Counter[str] = Counter()
+        self._hits: list[dict[str, Any]] = []
+        self._read = self._kept = self._bytes = 0
+        self._first_reject: Reject | None = None
+        self.arrays: dict[str, list[npt.NDArray[Any]]] = {
+            name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes")
+        }
+        if rule := config.deduplicate:
+            self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
+
+    def take(self, block: list[Document | Reject], kept: BinaryIO, dropped: BinaryIO, ids: BinaryIO) -> None:
+        """Sort one block of records into kept and dropped."""
+        self._read += len(block)
+        good = []
+        for record in block:
+            if isinstance(record, Reject):
+                self._first_reject = self._first_reject or record
+                self._drop(dropped, "rejected", {"line": record.line, "detail": record.reason})
+            elif reason := drop_reason(record.text, self._config.filter):
+                self._drop(dropped, reason, _row(record))
+            else:
+                good.append(record)
+        self.check_rejects()
+        for batch in batches(good):
+            self._take_batch(batch, kept, dropped, ids)
+
+    def _take_batch(self, batch: list[Document], kept: BinaryIO, dropped: BinaryIO, ids: BinaryIO) -> None:
+        words = cut_words([document.text for document in batch])
+        problems = np.array([document.problem is not None for document in batch])
+        hits = self._contamination.search(words, problems) if self._contamination else {}
+        clean = np.ones(len(batch), np.bool_)
+        clean[list(hits)] = False
+        for number, document in enumerate(batch):
+            row = _row(document)
+            if number in hits:
+                self._drop(dropped, "contaminated", {**row, "detail": asdict(hits[number])})
+                self._note_hit(document, hits[number])
+            else:
+                kept.write(orjson.dumps(row) + b"\n")
+                ids.write(orjson.dumps(document.id) + b"\n")
+        self._kept += int(clean.sum())
+        self._note_hashes(batch, words, problems, clean)
+
+    def _note_hashes(self, batch: list[Document], words: Words, problems: Flags, clean: Flags) -> None:
+        sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
+        self.arrays["whole"].append(whole_hashes(words)[clean])
+        self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
+        self.arrays["bytes"].append(sizes[clean])
+        self._bytes += int(sizes.sum())
+        if rule := self._config.deduplicate:
+            self.arrays["signatures"].append(
+                signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
+            )
+
+    def _drop(self, dropped: BinaryIO, reason: str, row: dict[str, Any]) -> None:
+        self._dropped[reason] += 1
+        dropped.write(orjson.dumps({"reason": reason, **row}) + b"\n")
+
+    def _note_hit(self, document: Document, hit: Hit) -> None:
+        self._hits.append({"document": document.id, **asdict(hit)})
+
+    def check_rejects(self, last: bool = False) -> None:
+        """Stop at the first reject when none is allowed, else at the end when there are too many."""
+        reject, limit = self._first_reject, self._source.reject_limit
+        if last and not self._read:
+            raise DataError(f"{self._shard.path}: no records; remove the file or give one with content")
+        if reject and (limit == 0 or (last and self._dropped["rejected"] > limit * self._read)):
+            raise DataError(
+                f"{self._shard.path}:{reject.line}: {reject.reason}; correct the line, or raise sources."
+                f"{self._shard.source}.reject_limit (rejected {self._dropped['rejected']} of {self._read})"
+            )
+
+    def counts(self) -> dict[str, Any]:
+        """Read, kept, dropped by reason, bytes of text, and decontamination hits."""
+        return {
+            "read": self._read,
+            "kept": self._kept,
+            "dropped": dict(sorted(self._dropped.items())),
+            "bytes": self._bytes,
+            "hits": self._hits,
+        }
+
+
+def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """`documents` in order, in lists of about `BATCH_CHARACTERS` characters of text."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _row(document: Document) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": document.id, "source": document.source, "text": document.text}
+    if document.problem is not None:
+        row["problem"] = document.problem.model_dump(exclude={"id", "source"})
+    return row

@@ -1,0 +1,101 @@
+"""Third stage, per shard: write what stays, tokenize it; then join the shards of each pool."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from megatron_mathcpt.data.decide import DUPLICATES, SPLITS, VALIDATION
+from megatron_mathcpt.data.files import read_lines, write_whole
+from megatron_mathcpt.data.indexed_dataset import DatasetWriter, token_dtype
+from megatron_mathcpt.data.sources import Shard
+from megatron_mathcpt.data.tokenize import Encoder, close_documents
+from megatron_mathcpt.data.tokenizer import TokenizerInfo
+from megatron_mathcpt.data.work import Build, load_array
+
+
+def publish_shard(build: Build, shard: Shard, encoder: Encoder, info: TokenizerInfo) -> dict[str, Any]:
+    """Leave documents, duplicates and both datasets of `shard`; returns documents and tokens by split."""
+    finished = build.done("published", shard)
+    if finished is not None:
+        return finished
+    folder = build.folder("published", shard)
+    decisions = load_array(build.folder("decided", shard) / "decisions.npy")
+    writers = [DatasetWriter(folder / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
+    with ExitStack() as stack:
+        kept, dropped = (
+            stack.enter_context(write_whole(folder / n)) for n in ("kept.jsonl", "dropped.jsonl")
+        )
+        originals = iter(_originals(build, shard, decisions))
+        done = 0
+        for _, lines in read_lines(build.folder("prepared", shard) / "kept.jsonl"):
+            here = np.array(decisions[done : done + len(lines)])
+            done += len(lines)
+            for number in np.flatnonzero(here > VALIDATION):
+                row = {"reason": DUPLICATES[here[number]], **orjson.loads(lines[number])}
+                dropped.write(orjson.dumps({**row, "detail": {"kept": next(originals)}}) + b"\n")
+            for split, writer in zip(SPLITS, writers, strict=True):
+                chosen = [lines[number] for number in np.flatnonzero(here == split)]
+                if chosen:
+                    texts = [orjson.loads(line)["text"] for line in chosen]
+                    writer.write(*close_documents(*encoder.encode(texts), info.eos_id))
+            kept.writelines(lines[number] + b"\n" for number in np.flatnonzero(here <= VALIDATION))
+    counts: dict[str, Any] = {}
+    for name, writer in zip(SPLITS.values(), writers, strict=True):
+        documents, tokens = writer.close()
+        counts[name] = {"documents": documents, "tokens": tokens}
+    values, sizes = np.unique(decisions[decisions > VALIDATION], return_counts=True)
+    counts["dropped"] = {DUPLICATES[value]: int(size) for value, size in zip(values, sizes, strict=True)}
+    build.finish("published", shard, counts)
+    return counts
+
+
+def kept_texts(build: Build, share: float) -> Iterator[str]:
+    """Texts of the documents that stay, or of the `share` of them with the smallest split keys."""
+    for shard in build.shards:
+        decisions, keys = (
+            load_array(build.folder("decided", shard) / f"{n}.npy") for n in ("decisions", "keys")
+        )
+        done = 0
+        for _, lines in read_lines(build.folder("prepared", shard) / "kept.jsonl"):
+            part = slice(done, done + len(lines))
+            done += len(lines)
+            for number in np.flatnonzero((decisions[part] <= VALIDATION) & (keys[part] < share)):
+                yield orjson.loads(lines[number])["text"]
+
+
+def kept_bytes(build: Build) -> int:
+    """Bytes of text of all documents that stay."""
+    total = 0
+    for shard in build.shards:
+        stay = load_array(build.folder("decided", shard) / "decisions.npy") <= VALIDATION
+        total += int(load_array(build.folder("prepared", shard) / "bytes.npy")[stay].sum())
+    return total
+
+
+def join_lines(parts: list[Path], path: Path) -> None:
+    """Join files of lines in order."""
+    with write_whole(path) as file:
+        for part in parts:
+            with part.open("rb") as source:
+                while block := source.read(16 << 20):
+                    file.write(block)
+
+
+def _originals(build: Build, shard: Shard, decisions: Any) -> list[str]:
+    """For each duplicate of `shard` in order, the id of the document that stays."""
+    first = load_array(build.folder("decided", shard) / "first.npy")
+    wanted = np.array(first[decisions > VALIDATION])
+    result = [""] * len(wanted)
+    start = 0
+    for other in build.shards:
+        if not len(wanted):
+            break
+        lines = (build.folder("prepared", other) / "ids.jsonl").read_bytes().split(b"\n")[:-1]
+        for place in np.flatnonzero((wanted >= start) & (wanted < start + len(lines))):
+            result[place] = orjson.loads(lines[wanted[place] - start])
+        start += len(lines)
+    return result

@@ -1,0 +1,93 @@
+"""Tokenizers: load one with checks, or train a byte-level BPE.
+
+A tokenizer is a Hugging Face folder (`tokenizer.json`, `tokenizer_config.json`) with an end-of-text token.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_mathcpt.data.files import write_whole
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.manifest import hash_file
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|end_of_text|>"
+_END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What a dataset must remember about its tokenizer; `vocab_size` counts every id up to the largest."""
+
+    folder: Path
+    vocab_size: int
+    eos_id: int
+    sha256: str
+
+
+def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerInfo]:
+    """The tokenizer in `folder`, which may also be the path of a `tokenizer.json`.
+
+    Raises `DataError` if it is missing, damaged, or has no end-of-text token.
+    """
+    import tokenizers
+
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    if not file.is_file():
+        raise DataError(
+            f"{file}: tokenizer not found; give a folder with tokenizer.json, or set tokenizer.vocab_size"
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises plain Exception for any damage
+        raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    eos_id = _find_end(file, vocabulary)
+    return tokenizer, TokenizerInfo(file.parent, max(vocabulary.values()) + 1, eos_id, hash_file(file))
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> TokenizerInfo:
+    """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    with write_whole(folder / "tokenizer_config.json") as file:
+        file.write(json.dumps(settings, indent=1).encode())
+    with write_whole(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_str(pretty=True).encode())
+    return load_tokenizer(folder)[1]
+
+
+def _find_end(file: Path, vocabulary: dict[str, int]) -> int:
+    settings = file.with_name("tokenizer_config.json")
+    named = json.loads(settings.read_bytes()).get("eos_token") if settings.is_file() else None
+    named = named.get("content") if isinstance(named, dict) else named
+    for name in (named,) if named else _END_NAMES:
+        if name in vocabulary:
+            return vocabulary[name]
+    raise DataError(
+        f"{file}: no end-of-text token ({named or ', '.join(_END_NAMES)}); name eos_token in {settings.name}"
+    )

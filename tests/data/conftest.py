@@ -1,0 +1,35 @@
+"""A small raw corpus of three pools and a benchmark, and the config that builds it."""
+
+import random
+from pathlib import Path
+
+import pytest
+from made import problem, sentence, tree, write_lines
+
+from megatron_mathcpt.config.corpus import Corpus
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Folder `raw` with general.jsonl, math_corpus.jsonl, problem_solving.jsonl and benchmark/test.jsonl."""
+    random_ = random.Random(5)
+    folder = tmp_path / "raw"
+    for pool, count in (("general", 60), ("math_corpus", 40)):
+        rows = [
+            {"id": f"{pool}{i}", "text": "\n".join(sentence(random_) for _ in range(6)), "source": "made"}
+            for i in range(count)
+        ]
+        write_lines(folder / f"{pool}.jsonl", rows)
+    write_lines(folder / "problem_solving.jsonl", [problem(i) for i in range(50)])
+    item = {
+        "id": "b0",
+        "question": "A farmer keeps seventeen grey goats and nine hens in one yard. How many legs?",
+    }
+    write_lines(folder / "benchmark" / "test.jsonl", [item])
+    return folder
+
+
+@pytest.fixture
+def config(raw: Path) -> Corpus:
+    """The build of the `raw` folder, problems first."""
+    return Corpus.model_validate(tree(raw))

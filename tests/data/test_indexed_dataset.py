@@ -1,0 +1,87 @@
+"""Datasets are byte for byte what Megatron-Core writes, and its reader gives the same documents back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_mathcpt.data.indexed_dataset import (
+    DatasetWriter,
+    merge,
+    read_documents,
+    read_lengths,
+    token_dtype,
+)
+from megatron_mathcpt.errors import DataError
+
+
+def documents(count: int, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, vocab_size, random.integers(0, 50)).astype(np.int32) for _ in range(count)]
+
+
+def write(prefix: Path, docs: list[np.ndarray], vocab_size: int) -> Path:
+    writer = DatasetWriter(prefix, token_dtype(vocab_size))
+    for low in range(0, len(docs), 7):
+        part = docs[low : low + 7]
+        writer.write(np.concatenate(part), np.array([len(d) for d in part], np.int32))
+    writer.close()
+    return prefix
+
+
+def both(prefix: Path) -> list[bytes]:
+    return [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
+
+
+@pytest.mark.parametrize("vocab_size", [500, 65_499, 65_500, 128_256])
+def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> None:
+    torch = pytest.importorskip("torch")
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+
+    docs = documents(100, vocab_size)
+    prefix = write(tmp_path / "ours", docs, vocab_size)
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(vocab_size))
+    for doc in docs:
+        builder.add_document(torch.from_numpy(doc), [len(doc)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    assert both(prefix) == both(tmp_path / "theirs")
+    read = IndexedDataset(str(prefix))
+    assert len(read) == len(docs)
+    assert all(np.array_equal(read[i], doc) for i, doc in enumerate(docs))
+    assert all(np.array_equal(a, b) for a, b in zip(read_documents(prefix), docs, strict=True))
+
+
+def test_merge_equals_one_dataset(tmp_path: Path) -> None:
+    docs = documents(90, 500)
+    whole = write(tmp_path / "whole", docs, 500)
+    parts = [write(tmp_path / f"part{i}", docs[low : low + 30], 500) for i, low in enumerate((0, 30, 60))]
+    parts.insert(1, write(tmp_path / "empty", [], 500))
+    assert merge(parts, tmp_path / "merged") == (90, sum(map(len, docs)))
+    assert both(tmp_path / "merged") == both(whole)
+
+
+def test_merge_refuses_mixed_token_types(tmp_path: Path) -> None:
+    parts = [write(tmp_path / str(size), documents(3, 500), size) for size in (500, 100_000)]
+    with pytest.raises(DataError, match="different token types"):
+        merge(parts, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("cut", [1, 30, 10_000])
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, cut: int) -> None:
+    prefix = write(tmp_path / "data", documents(100, 500), 500)
+    file = Path(f"{prefix}{suffix}")
+    file.write_bytes(file.read_bytes()[:-cut])
+    with pytest.raises(DataError, match=str(file)):
+        read_lengths(prefix)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "data", documents(10, 500), 500)
+    index = Path(f"{prefix}.idx")
+    index.write_bytes(b"\x00" * len(index.read_bytes()))
+    with pytest.raises(DataError, match="not an index"):
+        read_lengths(prefix)
+    index.unlink()
+    with pytest.raises(DataError, match="not found"):
+        read_lengths(prefix)
