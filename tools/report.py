@@ -17,6 +17,7 @@ def main(
     runs: Annotated[str, typer.Option(help="names of the runs, in order, with commas between")] = "",
     compare: Annotated[list[str] | None, typer.Option(help="B,A: test B − A; may be given again")] = None,
     title: Annotated[str, typer.Option(help="heading of the page; default the name of ROOT")] = "",
+    study: Annotated[bool, typer.Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -27,7 +28,9 @@ def main(
     if not names:
         raise ConfigError("--runs: no run named; give the names of the run folders, as in --runs base1,base2")
     pairs = [_pair(text) for text in compare or []]
-    report = build_report(root, out or root / "report", runs=names, comparisons=pairs, title=title)
+    report = build_report(
+        root, out or root / "report", runs=names, comparisons=pairs, title=title, study=study
+    )
     table = Table(
         *report.rows[0][:1], title=f"{title or root.resolve().name}: accuracy in % ± standard error"
     )

@@ -14,6 +14,7 @@ from megatron_mathcpt.report.graph import build_graph, find_manifests
 from megatron_mathcpt.report.page import render
 from megatron_mathcpt.report.read import load_runs, read_json
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
+from megatron_mathcpt.report.study import load_published
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,17 @@ class Report:
 
 
 def build_report(
-    root: Path, out: Path, *, runs: Sequence[str], comparisons: Sequence[tuple[str, str]], title: str = ""
+    root: Path,
+    out: Path,
+    *,
+    runs: Sequence[str],
+    comparisons: Sequence[tuple[str, str]],
+    title: str = "",
+    study: bool = False,
 ) -> Report:
     """Write the report on `runs` (folders below `root`) and on the pairs (second, first) of `comparisons`.
+
+    With `study`, runs that carry the names of published.yaml are set beside the published figures.
 
     Raises `ManifestError`, `DataError` or `EvaluationError` naming the file when a folder is incomplete, a
     file is damaged, or compared runs were scored on different items.
@@ -38,7 +47,7 @@ def build_report(
     graph = build_graph(root, manifests)
     timings = root / "timings.json"
     report = {
-        "results": build_results(loaded, comparisons, manifests, graph),
+        "results": build_results(loaded, comparisons, manifests, graph, load_published() if study else None),
         "timings": build_timings(loaded, read_json(timings) if timings.is_file() else {}),
         "versions": build_versions(manifests),
     }
@@ -54,7 +63,12 @@ def build_report(
         "report",
         inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
         counts={"runs": len(runs), "comparisons": len(comparisons)},
-        config={"runs": list(runs), "comparisons": [list(pair) for pair in comparisons], "title": title},
+        config={
+            "runs": list(runs),
+            "comparisons": [list(pair) for pair in comparisons],
+            "title": title,
+            "study": study,
+        },
     )
     return Report(_rows(report["results"]), _sentences(report["results"]), out / "index.html")
 

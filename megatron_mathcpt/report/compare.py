@@ -1,7 +1,7 @@
 """Which run answers more: paired exact tests on the same items, and one plain sentence for each.
 
-Two families of tests are corrected by Holm, each in itself: all pooled comparisons, and all comparisons on
-one task. The words follow from the corrected p-value alone.
+Three families of tests are corrected by Holm, each in itself: all pooled comparisons, all on one task, all on
+one subset (school stage or difficulty). The words follow from the corrected p-value alone.
 """
 
 from collections.abc import Sequence
@@ -71,26 +71,35 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple[Comparison, ...]:
-    """For each pair (second, first) one comparison over all tasks both were scored on; then one a task.
+    """Every pair (second, first) over all tasks both were scored on; then on each task; then on each subset.
 
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
     """
     by_name = {run.name: run for run in runs}
-    pooled, single = [], []
-    for second, first in pairs:
-        for name in (second, first):
-            if name not in by_name:
-                raise EvaluationError(f"comparison names run '{name}'; there are: {', '.join(by_name)}")
-        tasks = [task for task in by_name[second].scores if task in by_name[first].scores]
+    pooled, single, subsets = [], [], []
+    for pair in pairs:
+        second, first = (_known(by_name, name) for name in pair)
+        tasks = [task for task in second.scores if task in first.scores]
         if not tasks:
             raise EvaluationError(
-                f"{by_name[second].folder / 'evaluation'}: no task in common with {first}; "
+                f"{second.folder / 'evaluation'}: no task in common with {first.name}; "
                 "evaluate both runs on the same tasks"
             )
-        outcomes = [(by_name[first].outcomes[task], by_name[second].outcomes[task]) for task in tasks]
-        pooled.append(_compare(second, first, POOLED, outcomes))
-        single += [_compare(second, first, task, [pair]) for task, pair in zip(tasks, outcomes, strict=True)]
-    return (*_corrected(pooled), *_corrected(single))
+        outcomes = {task: (first.outcomes[task], second.outcomes[task]) for task in tasks}
+        pooled.append(_compare(*pair, POOLED, list(outcomes.values())))
+        single += [_compare(*pair, task, [outcomes[task]]) for task in tasks]
+        if second.scores.keys() == first.scores.keys():
+            subsets += [
+                _compare(*pair, name, [(first.subsets[name], second.subsets[name])])
+                for name in second.subsets
+            ]
+    return (*_corrected(pooled), *_corrected(single), *_corrected(subsets))
+
+
+def _known(runs: dict[str, Run], name: str) -> Run:
+    if name not in runs:
+        raise EvaluationError(f"comparison names run '{name}'; there are: {', '.join(runs)}")
+    return runs[name]
 
 
 def _compare(

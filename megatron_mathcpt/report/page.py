@@ -30,6 +30,7 @@ def render(template: str, report: Mapping[str, Any], graph: Graph, title: str, u
             index={name: number for number, name in enumerate(results["runs"])},
             pools=_pools(results),
             score_plots=_score_plots(results),
+            token_plot=_token_plot(results["runs"]),
             difference_plot=_difference_plot(results["comparisons"]),
             loss_plots=_loss_plots(results["runs"]),
             graph=graph_plot(graph),
@@ -52,6 +53,7 @@ def _environment() -> Environment:
         "seconds": formats.seconds,
         "number": formats.number,
         "cell": formats.markdown_cell,
+        "lower_first": lambda text: text[:1].lower() + text[1:],
     }
     return environment
 
@@ -109,6 +111,16 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> IntervalPlot |
 
 def _only_pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in comparisons if row["task"] == POOLED]
+
+
+def _token_plot(runs: Mapping[str, Any]) -> LinePlot | None:
+    """Each run's accuracy over all tasks against the tokens of mathematics it and its parents saw."""
+    points = [
+        (name, index, [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
+        for index, (name, run) in enumerate(runs.items())
+        if run["total"]
+    ]
+    return line_plot("accuracy, all tasks", points)
 
 
 def _loss_plots(runs: Mapping[str, Any]) -> list[LinePlot]:

@@ -22,6 +22,10 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+# Least number of reasoning steps. The study splits by steps too; its boundaries are unknown, these ours.
+_STEPS = (("5 and more steps", 5), ("3 or 4 steps", 3), ("up to 2 steps", 0))
+
+
 class MetricRow(_Row):
     """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
 
@@ -41,6 +45,7 @@ class TaskScore(_Row):
     stderr: float
     data_sha256: str
     language: str = ""
+    truncated_prompts: int = 0
 
 
 class Sample(_Row):
@@ -53,6 +58,14 @@ class Sample(_Row):
     gold: str
     output: str
     question: str = ""
+    stage: str | None = None
+    steps: int | None = None
+
+    def subsets(self) -> tuple[str, ...]:
+        """School stage and difficulty of the item, where its source tells."""
+        stage = (f"{self.stage} school",) if self.stage else ()
+        steps = self.steps
+        return stage if steps is None else (*stage, next(name for name, least in _STEPS if steps >= least))
 
 
 class _Results(_Row):
@@ -64,22 +77,25 @@ class _Results(_Row):
 class Run:
     """One run: counts of its manifest, rows of metrics, and, if scored, its tasks and the items it got right.
 
-    `outcomes` maps a task to {item id: correct}, in the order of the items.
+    `outcomes` maps a task to {item id: correct}, in the order of the items; `subsets` maps a school stage or
+    a difficulty to the same over all tasks. A model that was only scored has no manifest and no metrics.
     """
 
     name: str
     folder: Path
-    manifest: Manifest
+    manifest: Manifest | None
     metrics: tuple[MetricRow, ...]
     conversion: Manifest | None
     evaluation: Manifest | None
     scores: dict[str, TaskScore]
     outcomes: dict[str, dict[str, bool]]
+    subsets: dict[str, dict[str, bool]]
     ungraded: dict[str, int]
 
-    def manifests(self) -> tuple[Manifest, ...]:
-        """The manifests of the run and of what was made from it."""
-        return tuple(found for found in (self.manifest, self.conversion, self.evaluation) if found)
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Counts of the run's manifest."""
+        return self.manifest.counts if self.manifest else {}
 
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
@@ -124,9 +140,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_run(folder: Path, name: str) -> Run:
-    manifest = load_manifest(folder, "run")
-    conversion = _load_if_there(folder / "hf", "hf")
     evaluation = _load_if_there(folder / "evaluation", "evaluation")
+    metrics = folder / "metrics.jsonl"
+    trained = metrics.exists() or evaluation is None
     scores = _load_scores(folder / "evaluation" / "results.json") if evaluation else {}
     samples = {task: _load_rows(_samples_path(folder, task), Sample) for task in scores}
     for task, score in scores.items():
@@ -134,14 +150,24 @@ def _load_run(folder: Path, name: str) -> Run:
     return Run(
         name=name,
         folder=folder,
-        manifest=manifest,
-        metrics=_load_metrics(folder / "metrics.jsonl"),
-        conversion=conversion,
+        manifest=load_manifest(folder, "run") if trained else None,
+        metrics=_load_metrics(metrics) if trained else (),
+        conversion=_load_if_there(folder / "hf", "hf"),
         evaluation=evaluation,
         scores=scores,
         outcomes={task: {row.id: row.correct for row in rows} for task, rows in samples.items()},
+        subsets=_subsets(samples),
         ungraded={task: sum(row.verdict == "ungraded" for row in rows) for task, rows in samples.items()},
     )
+
+
+def _subsets(samples: dict[str, list[Sample]]) -> dict[str, dict[str, bool]]:
+    found: dict[str, dict[str, bool]] = {}
+    for task, rows in samples.items():
+        for row in rows:
+            for subset in row.subsets():
+                found.setdefault(subset, {})[f"{task} {row.id}"] = row.correct
+    return dict(sorted(found.items()))
 
 
 def _load_if_there(folder: Path, kind: str) -> Manifest | None:

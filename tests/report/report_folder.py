@@ -89,6 +89,8 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
                     "extracted": "12" if ok else None,
                     "method": "phrase",
                     "gold": "12",
+                    "stage": ("middle", "high")[item % 2],
+                    "steps": 2 + item % 5,
                     "question": f"小明有 {item} 个苹果 <script>alert({item})</script>?",
                     "output": f" {name} writes: 5 + 7 = 12 & so on.\nThe answer is 12.",
                 }
@@ -120,4 +122,22 @@ def write_results(root: Path) -> Path:
         write_run(root, name, {"corpus": corpus, "init": base})
         write_evaluation(root, name, {"heldout_en": en, "heldout_zh": zh})
     (root / "timings.json").write_text('{"corpus": 12.5, "base": 300.0, "base1": 250.5}', encoding="utf-8")
+    return root
+
+
+def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
+    """A corpus, one synthesis folder, and for each name a run that got these items of these tasks right."""
+    corpus = write_corpus(root).fingerprint()
+    (root / "synthesis" / "tutor-amp").mkdir(parents=True)
+    counts = {
+        "seeds": 100,
+        "accepted": 85,
+        "rejected": {"check": 15},
+        "tokens": {"prompt": 12000, "completion": 34000},
+    }
+    write_manifest(root / "synthesis" / "tutor-amp", "synthesis", inputs={}, counts=counts, config={})
+    base = write_run(root, "base", {"corpus": corpus}).fingerprint()
+    for name, tasks in right.items():
+        write_run(root, name, {"corpus": corpus, "init": base})
+        write_evaluation(root, name, tasks)
     return root

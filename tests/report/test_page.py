@@ -60,12 +60,21 @@ def test_elements_are_nested_and_ids_unique(checked: Checker) -> None:
 
 def test_every_table_and_plot_is_there(checked: Checker) -> None:
     ids = {found.get("id") for _, found in checked.elements}
-    tables = {"score-table", "comparison-table", "run-table", "token-table", "time-table", "version-table"}
+    tables = {
+        "score-table",
+        "subset-table",
+        "comparison-table",
+        "run-table",
+        "token-table",
+        "time-table",
+        "version-table",
+    }
     assert tables <= ids
     labels = [found["aria-label"] for tag, found in checked.elements if tag == "svg"]
     assert labels == [
         "heldout_en",
         "heldout_zh",
+        "accuracy, all tasks against tokens",
         "difference, percentage points",
         "training loss against tokens",
         "validation loss, general against tokens",
@@ -74,7 +83,7 @@ def test_every_table_and_plot_is_there(checked: Checker) -> None:
         "graph of the stages",
     ]
     lines = [found for tag, found in checked.elements if tag == "path" and "data-run" in found]
-    assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 4
+    assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 5
 
 
 def test_nothing_is_loaded_from_outside(page: str, checked: Checker) -> None:
@@ -110,4 +119,4 @@ def test_markdown_tables_have_whole_rows(results: Path, page: str) -> None:
         assert len(widths) == 1, table
     assert "| base2 | 60.0 ± 11.2 (12 of 20) | 25.0 ± 9.9 (5 of 20) | 42.5 ± 7.9 (17 of 40) | 42.5 |" in text
     assert "| corpus | 12.5 s |" in text
-    assert text.count("\n## ") == 7
+    assert text.count("\n## ") == 8

@@ -1,0 +1,187 @@
+"""Our runs beside the figures that arXiv 2501.14002 published, and what they say about its five results.
+
+Published figures live in published.yaml. Only the study's own public sets (GSM8K, MATH) are set beside ours;
+a result is judged by the Holm-corrected paired tests of our runs alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.report import format as formats
+from megatron_mathcpt.report.compare import POOLED, Comparison
+from megatron_mathcpt.report.read import Run
+
+FILE = Path(__file__).with_name("published.yaml")
+Pair = tuple[str, str]
+
+
+class PublishedSet(Section):
+    """One evaluation set of the study: our task on the same items, if there is one, and its whole size."""
+
+    name: str
+    task: str | None
+    items: int
+    mark: str
+
+
+class PublishedRow(Section):
+    """One model: accuracy in percent on each set, and their mean."""
+
+    run: str
+    name: str
+    scores: tuple[float, ...] | None = None
+    average: float
+    mark: str
+
+
+class PublishedTable(Section):
+    """One table of the study."""
+
+    title: str
+    note: str
+    rows: tuple[PublishedRow, ...]
+
+
+class StudyResult(Section):
+    """One result of the study: pairs (better, worse) that it claims, and pairs free of its confounds."""
+
+    text: str
+    published: str
+    pairs: tuple[Pair, ...]
+    matched: tuple[Pair, ...] = ()
+    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class Published(Section):
+    """All that is used of the study."""
+
+    sets: tuple[PublishedSet, ...]
+    tables: tuple[PublishedTable, ...]
+    results: tuple[StudyResult, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What some pairs say together: `holds` if all come out as the study says, `fails` if one is opposite."""
+
+    verdict: str
+    sentence: str
+    tests: tuple[str, ...]
+
+
+def load_published() -> Published:
+    """The study's figures."""
+    return load_config(FILE, Published)
+
+
+def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
+    """Every pair of the study's results of which both runs are there and scored."""
+    scored = {run.name for run in runs if run.scores}
+    pairs = [pair for result in published.results for pair in (*result.pairs, *result.matched)]
+    return [pair for pair in dict.fromkeys(pairs) if set(pair) <= scored]
+
+
+def build_study(
+    published: Published, runs: Sequence[Run], comparisons: Sequence[Comparison], sizes: dict[str, int | None]
+) -> dict[str, Any]:
+    """Tables with a row of ours, and a judgement of each result, as JSON can hold it.
+
+    `sizes` gives the parameters of each run, where known.
+    """
+    by_name = {run.name: run for run in runs}
+    return {
+        "sets": [found.model_dump() for found in published.sets],
+        "tables": [
+            {
+                "title": table.title,
+                "note": table.note,
+                "rows": [
+                    row.model_dump() | {"ours": _ours(by_name.get(row.run), published.sets)}
+                    for row in table.rows
+                ],
+            }
+            for table in published.tables
+            if any(row.run in by_name for row in table.rows)
+        ],
+        "results": [_result(result, comparisons, by_name, sizes) for result in published.results],
+    }
+
+
+def judge(
+    pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
+) -> Judgement:
+    """What the comparisons say about `pairs`; a pair that was not run on the items asked for is left out."""
+    found = [match for pair in pairs if (match := _find(pair, where.get(pair[0], (POOLED,)), comparisons))]
+    better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
+    if not found:
+        return Judgement("not tested", "Not tested: none of its pairs of runs is here.", ())
+    tests = tuple(row.sentence for row in found)
+    counts = f"{better} of {len(found)} comparisons as the study says, {worse} the other way round"
+    left_out = f"; {len(pairs) - len(found)} not run" if len(found) < len(pairs) else ""
+    if worse:
+        return Judgement("fails", f"Does not hold here: {counts}{left_out}.", tests)
+    if better == len(found):
+        return Judgement("holds", f"Holds here: {counts}{left_out}.", tests)
+    return Judgement("not distinguishable", f"Not distinguishable here: {counts}{left_out}.", tests)
+
+
+def _find(pair: Pair, where: Sequence[str], comparisons: Sequence[Comparison]) -> Comparison | None:
+    by_task = {row.task: row for row in comparisons if (row.second, row.first) == pair}
+    return next((by_task[task] for task in where if task in by_task), None)
+
+
+def _result(
+    result: StudyResult,
+    comparisons: Sequence[Comparison],
+    runs: dict[str, Run],
+    sizes: dict[str, int | None],
+) -> dict[str, Any]:
+    own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
+    names = [name for pair in result.pairs for name in pair if name in runs]
+    return {
+        "text": result.text,
+        "published": result.published,
+        "verdict": own.verdict,
+        "sentence": own.sentence,
+        "size": _size([runs[name] for name in names], sizes) if own.tests else "",
+        "tests": own.tests,
+        "matched": {"verdict": matched.verdict, "sentence": matched.sentence, "tests": matched.tests}
+        if result.matched
+        else None,
+    }
+
+
+def _size(runs: Sequence[Run], sizes: dict[str, int | None]) -> str:
+    """Parameters and tokens of the runs, as a range where they differ."""
+    parameters = _range([sizes[run.name] for run in runs])
+    tokens = _range([run.counts.get("consumed_tokens") for run in runs])
+    return f"{parameters} parameters, {tokens} tokens a run"
+
+
+def _range(counts: Sequence[int | None]) -> str:
+    known = sorted({count for count in counts if count is not None})
+    if not known:
+        return "unknown"
+    ends = dict.fromkeys(formats.tokens(count) for count in (known[0], known[-1]))
+    return " to ".join(ends)
+
+
+def _ours(run: Run | None, sets: Sequence[PublishedSet]) -> list[dict[str, Any] | None]:
+    """Our score on each of the study's sets; `whole` tells whether it is on all items of the set."""
+    scores = [run.scores.get(found.task) if run and found.task else None for found in sets]
+    return [
+        None
+        if score is None
+        else {
+            "accuracy": score.accuracy,
+            "stderr": score.stderr,
+            "n": score.n,
+            "whole": score.n == found.items,
+        }
+        for score, found in zip(scores, sets, strict=True)
+    ]

@@ -1,0 +1,172 @@
+"""Published figures against one another, and the judgement of the study's results on made-up outcomes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from report_folder import write_grid
+
+from megatron_mathcpt.report.build import build_report
+from megatron_mathcpt.report.compare import Comparison
+from megatron_mathcpt.report.study import judge, load_published
+
+PUBLISHED = load_published()
+ROWS = [row for table in PUBLISHED.tables for row in table.rows if row.scores]
+STAGE_ROWS = {"middle-school-sft", "middle-school-cpt", "high-school-sft", "high-school-cpt"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_an_average_is_the_mean_of_its_four_scores(row) -> None:
+    assert row.average == pytest.approx(sum(row.scores) / 4, abs=0.0101)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_score_is_a_whole_number_of_items(row) -> None:
+    items = [found.items for found in PUBLISHED.sets]
+    if row.run in STAGE_ROWS:
+        items[3] = 658
+    for score, count in zip(row.scores, items, strict=True):
+        assert any(abs(100 * right / count - score) < 0.0051 for right in range(count + 1)), (score, count)
+
+
+def test_a_model_has_the_same_figures_in_every_table() -> None:
+    seen = {}
+    for row in ROWS:
+        assert seen.setdefault(row.run, (row.scores, row.average)) == (row.scores, row.average)
+
+
+def comparison(
+    second: str, first: str, only_second: int, only_first: int, p: float, task: str = "all tasks"
+) -> Comparison:
+    return Comparison(
+        second=second,
+        first=first,
+        task=task,
+        n=100,
+        correct_second=50,
+        correct_first=40,
+        only_second=only_second,
+        only_first=only_first,
+        difference=0.1,
+        low=0.0,
+        high=0.2,
+        detectable=0.1,
+        p_value=p,
+        p_holm=p,
+        tests=1,
+    )
+
+
+BETTER = comparison("a", "b", 20, 2, 0.001)
+WORSE = comparison("c", "b", 2, 20, 0.001)
+OPEN = comparison("d", "b", 9, 5, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict", "better", "worse", "not_run"),
+    [
+        ("ab", "holds", "1 of 1", 0, 0),
+        ("ab xb", "holds", "1 of 1", 0, 1),
+        ("ab db", "not distinguishable", "1 of 2", 0, 0),
+        ("ab cb db", "fails", "1 of 3", 1, 0),
+    ],
+)
+def test_a_result_is_judged_by_all_its_pairs(
+    pairs: str, verdict: str, better: str, worse: int, not_run: int
+) -> None:
+    found = judge([(pair[0], pair[1]) for pair in pairs.split()], {}, [BETTER, WORSE, OPEN])
+    assert found.verdict == verdict
+    assert f"{better} comparisons as the study says" in found.sentence
+    assert f"{worse} the other way round" in found.sentence
+    assert ("; 1 not run" in found.sentence) == (not_run == 1)
+
+
+def test_a_result_without_runs_is_not_tested() -> None:
+    assert judge([("x", "b")], {}, [BETTER]).verdict == "not tested"
+
+
+def test_a_pair_can_be_judged_on_a_subset_first() -> None:
+    where = {"a": ("middle school", "zhongkao_public")}
+    on_stage = comparison("a", "b", 2, 20, 0.001, task="middle school")
+    on_set = comparison("a", "b", 20, 2, 0.001, task="zhongkao_public")
+    assert judge([("a", "b")], where, [BETTER, on_set, on_stage]).verdict == "fails"
+    assert judge([("a", "b")], where, [BETTER, on_set]).verdict == "holds"
+    assert judge([("a", "b")], where, [BETTER]).verdict == "not tested"
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    few, some, many = ([item < right for item in range(100)] for right in (10, 30, 60))
+    scores = {"base1": few, "base2": some, "tutor-amp": many, "res-div": some, "base1-sft": some}
+    tasks = {name: {"gsm8k": right, "zhongkao_public": right} for name, right in scores.items()}
+    return write_grid(tmp_path / "grid", tasks)
+
+
+def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
+    names = ("base1", "base2", "tutor-amp", "res-div", "base1-sft")
+    page = build_report(grid, grid / "report", runs=names, comparisons=[], study=True).page
+    results = json.loads((grid / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    study = results["study"]
+    # each pair of the outcomes above differs by 40 or 60 of 200 items, all one way, or by none
+    assert [found["verdict"] for found in study["results"]] == [
+        "holds",
+        "holds",
+        "not distinguishable",
+        "not tested",
+        "not tested",
+    ]
+    pooled = {
+        (row["second"], row["first"]): row for row in results["comparisons"] if row["task"] == "all tasks"
+    }
+    assert set(pooled) == {
+        ("base2", "base1"),
+        ("tutor-amp", "base2"),
+        ("tutor-amp", "res-div"),
+        ("base2", "base1-sft"),
+    }
+    # 40:0 gives 2 / 2^40; third smallest of four p, so Holm multiplies it by 2
+    assert pooled["base2", "base1"]["p_value"] == 2 / 2**40
+    assert pooled["base2", "base1"]["p_holm"] == 4 / 2**40
+    stages = next(table for table in study["tables"] if table["title"] == "Stages")
+    ours = next(row["ours"] for row in stages["rows"] if row["run"] == "base2")
+    # 100 of 1,319 items are a part of GSM8K; nothing of ours stands beside GAOKAO and ZHONGKAO
+    assert (ours[0]["n"], ours[0]["accuracy"], ours[0]["whole"]) == (100, 0.3, False)
+    assert ours[1:] == [None, None, None]
+    assert {table["title"] for table in study["tables"]} == {
+        "Synthesis methods",
+        "Stages",
+        "Data distribution",
+        "Difficulty",
+    }
+    text = page.read_text(encoding="utf-8")
+    assert "(30.0 ± 4.6)" in text
+    assert text.count('class="scroll"><table class="sortable study-table"') == 4
+    markdown = (grid / "report" / "report.md").read_text(encoding="utf-8")
+    assert (
+        "| Base2 | *47.84* | (30.0 ± 4.6, 100 of 1319 items) | *20.12* | – | *22.98* | *67.05* | *39.50* | S |"
+        in markdown
+    )
+
+
+def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
+    build_report(grid, grid / "report", runs=("base1", "base2"), comparisons=[("base2", "base1")])
+    results = json.loads((grid / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    # items 0, 2, .. are of middle school; steps are 2 + item mod 5; base2 has items 0..29 right in both tasks
+    subsets = results["runs"]["base2"]["subsets"]
+    assert {name: (score["correct"], score["n"]) for name, score in subsets.items()} == {
+        "middle school": (30, 100),
+        "high school": (30, 100),
+        "up to 2 steps": (12, 40),
+        "3 or 4 steps": (24, 80),
+        "5 and more steps": (24, 80),
+    }
+    assert results["synthesis"]["synthesis/tutor-amp"]["rejected, check"] == 15
+    # 10300 tokens of math_corpus in base2, and as many before in base, whose weights it started from
+    assert results["runs"]["base2"]["mathematics_tokens"] == 20600
+
+
+def test_a_model_that_was_only_scored_has_its_row(grid: Path) -> None:
+    for name in ("metrics.jsonl", "manifest.json"):
+        (grid / "base1" / name).unlink()
+    report = build_report(grid, grid / "report", runs=("base1", "base2"), comparisons=[("base2", "base1")])
+    assert report.rows[1][0] == "base1"
