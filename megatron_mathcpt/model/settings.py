@@ -41,9 +41,11 @@ def transformer_config(
         pipeline_dtype=DTYPES[precision.params_dtype],
         bf16=precision.params_dtype == "bf16",
         calculate_per_token_loss=True,
-        # weights.py fills every parameter, from a seed, a checkpoint or Hugging Face weights.
-        perform_initialization=False,
-        use_cpu_initialization=True,
+        # weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which
+        # parameters are tensor-parallel shards; unmarked ones would be missing from the gradient norm.
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
         # Without Transformer Engine these fusions fail or bring nothing.
         gradient_accumulation_fusion=False,
         bias_activation_fusion=fused,
@@ -57,6 +59,10 @@ def transformer_config(
         batch_p2p_comm=virtual is None,
         deallocate_pipeline_outputs=fused,
     )
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def padded_vocab_size(vocab_size: int) -> int:

@@ -79,11 +79,11 @@ def _work(config_path: Path, overrides: list[str], out: Path) -> NoReturn:
     check_experiment(config, world_size)
     inputs = resolve_inputs(config)
     check_experiment(inputs.config, world_size)
-    finished = is_finished(out, inputs) or _train(inputs, out)
+    finished = is_finished(out, inputs) or train_experiment(inputs, out)
     sys.exit(0 if finished else EXIT_REQUEUE)
 
 
-def _train(inputs: Inputs, out: Path) -> bool:
+def train_experiment(inputs: Inputs, out: Path) -> bool:
     """Start the processes' groups, build, train, close; True if the target was reached."""
     from megatron_mathcpt.cpu import use_cpu
 

@@ -1,0 +1,107 @@
+"""A corpus of a few thousand made-up tokens, and tiny runs on it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.manifest import write_manifest
+
+VOCAB_SIZE, EOS_ID = 500, 0
+POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
+
+
+def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+    from torch import tensor
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for document in documents:
+        builder.add_document(tensor(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+
+
+def make_documents(count: int, seed: int) -> list[list[int]]:
+    """Arithmetic progressions over the vocabulary: learnable, of 10 to 120 tokens, ended by EOS."""
+    random = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        start, stride, length = random.integers(1, VOCAB_SIZE), random.integers(1, 4), random.integers(9, 120)
+        tokens = (start + stride * np.arange(length)) % (VOCAB_SIZE - 1) + 1
+        documents.append([*tokens.tolist(), EOS_ID])
+    return documents
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete corpus folder of the three pools."""
+    folder = tmp_path_factory.mktemp("corpus")
+    counts: dict[str, Any] = {}
+    for seed, (pool, size) in enumerate(POOLS.items()):
+        counts[pool] = {}
+        for split, documents in (
+            ("train", make_documents(size, seed)),
+            ("validation", make_documents(5, 100 + seed)),
+        ):
+            write_indexed(folder / "datasets" / pool / split, documents)
+            counts[pool][split] = {"documents": len(documents), "tokens": sum(map(len, documents))}
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    tokenizer = {"vocab_size": VOCAB_SIZE, "eos_id": EOS_ID, "sha256": "none"}
+    write_manifest(
+        folder,
+        "corpus",
+        inputs={},
+        counts={"tokenizer": tokenizer, "pools": counts, "sources": {}},
+        config={},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(corpus: Path) -> dict[str, Any]:
+    """Config tree of 20 steps of a tiny Llama."""
+    return {
+        "name": "tiny",
+        "seed": 7,
+        "model": {
+            "num_layers": 4,
+            "hidden_size": 64,
+            "ffn_hidden_size": 176,
+            "num_attention_heads": 8,
+            "num_query_groups": 4,
+        },
+        "init": {"scratch": True},
+        "data": {
+            "corpus": str(corpus),
+            "blend": {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2},
+        },
+        "optimizer": {"lr": 3e-3},
+        "schedule": {"lr_decay_style": "cosine", "lr_warmup_fraction": 0.1},
+        "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
+        "precision": {"params_dtype": "fp32"},
+        "train": {"train_tokens": 5120, "seq_length": 64, "micro_batch_size": 1, "global_batch_size": 4},
+        "validation": {"sets": list(POOLS)},
+        "checkpoint": {"interval": 8},
+        "logging": {"interval": 5},
+    }
+
+
+def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
+    """`settings` with fields of some sections replaced."""
+    tree = {
+        name: {**value, **sections.get(name, {})} if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
+    return ExperimentConfig.model_validate_json(json.dumps(tree))
+
+
+@pytest.fixture(scope="session")
+def config_of(settings: dict[str, Any]) -> Callable[..., ExperimentConfig]:
+    """`config_of(section={field: value})`: the tiny run's config with some fields replaced."""
+    return lambda **sections: build_config(settings, **sections)
