@@ -1,0 +1,155 @@
+"""Cross-checks of a training config, each with the field it must name, and every config that ships."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.config.llama import LlamaShape, hf_config, read_hf_shape
+from megatron_mathcpt.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if "optimizer:" in path.read_text(encoding="utf-8")
+)
+BASE = next(path for path in CONFIGS if path.name == "quickstart_base.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_config_passes_its_checks(path: Path) -> None:
+    config = load_config(path, ExperimentConfig)
+    check_experiment(config, config.parallel.model_size)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "named"),
+    [
+        ([], 3, "world size"),
+        ([], 1, "world size"),
+        (["train.global_batch_size=12"], 4, "train.global_batch_size"),
+        (["parallel.tensor_model_parallel_size=4"], 4, "model.num_attention_heads"),
+        (["model.num_query_groups=1"], 2, "model.num_query_groups"),
+        (["model.ffn_hidden_size=511"], 2, "model.ffn_hidden_size"),
+        (["parallel.pipeline_model_parallel_size=3"], 6, "model.num_layers"),
+        (
+            ["parallel.sequence_parallel=true", "parallel.tensor_model_parallel_size=1"],
+            1,
+            "parallel.sequence_parallel",
+        ),
+        (["parallel.virtual_pipeline_model_parallel_size=2"], 2, "parallel.virtual_pipeline"),
+        (["parallel.context_parallel_size=2", "train.seq_length=254"], 4, "train.seq_length"),
+        (["parallel.overlap_param_gather=true"], 2, "parallel.overlap_param_gather"),
+        (["optimizer.min_lr=1.0"], 2, "optimizer.min_lr"),
+        (["validation.sets=[]", "validation.interval=5"], 2, "validation.sets"),
+    ],
+)
+def test_a_combination_that_cannot_run_names_its_field(
+    overrides: list[str], world_size: int, named: str
+) -> None:
+    config = load_config(BASE, ExperimentConfig, overrides)
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        check_experiment(config, world_size)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("init.checkpoint=runs/base", "set just one of scratch"),
+        ("init.scratch=false", "set just one of scratch"),
+        ("data.blend.general=0", r"blend.general must be above 0"),
+        ("data.max_epochs.other=2", r"max_epochs.other names no pool"),
+        ("model.num_query_groups=4", "no multiple of num_query_groups"),
+        ("train.seq_len=5", "did you mean 'seq_length'"),
+        ("train.seq_length=1.5", "train.seq_length"),
+    ],
+)
+def test_a_wrong_section_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(BASE, ExperimentConfig, [override])
+
+
+def test_budget_is_rounded_up_to_whole_steps() -> None:
+    config = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"])
+    assert config.train.tokens_per_step == 16 * 256
+    assert (config.train.train_steps, config.train.train_samples) == (2, 32)
+
+
+def test_num_parameters_of_published_models() -> None:
+    # Parameter counts as the model cards give them: Llama-2 7B 6,738,415,616; SmolLM2-135M 134,515,008.
+    llama2 = LlamaShape(
+        num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_attention_heads=32, vocab_size=32000
+    )
+    smollm2 = LlamaShape(
+        num_layers=30,
+        hidden_size=576,
+        ffn_hidden_size=1536,
+        num_attention_heads=9,
+        num_query_groups=3,
+        vocab_size=49152,
+        share_embeddings_and_output_weights=True,
+    )
+    assert llama2.num_parameters() == 6_738_415_616
+    assert smollm2.num_parameters() == 134_515_008
+
+
+LLAMA32 = {
+    "model_type": "llama",
+    "num_hidden_layers": 16,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(LLAMA32 | changes))
+    return folder
+
+
+def test_shape_of_a_hugging_face_config(tmp_path: Path) -> None:
+    shape = read_hf_shape(write_config(tmp_path))
+    assert (shape.num_query_groups, shape.kv_channels, shape.rotary_base) == (8, 64, 500000.0)
+    assert shape.rope_scaling is not None
+    assert shape.rope_scaling.factor == 32.0
+    assert shape.num_parameters() == 1_235_814_400  # Llama-3.2-1B
+
+
+def test_shape_survives_the_way_to_hugging_face_and_back(tmp_path: Path) -> None:
+    shape = read_hf_shape(write_config(tmp_path))
+    exported = hf_config(shape, dtype="bfloat16", bos_id=None, eos_id=2)
+    (tmp_path / "config.json").write_text(json.dumps(exported))
+    assert read_hf_shape(tmp_path) == shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": LLAMA32["rope_scaling"] | {"high_freq_factor": 8.0}}, "high_freq_factor is 8.0"),
+        ({"num_hidden_layers": "16"}, "num_layers"),
+    ],
+)
+def test_a_model_that_is_no_plain_llama_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_hf_shape(write_config(tmp_path, **changes))

@@ -1,0 +1,46 @@
+"""What a user sees of `python -m megatron_mathcpt.train`: one line for each mistake, before any process starts."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.experiment import ExperimentConfig
+
+
+def run(config: Path, out: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "megatron_mathcpt.train", str(config), *arguments, "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "3", "parallel.tensor_model_parallel_size=2"], "world size"),
+        (["train.seq_len=8"], "did you mean 'seq_length'"),
+        (["data.corpus=nowhere"], "nowhere/manifest.json: not found"),
+        (["data.blend.chemistry=1"], "no pool 'chemistry'"),
+        (["data.max_epochs.general=0.1"], "data.max_epochs.general"),
+        (["model.vocab_size=100"], "its tokenizer has 500 tokens"),
+        (["init.scratch=false", "init.checkpoint=nowhere"], "nowhere: holds no complete checkpoint"),
+        (["init.scratch=false", "init.hf=nowhere"], "nowhere/config.json: cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(config_of()))
+    done = run(tmp_path / "tiny.yaml", tmp_path / "out", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_only(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(config_of()))
+    assert run(tmp_path / "tiny.yaml", tmp_path / "out", "--check").returncode == 0
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,26 @@
+"""Rows after a checkpoint go when the run goes on from it."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.train.metrics import clock, drop_rows_after, last_validation
+
+
+def test_rows_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    kept = '{"step": 1, "loss": 6.25}\n{"step": 2, "loss": 0.1}\n{"step": 2, "validation": {"a": 3.5}}\n'
+    path.write_text(kept + '{"step": 3, "loss": 5.0}\n{"step": 4, "lo')
+    drop_rows_after(path, 2)
+    assert path.read_text() == kept
+    assert last_validation(tmp_path) == {"a": 3.5}
+
+
+def test_a_run_without_metrics_has_nothing_to_drop(tmp_path: Path) -> None:
+    drop_rows_after(tmp_path / "metrics.jsonl", 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (7325, "2:02:05")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
