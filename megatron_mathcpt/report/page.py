@@ -120,7 +120,7 @@ def _token_plot(runs: Mapping[str, Any]) -> LinePlot | None:
         for index, (name, run) in enumerate(runs.items())
         if run["total"]
     ]
-    return line_plot("accuracy, all tasks", points)
+    return line_plot("accuracy, all tasks", points, from_zero=False)
 
 
 def _loss_plots(runs: Mapping[str, Any]) -> list[LinePlot]:

@@ -115,12 +115,16 @@ def round_values(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_plot(title: str, curves: Sequence[tuple[str, int, Sequence[Point]]]) -> LinePlot | None:
-    """Curves given as (name, index, points); None when there is not one point."""
+def line_plot(
+    title: str, curves: Sequence[tuple[str, int, Sequence[Point]]], *, from_zero: bool = True
+) -> LinePlot | None:
+    """Curves given as (name, index, points), tokens from zero on; None when there is not one point."""
     points = [point for _, _, curve in curves for point in curve]
     if not points:
         return None
-    x = Axis(*_padded([0.0, *(p[0] for p in points)], 0.0), LEFT, WIDTH - RIGHT)
+    tokens = [point[0] for point in points]
+    ends = _padded([0.0, *tokens], 0.0) if from_zero else _padded(tokens, 0.06)
+    x = Axis(*ends, LEFT, WIDTH - RIGHT)
     y = Axis(*_padded([p[1] for p in points], 0.06), HEIGHT - BOTTOM, TOP)
     lines = (
         Line(name, index, _path(curve, x, y), (x.at(curve[-1][0]), y.at(curve[-1][1])))

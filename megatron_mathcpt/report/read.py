@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
+from megatron_mathcpt.records import Stage
 
 
 class _Row(BaseModel):
@@ -23,7 +24,8 @@ class _Row(BaseModel):
 
 
 # Least number of reasoning steps. The study splits by steps too; its boundaries are unknown, these ours.
-_STEPS = (("5 and more steps", 5), ("3 or 4 steps", 3), ("up to 2 steps", 0))
+_STEPS = (("up to 2 steps", 0), ("3 or 4 steps", 3), ("5 and more steps", 5))
+SUBSETS = ("primary school", "middle school", "high school", *(name for name, _ in _STEPS))
 
 
 class MetricRow(_Row):
@@ -58,14 +60,14 @@ class Sample(_Row):
     gold: str
     output: str
     question: str = ""
-    stage: str | None = None
-    steps: int | None = None
+    stage: Stage | None = None
+    steps: int | None = Field(default=None, ge=0)
 
     def subsets(self) -> tuple[str, ...]:
         """School stage and difficulty of the item, where its source tells."""
         stage = (f"{self.stage} school",) if self.stage else ()
         steps = self.steps
-        return stage if steps is None else (*stage, next(name for name, least in _STEPS if steps >= least))
+        return stage if steps is None else (*stage, [name for name, least in _STEPS if steps >= least][-1])
 
 
 class _Results(_Row):
@@ -143,7 +145,7 @@ def _load_run(folder: Path, name: str) -> Run:
     evaluation = _load_if_there(folder / "evaluation", "evaluation")
     metrics = folder / "metrics.jsonl"
     trained = metrics.exists() or evaluation is None
-    scores = _load_scores(folder / "evaluation" / "results.json") if evaluation else {}
+    scores = load_scores(folder / "evaluation" / "results.json") if evaluation else {}
     samples = {task: _load_rows(_samples_path(folder, task), Sample) for task in scores}
     for task, score in scores.items():
         _check_score(_samples_path(folder, task), score, samples[task])
@@ -151,7 +153,7 @@ def _load_run(folder: Path, name: str) -> Run:
         name=name,
         folder=folder,
         manifest=load_manifest(folder, "run") if trained else None,
-        metrics=_load_metrics(metrics) if trained else (),
+        metrics=load_metrics(metrics) if trained else (),
         conversion=_load_if_there(folder / "hf", "hf"),
         evaluation=evaluation,
         scores=scores,
@@ -167,7 +169,7 @@ def _subsets(samples: dict[str, list[Sample]]) -> dict[str, dict[str, bool]]:
         for row in rows:
             for subset in row.subsets():
                 found.setdefault(subset, {})[f"{task} {row.id}"] = row.correct
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in SUBSETS if name in found}
 
 
 def _load_if_there(folder: Path, kind: str) -> Manifest | None:
@@ -178,7 +180,8 @@ def _samples_path(folder: Path, task: str) -> Path:
     return folder / "evaluation" / f"samples_{task}.jsonl"
 
 
-def _load_scores(path: Path) -> dict[str, TaskScore]:
+def load_scores(path: Path) -> dict[str, TaskScore]:
+    """The tasks of an evaluation's `results.json`; raises `EvaluationError` naming a wrong field."""
     try:
         return _Results.model_validate(read_json(path)).tasks
     except ValidationError as error:
@@ -195,8 +198,8 @@ def _check_score(path: Path, score: TaskScore, samples: Sequence[Sample]) -> Non
         )
 
 
-def _load_metrics(path: Path) -> tuple[MetricRow, ...]:
-    """Rows by step; a step that was done again after a stop counts once, as it was done last."""
+def load_metrics(path: Path) -> tuple[MetricRow, ...]:
+    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
     last = {(row.step, row.validation is None): row for row in _load_rows(path, MetricRow)}
     return tuple(sorted(last.values(), key=lambda row: row.step))
 

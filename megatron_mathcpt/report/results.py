@@ -13,7 +13,7 @@ from megatron_mathcpt.manifest import Manifest
 from megatron_mathcpt.report.compare import compare_runs
 from megatron_mathcpt.report.curves import train_curve, validation_curves
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.read import Run, TaskScore, tasks_of
+from megatron_mathcpt.report.read import SUBSETS, Run, TaskScore, tasks_of
 from megatron_mathcpt.report.samples import choose_samples
 from megatron_mathcpt.report.study import Published, build_study, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
@@ -38,7 +38,7 @@ def build_results(
     tokens = _mathematics_tokens(manifests, graph)
     return {
         "tasks": list(tasks_of(runs)),
-        "subsets": sorted({name for run in runs for name in run.subsets}),
+        "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": {
             run.name: _run(run)
             | {"parameters": sizes[run.name], "mathematics_tokens": tokens.get(run.name, 0)}

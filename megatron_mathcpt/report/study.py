@@ -158,17 +158,15 @@ def _result(
 
 def _size(runs: Sequence[Run], sizes: dict[str, int | None]) -> str:
     """Parameters and tokens of the runs, as a range where they differ."""
-    parameters = _range([sizes[run.name] for run in runs])
-    tokens = _range([run.counts.get("consumed_tokens") for run in runs])
-    return f"{parameters} parameters, {tokens} tokens a run"
+    parameters = _range([sizes[run.name] for run in runs], "parameters")
+    tokens = _range([run.counts.get("consumed_tokens") for run in runs], "tokens a run")
+    return ", ".join(part for part in (parameters, tokens) if part)
 
 
-def _range(counts: Sequence[int | None]) -> str:
-    known = sorted({count for count in counts if count is not None})
-    if not known:
-        return "unknown"
-    ends = dict.fromkeys(formats.tokens(count) for count in (known[0], known[-1]))
-    return " to ".join(ends)
+def _range(counts: Sequence[int | None], unit: str) -> str:
+    known = [count for count in counts if count is not None]
+    ends = dict.fromkeys(formats.tokens(end(known)) for end in (min, max) if known)
+    return f"{' to '.join(ends)} {unit}" if known else ""
 
 
 def _ours(run: Run | None, sets: Sequence[PublishedSet]) -> list[dict[str, Any] | None]:

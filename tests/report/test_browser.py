@@ -93,6 +93,16 @@ def test_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
     in_browser(chromium, page, check)
 
 
+def test_rows_are_kept_by_their_words(chromium: str, page: Path) -> None:
+    async def check(opened: Page) -> None:
+        field = "document.querySelector('[data-table=comparison-table]')"
+        await opened.evaluate(f"{field}.value = 'BETTER heldout'; {field}.dispatchEvent(new Event('input'))")
+        shown = "[...document.querySelectorAll('#comparison-table tbody tr')].filter(r => r.offsetHeight)"
+        assert await opened.evaluate(f"{shown}.map(row => row.cells[1].textContent)") == ["heldout_en"]
+
+    in_browser(chromium, page, check)
+
+
 def test_plots_show_values_and_hide_runs(chromium: str, page: Path) -> None:
     async def check(opened: Page) -> None:
         # the mouse at the right end of the training loss: step 40, loss 4 - 40/20 = 2, 40 k tokens
