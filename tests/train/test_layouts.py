@@ -15,6 +15,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import read_json_lines
 from megatron_mathcpt.train.launch import free_port, local_world
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiny_losses.json"
 WORKER = Path(__file__).with_name("layout_worker.py")
 TWO_PROCESSES = {
     "tensor": {"tensor_model_parallel_size": 2},
@@ -78,3 +79,11 @@ def compare(reference: Rows, rows: Rows) -> None:
     assert others[-1]["learning_rate"] == steps[-1]["learning_rate"]
     validation, other = (run[-1]["validation"] for run in (reference, rows))
     assert other == pytest.approx(validation, rel=1e-4)
+
+
+def test_losses_are_those_of_the_stored_run(reference: Rows) -> None:
+    """A refactor leaves these alone; a change of maths stores new ones and says so in its commit."""
+    golden = json.loads(GOLDEN.read_text())
+    losses = {str(row["step"]): row["loss"] for row in reference if "loss" in row}
+    assert losses == pytest.approx(golden["loss"], rel=1e-4)
+    assert reference[-1]["validation"] == pytest.approx(golden["validation"], rel=1e-4)
