@@ -11,22 +11,28 @@ def points(share: float | None, *, sign: bool = False) -> str:
     return ("0.0" if text in ("+0.0", "-0.0") else text).replace("-", "−")
 
 
+def significant(value: float | None) -> str:
+    """Two significant digits, as in `0.021` and `1.5e−6`."""
+    if value is None:
+        return MISSING
+    return f"{value:.2g}".replace("e-0", "e-").replace("-", "−")
+
+
 def p_value(value: float, *, equals: bool = False) -> str:
-    """Two significant digits; `equals` puts the relation in front, as in `= 0.021` or `< 1e-15`."""
+    """Two significant digits; `equals` puts the relation in front, as in `= 0.021` or `< 1e−15`."""
     if value < 1e-15:
-        return "< 1e-15"
-    text = f"{value:.2g}" if value < 0.9995 else "1"
-    text = text.replace("e-0", "e-").replace("-", "−")
-    return f"= {text}" if equals else text
+        return "< 1e−15"
+    return f"= {significant(value)}" if equals else significant(value)
 
 
-def tokens(count: float | None) -> str:
-    """Three significant digits with k, M or B."""
+def tokens(count: float | None, *, tick: bool = False) -> str:
+    """Three significant digits with k, M, B or T; a `tick` has no zeros at the end."""
     if count is None:
         return MISSING
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(count) >= 0.9995 * size:
-            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+            value = count / size
+            return f"{value:.3g} {unit}" if tick or value >= 99.95 else f"{value:#.3g} {unit}"
     return f"{count:.0f}"
 
 

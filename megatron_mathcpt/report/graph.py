@@ -6,6 +6,8 @@ from pathlib import Path
 
 from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
 
+_RUN_STAGES = ("run", "hf", "evaluation")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -68,9 +70,15 @@ def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
         if value in made_by and made_by[value] != owner[path]
     }
     names = _in_order(list(dict.fromkeys(owner.values())), edges)
-    kinds = {name: tuple(manifests[p].kind for p in manifests if owner[p] == name) for name in names}
-    nodes = tuple(Node(name, tuple(dict.fromkeys(kinds[name])), _config(root, name)) for name in names)
+    kinds = {name: [m.kind for path, m in manifests.items() if owner[path] == name] for name in names}
+    nodes = tuple(Node(name, _stages(kinds[name]), _config(root, name)) for name in names)
     return Graph(nodes, tuple(sorted(edges)))
+
+
+def _stages(kinds: list[str]) -> tuple[str, ...]:
+    """Each kind once, a run's stages in the order in which they are done; checkpoints are part of it."""
+    own = [kind for kind in _RUN_STAGES if kind in kinds]
+    return (*own, *sorted({*kinds} - {*own, "checkpoint"}))
 
 
 def _outermost(path: str, manifests: dict[str, Manifest]) -> str:

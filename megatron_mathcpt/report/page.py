@@ -48,6 +48,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "points": formats.points,
+        "significant": formats.significant,
         "p_value": formats.p_value,
         "tokens": formats.tokens,
         "seconds": formats.seconds,

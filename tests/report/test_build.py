@@ -137,7 +137,7 @@ def test_the_graph_follows_the_fingerprints(results: Path) -> None:
     build(results)
     graph = read(results)["results"]["graph"]
     assert [node["name"] for node in graph["nodes"]] == ["corpus", "base", "base1", "base2"]
-    assert graph["nodes"][1]["kinds"] == ["run", "evaluation", "hf"]
+    assert graph["nodes"][1]["kinds"] == ["run", "hf", "evaluation"]
     assert graph["nodes"][1]["config"] == "base/config.yaml"
     assert graph["edges"] == [
         ["base", "base1"],

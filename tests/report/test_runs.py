@@ -26,18 +26,18 @@ def test_every_run_is_listed_with_its_state(results: Path) -> None:
     assert rows["base2"] == (
         "scored",
         "40",
-        "40 k",
+        "40.0 k",
         "2.000",
         "general 2.500, math_corpus 2.500, problem_solving 2.500",
         "heldout_en 60.0, heldout_zh 25.0",
     )
-    assert rows["later"] == ("not finished", "7", "7 k", "3.250", "–", "–")
+    assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–")
     assert list(rows) == ["base", "base1", "base2", "later"]
 
 
 def test_a_run_shows_its_tokens_and_scores(results: Path) -> None:
     shown = dict(show_run(results, "base2"))
-    assert shown["tokens, general"] == "29.7 k of 30 k asked for"
+    assert shown["tokens, general"] == "29.7 k of 30.0 k asked for"
     assert shown["accuracy, heldout_en"] == "60.0 ± 11.2 (20 items)"
 
 
