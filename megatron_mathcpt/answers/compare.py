@@ -1,0 +1,300 @@
+"""Whether two normalised answers mean the same, by their shape: True, False, or None for "cannot tell"."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+
+from megatron_mathcpt.answers.curve import same_curve
+from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
+from megatron_mathcpt.answers.region import looks_like_region, read_region, same_region
+from megatron_mathcpt.answers.shape import (
+    LIST_SEPARATOR,
+    Equation,
+    Group,
+    read_equation,
+    read_group,
+    read_list,
+    read_matrix,
+    split_top,
+)
+from megatron_mathcpt.answers.units import Unit, split_unit
+from megatron_mathcpt.answers.value import same_value
+from megatron_mathcpt.answers.words import is_words, same_time, same_words
+
+UNDECIDED = "value too large or undefined"
+Rule = Callable[[str, str], bool | None]
+Rows = tuple[tuple[str, ...], ...]
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_FUNCTIONS_OF = {"y", "f(x)", "g(x)", "h(x)", "f(t)", "f(n)", "p(x)", "P(x)", "q(x)"}
+
+
+def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bool | None, str]:
+    """Verdict and the rule that decided; `ordered` makes lists keep their order (blanks of a cloze)."""
+    if _squeeze(gold) == _squeeze(prediction):
+        return True, "same text"
+    rules: list[tuple[str, Rule]] = [
+        ("alternatives", _alternatives),
+        ("clock time", same_time),
+        ("words", _words),
+        ("region", _regions),
+        ("matrix", _matrices),
+        ("list", lambda a, b: _lists(a, b, ordered=ordered)),
+        ("group", _groups),
+        ("equation", _equations),
+        ("value", _quantities),
+    ]
+    for name, rule in rules:
+        verdict = rule(gold, prediction)
+        if verdict is not None:
+            return verdict, name
+    if all(_parse(split_unit(text).body) for text in (gold, prediction)):
+        return None, UNDECIDED
+    return None, "outside the rules"
+
+
+def same(gold: str, prediction: str) -> bool | None:
+    """`equivalent` without its reason, for parts of an answer."""
+    return equivalent(gold.strip(), prediction.strip())[0]
+
+
+def _squeeze(text: str) -> str:
+    return re.sub(r"(?<![\d])\s+|\s+(?![\d])", "", text)
+
+
+def _alternatives(gold: str, prediction: str) -> bool | None:
+    parts = [part.strip(" $") for part in re.split(r"#\s*#", gold)]
+    return any(same(part, prediction) for part in parts) if len(parts) > 1 else None
+
+
+def _words(gold: str, prediction: str) -> bool | None:
+    words = is_words(gold), is_words(prediction)
+    if all(words):
+        return same_words(gold, prediction)
+    if words[1] and re.search(r"\d|\\", gold):
+        return False
+    return False if words[0] else None
+
+
+def _regions(gold: str, prediction: str) -> bool | None:
+    if not (looks_like_region(gold) or looks_like_region(prediction)):
+        return None
+    first, second = read_region(gold), read_region(prediction)
+    if first is None or second is None:
+        return False if (first is None) != (second is None) and _settled(gold, prediction) else None
+    return same_region(first, second)
+
+
+def _settled(gold: str, prediction: str) -> bool:
+    """Whether the side that is no region is at least readable: then it is something else."""
+    return all(read_region(text) or _parse(split_unit(text).body) for text in (gold, prediction))
+
+
+def _matrices(gold: str, prediction: str) -> bool | None:
+    first, second = read_matrix(gold), read_matrix(prediction)
+    if first is None and second is None:
+        return None
+    one, two = first or _as_rows(gold), second or _as_rows(prediction)
+    if not one or not two:
+        return False if read_group(gold) or read_group(prediction) else None
+    if first is None or second is None:  # a vector may be written as a point
+        one, two = _as_column(one), _as_column(two)
+    if [len(row) for row in one] != [len(row) for row in two]:
+        return False
+    return _all(
+        same(a, b) for row, other in zip(one, two, strict=True) for a, b in zip(row, other, strict=True)
+    )
+
+
+def _as_column(matrix: Rows) -> Rows:
+    """A row or column vector as a column; any other matrix as it is."""
+    if len(matrix) == 1 or all(len(row) == 1 for row in matrix):
+        return tuple((cell,) for row in matrix for cell in row)
+    return matrix
+
+
+def _as_rows(text: str) -> Rows | None:
+    group = read_group(text)
+    if not group or group.is_set:
+        return None
+    nested = [read_group(item) for item in group.items]
+    if all(nested):
+        return tuple(row.items for row in nested if row)
+    return (group.items,)
+
+
+def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
+    readings = [(_items(gold, ordered), _items(prediction, ordered))]
+    if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
+        if _number(gold) is not None and _number(gold) == _number(prediction):
+            return True
+        if len(readings[0][0]) == 1 or len(readings[0][1]) == 1:
+            return None
+    first, second = readings[0]
+    if len(first) == 1 and len(second) == 1:
+        return None
+    return _same_items(first, second, ordered=ordered or ";" in gold)
+
+
+def _items(text: str, ordered: bool) -> list[str]:
+    if ordered:
+        return split_top(text, ";" if ";" in text else LIST_SEPARATOR)
+    return read_list(text)
+
+
+def _number(text: str) -> Fraction | None:
+    bare = text.replace(",", "")
+    return Fraction(bare) if re.fullmatch(r"-?\d+(\.\d+)?", bare) else None
+
+
+def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool | None:
+    groups = [read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
+    for group, items in ((groups[0], second), (groups[1], first)):
+        if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
+            return _same_sequence(group.items, items, ordered=not group.is_set)
+    names = [_names(items) for items in (first, second)]
+    if all(names) and set(names[0]) == set(names[1]):
+        if len(set(names[0])) == len(names[0]) == len(names[1]):
+            other = dict(zip(names[1], second, strict=True))
+            return _all(same(item, other[name]) for name, item in zip(names[0], first, strict=True))
+    elif all(names) and len(set(_stems(names[0]))) > 1:
+        return False
+    return _same_sequence(first, second, ordered=ordered or _distinct(names[0]) or _distinct(names[1]))
+
+
+def _names(items: list[str]) -> list[str]:
+    equations = [read_equation(item) for item in items]
+    return [equation.name for equation in equations if equation and equation.name] if all(equations) else []
+
+
+def _stems(names: list[str]) -> list[str]:
+    """x_1 and x_2 are two values of one unknown."""
+    return [re.sub(r"_.*", "", name) for name in names]
+
+
+def _distinct(names: list[str]) -> bool:
+    stems = _stems(names)
+    return len(stems) > 1 and len(set(stems)) == len(stems)
+
+
+def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool) -> bool | None:
+    if ordered:
+        if len(first) != len(second):
+            return False
+        return _all(same(a, b) for a, b in zip(first, second, strict=True))
+    found = [_all([_any(same(a, b) for b in second) for a in first])]
+    return _all([*found, *[_any(same(a, b) for a in first) for b in second]]) if found[0] else found[0]
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    found = list(verdicts)
+    if False in found:
+        return False
+    return None if None in found else True
+
+
+def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    unsure = False
+    for verdict in verdicts:
+        if verdict:
+            return True
+        unsure = unsure or verdict is None
+    return None if unsure else False
+
+
+def _groups(gold: str, prediction: str) -> bool | None:
+    first, second = read_group(gold), read_group(prediction)
+    if first is None and second is None:
+        return None
+    if first is None or second is None:
+        group, other = (first or second), (prediction if first else gold)
+        equation = read_equation(other)
+        if equation and equation.name:
+            return same(gold if first else equation.right, equation.right if first else prediction)
+        if group and group.is_set and len(group.items) == 1:
+            return same(group.items[0], other)
+        return False if _parse(other) else None
+    return _same_groups(first, second)
+
+
+def _same_groups(first: Group, second: Group) -> bool | None:
+    if first.is_set != second.is_set:
+        return False
+    interval_like = len(first.items) == 2 and not first.is_set
+    if interval_like and (first.opening, first.closing) != (second.opening, second.closing):
+        return False
+    return _same_sequence(first.items, second.items, ordered=not first.is_set)
+
+
+def _equations(gold: str, prediction: str) -> bool | None:
+    first, second = read_equation(gold), read_equation(prediction)
+    if first is None and second is None:
+        return None
+    if first and second:
+        return _two_equations(first, second)
+    equation, other = (first or second), (prediction if first else gold)
+    assert equation is not None
+    if equation.name or not _symbols(equation.sides[0]):
+        return same(equation.right, other) if first else same(other, equation.right)
+    return False if _parse(split_unit(other).body) else None
+
+
+def _two_equations(first: Equation, second: Equation) -> bool | None:
+    if first.name and second.name:
+        names = {first.name, second.name}
+        if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
+            return same(first.right, second.right)
+    sides = [[_parse(side) for side in (equation.sides[0], equation.right)] for equation in (first, second)]
+    nodes = [node for pair in sides for node in pair if node]
+    if len(nodes) < 4:
+        return False if first.name and second.name else None
+    return same_curve(Node("subtract", tuple(nodes[:2])), Node("subtract", tuple(nodes[2:])))
+
+
+def _symbols(text: str) -> set[str]:
+    node = _parse(text)
+    return node.symbols() if node else {"?"}
+
+
+def _parse(text: str) -> Node | None:
+    try:
+        return parse_expression(text)
+    except NotAnExpression:
+        return None
+
+
+def _quantities(gold: str, prediction: str) -> bool | None:
+    first = split_unit(gold)
+    second = split_unit(prediction, bare_letters=bool(first.unit or re.fullmatch(r"[\d.,/%\s-]*", gold)))
+    nodes = [_parse(first.body), _parse(second.body)]
+    if nodes[0] is None or nodes[1] is None:
+        return None
+    return _same_measure(nodes[0], first.unit, nodes[1], second.unit)
+
+
+def _same_measure(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
+    stated = [found for found in (unit, other) if found and found.dimensions]
+    angles = {"degree", "radian"}
+    if any(dict(found.dimensions).keys() & angles for found in stated):
+        return _same_angle(first, unit, second, other)
+    if len(stated) < 2:  # a unit may be left out
+        return same_value(first, second)
+    if stated[0].dimensions != stated[1].dimensions:
+        return False
+    scaled = [
+        Node("multiply", (node, Node("number", value=found.factor)))
+        for node, found in zip((first, second), stated, strict=True)
+    ]
+    return same_value(scaled[0], scaled[1])
+
+
+def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
+    kinds = [found.dimensions[0][0] if found and found.dimensions else "" for found in (unit, other)]
+    if not set(kinds) <= {"degree", "radian", ""}:
+        return False
+    if "" in kinds and same_value(first, second):
+        return True
+    radians = [
+        Node("degree", (node,)) if kind == "degree" else node
+        for node, kind in zip((first, second), kinds, strict=True)
+    ]
+    return same_value(radians[0], radians[1])

@@ -1,0 +1,385 @@
+"""A small grammar of mathematical answers: LaTeX or plain text to a tree, without executing anything.
+
+Standard precedence; multiplication may be left out and binds like an explicit one (1/2x is x/2); a whole
+number before a proper fraction of whole numbers is a mixed number; `\\log` is to base 10; subscripts belong
+to names.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+class NotAnExpression(ValueError):
+    """The text is outside the grammar."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """`operator` is number, constant, symbol, or an operation or function on `arguments`."""
+
+    operator: str
+    arguments: tuple["Node", ...] = ()
+    value: Fraction | str = ""
+
+    def symbols(self) -> set[str]:
+        """Names of the free symbols."""
+        own = {str(self.value)} if self.operator == "symbol" else set()
+        return own.union(*(argument.symbols() for argument in self.arguments))
+
+
+_MAX_TOKENS = 600
+_MAX_DEPTH = 60
+_GREEK = (  # noqa: SIM905
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega angle triangle"
+).split()
+FUNCTIONS = (  # noqa: SIM905
+    "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc ln lg log exp abs max min"
+).split()
+_ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc"}
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.\d+|\d+\.?(?!\d)|\.\d+)"
+    r"|(?P<command>\\[A-Za-z]+|\\[{}])|(?P<word>[A-Za-z]+)|(?P<other>\S))"
+)
+_CLOSING = {
+    "(": ")",
+    "[": "]",
+    "{": "}",
+    "\\{": "\\}",
+    "|": "|",
+    "\\lfloor": "\\rfloor",
+    "\\lceil": "\\rceil",
+}
+
+
+def parse_expression(text: str) -> Node:
+    """The tree of `text`; raises `NotAnExpression`."""
+    parser = _Parser(_tokens(text))
+    try:
+        node = parser.sum()
+    except RecursionError as error:  # bounded by _MAX_DEPTH; kept for exotic chains
+        raise NotAnExpression("nested too deep") from error
+    if parser.position != len(parser.tokens):
+        raise NotAnExpression(f"unexpected '{parser.tokens[parser.position]}'")
+    return node
+
+
+def _tokens(text: str) -> list[str]:
+    tokens: list[str] = []
+    position = 0
+    text = text.strip()
+    while position < len(text):
+        found = _TOKEN.match(text, position)
+        if not found or len(tokens) > _MAX_TOKENS:
+            raise NotAnExpression("too long" if found else "not in the grammar")
+        position = found.end()
+        if found.group("word"):
+            tokens.extend(_split_word(found.group("word")))
+        elif found.group("command"):
+            tokens.append(_command(found.group("command")))
+        else:
+            tokens.append((found.group("number") or found.group("other")).rstrip(".") or ".")
+    return tokens
+
+
+def _command(command: str) -> str:
+    name = _ALIASES.get(command[1:], command[1:])
+    return f"\\{name}"
+
+
+def _split_word(word: str) -> list[str]:
+    """Function names inside a run of letters become commands, the rest single letters: xsinx, AB, lnx."""
+    names = "|".join([*_ALIASES, *FUNCTIONS, "pi"])
+    parts = re.findall(rf"({names})|([A-Za-z])", word)
+    if sum(bool(letter) for _, letter in parts) > 4:
+        raise NotAnExpression(f"'{word}' is a word")
+    return [f"\\{_ALIASES.get(name, name)}" if name else letter for name, letter in parts]
+
+
+class _Parser:
+    """Recursive descent over the tokens; every method reads one rule and returns its tree."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.position = 0
+        self.depth = 0
+        self.bars = 0
+
+    def peek(self, ahead: int = 0) -> str:
+        place = self.position + ahead
+        return self.tokens[place] if place < len(self.tokens) else ""
+
+    def take(self, expected: str = "") -> str:
+        token = self.peek()
+        if not token or (expected and token != expected):
+            raise NotAnExpression(f"expected '{expected}', found '{token}'")
+        self.position += 1
+        return token
+
+    def sum(self) -> Node:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise NotAnExpression("nested too deep")
+        node = self.product()
+        while self.peek() in ("+", "-"):
+            operator = "add" if self.take() == "+" else "subtract"
+            node = Node(operator, (node, self.product()))
+        self.depth -= 1
+        return node
+
+    def product(self) -> Node:
+        node = self.signed()
+        while True:
+            token = self.peek()
+            if token in ("\\cdot", "/", ":"):
+                self.take()
+                node = Node("multiply" if token == "\\cdot" else "divide", (node, self.signed()))
+            elif self.starts_factor():
+                node = Node("multiply", (node, self.power(after_factor=True)))
+            else:
+                return node
+
+    def starts_factor(self) -> bool:
+        token = self.peek()
+        if token == "|":
+            return self.bars == 0
+        return bool(token) and (
+            token[0].isalnum() or token in ("(", "[", "{") or (token[0] == "\\" and token not in _STOPPERS)
+        )
+
+    def signed(self) -> Node:
+        signs = 0
+        while self.peek() in ("+", "-"):
+            signs += self.take() == "-"
+            if signs > 20:
+                raise NotAnExpression("too many signs")
+        node = self.power()
+        return Node("negate", (node,)) if signs % 2 else node
+
+    def power(self, *, after_factor: bool = False) -> Node:
+        if after_factor and self.peek()[0].isdigit() and self.tokens[self.position - 1][-1:].isdigit():
+            raise NotAnExpression("two numbers side by side")
+        node = self.postfix(self.atom())
+        if self.peek() == "^":
+            self.take()
+            node = self.postfix(Node("power", (node, self.exponent())))
+        return node
+
+    def exponent(self) -> Node:
+        if self.peek() in ("-", "+"):
+            return self.signed()
+        node = self.braced() if self.peek() == "{" else self.atom()
+        if self.peek() == "^":  # a tower is read from the top
+            self.take()
+            return Node("power", (node, self.exponent()))
+        return node
+
+    def postfix(self, node: Node) -> Node:
+        while True:
+            if self.peek() == "!" and self.peek(1) != "!":  # n!! is not (n!)!
+                self.take()
+                node = Node("factorial", (node,))
+            elif self.peek() == "%":
+                self.take()
+                node = Node("divide", (node, _number(100)))
+            elif self.peek() == "^" and self.peek(1) == "\\circ":
+                self.take()
+                self.take()
+                node = Node("degree", (node,))
+            else:
+                return node
+
+    def atom(self) -> Node:
+        token = self.take()
+        if token[0].isdigit() or token[0] == ".":
+            return self.number(token)
+        if token in _CLOSING:
+            return self.group(token)
+        if token.isalpha() and token.isascii():
+            return self.symbol(token)
+        if token.startswith("\\"):
+            return self.command(token[1:])
+        raise NotAnExpression(f"unexpected '{token}'")
+
+    def number(self, token: str) -> Node:
+        value = Fraction(token.replace(",", ""))
+        if self.peek() == "_":
+            return self.based(token)
+        if value.denominator == 1 and "." not in token:
+            mixed = self.proper_fraction()
+            if mixed is not None:
+                return Node("number", value=value + mixed)
+        return Node("number", value=value)
+
+    def based(self, token: str) -> Node:
+        """A whole number in another base: 1101_2 or 52_{8}."""
+        self.take("_")
+        base = self.braced() if self.peek() == "{" else Node("number", value=Fraction(self.take()[:2]))
+        if base.operator != "number" or not 2 <= int(str(base.value)) <= 10 or not token.isdigit():
+            raise NotAnExpression("subscript of a number that is no base")
+        radix = int(str(base.value))
+        if any(int(digit) >= radix for digit in token):
+            raise NotAnExpression(f"digit outside base {radix}")
+        return Node("number", value=Fraction(int(token, radix)))
+
+    def proper_fraction(self) -> Fraction | None:
+        """The fraction of a mixed number, if the next tokens are one."""
+        ahead = self.tokens[self.position : self.position + 7]
+        text = " ".join(ahead)
+        found = re.match(r"\\frac \{ (\d+) \} \{ (\d+) \}", text)
+        width = 7
+        if not found:
+            found, width = re.match(r"(\d+) / (\d+)", text), 3
+            if found and self.peek(3) in ("^", "!", "_"):
+                found = None
+        if not found and (compact := re.match(r"\\frac (\d)(\d)(?= |$)", text)):
+            found, width = compact, 2
+        if not found or not 0 < int(found.group(1)) < int(found.group(2)):
+            return None
+        self.position += width
+        return Fraction(int(found.group(1)), int(found.group(2)))
+
+    def group(self, opening: str) -> Node:
+        self.bars, outer = (1 if opening == "|" else 0), self.bars
+        node = self.sum()
+        self.take(_CLOSING[opening])
+        self.bars = outer
+        names = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}
+        return Node(names[opening], (node,)) if opening in names else node
+
+    def braced(self) -> Node:
+        self.take("{")
+        node = self.sum()
+        self.take("}")
+        return node
+
+    def argument(self) -> Node:
+        """Argument of a command: a brace group or one digit or symbol, as TeX reads it."""
+        if self.peek() == "{":
+            return self.braced()
+        token = self.take()
+        if token.isdigit():
+            if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
+                self.position -= 1
+                self.tokens[self.position] = token[1:]
+            return Node("number", value=Fraction(token[0]))
+        self.position -= 1
+        return self.postfix(self.atom())
+
+    def symbol(self, letter: str) -> Node:
+        name = letter + self.subscript()
+        while self.peek() == "'":
+            name += self.take()
+        if len(name) == 1 and letter in "ie":
+            return Node("constant", value=letter)
+        if letter in "CAP" and len(name) > 1 and self.peek() == "^":
+            return self.choose(letter, name)
+        return Node("symbol", value=name)
+
+    def choose(self, letter: str, name: str) -> Node:
+        """C_n^k and A_n^k, as Chinese papers write combinations and arrangements."""
+        self.take("^")
+        lower = parse_expression(name.removeprefix(letter).removeprefix("_"))
+        upper = self.braced() if self.peek() == "{" else self.argument()
+        return Node("binomial" if letter == "C" else "arrangements", (lower, upper))
+
+    def subscript(self) -> str:
+        if self.peek() != "_":
+            return ""
+        self.take("_")
+        if self.peek() != "{":
+            return "_" + self.take()
+        self.take("{")
+        parts = []
+        while self.peek() != "}":
+            parts.append(self.take())
+        self.take("}")
+        return "_" + "".join(parts)
+
+    def command(self, name: str) -> Node:  # noqa: PLR0911 - one line a command
+        if name == "frac":
+            return Node("divide", (self.argument(), self.argument()))
+        if name == "binom":
+            return Node("binomial", (self.argument(), self.argument()))
+        if name == "sqrt":
+            return self.root()
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in ("pi", "infty"):
+            return Node("constant", value=name)
+        if name in ("overline", "bar", "vec", "hat", "tilde", "overrightarrow", "dot", "widehat"):
+            return self.decorated(name)
+        if name in _GREEK:
+            return Node("symbol", value=f"\\{name}" + self.subscript())
+        raise NotAnExpression(f"unknown command '\\{name}'")
+
+    def decorated(self, name: str) -> Node:
+        inner = [self.take()]
+        if inner == ["{"]:
+            inner = []
+            while self.peek() != "}":
+                inner.append(self.take())
+            self.take("}")
+        name = {"overrightarrow": "vec", "bar": "overline", "widehat": "hat"}.get(name, name)
+        return Node("symbol", value=f"\\{name}{{{''.join(inner)}}}" + self.subscript())
+
+    def root(self) -> Node:
+        degree = _number(2)
+        if self.peek() == "[":
+            self.take()
+            degree = self.sum()
+            self.take("]")
+        radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
+        return Node("root", (radicand, degree))
+
+    def function(self, name: str) -> Node:
+        base = None
+        if self.peek() == "_" and name == "log":
+            self.take()
+            base = self.argument()
+        exponent = None
+        if self.peek() == "^" and self.peek(1) != "\\circ":
+            self.take()
+            exponent = self.exponent()
+        if exponent == Node("negate", (_number(1),)) and f"arc{name}" in FUNCTIONS:
+            name, exponent = f"arc{name}", None
+        arguments = self.function_arguments()
+        node = Node(name, (*arguments, base) if base else arguments)
+        return Node("power", (node, exponent)) if exponent else node
+
+    def function_arguments(self) -> tuple[Node, ...]:
+        if self.peek() in ("(", "\\{"):
+            closing = _CLOSING[self.take()]
+            found = [self.sum()]
+            while self.peek() == ",":
+                self.take()
+                found.append(self.sum())
+            self.take(closing)
+            return tuple(found)
+        node = self.power()
+        while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() != "(":
+            node = Node("multiply", (node, self.power(after_factor=True)))
+        if self.peek() == "/" and self.peek(1).isdigit() and node.operator != "number":
+            self.take()  # sin x/2 is the sine of half x
+            node = Node("divide", (node, self.atom()))
+        return (node,)
+
+
+_STOPPERS = {
+    "\\cdot",
+    "\\}",
+    "\\rfloor",
+    "\\rceil",
+    "\\le",
+    "\\ge",
+    "\\ne",
+    "\\in",
+    "\\cup",
+    "\\cap",
+    "\\circ",
+}
+
+
+def _number(value: int) -> Node:
+    return Node("number", value=Fraction(value))

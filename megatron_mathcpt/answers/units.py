@@ -1,0 +1,214 @@
+"""Units of measure at the end (or money at the start) of an answer.
+
+A unit may be left out, but not differ: both sides are taken to base units, and two stated units must have
+the same dimensions. Counting words (个, ways, pieces) say nothing and are dropped.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+# dimension, factor to the base unit, spellings
+_TABLE: list[tuple[str, str, str]] = [
+    ("length", "1", "m meter metre 米"),
+    ("length", "1/100", "cm centimeter centimetre 厘米 公分"),
+    ("length", "1/10", "dm decimeter decimetre 分米"),
+    ("length", "1/1000", "mm millimeter millimetre 毫米"),
+    ("length", "1000", "km kilometer kilometre 千米 公里"),
+    ("length", "127/5000", "inch inches in 英寸"),
+    ("length", "381/1250", "foot feet ft 英尺"),
+    ("length", "1143/1250", "yard yd 码"),
+    ("length", "201168/125", "mile mi 英里"),
+    ("area", "10000", "hectare ha 公顷"),
+    ("volume", "1/1000", "liter litre l 升"),
+    ("volume", "1/1000000", "ml milliliter millilitre 毫升 cc"),
+    ("mass", "1", "kg kilogram 千克 公斤"),
+    ("mass", "1/1000", "g gm gram 克"),
+    ("mass", "1/1000000", "mg milligram 毫克"),
+    ("mass", "1000", "tonne 吨"),
+    ("mass", "1/2", "斤"),
+    ("pound", "1", "pound lb lbs"),
+    ("pound", "1/16", "ounce oz"),
+    ("time", "1", "s sec second 秒 秒钟"),
+    ("time", "60", "min minute 分钟"),
+    ("time", "3600", "h hr hour 小时 时"),
+    ("time", "86400", "day 天 日"),
+    ("time", "604800", "week 周 星期"),
+    ("year", "1/12", "month 个月 月"),
+    ("year", "1", "year yr 年 岁"),
+    ("dollar", "1", "dollar dollars usd buck"),
+    ("dollar", "1/100", "cent 美分"),
+    ("yuan", "1", "yuan rmb 元 块 块钱 元钱 人民币"),
+    ("yuan", "1/10", "角"),
+    ("euro", "1", "euro"),
+    ("degree", "1", "^\\circ degree deg 度"),
+    ("radian", "1", "rad radian 弧度"),
+    ("celsius", "1", "^\\circC 摄氏度 celsius"),
+    ("fahrenheit", "1", "^\\circF fahrenheit"),
+    ("speed", "1397/3125", "mph"),
+    ("speed", "5/18", "kmph kph"),
+]
+_COUNTERS = (  # noqa: SIM905
+    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 块 片 根 颗 粒 朵 匹 双 "
+    "桶 对 副 套 组 层 座 栋 间 道 "
+    "题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 份 段 扇 盏 "
+    "unit units way ways number numbers integer integers value values time times piece pieces people person "
+    "persons item items solution solutions thing things point points"
+).split()
+_TRAILING = re.compile(
+    r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
+)
+_POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
+_COMPOSED = {
+    "area": (("length", 2),),
+    "volume": (("length", 3),),
+    "speed": (("length", 1), ("time", -1)),
+}
+_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Exponents of the dimensions, sorted by name, and the factor to base units; no dimension: a counter."""
+
+    dimensions: tuple[tuple[str, int], ...]
+    factor: Fraction
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An answer without its unit, and the unit; None when none was written."""
+
+    body: str
+    unit: Unit | None
+
+
+@lru_cache(maxsize=1)
+def _units() -> dict[str, Unit]:
+    found = {word: Unit((), Fraction(1)) for word in _COUNTERS}
+    for dimension, factor, words in _TABLE:
+        exponents = _COMPOSED.get(dimension, ((dimension, 1),))
+        found |= {word: Unit(exponents, Fraction(factor)) for word in words.split()}
+    found["块"] = found["元"]
+    return found
+
+
+def split_unit(text: str, *, bare_letters: bool = False) -> Measured:
+    """Take the unit off a normalised answer.
+
+    A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
+    5m may be five times m.
+    """
+    money = re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text)
+    if money:
+        return Measured(text[money.end() :].strip(), _units()[money.group(1)])
+    text = _TRAILING.sub("", text)
+    several = _sum_of_parts(text)
+    if several:
+        return several
+    for start in _word_starts(text):
+        body, words = text[:start].rstrip(), text[start:].strip()
+        if (
+            not body
+            or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body)
+            or (
+                len(words.rstrip("^{}23")) == 1
+                and words.isascii()
+                and not _may_be_unit(text, start, bare_letters)
+            )
+        ):
+            continue
+        unit = _read_unit(words)
+        if unit is not None:
+            return Measured(body.removesuffix("\\cdot").rstrip(), unit)
+    return Measured(text, None)
+
+
+def _sum_of_parts(text: str) -> Measured | None:
+    """2 hours 30 minutes, 3元6角: one quantity in base units."""
+    parts = _PART.findall(text)
+    if len(parts) < 2 or _PART.sub("", text).strip():
+        return None
+    units: list[Unit] = []
+    for _, word in parts:
+        # 分 is a minute after hours and a hundredth of a yuan after 角 or 元.
+        minutes = units and units[-1].dimensions == (("time", 1),)
+        unit = _read_word(("分钟" if minutes else "美分") if word == "分" else word)
+        if unit is None or not unit.dimensions:
+            return None
+        units.append(Unit(units[-1].dimensions, unit.factor) if word == "分" and units else unit)
+    if len({unit.dimensions for unit in units}) > 1:
+        return None
+    total = sum(Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True))
+    return Measured(f"{total.numerator}/{total.denominator}", Unit(units[0].dimensions, Fraction(1)))
+
+
+def _may_be_unit(text: str, start: int, bare_letters: bool) -> bool:
+    return bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
+
+
+def _word_starts(text: str) -> list[int]:
+    """Places where a unit may begin: a word right after something that can end a number."""
+    return [
+        found.start()
+        for found in re.finditer(
+            r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(?:[A-Za-z一-鿿]|\^\\circ)",
+            text,
+        )
+    ]
+
+
+def _read_unit(text: str) -> Unit | None:
+    """A product and quotient of unit words, each with a power; unknown words are dimensions of their own."""
+    text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
+    dimensions: dict[str, int] = {}
+    factor = Fraction(1)
+    parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
+    for index, part in enumerate(parts):
+        single = _read_power(
+            part.strip().strip("\\cdot").strip() if part.startswith("\\cdot") else part.strip()
+        )
+        if single is None:
+            return None
+        sign = -1 if index else 1
+        factor *= single.factor**sign
+        for name, exponent in single.dimensions:
+            dimensions[name] = dimensions.get(name, 0) + sign * exponent
+    return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), factor)
+
+
+def _read_power(text: str) -> Unit | None:
+    power = 1
+    found = re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text)
+    if found:
+        text, power = found.group(1), int(found.group(2))
+    for word, exponent in _POWERS.items():
+        if re.match(word + r"(?:\b|(?=[一-鿿]))\.?\s*", text):
+            text, power = re.sub(rf"^{word}\.?\s*", "", text), exponent
+    base = _read_word(text)
+    if base is None:
+        return None
+    return Unit(tuple((name, exponent * power) for name, exponent in base.dimensions), base.factor**power)
+
+
+def _read_word(text: str) -> Unit | None:
+    known = _units()
+    plain = text.strip().rstrip(".")
+    for candidate in (
+        plain,
+        plain.lower(),
+        plain.lower().removesuffix("s"),
+        plain.lower().removesuffix("es"),
+    ):
+        if candidate in known:
+            return known[candidate]
+    chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
+    if chinese and chinese.group(1) in known and not known[chinese.group(1)].dimensions:
+        return Unit((), Fraction(1))  # 24个苹果: a counter and what is counted
+    if re.fullmatch(r"[一-鿿]{1,6}", plain):
+        return Unit(((plain, 1),), Fraction(1))
+    noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)
+    if noun and not re.search(r"\b(?:and|or|to|if|when|is|not|of)\b", plain):
+        return Unit(((noun.group(1).lower().removesuffix("s"), 1),), Fraction(1))
+    return None

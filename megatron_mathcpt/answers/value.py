@@ -1,0 +1,250 @@
+"""Value of an expression: an exact fraction as long as there is one, else 60 digits; no step is unbounded.
+
+Two expressions are equal when they agree to 45 digits, at several points if they have symbols
+(Schwartz-Zippel: different expressions agree at random points with negligible probability).
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from megatron_mathcpt.answers.expression import Node
+
+DIGITS = 60
+_AGREE = 45
+_MAX_BITS = 20_000  # of an exact fraction or an exponent; beyond, the answer is left ungraded
+Value = Any  # Fraction, or a real or complex number of `arithmetic()`
+
+
+class Undefined(ValueError):
+    """The expression has no value: division by zero, a logarithm of zero, an unknown symbol."""
+
+
+@lru_cache(maxsize=1)
+def arithmetic() -> Any:
+    """mpmath's arithmetic with our own precision, apart from anyone else's."""
+    from mpmath import MPContext
+
+    context = MPContext()
+    context.dps = DIGITS
+    return context
+
+
+def evaluate(node: Node, point: Mapping[str, Fraction] | None = None) -> Value:
+    """Value of `node` with its symbols at `point`; raises `Undefined`."""
+    if node.operator == "number":
+        return node.value
+    if node.operator == "constant":
+        return _constant(str(node.value))
+    if node.operator == "symbol":
+        if point is None or node.value not in point:
+            raise Undefined(f"symbol {node.value}")
+        return point[str(node.value)]
+    arguments = [evaluate(argument, point) for argument in node.arguments]
+    try:
+        return _bounded(_OPERATIONS[node.operator](*arguments))
+    except (ZeroDivisionError, OverflowError, TypeError, KeyError, ValueError) as error:
+        raise Undefined(f"{node.operator}: {error}") from error
+
+
+def close(first: Value, second: Value) -> bool:
+    """Equal exactly, or to 45 digits where one of the two is not rational."""
+    if isinstance(first, Fraction) and isinstance(second, Fraction):
+        return first == second
+    context = arithmetic()
+    a, b = as_number(first), as_number(second)
+    if context.isinf(a) or context.isinf(b):
+        return bool(a == b)
+    scale = max(abs(a), abs(b), context.mpf(1) if min(abs(a), abs(b)) == 0 else context.mpf(0))
+    return bool(abs(a - b) <= scale * context.mpf(10) ** -_AGREE)
+
+
+def sample_points(names: set[str], count: int = 6) -> list[dict[str, Fraction]]:
+    """Fixed points for the symbols `names`: positive, then of mixed sign; n and k get whole numbers."""
+    return [{name: _coordinate(name, index) for name in sorted(names)} for index in range(count)]
+
+
+def same_value(first: Node, second: Node) -> bool | None:
+    """Whether two expressions are equal wherever both are real; None when no point could decide."""
+    if not first.symbols() | second.symbols():
+        return _same_constant(first, second)
+    imaginary = _mentions_i(first) or _mentions_i(second)
+    verdicts: dict[bool, list[bool]] = {True: [], False: []}
+    for point in sample_points(first.symbols() | second.symbols()):
+        try:
+            a, b = evaluate(first, point), evaluate(second, point)
+        except Undefined:
+            continue
+        verdicts[is_real(a) and is_real(b)].append(close(a, b))
+    decided = (
+        verdicts[True] if len(verdicts[True]) >= 2 and not imaginary else verdicts[True] + verdicts[False]
+    )
+    return all(decided) if len(decided) >= 2 else None
+
+
+def _same_constant(first: Node, second: Node) -> bool | None:
+    """A number that has no value, or is far beyond the other one, is different from it."""
+    values: list[Value | None] = []
+    for node in (first, second):
+        try:
+            values.append(evaluate(node))
+        except Undefined:
+            values.append(None)
+    if values[0] is None or values[1] is None:
+        return None if values[0] is None and values[1] is None else False
+    return close(values[0], values[1])
+
+
+def is_real(value: Value) -> bool:
+    """Whether a value has no imaginary part beyond rounding."""
+    context = arithmetic()
+    return isinstance(value, Fraction) or bool(
+        abs(context.im(value)) <= abs(value) * context.mpf(10) ** -_AGREE
+    )
+
+
+def real(value: Value) -> Value:
+    """A value as a real 60-digit number; raises `Undefined` for a complex one."""
+    if not is_real(value):
+        raise Undefined("not a real number")
+    return arithmetic().re(as_number(value))
+
+
+def _mentions_i(node: Node) -> bool:
+    return (node.operator == "constant" and node.value == "i") or any(map(_mentions_i, node.arguments))
+
+
+def _coordinate(name: str, index: int) -> Fraction:
+    seed = zlib.crc32(f"{name}:{index}".encode())
+    if name in ("n", "k"):
+        return Fraction(4 + 5 * index + seed % 5)
+    value = Fraction(seed % 997 + 300, 389 + seed % 13)
+    return -value if index >= 3 and seed % 2 else value
+
+
+def _constant(name: str) -> Value:
+    context = arithmetic()
+    return {"pi": +context.pi, "e": +context.e, "i": context.mpc(0, 1), "infty": context.inf}[name]
+
+
+def as_number(value: Value) -> Value:
+    """A value as a 60-digit number, which compares and computes with any other."""
+    if not isinstance(value, Fraction):
+        return value
+    context = arithmetic()
+    return context.mpf(value.numerator) / value.denominator
+
+
+def _bounded(value: Value) -> Value:
+    if isinstance(value, Fraction):
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
+            raise OverflowError("number too large")
+        return value
+    context = arithmetic()
+    if context.isnan(value):
+        raise ValueError("not a number")
+    size = abs(value)
+    if size and not context.isinf(size) and abs(context.mag(size)) > _MAX_BITS:
+        raise OverflowError("number too large")
+    return value
+
+
+def _both(
+    exact: Callable[[Fraction, Fraction], Value], rounded: Callable[[Value, Value], Value]
+) -> Callable[[Value, Value], Value]:
+    def operation(first: Value, second: Value) -> Value:
+        if isinstance(first, Fraction) and isinstance(second, Fraction):
+            return exact(first, second)
+        return rounded(as_number(first), as_number(second))
+
+    return operation
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    context = arithmetic()
+    if isinstance(exponent, Fraction):
+        if isinstance(base, Fraction) and exponent.denominator == 1:
+            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+            if abs(exponent.numerator) * bits <= _MAX_BITS:
+                return base**exponent.numerator
+        if exponent.denominator % 2 and exponent.denominator > 1 and is_real(base) and real(base) < 0:
+            root = as_number(-real(base)) ** as_number(exponent)  # the real root, as schools take it
+            return -root if exponent.numerator % 2 else root
+    base, exponent = as_number(base), as_number(exponent)
+    if base and not context.isinf(base) and abs(exponent) * (abs(context.mag(base)) + 1) > _MAX_BITS:
+        raise OverflowError("power too large")
+    return base**exponent
+
+
+def _root(radicand: Value, degree: Value) -> Value:
+    if degree == 0:
+        raise ValueError("root of degree 0")
+    return _power(radicand, 1 / degree)
+
+
+def _factorial(value: Value) -> Value:
+    if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 1500:
+        raise ValueError("factorial of anything but a small whole number")
+    return _arrangements(value, value)
+
+
+def _arrangements(items: Value, taken: Value) -> Value:
+    if items.denominator != 1 or taken.denominator != 1 or not 0 <= taken <= min(items, 1500):
+        raise ValueError("arrangements of anything but small whole numbers")
+    product = 1
+    for factor in range(int(items) - int(taken) + 1, int(items) + 1):
+        product *= factor
+    return Fraction(product)
+
+
+def _binomial(items: Value, taken: Value) -> Value:
+    return _arrangements(items, taken) / _arrangements(taken, taken)
+
+
+def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
+    return _natural(value) / _natural(base)
+
+
+def _natural(value: Value) -> Value:
+    if value == 0:
+        raise ValueError("logarithm of zero")
+    return arithmetic().log(as_number(value))
+
+
+def _elementary(name: str) -> Callable[[Value], Value]:
+    return lambda value: getattr(arithmetic(), name)(as_number(value))
+
+
+def _floor(value: Value) -> Value:
+    exact = value if isinstance(value, Fraction) else arithmetic().floor(real(value))
+    return Fraction(int(exact // 1))
+
+
+_OPERATIONS: dict[str, Callable[..., Value]] = {
+    "add": _both(lambda a, b: a + b, lambda a, b: a + b),
+    "subtract": _both(lambda a, b: a - b, lambda a, b: a - b),
+    "multiply": _both(lambda a, b: a * b, lambda a, b: a * b),
+    "divide": _both(lambda a, b: a / b, lambda a, b: a / b),
+    "power": _power,
+    "root": _root,
+    "negate": lambda a: -a,
+    "abs": abs,
+    "factorial": _factorial,
+    "binomial": _binomial,
+    "arrangements": _arrangements,
+    "degree": lambda a: as_number(a) * arithmetic().pi / 180,
+    "floor": _floor,
+    "ceil": lambda a: -_floor(-a),
+    "log": _logarithm,
+    "lg": _logarithm,
+    "ln": _natural,
+    "max": max,
+    "min": min,
+    "exp": lambda a: _power(arithmetic().e, a),
+    **{
+        name: _elementary(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
+    },
+    **{f"arc{name}": _elementary(f"a{name}") for name in ("sin", "cos", "tan", "cot")},
+}

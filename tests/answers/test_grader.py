@@ -1,0 +1,151 @@
+"""Verdicts on adversarial pairs, on every local gold, and on text that wants to hang or run."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.answers import grade
+from megatron_mathcpt.answers.symbolic import Worker
+from tests.answers.conftest import Pair, load_pairs
+
+PAIRS = load_pairs()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.gold} ~ {pair.prediction}")
+def test_pair(pair: Pair) -> None:
+    assert grade(pair.gold, pair.prediction, pair.kind).equal is pair.equal
+
+
+def test_list_is_large_and_has_both_languages() -> None:
+    assert len(PAIRS) >= 400
+    assert sum(not pair.equal for pair in PAIRS) >= 200
+    assert sum(any("一" <= c <= "鿿" for c in pair.gold + pair.prediction) for pair in PAIRS) >= 75
+
+
+def test_verdict_is_symmetric_for_mathematics() -> None:
+    # A unit that is left out, and a dressing that only a prediction wears, are read from one side.
+    pairs = [
+        pair
+        for pair in PAIRS
+        if pair.kind == "latex" and not re.search("[a-z]", pair.gold[-1] + pair.prediction)
+    ]
+    assert len(pairs) > 50
+    for pair in pairs:
+        assert grade(pair.prediction, pair.gold, "latex").equal in (pair.equal, None), pair
+
+
+def test_verdict_repeats() -> None:
+    sample = random.Random(0).sample(PAIRS, 60)
+    first = [grade(pair.gold, pair.prediction, pair.kind) for pair in sample]
+    assert first == [grade(pair.gold, pair.prediction, pair.kind) for pair in sample]
+
+
+def test_status_and_reason() -> None:
+    right, wrong = grade("7", "7.0", "number"), grade("7", "8", "number")
+    assert (right.equal, right.status, right.reason) == (True, "correct", "value")
+    assert (wrong.equal, wrong.status) == (False, "wrong")
+    assert grade("7", "", "number").reason == "no answer"
+    unknown = grade("\\int_0^x f(t)\\,dt", "\\oint g", "latex")
+    assert unknown.status in ("ungraded", "wrong")
+    long = grade("7", "1+" * 5000 + "1")
+    assert (long.equal, long.status) == (None, "ungraded")
+
+
+def test_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind 'essay'"):
+        grade("1", "1", "essay")
+
+
+HOSTILE = [
+    "9^{9^{9^{9}}}",
+    "10^{10^{10}}!",
+    "(((" * 600,
+    "\\frac{" * 300,
+    "\\sqrt{" * 45 + "2" + "}" * 45,
+    "x^{" * 40 + "x" + "}" * 40,
+    "\\binom{10^9}{5\\cdot 10^8}",
+    "\\sum_{k=1}^{10^{12}} \\frac{1}{k^2}",
+    "\\int_0^{\\infty} e^{-x^2}\\sin(x^{x})\\,dx",
+    "1" + "+1" * 900,
+    "x" * 1900,
+    "-" * 1900 + "1",
+    ",".join(str(n) for n in range(400)),
+    "\\text{" * 200 + "}" * 200,
+    "0" * 1999,
+    "1e999999999",
+    "\\begin{pmatrix}" + "1&" * 600 + "\\end{pmatrix}",
+    "__import__('os').system('touch /nowhere/hostile')",
+    "\ud800\udfff\x00\x1b[2J",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20].encode("ascii", "replace").decode())
+def test_hostile_text_is_bounded(text: str) -> None:
+    start = time.monotonic()
+    for gold in ("1", "(1,\\frac{x}{2})"):
+        grade(gold, text)
+        grade(text[:1500], text)
+    assert time.monotonic() - start < 15  # each verdict under 5 s even through the worker
+
+
+def test_worker_is_killed_when_it_hangs_and_used_again() -> None:
+    worker = Worker(timeout_seconds=1.0)
+    try:
+        assert worker.ask("\\int_0^1 2x\\,dx", "1") == (True, "math-verify")
+        first = worker._process
+        start = time.monotonic()
+        verdict, reason = worker.ask("10000000!", "2")
+        assert (verdict, reason) == (None, "math-verify gave no verdict in 1 s")
+        assert time.monotonic() - start < 3
+        assert first is not None
+        assert first.poll() is not None, "the process that hung is gone"
+        assert worker.ask("\\sum_{k=1}^{3} k", "6") == (True, "math-verify")
+    finally:
+        worker.close()
+
+
+def test_worker_ends_with_its_parent() -> None:
+    code = (
+        "from megatron_mathcpt.answers.symbolic import Worker; worker = Worker(); "
+        "worker.ask('\\\\int_0^1 x', '2'); print(worker._process.pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{int(done.stdout)}/cmdline").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{int(done.stdout)}/cmdline").exists()
+
+
+def _golds(folder: Path) -> list[tuple[str, str]]:
+    files = sorted(folder.glob("*/test.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [(row["answer"], row["type"]) for row in rows]
+
+
+def test_every_local_gold_equals_itself(benchmarks_dir: Path) -> None:
+    golds = set(_golds(benchmarks_dir))
+    assert len(golds) > 1000
+    for answer, kind in golds:
+        for form in (answer, f"$ {answer.strip('$ ')} $", f"\\boxed{{{answer}}}"):
+            assert grade(answer, form, kind).equal is True, (answer, form)
+
+
+def test_different_local_golds_are_equal_only_where_mathematics_says_so(benchmarks_dir: Path) -> None:
+    golds = sorted({answer for answer, kind in _golds(benchmarks_dir) if kind == "latex"})
+    plain = [answer for answer in golds if re.fullmatch(r"-?\d+(\.\d+)?", answer)]
+    for first, second in combinations(random.Random(1).sample(plain, 100), 2):
+        assert grade(first, second, "latex").equal is (Fraction(first) == Fraction(second)), (first, second)
+    others = [answer for answer in golds if answer not in plain]
+    for first, second in combinations(random.Random(1).sample(others, 70), 2):
+        verdict = grade(first, second, "latex").equal
+        assert verdict is grade(second, first, "latex").equal, (first, second)
+        if verdict:  # by hand: the only equal pairs are of the same digits in the same order
+            assert re.sub(r"\D", "", first) == re.sub(r"\D", "", second), (first, second)
