@@ -109,6 +109,8 @@ def use_cpu() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Megatron-Core warns of each missing GPU library; that it falls back to torch is the point here.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+    # It calls collectives by names that newer torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     _patch_torch()
     _patch_megatron()
@@ -140,7 +142,7 @@ def _patch_megatron() -> None:
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    optimizer.Adam = FusedAdam
+    optimizer.Adam = distrib_optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_APEX_OPTIMIZER = True

@@ -30,7 +30,7 @@ class CheckpointWeights:
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
         size = list(stored.size)
-        if key in (EMBEDDING, OUTPUT):
+        if key.endswith((EMBEDDING, OUTPUT)):
             assert self._shape.vocab_size is not None
             size[0] = self._shape.vocab_size
         offset = [0] * len(size)

@@ -19,6 +19,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_mathcpt.manifest import hash_json
+from megatron_mathcpt.model.attention import context_positions
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs
 
@@ -112,7 +113,7 @@ def microbatches(dataset: Any, first: int, last: int, size: int, layout: Layout)
     """
     stride = size * layout.data_size
     for start in range(first + layout.data_rank * size, last, stride):
-        yield _collate([_sample(dataset, index) for index in range(start, start + size)], layout.device)
+        yield _collate([_sample(dataset, index) for index in range(start, start + size)], layout)
 
 
 def _sample(dataset: Any, index: int) -> dict[str, torch.Tensor]:
@@ -121,10 +122,14 @@ def _sample(dataset: Any, index: int) -> dict[str, torch.Tensor]:
     return {key: torch.zeros_like(value) for key, value in dataset[0].items() if key != "dataset_id"}
 
 
-def _collate(samples: list[dict[str, torch.Tensor]], device: torch.device) -> Batch:
+def _collate(samples: list[dict[str, torch.Tensor]], layout: Layout) -> Batch:
+    """Stack samples; with context parallelism keep only the positions of this rank."""
     names = ("tokens", "labels", "loss_mask", "position_ids")
-    stacked = (torch.stack([sample[name] for sample in samples]) for name in names)
-    return Batch(*(tensor.to(device, non_blocking=True) for tensor in stacked))
+    stacked = [torch.stack([sample[name] for sample in samples]) for name in names]
+    if (parts := layout.sizes.context_parallel_size) > 1:
+        held = context_positions(stacked[0].shape[1], parts, layout.groups.cp.rank())
+        stacked = [tensor[:, held] for tensor in stacked]
+    return Batch(*(tensor.to(layout.device, non_blocking=True) for tensor in stacked))
 
 
 class ValidationSet:

@@ -26,7 +26,8 @@ class Numbers:
 
 
 def layout(rank: int, size: int) -> Any:
-    return SimpleNamespace(data_rank=rank, data_size=size, device=torch.device("cpu"))
+    sizes = SimpleNamespace(context_parallel_size=1)
+    return SimpleNamespace(data_rank=rank, data_size=size, device=torch.device("cpu"), sizes=sizes)
 
 
 def indices(dataset: Numbers, first: int, last: int, size: int, where: Any) -> list[list[int]]:

@@ -5,28 +5,54 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_mathcpt.checkpoint.folder import newest_checkpoint
+from megatron_mathcpt.checkpoint.names import tensor_keys
+from megatron_mathcpt.checkpoint.reader import CheckpointWeights
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.manifest import load_manifest
 from megatron_mathcpt.train.launch import free_port, local_world
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiny_losses.json"
 WORKER = Path(__file__).with_name("layout_worker.py")
-TWO_PROCESSES = {
+VIRTUAL = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+SEQUENCE = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+SHARDED = {"use_distributed_optimizer": True}
+OVERLAPPED = SHARDED | {"overlap_grad_reduce": True, "overlap_param_gather": True}
+TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor": {"tensor_model_parallel_size": 2},
     "pipeline": {"pipeline_model_parallel_size": 2},
     "data": {},
+    "sequence": SEQUENCE,
+    "virtual pipeline": VIRTUAL,
+    "context": {"context_parallel_size": 2},
+    "data, sharded optimizer": SHARDED,
+    "data, overlapped": OVERLAPPED,
 }
+FOUR_PROCESSES: dict[str, dict[str, Any]] = {
+    "tensor x pipeline": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+    "sequence x pipeline, sharded optimizer": SEQUENCE | SHARDED | {"pipeline_model_parallel_size": 2},
+    "sequence x context": SEQUENCE | {"context_parallel_size": 2},
+    "context x data, sharded optimizer": SHARDED | {"context_parallel_size": 2},
+    "sequence x data, overlapped": SEQUENCE | OVERLAPPED,
+    "virtual pipeline x data": VIRTUAL,
+}
+# Two per parallelism are enough for every commit; the rest runs with the slow tests.
+FAST = ("tensor", "pipeline", "data")
 Rows = list[dict[str, Any]]
 
 
-def train_layouts(configs: dict[str, ExperimentConfig], processes: int, folder: Path) -> dict[str, Rows]:
-    """Metrics rows of each experiment, all trained by the same `processes` workers."""
+def train_layouts(configs: dict[str, ExperimentConfig], processes: int, folder: Path) -> dict[str, "Run"]:
+    """Each experiment, all trained by the same `processes` workers."""
     jobs = []
     for name, config in configs.items():
         path = folder / f"{name}.yaml"
@@ -45,45 +71,87 @@ def train_layouts(configs: dict[str, ExperimentConfig], processes: int, folder: 
     ]
     outputs = [worker.communicate(timeout=280)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(outputs)
-    return {name: read_json_lines(folder / name / "metrics.jsonl") for name in configs}
+    return {name: Run(folder / name, read_json_lines(folder / name / "metrics.jsonl")) for name in configs}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained experiment: its metrics rows, and its weights and moments whatever layout wrote them."""
+
+    folder: Path
+    rows: Rows
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        path = newest_checkpoint(self.folder)
+        shape = LlamaShape.model_validate(load_manifest(path, "checkpoint").config["model"])
+        weights = CheckpointWeights(path, shape)
+        found = {}
+        for prefix in ("", "optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq."):
+            for key, layer in tensor_keys(shape):
+                found[f"{prefix}{key} {layer}"] = weights.read(prefix + key, layer)
+        return found
 
 
 @pytest.fixture(scope="module")
-def reference(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    """Rows of the run on one process."""
+def reference(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run on one process."""
     return train_layouts({"one": config_of()}, 1, tmp_path_factory.mktemp("one"))["one"]
 
 
 @pytest.fixture(scope="module")
-def two_processes(
+def fast_runs(
     config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Rows]:
-    """Rows of the runs on two processes."""
-    configs = {name: config_of(parallel=parallel) for name, parallel in TWO_PROCESSES.items()}
-    return train_layouts(configs, 2, tmp_path_factory.mktemp("two"))
+) -> dict[str, Run]:
+    """The runs on two processes that every commit makes."""
+    configs = {name: config_of(parallel=TWO_PROCESSES[name]) for name in FAST}
+    return train_layouts(configs, 2, tmp_path_factory.mktemp("fast"))
 
 
-@pytest.mark.parametrize("layout", TWO_PROCESSES)
-def test_two_processes_train_as_one(reference: Rows, two_processes: dict[str, Rows], layout: str) -> None:
-    compare(reference, two_processes[layout])
+@pytest.fixture(scope="module")
+def slow_runs(
+    config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
+    """All others, on two processes and on four."""
+    two = {name: config_of(parallel=sizes) for name, sizes in TWO_PROCESSES.items() if name not in FAST}
+    four = {name: config_of(parallel=sizes) for name, sizes in FOUR_PROCESSES.items()}
+    runs = train_layouts(two, 2, tmp_path_factory.mktemp("two"))
+    return runs | train_layouts(four, 4, tmp_path_factory.mktemp("four"))
 
 
-def compare(reference: Rows, rows: Rows) -> None:
-    """Losses and gradient norms agree to 1e-6 at the first step and 1e-4 after 20; validation too."""
-    steps, others = ([row for row in run if "loss" in row] for run in (reference, rows))
+@pytest.mark.parametrize("layout", FAST)
+def test_two_processes_train_as_one(reference: Run, fast_runs: dict[str, Run], layout: str) -> None:
+    compare(reference, fast_runs[layout])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [*(name for name in TWO_PROCESSES if name not in FAST), *FOUR_PROCESSES])
+def test_every_layout_trains_as_one_process(reference: Run, slow_runs: dict[str, Run], layout: str) -> None:
+    compare(reference, slow_runs[layout])
+
+
+def compare(reference: Run, other: Run) -> None:
+    """Losses agree to 1e-6 at the first step and 1e-4 after 20; so do gradients, weights and validation.
+
+    Adam's first moment is a sum of gradients: a tensor whose gradient is not summed as it should be differs
+    there by its whole size.
+    """
+    steps, others = ([row for row in run.rows if "loss" in row] for run in (reference, other))
     assert [row["step"] for row in others] == [row["step"] for row in steps] == list(range(1, 21))
     assert others[0]["loss"] == pytest.approx(steps[0]["loss"], rel=1e-6)
     assert others[0]["grad_norm"] == pytest.approx(steps[0]["grad_norm"], rel=1e-5)
     assert others[-1]["loss"] == pytest.approx(steps[-1]["loss"], rel=1e-4)
     assert steps[-1]["loss"] < 0.9 * steps[0]["loss"], "nothing was learned, so nothing was compared"
     assert others[-1]["learning_rate"] == steps[-1]["learning_rate"]
-    validation, other = (run[-1]["validation"] for run in (reference, rows))
-    assert other == pytest.approx(validation, rel=1e-4)
+    validation, validated = (run.rows[-1]["validation"] for run in (reference, other))
+    assert validated == pytest.approx(validation, rel=1e-4)
+    expected, found = reference.tensors(), other.tensors()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 2e-3 * tensor.norm(), name
 
 
-def test_losses_are_those_of_the_stored_run(reference: Rows) -> None:
+def test_losses_are_those_of_the_stored_run(reference: Run) -> None:
     """A refactor leaves these alone; a change of maths stores new ones and says so in its commit."""
     golden = json.loads(GOLDEN.read_text())
-    losses = {str(row["step"]): row["loss"] for row in reference if "loss" in row}
+    losses = {str(row["step"]): row["loss"] for row in reference.rows if "loss" in row}
     assert losses == pytest.approx(golden["loss"], rel=1e-4)
-    assert reference[-1]["validation"] == pytest.approx(golden["validation"], rel=1e-4)
+    assert reference.rows[-1]["validation"] == pytest.approx(golden["validation"], rel=1e-4)
