@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import Page, open_page
+from report_folder import write_grid
 
 from megatron_mathcpt.report.build import build_report
 
@@ -81,12 +82,14 @@ def test_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
     shown = "[...document.querySelectorAll('.sample')].filter(s => s.offsetHeight).map(s => s.dataset.kind)"
 
     async def check(opened: Page) -> None:
-        everything = len(await opened.evaluate(shown))
+        first = len(await opened.evaluate(shown))
+        await opened.evaluate("document.getElementById('more').click()")
+        assert first == 16 < len(await opened.evaluate(shown))
         await opened.evaluate(choose("task", "heldout_en"))
         await opened.evaluate(choose("kind", "only base1"))
         assert await opened.evaluate(shown) == ["only base1"]
         count = await opened.evaluate("document.getElementById('sample-count').textContent")
-        assert count == f"1 of {everything} shown"
+        assert count == "1 of 1 shown"
         await opened.evaluate(choose("words", "no such word"))
         assert await opened.evaluate(shown) == []
 
@@ -127,7 +130,13 @@ def test_the_theme_switches(chromium: str, page: Path) -> None:
     in_browser(chromium, page, check)
 
 
-def test_a_phone_need_not_scroll_sideways(chromium: str, page: Path) -> None:
+def test_a_phone_need_not_scroll_sideways(chromium: str, tmp_path: Path) -> None:
+    names = ("middle-school-cpt", "middle-school-sft", "an-ablation-with-a-name-longer-than-most")
+    right = {name: {"zhongkao_public": [True, False, number > 1] * 5} for number, name in enumerate(names)}
+    root = write_grid(tmp_path / "a-folder-with-quite-a-long-name-of-its-own", right)
+    pairs = [(names[0], names[1]), (names[2], names[0])]
+    page = build_report(root, root / "report", runs=names, comparisons=pairs, study=True).page
+
     async def check(opened: Page) -> None:
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390
 
