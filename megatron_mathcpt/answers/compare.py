@@ -35,6 +35,7 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
     rules: list[tuple[str, Rule]] = [
         ("alternatives", _alternatives),
         ("clock time", same_time),
+        ("statements", _statements),
         ("words", _words),
         ("region", _regions),
         ("matrix", _matrices),
@@ -64,6 +65,14 @@ def _squeeze(text: str) -> str:
 def _alternatives(gold: str, prediction: str) -> bool | None:
     parts = [part.strip(" $") for part in re.split(r"#\s*#", gold)]
     return any(same(part, prediction) for part in parts) if len(parts) > 1 else None
+
+
+def _statements(gold: str, prediction: str) -> bool | None:
+    """Numbers of true statements, (1)(3): a set, not a product."""
+    found = [re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)]
+    if not any(found):
+        return None
+    return set(re.findall(r"\d+", gold)) == set(re.findall(r"\d+", prediction))
 
 
 def _words(gold: str, prediction: str) -> bool | None:
@@ -156,7 +165,9 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
         if len(set(names[0])) == len(names[0]) == len(names[1]):
             other = dict(zip(names[1], second, strict=True))
             return _all(same(item, other[name]) for name, item in zip(names[0], first, strict=True))
-    elif all(names) and len(set(_stems(names[0]))) > 1:
+    elif all(names) and len(set(_stems(names[0] + names[1]))) == 1:  # values of one unknown
+        first, second = ([item.split("=")[-1] for item in items] for items in (first, second))
+    elif all(names):
         return False
     return _same_sequence(first, second, ordered=ordered or _distinct(names[0]) or _distinct(names[1]))
 

@@ -130,6 +130,7 @@ def normalize(text: str) -> str:
     """`text` in the one spelling that the rules read; no mathematics is done here."""
     text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", lambda m: "^{" + m.group().translate(_SUPERSCRIPT) + "}", text)
     text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", lambda m: "_{" + m.group().translate(_SUBSCRIPT) + "}", text)
+    text = re.sub("[①-⑳]", lambda m: f"({ord(m.group()) - 0x245F})", text)  # numbers of statements
     text = _VULGAR.sub(_vulgar_fraction, text)
     text = unicodedata.normalize("NFKC", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
@@ -151,6 +152,7 @@ def normalize(text: str) -> str:
     text = _REPEATING.sub(_repeating, arabic_numerals(text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
     text = _trim(re.sub(r"\s+", " ", text))
+    text = re.sub(r"^<([^<>]*,[^<>]*)>$", r"(\1)", text)  # a vector in angle brackets
     return _without_prefix(text)
 
 

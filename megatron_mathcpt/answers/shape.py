@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 _NAME = re.compile(
-    r"\|[A-Z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)(?:_(?:\{[^{}]*\}|\w))?'*\s*"
+    r"\|[A-Za-z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-1\}?)?\s*"
     r"(?:\([A-Za-z_0-9,+\-]{1,5}\))?"
 )
 _RELATION = re.compile(r"<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])")

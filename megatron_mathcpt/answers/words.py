@@ -12,14 +12,22 @@ _SYNONYMS = {
     ),
 }
 _FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
+_ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        (  # noqa: SIM905
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-            "sixteen seventeen eighteen nineteen twenty"
-        ).split()
-    )
+    **{word: str(value) for value, word in enumerate(("zero", *_ONES, *_TEENS))},
+    "half": "\\frac{1}{2}",
+    "one half": "\\frac{1}{2}",
+    "one third": "\\frac{1}{3}",
+    "two thirds": "\\frac{2}{3}",
+    "one quarter": "\\frac{1}{4}",
+    "three quarters": "\\frac{3}{4}",
+    **{word: str(10 * value) for value, word in enumerate(_TENS, start=2)},
+    **{f"{ten}-{one}": str(10 * a + b) for a, ten in enumerate(_TENS, 2) for b, one in enumerate(_ONES, 1)},
 }
 # Words with a symbol of their own.
 _SYMBOLS = {
@@ -36,6 +44,9 @@ def words_as_symbols(text: str) -> str:
     for pattern, symbol in _SYMBOLS.items():
         if re.fullmatch(pattern, lower):
             return symbol
+    dozens = re.fullmatch(r"(\d+) dozens?", lower)
+    if dozens:
+        return str(12 * int(dozens.group(1)))
     return _NUMBER_WORDS.get(lower, text)
 
 
@@ -54,7 +65,7 @@ def same_words(first: str, second: str) -> bool:
 
 def _canonical(text: str) -> str:
     text = text.lower().strip()
-    text = _SYNONYMS.get(text, text).replace("雉", "锥").replace("非", "不")
+    text = _SYNONYMS.get(text, text).replace("雉", "锥").replace("星期", "周").replace("非", "不")
     return _FILLER.sub("", text) or text
 
 
