@@ -14,7 +14,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     root: Annotated[Path, typer.Argument(help="folder of results: one folder a run below it")],
     out: Annotated[Path | None, typer.Option(help="folder of the report; default ROOT/report")] = None,
-    runs: Annotated[str, typer.Option(help="names of the runs, in order, with commas between")] = "",
+    runs: Annotated[
+        str, typer.Option(help="runs in order, with commas between; default all that are finished")
+    ] = "",
     compare: Annotated[list[str] | None, typer.Option(help="B,A: test B − A; may be given again")] = None,
     title: Annotated[str, typer.Option(help="heading of the page; default the name of ROOT")] = "",
     study: Annotated[bool, typer.Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
@@ -23,10 +25,9 @@ def main(
     from rich.table import Table
 
     from megatron_mathcpt.report.build import build_report
+    from megatron_mathcpt.report.runs import finished_runs
 
-    names = tuple(name for name in runs.split(",") if name)
-    if not names:
-        raise ConfigError("--runs: no run named; give the names of the run folders, as in --runs base1,base2")
+    names = [name for name in runs.split(",") if name] or finished_runs(root)
     pairs = [_pair(text) for text in compare or []]
     report = build_report(
         root, out or root / "report", runs=names, comparisons=pairs, title=title, study=study
@@ -38,7 +39,7 @@ def main(
         table.add_column(heading, justify="right")
     for row in report.rows[1:]:
         table.add_row(*row)
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     for sentence in report.sentences:
         console.print(sentence, highlight=False)

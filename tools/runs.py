@@ -42,7 +42,7 @@ def compare(root: Root, second: Name, first: Name) -> None:
     else:
         Console().print("Same settings.")
     for sentence in sentences:
-        Console().print(sentence, highlight=False)
+        Console(markup=False).print(sentence, highlight=False)
 
 
 def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from megatron_mathcpt.report import format as formats
 from megatron_mathcpt.report.compare import POOLED
 from megatron_mathcpt.report.graph import build_graph, find_manifests
 from megatron_mathcpt.report.page import render
-from megatron_mathcpt.report.read import load_runs, read_json
+from megatron_mathcpt.report.read import load_runs, load_timings
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 from megatron_mathcpt.report.study import load_published
 
@@ -45,10 +45,9 @@ def build_report(
     loaded = load_runs(root, runs)
     manifests = find_manifests(root, without=out)
     graph = build_graph(root, manifests)
-    timings = root / "timings.json"
     report = {
         "results": build_results(loaded, comparisons, manifests, graph, load_published() if study else None),
-        "timings": build_timings(loaded, read_json(timings) if timings.is_file() else {}),
+        "timings": build_timings(loaded, load_timings(root / "timings.json")),
         "versions": build_versions(manifests),
     }
     report = json.loads(json.dumps(report, sort_keys=False, allow_nan=False))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
@@ -139,6 +139,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a mapping, found {type(found).__name__}")
     return found
+
+
+def load_timings(path: Path) -> dict[str, float]:
+    """Seconds of each stage; none if the runner left no file."""
+    if not path.is_file():
+        return {}
+    try:
+        return TypeAdapter(dict[str, float]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise DataError(f"{path}: {_explain(error)}; delete the file, it holds times alone") from error
 
 
 def _load_run(folder: Path, name: str) -> Run:

@@ -23,6 +23,14 @@ def list_runs(root: Path) -> Rows:
     return [_summary(root, name) for name in names]
 
 
+def finished_runs(root: Path) -> list[str]:
+    """Names of the runs below `root` that are finished or scored; raises `DataError` if there is none."""
+    names = [name for name in _find(root) if _is_finished(root / name) or _is_scored(root / name)]
+    if not names:
+        raise DataError(f"{root}: no finished run below this folder; give a folder of results")
+    return names
+
+
 def show_run(root: Path, name: str) -> Rows:
     """What a run is made from and came to, as (what, value); raises `ManifestError` if not finished."""
     (run,) = load_runs(root, [name])
@@ -66,18 +74,25 @@ def _find(root: Path) -> Iterator[str]:
     """Folders that were trained in or scored, by path relative to `root`, sorted."""
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "checkpoints")
-        if "metrics.jsonl" in files or (Path(folder) / "evaluation" / FILE_NAME).is_file():
+        if "metrics.jsonl" in files or _is_scored(Path(folder)):
             yield Path(folder).relative_to(root).as_posix()
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / FILE_NAME).is_file()
+
+
+def _is_scored(folder: Path) -> bool:
+    return (folder / "evaluation" / FILE_NAME).is_file()
 
 
 def _summary(root: Path, name: str) -> tuple[str, ...]:
     folder = root / name
-    finished = (folder / FILE_NAME).is_file()
     metrics = folder / "metrics.jsonl"
     rows = load_metrics(metrics) if metrics.is_file() else ()
-    scored = (folder / "evaluation" / FILE_NAME).is_file()
+    scored = _is_scored(folder)
     scores = load_scores(folder / "evaluation" / "results.json") if scored else {}
-    state = ("scored" if scored else "done") if finished or scored else "not finished"
+    state = "scored" if scored else "done" if _is_finished(folder) else "not finished"
     last = rows[-1] if rows else None
     return (
         name,

@@ -218,6 +218,12 @@ def test_damage_is_named(
     assert not (results / "report").exists()
 
 
+def test_wrong_times_are_named(results: Path) -> None:
+    (results / "timings.json").write_text('{"corpus": "long"}')
+    with pytest.raises(MathCptError, match=r"timings\.json: corpus: Input should be a valid number"):
+        build(results)
+
+
 def test_a_run_that_is_not_finished_is_refused(results: Path) -> None:
     (results / "base1" / "manifest.json").unlink()
     with pytest.raises(MathCptError, match=r"base1/manifest\.json: not found"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from report_folder import write_json_lines
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.manifest import write_manifest
-from megatron_mathcpt.report.runs import compare_two, list_runs, show_run
+from megatron_mathcpt.report.runs import compare_two, finished_runs, list_runs, show_run
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "runs.py"
 
@@ -33,6 +34,12 @@ def test_every_run_is_listed_with_its_state(results: Path) -> None:
     )
     assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–")
     assert list(rows) == ["base", "base1", "base2", "later"]
+
+
+def test_finished_runs_are_the_default_of_a_report(results: Path) -> None:
+    (results / "base1" / "manifest.json").unlink()
+    shutil.rmtree(results / "base1" / "evaluation")
+    assert finished_runs(results) == ["base", "base2"]
 
 
 def test_a_run_shows_its_tokens_and_scores(results: Path) -> None:
