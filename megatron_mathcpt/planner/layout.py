@@ -1,0 +1,147 @@
+"""How a model is cut over GPUs, and the batch and precision it is trained with."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from megatron_mathcpt.planner.shapes import ModelShape
+
+Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current"]
+Recompute = Literal["none", "mlp", "full"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is the same for every layout of one run.
+
+    `fused` is Transformer Engine's layer spec, else Megatron-Core's local one with torch SDPA;
+    `tp_comm_overlap` runs tensor-parallel collectives under the products where a tuned table exists;
+    `fp8_parameters` keeps the block's weights in FP8 only, beside a transposed copy unless
+    `disable_parameter_transpose_cache`; `attended_length` is how far back attention goes
+    on average where packed documents are masked from each other (None: the whole sequence).
+    """
+
+    seq_length: int
+    global_batch_size: int
+    precision: Precision = "bf16"
+    grad_reduce_in_fp32: bool = True
+    use_distributed_optimizer: bool = True
+    cross_entropy_loss_fusion: bool = False
+    fp8_parameters: bool = False
+    disable_parameter_transpose_cache: bool = False
+    fused: bool = True
+    tp_comm_overlap: bool = False
+    attended_length: int | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the block's matrix products run in FP8."""
+        return self.precision.startswith("fp8")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one global batch."""
+        return self.seq_length * self.global_batch_size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the process grid and what each process does at a time; the names are Megatron-Core's.
+
+    `stage_layers` gives the layers of each pipeline stage where they are uneven;
+    `recompute_num_layers` is the number of layers of a stage that `recompute` applies to (None: all).
+    """
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    data_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int = 1
+    micro_batch_size: int = 1
+    recompute: Recompute = "none"
+    recompute_num_layers: int | None = None
+    sequence_parallel: bool = True
+    stage_layers: tuple[int, ...] | None = None
+
+    @cached_property
+    def gpus(self) -> int:
+        """Number of processes."""
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+            * self.data_parallel_size
+        )
+
+    @property
+    def name(self) -> str:
+        """Short text as in `TP4 PP8x5 CP2 DP4 MBS1 recompute full`."""
+        virtual = self.virtual_pipeline_model_parallel_size
+        parts = [
+            f"TP{self.tensor_model_parallel_size}",
+            f"PP{self.pipeline_model_parallel_size}" + (f"x{virtual}" if virtual > 1 else ""),
+            f"CP{self.context_parallel_size}",
+            f"DP{self.data_parallel_size}",
+            f"MBS{self.micro_batch_size}",
+        ]
+        if self.stage_layers:
+            parts.append("head as layer" if self.stage_layers[0] == self.stage_layers[-1] else "uneven")
+        if self.recompute != "none":
+            parts.append(f"recompute {self.recompute}")
+        return " ".join(parts)
+
+    def layers(self, shape: ModelShape) -> tuple[int, ...]:
+        """Layers of each pipeline stage."""
+        if self.stage_layers:
+            return self.stage_layers
+        stages = self.pipeline_model_parallel_size
+        return (shape.num_layers // stages,) * stages
+
+    def microbatches(self, training: Training) -> int:
+        """Microbatches that one process sees in a step."""
+        return training.global_batch_size // (self.data_parallel_size * self.micro_batch_size)
+
+    def tokens(self, training: Training) -> float:
+        """Tokens of one microbatch on one process, before the tensor-parallel cut of the sequence."""
+        return self.micro_batch_size * training.seq_length / self.context_parallel_size
+
+
+def with_head_as_layer(layout: Layout, shape: ModelShape) -> Layout:
+    """`layout` with embedding and head each counted as one layer (`account_for_*_in_pipeline_split`)."""
+    stages = layout.pipeline_model_parallel_size
+    slots = (shape.num_layers + 2) // stages
+    layers = (slots - 1, *(slots for _ in range(stages - 2)), slots - 1)
+    return replace(layout, stage_layers=layers)
+
+
+def illegal(shape: ModelShape, training: Training, layout: Layout) -> str | None:
+    """Why Megatron-Core would refuse `layout`, or None."""
+    tensor, context = layout.tensor_model_parallel_size, layout.context_parallel_size
+    stages, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    replica_batch = layout.data_parallel_size * layout.micro_batch_size
+    rules = [
+        (shape.num_attention_heads % tensor, "attention heads do not divide by TP"),
+        (shape.num_query_groups % tensor, "query groups do not divide by TP"),
+        (shape.ffn_hidden_size % tensor, "feed-forward width does not divide by TP"),
+        (shape.padded_vocab_size % tensor, "padded vocabulary does not divide by TP"),
+        (training.seq_length % (2 * context if context > 1 else 1), "sequence does not divide by 2 CP"),
+        (training.seq_length % (context * tensor), "sequence does not divide by TP x CP"),
+        (training.global_batch_size % replica_batch, "global batch does not divide by DP x micro batch"),
+        (virtual > 1 and stages == 1, "virtual stages need PP above 1"),
+        (sum(layout.layers(shape)) != shape.num_layers, "layers do not divide by PP"),
+        (_uneven_chunks(shape, layout), "layers do not divide by PP x virtual stages"),
+    ]
+    for broken, reason in rules:
+        if broken:
+            return reason
+    if virtual > 1 and layout.microbatches(training) % stages:
+        return "interleaving needs microbatches that divide by PP"
+    return None
+
+
+def _uneven_chunks(shape: ModelShape, layout: Layout) -> int:
+    # Embedding and head may stand for a layer each, so only the sum over a layout's slots can be checked.
+    if layout.stage_layers:
+        return 0
+    chunks = layout.pipeline_model_parallel_size * layout.virtual_pipeline_model_parallel_size
+    return shape.num_layers % chunks

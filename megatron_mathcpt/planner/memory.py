@@ -1,0 +1,175 @@
+"""Bytes on one GPU of each pipeline stage, every part named.
+
+Formulae of Korthikanti et al. 2022 (arXiv 2205.05198) brought up to today's layers: grouped queries, gated
+units, context parallelism, FP8, the distributed optimizer over data x context ranks. What saved-tensor hooks
+see on a real layer is the test. Not in here: the CUDA context, NCCL's buffers and fragmentation.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from megatron_mathcpt.planner.flops import parameters
+from megatron_mathcpt.planner.layout import Layout, Training
+from megatron_mathcpt.planner.shapes import ModelShape
+
+GIB = 2**30
+# Bytes per logit while the loss is computed: an fp32 copy that becomes the softmax in place (4), and the
+# bf16 logits before and their bf16 gradient after (2); Megatron-Core's tensor_parallel/cross_entropy.py. In
+# the fused loss the compiler undoes the in-place steps; that its copies come to about 12 bytes is read off
+# two published runs (Llama-3-8B and Nemotron-4-15B, 13 and 13.5 if all the rest is right).
+LOGIT_BYTES, FUSED_LOGIT_BYTES = 6.0, 12.0
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on each GPU of one pipeline stage at the worst moment, by name."""
+
+    stage: int
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts, bytes."""
+        return sum(self.parts.values())
+
+    @property
+    def state(self) -> float:
+        """What stays between steps: weights, gradients, optimizer; bytes."""
+        return self.parts["weights"] + self.parts["gradients"] + self.parts["optimizer"]
+
+    @property
+    def gib(self) -> float:
+        """Sum of the parts, GiB."""
+        return self.total / GIB
+
+
+def memory_per_stage(shape: ModelShape, training: Training, layout: Layout) -> list[StageMemory]:
+    """Memory of every pipeline stage, first to last."""
+    return _memory_of(range(layout.pipeline_model_parallel_size), shape, training, layout)
+
+
+def peak_memory(shape: ModelShape, training: Training, layout: Layout) -> StageMemory:
+    """The fullest stage: of those with equally many layers the first keeps most; the last has the head."""
+    layers = layout.layers(shape)
+    candidates = {layers.index(count) for count in set(layers)} | {0, len(layers) - 1}
+    return max(_memory_of(candidates, shape, training, layout), key=lambda stage: stage.total)
+
+
+def _memory_of(
+    stages: Iterable[int], shape: ModelShape, training: Training, layout: Layout
+) -> list[StageMemory]:
+    saved = saved_per_token(shape, training, layout)
+    per_token = sum(saved.values())
+    kept = _kept_by_recompute(layout, saved)
+    return [_stage_memory(shape, training, layout, stage, per_token, kept) for stage in stages]
+
+
+def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> tuple[float, float]:
+    """Weights on one GPU of `stage`: (those of the layers' matrices, all others)."""
+    count = parameters(shape)
+    tensor, last = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size - 1
+    layers = layout.layers(shape)[stage]
+    others = float(layers * count.norms)
+    if stage == 0:
+        others += count.embedding / tensor
+    if stage == last:
+        # A tied head is a second copy of the embedding when the two sit on different stages.
+        head = count.head or (count.embedding if last else 0)
+        others += head / tensor + count.final_norm
+    return layers * count.layer_matrices / tensor, others
+
+
+def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> dict[str, float]:
+    """Bytes that one layer keeps for backward per token of `Layout.tokens`, by name, on one GPU."""
+    tensor = layout.tensor_model_parallel_size
+    hidden = shape.hidden_size / (tensor if layout.sequence_parallel else 1)
+    size = 4 if training.precision == "fp32" else 2
+    query, key, ffn = shape.query_width / tensor, shape.key_width / tensor, shape.ffn_hidden_size / tensor
+    matrix_input = 1 if training.is_fp8 else size
+    saved = {
+        "norm inputs": 2 * size * hidden,
+        "norm outputs": 2 * matrix_input * hidden,
+        "query, key, value": size * (query + 2 * key),
+        # Without rotation only the queries are copied, when their groups are merged.
+        "rotated query, key": size * (query + (0 if shape.learned_positions else key)),
+        "attention output": size * query,
+        "attention log-sum-exp": 4 * shape.num_attention_heads / tensor,
+        "gate, up": size * shape.fc1_width / tensor,
+        "activation": matrix_input * ffn,
+    }
+    if training.is_fp8:
+        saved["attention output in FP8"] = query
+    if shape.has_dropout:
+        saved["dropout masks"] = 2 * hidden
+    if not training.fused:
+        saved |= _saved_by_local_spec(shape, layout, size)
+    return saved
+
+
+def _saved_by_local_spec(shape: ModelShape, layout: Layout, size: int) -> dict[str, float]:
+    """What Megatron-Core's local layers keep above the fused ones (seen with saved-tensor hooks)."""
+    return {}
+
+
+def _kept_by_recompute(layout: Layout, saved: Mapping[str, float]) -> float:
+    """Bytes per token that a layer under recomputation still keeps."""
+    total = sum(saved.values())
+    if layout.recompute == "none":
+        return total
+    if layout.recompute == "full":
+        return saved["norm inputs"] / 2
+    return total - saved["norm outputs"] / 2 - saved["gate, up"] - saved["activation"]
+
+
+def in_flight_stages(layout: Layout, microbatches: int, stage: int) -> float:
+    """Forward passes that wait for their backward on `stage`, in units of the whole stage.
+
+    1F1B and its interleaved form as in Megatron-Core's `schedules.get_pp_rank_microbatches`.
+    """
+    stages, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    if virtual == 1:
+        return min(microbatches, stages - stage)
+    chunks = min(2 * (stages - stage - 1) + (virtual - 1) * stages, microbatches * virtual) + 1
+    return min(chunks / virtual, microbatches)
+
+
+def _stage_memory(
+    shape: ModelShape, training: Training, layout: Layout, stage: int, per_token: float, kept: float
+) -> StageMemory:
+    matrices, others = stage_parameters(shape, layout, stage)
+    layers = layout.layers(shape)[stage]
+    recomputed = min(layers, layers if layout.recompute_num_layers is None else layout.recompute_num_layers)
+    if layout.recompute == "none":
+        recomputed = 0
+    tokens = layout.tokens(training)
+    in_flight = in_flight_stages(layout, layout.microbatches(training), stage)
+    parts = {
+        **_state_bytes(training, layout, matrices, others),
+        "activations": in_flight * tokens * (recomputed * kept + (layers - recomputed) * per_token),
+        "recomputed layer": tokens * (per_token - kept) if recomputed else 0.0,
+        "logits": 0.0,
+    }
+    if stage == layout.pipeline_model_parallel_size - 1:
+        per_logit = FUSED_LOGIT_BYTES if training.cross_entropy_loss_fusion else LOGIT_BYTES
+        rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
+        # A recomputed layer comes after the logits are gone: only the larger of the two counts.
+        parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])
+    return StageMemory(stage, parts)
+
+
+def _state_bytes(training: Training, layout: Layout, matrices: float, others: float) -> dict[str, float]:
+    """Weights, gradients and AdamW's fp32 state; the state is cut over data x context ranks."""
+    if training.precision == "fp32":
+        weight, gradient, state = 4, 4, 8
+    else:
+        weight, gradient, state = 2, 4 if training.grad_reduce_in_fp32 else 2, 12
+    replicas = layout.data_parallel_size * layout.context_parallel_size
+    shards = replicas if training.use_distributed_optimizer else 1
+    # Hopper's FP8 products need every weight twice, as it is and transposed.
+    fp8_copies = (1 if training.disable_parameter_transpose_cache else 2) if training.is_fp8 else 0
+    matrix_weight = fp8_copies + (0 if training.fp8_parameters else weight)
+    return {
+        "weights": matrix_weight * matrices + weight * others,
+        "gradients": gradient * (matrices + others),
+        "optimizer": state * (matrices + others) / shards,
+    }

@@ -1,0 +1,155 @@
+"""Published runs and peaks of memory as data (`data/published.yaml`), each with its source."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+
+from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training, with_head_as_layer
+from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage
+from megatron_mathcpt.planner.shapes import ModelShape, load_shape, with_layers
+
+PUBLISHED = Path(__file__).parent / "data" / "published.yaml"
+
+
+class _Group(Section):
+    """One model, layout and precision of one edition of a page; short names to keep a row on a line."""
+
+    source: str
+    edition: str
+    family: str
+    shape: str
+    seq_length: int
+    precision: Precision
+    num_layers: int | None = None
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    vp: int = 1
+    head_as_layer: bool = False
+    stage_layers: tuple[int, ...] | None = None
+    trial: bool = False
+    recompute: Recompute = "none"
+    recompute_num_layers: int | None = None
+    fp8_parameters: bool = False
+    attended_length: int | None = None
+    runs: tuple[tuple[int, int, float], ...] = ()
+    rates: tuple[tuple[int, int, float], ...] = ()
+
+
+class Peak(Section):
+    """A published peak of memory; the model is a built-in `shape` or spelled out."""
+
+    name: str
+    source: str
+    shape: str | None = None
+    model: ModelShape | None = None
+    training: Training
+    layout: Layout
+    stage: int | None = None
+    state_gb: float | None = None
+    peak_gb: float
+
+    def predict(self) -> StageMemory:
+        """The planner's memory of the stage the figure is from."""
+        shape = self.model or load_shape(self.shape or "")
+        stages = memory_per_stage(shape, self.training, self.layout)
+        return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
+
+
+class _Published(Section):
+    sources: dict[str, str]
+    times: tuple[_Group, ...] = Field(min_length=1)
+    memory: tuple["Peak", ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published step time; `is_newest` unless a later edition holds the same model, layout, precision."""
+
+    family: str
+    source: str
+    edition: str
+    shape: ModelShape
+    training: Training
+    layout: Layout
+    seconds: float
+    is_newest: bool
+    is_recipe: bool  # a layout its publisher recommends, not one tried beside it
+    series: int  # number of runs of its group: the same case at other numbers of GPUs
+
+    @cached_property
+    def key(self) -> str:
+        """Name of the row."""
+        depth = f"/{self.shape.num_layers}" if "405b" in self.shape.name else ""
+        return f"{self.shape.name}{depth} {self.training.precision} {self.layout.name}"
+
+
+def load_runs(path: Path = PUBLISHED) -> list[Run]:
+    """Every published step time of the data file."""
+    groups = load_config(path, _Published).times
+    newest: dict[tuple[object, ...], str] = {}
+    for group in groups:
+        newest[_case(group)] = max(newest.get(_case(group), ""), group.edition)
+    return [run for group in groups for run in _runs(group, is_newest=group.edition == newest[_case(group)])]
+
+
+def load_peaks(path: Path = PUBLISHED) -> tuple[Peak, ...]:
+    """Every published peak of memory of the data file."""
+    return load_config(path, _Published).memory
+
+
+def _case(group: _Group) -> tuple[object, ...]:
+    return (group.shape, group.seq_length, group.precision)
+
+
+def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
+    shape = load_shape(group.shape)
+    if group.num_layers:
+        shape = with_layers(shape, group.num_layers)
+    times = [*group.runs]
+    times += [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
+    runs = []
+    for gpus, batch, seconds in times:
+        training = Training(
+            seq_length=group.seq_length,
+            global_batch_size=batch,
+            precision=group.precision,
+            grad_reduce_in_fp32=False,
+            cross_entropy_loss_fusion=True,
+            fp8_parameters=group.fp8_parameters,
+            tp_comm_overlap=True,
+            attended_length=group.attended_length,
+        )
+        layout = _layout(group, shape, gpus)
+        runs.append(
+            Run(
+                family=group.family,
+                source=group.source,
+                edition=group.edition,
+                shape=shape,
+                training=training,
+                layout=layout,
+                seconds=seconds,
+                is_newest=is_newest,
+                is_recipe=not group.trial and group.num_layers is None,
+                series=len(times),
+            )
+        )
+    return runs
+
+
+def _layout(group: _Group, shape: ModelShape, gpus: int) -> Layout:
+    layout = Layout(
+        tensor_model_parallel_size=group.tp,
+        pipeline_model_parallel_size=group.pp,
+        context_parallel_size=group.cp,
+        data_parallel_size=gpus // (group.tp * group.pp * group.cp),
+        virtual_pipeline_model_parallel_size=group.vp,
+        recompute=group.recompute,
+        recompute_num_layers=group.recompute_num_layers,
+        stage_layers=group.stage_layers,
+    )
+    return with_head_as_layer(layout, shape) if group.head_as_layer else layout

@@ -1,0 +1,140 @@
+"""All legal layouts of a model on some GPUs, ranked by predicted step time, and why the others lose."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.hardware import Hardware
+from megatron_mathcpt.planner.layout import Layout, Recompute, Training, illegal, with_head_as_layer
+from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.memory import StageMemory, peak_memory
+from megatron_mathcpt.planner.shapes import ModelShape
+from megatron_mathcpt.planner.step_time import StepTime, step_time
+
+# What the formulae leave out (CUDA context, NCCL, fragmentation) and their own error fit into the rest.
+MEMORY_SHARE = 0.9
+_MICRO_BATCHES = (1, 2, 4, 8)
+_RECOMPUTES: tuple[Recompute, ...] = ("none", "mlp", "full")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout that fits, with its prediction."""
+
+    layout: Layout
+    memory: StageMemory
+    time: StepTime
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A layout that does not fit even with every layer recomputed."""
+
+    layout: Layout
+    memory: StageMemory
+    excess_gib: float
+
+    @property
+    def reason(self) -> str:
+        """One phrase: by how much, where, and the largest part."""
+        largest = max(self.memory.parts, key=lambda name: self.memory.parts[name])
+        return f"{self.excess_gib:.1f} GiB too much on stage {self.memory.stage}, most of it {largest}"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Plans from fastest to slowest, misfits from closest to farthest, refused layouts counted by reason."""
+
+    plans: tuple[Plan, ...]
+    misfits: tuple[Misfit, ...]
+    refused: Mapping[str, int]
+
+
+def search(
+    shape: ModelShape, training: Training, gpus: int, machine: Machine, *, limit_gib: float | None = None
+) -> SearchResult:
+    """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card)."""
+    hardware = machine.hardware
+    limit = limit_gib or MEMORY_SHARE * hardware.memory_gib
+    if training.is_fp8 and hardware.fp8_tflops is None:
+        raise ConfigError(f"precision {training.precision}: this GPU has no FP8; choose bf16")
+    plans: list[Plan] = []
+    misfits: list[Misfit] = []
+    refused: Counter[str] = Counter()
+    for layout in _layouts(shape, gpus, hardware):
+        reason = illegal(shape, training, layout)
+        if reason:
+            refused[reason] += 1
+            continue
+        chosen, memory = _lightest_recompute(shape, training, layout, limit)
+        if memory.gib <= limit:
+            plans.append(Plan(chosen, memory, step_time(shape, training, chosen, machine)))
+        else:
+            misfits.append(Misfit(chosen, memory, memory.gib - limit))
+    plans.sort(key=lambda plan: plan.time.total)
+    misfits.sort(key=lambda misfit: misfit.excess_gib)
+    return SearchResult(tuple(plans), tuple(misfits), refused)
+
+
+def _layouts(shape: ModelShape, gpus: int, hardware: Hardware) -> Iterator[Layout]:
+    """Every cut of `gpus`; tensor parallelism stays inside a node."""
+    for tensor in _powers_of_two(min(gpus, hardware.gpus_per_node)):
+        if gpus % tensor:
+            continue
+        for context in _powers_of_two(min(gpus // tensor, hardware.gpus_per_node)):
+            for stages in _divisors(gpus // (tensor * context)):
+                if stages > shape.num_layers:
+                    continue
+                base = Layout(
+                    tensor_model_parallel_size=tensor,
+                    pipeline_model_parallel_size=stages,
+                    context_parallel_size=context,
+                    data_parallel_size=gpus // (tensor * context * stages),
+                    sequence_parallel=tensor > 1,
+                )
+                yield from _batched(shape, base)
+
+
+def _batched(shape: ModelShape, base: Layout) -> Iterator[Layout]:
+    """`base` with every number of virtual stages and micro-batch size, also with the head as a layer."""
+    stages = base.pipeline_model_parallel_size
+    cuts = [(base, shape.num_layers)]
+    if stages > 1 and (shape.num_layers + 2) % stages == 0 and (shape.num_layers + 2) // stages > 1:
+        cuts.append((with_head_as_layer(base, shape), shape.num_layers + 2))
+    for cut, slots in cuts:
+        virtuals = _divisors(slots // stages) if stages > 1 and slots % stages == 0 else [1]
+        for virtual, micro_batch in product(virtuals, _MICRO_BATCHES):
+            yield replace(cut, virtual_pipeline_model_parallel_size=virtual, micro_batch_size=micro_batch)
+
+
+def _lightest_recompute(
+    shape: ModelShape, training: Training, layout: Layout, limit: float
+) -> tuple[Layout, StageMemory]:
+    """`layout` with as little recomputation as fits; the heaviest if none does."""
+    for recompute in _RECOMPUTES:
+        chosen = layout if recompute == "none" else replace(layout, recompute=recompute)
+        memory = peak_memory(shape, training, chosen)
+        if memory.gib <= limit:
+            break
+    return chosen, memory
+
+
+def why_slower(plan: Plan, best: Plan, terms: int = 2) -> str:
+    """The terms in which `plan` loses most against `best`, in percent of the best's step."""
+    losses = {name: plan.time.terms.get(name, 0.0) - value for name, value in best.time.terms.items()}
+    worst = sorted(losses.items(), key=lambda item: -item[1])[:terms]
+    return ", ".join(
+        f"{name} +{100 * loss / best.time.total:.1f} %"
+        for name, loss in worst
+        if loss > 1e-3 * best.time.total
+    )
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    return [2**power for power in range(largest.bit_length()) if 2**power <= largest]
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,0 +1,239 @@
+"""Seconds of one optimizer step, as named terms that add up to it.
+
+Each term is work (operations or bytes) divided by a rate of the machine: the data sheet's times a fitted
+constant (see calibration.py). The slowest pipeline stage sets the pace.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log2
+
+from megatron_mathcpt.planner.flops import flops_per_token
+from megatron_mathcpt.planner.hardware import Hardware
+from megatron_mathcpt.planner.layout import Layout, Training
+from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.memory import stage_parameters
+from megatron_mathcpt.planner.shapes import ModelShape
+
+# (hidden size, TP) for which Megatron-Bridge ships a user-buffer table for H100 (training/comm_overlap.py,
+# commit 067f987df). Without one, the published TP8 run of Llama-3-70B fits no overlap at all.
+_TUNED_OVERLAP = {(6144, 2), (8192, 4), (12288, 4), (16384, 8)}
+_BACKWARD_WINDOW = 0.9  # share of a microbatch's compute under which gradients and parameters can travel
+_EXPOSED_ANYWAY = 0.05  # first and last bucket of that traffic have nothing to hide under
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step by term, and the seconds of one microbatch on each pipeline stage."""
+
+    terms: Mapping[str, float]
+    stages: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step time means; MFU is causal and against the dense bf16 peak, whatever the precision."""
+
+    tokens_per_second_per_gpu: float
+    tflops_causal: float
+    tflops_full: float
+    mfu: float
+
+
+def speed(shape: ModelShape, training: Training, hardware: Hardware, *, seconds: float, gpus: int) -> Speed:
+    """Tokens/s, model TFLOP/s in both conventions and MFU of a step of `seconds` on `gpus` GPUs."""
+    rate = training.tokens_per_step / seconds / gpus
+    flops = flops_per_token(shape, training.seq_length)
+    causal = rate * flops.causal / 1e12
+    return Speed(rate, causal, rate * flops.full / 1e12, causal / hardware.bf16_tflops)
+
+
+def step_time(shape: ModelShape, training: Training, layout: Layout, machine: Machine) -> StepTime:
+    """Predict the time of a step of `layout`."""
+    layer = _layer_terms(
+        shape,
+        training,
+        machine,
+        layout.tensor_model_parallel_size,
+        layout.context_parallel_size,
+        layout.micro_batch_size,
+    )
+    counts = layout.layers(shape)
+    recompute = [_recompute_seconds(layout, layer, layers) for layers in counts]
+    stages = [layers * sum(layer.values()) + again for layers, again in zip(counts, recompute, strict=True)]
+    head = _head_seconds(shape, training, layout, machine)
+    stages[-1] += head
+    slowest = max(range(len(stages)), key=stages.__getitem__)
+    microbatches = layout.microbatches(training)
+    terms = {name: microbatches * counts[slowest] * value for name, value in layer.items()}
+    terms["recomputation"] = microbatches * recompute[slowest]
+    terms["head and loss"] = microbatches * head if slowest == len(stages) - 1 else 0.0
+    terms |= _pipeline_terms(shape, training, layout, machine, sum(stages) / len(stages))
+    terms |= _data_parallel_terms(shape, training, layout, machine, stages[0])
+    if training.precision == "fp8_delayed":
+        nodes = max(1.0, layout.gpus / machine.hardware.gpus_per_node)
+        terms["FP8 scale synchronisation"] = machine.constants.scale_sync * log2(nodes) * sum(terms.values())
+    return StepTime(terms, tuple(stages))
+
+
+@lru_cache(maxsize=4096)
+def _layer_terms(
+    shape: ModelShape, training: Training, machine: Machine, tensor: int, context: int, micro_batch: int
+) -> dict[str, float]:
+    """Seconds of one layer for one microbatch, forward and backward, by term."""
+    tokens = micro_batch * training.seq_length / context
+    overhead = machine.constants.layer_overhead_us
+    if training.is_fp8:
+        overhead += machine.constants.fp8_layer_overhead_us
+    return {
+        "matrix products": _matrix_seconds(shape, training, machine, tensor, tokens),
+        "attention": _attention_seconds(shape, training, machine, tensor, tokens)
+        * (1 + machine.constants.context_loss * (context - 1) / context),
+        "element-wise": _elementwise_bytes(shape, tensor) * tokens / machine.memory,
+        "FP8 casts": _cast_bytes(shape, training, tensor) * tokens / machine.memory,
+        "tensor-parallel communication": _tensor_seconds(shape, training, machine, tensor, tokens),
+        "kernel launches": overhead * 1e-6,
+    }
+
+
+def _matrix_seconds(
+    shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
+) -> float:
+    """The layer's four matrices."""
+    query, key = shape.query_width / tensor, shape.key_width / tensor
+    matrices = (
+        (shape.hidden_size, query + 2 * key),
+        (query, shape.hidden_size),
+        (shape.hidden_size, shape.fc1_width / tensor),
+        (shape.ffn_hidden_size / tensor, shape.hidden_size),
+    )
+    return sum(
+        _three_products(machine, tokens, inputs, outputs, fp8=training.is_fp8) for inputs, outputs in matrices
+    )
+
+
+def _three_products(machine: Machine, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
+    """Forward, gradient of the input, gradient of the weight."""
+    return (
+        machine.product_seconds(tokens, outputs, inputs, fp8=fp8)
+        + machine.product_seconds(tokens, inputs, outputs, fp8=fp8)
+        + machine.product_seconds(inputs, outputs, tokens, fp8=fp8)
+    )
+
+
+def _attention_seconds(
+    shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
+) -> float:
+    """Causal attention, always in bf16."""
+    reach = training.attended_length or training.seq_length
+    return 6.0 * tokens * reach * shape.query_width / tensor / machine.attention
+
+
+def _elementwise_bytes(shape: ModelShape, tensor: int) -> float:
+    """Bytes a token moves through norms, residuals, rotary embedding and gated unit, forward + backward."""
+    hidden = (20 + 28) * shape.hidden_size
+    rotary = (4 + 4) * (shape.query_width + shape.key_width)
+    gated = (6 + 10) * shape.ffn_hidden_size
+    return (hidden + rotary + gated) / tensor
+
+
+def _cast_bytes(shape: ModelShape, training: Training, tensor: int) -> float:
+    """Bytes a token moves in casts of matrix inputs and output gradients: 2 read, two FP8 copies written.
+
+    Current scaling reads everything once more for its maximum. Norm outputs are written in FP8 at once.
+    """
+    if not training.is_fp8:
+        return 0.0
+    inputs = shape.query_width + shape.ffn_hidden_size
+    gradients = shape.query_width + 2 * shape.key_width + shape.fc1_width + 2 * shape.hidden_size
+    return (4.0 if training.precision == "fp8_delayed" else 6.0) * (inputs + gradients) / tensor
+
+
+def _tensor_seconds(
+    shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
+) -> float:
+    """The exposed share of six gathers (FP8 where the products are) and four reduce-scatters (bf16) a layer.
+
+    The fifth and sixth gather bring back the norms' outputs, kept only in parts, for the weights' gradients.
+    Current scaling joins the maxima of the tensor-parallel ranks before each of four casts.
+    """
+    if tensor == 1:
+        return 0.0
+    element_bytes = 6 * (1 if training.is_fp8 else 2) + 4 * 2
+    volume = element_bytes * tokens * shape.hidden_size * (tensor - 1) / tensor
+    tuned = training.tp_comm_overlap and (shape.hidden_size, tensor) in _TUNED_OVERLAP
+    exposed = machine.constants.tensor_exposed if tuned else 1.0
+    maxima = 4 * machine.constants.maximum_us * 1e-6 if training.precision == "fp8_current" else 0.0
+    return exposed * volume / machine.link + maxima
+
+
+def _head_seconds(shape: ModelShape, training: Training, layout: Layout, machine: Machine) -> float:
+    """Output layer in bf16, and about eight passes of 2 bytes over its logits for the loss."""
+    tokens = layout.tokens(training)
+    rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
+    products = _three_products(machine, tokens, shape.hidden_size, rows, fp8=False)
+    return products + 16.0 * tokens * rows / machine.memory
+
+
+def _recompute_seconds(layout: Layout, layer: Mapping[str, float], layers: int) -> float:
+    """The second forward pass of a stage's recomputed layers: a third of their work, attention 1 of 3.5."""
+    if layout.recompute == "none":
+        return 0.0
+    count = layers if layout.recompute_num_layers is None else min(layers, layout.recompute_num_layers)
+    rest = sum(layer.values()) - layer["attention"]
+    if layout.recompute == "full":
+        return count * (rest / 3 + layer["attention"] / 3.5)
+    return count * rest / 3 * 0.75  # a Llama's MLP is about three quarters of its layer
+
+
+def _pipeline_terms(
+    shape: ModelShape, training: Training, layout: Layout, machine: Machine, average_stage: float
+) -> dict[str, float]:
+    """Fill and drain of the pipeline, and the exposed part of sending activations between stages."""
+    count, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    if count == 1:
+        return {"pipeline bubble": 0.0, "pipeline communication": 0.0}
+    volume = 2.0 * layout.tokens(training) * shape.hidden_size / layout.tensor_model_parallel_size
+    sends = 2 * virtual * layout.microbatches(training)
+    return {
+        "pipeline bubble": (count - 1) / virtual * average_stage,
+        "pipeline communication": machine.constants.pipeline_exposed * sends * volume / machine.network,
+    }
+
+
+def _data_parallel_terms(
+    shape: ModelShape, training: Training, layout: Layout, machine: Machine, first_stage: float
+) -> dict[str, float]:
+    """What of gradient and parameter traffic outlasts the microbatch it hides under; the optimizer's bytes.
+
+    AdamW reads and writes 34 bytes for each parameter a rank owns.
+    """
+    matrices, others = stage_parameters(shape, layout, 0)
+    replicas = layout.data_parallel_size * layout.context_parallel_size
+    owned = (matrices + others) / (replicas if training.use_distributed_optimizer else 1)
+    seconds_per_byte = (replicas - 1) / replicas / _replica_rate(layout, machine)
+    gradient = (4 if training.grad_reduce_in_fp32 else 2) * (matrices + others) * seconds_per_byte
+    gather = ((1 if training.fp8_parameters else 2) * matrices + 2 * others) * seconds_per_byte
+    window = _BACKWARD_WINDOW * first_stage / layout.virtual_pipeline_model_parallel_size
+    return {
+        "gradient reduction": max(_EXPOSED_ANYWAY * gradient, gradient - window * 2 / 3),
+        "parameter gather": max(_EXPOSED_ANYWAY * gather, gather - window / 3),
+        "optimizer": 34 * owned / machine.memory,
+        "fixed": machine.constants.step_overhead_ms * 1e-3,
+    }
+
+
+def _replica_rate(layout: Layout, machine: Machine) -> float:
+    """Bytes/s of a collective over data x context ranks; those of one node share the node's network cards."""
+    replicas = layout.data_parallel_size * layout.context_parallel_size
+    node = machine.hardware.gpus_per_node
+    if replicas * layout.tensor_model_parallel_size <= node:
+        return machine.link
+    on_node = max(1, min(node // layout.tensor_model_parallel_size, replicas))
+    return min(on_node * machine.network, machine.link)
