@@ -108,7 +108,7 @@ def use_cpu() -> None:
     # The fusions that torch.compile would build cost seconds at start and gain nothing on a CPU.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Megatron-Core warns of each missing GPU library; that it falls back to torch is the point here.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+    warnings.filterwarnings("ignore", category=Warning, module=r"megatron\.core")
     # It calls collectives by names that newer torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)

@@ -4,6 +4,8 @@
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -76,6 +78,16 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) ->
     device, backend = _device()
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     return _split(sizes, seed, device)
+
+
+@contextmanager
+def joined(sizes: ParallelSection, seed: int) -> Iterator[Layout]:
+    """`start`, and `stop` at the end."""
+    layout = start(sizes, seed)
+    try:
+        yield layout
+    finally:
+        stop()
 
 
 def start_alone(sizes: ParallelSection) -> Layout:

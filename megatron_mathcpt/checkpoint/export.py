@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mathcpt.checkpoint.folder import newest_checkpoint
+from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.manifest import Manifest, is_complete, load_manifest, verify_hashes, write_manifest
@@ -27,7 +27,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None) -> Exporte
     is work to do.
     """
     checkpoint = newest_checkpoint(run)
-    manifest = load_manifest(checkpoint, "checkpoint")
+    manifest = load_sealed(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}
     if is_complete(out, "hf", inputs=inputs, config=config):

@@ -8,11 +8,12 @@ import os
 import shutil
 from pathlib import Path
 
-from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.manifest import FILE_NAME, load_manifest, write_atomically
+from megatron_mathcpt.errors import CheckpointError, ManifestError
+from megatron_mathcpt.manifest import FILE_NAME, Manifest, hash_file, load_manifest, write_atomically
 
 FOLDER = "checkpoints"
 POINTER = "latest"
+SEAL = "manifest.sha256"
 _PREFIX = "step_"
 
 
@@ -36,6 +37,31 @@ def newest_checkpoint(folder: Path) -> Path:
         load_manifest(folder, "checkpoint")
         return folder
     raise CheckpointError(f"{folder}: holds no complete checkpoint; give a run folder or a checkpoint")
+
+
+def newest_readable(run_folder: Path) -> Path | None:
+    """The newest checkpoint whose manifest is undamaged, its other files not looked at."""
+    for path in checkpoint_paths(run_folder):
+        try:
+            load_sealed(path)
+        except ManifestError:
+            continue
+        return path
+    return None
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest's own checksum beside it, in the format of `sha256sum`."""
+    write_atomically(folder / SEAL, f"{hash_file(folder / FILE_NAME)}  {FILE_NAME}\n".encode())
+
+
+def load_sealed(path: Path) -> Manifest:
+    """The manifest of a checkpoint, its own bytes compared with the seal."""
+    manifest = load_manifest(path, "checkpoint")
+    found = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
+    if found != f"{hash_file(path / FILE_NAME)}  {FILE_NAME}\n".encode():
+        raise ManifestError(f"{path / FILE_NAME}: checksum differs from {SEAL}; this checkpoint is damaged")
+    return manifest
 
 
 def begin(path: Path) -> Path:

@@ -5,6 +5,7 @@ Load: the manifest's checksums are compared before any deserialiser sees a byte;
 named and the next older one taken.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
@@ -28,7 +30,6 @@ from megatron_mathcpt.manifest import (
     OutputFile,
     describe_file,
     hash_file,
-    load_manifest,
     write_manifest,
 )
 from megatron_mathcpt.parallel import Layout
@@ -78,10 +79,16 @@ def save_checkpoint(
     dist.barrier()
     writing = folders.hidden_path(path)
     state = sharded_state(model, optimizer, loading=False)
-    dist_checkpointing.save(state, str(writing), _InProcessSave("torch_dist", 1))
+    try:
+        dist_checkpointing.save(state, str(writing), _InProcessSave("torch_dist", 1))
+    except (CheckpointException, OSError) as error:
+        free = shutil.disk_usage(writing).free
+        raise CheckpointError(
+            f"{path}: cannot be written ({_cause(error)}; {free:,} bytes free there); the checkpoints "
+            "before it are whole, make room or choose another folder and start again"
+        ) from error
     outputs = _describe_files(writing, layout)
     if layout.is_writer:
-        folders.sync_folder(writing)
         write_manifest(
             writing,
             "checkpoint",
@@ -90,6 +97,7 @@ def save_checkpoint(
             config=record.config,
             outputs=outputs,
         )
+        folders.seal(writing)
         folders.commit(path)
         folders.prune(run_folder, keep)
     dist.barrier()
@@ -109,7 +117,7 @@ def verify_checkpoint(path: Path, layout: Layout) -> Manifest:
     """The manifest of `path`, all files' checksums compared; each rank reads its share of the files."""
     problem = ""
     try:
-        manifest = load_manifest(path, "checkpoint")
+        manifest = folders.load_sealed(path)
         for name in sorted(manifest.outputs)[layout.rank :: dist.get_world_size()]:
             if hash_file(path / name) != manifest.outputs[name].sha256:
                 problem = problem or f"{path / name}: checksum differs from the manifest"
@@ -138,6 +146,13 @@ def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
             f"{run_folder / folders.FOLDER}: no checkpoint verifies; restore one or delete all"
         )
     return None
+
+
+def _cause(error: BaseException) -> str:
+    """The operating system's words for what failed on some rank; torch hides them if a write is cut short."""
+    failures = getattr(error, "failures", {})
+    first = next((wrapped[0] for wrapped in failures.values()), error)
+    return getattr(first, "strerror", None) or "a write was cut short"
 
 
 def _describe_files(writing: Path, layout: Layout) -> dict[str, OutputFile]:

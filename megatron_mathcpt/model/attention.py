@@ -64,4 +64,5 @@ class SdpaAttention(torch.nn.Module):
         assert self.context_group is not None
         size, rank = self.context_group.size(), self.context_group.rank()
         held = [context_positions(local_length * size, size, other) for other in range(size)]
-        return (torch.cat(held)[None, :] > held[rank][:, None]).to(device)
+        later: torch.Tensor = torch.cat(held)[None, :] > held[rank][:, None]
+        return later.to(device)

@@ -8,18 +8,21 @@ is reached, 2 bad input, 75 stopped by a signal after a save (start it again to 
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from megatron_mathcpt.checkpoint.folder import newest_readable
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, MathCptError, run_command
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.train import launch
-from megatron_mathcpt.train.inputs import Inputs, resolve_inputs
+from megatron_mathcpt.train.folder_lock import FolderLock
+from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
 
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -52,7 +55,10 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     check_experiment(inputs.config, size)
     if is_finished(out, inputs):
         logger.info("%s: already trained, in %s", config.name, out)
-    elif not check:
+        return
+    if (resumed := newest_readable(out)) is not None:
+        check_resumable(inputs, resumed)
+    if not check:
         sys.exit(launch.run_workers("megatron_mathcpt.train", sys.argv[1:], size))
 
 
@@ -96,8 +102,8 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
 
     stop = StopFlag()
     stop.install()
-    layout = parallel.start(inputs.config.parallel, inputs.config.seed)
-    try:
+    lock = FolderLock(out) if os.environ["RANK"] == "0" else nullcontext()
+    with lock, parallel.joined(inputs.config.parallel, inputs.config.seed) as layout:
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
         state = build(inputs, layout, out)
@@ -113,8 +119,6 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
                 config=inputs.config.model_dump(mode="json"),
             )
         return finished
-    finally:
-        parallel.stop()
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
+from megatron_mathcpt.checkpoint.folder import load_sealed
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import load_manifest
 from megatron_mathcpt.model.llama import build_model
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
-from megatron_mathcpt.train.inputs import Inputs
+from megatron_mathcpt.train.inputs import Inputs, check_resumable
 
 logger = get_logger(__name__)
 
@@ -62,6 +62,8 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     dataset = build_train_dataset(inputs, run_folder)
     validation = build_validation_sets(config)
     resumed = newest_verified(run_folder, layout)
+    if resumed is not None:
+        check_resumable(inputs, resumed)
     model = build_model(inputs.shape, layout, config.precision)
     if resumed is None:
         load_initial_weights(model, inputs, layout)
@@ -70,7 +72,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer)
-        state.step = load_manifest(resumed, "checkpoint").counts["step"]
+        state.step = load_sealed(resumed).counts["step"]
     elif config.init.load_optimizer:
         assert inputs.checkpoint is not None
         load_state(inputs.checkpoint, unwrap(model), optimizer)

@@ -5,12 +5,16 @@ No torch here: a finished run and a wrong config must answer at once.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from megatron_mathcpt.checkpoint.folder import newest_checkpoint
+from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.manifest import Manifest, hash_file, hash_json, load_manifest
+
+# What a resumed run may change, by the beginning of the field's path.
+MAY_CHANGE = ("name", "parallel.", "validation.", "checkpoint.", "logging.", "train.micro_batch_size")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     checkpoint = None
     if config.init.checkpoint is not None:
         checkpoint = newest_checkpoint(config.init.checkpoint)
-        manifest = load_manifest(checkpoint, "checkpoint")
+        manifest = load_sealed(checkpoint)
         shape = LlamaShape.model_validate(manifest.config["model"])
         fingerprints["checkpoint"] = manifest.fingerprint()
     elif config.init.hf is not None:
@@ -62,6 +66,38 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         )
     resolved = config.model_copy(update={"model": shape})
     return Inputs(resolved, fingerprints, int(tokenizer["eos_id"]), checkpoint)
+
+
+def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
+    """Refuse to go on from `checkpoint` with other data, model, budget or optimizer, naming each difference.
+
+    Layout, microbatch size and the intervals may change: the samples and their order stay the same.
+    """
+    manifest = load_sealed(checkpoint)
+    old, new = _fields(manifest.config), _fields(inputs.config.model_dump(mode="json"))
+    differing = sorted(
+        name
+        for name in old.keys() | new.keys()
+        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+    )
+    differences = [f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing]
+    for name, fingerprint in inputs.fingerprints.items():
+        if manifest.inputs.get(name) != fingerprint:
+            differences.append(f"input '{name}' has another fingerprint")
+    if differences:
+        raise ConfigError(
+            f"{checkpoint}: cannot go on with a changed experiment ({'; '.join(differences)}); "
+            "undo the change or choose another --out"
+        )
+
+
+def _fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a config tree by their full path."""
+    fields: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        fields |= _fields(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return fields
 
 
 def _check_pools(config: ExperimentConfig, corpus: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""What a user sees of `python -m megatron_mathcpt.train`: one line for each mistake, before any process starts."""
+"""What a user sees of the training command: one line for each mistake, before any process starts."""
 
 import subprocess
 import sys

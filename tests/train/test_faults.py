@@ -1,0 +1,202 @@
+"""Kills inside a save, damaged checkpoints, a second job, a changed config: the fault matrix."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.checkpoint.folder import checkpoint_paths, load_sealed, newest_checkpoint
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
+from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.train.folder_lock import FolderLock
+from megatron_mathcpt.train.launch import free_port, local_world
+
+KILLER = Path(__file__).with_name("kill_worker.py")
+STORE, FOLDER = "megatron_mathcpt.checkpoint.store", "megatron_mathcpt.checkpoint.folder"
+# Second save (after step 16): before and after each phase of it.
+SAVE_PHASES = [
+    f"{STORE}:save_distributed:before:2",
+    f"{STORE}:save_distributed:after:2",
+    f"{STORE}:_describe_files:before:2",
+    f"{STORE}:write_manifest:before:2",
+    f"{STORE}:write_manifest:after:2",
+    f"{FOLDER}:seal:after:2",
+    f"{FOLDER}:sync_folder:before:2",  # renamed, not yet pointed at
+    f"{FOLDER}:commit:after:2",
+    f"{FOLDER}:prune:before:2",
+    "shutil:rmtree:before:2",  # the oldest is hidden, not yet removed
+]
+
+
+def run(config: ExperimentConfig, out: Path, *script: str) -> "subprocess.CompletedProcess[str]":
+    """Train in a process of its own; `script` stands for `-m megatron_mathcpt.train`."""
+    path = out.with_suffix(".yaml")
+    path.write_text(dump_yaml(config))
+    command = [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
+    environment = os.environ | local_world(0, 1, free_port())
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in read_json_lines(out / "metrics.jsonl") if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run that keeps all of its checkpoints: steps 8, 16 and 20."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = run(config_of(checkpoint={"keep": 9}), out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", SAVE_PHASES)
+def test_a_kill_in_any_phase_of_a_save_loses_nothing(
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, phase: str
+) -> None:
+    config, out = config_of(checkpoint={"keep": 1}), tmp_path / "run"
+    assert run(config, out, str(KILLER), phase).returncode == -signal.SIGKILL
+    found = newest_checkpoint(out)
+    assert load_sealed(found).counts["step"] in (8, 16)
+    done = run(config, out)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(whole)
+    assert [path.name for path in (out / "checkpoints").iterdir() if path.name != "latest"] == [
+        "step_00000020"
+    ]
+
+
+@pytest.fixture
+def layout() -> Iterator[object]:
+    from megatron_mathcpt import parallel
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()
+    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
+    parallel.stop()
+
+
+def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, tmp_path: Path) -> None:
+    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+
+    path = tmp_path / "step_00000020"
+    shutil.copytree(newest_checkpoint(whole), path)
+    verify_checkpoint(path, layout)  # type: ignore[arg-type]
+    files = sorted(path.iterdir())
+    assert {".metadata", "common.pt", "manifest.json", "manifest.sha256"} <= {file.name for file in files}
+    dice = random.Random(0)
+    for number in range(200):
+        file = files[number % len(files)]
+        good = file.read_bytes()
+        bad = bytearray(good)
+        bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
+        file.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=r"step_00000020"):
+            verify_checkpoint(path, layout)  # type: ignore[arg-type]
+        file.write_bytes(good)
+    verify_checkpoint(path, layout)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", [".metadata", "common.pt", "__0_0.distcp", "manifest.json", "manifest.sha256"]
+)
+def test_a_cut_or_missing_file_is_detected(whole: Path, layout: object, tmp_path: Path, name: str) -> None:
+    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+
+    path = tmp_path / "step_00000020"
+    shutil.copytree(newest_checkpoint(whole), path)
+    (path / name).write_bytes((path / name).read_bytes()[:-1])
+    with pytest.raises(CheckpointError):
+        verify_checkpoint(path, layout)  # type: ignore[arg-type]
+    (path / name).unlink()
+    with pytest.raises(CheckpointError):
+        verify_checkpoint(path, layout)  # type: ignore[arg-type]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "manifest.json").unlink()
+    shard = out / "checkpoints" / "step_00000020" / "__0_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    (out / "checkpoints" / "step_00000016" / "manifest.json").write_text("{")
+    (out / "checkpoints" / "latest").write_text("step_99")
+    done = run(config_of(checkpoint={"keep": 9}), out)
+    assert done.returncode == 0, done.stderr
+    assert "step_00000020/__0_0.distcp" in done.stderr
+    assert "at step 8" in done.stderr
+    assert losses(out) == losses(whole)
+
+
+def test_nothing_verified_is_an_error(
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "manifest.json").unlink()
+    for path in checkpoint_paths(out):
+        (path / "common.pt").unlink()
+    done = run(config_of(checkpoint={"keep": 9}), out)
+    assert done.returncode == 2
+    assert "no checkpoint verifies" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_going_on_with_a_changed_experiment_is_refused(
+    whole: Path, config_of: Callable[..., ExperimentConfig]
+) -> None:
+    from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
+
+    checkpoint = newest_checkpoint(whole)
+    allowed = config_of(checkpoint={"interval": 3}, logging={"interval": 1}, train={"micro_batch_size": 2})
+    check_resumable(resolve_inputs(allowed), checkpoint)
+    changed = config_of(optimizer={"lr": 1e-3}, train={"global_batch_size": 8})
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.lr: 0\.003 then, 0\.001 now; train\.global_batch_size: 4"
+    ):
+        check_resumable(resolve_inputs(changed), checkpoint)
+
+
+def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_mathcpt.train.folder_lock._PATIENCE_SECONDS", 0.2)
+    refused = pytest.raises(ConfigError, match=f"in use by process {os.getpid()}")
+    with FolderLock(tmp_path), refused, FolderLock(tmp_path):
+        pass
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE stands for the full disk: a shard is about 2 MB, all other files are smaller."""
+    out = tmp_path / "run"
+    limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_yaml(config_of()))
+    done = subprocess.run(
+        ["bash", "-c", limited, "bash", str(path), "--out", str(out)],
+        env=os.environ | local_world(0, 1, free_port()),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "step_00000008: cannot be written (a write was cut short; " in done.stderr.splitlines()[-1]
+    assert not checkpoint_paths(out)
+    with pytest.raises(ManifestError):
+        load_sealed(out / "checkpoints" / "step_00000008")
