@@ -19,7 +19,10 @@ def chromium() -> str:
     """A Chromium; on a CI machine it is installed if it is not there."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "chromium"]):
+        for command in (
+            ["apt-get", "update"],
+            ["apt-get", "install", "-y", "--no-install-recommends", "chromium"],
+        ):
             subprocess.run(command, check=True, capture_output=True)
         found = shutil.which("chromium")
     if found is None:
