@@ -50,7 +50,8 @@ def plan_blend(
             highest = cap * available_tokens[name] / budget_tokens
             raise ConfigError(
                 f"blend.{name}: {share.tokens:,} tokens are {share.epochs:.2f} epochs, over its cap "
-                f"of {cap:g}; give it at most {highest:.4f} of the blend, lower the budget, or raise max_epochs.{name}"
+                f"of {cap:g}; give it at most {highest:.4f} of the blend, lower the budget, or "
+                f"raise max_epochs.{name}"
             )
     return plan
 
