@@ -41,16 +41,16 @@ def load_priors() -> dict[str, Prior]:
     return load_config(PRIORS, _Priors).priors
 
 
-def errors(runs: Sequence[Run], constants: Constants) -> Array:
+def errors(runs: Sequence[Run], machine: Machine) -> Array:
     """(predicted - published) / published step time of every run."""
-    machine = Machine(load_hardware(_HARDWARE), constants)
     predicted = [step_time(run.shape, run.training, run.layout, machine).total for run in runs]
     return np.array([found / run.seconds - 1 for found, run in zip(predicted, runs, strict=True)])
 
 
-def fit(runs: Sequence[Run], priors: Mapping[str, Prior]) -> Constants:
-    """Constants fitted to `runs`: least squares of log(predicted / published), held near the priors.
+def fit(runs: Sequence[Run], priors: Mapping[str, Prior]) -> Machine:
+    """The machine of the published runs with constants fitted to `runs`, held near the priors.
 
+    Least squares of log(predicted / published), large misfits damped.
     A series of runs that differ in nothing but the number of GPUs weighs as much as a single run.
     """
     from scipy.optimize import least_squares
@@ -61,21 +61,24 @@ def fit(runs: Sequence[Run], priors: Mapping[str, Prior]) -> Constants:
     spread = np.array([priors[name].spread for name in free])
     fixed = {name: prior.value for name, prior in priors.items()}
 
-    def constants(logs: Array) -> Constants:
-        return Constants(**fixed | dict(zip(free, (start * np.exp(logs)).tolist(), strict=True)))
+    hardware = load_hardware(_HARDWARE)
+
+    def machine(logs: Array) -> Machine:
+        fitted = dict(zip(free, (start * np.exp(logs)).tolist(), strict=True))
+        return Machine(hardware, Constants(**fixed | fitted))
 
     def residuals(logs: Array) -> Array:
-        misfit = np.log1p(errors(runs, constants(logs))) * weights
+        misfit = np.log1p(errors(runs, machine(logs))) * weights
         return np.concatenate([misfit / _TYPICAL_ERROR, logs / spread])
 
-    return constants(least_squares(residuals, np.zeros(len(free)), loss="soft_l1").x)
+    return machine(least_squares(residuals, np.zeros(len(free)), loss="soft_l1").x)
 
 
-def leave_one_family_out(runs: Sequence[Run], refit: Callable[[Sequence[Run]], Constants]) -> Array:
+def leave_one_family_out(runs: Sequence[Run], refit: Callable[[Sequence[Run]], Machine]) -> Array:
     """Error of every run under constants fitted without any run of its family."""
     result = np.empty(len(runs))
     for family in sorted({run.family for run in runs}):
         inside = [i for i, run in enumerate(runs) if run.family == family]
-        constants = refit([run for run in runs if run.family != family])
-        result[inside] = errors([runs[i] for i in inside], constants)
+        machine = refit([run for run in runs if run.family != family])
+        result[inside] = errors([runs[i] for i in inside], machine)
     return result

@@ -102,13 +102,23 @@ def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> di
     if shape.has_dropout:
         saved["dropout masks"] = 2 * hidden
     if not training.fused:
-        saved |= _saved_by_local_spec(shape, layout, size)
+        saved |= _saved_by_local_spec(shape, training, layout, hidden)
     return saved
 
 
-def _saved_by_local_spec(shape: ModelShape, layout: Layout, size: int) -> dict[str, float]:
-    """What Megatron-Core's local layers keep above the fused ones (seen with saved-tensor hooks)."""
-    return {}
+def _saved_by_local_spec(
+    shape: ModelShape, training: Training, layout: Layout, hidden: float
+) -> dict[str, float]:
+    """What the local layers keep above the fused ones, as saved-tensor hooks show it."""
+    size = 4 if training.precision == "fp32" else 2
+    # torch's RMSNorm keeps its input and the normalised input in fp32, and the inverse deviation.
+    norms = 2 * (2 * 4 + size) * hidden - 2 * 2 * size * hidden + 2 * 4
+    return {
+        "norms in fp32": norms,
+        # Cosine and sine, once for the queries and once for the keys, per position.
+        "rotary tables": 4 * size * shape.kv_channels / layout.micro_batch_size,
+        "silu and up": 2 * size * shape.ffn_hidden_size / layout.tensor_model_parallel_size,
+    }
 
 
 def _kept_by_recompute(layout: Layout, saved: Mapping[str, float]) -> float:
@@ -151,6 +161,8 @@ def _stage_memory(
     }
     if stage == layout.pipeline_model_parallel_size - 1:
         per_logit = FUSED_LOGIT_BYTES if training.cross_entropy_loss_fusion else LOGIT_BYTES
+        if training.precision == "fp32":
+            per_logit = 4.0  # everything in place
         rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
         # A recomputed layer comes after the logits are gone: only the larger of the two counts.
         parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])

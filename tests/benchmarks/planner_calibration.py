@@ -17,7 +17,6 @@ import numpy as np
 from megatron_mathcpt.planner import constants as constants_module
 from megatron_mathcpt.planner.calibration import errors, fit, leave_one_family_out, load_priors
 from megatron_mathcpt.planner.constants import Constants
-from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.machine import Machine
 from megatron_mathcpt.planner.memory import GIB, peak_memory
 from megatron_mathcpt.planner.published import Run, load_peaks, load_runs
@@ -40,9 +39,9 @@ def summary(found: np.ndarray) -> str:
     return f"median {np.median(size):.1f} %, mean {size.mean():.1f} %, largest {size.max():.1f} %"
 
 
-def times(runs: Sequence[Run], constants: Constants, outside: np.ndarray) -> str:
+def times(runs: Sequence[Run], machine: Machine, outside: np.ndarray) -> str:
     """Predicted against published, a row per run."""
-    fitted = errors(runs, constants)
+    fitted = errors(runs, machine)
     return table(
         ["run", "GPUs", "edition", "published s", "error, fitted", "error, family left out"],
         [
@@ -72,10 +71,9 @@ def memory() -> str:
     return table(["run", "published GB", "predicted", "error", "between steps, published / predicted"], rows)
 
 
-def regrets(runs: Sequence[Run], constants: Constants) -> list[tuple[Run, float, float, str, float]]:
+def regrets(runs: Sequence[Run], machine: Machine) -> list[tuple[Run, float, float, str, float]]:
     """(run, regret within its own memory, regret within 90 % of the card, our choice, seconds searched)."""
     found = []
-    machine = Machine(load_hardware("h100"), constants)
     for run in runs:
         own = step_time(run.shape, run.training, run.layout, machine).total
         gib = peak_memory(run.shape, run.training, run.layout).gib
@@ -94,10 +92,10 @@ def report() -> tuple[Constants, str]:
     runs = [run for run in every if run.is_newest]
     older = [run for run in every if not run.is_newest]
     priors = load_priors()
-    constants = fit(runs, priors)
+    machine = fit(runs, priors)
     outside = leave_one_family_out(runs, lambda some: fit(some, priors))
     chosen = [run for run in runs if run.is_recipe]
-    found = regrets(chosen, constants)
+    found = regrets(chosen, machine)
     families = [
         (
             name,
@@ -107,12 +105,12 @@ def report() -> tuple[Constants, str]:
         for name in sorted({run.family for run in runs})
     ]
     text = (
-        f"Step time, {len(runs)} runs. Fitted to all: {summary(errors(runs, constants))}.\n"
+        f"Step time, {len(runs)} runs. Fitted to all: {summary(errors(runs, machine))}.\n"
         f"**Each family left out of its own fit: {summary(outside)}.**\n"
         f"Superseded editions of the same recipes ({len(older)} runs, never fitted): "
-        f"{summary(errors(older, constants))}.\n\n"
+        f"{summary(errors(older, machine))}.\n\n"
         + table(["family", "runs", "left out"], families)
-        + f"\n{times(runs, constants, outside)}\nPeak memory:\n\n{memory()}\nRegret:\n\n"
+        + f"\n{times(runs, machine, outside)}\nPeak memory:\n\n{memory()}\nRegret:\n\n"
         + table(
             [
                 "published layout",
@@ -136,7 +134,7 @@ def report() -> tuple[Constants, str]:
         )
     )
     print(f"slowest search: {max(seconds for *_, seconds in found):.2f} s of CPU time")
-    return constants, text
+    return machine.constants, text
 
 
 def main() -> None:

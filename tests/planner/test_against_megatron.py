@@ -1,0 +1,102 @@
+"""Parameters, operations and saved activations against a Megatron-Core model built on the CPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.planner.flops import flops_per_token, parameters
+from megatron_mathcpt.planner.layout import Layout, Training
+from megatron_mathcpt.planner.memory import saved_per_token
+from megatron_mathcpt.planner.shapes import from_llama
+
+GROUPED = LlamaShape(
+    num_layers=2,
+    hidden_size=128,
+    ffn_hidden_size=336,
+    num_attention_heads=8,
+    num_query_groups=2,
+    vocab_size=500,  # padded to 512
+)
+SHAPES = {
+    "grouped": GROUPED,
+    "full heads": GROUPED.model_copy(update={"num_query_groups": None}),
+    "wide heads": GROUPED.model_copy(update={"kv_channels": 32, "ffn_hidden_size": 208}),
+    "tied": GROUPED.model_copy(update={"share_embeddings_and_output_weights": True, "num_layers": 3}),
+}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[parallel.Layout]:
+    use_cpu()
+    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
+    parallel.stop()
+
+
+def build(shape: LlamaShape, alone: parallel.Layout, dtype: str = "fp32") -> Any:
+    from megatron_mathcpt.model.llama import build_model
+
+    (model,) = build_model(shape, alone, PrecisionSection(params_dtype=dtype))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    return model
+
+
+def loss_of(model: Any, sequences: int, length: int) -> torch.Tensor:
+    tokens = torch.randint(500, (sequences, length))
+    loss: torch.Tensor = model(tokens, torch.arange(length).expand(sequences, -1), None, labels=tokens).mean()
+    return loss
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_equal(alone: parallel.Layout, name: str) -> None:
+    counted = sum(weight.numel() for weight in build(SHAPES[name], alone).parameters())
+    assert parameters(from_llama(name, SHAPES[name])).total == counted
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_operations_equal_a_direct_count(alone: parallel.Layout, name: str) -> None:
+    model = build(SHAPES[name], alone)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss_of(model, 2, 96).backward()
+    expected = flops_per_token(from_llama(name, SHAPES[name]), 96)
+    # The mathematical attention multiplies the whole score matrix, masked half too: the full convention.
+    assert counter.get_total_flops() == pytest.approx(2 * 96 * expected.full, rel=1e-3)
+    assert expected.full - expected.causal == pytest.approx(expected.attention_full / 2)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_saved_bytes_of_a_layer_equal_what_hooks_see(alone: parallel.Layout, name: str, dtype: str) -> None:
+    shape, sequences, length = SHAPES[name], 2, 96
+    deeper = shape.model_copy(update={"num_layers": shape.num_layers + 1})
+    measured = saved_bytes(build(deeper, alone, dtype), sequences, length) - saved_bytes(
+        build(shape, alone, dtype), sequences, length
+    )
+    training = Training(length, sequences, "fp32" if dtype == "fp32" else "bf16", fused=False)
+    saved = saved_per_token(from_llama(name, shape), training, Layout(micro_batch_size=sequences))
+    assert sequences * length * sum(saved.values()) == pytest.approx(measured, rel=0.02)
+
+
+def saved_bytes(model: Any, sequences: int, length: int) -> int:
+    """Bytes of the distinct storages that the graph of one forward pass holds, parameters left out."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_of(model, sequences, length)
+    assert loss.isfinite()
+    return sum(storage.nbytes() for storage in storages.values())

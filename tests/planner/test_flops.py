@@ -1,0 +1,62 @@
+"""Parameters against the published counts of the checkpoints, operations against hand-worked figures."""
+
+import pytest
+
+from megatron_mathcpt.planner.flops import flops_per_token, parameters
+from megatron_mathcpt.planner.hardware import load_hardware
+from megatron_mathcpt.planner.layout import Training
+from megatron_mathcpt.planner.shapes import load_shape
+from megatron_mathcpt.planner.step_time import speed
+
+# Elements in the safetensors files of the released weights.
+RELEASED = {
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "llama2-70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "llama3.1-405b": 405_853_388_800,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_parameters_are_those_of_the_released_weights(name: str) -> None:
+    assert parameters(load_shape(name)).total == RELEASED[name]
+
+
+def test_operations_by_hand() -> None:
+    # One layer of 8B: 4096 x 128 x (64 + 16) = 41 943 040 and 3 x 4096 x 14336 = 176 160 768 weights.
+    flops = flops_per_token(load_shape("llama3-8b"), 8192)
+    assert flops.layer_matrices == 6 * 32 * (41_943_040 + 176_160_768)
+    assert flops.head == 6 * 128256 * 4096
+    assert flops.attention_causal == 6 * 32 * 8192 * 4096
+    assert flops.causal / 1e9 == pytest.approx(51.47, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rate", "model", "length", "published"),
+    [
+        # Megatron-Bridge 25.11 counts causal attention: 14451 tokens/s are 744 TFLOP/s.
+        (14451, "llama3-8b", 8192, {"causal": 744}),
+        # NeMo 24.07 counts the whole of it: 12273 tokens/s are 711, 16934 are 780 TFLOP/s.
+        (12273, "llama3-8b", 8192, {"full": 711}),
+        (16934, "llama2-7b", 4096, {"full": 780}),
+    ],
+)
+def test_both_conventions_give_the_published_tflops(
+    rate: float, model: str, length: int, published: dict[str, float]
+) -> None:
+    found = speed(
+        load_shape(model),
+        Training(length, 128),
+        load_hardware("h100"),
+        seconds=128 * length / rate / 8,
+        gpus=8,
+    )
+    assert found.tokens_per_second_per_gpu == pytest.approx(rate)
+    for convention, tflops in published.items():
+        ours = {"causal": found.tflops_causal, "full": found.tflops_full}[convention]
+        assert ours == pytest.approx(tflops, rel=2e-3)
+    assert found.mfu == pytest.approx(found.tflops_causal / 989)
