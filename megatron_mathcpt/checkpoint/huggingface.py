@@ -1,7 +1,6 @@
 """Hugging Face Llama folders: weights read and written tensor by tensor, never the whole model in memory."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.manifest import write_atomically
 from megatron_mathcpt.model.weights import WeightSource, tensor_sizes
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -87,12 +85,3 @@ def write_safetensors(
         for (name, size), tensor in zip(sizes.items(), tensors, strict=True):
             assert tuple(tensor.shape) == size, name
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files; `CheckpointError` if there are none."""
-    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not found:
-        raise CheckpointError(f"{source}: no tokenizer there; give its folder with --tokenizer")
-    for name in found:
-        shutil.copyfile(source / name, folder / name)

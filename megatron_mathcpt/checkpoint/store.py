@@ -35,6 +35,7 @@ from megatron_mathcpt.manifest import (
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
+_EXTRA = "_extra_state"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,16 @@ class _InProcessSave(TorchDistSaveShardedStrategy):
 
 
 def sharded_state(model: list[Any], optimizer: Any | None, *, loading: bool) -> dict[str, Any]:
-    """Model chunks and optimizer as Megatron-Core's sharded tensors, resharded on load across any layout."""
-    state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(model)}
+    """Model chunks and optimizer as Megatron-Core's sharded tensors, resharded on load across any layout.
+
+    The layers' extra state, which is for FP8 scales only, is left out.
+    """
+    state = {
+        f"model{index}": {
+            key: value for key, value in chunk.sharded_state_dict().items() if not key.endswith(_EXTRA)
+        }
+        for index, chunk in enumerate(model)
+    }
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(
             dict(state), is_loading=loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
@@ -108,7 +117,9 @@ def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:
     """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified."""
     loaded = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(path))
     for index, chunk in enumerate(model):
-        chunk.load_state_dict(loaded[f"model{index}"])
+        missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
+        assert not unexpected, unexpected
+        assert all(key.endswith(_EXTRA) for key in missing), missing
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
 

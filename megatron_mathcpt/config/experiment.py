@@ -21,18 +21,24 @@ class InitSection(Section):
     """Where the weights come from; just one is set.
 
     `scratch` must be asked for. `checkpoint` is a run folder (its newest checkpoint) or one checkpoint;
-    `hf` a Hugging Face folder.
+    `hf` a Hugging Face folder. `initial_loss` is the gate before the first step: the loss on the first
+    global batch must lie within `initial_loss_band` of this value, or of what transformers computes from
+    the `hf` weights.
     """
 
     scratch: bool = False
     checkpoint: Path | None = None
     hf: Path | None = None
     load_optimizer: bool = False  # go on with the checkpoint's optimizer instead of a fresh one
+    initial_loss: float | Literal["transformers"] | None = None
+    initial_loss_band: float = Field(default=0.05, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> "InitSection":
         if self.scratch + (self.checkpoint is not None) + (self.hf is not None) != 1:
             raise ValueError("set just one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
+        if self.initial_loss == "transformers" and self.hf is None:
+            raise ValueError("initial_loss: transformers needs init.hf")
         if self.load_optimizer and self.checkpoint is None:
             raise ValueError("load_optimizer needs init.checkpoint")
         return self

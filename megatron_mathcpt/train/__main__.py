@@ -96,6 +96,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     use_cpu()
     from megatron_mathcpt import parallel
     from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.initial_loss import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
     from megatron_mathcpt.train.signals import StopFlag
@@ -107,6 +108,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
         state = build(inputs, layout, out)
+        check_initial_loss(state)
         metrics = Metrics(inputs.config, layout, out, state.step)
         finished = train(state, metrics, stop)
         metrics.close()

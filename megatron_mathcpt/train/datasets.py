@@ -4,7 +4,7 @@ A batch is computed from `consumed_samples`; there is no iterator whose position
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,18 @@ class Batch:
     labels: torch.Tensor
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
+
+    @classmethod
+    def of(cls, samples: list[dict[str, torch.Tensor]]) -> "Batch":
+        """Samples stacked."""
+        names = ("tokens", "labels", "loss_mask", "position_ids")
+        return cls(*(torch.stack([sample[name] for sample in samples]) for name in names))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The batch with every tensor changed."""
+        return Batch(
+            *(change(tensor) for tensor in (self.tokens, self.labels, self.loss_mask, self.position_ids))
+        )
 
 
 class _Tokenizer:
@@ -124,12 +136,11 @@ def _sample(dataset: Any, index: int) -> dict[str, torch.Tensor]:
 
 def _collate(samples: list[dict[str, torch.Tensor]], layout: Layout) -> Batch:
     """Stack samples; with context parallelism keep only the positions of this rank."""
-    names = ("tokens", "labels", "loss_mask", "position_ids")
-    stacked = [torch.stack([sample[name] for sample in samples]) for name in names]
+    batch = Batch.of(samples)
     if (parts := layout.sizes.context_parallel_size) > 1:
-        held = context_positions(stacked[0].shape[1], parts, layout.groups.cp.rank())
-        stacked = [tensor[:, held] for tensor in stacked]
-    return Batch(*(tensor.to(layout.device, non_blocking=True) for tensor in stacked))
+        held = context_positions(batch.tokens.shape[1], parts, layout.groups.cp.rank())
+        batch = batch.map(lambda tensor: tensor[:, held])
+    return batch.map(lambda tensor: tensor.to(layout.device, non_blocking=True))
 
 
 class ValidationSet:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
+from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.manifest import Manifest, hash_file, hash_json, load_manifest
+from megatron_mathcpt.manifest import Manifest, load_manifest
 
 # What a resumed run may change, by the beginning of the field's path.
 MAY_CHANGE = ("name", "parallel.", "validation.", "checkpoint.", "logging.", "train.micro_batch_size")
@@ -50,7 +51,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         fingerprints["checkpoint"] = manifest.fingerprint()
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
-        fingerprints["hf"] = _hf_fingerprint(config.init.hf)
+        fingerprints["hf"] = hf_fingerprint(config.init.hf)
     else:
         assert config.model is not None
         shape = config.model
@@ -121,11 +122,3 @@ def _check_pools(config: ExperimentConfig, corpus: Manifest) -> None:
             raise ConfigError(
                 f"data.max_epochs.{name}: the budget asks for {epochs:.2f} epochs, the cap is {cap:g}"
             )
-
-
-def _hf_fingerprint(folder: Path) -> str:
-    """Identity of foreign weights: the config's hash and the sizes of the weight files."""
-    weights = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-    if not weights:
-        raise ConfigError(f"{folder}: holds no *.safetensors; other weight formats are not read")
-    return hash_json({"config": hash_file(folder / "config.json"), "weights": weights})

@@ -2,6 +2,8 @@
 
 import gc
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
 from megatron_mathcpt.errors import TrainingDiverged
@@ -10,16 +12,26 @@ from megatron_mathcpt.train.datasets import tokens_seen
 from megatron_mathcpt.train.metrics import Metrics, reduce_losses
 from megatron_mathcpt.train.schedule import learning_rate
 from megatron_mathcpt.train.signals import StopFlag
-from megatron_mathcpt.train.step import train_step, validation_loss
+from megatron_mathcpt.train.step import forward_only, train_step
 
 GARBAGE_COLLECTION_STEPS = 100  # in step on all ranks, so that none waits for another's collector
 
 
+@contextmanager
+def manual_garbage_collection() -> Iterator[None]:
+    """Leave collection to the loop's own schedule."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@manual_garbage_collection()
 def train(state: TrainState, metrics: Metrics, stop: StopFlag) -> bool:
     """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
     config = state.config
     last = config.train.train_steps
-    gc.disable()
     while state.step < last:
         samples = state.consumed_samples + config.train.global_batch_size
         rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
@@ -58,7 +70,7 @@ def is_validation_step(state: TrainState) -> bool:
 
 def validate(state: TrainState) -> dict[str, float]:
     """Mean loss per token of each named set, the same number in every layout."""
-    losses = [validation_loss(state, dataset) for dataset in state.validation.values()]
+    losses = [forward_only(state, dataset, len(dataset)) for dataset in state.validation.values()]
     return dict(zip(state.validation, reduce_losses(losses), strict=True))
 
 

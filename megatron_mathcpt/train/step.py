@@ -62,12 +62,12 @@ def apply_gradients(optimizer: Any, settings: Any, learning_rate: float) -> floa
     return norm
 
 
-def validation_loss(state: Any, dataset: Any) -> torch.Tensor:
-    """[loss sum, tokens] of this process over a whole validation set."""
+def forward_only(state: Any, dataset: Any, samples: int) -> torch.Tensor:
+    """[loss sum, tokens] of this process over the first `samples` samples; nothing is changed."""
     with torch.no_grad():
         for chunk in state.model:
             chunk.eval()
-        loss = run_schedule(state, dataset, 0, len(dataset), forward_only=True)
+        loss = run_schedule(state, dataset, 0, samples, forward_only=True)
         for chunk in state.model:
             chunk.train()
     return loss

@@ -1,0 +1,67 @@
+"""Starting weights from Hugging Face and from a checkpoint, and the gate on the first loss."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.checkpoint.convert import import_from_hf
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.errors import CheckpointError
+from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.train.__main__ import train_experiment
+from megatron_mathcpt.train.inputs import resolve_inputs
+from megatron_mathcpt.train.launch import free_port, local_world
+
+SHAPE = LlamaShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=176,
+    num_attention_heads=8,
+    num_query_groups=4,
+    vocab_size=500,
+    init_method_std=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of random weights."""
+    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.model.weights import RandomWeights
+
+    folder = tmp_path_factory.mktemp("hf")
+    write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=0)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def train(
+    config_of: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., float]:
+    """Train two steps in this process from an `init` section; the first loss."""
+
+    def run(**init: object) -> float:
+        for name, value in local_world(0, 1, free_port()).items():
+            monkeypatch.setenv(name, value)
+        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512})
+        out = tmp_path / f"run {len(init)} {next(iter(init))}"
+        assert train_experiment(resolve_inputs(config.model_copy(update={"model": None})), out)
+        return float(read_json_lines(out / "metrics.jsonl")[0]["loss"])
+
+    return run
+
+
+def test_first_loss_is_that_of_transformers_from_folder_and_from_checkpoint(
+    train: Callable[..., float], hf: Path, tmp_path: Path
+) -> None:
+    from_folder = train(hf=str(hf), initial_loss="transformers", initial_loss_band=1e-5)
+    import_from_hf(hf, tmp_path / "imported", verify=False)
+    assert train(checkpoint=str(tmp_path / "imported")) == from_folder
+
+
+def test_a_first_loss_outside_the_band_stops_the_run(train: Callable[..., float], hf: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"initial loss .* is not within 0\.05 of 2\.0000"):
+        train(hf=str(hf), initial_loss=2.0)
