@@ -63,9 +63,9 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
 
 
 def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted:
-    """Convert the Hugging Face folder `folder` into the checkpoint `out`, for `init.checkpoint` in any layout.
+    """Convert the Hugging Face folder `folder` into the checkpoint `out`, for any layout.
 
-    Weights keep their type; the tokenizer is copied along. Raises `ConfigError` or `CheckpointError` naming
+    Weights keep their type; the tokenizer goes along. Raises `ConfigError` or `CheckpointError` naming
     what is missing or no plain Llama.
     """
     shape = read_hf_shape(folder)

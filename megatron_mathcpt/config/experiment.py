@@ -45,17 +45,24 @@ class InitSection(Section):
 
 
 class DataSection(Section):
-    """Indexed datasets of a corpus folder, and the share of each pool in the token budget.
+    """What is trained on: pools of a corpus folder blended by share, or a folder of packed SFT samples.
 
-    `blend` weights are relative; `max_epochs` caps how often a pool may be repeated.
+    `blend` weights are relative shares of the token budget; `max_epochs` caps how often a pool may be
+    repeated. `reset_attention_mask` keeps attention within a document; since rotary positions count only by
+    their difference, that resets positions too. SFT samples always have it. With `sft` the corpus is needed
+    for validation sets only.
     """
 
-    corpus: Path
-    blend: dict[str, float] = Field(min_length=1)
+    corpus: Path | None = None
+    blend: dict[str, float] = Field(default_factory=dict)
     max_epochs: dict[str, float] = Field(default_factory=dict)
+    reset_attention_mask: bool = False
+    sft: Path | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "DataSection":
+        if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
+            raise ValueError("set either corpus and blend, or sft")
         for pool, weight in self.blend.items():
             if not weight > 0:
                 raise ValueError(f"blend.{pool} must be above 0; leave an unused pool out")
@@ -68,6 +75,11 @@ class DataSection(Section):
         """Share of each pool in the token budget; they add up to 1."""
         total = sum(self.blend.values())
         return {pool: weight / total for pool, weight in self.blend.items()}
+
+    @property
+    def document_attention(self) -> bool:
+        """Whether attention stays within a document."""
+        return self.reset_attention_mask or self.sft is not None
 
 
 class OptimizerSection(Section):
@@ -123,12 +135,19 @@ class PrecisionSection(Section):
 
 
 class TrainSection(Section):
-    """Budget and batch; `train_tokens` is rounded up to whole steps."""
+    """Budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT data only."""
 
-    train_tokens: int = Field(gt=0)
+    train_tokens: int | None = Field(default=None, gt=0)
+    train_epochs: float | None = Field(default=None, gt=0)
     seq_length: int = Field(gt=0)
     micro_batch_size: int = Field(gt=0)
     global_batch_size: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainSection":
+        if (self.train_tokens is None) == (self.train_epochs is None):
+            raise ValueError("set just one of train_tokens and train_epochs")
+        return self
 
     @property
     def tokens_per_step(self) -> int:
@@ -137,7 +156,8 @@ class TrainSection(Section):
 
     @property
     def train_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run; epochs have been resolved to tokens before."""
+        assert self.train_tokens is not None
         return -(-self.train_tokens // self.tokens_per_step)
 
     @property
@@ -193,25 +213,54 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
     for field, found, divisor, what in _divisions(config, world_size):
         if found % divisor:
             raise ConfigError(f"{field}: {found} is not divisible by {what} = {divisor}")
-    parallel = config.parallel
-    if config.init.scratch and config.model is None:
-        raise ConfigError("model: missing; init.scratch needs the model's shape")
-    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
-        raise ConfigError("parallel.sequence_parallel: has no effect with tensor_model_parallel_size 1")
-    if parallel.virtual_pipeline_model_parallel_size and parallel.pipeline_model_parallel_size == 1:
-        raise ConfigError(
-            "parallel.virtual_pipeline_model_parallel_size: has no effect with pipeline_model_parallel_size 1"
-        )
-    if parallel.overlap_param_gather and not (
-        parallel.use_distributed_optimizer and parallel.overlap_grad_reduce
-    ):
-        raise ConfigError(
-            "parallel.overlap_param_gather: needs use_distributed_optimizer and overlap_grad_reduce"
-        )
-    if config.optimizer.min_lr > config.optimizer.lr:
-        raise ConfigError("optimizer.min_lr: above optimizer.lr")
-    if config.validation.interval and not config.validation.sets:
-        raise ConfigError("validation.sets: empty, but validation.interval is set")
+    for wrong, message in _conflicts(config):
+        if wrong:
+            raise ConfigError(message)
+
+
+def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
+    """Whether two fields contradict each other, and what to say then."""
+    parallel, validation = config.parallel, config.validation
+    gather_needs = parallel.use_distributed_optimizer and parallel.overlap_grad_reduce
+    return [
+        (
+            config.init.scratch and config.model is None,
+            "model: missing; init.scratch needs the model's shape",
+        ),
+        (
+            parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1,
+            "parallel.sequence_parallel: has no effect with tensor_model_parallel_size 1",
+        ),
+        (
+            parallel.virtual_pipeline_model_parallel_size is not None
+            and parallel.pipeline_model_parallel_size == 1,
+            "parallel.virtual_pipeline_model_parallel_size: has no effect with pipeline size 1",
+        ),
+        (
+            parallel.overlap_param_gather and not gather_needs,
+            "parallel.overlap_param_gather: needs use_distributed_optimizer and overlap_grad_reduce",
+        ),
+        (
+            config.optimizer.min_lr > config.optimizer.lr,
+            "optimizer.min_lr: above optimizer.lr",
+        ),
+        (
+            config.train.train_epochs is not None and config.data.sft is None,
+            "train.train_epochs: for data.sft only; give train.train_tokens",
+        ),
+        (
+            config.data.document_attention and parallel.context_parallel_size > 1,
+            "parallel.context_parallel_size: attention within documents needs 1",
+        ),
+        (
+            bool(validation.sets) and config.data.corpus is None,
+            "validation.sets: need data.corpus",
+        ),
+        (
+            validation.interval is not None and not validation.sets,
+            "validation.sets: empty, but validation.interval is set",
+        ),
+    ]
 
 
 def _divisions(config: ExperimentConfig, world_size: int) -> list[tuple[str, int, int, str]]:

@@ -41,30 +41,37 @@ class Llama(GPTModel):
         return loss
 
 
-def build_model(shape: LlamaShape, layout: Layout, precision: PrecisionSection) -> list[Llama]:
-    """This process' chunks, one per virtual pipeline stage, with parameters not yet filled."""
+def build_model(
+    shape: LlamaShape, layout: Layout, precision: PrecisionSection, *, document_attention: bool = False
+) -> list[Llama]:
+    """This process' chunks, one per virtual pipeline stage, with parameters not yet filled.
+
+    `document_attention` says that attention masks will be passed; without it attention is causal.
+    """
     config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
     stages = layout.sizes.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(stages or 1):
         first = layout.is_first_stage and stage == 0
         last = layout.is_last_stage and stage == (stages or 1) - 1
-        chunks.append(_build_chunk(shape, layout, config, first, last, stage if stages else None))
+        spec = block_spec(config, layout, stage if stages else None, masked=document_attention)
+        chunks.append(_build_chunk(shape, layout, config, spec, (first, last, stage if stages else None)))
     return chunks
 
 
 def _build_chunk(
-    shape: LlamaShape, layout: Layout, config: Any, first: bool, last: bool, stage: int | None
+    shape: LlamaShape, layout: Layout, config: Any, spec: Any, place: tuple[bool, bool, int | None]
 ) -> Llama:
+    """One chunk; `place` is whether it is the first, whether it is the last, and its virtual stage."""
     assert shape.vocab_size is not None
     scaling = shape.rope_scaling
     model = Llama(
         config=config,
-        transformer_layer_spec=block_spec(config, layout, stage),
+        transformer_layer_spec=spec,
         vocab_size=padded_vocab_size(shape.vocab_size),
         max_sequence_length=shape.max_position_embeddings,
-        pre_process=first,
-        post_process=last,
+        pre_process=place[0],
+        post_process=place[1],
         parallel_output=True,
         share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
         position_embedding_type="rope",
@@ -72,17 +79,23 @@ def _build_chunk(
         rope_scaling=scaling is not None,
         rope_scaling_factor=scaling.factor if scaling else 1.0,
         pg_collection=layout.groups,
-        vp_stage=stage,
+        vp_stage=place[2],
     )
     model.valid_vocab_size = shape.vocab_size
     model.to(layout.device)
     return model
 
 
-def block_spec(config: Any, layout: Layout, stage: int | None) -> Any:
-    """Transformer Engine's fused layers on a GPU; else local ones with SDPA and our RMSNorm."""
+def block_spec(config: Any, layout: Layout, stage: int | None, *, masked: bool) -> Any:
+    """Transformer Engine's fused layers on a GPU; else local ones with SDPA and our RMSNorm.
+
+    Transformer Engine's causal attention would ignore a mask without a word: `masked` takes SDPA there too.
+    """
     if has_transformer_engine():
-        return get_gpt_layer_with_transformer_engine_spec()
+        fused: ModuleSpec = get_gpt_layer_with_transformer_engine_spec()
+        if masked:
+            fused.submodules.self_attention.submodules.core_attention = SdpaAttention
+        return fused
     spec: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm

@@ -64,7 +64,8 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     resumed = newest_verified(run_folder, layout)
     if resumed is not None:
         check_resumable(inputs, resumed)
-    model = build_model(inputs.shape, layout, config.precision)
+    masked = config.data.document_attention
+    model = build_model(inputs.shape, layout, config.precision, document_attention=masked)
     if resumed is None:
         load_initial_weights(model, inputs, layout)
     model = wrap_model(model, config, layout)
@@ -164,6 +165,8 @@ def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
 
 def build_validation_sets(config: ExperimentConfig) -> dict[str, ValidationSet]:
     """The named sets, in the config's order."""
+    if config.data.corpus is None:
+        return {}
     return {
         pool: ValidationSet(
             dataset_prefix(config.data.corpus, pool, "validation"),

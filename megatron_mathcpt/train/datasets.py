@@ -5,7 +5,7 @@ A batch is computed from `consumed_samples`; there is no iterator whose position
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,44 @@ from megatron_mathcpt.manifest import hash_json
 from megatron_mathcpt.model.attention import context_positions
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs
+from megatron_mathcpt.train.sft import SftDataset
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch; every tensor is [samples, sequence], `loss_mask` 1.0 where the loss counts."""
+    """One microbatch; every tensor is [samples, sequence], `loss_mask` 1.0 where the loss counts.
+
+    `documents` numbers each sample's documents if attention is to stay within them.
+    """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
+    documents: torch.Tensor | None = None
 
     @classmethod
     def of(cls, samples: list[dict[str, torch.Tensor]]) -> "Batch":
         """Samples stacked."""
-        names = ("tokens", "labels", "loss_mask", "position_ids")
-        return cls(*(torch.stack([sample[name] for sample in samples]) for name in names))
+        names = [field.name for field in fields(cls) if field.name in samples[0]]
+        return cls(**{name: torch.stack([sample[name] for sample in samples]) for name in names})
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with every tensor changed."""
-        return Batch(
-            *(change(tensor) for tensor in (self.tokens, self.labels, self.loss_mask, self.position_ids))
-        )
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+    def forbidden(self) -> torch.Tensor | None:
+        """Megatron-Core's attention mask [samples, 1, queries, keys], True where attention is forbidden.
+
+        None means plain causal attention.
+        """
+        if self.documents is None:
+            return None
+        length = self.documents.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool, device=self.documents.device).triu(1)
+        other = self.documents[:, :, None] != self.documents[:, None, :]
+        return (later | other).unsqueeze(1)
 
 
 class _Tokenizer:
@@ -58,7 +74,13 @@ class _Tokenizer:
 
 
 def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
-    """The blend over the token budget; its indices are built once, by rank 0, and renamed into place."""
+    """Packed SFT samples, or the blend over the token budget.
+
+    The blend's indices are built once, by rank 0, and renamed into place.
+    """
+    config = inputs.config
+    if config.data.sft is not None:
+        return SftDataset(config.data.sft, config.train.train_samples, config.seed)
     cache = run_folder / ".index_cache" / _cache_key(inputs)
     if dist.get_rank() == 0 and not cache.is_dir():
         shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, or cut short by a kill
@@ -66,7 +88,27 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
         _blend(inputs, building)
         building.rename(cache)
     dist.barrier()
-    return _blend(inputs, cache)
+    blend = _blend(inputs, cache)
+    return WithDocuments(blend, inputs.eos_id) if config.data.reset_attention_mask else blend
+
+
+class WithDocuments:
+    """A dataset whose samples say which document each token belongs to; a document ends with `eos_id`."""
+
+    def __init__(self, dataset: Any, eos_id: int) -> None:
+        self._dataset = dataset
+        self._eos_id = eos_id
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = dict(self._dataset[index])
+        ends = sample["tokens"] == self._eos_id
+        return sample | {"documents": ends.cumsum(0) - ends.long()}
 
 
 def _cache_key(inputs: Inputs) -> str:
@@ -78,6 +120,7 @@ def _cache_key(inputs: Inputs) -> str:
 def _blend(inputs: Inputs, cache: Path) -> Any:
     config = inputs.config
     shares = config.data.shares()
+    assert config.data.corpus is not None
     prefixes = [str(dataset_prefix(config.data.corpus, pool, "train")) for pool in shares]
     settings = GPTDatasetConfig(
         random_seed=config.seed,

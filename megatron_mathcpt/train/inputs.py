@@ -3,6 +3,7 @@
 No torch here: a finished run and a wrong config must answer at once.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,12 @@ class Inputs:
 
 
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
-    """Check corpus and starting weights against `config` and fill in what they decide.
+    """Check data and starting weights against `config` and fill in what they decide.
 
     Raises `ManifestError`, `DataError` or `ConfigError` naming the folder or field at fault.
     """
-    corpus = load_manifest(config.data.corpus, "corpus")
-    tokenizer = corpus.counts["tokenizer"]
-    _check_pools(config, corpus)
-    fingerprints = {"corpus": corpus.fingerprint()}
+    config, data = _resolve_data(config)
+    tokenizer, fingerprints = data.counts["tokenizer"], {data.kind: data.fingerprint()}
     checkpoint = None
     if config.init.checkpoint is not None:
         checkpoint = newest_checkpoint(config.init.checkpoint)
@@ -62,11 +61,33 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     assert shape.vocab_size is not None
     if tokenizer["vocab_size"] > shape.vocab_size:
         raise DataError(
-            f"{config.data.corpus}: its tokenizer has {tokenizer['vocab_size']} tokens, "
-            f"the model's vocabulary {shape.vocab_size}; build the corpus with the model's tokenizer"
+            f"{config.data.sft or config.data.corpus}: its tokenizer has {tokenizer['vocab_size']} tokens, "
+            f"the model's vocabulary {shape.vocab_size}; build it with the model's tokenizer"
         )
     resolved = config.model_copy(update={"model": shape})
     return Inputs(resolved, fingerprints, int(tokenizer["eos_id"]), checkpoint)
+
+
+def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Manifest]:
+    """The training data's manifest, and the config with epochs turned into tokens."""
+    corpus = None
+    if config.data.corpus is not None:
+        corpus = load_manifest(config.data.corpus, "corpus")
+        _check_pools(config, corpus)
+    if config.data.sft is None:
+        assert corpus is not None
+        return config, corpus
+    sft = load_manifest(config.data.sft, "sft")
+    if sft.counts["seq_length"] != config.train.seq_length:
+        raise ConfigError(
+            f"train.seq_length: {config.train.seq_length}, but {config.data.sft} is packed to "
+            f"{sft.counts['seq_length']}"
+        )
+    if config.train.train_epochs is None:
+        return config, sft
+    tokens = math.ceil(config.train.train_epochs * sft.counts["samples"]) * config.train.seq_length
+    train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+    return config.model_copy(update={"train": train}), sft
 
 
 def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
@@ -116,7 +137,7 @@ def _check_pools(config: ExperimentConfig, corpus: Manifest) -> None:
         tokens = pools[name]["train"]["tokens"]
         if tokens < config.train.seq_length + 1:
             raise DataError(f"{config.data.corpus}: pool '{name}' has {tokens} tokens, less than one sample")
-        epochs = share * config.train.train_tokens / tokens
+        epochs = share * (config.train.train_tokens or 0) / tokens
         cap = config.data.max_epochs.get(name)
         if cap is not None and epochs > cap:
             raise ConfigError(

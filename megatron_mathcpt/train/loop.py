@@ -86,17 +86,25 @@ def save(state: TrainState) -> None:
 
 
 def progress(state: TrainState) -> dict[str, object]:
-    """How far the run is: steps, samples, and tokens of each pool asked for and seen."""
-    train = state.config.train
-    shares = state.config.data.shares()
-    seen = tokens_seen(state.dataset, list(shares), state.consumed_samples, train.seq_length)
+    """How far the run is: steps, samples, and tokens of each source asked for and seen."""
     return {
         "step": state.step,
         "steps": state.step,
         "consumed_samples": state.consumed_samples,
         "consumed_tokens": state.consumed_tokens,
-        "tokens_by_source": {
-            pool: {"asked": round(share * train.train_tokens), "seen": seen[pool]}
-            for pool, share in shares.items()
-        },
+        "tokens_by_source": tokens_by_source(state),
+    }
+
+
+def tokens_by_source(state: TrainState) -> dict[str, dict[str, int]]:
+    """Tokens of each pool, or of the SFT data, that the budget asks for and that were seen."""
+    train, data = state.config.train, state.config.data
+    assert train.train_tokens is not None
+    if data.sft is not None:
+        return {"sft": {"asked": train.train_tokens, "seen": state.consumed_tokens}}
+    shares = data.shares()
+    seen = tokens_seen(state.dataset, list(shares), state.consumed_samples, train.seq_length)
+    return {
+        pool: {"asked": round(share * train.train_tokens), "seen": seen[pool]}
+        for pool, share in shares.items()
     }

@@ -22,7 +22,7 @@ class StepResult:
 def forward_step(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
     """Run one microbatch; Megatron-Core calls the returned loss function on the last stage."""
     batch = next(batches)
-    output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    output = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=batch.labels)
     return output, partial(masked_loss, batch.loss_mask)
 
 

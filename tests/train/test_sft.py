@@ -1,0 +1,201 @@
+"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.records import Problem, cpt_text, prompt_text
+from megatron_mathcpt.train.__main__ import train_experiment
+from megatron_mathcpt.train.datasets import Batch, WithDocuments
+from megatron_mathcpt.train.inputs import resolve_inputs
+from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.packing import NOT_TRAINED, Example, PackSettings, fill_sample, group, pack_pool
+from megatron_mathcpt.train.sft import SftDataset
+
+PROBLEMS = [
+    Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
+    for n in range(1, 41)
+] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
+EOS = 0
+
+
+@pytest.fixture(scope="module")
+def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus folder of one pool of problems, the last three English ones held out."""
+    folder = tmp_path_factory.mktemp("problems")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([cpt_text(problem) for problem in PROBLEMS], trainer)
+    for name in ("tokenizer", "documents"):
+        (folder / name).mkdir()
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    rows = [
+        {"id": p.id, "text": cpt_text(p), "problem": p.model_dump(exclude={"id", "source"})} for p in PROBLEMS
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"id": "text", "text": "no problem"}]]
+    (folder / "documents" / "problem_solving.jsonl").write_text("\n".join(lines) + "\n")
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix = folder / "datasets" / "problem_solving" / "validation"
+    prefix.parent.mkdir(parents=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for problem in PROBLEMS[37:40]:
+        ids = [*tokenizer.encode(cpt_text(problem)).ids, EOS]
+        builder.add_document(torch.tensor(ids), [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+    counts = {"tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS}, "pools": {}}
+    write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
+    return folder
+
+
+def test_labels_of_a_packed_sample_by_hand() -> None:
+    sample = [Example("a", [1, 2, 3, 4, EOS], 2), Example("b", [5, 6, EOS], 1)]
+    tokens, labels, documents = np.zeros(8, int), np.zeros(8, int), np.zeros(8, int)
+    assert fill_sample(sample, tokens, labels, documents) == 5
+    no = NOT_TRAINED
+    assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
+    assert labels.tolist() == [no, 3, 4, EOS, 6, EOS, no, no]
+    assert documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+def test_records_are_packed_whole_and_in_order() -> None:
+    examples = [Example(str(n), [1] * (length + 1), 1) for n, length in enumerate((4, 3, 3, 5, 2, 10))]
+    packed = list(group(examples, PackSettings(10)))
+    assert [[example.id for example in sample] for sample in packed] == [["0", "1", "2"], ["3", "4"], ["5"]]
+    assert len(list(group(examples, PackSettings(10, packed=False)))) == 6
+
+
+def test_trained_tokens_are_the_response(problem_corpus: Path, tmp_path: Path) -> None:
+    counts = pack_pool(problem_corpus, "problem_solving", PackSettings(128), tmp_path / "sft").counts
+    assert counts["records"] == len(PROBLEMS) - 3, "the validation split must be left out"
+    assert counts["dropped_too_long"] == 0
+    tokenizer = Tokenizer.from_file(str(problem_corpus / "tokenizer" / "tokenizer.json"))
+    dataset = SftDataset(tmp_path / "sft", counts["samples"], seed=1)
+    ids = [json.loads(line) for line in (tmp_path / "sft" / "records.jsonl").read_text().splitlines()]
+    by_id = {problem.id: problem for problem in PROBLEMS}
+    for index in range(counts["samples"]):
+        sample = dataset[index]
+        for number, name in enumerate(ids[dataset.row(index)]):
+            here = sample["documents"] == number
+            trained = sample["labels"][here & (sample["loss_mask"] == 1.0)].tolist()
+            problem = by_id[name]
+            prompt = prompt_text(problem.question, problem.language)
+            assert trained[-1] == EOS
+            assert prompt + tokenizer.decode(trained[:-1]) == cpt_text(problem)
+
+
+def test_every_epoch_shows_each_sample_once_in_another_order(problem_corpus: Path, tmp_path: Path) -> None:
+    size = pack_pool(problem_corpus, "problem_solving", PackSettings(64), tmp_path / "sft").counts["samples"]
+    dataset = SftDataset(tmp_path / "sft", 2 * size, seed=1)
+    epochs = [[dataset.row(epoch * size + place) for place in range(size)] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(size))
+    assert epochs[0] != epochs[1]
+    assert [dataset.row(place) for place in range(size)] == epochs[0]
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    use_cpu()
+    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    layout = parallel.start_alone(sizes)
+    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.weights import RandomWeights, fill
+
+    shape = LlamaShape(
+        num_layers=2,
+        hidden_size=32,
+        ffn_hidden_size=64,
+        num_attention_heads=4,
+        vocab_size=300,
+        init_method_std=0.2,
+    )
+    (built,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"), document_attention=True)
+    fill([built], RandomWeights(shape, 1))
+    yield built
+    parallel.stop()
+
+
+def loss_and_gradient(
+    model: Any, folder: Path, mask: Callable[[Any], Any] = lambda batch: batch.loss_mask
+) -> Any:
+    """Mean loss over the trained tokens of a folder, and the embedding's gradient."""
+    samples = json.loads((folder / "manifest.json").read_text())["counts"]["samples"]
+    dataset = SftDataset(folder, samples, seed=1)
+    batch = Batch.of([dataset[index] for index in range(samples)])
+    losses = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=batch.labels)
+    counted = mask(batch)
+    loss = (losses * counted).sum() / counted.sum()
+    model.zero_grad()
+    loss.backward()
+    return loss.item(), model.embedding.word_embeddings.weight.grad.clone()
+
+
+def test_packed_and_unpacked_give_the_same_loss_and_gradient(
+    model: Any, problem_corpus: Path, tmp_path: Path
+) -> None:
+    for name, packed in (("packed", True), ("single", False)):
+        pack_pool(problem_corpus, "problem_solving", PackSettings(128, packed), tmp_path / name)
+    loss, gradient = loss_and_gradient(model, tmp_path / "packed")
+    single_loss, single_gradient = loss_and_gradient(model, tmp_path / "single")
+    assert loss == pytest.approx(single_loss, rel=1e-6)
+    assert torch.allclose(gradient, single_gradient, atol=1e-6)
+
+
+def test_prompt_labels_do_not_matter(model: Any, problem_corpus: Path, tmp_path: Path) -> None:
+    """Other labels where the loss is masked leave the gradient as it is, bit for bit."""
+    pack_pool(problem_corpus, "problem_solving", PackSettings(128), tmp_path / "sft")
+    _, gradient = loss_and_gradient(model, tmp_path / "sft")
+    labels = np.load(tmp_path / "sft" / "labels.npy")
+    assert (labels == NOT_TRAINED).any()
+    dataset = SftDataset(tmp_path / "sft", len(labels), seed=1)
+    batch = Batch.of([dataset[index] for index in range(len(labels))])
+    changed = torch.where(batch.loss_mask == 1.0, batch.labels, 7)
+    losses = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=changed)
+    model.zero_grad()
+    ((losses * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
+    assert torch.equal(model.embedding.word_embeddings.weight.grad, gradient)
+
+
+def test_documents_of_a_cpt_sample_end_with_eos() -> None:
+    sample = {"tokens": torch.tensor([4, 5, EOS, 6, EOS, 7])}
+    documents = WithDocuments([sample], EOS)[0]["documents"]
+    assert documents.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_epochs_become_tokens_and_the_loss_falls(
+    config_of: Callable[..., ExperimentConfig],
+    problem_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = pack_pool(problem_corpus, "problem_solving", PackSettings(64), tmp_path / "sft").counts[
+        "samples"
+    ]
+    for name, value in local_world(0, 1, free_port()).items():
+        monkeypatch.setenv(name, value)
+    config = config_of(
+        data={"sft": str(tmp_path / "sft"), "corpus": None, "blend": {}},
+        train={"train_tokens": None, "train_epochs": 8.0, "global_batch_size": 4},
+        validation={"sets": []},
+    )
+    inputs = resolve_inputs(config)
+    assert inputs.config.train.train_tokens == 8 * samples * 64
+    assert train_experiment(inputs, tmp_path / "run")
+    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["step"] == -(-8 * samples // 4)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
