@@ -1,0 +1,254 @@
+"""lm-eval back end on Megatron-Core: a run's checkpoint, or Hugging Face weights, scored without conversion.
+
+Every process of a replica takes part in each forward; replicas share the requests among themselves and
+exchange the answers, so lm-eval sees one process and its own sharding, which miscounts repeats, is not used.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
+from megatron_mathcpt.checkpoint.reader import CheckpointWeights
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.evaluation.sampling import Pick, greedy, request_seeds, sampler
+from megatron_mathcpt.model.weights import WeightSource, fill
+
+
+@register_model("megatron_mathcpt")
+class MegatronLM(TemplateLM):
+    """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; sizes are Megatron-Core's.
+
+    Under torchrun or srun what the sizes leave of the processes are replicas. `truncated` counts prompts that
+    were cut at the left to fit the window.
+    """
+
+    def __init__(  # noqa: PLR0913 - lm-eval passes every option as an argument of its own
+        self,
+        model: str,
+        *,
+        tokenizer: str | None = None,
+        tensor_model_parallel_size: int = 1,
+        pipeline_model_parallel_size: int = 1,
+        params_dtype: Literal["fp32", "bf16"] = "fp32",
+        batch_size: int | str = 64,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        use_cpu()
+        from transformers import AutoTokenizer
+
+        from megatron_mathcpt.evaluation.decoder import Decoder
+        from megatron_mathcpt.model.llama import build_model
+
+        source, self.shape, tokenizer_folder = _open(Path(model))
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or tokenizer_folder, local_files_only=True)
+        if self.tokenizer.eos_token_id is None:
+            raise EvaluationError(
+                f"{tokenizer or tokenizer_folder}: the tokenizer has no end-of-sequence token"
+            )
+        self.layout = _layout(tensor_model_parallel_size, pipeline_model_parallel_size)
+        (chunk,) = build_model(self.shape, self.layout, PrecisionSection(params_dtype=params_dtype))
+        fill([chunk], source)
+        self._decoder = Decoder(chunk, self.shape, self.layout)
+        self.max_length = self.shape.max_position_embeddings
+        self.max_gen_toks = max_gen_toks
+        self.batch_size = int(batch_size)
+        self.seed = seed
+        self.truncated = 0
+        self._texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+
+    @property
+    def eot_token_id(self) -> int:
+        """Token that ends a document."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name for lm-eval's request cache."""
+        return str(self.tokenizer.name_or_path)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self.layout.device
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokens of `string`; special tokens by the tokenizer's own default, as in lm-eval's `hf`."""
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **options))
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Texts of the requests, in their order, cut before the first stop string."""
+        texts: dict[int, str] = {}
+        for options, members in _by_options([request.args[1] for request in requests]):
+            prompts = [requests[index].args[0] for index in members]
+            texts |= dict(zip(members, self._generate(prompts, options), strict=True))
+        return [texts[index] for index in range(len(requests))]
+
+    def _generate(self, prompts: list[str], options: dict[str, Any]) -> list[str]:
+        from megatron_mathcpt.evaluation.decoder import Limits
+
+        end = self.tokenizer.decode([self.eot_token_id])
+        stops = handle_stop_sequences(options.get("until"), eos=end)
+        new_tokens = int(options.get("max_gen_toks", self.max_gen_toks))
+        if new_tokens >= self.max_length:
+            raise EvaluationError(
+                f"max_gen_toks {new_tokens}: the model's window is {self.max_length} tokens; ask for fewer"
+            )
+        encoded = [self._fit(self.tok_encode(prompt), self.max_length - new_tokens) for prompt in prompts]
+        temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
+        may_stop = self._tokens_that_may_stop(stops)
+
+        def stopped(new: list[int]) -> bool:
+            return new[-1] in may_stop and any(stop in self.tokenizer.decode(new) for stop in stops)
+
+        limits = Limits(new_tokens, self.eot_token_id, stopped)
+        seeds = request_seeds(prompts, self.seed)
+        done: dict[int, str] = {}
+        for batch in self._my_batches([len(tokens) for tokens in encoded]):
+            pick: Pick = greedy
+            if temperature > 0:
+                top_p = float(options.get("top_p", 1.0))
+                pick = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
+            found = self._decoder.generate([encoded[index] for index in batch], limits, pick)
+            for index, new in zip(batch, found, strict=True):
+                done[index] = _cut(self.tokenizer.decode(new), stops)
+        return self._gather(done, len(prompts))
+
+    def _tokens_that_may_stop(self, stops: Sequence[str]) -> set[int]:
+        """Tokens whose text holds the last character of a stop string: the rest needs no decoding."""
+        last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # a piece of a character may complete one
+        return {token for token, text in enumerate(self._texts) if last & set(text)}
+
+    def _fit(self, tokens: list[int], room: int) -> list[int]:
+        tokens = tokens or [self.eot_token_id]
+        self.truncated += len(tokens) > room
+        return tokens[-room:]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Sum of the continuation's log-probabilities, and whether it is what greedy generation gives."""
+        done: dict[int, tuple[float, bool]] = {}
+        for batch in self._my_batches([len(context) + len(answer) for _, context, answer in requests]):
+            pairs = [requests[index][1:] for index in batch]
+            done |= dict(zip(batch, self._score(pairs), strict=True))
+        return self._gather(done, len(requests))
+
+    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        sequences = []
+        for context, answer in pairs:
+            self.truncated += len(context) + len(answer) > self.max_length + 1
+            sequences.append((context + answer)[-(self.max_length + 1) :])
+        longest = max(len(sequence) for sequence in sequences) - 1
+        # Padding on the right is seen by no token before it.
+        tokens = torch.zeros(len(pairs), longest, dtype=torch.long, device=self.device)
+        for row, sequence in enumerate(sequences):
+            tokens[row, : len(sequence) - 1] = torch.tensor(sequence[:-1])
+        logits = self._decoder.logits(tokens)
+        result = torch.zeros(len(pairs), 2, dtype=torch.float64, device=self.device)
+        if self.layout.is_last_stage:
+            for row, (sequence, (_, answer)) in enumerate(zip(sequences, pairs, strict=True)):
+                result[row] = _score_row(logits[row, : len(sequence) - 1], sequence, len(answer))
+        return [(float(score), bool(exact)) for score, exact in self._decoder.share(result).tolist()]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text, in windows of the model's length that do not overlap."""
+        windows, owners = [], []
+        for index, request in enumerate(requests):
+            rolling = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for context, answer in map(make_disjoint_window, rolling):
+                windows.append((None, context, answer))
+                owners.append(index)
+        totals = [0.0] * len(requests)
+        for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += score
+        return totals
+
+    def _my_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """This replica's batches of request indices, longest first and of like length."""
+        batches: list[list[int]] = []
+        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+            other = self._decoder.equal_lengths and batches and lengths[batches[-1][-1]] != lengths[index]
+            if not batches or len(batches[-1]) == self.batch_size or other:
+                batches.append([])
+            batches[-1].append(index)
+        yield from batches[self.layout.data_rank :: self.layout.data_size]
+
+    def _gather(self, mine: dict[int, Any], count: int) -> list[Any]:
+        """Results of all replicas, by request index."""
+        parts: list[dict[int, Any]] = [{}] * self.layout.data_size
+        if self.layout.data_size > 1:
+            dist.all_gather_object(parts, mine, group=self.layout.groups.dp)
+        else:
+            parts = [mine]
+        whole = {index: result for part in parts for index, result in part.items()}
+        return [whole[index] for index in range(count)]
+
+
+def _score_row(logits: torch.Tensor, sequence: list[int], answer_length: int) -> torch.Tensor:
+    wanted = torch.tensor(sequence[-answer_length:], device=logits.device)
+    found = torch.log_softmax(logits[-answer_length:].double(), -1)
+    score = found.gather(-1, wanted[:, None]).sum()
+    return torch.stack([score, (found.argmax(-1) == wanted).all().double()])
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.partition(stop)[0] if stop else text
+    return text
+
+
+def _by_options(options: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Requests with the same generation settings, in order of first appearance."""
+    groups: dict[str, list[int]] = {}
+    for index, option in enumerate(options):
+        groups.setdefault(repr(sorted(option.items())), []).append(index)
+    for members in groups.values():
+        yield options[members[0]], members
+
+
+def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
+    """Weights, shape and tokenizer folder of a Hugging Face folder, a run or a checkpoint."""
+    if (folder / "config.json").is_file():
+        shape = read_hf_shape(folder)
+        return HuggingFaceWeights(folder, shape), shape, folder
+    checkpoint = newest_checkpoint(folder)
+    manifest = load_sealed(checkpoint)
+    shape = LlamaShape.model_validate(manifest.config["model"])
+    return CheckpointWeights(checkpoint, shape), shape, Path(manifest.config["data"]["corpus"]) / "tokenizer"
+
+
+def _layout(tensor_size: int, pipeline_size: int) -> parallel.Layout:
+    import os
+
+    sizes = ParallelSection(
+        tensor_model_parallel_size=int(tensor_size), pipeline_model_parallel_size=int(pipeline_size)
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % sizes.model_size:
+        raise EvaluationError(
+            f"{world} processes do not hold whole replicas of {sizes.model_size} "
+            f"(tensor {tensor_size} x pipeline {pipeline_size})"
+        )
+    return parallel.start_alone(sizes) if world == 1 else parallel.start(sizes, 0)

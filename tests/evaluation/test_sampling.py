@@ -1,0 +1,40 @@
+"""Sampling against the probabilities it should have."""
+
+import pytest
+import torch
+
+from megatron_mathcpt.evaluation.sampling import greedy, request_seeds, sampler
+
+LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    assert greedy(torch.stack([LOGITS, -LOGITS]), [0, 1]).tolist() == [1, 3]
+
+
+def test_draws_follow_the_softmax_at_the_temperature() -> None:
+    rows = 4000
+    pick = sampler(list(range(rows)), temperature=0.5, top_p=1.0)
+    drawn = pick(LOGITS.expand(rows, -1), list(range(rows)))
+    shares = torch.bincount(drawn, minlength=4) / rows
+    expected = torch.softmax(2 * LOGITS, -1)
+    assert shares.tolist() == pytest.approx(expected.tolist(), abs=0.025)
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
+    # Softmax of the logits: 0.64, 0.24, 0.09, 0.03; 0.8 is reached with two tokens.
+    rows = 500
+    pick = sampler(list(range(rows)), temperature=1.0, top_p=0.8)
+    assert set(pick(LOGITS.expand(rows, -1), list(range(rows))).tolist()) == {1, 2}
+
+
+def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
+    together = sampler([5, 6, 7], temperature=1.0, top_p=1.0)(LOGITS.expand(3, -1), [0, 1, 2])
+    alone = sampler([6], temperature=1.0, top_p=1.0)(LOGITS[None], [0])
+    assert together[1] == alone[0]
+
+
+def test_repeats_and_prompts_have_their_own_seeds() -> None:
+    seeds = request_seeds(["a", "b", "a"], 0)
+    assert len({*seeds, *request_seeds(["a"], 1)}) == 4
+    assert request_seeds(["b", "a", "a"], 0) == [seeds[1], seeds[0], seeds[2]]
