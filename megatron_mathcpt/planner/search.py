@@ -105,6 +105,8 @@ def _batched(shape: ModelShape, base: Layout) -> Iterator[Layout]:
         cuts.append((with_head_as_layer(base, shape), shape.num_layers + 2))
     for cut, slots in cuts:
         virtuals = _divisors(slots // stages) if stages > 1 and slots % stages == 0 else [1]
+        if len(set(cut.stage_layers or ())) == 1:
+            virtuals = virtuals[1:]  # without interleaving the same as the even cut
         for virtual, micro_batch in product(virtuals, _MICRO_BATCHES):
             yield replace(cut, virtual_pipeline_model_parallel_size=virtual, micro_batch_size=micro_batch)
 

@@ -88,13 +88,16 @@ def _layer_terms(
 ) -> dict[str, float]:
     """Seconds of one layer for one microbatch, forward and backward, by term."""
     tokens = micro_batch * training.seq_length / context
+    attention = _attention_seconds(shape, training, machine, tensor, tokens)
+    attention *= 1 + machine.constants.context_loss * (context - 1) / context
+    ring = _ring_seconds(shape, machine, tensor, context, tokens)
     overhead = machine.constants.layer_overhead_us
     if training.is_fp8:
         overhead += machine.constants.fp8_layer_overhead_us
     return {
         "matrix products": _matrix_seconds(shape, training, machine, tensor, tokens),
-        "attention": _attention_seconds(shape, training, machine, tensor, tokens)
-        * (1 + machine.constants.context_loss * (context - 1) / context),
+        "attention": attention,
+        "context-parallel communication": max(0.0, ring - attention),
         "element-wise": _elementwise_bytes(shape, tensor) * tokens / machine.memory,
         "FP8 casts": _cast_bytes(shape, training, tensor) * tokens / machine.memory,
         "tensor-parallel communication": _tensor_seconds(shape, training, machine, tensor, tokens),
@@ -133,6 +136,13 @@ def _attention_seconds(
     """Causal attention, always in bf16."""
     reach = training.attended_length or training.seq_length
     return 6.0 * tokens * reach * shape.query_width / tensor / machine.attention
+
+
+def _ring_seconds(shape: ModelShape, machine: Machine, tensor: int, context: int, tokens: float) -> float:
+    """Keys and values of all other context ranks, bf16: once forward, back again with their gradients."""
+    volume = 3 * 2 * 2.0 * tokens * shape.key_width / tensor * (context - 1)
+    on_node = tensor * context <= machine.hardware.gpus_per_node
+    return volume / (machine.link if on_node else machine.network)
 
 
 def _elementwise_bytes(shape: ModelShape, tensor: int) -> float:

@@ -1,0 +1,102 @@
+"""The memory check of a training start, and shapes by name and from a config.json."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.shapes import load_shape
+from megatron_mathcpt.planner.start import check_memory, from_experiment
+
+LLAMA_8B = LlamaShape(
+    num_layers=32,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    vocab_size=128256,
+)
+
+
+def experiment(**parallel: object) -> ExperimentConfig:
+    sizes = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1} | parallel
+    tree = {
+        "name": "llama-8b",
+        "seed": 1,
+        "model": LLAMA_8B.model_dump(),
+        "init": {"scratch": True},
+        "data": {"corpus": "corpus", "blend": {"general": 1.0}},
+        "optimizer": {"lr": 1e-4},
+        "schedule": {"lr_decay_style": "constant"},
+        "parallel": sizes,
+        "precision": {"params_dtype": "bf16"},
+        "train": {
+            "train_tokens": 10**9,
+            "seq_length": 8192,
+            "micro_batch_size": 1,
+            "global_batch_size": 128,
+        },
+        "checkpoint": {"interval": 10},
+    }
+    return ExperimentConfig.model_validate_json(json.dumps(tree))
+
+
+def test_a_run_that_fits_says_how_much_it_needs() -> None:
+    config = experiment(context_parallel_size=2, use_distributed_optimizer=True)
+    found = check_memory(config, 64, memory_gib=79.6)
+    # 2 + 4 bytes a parameter, 12/64 of the optimizer, 32 layers of 4096 tokens, 6 bytes a logit.
+    expected = 8_030_261_248 * (6 + 12 / 64) + 32 * 4096 * 149_632 + 6 * 4096 * 128256
+    assert found.memory.total == pytest.approx(expected)
+    assert str(found).startswith(
+        f"predicted {expected / 2**30:.1f} of 79.6 GiB on pipeline stage 0 (gradients 29.9,"
+    )
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_starts() -> None:
+    with pytest.raises(ConfigError, match=r"predicted 155\.8 of 79.6 GiB .* do not fit; lower train.micro"):
+        check_memory(experiment(context_parallel_size=2), 8, memory_gib=79.6)
+
+
+def test_layout_and_training_are_those_of_the_config() -> None:
+    config = experiment(
+        tensor_model_parallel_size=2,
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=4,
+        sequence_parallel=True,
+    )
+    training, layout = from_experiment(config, 16, fused=False)
+    assert layout.name == "TP2 PP2x4 CP1 DP4 MBS1"
+    assert layout.sequence_parallel
+    assert training.grad_reduce_in_fp32
+    assert not training.fused
+    assert not training.use_distributed_optimizer
+
+
+def test_a_shape_comes_from_a_config_json(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 32,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+                "rope_theta": 500000.0,
+            }
+        )
+    )
+    found = load_shape(str(path))
+    known = load_shape("llama3-8b")
+    assert vars(found) | {"name": ""} == vars(known) | {"name": ""}
+    assert load_shape(str(tmp_path)) == found
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"model 'llama9': neither a built-in shape \(.*llama3-8b"):
+        load_shape("llama9")

@@ -1,0 +1,79 @@
+"""Rank the layouts of a model on some GPUs: memory, step time, days and GPU-hours, and why others lose."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_mathcpt.errors import ConfigError, run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+PRECISIONS = ("bf16", "fp8_delayed", "fp8_current")
+
+
+@app.command(help=__doc__)
+def main(  # noqa: PLR0917 - a command's options are its parameters
+    model: Annotated[
+        str, typer.Argument(help="name of a known shape (llama3-8b) or path of a HF config.json")
+    ],
+    gpus: Annotated[int, typer.Option(min=1, help="number of GPUs")],
+    global_batch_size: Annotated[int, typer.Option(min=1, help="sequences per step")] = 1024,
+    seq_length: Annotated[int, typer.Option(min=1, help="tokens per sequence")] = 4096,
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16",
+    hardware: Annotated[
+        str, typer.Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")
+    ] = "h100",
+    memory_gib: Annotated[float | None, typer.Option(help="limit; default 90 % of the card")] = None,
+    bf16_gradients: Annotated[bool, typer.Option(help="sum gradients in bf16")] = False,
+    fp8_parameters: Annotated[bool, typer.Option(help="keep the weights in FP8 only")] = False,
+    tp_comm_overlap: Annotated[bool, typer.Option(help="tuned user buffers, where a table exists")] = False,
+    train_tokens: Annotated[float, typer.Option(help="token budget of the run")] = 1e10,
+    top: Annotated[int, typer.Option(min=1, help="layouts to show")] = 10,
+    page: Annotated[
+        Path | None, typer.Option(help="also write an HTML page of many cases to this file")
+    ] = None,
+) -> None:
+    from rich.console import Console
+
+    from megatron_mathcpt.planner import text
+    from megatron_mathcpt.planner.layout import Training
+    from megatron_mathcpt.planner.machine import load_machine
+    from megatron_mathcpt.planner.search import search
+    from megatron_mathcpt.planner.shapes import load_shape
+
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: unknown; known are {', '.join(PRECISIONS)}")
+    shape, machine = load_shape(model), load_machine(hardware)
+    training = Training(
+        seq_length=seq_length,
+        global_batch_size=global_batch_size,
+        precision=precision,  # type: ignore[arg-type]
+        grad_reduce_in_fp32=not bf16_gradients,
+        fp8_parameters=fp8_parameters,
+        tp_comm_overlap=tp_comm_overlap,
+    )
+    result = search(shape, training, gpus, machine, limit_gib=memory_gib)
+    console = Console(highlight=False)
+    for part in text.describe(shape, training, machine, result, train_tokens=train_tokens, top=top):
+        console.print(part, soft_wrap=isinstance(part, str))
+    if page:
+        _write_page(page, model, gpus, training, hardware)
+        console.print(f"Page: {page}", soft_wrap=True)
+
+
+def _write_page(path: Path, model: str, gpus: int, training: object, hardware: str) -> None:
+    """A page of the asked and the built-in models, in the report's style."""
+    from importlib.resources import files
+
+    from megatron_mathcpt.manifest import write_atomically
+    from megatron_mathcpt.planner.machine import load_machine
+    from megatron_mathcpt.planner.page import default_grid, render_page
+
+    style = files("megatron_mathcpt.report").joinpath("templates/style.css.j2").read_text(encoding="utf-8")
+    machine = load_machine(hardware)
+    html = render_page(default_grid(model, gpus, training, machine), machine, hardware, style)  # type: ignore[arg-type]
+    write_atomically(path, html.encode())
+
+
+if __name__ == "__main__":
+    run_command(app)
