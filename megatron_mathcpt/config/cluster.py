@@ -1,0 +1,71 @@
+"""One Slurm site: what a job asks for and how its programs start; experiments never name a site.
+
+Every text here reaches an `#SBATCH` line or a shell word, so control characters are refused at once.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from megatron_mathcpt.config.base import Section
+
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f\u0085\u2028\u2029]+$")]
+# What Slurm takes as the name of a partition, account or quality of service; never an option or a path.
+SlurmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+@-]*$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f\u0085\u2028\u2029]*$")]
+Mount = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f,:]*:/[^\x00-\x1f\x7f,:]*(:r[ow])?$")]
+
+
+class Container(Section):
+    """Image for pyxis/enroot (`--container-image`), and what of the host is seen in it (`SRC:DST[:ro]`)."""
+
+    image: Line
+    mounts: tuple[Mount, ...] = ()
+
+
+class SingleTask(Section):
+    """What a stage asks for that is one process: corpus build, conversion, evaluation, report."""
+
+    partition: SlurmName
+    cpus_per_task: int = Field(gt=0)
+    memory_gib: int = Field(gt=0)
+    evaluation_gpus: int = Field(ge=0)
+
+
+class ClusterConfig(Section):
+    """One site; a training job is `nodes` whole nodes with one task per GPU.
+
+    `python` is the interpreter there (in the container, if there is one); `setup_script` is sourced first.
+    A job is warned `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it gives up
+    after `requeues_without_progress` requeues that brought no new checkpoint. `check_gpus` has nvidia-smi
+    count and question every node's GPUs before the training starts.
+    """
+
+    name: SlurmName
+    partition: SlurmName
+    account: SlurmName | None = None
+    qos: SlurmName | None = None
+    nodes: int = Field(gt=0)
+    gpus_per_node: int = Field(gt=0)
+    cpus_per_task: int = Field(gt=0)
+    time_limit_minutes: int = Field(gt=0)
+    warning_seconds: int = Field(gt=0)
+    requeues_without_progress: int = Field(default=3, ge=0)
+    check_gpus: bool = True
+    python: Line
+    setup_script: AbsolutePath | None = None
+    environment: dict[VariableName, Line] = Field(default_factory=dict)
+    container: Container | None = None
+    single_task: SingleTask
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warning_seconds >= 60 * self.time_limit_minutes:
+            raise ValueError("warning_seconds must be less than time_limit_minutes")
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Tasks, and GPUs, of a training job."""
+        return self.nodes * self.gpus_per_node

@@ -1,0 +1,46 @@
+"""The test cluster: a real Slurm, started by the scripts that `MATHCPT_SLURM` names."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[None]:
+    """Two nodes of a real Slurm on this machine; stopped afterwards if it was not up before."""
+    folder = Path(os.environ.get("MATHCPT_SLURM", ROOT.parent / "shared" / "slurm"))
+    if not (folder / "start-test-cluster.sh").is_file():
+        pytest.skip("MATHCPT_SLURM names no folder with start-test-cluster.sh")
+    if os.getuid() != 0:
+        pytest.skip("the test cluster needs root")
+    up = _succeeds("scontrol", "ping")
+    started = subprocess.run([folder / "start-test-cluster.sh"], capture_output=True, text=True, check=False)
+    if started.returncode:
+        pytest.skip(f"the test cluster does not start: {started.stderr.strip()[-200:]}")
+    yield
+    if not up:
+        subprocess.run([folder / "stop-test-cluster.sh"], check=False, capture_output=True)
+
+
+def _succeeds(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def _no_jobs_left(slurm: None, tmp_path: Path) -> Iterator[None]:
+    """Cancel what a test leaves in the queue, known by the working folder."""
+    yield
+    queue = subprocess.run(
+        ["squeue", "--noheader", "--format=%A %Z"], capture_output=True, text=True, check=True
+    )
+    jobs = [line.split(" ")[0] for line in queue.stdout.splitlines() if str(tmp_path) in line]
+    subprocess.run(["scancel", "--full", "--signal=KILL", *jobs], check=False)
+    subprocess.run(["scancel", *jobs], check=False) if jobs else None

@@ -1,0 +1,81 @@
+"""Jobs on the test cluster, and questions to it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_mathcpt.config.cluster import ClusterConfig
+from megatron_mathcpt.experiment.sbatch import Job, render
+from megatron_mathcpt.experiment.submit import load_cluster, submit_job
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINEE = Path(__file__).with_name("trainee.py")
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+
+
+def test_cluster(*overrides: str) -> ClusterConfig:
+    return load_cluster("test", [f'python="{sys.executable}"', *overrides])
+
+
+test_cluster.__test__ = False  # type: ignore[attr-defined]
+
+
+def trainee_job(run: Path, *arguments: str) -> Job:
+    """2 nodes x 2 tasks of the trainee."""
+    return Job(
+        name=run.name,
+        folder=run / ".slurm",
+        code=ROOT,
+        work=run.parent,
+        checkpoints=run / "checkpoints",
+        command=(sys.executable, "-P", str(TRAINEE), str(run), *arguments),
+        nodes=2,
+        tasks_per_node=2,
+        gpus_per_node=2,
+        check_nodes=False,
+    )
+
+
+def submit(job: Job, cluster: ClusterConfig | None = None, after: tuple[int, ...] = ()) -> int:
+    return submit_job(job, render(job, cluster or test_cluster()), after)
+
+
+def single(job: Job, *arguments: str) -> Job:
+    """The same as one task on one node."""
+    return replace(job, nodes=1, tasks_per_node=1, gpus_per_node=0, command=(*job.command[:4], *arguments))
+
+
+def field(job_id: int, name: str) -> str:
+    shown = subprocess.run(
+        ["scontrol", "-o", "show", "job", str(job_id)], capture_output=True, text=True, check=True
+    ).stdout
+    words = shown.split("\n")[0].split(" ")
+    return next(word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}="))
+
+
+def state(job_id: int) -> str:
+    return field(job_id, "JobState")
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.1)
+
+
+def wait_for_end(job_id: int, seconds: float = 90) -> str:
+    wait_for(lambda: state(job_id) in ENDED, seconds)
+    return state(job_id)
+
+
+def log(job: Job, job_id: int) -> str:
+    path = job.folder / f"{job_id}.log"
+    return path.read_text() if path.is_file() else ""
+
+
+def signal_batch(job_id: int, name: str) -> None:
+    subprocess.run(["scancel", "--batch", f"--signal={name}", str(job_id)], check=True)

@@ -1,0 +1,192 @@
+"""The job script under a real Slurm: what each stop, kill and failure ends in (S1-S5, S8, S9)."""
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.experiment.sbatch import Job
+from tests.launch.jobs import (
+    field,
+    log,
+    signal_batch,
+    single,
+    state,
+    submit,
+    test_cluster,
+    trainee_job,
+    wait_for,
+    wait_for_end,
+)
+
+pytestmark = pytest.mark.usefixtures("_no_jobs_left")
+
+
+def steps(run: Path, rank: int) -> list[tuple[int, int]]:
+    """(attempt, step) of everything that `rank` did."""
+    return [tuple(map(int, line.split())) for line in (run / f"rank_{rank}").read_text().splitlines()]  # type: ignore[misc]
+
+
+def reached(run: Path, step: int) -> bool:
+    files = [run / f"rank_{rank}" for rank in range(4)]
+    return all(path.exists() and f" {step}\n" in path.read_text() for path in files)
+
+
+def test_warning_then_killed_rank_then_done(tmp_path: Path) -> None:
+    """S1: saved at the next step, requeued, nothing done twice. S4: goes on from the last checkpoint."""
+    run = tmp_path / "run"
+    job = trainee_job(run, "--hold-at", "7", "--kill-at", "2:13:1")
+    job_id = submit(job)
+    wait_for(lambda: reached(run, 7))
+    signal_batch(job_id, "USR1")
+    assert wait_for_end(job_id) == "COMPLETED"
+    assert field(job_id, "Restarts") == "2"
+    for rank in range(4):
+        done = steps(run, rank)
+        assert [step for attempt, step in done if attempt == 0] == list(range(1, 9))
+        assert [step for attempt, step in done if attempt == 1][:2] == [9, 10]
+        assert [step for attempt, step in done if attempt == 2] == list(range(11, 21))
+    told = log(job, job_id)
+    assert "status 75, newest checkpoint step_00000008: requeues" in told
+    assert "task 2 on node2 was the first to fail, with status 137" in told
+    assert not (job.folder / "owner").is_symlink()
+
+
+def test_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
+    """S3: the last checkpoint is whole, no requeue."""
+    run = tmp_path / "run"
+    job = trainee_job(run, "--hold-at", "7")
+    job_id = submit(job)
+    wait_for(lambda: reached(run, 7))
+    subprocess.run(["scancel", str(job_id)], check=True)
+    wait_for(lambda: "cancelled or ended by Slurm" in log(job, job_id), 15)
+    assert wait_for_end(job_id) == "CANCELLED"
+    assert field(job_id, "Restarts") == "0"
+    assert (run / "checkpoints" / "step_00000005" / "manifest.json").exists()
+
+
+def test_bad_input_is_not_requeued_and_a_crash_loop_ends(tmp_path: Path) -> None:
+    """Status 2 of the first task decides, whatever the others end with. S8: gives up after the limit."""
+    bad, crash = trainee_job(tmp_path / "bad", "--fail", "2"), trainee_job(tmp_path / "crash", "--fail", "1")
+    bad_id = submit(bad)
+    crash_id = submit(crash, test_cluster("requeues_without_progress=1"))
+    assert wait_for_end(bad_id) == "FAILED"
+    assert (field(bad_id, "ExitCode"), field(bad_id, "Restarts")) == ("2:0", "0")
+    assert wait_for_end(crash_id) == "FAILED"
+    assert (field(crash_id, "ExitCode"), field(crash_id, "Restarts")) == ("1:0", "1")
+    assert "gives up: 1 requeues brought no checkpoint newer than none" in log(crash, crash_id)
+
+
+def test_preempted_job_saves_and_comes_back(tmp_path: Path) -> None:
+    """S2: TERM reaches the tasks alone, the script asks for the requeue."""
+    run = tmp_path / "run"
+    job = trainee_job(run, "--hold-at", "7")
+    job_id = submit(job, test_cluster("partition=low"))
+    wait_for(lambda: reached(run, 7))
+    subprocess.run(
+        ["sbatch", "--partition=gpu", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"],
+        check=True,
+    )
+    assert wait_for_end(job_id) == "COMPLETED"
+    assert field(job_id, "Restarts") == "1"
+    for rank in range(4):
+        assert [step for _, step in steps(run, rank)] == list(range(1, 21))
+
+
+def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: Path) -> None:
+    """S9."""
+    run = tmp_path / "run"
+    run.mkdir()
+    small = test_cluster("nodes=1")
+    first = single(trainee_job(run), "--hold-at", "3")
+    first_id = submit(first, small)
+    wait_for((run / "rank_0").exists)
+    script = (first.folder / "job.sbatch").read_text()
+    second_id = int(
+        subprocess.run(
+            ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert wait_for_end(second_id) == "FAILED"
+    assert field(second_id, "ExitCode") == "2:0"
+    assert f"is in use by job {first_id}" in log(first, second_id)
+    subprocess.run(["scancel", "--signal=KILL", "--full", str(first_id)], check=True)
+    wait_for(lambda: state(first_id) not in ("RUNNING", "COMPLETING"), 30)
+    (first.folder / "owner").unlink(missing_ok=True)
+    (first.folder / "owner").symlink_to("999999")
+    third_id = submit(replace(first, command=first.command[:4]), small)
+    (first.folder / "owner").symlink_to("999999")
+    assert wait_for_end(third_id) == "COMPLETED"
+    assert "takes over from job 999999" in log(first, third_id)
+
+
+def chain_job(run: Path, *arguments: str) -> Job:
+    return single(trainee_job(run), "--steps", "2", *arguments)
+
+
+def test_chain_of_three_and_a_failed_link(tmp_path: Path) -> None:
+    small = test_cluster("requeues_without_progress=0")
+    names = ("a", "b", "c", "bad", "after_bad")
+    jobs = {name: chain_job(tmp_path / name, *(("--fail", "2") if name == "bad" else ())) for name in names}
+    a = submit(jobs["a"], small)
+    b = submit(jobs["b"], small, (a,))
+    c = submit(jobs["c"], small, (a, b))
+    bad = submit(jobs["bad"], small, (a,))
+    after = submit(jobs["after_bad"], small, (bad,))
+    assert [wait_for_end(job_id) for job_id in (a, b, c, bad, after)] == [
+        *["COMPLETED"] * 3,
+        "FAILED",
+        "CANCELLED",
+    ]
+    times = [(tmp_path / name / "rank_0").stat().st_mtime for name in "abc"]
+    assert times == sorted(times)
+
+
+def test_array_of_four_shards(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    job = replace(single(trainee_job(run), "--steps", "1"), shards=4)
+    job_id = submit(job, test_cluster())
+    wait_for(lambda: len(list((job.folder).glob("shard_*/attempts.tsv"))) == 4)
+    wait_for(lambda: all("end 0" in p.read_text() for p in job.folder.glob("shard_*/attempts.tsv")))
+    assert sorted(path.name for path in run.glob("shard_*")) == [f"shard_{i}_of_4" for i in range(4)]
+    assert len(list(job.folder.glob(f"{job_id}_*.log"))) == 4
+
+
+def test_sick_node_is_left_out(tmp_path: Path) -> None:
+    """nvidia-smi finds one GPU too few on node1; the job comes back without that node."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho 0\n[ "$SLURMD_NODENAME" = node1 ] || echo 0\n')
+    tool.chmod(0o755)
+    run = tmp_path / "run"
+    run.mkdir()
+    job = replace(trainee_job(run, "--steps", "1"), nodes=1, check_nodes=True, tasks_per_node=1)
+    cluster = test_cluster(
+        "nodes=1", "check_gpus=true", f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
+    )
+    job_id = submit(job, cluster)
+    assert wait_for_end(job_id) in ("COMPLETED", "FAILED")
+    told = log(job, job_id)
+    assert "health check failed with status 1 on: node1" in told
+    assert "node1: 1 GPUs, expected 2" in told
+    assert field(job_id, "ExcNodeList") == "node1"
+    assert field(job_id, "NodeList") == "node2"
+
+
+@pytest.mark.slow
+def test_lost_node(tmp_path: Path) -> None:
+    """S5: slurmd of one node is killed; Slurm requeues the job, which goes on from the last checkpoint."""
+    run = tmp_path / "run"
+    job = trainee_job(run, "--hold-at", "7")
+    job_id = submit(job)
+    wait_for(lambda: reached(run, 7))
+    pid_files = list(Path("/run").glob("*/slurmd.node2.pid"))
+    os.kill(int(pid_files[0].read_text()), signal.SIGKILL)
+    assert wait_for_end(job_id, 240) == "COMPLETED"
+    assert field(job_id, "Restarts") == "1"
+    for rank in range(4):
+        assert [step for attempt, step in steps(run, rank) if attempt == 1] == list(range(6, 21))
