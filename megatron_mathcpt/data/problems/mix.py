@@ -35,15 +35,16 @@ class ProblemMix(Section):
     """Sizes and shares of the generated problems; evaluation is drawn from the same mix as training.
 
     `step_shares` weighs problems of one, two, and three or more steps. `small_share` is the share with
-    numbers from 2 to 9, where a template leaves the choice. `held_out_share` of all (template, numbers)
+    numbers from 2 to `small_maximum`, where a template leaves the choice. `held_out_share` of all (template, numbers)
     pairs are kept for evaluation.
     """
 
     train_problems: int = Field(default=30_000, ge=1)
     evaluation_problems: dict[Language, int] = Field(default={"en": 200, "zh": 100})
     chinese_share: float = Field(default=0.33, ge=0, le=1)
-    step_shares: tuple[float, float, float] = (0.6, 0.25, 0.15)
-    small_share: float = Field(default=0.75, ge=0, le=1)
+    step_shares: tuple[float, float, float] = (0.8, 0.15, 0.05)
+    small_share: float = Field(default=0.9, ge=0, le=1)
+    small_maximum: int = Field(default=6, ge=3, le=9)
     held_out_share: float = Field(default=0.15, gt=0, lt=1)
 
 
@@ -99,4 +100,4 @@ def _draw(mix: ProblemMix, chance: random.Random) -> Instance:
     choices = [template for template in TEMPLATES if min(len(template.steps), 3) == wanted]
     template = chance.choices(choices, [template.weight for template in choices])[0]
     small = chance.random() < mix.small_share
-    return Instance(template, template.numbers(Draw(chance, small)))
+    return Instance(template, template.numbers(Draw(chance, mix.small_maximum if small else None)))

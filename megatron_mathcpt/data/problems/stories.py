@@ -5,6 +5,7 @@ from megatron_mathcpt.data.problems.template import Template, Wording
 STORIES = (
     Template(
         name="gain",
+        weight=3.0,
         topic="addition",
         stage="primary",
         numbers=lambda d: {"a": d.number(), "b": d.number()},
@@ -27,6 +28,7 @@ STORIES = (
     ),
     Template(
         name="together",
+        weight=3.0,
         topic="addition",
         stage="primary",
         numbers=lambda d: {"a": d.number(), "b": d.number()},
@@ -50,6 +52,7 @@ STORIES = (
     ),
     Template(
         name="lose",
+        weight=3.0,
         topic="subtraction",
         stage="primary",
         numbers=lambda d: {"b": (b := d.number()), "a": b + d.number()},
@@ -71,6 +74,7 @@ STORIES = (
     ),
     Template(
         name="difference",
+        weight=3.0,
         topic="subtraction",
         stage="primary",
         numbers=lambda d: {"b": (b := d.number()), "a": b + d.number()},
@@ -92,6 +96,7 @@ STORIES = (
     ),
     Template(
         name="missing_part",
+        weight=3.0,
         topic="subtraction",
         stage="primary",
         numbers=lambda d: {"b": (b := d.number()), "a": b + d.number()},
@@ -107,6 +112,7 @@ STORIES = (
     ),
     Template(
         name="age_later",
+        weight=3.0,
         topic="addition",
         stage="primary",
         numbers=lambda d: {"a": d.number(), "b": d.between(2, 9)},
@@ -128,6 +134,7 @@ STORIES = (
     ),
     Template(
         name="boxes",
+        weight=3.0,
         topic="multiplication",
         stage="primary",
         numbers=lambda d: {"a": d.factor(), "b": d.factor()},
@@ -149,6 +156,7 @@ STORIES = (
     ),
     Template(
         name="cost",
+        weight=3.0,
         topic="multiplication",
         stage="primary",
         numbers=lambda d: {"a": d.factor(), "b": d.factor()},
@@ -170,6 +178,7 @@ STORIES = (
     ),
     Template(
         name="share",
+        weight=3.0,
         topic="division",
         stage="primary",
         numbers=lambda d: {"b": (b := d.factor()), "a": b * d.factor()},
@@ -191,6 +200,7 @@ STORIES = (
     ),
     Template(
         name="packs",
+        weight=3.0,
         topic="division",
         stage="primary",
         numbers=lambda d: {"b": (b := d.factor()), "a": b * d.factor()},
@@ -204,6 +214,7 @@ STORIES = (
     ),
     Template(
         name="calculate_sum",
+        weight=3.0,
         topic="addition",
         stage="primary",
         numbers=lambda d: {"a": d.number(), "b": d.number()},
@@ -215,6 +226,7 @@ STORIES = (
     ),
     Template(
         name="calculate_difference",
+        weight=3.0,
         topic="subtraction",
         stage="primary",
         numbers=lambda d: {"b": (b := d.number()), "a": b + d.number()},
@@ -226,6 +238,7 @@ STORIES = (
     ),
     Template(
         name="calculate_product",
+        weight=3.0,
         topic="multiplication",
         stage="primary",
         numbers=lambda d: {"a": d.factor(), "b": d.factor()},
@@ -237,6 +250,7 @@ STORIES = (
     ),
     Template(
         name="calculate_quotient",
+        weight=3.0,
         topic="division",
         stage="primary",
         numbers=lambda d: {"b": (b := d.factor()), "a": b * d.factor()},

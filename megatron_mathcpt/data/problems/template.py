@@ -14,19 +14,19 @@ _BUCKETS = 1000
 
 
 class Draw:
-    """Draws the numbers of one instance; `small` keeps them in the times table."""
+    """Draws the numbers of one instance, from 2 to `small` where that is given."""
 
-    def __init__(self, chance: random.Random, small: bool) -> None:
+    def __init__(self, chance: random.Random, small: int | None) -> None:
         self._chance = chance
         self._small = small
 
     def number(self) -> int:
-        """A count: 2 to 9 when small, else 11 to 60."""
-        return self._chance.randint(2, 9) if self._small else self._chance.randint(11, 60)
+        """A count, 11 to 60 when not small."""
+        return self._chance.randint(2, self._small) if self._small else self._chance.randint(11, 60)
 
     def factor(self) -> int:
-        """A factor of a product: 2 to 9 when small, else 3 to 15."""
-        return self._chance.randint(2, 9) if self._small else self._chance.randint(3, 15)
+        """A factor of a product, 3 to 15 when not small."""
+        return self._chance.randint(2, self._small) if self._small else self._chance.randint(3, 15)
 
     def between(self, low: int, high: int) -> int:
         """A whole number, both ends included."""

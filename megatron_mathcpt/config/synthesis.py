@@ -1,0 +1,172 @@
+"""A synthesis run: seeds, servers, the four methods and their settings, verification, budget.
+
+What the study does not say (arXiv 2501.14002: generator, student and teacher models, temperature, samples a
+question, the final layout of the text, what happened to refused and to already right cases) has no default
+here where it decides the result; `layout` and `right_attempts` say which guess a run makes.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from megatron_mathcpt.config.base import Section
+
+Layout = Literal["prose", "tags"]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whitespace=True)]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+
+
+class Sampling(Section):
+    """How a server samples. `max_tokens` bounds one answer, and is what an open request is priced at."""
+
+    temperature: float = Field(ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(gt=0)
+
+
+class Server(Section):
+    """One model behind one or several OpenAI-compatible addresses, `http://host:port/v1`.
+
+    `key_variable` names the environment variable that holds the key; the key itself stands nowhere. Prices
+    are in the unit of your bill, per million tokens. `maximum_in_flight` is per address; the client starts at
+    `initial_in_flight` and finds the rest out.
+    """
+
+    model: str = Field(min_length=1)
+    endpoints: tuple[Url, ...] = Field(min_length=1)
+    api: Literal["chat", "completions"] = "chat"
+    key_variable: VariableName | None = None
+    initial_in_flight: int = Field(default=32, gt=0)
+    maximum_in_flight: int = Field(default=256, gt=0)
+    connect_timeout_seconds: float = Field(default=10, gt=0)
+    read_timeout_seconds: float = Field(default=300, gt=0)
+    total_timeout_seconds: float = Field(default=600, gt=0)
+    attempts: int = Field(default=6, gt=0)
+    first_wait_seconds: float = Field(default=1, gt=0)
+    maximum_wait_seconds: float = Field(default=60, gt=0)
+    maximum_response_bytes: int = Field(default=4_000_000, gt=0)
+    prompt_price: float = Field(default=0, ge=0)
+    completion_price: float = Field(default=0, ge=0)
+
+
+class ResponseDiversification(Section):
+    """Two further solutions of the seed's question."""
+
+    server: str
+    sampling: Sampling
+    samples: int = Field(default=1, gt=0)
+    layout: Layout = "prose"
+    maximum_similarity: float = Field(default=0.9, gt=0, le=1)
+
+
+class QueryExpansion(Section):
+    """Two new questions with solutions; each must be confirmed by independent solutions.
+
+    `solver` answers each new question `solutions` times; at least `agreeing` of these must reach the answer
+    that the new question came with.
+    """
+
+    server: str
+    sampling: Sampling
+    solver: str
+    solver_sampling: Sampling
+    solutions: int = Field(gt=0)
+    agreeing: int = Field(gt=0)
+    samples: int = Field(default=1, gt=0)
+    layout: Layout = "prose"
+    maximum_similarity: float = Field(default=0.9, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.agreeing > self.solutions:
+            raise ValueError(
+                f"agreeing is {self.agreeing}, more than the {self.solutions} solutions asked for"
+            )
+        return self
+
+
+class RetrospectiveEnhancement(Section):
+    """A later step pasted in early between two marks; no server. `mark` must be a token of its own."""
+
+    mark: str = Field(default="<|back|>", min_length=2)
+    samples: int = Field(default=1, gt=0)
+
+
+class TutorshipAmplification(Section):
+    """A student attempts, a teacher judges and corrects.
+
+    `right_attempts` says what becomes of an attempt that the teacher calls right: dropped, or kept as a
+    record of a confirmed solution.
+    """
+
+    student: str
+    student_sampling: Sampling
+    teacher: str
+    teacher_sampling: Sampling
+    samples: int = Field(gt=0)
+    right_attempts: Literal["drop", "keep"]
+    layout: Layout = "prose"
+
+
+class Methods(Section):
+    """The methods to run; leave out those not wanted."""
+
+    response_diversification: ResponseDiversification | None = None
+    query_expansion: QueryExpansion | None = None
+    retrospective_enhancement: RetrospectiveEnhancement | None = None
+    tutorship_amplification: TutorshipAmplification | None = None
+
+
+class Verification(Section):
+    """What becomes of a record whose teacher and whose mathematics disagree, and of one not gradable.
+
+    A record whose final answer is wrong is never kept, whatever the teacher says.
+    """
+
+    disagreement: Literal["drop", "keep"]
+    ungraded: Literal["drop", "keep"] = "drop"
+
+
+class Budget(Section):
+    """Where to stop. Tokens and money are hard limits over all methods of one shard.
+
+    `accepted_tokens` and `seeds` cap each method alike, so that methods can be compared at equal budgets;
+    they are shared out evenly among shards.
+    """
+
+    maximum_tokens: int | None = Field(default=None, gt=0)
+    maximum_cost: float | None = Field(default=None, gt=0)
+    accepted_tokens: int | None = Field(default=None, gt=0)
+    seeds: int | None = Field(default=None, gt=0)
+
+
+class SynthesisConfig(Section):
+    """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes."""
+
+    name: str = Field(min_length=1)
+    seed: int
+    seeds: tuple[str, ...] = Field(min_length=1)
+    servers: dict[str, Server] = Field(default_factory=dict)
+    methods: Methods
+    verification: Verification
+    budget: Budget = Budget()
+    tokenizer: str | None = None
+    prompts: str | None = None
+    concurrency: int = Field(default=512, gt=0)
+    progress_seconds: float = Field(default=10, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        used = {
+            (f"{name}.{role}", getattr(method, role))
+            for name, method in self.methods
+            if method is not None
+            for role in ("server", "solver", "student", "teacher")
+            if hasattr(method, role)
+        }
+        for where, server in sorted(used):
+            if server not in self.servers:
+                raise ValueError(f"methods.{where}: no server '{server}' under servers")
+        if all(method is None for _, method in self.methods):
+            raise ValueError("methods: none given; give at least one of the four")
+        return self

@@ -1,0 +1,37 @@
+"""Response diversification: an accept or refuse tag, then two further solutions of the same question."""
+
+from itertools import combinations
+
+from megatron_mathcpt.config.synthesis import ResponseDiversification, Verification
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.context import Context
+from megatron_mathcpt.synthesis.layout import lay_out
+from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
+from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags
+from megatron_mathcpt.synthesis.verification import check_answer, require, similarity
+
+NAME = "response_diversification"
+_TAGS = ("response", "solution_2", "solution_3")
+
+
+def converse(
+    seed: Problem, sample: int, settings: ResponseDiversification, rules: Verification, context: Context
+) -> Conversation:
+    """Both solutions must reach the seed's answer, and differ from each other and from the given one."""
+    values = {"question": seed.question, "solution": seed.solution}
+    request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
+    (reply,) = yield (request,)
+    text = usable_text(reply)
+    if opening_verdict(text, "response", ("accept", "refuse")) == "refuse":
+        raise Rejected("refused", raw=text)
+    tags = read_tags(text, _TAGS)
+    solutions = {name: tags[name] for name in _TAGS[1:]}
+    checks = {name: check_answer(seed, solution) for name, solution in solutions.items()}
+    claims = dict.fromkeys(solutions, "correct")
+    require(checks, rules, claims, text)
+    for first, second in combinations((seed.solution, *solutions.values()), 2):
+        if similarity(first, second) > settings.maximum_similarity:
+            raise Rejected("solutions alike", raw=text, claims=claims, checks=checks)
+    parts = (("response", "accept"), *solutions.items())
+    record = make_record(seed, lay_out(parts, settings.layout, seed.language))
+    return Outcome(records=(record,), claims=claims, checks=checks)

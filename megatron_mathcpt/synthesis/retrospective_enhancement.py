@@ -1,0 +1,51 @@
+"""Retrospective enhancement: a later step pasted in early between back marks, then the solution goes on.
+
+No model is asked. The poster's indices are ambiguous; read here as: after step i comes step j > i + 1 between
+two marks, then step i + 1 and so on to the end.
+"""
+
+import random
+import re
+
+from megatron_mathcpt.config.synthesis import RetrospectiveEnhancement
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.method import Outcome, make_record, request_seed
+
+NAME = "retrospective_enhancement"
+_STEP_END = re.compile(r"\n+|(?<=[.。！？!?])(?<!\d\.)\s*(?=[^\s\d])")
+_FEWEST_STEPS = 3
+
+
+def enhance(seed: Problem, sample: int, settings: RetrospectiveEnhancement, run_seed: int) -> Outcome:
+    """The seed with one detour; rejected by name when it has too few steps or holds the mark already."""
+    mark, text = settings.mark, seed.solution
+    if mark in seed.question or mark in text:
+        return Outcome(reason="seed holds the mark", raw=text[:200])
+    steps = split_steps(text)
+    if len(steps) < _FEWEST_STEPS:
+        return Outcome(reason="too few steps", detail=str(len(steps)))
+    chance = random.Random(request_seed(run_seed, seed.id, NAME, sample))
+    after = chance.randrange(len(steps) - 2)
+    early = chance.randrange(after + 2, len(steps))
+    end = steps[after][1]
+    begin, stop = steps[early]
+    detour = f"{text[:end]}{mark}{text[begin:stop]}{mark}{text[end:]}"
+    assert remove_detour(detour, mark) == text, seed.id
+    return Outcome(records=(make_record(seed, detour),))
+
+
+def split_steps(text: str) -> list[tuple[int, int]]:
+    """Begin and end of each step: the lines, or the sentences of a solution of one line."""
+    ends = [(found.start(), found.end()) for found in _STEP_END.finditer(text)]
+    if "\n" in text.strip():
+        ends = [(begin, end) for begin, end in ends if "\n" in text[begin:end]]
+    starts = [0, *(end for _, end in ends)]
+    stops = [*(begin for begin, _ in ends), len(text)]
+    return [(begin, end) for begin, end in zip(starts, stops, strict=True) if text[begin:end].strip()]
+
+
+def remove_detour(text: str, mark: str) -> str:
+    """The text without what stands between the two marks; the marks go too."""
+    before, _, rest = text.partition(mark)
+    _, _, after = rest.partition(mark)
+    return before + after

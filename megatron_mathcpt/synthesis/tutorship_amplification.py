@@ -1,0 +1,48 @@
+"""Tutorship amplification: a student attempts, a teacher finds the first wrong step and goes on from it."""
+
+from megatron_mathcpt.config.synthesis import TutorshipAmplification, Verification
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.context import Context
+from megatron_mathcpt.synthesis.layout import lay_out
+from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
+from megatron_mathcpt.synthesis.tags import find_tag, opening_verdict, read_tags
+from megatron_mathcpt.synthesis.verification import check_answer, require
+
+NAME = "tutorship_amplification"
+
+
+def converse(
+    seed: Problem, sample: int, settings: TutorshipAmplification, rules: Verification, context: Context
+) -> Conversation:
+    """The attempt, the teacher's verdict and, where it is wrong, the correction, as one solution."""
+    values = {"question": seed.question}
+    ask = (settings.student, f"{NAME}.student", seed, values, settings.student_sampling, sample)
+    (reply,) = yield (context.request(*ask),)
+    attempt = usable_text(reply).strip()
+    if tag := find_tag(attempt):
+        raise Rejected("attempt imitates our tags", tag, attempt)
+    if not attempt:
+        raise Rejected("empty attempt")
+    checks = {"attempt": check_answer(seed, attempt)}
+    values = {"question": seed.question, "attempt": attempt}
+    request = context.request(
+        settings.teacher, f"{NAME}.teacher", seed, values, settings.teacher_sampling, sample
+    )
+    (reply,) = yield (request,)
+    text = usable_text(reply)
+    claims = {"attempt": opening_verdict(text, "check", ("correct", "wrong"))}
+    parts: tuple[tuple[str, str], ...] = (("attempt", attempt), ("check", claims["attempt"]))
+    if claims["attempt"] == "correct":
+        read_tags(text, ("check",))
+        require(checks, rules, claims, attempt)
+        if settings.right_attempts == "drop":
+            raise Rejected("attempt already right", claims=claims, checks=checks)
+    else:
+        tags = read_tags(text, ("check", "wrong_step", "correction"))
+        checks["correction"] = check_answer(seed, tags["correction"])
+        require({"correction": checks["correction"]}, rules, claims, text, recorded=checks)
+        if checks["attempt"].verdict == "correct" and rules.disagreement == "drop":
+            raise Rejected("teacher and mathematics disagree", raw=text, claims=claims, checks=checks)
+        parts = (*parts, ("wrong_step", tags["wrong_step"]), ("correction", tags["correction"]))
+    record = make_record(seed, lay_out(parts, settings.layout, seed.language))
+    return Outcome(records=(record,), claims=claims, checks=checks)

@@ -1,0 +1,62 @@
+"""Configs and seeds for synthesis tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.records import Problem
+from tests.synthesis.loopback import make_seeds
+
+SAMPLING = {"temperature": 0.7, "max_tokens": 256}
+FAST = {
+    "read_timeout_seconds": 0.3,
+    "total_timeout_seconds": 0.6,
+    "first_wait_seconds": 0.01,
+    "maximum_wait_seconds": 1.0,
+    "maximum_response_bytes": 100_000,
+}
+TUTORSHIP = {
+    "student": "student",
+    "student_sampling": SAMPLING,
+    "teacher": "teacher",
+    "teacher_sampling": SAMPLING,
+    "samples": 1,
+    "right_attempts": "keep",
+}
+
+
+def write_seeds(path: Path, seeds: list[Problem]) -> str:
+    path.write_text("".join(seed.model_dump_json() + "\n" for seed in seeds), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., SynthesisConfig]:
+    """A config for tutorship amplification with both servers at one address; any section can be replaced."""
+
+    def make(url: str, seeds: list[Problem] | int = 20, **changed: Any) -> SynthesisConfig:
+        rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
+        server = {
+            "model": "test-model",
+            "endpoints": [url],
+            "prompt_price": 1.0,
+            "completion_price": 2.0,
+            **FAST,
+        }
+        tree = {
+            "name": "test",
+            "seed": 1,
+            "seeds": [write_seeds(tmp_path / "seeds.jsonl", rows)],
+            "servers": {"student": server, "teacher": server},
+            "methods": {"tutorship_amplification": TUTORSHIP},
+            "verification": {"disagreement": "drop"},
+            "concurrency": 32,
+            **changed,
+        }
+        return SynthesisConfig.model_validate_json(json.dumps(tree))
+
+    return make

@@ -1,0 +1,240 @@
+"""A real OpenAI-compatible HTTP server on the loopback, whose model is a function and whose faults are chosen.
+
+`scripted_model` plays student, teacher and solver for the seeds of `make_seeds`: what it answers depends on
+the prompt alone, and it notes every wrong final answer and every false verdict that it gives.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from megatron_mathcpt.records import Problem
+
+Model = Callable[[str], str]
+Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
+BIG_BYTES = 1 << 30
+
+
+@dataclass
+class Loopback:
+    """Use as a context; `url` ends in /v1. Counts what it was asked and what it injected."""
+
+    model: Model
+    faults: Faults = lambda _prompt, _attempt: None
+    delay_seconds: float = 0.0
+    name: str = "test-model"
+    key: str | None = None
+    requests: int = 0
+    in_flight: int = 0
+    most_in_flight: int = 0
+    attempts: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
+    url: str = ""
+
+    def __enter__(self) -> "Loopback":
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def _serve(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main(ready))
+
+    async def _main(self, ready: threading.Event) -> None:
+        self._stop = asyncio.Event()
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/completions", self._complete)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
+        await site.start()
+        assert site._server is not None
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"  # type: ignore[attr-defined]
+        ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": self.name}]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            raw = await request.read()
+            if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+                said = request.headers.get("Authorization", "")
+                return web.json_response({"error": f"bad key {said}"}, status=401)
+            body = json.loads(raw)
+            prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+            identity = hashlib.sha256(raw).hexdigest()
+            self.attempts[identity] += 1
+            if self.delay_seconds:
+                await asyncio.sleep(self.delay_seconds)
+            if fault := self.faults(prompt, self.attempts[identity]):
+                self.injected[fault] += 1
+                return await FAULTS[fault](self, request, prompt)
+            self.answered[identity] += 1
+            return web.Response(body=self.reply(self.model(prompt)), content_type="application/json")
+        finally:
+            self.in_flight -= 1
+
+    def reply(self, text: str | None, finish: str = "stop") -> bytes:
+        """A whole reply that fits both APIs."""
+        choice = {"message": {"content": text}, "text": text, "finish_reason": finish}
+        usage = {"prompt_tokens": 100, "completion_tokens": 20}
+        return json.dumps({"model": self.name, "choices": [choice], "usage": usage}).encode()
+
+
+def _status(status: int, **headers: str) -> Any:
+    async def answer(_server: Loopback, _request: web.Request, _prompt: str) -> web.Response:
+        return web.Response(
+            status=status, text="no", headers={k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+    return answer
+
+
+def _body(make: Callable[[Loopback, str], bytes], **headers: str) -> Any:
+    async def answer(server: Loopback, _request: web.Request, prompt: str) -> web.Response:
+        return web.Response(
+            body=make(server, prompt), headers={k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+    return answer
+
+
+async def _reset(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": "5000"})
+    await response.prepare(request)
+    await response.write(server.reply(server.model(prompt))[:40])
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def _silence(_server: Loopback, _request: web.Request, _prompt: str) -> web.StreamResponse:
+    await asyncio.sleep(3600)
+    raise AssertionError
+
+
+async def _trickle(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for byte in server.reply(server.model(prompt)):
+        await response.write(bytes([byte]))
+        await asyncio.sleep(1)
+    return response
+
+
+async def _endless(_server: Loopback, request: web.Request, _prompt: str) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    chunk = b" " * (1 << 16)
+    for _ in range(BIG_BYTES // len(chunk)):
+        await response.write(chunk)
+    return response
+
+
+def _bomb(_server: Loopback, _prompt: str) -> bytes:
+    inner = gzip.compress(b" " * (64 << 20), 9)
+    return b"".join([inner] * 16)  # 1 GB when unpacked, in 1 MB
+
+
+IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
+FAULTS: dict[str, Any] = {
+    "429": _status(429),
+    "429 with Retry-After": _status(429, Retry_After="0.2"),
+    "500": _status(500),
+    "503": _status(503),
+    "400": _status(400),
+    "401": _status(401),
+    "404": _status(404),
+    "reset in mid-body": _reset,
+    "silence": _silence,
+    "one byte a second": _trickle,
+    "HTML": _body(lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
+    "cut JSON": _body(lambda s, p: s.reply(s.model(p))[:-30]),
+    "no choices": _body(lambda _s, _p: b'{"choices": []}'),
+    "null content": _body(lambda s, _p: s.reply(None)),
+    "finish_reason length": _body(lambda s, p: s.reply(s.model(p), "length")),
+    "imitated tags": _body(lambda s, _p: s.reply(IMITATION)),
+    "1 GB body": _endless,
+    "compressed bomb": _body(_bomb, Content_Encoding="gzip"),
+}
+PASSING = ("429", "429 with Retry-After", "500", "503", "reset in mid-body", "silence", "one byte a second")
+LASTING = (
+    *("HTML", "cut JSON", "no choices", "null content", "finish_reason length", "imitated tags"),
+    *("1 GB body", "compressed bomb"),
+)
+
+
+def chance_of(text: str, purpose: str) -> float:
+    """A number in [0, 1) that depends on the text and the purpose alone."""
+    digest = hashlib.sha256(f"{purpose}\0{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def make_seeds(count: int, language: str = "en") -> list[Problem]:
+    """Seeds `What is a + b?`, each with its own numbers."""
+    question = {"en": "What is {a} + {b}?", "zh": "{a} + {b} 等于多少？"}[language]
+    return [
+        Problem(
+            id=f"seed-{n:06d}",
+            question=question.format(a=n, b=7),
+            solution=f"Take {n}.\nAdd 7.\nThat makes {n} + 7 = {n + 7}.",
+            answer=str(n + 7),
+            language="zh" if language == "zh" else "en",
+        )
+        for n in range(count)
+    ]
+
+
+@dataclass
+class ScriptedModel:
+    """Plays all roles; notes what it did wrong, by prompt, so that a repeated request is one wrong answer."""
+
+    wrong_attempts: float = 0.6
+    wrong_corrections: float = 0.2
+    false_verdicts: float = 0.1
+    lies: dict[str, set[str]] = field(default_factory=lambda: {"correction": set(), "verdict": set()})
+
+    def __call__(self, prompt: str) -> str:
+        first, second = re.findall(r"(\d+) \+ (\d+)", prompt)[0]
+        total = int(first) + int(second)
+        if "<check>wrong</check>" not in prompt:
+            off = chance_of(prompt, "attempt") < self.wrong_attempts
+            return f"{first} + {second} = {total + off}\nThe answer is {total + off}."
+        attempt = int(re.findall(r"The answer is (\d+)", prompt)[0])
+        right = attempt == total
+        lie = chance_of(prompt, "verdict") < self.false_verdicts
+        if lie:
+            self.lies["verdict"].add(prompt)
+        if right != lie:
+            return "<check>correct</check>"
+        off = chance_of(prompt, "correction") < self.wrong_corrections
+        if off:
+            self.lies["correction"].add(prompt)
+        step = f"<wrong_step>{first} + {second} is not {attempt}.</wrong_step>"
+        correction = f"{first} + {second} = {total + off}. The answer is {total + off}."
+        return f"<check>wrong</check>\n{step}\n<correction>{correction}</correction>"

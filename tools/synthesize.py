@@ -1,0 +1,51 @@
+"""Make new problem-solving data from seed problems: CONFIG [section.field=value ...] --out DIR."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_mathcpt.errors import run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__)
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file of the synthesis run")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="folder of the shards")],
+    shard: Annotated[int, typer.Option(help="number of this shard, from 0")] = 0,
+    shards: Annotated[int, typer.Option(help="number of shards")] = 1,
+    pilot: Annotated[int | None, typer.Option(min=2, help="run only so many seeds; predict the rest")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="show the first prompts; spend nothing")] = False,
+    accept_model: Annotated[bool, typer.Option("--accept-model", help="the served model may differ")] = False,
+) -> None:
+    from rich.console import Console
+
+    from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.synthesis import SynthesisConfig
+    from megatron_mathcpt.synthesis.pilot import pilot as run_pilot
+    from megatron_mathcpt.synthesis.run import first_prompts, synthesize
+    from megatron_mathcpt.synthesis.seeds import Shard
+    from megatron_mathcpt.synthesis.tables import forecast_table, summary_tables
+
+    settings = load_config(config, SynthesisConfig, overrides or ())
+    console = Console()
+    if preview:
+        for name, prompt in first_prompts(settings).items():
+            console.rule(name)
+            console.print(prompt, markup=False, highlight=False)
+        return
+    tables: list[Any] = (
+        [forecast_table(run_pilot(settings, out, pilot, accept_model=accept_model))]
+        if pilot
+        else summary_tables(synthesize(settings, out, Shard(shard, shards), accept_model=accept_model))
+    )
+    for table in tables:
+        console.print(table)
+
+
+if __name__ == "__main__":
+    run_command(app)
