@@ -182,9 +182,14 @@ class CheckpointSection(Section):
 
 
 class LoggingSection(Section):
-    """How often metrics are written and progress is shown, in steps."""
+    """How often metrics are written and progress is shown, in steps; and where to.
+
+    `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak MFU is a share of.
+    """
 
     interval: int = Field(default=10, gt=0)
+    hardware: str | None = None
+    tensorboard: bool = False
 
 
 class ExperimentConfig(Section):

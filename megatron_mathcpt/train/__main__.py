@@ -95,7 +95,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
 
     use_cpu()
     from megatron_mathcpt import parallel
-    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.components import build, check_gpu_memory
     from megatron_mathcpt.train.initial_loss import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
@@ -107,6 +107,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     with lock, parallel.joined(inputs.config.parallel, inputs.config.seed) as layout:
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
+        check_gpu_memory(inputs.config, layout)
         state = build(inputs, layout, out)
         check_initial_loss(state)
         metrics = Metrics(inputs.config, layout, out, state.step)

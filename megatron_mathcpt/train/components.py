@@ -18,9 +18,10 @@ from megatron_mathcpt.checkpoint.folder import load_sealed
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.llama import build_model
+from megatron_mathcpt.model.llama import build_model, has_transformer_engine
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.planner.start import check_memory
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 
@@ -84,6 +85,17 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
             "%s: %s parameters from %s, at step %d", config.name, f"{parameters:,}", source, state.step
         )
     return state
+
+
+def check_gpu_memory(config: ExperimentConfig, layout: Layout) -> None:
+    """Refuse a run that the planner says cannot fit its GPU; nothing to check on a CPU."""
+    if layout.device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
+    fused = has_transformer_engine()
+    found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
+    if layout.is_writer:
+        logger.info("%s", found)
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:

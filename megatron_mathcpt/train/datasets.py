@@ -81,14 +81,14 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
     config = inputs.config
     if config.data.sft is not None:
         return SftDataset(config.data.sft, config.train.train_samples, config.seed)
-    cache = run_folder / ".index_cache" / _cache_key(inputs)
+    cache = index_cache(inputs, run_folder)
     if dist.get_rank() == 0 and not cache.is_dir():
         shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, or cut short by a kill
         building = cache.with_suffix(".building")
-        _blend(inputs, building)
+        build_blend(inputs, building)
         building.rename(cache)
     dist.barrier()
-    blend = _blend(inputs, cache)
+    blend = build_blend(inputs, cache)
     return WithDocuments(blend, inputs.eos_id) if config.data.reset_attention_mask else blend
 
 
@@ -111,13 +111,16 @@ class WithDocuments:
         return sample | {"documents": ends.cumsum(0) - ends.long()}
 
 
-def _cache_key(inputs: Inputs) -> str:
+def index_cache(inputs: Inputs, run_folder: Path) -> Path:
+    """Folder of the blend's indices, named by what decides them."""
     config = inputs.config
     budget = [config.train.train_samples, config.train.seq_length, config.seed]
-    return hash_json([inputs.fingerprints["corpus"], config.data.blend, *budget])[:16]
+    key = hash_json([inputs.fingerprints["corpus"], config.data.blend, *budget])
+    return run_folder / ".index_cache" / key[:16]
 
 
-def _blend(inputs: Inputs, cache: Path) -> Any:
+def build_blend(inputs: Inputs, cache: Path) -> Any:
+    """Megatron-Core's blend of the pools, its indices read from `cache` or built there."""
     config = inputs.config
     shares = config.data.shares()
     assert config.data.corpus is not None

@@ -1,6 +1,7 @@
 """Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval."""
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import JsonLines, get_logger, read_json_lines
 from megatron_mathcpt.manifest import write_atomically
 from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.planner.flops import flops_per_token
+from megatron_mathcpt.planner.hardware import load_hardware
+from megatron_mathcpt.planner.shapes import from_llama
 from megatron_mathcpt.train.step import StepResult
 
 FILE_NAME = "metrics.jsonl"
+# Fields that differ from run to run; all others are the same bits in a repeated or resumed run.
+TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
 logger = get_logger(__name__)
 
 
@@ -22,19 +28,38 @@ def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
     """Mean loss per token of each [loss sum, tokens] pair, summed over all processes at once."""
     sums = torch.stack(losses)
     dist.all_reduce(sums)
-    return [float(total / tokens) for total, tokens in sums.tolist()]
+    return [float(total / max(tokens, 1.0)) for total, tokens in sums.tolist()]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory this process held: allocated on its GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Metrics:
-    """Collects steps and writes one row each when a window closes; rank 0 writes, all ranks reduce."""
+    """Collects steps and writes one row each when a window closes; rank 0 writes, all ranks reduce.
+
+    TFLOP/s are per process in the causal convention (planner/flops.py: half of the score matrix, no
+    recomputation); MFU is their share of the dense bf16 peak of `logging.hardware`.
+    """
 
     def __init__(self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int) -> None:
         self._config = config
+        self._device = layout.device
         self._window: list[tuple[int, float, StepResult]] = []
-        self._file = None
+        self._file = self._board = None
         if layout.is_writer:
             drop_rows_after(run_folder / FILE_NAME, step)
             self._file = JsonLines(run_folder / FILE_NAME)
+            if config.logging.tensorboard:
+                self._board = _tensorboard(run_folder / ".tensorboard", step)
+        assert config.model is not None
+        flops = flops_per_token(from_llama(config.name, config.model), config.train.seq_length).causal
+        self._tera_per_token = flops / 1e12 / dist.get_world_size()
+        hardware = config.logging.hardware
+        self._peak_tflops = None if hardware is None else load_hardware(hardware).bf16_tflops
         self._begun = self._window_begun = time.monotonic()
         self._first_step = step
 
@@ -50,6 +75,7 @@ class Metrics:
         now = time.monotonic()
         train = self._config.train
         rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
+        speed = self._speed(rate)
         for (step, lr, result), loss in zip(self._window, losses, strict=True):
             self._write(
                 {
@@ -59,13 +85,22 @@ class Metrics:
                     "loss": loss,
                     "grad_norm": result.grad_norm,
                     "learning_rate": lr,
-                    "tokens_per_second": round(rate, 1),
+                    "loader_seconds": round(result.loader_seconds, 6),
+                    **speed,
                 }
             )
         if self._file is not None:
             self._show(self._window[-1][0], losses[-1], rate, now)
         self._window = []
         self._window_begun = now
+
+    def _speed(self, rate: float) -> dict[str, float]:
+        """What depends on the window's `rate` in tokens per second, and the memory; see TIMINGS."""
+        tflops = rate * self._tera_per_token
+        speed = {"tokens_per_second": round(rate, 1), "tflops_per_process": float(f"{tflops:.4g}")}
+        if self._peak_tflops is not None:
+            speed["mfu"] = float(f"{tflops / self._peak_tflops:.4g}")
+        return speed | {"memory_gib": round(peak_memory_gib(self._device), 3)}
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
         """Write a validation row; the time it took does not count in the next window's rate."""
@@ -83,10 +118,17 @@ class Metrics:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(row)
+        if self._board is not None:
+            values = {f"validation/{name}": loss for name, loss in row.get("validation", {}).items()}
+            values |= {name: value for name, value in row.items() if name not in ("step", "validation")}
+            for name, value in values.items():
+                self._board.add_scalar(name, value, row["step"])
 
     def _show(self, step: int, loss: float, rate: float, now: float) -> None:
         steps = self._config.train.train_steps
@@ -95,6 +137,13 @@ class Metrics:
             "%s step %d/%d  loss %.4f  %s tokens/s  %s left",
             *(self._config.name, step, steps, loss, f"{rate:,.0f}", clock(left)),
         )
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A writer that hides what was written after `step`; rows after a checkpoint come again."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def last_validation(run_folder: Path) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """One optimizer step, and one pass without gradients: Megatron-Core's schedules over our microbatches."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,31 @@ from megatron_mathcpt.train.datasets import Batch, microbatches
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all."""
+    """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all.
+
+    `loader_seconds` is how long this process waited for its samples.
+    """
 
     loss: torch.Tensor
     grad_norm: float
+    loader_seconds: float
+
+
+class Waiting:
+    """Counts the seconds spent in the iterators it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, their making timed."""
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
 
 
 def forward_step(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
@@ -42,9 +64,10 @@ def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepR
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     train = state.config.train
-    loss = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, forward_only=False)
+    waiting = Waiting()
+    loss = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, waiting)
     norm = apply_gradients(state.optimizer, state.config.optimizer, learning_rate)
-    return StepResult(loss, norm)
+    return StepResult(loss, norm, waiting.seconds)
 
 
 def apply_gradients(optimizer: Any, settings: Any, learning_rate: float) -> float:
@@ -67,14 +90,19 @@ def forward_only(state: Any, dataset: Any, samples: int) -> torch.Tensor:
     with torch.no_grad():
         for chunk in state.model:
             chunk.eval()
-        loss = run_schedule(state, dataset, 0, samples, forward_only=True)
+        loss = run_schedule(state, dataset, 0, samples, None)
         for chunk in state.model:
             chunk.train()
     return loss
 
 
-def run_schedule(state: Any, dataset: Any, first: int, samples: int, *, forward_only: bool) -> torch.Tensor:
-    """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process."""
+def run_schedule(
+    state: Any, dataset: Any, first: int, samples: int, training: Waiting | None
+) -> torch.Tensor:
+    """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process.
+
+    `training` counts the wait for samples; None runs forward only.
+    """
     layout, train = state.layout, state.config.train
     size = train.micro_batch_size
     stride = size * layout.data_size
@@ -83,7 +111,10 @@ def run_schedule(state: Any, dataset: Any, first: int, samples: int, *, forward_
         pipeline = layout.sizes.pipeline_model_parallel_size
         count = -(-count // pipeline) * pipeline  # the interleaved schedule wants whole rounds
         assert stages == len(state.model)
-    iterators = [microbatches(dataset, first, first + count * stride, size, layout) for _ in state.model]
+    last = first + count * stride
+    iterators = [microbatches(dataset, first, last, size, layout) for _ in state.model]
+    if training is not None:
+        iterators = [training.on(batches) for batches in iterators]
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iterators if len(iterators) > 1 else iterators[0],
@@ -91,7 +122,7 @@ def run_schedule(state: Any, dataset: Any, first: int, samples: int, *, forward_
         num_microbatches=count,
         seq_length=train.seq_length,
         micro_batch_size=size,
-        forward_only=forward_only,
+        forward_only=training is None,
     )
     if not layout.reports_loss:
         return torch.zeros(2, dtype=torch.float64, device=layout.device)

@@ -16,8 +16,7 @@ from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import read_json_lines
 from megatron_mathcpt.manifest import load_manifest
-
-TIMINGS = {"tokens_per_second"}
+from megatron_mathcpt.train.metrics import TIMINGS
 
 
 def command(config: ExperimentConfig, out: Path) -> list[str]:

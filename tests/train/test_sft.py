@@ -1,6 +1,7 @@
 """Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,14 @@ def test_epochs_become_tokens_and_the_loss_falls(
         monkeypatch.setenv(name, value)
     config = config_of(
         data={"sft": str(tmp_path / "sft"), "corpus": None, "blend": {}},
-        train={"train_tokens": None, "train_epochs": 8.0, "global_batch_size": 4},
+        train={"train_tokens": None, "train_epochs": 1.5, "global_batch_size": 4},
         validation={"sets": []},
+        optimizer={"lr": 1e-2},
+        checkpoint={"interval": 100},
     )
     inputs = resolve_inputs(config)
-    assert inputs.config.train.train_tokens == 8 * samples * 64
+    assert inputs.config.train.train_tokens == math.ceil(1.5 * samples) * 64
     assert train_experiment(inputs, tmp_path / "run")
     rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
-    assert rows[-1]["step"] == -(-8 * samples // 4)
+    assert rows[-1]["step"] == -(-math.ceil(1.5 * samples) // 4)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
