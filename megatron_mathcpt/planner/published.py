@@ -23,11 +23,13 @@ class _Group(Section):
     shape: str
     seq_length: int
     precision: Precision
+    hardware: str = "h100"
     num_layers: int | None = None
     tp: int = 1
     pp: int = 1
     cp: int = 1
     vp: int = 1
+    mbs: int = 1
     head_as_layer: bool = False
     stage_layers: tuple[int, ...] | None = None
     trial: bool = False
@@ -72,6 +74,7 @@ class Run:
     family: str
     source: str
     edition: str
+    hardware: str
     shape: ModelShape
     training: Training
     layout: Layout
@@ -102,7 +105,7 @@ def load_peaks(path: Path = PUBLISHED) -> tuple[Peak, ...]:
 
 
 def _case(group: _Group) -> tuple[object, ...]:
-    return (group.shape, group.seq_length, group.precision)
+    return (group.shape, group.seq_length, group.precision, group.hardware)
 
 
 def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
@@ -129,6 +132,7 @@ def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
                 family=group.family,
                 source=group.source,
                 edition=group.edition,
+                hardware=group.hardware,
                 shape=shape,
                 training=training,
                 layout=layout,
@@ -148,6 +152,7 @@ def _layout(group: _Group, shape: ModelShape, gpus: int) -> Layout:
         context_parallel_size=group.cp,
         data_parallel_size=gpus // (group.tp * group.pp * group.cp),
         virtual_pipeline_model_parallel_size=group.vp,
+        micro_batch_size=group.mbs,
         recompute=group.recompute,
         recompute_num_layers=group.recompute_num_layers,
         stage_layers=group.stage_layers,

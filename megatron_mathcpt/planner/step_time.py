@@ -16,9 +16,6 @@ from megatron_mathcpt.planner.machine import Machine
 from megatron_mathcpt.planner.memory import stage_parameters
 from megatron_mathcpt.planner.shapes import ModelShape
 
-# (hidden size, TP) for which Megatron-Bridge ships a user-buffer table for H100 (training/comm_overlap.py,
-# commit 067f987df). Without one, the published TP8 run of Llama-3-70B fits no overlap at all.
-_TUNED_OVERLAP = {(6144, 2), (8192, 4), (12288, 4), (16384, 8)}
 _BACKWARD_WINDOW = 0.9  # share of a microbatch's compute under which gradients and parameters can travel
 _EXPOSED_ANYWAY = 0.05  # first and last bucket of that traffic have nothing to hide under
 
@@ -171,13 +168,14 @@ def _tensor_seconds(
     """The exposed share of six gathers (FP8 where the products are) and four reduce-scatters (bf16) a layer.
 
     The fifth and sixth gather bring back the norms' outputs, kept only in parts, for the weights' gradients.
+    Without a tuned table nothing is hidden: the published TP8 run of Llama-3-70B fits no overlap at all.
     Current scaling joins the maxima of the tensor-parallel ranks before each of four casts.
     """
     if tensor == 1:
         return 0.0
     element_bytes = 6 * (1 if training.is_fp8 else 2) + 4 * 2
     volume = element_bytes * tokens * shape.hidden_size * (tensor - 1) / tensor
-    tuned = training.tp_comm_overlap and (shape.hidden_size, tensor) in _TUNED_OVERLAP
+    tuned = training.tp_comm_overlap and (shape.hidden_size, tensor) in machine.hardware.tuned_overlap
     exposed = machine.constants.tensor_exposed if tuned else 1.0
     maxima = 4 * machine.constants.maximum_us * 1e-6 if training.precision == "fp8_current" else 0.0
     return exposed * volume / machine.link + maxima

@@ -17,8 +17,9 @@ import numpy as np
 from megatron_mathcpt.planner import constants as constants_module
 from megatron_mathcpt.planner.calibration import errors, fit, leave_one_family_out, load_priors
 from megatron_mathcpt.planner.constants import Constants
+from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.machine import Machine
-from megatron_mathcpt.planner.memory import GIB, peak_memory
+from megatron_mathcpt.planner.memory import peak_memory
 from megatron_mathcpt.planner.published import Run, load_peaks, load_runs
 from megatron_mathcpt.planner.search import MEMORY_SHARE, search
 from megatron_mathcpt.planner.step_time import step_time
@@ -58,6 +59,18 @@ def times(runs: Sequence[Run], machine: Machine, outside: np.ndarray) -> str:
     )
 
 
+def elsewhere(runs: Sequence[Run], machine: Machine) -> str:
+    """Predicted against published on other GPUs, with the constants of this one."""
+    rows = []
+    for run in runs:
+        there = Machine(load_hardware(run.hardware), machine.constants)
+        error = errors([run], there)[0]
+        rows.append(
+            (f"{run.hardware} {run.key}", run.layout.gpus, f"{run.seconds:.2f}", f"{100 * error:+.1f} %")
+        )
+    return table(["run", "GPUs", "published s", "error"], rows)
+
+
 def memory() -> str:
     """Predicted against published peaks."""
     rows = []
@@ -71,70 +84,68 @@ def memory() -> str:
     return table(["run", "published GB", "predicted", "error", "between steps, published / predicted"], rows)
 
 
-def regrets(runs: Sequence[Run], machine: Machine) -> list[tuple[Run, float, float, str, float]]:
-    """(run, regret within its own memory, regret within 90 % of the card, our choice, seconds searched)."""
+def regrets(runs: Sequence[Run], machine: Machine) -> list[tuple[Run, float, float, str]]:
+    """(run, regret within its own memory, regret within 90 % of the card, our choice within its memory)."""
     found = []
+    slowest = 0.0
     for run in runs:
         own = step_time(run.shape, run.training, run.layout, machine).total
         gib = peak_memory(run.shape, run.training, run.layout).gib
         case = (run.shape, run.training, run.layout.gpus, machine)
         begin = time.process_time()
         same = search(*case, limit_gib=gib).plans[0]
-        seconds = time.process_time() - begin
+        slowest = max(slowest, time.process_time() - begin)
         card = search(*case, limit_gib=max(gib, MEMORY_SHARE * machine.hardware.memory_gib)).plans[0]
-        found.append((run, own / same.time.total - 1, own / card.time.total - 1, same.layout.name, seconds))
+        found.append((run, own / same.time.total - 1, own / card.time.total - 1, same.layout.name))
+    print(f"slowest search: {slowest:.2f} s of CPU time")
     return found
+
+
+def regret_table(runs: Sequence[Run], machine: Machine) -> str:
+    """Regret of every published recipe."""
+    heading = [
+        "published layout",
+        "GPUs",
+        "GiB",
+        "regret, same memory",
+        "regret, 90 % of the card",
+        "our choice",
+    ]
+    rows = []
+    for run, same, card, name in regrets(runs, machine):
+        gib = peak_memory(run.shape, run.training, run.layout).gib
+        shown = (f"{gib:.1f}", f"{100 * same:.1f} %", f"{100 * card:.1f} %", name)
+        rows.append((run.key, run.layout.gpus, *shown))
+    return table(heading, rows)
 
 
 def report() -> tuple[Constants, str]:
     """The fitted constants and the tables as Markdown."""
     every = load_runs()
-    runs = [run for run in every if run.is_newest]
-    older = [run for run in every if not run.is_newest]
+    others = [run for run in every if run.hardware != "h100"]
+    runs = [run for run in every if run.hardware == "h100" and run.is_newest]
+    older = [run for run in every if run.hardware == "h100" and not run.is_newest]
     priors = load_priors()
     machine = fit(runs, priors)
     outside = leave_one_family_out(runs, lambda some: fit(some, priors))
-    chosen = [run for run in runs if run.is_recipe]
-    found = regrets(chosen, machine)
-    families = [
-        (
-            name,
-            sum(run.family == name for run in runs),
-            summary(outside[[run.family == name for run in runs]]),
-        )
-        for name in sorted({run.family for run in runs})
-    ]
-    text = (
-        f"Step time, {len(runs)} runs. Fitted to all: {summary(errors(runs, machine))}.\n"
+    families = []
+    for name in sorted({run.family for run in runs}):
+        inside = [run.family == name for run in runs]
+        families.append((name, sum(inside), summary(outside[inside])))
+    parts = [
+        f"Step time of {len(runs)} runs, fitted to all: {summary(errors(runs, machine))}.\n"
         f"**Each family left out of its own fit: {summary(outside)}.**\n"
-        f"Superseded editions of the same recipes ({len(older)} runs, never fitted): "
-        f"{summary(errors(older, machine))}.\n\n"
-        + table(["family", "runs", "left out"], families)
-        + f"\n{times(runs, machine, outside)}\nPeak memory:\n\n{memory()}\nRegret:\n\n"
-        + table(
-            [
-                "published layout",
-                "GPUs",
-                "GiB",
-                "regret, same memory",
-                "regret, 90 % of the card",
-                "our choice",
-            ],
-            [
-                (
-                    run.key,
-                    run.layout.gpus,
-                    f"{peak_memory(run.shape, run.training, run.layout).total / GIB:.1f}",
-                    f"{100 * same:.1f} %",
-                    f"{100 * card:.1f} %",
-                    name,
-                )
-                for run, same, card, name, _ in found
-            ],
-        )
-    )
-    print(f"slowest search: {max(seconds for *_, seconds in found):.2f} s of CPU time")
-    return machine.constants, text
+        f"Older editions of the same recipes ({len(older)} runs, never fitted): {summary(errors(older, machine))}.\n",
+        table(["family", "runs", "left out"], families),
+        times(runs, machine, outside),
+        "Other GPUs, never fitted:\n",
+        elsewhere(others, machine),
+        "Peak memory:\n",
+        memory(),
+        "Regret:\n",
+        regret_table([run for run in runs if run.is_recipe], machine),
+    ]
+    return machine.constants, "\n".join(parts)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ IDEAL = Machine(
         nvlink_gb_per_second=1e15,
         network_gb_per_second=1e15,
         gpus_per_node=8,
+        tuned_overlap=(),
         source="made up",
     ),
     Constants(
@@ -129,7 +130,7 @@ def test_terms_add_up_on_a_real_machine() -> None:
 
 def test_shipped_constants_are_the_fit() -> None:
     pytest.importorskip("scipy")
-    runs = [run for run in load_runs() if run.is_newest]
+    runs = [run for run in load_runs() if run.is_newest and run.hardware == "h100"]
     fitted = fit(runs, load_priors()).constants.model_dump()
     assert load_constants().model_dump() == pytest.approx(fitted, rel=5e-3)
     outside = np.abs(leave_one_family_out(runs, lambda some: fit(some, load_priors())))
@@ -137,8 +138,14 @@ def test_shipped_constants_are_the_fit() -> None:
     assert outside.max() < 0.10
 
 
+def test_constants_carry_to_another_gpu() -> None:
+    runs = [run for run in load_runs() if run.hardware == "b200"]
+    assert len(runs) == 2
+    assert np.abs(errors(runs, load_machine("b200"))).max() < 0.12
+
+
 def test_what_does_not_belong_to_the_newest_edition_is_kept_apart() -> None:
-    runs = load_runs()
+    runs = [run for run in load_runs() if run.hardware == "h100"]
     newest = {
         run.edition for run in runs if run.is_newest and run.key.startswith("llama3-8b bf16 TP1 PP1 CP2")
     }
