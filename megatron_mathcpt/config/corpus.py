@@ -3,13 +3,36 @@
 Sources are listed in keep order: of two duplicates the one from the source listed first stays.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from megatron_mathcpt.config.base import Section
 
-Pool = Literal["general", "math_corpus", "problem_solving"]
+# The study's pools are general, math_corpus and problem_solving; subsets and synthesized data have their own.
+Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Select(Section):
+    """Which problem records of a source are taken (see data/select.py); what is left out is counted as dropped.
+
+    `stage` is the record's own. Steps from `min_steps` to `max_steps` are counted by `step_rule`: the record's
+    `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part, chosen by the ids.
+    """
+
+    stage: Literal["primary", "middle", "high"] | None = None
+    step_rule: Literal["field", "lines", "sentences"] | None = None
+    min_steps: int | None = Field(default=None, ge=0)
+    max_steps: int | None = Field(default=None, ge=0)
+    share: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.step_rule is None) != (self.min_steps is None and self.max_steps is None):
+            raise ValueError("step_rule goes with min_steps or max_steps, one does nothing without the other")
+        if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:
+            raise ValueError("min_steps is above max_steps")
+        return self
 
 
 class Source(Section):
@@ -25,6 +48,13 @@ class Source(Section):
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
+    select: Select | None = None
+
+    @model_validator(mode="after")
+    def _only_problems_are_selected(self) -> Self:
+        if self.select is not None and self.kind != "problem":
+            raise ValueError("select needs kind: problem")
+        return self
 
 
 class Filter(Section):

@@ -15,6 +15,7 @@ from megatron_mathcpt.data.decontaminate import Contamination, Hit
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.filters import drop_reason
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.select import drop_reason as select_reason
 from megatron_mathcpt.data.sources import Document, Reject, Shard, read_documents
 from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
 from megatron_mathcpt.data.work import Build, save_array
@@ -72,13 +73,19 @@ class _Worker:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
                 self._drop(dropped, "rejected", {"line": record.line, "detail": record.reason})
-            elif reason := drop_reason(record.text, self._config.filter):
+            elif reason := self._drop_reason(record):
                 self._drop(dropped, reason, _row(record))
             else:
                 good.append(record)
         self.check_rejects()
         for batch in batches(good):
             self._take_batch(batch, kept, dropped, ids)
+
+    def _drop_reason(self, record: Document) -> str | None:
+        select = self._source.select
+        if record.problem is not None and select and (reason := select_reason(record.problem, select)):
+            return reason
+        return drop_reason(record.text, self._config.filter)
 
     def _take_batch(self, batch: list[Document], kept: BinaryIO, dropped: BinaryIO, ids: BinaryIO) -> None:
         words = cut_words([document.text for document in batch])
