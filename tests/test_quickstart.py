@@ -1,0 +1,168 @@
+"""The main job at a size that takes a minute: every stage is real, only data and model are smaller."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs" / "tiny"
+SMALL: dict[str, Any] = {
+    "model.num_layers": 2,
+    "model.hidden_size": 64,
+    "model.ffn_hidden_size": 128,
+    "model.num_attention_heads": 4,
+    "train.train_tokens": 8 * 8 * 64,
+    "train.seq_length": 64,
+    "train.micro_batch_size": 4,
+    "train.global_batch_size": 8,
+    "validation.samples": 8,
+    "validation.interval": 4,
+    "checkpoint.interval": 3,
+    "logging.interval": 2,
+}
+WORDS = ["the", "of", "a", "number", "line", "point", "set", "sum", "limit", "value", "map", "proof", "state"]
+
+
+def small_grid(folder: Path) -> Path:
+    """The quickstart's grid with one child run, at a tenth of a percent of its size."""
+    yaml = YAML()
+    for source in CONFIGS.glob("quickstart*.yaml"):
+        tree = yaml.load(source.read_text(encoding="utf-8"))
+        if source.stem == "quickstart":
+            del tree["runs"]["base1"]
+            tree["evaluation"] = {"runs": ["base", "base2"], "max_new_tokens": 16}
+            tree["report"] = {"comparisons": [["base2", "base"]]}
+        elif source.stem == "quickstart_corpus":
+            tree["tokenizer"]["train"]["vocab_size"] = 512
+            tree["validation_fraction"] = 0.2
+        else:
+            for field, value in SMALL.items():
+                section, key = field.split(".")
+                if section != "model" or "model" in tree:
+                    tree.setdefault(section, {})[key] = value
+            if tree["data"].get("max_epochs"):
+                tree["data"]["max_epochs"] = {}
+        with (folder / source.name).open("w", encoding="utf-8") as file:
+            yaml.dump(tree, file)
+    return folder / "quickstart.yaml"
+
+
+def small_pools(folder: Path) -> Path:
+    """Three pools as a user would bring them."""
+    choose = random.Random(5)
+    folder.mkdir()
+    for pool in ("general", "math_corpus"):
+        rows = [
+            {
+                "id": f"{pool}-{i}",
+                "source": pool,
+                "text": f"{pool} {i}. " + " ".join(choose.choices(WORDS, k=120)),
+            }
+            for i in range(80)
+        ]
+        write_rows(folder / f"{pool}.jsonl.gz", rows)
+    problems = []
+    for i in range(120):
+        a, b = choose.randrange(100), choose.randrange(100)
+        problems.append(
+            {
+                "id": f"p-{i}",
+                "question": f"Ann has {a} cards and buys {b} in box {i} of {choose.choice(WORDS)}. How many?",
+                "solution": f"{a} + {b} = {a + b}.",
+                "answer": str(a + b),
+                "lang": "en",
+                "source": "cards",
+            }
+        )
+    write_rows(folder / "problem_solving.jsonl.gz", problems)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def command(grid: Path, data: Path, out: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "megatron_mathcpt.experiment", "run", str(grid)),
+        *("--out", str(out), "--data", str(data)),
+    ]
+
+
+def results_of(out: Path) -> bytes:
+    return json.dumps(json.loads((out / "report" / "report.json").read_text())["results"]).encode()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, Path]]:
+    """Grid, pools and results of one undisturbed run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    grid, data, out = small_grid(folder), small_pools(folder / "data"), folder / "out"
+    subprocess.run(command(grid, data, out), check=True, timeout=280)
+    yield grid, data, out
+
+
+def test_every_stage_is_complete_and_the_report_holds_the_scores(finished: tuple[Path, Path, Path]) -> None:
+    _, _, out = finished
+    report = json.loads((out / "report" / "report.json").read_text())
+    evaluation = json.loads((out / "base2" / "evaluation" / "results.json").read_text())
+    assert evaluation["tasks"]["heldout_en"]["n"] > 0
+    assert "base2" in json.dumps(report["results"])
+    run = json.loads((out / "base2" / "manifest.json").read_text())["counts"]
+    seen = {pool: row["seen"] for pool, row in run["tokens_by_source"].items()}
+    assert sum(seen.values()) == run["consumed_tokens"] == 8 * 8 * 64
+    hf = json.loads((out / "base2" / "hf" / "manifest.json").read_text())["counts"]
+    assert hf["max_abs_logit_difference"] < 1e-4
+
+
+def test_running_again_changes_nothing(finished: tuple[Path, Path, Path]) -> None:
+    grid, data, out = finished
+    before = {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    subprocess.run(command(grid, data, out), check=True, timeout=60)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def kill_tree(process: psutil.Process) -> None:
+    """`kill -9` of a process and all below it, as a node's death would."""
+    for one in [*process.children(recursive=True), process]:
+        try:
+            one.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_results(
+    finished: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    grid, data, undisturbed = finished
+    out = tmp_path / "out"
+    seconds = json.loads((undisturbed / "timings.json").read_text())
+    choose = random.Random(int(os.environ.get("MATHCPT_KILL_SEED", "1")))
+    for stage in seconds:
+        log = (tmp_path / "log").open("w+")
+        runner = subprocess.Popen(command(grid, data, out), stderr=log)
+        while runner.poll() is None and f"] {stage}:" not in (tmp_path / "log").read_text():
+            time.sleep(0.1)
+        time.sleep(choose.uniform(0.2, 0.9) * seconds[stage])
+        if runner.poll() is None:
+            kill_tree(psutil.Process(runner.pid))
+            runner.wait()
+        log.close()
+    subprocess.run(command(grid, data, out), check=True, timeout=280)
+    assert results_of(out) == results_of(undisturbed)
