@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from megatron_mathcpt.planner.flops import flops_per_token, parameters
-from megatron_mathcpt.planner.layout import Training
+from megatron_mathcpt.planner.layout import Layout, Training
 from megatron_mathcpt.planner.machine import Machine
 from megatron_mathcpt.planner.memory import GIB, memory_per_stage
 from megatron_mathcpt.planner.search import Plan, SearchResult, why_slower
@@ -32,11 +32,52 @@ def describe(
         yield _ranking(shape, training, machine, result.plans[:top], train_tokens)
         yield _memory(shape, training, result.plans[0])
         yield _step(result.plans[0])
+        yield "Settings of a run: " + " ".join(settings(result.plans[0].layout, training))
+        yield from missing_settings(result.plans[0].layout, training)
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
     for misfit in result.misfits[:3]:
         yield f"  closest miss: {misfit.layout.name}: {misfit.reason}"
     for reason, count in sorted(result.refused.items(), key=lambda item: -item[1]):
         yield f"  {count} refused: {reason}"
+
+
+def settings(layout: Layout, training: Training) -> list[str]:
+    """Overrides that give a training config this layout."""
+    overlaps = layout.data_parallel_size * layout.context_parallel_size > 1
+    parallel = {
+        "tensor_model_parallel_size": layout.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
+        "context_parallel_size": layout.context_parallel_size,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline_model_parallel_size,
+        "sequence_parallel": str(layout.sequence_parallel).lower(),
+        "use_distributed_optimizer": str(training.use_distributed_optimizer).lower(),
+        "overlap_grad_reduce": str(overlaps).lower(),
+        "overlap_param_gather": str(overlaps and training.use_distributed_optimizer).lower(),
+    }
+    if layout.virtual_pipeline_model_parallel_size == 1:
+        parallel["virtual_pipeline_model_parallel_size"] = "null"
+    train = {
+        "seq_length": training.seq_length,
+        "micro_batch_size": layout.micro_batch_size,
+        "global_batch_size": training.global_batch_size,
+    }
+    return [f"parallel.{name}={value}" for name, value in parallel.items()] + [
+        f"train.{name}={value}" for name, value in train.items()
+    ]
+
+
+def missing_settings(layout: Layout, training: Training) -> Iterator[str]:
+    """What of this layout the training config cannot say yet."""
+    asked = {
+        "recomputation": layout.recompute != "none",
+        "embedding and head as layers of the pipeline": layout.stage_layers is not None,
+        "FP8": training.is_fp8,
+        "gradients in bf16": not training.grad_reduce_in_fp32,
+        "tensor-parallel overlap": training.tp_comm_overlap and layout.tensor_model_parallel_size > 1,
+    }
+    missing = [name for name, needed in asked.items() if needed]
+    if missing:
+        yield f"  no setting of the training config yet: {', '.join(missing)}"
 
 
 def _ranking(

@@ -123,27 +123,30 @@ def report() -> tuple[Constants, str]:
     """The fitted constants and the tables as Markdown."""
     every = load_runs()
     others = [run for run in every if run.hardware != "h100"]
-    runs = [run for run in every if run.hardware == "h100" and run.is_newest]
+    newest = [run for run in every if run.hardware == "h100" and run.is_newest]
     older = [run for run in every if run.hardware == "h100" and not run.is_newest]
     priors = load_priors()
-    machine = fit(runs, priors)
-    outside = leave_one_family_out(runs, lambda some: fit(some, priors))
+    machine = fit(newest, priors)
+    everywhere = leave_one_family_out(
+        newest + older, lambda some: fit([run for run in some if run.is_newest], priors)
+    )
+    outside = everywhere[: len(newest)]
     families = []
-    for name in sorted({run.family for run in runs}):
-        inside = [run.family == name for run in runs]
+    for name in sorted({run.family for run in newest}):
+        inside = [run.family == name for run in newest]
         families.append((name, sum(inside), summary(outside[inside])))
     parts = [
-        f"Step time of {len(runs)} runs, fitted to all: {summary(errors(runs, machine))}.\n"
+        f"Step time of {len(newest)} runs, fitted to all: {summary(errors(newest, machine))}.\n"
         f"**Each family left out of its own fit: {summary(outside)}.**\n"
-        f"Older editions of the same recipes ({len(older)} runs, never fitted): {summary(errors(older, machine))}.\n",
+        f"With their older editions, {len(every) - len(others)} runs: {summary(everywhere)}.\n",
         table(["family", "runs", "left out"], families),
-        times(runs, machine, outside),
+        times(newest, machine, outside),
         "Other GPUs, never fitted:\n",
         elsewhere(others, machine),
         "Peak memory:\n",
         memory(),
         "Regret:\n",
-        regret_table([run for run in runs if run.is_recipe], machine),
+        regret_table([run for run in newest if run.is_recipe], machine),
     ]
     return machine.constants, "\n".join(parts)
 

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.base import dump_yaml, load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.layout import Training
+from megatron_mathcpt.planner.machine import load_machine
+from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
 from megatron_mathcpt.planner.start import check_memory, from_experiment
+from megatron_mathcpt.planner.text import missing_settings, settings
 
 LLAMA_8B = LlamaShape(
     num_layers=32,
@@ -73,6 +78,19 @@ def test_layout_and_training_are_those_of_the_config() -> None:
     assert training.grad_reduce_in_fp32
     assert not training.fused
     assert not training.use_distributed_optimizer
+
+
+def test_printed_settings_give_a_config_the_planned_layout(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_yaml(experiment()), encoding="utf-8")
+    training = Training(seq_length=8192, global_batch_size=128)
+    plans = search(load_shape("llama3-8b"), training, 16, load_machine("h100")).plans
+    expressible = [plan.layout for plan in plans if not list(missing_settings(plan.layout, training))]
+    assert len(expressible) > 50
+    for layout in expressible[:50]:
+        config = load_config(path, ExperimentConfig, settings(layout, training))
+        check_experiment(config, 16)
+        assert from_experiment(config, 16, fused=True) == (training, layout)
 
 
 def test_a_shape_comes_from_a_config_json(tmp_path: Path) -> None:
