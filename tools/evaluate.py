@@ -1,11 +1,14 @@
-"""Score a Hugging Face model folder on benchmark files through lm-eval; every sample is kept."""
+"""Score a model on benchmark files through lm-eval; every sample is kept, and a killed run goes on.
+
+The model is a Hugging Face folder, or with --backend megatron a run's checkpoint too.
+"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from megatron_mathcpt.errors import EvaluationError, run_command
+from megatron_mathcpt.errors import run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -13,50 +16,63 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help=__doc__)
 def main(
     *,
-    model: Annotated[Path, typer.Option(help="Hugging Face folder: config.json, weights, tokenizer")],
+    model: Annotated[Path, typer.Option(help="Hugging Face folder, run folder or checkpoint")],
     out: Annotated[Path, typer.Option(help="folder of the results")],
-    task: Annotated[list[str] | None, typer.Option(help="NAME=FILE; may be given again")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="NAME=FILE or a folder of files")] = None,
     benchmarks: Annotated[
-        Path | None, typer.Option(help="benchmarks folder: adds gsm8k, math, gaokao_public, zhongkao_public")
+        Path | None,
+        typer.Option(help="folder of benchmark sets, or `samples` for the small ones of this package"),
     ] = None,
+    sets: Annotated[str, typer.Option(help="sets of --benchmarks, with commas; or `all`")] = "",
+    shots: Annotated[int, typer.Option(min=0, help="add a few-shot form with so many worked examples")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="items of each task")] = None,
     benchmark_limit: Annotated[int | None, typer.Option(min=1, help="items of each benchmark set")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences generated at a time")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="answers drawn for each item")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    backend: Annotated[str, typer.Option(help="hf or megatron")] = "hf",
+    tensor_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
+    pipeline_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
+    from megatron_mathcpt.evaluation.plan import Request, plan
+    from megatron_mathcpt.evaluation.run import evaluate
+
+    request = Request(tuple(task or ()), benchmarks, sets, shots, limit, benchmark_limit)
+    files, config = plan(
+        request,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        samples=samples,
+        temperature=temperature,
+        seed=seed,
+        backend=backend,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+    )
+    _show(evaluate(model, files, config, out))
+
+
+def _show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from megatron_mathcpt.config.evaluation import EvaluationConfig
-    from megatron_mathcpt.evaluation.items import STUDY_SETS, find_sets
-    from megatron_mathcpt.evaluation.run import evaluate
-
-    files = dict(_named_file(text) for text in task or [])
-    limits = dict.fromkeys(files, limit)
-    if benchmarks:
-        files |= find_sets(benchmarks, STUDY_SETS)
-        limits |= dict.fromkeys(STUDY_SETS, benchmark_limit or limit)
-    if not files:
-        raise EvaluationError("no task: give --task NAME=FILE or --benchmarks DIR")
-    config = EvaluationConfig(
-        tasks=tuple(files),
-        limits={name: count for name, count in limits.items() if count},
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+    table = Table(
+        "task", "items", "correct", "ungraded", "accuracy in %", "± standard error", title=results["model"]
     )
-    results = evaluate(model, files, config, out)
-    table = Table("task", "items", "correct", "ungraded", "accuracy in %", "± standard error")
     for name, row in results["tasks"].items():
         counts = [str(row[key]) for key in ("n", "correct", "ungraded")]
         table.add_row(name, *counts, f"{100 * row['accuracy']:.2f}", f"{100 * row['stderr']:.2f}")
+        for score, found in row.get("samples", {}).items():
+            numbers = f"{100 * found['value']:.2f}", f"{100 * found['stderr']:.2f}"
+            table.add_row(f"  {score}", "", "", "", *numbers)
+    mean = results["aggregates"].get("mean_of_four")
+    if mean:
+        table.add_row(
+            "mean of four", "", "", "", f"{100 * mean['accuracy']:.2f}", f"{100 * mean['stderr']:.2f}"
+        )
     Console().print(table)
-
-
-def _named_file(text: str) -> tuple[str, Path]:
-    name, equals, file = text.partition("=")
-    if not equals or not name.replace("_", "").isalnum() or not file:
-        raise EvaluationError(f"--task {text}: expected NAME=FILE, NAME of letters, digits and _")
-    return name, Path(file)
 
 
 if __name__ == "__main__":

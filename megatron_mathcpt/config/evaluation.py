@@ -1,18 +1,43 @@
 """How one model is scored: which items, and how its answers are generated."""
 
-from pydantic import Field
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from megatron_mathcpt.config.base import Section
 
 
 class EvaluationConfig(Section):
-    """Greedy generation on a few task files; it goes whole into the manifest of the results.
+    """Generation on a few task files; it goes whole into the manifest of the results.
 
     `limits` maps a task to the number of its items, spread evenly over the file; a task without one is
-    scored whole. `batch_size` counts sequences; answers do not depend on it beyond rounding.
+    scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated for
+    each item: greedily if it is one and `temperature` 0, else drawn. `batch_size` counts sequences; greedy
+    answers do not depend on it beyond rounding. `backend` is lm-eval's `hf` or our `megatron`.
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
     limits: dict[str, int] = Field(default_factory=dict)
+    shots: dict[str, int] = Field(default_factory=dict)
+    samples: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int = 0
     max_new_tokens: int = Field(default=256, gt=0)
     batch_size: int = Field(default=64, gt=0)
+    backend: Literal["hf", "megatron"] = "hf"
+    tensor_model_parallel_size: int = Field(default=1, ge=1)
+    pipeline_model_parallel_size: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _samples_are_drawn(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 would all be the same at temperature 0; set a temperature")
+        return self
+
+    def generation(self) -> dict[str, Any]:
+        """lm-eval's generation settings."""
+        settings: dict[str, Any] = {"max_gen_toks": self.max_new_tokens, "do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            settings |= {"temperature": self.temperature, "top_p": self.top_p}
+        return settings

@@ -29,17 +29,17 @@ def model_fingerprint(folder: Path) -> str:
     return hash_json({path.name: hash_file(path) for path in files})
 
 
-def load_model(folder: Path, batch_size: int, max_new_tokens: int) -> Any:
+def load_hf(folder: Path, batch_size: int) -> Any:
     """lm-eval's `hf` model on a GPU if there is one, else on the CPU in float32.
 
-    Raises `EvaluationError` when the folder cannot be loaded, or its window is too short for the answers.
+    Raises `EvaluationError` when the folder cannot be loaded.
     """
     import torch
     from lm_eval.models.huggingface import HFLM
 
     cuda = torch.cuda.is_available()
     try:
-        model = HFLM(
+        return HFLM(
             pretrained=str(folder),
             device="cuda" if cuda else "cpu",
             dtype="auto" if cuda else "float32",
@@ -47,12 +47,6 @@ def load_model(folder: Path, batch_size: int, max_new_tokens: int) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EvaluationError(f"{folder}: cannot be loaded as a model: {error}") from error
-    if model.max_length <= max_new_tokens:
-        raise EvaluationError(
-            f"max_new_tokens {max_new_tokens}: the model's window is {model.max_length} tokens, "
-            "which leaves no room for a question; ask for fewer"
-        )
-    return model
 
 
 def _check_parts(folder: Path) -> None:

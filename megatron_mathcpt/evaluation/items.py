@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.manifest import hash_file
-from megatron_mathcpt.records import Language, prompt_text
+from megatron_mathcpt.records import Language, Problem, prompt_text
 
+SAMPLES = Path(__file__).parent / "samples"
+_EXAMPLES = Path(__file__).parent / "examples"
 # The sets of a benchmarks folder that make the study's four-set score. The study's GAOKAO and ZHONGKAO
 # are not public; the public stand-ins carry names that cannot be taken for them.
 STUDY_SETS = {
@@ -18,6 +20,14 @@ STUDY_SETS = {
     "gaokao_public": "gaokao/test.jsonl",
     "zhongkao_public": "zhongkao/test.jsonl",
 }
+FURTHER_SETS = {
+    name: f"{name}/test.jsonl"
+    for name in (
+        *("agieval_gaokao_mathqa", "agieval_gaokao_mathcloze", "agieval_sat_math"),
+        *("gaokao_bench", "cmath", "aime24"),
+    )
+}
+SETS = STUDY_SETS | FURTHER_SETS
 
 
 class Item(BaseModel):
@@ -96,6 +106,37 @@ def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
     if limit is None or limit >= len(items):
         return items
     return tuple(items[index * len(items) // limit] for index in range(limit))
+
+
+def examples_for(path: Path, language: str, shots: int) -> tuple[Problem, ...]:
+    """The first `shots` worked examples: of `fewshot.jsonl` beside the test file, else of this package.
+
+    Raises `EvaluationError` when there are fewer.
+    """
+    own = path.with_name("fewshot.jsonl")
+    if own.is_file():
+        items = [item for item in load_items(own).items if item.lang == language and item.solution]
+        found = [
+            Problem(id=item.id, question=item.question, solution=item.solution or "", answer=item.answer)
+            for item in items
+        ]
+    else:
+        lines = (_EXAMPLES / f"{language}.jsonl").read_text(encoding="utf-8").splitlines()
+        own, found = _EXAMPLES / f"{language}.jsonl", [Problem.model_validate_json(line) for line in lines]
+    if len(found) < shots:
+        raise EvaluationError(
+            f"{own}: {len(found)} worked examples in '{language}', {shots} shots are asked for"
+        )
+    return tuple(example.model_copy(update={"language": language}) for example in found[:shots])
+
+
+def check_examples(items: tuple[Item, ...], path: Path, shots: int) -> None:
+    """Raises `EvaluationError` when a worked example is a test item."""
+    questions = {"".join(item.question.split()) for item in items}
+    for language in {item.lang for item in items}:
+        for example in examples_for(path, language, shots):
+            if "".join(example.question.split()) in questions:
+                raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; take it out")
 
 
 def _parse(line: str, where: str) -> Item:

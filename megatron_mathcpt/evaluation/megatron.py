@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -27,15 +26,17 @@ from megatron_mathcpt.evaluation.sampling import Pick, greedy, request_seeds, sa
 from megatron_mathcpt.model.weights import WeightSource, fill
 
 
-@register_model("megatron_mathcpt")
 class MegatronLM(TemplateLM):
     """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; sizes are Megatron-Core's.
 
+    A request may bring a `seed` of its own in its generation settings (`takes_seeds`).
     Under torchrun or srun what the sizes leave of the processes are replicas. `truncated` counts prompts that
     were cut at the left to fit the window.
     """
 
-    def __init__(  # noqa: PLR0913 - lm-eval passes every option as an argument of its own
+    takes_seeds = True
+
+    def __init__(  # noqa: PLR0913 - lm-eval passes every option as an argument
         self,
         model: str,
         *,
@@ -77,6 +78,10 @@ class MegatronLM(TemplateLM):
         """Token that ends a document."""
         return int(self.tokenizer.eos_token_id)
 
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        dist.barrier()
+
     @property
     def tokenizer_name(self) -> str:
         """Name for lm-eval's request cache."""
@@ -94,13 +99,16 @@ class MegatronLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts of the requests, in their order, cut before the first stop string."""
+        drawn = request_seeds([request.args[0] for request in requests], self.seed)
+        seeds = [request.args[1].get("seed", seed) for request, seed in zip(requests, drawn, strict=True)]
         texts: dict[int, str] = {}
         for options, members in _by_options([request.args[1] for request in requests]):
             prompts = [requests[index].args[0] for index in members]
-            texts |= dict(zip(members, self._generate(prompts, options), strict=True))
+            found = self._generate(prompts, options, [seeds[index] for index in members])
+            texts |= dict(zip(members, found, strict=True))
         return [texts[index] for index in range(len(requests))]
 
-    def _generate(self, prompts: list[str], options: dict[str, Any]) -> list[str]:
+    def _generate(self, prompts: list[str], options: dict[str, Any], seeds: list[int]) -> list[str]:
         from megatron_mathcpt.evaluation.decoder import Limits
 
         end = self.tokenizer.decode([self.eot_token_id])
@@ -118,7 +126,6 @@ class MegatronLM(TemplateLM):
             return new[-1] in may_stop and any(stop in self.tokenizer.decode(new) for stop in stops)
 
         limits = Limits(new_tokens, self.eot_token_id, stopped)
-        seeds = request_seeds(prompts, self.seed)
         done: dict[int, str] = {}
         for batch in self._my_batches([len(tokens) for tokens in encoded]):
             pick: Pick = greedy
@@ -220,10 +227,11 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 def _by_options(options: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Requests with the same generation settings, in order of first appearance."""
+    """Requests with the same generation settings but for the seed, in order of first appearance."""
     groups: dict[str, list[int]] = {}
     for index, option in enumerate(options):
-        groups.setdefault(repr(sorted(option.items())), []).append(index)
+        kind = {name: value for name, value in option.items() if name != "seed"}
+        groups.setdefault(repr(sorted(kind.items())), []).append(index)
     for members in groups.values():
         yield options[members[0]], members
 

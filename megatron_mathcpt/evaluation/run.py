@@ -3,108 +3,163 @@
 import json
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.huggingface import KIND as HF_KIND
-from megatron_mathcpt.evaluation.huggingface import load_model, model_fingerprint
+from megatron_mathcpt.evaluation.aggregate import aggregates
 from megatron_mathcpt.evaluation.items import Item, ItemFile, load_items, spread
-from megatron_mathcpt.evaluation.judge import judge
-from megatron_mathcpt.evaluation.tasks import build_tasks
+from megatron_mathcpt.evaluation.judge import Outcome, judge
+from megatron_mathcpt.evaluation.model import fingerprint, load, model_name, writes
+from megatron_mathcpt.evaluation.samples import majority, sample_scores
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 KIND = "evaluation"
+RESPONSES = ".responses.jsonl"
 logger = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Task:
+    """One named task: its file, the items that are scored, and their answers, [items][samples]."""
+
+    name: str
+    file: ItemFile
+    items: tuple[Item, ...]
+    outputs: list[list[str]]
+    truncated: int
+
+
 def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> dict[str, Any]:
-    """Score the Hugging Face folder `model` on `files` (task name to benchmark file); the results.
+    """Score the model folder `model` on `files` (task name to benchmark file); the results.
 
     Writes `samples_<task>.jsonl`, `results.json` and the manifest, and nothing when `out` already holds
-    this result. Raises `EvaluationError` for inputs that cannot be used, before the model is loaded.
+    this result; a run that was killed goes on with the answers it has. Raises `EvaluationError` for inputs
+    that cannot be used, before the model is loaded.
     """
     unknown = sorted(set(config.tasks) ^ set(files))
     if unknown:
         raise EvaluationError(f"task '{unknown[0]}': named without a file, or a file without a task")
     sets = {name: load_items(files[name]) for name in config.tasks}
-    fingerprint = model_fingerprint(model)
-    inputs = {"model": fingerprint, **{f"task:{name}": found.sha256 for name, found in sets.items()}}
+    identity = fingerprint(model, config)
+    inputs = {"model": identity, **{f"task:{name}": found.sha256 for name, found in sets.items()}}
     recorded = config.model_dump(mode="json")
     if is_complete(out, KIND, inputs=inputs, config=recorded):
         logger.info("%s: already complete", out)
         return dict(json.loads((out / "results.json").read_bytes()))
-    chosen = {name: spread(found.items, config.limits.get(name)) for name, found in sets.items()}
-    outputs, truncated = _generate(model, chosen, config)
-    tasks: dict[str, Any] = {}
-    for name, items in chosen.items():
-        rows = [_row(item, output) for item, output in zip(items, outputs[name], strict=True)]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(out / f"samples_{name}.jsonl", lines.encode())
-        tasks[name] = _summary(sets[name], items, rows) | {"truncated_prompts": truncated[name]}
-    results = {"model": _name(model), "model_fingerprint": fingerprint, "tasks": tasks}
-    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
-    scores = {name: task["accuracy"] for name, task in tasks.items()}
-    write_manifest(out, KIND, inputs=inputs, counts={"accuracy": scores}, config=recorded)
+    tasks = _generate(model, identity, sets, files, config, out)
+    summaries = {task.name: _summary(task, config) for task in tasks}
+    results = {
+        "model": model_name(model),
+        "model_fingerprint": identity,
+        "tasks": summaries,
+        "aggregates": aggregates(summaries),
+    }
+    if writes():
+        _write(out, tasks, results)
+        scores = {name: summary["accuracy"] for name, summary in summaries.items()}
+        write_manifest(out, KIND, inputs=inputs, counts={"accuracy": scores}, config=recorded)
     return results
 
 
 def _generate(
-    model: Path, items: dict[str, tuple[Item, ...]], config: EvaluationConfig
-) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Outputs of each task in the order of its items, and how many prompts did not fit the window."""
+    model: Path,
+    identity: str,
+    sets: dict[str, ItemFile],
+    files: dict[str, Path],
+    config: EvaluationConfig,
+    out: Path,
+) -> list[Task]:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
+    from megatron_mathcpt.evaluation.build import build_tasks
+    from megatron_mathcpt.evaluation.responses import RecordedLM
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options of its command line
-    lm = load_model(model, config.batch_size, config.max_new_tokens)
+    items = {name: spread(found.items, config.limits.get(name)) for name, found in sets.items()}
+    built = build_tasks(items, files, config)  # its data is checked before the model is loaded
+    lm = load(model, config)
+    settings = {"model": identity, "backend": config.backend, "device": str(lm.device), "seed": config.seed}
+    recorder = RecordedLM(lm, out / RESPONSES, settings, batch=config.batch_size, writes=writes())
+    found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
     room = lm.max_length - config.max_new_tokens
-    truncated = {
-        name: sum(len(lm.tok_encode(item.prompt())) > room for item in rows) for name, rows in items.items()
-    }
-    found = lm_evaluate(lm, build_tasks(items, config.max_new_tokens), bootstrap_iters=0)
-    return {
-        name: [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
-        for name, samples in found["samples"].items()
-    }, truncated
+    tasks = []
+    for name, samples in found.items():
+        ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+        cut = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in ordered)
+        outputs = [sample["resps"][0] for sample in ordered]
+        tasks.append(Task(name, sets[name], items[name], outputs, cut))
+    return tasks
 
 
-def _name(model: Path) -> str:
-    """What a reader calls the model: a run's folder for `<run>/hf`, else the folder itself."""
-    folder = model.resolve()
-    return folder.parent.name if folder.name == HF_KIND else folder.name
+def _write(out: Path, tasks: list[Task], results: dict[str, Any]) -> None:
+    for task in tasks:
+        rows = [
+            row
+            for item, outputs in zip(task.items, task.outputs, strict=True)
+            for row in _rows(item, outputs)
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(out / f"samples_{task.name}.jsonl", lines.encode())
+    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
 
 
-def _row(item: Item, output: str) -> dict[str, Any]:
-    outcome = judge(item, output)
-    return {
-        "id": item.id,
-        "correct": outcome.verdict.equal is True,
-        "verdict": outcome.verdict.status,
-        "reason": outcome.verdict.reason,
-        "extracted": outcome.extraction.text,
-        "method": outcome.extraction.method,
-        "gold": item.answer,
-        "question": item.question,
-        "output": output,
-    }
+def _rows(item: Item, outputs: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for number, output in enumerate(outputs):
+        outcome = judge(item, output)
+        rows.append(
+            {
+                "id": item.id,
+                **({"sample": number} if len(outputs) > 1 else {}),
+                "correct": outcome.verdict.equal is True,
+                "verdict": outcome.verdict.status,
+                "reason": outcome.verdict.reason,
+                "extracted": outcome.extraction.text,
+                "method": outcome.extraction.method,
+                "gold": item.answer,
+                "question": item.question,
+                "output": output,
+            }
+        )
+    return rows
 
 
-def _summary(found: ItemFile, items: tuple[Item, ...], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    correct = sum(row["correct"] for row in rows)
-    low, high = wilson_interval(correct, len(rows))
-    languages = sorted({item.lang for item in items})
-    return {
-        "n": len(rows),
-        "items_in_file": len(found.items),
+def _summary(task: Task, config: EvaluationConfig) -> dict[str, Any]:
+    """Scores of one task; `correct` and its error are of the first sample when there are several."""
+    judged = [
+        [judge(item, output) for output in outputs]
+        for item, outputs in zip(task.items, task.outputs, strict=True)
+    ]
+    first = [outcomes[0] for outcomes in judged]
+    correct = sum(outcome.verdict.equal is True for outcome in first)
+    low, high = wilson_interval(correct, len(first))
+    found = {
+        "n": len(first),
+        "items_in_file": len(task.file.items),
+        "shots": config.shots.get(task.name, 0),
         "correct": correct,
-        "ungraded": sum(row["verdict"] == "ungraded" for row in rows),
-        "accuracy": correct / len(rows),
-        "stderr": accuracy_standard_error(correct, len(rows)),
+        "ungraded": sum(outcome.verdict.equal is None for outcome in first),
+        "accuracy": correct / len(first),
+        "stderr": accuracy_standard_error(correct, len(first)),
         "wilson_95": [low, high],
-        "methods": dict(sorted(Counter(row["method"] for row in rows).items())),
-        "language": "+".join(languages),
-        "data_sha256": found.sha256,
+        "methods": dict(sorted(Counter(outcome.extraction.method for outcome in first).items())),
+        "language": "+".join(sorted({item.lang for item in task.items})),
+        "data_sha256": task.file.sha256,
+        "truncated_prompts": task.truncated,
     }
+    return found | ({"samples": _sample_scores(task, judged)} if config.samples > 1 else {})
+
+
+def _sample_scores(task: Task, judged: list[list[Outcome]]) -> dict[str, Any]:
+    voted = []
+    for item, outcomes in zip(task.items, judged, strict=True):
+        answer = majority([outcome.extraction.text for outcome in outcomes], item.type)
+        voted.append(
+            any(o.verdict.equal is True for o in outcomes if o.extraction.text == answer) if answer else False
+        )
+    return sample_scores([[o.verdict.equal is True for o in outcomes] for outcomes in judged], voted)

@@ -44,7 +44,10 @@ def test_one_process_equals_transformers(reference: dict[str, Any], alone: dict[
     assert alone["rolling"] == pytest.approx(reference["rolling"], abs=2e-3)
 
 
-@pytest.mark.parametrize(("sizes", "name"), [((2, 1), "TP=2"), ((1, 2), "PP=2"), ((1, 1), "DP=2")])
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [((2, 1), "TP=2"), ((1, 2), "PP=2"), pytest.param((1, 1), "DP=2", marks=pytest.mark.slow)],
+)
 def test_layouts_agree(
     model_folder: Path, alone: dict[str, Any], tmp_path: Path, sizes: tuple[int, int], name: str
 ) -> None:

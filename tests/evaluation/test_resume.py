@@ -1,0 +1,115 @@
+"""An evaluation that is killed goes on with the answers it has, to the same bytes; models share none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.evaluation.run import RESPONSES, evaluate
+from tests.evaluation.conftest import make_model, write_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("results.json", "samples_sums.jsonl")
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "id": f"q{n}",
+            "question": f"What is {n} + {n * 7 % 5}?",
+            "answer": "1",
+            "type": "number",
+            "lang": "en",
+        }
+        for n in range(40)
+    ]
+    return write_lines(tmp_path / "sums.jsonl", rows)
+
+
+def _start(model: Path, items: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--model", str(model), "--out", str(out)]
+    command += ["--task", f"sums={items}", "--max-new-tokens", "48", "--batch-size", "2"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Path) -> None:
+    config = EvaluationConfig(tasks=("sums",), max_new_tokens=48, batch_size=2)
+    whole = tmp_path / "whole"
+    evaluate(model_folder, {"sums": items}, config, whole)
+    killed = tmp_path / "killed"
+    process = _start(model_folder, items, killed)
+    file = killed / RESPONSES
+    deadline = time.monotonic() + 60
+    while (not file.is_file() or file.read_bytes().count(b"\n") < 3) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    had = file.read_bytes()
+    assert 3 <= had.count(b"\n") < 20, "killed half-way"
+    assert not (killed / "manifest.json").exists()
+    with file.open("ab") as torn:
+        torn.write(b'{"key": "half a li')
+    evaluate(model_folder, {"sums": items}, config, killed)
+    for name in NAMES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert file.read_bytes().startswith(had), "the answers it had were kept"
+    (killed / "manifest.json").unlink()
+    complete = file.read_bytes()
+    evaluate(model_folder, {"sums": items}, config, killed)
+    assert file.read_bytes() == complete, "nothing was generated again"
+
+
+def test_two_models_with_one_folder_share_no_answer(model_folder: Path, items: Path, tmp_path: Path) -> None:
+    config = EvaluationConfig(tasks=("sums",), limits={"sums": 6}, max_new_tokens=8)
+    out = tmp_path / "out"
+    evaluate(model_folder, {"sums": items}, config, out)
+    first = (out / NAMES[1]).read_bytes()
+    (out / "manifest.json").unlink()  # what a user does who wants the folder for another model
+    other = make_model(tmp_path / "other", seed=3)
+    evaluate(other, {"sums": items}, config, out)
+    fresh = tmp_path / "fresh"
+    evaluate(other, {"sums": items}, config, fresh)
+    assert (out / NAMES[1]).read_bytes() == (fresh / NAMES[1]).read_bytes() != first
+
+
+@pytest.mark.parametrize("backend", [pytest.param("hf", marks=pytest.mark.slow), "megatron"])
+def test_drawn_answers_repeat_and_differ(
+    model_folder: Path, items: Path, tmp_path: Path, backend: str
+) -> None:
+    config = EvaluationConfig(
+        tasks=("sums",),
+        limits={"sums": 3},
+        max_new_tokens=8,
+        samples=4,
+        temperature=1.0,
+        batch_size=4,
+        seed=5,
+    ).model_copy(update={"backend": backend})
+    found = []
+    for name in ("one", "two"):
+        command = "import sys; from pathlib import Path; from megatron_mathcpt.config.evaluation import *; "
+        command += "from megatron_mathcpt.evaluation.run import evaluate; a = sys.argv; "
+        command += "evaluate(Path(a[1]), {'sums': Path(a[2])}, EvaluationConfig.model_validate_json(a[3]), Path(a[4]))"
+        arguments = [str(model_folder), str(items), config.model_dump_json(), str(tmp_path / name)]
+        subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, check=True, capture_output=True)
+        found.append((tmp_path / name / NAMES[1]).read_bytes())
+    assert found[0] == found[1]
+    rows = [json.loads(line) for line in found[0].splitlines()]
+    assert [(row["id"], row["sample"]) for row in rows[:5]] == [
+        ("q0", 0),
+        ("q0", 1),
+        ("q0", 2),
+        ("q0", 3),
+        ("q13", 0),
+    ]
+    for item in ("q0", "q13"):
+        assert len({row["output"] for row in rows if row["id"] == item}) == 4
+    scores = json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]["sums"]["samples"]
+    assert set(scores) == {"avg@4", "pass@1", "pass@2", "pass@4", "maj@4"}

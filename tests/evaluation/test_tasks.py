@@ -1,0 +1,114 @@
+"""The task folders through lm-eval's own loader: data, prompts, groups, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.answers import grade
+from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.evaluation import hooks
+from megatron_mathcpt.evaluation.items import SAMPLES, SETS, STUDY_SETS, examples_for, find_sets, load_items
+from megatron_mathcpt.records import cpt_text
+
+
+def _load(names: list[str], **metadata: Any) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(hooks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
+    return dict(manager.load(names))
+
+
+def test_every_set_has_both_forms() -> None:
+    from lm_eval.tasks import TaskManager
+
+    found = set(TaskManager(include_path=str(hooks.TASKS_FOLDER), include_defaults=False).all_subtasks)
+    assert found == {f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")}
+
+
+def test_package_samples_are_right_and_small() -> None:
+    for path in find_sets(SAMPLES, STUDY_SETS).values():
+        items = load_items(path).items
+        assert 4 <= len(items) <= 8
+        assert all(grade(item.answer, item.answer, item.type).equal for item in items)
+
+
+def test_prompts_of_both_forms() -> None:
+    tasks = _load(["mathcpt_gsm8k", "mathcpt_gsm8k_few_shot"], benchmarks="samples")["tasks"]
+    docs = [task.dataset["test"][0] for task in tasks.values()]
+    zero, few = (task.doc_to_text(doc) for task, doc in zip(tasks.values(), docs, strict=True))
+    assert zero.startswith("Question: Mara reads 14 pages")
+    assert few.endswith("\n\n" + zero)
+    assert few.count("Question:") == 5
+    assert few.count("The answer is") == 4
+
+
+def test_examples_are_in_the_items_language() -> None:
+    task = _load(["mathcpt_gaokao_public_few_shot"], benchmarks="samples")["tasks"][
+        "mathcpt_gaokao_public_few_shot"
+    ]
+    for doc in task.dataset["test"]:
+        marker = "问题：" if doc["lang"] == "zh" else "Question:"
+        assert task.doc_to_text(doc).count(marker) == 5
+
+
+def test_examples_answer_by_their_own_rules() -> None:
+    from megatron_mathcpt.answers import extract_answer
+
+    for language in ("en", "zh"):
+        for example in examples_for(Path("none") / "test.jsonl", language, 4):
+            found = extract_answer(cpt_text(example), language)
+            assert grade(example.answer, found.text).equal is True, example.id
+
+
+def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
+    row = {"question": "1+1?", "answer": "2", "type": "number", "lang": "en", "solution": "1+1=2."}
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"id": "a", **row}))
+    path.with_name("fewshot.jsonl").write_text(json.dumps({"id": "b", **row, "question": " 1 + 1?"}))
+    with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
+        hooks.rows(load_items(path).items, path, 1)
+    with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
+        hooks.rows(load_items(path).items, path, 2)
+
+
+def test_local_examples_are_not_test_items(benchmarks_dir: Path) -> None:
+    path = benchmarks_dir / "gsm8k" / "test.jsonl"
+    data = hooks.rows(load_items(path).items[:3], path, 8)["test"]
+    assert data[0]["prefix"].startswith("Question: Natalia sold clips")
+
+
+def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MATHCPT_BENCHMARKS", raising=False)
+    with pytest.raises(EvaluationError, match="MATHCPT_BENCHMARKS is not set"):
+        _load(["mathcpt_gsm8k"])
+    monkeypatch.setenv("MATHCPT_BENCHMARKS", str(tmp_path))
+    with pytest.raises(EvaluationError, match=r"gsm8k.test\.jsonl: no such file; expected"):
+        _load(["mathcpt_gsm8k"])
+
+
+class _Oracle:
+    """Answers the items whose question holds a word, through lm-eval's model interface."""
+
+    def __new__(cls) -> Any:
+        from lm_eval.api.model import LM
+
+        class Oracle(LM):
+            def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+                return [" The answer is 120." if "Mara" in request.args[0] else " ?" for request in requests]
+
+            def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+                raise NotImplementedError
+
+            loglikelihood_rolling = loglikelihood
+
+        return Oracle()
+
+
+def test_group_is_the_plain_mean_of_its_sets() -> None:
+    from lm_eval.evaluator import evaluate
+
+    found = evaluate(_Oracle(), _load(["mathcpt_four"], benchmarks="samples"), bootstrap_iters=0)
+    assert found["results"]["mathcpt_gsm8k"]["accuracy,none"] == 0.25
+    assert found["groups"]["mathcpt_four"]["accuracy,none"] == pytest.approx(0.25 / 4)
