@@ -1,0 +1,111 @@
+"""What a run will see, take and cost, said on any machine before anything is held.
+
+Token counts come from the corpus folder if it is built, else from a file of expected tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import RootModel
+
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.planner.machine import load_machine
+from megatron_mathcpt.planner.memory import peak_memory
+from megatron_mathcpt.planner.shapes import from_llama
+from megatron_mathcpt.planner.start import check_memory, from_experiment
+from megatron_mathcpt.planner.step_time import step_time
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """Tokens drawn from one pool, and how many passes over it that is."""
+
+    tokens: float
+    epochs: float
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """One run: optimizer steps, tokens seen, its pools, and the planner's prediction of its layout."""
+
+    steps: int
+    tokens: int
+    pools: Mapping[str, PoolPlan]
+    layout: str
+    memory_gib: float
+    step_seconds: float
+    gpu_hours: float
+
+
+class ExpectedTokens(RootModel[dict[str, float]]):
+    """Tokens of each pool in billions."""
+
+
+def load_expected_tokens(path: Path) -> dict[str, float]:
+    """Tokens of each pool, from a YAML file in billions."""
+    return {pool: billions * 1e9 for pool, billions in load_config(path, ExpectedTokens).root.items()}
+
+
+def dry_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
+    """Plan `config` on `gpus` cards of `hardware`.
+
+    Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit into the
+    card's memory, or if nothing tells how many tokens a pool has. Needs `model` in the config.
+    """
+    config, available = _with_tokens(config, expected)
+    check_experiment(config, gpus)
+    machine = load_machine(hardware)
+    check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
+    assert config.model is not None
+    shape, (training, layout) = (
+        from_llama(config.name, config.model),
+        from_experiment(config, gpus, fused=True),
+    )
+    seconds = step_time(shape, training, layout, machine).total
+    steps = config.train.train_steps
+    tokens = steps * config.train.tokens_per_step
+    shares = config.data.shares() if config.data.blend else {_sft_pool(config): 1.0}
+    return DryRun(
+        steps=steps,
+        tokens=tokens,
+        pools={
+            pool: PoolPlan(share * tokens, share * tokens / available[pool]) for pool, share in shares.items()
+        },
+        layout=layout.name,
+        memory_gib=peak_memory(shape, training, layout).gib,
+        step_seconds=seconds,
+        gpu_hours=steps * seconds * gpus / 3600,
+    )
+
+
+def _with_tokens(
+    config: ExperimentConfig, expected: Mapping[str, float]
+) -> tuple[ExperimentConfig, dict[str, float]]:
+    """The config with epochs as tokens, and the training tokens of its pools."""
+    pools = list(config.data.blend) or [_sft_pool(config)]
+    counts = {}
+    if config.data.corpus is not None and (config.data.corpus / FILE_NAME).is_file():
+        counts = load_manifest(config.data.corpus, "corpus").counts["pools"]
+    available = {pool: counts[pool]["train"]["tokens"] for pool in pools if pool in counts}
+    for pool in pools:
+        if pool not in available and pool not in expected:
+            raise ConfigError(
+                f"data: nothing says how many tokens pool '{pool}' has; build {config.data.corpus} "
+                "or give the pool a line in the file of expected tokens"
+            )
+    available = {pool: float(available.get(pool, expected.get(pool, 0.0))) for pool in pools}
+    if config.train.train_epochs is None:
+        return config, available
+    tokens = round(config.train.train_epochs * sum(available.values()))
+    train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+    return config.model_copy(update={"train": train}), available
+
+
+def _sft_pool(config: ExperimentConfig) -> str:
+    """The pool of an SFT run: its packed folder is named after it."""
+    assert config.data.sft is not None
+    return config.data.sft.name

@@ -1,0 +1,229 @@
+"""Every file under configs/ is read and planned; the study's runs (arXiv 2501.14002) have its numbers."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.config import load_config
+from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.baselines import BaselinesConfig
+from megatron_mathcpt.config.cluster import ClusterConfig
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.grid import GridConfig
+from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.experiment.dry_run import DryRun, ExpectedTokens, dry_run, load_expected_tokens
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+PAPER = CONFIGS / "paper"
+GPUS = 64
+
+
+def kind(path: Path) -> Any:
+    """What a file holds, by where it lies and what it is called."""
+    if path.parent.name == "clusters":
+        return ClusterConfig
+    if path.name.startswith("corpus") or path.name.endswith("corpus.yaml"):
+        return Corpus
+    if path.name.startswith("pools"):
+        return ExpectedTokens
+    text = path.read_text()
+    if "\nmodels:" in text:
+        return BaselinesConfig
+    return GridConfig if "\nruns:" in text else ExperimentConfig
+
+
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+RUNS = {path.stem: path for path in sorted(PAPER.glob("*.yaml")) if kind(path) is ExperimentConfig}
+
+
+def load(name: str) -> ExperimentConfig:
+    return load_config(RUNS[name], ExperimentConfig)
+
+
+def plan(name: str) -> DryRun:
+    pools = "pools_mathgpt.yaml" if name == "mathgpt_8b" else "pools.yaml"
+    return dry_run(load(name), GPUS, "h100", load_expected_tokens(PAPER / pools))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_every_file_is_valid_and_named_after_itself(path: Path) -> None:
+    config = load_config(path, kind(path))
+    if isinstance(config, Section) and path.parent.name in ("paper", "clusters"):
+        assert config.name == path.stem  # type: ignore[attr-defined]
+
+
+def test_the_studys_runs_and_their_twins_are_there() -> None:
+    synthesis = {"res_div", "query_exp", "retro_enh", "tutor_amp"}
+    subsets = {"middle_school", "high_school", "easy", "medium", "hard"}
+    assert set(RUNS) == {
+        *("base1", "mix_7_3", "mix_5_5", "mix_3_7", "base2", "mathgpt_8b"),
+        *("base1_sft", "base1_sft_1pct", "base2_sft_1pct", "base1_cpt_matched"),
+        *synthesis,
+        *(f"{method}_matched" for method in synthesis - {"query_exp"}),
+        *(f"{subset}_{stage}" for subset in subsets for stage in ("cpt", "sft", "cpt_matched")),
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_fits_its_gpus_and_its_corpus_has_its_pools(name: str) -> None:
+    config, run = load(name), plan(name)
+    assert 40 < run.memory_gib < 72  # of the 80 of an H100
+    assert 0.5 < run.step_seconds < 20
+    assert run.gpu_hours == pytest.approx(run.steps * run.step_seconds * GPUS / 3600)
+    assert config.data.corpus is not None
+    corpus = load_config(PAPER / f"{config.data.corpus.name}.yaml", Corpus)
+    assert {*config.data.blend, *config.validation.sets} <= {
+        source.pool for source in corpus.sources.values()
+    }
+
+
+@pytest.mark.parametrize("name", ["base1", "mix_7_3", "mix_5_5", "mix_3_7", "base2"])
+def test_blends_of_63_billion_tokens(name: str) -> None:
+    """63.0B a blend, 104.9B seen, 1.66 passes, to 0.5 %."""
+    blend, run = load(name).data.blend, plan(name)
+    assert sum(blend.values()) == pytest.approx(63.0, rel=0.005)
+    assert blend["general"] == 48.3
+    assert blend["math_corpus"] + blend.get("problem_solving", 0) == pytest.approx(14.7)
+    assert run.steps == 25_000
+    assert run.tokens == pytest.approx(104.9e9, rel=0.005)
+    assert run.pools["general"].epochs == pytest.approx(1.66, rel=0.005)
+    assert run.tokens / sum(blend.values()) / 1e9 == pytest.approx(1.66, rel=0.005)
+
+
+def test_share_of_problem_solving_in_each_mixture() -> None:
+    share = {"mix_7_3": 4.41, "mix_5_5": 7.35, "mix_3_7": 10.29, "base2": 7.2}
+    for name, tokens in share.items():
+        assert load(name).data.blend["problem_solving"] == tokens
+
+
+def test_sft_sees_21_6_billion_tokens_in_20600_steps() -> None:
+    run = plan("base1_sft")
+    assert run.tokens == pytest.approx(21.6e9, rel=0.005)
+    assert run.steps == pytest.approx(20_600, rel=0.005)
+    assert plan("base1_sft_1pct").tokens == pytest.approx(3 * 0.072e9, rel=0.005)
+
+
+def test_mathgpt_sees_140_billion_tokens_of_which_the_listed_parts_are_the_shares() -> None:
+    run, blend = plan("mathgpt_8b"), load("mathgpt_8b").data.blend
+    assert run.tokens == pytest.approx(140e9, rel=0.005)
+    assert sum(blend.values()) == pytest.approx(137.4, rel=0.005)
+    assert sum(blend.values()) - blend["general"] == pytest.approx(97.8, rel=0.005)
+
+
+def tree(name: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                walk(f"{prefix}.{key}".strip("."), below)
+        else:
+            flat[prefix] = value
+
+    walk("", load(name).model_dump(mode="json"))
+    return flat
+
+
+def differing(first: str, second: str) -> set[str]:
+    one, two = tree(first), tree(second)
+    return {key for key in {*one, *two} if one.get(key) != two.get(key)}
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith(("_matched",))])
+def test_a_twin_differs_in_one_thing(name: str) -> None:
+    if name.endswith("_cpt_matched"):
+        allowed = {
+            "data.sft",
+            "data.blend",
+            "data.reset_attention_mask",
+            "train.train_tokens",
+            "train.train_epochs",
+        }
+        found = differing(name, name.replace("_cpt_matched", "_sft"))
+        (pool,) = load(name).data.blend
+        twin = plan(name.replace("_cpt_matched", "_sft"))
+        assert plan(name).steps == pytest.approx(0.95 * twin.steps, abs=2)
+    else:
+        allowed, pool = set(), name
+        found = differing(name, "query_exp") - {"data.blend.query_exp", "validation.sets"}
+        assert load(name).data.blend[name] == load("query_exp").data.blend["query_exp"]
+    assert found <= allowed | {"name", f"data.blend.{pool}"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_differs_from_its_like_in_data_only(name: str) -> None:
+    if name == "mathgpt_8b":
+        return
+    like = "base1_sft" if name.endswith(("sft", "1pct", "_cpt_matched")) else "base1"
+    data = re.compile(
+        r"name|data\..*|validation\.sets|train\.train_(tokens|epochs)|.*\.interval|init\.checkpoint"
+    )
+    assert [key for key in differing(name, like) if not data.fullmatch(key)] == []
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_studys_numbers_carry_their_mark(name: str) -> None:
+    """What the study decides says where it is stated, or that it is unknown."""
+    marked = re.compile(r"\[(P|P\*|S|M|E|I)[\],: ]|unknown|by share|x 0\.95")
+    for line in RUNS[name].read_text().splitlines():
+        key = line.strip().split(":")[0]
+        if key in (
+            "lr",
+            "min_lr",
+            "train_tokens",
+            "train_epochs",
+            "global_batch_size",
+            "seq_length",
+            "seed",
+        ) or (line.startswith("    ")):
+            assert marked.search(line), f"{name}: {line}"
+
+
+HF = {"model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "num_hidden_layers": 32} | {
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "parameters"),
+    [
+        (
+            "base1",
+            {
+                "intermediate_size": 11008,
+                "num_key_value_heads": 32,
+                "vocab_size": 32000,
+                "max_position_embeddings": 4096,
+            },
+            6_738_415_616,
+        ),
+        (
+            "mathgpt_8b",
+            {
+                "intermediate_size": 14336,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+                "rope_theta": 500000.0,
+            }
+            | {"max_position_embeddings": 8192},
+            8_030_261_248,
+        ),
+    ],
+)
+def test_shapes_are_those_of_the_released_weights(
+    name: str, fields: dict[str, Any], parameters: int, tmp_path: Path
+) -> None:
+    """As in the released config.json and the parameter counts on the models' pages."""
+    (tmp_path / "config.json").write_text(json.dumps(HF | fields))
+    shape = load(name).model
+    assert shape == read_hf_shape(tmp_path)
+    assert shape is not None
+    assert shape.num_parameters() == parameters

@@ -1,0 +1,102 @@
+"""Real training under a real Slurm, stopped in every way: the losses of an undisturbed run, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.conftest import ROOT
+from tests.launch.jobs import field, signal_batch, wait_for, wait_for_end
+from tests.train.conftest import build_config, corpus, settings  # noqa: F401 (fixtures)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_no_jobs_left"), pytest.mark.timeout(900)]
+STEPS = 400
+
+
+def write_config(folder: Path, settings: dict[str, Any]) -> Path:  # noqa: F811
+    config = build_config(
+        settings,
+        parallel={"tensor_model_parallel_size": 2},
+        train={"train_tokens": STEPS * 4 * 64},
+        checkpoint={"interval": 40, "keep": 20},
+        validation={"sets": []},
+        logging={"interval": 2},
+    )
+    path = folder / "tiny.yaml"
+    path.write_text(config.model_dump_json())
+    return path
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def has_step(run: Path, step: int) -> bool:
+    return bool(found := rows(run)) and found[-1]["step"] >= step
+
+
+def pid_of_task(job_id: int, rank: int) -> int:
+    """The training process of one rank, by its environment."""
+    wanted = {f"SLURM_JOB_ID={job_id}", f"SLURM_PROCID={rank}"}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = set((path / "environ").read_text().split("\0"))
+            command = (path / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if wanted <= environment and "megatron_mathcpt.train" in command and "bash" not in command[0]:
+            return int(path.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def submit(config: Path, run: Path, *overrides: str) -> int:
+    command = [sys.executable, ROOT / "launch" / "submit.py", config, "--cluster", "test", "--out", run]
+    command += ["--allow-dirty", "--set", f"python={json.dumps(sys.executable)}"]
+    for override in overrides:
+        command += ["--set", override]
+    done = subprocess.run(command, cwd=run.parent, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[1].rstrip(":"))
+
+
+def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, Any]) -> None:  # noqa: F811
+    """S1 warning, S2 preemption, S4 one rank killed, S5 node lost: in one run, one after the other."""
+    config, plain, run = write_config(tmp_path, settings), tmp_path / "plain", tmp_path / "run"
+    train = [sys.executable, "-m", "megatron_mathcpt.train", config, "--out", plain, "--processes", "4"]
+    undisturbed = subprocess.Popen(train, cwd=ROOT)
+    assert undisturbed.wait() == 0
+    job_id = submit(config, run, "partition=low")
+
+    def after(restarts: int, step: int) -> None:
+        wait_for(lambda: field(job_id, "Restarts") == str(restarts) and has_step(run, step), 200)
+
+    after(0, 10)
+    signal_batch(job_id, "USR1")
+    after(1, rows(run)[-1]["step"] + 10)
+    wrap = ["sbatch", "--partition=gpu", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    subprocess.run(wrap, check=True)
+    wait_for(lambda: field(job_id, "Restarts") == "2", 60)
+    after(2, rows(run)[-1]["step"] + 10)
+    os.kill(pid_of_task(job_id, 3), signal.SIGKILL)
+    wait_for(lambda: field(job_id, "Restarts") == "3", 60)
+    after(3, rows(run)[-1]["step"] + 4)
+    (pid_file,) = Path("/run").glob("*/slurmd.node2.pid")
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    start = Path(os.environ.get("MATHCPT_SLURM", ROOT.parent / "shared" / "slurm")) / "start-test-cluster.sh"
+    wait_for(lambda: field(job_id, "Restarts") == "4" or field(job_id, "JobState") == "COMPLETED", 120)
+    subprocess.run([start], check=True)
+    assert wait_for_end(job_id, 300) == "COMPLETED"
+    assert field(job_id, "Restarts") == "4"
+    keys = ("step", "consumed_samples", "loss", "grad_norm", "learning_rate")
+    assert len(rows(run)) == STEPS
+    assert [[row[key] for key in keys] for row in rows(run)] == [
+        [row[key] for key in keys] for row in rows(plain)
+    ]
+    told = [line.split("\t")[3] for line in (run / ".slurm" / "attempts.tsv").read_text().splitlines()]
+    assert [line.split()[0] for line in told].count("start") == 5
+    assert told[-1] == "end 0"
