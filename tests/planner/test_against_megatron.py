@@ -1,6 +1,11 @@
 """Parameters, operations and saved activations against a Megatron-Core model built on the CPU."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from megatron_mathcpt.planner.layout import Layout, Training
 from megatron_mathcpt.planner.memory import saved_per_token
 from megatron_mathcpt.planner.shapes import from_llama
 
+ROOT = Path(__file__).resolve().parents[2]
 GROUPED = LlamaShape(
     num_layers=2,
     hidden_size=128,
@@ -100,3 +106,21 @@ def saved_bytes(model: Any, sequences: int, length: int) -> int:
         loss = loss_of(model, sequences, length)
     assert loss.isfinite()
     return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_saved_bytes_under_tensor_parallelism(sequence_parallel: bool) -> None:
+    worker = Path(__file__).with_name("saved_worker.py")
+    mode = "sequence_parallel" if sequence_parallel else "whole_sequence"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(
+        [*command, str(worker), mode], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    measured = json.loads(printed.strip().splitlines()[-1])
+    layout = Layout(2, micro_batch_size=2, sequence_parallel=sequence_parallel)
+    for dtype in ("fp32", "bf16"):
+        training = Training(96, 2, dtype, fused=False)  # type: ignore[arg-type]
+        saved = saved_per_token(from_llama("grouped", GROUPED), training, layout)
+        assert 2 * 96 * sum(saved.values()) == pytest.approx(measured[dtype], rel=0.02)
