@@ -57,7 +57,7 @@ def search(
 ) -> SearchResult:
     """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card)."""
     hardware = machine.hardware
-    limit = limit_gib or MEMORY_SHARE * hardware.memory_gib
+    limit = MEMORY_SHARE * hardware.memory_gib if limit_gib is None else limit_gib
     if training.is_fp8 and hardware.fp8_tflops is None:
         raise ConfigError(f"precision {training.precision}: this GPU has no FP8; choose bf16")
     plans: list[Plan] = []
@@ -80,10 +80,9 @@ def search(
 
 def _layouts(shape: ModelShape, gpus: int, hardware: Hardware) -> Iterator[Layout]:
     """Every cut of `gpus`; tensor parallelism stays inside a node."""
-    for tensor in _powers_of_two(min(gpus, hardware.gpus_per_node)):
-        if gpus % tensor:
-            continue
-        for context in _powers_of_two(min(gpus // tensor, hardware.gpus_per_node)):
+    node = hardware.gpus_per_node
+    for tensor, context in product(_powers_of_two(node), _powers_of_two(node)):
+        if gpus % (tensor * context) == 0:
             for stages in _divisors(gpus // (tensor * context)):
                 if stages > shape.num_layers:
                     continue

@@ -54,6 +54,14 @@ def test_plans_fit_are_legal_and_in_order() -> None:
     assert "%" in why_slower(result.plans[-1], result.plans[0])
 
 
+@pytest.mark.parametrize("gpus", [1, 6, 7, 24, 72])
+def test_every_layout_uses_all_gpus(gpus: int) -> None:
+    result = search(SHAPE, replace(TRAINING, global_batch_size=504), gpus, H100)
+    layouts = [plan.layout for plan in result.plans] + [misfit.layout for misfit in result.misfits]
+    assert layouts
+    assert {layout.gpus for layout in layouts} == {gpus}
+
+
 def test_nothing_fits_says_by_how_much() -> None:
     shape = load_shape("llama3-70b")
     result = search(shape, TRAINING, 8, H100)
