@@ -14,10 +14,11 @@ Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Select(Section):
-    """Which problem records of a source are taken (see data/select.py); what is left out is counted as dropped.
+    """Which problem records of a source are taken (see data/select.py); the others count as dropped.
 
-    `stage` is the record's own. Steps from `min_steps` to `max_steps` are counted by `step_rule`: the record's
-    `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part, chosen by the ids.
+    `stage` is the record's own. Steps from `min_steps` to `max_steps` are counted by `step_rule`: the
+    record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part of the
+    records, chosen by their ids.
     """
 
     stage: Literal["primary", "middle", "high"] | None = None

@@ -1,4 +1,4 @@
-"""Show the stages of a grid (`plan`), or run them on this machine (`run`)."""
+"""Show the stages of a grid, run them here, or hand them to Slurm."""
 
 import sys
 from pathlib import Path
@@ -59,6 +59,52 @@ def _stages(grid, out, data, benchmarks, processes):  # type: ignore[no-untyped-
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.grid import GridConfig
     from megatron_mathcpt.experiment.stages import Settings, build_stages
+@app.command()
+def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    grid: GRID,
+    out: OUT,
+    cluster: Annotated[str, typer.Option(help="name under configs/clusters, or a path ending in .yaml")],
+    data: DATA = None,
+    benchmarks: BENCHMARKS = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--set", help="override the cluster file: nodes=4")
+    ] = None,
+    allow_dirty: Annotated[bool, typer.Option(help="snapshot uncommitted changes too")] = False,
+) -> None:
+    """Hand the stages that are not done to Slurm, each a job after those it needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from megatron_mathcpt.experiment.submit import load_cluster, submit_stages
+
+    place = load_cluster(cluster, site or ())
+    stages = _stages(grid, out, data, benchmarks, place.world_size)
+    table = Table("stage", "state", "job", title=f"{grid} on {place.name}")
+    for submission in submit_stages(stages, place, out.resolve(), allow_dirty=allow_dirty):
+        table.add_row(submission.stage, submission.state, str(submission.job_id or ""))
+    Console().print(table)
+
+
+@app.command()
+def dry_run(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files of experiments")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each run")],
+    hardware: Annotated[str, typer.Option(help="name in planner/data/hardware.yaml")] = "h100",
+    expected: Annotated[Path | None, typer.Option(help="tokens of pools not built yet, in billions")] = None,
+) -> None:
+    """Print what runs would see and cost: steps, tokens and passes of each pool, memory, GPU-hours."""
+    from rich.console import Console
+
+    from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.experiment import ExperimentConfig
+    from megatron_mathcpt.experiment.dry_run import as_table, load_expected_tokens, plan_run
+
+    tokens = load_expected_tokens(expected) if expected else {}
+    loaded = [load_config(path, ExperimentConfig) for path in configs]
+    runs = {config.name: plan_run(config, gpus, hardware, tokens) for config in loaded}
+    Console().print(as_table(runs, f"{gpus} {hardware}"))
+
+
 
     folders = (path.resolve() if path else None for path in (data, benchmarks))
     settings = Settings(out.resolve(), processes, *folders)

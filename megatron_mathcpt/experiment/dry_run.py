@@ -6,6 +6,7 @@ Token counts come from the corpus folder if it is built, else from a file of exp
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import RootModel
 
@@ -50,7 +51,7 @@ def load_expected_tokens(path: Path) -> dict[str, float]:
     return {pool: billions * 1e9 for pool, billions in load_config(path, ExpectedTokens).root.items()}
 
 
-def dry_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
+def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
     """Plan `config` on `gpus` cards of `hardware`.
 
     Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit into the
@@ -80,6 +81,28 @@ def dry_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappin
         step_seconds=seconds,
         gpu_hours=steps * seconds * gpus / 3600,
     )
+
+
+def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
+    """A rich table of several runs."""
+    from rich.table import Table
+
+    headings = ("run", "steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "days", "GPU-hours")
+    table = Table(*headings, title=title)
+    for name, run in runs.items():
+        pools = [f"{pool} {plan.tokens / 1e9:.2f}B ({plan.epochs:.2f})" for pool, plan in run.pools.items()]
+        table.add_row(
+            name,
+            f"{run.steps:,}",
+            f"{run.tokens / 1e9:.1f}B",
+            "\n".join(pools),
+            run.layout,
+            f"{run.memory_gib:.1f}",
+            f"{run.step_seconds:.2f}",
+            f"{run.steps * run.step_seconds / 86400:.2f}",
+            f"{run.gpu_hours:,.0f}",
+        )
+    return table
 
 
 def _with_tokens(

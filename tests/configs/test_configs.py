@@ -15,7 +15,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
 from megatron_mathcpt.config.llama import read_hf_shape
-from megatron_mathcpt.experiment.dry_run import DryRun, ExpectedTokens, dry_run, load_expected_tokens
+from megatron_mathcpt.experiment.dry_run import DryRun, ExpectedTokens, load_expected_tokens, plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -47,7 +47,7 @@ def load(name: str) -> ExperimentConfig:
 
 def plan(name: str) -> DryRun:
     pools = "pools_mathgpt.yaml" if name == "mathgpt_8b" else "pools.yaml"
-    return dry_run(load(name), GPUS, "h100", load_expected_tokens(PAPER / pools))
+    return plan_run(load(name), GPUS, "h100", load_expected_tokens(PAPER / pools))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())

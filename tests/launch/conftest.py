@@ -42,5 +42,6 @@ def _no_jobs_left(slurm: None, tmp_path: Path) -> Iterator[None]:
         ["squeue", "--noheader", "--format=%A %Z"], capture_output=True, text=True, check=True
     )
     jobs = [line.split(" ")[0] for line in queue.stdout.splitlines() if str(tmp_path) in line]
-    subprocess.run(["scancel", "--full", "--signal=KILL", *jobs], check=False)
-    subprocess.run(["scancel", *jobs], check=False) if jobs else None
+    if jobs:
+        subprocess.run(["scancel", *jobs], check=False)
+        subprocess.run(["scancel", "--full", "--signal=KILL", *jobs], check=False, capture_output=True)

@@ -1,0 +1,60 @@
+"""A grid's stages as jobs of a real Slurm: in order; a failure stops what needs it; again goes on."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.experiment.stages import Stage
+from megatron_mathcpt.experiment.submit import Submission, submit_stages
+from tests.launch.jobs import field, test_cluster, wait_for_end
+
+pytestmark = pytest.mark.usefixtures("_no_jobs_left")
+
+WRITE = """
+import pathlib, sys
+from megatron_mathcpt.manifest import write_manifest
+folder = pathlib.Path(sys.argv[1])
+for need in sys.argv[2:]: assert (folder.parent / need / "manifest.json").is_file(), need
+folder.mkdir(exist_ok=True)
+if (folder.parent / ("fail_" + folder.name)).exists(): sys.exit(2)
+write_manifest(folder, "demo", inputs={}, counts={}, config={})
+"""
+
+
+def stage(out: Path, name: str, *needs: str, kind: str = "demo") -> Stage:
+    return Stage(
+        name, kind, out / name, (sys.executable, str(out / "stage.py"), str(out / name), *needs), needs
+    )
+
+
+def test_stages_follow_each_other_and_go_on_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "grid"
+    out.mkdir()
+    (out / "stage.py").write_text(WRITE)
+    (out / "fail_b").touch()
+    stages = [stage(out, "a"), stage(out, "b", "a"), stage(out, "c", "b"), stage(out, "d", "a")]
+
+    def submit() -> dict[str, Submission]:
+        found = submit_stages(stages, test_cluster(), out, allow_dirty=True)
+        return {submission.stage: submission for submission in found}
+
+    first = submit()
+    assert {submission.state for submission in first.values()} == {"submitted"}
+    ends = {name: wait_for_end(submission.job_id or 0) for name, submission in first.items()}
+    assert ends == {"a": "COMPLETED", "b": "FAILED", "c": "CANCELLED", "d": "COMPLETED"}
+    assert field(first["b"].job_id or 0, "ExitCode") == "2:0"
+    (out / "fail_b").unlink()
+    second = submit()
+    assert {name: s.state for name, s in second.items()} == {
+        "a": "done",
+        "b": "submitted",
+        "c": "submitted",
+        "d": "done",
+    }
+    assert [wait_for_end(second[name].job_id or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]
+    third = submit()
+    assert {submission.state for submission in third.values()} == {"done"}
