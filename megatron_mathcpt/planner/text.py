@@ -86,8 +86,8 @@ def _ranking(
     table = Table(
         title="Layouts that fit, fastest first (MFU: causal attention, bf16 peak)", title_justify="left"
     )
-    table.add_column("layout")
-    for heading in ("GiB", "step s", "tokens/s/GPU", "TFLOP/s", "MFU", "days", "GPU-hours"):
+    table.add_column("layout", no_wrap=True)
+    for heading in ("GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h"):
         table.add_column(heading, justify="right")
     table.add_column("loses by")
     for plan in plans:
@@ -100,7 +100,7 @@ def _ranking(
             f"{seconds:.2f}",
             f"{found.tokens_per_second_per_gpu:,.0f}",
             f"{found.tflops_causal:.0f}",
-            f"{100 * found.mfu:.1f} %",
+            f"{100 * found.mfu:.1f}",
             f"{hours / 24:.2f}",
             f"{hours * gpus:,.0f}",
             "" if plan is plans[0] else why_slower(plan, plans[0]),
