@@ -45,7 +45,7 @@ def small_grid(folder: Path) -> Path:
             tree["evaluation"] = {"runs": ["base", "base2"], "max_new_tokens": 16}
             tree["report"] = {"comparisons": [["base2", "base"]]}
         elif source.stem == "quickstart_corpus":
-            tree["tokenizer"]["train"]["vocab_size"] = 512
+            tree["tokenizer"]["vocab_size"] = 512
             tree["validation_fraction"] = 0.2
         else:
             for field, value in SMALL.items():

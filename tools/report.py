@@ -20,30 +20,19 @@ def main(
     compare: Annotated[list[str] | None, typer.Option(help="B,A: test B − A; may be given again")] = None,
     title: Annotated[str, typer.Option(help="heading of the page; default the name of ROOT")] = "",
     study: Annotated[bool, typer.Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from megatron_mathcpt.report.build import build_report
     from megatron_mathcpt.report.runs import finished_runs
+    from megatron_mathcpt.report.terminal import print_report
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     pairs = [_pair(text) for text in compare or []]
     report = build_report(
         root, out or root / "report", runs=names, comparisons=pairs, title=title, study=study
     )
-    table = Table(
-        *report.rows[0][:1], title=f"{title or root.resolve().name}: accuracy in % ± standard error"
-    )
-    for heading in report.rows[0][1:]:
-        table.add_column(heading, justify="right")
-    for row in report.rows[1:]:
-        table.add_row(*row)
-    console = Console(markup=False)
-    console.print(table)
-    for sentence in report.sentences:
-        console.print(sentence, highlight=False)
-    console.print(f"Report: {report.page}", soft_wrap=True, highlight=False)
+    if not quiet:
+        print_report(report, title or root.resolve().name)
 
 
 def _pair(text: str) -> tuple[str, str]:

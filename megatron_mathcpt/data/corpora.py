@@ -12,6 +12,7 @@ import orjson
 from megatron_mathcpt.data import documentation
 from megatron_mathcpt.data.own_corpora import own_documents, own_files, own_problems
 from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems, training_problems
+from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import (
     Manifest,
@@ -57,6 +58,8 @@ def make_corpora(
     counts = {pool: _write_rows(out / f"{pool}.jsonl", rows) for pool, rows in documents.items()}
     counts["problem_solving"] = _write_rows(out / "problem_solving.jsonl", _rows(training))
     for language, problems in held_out.items():
+        if not problems:
+            continue
         rows = map(evaluation_item, problems)
         counts[f"heldout_{language}"] = _write_rows(out / "evaluation" / f"heldout_{language}.jsonl", rows)
     return write_manifest(out, KIND, inputs=inputs, counts=counts, config=config)
@@ -75,6 +78,11 @@ def split_problems(
         own = sorted((p for p in problems if p.language == language), key=lambda p: _rank(p.id, seed))
         wanted = mix.evaluation_problems.get(language, 0)
         held_out[language] = own[: min(wanted, int(len(own) * _MAXIMUM_HELD_OUT))]
+    if not any(held_out.values()):
+        raise DataError(
+            f"problem_solving: {len(problems)} problems are too few to hold any out for evaluation; "
+            f"bring at least {round(1 / _MAXIMUM_HELD_OUT)} of one language"
+        )
     kept_back = {_normalised(p.question) for own in held_out.values() for p in own}
     training = [p for p in problems if _normalised(p.question) not in kept_back]
     _LOG.info("problems: %d for training, %d held out", len(training), sum(map(len, held_out.values())))

@@ -14,7 +14,7 @@ from megatron_mathcpt.evaluation.items import SAMPLES, SETS, STUDY_SETS, find_se
 
 @dataclass(frozen=True)
 class Request:
-    """Tasks as NAME=FILE or folders, a benchmarks folder and its sets by name, shots of a second form, item limits."""
+    """Tasks (NAME=FILE or folders), a benchmarks folder, its sets by name, shots of a second form, limits."""
 
     tasks: tuple[str, ...]
     benchmarks: Path | None
@@ -26,7 +26,7 @@ class Request:
 
 def plan(request: Request, **settings: Any) -> tuple[dict[str, Path], EvaluationConfig]:
     """Files by task name, and the config; raises `EvaluationError` for what cannot be scored."""
-    files = {name: file for text in request.tasks for name, file in _named_files(text).items()}
+    files = {name: file for text in request.tasks for name, file in named_files(text).items()}
     limits = dict.fromkeys(files, request.limit)
     if request.benchmarks:
         root = SAMPLES if str(request.benchmarks) == "samples" else request.benchmarks
@@ -64,7 +64,7 @@ def _chosen(names: str, root: Path) -> dict[str, str]:
     return {name: SETS[name] for name in names.split(",")}
 
 
-def _named_files(text: str) -> dict[str, Path]:
+def named_files(text: str) -> dict[str, Path]:
     if Path(text).is_dir():
         return {file.stem: file for file in sorted(Path(text).glob("*.jsonl"))}
     name, equals, file = text.partition("=")

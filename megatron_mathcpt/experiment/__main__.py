@@ -40,6 +40,8 @@ def run(
     from rich.console import Console
 
     from megatron_mathcpt.experiment.local import exit_status, handle_termination, run_stages
+    from megatron_mathcpt.report.build import load_report
+    from megatron_mathcpt.report.terminal import print_report
 
     handle_termination()
     stages = _stages(grid, out, data, benchmarks, processes)
@@ -52,13 +54,11 @@ def run(
             f"{len(ran)} stages in {seconds / 60:.1f} min, "
             f"peak memory {peak.peak_memory_gib:.1f} GiB ({peak.stage})"
         )
+    if not exit_status(outcomes):
+        print_report(load_report(out / "report"), out.resolve().name)
     sys.exit(exit_status(outcomes))
 
 
-def _stages(grid, out, data, benchmarks, processes):  # type: ignore[no-untyped-def]
-    from megatron_mathcpt.config import load_config
-    from megatron_mathcpt.config.grid import GridConfig
-    from megatron_mathcpt.experiment.stages import Settings, build_stages
 @app.command()
 def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     grid: GRID,
@@ -105,6 +105,10 @@ def dry_run(
     Console().print(as_table(runs, f"{gpus} {hardware}"))
 
 
+def _stages(grid, out, data, benchmarks, processes):  # type: ignore[no-untyped-def]
+    from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.grid import GridConfig
+    from megatron_mathcpt.experiment.stages import Settings, build_stages
 
     folders = (path.resolve() if path else None for path in (data, benchmarks))
     settings = Settings(out.resolve(), processes, *folders)

@@ -124,8 +124,7 @@ def _evaluate(grid: GridConfig, name: str, settings: Settings) -> Stage:
     heldout = settings.out / "corpora" / "evaluation"
     command = _tool("evaluate", "--model", settings.out / name / "hf", "--out", folder)
     command += ("--max-new-tokens", str(grid.evaluation.max_new_tokens))
-    for language in ("en", "zh"):
-        command += ("--task", f"heldout_{language}={heldout / f'heldout_{language}.jsonl'}")
+    command += ("--task", str(heldout))
     if settings.benchmarks:
         command += ("--benchmarks", str(settings.benchmarks))
         if grid.evaluation.benchmark_limit:
@@ -136,7 +135,7 @@ def _evaluate(grid: GridConfig, name: str, settings: Settings) -> Stage:
 
 def _report(grid: GridConfig, settings: Settings) -> Stage:
     folder = settings.out / "report"
-    command = _tool("report", settings.out, "--out", folder, "--runs", ",".join(grid.runs))
+    command = _tool("report", settings.out, "--out", folder, "--quiet", "--runs", ",".join(grid.runs))
     for pair in grid.report.comparisons:
         command += ("--compare", ",".join(pair))
     needs = ("corpus", *grid.runs, *(f"{name}/evaluation" for name in grid.evaluation.runs))

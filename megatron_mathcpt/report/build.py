@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.manifest import FILE_NAME, write_atomically, write_manifest
+from megatron_mathcpt.manifest import FILE_NAME, load_manifest, write_atomically, write_manifest
 from megatron_mathcpt.report import format as formats
 from megatron_mathcpt.report.compare import POOLED
 from megatron_mathcpt.report.graph import build_graph, find_manifests
@@ -69,7 +69,14 @@ def build_report(
             "study": study,
         },
     )
-    return Report(_rows(report["results"]), _sentences(report["results"]), out / "index.html")
+    return load_report(out)
+
+
+def load_report(out: Path) -> Report:
+    """What a terminal shows of the complete report in `out`; raises `ManifestError` if it is not complete."""
+    load_manifest(out, "report")
+    results = json.loads((out / "report.json").read_bytes())["results"]
+    return Report(_rows(results), _sentences(results), out / "index.html")
 
 
 def _as_json(report: dict[str, Any]) -> bytes:
