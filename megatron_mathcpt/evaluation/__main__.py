@@ -1,8 +1,8 @@
 """lm-eval's own command line with our back end and tasks: `python -m megatron_mathcpt.evaluation run ...`.
 
 Takes every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
-`tasks/` are found without `--include_path`. Release 0.4.13 has no plugin discovery, so they are registered here, before it
-reads its arguments.
+`tasks/` are found without `--include_path`. Release 0.4.13 has no plugin discovery, so they are registered
+here, before it reads its arguments.
 """
 
 import sys

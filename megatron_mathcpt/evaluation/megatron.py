@@ -78,6 +78,10 @@ class MegatronLM(TemplateLM):
         """Token that ends a document."""
         return int(self.tokenizer.eos_token_id)
 
+    def close(self) -> None:
+        """Leave the process group, so that another model can be opened."""
+        parallel.stop()
+
     def barrier(self) -> None:
         """Wait for all processes."""
         dist.barrier()

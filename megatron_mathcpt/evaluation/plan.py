@@ -65,6 +65,7 @@ def _chosen(names: str, root: Path) -> dict[str, str]:
 
 
 def named_files(text: str) -> dict[str, Path]:
+    """Tasks by name, given as NAME=FILE or as a folder of `*.jsonl` files; raises `EvaluationError`."""
     if Path(text).is_dir():
         return {file.stem: file for file in sorted(Path(text).glob("*.jsonl"))}
     name, equals, file = text.partition("=")

@@ -18,6 +18,7 @@ from lm_eval.api.model import LM
 from rich.console import Console
 from rich.progress import track
 
+from megatron_mathcpt.evaluation.model import writes
 from megatron_mathcpt.evaluation.sampling import request_seeds
 from megatron_mathcpt.log import JsonLines, read_json_lines
 from megatron_mathcpt.manifest import hash_json
@@ -26,19 +27,17 @@ from megatron_mathcpt.manifest import hash_json
 class RecordedLM(LM):
     """An lm-eval model whose generated texts are kept in a file of JSON lines, one line a batch.
 
-    `identity` is everything beside prompt and settings that decides an answer. Only the process with `writes`
-    writes; all processes read the file before the first batch.
+    `identity` is everything beside prompt and settings that decides an answer. The first process writes; all
+    read the file before the first batch.
     """
 
-    def __init__(
-        self, model: Any, path: Path, identity: dict[str, Any], *, batch: int, writes: bool = True
-    ) -> None:
+    def __init__(self, model: Any, path: Path, identity: dict[str, Any], *, batch: int) -> None:
         super().__init__()
         self._model = model
         self._path = path
         self._identity = identity
         self._batch = batch
-        self._writes = writes
+        self._writes = writes()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -65,7 +64,7 @@ class RecordedLM(LM):
         return [texts[index] for index in range(len(requests))]
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """Batches of an earlier run; a line that a kill cut short is cut off, so that the next one is whole."""
+        """Batches of an earlier run; a line that a kill cut short is cut off, so the next one is whole."""
         if not self._path.is_file():
             return {}
         known = {row["key"]: row for row in read_json_lines(self._path)}

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,17 +84,34 @@ def _generate(
     items = {name: spread(found.items, config.limits.get(name)) for name, found in sets.items()}
     built = build_tasks(items, files, config)  # its data is checked before the model is loaded
     lm = load(model, config)
-    settings = {"model": identity, "backend": config.backend, "device": str(lm.device), "seed": config.seed}
-    recorder = RecordedLM(lm, out / RESPONSES, settings, batch=config.batch_size, writes=writes())
-    found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
-    room = lm.max_length - config.max_new_tokens
-    tasks = []
-    for name, samples in found.items():
-        ordered = sorted(samples, key=lambda sample: sample["doc_id"])
-        cut = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in ordered)
-        outputs = [sample["resps"][0] for sample in ordered]
-        tasks.append(Task(name, sets[name], items[name], outputs, cut))
-    return tasks
+    try:
+        recorder = RecordedLM(lm, out / RESPONSES, _settings(lm, identity, config), batch=config.batch_size)
+        found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
+        room = lm.max_length - config.max_new_tokens
+        return [
+            _task(name, sets[name], items[name], samples, lambda text: len(lm.tok_encode(text)) > room)
+            for name, samples in found.items()
+        ]
+    finally:
+        if config.backend == "megatron":
+            lm.close()
+
+
+def _settings(lm: Any, identity: str, config: EvaluationConfig) -> dict[str, Any]:
+    """What decides an answer beside its prompt and generation settings."""
+    return {"model": identity, "backend": config.backend, "device": str(lm.device), "seed": config.seed}
+
+
+def _task(
+    name: str,
+    file: ItemFile,
+    items: tuple[Item, ...],
+    samples: list[dict[str, Any]],
+    is_cut: Callable[[str], bool],
+) -> Task:
+    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    truncated = sum(is_cut(sample["arguments"][0][0]) for sample in ordered)
+    return Task(name, file, items, [sample["resps"][0] for sample in ordered], truncated)
 
 
 def _write(out: Path, tasks: list[Task], results: dict[str, Any]) -> None:

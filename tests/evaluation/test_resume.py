@@ -96,17 +96,15 @@ def test_drawn_answers_repeat_and_differ(
     for name in ("one", "two"):
         command = "import sys; from pathlib import Path; from megatron_mathcpt.config.evaluation import *; "
         command += "from megatron_mathcpt.evaluation.run import evaluate; a = sys.argv; "
-        command += "evaluate(Path(a[1]), {'sums': Path(a[2])}, EvaluationConfig.model_validate_json(a[3]), Path(a[4]))"
+        command += "config = EvaluationConfig.model_validate_json(a[3]); "
+        command += "evaluate(Path(a[1]), {'sums': Path(a[2])}, config, Path(a[4]))"
         arguments = [str(model_folder), str(items), config.model_dump_json(), str(tmp_path / name)]
         subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, check=True, capture_output=True)
         found.append((tmp_path / name / NAMES[1]).read_bytes())
     assert found[0] == found[1]
     rows = [json.loads(line) for line in found[0].splitlines()]
     assert [(row["id"], row["sample"]) for row in rows[:5]] == [
-        ("q0", 0),
-        ("q0", 1),
-        ("q0", 2),
-        ("q0", 3),
+        *(("q0", n) for n in range(4)),
         ("q13", 0),
     ]
     for item in ("q0", "q13"):
