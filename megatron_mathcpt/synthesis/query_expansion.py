@@ -20,7 +20,7 @@ from megatron_mathcpt.synthesis.method import (
     make_record,
     usable_text,
 )
-from megatron_mathcpt.synthesis.tags import find_tag, opening_verdict, read_tags
+from megatron_mathcpt.synthesis.tags import find_tag, opening_verdict, read_tags, refuse_tags
 from megatron_mathcpt.synthesis.verification import similarity
 
 NAME = "query_expansion"
@@ -31,6 +31,7 @@ def converse(
     seed: Problem, sample: int, settings: QueryExpansion, rules: Verification, context: Context
 ) -> Conversation:
     """One record for each new question that is confirmed; a refusal stands unless `disagreement` keeps it."""
+    refuse_tags(seed=f"{seed.question}\n{seed.solution}")
     values = {"question": seed.question, "solution": seed.solution}
     request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
     (reply,) = yield (request,)

@@ -7,7 +7,7 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.context import Context
 from megatron_mathcpt.synthesis.layout import lay_out
 from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
-from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags
+from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags, refuse_tags
 from megatron_mathcpt.synthesis.verification import check_answer, require, similarity
 
 NAME = "response_diversification"
@@ -18,6 +18,7 @@ def converse(
     seed: Problem, sample: int, settings: ResponseDiversification, rules: Verification, context: Context
 ) -> Conversation:
     """Both solutions must reach the seed's answer, and differ from each other and from the given one."""
+    refuse_tags(seed=f"{seed.question}\n{seed.solution}")
     values = {"question": seed.question, "solution": seed.solution}
     request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
     (reply,) = yield (request,)

@@ -12,7 +12,7 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.method import Outcome, make_record, request_seed
 
 NAME = "retrospective_enhancement"
-_STEP_END = re.compile(r"\n+|(?<=[.。！？!?])(?<!\d\.)\s*(?=[^\s\d])")
+_STEP_END = re.compile(r"\n+|(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)")
 _FEWEST_STEPS = 3
 
 

@@ -1,7 +1,7 @@
 """Strict reading of tagged answers: just these tags, in this order, once each, nothing outside.
 
 Only what a server wrote is ever read here. A seed or a student's attempt that holds one of our tags is
-rejected before a request is made (`find_tag`), so no text of theirs can pass for a verdict.
+rejected before a request is made (`refuse_tags`), so no text of theirs can pass for a verdict.
 """
 
 import re
@@ -20,6 +20,13 @@ def find_tag(text: str) -> str | None:
     """The first of our tags in `text`, in any spelling."""
     found = _ANY_TAG.search(text)
     return found.group() if found else None
+
+
+def refuse_tags(**texts: str) -> None:
+    """`Rejected` if a text that others wrote, named as given, holds one of our tags."""
+    for name, text in texts.items():
+        if tag := find_tag(text):
+            raise Rejected(f"{name} imitates our tags", tag, text)
 
 
 def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.context import Context
 from megatron_mathcpt.synthesis.layout import lay_out
 from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
-from megatron_mathcpt.synthesis.tags import find_tag, opening_verdict, read_tags
+from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags, refuse_tags
 from megatron_mathcpt.synthesis.verification import check_answer, require
 
 NAME = "tutorship_amplification"
@@ -15,12 +15,12 @@ def converse(
     seed: Problem, sample: int, settings: TutorshipAmplification, rules: Verification, context: Context
 ) -> Conversation:
     """The attempt, the teacher's verdict and, where it is wrong, the correction, as one solution."""
+    refuse_tags(seed=seed.question)
     values = {"question": seed.question}
     ask = (settings.student, f"{NAME}.student", seed, values, settings.student_sampling, sample)
     (reply,) = yield (context.request(*ask),)
     attempt = usable_text(reply).strip()
-    if tag := find_tag(attempt):
-        raise Rejected("attempt imitates our tags", tag, attempt)
+    refuse_tags(attempt=attempt)
     if not attempt:
         raise Rejected("empty attempt")
     checks = {"attempt": check_answer(seed, attempt)}

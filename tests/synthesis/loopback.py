@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible HTTP server on the loopback, whose model is a function and whose faults are chosen.
+"""A real OpenAI-compatible server on the loopback, whose model is a function and whose faults are chosen.
 
 `scripted_model` plays student, teacher and solver for the seeds of `make_seeds`: what it answers depends on
 the prompt alone, and it notes every wrong final answer and every false verdict that it gives.

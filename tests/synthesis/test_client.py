@@ -1,0 +1,128 @@
+"""The client against a real server that misbehaves in every way we could think of."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.config.synthesis import Server
+from megatron_mathcpt.errors import ServerError
+from megatron_mathcpt.synthesis.client import Client, _retry_after
+from megatron_mathcpt.synthesis.wire import Answer
+from tests.synthesis.conftest import FAST
+from tests.synthesis.loopback import LASTING, PASSING, Loopback
+
+BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello"}]}'
+
+
+def ask(url: str | list[str], count: int = 1, **changed: Any) -> tuple[list[Answer], Client]:
+    """Ask `count` times at once."""
+    endpoints = tuple([url] if isinstance(url, str) else url)
+    server = Server(model="test-model", endpoints=endpoints, **(FAST | changed))
+
+    async def run() -> tuple[list[Answer], Client]:
+        async with Client({"s": server}) as client:
+            bodies = [BODY.replace(b"hello", b"hello %d" % n) for n in range(count)]
+            return list(await asyncio.gather(*(client.send("s", body) for body in bodies))), client
+
+    return asyncio.run(run())
+
+
+def fails_once(fault: str) -> Callable[[str, int], str | None]:
+    return lambda _prompt, attempt: fault if attempt == 1 else None
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_is_tried_again(fault: str) -> None:
+    with Loopback(lambda prompt: prompt.upper(), faults=fails_once(fault)) as server:
+        (answer,), client = ask(server.url)
+    assert (answer.text, answer.error, client.retries) == ("HELLO 0", None, 1)
+    assert server.injected == {fault: 1}
+
+
+NAMES = {
+    "HTML": "reply is not JSON",
+    "cut JSON": "reply is not JSON",
+    "no choices": "reply without choices",
+    "null content": "reply without text",
+    "finish_reason length": "cut off at max_tokens",
+    "imitated tags": None,
+    "1 GB body": "reply larger than 100000 bytes",
+    "compressed bomb": "reply larger than 100000 bytes",
+}
+
+
+@pytest.mark.parametrize("fault", LASTING)
+def test_what_lasts_is_a_named_error_after_one_request(fault: str) -> None:
+    with Loopback(lambda prompt: prompt, faults=lambda _p, _a: fault) as server:
+        (answer,), _ = ask(server.url)
+    assert (answer.error, server.requests) == (NAMES[fault], 1)
+
+
+@pytest.mark.parametrize("status", ["400", "401", "404"])
+def test_what_no_retry_mends_stops_at_once(status: str) -> None:
+    with Loopback(lambda prompt: prompt, faults=lambda _p, _a: status) as server:
+        with pytest.raises(ServerError, match=f"refused with status {status}"):
+            ask(server.url)
+        assert server.requests == 1
+
+
+def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
+    with Loopback(lambda prompt: prompt, faults=lambda _p, _a: "500") as server:
+        (answer,), _ = ask(server.url, attempts=3)
+        assert (answer.error, server.requests) == ("server: status 500", 3)
+        with pytest.raises(ServerError, match="in a row"):
+            ask(server.url, count=60, attempts=1)
+    (answer,), _ = ask(server.url, attempts=2)  # nobody listens any more
+    assert answer.error == "server: connection: ClientConnectorError"
+
+
+def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
+    with Loopback(lambda prompt: prompt, faults=fails_once("429 with Retry-After")) as server:
+        began = time.monotonic()
+        ask(server.url)
+        assert time.monotonic() - began >= 0.2
+        with pytest.raises(ServerError, match="more than maximum_wait_seconds"):
+            ask(server.url, count=2, maximum_wait_seconds=0.1)
+
+
+def test_retry_after_in_both_forms() -> None:
+    assert _retry_after("2.5") == 2.5
+    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert _retry_after("Fri, 31 Dec 2199 23:59:59 GMT") > 1e9
+    assert _retry_after("soon") == _retry_after("") == _retry_after("-3") == 0.0
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-very-secret")
+    with Loopback(lambda prompt: prompt, key="sk-very-secret") as server:
+        assert ask(server.url, key_variable="TEST_KEY")[0][0].error is None
+        server.key = "sk-another"
+        with pytest.raises(ServerError) as caught:  # the server echoes the key
+            ask(server.url, key_variable="TEST_KEY")
+        assert "sk-very-secret" not in str(caught.value)
+        monkeypatch.delenv("TEST_KEY")
+        with pytest.raises(ServerError, match="TEST_KEY is not set"):
+            ask(server.url, key_variable="TEST_KEY")
+
+
+def test_requests_in_flight_fall_on_overload_and_rise_again() -> None:
+    """A server that takes eight at a time: the limit ends near it from above and from below."""
+    server = Loopback(lambda prompt: prompt, delay_seconds=0.01)
+    server.faults = lambda _p, _a: "429" if server.in_flight > 8 else None
+    with server:
+        for start in (64, 1):
+            answers, client = ask(server.url, 600, attempts=50, initial_in_flight=start, maximum_in_flight=64)
+            assert not [answer for answer in answers if answer.error]
+            assert 2 <= client.flows["s"].endpoints[0].limit <= 16
+
+
+def test_load_is_shared_by_speed() -> None:
+    with (
+        Loopback(lambda prompt: prompt, delay_seconds=0.01) as quick,
+        Loopback(lambda prompt: prompt, delay_seconds=0.1) as slow,
+    ):
+        ask([quick.url, slow.url], 400, initial_in_flight=8, maximum_in_flight=8)
+        assert quick.requests > 4 * slow.requests > 0

@@ -1,0 +1,327 @@
+"""Whole runs against the loopback server: outcomes, resume, budgets, shards, lineage, prices."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.errors import DataError, ManifestError, ServerError
+from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.lineage import trace
+from megatron_mathcpt.synthesis.pilot import pilot, predict
+from megatron_mathcpt.synthesis.run import first_prompts, synthesize
+from megatron_mathcpt.synthesis.seeds import Shard
+from tests.synthesis.conftest import SAMPLING, TUTORSHIP
+from tests.synthesis.loopback import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MakeConfig = Callable[..., SynthesisConfig]
+METHOD = "tutorship_amplification"
+FIRST = "shard-00000-of-00001"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def accepted(out: Path, shard: str = FIRST) -> list[dict[str, Any]]:
+    return rows(out / shard / METHOD / "accepted.jsonl")
+
+
+def rejected(out: Path, shard: str = FIRST) -> list[dict[str, Any]]:
+    return rows(out / shard / METHOD / "rejected.jsonl")
+
+
+def test_every_wrong_final_answer_is_caught(make_config: MakeConfig, tmp_path: Path) -> None:
+    model = ScriptedModel()
+    with Loopback(model) as server:
+        summary = synthesize(make_config(server.url, 300), tmp_path / "out")["methods"][METHOD]
+    for record in accepted(tmp_path / "out"):
+        a, b = map(int, record["question"].removeprefix("What is ").removesuffix("?").split(" + "))
+        assert int(record["answer"]) == a + b
+        assert f"= {a + b}" in record["solution"].splitlines()[-1] + record["solution"].splitlines()[0]
+    verdicts = summary["verdicts"]
+    assert verdicts["correction: server -, mathematics wrong"] == len(model.lies["correction"]) > 10
+    false = sum(
+        verdicts[f"attempt: server {claim}, mathematics {truth}"]
+        for claim, truth in (("correct", "wrong"), ("wrong", "correct"))
+    )
+    assert false == len(model.lies["verdict"]) > 10
+    assert summary["outcomes"] == summary["accepted"] + sum(summary["rejected"].values()) == 300
+    assert len(rejected(tmp_path / "out")) == sum(summary["rejected"].values())
+
+
+def test_records_are_problems_and_the_folder_is_complete(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url)
+        synthesize(config, tmp_path / "out")
+        asked = server.requests
+        again = synthesize(config, tmp_path / "out")
+        assert server.requests == asked
+    manifest = load_manifest(tmp_path / "out" / FIRST, "synthesis")
+    assert manifest.counts == again
+    assert not [name for name in manifest.outputs if "store" in name]
+    problems = [Problem.model_validate(row) for row in accepted(tmp_path / "out")]
+    assert problems
+    assert {p.source for p in problems} == {METHOD}
+    with pytest.raises(ManifestError, match="another config 'seed'"), Loopback(ScriptedModel()) as server:
+        synthesize(config.model_copy(update={"seed": 2}), tmp_path / "out")
+
+
+def test_finished_requests_are_never_paid_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url)
+        synthesize(config, tmp_path / "out")
+        before = {
+            name: (tmp_path / "out" / FIRST / METHOD / name).read_bytes() for name in ("accepted.jsonl",)
+        }
+        asked = server.requests
+        (tmp_path / "out" / FIRST / "manifest.json").unlink()
+        base = sqlite3.connect(tmp_path / "out" / FIRST / ".store" / "synthesis.sqlite")
+        base.execute("DELETE FROM outcomes")  # as if killed after the answers and before the outcomes
+        base.commit()
+        base.close()
+        synthesize(config, tmp_path / "out")
+        assert server.requests == asked
+    assert (tmp_path / "out" / FIRST / METHOD / "accepted.jsonl").read_bytes() == before["accepted.jsonl"]
+
+
+def test_faults_end_in_one_outcome_each(make_config: MakeConfig, tmp_path: Path) -> None:
+    """All faults at once. What passes leaves no trace; what lasts is a named rejection, never a record."""
+
+    def faults(prompt: str, attempt: int) -> str | None:
+        dice = chance_of(prompt, "fault")
+        if dice < 0.3 and attempt == 1:
+            return PASSING[int(dice / 0.3 * len(PASSING))]
+        return LASTING[int((dice - 0.3) / 0.2 * len(LASTING))] if 0.3 <= dice < 0.5 else None
+
+    with Loopback(ScriptedModel(), faults=faults) as server:
+        synthesize(make_config(server.url, 150), tmp_path / "out")
+        assert set(server.injected) == {*PASSING, *LASTING}
+        assert max(server.answered.values()) == 1  # no answer is paid twice
+    ends = [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out")]
+    ends += [row["seed"] for row in rejected(tmp_path / "out")]
+    assert sorted(ends) == [seed.id for seed in make_seeds(150)]
+    assert all(int(r["answer"]) == int(r["id"][5:11]) + 7 for r in accepted(tmp_path / "out"))
+    assert {r["reason"] for r in rejected(tmp_path / "out")} >= {
+        "reply is not JSON",
+        "reply without choices",
+        "reply without text",
+        "cut off at max_tokens",
+        "attempt imitates our tags",
+        "reply larger than 100000 bytes",
+    }
+
+
+def test_a_stopped_run_goes_on_where_it_was(make_config: MakeConfig, tmp_path: Path) -> None:
+    stop_after = 30
+    with Loopback(ScriptedModel()) as server:
+        server.faults = lambda _p, _a: "401" if sum(server.answered.values()) >= stop_after else None
+        config = make_config(server.url, 40, concurrency=4)
+        with pytest.raises(ServerError, match="401"):
+            synthesize(config, tmp_path / "out")
+        assert not (tmp_path / "out" / FIRST / "manifest.json").exists()
+        server.faults = lambda _p, _a: None
+        synthesize(config, tmp_path / "out")
+        assert sum(server.answered.values()) == 80
+    with Loopback(ScriptedModel()) as server:
+        synthesize(make_config(server.url, 40), tmp_path / "whole")
+    for name in ("accepted.jsonl", "rejected.jsonl"):
+        whole = (tmp_path / "whole" / FIRST / METHOD / name).read_bytes()
+        assert (tmp_path / "out" / FIRST / METHOD / name).read_bytes() == whole
+
+
+def test_seeds_no_server_answered_are_tried_in_the_next_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel()) as server:
+        server.faults = lambda prompt, _a: "500" if "is 3 +" in prompt else None
+        config = make_config(server.url)
+        summary = synthesize(config, tmp_path / "out")
+        assert summary["methods"][METHOD]["rejected"]["server: status 500"] == 1
+        server.faults = lambda _p, _a: None
+        (tmp_path / "out" / FIRST / "manifest.json").unlink()
+        assert "server: status 500" not in synthesize(config, tmp_path / "out")["methods"][METHOD]["rejected"]
+
+
+def test_another_model_behind_the_same_address_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url)
+        synthesize(config, tmp_path / "out")
+        (tmp_path / "out" / FIRST / "manifest.json").unlink()
+        base = sqlite3.connect(tmp_path / "out" / FIRST / ".store" / "synthesis.sqlite")
+        base.execute("UPDATE identity SET value = 'old-model' WHERE name LIKE 'replies as %'")
+        base.execute("DELETE FROM requests")
+        base.execute("DELETE FROM outcomes")
+        base.commit()
+        base.close()
+        with pytest.raises(ServerError, match="answers as model 'test-model', before as 'old-model'"):
+            synthesize(config, tmp_path / "out")
+        synthesize(config, tmp_path / "out", accept_model=True)
+        server.name = "other-model"
+        with pytest.raises(ServerError, match="serves other-model, not 'test-model'"):
+            synthesize(config, tmp_path / "other")
+
+
+def test_limits_of_tokens_and_money_are_never_passed(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel(), delay_seconds=0.01) as server:
+        config = make_config(server.url, 200, concurrency=4, budget={"maximum_tokens": 20_000})
+        summary = synthesize(config, tmp_path / "out")
+        used = summary["methods"][METHOD]
+        assert summary["stopped"] == "maximum_tokens of 20000"
+        assert 15_000 < used["prompt_tokens"] + used["completion_tokens"] == 120 * server.requests <= 20_000
+        # A raised limit goes on with what is there.
+        richer = config.model_copy(
+            update={"budget": config.budget.model_copy(update={"maximum_tokens": None})}
+        )
+        assert synthesize(richer, tmp_path / "out")["methods"][METHOD]["outcomes"] == 200
+        assert sum(server.answered.values()) == 400
+        config = make_config(server.url, 200, concurrency=4, budget={"maximum_cost": 0.01})
+        summary = synthesize(config, tmp_path / "money")
+        assert 0.005 < summary["methods"][METHOD]["cost"] <= 0.01
+
+
+def test_prices_by_hand(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Each request takes 100 + 20 tokens at 1 and 2 a million: 140 millionths."""
+    with Loopback(ScriptedModel(wrong_corrections=0, false_verdicts=0)) as server:
+        used = synthesize(make_config(server.url, 10), tmp_path / "out")["methods"][METHOD]
+    assert (used["requests"], used["records"]) == (20, 10)
+    assert used["cost"] == pytest.approx(20 * 140e-6)
+    assert used["cost_per_record"] == pytest.approx(280e-6)
+    assert used["cost_per_token"] == pytest.approx(20 * 140e-6 / used["tokens"])
+
+
+def test_methods_capped_alike_end_at_the_same_tokens(make_config: MakeConfig, tmp_path: Path) -> None:
+    methods = {METHOD: TUTORSHIP, "retrospective_enhancement": {}}
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url, 200, methods=methods, budget={"accepted_tokens": 2000})
+        summary = synthesize(config, tmp_path / "out")["methods"]
+        assert server.requests < 300  # and nothing is paid far beyond the cap
+        by_seeds = make_config(server.url, 200, methods=methods, budget={"seeds": 30})
+        equal = synthesize(by_seeds, tmp_path / "seeds")["methods"]
+    for method in methods:
+        assert 1900 < summary[method]["tokens"] <= 2000
+        assert summary[method]["capped"]
+        assert equal[method]["outcomes"] == 30
+
+
+def test_shards_split_the_seeds_without_rest_or_overlap(make_config: MakeConfig, tmp_path: Path) -> None:
+    ends = []
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url, 31)
+        for number in range(3):
+            synthesize(config, tmp_path / "out", Shard(number, 3))
+            name = f"shard-0000{number}-of-00003"
+            ends += [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out", name)]
+            ends += [row["seed"] for row in rejected(tmp_path / "out", name)]
+    assert sorted(ends) == [seed.id for seed in make_seeds(31)]
+    with pytest.raises(DataError, match="shard 3 of 3"):
+        Shard(3, 3)
+
+
+def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel(false_verdicts=0)) as server:
+        synthesize(make_config(server.url), tmp_path / "out")
+    record = accepted(tmp_path / "out")[0]
+    ancestry = trace(tmp_path / "out", record["id"])
+    student, teacher = ancestry["requests"]
+    assert record["question"] in student["request"]["messages"][0]["content"]
+    assert student["text"] in teacher["request"]["messages"][-1]["content"]
+    assert record["solution"].startswith(student["text"].splitlines()[0])
+    with pytest.raises(DataError, match="no accepted record 'nobody'"):
+        trace(tmp_path / "out", "nobody")
+
+
+def test_two_problems_under_one_id_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    seeds = make_seeds(2)
+    twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
+    with Loopback(ScriptedModel()) as server, pytest.raises(DataError, match="two different problems"):
+        synthesize(make_config(server.url, twins, concurrency=1), tmp_path / "out")
+
+
+def test_bad_seed_lines_are_named_before_anything_is_spent(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url, 3)
+        for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
+            whole = Path(config.seeds[0]).read_bytes()
+            Path(config.seeds[0]).write_bytes(whole + bad)
+            with pytest.raises(DataError, match=r"seeds\.jsonl:4: "):
+                synthesize(config, tmp_path / "out")
+            Path(config.seeds[0]).write_bytes(whole)
+        assert server.requests == 0
+
+
+def test_the_command_shows_no_key_anywhere(make_config: MakeConfig, tmp_path: Path) -> None:
+    key = "sk-very-secret-1234"
+    with Loopback(ScriptedModel(), key=key) as server:
+        config = make_config(server.url)
+        tree = config.model_dump(mode="json")
+        for row in tree["servers"].values():
+            row["key_variable"] = "TEST_KEY"
+        config = SynthesisConfig.model_validate_json(json.dumps(tree))
+        (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        command = [
+            sys.executable,
+            "tools/synthesize.py",
+            str(tmp_path / "config.yaml"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        environment = os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+
+        def run(*more: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
+
+        preview = run("--preview")
+        assert server.requests == 0
+        assert "What is 0 + 7?" in preview.stdout
+        done = run()
+        assert done.returncode == 0, done.stderr
+        assert "tutorship_amplification" in done.stdout
+        server.key = "sk-another"
+        failed = run("seed=9", "--pilot", "2")
+        assert failed.returncode == 2
+        assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
+    for text in (preview.stdout, done.stdout, done.stderr, failed.stderr):
+        assert key not in text
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes()
+
+
+def test_the_first_prompts_are_whole(make_config: MakeConfig) -> None:
+    methods = {
+        METHOD: TUTORSHIP,
+        "response_diversification": {"server": "teacher", "sampling": SAMPLING},
+    }
+    shown = first_prompts(make_config("http://127.0.0.1:1/v1", methods=methods))
+    assert list(shown) == ["response_diversification", METHOD]
+    assert all("What is 0 + 7?" in prompt for prompt in shown.values())
+
+
+def test_a_pilot_predicts_what_the_run_then_takes(make_config: MakeConfig, tmp_path: Path) -> None:
+    with Loopback(ScriptedModel()) as server:
+        config = make_config(server.url, 300)
+        (forecast,) = pilot(config, tmp_path / "out", 60)
+        assert server.requests == 120
+        summary = synthesize(config, tmp_path / "out")["methods"][METHOD]
+        assert server.requests == 600  # the pilot's answers are kept
+    assert forecast.requests.total == 600
+    assert forecast.cost.total == pytest.approx(summary["cost"])
+    assert forecast.accepted_records.low <= summary["records"] <= forecast.accepted_records.high
+
+
+def test_a_prediction_by_hand() -> None:
+    """Mean 2, standard deviation sqrt(2), t(1) = 12.706: half width 12.706 for two seeds of two."""
+    prediction = predict([1.0, 3.0], 10)
+    assert (prediction.total, prediction.low) == (20.0, 0.0)
+    assert prediction.high == pytest.approx(10 * (2 + 12.706))
+    assert predict([4.0] * 30, 10).high == 40
