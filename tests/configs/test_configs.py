@@ -15,6 +15,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
 from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.experiment.dry_run import DryRun, ExpectedTokens, load_expected_tokens, plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,8 @@ def kind(path: Path) -> Any:
     if path.name.startswith("pools"):
         return ExpectedTokens
     text = path.read_text()
+    if "\nmethods:" in text:
+        return SynthesisConfig
     if "\nmodels:" in text:
         return BaselinesConfig
     return GridConfig if "\nruns:" in text else ExperimentConfig
