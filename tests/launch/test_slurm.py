@@ -1,5 +1,6 @@
 """The job script under a real Slurm: what each stop, kill and failure ends in (S1-S4, S8, S9)."""
 
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -174,3 +175,27 @@ def test_sick_node_is_left_out(tmp_path: Path) -> None:
     assert "node1: 1 GPUs, expected 2" in told
     assert field(job_id, "ExcNodeList") == "node1"
     assert field(job_id, "NodeList") == "node2"
+
+
+def test_values_arrive_unchanged(tmp_path: Path) -> None:
+    """X4: what may stand in a job comes back from Slurm, and reaches the task, as it was given."""
+    nasty = """it's "$(touch canary)" `touch canary`; #SBATCH --nodes=9 \\ * {} %j é"""
+    work = tmp_path / "a+b=c@d~e"
+    run = work / "r.1_x-y"
+    run.mkdir(parents=True)
+    record = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2] + os.environ['NCCL_DEBUG'])"
+    job = replace(single(trainee_job(run)), name="n.1_x-y+z")
+    job = replace(job, command=(*job.command[:2], "-c", record, str(run / "seen"), nasty))
+    cluster = test_cluster("account=math-1", f"environment={json.dumps({'NCCL_DEBUG': nasty})}")
+    job_id = submit(job, cluster)
+    assert wait_for_end(job_id) == "COMPLETED"
+    shown = {name: field(job_id, name) for name in ("JobName", "Account", "WorkDir", "StdOut", "NumNodes")}
+    assert shown == {
+        "JobName": "n.1_x-y+z",
+        "Account": "math-1",
+        "WorkDir": str(work),
+        "StdOut": f"{run}/.slurm/{job_id}.log",
+        "NumNodes": "1",
+    }
+    assert (run / "seen").read_text() == nasty * 2
+    assert not list(tmp_path.rglob("canary"))
