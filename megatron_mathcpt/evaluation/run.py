@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def _generate(
     config: EvaluationConfig,
     out: Path,
 ) -> list[Task]:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars of milliseconds; ours shows the answers
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     from megatron_mathcpt.evaluation.build import build_tasks

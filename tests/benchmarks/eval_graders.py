@@ -2,8 +2,8 @@
 
     python tests/benchmarks/eval_graders.py [BENCHMARKS_DIR]
 
-math-verify is called as lm-eval's minerva task calls it: boxed gold, prediction in a final sentence. The rules
-saw these pairs while they were written; shares on pairs before they were seen stand in `pairs.tsv`.
+math-verify is called as lm-eval's minerva task calls it: boxed gold, prediction in a final sentence. Our rules
+saw these pairs while they were written; what they got right before stands in `pairs.tsv`.
 """
 
 import json
