@@ -16,8 +16,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     *,
     out: Annotated[Path, typer.Option(help="folder of the shards")],
-    shard: Annotated[int, typer.Option(help="number of this shard, from 0")] = 0,
-    shards: Annotated[int, typer.Option(help="number of shards")] = 1,
+    shard: Annotated[str, typer.Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
     pilot: Annotated[int | None, typer.Option(min=2, help="run only so many seeds; predict the rest")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="show the first prompts; spend nothing")] = False,
     accept_model: Annotated[bool, typer.Option("--accept-model", help="the served model may differ")] = False,
@@ -41,7 +40,7 @@ def main(
     tables: list[Any] = (
         [forecast_table(run_pilot(settings, out, pilot, accept_model=accept_model))]
         if pilot
-        else summary_tables(synthesize(settings, out, Shard(shard, shards), accept_model=accept_model))
+        else summary_tables(synthesize(settings, out, Shard.parse(shard), accept_model=accept_model))
     )
     for table in tables:
         console.print(table)

@@ -89,7 +89,7 @@ class Client:
         return Answer("", f"{UNANSWERED}{last.what}")
 
     async def served_models(self, name: str) -> dict[str, list[str]]:
-        """The model ids each address of server `name` lists; an address without such a list is left out."""
+        """The model ids each address of server `name` lists; an address that lists none is left out."""
         found = {}
         for url in self._servers[name].endpoints:
             try:
@@ -105,7 +105,7 @@ class Client:
             except orjson.JSONDecodeError:
                 rows = {}
             listed = rows.get("data") if isinstance(rows, dict) else None
-            if isinstance(listed, list):
+            if isinstance(listed, list) and listed:
                 found[url] = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
         return found
 

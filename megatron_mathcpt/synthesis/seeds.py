@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Self, cast
 
 import orjson
 from pydantic import ValidationError
@@ -34,6 +34,14 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.count:
             raise DataError(f"shard {self.number} of {self.count}: expected 0 to {self.count - 1}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `INDEX/COUNT`; raises `DataError` for anything else."""
+        index, slash, count = text.partition("/")
+        if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+            raise DataError(f"shard '{text}': expected INDEX/COUNT, such as 0/16")
+        return cls(int(index), int(count))
 
     @property
     def folder_name(self) -> str:

@@ -38,7 +38,9 @@ def write_seeds(path: Path, seeds: list[Problem]) -> str:
 def make_config(tmp_path: Path) -> Callable[..., SynthesisConfig]:
     """A config for tutorship amplification with both servers at one address; any section can be replaced."""
 
-    def make(url: str, seeds: list[Problem] | int = 20, **changed: Any) -> SynthesisConfig:
+    def make(
+        url: str, seeds: list[Problem] | int = 20, patience_seconds: float = 0.6, **changed: Any
+    ) -> SynthesisConfig:
         rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
         server = {
             "model": "test-model",
@@ -46,6 +48,8 @@ def make_config(tmp_path: Path) -> Callable[..., SynthesisConfig]:
             "prompt_price": 1.0,
             "completion_price": 2.0,
             **FAST,
+            "read_timeout_seconds": patience_seconds / 2,
+            "total_timeout_seconds": patience_seconds,
         }
         tree = {
             "name": "test",

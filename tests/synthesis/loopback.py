@@ -72,6 +72,10 @@ class Loopback:
         ready.set()
         await self._stop.wait()
         await runner.cleanup()
+        silent = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in silent:
+            task.cancel()
+        await asyncio.gather(*silent, return_exceptions=True)
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.name}]})

@@ -222,8 +222,10 @@ def test_shards_split_the_seeds_without_rest_or_overlap(make_config: MakeConfig,
             ends += [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out", name)]
             ends += [row["seed"] for row in rejected(tmp_path / "out", name)]
     assert sorted(ends) == [seed.id for seed in make_seeds(31)]
-    with pytest.raises(DataError, match="shard 3 of 3"):
-        Shard(3, 3)
+    assert Shard.parse("2/3") == Shard(2, 3)
+    for bad in ("3/3", "1", "a/2", "0/0", "-1/2"):
+        with pytest.raises(DataError, match="shard"):
+            Shard.parse(bad)
 
 
 def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""The job script for servers and client, run by bash as Slurm would, with a small server in vLLM's place."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from tests.synthesis.test_synthesis_run import ROOT, accepted
+
+STAND_IN = """#!{python}
+import asyncio, json, pathlib, sys
+sys.path.insert(0, {root!r})
+from aiohttp import web
+from tests.synthesis.loopback import Loopback, ScriptedModel
+model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
+pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
+server = Loopback(ScriptedModel(), name=model)
+app = web.Application()
+app.router.add_get("/v1/models", server._models)
+app.router.add_post("/v1/chat/completions", server._complete)
+web.run_app(app, host="127.0.0.1", port=port, print=None)
+"""
+
+
+def run(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").write_text(stand_in)
+    (tmp_path / "bin" / "vllm").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHON": sys.executable,
+        "STUDENT_MODEL": "small",
+        "TEACHER_MODEL": "big",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_ARRAY_TASK_COUNT": "3",
+    }
+    command = ["bash", "launch/synthesis.sbatch", str(tmp_path / "config.yaml"), str(tmp_path / "out")]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def processes_of(tmp_path: Path) -> list[str]:
+    found = subprocess.run(
+        ["pgrep", "-af", str(tmp_path / "bin")], capture_output=True, text=True, check=False
+    )
+    return found.stdout.splitlines()
+
+
+def test_servers_start_serve_one_shard_and_end(
+    make_config: Callable[..., SynthesisConfig], tmp_path: Path
+) -> None:
+    stand_in = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path))
+    done = run(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in)
+    assert done.returncode == 0, done.stderr
+    records = accepted(tmp_path / "out", "shard-00001-of-00003")
+    assert records
+    assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
+    assert {request["model"] for request in records[0]["extra"]["lineage"]["requests"]} == {"small", "big"}
+    assert '"--tensor-parallel-size", "6"' in (tmp_path / "served-big").read_text()
+    time.sleep(0.2)
+    assert processes_of(tmp_path) == []
+
+
+def test_a_server_that_dies_ends_the_job(make_config: Callable[..., SynthesisConfig], tmp_path: Path) -> None:
+    done = run(tmp_path, make_config("http://127.0.0.1:1/v1"), "#!/bin/sh\nexit 3\n")
+    assert done.returncode == 1
+    assert "ended before it answered" in done.stderr
+    assert processes_of(tmp_path) == []

