@@ -12,7 +12,7 @@ PRECISIONS = ("bf16", "fp8_delayed", "fp8_current")
 
 
 @app.command(help=__doc__)
-def main(  # noqa: PLR0917 - a command's options are its parameters
+def main(
     model: Annotated[
         str, typer.Argument(help="name of a known shape (llama3-8b) or path of a HF config.json")
     ],

@@ -108,13 +108,15 @@ class Tokenizer(Section):
     """Either `path` to an existing tokenizer, or `vocab_size` of one trained on the kept documents.
 
     `special_literals`: what the text of a special token inside a document becomes, ordinary `text`, or the
-    `control` token (as in Megatron-LM's preprocessing).
+    `control` token (as in Megatron-LM's preprocessing). `engine`: `auto` takes the fastest one that agrees
+    with the reference, `tokenizers`.
     """
 
-    path: str | None = None
+    path: str | None = Field(default=None, min_length=1)
     vocab_size: int | None = Field(default=None, ge=300)
     train_megabytes: int = Field(default=200, ge=1)
     special_literals: Literal["text", "control"] = "text"
+    engine: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -6,6 +6,7 @@ A build that was killed goes on with the shards that were not finished and ends 
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.decide import SPLITS, decide, pools_of
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
+from megatron_mathcpt.data.engines import load_encoder
 from megatron_mathcpt.data.indexed_dataset import merge
 from megatron_mathcpt.data.prepare import prepare_shard
 from megatron_mathcpt.data.publish import join_lines, kept_bytes, kept_texts, publish_shard
 from megatron_mathcpt.data.sources import list_shards
-from megatron_mathcpt.data.tokenize import load_encoder
-from megatron_mathcpt.data.tokenizer import TokenizerInfo, load_tokenizer, train_tokenizer
+from megatron_mathcpt.data.tokenizer import (
+    TokenizerInfo,
+    install_tokenizer,
+    load_tokenizer,
+    tokenizer_file,
+    train_tokenizer,
+)
 from megatron_mathcpt.data.work import Build
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import (
@@ -32,6 +39,7 @@ from megatron_mathcpt.manifest import (
 )
 
 KIND = "corpus"
+_SAMPLE = 64  # documents on which a fast tokenizer engine must agree with the reference
 _log = get_logger(__name__)
 
 
@@ -51,7 +59,8 @@ def build_corpus(config: Corpus, out: Path) -> Manifest:
     decide(build)
     _log.info("duplicates and validation split decided")
     info = _tokenizer(build)
-    encoder, _ = load_encoder(info.folder, config.tokenizer.special_literals)
+    sample = list(islice(kept_texts(build, 1.0), _SAMPLE))
+    encoder, _ = load_encoder(info.folder, config.tokenizer.special_literals, config.tokenizer.engine, sample)
     published = [publish_shard(build, shard, encoder, info) for shard in _logged(build, "tokenize")]
     _join(build)
     counts = _counts(build, prepared, published, info)
@@ -70,7 +79,7 @@ def _inputs(build: Build) -> dict[str, str]:
         files += [(f"benchmark/{f.parent.name}/{f.name}", f) for f in benchmark_files(config.decontaminate)]
     inputs = {name: hash_file(path) for name, path in files}
     if config.tokenizer.path:
-        inputs["tokenizer"] = load_tokenizer(Path(config.tokenizer.path))[1].sha256
+        inputs["tokenizer"] = hash_file(tokenizer_file(Path(config.tokenizer.path)))
     return inputs
 
 
@@ -84,13 +93,7 @@ def _tokenizer(build: Build) -> TokenizerInfo:
     """Train the tokenizer, or copy the given one, into the build."""
     settings, folder = build.config.tokenizer, build.out / "tokenizer"
     if settings.path:
-        _, given = load_tokenizer(Path(settings.path))
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-        for file in (given.folder / name for name in names):
-            if file.is_file():
-                write_atomically(folder / file.name, file.read_bytes())
-        return load_tokenizer(folder)[1]
+        return install_tokenizer(Path(settings.path), folder)
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)[1]
     assert settings.vocab_size is not None

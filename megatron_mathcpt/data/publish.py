@@ -9,10 +9,11 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.data.decide import DUPLICATES, SPLITS, VALIDATION
+from megatron_mathcpt.data.engines import Encoder
 from megatron_mathcpt.data.files import read_lines, write_whole
 from megatron_mathcpt.data.indexed_dataset import DatasetWriter, token_dtype
 from megatron_mathcpt.data.sources import Shard
-from megatron_mathcpt.data.tokenize import Encoder, close_documents
+from megatron_mathcpt.data.tokenize import ahead, close_documents
 from megatron_mathcpt.data.tokenizer import TokenizerInfo
 from megatron_mathcpt.data.work import Build, load_array
 
@@ -31,7 +32,7 @@ def publish_shard(build: Build, shard: Shard, encoder: Encoder, info: TokenizerI
         )
         originals = iter(_originals(build, shard, decisions))
         done = 0
-        for _, lines in read_lines(build.folder("prepared", shard) / "kept.jsonl"):
+        for _, lines in ahead(read_lines(build.folder("prepared", shard) / "kept.jsonl")):
             here = np.array(decisions[done : done + len(lines)])
             done += len(lines)
             for number in np.flatnonzero(here > VALIDATION):

@@ -30,6 +30,42 @@ class TokenizerInfo:
     sha256: str
 
 
+def tokenizer_file(path: Path) -> Path:
+    """The `tokenizer.json` or `.model` file that `path`, a file or folder, stands for.
+
+    Raises `DataError` if there is none.
+    """
+    names = ("tokenizer.json", "tokenizer.model")
+    found = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
+    if not found:
+        raise DataError(
+            f"{path}: tokenizer not found; give a folder with {' or '.join(names)}, or such a file"
+        )
+    return found[0]
+
+
+def install_tokenizer(path: Path, folder: Path) -> TokenizerInfo:
+    """Put the tokenizer at `path` into `folder` as a Hugging Face folder; `.model` files are converted.
+
+    Raises `DataError` if it is missing, damaged or of no known kind.
+    """
+    file = tokenizer_file(path)
+    if file.suffix == ".model":
+        from megatron_mathcpt.data.foreign_tokenizer import convert_tokenizer
+
+        tokenizer, settings = convert_tokenizer(file)
+        contents = {"tokenizer_config.json": settings.encode(), "tokenizer.json": tokenizer.encode()}
+    else:
+        load_tokenizer(file)
+        others = (file.with_name(name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
+        contents = {other.name: other.read_bytes() for other in others if other.is_file()}
+        contents["tokenizer.json"] = file.read_bytes()
+    for name, content in contents.items():
+        with write_whole(folder / name) as target:
+            target.write(content)
+    return load_tokenizer(folder)[1]
+
+
 def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerInfo]:
     """The tokenizer in `folder`, which may also be the path of a `tokenizer.json`.
 
@@ -37,11 +73,7 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerInfo]
     """
     import tokenizers
 
-    file = folder / "tokenizer.json" if folder.is_dir() else folder
-    if not file.is_file():
-        raise DataError(
-            f"{file}: tokenizer not found; give a folder with tokenizer.json, or set tokenizer.vocab_size"
-        )
+    file = tokenizer_file(folder)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises plain Exception for any damage

@@ -155,7 +155,7 @@ def test_a_bad_line_is_one_line_with_file_and_number(content: bytes, expected: s
 
 
 def test_a_missing_pool_and_a_text_record_without_text_are_named(tmp_path: Path) -> None:
-    own = write_own(tmp_path / "own", [problem_row(number) for number in range(5)])
+    own = write_own(tmp_path / "own", [problem_row(number) for number in range(40)])
     (own / "math_corpus.jsonl").write_text('{"id": "1", "text": " "}\n')
     with pytest.raises(DataError, match=r"math_corpus\.jsonl:1: record without text"):
         make_corpora(tmp_path / "out", own)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.manifest import write_manifest
 from megatron_mathcpt.train.datasets import build_blend, index_cache
@@ -60,6 +61,7 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
     inputs = resolve_inputs(load_config(run / "config.yaml", ExperimentConfig))
     with pytest.raises(DataError, match="sample index is not there"):
         trace_step(run, 1)
+    use_cpu()
     parallel.start_alone(inputs.config.parallel)
     blend = build_blend(inputs, index_cache(inputs, run))
     parallel.stop()
