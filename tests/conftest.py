@@ -1,6 +1,8 @@
-"""Fixtures for data that is on some machines only; tests that need it skip with a reason elsewhere."""
+"""Fixtures for data and programs that are on some machines only; tests skip with a reason elsewhere."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,19 @@ def benchmarks_dir() -> Path:
 def corpora_dir() -> Path:
     """Folder of the three pools as `<pool>.jsonl.gz` (`MATHCPT_CORPORA`)."""
     return _local("MATHCPT_CORPORA", "corpora")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium; on a CI machine it is installed if it is not there."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (
+            ["apt-get", "update"],
+            ["apt-get", "install", "-y", "--no-install-recommends", "chromium"],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
+        found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no Chromium here")
+    return found

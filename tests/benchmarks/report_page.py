@@ -12,11 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "report"))
-from browser import open_page
-from report_folder import write_grid
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from megatron_mathcpt.report.build import build_report
+from tests.report.browser import open_page
+from tests.report.report_folder import write_grid
 
 RUNS, ITEMS, TASKS, OPENINGS = 50, 500, ("gsm8k", "math", "gaokao_public", "zhongkao_public"), 5
 LOADED = "performance.getEntriesByType('navigation')[0].loadEventEnd"

@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 import pytest
-from made import problem, sentence, tree, write_lines
 
 from megatron_mathcpt.config.corpus import Corpus
+from tests.data.made import problem, sentence, tree, write_lines
 
 
 @pytest.fixture

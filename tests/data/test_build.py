@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from made import problem, tree, write_lines
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
@@ -18,6 +17,7 @@ from megatron_mathcpt.data.indexed_dataset import read_documents
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.manifest import Manifest, load_manifest
 from megatron_mathcpt.records import Problem, cpt_text
+from tests.data.made import problem, tree, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 

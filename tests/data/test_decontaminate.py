@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made import write_lines
 
 from megatron_mathcpt.config.corpus import Decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, Hit, load_items
 from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import DataError
+from tests.data.made import write_lines
 
 ENGLISH = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "

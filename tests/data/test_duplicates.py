@@ -3,11 +3,11 @@
 import random
 
 import numpy as np
-from made import problem, sentence
 
 from megatron_mathcpt.data.duplicates import EXACT, KEPT, NEAR, find_duplicates
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.words import cut_words, ngrams
+from tests.data.made import problem, sentence
 
 
 def changed(text: str, share: float, random_: random.Random) -> str:

@@ -1,8 +1,6 @@
 """The page in a real browser: picking a case and a row redraws it, quietly and without the network."""
 
 import asyncio
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,7 @@ from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.page import Grid, render_page
 from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "report"))
-from browser import Page, open_page
+from tests.report.browser import Page, open_page
 
 SHAPES = [load_shape("llama3-8b"), load_shape("llama3-70b")]
 TRAINING = Training(seq_length=8192, global_batch_size=128)
@@ -38,10 +34,7 @@ async def text(page: Page, selector: str) -> str:
     return str(await page.evaluate(f"document.querySelector('{selector}').textContent"))
 
 
-def test_a_case_and_a_row_are_picked(page: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium here")
+def test_a_case_and_a_row_are_picked(chromium: str, page: Path) -> None:
     plans = search(SHAPES[0], TRAINING, 64, H100).plans
 
     async def run() -> None:

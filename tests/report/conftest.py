@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from report_folder import write_results
+
+from tests.report.report_folder import write_results
 
 
 @pytest.fixture

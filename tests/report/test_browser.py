@@ -1,33 +1,14 @@
 """The page in a real browser: it sorts, filters, shows values, stays quiet and loads nothing."""
 
 import asyncio
-import os
-import shutil
-import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from browser import Page, open_page
-from report_folder import write_grid
 
 from megatron_mathcpt.report.build import build_report
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """A Chromium; on a CI machine it is installed if it is not there."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (
-            ["apt-get", "update"],
-            ["apt-get", "install", "-y", "--no-install-recommends", "chromium"],
-        ):
-            subprocess.run(command, check=True, capture_output=True)
-        found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no Chromium here")
-    return found
+from tests.report.browser import Page, open_page
+from tests.report.report_folder import write_grid
 
 
 @pytest.fixture

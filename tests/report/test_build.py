@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_folder import POOLS, write_run
 
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.build import Report, build_report
+from tests.report.report_folder import POOLS, write_run
 
 RUNS = ("base", "base1", "base2")
 

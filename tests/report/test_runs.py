@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_folder import write_json_lines
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.manifest import write_manifest
 from megatron_mathcpt.report.runs import compare_two, finished_runs, list_runs, show_run
+from tests.report.report_folder import write_json_lines
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "runs.py"
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from report_folder import write_grid
 
 from megatron_mathcpt.report.build import build_report
 from megatron_mathcpt.report.compare import Comparison
 from megatron_mathcpt.report.study import judge, load_published
+from tests.report.report_folder import write_grid
 
 PUBLISHED = load_published()
 ROWS = [row for table in PUBLISHED.tables for row in table.rows if row.scores]
