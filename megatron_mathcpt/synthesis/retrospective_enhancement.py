@@ -12,7 +12,8 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.method import Outcome, make_record, request_seed
 
 NAME = "retrospective_enhancement"
-_STEP_END = re.compile(r"\n+|(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)")
+_LINE_END = re.compile(r"\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)")
 _FEWEST_STEPS = 3
 
 
@@ -36,9 +37,8 @@ def enhance(seed: Problem, sample: int, settings: RetrospectiveEnhancement, run_
 
 def split_steps(text: str) -> list[tuple[int, int]]:
     """Begin and end of each step: the lines, or the sentences of a solution of one line."""
-    ends = [(found.start(), found.end()) for found in _STEP_END.finditer(text)]
-    if "\n" in text.strip():
-        ends = [(begin, end) for begin, end in ends if "\n" in text[begin:end]]
+    pattern = _LINE_END if "\n" in text.strip() else _SENTENCE_END
+    ends = [found.span() for found in pattern.finditer(text)]
     starts = [0, *(end for _, end in ends)]
     stops = [*(begin for begin, _ in ends), len(text)]
     return [(begin, end) for begin, end in zip(starts, stops, strict=True) if text[begin:end].strip()]

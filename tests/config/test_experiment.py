@@ -30,7 +30,7 @@ def test_every_config_passes_its_checks(path: Path) -> None:
         ([], 3, "world size"),
         ([], 1, "world size"),
         (["train.global_batch_size=12"], 4, "train.global_batch_size"),
-        (["parallel.tensor_model_parallel_size=4"], 4, "model.num_attention_heads"),
+        (["parallel.tensor_model_parallel_size=16"], 16, "model.num_attention_heads"),
         (["model.num_query_groups=1"], 2, "model.num_query_groups"),
         (["model.ffn_hidden_size=511"], 2, "model.ffn_hidden_size"),
         (["parallel.pipeline_model_parallel_size=3"], 6, "model.num_layers"),
@@ -61,7 +61,7 @@ def test_a_combination_that_cannot_run_names_its_field(
         ("init.scratch=false", "set just one of scratch"),
         ("data.blend.general=0", r"blend.general must be above 0"),
         ("data.max_epochs.other=2", r"max_epochs.other names no pool"),
-        ("model.num_query_groups=4", "no multiple of num_query_groups"),
+        ("model.num_query_groups=3", "no multiple of num_query_groups"),
         ("train.seq_len=5", "did you mean 'seq_length'"),
         ("train.seq_length=1.5", "train.seq_length"),
     ],
@@ -73,8 +73,8 @@ def test_a_wrong_section_is_refused(override: str, message: str) -> None:
 
 def test_budget_is_rounded_up_to_whole_steps() -> None:
     config = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"])
-    assert config.train.tokens_per_step == 16 * 256
-    assert (config.train.train_steps, config.train.train_samples) == (2, 32)
+    assert config.train.tokens_per_step == 4 * 128
+    assert (config.train.train_steps, config.train.train_samples) == (9, 36)
 
 
 def test_num_parameters_of_published_models() -> None:

@@ -1,7 +1,7 @@
 """A later step early between marks, and back: the text without the detour is the original."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_mathcpt.config.synthesis import RetrospectiveEnhancement
@@ -32,6 +32,7 @@ def test_steps_are_lines_or_else_sentences() -> None:
 
 
 @given(st.lists(st.text("ab1.。 ", min_size=1).filter(str.strip), min_size=3, max_size=8), st.integers(0, 50))
+@example(["1", ". ", " 1"], 0)
 def test_the_detour_is_a_later_step_and_comes_off_again(lines: list[str], number: int) -> None:
     text = "\n".join(lines)
     (record,) = enhance(seed(text, number), 0, SETTINGS, run_seed=1).records
