@@ -23,18 +23,21 @@ _INTEGER = "[零〇一二两三四五六七八九十百千万亿]+"
 _PLAIN = rf"(?:{_INTEGER}|\d+(?:\.\d+)?)"
 
 _PERCENT = re.compile(rf"百分之({_PLAIN}(?:点[零〇一二三四五六七八九]+)?)")
-_FRACTION = re.compile(rf"(?:({_PLAIN})又)?({_PLAIN})分之({_PLAIN})")
+_FRACTION = re.compile(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})")
+_MIXED = re.compile(r"(?<=\d)又(?=\d+/\d|\\frac)")
+_ROOT = re.compile(rf"根号({_PLAIN})")
 _DECIMAL = re.compile(rf"({_INTEGER})点([零〇一二三四五六七八九]+)")
 _SCALED = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)\s*(万亿|亿|千万|百万|十万|万)(?![分])")
 
 
 def arabic_numerals(text: str) -> str:
     """`text` with every Chinese numeral in digits; a word that merely starts with one is left alone."""
-    if not re.search("[零〇一二两三四五六七八九十百千万亿每]", text):
+    if not re.search("[零〇一二两三四五六七八九十百千万亿每又根]", text):
         return text
     text = _DECIMAL.sub(lambda m: f"{_read(m.group(1))}.{''.join(str(_DIGITS[d]) for d in m.group(2))}", text)
     text = _PERCENT.sub(lambda m: f"{_read(m.group(1))}%", text)
     text = _FRACTION.sub(_fraction, text)
+    text = _ROOT.sub(lambda m: f"\\sqrt{{{_read(m.group(1))}}}", _MIXED.sub(" ", text))
     text = _SCALED.sub(_scaled, text)
     text = re.sub("^([一二三四五六七八九])成([一二三四五六七八九])?$", _tenths, text)
     text = re.sub("^每(小时|分钟|秒|天|年|月|周|时)(.+)$", r"\2/\1", text)
@@ -47,8 +50,9 @@ def _integer(match: re.Match[str]) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    whole, bottom, top = match.groups()
-    return (_read(whole) if whole else "") + f"\\frac{{{_read(top)}}}{{{_read(bottom)}}}"
+    whole, bottom, root, top = match.groups()
+    above = f"\\sqrt{{{_read(top)}}}" if root else _read(top)
+    return (_read(whole) if whole else "") + f"\\frac{{{above}}}{{{_read(bottom)}}}"
 
 
 def _scaled(match: re.Match[str]) -> str:

@@ -25,6 +25,11 @@ UNDECIDED = "value too large or undefined"
 Rule = Callable[[str, str], bool | None]
 Rows = tuple[tuple[str, ...], ...]
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+# At the end of an answer: the set that its parameter runs over.
+_PARAMETER = re.compile(
+    r"\s*[,(]?\s*\(?\s*(?P<name>[kmn])\s*\\in\s*(?:\\math[a-z]+\s*)?\{?\s*(?P<set>[ZN])\s*\}?"
+    r"(?:[*+^{}_\s]|\\cdot)*\)?\s*$"
+)
 _FUNCTIONS_OF = {"y", "f(x)", "g(x)", "h(x)", "f(t)", "f(n)", "p(x)", "P(x)", "q(x)"}
 
 
@@ -34,6 +39,7 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         return True, "same text"
     rules: list[tuple[str, Rule]] = [
         ("alternatives", _alternatives),
+        ("parameter", _families),
         ("clock time", same_time),
         ("statements", _statements),
         ("words", _words),
@@ -41,6 +47,7 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         ("matrix", _matrices),
         ("list", lambda a, b: _lists(a, b, ordered=ordered)),
         ("group", _groups),
+        ("ratio", _ratios),
         ("equation", _equations),
         ("value", _quantities),
     ]
@@ -65,6 +72,43 @@ def _squeeze(text: str) -> str:
 def _alternatives(gold: str, prediction: str) -> bool | None:
     parts = [part.strip(" $") for part in re.split(r"#\s*#", gold)]
     return any(same(part, prediction) for part in parts) if len(parts) > 1 else None
+
+
+def _families(gold: str, prediction: str) -> bool | None:
+    """Answers with a whole-number parameter, x = k\\pi, k \\in Z: the same family however it is counted."""
+    found = [_PARAMETER.search(text) for text in (gold, prediction)]
+    stated = {(match["name"], match["set"]) for match in found if match}
+    if not stated:
+        return None
+    if len(stated) > 1:
+        return False if len({domain for _, domain in stated}) > 1 else None
+    bodies = [
+        text[: match.start()] if match else text
+        for text, match in zip((gold, prediction), found, strict=True)
+    ]
+    ((name, domain),) = stated
+    symbol = re.compile(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])")
+    counted = [name]
+    if domain == "Z":
+        counted += [f"({sign}{name}{shift:+d})" for sign in ("", "-") for shift in range(-2, 3)]
+    return _any(same(bodies[0], symbol.sub(other, bodies[1])) for other in counted)
+
+
+def _ratios(gold: str, prediction: str) -> bool | None:
+    """Three numbers and more, 3:4:5: equal when all are in proportion; two are a fraction."""
+    terms = [split_top(text, ":") for text in (gold, prediction)]
+    if max(map(len, terms)) < 3:
+        return None
+    if len(terms[0]) != len(terms[1]):
+        return False
+    first, second = ([_parse(term) for term in each] for each in terms)
+    if not all(first) or not all(second):
+        return None
+    return _all(
+        same_value(Node("multiply", (a, second[0])), Node("multiply", (b, first[0])))
+        for a, b in zip(first, second, strict=True)
+        if a and b and first[0] and second[0]
+    )
 
 
 def _statements(gold: str, prediction: str) -> bool | None:
@@ -224,12 +268,13 @@ def _groups(gold: str, prediction: str) -> bool | None:
         if group and group.is_set and len(group.items) == 1:
             return same(group.items[0], other)
         return False if _parse(other) else None
-    return _same_groups(first, second)
+    return _same_groups(first, second, gold, prediction)
 
 
-def _same_groups(first: Group, second: Group) -> bool | None:
-    if first.is_set != second.is_set:
-        return False
+def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> bool | None:
+    if first.is_set != second.is_set:  # the one solution, as a set or alone
+        one, other = (first, prediction) if first.is_set else (second, gold)
+        return same(one.items[0], other) if len(one.items) == 1 else False
     interval_like = len(first.items) == 2 and not first.is_set
     if interval_like and (first.opening, first.closing) != (second.opening, second.closing):
         return False
