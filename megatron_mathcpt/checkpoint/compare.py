@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
@@ -21,6 +22,7 @@ def max_abs_logit_difference(source: WeightSource, shape: LlamaShape, folder: Pa
     """
     assert shape.vocab_size is not None
     tokens = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
+    disable_progress_bar()
     reference = LlamaForCausalLM.from_pretrained(folder, local_files_only=True)
     stored = str(reference.dtype).removeprefix("torch.")
     with torch.no_grad():

@@ -49,6 +49,9 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
         counts = load_manifest(out, "hf").counts
         return Converted(counts["max_abs_logit_difference"], was_there=True)
     verify_hashes(checkpoint, manifest)
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
     from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
     from megatron_mathcpt.checkpoint.reader import CheckpointWeights
 
@@ -74,12 +77,15 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
         counts = load_sealed(out).counts
         return Converted(counts["max_abs_logit_difference"], was_there=True)
+    if out.exists():
+        raise CheckpointError(f"{out}: is there and is no checkpoint; choose another folder")
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
     from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
     from megatron_mathcpt.checkpoint.importer import write_weights
     from megatron_mathcpt.checkpoint.reader import CheckpointWeights
 
-    if out.exists():
-        raise CheckpointError(f"{out}: is there and is no checkpoint; choose another folder")
     writing = hidden_path(out)
     shutil.rmtree(writing, ignore_errors=True)
     (writing / "tokenizer").mkdir(parents=True)
