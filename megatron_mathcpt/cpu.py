@@ -109,7 +109,7 @@ def use_cpu() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Megatron-Core warns of each missing GPU library; that it falls back to torch is the point here.
     warnings.filterwarnings("ignore", category=Warning, module=r"megatron\.core")
-    # It calls collectives by names that newer torch has renamed, and saves in types that newer torch gives up.
+    # It calls collectives by names that newer torch has renamed, and saves in types it gives up.
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"torch\.distributed\.(c10d_logger|checkpoint)"
     )
