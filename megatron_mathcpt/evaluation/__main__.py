@@ -10,6 +10,9 @@ import sys
 
 def main() -> None:
     """Register the back end and the tasks, then run lm-eval."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):  # lm-eval's own help takes seconds: it imports torch first
+        print(f"{__doc__}\n`run --help`, `ls --help` and `validate --help` are lm-eval's.")  # noqa: T201
+        return
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,7 @@ import pathlib, sys
 from megatron_mathcpt.experiment.local import run_stages
 from megatron_mathcpt.experiment.stages import Stage
 out = pathlib.Path(sys.argv[1])
-command = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)")
+command = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(3600)")
 run_stages([Stage("slow", "demo", out / "slow", command)], out)
 """
 
@@ -102,6 +101,4 @@ def test_second_runner_is_refused_and_a_killed_one_leaves_nothing_running(tmp_pa
     runner.wait()
     assert run_stages([stage(tmp_path, "a")], tmp_path)[0].state == "ran"
     # The orphan held the pipe's other end; it is gone when the pipe is closed.
-    start = time.monotonic()
     assert runner.stdout.read() == ""
-    assert time.monotonic() - start < 30
