@@ -33,6 +33,7 @@ def main(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
     backend: Annotated[str, typer.Option(help="hf or megatron")] = "hf",
+    params_dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
     tensor_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
@@ -48,6 +49,7 @@ def main(
         temperature=temperature,
         seed=seed,
         backend=backend,
+        params_dtype=params_dtype,
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
     )

@@ -20,32 +20,45 @@ def main(
     task: Annotated[list[str] | None, typer.Option(help="NAME=FILE; may be given again")] = None,
     benchmarks: Annotated[Path | None, typer.Option(help="folder of benchmark sets, or `samples`")] = None,
     sets: Annotated[str, typer.Option(help="sets of --benchmarks, with commas; or `all`")] = "",
+    shots: Annotated[int, typer.Option(min=0, help="add a few-shot form with so many worked examples")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="items of each task")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences generated at a time")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="answers drawn for each item")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
     backend: Annotated[str, typer.Option(help="megatron or hf")] = "megatron",
 ) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from megatron_mathcpt.evaluation.plan import Request, plan
-    from megatron_mathcpt.evaluation.sweep import find_models, plot, sweep
+    from megatron_mathcpt.evaluation.sweep import find_models, headline, plot, sweep
 
-    request = Request(tuple(task or ()), benchmarks, sets, 0, limit, None)
-    files, config = plan(request, max_new_tokens=max_new_tokens, batch_size=batch_size, backend=backend)
+    request = Request(tuple(task or ()), benchmarks, sets, shots, limit, None)
+    files, config = plan(
+        request,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        samples=samples,
+        temperature=temperature,
+        backend=backend,
+    )
     result = sweep(find_models(models), files, config, out)
     table = Table("model", "trained tokens", *config.tasks, title="accuracy in % ± standard error")
     for row in result["models"]:
-        scores = [f"{100 * s['accuracy']:.2f} ± {100 * s['stderr']:.2f}" for s in row["tasks"].values()]
+        scores = [
+            f"{100 * value:.2f} ± {100 * error:.2f}" for value, error in map(headline, row["tasks"].values())
+        ]
         table.add_row(row["model"], str(row["consumed_tokens"] or ""), *scores)
     console = Console()
     console.print(table)
     for name, comparisons in result["comparisons"].items():
         for found in comparisons:
             low, high = (f"{100 * end:+.2f}" for end in found["interval_95"])
+            p_value = f", p = {found['p_holm']:.3g} (Holm)" if "p_holm" in found else ""
             console.print(
                 f"{name}: {found['model']} against {result['models'][0]['model']}: "
-                f"{100 * found['difference']:+.2f} points [{low}, {high}], p = {found['p_holm']:.3g} (Holm): "
+                f"{100 * found['difference']:+.2f} points [{low}, {high}]{p_value}: "
                 f"{found['verdict']}",
                 highlight=False,
             )

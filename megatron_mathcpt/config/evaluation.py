@@ -13,7 +13,9 @@ class EvaluationConfig(Section):
     `limits` maps a task to the number of its items, spread evenly over the file; a task without one is
     scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated for
     each item: greedily if it is one and `temperature` 0, else drawn. `batch_size` counts sequences; greedy
-    answers do not depend on it beyond rounding. `backend` is lm-eval's `hf` or our `megatron`.
+    answers do not depend on it beyond rounding. `backend` is lm-eval's `hf` or our `megatron`; `params_dtype`
+    is the precision of its weights; `auto` is fp32 on a CPU, on a GPU bf16 (`megatron`) or the model folder's
+    own (`hf`).
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -26,6 +28,7 @@ class EvaluationConfig(Section):
     max_new_tokens: int = Field(default=256, gt=0)
     batch_size: int = Field(default=64, gt=0)
     backend: Literal["hf", "megatron"] = "hf"
+    params_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     tensor_model_parallel_size: int = Field(default=1, ge=1)
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
 

@@ -8,6 +8,7 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.manifest import FILE_NAME, hash_file, hash_json, load_manifest
 
 KIND = "hf"
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -29,8 +30,8 @@ def model_fingerprint(folder: Path) -> str:
     return hash_json({path.name: hash_file(path) for path in files})
 
 
-def load_hf(folder: Path, batch_size: int) -> Any:
-    """lm-eval's `hf` model on a GPU if there is one, else on the CPU in float32.
+def load_hf(folder: Path, batch_size: int, params_dtype: str) -> Any:
+    """lm-eval's `hf` model on a GPU if there is one; `auto` is the folder's own precision there, else fp32.
 
     Raises `EvaluationError` when the folder cannot be loaded.
     """
@@ -42,7 +43,7 @@ def load_hf(folder: Path, batch_size: int) -> Any:
         return HFLM(
             pretrained=str(folder),
             device="cuda" if cuda else "cpu",
-            dtype="auto" if cuda else "float32",
+            dtype=_DTYPES.get(params_dtype, "auto" if cuda else "float32"),
             batch_size=batch_size,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.manifest import hash_file
-from megatron_mathcpt.records import Language, Problem, prompt_text
+from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
 SAMPLES = Path(__file__).parent / "samples"
 _EXAMPLES = Path(__file__).parent / "examples"
@@ -31,7 +31,10 @@ SETS = STUDY_SETS | FURTHER_SETS
 
 
 class Item(BaseModel):
-    """One test item; `type` is the kind of its answer, `choices` the option texts in order A, B, C, ..."""
+    """One test item; `type` is the kind of its answer, `choices` the option texts in order A, B, C, ...
+
+    `stage` and `steps`, where the source knows them, sort the report's scores by school stage and difficulty.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     id: str = Field(min_length=1)
@@ -42,6 +45,8 @@ class Item(BaseModel):
     solution: str | None = None
     choices: tuple[str, ...] | None = None
     answer_text: str | None = None
+    stage: Stage | None = None
+    steps: int | None = Field(default=None, ge=0)
 
     def prompt(self) -> str:
         """Question, options if there are any, and the marker of the solution."""

@@ -29,7 +29,8 @@ from megatron_mathcpt.model.weights import WeightSource, fill
 class MegatronLM(TemplateLM):
     """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; sizes are Megatron-Core's.
 
-    A request may bring a `seed` of its own in its generation settings (`takes_seeds`).
+    Weights are in `params_dtype`; `auto` is bf16 on a GPU and fp32 elsewhere. A request may bring a `seed` of
+    its own in its generation settings (`takes_seeds`).
     Under torchrun or srun what the sizes leave of the processes are replicas. `truncated` counts prompts that
     were cut at the left to fit the window.
     """
@@ -43,7 +44,7 @@ class MegatronLM(TemplateLM):
         tokenizer: str | None = None,
         tensor_model_parallel_size: int = 1,
         pipeline_model_parallel_size: int = 1,
-        params_dtype: Literal["fp32", "bf16"] = "fp32",
+        params_dtype: Literal["auto", "fp32", "bf16"] = "auto",
         batch_size: int | str = 64,
         max_gen_toks: int = 256,
         seed: int = 0,
@@ -63,6 +64,9 @@ class MegatronLM(TemplateLM):
                 f"{tokenizer or tokenizer_folder}: the tokenizer has no end-of-sequence token"
             )
         self.layout = _layout(tensor_model_parallel_size, pipeline_model_parallel_size)
+        if params_dtype == "auto":
+            params_dtype = "bf16" if self.layout.device.type == "cuda" else "fp32"
+        self.params_dtype = params_dtype
         (chunk,) = build_model(self.shape, self.layout, PrecisionSection(params_dtype=params_dtype))
         fill([chunk], source)
         self._decoder = Decoder(chunk, self.shape, self.layout)

@@ -38,17 +38,23 @@ def load(folder: Path, config: EvaluationConfig) -> Any:
             str(folder),
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            params_dtype=config.params_dtype,
             batch_size=config.batch_size,
             seed=config.seed,
         )
     else:
-        model = load_hf(folder, config.batch_size)
+        model = load_hf(folder, config.batch_size, config.params_dtype)
     if model.max_length <= config.max_new_tokens:
         raise EvaluationError(
             f"max_new_tokens {config.max_new_tokens}: the model's window is {model.max_length} tokens, "
             "which leaves no room for a question; ask for fewer"
         )
     return model
+
+
+def precision(model: Any) -> str:
+    """What the weights of lm-eval's `model` are held in."""
+    return str(getattr(model, "params_dtype", None) or model.model.dtype)
 
 
 def writes() -> bool:

@@ -1,4 +1,4 @@
-"""Answers on disk as they come, so that a killed evaluation goes on where it stopped.
+"""Answers on disk as they come, one JSON line each, so that a killed evaluation goes on where it stopped.
 
 Requests are cut into batches in one fixed order, and a batch is kept or done again as a whole: a resumed run
 makes the very batches, and so the very bytes, of one that was never killed. A batch's key holds the model's
@@ -8,7 +8,7 @@ fingerprint, the settings, every prompt and every seed: no two models, and no tw
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,28 @@ from megatron_mathcpt.manifest import hash_json
 
 
 class RecordedLM(LM):
-    """An lm-eval model whose generated texts are kept in a file of JSON lines, one line a batch.
+    """An lm-eval model whose generated texts are kept in a file of JSON lines.
 
-    `identity` is everything beside prompt and settings that decides an answer. The first process writes; all
-    read the file before the first batch.
+    `identity` is everything beside prompt and settings that decides an answer; `describe` adds to a line what
+    is to be read there of a request and its text. The first process writes; all read the file before the
+    first batch. A line's `seconds` are its whole batch's, whose sequences are generated together.
     """
 
-    def __init__(self, model: Any, path: Path, identity: dict[str, Any], *, batch: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        path: Path,
+        identity: dict[str, Any],
+        *,
+        batch: int,
+        describe: Callable[[Instance, str], dict[str, Any]],
+    ) -> None:
         super().__init__()
         self._model = model
         self._path = path
         self._identity = identity
         self._batch = batch
+        self._describe = describe
         self._writes = writes()
 
     def __getattr__(self, name: str) -> Any:
@@ -54,40 +64,52 @@ class RecordedLM(LM):
         for members in track(batches, "answers", console=Console(stderr=True), disable=quiet):
             batch = [_seeded(requests[index], seeds[index]) for index in members]
             key = hash_json([self._identity, [request.args for request in batch]])
-            if key not in known:
-                known[key] = self._generate(batch, key)
+            if len(known.get(key, ())) < len(batch):
+                rows = self._generate(batch, key)
+                known[key] = {row["place"]: row["output"] for row in rows}
                 if file:
-                    file.write(known[key])
-            texts |= dict(zip(members, known[key]["outputs"], strict=True))
+                    for row in rows:
+                        file.write(row)
+            texts |= {index: known[key][place] for place, index in enumerate(members)}
         if file:
             file.close()
         return [texts[index] for index in range(len(requests))]
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """Batches of an earlier run; a line that a kill cut short is cut off, so the next one is whole."""
+    def _read(self) -> dict[str, dict[int, str]]:
+        """Texts of an earlier run by batch and place in it.
+
+        A line that a kill cut short is cut off, so that the next one is whole.
+        """
+        known: dict[str, dict[int, str]] = {}
         if not self._path.is_file():
-            return {}
-        known = {row["key"]: row for row in read_json_lines(self._path)}
+            return known
+        for row in read_json_lines(self._path):
+            known.setdefault(row["batch"], {})[row["place"]] = row["output"]
         if self._writes:
             whole = self._path.read_bytes().rpartition(b"\n")
             os.truncate(self._path, len(whole[0] + whole[1]))
         return known
 
-    def _generate(self, batch: list[Instance], key: str) -> dict[str, Any]:
+    def _generate(self, batch: list[Instance], key: str) -> list[dict[str, Any]]:
         import torch
 
         torch.manual_seed(int(key[:12], 16))  # what a back end without seeds of its own draws with
         start = time.monotonic()
-        if not getattr(self._model, "takes_seeds", False):
-            batch = [_unseeded(request) for request in batch]
-        outputs = self._model.generate_until(batch, disable_tqdm=True)
-        return {
-            "key": key,
-            "prompts": [request.args[0] for request in batch],
-            "outputs": outputs,
-            "tokens": [len(self._model.tok_encode(text)) for text in outputs],
-            "seconds": round(time.monotonic() - start, 3),
-        }
+        bare = batch if getattr(self._model, "takes_seeds", False) else list(map(_unseeded, batch))
+        outputs = self._model.generate_until(bare, disable_tqdm=True)
+        seconds = round(time.monotonic() - start, 3)
+        return [
+            {
+                "batch": key,
+                "place": place,
+                **self._describe(request, output),
+                "prompt": request.args[0],
+                "output": output,
+                "tokens": len(self._model.tok_encode(output)),
+                "seconds": seconds,
+            }
+            for place, (request, output) in enumerate(zip(batch, outputs, strict=True))
+        ]
 
     def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
         """Indices of requests of one kind and about one length; equal prompts keep their order."""

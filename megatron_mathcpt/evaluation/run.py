@@ -14,34 +14,35 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.aggregate import aggregates
 from megatron_mathcpt.evaluation.items import Item, ItemFile, load_items, spread
 from megatron_mathcpt.evaluation.judge import Outcome, judge
-from megatron_mathcpt.evaluation.model import fingerprint, load, model_name, writes
+from megatron_mathcpt.evaluation.model import fingerprint, load, model_name, precision, writes
 from megatron_mathcpt.evaluation.samples import majority, sample_scores
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 KIND = "evaluation"
-RESPONSES = ".responses.jsonl"
+RESPONSES = "responses.jsonl"
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One named task: its file, the items that are scored, and their answers, [items][samples]."""
+    """One named task: its file, the items that are scored, their answers and outcomes, [items][samples]."""
 
     name: str
     file: ItemFile
     items: tuple[Item, ...]
     outputs: list[list[str]]
+    judged: list[list[Outcome]]
     truncated: int
 
 
 def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> dict[str, Any]:
     """Score the model folder `model` on `files` (task name to benchmark file); the results.
 
-    Writes `samples_<task>.jsonl`, `results.json` and the manifest, and nothing when `out` already holds
-    this result; a run that was killed goes on with the answers it has. Raises `EvaluationError` for inputs
-    that cannot be used, before the model is loaded.
+    Writes `responses.jsonl` as the answers come, then `samples_<task>.jsonl`, `results.json` and the
+    manifest, and nothing when `out` already holds this result; a run that was killed goes on with the answers
+    it has. Raises `EvaluationError` for inputs that cannot be used, before the model is loaded.
     """
     unknown = sorted(set(config.tasks) ^ set(files))
     if unknown:
@@ -87,7 +88,8 @@ def _generate(
     built = build_tasks(items, files, config)  # its data is checked before the model is loaded
     lm = load(model, config)
     try:
-        recorder = RecordedLM(lm, out / RESPONSES, _settings(lm, identity, config), batch=config.batch_size)
+        settings = _settings(lm, identity, config)
+        recorder = RecordedLM(lm, out / RESPONSES, settings, batch=config.batch_size, describe=_describe)
         found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
         room = lm.max_length - config.max_new_tokens
         return [
@@ -101,7 +103,29 @@ def _generate(
 
 def _settings(lm: Any, identity: str, config: EvaluationConfig) -> dict[str, Any]:
     """What decides an answer beside its prompt and generation settings."""
-    return {"model": identity, "backend": config.backend, "device": str(lm.device), "seed": config.seed}
+    return {
+        "model": identity,
+        "backend": config.backend,
+        "precision": precision(lm),
+        "device": str(lm.device),
+        "seed": config.seed,
+    }
+
+
+def _describe(request: Any, output: str) -> dict[str, Any]:
+    """What a line of the answers says beside prompt and text; `request` is lm-eval's."""
+    item = Item.model_validate(request.doc)
+    return {"task": request.task_name, "id": item.id, **_verdict(judge(item, output))}
+
+
+def _verdict(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "correct": outcome.verdict.equal is True,
+        "verdict": outcome.verdict.status,
+        "reason": outcome.verdict.reason,
+        "extracted": outcome.extraction.text,
+        "method": outcome.extraction.method,
+    }
 
 
 def _task(
@@ -113,49 +137,42 @@ def _task(
 ) -> Task:
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     truncated = sum(is_cut(sample["arguments"][0][0]) for sample in ordered)
-    return Task(name, file, items, [sample["resps"][0] for sample in ordered], truncated)
+    outputs = [list(sample["resps"][0]) for sample in ordered]
+    judged = [[judge(item, text) for text in texts] for item, texts in zip(items, outputs, strict=True)]
+    return Task(name, file, items, outputs, judged, truncated)
 
 
 def _write(out: Path, tasks: list[Task], results: dict[str, Any]) -> None:
     for task in tasks:
         rows = [
             row
-            for item, outputs in zip(task.items, task.outputs, strict=True)
-            for row in _rows(item, outputs)
+            for item, outputs, outcomes in zip(task.items, task.outputs, task.judged, strict=True)
+            for row in _rows(item, outputs, outcomes)
         ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(out / f"samples_{task.name}.jsonl", lines.encode())
     write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
 
 
-def _rows(item: Item, outputs: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for number, output in enumerate(outputs):
-        outcome = judge(item, output)
-        rows.append(
-            {
-                "id": item.id,
-                **({"sample": number} if len(outputs) > 1 else {}),
-                "correct": outcome.verdict.equal is True,
-                "verdict": outcome.verdict.status,
-                "reason": outcome.verdict.reason,
-                "extracted": outcome.extraction.text,
-                "method": outcome.extraction.method,
-                "gold": item.answer,
-                "question": item.question,
-                "output": output,
-            }
-        )
-    return rows
+def _rows(item: Item, outputs: list[str], outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    known = {name: getattr(item, name) for name in ("stage", "steps") if getattr(item, name) is not None}
+    return [
+        {
+            "id": item.id,
+            **({"sample": number} if len(outputs) > 1 else {}),
+            **_verdict(outcome),
+            **known,
+            "gold": item.answer,
+            "question": item.question,
+            "output": output,
+        }
+        for number, (output, outcome) in enumerate(zip(outputs, outcomes, strict=True))
+    ]
 
 
 def _summary(task: Task, config: EvaluationConfig) -> dict[str, Any]:
     """Scores of one task; `correct` and its error are of the first sample when there are several."""
-    judged = [
-        [judge(item, output) for output in outputs]
-        for item, outputs in zip(task.items, task.outputs, strict=True)
-    ]
-    first = [outcomes[0] for outcomes in judged]
+    first = [outcomes[0] for outcomes in task.judged]
     correct = sum(outcome.verdict.equal is True for outcome in first)
     low, high = wilson_interval(correct, len(first))
     found = {
@@ -172,14 +189,14 @@ def _summary(task: Task, config: EvaluationConfig) -> dict[str, Any]:
         "data_sha256": task.file.sha256,
         "truncated_prompts": task.truncated,
     }
-    return found | ({"samples": _sample_scores(task, judged)} if config.samples > 1 else {})
+    return found | ({"samples": _sample_scores(task)} if config.samples > 1 else {})
 
 
-def _sample_scores(task: Task, judged: list[list[Outcome]]) -> dict[str, Any]:
+def _sample_scores(task: Task) -> dict[str, Any]:
     voted = []
-    for item, outcomes in zip(task.items, judged, strict=True):
+    for item, outcomes in zip(task.items, task.judged, strict=True):
         answer = majority([outcome.extraction.text for outcome in outcomes], item.type)
         voted.append(
             any(o.verdict.equal is True for o in outcomes if o.extraction.text == answer) if answer else False
         )
-    return sample_scores([[o.verdict.equal is True for o in outcomes] for outcomes in judged], voted)
+    return sample_scores([[o.verdict.equal is True for o in outcomes] for outcomes in task.judged], voted)

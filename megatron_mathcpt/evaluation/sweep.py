@@ -14,9 +14,16 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.run import evaluate
 from megatron_mathcpt.log import read_json_lines
 from megatron_mathcpt.manifest import FILE_NAME, write_atomically
-from megatron_mathcpt.statistics import compare_paired, holm, minimum_detectable_difference
+from megatron_mathcpt.statistics import (
+    compare_paired,
+    holm,
+    mean_and_standard_error,
+    minimum_detectable_difference,
+    paired_bootstrap,
+)
 
 CHECKPOINTS = "step_*"
+_DETECTED = 1.959964 + 0.841621  # standard errors: found with power 0.8 by a two-sided test at 0.05
 
 
 def find_models(paths: Sequence[Path]) -> dict[str, Path]:
@@ -42,7 +49,9 @@ def sweep(
 ) -> dict[str, Any]:
     """Scores of every model and paired comparisons with the first; written to `sweep.json`.
 
-    The p-values of a task are adjusted by Holm for the number of models compared.
+    One answer an item: exact McNemar, the p-values of a task adjusted by Holm for the number of models
+    compared. Several: a paired bootstrap over items of each item's mean, its interval widened for that number
+    (Bonferroni).
     """
     rows = []
     for name, model in models.items():
@@ -65,6 +74,14 @@ def consumed_tokens(model: Path) -> int | None:
     return None if tokens is None else int(tokens)
 
 
+def headline(score: dict[str, Any]) -> tuple[float, float]:
+    """Accuracy of a task and its standard error: of the one answer, or the average over k of them."""
+    average = next(
+        (found for name, found in score.get("samples", {}).items() if name.startswith("avg@")), None
+    )
+    return (average["value"], average["stderr"]) if average else (score["accuracy"], score["stderr"])
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Accuracy in % with one standard error against trained tokens (or the models' order), a line a task."""
     import matplotlib as mpl
@@ -78,7 +95,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for task in rows[0]["tasks"]:
         found = [row["tasks"][task] for row in rows]
-        heights, errors = ([100 * score[key] for score in found] for key in ("accuracy", "stderr"))
+        heights, errors = (
+            [100 * value for value in part] for part in zip(*map(headline, found), strict=True)
+        )
         axes.errorbar(
             tokens if known else range(len(rows)), heights, yerr=errors, marker="o", capsize=3, label=task
         )
@@ -92,13 +111,18 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def _against_first(names: list[str], task: str, out: Path) -> list[dict[str, Any]]:
-    outcomes = {name: _outcomes(out / name / f"samples_{task}.jsonl") for name in names}
-    base = outcomes[names[0]]
-    found = [compare_paired(list(base.values()), list(outcomes[name].values())) for name in names[1:]]
-    adjusted = holm([comparison.p_value for comparison in found])
+    scores = [_item_scores(out / name / f"samples_{task}.jsonl") for name in names]
+    base, others = list(scores[0].values()), [[score[item] for item in scores[0]] for score in scores[1:]]
+    single = all(len(answers) == 1 for answers in base)
+    compare = _by_mcnemar if single else _by_bootstrap
+    return [{"model": name, **found} for name, found in zip(names[1:], compare(base, others), strict=True)]
+
+
+def _by_mcnemar(base: list[list[bool]], others: list[list[list[bool]]]) -> list[dict[str, Any]]:
+    first = [answer for (answer,) in base]
+    found = [compare_paired(first, [answer for (answer,) in other]) for other in others]
     return [
         {
-            "model": name,
             "difference": comparison.difference,
             "interval_95": [comparison.low, comparison.high],
             "p_value": comparison.p_value,
@@ -108,13 +132,37 @@ def _against_first(names: list[str], task: str, out: Path) -> list[dict[str, Any
                 comparison.items, (comparison.only_first + comparison.only_second) / comparison.items
             ),
         }
-        for name, comparison, p_value in zip(names[1:], found, adjusted, strict=True)
+        for comparison, p_value in zip(found, holm([comparison.p_value for comparison in found]), strict=True)
     ]
 
 
-def _outcomes(path: Path) -> dict[str, bool]:
-    """Whether each item was answered right, by its first sample."""
-    return {row["id"]: row["correct"] for row in read_json_lines(path) if row.get("sample", 0) == 0}
+def _by_bootstrap(base: list[list[bool]], others: list[list[list[bool]]]) -> list[dict[str, Any]]:
+    means = [sum(answers) / len(answers) for answers in base]
+    rows = []
+    for other in others:
+        second = [sum(answers) / len(answers) for answers in other]
+        difference, low, high = paired_bootstrap(means, second)
+        _, wide_low, wide_high = paired_bootstrap(means, second, confidence=1 - 0.05 / len(others))
+        _, error = mean_and_standard_error([b - a for a, b in zip(means, second, strict=True)])
+        apart = "better" if wide_low > 0 else "worse" if wide_high < 0 else "not distinguishable"
+        rows.append(
+            {
+                "difference": difference,
+                "interval_95": [low, high],
+                "interval_for_all": [wide_low, wide_high],
+                "verdict": apart,
+                "minimum_detectable_difference": _DETECTED * error,
+            }
+        )
+    return rows
+
+
+def _item_scores(path: Path) -> dict[str, list[bool]]:
+    """Whether each answer to each item is right, by item, in the order of the samples."""
+    found: dict[str, list[bool]] = {}
+    for row in read_json_lines(path):
+        found.setdefault(row["id"], []).append(row["correct"])
+    return found
 
 
 def _name(path: Path) -> str:

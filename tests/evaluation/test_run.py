@@ -13,7 +13,7 @@ from megatron_mathcpt.errors import EvaluationError, ManifestError
 from megatron_mathcpt.evaluation.items import load_items
 from megatron_mathcpt.evaluation.run import evaluate
 from megatron_mathcpt.log import read_json_lines
-from tests.evaluation.conftest import make_model
+from tests.evaluation.conftest import make_model, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
@@ -21,7 +21,7 @@ CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from tests.evaluation.conftest import QUESTIONS, write_lines
+    from tests.evaluation.conftest import QUESTIONS
 
     folder = tmp_path_factory.mktemp("tasks")
     chinese = [
@@ -57,6 +57,17 @@ def test_samples_equal_plain_greedy_generation(
         text = tokenizer.decode(output, skip_special_tokens=True).split("\n\n")[0]
         assert row["output"] == text
         assert row["question"] == item.question
+
+
+def test_stage_and_steps_go_from_the_file_to_the_samples(model_folder: Path, tmp_path: Path) -> None:
+    common = {"question": "1+1=?", "answer": "2", "type": "number", "lang": "en"}
+    rows = [{"id": "a", **common, "stage": "primary", "steps": 2}, {"id": "b", **common}]
+    file = write_lines(tmp_path / "q.jsonl", rows)
+    config = EvaluationConfig(tasks=("q",), max_new_tokens=2)
+    evaluate(model_folder, {"q": file}, config, tmp_path / "out")
+    known, unknown = read_json_lines(tmp_path / "out" / "samples_q.jsonl")
+    assert (known["stage"], known["steps"]) == ("primary", 2)
+    assert not {"stage", "steps"} & set(unknown)
 
 
 def test_results_count_the_samples(result_folder: Path, files: dict[str, Path]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.sweep import consumed_tokens, find_models, plot, sweep
+from megatron_mathcpt.evaluation.sweep import _against_first, consumed_tokens, find_models, plot, sweep
 from megatron_mathcpt.log import read_json_lines
 from tests.evaluation.conftest import QUESTIONS, make_model, write_lines
 
@@ -28,6 +28,19 @@ def test_two_models(model_folder: Path, tmp_path: Path, backend: str) -> None:
     assert [row["output"] for row in rows[0]] != [row["output"] for row in rows[1]]
     plot(result, tmp_path / "sweep.svg")
     assert "questions" in (tmp_path / "sweep.svg").read_text()
+
+
+def test_k_answers_are_compared_by_item(tmp_path: Path) -> None:
+    # Items 0 to 7: the first model answers none, the second every one twice of two, the third the first once.
+    for name, right in (("none", []), ("all", range(16)), ("one", [0])):
+        rows = [{"id": f"q{n // 2}", "sample": n % 2, "correct": n in right, "output": ""} for n in range(16)]
+        write_lines(tmp_path / name / "samples_sums.jsonl", rows)
+    found = {row["model"]: row for row in _against_first(["none", "all", "one"], "sums", tmp_path)}
+    assert (found["all"]["difference"], found["all"]["interval_for_all"]) == (1.0, [1.0, 1.0])
+    assert found["one"]["difference"] == pytest.approx(0.5 / 8)
+    assert [found[name]["verdict"] for name in ("all", "one")] == ["better", "not distinguishable"]
+    # Means of an item differ by 0.5 once in eight: standard error 0.0625, times 2.8016.
+    assert found["one"]["minimum_detectable_difference"] == pytest.approx(0.1751, abs=1e-4)
 
 
 def test_checkpoints_of_a_run_come_oldest_first(tmp_path: Path) -> None:
