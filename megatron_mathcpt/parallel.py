@@ -114,7 +114,8 @@ def _split(sizes: ParallelSection, seed: int, device: torch.device) -> Layout:
         context_parallel_size=sizes.context_parallel_size,
         create_gloo_process_groups=False,
     )
-    model_parallel_cuda_manual_seed(seed)
+    # A captured graph cannot set the state of an ordinary generator.
+    model_parallel_cuda_manual_seed(seed, use_cudagraphable_rng=sizes.cuda_graph_impl != "none")
     return Layout(ProcessGroupCollection.use_mpu_process_groups(), sizes, device)
 
 

@@ -6,12 +6,15 @@ named and the next older one taken.
 """
 
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -19,7 +22,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from megatron_mathcpt.checkpoint import folder as folders
@@ -32,6 +35,7 @@ from megatron_mathcpt.manifest import (
     hash_file,
     write_manifest,
 )
+from megatron_mathcpt.model.weights import keep_precise
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
@@ -60,22 +64,35 @@ class _InProcessSave(TorchDistSaveShardedStrategy):
         )
 
 
-def sharded_state(model: list[Any], optimizer: Any | None, *, loading: bool) -> dict[str, Any]:
+def sharded_state(
+    model: list[Any], optimizer: Any | None, *, stored: Container[str] | None = None
+) -> dict[str, Any]:
     """Model chunks and optimizer as Megatron-Core's sharded tensors, resharded on load across any layout.
 
-    The layers' extra state, which is for FP8 scales only, is left out.
+    Layers have an extra state too: Transformer Engine's FP8 scales. Saved are those that hold something;
+    asked for in loading are those `stored`, the keys of the checkpoint, has.
     """
     state = {
         f"model{index}": {
-            key: value for key, value in chunk.sharded_state_dict().items() if not key.endswith(_EXTRA)
+            key: value
+            for key, value in chunk.sharded_state_dict().items()
+            if not key.endswith(_EXTRA) or _holds_something(value, stored)
         }
         for index, chunk in enumerate(model)
     }
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(
-            dict(state), is_loading=loading, metadata={"distrib_optim_sharding_type": "fully_reshardable"}
+            dict(state),
+            is_loading=stored is not None,
+            metadata={"distrib_optim_sharding_type": "fully_reshardable"},
         )
     return state
+
+
+def _holds_something(extra: ShardedObject, stored: Container[str] | None) -> bool:
+    if stored is not None:
+        return extra.unique_key in stored
+    return extra.data is not None and not (isinstance(extra.data, torch.Tensor) and not extra.data.numel())
 
 
 def save_checkpoint(
@@ -87,7 +104,7 @@ def save_checkpoint(
         folders.begin(path)
     dist.barrier()
     writing = folders.hidden_path(path)
-    state = sharded_state(model, optimizer, loading=False)
+    state = sharded_state(model, optimizer)
     try:
         dist_checkpointing.save(state, str(writing), _InProcessSave("torch_dist", 1))
     except (CheckpointException, OSError) as error:
@@ -115,11 +132,13 @@ def save_checkpoint(
 
 def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:
     """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified."""
-    loaded = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(path))
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    loaded = dist_checkpointing.load(sharded_state(model, optimizer, stored=stored), str(path))
     for index, chunk in enumerate(model):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, unexpected
         assert all(key.endswith(_EXTRA) for key in missing), missing
+        keep_precise(chunk, loaded[f"model{index}"])
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
 

@@ -1,8 +1,7 @@
-"""One training run as typed data, and the one check of its sections against each other and the world size.
+"""One training run as typed data; a section checks itself, config/cross_checks.py the sections together.
 
 What must be decided has no default: blend, token budget, learning rate, parallel sizes, starting weights.
-Fields that reach Megatron-Core keep its names. Nothing here imports torch, so `check_experiment` answers
-on a login node.
+Fields that reach Megatron-Core keep its names.
 """
 
 from pathlib import Path
@@ -12,7 +11,6 @@ from pydantic import Field, model_validator
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.errors import ConfigError
 
 VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every layout
 
@@ -109,16 +107,55 @@ class ScheduleSection(Section):
 
 
 class ParallelSection(Section):
-    """Sizes of the layout; what they leave of the world size is data parallel."""
+    """How the model lies over the processes; what its sizes leave of the world size is data parallel.
+
+    Stages are uneven by the number of layers in the first and last one, or by counting embedding and loss as
+    a layer each. Recomputation gives activations up and computes them again in backward: of whole layers
+    ("full": by "block" the first `recompute_num_layers` of a stage, by "uniform" all of them, so many at a
+    time), or of the parts in `recompute_modules` ("selective"). Overlapped tensor-parallel
+    communication and CUDA graphs need a GPU and Transformer Engine.
+    """
 
     tensor_model_parallel_size: int = Field(ge=1)
     pipeline_model_parallel_size: int = Field(ge=1)
     context_parallel_size: int = Field(default=1, ge=1)
     virtual_pipeline_model_parallel_size: int | None = Field(default=None, ge=2)
+    num_layers_in_first_pipeline_stage: int | None = Field(default=None, ge=1)
+    num_layers_in_last_pipeline_stage: int | None = Field(default=None, ge=1)
+    account_for_embedding_in_pipeline_split: bool = False
+    account_for_loss_in_pipeline_split: bool = False
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = False
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    tp_comm_overlap: bool = False
+    recompute_granularity: Literal["selective", "full"] | None = None
+    recompute_method: Literal["uniform", "block"] | None = None
+    recompute_num_layers: int | None = Field(default=None, ge=1)
+    recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ()
+    cuda_graph_impl: Literal["none", "local"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> "ParallelSection":
+        layers = (self.recompute_method, self.recompute_num_layers)
+        match self.recompute_granularity:
+            case "full" if None in layers or self.recompute_modules:
+                raise ValueError(
+                    "recompute_granularity: full needs recompute_method and recompute_num_layers, and takes "
+                    "no recompute_modules"
+                )
+            case "selective" if layers != (None, None) or not self.recompute_modules:
+                raise ValueError(
+                    "recompute_granularity: selective needs recompute_modules, and takes neither "
+                    "recompute_method nor recompute_num_layers"
+                )
+            case None if layers != (None, None) or self.recompute_modules:
+                raise ValueError("recompute_*: has no effect without recompute_granularity")
+        if self.has_uneven_stages and self.pipeline_model_parallel_size == 1:
+            raise ValueError("uneven stages have no effect with pipeline_model_parallel_size 1")
+        if self.cuda_graph_impl != "none" and self.recompute_granularity is not None:
+            raise ValueError("cuda_graph_impl: cannot capture a layer whose activations are recomputed")
+        return self
 
     @property
     def model_size(self) -> int:
@@ -127,11 +164,73 @@ class ParallelSection(Section):
             self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
         )
 
+    @property
+    def ends(self) -> tuple[int | None, int | None]:
+        """Layers of the first and the last pipeline stage, where they are given."""
+        return self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage
+
+    @property
+    def counted_as_layers(self) -> tuple[bool, bool]:
+        """Whether embedding and loss count as a layer of the first and the last pipeline stage."""
+        return self.account_for_embedding_in_pipeline_split, self.account_for_loss_in_pipeline_split
+
+    @property
+    def has_uneven_stages(self) -> bool:
+        """Whether pipeline stages hold different numbers of layers."""
+        return self.ends != (None, None) or any(self.counted_as_layers)
+
+    def stage_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers of each pipeline stage; needs a config that passed its checks."""
+        stages = self.pipeline_model_parallel_size
+        first, last = self.ends
+        if self.ends != (None, None):
+            middle = stages - (first is not None) - (last is not None)
+            each = (num_layers - (first or 0) - (last or 0)) // max(middle, 1)
+            return (
+                *([] if first is None else [first]),
+                *[each] * middle,
+                *([] if last is None else [last]),
+            )
+        embedding, loss = self.counted_as_layers
+        layers = [(num_layers + embedding + loss) // stages] * stages
+        layers[0] -= embedding
+        layers[-1] -= loss
+        return tuple(layers)
+
 
 class PrecisionSection(Section):
-    """Type of parameters and activations; gradients are summed and AdamW works in fp32."""
+    """Type of parameters and activations; gradients are summed and AdamW works in fp32.
+
+    `fp8` runs the matrix products of the layers in FP8: "hybrid" is E4M3 forward and E5M2 backward. Recipe
+    "delayed" scales by the maxima of past steps, "tensorwise" by those of the tensor at hand. The number of
+    layers that `first_last_layers_bf16` leaves in bf16 counts from either end. `fp8_param_gather` keeps the
+    layers' weights in FP8 and gathers them so. All of it needs a GPU and Transformer Engine.
+    """
 
     params_dtype: Literal["fp32", "bf16"]
+    fp8: Literal["e4m3", "hybrid"] | None = None
+    fp8_recipe: Literal["delayed", "tensorwise"] | None = None
+    fp8_param_gather: bool = False
+    first_last_layers_bf16: bool = False
+    num_layers_at_start_in_bf16: int = Field(default=1, ge=0)
+    num_layers_at_end_in_bf16: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "PrecisionSection":
+        ends = (self.num_layers_at_start_in_bf16, self.num_layers_at_end_in_bf16)
+        if self.fp8 is None and (self.fp8_recipe or self.fp8_param_gather or self.first_last_layers_bf16):
+            raise ValueError(
+                "fp8_recipe, fp8_param_gather, first_last_layers_bf16: have no effect without fp8"
+            )
+        if self.fp8 is not None and self.fp8_recipe is None:
+            raise ValueError("fp8 needs fp8_recipe: delayed or tensorwise")
+        if self.fp8 is not None and self.params_dtype != "bf16":
+            raise ValueError("fp8 needs params_dtype: bf16")
+        if self.first_last_layers_bf16 and self.fp8_recipe == "delayed":
+            raise ValueError("first_last_layers_bf16: delayed scaling runs all layers in FP8; use tensorwise")
+        if not self.first_last_layers_bf16 and ends != (1, 1):
+            raise ValueError("num_layers_at_*_in_bf16: have no effect without first_last_layers_bf16")
+        return self
 
 
 class TrainSection(Section):
@@ -208,106 +307,3 @@ class ExperimentConfig(Section):
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection
     logging: LoggingSection = LoggingSection()
-
-
-def check_experiment(config: ExperimentConfig, world_size: int) -> None:
-    """Check the sections against each other and against `world_size` processes.
-
-    Raises `ConfigError` naming the field at fault; starts nothing.
-    """
-    for field, found, divisor, what in _divisions(config, world_size):
-        if found % divisor:
-            raise ConfigError(f"{field}: {found} is not divisible by {what} = {divisor}")
-    for wrong, message in _conflicts(config):
-        if wrong:
-            raise ConfigError(message)
-
-
-def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
-    """Whether two fields contradict each other, and what to say then."""
-    parallel, validation = config.parallel, config.validation
-    gather_needs = parallel.use_distributed_optimizer and parallel.overlap_grad_reduce
-    return [
-        (
-            config.init.scratch and config.model is None,
-            "model: missing; init.scratch needs the model's shape",
-        ),
-        (
-            parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1,
-            "parallel.sequence_parallel: has no effect with tensor_model_parallel_size 1",
-        ),
-        (
-            parallel.virtual_pipeline_model_parallel_size is not None
-            and parallel.pipeline_model_parallel_size == 1,
-            "parallel.virtual_pipeline_model_parallel_size: has no effect with pipeline size 1",
-        ),
-        (
-            parallel.overlap_param_gather and not gather_needs,
-            "parallel.overlap_param_gather: needs use_distributed_optimizer and overlap_grad_reduce",
-        ),
-        (
-            config.optimizer.min_lr > config.optimizer.lr,
-            "optimizer.min_lr: above optimizer.lr",
-        ),
-        (
-            config.train.train_epochs is not None and config.data.sft is None,
-            "train.train_epochs: for data.sft only; give train.train_tokens",
-        ),
-        (
-            config.data.document_attention and parallel.context_parallel_size > 1,
-            "parallel.context_parallel_size: attention within documents needs 1",
-        ),
-        (
-            bool(validation.sets) and config.data.corpus is None,
-            "validation.sets: need data.corpus",
-        ),
-        (
-            validation.interval is not None and not validation.sets,
-            "validation.sets: empty, but validation.interval is set",
-        ),
-    ]
-
-
-def _divisions(config: ExperimentConfig, world_size: int) -> list[tuple[str, int, int, str]]:
-    """What must divide what: (field, its value, divisor, name of the divisor), in the order to report."""
-    parallel, train, shape = config.parallel, config.train, config.model
-    tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
-    replicas = max(1, world_size // parallel.model_size)
-    stages = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
-    rules = [
-        (
-            "world size (--processes or the launcher's)",
-            world_size,
-            parallel.model_size,
-            "parallel.tensor_model_parallel_size x pipeline_model_parallel_size x context_parallel_size",
-        ),
-        (
-            "train.global_batch_size",
-            train.global_batch_size,
-            train.micro_batch_size * replicas,
-            "train.micro_batch_size x data parallel size",
-        ),
-    ]
-    if context > 1:
-        rules.append(("train.seq_length", train.seq_length, 2 * context, "2 x context_parallel_size"))
-    if parallel.sequence_parallel:
-        rules.append(("train.seq_length", train.seq_length, tensor * context, "tensor x context size"))
-    if parallel.virtual_pipeline_model_parallel_size:
-        microbatches = train.global_batch_size // (train.micro_batch_size * replicas)
-        rules.append(
-            (
-                "train.global_batch_size in microbatches",
-                microbatches,
-                parallel.pipeline_model_parallel_size,
-                "parallel.pipeline_model_parallel_size",
-            )
-        )
-    if shape is not None:
-        size = "parallel.tensor_model_parallel_size"
-        rules += [
-            ("model.num_attention_heads", shape.num_attention_heads, tensor, size),
-            ("model.num_query_groups", shape.query_groups, tensor, size),
-            ("model.ffn_hidden_size", shape.ffn_hidden_size, tensor, size),
-            ("model.num_layers", shape.num_layers, stages, "pipeline x virtual pipeline size"),
-        ]
-    return rules

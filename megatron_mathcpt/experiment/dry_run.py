@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import RootModel
 
 from megatron_mathcpt.config.base import load_config
-from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.machine import load_machine

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cluster import ClusterConfig
-from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import MathCptError, one_line
 from megatron_mathcpt.experiment.sbatch import Job, render
 from megatron_mathcpt.experiment.snapshot import ROOT, snapshot_code

@@ -1,13 +1,38 @@
 """Llama shape, layout and precision as Megatron-Core's `TransformerConfig`."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from megatron_mathcpt.config.experiment import VOCAB_DIVISOR, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Delayed scaling looks so many steps back (defaults of Transformer Engine's DelayedScaling; Megatron-Core's
+# own default of one step overflows when a maximum grows).
+_FP8_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+
+
+def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *, fused: bool) -> None:
+    """Refuse settings that only Transformer Engine's layers on a GPU can follow; `fused` says they are there.
+
+    Megatron-Core's local layers would ignore them without a word. Raises `ConfigError` naming the field.
+    """
+    asked = {
+        "precision.fp8": precision.fp8 is not None,
+        "parallel.tp_comm_overlap": parallel.tp_comm_overlap,
+        "parallel.cuda_graph_impl": parallel.cuda_graph_impl != "none",
+    }
+    for field, needed in asked.items():
+        if needed and not fused:
+            raise ConfigError(
+                f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out"
+            )
+    if precision.fp8 is not None and torch.cuda.get_device_capability() < (8, 9):
+        raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")
 
 
 def transformer_config(
@@ -17,6 +42,7 @@ def transformer_config(
 
     Gradients are normalised by the number of trained tokens of the global batch, never per microbatch.
     """
+    check_accelerated(parallel, precision, fused=fused)
     virtual = parallel.virtual_pipeline_model_parallel_size
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -35,11 +61,21 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=virtual,
+        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
+        account_for_embedding_in_pipeline_split=parallel.account_for_embedding_in_pipeline_split,
+        account_for_loss_in_pipeline_split=parallel.account_for_loss_in_pipeline_split,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=DTYPES[precision.params_dtype],
         pipeline_dtype=DTYPES[precision.params_dtype],
         bf16=precision.params_dtype == "bf16",
+        tp_comm_overlap=parallel.tp_comm_overlap,
+        cuda_graph_impl=parallel.cuda_graph_impl,
+        recompute_granularity=parallel.recompute_granularity,
+        recompute_method=parallel.recompute_method,
+        recompute_num_layers=parallel.recompute_num_layers,
+        recompute_modules=list(parallel.recompute_modules) or None,
         calculate_per_token_loss=True,
         # weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which
         # parameters are tensor-parallel shards; unmarked ones would be missing from the gradient norm.
@@ -58,7 +94,22 @@ def transformer_config(
         overlap_p2p_comm=virtual is not None,
         batch_p2p_comm=virtual is None,
         deallocate_pipeline_outputs=fused,
+        **_fp8_settings(precision),
     )
+
+
+def _fp8_settings(precision: PrecisionSection) -> dict[str, Any]:
+    if precision.fp8 is None:
+        return {}
+    return {
+        "fp8": precision.fp8,
+        "fp8_recipe": precision.fp8_recipe,
+        "fp8_param": precision.fp8_param_gather,
+        "first_last_layers_bf16": precision.first_last_layers_bf16,
+        "num_layers_at_start_in_bf16": precision.num_layers_at_start_in_bf16,
+        "num_layers_at_end_in_bf16": precision.num_layers_at_end_in_bf16,
+        **(_FP8_HISTORY if precision.fp8_recipe == "delayed" else {}),
+    }
 
 
 def _leave(weight: torch.Tensor) -> torch.Tensor:

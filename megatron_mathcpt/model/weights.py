@@ -6,12 +6,14 @@ from Hugging Face are two sources.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
+from megatron.core.fp8_utils import is_float8tensor
 
 from megatron_mathcpt.config.llama import LlamaShape
 
@@ -31,27 +33,46 @@ class WeightSource(Protocol):
 
 def fill(chunks: Iterable[Any], source: WeightSource) -> None:
     """Copy this process' part of every tensor of `source` into the parameters of `chunks`."""
-    for sharded in sharded_parameters(chunks):
-        prefix = sharded.prepend_axis_num
-        layer = sharded.global_offset[0] if prefix else None
-        whole = source.read(sharded.key, layer)
-        begin, length = sharded.global_offset[prefix], sharded.local_shape[0]
-        part = whole[begin : begin + length]
-        for axis in range(1, len(sharded.local_shape)):
-            part = part.narrow(axis, sharded.global_offset[prefix + axis], sharded.local_shape[axis])
-        with torch.no_grad():
-            sharded.data[: part.shape[0]].copy_(part)
-            sharded.data[part.shape[0] :].zero_()  # padded vocabulary rows
-
-
-def sharded_parameters(chunks: Iterable[Any]) -> Iterator[ShardedTensor]:
-    """Every parameter of `chunks` with its place in the global tensor; gate and up come as two."""
     for chunk in chunks:
         state = chunk.sharded_state_dict()
-        apply_factories(state)
-        for value in nested_values(state):
-            if isinstance(value, ShardedTensor):
-                yield value
+        quantized = {key: part for key, part in state.items() if is_float8tensor(getattr(part, "data", None))}
+        # A part of an FP8 tensor has no scale of its own: fill a plain copy, quantise it whole afterwards.
+        force_all_tensors_to_non_fp8(quantized)
+        copies = {key: part.data for key, part in quantized.items()}
+        apply_factories(state)  # gate and up, stored as one parameter, become two tensors
+        for sharded in nested_values(state):
+            if isinstance(sharded, ShardedTensor):
+                _fill_part(sharded, source)
+        parameters = dict(chunk.named_parameters())
+        with torch.no_grad():
+            for name, copy in copies.items():
+                parameters[name].copy_(copy)
+        keep_precise(chunk, copies)
+
+
+def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
+    """Copy the part of the whole tensor that `sharded` stands for; padded vocabulary rows become zero."""
+    prefix = sharded.prepend_axis_num
+    layer = sharded.global_offset[0] if prefix else None
+    whole = source.read(sharded.key, layer)
+    begin, length = sharded.global_offset[prefix], sharded.local_shape[0]
+    part = whole[begin : begin + length]
+    for axis in range(1, len(sharded.local_shape)):
+        part = part.narrow(axis, sharded.global_offset[prefix + axis], sharded.local_shape[axis])
+    with torch.no_grad():
+        sharded.data[: part.shape[0]].copy_(part)
+        sharded.data[part.shape[0] :].zero_()
+
+
+def keep_precise(chunk: Any, values: Mapping[str, Any]) -> None:
+    """Let the optimizer, which is not built yet, start from `values` where a parameter was rounded to FP8.
+
+    Transformer Engine keeps what a parameter was initialised with, in `_high_precision_init_val` (module/
+    base.py), and Megatron-Core makes the fp32 copy from that; but initialisation leaves ours empty.
+    """
+    for name, parameter in chunk.named_parameters():
+        if hasattr(parameter, "_high_precision_init_val") and name in values:
+            parameter._high_precision_init_val = values[name].detach().cpu()
 
 
 class RandomWeights:

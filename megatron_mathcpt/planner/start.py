@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.layout import Layout, Training
+from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training
 from megatron_mathcpt.planner.memory import GIB, StageMemory, peak_memory
 from megatron_mathcpt.planner.shapes import from_llama
 
@@ -59,10 +59,15 @@ def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -
     training = Training(
         seq_length=train.seq_length,
         global_batch_size=train.global_batch_size,
-        precision=config.precision.params_dtype,
+        precision=_precision(config.precision),
+        fp8_parameters=config.precision.fp8_param_gather,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         fused=fused,
+        tp_comm_overlap=parallel.tp_comm_overlap,
     )
+    layers = None
+    if parallel.has_uneven_stages and config.model is not None:
+        layers = parallel.stage_layers(config.model.num_layers)
     layout = Layout(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -70,6 +75,22 @@ def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -
         data_parallel_size=world_size // parallel.model_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size or 1,
         micro_batch_size=train.micro_batch_size,
+        recompute=_recompute(parallel),
+        recompute_num_layers=parallel.recompute_num_layers if parallel.recompute_method == "block" else None,
         sequence_parallel=parallel.sequence_parallel,
+        stage_layers=layers,
     )
     return training, layout
+
+
+def _precision(precision: PrecisionSection) -> Precision:
+    if precision.fp8 is None:
+        return precision.params_dtype
+    return "fp8_delayed" if precision.fp8_recipe == "delayed" else "fp8_current"
+
+
+def _recompute(parallel: ParallelSection) -> Recompute:
+    """The planner's kind; core attention alone saves nothing where attention is fused."""
+    if parallel.recompute_granularity == "full":
+        return "full"
+    return "mlp" if "mlp" in parallel.recompute_modules else "none"

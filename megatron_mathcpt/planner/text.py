@@ -44,40 +44,86 @@ def describe(
 def settings(layout: Layout, training: Training) -> list[str]:
     """Overrides that give a training config this layout."""
     overlaps = layout.data_parallel_size * layout.context_parallel_size > 1
-    parallel = {
-        "tensor_model_parallel_size": layout.tensor_model_parallel_size,
-        "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
-        "context_parallel_size": layout.context_parallel_size,
-        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline_model_parallel_size,
-        "sequence_parallel": str(layout.sequence_parallel).lower(),
-        "use_distributed_optimizer": str(training.use_distributed_optimizer).lower(),
-        "overlap_grad_reduce": str(overlaps).lower(),
-        "overlap_param_gather": str(overlaps and training.use_distributed_optimizer).lower(),
+    tensor = layout.tensor_model_parallel_size
+    values: dict[str, object] = {
+        "parallel.tensor_model_parallel_size": tensor,
+        "parallel.pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
+        "parallel.context_parallel_size": layout.context_parallel_size,
+        "parallel.virtual_pipeline_model_parallel_size": layout.virtual_pipeline_model_parallel_size,
+        "parallel.sequence_parallel": layout.sequence_parallel,
+        "parallel.use_distributed_optimizer": training.use_distributed_optimizer,
+        "parallel.overlap_grad_reduce": overlaps,
+        "parallel.overlap_param_gather": overlaps and training.use_distributed_optimizer,
+        **_stages(layout),
+        **_recompute(layout),
+        **_precision(training),
+        "train.seq_length": training.seq_length,
+        "train.micro_batch_size": layout.micro_batch_size,
+        "train.global_batch_size": training.global_batch_size,
     }
+    if training.tp_comm_overlap and tensor > 1:
+        values["parallel.tp_comm_overlap"] = True
     if layout.virtual_pipeline_model_parallel_size == 1:
-        parallel["virtual_pipeline_model_parallel_size"] = "null"
-    train = {
-        "seq_length": training.seq_length,
-        "micro_batch_size": layout.micro_batch_size,
-        "global_batch_size": training.global_batch_size,
+        values["parallel.virtual_pipeline_model_parallel_size"] = None
+    return [f"{name}={_yaml(value)}" for name, value in values.items()]
+
+
+def _yaml(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _stages(layout: Layout) -> dict[str, object]:
+    """Embedding and head counted as layers, or the ends' layers where only they differ."""
+    layers = layout.stage_layers
+    if layers is None:
+        return {}
+    stages = len(layers)
+    slots = (sum(layers) + 2) // stages
+    if layers == (slots - 1, *[slots] * (stages - 2), slots - 1):
+        names = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+        return {f"parallel.{name}": True for name in names}
+    names = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+    return {f"parallel.{name}": layers[end] for name, end in zip(names, (0, -1), strict=True)}
+
+
+def _recompute(layout: Layout) -> dict[str, object]:
+    """Whole layers, the first of each stage or all of them one by one; or every MLP."""
+    if layout.recompute == "none":
+        return {}
+    if layout.recompute == "mlp":
+        return {"parallel.recompute_granularity": "selective", "parallel.recompute_modules": "[mlp]"}
+    every = layout.recompute_num_layers is None
+    return {
+        "parallel.recompute_granularity": "full",
+        "parallel.recompute_method": "uniform" if every else "block",
+        "parallel.recompute_num_layers": 1 if every else layout.recompute_num_layers,
     }
-    return [f"parallel.{name}={value}" for name, value in parallel.items()] + [
-        f"train.{name}={value}" for name, value in train.items()
-    ]
+
+
+def _precision(training: Training) -> dict[str, object]:
+    if not training.is_fp8:
+        return {}
+    recipe = {"fp8_delayed": "delayed", "fp8_current": "tensorwise"}[training.precision]
+    return {
+        "precision.params_dtype": "bf16",
+        "precision.fp8": "hybrid",
+        "precision.fp8_recipe": recipe,
+        "precision.fp8_param_gather": training.fp8_parameters,
+    }
 
 
 def missing_settings(layout: Layout, training: Training) -> Iterator[str]:
-    """What of this layout the training config cannot say yet."""
+    """What of this layout the training config cannot say."""
     asked = {
-        "recomputation": layout.recompute != "none",
-        "embedding and head as layers of the pipeline": layout.stage_layers is not None,
-        "FP8": training.is_fp8,
         "gradients in bf16": not training.grad_reduce_in_fp32,
-        "tensor-parallel overlap": training.tp_comm_overlap and layout.tensor_model_parallel_size > 1,
+        "the fused loss": training.cross_entropy_loss_fusion,
+        "no cache of transposed FP8 weights": training.disable_parameter_transpose_cache,
     }
     missing = [name for name, needed in asked.items() if needed]
     if missing:
-        yield f"  no setting of the training config yet: {', '.join(missing)}"
+        yield f"  no setting of the training config: {', '.join(missing)}"
 
 
 def _ranking(

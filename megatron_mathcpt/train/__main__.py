@@ -16,7 +16,8 @@ import typer
 
 from megatron_mathcpt.checkpoint.folder import newest_readable
 from megatron_mathcpt.config.base import dump_yaml, load_config
-from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, MathCptError, run_command
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
@@ -95,6 +96,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
 
     use_cpu()
     from megatron_mathcpt import parallel
+    from megatron_mathcpt.model.tp_overlap import user_buffers
     from megatron_mathcpt.train.components import build, check_gpu_memory
     from megatron_mathcpt.train.initial_loss import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
@@ -108,10 +110,11 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
         check_gpu_memory(inputs.config, layout)
-        state = build(inputs, layout, out)
-        check_initial_loss(state)
-        metrics = Metrics(inputs.config, layout, out, state.step)
-        finished = train(state, metrics, stop)
+        with user_buffers(inputs.config):
+            state = build(inputs, layout, out)
+            check_initial_loss(state)
+            metrics = Metrics(inputs.config, layout, out, state.step)
+            finished = train(state, metrics, stop)
         metrics.close()
         if finished and layout.is_writer:
             write_manifest(

@@ -120,6 +120,7 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        fp8_param_gather=config.precision.fp8_param_gather,
     )
     wrapped = [
         DistributedDataParallel(
@@ -169,6 +170,7 @@ def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
             overlap_param_gather=config.parallel.overlap_param_gather,
+            fp8_recipe=config.precision.fp8_recipe,
         ),
         model,
         use_gloo_process_groups=False,

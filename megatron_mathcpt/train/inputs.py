@@ -3,6 +3,7 @@
 No torch here: a finished run and a wrong config must answer at once.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,9 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     Layout, microbatch size and the intervals may change: the samples and their order stay the same.
     """
     manifest = load_sealed(checkpoint)
-    old, new = _fields(manifest.config), _fields(inputs.config.model_dump(mode="json"))
+    # Validated again, so that a field that came later has its default on both sides.
+    then = ExperimentConfig.model_validate_json(json.dumps(manifest.config))
+    old, new = (_fields(config.model_dump(mode="json")) for config in (then, inputs.config))
     differing = sorted(
         name
         for name in old.keys() | new.keys()

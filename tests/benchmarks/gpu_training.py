@@ -119,7 +119,7 @@ class MadeUpTokens:
 def experiment(
     arguments: argparse.Namespace, shape: LlamaShape, precision: str, replicas: int
 ) -> ExperimentConfig:
-    """The run's config; FP8 is set on the built model."""
+    """The run's config."""
     batch = arguments.micro_batch_size * arguments.microbatches * replicas
     tree = {
         "name": f"{arguments.shape} {precision}",
@@ -138,7 +138,8 @@ def experiment(
             "overlap_grad_reduce": replicas * arguments.cp > 1,
             "overlap_param_gather": replicas * arguments.cp > 1,
         },
-        "precision": {"params_dtype": "fp32" if precision == "fp32" else "bf16"},
+        "precision": {"params_dtype": "fp32" if precision == "fp32" else "bf16"}
+        | ({"fp8": "hybrid", "fp8_recipe": FP8_RECIPES[precision]} if precision in FP8_RECIPES else {}),
         "train": {
             "train_tokens": 10**12,
             "seq_length": arguments.seq_length,
@@ -150,7 +151,7 @@ def experiment(
     return ExperimentConfig.model_validate_json(json.dumps(tree))
 
 
-def build(config: ExperimentConfig, layout: parallel.Layout, precision: str) -> Any:
+def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     """The training state of `config`, weights drawn on the device."""
     from megatron_mathcpt.model.llama import build_model
     from megatron_mathcpt.train.components import TrainState, build_optimizer, wrap_model
@@ -166,9 +167,6 @@ def build(config: ExperimentConfig, layout: parallel.Layout, precision: str) -> 
                 torch.nn.init.normal_(weight, std=0.02)
             else:
                 torch.nn.init.ones_(weight) if "norm" in name else torch.nn.init.zeros_(weight)
-        if precision in FP8_RECIPES:
-            # Transformer Engine decides on FP8 at each forward pass, from the config all layers share.
-            chunk.config.fp8, chunk.config.fp8_recipe = "hybrid", FP8_RECIPES[precision]
     model = wrap_model(model, config, layout)
     data = MadeUpTokens(config.model.vocab_size, config.train.seq_length)
     inputs = Inputs(config, {}, 0, None)
@@ -182,7 +180,7 @@ def run(
     from megatron_mathcpt.train.step import train_step
 
     config = experiment(arguments, llama, precision, layout.data_size)
-    state = build(config, layout, precision)
+    state = build(config, layout)
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
     seconds, losses = [], []
@@ -201,20 +199,15 @@ def run(
         "losses": losses,
         "kernels": profile(state) if arguments.profile else None,
     }
-    return found | predict(config, precision, layout, found["seconds"])
+    return found | predict(config, layout, found["seconds"])
 
 
-def predict(
-    config: ExperimentConfig, precision: str, layout: parallel.Layout, seconds: float
-) -> dict[str, Any]:
+def predict(config: ExperimentConfig, layout: parallel.Layout, seconds: float) -> dict[str, Any]:
     """Tokens/s and TFLOP/s of `seconds`, and the planner's figures for this card if it is known."""
-    from dataclasses import replace
-
     assert config.model is not None
     shape = from_llama(config.name, config.model)
     world = torch.distributed.get_world_size()
     training, cut = from_experiment(config, world, fused=ON_GPU and has_transformer_engine())
-    training = replace(training, precision=precision)  # type: ignore[arg-type]
     card = known_card()
     found: dict[str, Any] = {}
     measured = speed(shape, training, card or load_hardware("h100"), seconds=seconds, gpus=world)

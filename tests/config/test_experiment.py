@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.config.base import load_config
-from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.config.llama import LlamaShape, hf_config, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
@@ -16,6 +17,14 @@ CONFIGS = sorted(
     path for path in (ROOT / "configs").rglob("*.yaml") if "optimizer:" in path.read_text(encoding="utf-8")
 )
 BASE = next(path for path in CONFIGS if path.name == "quickstart_base.yaml")
+
+UNEVEN = [
+    "parallel.pipeline_model_parallel_size=2",
+    "parallel.num_layers_in_first_pipeline_stage=1",
+    "parallel.num_layers_in_last_pipeline_stage=1",
+]
+FULL = ["parallel.recompute_granularity=full", "parallel.recompute_method=uniform"]
+FP8 = ["precision.params_dtype=bf16", "precision.fp8=hybrid", "precision.fp8_recipe=tensorwise"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -43,6 +52,23 @@ def test_every_config_passes_its_checks(path: Path) -> None:
         (["parallel.context_parallel_size=2", "train.seq_length=254"], 4, "train.seq_length"),
         (["parallel.overlap_param_gather=true"], 2, "parallel.overlap_param_gather"),
         (["optimizer.min_lr=1.0"], 2, "optimizer.min_lr"),
+        (["parallel.tp_comm_overlap=true"], 2, "parallel.tp_comm_overlap"),
+        (
+            [*UNEVEN, "parallel.account_for_loss_in_pipeline_split=true"],
+            4,
+            r"parallel.account_for_\*_in_pipeline_split",
+        ),
+        ([*UNEVEN, "model.num_layers=3"], 4, "parallel.num_layers_in"),
+        ([UNEVEN[0], "parallel.num_layers_in_first_pipeline_stage=9"], 4, "parallel.num_layers_in"),
+        (
+            [UNEVEN[0], "parallel.account_for_loss_in_pipeline_split=true", "model.num_layers=4"],
+            4,
+            "model.num_layers with embedding and loss",
+        ),
+        ([*FULL, "parallel.recompute_num_layers=3"], 2, "parallel.recompute_num_layers"),
+        ([*FP8, "precision.fp8_param_gather=true"], 2, "precision.fp8_param_gather"),
+        ([*FP8, "train.seq_length=121"], 2, "train.micro_batch_size x seq_length"),
+        ([*FP8, "model.ffn_hidden_size=520"], 2, "model.ffn_hidden_size"),
         (["validation.sets=[]", "validation.interval=5"], 2, "validation.sets"),
     ],
 )
@@ -64,11 +90,45 @@ def test_a_combination_that_cannot_run_names_its_field(
         ("model.num_query_groups=3", "no multiple of num_query_groups"),
         ("train.seq_len=5", "did you mean 'seq_length'"),
         ("train.seq_length=1.5", "train.seq_length"),
+        ("parallel.recompute_granularity=full", "full needs recompute_method and recompute_num_layers"),
+        ("parallel.recompute_granularity=selective", "selective needs recompute_modules"),
+        ("parallel.recompute_num_layers=1", "no effect without recompute_granularity"),
+        ("parallel.recompute_modules=[moe]", "parallel.recompute_modules.0"),
+        ("precision.fp8=hybrid", "fp8 needs fp8_recipe"),
+        ("precision.fp8_recipe=delayed", "no effect without fp8"),
+        ("precision={params_dtype: fp32, fp8: e4m3, fp8_recipe: delayed}", "fp8 needs params_dtype: bf16"),
+        (
+            "precision={params_dtype: bf16, fp8: hybrid, fp8_recipe: delayed, first_last_layers_bf16: true}",
+            "delayed scaling runs all layers in FP8",
+        ),
+        (
+            "parallel={tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1, "
+            "account_for_loss_in_pipeline_split: true}",
+            "uneven stages have no effect",
+        ),
     ],
 )
 def test_a_wrong_section_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(BASE, ExperimentConfig, [override])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "layers"),
+    [
+        ({}, (3, 3, 3)),
+        ({"num_layers_in_first_pipeline_stage": 1}, (1, 4, 4)),
+        ({"num_layers_in_first_pipeline_stage": 3, "num_layers_in_last_pipeline_stage": 2}, (3, 4, 2)),
+        ({"account_for_loss_in_pipeline_split": True}, (3, 3, 2)),
+        (
+            {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True},
+            (2, 3, 2),
+        ),
+    ],
+)
+def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) -> None:
+    parallel = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=3, **sizes)
+    assert parallel.stage_layers(sum(layers)) == layers
 
 
 def test_budget_is_rounded_up_to_whole_steps() -> None:

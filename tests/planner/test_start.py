@@ -1,15 +1,17 @@
 """The memory check of a training start, and shapes by name and from a config.json."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.config.base import dump_yaml, load_config
-from megatron_mathcpt.config.experiment import ExperimentConfig, check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.layout import Training
+from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
@@ -80,17 +82,26 @@ def test_layout_and_training_are_those_of_the_config() -> None:
     assert not training.use_distributed_optimizer
 
 
-def test_printed_settings_give_a_config_the_planned_layout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp8_delayed", "fp8_current"])
+def test_printed_settings_give_a_config_the_planned_layout(tmp_path: Path, precision: Precision) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(dump_yaml(experiment()), encoding="utf-8")
-    training = Training(seq_length=8192, global_batch_size=128)
-    plans = search(load_shape("llama3-8b"), training, 16, load_machine("h100")).plans
-    expressible = [plan.layout for plan in plans if not list(missing_settings(plan.layout, training))]
-    assert len(expressible) > 50
-    for layout in expressible[:50]:
+    training = Training(seq_length=8192, global_batch_size=128, precision=precision, tp_comm_overlap=True)
+    layouts = [
+        plan.layout for plan in search(load_shape("llama3-8b"), training, 16, load_machine("h100")).plans
+    ]
+    kinds: dict[tuple[object, ...], Layout] = {}  # one of each kind, the fastest
+    for layout in layouts:
+        assert not list(missing_settings(layout, training))
+        virtual = layout.virtual_pipeline_model_parallel_size > 1
+        kinds.setdefault((layout.recompute, bool(layout.stage_layers), virtual), layout)
+    assert {kind[0] for kind in kinds} == {"none", "mlp", "full"}
+    assert {kind[1] for kind in kinds} == {False, True}
+    for layout in [*kinds.values(), *layouts[:20]]:
         config = load_config(path, ExperimentConfig, settings(layout, training))
         check_experiment(config, 16)
-        assert from_experiment(config, 16, fused=True) == (training, layout)
+        tensor = layout.tensor_model_parallel_size > 1
+        assert from_experiment(config, 16, fused=True) == (replace(training, tp_comm_overlap=tensor), layout)
 
 
 def test_a_shape_comes_from_a_config_json(tmp_path: Path) -> None:

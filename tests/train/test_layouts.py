@@ -28,6 +28,9 @@ VIRTUAL = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_s
 SEQUENCE = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 SHARDED = {"use_distributed_optimizer": True}
 OVERLAPPED = SHARDED | {"overlap_grad_reduce": True, "overlap_param_gather": True}
+UNEVEN = {"pipeline_model_parallel_size": 2, "num_layers_in_first_pipeline_stage": 1}
+PARTS = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
+LAYERS = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
 TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor": {"tensor_model_parallel_size": 2},
     "pipeline": {"pipeline_model_parallel_size": 2},
@@ -37,6 +40,11 @@ TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "context": {"context_parallel_size": 2},
     "data, sharded optimizer": SHARDED,
     "data, overlapped": OVERLAPPED,
+    "uneven pipeline, parts recomputed": UNEVEN | PARTS,
+    "sequence, layers recomputed": SEQUENCE | LAYERS,
+    "uneven pipeline, a layer of each stage recomputed": UNEVEN
+    | LAYERS
+    | {"recompute_method": "block", "recompute_num_layers": 1},
 }
 FOUR_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor x pipeline": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
@@ -47,7 +55,7 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
     "virtual pipeline x data": VIRTUAL,
 }
 # Two per parallelism are enough for every commit; the rest runs with the slow tests.
-FAST = ("tensor", "pipeline", "data")
+FAST = ("tensor", "pipeline", "data", "uneven pipeline, parts recomputed")
 Rows = list[dict[str, Any]]
 
 

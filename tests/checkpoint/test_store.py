@@ -1,0 +1,68 @@
+"""Saving and loading a state in one process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.cpu import use_cpu
+
+SHAPE = LlamaShape(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_attention_heads=4,
+    vocab_size=100,
+    init_method_std=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[parallel.Layout]:
+    use_cpu()
+    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
+    parallel.stop()
+
+
+def make_model(layout: parallel.Layout) -> Any:
+    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.weights import RandomWeights, fill
+
+    (model,) = build_model(SHAPE, layout, PrecisionSection(params_dtype="fp32"))
+    fill([model], RandomWeights(SHAPE, 1))
+    return model
+
+
+def save(model: Any, run: Path, layout: parallel.Layout) -> Path:
+    from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
+
+    record = CheckpointRecord(config={}, inputs={}, counts={"step": 1})
+    return save_checkpoint(run, [model], None, record, layout, keep=1)
+
+
+def test_extra_state_of_layers_is_kept_where_there_is_some(
+    layout: parallel.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Transformer Engine does: bytes that hold FP8 scales, empty where a layer has not run in FP8."""
+    from megatron_mathcpt.checkpoint.store import load_state
+
+    model = make_model(layout)
+    scales = torch.tensor([3, 1, 4], dtype=torch.uint8)
+    norm = type(model.decoder.final_layernorm)  # Megatron-Core's local linear layers drop theirs
+    monkeypatch.setattr(norm, "get_extra_state", lambda _: scales, raising=False)
+    kept = save(model, tmp_path / "fp8", layout)
+    monkeypatch.setattr(norm, "get_extra_state", lambda _: scales[:0])
+    plain = save(model, tmp_path / "plain", layout)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(norm, "set_extra_state", lambda _, state: seen.append(state), raising=False)
+    other = make_model(layout)
+    load_state(plain, [other], None)
+    assert not seen
+    load_state(kept, [other], None)
+    assert len(seen) == 5  # two in each layer, one at the end
+    assert all(torch.equal(state, scales) for state in seen)
