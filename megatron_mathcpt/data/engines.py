@@ -15,7 +15,7 @@ import numpy.typing as npt
 from megatron_mathcpt.data.indexed_dataset import Lengths
 from megatron_mathcpt.data.probe import PROBE
 from megatron_mathcpt.data.tokenizer import TokenizerInfo, load_tokenizer
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, one_line
 from megatron_mathcpt.log import get_logger
 
 Tokens = npt.NDArray[np.int32]
@@ -140,7 +140,7 @@ def _try(
     except ImportError:
         return "is not installed", None
     except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
-        return f"cannot take this tokenizer ({str(error)[:100]})", None
+        return f"cannot take this tokenizer ({one_line(str(error))[:100]})", None
     return "", fast
 
 
