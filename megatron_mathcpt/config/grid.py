@@ -1,16 +1,22 @@
-"""A grid of runs: what each needs, and what is compared at the end.
+"""A grid of runs: its stages as files of configs, what is scored, and what is compared at the end.
 
 File names in a grid are relative to the grid's own folder, so it can be copied together with its experiments.
+A path below `runs/<name of the grid>/` in any of its configs means the grid's folder of results: such paths
+say which stage needs which, and move with `--out`. So every config also runs alone, as it stands.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.errors import ConfigError
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+RESERVED = ("corpora", "corpus", "synthesis", "sft", "report")
 
 
 class CorporaNode(Section):
@@ -19,49 +25,78 @@ class CorporaNode(Section):
     seed: int
 
 
-class RunNode(Section):
-    """One training run: its experiment file and the run whose final weights it starts from."""
+class SynthesisNode(Section):
+    """The synthesis run. `scripted` plays its servers here, by a script and for free: a rehearsal."""
 
     config: Path
-    parent: str | None = None
+    scripted: bool = False
 
 
 class EvaluationNode(Section):
-    """Which runs are scored, on how many items of each benchmark set (None: all), and the longest answer."""
+    """Which runs are scored (None: all), on how many items of each benchmark set, and the longest answer."""
 
-    runs: tuple[str, ...]
+    runs: tuple[str, ...] | None = None
     max_new_tokens: int = Field(gt=0)
     benchmark_limit: int | None = Field(default=None, gt=0)
 
 
 class ReportNode(Section):
-    """Pairs of runs `[b, a]` whose difference b - a is tested."""
+    """Pairs of runs `[b, a]` whose difference b - a is tested; `study` adds those of the study's results."""
 
-    comparisons: tuple[tuple[str, str], ...]
+    comparisons: tuple[tuple[str, str], ...] = ()
+    study: bool = False
 
 
 class GridConfig(Section):
-    """One grid: corpora, one corpus build, runs, evaluation, report."""
+    """One grid: raw pools, corpus builds, synthesis, runs, evaluation, report.
 
-    name: str = Field(pattern=NAME)
-    corpora: CorporaNode
-    corpus: Path
-    runs: dict[str, RunNode] = Field(min_length=1)
+    `corpus` is one build, which goes to the folder `corpus`, or several by the names of their folders.
+    """
+
+    name: Name
+    corpora: CorporaNode | None = None
+    corpus: Path | dict[Name, Path]
+    synthesis: SynthesisNode | None = None
+    runs: dict[Name, Path] = Field(min_length=1)
     evaluation: EvaluationNode
     report: ReportNode
 
+    @property
+    def builds(self) -> dict[str, Path]:
+        """The corpus builds by folder."""
+        return {"corpus": self.corpus} if isinstance(self.corpus, Path) else self.corpus
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The runs that are scored."""
+        return tuple(self.runs) if self.evaluation.runs is None else self.evaluation.runs
+
+    def with_runs(self, added: Mapping[str, Path], comparisons: Sequence[Sequence[str]]) -> Self:
+        """This grid with more runs, all scored, and comparisons; raises `ConfigError` for a wrong name."""
+        if twice := sorted(set(added) & set(self.runs)):
+            raise ConfigError(f"run '{twice[0]}': the grid has one of this name; give the new one another")
+        tree = self.model_dump()
+        tree["runs"] |= added
+        tree["evaluation"]["runs"] = (*self.scored, *added)
+        tree["report"]["comparisons"] = (*self.report.comparisons, *map(tuple, comparisons))
+        try:
+            return type(self).model_validate(tree)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or "grid"
+            raise ConfigError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        known = set(self.runs)
-        parents = {run.parent for run in self.runs.values()} - {None}
         compared = {name for pair in self.report.comparisons for name in pair}
-        for field, names in (
-            ("runs.*.parent", parents),
-            ("evaluation.runs", set(self.evaluation.runs)),
-            ("report.comparisons", compared),
-        ):
-            if unknown := sorted(map(str, names - known)):
+        for field, names in (("evaluation.runs", set(self.scored)), ("report.comparisons", compared)):
+            if unknown := sorted(names - set(self.runs)):
                 raise ValueError(f"{field} names '{unknown[0]}', which is not under runs")
-        if unscored := sorted(compared - set(self.evaluation.runs)):
+        if unscored := sorted(compared - set(self.scored)):
             raise ValueError(f"report.comparisons names '{unscored[0]}', which is not under evaluation.runs")
+        if taken := sorted(self._taken()):
+            raise ValueError(f"runs.{taken[0]}: another stage has this folder; choose another name")
         return self
+
+    def _taken(self) -> Iterator[str]:
+        return (name for name in self.runs if name in RESERVED or name in self.builds)

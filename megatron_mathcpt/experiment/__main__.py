@@ -1,12 +1,17 @@
 """Show the stages of a grid, run them here, or hand them to Slurm."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_mathcpt.errors import run_command
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.config.grid import GridConfig
+    from megatron_mathcpt.experiment.stages import Stage
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 GRID = Annotated[Path, typer.Argument(help="YAML file of the grid")]
@@ -14,11 +19,19 @@ OUT = Annotated[Path, typer.Option(help="folder of the results")]
 DATA = Annotated[Path | None, typer.Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")]
 BENCHMARKS = Annotated[Path | None, typer.Option(help="folder of benchmark sets, one sub-folder a set")]
 PROCESSES = Annotated[int, typer.Option(min=1, help="processes of a training run")]
+ADD = Annotated[list[Path] | None, typer.Option(help="YAML file of one more run; may be given again")]
+COMPARE = Annotated[list[str] | None, typer.Option(help="B,A: test B - A too; may be given again")]
 
 
 @app.command()
-def plan(
-    grid: GRID, out: OUT, data: DATA = None, benchmarks: BENCHMARKS = None, processes: PROCESSES = 2
+def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    grid: GRID,
+    out: OUT,
+    data: DATA = None,
+    benchmarks: BENCHMARKS = None,
+    processes: PROCESSES = 2,
+    add: ADD = None,
+    compare: COMPARE = None,
 ) -> None:
     """Print the stages in order: what each needs, and whether it is done."""
     from rich.console import Console
@@ -26,15 +39,22 @@ def plan(
 
     from megatron_mathcpt.experiment.stages import is_done
 
+    loaded = _load(grid, add, compare)
     table = Table("stage", "needs", "state", title=str(grid))
-    for stage in _stages(grid, out, data, benchmarks, processes):
+    for stage in _stages(loaded, grid, out, data, benchmarks, processes):
         table.add_row(stage.name, ", ".join(stage.needs), "done" if is_done(stage) else "to do")
     Console().print(table)
 
 
 @app.command()
-def run(
-    grid: GRID, out: OUT, data: DATA = None, benchmarks: BENCHMARKS = None, processes: PROCESSES = 2
+def run(  # noqa: PLR0913, PLR0917
+    grid: GRID,
+    out: OUT,
+    data: DATA = None,
+    benchmarks: BENCHMARKS = None,
+    processes: PROCESSES = 2,
+    add: ADD = None,
+    compare: COMPARE = None,
 ) -> None:
     """Run the stages that are not done, on this machine."""
     from rich.console import Console
@@ -44,7 +64,7 @@ def run(
     from megatron_mathcpt.report.terminal import print_report
 
     handle_termination()
-    stages = _stages(grid, out, data, benchmarks, processes)
+    stages = _stages(_load(grid, add, compare), grid, out, data, benchmarks, processes)
     outcomes = run_stages(stages, out.resolve())
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
     if ran:
@@ -70,6 +90,8 @@ def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         list[str] | None, typer.Option("--set", help="override the cluster file: nodes=4")
     ] = None,
     allow_dirty: Annotated[bool, typer.Option(help="snapshot uncommitted changes too")] = False,
+    add: ADD = None,
+    compare: COMPARE = None,
 ) -> None:
     """Hand the stages that are not done to Slurm, each a job after those it needs."""
     from rich.console import Console
@@ -78,7 +100,7 @@ def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from megatron_mathcpt.experiment.submit import load_cluster, submit_stages
 
     place = load_cluster(cluster, site or ())
-    stages = _stages(grid, out, data, benchmarks, place.world_size)
+    stages = _stages(_load(grid, add, compare), grid, out, data, benchmarks, place.world_size)
     table = Table("stage", "state", "job", title=f"{grid} on {place.name}")
     for submission in submit_stages(stages, place, out.resolve(), allow_dirty=allow_dirty):
         table.add_row(submission.stage, submission.state, str(submission.job_id or ""))
@@ -105,14 +127,23 @@ def dry_run(
     Console().print(as_table(runs, f"{gpus} {hardware}"))
 
 
-def _stages(grid, out, data, benchmarks, processes):  # type: ignore[no-untyped-def]
+def _load(path: Path, add: Sequence[Path] | None, compare: Sequence[str] | None) -> "GridConfig":
+    """The grid of `path` with the runs and comparisons of the command line."""
     from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.experiment import ExperimentConfig
     from megatron_mathcpt.config.grid import GridConfig
+
+    added = {load_config(file, ExperimentConfig).name: file.resolve() for file in add or ()}
+    return load_config(path, GridConfig).with_runs(added, [pair.split(",") for pair in compare or ()])
+
+
+def _stages(
+    grid: "GridConfig", path: Path, out: Path, data: Path | None, benchmarks: Path | None, processes: int
+) -> "list[Stage]":
     from megatron_mathcpt.experiment.stages import Settings, build_stages
 
-    folders = (path.resolve() if path else None for path in (data, benchmarks))
-    settings = Settings(out.resolve(), processes, *folders)
-    return build_stages(load_config(grid, GridConfig), grid.parent.resolve(), settings)
+    folders = (folder.resolve() if folder else None for folder in (data, benchmarks))
+    return build_stages(grid, path.parent.resolve(), Settings(out.resolve(), processes, *folders))
 
 
 if __name__ == "__main__":

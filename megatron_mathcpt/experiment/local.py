@@ -1,7 +1,8 @@
 """Run a grid's stages on this machine, one after the other, each as its own command.
 
 What is complete is skipped, a failed stage stops only what depends on it, and running again goes on where it
-stopped. A stage that is complete for other inputs or settings is refused, never overwritten.
+stopped. A stage that is complete for other inputs or settings is refused, never overwritten; only the report,
+which is derived from the rest, is made anew.
 """
 
 import fcntl
@@ -80,7 +81,7 @@ class _Records:
     def is_same(self, stage: Stage, key: str) -> bool:
         """Whether the complete folder was made by this stage; False if a kill came before that was noted."""
         known = self._keys.get(stage.name)
-        if known is not None and known != key:
+        if known is not None and known != key and not stage.derived:
             raise MathCptError(
                 f"{stage.folder}: complete, but for other inputs or settings than now; "
                 "delete it and what was made from it, or choose another output folder"

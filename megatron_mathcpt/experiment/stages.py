@@ -1,27 +1,35 @@
 """From a grid to the list of its stages, in an order in which each can run.
 
 A stage is one command of this project that completes one folder. Its key hashes all that decides its result:
-the command, the files it names, and the fingerprints of the folders it reads.
+the command, the files it names, and the fingerprints of the folders it reads. Which folders these are follows
+from the paths in its config (see config/grid.py).
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.manifest import FILE_NAME, hash_file, hash_json, load_manifest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
+_SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/seeds.py names it
 
 
 @dataclass(frozen=True)
 class Stage:
     """One node of the graph: `command` completes `folder`, which holds a manifest of `kind`.
 
-    `needs` names the stages whose folders are read; `files` are further inputs (configs, benchmark items).
+    `needs` names the stages whose folders are read; `files` are further inputs (configs, benchmark items). A
+    stage that is `derived` from the others alone is made anew when they change; others are never overwritten.
     """
 
     name: str
@@ -30,6 +38,7 @@ class Stage:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    derived: bool = False
 
     def key(self, folders: dict[str, Path], out: Path) -> str:
         """Hash of the command and its inputs, with `out` left out so that a results folder can be moved.
@@ -57,117 +66,209 @@ class Settings:
 
 
 def build_stages(grid: GridConfig, grid_folder: Path, settings: Settings) -> list[Stage]:
-    """All stages of `grid`, each after those it needs; raises `ConfigError` for a cycle of parents."""
-    stages = [_corpora(grid, settings), _corpus(grid, grid_folder, settings)]
-    for name in _in_order(grid):
-        stages += [_run(grid, name, grid_folder, settings)]
-        if name in grid.evaluation.runs:
-            stages += [_convert(name, settings), _evaluate(grid, name, settings)]
-    return [*stages, _report(grid, settings)]
+    """All stages of `grid`, each after those it needs.
+
+    Raises `ConfigError` for a config that cannot be read, for a path that no stage makes, and for a cycle.
+    """
+    planner = _Planner(grid, grid_folder, settings)
+    return _in_order(list(planner.stages()))
+
+
+class _Planner:
+    """One grid with its settings; a method a kind of stage."""
+
+    def __init__(self, grid: GridConfig, folder: Path, settings: Settings) -> None:
+        self.grid, self.folder, self.settings = grid, folder, settings
+        self.out = settings.out
+        self.runs = {name: load_config(folder / path, ExperimentConfig) for name, path in grid.runs.items()}
+        self.packed = self._packed()
+        self.names = {
+            *(("corpora",) if grid.corpora else ()),
+            *(("synthesis",) if grid.synthesis else ()),
+            *grid.builds,
+            *grid.runs,
+            *self.packed,
+        }
+
+    def stages(self) -> Iterator[Stage]:
+        if self.grid.corpora:
+            yield self.corpora(self.grid.corpora.seed)
+        for name, path in self.grid.builds.items():
+            yield self.corpus(name, self.folder / path)
+        if self.grid.synthesis:
+            yield self.synthesis(self.folder / self.grid.synthesis.config, self.grid.synthesis.scripted)
+        yield from (self.sft(name) for name in self.packed)
+        for name, path in self.grid.runs.items():
+            yield self.run(name, self.folder / path)
+            if name in self.grid.scored:
+                yield self.convert(name)
+                yield self.evaluate(name)
+        yield self.report()
+
+    def corpora(self, seed: int) -> Stage:
+        folder, data = self.out / "corpora", self.settings.data
+        own = ("--data", data) if data else ()
+        files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
+        command = _tool("make_corpora", "--out", folder, "--seed", seed, *own)
+        return Stage("corpora", "corpora", folder, command, files=files)
+
+    def corpus(self, name: str, path: Path) -> Stage:
+        config = load_config(path, Corpus)
+        moved = self._moved(config)
+        if config.decontaminate and self.settings.benchmarks:
+            field = "decontaminate.benchmarks"
+            sets = moved.get(field, config.decontaminate.benchmarks)
+            moved[field] = [*sets, str(self.settings.benchmarks)]
+        command = _tool("build_corpus", path, *_overrides(moved), "--out", self.out / name)
+        files = (path, *self._benchmark_files())
+        return Stage(name, "corpus", self.out / name, command, self._needs(path, config), files)
+
+    def synthesis(self, path: Path, scripted: bool) -> Stage:
+        config = load_config(path, SynthesisConfig)
+        command = _tool("synthesize", path, *_overrides(self._moved(config)), "--out", self.out / "synthesis")
+        command += ("--scripted",) if scripted else ()
+        folder = self.out / "synthesis" / _SHARD
+        return Stage("synthesis", "synthesis", folder, command, self._needs(path, config), (path,))
+
+    def sft(self, name: str) -> Stage:
+        corpus, pool, seq_length = self.packed[name]
+        command = _tool("pack_sft", self.out / corpus, pool, "--seq-length", seq_length)
+        return Stage(name, "sft", self.out / name, (*command, "--out", str(self.out / name)), (corpus,))
+
+    def run(self, name: str, path: Path) -> Stage:
+        config, folder = self.runs[name], self.out / name
+        overrides = _overrides(self._moved(config))
+        command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides)
+        command += ("--out", str(folder), "--processes", str(self.settings.processes))
+        return Stage(name, "run", folder, command, self._needs(path, config), (path,))
+
+    def convert(self, name: str) -> Stage:
+        folder = self.out / name / "hf"
+        command = _tool("convert", "to-hf", self.out / name, "--out", folder)
+        return Stage(f"{name}/hf", "hf", folder, command, needs=(name,))
+
+    def evaluate(self, name: str) -> Stage:
+        folder, asked, benchmarks = (
+            self.out / name / "evaluation",
+            self.grid.evaluation,
+            self.settings.benchmarks,
+        )
+        command = _tool("evaluate", "--model", self.out / name / "hf", "--out", folder)
+        command += ("--max-new-tokens", str(asked.max_new_tokens))
+        if not self.grid.corpora and not benchmarks:
+            raise ConfigError(f"grid '{self.grid.name}' makes no problems of its own; give --benchmarks DIR")
+        if self.grid.corpora:
+            command += ("--task", str(self.out / "corpora" / "evaluation"))
+        if benchmarks:
+            command += ("--benchmarks", str(benchmarks))
+            if asked.benchmark_limit:
+                command += ("--benchmark-limit", str(asked.benchmark_limit))
+        needs = (*(("corpora",) if self.grid.corpora else ()), f"{name}/hf")
+        return Stage(f"{name}/evaluation", "evaluation", folder, command, needs, self._benchmark_files())
+
+    def report(self) -> Stage:
+        folder = self.out / "report"
+        command = _tool("report", self.out, "--out", folder, "--quiet", "--runs", ",".join(self.grid.runs))
+        for pair in self.grid.report.comparisons:
+            command += ("--compare", ",".join(pair))
+        command += ("--study",) if self.grid.report.study else ()
+        needs = (*self.grid.builds, *(("synthesis",) if self.grid.synthesis else ()), *self.grid.runs)
+        needs += tuple(f"{name}/evaluation" for name in self.grid.scored)
+        return Stage("report", "report", folder, command, needs=needs, derived=True)
+
+    def _packed(self) -> dict[str, tuple[str, str, int]]:
+        """Stage name of each folder of packed samples, and the corpus, pool and length it is made from."""
+        packed: dict[str, tuple[str, str, int]] = {}
+        for name, config in self.runs.items():
+            folder, corpus = (self._inside(path) for path in (config.data.sft, config.data.corpus))
+            if folder is None:
+                continue
+            if corpus is None:
+                raise ConfigError(
+                    f"runs.{name}: data.corpus must say which corpus {config.data.sft} is made of"
+                )
+            made_from = (str(corpus), folder.name, config.train.seq_length)
+            if packed.setdefault(str(folder), made_from) != made_from:
+                raise ConfigError(
+                    f"runs.{name}: {config.data.sft} is made from {packed[str(folder)]} for another run, "
+                    f"from {made_from} for this one; give it a folder of its own"
+                )
+        return packed
+
+    def _inside(self, path: Path | str | None) -> Path | None:
+        """`path` below the folder of results, or None if it lies elsewhere."""
+        root = Path("runs") / self.grid.name
+        if path is None or not Path(path).is_relative_to(root):
+            return None
+        return Path(path).relative_to(root)
+
+    def _moved(self, config: Section) -> dict[str, Any]:
+        """Fields of `config` with paths below the folder of results, and these paths as they are here."""
+
+        def move(text: str) -> str:
+            inside = self._inside(text)
+            return text if inside is None else str(self.out / inside)
+
+        leaves = _leaves(config.model_dump(mode="json"))
+        moved = {
+            field: [move(v) for v in value] if isinstance(value, list) else move(value)
+            for field, value in leaves
+        }
+        return {field: moved[field] for field, value in leaves if moved[field] != value}
+
+    def _needs(self, path: Path, config: Section) -> tuple[str, ...]:
+        """The stages that make what `config` reads below the folder of results."""
+        needs: dict[str, None] = {}
+        for field, value in _leaves(config.model_dump(mode="json")):
+            for text in value if isinstance(value, list) else [value]:
+                inside = self._inside(text)
+                if inside is None:
+                    continue
+                makers = [name for name in self.names if inside.is_relative_to(name)]
+                if not makers:
+                    raise ConfigError(f"{path}: {field}: no stage of grid '{self.grid.name}' makes {text}")
+                needs[max(makers, key=len)] = None
+        return tuple(needs)
+
+    def _benchmark_files(self) -> tuple[Path, ...]:
+        return tuple(sorted(self.settings.benchmarks.glob("*/*.jsonl"))) if self.settings.benchmarks else ()
 
 
 def _tool(name: str, *arguments: object) -> tuple[str, ...]:
     return (sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments))
 
 
-def _override(field: str, value: object) -> str:
+def _overrides(values: dict[str, Any]) -> list[str]:
     """`field=value` with the value as JSON, which YAML reads whatever characters a path holds."""
-    return f"{field}={json.dumps(value, ensure_ascii=False)}"
+    return [f"{field}={json.dumps(value, ensure_ascii=False)}" for field, value in values.items()]
 
 
-def _corpora(grid: GridConfig, settings: Settings) -> Stage:
-    folder = settings.out / "corpora"
-    own = ("--data", settings.data) if settings.data else ()
-    files = tuple(sorted(settings.data.glob("*.jsonl*"))) if settings.data else ()
-    command = _tool("make_corpora", "--out", folder, "--seed", grid.corpora.seed, *own)
-    return Stage("corpora", "corpora", folder, command, files=files)
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Texts, and lists of texts, of nested settings by their full path."""
+    found: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found += _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            found.append((prefix + name, value))
+    return found
 
 
-def _corpus(grid: GridConfig, grid_folder: Path, settings: Settings) -> Stage:
-    folder = settings.out / "corpus"
-    config = grid_folder / grid.corpus
-    corpora = settings.out / "corpora"
-    pools = ("general", "math_corpus", "problem_solving")
-    benchmarks = [str(corpora / "evaluation"), *([str(settings.benchmarks)] if settings.benchmarks else [])]
-    overrides = [_override(f"sources.{pool}.path", str(corpora / f"{pool}.jsonl")) for pool in pools]
-    overrides += [_override("decontaminate.benchmarks", benchmarks)]
-    command = _tool("build_corpus", config, *overrides, "--out", folder)
-    files = (config, *(_benchmark_files(settings)))
-    return Stage("corpus", "corpus", folder, command, needs=("corpora",), files=files)
-
-
-def _benchmark_files(settings: Settings) -> tuple[Path, ...]:
-    return tuple(sorted(settings.benchmarks.glob("*/*.jsonl"))) if settings.benchmarks else ()
-
-
-def _run(grid: GridConfig, name: str, grid_folder: Path, settings: Settings) -> Stage:
-    run = grid.runs[name]
-    folder = settings.out / name
-    config = grid_folder / run.config
-    overrides = [_override("data.corpus", str(settings.out / "corpus"))]
-    if run.parent:
-        overrides.append(_override("init.checkpoint", str(settings.out / run.parent)))
-    command = (sys.executable, "-m", "megatron_mathcpt.train", str(config), *overrides)
-    command += ("--out", str(folder), "--processes", str(settings.processes))
-    needs = ("corpus", run.parent) if run.parent else ("corpus",)
-    return Stage(name, "run", folder, command, needs=needs, files=(config,))
-
-
-def _convert(name: str, settings: Settings) -> Stage:
-    folder = settings.out / name / "hf"
-    command = _tool("convert", "to-hf", settings.out / name, "--out", folder)
-    return Stage(f"{name}/hf", "hf", folder, command, needs=(name,))
-
-
-def _evaluate(grid: GridConfig, name: str, settings: Settings) -> Stage:
-    folder = settings.out / name / "evaluation"
-    heldout = settings.out / "corpora" / "evaluation"
-    command = _tool("evaluate", "--model", settings.out / name / "hf", "--out", folder)
-    command += ("--max-new-tokens", str(grid.evaluation.max_new_tokens))
-    command += ("--task", str(heldout))
-    if settings.benchmarks:
-        command += ("--benchmarks", str(settings.benchmarks))
-        if grid.evaluation.benchmark_limit:
-            command += ("--benchmark-limit", str(grid.evaluation.benchmark_limit))
-    needs = ("corpora", f"{name}/hf")
-    return Stage(f"{name}/evaluation", "evaluation", folder, command, needs, _benchmark_files(settings))
-
-
-def _report(grid: GridConfig, settings: Settings) -> Stage:
-    folder = settings.out / "report"
-    command = _tool("report", settings.out, "--out", folder, "--quiet", "--runs", ",".join(grid.runs))
-    for pair in grid.report.comparisons:
-        command += ("--compare", ",".join(pair))
-    needs = ("corpus", *grid.runs, *(f"{name}/evaluation" for name in grid.evaluation.runs))
-    return Stage("report", "report", folder, command, needs=needs)
-
-
-def _in_order(grid: GridConfig) -> list[str]:
-    """Run names, parents first, else in the grid's order."""
-    ordered: list[str] = []
-    while len(ordered) < len(grid.runs):
-        ready = [
-            name
-            for name, run in grid.runs.items()
-            if name not in ordered and (run.parent is None or run.parent in ordered)
-        ]
-        if not ready:
-            stuck = sorted(set(grid.runs) - set(ordered))
-            raise ConfigError(
-                f"runs: parents form a cycle through {', '.join(stuck)}; give one of them no parent"
-            )
-        ordered += ready
+def _in_order(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, each after those it needs, else as they were given."""
+    ordered: list[Stage] = []
+    waiting, done = list(stages), set[str]()
+    while waiting:
+        ready = next((stage for stage in waiting if done.issuperset(stage.needs)), None)
+        if ready is None:
+            names = ", ".join(stage.name for stage in waiting)
+            raise ConfigError(f"stages wait for each other in a cycle among {names}; mend a path in one")
+        waiting.remove(ready)
+        ordered.append(ready)
+        done.add(ready.name)
     return ordered
 
 
 def is_done(stage: Stage) -> bool:
     """Whether the stage's folder is complete."""
     return (stage.folder / FILE_NAME).is_file()
-
-
-def select(stages: Sequence[Stage], name: str) -> Stage:
-    """The stage called `name`; raises `ConfigError` listing the names there are."""
-    for stage in stages:
-        if stage.name == name:
-            return stage
-    raise ConfigError(f"no stage '{name}'; there are: {', '.join(stage.name for stage in stages)}")

@@ -16,11 +16,16 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
 from megatron_mathcpt.config.llama import read_hf_shape
 from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.dry_run import DryRun, ExpectedTokens, load_expected_tokens, plan_run
+from megatron_mathcpt.experiment.stages import Settings, build_stages
+from megatron_mathcpt.report.study import load_published
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 PAPER = CONFIGS / "paper"
+TINY = CONFIGS / "tiny" / "paper"
+SUBSETS = ("problem_solving", "one_percent", "middle_school", "high_school", "easy", "medium", "hard")
 GPUS = 64
 
 
@@ -56,7 +61,7 @@ def plan(name: str) -> DryRun:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 def test_every_file_is_valid_and_named_after_itself(path: Path) -> None:
     config = load_config(path, kind(path))
-    if isinstance(config, Section) and path.parent.name in ("paper", "clusters"):
+    if isinstance(config, Section) and path.parent.name in ("paper", "clusters") and path.stem != "grid":
         assert config.name == path.stem  # type: ignore[attr-defined]
 
 
@@ -70,6 +75,61 @@ def test_the_studys_runs_and_their_twins_are_there() -> None:
         *(f"{method}_matched" for method in synthesis - {"query_exp"}),
         *(f"{subset}_{stage}" for subset in subsets for stage in ("cpt", "sft", "cpt_matched")),
     }
+
+
+def test_the_studys_grid_has_every_run_and_makes_all_that_they_read() -> None:
+    grid = load_config(PAPER / "grid.yaml", GridConfig)
+    assert set(grid.runs) == set(grid.scored) == set(RUNS)
+    stages = {s.name: s for s in build_stages(grid, PAPER, Settings(Path("/out"), 64, None, Path("sets")))}
+    assert len(stages) == len(grid.builds) + len(SUBSETS) + 3 * len(RUNS) + 1
+    assert stages["base2"].needs == ("corpus_base",)
+    assert stages["corpus_synthesis"].needs == ("corpus_base",)
+    with pytest.raises(ConfigError, match="give --benchmarks"):
+        build_stages(grid, PAPER, Settings(Path("/out"), 64))
+
+
+def test_the_tiny_grid_is_the_same_grid() -> None:
+    """Same runs from the same parents, on the same pools in the same stage, and what needs what."""
+    grid = load_config(TINY / "grid.yaml", GridConfig)
+    assert set(grid.runs) == {*RUNS, "base"}
+    assert grid.scored == tuple(grid.runs)
+    for name in RUNS:
+        tiny, full = load_config(TINY / grid.runs[name], ExperimentConfig), load(name)
+        assert tiny.name == name
+        assert set(tiny.data.blend) == set(full.data.blend)
+        assert set(tiny.validation.sets) >= set(full.validation.sets)
+        assert (tiny.data.sft and tiny.data.sft.name) == (full.data.sft and full.data.sft.name)
+        assert tiny.init.checkpoint is not None
+        parent = full.init.checkpoint.name if full.init.checkpoint else "base"
+        assert tiny.init.checkpoint == Path("runs/tiny_paper") / parent
+        assert tiny.data.reset_attention_mask == full.data.reset_attention_mask
+    stages = {stage.name: stage for stage in build_stages(grid, TINY, Settings(Path("/out"), 2))}
+    assert stages["tutor_amp"].needs == ("base", "corpus_synthesis")
+    assert set(stages["corpus_synthesis"].needs) == {"corpora", "corpus_base", "synthesis"}
+    assert set(stages["hard_sft"].needs) == {"base1", "corpus_difficulty", "sft/hard"}
+    for name, path in grid.builds.items():
+        assert load_config(TINY / path, Corpus).name == name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "tiny" / "paper").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_tiny_run_is_planned_and_its_corpus_has_its_pools(path: Path) -> None:
+    if kind(path) is not ExperimentConfig:
+        return
+    config = load_config(path, ExperimentConfig)
+    pools = [*config.data.blend, *config.validation.sets]
+    if config.model is None:
+        base = load_config(TINY / "base.yaml", ExperimentConfig).model
+        config = config.model_copy(update={"model": base})
+    assert config.model is not None
+    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 2048})})
+    run = plan_run(config, 2, "h100", dict.fromkeys([*pools, *SUBSETS], 100_000.0))
+    assert 20 < run.steps < 1000
+    assert run.memory_gib < 1
+    assert config.data.corpus is not None
+    corpus = load_config(TINY / f"{config.data.corpus.name}.yaml", Corpus)
+    assert set(pools) <= {source.pool for source in corpus.sources.values()}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -230,3 +290,16 @@ def test_shapes_are_those_of_the_released_weights(
     assert shape == read_hf_shape(tmp_path)
     assert shape is not None
     assert shape.num_parameters() == parameters
+
+
+def test_the_report_knows_the_studys_runs_by_the_names_of_their_configs() -> None:
+    published = load_published()
+    named = {
+        name for result in published.results for pair in (*result.pairs, *result.matched) for name in pair
+    }
+    assert named <= set(RUNS)
+    assert {pair[0] for result in published.results for pair in result.matched} > {"base1_cpt_matched"}
+    for result in published.results:
+        assert set(result.where) <= {pair[0] for pair in (*result.pairs, *result.matched)}
+    rows = {row.run for table in published.tables[:-1] for row in table.rows}
+    assert rows <= set(RUNS)

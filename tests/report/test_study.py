@@ -12,7 +12,7 @@ from tests.report.report_folder import write_grid
 
 PUBLISHED = load_published()
 ROWS = [row for table in PUBLISHED.tables for row in table.rows if row.scores]
-STAGE_ROWS = {"middle-school-sft", "middle-school-cpt", "high-school-sft", "high-school-cpt"}
+STAGE_ROWS = {"middle_school_sft", "middle_school_cpt", "high_school_sft", "high_school_cpt"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -97,13 +97,13 @@ def test_a_pair_can_be_judged_on_a_subset_first() -> None:
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
     few, some, many = ([item < right for item in range(100)] for right in (10, 30, 60))
-    scores = {"base1": few, "base2": some, "tutor-amp": many, "res-div": some, "base1-sft": some}
+    scores = {"base1": few, "base2": some, "tutor_amp": many, "res_div": some, "base1_sft": some}
     tasks = {name: {"gsm8k": right, "zhongkao_public": right} for name, right in scores.items()}
     return write_grid(tmp_path / "grid", tasks)
 
 
 def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
-    names = ("base1", "base2", "tutor-amp", "res-div", "base1-sft")
+    names = ("base1", "base2", "tutor_amp", "res_div", "base1_sft")
     page = build_report(grid, grid / "report", runs=names, comparisons=[], study=True).page
     results = json.loads((grid / "report" / "report.json").read_text(encoding="utf-8"))["results"]
     study = results["study"]
@@ -120,9 +120,9 @@ def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
     }
     assert set(pooled) == {
         ("base2", "base1"),
-        ("tutor-amp", "base2"),
-        ("tutor-amp", "res-div"),
-        ("base2", "base1-sft"),
+        ("tutor_amp", "base2"),
+        ("tutor_amp", "res_div"),
+        ("base2", "base1_sft"),
     }
     # 40:0 gives 2 / 2^40; third smallest of four p, so Holm multiplies it by 2
     assert pooled["base2", "base1"]["p_value"] == 2 / 2**40

@@ -1,0 +1,189 @@
+"""A server of scripted answers: the whole of synthesis, client and verification for real, without a model.
+
+It knows the seeds' solutions, and other problems to pass off as new ones. What it answers depends on the
+prompt alone. Half of the student's attempts go wrong in the last step, which the teacher finds and corrects.
+For rehearsals and tests: the data has the form of synthesized data, not its worth.
+"""
+
+import asyncio
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.records import Language, Problem
+from megatron_mathcpt.synthesis.seeds import Shard, read_seeds
+
+_GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
+_ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
+_QUESTION = re.compile(r"(?:Question: |问题：)(.*)\n(?:Solution:|解答：)\s*\Z", re.DOTALL)
+_FINAL: dict[Language, str] = {"en": "The answer is {answer}.", "zh": "答案是{answer}。"}
+_STEP: dict[Language, str] = {"en": "Step {number}: {line}", "zh": "第{number}步：{line}"}
+_TOGETHER: dict[Language, str] = {"en": "All in one: {lines}.", "zh": "合起来：{lines}。"}
+_WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found} 应为 {right}"}
+
+
+@contextmanager
+def rehearse(config: SynthesisConfig, variants: Sequence[Problem]) -> Iterator[SynthesisConfig]:
+    """`config` with all its servers played by a script, for as long as the context lasts."""
+    tutorship = config.methods.tutorship_amplification
+    student = config.servers[tutorship.student].model if tutorship else None
+    script = Script((seed for _, seed in read_seeds(config.seeds, Shard())), variants)
+    with ScriptedServer(script, [server.model for server in config.servers.values()], student) as played:
+        servers = {
+            name: server.model_copy(update={"endpoints": (played.url,), "api": "chat", "key_variable": None})
+            for name, server in config.servers.items()
+        }
+        yield config.model_copy(update={"servers": servers})
+
+
+class Script:
+    """The answers: `seeds` are the problems it may be asked about, `variants` those it passes off as new."""
+
+    def __init__(self, seeds: Iterable[Problem], variants: Sequence[Problem]) -> None:
+        self._known = {problem.question: problem for problem in (*variants, *seeds)}
+        self._variants: dict[str, list[Problem]] = {}
+        for problem in variants:
+            self._variants.setdefault(problem.language, []).append(problem)
+
+    def answer(self, prompt: str, *, student: bool) -> str:
+        """The reply to one of this package's prompts; raises `DataError` for any other."""
+        if found := _ATTEMPT.search(prompt):
+            return self._correct(self._problem(found[1]), found[2])
+        if found := _GIVEN.search(prompt):
+            problem = self._problem(found[1])
+            return self._expand(problem) if "<question_1>" in found[2] else self._diversify(problem)
+        if found := _QUESTION.search(prompt):
+            problem = self._problem(found[1])
+            wrong = student and _number(problem.question) % 2
+            return _attempt(problem) if wrong else _solved(problem.solution, problem)
+        raise DataError(f"scripted server: asked something else than the four methods ask: {prompt[:80]!r}")
+
+    def _problem(self, question: str) -> Problem:
+        if question not in self._known:
+            raise DataError(f"scripted server: knows no solution of {question[:80]!r}")
+        return self._known[question]
+
+    def _diversify(self, problem: Problem) -> str:
+        lines = problem.solution.splitlines()
+        steps = [_STEP[problem.language].format(number=n, line=line) for n, line in enumerate(lines, 1)]
+        together = _TOGETHER[problem.language].format(lines="; ".join(lines))
+        return (
+            "<response>accept</response>\n"
+            f"<solution_2>{_solved(chr(10).join(steps), problem)}</solution_2>\n"
+            f"<solution_3>{_solved(together, problem)}</solution_3>"
+        )
+
+    def _expand(self, problem: Problem) -> str:
+        choices = self._variants.get(problem.language, [])
+        if len(choices) < 2:
+            return "I cannot think of a problem."
+        first = _number(problem.question) % len(choices)
+        new = (choices[first], choices[(first + len(choices) // 2) % len(choices)])
+        texts = [
+            (f"question_{n}", p.question, f"solution_{n}", _solved(p.solution, p))
+            for n, p in enumerate(new, 1)
+        ]
+        pairs = "\n".join(
+            f"<{q}>{question}</{q}>\n<{s}>{solution}</{s}>" for q, question, s, solution in texts
+        )
+        statement = f"{problem.question} {problem.answer}"
+        return f"<statement>{statement}</statement>\n{pairs}\n<check>accept: both were computed</check>"
+
+    def _correct(self, problem: Problem, attempt: str) -> str:
+        if attempt.strip() == _solved(problem.solution, problem):
+            return "<check>correct</check>"
+        right, found = problem.solution.splitlines()[-1], attempt.strip().splitlines()[-2]
+        reason = _WRONG[problem.language].format(found=found, right=right)
+        return (
+            f"<check>wrong</check>\n<wrong_step>{reason}</wrong_step>\n"
+            f"<correction>{_solved(right, problem)}</correction>"
+        )
+
+
+def _solved(solution: str, problem: Problem) -> str:
+    return f"{solution}\n{_FINAL[problem.language].format(answer=problem.answer)}"
+
+
+def _attempt(problem: Problem) -> str:
+    """The solution with a wrong result in its last line, and so a wrong answer."""
+    *before, last = problem.solution.splitlines()
+    wrong = str(int(problem.answer) + 1) if re.fullmatch(r"-?\d{1,18}", problem.answer) else "0"
+    if wrong == problem.answer:
+        wrong = "1"
+    head, equals, _ = last.rpartition("=")
+    lines = [*before, f"{head}{equals} {wrong}".strip()]
+    return "\n".join([*lines, _FINAL[problem.language].format(answer=wrong)])
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+
+class ScriptedServer:
+    """Use as a context: an OpenAI-compatible server on the loopback, in a thread; `url` ends in /v1.
+
+    Requests for the model `student` get the student's answers, those for the other `models` the teacher's.
+    """
+
+    def __init__(self, script: Script, models: Sequence[str], student: str | None) -> None:
+        self._script, self._models, self._student = script, models, student
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main())
+
+    async def _main(self) -> None:
+        from aiohttp import web
+
+        self._stop = asyncio.Event()
+        app = web.Application(client_max_size=1 << 24)
+        app.router.add_get("/v1/models", self._list)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{port}/v1"
+        self._ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _list(self, _: Any) -> Any:
+        from aiohttp import web
+
+        return web.json_response({"data": [{"id": name} for name in self._models]})
+
+    async def _complete(self, request: Any) -> Any:
+        from aiohttp import web
+
+        body = await request.json()
+        prompt = body["messages"][-1]["content"]
+        try:
+            text = self._script.answer(prompt, student=body["model"] == self._student)
+        except DataError as error:
+            return web.json_response({"error": {"message": str(error)}}, status=400)
+        usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        return web.json_response({"model": body["model"], "choices": [choice], "usage": usage})
