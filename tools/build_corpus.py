@@ -1,6 +1,7 @@
 """Build a corpus: read, filter, deduplicate, decontaminate, tokenize.
 
 python tools/build_corpus.py configs/tiny/quickstart_corpus.yaml --out runs/corpus
+python tools/build_corpus.py configs/paper/corpus_base.yaml --out runs/corpus_base --cluster h100
 """
 
 from pathlib import Path
@@ -15,17 +16,32 @@ def main(
     config: Path = typer.Argument(..., help="YAML of the build"),
     overrides: list[str] = typer.Argument(None, help="section.field=value"),
     out: Path = typer.Option(..., help="folder to build in"),
+    workers: int = typer.Option(None, min=1, help="processes here, or tasks at once on a cluster"),
+    cluster: str = typer.Option(None, help="submit to this Slurm site of configs/clusters, or YAML file"),
+    status: bool = typer.Option(False, help="only say how far the build in --out is"),
 ) -> None:
-    """Build the corpus of CONFIG in --out and print what was kept and dropped."""
-    run_command(lambda: _run(config, overrides or [], out))
+    """Build the corpus of CONFIG in --out and print what was kept and dropped; run again to go on."""
+    run_command(lambda: _run(config, overrides or [], out, workers, cluster, status))
 
 
-def _run(path: Path, overrides: list[str], out: Path) -> None:
+def _run(
+    path: Path, overrides: list[str], out: Path, workers: int | None, cluster: str | None, status: bool
+) -> None:
+    from rich.console import Console
+
     from megatron_mathcpt.config.base import load_config
     from megatron_mathcpt.config.corpus import Corpus
-    from megatron_mathcpt.data.build import build_corpus
+    from megatron_mathcpt.data.build import build_corpus, describe_build, submit_corpus
+    from megatron_mathcpt.experiment.submit import load_cluster
 
-    _show(build_corpus(load_config(path, Corpus, overrides), out).counts)
+    config = load_config(path, Corpus, overrides)
+    if status:
+        Console().print(describe_build(config, out))
+    elif cluster:
+        job = submit_corpus(config, out, load_cluster(cluster), workers)
+        Console().print(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
+    else:
+        _show(build_corpus(config, out, workers).counts)
 
 
 def _show(counts: dict[str, Any]) -> None:

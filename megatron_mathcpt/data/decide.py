@@ -17,13 +17,11 @@ SPLITS = {TRAIN: "train", VALIDATION: "validation"}
 DUPLICATES = {EXACT: REASONS[1], NEAR: REASONS[2]}
 
 
-def decide(build: Build) -> None:
+def decide(build: Build, task: int = 0) -> None:
     """Leave a decision for every document of every shard, and the place in the corpus of the one it copies.
 
     Raises `DataError` when a pool has no document left.
     """
-    if all(build.done("decided", shard) is not None for shard in build.shards):
-        return
     whole = _gather(build, "whole")
     decisions, first = _duplicates(build, whole)
     keys = split_keys(whole, build.config.seed)
@@ -34,7 +32,6 @@ def decide(build: Build) -> None:
         save_array(folder / "decisions.npy", decisions[low:high])
         save_array(folder / "first.npy", first[low:high])
         save_array(folder / "keys.npy", keys[low:high])
-        build.finish("decided", shard, {})
 
 
 def split_keys(whole: Hashes, seed: int) -> npt.NDArray[np.float64]:
@@ -48,9 +45,7 @@ def _gather(build: Build, name: str) -> npt.NDArray[Any]:
 
 
 def _kept(build: Build, shard: Shard) -> int:
-    counts = build.done("prepared", shard)
-    assert counts is not None, f"{shard.name} is not prepared"
-    return int(counts["kept"])
+    return int(build.counts("prepared", shard)["kept"])
 
 
 def _duplicates(build: Build, whole: Hashes) -> tuple[npt.NDArray[np.uint8], Indices]:

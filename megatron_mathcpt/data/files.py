@@ -2,6 +2,7 @@
 
 import bz2
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,16 @@ MAX_LINE_BYTES = 256 << 20  # a longer line is not a record, or an archive made 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process writes to, not even one that a killed build left."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name only when the block ends well, synced to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     with temporary.open("wb") as file:
         yield cast(BinaryIO, file)
         file.flush()

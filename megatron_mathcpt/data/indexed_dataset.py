@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.files import write_whole
+from megatron_mathcpt.data.files import temporary_name, write_whole
 from megatron_mathcpt.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -104,7 +104,7 @@ class DatasetWriter:
     def __init__(self, prefix: Path, dtype: TokenType) -> None:
         self._prefix, self._dtype = prefix, dtype
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = prefix.with_name(f".{prefix.name}.bin.tmp")
+        self._temporary = temporary_name(prefix.with_name(prefix.name + ".bin"))
         self._file = self._temporary.open("wb")
         self._lengths: list[Lengths] = []
 

@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.decontaminate import Contamination, Hit
+from megatron_mathcpt.config.corpus import Corpus, Decontaminate
+from megatron_mathcpt.data.decontaminate import Contamination, Hit, benchmark_files
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.filters import drop_reason
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
@@ -20,21 +21,20 @@ from megatron_mathcpt.data.sources import Document, Reject, Shard, read_document
 from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
 from megatron_mathcpt.data.work import Build, save_array
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.manifest import hash_file
 
 Flags = npt.NDArray[np.bool_]
 
 
-def prepare_shard(build: Build, shard: Shard, contamination: Contamination | None) -> dict[str, Any]:
-    """Leave kept and dropped documents, hashes and counts of `shard`; returns the counts.
+def prepare(build: Build, task: int) -> None:
+    """Leave kept and dropped documents, hashes and counts of the shard `task`.
 
     Raises `DataError` naming file and line when more records are unreadable than the source allows, and
     naming the file when it holds no record at all.
     """
-    finished = build.done("prepared", shard)
-    if finished is not None:
-        return finished
+    shard = build.shards[task]
     folder = build.folder("prepared", shard)
-    worker = _Worker(build.config, shard, contamination)
+    worker = _Worker(build.config, shard, _contamination(build.config.decontaminate))
     with ExitStack() as stack:
         kept, dropped, ids = (
             stack.enter_context(write_whole(folder / name))
@@ -45,8 +45,19 @@ def prepare_shard(build: Build, shard: Shard, contamination: Contamination | Non
         worker.check_rejects(last=True)
     for name, parts in worker.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts))
-    build.finish("prepared", shard, worker.counts())
-    return worker.counts()
+    build.finish("prepared", shard, {**worker.counts(), "sha256": hash_file(shard.path)})
+
+
+def _contamination(config: Decontaminate | None) -> Contamination | None:
+    if config is None:
+        return None
+    key = tuple(hash_file(file) for file in benchmark_files(config))
+    return _load_contamination(key, config.model_dump_json())
+
+
+@lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
+def _load_contamination(key: tuple[str, ...], config: str) -> Contamination:
+    return Contamination(Decontaminate.model_validate_json(config))
 
 
 class _Worker:

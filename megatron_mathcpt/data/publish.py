@@ -1,7 +1,9 @@
-"""Third stage, per shard: write what stays, tokenize it; then join the shards of each pool."""
+"""Third and fourth stage: the tokenizer; then, per shard, write what stays and tokenize it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +11,22 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.data.decide import DUPLICATES, SPLITS, VALIDATION
-from megatron_mathcpt.data.engines import Encoder
+from megatron_mathcpt.data.engines import Encoder, EngineName, Literals, load_encoder
 from megatron_mathcpt.data.files import read_lines, write_whole
 from megatron_mathcpt.data.indexed_dataset import DatasetWriter, token_dtype
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.tokenize import ahead, close_documents
-from megatron_mathcpt.data.tokenizer import TokenizerInfo
+from megatron_mathcpt.data.tokenizer import TokenizerInfo, install_tokenizer, train_tokenizer
 from megatron_mathcpt.data.work import Build, load_array
+from megatron_mathcpt.manifest import hash_file
+
+_SAMPLE = 64  # documents on which a fast tokenizer engine must agree with the reference
 
 
-def publish_shard(build: Build, shard: Shard, encoder: Encoder, info: TokenizerInfo) -> dict[str, Any]:
-    """Leave documents, duplicates and both datasets of `shard`; returns documents and tokens by split."""
-    finished = build.done("published", shard)
-    if finished is not None:
-        return finished
+def publish(build: Build, task: int) -> None:
+    """Leave documents, duplicates and both datasets of the shard `task`, and its counts by split."""
+    encoder, info = _encoder(build)
+    shard = build.shards[task]
     folder = build.folder("published", shard)
     decisions = load_array(build.folder("decided", shard) / "decisions.npy")
     writers = [DatasetWriter(folder / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
@@ -51,7 +55,31 @@ def publish_shard(build: Build, shard: Shard, encoder: Encoder, info: TokenizerI
     values, sizes = np.unique(decisions[decisions > VALIDATION], return_counts=True)
     counts["dropped"] = {DUPLICATES[value]: int(size) for value, size in zip(values, sizes, strict=True)}
     build.finish("published", shard, counts)
-    return counts
+
+
+def install(build: Build, task: int = 0) -> None:
+    """Copy the given tokenizer into the build, or train one on what stays."""
+    settings, folder = build.config.tokenizer, build.out / "tokenizer"
+    if settings.path:
+        install_tokenizer(Path(settings.path), folder)
+        return
+    assert settings.vocab_size is not None
+    share = min(1.0, settings.train_megabytes * 1e6 / max(1, kept_bytes(build)))
+    train_tokenizer(kept_texts(build, share), settings.vocab_size, folder)
+
+
+def _encoder(build: Build) -> tuple[Encoder, TokenizerInfo]:
+    settings, folder = build.config.tokenizer, build.out / "tokenizer"
+    sample = tuple(islice(kept_texts(build, 1.0), _SAMPLE))
+    key = hash_file(folder / "tokenizer.json")
+    return _load_encoder(key, folder, settings.special_literals, settings.engine, sample)
+
+
+@lru_cache(maxsize=1)  # a process that publishes many shards loads it once
+def _load_encoder(
+    key: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
+) -> tuple[Encoder, TokenizerInfo]:
+    return load_encoder(folder, literals, engine, sample)
 
 
 def kept_texts(build: Build, share: float) -> Iterator[str]:
@@ -75,15 +103,6 @@ def kept_bytes(build: Build) -> int:
         stay = load_array(build.folder("decided", shard) / "decisions.npy") <= VALIDATION
         total += int(load_array(build.folder("prepared", shard) / "bytes.npy")[stay].sum())
     return total
-
-
-def join_lines(parts: list[Path], path: Path) -> None:
-    """Join files of lines in order."""
-    with write_whole(path) as file:
-        for part in parts:
-            with part.open("rb") as source:
-                while block := source.read(16 << 20):
-                    file.write(block)
 
 
 def _originals(build: Build, shard: Shard, decisions: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """The work folder of a build: what one shard leaves for the next stage, and when it is done.
 
-Every shard has one folder a stage; `done.json`, written last, holds its counts and makes it complete.
+Every shard has one folder a stage; `done.json`, written last, holds its counts.
 """
 
 import shutil
@@ -13,11 +13,14 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.decontaminate import benchmark_files
 from megatron_mathcpt.data.files import write_whole
-from megatron_mathcpt.data.sources import Shard
-from megatron_mathcpt.manifest import hash_json, write_atomically
+from megatron_mathcpt.data.sources import Shard, list_shards
+from megatron_mathcpt.data.tokenizer import tokenizer_file
+from megatron_mathcpt.manifest import hash_file, hash_json, write_atomically
 
 RESULTS = ("documents", "dropped", "tokenizer", "datasets")
+WORK, EXECUTORS = ".work", ".datatrove"  # shards' results between stages; datatrove's logs and completions
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,58 @@ class Build:
 
     def folder(self, stage: str, shard: Shard) -> Path:
         """Where `stage` leaves the results of `shard`."""
-        return self.out / ".work" / stage / shard.name
+        return self.out / WORK / stage / shard.name
 
     def done(self, stage: str, shard: Shard) -> dict[str, Any] | None:
         """Counts of a finished shard, None while it is not finished."""
         file = self.folder(stage, shard) / "done.json"
         return orjson.loads(file.read_bytes()) if file.is_file() else None
 
+    def counts(self, stage: str, shard: Shard) -> dict[str, Any]:
+        """Counts of a shard that an earlier stage has finished."""
+        counts = self.done(stage, shard)
+        assert counts is not None, f"{shard.name} is not {stage}"
+        return counts
+
     def finish(self, stage: str, shard: Shard, counts: dict[str, Any]) -> None:
         """Mark `shard` as finished in `stage`."""
         write_atomically(self.folder(stage, shard) / "done.json", orjson.dumps(counts))
 
-    def claim(self, inputs: dict[str, str]) -> None:
-        """Keep the unfinished work of just these inputs and this config; remove any other."""
-        key = hash_json([inputs, self.config.model_dump(mode="json")]).encode()
-        file = self.out / ".work" / "key"
+    def claim(self) -> None:
+        """Keep the unfinished work of just these files and this config; remove any other.
+
+        Raw files are known by size and time here, as terabytes cannot be hashed at every start.
+        """
+        files = [(str(s.path), s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in self.shards]
+        key = hash_json([files, small_inputs(self.config), self.config.model_dump(mode="json")]).encode()
+        file = self.out / WORK / "key"
         if file.is_file() and file.read_bytes() == key:
             return
-        for name in (".work", *RESULTS):
+        for name in (WORK, EXECUTORS, *RESULTS):
             if (self.out / name).exists():
                 shutil.rmtree(self.out / name)
         write_atomically(file, key)
+
+
+def open_build(config: Corpus, out: Path) -> Build:
+    """The build of `config` in `out`; raises `DataError` naming a source that is not found."""
+    return Build(config, tuple(list_shards(config.sources)), out)
+
+
+def small_inputs(config: Corpus) -> dict[str, str]:
+    """SHA-256 of benchmark and tokenizer files."""
+    files: dict[str, Path] = {}
+    if config.decontaminate:
+        found = benchmark_files(config.decontaminate)
+        files = {f"benchmark/{file.parent.name}/{file.name}": file for file in found}
+    if config.tokenizer.path:
+        files["tokenizer"] = tokenizer_file(Path(config.tokenizer.path))
+    return {name: hash_file(file) for name, file in files.items()}
+
+
+def input_name(shard: Shard) -> str:
+    """Name of a raw file in the manifest."""
+    return f"{shard.source}/{shard.path.name}"
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:

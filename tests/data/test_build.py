@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -154,20 +153,6 @@ def command(raw: Path, out: Path, **changes: Any) -> list[str]:
     file = raw / "config.yaml"
     file.write_text(json.dumps(tree(raw) | changes))
     return [sys.executable, str(ROOT / "tools" / "build_corpus.py"), str(file), "--out", str(out)]
-
-
-@pytest.mark.parametrize("delay_seconds", [0.35, 0.45, 0.55])
-def test_killed_build_ends_with_the_same_bytes(
-    raw: Path, config: Corpus, tmp_path: Path, delay_seconds: float
-) -> None:
-    expected = hashes(build_corpus(config, tmp_path / "whole"))
-    run = subprocess.Popen(
-        command(raw, tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    time.sleep(delay_seconds)
-    run.kill()
-    run.wait()
-    assert hashes(build_corpus(config, tmp_path / "out")) == expected
 
 
 def test_unfinished_work_of_another_config_is_not_used(raw: Path, config: Corpus, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""A build by several processes, interrupted, killed at random: the same bytes, nothing left running."""
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.build import build_corpus, describe_build
+from megatron_mathcpt.data.executors import default_workers, local_executor
+from megatron_mathcpt.data.progress import Progress, describe
+from megatron_mathcpt.data.stages import STAGES
+from megatron_mathcpt.data.work import open_build
+from megatron_mathcpt.manifest import Manifest
+from tests.data.made import tree
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def hashes(manifest: Manifest) -> dict[str, str]:
+    return {name: file.sha256 for name, file in manifest.outputs.items()}
+
+
+def start(config: Corpus, out: Path, workers: int) -> subprocess.Popen[bytes]:
+    file = out.with_suffix(".yaml")
+    file.write_text(config.model_dump_json())
+    tool = ROOT / "tools" / "build_corpus.py"
+    command = [sys.executable, str(tool), str(file), "--out", str(out), "--workers", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_several_processes_give_the_same_bytes(config: Corpus, tmp_path: Path) -> None:
+    one = build_corpus(config, tmp_path / "one", workers=1)
+    two = build_corpus(config, tmp_path / "two", workers=2)
+    assert hashes(one) == hashes(two)
+    assert (one.counts, one.inputs) == (two.counts, two.inputs)
+
+
+def test_finished_tasks_are_not_run_again(config: Corpus, tmp_path: Path) -> None:
+    build = open_build(config, tmp_path / "out")
+    build.claim()
+    local_executor(build, STAGES[0], 1).run()
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".work").rglob("*")}
+    assert describe_build(config, tmp_path / "out").startswith("prepare: 3 of 3 shards")
+    lost = build.out / ".datatrove" / "prepare" / "completions" / "00001"
+    lost.unlink()
+    local_executor(build, STAGES[0], 1).run()
+    again = {path: path.stat().st_mtime_ns for path in files}
+    changed = {path.parent.name for path in files if path.is_file() and files[path] != again[path]}
+    assert changed == {"math_corpus-00000"}
+    assert hashes(build_corpus(config, tmp_path / "out")) == hashes(build_corpus(config, tmp_path / "whole"))
+
+
+def test_killed_build_leaves_no_process_and_goes_on(config: Corpus, tmp_path: Path) -> None:
+    run = start(config, tmp_path / "out", workers=2)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("out/.work/prepared/*/done.json")):
+        assert run.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert len(children) > 2
+    run.kill()
+    run.wait()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert hashes(build_corpus(config, tmp_path / "out")) == hashes(build_corpus(config, tmp_path / "whole"))
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_progress_by_hand() -> None:
+    before = Progress(shards=1, all_shards=5, bytes=10_000_000, all_bytes=70_000_000, tokens=1_000_000)
+    now = Progress(shards=2, all_shards=5, bytes=40_000_000, all_bytes=70_000_000, tokens=7_000_000)
+    expected = "2 of 5 shards, 40 of 70 MB, 15.0 MB/s, 3.00 Mtokens/s, 2 s left"
+    assert describe(now, before, 2.0) == expected
+    assert describe(now, now, 0) == "2 of 5 shards, 40 of 70 MB"
+
+
+def test_small_builds_stay_in_one_process(config: Corpus, tmp_path: Path) -> None:
+    assert default_workers(open_build(config, tmp_path)) == 1
+
+
+def split_corpora(folder: Path, into: Path, share: int) -> Corpus:
+    """Every `share`-th line of the real corpora, in three shards a pool."""
+    into.mkdir()
+    for pool in ("general", "math_corpus", "problem_solving"):
+        with gzip.open(folder / f"{pool}.jsonl.gz", "rb") as file:
+            lines = file.readlines()[::share]
+        for shard in range(3):
+            (into / f"{pool}_{shard}.jsonl").write_bytes(b"".join(lines[shard::3]))
+    sources = tree(into)["sources"]
+    for pool, source in sources.items():
+        source["path"] = str(into / f"{pool}_*.jsonl")
+    changes = {"sources": sources, "decontaminate": {"benchmarks": [os.environ["MATHCPT_BENCHMARKS"]]}}
+    return Corpus.model_validate(tree(into) | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_random_moments_of_a_build_of_real_text(tmp_path: Path, workers: int) -> None:
+    """15 kills each; every try runs a little longer than the last that got on, so the kills spread out."""
+    corpora, benchmarks = (os.environ.get(f"MATHCPT_{name}") for name in ("CORPORA", "BENCHMARKS"))
+    if not corpora or not benchmarks:
+        pytest.skip("MATHCPT_CORPORA and MATHCPT_BENCHMARKS name no folders")
+    config = split_corpora(Path(corpora), tmp_path / "raw", 20)
+    begin = time.monotonic()
+    expected = hashes(build_corpus(config, tmp_path / "whole", workers))
+    seconds = time.monotonic() - begin
+    random_, kills, builds = random.Random(workers), 0, 0
+    while kills < 15:
+        out = tmp_path / f"out{builds}"
+        while True:
+            run = start(config, out, workers)
+            try:
+                assert run.wait(timeout=random_.uniform(0.5, seconds)) == 0
+                break
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
+                kills += 1
+        assert hashes(build_corpus(config, out)) == expected, json.dumps({"kills": kills})
+        builds += 1
