@@ -1,6 +1,6 @@
 """Convert between checkpoints and Hugging Face Llama folders.
 
-python tools/convert.py to-hf RUN --out DIR       newest checkpoint of a run (or one checkpoint) to DIR
+python tools/convert.py to-hf RUN --out DIR       a run's chosen checkpoint (or one checkpoint) to DIR
 python tools/convert.py from-hf FOLDER --out DIR  a checkpoint for `init.checkpoint`, in any layout
 """
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mathcpt.checkpoint.folder import hidden_path, load_sealed, newest_checkpoint, seal
+from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
+from megatron_mathcpt.checkpoint.folder import hidden_path, load_sealed, seal
 from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, read_eos_id
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError
@@ -35,13 +36,13 @@ class Converted:
 
 
 def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True) -> Converted:
-    """Convert the newest checkpoint of `run` (or one checkpoint) into the Hugging Face folder `out`.
+    """Convert the chosen checkpoint of `run` (or one checkpoint) into the Hugging Face folder `out`.
 
     The tokenizer is the checkpoint's own or that of the corpus the run was trained on, unless a folder is
     given. Raises `CheckpointError` if the two models' logits differ by more than rounding. Imports torch
     only if there is work to do.
     """
-    checkpoint = newest_checkpoint(run)
+    checkpoint = chosen_checkpoint(run)
     manifest = load_sealed(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}

@@ -78,6 +78,10 @@ def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
             "validation.sets: need data.corpus",
         ),
         (
+            config.checkpoint.choose != "newest" and validation.interval != config.checkpoint.interval,
+            "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval",
+        ),
+        (
             validation.interval is not None and not validation.sets,
             "validation.sets: empty, but validation.interval is set",
         ),

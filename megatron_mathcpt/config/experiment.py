@@ -18,7 +18,7 @@ VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every
 class InitSection(Section):
     """Where the weights come from; just one is set.
 
-    `scratch` must be asked for. `checkpoint` is a run folder (its newest checkpoint) or one checkpoint;
+    `scratch` must be asked for. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
     `hf` a Hugging Face folder. `initial_loss` is the gate before the first step: the loss on the first
     global batch must lie within `initial_loss_band` of this value, or of what transformers computes from
     the `hf` weights.
@@ -274,10 +274,15 @@ class ValidationSection(Section):
 
 
 class CheckpointSection(Section):
-    """A checkpoint every `interval` steps and at the end; the newest `keep` stay."""
+    """A checkpoint every `interval` steps and at the end; the newest `keep` stay.
+
+    `choose` says which of them stands for the finished run wherever its folder is given as weights: the
+    newest, or the one of lowest validation loss, the mean over the validation sets.
+    """
 
     interval: int = Field(gt=0)
     keep: int = Field(default=2, gt=0)
+    choose: Literal["newest", "lowest_validation_loss"] = "newest"
 
 
 class LoggingSection(Section):

@@ -15,7 +15,8 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
+from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
+from megatron_mathcpt.checkpoint.folder import load_sealed
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.reader import CheckpointWeights
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
@@ -249,7 +250,7 @@ def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
     if (folder / "config.json").is_file():
         shape = read_hf_shape(folder)
         return HuggingFaceWeights(folder, shape), shape, folder
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = chosen_checkpoint(folder)
     manifest = load_sealed(checkpoint)
     shape = LlamaShape.model_validate(manifest.config["model"])
     return CheckpointWeights(checkpoint, shape), shape, Path(manifest.config["data"]["corpus"]) / "tokenizer"

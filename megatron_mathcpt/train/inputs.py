@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
+from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
+from megatron_mathcpt.checkpoint.folder import load_sealed
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
@@ -45,7 +46,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     tokenizer, fingerprints = data.counts["tokenizer"], {data.kind: data.fingerprint()}
     checkpoint = None
     if config.init.checkpoint is not None:
-        checkpoint = newest_checkpoint(config.init.checkpoint)
+        checkpoint = chosen_checkpoint(config.init.checkpoint)
         manifest = load_sealed(checkpoint)
         shape = LlamaShape.model_validate(manifest.config["model"])
         fingerprints["checkpoint"] = manifest.fingerprint()
