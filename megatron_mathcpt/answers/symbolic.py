@@ -1,7 +1,7 @@
 """math-verify in a worker process that is killed when it takes too long, and used again when it does not.
 
 Only for what our own rules leave open. The worker reads and writes JSON lines, so nothing is pickled or
-executed; its memory is limited too.
+executed; its memory is limited too. Time is CPU time: a verdict must not depend on how busy the machine is.
 """
 
 import json
@@ -10,9 +10,11 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from functools import lru_cache
 
-TIMEOUT_SECONDS = 3.0
+TIMEOUT_SECONDS = 3.0  # of CPU time
+_PATIENCE = 10  # times that in all, for a worker that gets no CPU
 
 
 class Worker:
@@ -32,14 +34,23 @@ class Worker:
             try:
                 process.stdin.write(json.dumps([gold, prediction]).encode() + b"\n")
                 process.stdin.flush()
-                ready, _, _ = select.select([process.stdout], [], [], self._timeout_seconds)
-                line = process.stdout.readline() if ready else b""
+                line = process.stdout.readline() if self._answers(process) else b""
             except BrokenPipeError:
                 line = b""
             if not line:
                 self.close()
-                return None, f"math-verify gave no verdict in {self._timeout_seconds:g} s"
+                return None, f"math-verify gave no verdict in {self._timeout_seconds:g} s of CPU time"
             return json.loads(line), "math-verify"
+
+    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait for an answer; False when the process, of one thread, has had its CPU time."""
+        assert process.stdout is not None
+        end = time.monotonic() + _PATIENCE * self._timeout_seconds
+        limit = _cpu_seconds(process.pid) + self._timeout_seconds
+        while time.monotonic() < end and (rest := limit - _cpu_seconds(process.pid)) > 0:
+            if select.select([process.stdout], [], [], max(rest, 0.01))[0]:
+                return True
+        return False
 
     def close(self) -> None:
         """Kill the process, if there is one."""
@@ -57,6 +68,11 @@ class Worker:
             assert self._process.stdout is not None
             self._process.stdout.readline()  # its imports do not count against the first answer
         return self._process
+
+
+def _cpu_seconds(process_id: int) -> float:
+    """User and system time of another process: Linux numbers its CPU clocks so (clock_getcpuclockid)."""
+    return time.clock_gettime((~process_id << 3) | 2)
 
 
 def verify(gold: str, prediction: str) -> tuple[bool | None, str]:

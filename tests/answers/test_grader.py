@@ -87,7 +87,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.timeout(60)  # each verdict ends within the worker's limit of 5 s; left alone, some take hours
+@pytest.mark.timeout(180)  # a verdict ends after 3 s of CPU time at the latest; left alone, some take hours
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20].encode("ascii", "replace").decode())
 def test_hostile_text_is_bounded(text: str) -> None:
     for gold in ("1", "(1,\\frac{x}{2})"):
@@ -96,12 +96,12 @@ def test_hostile_text_is_bounded(text: str) -> None:
 
 
 def test_worker_is_killed_when_it_hangs_and_used_again() -> None:
-    worker = Worker(timeout_seconds=4.0)
+    worker = Worker(timeout_seconds=1.5)  # of CPU time: a busy machine changes nothing
     try:
         assert worker.ask("\\int_0^1 2x\\,dx", "1") == (True, "math-verify")
         first = worker._process
         verdict, reason = worker.ask("10000000!", "2")
-        assert (verdict, reason) == (None, "math-verify gave no verdict in 4 s")
+        assert (verdict, reason) == (None, "math-verify gave no verdict in 1.5 s of CPU time")
         assert first is not None
         assert first.poll() is not None, "the process that hung is gone"
         assert worker.ask("\\sum_{k=1}^{3} k", "6") == (True, "math-verify")
@@ -115,7 +115,7 @@ def test_worker_ends_with_its_parent() -> None:
         "worker.ask('\\\\int_0^1 x', '2'); print(worker._process.pid)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{int(done.stdout)}/cmdline").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{int(done.stdout)}/cmdline").exists()

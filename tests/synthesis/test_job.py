@@ -62,7 +62,9 @@ def test_servers_start_serve_one_shard_and_end(
     assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
     assert {request["model"] for request in records[0]["extra"]["lineage"]["requests"]} == {"small", "big"}
     assert '"--tensor-parallel-size", "6"' in (tmp_path / "served-big").read_text()
-    time.sleep(0.2)
+    deadline = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert processes_of(tmp_path) == []
 
 

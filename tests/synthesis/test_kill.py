@@ -32,7 +32,7 @@ def faults(prompt: str, attempt: int) -> str | None:
 def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Path) -> None:
     model = ScriptedModel()
     with Loopback(model, faults=faults, delay_seconds=0.02) as server:
-        config = make_config(server.url, SEEDS, patience_seconds=6)  # no time-outs but those injected
+        config = make_config(server.url, SEEDS, patience_seconds=10)  # no time-outs but those injected
         (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
         command = [
             sys.executable,
@@ -53,7 +53,7 @@ def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Pat
                 time.sleep(chance.uniform(0, 0.5))
                 process.kill()
                 kills += 1
-            assert process.wait(120) in (0, -9)
+            assert process.wait(600) in (0, -9)
         assert kills == KILLS
         ends = [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out")]
         ends += [row["seed"] for row in rejected(tmp_path / "out")]
