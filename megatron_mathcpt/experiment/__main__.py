@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +19,8 @@ OUT = Annotated[Path, typer.Option(help="folder of the results")]
 DATA = Annotated[Path | None, typer.Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")]
 BENCHMARKS = Annotated[Path | None, typer.Option(help="folder of benchmark sets, one sub-folder a set")]
 PROCESSES = Annotated[int, typer.Option(min=1, help="processes of a training run")]
+HARDWARE = Annotated[str, typer.Option(help="name in planner/data/hardware.yaml")]
+EXPECTED = Annotated[Path | None, typer.Option(help="tokens of pools not built yet, in billions")]
 ADD = Annotated[list[Path] | None, typer.Option(help="YAML file of one more run; may be given again")]
 COMPARE = Annotated[list[str] | None, typer.Option(help="B,A: test B - A too; may be given again")]
 
@@ -32,18 +34,31 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     processes: PROCESSES = 2,
     add: ADD = None,
     compare: COMPARE = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each run: adds what it costs")] = None,
+    hardware: HARDWARE = "h100",
+    expected: EXPECTED = None,
 ) -> None:
-    """Print the stages in order: what each needs, and whether it is done."""
+    """Print the stages in order: what each needs, and whether it is done; with --gpus, what each costs."""
     from rich.console import Console
     from rich.table import Table
 
+    from megatron_mathcpt.experiment.dry_run import as_cells, load_expected_tokens, plan_stage
     from megatron_mathcpt.experiment.stages import is_done
 
-    loaded = _load(grid, add, compare)
-    table = Table("stage", "needs", "state", title=str(grid))
-    for stage in _stages(loaded, grid, out, data, benchmarks, processes):
-        table.add_row(stage.name, ", ".join(stage.needs), "done" if is_done(stage) else "to do")
+    tokens = load_expected_tokens(expected) if expected else {}
+    costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
+    table, hours = Table(title=str(grid)), 0.0
+    for heading in ("stage", "needs", "state", *costs):
+        justify: Literal["left", "right"] = "right" if heading in costs else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading not in ("stage", "needs"))
+    for stage in _stages(_load(grid, add, compare), grid, out, data, benchmarks, gpus or processes):
+        planned = plan_stage(stage, gpus, hardware, tokens) if gpus else None
+        hours += planned.gpu_hours if planned else 0.0
+        state = "done" if is_done(stage) else "to do"
+        table.add_row(stage.name, _shortened(stage.needs), state, *(as_cells(planned) if planned else ()))
     Console().print(table)
+    if gpus:
+        Console().print(f"{hours:,.0f} GPU-hours of training on {hardware}, by the planner")
 
 
 @app.command()
@@ -111,8 +126,8 @@ def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 def dry_run(
     configs: Annotated[list[Path], typer.Argument(help="YAML files of experiments")],
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each run")],
-    hardware: Annotated[str, typer.Option(help="name in planner/data/hardware.yaml")] = "h100",
-    expected: Annotated[Path | None, typer.Option(help="tokens of pools not built yet, in billions")] = None,
+    hardware: HARDWARE = "h100",
+    expected: EXPECTED = None,
 ) -> None:
     """Print what runs would see and cost: steps, tokens and passes of each pool, memory, GPU-hours."""
     from rich.console import Console
@@ -125,6 +140,12 @@ def dry_run(
     loaded = [load_config(path, ExperimentConfig) for path in configs]
     runs = {config.name: plan_run(config, gpus, hardware, tokens) for config in loaded}
     Console().print(as_table(runs, f"{gpus} {hardware}"))
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
+    return ", ".join(names[:4] if more else names) + more
 
 
 def _load(path: Path, add: Sequence[Path] | None, compare: Sequence[str] | None) -> "GridConfig":

@@ -14,6 +14,7 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import peak_memory
@@ -82,6 +83,23 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         step_seconds=seconds,
         gpu_hours=steps * seconds * gpus / 3600,
     )
+
+
+def plan_stage(stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun | None:
+    """The same of one stage of a grid, with the overrides that it will run with.
+
+    None if it trains nothing, or if only its starting weights tell the model's shape.
+    """
+    if stage.kind != "run":
+        return None
+    path, *overrides = stage.command[3 : stage.command.index("--out")]
+    config = load_config(Path(path), ExperimentConfig, overrides)
+    return plan_run(config, gpus, hardware, expected) if config.model and config.model.vocab_size else None
+
+
+def as_cells(run: DryRun) -> tuple[str, ...]:
+    """Steps, tokens, memory in GiB and GPU-hours as texts."""
+    return f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", f"{run.memory_gib:.1f}", f"{run.gpu_hours:,.0f}"
 
 
 def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
