@@ -32,12 +32,13 @@ def _run(
     from megatron_mathcpt.config.base import load_config
     from megatron_mathcpt.config.corpus import Corpus
     from megatron_mathcpt.data.build import build_corpus, describe_build, submit_corpus
-    from megatron_mathcpt.experiment.submit import load_cluster
 
     config = load_config(path, Corpus, overrides)
     if status:
         Console().print(describe_build(config, out))
     elif cluster:
+        from megatron_mathcpt.experiment.submit import load_cluster
+
         job = submit_corpus(config, out, load_cluster(cluster), workers)
         Console().print(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
     else:
@@ -48,10 +49,11 @@ def _show(counts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("source", "read", "kept", "dropped", "by reason", title="Documents")
+    table = Table("source", "read", "kept", "rejected", "dropped", "by reason", title="Documents")
     for name, row in counts["sources"].items():
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in row["dropped"].items())
-        table.add_row(name, f"{row['read']:,}", f"{row['kept']:,}", f"{row['read'] - row['kept']:,}", reasons)
+        numbers = (row["read"], row["kept"], row["rejected"], sum(row["dropped"].values()))
+        table.add_row(name, *(f"{number:,}" for number in numbers), reasons)
     tokens = Table("pool", "split", "documents", "tokens", title="Datasets")
     for pool, splits in counts["pools"].items():
         for split, row in splits.items():

@@ -3,7 +3,7 @@
 Sources are listed in keep order: of two duplicates the one from the source listed first stays.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -36,10 +36,16 @@ class Select(Section):
         return self
 
 
+TextAdapter = Literal["redpajama", "algebraic_stack", "starcoder", "open_web_math", "infimm_webmath"]
+ProblemAdapter = Literal["numinamath", "lila"]
+
+
 class Source(Section):
     """One set of files with one schema.
 
-    `path` is a file, a folder or a glob pattern. `fields` maps our field names (`id`, `text`, `source`; for
+    `path` is a file, a folder or a glob pattern: JSON lines (plain, gz, zst, bz2), Parquet, Arrow,
+    text files, or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
+    known source (see data/adapters.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
     """
@@ -48,6 +54,7 @@ class Source(Section):
     kind: Literal["text", "problem"] = "text"
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
+    adapter: TextAdapter | ProblemAdapter | None = None
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
     select: Select | None = None
 
@@ -55,6 +62,14 @@ class Source(Section):
     def _only_problems_are_selected(self) -> Self:
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_gives_this_kind(self) -> Self:
+        if self.adapter is not None:
+            kind = "text" if self.adapter in get_args(TextAdapter) else "problem"
+            if self.kind != kind or self.fields:
+                raise ValueError(f"adapter {self.adapter} needs kind: {kind}, and no fields")
         return self
 
 

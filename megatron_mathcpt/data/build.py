@@ -13,9 +13,10 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.executors import default_workers, local_executor, slurm_executors
 from megatron_mathcpt.data.finish import KIND
 from megatron_mathcpt.data.progress import describe, read_progress, reported
+from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.stages import STAGES
 from megatron_mathcpt.data.work import EXECUTORS, Build, input_name, open_build, small_inputs
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, hash_file, is_complete, load_manifest
+from megatron_mathcpt.manifest import FILE_NAME, Manifest, is_complete, load_manifest
 
 
 def build_corpus(config: Corpus, out: Path, workers: int | None = None) -> Manifest:
@@ -64,6 +65,6 @@ def _is_complete(build: Build) -> bool:
     if not (build.out / FILE_NAME).is_file():
         return False
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(hash_file, [shard.path for shard in build.shards])
+        hashes = pool.map(Shard.hash, build.shards)
     inputs = dict(zip(map(input_name, build.shards), hashes, strict=True)) | small_inputs(build.config)
     return is_complete(build.out, KIND, inputs=inputs, config=build.config.model_dump(mode="json"))

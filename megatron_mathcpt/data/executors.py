@@ -45,7 +45,7 @@ class _ProcessesExecutor(LocalPipelineExecutor):  # type: ignore[misc]
 
 def default_workers(build: Build) -> int:
     """As many as there are processors, but at most one a shard and one for each 64 MB of input."""
-    megabytes = sum(shard.path.stat().st_size for shard in build.shards) / 1e6
+    megabytes = sum(shard.bytes for shard in build.shards) / 1e6
     useful = min(len(build.shards), int(megabytes / _MEGABYTES_A_WORKER))
     return max(1, min(useful, len(os.sched_getaffinity(0))))
 

@@ -1,19 +1,27 @@
-"""Files that are whole or not there, and reading JSON lines in blocks, plain or compressed."""
+"""Files that are whole or not there, finding input files, reading lines in blocks, plain or compressed."""
 
 import bz2
+import json
 import os
 import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
+
+from isal import igzip, igzip_lib
 
 from megatron_mathcpt.errors import DataError
 
 BLOCK_BYTES = 8 << 20
-MAX_LINE_BYTES = 256 << 20  # a longer line is not a record, or an archive made to fill the memory
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.bz2")
+MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
+MAX_RATIO = 250  # an archive of text shrinks 3 to 10 times; one that unpacks to more than this is a trap
+_RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
+TEXTS = (".txt", ".md", ".tex")
+LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in (".gz", ".zst", ".bz2"))
+SUFFIXES = (".jsonl", *LINES, ".json", ".parquet", ".arrow", *TEXTS)
 
 
 def temporary_name(path: Path) -> Path:
@@ -36,13 +44,13 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 def list_files(path: str, what: str) -> list[Path]:
     """The files a `path` of the config names: itself, a folder's, or a glob's, in order of name.
 
-    Raises `DataError` when there is none.
+    Of a dataset that Hugging Face `datasets` saved, only its data files. Raises `DataError` for none.
     """
     given = Path(path)
     if given.is_file():
         return [given]
     if given.is_dir():
-        found = [file for file in given.rglob("*") if file.name.endswith(SUFFIXES)]
+        found = [f for f in given.rglob("*") if f.name.endswith(SUFFIXES) and _is_data(f)]
     else:
         base = Path(given.anchor) if given.is_absolute() else Path()
         found = [file for file in base.glob(str(given.relative_to(given.anchor))) if file.is_file()]
@@ -53,44 +61,84 @@ def list_files(path: str, what: str) -> list[Path]:
     return sorted(found)
 
 
+def _is_data(file: Path) -> bool:
+    """Whether `file` is no hidden file, and in a saved dataset one that its `state.json` names."""
+    if file.name.startswith("."):
+        return False
+    state = file.with_name("state.json")
+    if not state.is_file():
+        return file.name not in ("dataset_info.json", "dataset_dict.json")
+    try:
+        return file.name in [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        return file != state
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What stands in the place of a line that cannot be given."""
+
+    reason: str
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """Blocks of whole lines with the number of their first line, counted from 1.
 
     Raises `DataError` for a truncated or damaged archive and for a line over `MAX_LINE_BYTES`.
     """
-    number, rest = 1, b""
-    for block in _read_blocks(path):
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
-        if len(rest) > MAX_LINE_BYTES:
-            raise DataError(
-                f"{path}:{number + len(lines)}: line longer than {MAX_LINE_BYTES >> 20} MiB; split the record"
-            )
-        if lines:
-            yield number, lines
-        number += len(lines)
+    for number, lines in scan_lines(path):
+        damage = next(((n, line) for n, line in enumerate(lines, number) if isinstance(line, Damage)), None)
+        if damage:
+            raise DataError(f"{path}:{damage[0]}: {damage[1].reason}")
+        yield number, cast(list[bytes], lines)
+
+
+def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | Damage]]]:
+    """As `read_lines`, with a `Damage` for a line that is too long, and for all that an archive has lost."""
+    number, rest, skipping = 1, b"", False
+    try:
+        for block in _read_blocks(path):
+            _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
+            if skipping and not end:
+                continue
+            number, skipping = number + skipping, False
+            lines: list[bytes | Damage] = [*(rest + tail).split(b"\n")]
+            rest = cast(bytes, lines.pop())
+            if lines:
+                yield number, lines
+            number += len(lines)
+            if len(rest) > MAX_LINE_BYTES:
+                yield number, [Damage(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
+                rest, skipping = b"", True
+    except DataError as error:
+        yield number + skipping, [Damage(str(error))]
+        return
     if rest:
         yield number, [rest]
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
     position = 0
+    largest = max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
     try:
         with _open(path) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block if position else block.removeprefix(b"\xef\xbb\xbf")
                 position += len(block)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{path}: cannot be read after byte {position} of its content ({error})") from error
+                if position > largest:
+                    raise DataError(f"unpacks to more than {MAX_RATIO} times its size; not a file of text")
+    except (OSError, EOFError, zlib.error, ValueError, igzip_lib.IsalError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot be read after byte {position} of its content ({error})") from error
 
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        from isal import igzip
-
         return cast(IO[bytes], igzip.open(path, "rb"))
     if path.suffix == ".zst":
-        import zstandard
+        import pyarrow
 
-        return cast(IO[bytes], zstandard.open(path, "rb"))
+        # The zstandard package ends a truncated archive in silence; Arrow's reader tells.
+        return cast(IO[bytes], pyarrow.input_stream(str(path), compression="zstd", buffer_size=0))
     return bz2.open(path, "rb") if path.suffix == ".bz2" else path.open("rb")

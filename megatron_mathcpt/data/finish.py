@@ -41,6 +41,8 @@ def _join(build: Build) -> None:
         folders = [build.folder("published", shard) for shard in shards]
         early = [build.folder("prepared", shard) / "dropped.jsonl" for shard in shards]
         _join_lines([f / "kept.jsonl" for f in folders], build.out / "documents" / f"{pool}.jsonl")
+        rejected = [build.folder("prepared", shard) / "rejected.jsonl" for shard in shards]
+        _join_lines(rejected, build.out / "rejected" / f"{pool}.jsonl")
         _join_lines(early + [f / "dropped.jsonl" for f in folders], build.out / "dropped" / f"{pool}.jsonl")
         for split in SPLITS.values():
             merge([f / split for f in folders], build.out / "datasets" / pool / split)
@@ -61,8 +63,9 @@ def _counts(build: Build) -> dict[str, Any]:
     sources: dict[str, Any] = {}
     for shard in build.shards:
         early, late = build.counts("prepared", shard), build.counts("published", shard)
-        row = sources.setdefault(shard.source, {"read": 0, "kept": 0, "dropped": Counter()})
+        row = sources.setdefault(shard.source, {"read": 0, "kept": 0, "rejected": 0, "dropped": Counter()})
         row["read"] += early["read"]
+        row["rejected"] += early["rejected"]
         row["dropped"].update(early["dropped"])
         row["dropped"].update(late["dropped"])
         for split in SPLITS.values():
@@ -70,7 +73,8 @@ def _counts(build: Build) -> dict[str, Any]:
             for unit, number in late[split].items():
                 pools[build.config.sources[shard.source].pool][split][unit] += number
     for name, row in sources.items():
-        assert row["read"] == row["kept"] + sum(row["dropped"].values()), f"documents of {name} lost"
+        accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
+        assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
     info = load_tokenizer(build.out / "tokenizer")[1]
     tokenizer = {"vocab_size": info.vocab_size, "eos_id": info.eos_id, "sha256": info.sha256}

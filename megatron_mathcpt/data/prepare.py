@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, Hit, benchmark_files
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.filters import drop_reason
+from megatron_mathcpt.data.formats import Reject
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.select import drop_reason as select_reason
-from megatron_mathcpt.data.sources import Document, Reject, Shard, read_documents
+from megatron_mathcpt.data.sources import Document, Shard, Skipped, read_documents
 from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
 from megatron_mathcpt.data.work import Build, save_array
 from megatron_mathcpt.errors import DataError
@@ -36,16 +37,13 @@ def prepare(build: Build, task: int) -> None:
     folder = build.folder("prepared", shard)
     worker = _Worker(build.config, shard, _contamination(build.config.decontaminate))
     with ExitStack() as stack:
-        kept, dropped, ids = (
-            stack.enter_context(write_whole(folder / name))
-            for name in ("kept.jsonl", "dropped.jsonl", "ids.jsonl")
-        )
+        files = _Files(*(stack.enter_context(write_whole(folder / f"{n}.jsonl")) for n in _Files._fields))
         for block in read_documents(shard, build.config.sources[shard.source]):
-            worker.take(block, kept, dropped, ids)
+            worker.take(block, files)
         worker.check_rejects(last=True)
     for name, parts in worker.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts))
-    build.finish("prepared", shard, {**worker.counts(), "sha256": hash_file(shard.path)})
+    build.finish("prepared", shard, {**worker.counts(), "sha256": shard.hash()})
 
 
 def _contamination(config: Decontaminate | None) -> Contamination | None:
@@ -60,6 +58,15 @@ def _load_contamination(key: tuple[str, ...], config: str) -> Contamination:
     return Contamination(Decontaminate.model_validate_json(config))
 
 
+class _Files(NamedTuple):
+    """Where the lines of a shard go: documents, drops, ids of the documents, rejects."""
+
+    kept: BinaryIO
+    dropped: BinaryIO
+    ids: BinaryIO
+    rejected: BinaryIO
+
+
 class _Worker:
     """Counts and hashes of one shard while it is read."""
 
@@ -68,7 +75,7 @@ class _Worker:
         self._source = config.sources[shard.source]
         self._dropped: Counter[str] = Counter()
         self._hits: list[dict[str, Any]] = []
-        self._read = self._kept = self._bytes = 0
+        self._read = self._kept = self._bytes = self._rejected = 0
         self._first_reject: Reject | None = None
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
             name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes")
@@ -76,21 +83,25 @@ class _Worker:
         if rule := config.deduplicate:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
 
-    def take(self, block: list[Document | Reject], kept: BinaryIO, dropped: BinaryIO, ids: BinaryIO) -> None:
-        """Sort one block of records into kept and dropped."""
+    def take(self, block: list[Document | Skipped | Reject], files: _Files) -> None:
+        """Sort one block of records into kept, dropped and rejected."""
         self._read += len(block)
         good = []
         for record in block:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
-                self._drop(dropped, "rejected", {"line": record.line, "detail": record.reason})
+                self._rejected += 1
+                row = {"file": str(self._shard.path), "line": record.line, "reason": record.reason}
+                files.rejected.write(_dump(row))
+            elif isinstance(record, Skipped):
+                self._drop(files.dropped, record.reason, {"id": record.id})
             elif reason := self._drop_reason(record):
-                self._drop(dropped, reason, _row(record))
+                self._drop(files.dropped, reason, _row(record))
             else:
                 good.append(record)
         self.check_rejects()
         for batch in batches(good):
-            self._take_batch(batch, kept, dropped, ids)
+            self._take_batch(batch, files)
 
     def _drop_reason(self, record: Document) -> str | None:
         select = self._source.select
@@ -98,7 +109,7 @@ class _Worker:
             return reason
         return drop_reason(record.text, self._config.filter)
 
-    def _take_batch(self, batch: list[Document], kept: BinaryIO, dropped: BinaryIO, ids: BinaryIO) -> None:
+    def _take_batch(self, batch: list[Document], files: _Files) -> None:
         words = cut_words([document.text for document in batch])
         problems = np.array([document.problem is not None for document in batch])
         hits = self._contamination.search(words, problems) if self._contamination else {}
@@ -107,11 +118,11 @@ class _Worker:
         for number, document in enumerate(batch):
             row = _row(document)
             if number in hits:
-                self._drop(dropped, "contaminated", {**row, "detail": asdict(hits[number])})
+                self._drop(files.dropped, "contaminated", {**row, "detail": asdict(hits[number])})
                 self._note_hit(document, hits[number])
             else:
-                kept.write(orjson.dumps(row) + b"\n")
-                ids.write(orjson.dumps(document.id) + b"\n")
+                files.kept.write(_dump(row))
+                files.ids.write(_dump(document.id))
         self._kept += int(clean.sum())
         self._note_hashes(batch, words, problems, clean)
 
@@ -128,7 +139,7 @@ class _Worker:
 
     def _drop(self, dropped: BinaryIO, reason: str, row: dict[str, Any]) -> None:
         self._dropped[reason] += 1
-        dropped.write(orjson.dumps({"reason": reason, **row}) + b"\n")
+        dropped.write(_dump({"reason": reason, **row}))
 
     def _note_hit(self, document: Document, hit: Hit) -> None:
         self._hits.append({"document": document.id, **asdict(hit)})
@@ -138,16 +149,17 @@ class _Worker:
         reject, limit = self._first_reject, self._source.reject_limit
         if last and not self._read:
             raise DataError(f"{self._shard.path}: no records; remove the file or give one with content")
-        if reject and (limit == 0 or (last and self._dropped["rejected"] > limit * self._read)):
+        if reject and (limit == 0 or (last and self._rejected > limit * self._read)):
             raise DataError(
                 f"{self._shard.path}:{reject.line}: {reject.reason}; correct the line, or raise sources."
-                f"{self._shard.source}.reject_limit (rejected {self._dropped['rejected']} of {self._read})"
+                f"{self._shard.source}.reject_limit (rejected {self._rejected} of {self._read})"
             )
 
     def counts(self) -> dict[str, Any]:
-        """Read, kept, dropped by reason, bytes of text, and decontamination hits."""
+        """Read, rejected, kept, dropped by reason, bytes of text, and decontamination hits."""
         return {
             "read": self._read,
+            "rejected": self._rejected,
             "kept": self._kept,
             "dropped": dict(sorted(self._dropped.items())),
             "bytes": self._bytes,
@@ -167,6 +179,11 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _dump(row: Any) -> bytes:
+    """One JSON line; values that JSON does not know (dates and bytes of Parquet) become text."""
+    return orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
 
 
 def _row(document: Document) -> dict[str, Any]:

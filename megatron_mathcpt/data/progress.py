@@ -30,7 +30,7 @@ class Progress:
 def read_progress(build: Build, stage: Stage) -> Progress:
     """What the markers of `stage`, which has one a shard, say."""
     assert stage.done is not None
-    sizes = [shard.path.stat().st_size for shard in build.shards]
+    sizes = [shard.bytes for shard in build.shards]
     counts = [build.done(stage.done, shard) for shard in build.shards]
     done = [(size, count) for size, count in zip(sizes, counts, strict=True) if count is not None]
     splits = (count.get(split, {}) for _, count in done for split in SPLITS.values())

@@ -1,17 +1,19 @@
-"""Records of one source: from lines to documents, each line a document or a named reject."""
+"""Records of one source: from rows to documents, each row a document, not taken, or a named reject."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
+from megatron_mathcpt.data.adapters import adapt
 from megatron_mathcpt.data.clean import clean
-from megatron_mathcpt.data.files import list_files, read_lines
+from megatron_mathcpt.data.files import TEXTS, list_files
+from megatron_mathcpt.data.formats import Reject, Row, read_rows, text_files
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.manifest import hash_file, hash_json
 from megatron_mathcpt.records import Problem, cpt_text
 
 _ALIASES = {"language": "lang"}
@@ -20,7 +22,7 @@ _OPTIONAL = ("language", "stage", "steps")
 
 @dataclass(frozen=True)
 class Shard:
-    """One input file of a source, the unit of work and of restart."""
+    """One input file of a source, or one folder of text files: the unit of work and of restart."""
 
     source: str
     number: int
@@ -30,6 +32,22 @@ class Shard:
     def name(self) -> str:
         """Name of the shard's files in the work folder."""
         return f"{self.source}-{self.number:05d}"
+
+    @property
+    def files(self) -> list[Path]:
+        """What there is to read."""
+        return text_files(self.path) if self.path.is_dir() else [self.path]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def hash(self) -> str:
+        """SHA-256 of the file; for a folder, of its files' names and hashes."""
+        if self.path.is_dir():
+            return hash_json([[file.name, hash_file(file)] for file in self.files])
+        return hash_file(self.path)
 
 
 @dataclass(frozen=True)
@@ -43,56 +61,52 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Reject:
-    """A line that is no record, where it stands and why."""
+class Skipped:
+    """A record that its source's adapter does not take, by name of the reason."""
 
-    line: int
+    id: str
     reason: str
 
 
 def list_shards(sources: dict[str, Source]) -> list[Shard]:
-    """All input files in keep order; raises `DataError` naming a source whose path holds none."""
+    """All input files in keep order, text files by folder; raises `DataError` naming a source without any."""
     return [
         Shard(name, number, path)
         for name, source in sources.items()
-        for number, path in enumerate(list_files(source.path, f"source '{name}'"))
+        for number, path in enumerate(_units(list_files(source.path, f"source '{name}'")))
     ]
 
 
-def read_documents(shard: Shard, source: Source) -> Iterator[list[Document | Reject]]:
-    """Blocks of documents and rejects in file order; blank lines are no records."""
-    for first, lines in read_lines(shard.path):
-        yield [
-            _parse(line, number, shard, source)
-            for number, line in enumerate(lines, first)
-            if line and not line.isspace()
-        ]
+def _units(files: list[Path]) -> list[Path]:
+    return list(dict.fromkeys(file.parent if file.suffix in TEXTS else file for file in files))
 
 
-def _parse(line: bytes, number: int, shard: Shard, source: Source) -> Document | Reject:
+def read_documents(shard: Shard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
+    """Blocks of documents, records not taken and rejects in file order."""
+    for rows in read_rows(shard.path):
+        yield [row if isinstance(row, Reject) else _record(row[1], row[0], shard, source) for row in rows]
+
+
+def _record(row: Row, number: int, shard: Shard, source: Source) -> Document | Skipped | Reject:
+    if source.adapter:
+        adapted = adapt(source.adapter, row)
+        if isinstance(adapted, str):
+            return Skipped(f"{shard.source}/{shard.path.name}#{number}", adapted)
+        row = adapted
     try:
-        row = orjson.loads(line)
-        if not isinstance(row, dict):
-            return Reject(number, f"expected a JSON object, found {type(row).__name__}")
         return (_problem if source.kind == "problem" else _text)(row, number, shard, source.fields)
-    except orjson.JSONDecodeError as error:
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as invalid:
-            return Reject(number, f"not valid UTF-8 at byte {invalid.start} of the line")
-        return Reject(number, f"not JSON ({error})")
     except DataError as error:
         return Reject(number, str(error))
 
 
-def _field(row: dict[str, Any], fields: dict[str, str], name: str) -> Any:
+def _field(row: Row, fields: dict[str, str], name: str) -> Any:
     if name in fields:
         return row.get(fields[name])
     value = row.get(name)
     return row.get(_ALIASES[name]) if value is None and name in _ALIASES else value
 
 
-def _string(row: dict[str, Any], fields: dict[str, str], name: str) -> str:
+def _string(row: Row, fields: dict[str, str], name: str) -> str:
     value = _field(row, fields, name)
     key = fields.get(name, name)
     if value is None:
@@ -104,7 +118,7 @@ def _string(row: dict[str, Any], fields: dict[str, str], name: str) -> str:
     return value
 
 
-def _identity(row: dict[str, Any], number: int, shard: Shard, fields: dict[str, str]) -> tuple[str, str]:
+def _identity(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> tuple[str, str]:
     given = _field(row, fields, "id")
     label = _field(row, fields, "source")
     return (
@@ -113,12 +127,12 @@ def _identity(row: dict[str, Any], number: int, shard: Shard, fields: dict[str, 
     )
 
 
-def _text(row: dict[str, Any], number: int, shard: Shard, fields: dict[str, str]) -> Document:
+def _text(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> Document:
     identity, label = _identity(row, number, shard, fields)
     return Document(identity, clean(_string(row, fields, "text")), label)
 
 
-def _problem(row: dict[str, Any], number: int, shard: Shard, fields: dict[str, str]) -> Document:
+def _problem(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> Document:
     identity, label = _identity(row, number, shard, fields)
     known = {"id": identity, "source": label}
     for name in ("question", "solution", "answer"):

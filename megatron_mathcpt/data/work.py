@@ -19,7 +19,7 @@ from megatron_mathcpt.data.sources import Shard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.manifest import hash_file, hash_json, write_atomically
 
-RESULTS = ("documents", "dropped", "tokenizer", "datasets")
+RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 WORK, EXECUTORS = ".work", ".datatrove"  # shards' results between stages; datatrove's logs and completions
 
 
@@ -55,8 +55,8 @@ class Build:
 
         Raw files are known by size and time here, as terabytes cannot be hashed at every start.
         """
-        files = [(str(s.path), s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in self.shards]
-        key = hash_json([files, small_inputs(self.config), self.config.model_dump(mode="json")]).encode()
+        known = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for s in self.shards for f in s.files]
+        key = hash_json([known, small_inputs(self.config), self.config.model_dump(mode="json")]).encode()
         file = self.out / WORK / "key"
         if file.is_file() and file.read_bytes() == key:
             return

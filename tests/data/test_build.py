@@ -201,7 +201,7 @@ def test_truncated_archive_is_named(raw: Path, config: Corpus, tmp_path: Path) -
     (raw / "general.jsonl.gz").write_bytes(data[:-20])
     sources = tree(raw)["sources"]
     sources["general"]["path"] += ".gz"
-    with pytest.raises(DataError, match=r"general\.jsonl\.gz: cannot be read after byte"):
+    with pytest.raises(DataError, match=r"general\.jsonl\.gz:1: cannot be read after byte"):
         build_corpus(Corpus.model_validate(tree(raw) | {"sources": sources}), tmp_path / "out")
 
 
@@ -211,9 +211,9 @@ def test_rejects_within_the_limit_are_set_aside(raw: Path, tmp_path: Path) -> No
     changed = tree(raw)
     changed["sources"]["general"]["reject_limit"] = 0.1
     manifest = build_corpus(Corpus.model_validate(changed), tmp_path / "out")
-    assert manifest.counts["sources"]["general"] == {"read": 61, "kept": 60, "dropped": {"rejected": 1}}
-    row = rows(tmp_path / "out" / "dropped" / "general.jsonl")[0]
-    assert (row["reason"], row["line"]) == ("rejected", 61)
+    assert manifest.counts["sources"]["general"] == {"read": 61, "kept": 60, "rejected": 1, "dropped": {}}
+    row = rows(tmp_path / "out" / "rejected" / "general.jsonl")[0]
+    assert (row["file"], row["line"]) == (str(raw / "general.jsonl"), 61)
     changed["sources"]["general"]["reject_limit"] = 0.01
     with pytest.raises(DataError, match=r"general\.jsonl:61: not JSON.*rejected 1 of 61"):
         build_corpus(Corpus.model_validate(changed), tmp_path / "out2")

@@ -1,0 +1,148 @@
+"""Every format gives the same rows, and what is damaged is named by its place."""
+
+import bz2
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from megatron_mathcpt.config.corpus import Source
+from megatron_mathcpt.data import files
+from megatron_mathcpt.data.formats import Reject, read_rows
+from megatron_mathcpt.data.sources import list_shards
+
+ROWS = [{"id": str(i), "text": f"Satz {i} über ∑ and 中文"} for i in range(3000)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def flat(path: Path) -> list[Any]:
+    return [row for block in read_rows(path) for row in block]
+
+
+def write(path: Path) -> Path:
+    table = pyarrow.Table.from_pylist(ROWS)
+    packers = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress}
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path, row_group_size=700)
+    elif path.name == "stream.arrow":
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=700)
+    elif path.suffix == ".arrow":
+        with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({"Instances": ROWS}))
+    else:
+        path.write_bytes(packers.get(path.suffix, bytes)(LINES))
+    return path
+
+
+NAMES = ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.bz2", "a.json.gz")
+NAMES += ("a.parquet", "stream.arrow", "file.arrow", "a.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_gives_the_same_numbered_rows(tmp_path: Path, name: str) -> None:
+    assert flat(write(tmp_path / name)) == list(enumerate(ROWS, 1))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("a.jsonl", "a.json")])
+def test_what_a_cut_file_has_lost_is_one_reject_after_the_rows_before(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    *before, last = flat(path)
+    assert before == list(enumerate(ROWS, 1))[: len(before)]
+    assert isinstance(last, Reject) and last.line >= len(before) + 1
+    assert "cannot be read" in last.reason
+
+
+def test_too_long_line_is_left_out_and_the_next_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 18)
+    long = json.dumps({"text": "x" * (3 << 20)}).encode()
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n' + long)
+    rows = flat(path)
+    assert [row if isinstance(row, tuple) else row.line for row in rows] == [
+        (1, {"text": "a"}),
+        2,
+        (3, {"text": "b"}),
+        4,
+    ]
+
+
+def test_archive_that_unpacks_without_end_is_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.zst"
+    path.write_bytes(zstandard.compress(b"\n" * (200 << 20)))
+    assert [row.reason for row in flat(path)] == [
+        "unpacks to more than 250 times its size; not a file of text"
+    ]
+
+
+LINES_AND_REASONS = [
+    (b'{"text": "a", "text": "b"}', "key 'text' stands twice"),
+    (b'{"text": "a \\" \\"text\\":"}', None),
+    (b'{"text": "a", "meta": {"text": "b"}}', None),
+    (b'{"text": "\\u0000"}', None),
+    (b'{"text": "\x00"}', "not JSON"),
+    (b'{"text": "\\ud800"}', "not JSON"),
+    (b'{"text": "\xff"}', "not valid UTF-8 at byte 10"),
+    (b'{"text": "a"}\r', None),
+    (b"[1]", "expected a JSON object, found list"),
+    (b"[" * 5000, "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), LINES_AND_REASONS)
+def test_line_is_a_row_or_a_named_reject(tmp_path: Path, line: bytes, reason: str | None) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n \n" + line + b'\n{"text": "next"}\n')
+    first, second = flat(path)
+    assert second == (4, {"text": "next"})
+    if reason is None:
+        assert first[0] == 3
+    else:
+        assert first.line == 3 and first.reason.startswith(reason)
+
+
+def test_text_files_of_a_folder_are_one_shard_and_one_document_each(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name, content in (("b.txt", "second"), ("a.md", "first"), ("sub/c.tex", "other")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    shards = list_shards({"own": Source(pool="general", path=str(tmp_path))})
+    assert [shard.path for shard in shards] == [tmp_path, tmp_path / "sub"]
+    assert flat(shards[0].path) == [
+        (1, {"id": "a.md", "text": "first"}),
+        (2, {"id": "b.txt", "text": "second"}),
+        Reject(3, "bad.txt: not valid UTF-8 at byte 0 of the file"),
+    ]
+    before = shards[0].hash()
+    (tmp_path / "b.txt").write_text("changed")
+    assert shards[0].hash() != before
+
+
+def test_saved_hugging_face_dataset_is_read_by_its_own_list_of_files(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(folder), num_shards=2)
+    (folder / "cache-123.arrow").write_bytes(b"left by a map")
+    shards = list_shards({"own": Source(pool="general", path=str(folder))})
+    assert [row for shard in shards for _, row in flat(shard.path)] == ROWS
+
+
+def test_undecodable_value_of_parquet_is_one_reject(tmp_path: Path) -> None:
+    raw = pyarrow.array([b"good", b"\xff\xfe", b"also"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": raw}), tmp_path / "a.parquet")
+    assert flat(tmp_path / "a.parquet") == [
+        (1, {"text": "good"}),
+        Reject(2, "not valid UTF-8 at byte 0 of a value"),
+        (3, {"text": "also"}),
+    ]

@@ -1,0 +1,198 @@
+"""Mutated inputs of every kind through the first stage: no crash, and read = kept + dropped + rejected."""
+
+import bz2
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.prepare import prepare
+from megatron_mathcpt.data.work import open_build
+from megatron_mathcpt.errors import DataError
+from tests.data.made import problem, sentence
+
+Lines = list[bytes]
+
+
+def good_lines(random_: random.Random, kind: str) -> Lines:
+    rows = [
+        problem(random_.randrange(999)) if kind == "problem" else {"text": sentence(random_)}
+        for _ in range(4)
+    ]
+    return [json.dumps({**row, "id": str(n)}).encode() for n, row in enumerate(rows)]
+
+
+def flip_bytes(line: bytes, random_: random.Random) -> bytes:
+    data = bytearray(line)
+    for _ in range(random_.randint(1, 5)):
+        data[random_.randrange(len(data))] = random_.randrange(256)
+    return bytes(data)
+
+
+def splice(line: bytes, random_: random.Random) -> bytes:
+    place = random_.randrange(len(line))
+    hostile = (
+        b"\xff\xfe",
+        b"\\ud800",
+        b"\x00",
+        b"\xef\xbb\xbf",
+        b"\\u0000",
+        b'"',
+        b"{",
+        b"\r",
+        b"\n",
+        b"\xc3\xa9",
+    )
+    hostile += ("\u202e\u200b\u2028".encode(), b"1e999", b"NaN", "😀".encode(), b"[" * 3000, b"\xed\xa0\x80")
+    return line[:place] + random_.choice(hostile) + line[place:]
+
+
+def cut(line: bytes, random_: random.Random) -> bytes:
+    return line[: random_.randrange(len(line))]
+
+
+def twice(line: bytes, random_: random.Random) -> bytes:
+    return line[:-1] + b', "id": "again", "text": 3}'
+
+
+def wrong_type(line: bytes, random_: random.Random) -> bytes:
+    row = {"id": "w", "text": "a text", **problem(1)}
+    row[random_.choice(list(row))] = random_.choice(
+        [None, True, 1, -1.5, [], {}, ["x"], {"a": 1}, "", " ", 10**30]
+    )
+    return json.dumps(row).encode()
+
+
+def no_object(line: bytes, random_: random.Random) -> bytes:
+    return random_.choice([b"[]", b"1", b"null", b'"text"', b"", b"  ", b"\t", b"{}", b"[[[", b"}"])
+
+
+MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+    *(flip_bytes, splice, cut, twice, wrong_type, no_object),
+)
+
+
+def plain(lines: Lines, random_: random.Random) -> bytes:
+    end = random_.choice([b"\n", b"\r\n", b"\n\n"])
+    mark = random_.choice([b"", b"", b"\xef\xbb\xbf", b"\xff\xfe"])
+    return mark + end.join(lines) + random_.choice([b"", end])
+
+
+def packed(data: bytes, suffix: str, random_: random.Random) -> bytes:
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress}[suffix]
+    archive = pack(data)
+    return random_.choice(
+        [archive, archive, cut(archive, random_), flip_bytes(archive, random_), archive + b"junk"]
+    )
+
+
+def table(path: Path, random_: random.Random) -> bytes:
+    values = random_.choice(
+        [["a b c"] * 3, [1, 2, 3], [None, "x", ""], [["l"], [], None], [{"s": 1}] * 3, [b"\xff"] * 3]
+    )
+    columns = pyarrow.table({random_.choice(["text", "question", "other"]): values})
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(columns, path)
+    else:
+        with pyarrow.ipc.new_stream(str(path), columns.schema) as writer:
+            writer.write_table(columns)
+    data = path.read_bytes()
+    return random_.choice([data, cut(data, random_), flip_bytes(data, random_), b""])
+
+
+def write_case(folder: Path, kind: str, random_: random.Random) -> tuple[Path, int | None]:
+    """A mutated file, and how many records it holds where that can be told without our reader."""
+    suffix = random_.choice([".jsonl"] * 6 + [".gz", ".zst", ".bz2", ".parquet", ".arrow", ".json", ".txt"])
+    path = folder / f"case{suffix}"
+    if suffix in (".parquet", ".arrow"):
+        path.write_bytes(table(path, random_))
+        return path, None
+    lines = good_lines(random_, kind)
+    for _ in range(random_.randint(1, 3)):
+        place = random_.randrange(len(lines))
+        lines[place] = random_.choice(MUTATIONS)(lines[place] or b"x", random_)
+    data = plain(lines, random_)
+    if suffix in (".gz", ".zst", ".bz2"):
+        path.write_bytes(packed(data, suffix, random_))
+        return path, None
+    path.write_bytes(data)
+    records = sum(bool(line.strip()) for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
+    return path, records if suffix == ".jsonl" else None
+
+
+def check_case(folder: Path, number: int) -> str:
+    random_ = random.Random(number)
+    kind = random_.choice(["text", "problem"])
+    path, records = write_case(folder, kind, random_)
+    source = {"pool": "p", "kind": kind, "path": str(path), "reject_limit": 0.99}
+    config = Corpus.model_validate(
+        {"name": "fuzz", "seed": 0, "sources": {"fuzz": source}, "deduplicate": {}, "decontaminate": None}
+        | {"tokenizer": {"vocab_size": 300}, "validation_fraction": 0.0}
+    )
+    build = open_build(config, folder / "out")
+    try:
+        prepare(build, 0)
+    except DataError as error:  # nothing but rejects, or nothing at all
+        assert str(path if path.suffix != ".txt" else folder) in str(error)
+        return "refused"
+    (shard,) = build.shards
+    counts = build.counts("prepared", shard)
+    assert counts["read"] == counts["kept"] + counts["rejected"] + sum(counts["dropped"].values())
+    assert records is None or counts["read"] == records
+    work = build.folder("prepared", shard)
+    rejects = [orjson.loads(line) for line in (work / "rejected.jsonl").read_bytes().splitlines()]
+    assert len(rejects) == counts["rejected"]
+    assert all(row["file"] == str(shard.path) and row["line"] >= 1 and row["reason"] for row in rejects)
+    assert len((work / "kept.jsonl").read_bytes().splitlines()) == counts["kept"]
+    path.unlink()
+    return "rejects" if rejects else "clean"
+
+
+def test_300_mutated_inputs(tmp_path: Path) -> None:
+    outcomes = {check_case(tmp_path, number) for number in range(300)}
+    assert outcomes == {"refused", "rejects", "clean"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_10_000_mutated_inputs(tmp_path: Path) -> None:
+    for number in range(300, 10_300):
+        check_case(tmp_path, number)
+
+
+@pytest.mark.slow
+def test_lines_of_50_and_70_megabytes(tmp_path: Path) -> None:
+    """One is a document (too long to keep), the other is no line to hold in memory."""
+    path = tmp_path / "a.jsonl"
+    lines = [b'{"text": "%b"}' % (b"word " * (size * 200_000)) for size in (50, 70)]
+    path.write_bytes(b"\n".join([*lines, b'{"text": "a short one, but long enough to keep"}']))
+    config = Corpus.model_validate(
+        {
+            "name": "long",
+            "seed": 0,
+            "sources": {"long": {"pool": "p", "path": str(path), "reject_limit": 0.5}},
+        }
+        | {
+            "deduplicate": {},
+            "decontaminate": None,
+            "tokenizer": {"vocab_size": 300},
+            "validation_fraction": 0.0,
+        }
+    )
+    build = open_build(config, tmp_path / "out")
+    prepare(build, 0)
+    counts = build.counts("prepared", build.shards[0])
+    assert {key: counts[key] for key in ("read", "kept", "rejected", "dropped")} == {
+        "read": 3,
+        "kept": 1,
+        "rejected": 1,
+        "dropped": {"too_long": 1},
+    }
