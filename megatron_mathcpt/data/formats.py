@@ -155,11 +155,15 @@ def _table_rows(batches: Callable[[], Iterator[Any]]) -> Iterator[list[tuple[int
 
 
 def _batch_rows(batch: Any, first: int) -> Iterator[tuple[int, Row] | Reject]:
+    """Rows of a batch that was checked first, as a damaged file can have Arrow read beyond its end."""
+    import pyarrow
+
     try:
+        batch.validate(full=True)
         yield from enumerate(batch.to_pylist(), first)
-    except UnicodeDecodeError:
+    except pyarrow.ArrowInvalid as error:
+        if batch.num_rows == 1:
+            yield Reject(first, f"damaged value ({one_line(str(error))})")
+            return
         for offset in range(batch.num_rows):
-            try:
-                yield first + offset, batch.slice(offset, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield Reject(first + offset, f"not valid UTF-8 at byte {error.start} of a value")
+            yield from _batch_rows(batch.slice(offset, 1), first + offset)
