@@ -18,6 +18,7 @@ from megatron_mathcpt.errors import DataError
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
 MAX_RATIO = 250  # an archive of text shrinks 3 to 10 times; one that unpacks to more than this is a trap
+_GZIP_ERROR: type[Exception] = igzip_lib.IsalError
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in (".gz", ".zst", ".bz2"))
@@ -44,13 +45,14 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 def list_files(path: str, what: str) -> list[Path]:
     """The files a `path` of the config names: itself, a folder's, or a glob's, in order of name.
 
-    Of a dataset that Hugging Face `datasets` saved, only its data files. Raises `DataError` for none.
+    Text files count in a folder that holds no other data. Of a dataset that Hugging Face `datasets` saved, only its data files. Raises `DataError` for none.
     """
     given = Path(path)
     if given.is_file():
         return [given]
     if given.is_dir():
         found = [f for f in given.rglob("*") if f.name.endswith(SUFFIXES) and _is_data(f)]
+        found = [f for f in found if f.suffix not in TEXTS] or found  # a README beside data is no document
     else:
         base = Path(given.anchor) if given.is_absolute() else Path()
         found = [file for file in base.glob(str(given.relative_to(given.anchor))) if file.is_file()]
@@ -127,7 +129,7 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
                 position += len(block)
                 if position > largest:
                     raise DataError(f"unpacks to more than {MAX_RATIO} times its size; not a file of text")
-    except (OSError, EOFError, zlib.error, ValueError, igzip_lib.IsalError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, _GZIP_ERROR) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot be read after byte {position} of its content ({error})") from error

@@ -129,6 +129,13 @@ def test_text_files_of_a_folder_are_one_shard_and_one_document_each(tmp_path: Pa
     assert shards[0].hash() != before
 
 
+def test_readme_beside_data_is_no_document(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jsonl").write_bytes(LINES)
+    assert files.list_files(str(tmp_path), "source") == [tmp_path / "sub" / "a.jsonl"]
+
+
 def test_saved_hugging_face_dataset_is_read_by_its_own_list_of_files(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / "saved"
