@@ -85,7 +85,7 @@ def _blend_documents(config: ExperimentConfig, run_folder: Path, samples: range)
 
 def _documents_of(dataset: Any, sample: int) -> list[int]:
     """Documents that a GPTDataset's sample is cut from, by its own index."""
-    _, documents = dataset._query_document_sample_shuffle_indices(sample)
+    documents = dataset._query_document_sample_shuffle_indices(sample)[1]  # a third item follows from 0.19 on
     return [int(document) for document in documents]
 
 
