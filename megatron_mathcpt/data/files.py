@@ -18,11 +18,12 @@ from megatron_mathcpt.errors import DataError
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
 MAX_RATIO = 250  # an archive of text shrinks 3 to 10 times; one that unpacks to more than this is a trap
-_GZIP_ERROR: type[Exception] = igzip_lib.IsalError
+_GZIP_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in (".gz", ".zst", ".bz2"))
-SUFFIXES = (".jsonl", *LINES, ".json", ".parquet", ".arrow", *TEXTS)
+TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
+SUFFIXES = (*TABLES, ".json", *TEXTS)
 
 
 def temporary_name(path: Path) -> Path:
@@ -45,14 +46,17 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 def list_files(path: str, what: str) -> list[Path]:
     """The files a `path` of the config names: itself, a folder's, or a glob's, in order of name.
 
-    Text files count in a folder that holds no other data. Of a dataset that Hugging Face `datasets` saved, only its data files. Raises `DataError` for none.
+    In a folder, JSON files count only where there is no table of records, and text files where there are
+    neither: a README or manifest beside data is no document. Of a dataset that Hugging Face `datasets` saved,
+    only its data files count. Raises `DataError` when there is none.
     """
     given = Path(path)
     if given.is_file():
         return [given]
     if given.is_dir():
-        found = [f for f in given.rglob("*") if f.name.endswith(SUFFIXES) and _is_data(f)]
-        found = [f for f in found if f.suffix not in TEXTS] or found  # a README beside data is no document
+        files = [file for file in given.rglob("*") if _is_data(file)]
+        kinds = (TABLES, (".json",), TEXTS)
+        found = next((f for kind in kinds if (f := [x for x in files if x.name.endswith(kind)])), [])
     else:
         base = Path(given.anchor) if given.is_absolute() else Path()
         found = [file for file in base.glob(str(given.relative_to(given.anchor))) if file.is_file()]
