@@ -3,6 +3,7 @@
 `start` makes the groups once; everything else gets the `Layout` passed in and asks it.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,9 +66,15 @@ class Layout:
 
     def any_true(self, flag: bool) -> bool:
         """Whether `flag` holds on any process; all get the same answer."""
-        value = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return bool(self.largest(float(flag)))
+
+    def largest(self, value: float) -> float:
+        """The largest `value` of all processes; infinite if one of them is no number."""
+        found = torch.tensor(
+            [math.inf if math.isnan(value) else value], dtype=torch.float64, device=self.device
+        )
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return found.item()
 
 
 def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Layout:
@@ -81,9 +88,9 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) ->
 
 
 @contextmanager
-def joined(sizes: ParallelSection, seed: int) -> Iterator[Layout]:
+def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Iterator[Layout]:
     """`start`, and `stop` at the end."""
-    layout = start(sizes, seed)
+    layout = start(sizes, seed, timeout_seconds)
     try:
         yield layout
     finally:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
 from megatron_mathcpt.checkpoint.folder import hidden_path, load_sealed, seal
-from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, read_eos_id
+from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, own_tokenizer, read_eos_id
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.manifest import (
-    Manifest,
     describe_file,
     hash_folder,
     is_complete,
@@ -59,7 +58,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     shape = LlamaShape.model_validate(manifest.config["model"])
     source = CheckpointWeights(checkpoint, shape)
     write_hf_folder(source, shape, out, eos_id=manifest.counts["eos_id"])
-    copy_tokenizer(tokenizer or _own_tokenizer(checkpoint, manifest), out)
+    copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
     difference = _compare(source, shape, out) if verify else None
     counts = {"max_abs_logit_difference": difference, "step": manifest.counts["step"]}
     write_manifest(out, "hf", inputs=inputs, counts=counts, config=config)
@@ -99,12 +98,6 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
-
-
-def _own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
-    if (checkpoint / "tokenizer").is_dir():
-        return checkpoint / "tokenizer"
-    return Path(manifest.config["data"]["corpus"]) / "tokenizer"
 
 
 def _compare(source: "WeightSource", shape: LlamaShape, folder: Path) -> float:

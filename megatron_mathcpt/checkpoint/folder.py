@@ -4,8 +4,11 @@ A checkpoint is written under a hidden name and renamed when it is whole, so a f
 is always complete. The file `latest` names the newest one, for people and scripts; we look at the folders.
 """
 
+import math
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
@@ -87,11 +90,64 @@ def commit(path: Path) -> None:
     write_atomically(path.parent / POINTER, f"{path.name}\n".encode())
 
 
-def prune(run_folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; each is hidden first, so no half one is ever seen."""
-    for path in checkpoint_paths(run_folder)[keep:]:
-        path.rename(hidden_path(path))
-        shutil.rmtree(hidden_path(path))
+@dataclass
+class Retention:
+    """Which checkpoints stay: the newest `keep` whole ones, multiples of `every`, the one of lowest loss.
+
+    `best` names the validation sets whose mean loss counts; without any, none is best.
+
+    `verified` are the names whose checksums this process has compared, or written.
+    """
+
+    keep: int
+    every: int | None = None
+    best: tuple[str, ...] = ()
+    verified: set[str] = field(default_factory=set)
+
+    def spares(self, paths: list[Path]) -> set[Path]:
+        """Those of `paths` that stay whatever their age."""
+        spared = {path for path in paths if self.every and step_of(path) % self.every == 0}
+        losses: dict[Path, float] = {}
+        for path in paths[::-1] if self.best else ():  # the first of equals
+            with suppress(ManifestError):
+                found = load_sealed(path).counts.get("validation", {})
+                losses[path] = sum(found.get(name, math.inf) for name in self.best)
+        return spared | ({min(losses, key=lambda path: losses[path])} if losses else set())
+
+
+def prune(paths: list[Path], retention: Retention) -> None:
+    """Remove what need not stay of `paths`, newest first; each is hidden first, so no half one is ever seen.
+
+    Nothing goes before `keep` newer ones are known to be whole: damaged ones do not count.
+    """
+    whole = 0
+    spared = retention.spares(paths)
+    for path in paths:
+        if whole < retention.keep:
+            whole += path.name in retention.verified
+        elif path not in spared:
+            path.rename(hidden_path(path))
+            shutil.rmtree(hidden_path(path))
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def check_space(run_folder: Path, checkpoint_bytes: int, more: int) -> None:
+    """Refuse to start if `more` checkpoints of this size do not fit beside what is there.
+
+    Raises `CheckpointError` with both amounts. A quota or a full storage target shows only when it is hit.
+    """
+    there = sum(file.stat().st_size for path in checkpoint_paths(run_folder) for file in path.iterdir())
+    needed = checkpoint_bytes * more - there
+    free = shutil.disk_usage(run_folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{run_folder}: {free:,} bytes free, {needed:,} needed for {more} checkpoints of "
+            f"{checkpoint_bytes:,}; make room, lower checkpoint.keep, or choose another folder"
+        )
 
 
 def sync_folder(folder: Path) -> None:

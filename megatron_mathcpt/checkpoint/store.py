@@ -96,9 +96,14 @@ def _holds_something(extra: ShardedObject, stored: Container[str] | None) -> boo
 
 
 def save_checkpoint(
-    run_folder: Path, model: list[Any], optimizer: Any, record: CheckpointRecord, layout: Layout, *, keep: int
+    run_folder: Path,
+    model: list[Any],
+    optimizer: Any,
+    record: CheckpointRecord,
+    layout: Layout,
+    retention: folders.Retention,
 ) -> Path:
-    """Save the state after step `record.counts["step"]`, prune to `keep` checkpoints; all ranks call it."""
+    """Save the state after step `record.counts["step"]`, remove what need not stay; all ranks call it."""
     path = folders.checkpoint_path(run_folder, record.counts["step"])
     if layout.is_writer:
         folders.begin(path)
@@ -125,9 +130,30 @@ def save_checkpoint(
         )
         folders.seal(writing)
         folders.commit(path)
-        folders.prune(run_folder, keep)
-    dist.barrier()
+    retention.verified.add(path.name)  # its bytes were read again for the checksums
+    prune_verified(run_folder, retention, layout)
     return path
+
+
+def prune_verified(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:
+    """Remove old checkpoints once newer ones are verified, which all ranks do together."""
+    listed: list[Any] = [folders.checkpoint_paths(run_folder) if layout.is_writer else None]
+    dist.broadcast_object_list(listed, src=0)
+    (paths,) = listed
+    whole = 0
+    for path in paths if len(paths) > retention.keep else ():
+        if path.name not in retention.verified:
+            try:
+                verify_checkpoint(path, layout)
+            except CheckpointError:
+                continue
+            retention.verified.add(path.name)
+        whole += 1
+        if whole == retention.keep:
+            break
+    if layout.is_writer:
+        folders.prune(paths, retention)
+    dist.barrier()
 
 
 def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:

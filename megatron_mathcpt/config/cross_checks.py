@@ -82,6 +82,25 @@ def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
             "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval",
         ),
         (
+            config.checkpoint.choose != "newest" and config.checkpoint.keep_best is not None,
+            "checkpoint.keep_best: choose lowest_validation_loss keeps its own best",
+        ),
+        (
+            config.checkpoint.keep_every is not None
+            and config.checkpoint.keep_every % config.checkpoint.interval != 0,
+            "checkpoint.keep_every: not a multiple of checkpoint.interval",
+        ),
+        (
+            config.checkpoint.keep_best is not None
+            and (
+                config.checkpoint.keep_best not in validation.sets
+                or validation.interval is None
+                or config.checkpoint.interval % validation.interval != 0
+            ),
+            "checkpoint.keep_best: needs one of validation.sets, and validation.interval that divides "
+            "checkpoint.interval",
+        ),
+        (
             validation.interval is not None and not validation.sets,
             "validation.sets: empty, but validation.interval is set",
         ),

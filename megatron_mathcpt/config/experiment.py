@@ -274,15 +274,34 @@ class ValidationSection(Section):
 
 
 class CheckpointSection(Section):
-    """A checkpoint every `interval` steps and at the end; the newest `keep` stay.
+    """A checkpoint every `interval` steps and at the end; the newest `keep` that verify stay.
 
-    `choose` says which of them stands for the finished run wherever its folder is given as weights: the
-    newest, or the one of lowest validation loss, the mean over the validation sets.
+    Beside them stay those at multiples of `keep_every` steps, and the one with the lowest loss on the
+    validation set `keep_best`. `choose` says which stands for the finished run wherever its folder is given
+    as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then stays.
     """
 
     interval: int = Field(gt=0)
     keep: int = Field(default=2, gt=0)
     choose: Literal["newest", "lowest_validation_loss"] = "newest"
+    keep_every: int | None = Field(default=None, gt=0)
+    keep_best: str | None = None
+
+
+class FaultsSection(Section):
+    """What to do when numbers go wrong or a process stands still (train/faults.py, train/watchdog.py).
+
+    A step whose gradient is not finite is applied nowhere: the run stops, or goes on with the next batch.
+    `spike_sigma` skips a step whose loss or gradient norm lies so many standard deviations above the mean of
+    the last `spike_window` steps. Every `replica_check_interval` steps replicas compare their weights. A
+    process that finishes no step, save or validation for `hang_timeout_seconds` dumps its stacks and ends.
+    """
+
+    non_finite: Literal["stop", "skip"] = "stop"
+    spike_sigma: float | None = Field(default=None, gt=0)
+    spike_window: int = Field(default=128, ge=2)
+    replica_check_interval: int | None = Field(default=None, gt=0)
+    hang_timeout_seconds: float = Field(default=1800.0, gt=0)
 
 
 class LoggingSection(Section):
@@ -311,4 +330,5 @@ class ExperimentConfig(Section):
     train: TrainSection
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection
+    faults: FaultsSection = FaultsSection()
     logging: LoggingSection = LoggingSection()

@@ -17,6 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
 from megatron_mathcpt.checkpoint.folder import load_sealed
+from megatron_mathcpt.checkpoint.hf_folder import own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.reader import CheckpointWeights
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
@@ -253,7 +254,7 @@ def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
     checkpoint = chosen_checkpoint(folder)
     manifest = load_sealed(checkpoint)
     shape = LlamaShape.model_validate(manifest.config["model"])
-    return CheckpointWeights(checkpoint, shape), shape, Path(manifest.config["data"]["corpus"]) / "tokenizer"
+    return CheckpointWeights(checkpoint, shape), shape, own_tokenizer(checkpoint, manifest)
 
 
 def _layout(tensor_size: int, pipeline_size: int) -> parallel.Layout:

@@ -3,7 +3,8 @@
     python -m megatron_mathcpt.train CONFIG [section.field=value ...] --out DIR [--processes N]
 
 Started alone it launches N local workers; under torchrun or srun it is a worker. Exit status: 0 the target
-is reached, 2 bad input, 75 stopped by a signal after a save (start it again to go on), else a crash.
+is reached, 2 bad input, 75 stopped by a signal after a save (start it again to go on), else a crash, or a
+process that stood still (its stacks are in DIR/.stacks).
 """
 
 import os
@@ -24,6 +25,7 @@ from megatron_mathcpt.manifest import is_complete, write_atomically, write_manif
 from megatron_mathcpt.train import launch
 from megatron_mathcpt.train.folder_lock import FolderLock
 from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
+from megatron_mathcpt.train.watchdog import Watchdog, stack_files
 
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -60,7 +62,10 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     if (resumed := newest_readable(out)) is not None:
         check_resumable(inputs, resumed)
     if not check:
-        sys.exit(launch.run_workers("megatron_mathcpt.train", sys.argv[1:], size))
+        status = launch.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
+        if status and (stacks := stack_files(out)):
+            logger.error("a process stood still; stacks: %s", ", ".join(map(str, stacks)))
+        sys.exit(status)
 
 
 def is_finished(out: Path, inputs: Inputs) -> bool:
@@ -97,7 +102,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     use_cpu()
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.tp_overlap import user_buffers
-    from megatron_mathcpt.train.components import build, check_gpu_memory
+    from megatron_mathcpt.train.components import build, check_disk, check_gpu_memory
     from megatron_mathcpt.train.initial_loss import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
@@ -106,15 +111,24 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     stop = StopFlag()
     stop.install()
     lock = FolderLock(out) if os.environ["RANK"] == "0" else nullcontext()
-    with lock, parallel.joined(inputs.config.parallel, inputs.config.seed) as layout:
+    patience = inputs.config.faults.hang_timeout_seconds
+    # Collectives wait longer than the watchdog: an exception on one rank would hide the stacks of the others.
+    with (
+        lock,
+        Watchdog(out, patience) as watchdog,
+        parallel.joined(inputs.config.parallel, inputs.config.seed, 2 * patience) as layout,
+    ):
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
         check_gpu_memory(inputs.config, layout)
+        check_disk(inputs.config, layout, out)
         with user_buffers(inputs.config):
             state = build(inputs, layout, out)
+            watchdog.alive()
             check_initial_loss(state)
+            watchdog.alive()
             metrics = Metrics(inputs.config, layout, out, state.step)
-            finished = train(state, metrics, stop)
+            finished = train(state, metrics, stop, watchdog)
         metrics.close()
         if finished and layout.is_writer:
             write_manifest(

@@ -1,6 +1,6 @@
 """The parts of a run, one visible call each: model, weights, optimizer, dataset, validation sets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
-from megatron_mathcpt.checkpoint.folder import load_sealed
+from megatron_mathcpt.checkpoint.folder import Retention, check_space, load_sealed
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import get_logger
@@ -23,6 +23,7 @@ from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.start import check_memory
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
+from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 
 logger = get_logger(__name__)
@@ -30,7 +31,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class TrainState:
-    """Everything the loop works on; `step` is the only field that changes."""
+    """Everything the loop works on; only `step` and `losses` are set anew."""
 
     inputs: Inputs
     layout: Layout
@@ -39,6 +40,9 @@ class TrainState:
     optimizer: Any
     dataset: Any
     validation: dict[str, ValidationSet]
+    guard: StepGuard
+    retention: Retention
+    losses: dict[str, float] = field(default_factory=dict)  # of the newest validation, this step's or older
     step: int = 0
 
     @property
@@ -71,10 +75,17 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         load_initial_weights(model, inputs, layout)
     model = wrap_model(model, config, layout)
     optimizer = build_optimizer(model, config)
-    state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation)
+    guard = StepGuard(config.faults)
+    keep = config.checkpoint
+    best: tuple[str, ...] = () if keep.keep_best is None else (keep.keep_best,)
+    if keep.choose == "lowest_validation_loss":
+        best = config.validation.sets
+    retention = Retention(keep.keep, keep.keep_every, best)
+    state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, retention)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer)
-        state.step = load_sealed(resumed).counts["step"]
+        counts = load_sealed(resumed).counts
+        state.step, state.guard = counts["step"], StepGuard(config.faults, counts.get("guard"))
     elif config.init.load_optimizer:
         assert inputs.checkpoint is not None
         load_state(inputs.checkpoint, unwrap(model), optimizer)
@@ -96,6 +107,20 @@ def check_gpu_memory(config: ExperimentConfig, layout: Layout) -> None:
     found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
     if layout.is_writer:
         logger.info("%s", found)
+
+
+def check_disk(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
+    """Refuse a run whose checkpoints will not fit on the disk: weights, and AdamW's fp32 state."""
+    if not layout.is_writer:
+        return
+    assert config.model is not None
+    per_parameter = 12 if config.precision.params_dtype == "fp32" else 14
+    saves, keep = -(-config.train.train_steps // config.checkpoint.interval), config.checkpoint
+    spared = config.train.train_steps // keep.keep_every if keep.keep_every else 0
+    held = (
+        keep.keep + 1 + spared + (keep.keep_best is not None or keep.choose != "newest")
+    )  # one more than stays, while it is written
+    check_space(run_folder, per_parameter * config.model.num_parameters(), min(saves, held))
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
@@ -150,6 +175,13 @@ def one_or_all(functions: list[Any]) -> Any:
 def unwrap(model: list[Any]) -> list[Any]:
     """The chunks inside their data-parallel wrappers."""
     return [chunk.module for chunk in model]
+
+
+def gather_parameters(state: TrainState) -> None:
+    """Have every replica hold every weight now: overlapped gathering brings them with the next forward."""
+    if state.config.parallel.overlap_param_gather:
+        for chunk in state.model:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:

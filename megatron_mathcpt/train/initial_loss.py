@@ -10,8 +10,7 @@ from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train.components import TrainState
 from megatron_mathcpt.train.datasets import Batch
-from megatron_mathcpt.train.metrics import reduce_losses
-from megatron_mathcpt.train.step import forward_only
+from megatron_mathcpt.train.step import forward_only, reduce_losses
 
 logger = get_logger(__name__)
 

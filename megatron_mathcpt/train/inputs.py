@@ -18,7 +18,15 @@ from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.manifest import Manifest, load_manifest
 
 # What a resumed run may change, by the beginning of the field's path.
-MAY_CHANGE = ("name", "parallel.", "validation.", "checkpoint.", "logging.", "train.micro_batch_size")
+MAY_CHANGE = (
+    "name",
+    "parallel.",
+    "validation.",
+    "checkpoint.",
+    "faults.",
+    "logging.",
+    "train.micro_batch_size",
+)
 
 
 @dataclass(frozen=True)

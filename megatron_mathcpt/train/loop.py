@@ -1,19 +1,23 @@
 """The training loop: step, check, log, validate, save or stop."""
 
 import gc
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
 from megatron_mathcpt.errors import TrainingDiverged
-from megatron_mathcpt.train.components import TrainState, unwrap
+from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
 from megatron_mathcpt.train.datasets import tokens_seen
-from megatron_mathcpt.train.metrics import Metrics, reduce_losses
+from megatron_mathcpt.train.faults import check_replicas
+from megatron_mathcpt.train.metrics import Metrics
 from megatron_mathcpt.train.schedule import learning_rate
 from megatron_mathcpt.train.signals import StopFlag
-from megatron_mathcpt.train.step import forward_only, train_step
+from megatron_mathcpt.train.step import StepResult, forward_only, reduce_losses, train_step
+from megatron_mathcpt.train.watchdog import Watchdog
 
+logger = get_logger(__name__)
+_SHOWN_SAMPLES = 64
 GARBAGE_COLLECTION_STEPS = 100  # in step on all ranks, so that none waits for another's collector
 
 
@@ -28,32 +32,31 @@ def manual_garbage_collection() -> Iterator[None]:
 
 
 @manual_garbage_collection()
-def train(state: TrainState, metrics: Metrics, stop: StopFlag) -> bool:
+def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdog) -> bool:
     """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
     config = state.config
     last = config.train.train_steps
     while state.step < last:
         samples = state.consumed_samples + config.train.global_batch_size
         rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
-        result = train_step(state, state.consumed_samples, rate)
-        if not math.isfinite(result.grad_norm):
-            raise TrainingDiverged(
-                f"gradient norm is not finite at step {state.step + 1} "
-                f"(samples {state.consumed_samples} to {samples - 1}); no process applied the step"
-            )
-        state.step += 1
+        result = take_step(state, rate)
+        watchdog.alive()
         metrics.add(state.step, rate, result)
+        if is_due(state.step, config.faults.replica_check_interval):
+            compare_replicas(state)
         stopping = state.layout.any_true(stop.requested)
         saving = stopping or state.step == last or state.step % config.checkpoint.interval == 0
         validating = is_validation_step(state)
         if saving or validating or state.step % config.logging.interval == 0:
             metrics.flush()
         if validating:
-            metrics.write_validation(state.step, validate(state))
+            state.losses = validate(state)
+            metrics.write_validation(state.step, state.losses)
         if saving:
             save(state)
         if saving or validating:
             metrics.restart_clock()
+            watchdog.alive()
         if stopping:
             return state.step == last
         if state.step % GARBAGE_COLLECTION_STEPS == 0:
@@ -61,11 +64,47 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag) -> bool:
     return True
 
 
+def take_step(state: TrainState, rate: float) -> StepResult:
+    """Train one step and count it; a fault is told with the samples that the step saw."""
+    samples = describe_samples(state)
+    try:
+        result = train_step(state, state.consumed_samples, rate)
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error} ({samples})") from error
+    state.step += 1
+    if result.skipped is not None and state.layout.is_writer:
+        logger.warning("step %d skipped: %s (%s)", state.step, result.skipped, samples)
+    return result
+
+
+def compare_replicas(state: TrainState) -> None:
+    """Stop with `TrainingDiverged` if processes that should hold the same weights do not."""
+    gather_parameters(state)
+    check_replicas(unwrap(state.model), state.layout, state.step)
+
+
 def is_validation_step(state: TrainState) -> bool:
     """Whether the validation sets are due after this step."""
-    interval = state.config.validation.interval
-    due = state.step == state.config.train.train_steps or (interval and state.step % interval == 0)
-    return bool(state.validation) and bool(due)
+    due = is_due(state.step, state.config.validation.interval)
+    return bool(state.validation) and (due or state.step == state.config.train.train_steps)
+
+
+def is_due(step: int, interval: int | None) -> bool:
+    """Whether something done every `interval` steps is due after this one; None is never."""
+    return interval is not None and step % interval == 0
+
+
+def describe_samples(state: TrainState) -> str:
+    """The samples of the step after `state.step`, and where they come from; tools/trace_step.py says more."""
+    first = state.consumed_samples
+    samples = range(first, first + state.config.train.global_batch_size)
+    blend = getattr(state.dataset, "dataset_index", None)
+    if blend is None:
+        return f"samples {samples[0]} to {samples[-1]}"
+    pools = list(state.config.data.blend)
+    named = [f"{pools[blend[n]]} {state.dataset.dataset_sample_index[n]}" for n in samples]
+    shown = ", ".join(named[:_SHOWN_SAMPLES]) + (", ..." if len(named) > _SHOWN_SAMPLES else "")
+    return f"samples {samples[0]} to {samples[-1]}: {shown}"
 
 
 def validate(state: TrainState) -> dict[str, float]:
@@ -76,13 +115,15 @@ def validate(state: TrainState) -> dict[str, float]:
 
 def save(state: TrainState) -> None:
     """Save a checkpoint of this step."""
+    counts = progress(state) | {"eos_id": state.inputs.eos_id, "guard": state.guard.state()}
+    if is_validation_step(state):
+        counts["validation"] = state.losses
     record = CheckpointRecord(
-        config=state.config.model_dump(mode="json"),
-        inputs=state.inputs.fingerprints,
-        counts=progress(state) | {"eos_id": state.inputs.eos_id},
+        config=state.config.model_dump(mode="json"), inputs=state.inputs.fingerprints, counts=counts
     )
-    keep = state.config.checkpoint.keep
-    save_checkpoint(state.run_folder, unwrap(state.model), state.optimizer, record, state.layout, keep=keep)
+    gather_parameters(state)
+    model, layout = unwrap(state.model), state.layout
+    save_checkpoint(state.run_folder, model, state.optimizer, record, layout, state.retention)
 
 
 def progress(state: TrainState) -> dict[str, object]:
@@ -92,6 +133,7 @@ def progress(state: TrainState) -> dict[str, object]:
         "steps": state.step,
         "consumed_samples": state.consumed_samples,
         "consumed_tokens": state.consumed_tokens,
+        "skipped_steps": state.guard.skipped,
         "tokens_by_source": tokens_by_source(state),
     }
 

@@ -1,6 +1,7 @@
 """Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval."""
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -16,19 +17,12 @@ from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.flops import flops_per_token
 from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.shapes import from_llama
-from megatron_mathcpt.train.step import StepResult
+from megatron_mathcpt.train.step import StepResult, reduce_losses
 
 FILE_NAME = "metrics.jsonl"
 # Fields that differ from run to run; all others are the same bits in a repeated or resumed run.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
 logger = get_logger(__name__)
-
-
-def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
-    """Mean loss per token of each [loss sum, tokens] pair, summed over all processes at once."""
-    sums = torch.stack(losses)
-    dist.all_reduce(sums)
-    return [float(total / max(tokens, 1.0)) for total, tokens in sums.tolist()]
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -82,8 +76,9 @@ class Metrics:
                     "step": step,
                     "consumed_samples": step * train.global_batch_size,
                     "consumed_tokens": step * train.tokens_per_step,
-                    "loss": loss,
-                    "grad_norm": result.grad_norm,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
+                    **({} if result.skipped is None else {"skipped": result.skipped}),
                     "learning_rate": lr,
                     "loader_seconds": round(result.loader_seconds, 6),
                     **speed,
@@ -126,7 +121,8 @@ class Metrics:
             self._file.write(row)
         if self._board is not None:
             values = {f"validation/{name}": loss for name, loss in row.get("validation", {}).items()}
-            values |= {name: value for name, value in row.items() if name not in ("step", "validation")}
+            values |= {name: value for name, value in row.items() if isinstance(value, int | float)}
+            del values["step"]
             for name, value in values.items():
                 self._board.add_scalar(name, value, row["step"])
 

@@ -1,5 +1,6 @@
 """One optimizer step, and one pass without gradients: Megatron-Core's schedules over our microbatches."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_mathcpt.train.datasets import Batch, microbatches
@@ -16,12 +18,13 @@ from megatron_mathcpt.train.datasets import Batch, microbatches
 class StepResult:
     """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all.
 
-    `loader_seconds` is how long this process waited for its samples.
+    `loader_seconds` is how long this process waited for its samples; `skipped` why the step was not applied.
     """
 
     loss: torch.Tensor
     grad_norm: float
     loader_seconds: float
+    skipped: str | None = None
 
 
 class Waiting:
@@ -58,7 +61,7 @@ def masked_loss(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor,
 def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepResult:
     """Forward, backward and update on the global batch that follows `consumed_samples`.
 
-    A gradient norm that is not finite, the same on every process, is reported and applied nowhere.
+    The state's guard says, the same on every process, whether the update is applied.
     """
     for chunk in state.model:
         chunk.zero_grad_buffer()
@@ -66,23 +69,29 @@ def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepR
     train = state.config.train
     waiting = Waiting()
     loss = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, waiting)
-    norm = apply_gradients(state.optimizer, state.config.optimizer, learning_rate)
-    return StepResult(loss, norm, waiting.seconds)
+    norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
+    mean = reduce_losses([loss])[0] if state.guard.needs_loss else None
+    skipped = state.guard.judge(state.step + 1, mean, norm)
+    if skipped is None:
+        state.optimizer.step_with_ready_grads()
+    return StepResult(loss, norm, waiting.seconds, skipped)
 
 
-def apply_gradients(optimizer: Any, settings: Any, learning_rate: float) -> float:
-    """Clip and update, if the norm is finite; returns the norm before clipping."""
+def prepare_gradients(optimizer: Any, settings: Any, learning_rate: float) -> float:
+    """Set rate and decay, clip; the norm before clipping, of the gradients this process can see."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
     overflow = optimizer.prepare_grads()
-    norm = float(
-        optimizer.clip_grad_norm(settings.clip_grad) if settings.clip_grad else optimizer.get_grad_norm()
-    )
-    if overflow or not torch.isfinite(torch.tensor(norm)):
-        return float("nan")
-    optimizer.step_with_ready_grads()
-    return norm
+    norm = optimizer.clip_grad_norm(settings.clip_grad) if settings.clip_grad else optimizer.get_grad_norm()
+    return math.nan if overflow else float(norm)
+
+
+def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
+    """Mean loss per token of each [loss sum, tokens] pair, summed over all processes at once."""
+    sums = torch.stack(losses)
+    dist.all_reduce(sums)
+    return [float(total / max(tokens, 1.0)) for total, tokens in sums.tolist()]
 
 
 def forward_only(state: Any, dataset: Any, samples: int) -> torch.Tensor:

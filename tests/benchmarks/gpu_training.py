@@ -153,8 +153,10 @@ def experiment(
 
 def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     """The training state of `config`, weights drawn on the device."""
+    from megatron_mathcpt.checkpoint.folder import Retention
     from megatron_mathcpt.model.llama import build_model
     from megatron_mathcpt.train.components import TrainState, build_optimizer, wrap_model
+    from megatron_mathcpt.train.faults import StepGuard
     from megatron_mathcpt.train.inputs import Inputs
 
     assert config.model is not None
@@ -170,7 +172,9 @@ def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     model = wrap_model(model, config, layout)
     data = MadeUpTokens(config.model.vocab_size, config.train.seq_length)
     inputs = Inputs(config, {}, 0, None)
-    return TrainState(inputs, layout, Path(), model, build_optimizer(model, config), data, {})
+    guard = StepGuard(config.faults)
+    optimizer = build_optimizer(model, config)
+    return TrainState(inputs, layout, Path(), model, optimizer, data, {}, guard, Retention(1))
 
 
 def run(

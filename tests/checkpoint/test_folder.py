@@ -1,5 +1,6 @@
 """Names of checkpoints, what counts as complete, and what goes when."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,40 @@ def test_a_save_cut_short_is_never_found_and_is_removed_by_the_next(tmp_path: Pa
 
 def test_the_newest_stay(tmp_path: Path) -> None:
     kept = [make(tmp_path, step) for step in (1, 2, 3, 4)][2:]
-    folder.prune(tmp_path, keep=2)
+    retention = folder.Retention(2, verified={path.name for path in kept})
+    folder.prune(folder.checkpoint_paths(tmp_path), retention)
     assert folder.checkpoint_paths(tmp_path) == kept[::-1]
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_nothing_goes_before_newer_ones_are_verified(tmp_path: Path) -> None:
+    paths = [make(tmp_path, step) for step in (1, 2, 3, 4)][::-1]
+    folder.prune(paths, folder.Retention(2, verified={paths[0].name}))
+    assert folder.checkpoint_paths(tmp_path) == paths
+    folder.prune(paths, folder.Retention(2, verified={paths[0].name, paths[2].name}))
+    assert folder.checkpoint_paths(tmp_path) == paths[:3]
+
+
+def test_every_nth_and_the_best_stay(tmp_path: Path) -> None:
+    losses = {10: 2.5, 20: 2.1, 30: 2.3, 40: 2.2, 50: 2.4}
+    paths = []
+    for step, loss in losses.items():
+        path = folder.checkpoint_path(tmp_path, step)
+        writing = folder.begin(path)
+        counts = {"step": step, "validation": {"math": loss}}
+        write_manifest(writing, "checkpoint", inputs={}, counts=counts, config={})
+        folder.seal(writing)
+        folder.commit(path)
+        paths.insert(0, path)
+    folder.prune(paths, folder.Retention(1, every=30, best=("math",), verified={paths[0].name}))
+    assert [folder.step_of(path) for path in folder.checkpoint_paths(tmp_path)] == [50, 30, 20]
+
+
+def test_space_is_asked_for_before_the_first_save(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    folder.check_space(tmp_path, free // 4, 2)
+    with pytest.raises(CheckpointError, match=r"bytes free, [\d,]+ needed for 8 checkpoints"):
+        folder.check_space(tmp_path, free // 4, 8)
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:

@@ -39,10 +39,11 @@ def make_model(layout: parallel.Layout) -> Any:
 
 
 def save(model: Any, run: Path, layout: parallel.Layout) -> Path:
+    from megatron_mathcpt.checkpoint.folder import Retention
     from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
 
     record = CheckpointRecord(config={}, inputs={}, counts={"step": 1})
-    return save_checkpoint(run, [model], None, record, layout, keep=1)
+    return save_checkpoint(run, [model], None, record, layout, Retention(1))
 
 
 def test_extra_state_of_layers_is_kept_where_there_is_some(
@@ -66,3 +67,22 @@ def test_extra_state_of_layers_is_kept_where_there_is_some(
     load_state(kept, [other], None)
     assert len(seen) == 5  # two in each layer, one at the end
     assert all(torch.equal(state, scales) for state in seen)
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_path: Path) -> None:
+    """Fault D7: keeping two, with the newest but one damaged, three stay."""
+    from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_paths, step_of
+    from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
+
+    model, retention = make_model(layout), Retention(2)
+    for step in (1, 2, 3):
+        record = CheckpointRecord(config={}, inputs={}, counts={"step": step})
+        path = save_checkpoint(tmp_path, [model], None, record, layout, retention)
+    assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [3, 2]
+    shard = path / "__0_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    record = CheckpointRecord(config={}, inputs={}, counts={"step": 4})
+    save_checkpoint(tmp_path, [model], None, record, layout, Retention(2))  # as after a restart
+    assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [4, 3, 2]

@@ -93,11 +93,8 @@ def settings(corpus: Path) -> dict[str, Any]:
 
 
 def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
-    """`settings` with fields of some sections replaced."""
-    tree = {
-        name: {**value, **sections.get(name, {})} if isinstance(value, dict) else value
-        for name, value in settings.items()
-    }
+    """`settings` with fields of some sections replaced, and sections that are not there added."""
+    tree = settings | {name: {**settings.get(name, {}), **fields} for name, fields in sections.items()}
     return ExperimentConfig.model_validate_json(json.dumps(tree))
 
 

@@ -1,0 +1,133 @@
+"""Steps that must not be applied, replicas that drift, processes that stand still."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.experiment import ExperimentConfig, FaultsSection
+from megatron_mathcpt.errors import TrainingDiverged
+from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.train.faults import StepGuard
+from megatron_mathcpt.train.metrics import TIMINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
+    with pytest.raises(TrainingDiverged, match="gradient norm is not finite at step 3; no process applied"):
+        StepGuard(FaultsSection()).judge(3, None, math.nan)
+    guard = StepGuard(FaultsSection(non_finite="skip"))
+    assert guard.judge(1, None, 1.0) is None
+    assert guard.judge(2, None, math.inf) == "gradient norm is not finite"
+    assert guard.skipped == [2]
+    for step in range(3, 12):
+        guard.judge(step, None, math.nan)
+    with pytest.raises(TrainingDiverged, match="11th skipped in a row"):
+        guard.judge(12, None, math.nan)
+
+
+def test_a_spike_is_skipped_by_hand_worked_limits() -> None:
+    guard = StepGuard(FaultsSection(spike_sigma=2.0, spike_window=4))
+    # Half a window is there after two steps: losses 2, 4 have mean 3 and deviation sqrt(2), so the limit is
+    # 3 + 2 sqrt(2) = 5.828; norms 1, 1 allow nothing above 1.
+    assert [guard.judge(step, loss, 1.0) for step, loss in ((1, 2.0), (2, 4.0), (3, 5.82))] == [None] * 3
+    # 2, 4, 5.82: mean 3.94, deviation 1.9107, limit 7.761.
+    assert guard.judge(4, 7.77, 1.0) == "loss 7.77 is above 7.761, 2 deviations over the last steps"
+    assert guard.judge(5, 7.76, 1.01) == "gradient norm 1.01 is above 1, 2 deviations over the last steps"
+    assert guard.judge(6, 7.76, 1.0) is None
+    assert guard.skipped == [4, 5]
+
+
+def test_a_guard_goes_on_from_its_state() -> None:
+    settings = FaultsSection(spike_sigma=1.0, spike_window=6)
+    whole = StepGuard(settings)
+    losses = [3.0, 2.9, 3.2, 2.7, 9.0, 2.6, 2.8, 3.9, 2.5]
+    verdicts = [whole.judge(step, loss, loss) for step, loss in enumerate(losses, 1)]
+    assert any(verdicts)
+    for cut in range(len(losses)):
+        first = StepGuard(settings)
+        for step in range(cut):
+            first.judge(step + 1, losses[step], losses[step])
+        second = StepGuard(settings, first.state())
+        assert [second.judge(n + 1, losses[n], losses[n]) for n in range(cut, len(losses))] == verdicts[cut:]
+        assert second.state() == whole.state()
+
+
+def run(config: ExperimentConfig, out: Path, fault: str | None = None) -> "subprocess.CompletedProcess[str]":
+    path = out.with_suffix(".yaml")
+    path.write_text(dump_yaml(config))
+    module = ["megatron_mathcpt.train"] if fault is None else ["tests.train.fault_worker", fault]
+    command = [sys.executable, "-m", *module, str(path), "--out", str(out)]
+    if fault is None:
+        command += ["--processes", "2"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found = read_json_lines(out / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in found]
+
+
+@pytest.mark.slow
+def test_nan_on_one_rank_is_applied_on_none(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    config = config_of(faults={"non_finite": "skip", "replica_check_interval": 1}, checkpoint={"keep": 9})
+    out = tmp_path / "run"
+    done = run(config, out, "nan:1:10")
+    assert done.returncode == 0, done.stderr
+    assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in done.stderr
+    (skipped,) = [row for row in rows(out) if "skipped" in row]
+    assert (skipped["step"], skipped["grad_norm"]) == (10, None)
+    assert all(math.isfinite(row["loss"]) for row in rows(out) if "loss" in row)
+    assert load_manifest(out, "run").counts["skipped_steps"] == [10]
+    # Resumed after the skipped step: the same rows, and the skip is not forgotten.
+    whole = rows(out)
+    (out / "manifest.json").unlink()
+    (out / "checkpoints" / "step_00000020").rename(tmp_path / "step_00000020")
+    assert run(config, out).returncode == 0
+    assert rows(out) == whole
+    assert load_manifest(out, "run").counts["skipped_steps"] == [10]
+
+
+@pytest.mark.slow
+def test_nan_stops_the_run_with_the_samples_named(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    done = run(config_of(), tmp_path / "run", "nan:1:10")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: gradient norm is not finite at step 10; no process applied the step")
+    assert "(samples 36 to 39: " in last
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_on_one_rank_is_found(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    done = run(config_of(faults={"replica_check_interval": 4}), tmp_path / "run", "flip:1:10")
+    assert done.returncode == 2
+    assert "after step 12 the weights of ranks 0, 1 differ" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stop:1:10", "hang:1:10"])
+def test_a_process_that_stands_still_is_noticed_and_the_run_goes_on(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, fault: str
+) -> None:
+    config, out = config_of(faults={"hang_timeout_seconds": 20.0}), tmp_path / "run"
+    done = run(config, out, fault)
+    assert done.returncode not in (0, 2, 75), done.stderr
+    stacks = [path.read_text() for path in sorted((out / ".stacks").iterdir())]
+    assert "train_step" in stacks[0]
+    assert ("cause" in stacks[1]) == fault.startswith("hang"), "a stopped process cannot speak"
+    assert not (out / "manifest.json").exists()
+    assert run(config, out).returncode == 0
+    assert [row["step"] for row in rows(out) if "loss" in row] == list(range(1, 21))
