@@ -66,13 +66,13 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
 
 def take_step(state: TrainState, rate: float) -> StepResult:
     """Train one step and count it; a fault is told with the samples that the step saw."""
-    samples = describe_samples(state)
     try:
         result = train_step(state, state.consumed_samples, rate)
     except TrainingDiverged as error:
-        raise TrainingDiverged(f"{error} ({samples})") from error
+        raise TrainingDiverged(f"{error} ({describe_samples(state, state.step + 1)})") from error
     state.step += 1
     if result.skipped is not None and state.layout.is_writer:
+        samples = describe_samples(state, state.step)
         logger.warning("step %d skipped: %s (%s)", state.step, result.skipped, samples)
     return result
 
@@ -94,10 +94,10 @@ def is_due(step: int, interval: int | None) -> bool:
     return interval is not None and step % interval == 0
 
 
-def describe_samples(state: TrainState) -> str:
-    """The samples of the step after `state.step`, and where they come from; tools/trace_step.py says more."""
-    first = state.consumed_samples
-    samples = range(first, first + state.config.train.global_batch_size)
+def describe_samples(state: TrainState, step: int) -> str:
+    """The samples that `step` sees, and where they come from; tools/trace_step.py says more."""
+    size = state.config.train.global_batch_size
+    samples = range((step - 1) * size, step * size)
     blend = getattr(state.dataset, "dataset_index", None)
     if blend is None:
         return f"samples {samples[0]} to {samples[-1]}"

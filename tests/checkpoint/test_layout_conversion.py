@@ -1,0 +1,117 @@
+"""Hugging Face to every process of a layout and back, bit for bit, for each shape and TP x PP.
+
+One process plays all ranks in turn: torch's fake process group makes the groups without partners.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
+from megatron_mathcpt.checkpoint.names import tensor_keys
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape, RopeScaling
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.model.weights import LAYERS, RandomWeights, tensor_sizes
+
+LLAMA2 = LlamaShape(
+    num_layers=4,
+    hidden_size=64,
+    ffn_hidden_size=176,
+    num_attention_heads=16,
+    vocab_size=320,
+    init_method_std=0.1,
+)
+SHAPES = {
+    "Llama-2-7B": LLAMA2,
+    "Llama-2-70B": LLAMA2.model_copy(update={"num_query_groups": 8}),
+    "Llama-3-8B": LLAMA2.model_copy(update={"num_query_groups": 8, "vocab_size": 501, "rotary_base": 5e5}),
+    "Llama-3.2-1B": LLAMA2.model_copy(
+        update={
+            "num_query_groups": 8,
+            "share_embeddings_and_output_weights": True,
+            "rope_scaling": RopeScaling(factor=32.0),
+        }
+    ),
+}
+# SmolLM2's 9 heads in 3 groups do not divide by 2: only pipelines.
+SMOLLM2 = LLAMA2.model_copy(
+    update={
+        "num_attention_heads": 9,
+        "num_query_groups": 3,
+        "hidden_size": 72,
+        "share_embeddings_and_output_weights": True,
+    }
+)
+CASES = [(name, tp, pp) for name, tp, pp in product(SHAPES, (1, 2, 4, 8), (1, 2, 4))] + [
+    ("SmolLM2-135M", 1, pp) for pp in (1, 2, 4)
+]
+QUICK = [("Llama-3-8B", 4, 2), ("Llama-3.2-1B", 8, 4), ("SmolLM2-135M", 1, 4)]
+
+
+def every_rank(sizes: ParallelSection) -> Iterator[parallel.Layout]:
+    """The layout as each rank sees it, one after the other."""
+    for rank in range(sizes.model_size):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=sizes.model_size)
+        try:
+            yield parallel._split(sizes, 0, torch.device("cpu"))
+        finally:
+            parallel.stop()
+
+
+class Assembled:
+    """Whole tensors put together from all ranks' parameters; every element must come from some rank."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        self._shape = shape
+        self._stored: dict[str, torch.Tensor] = {}
+
+    def add(self, model: object) -> None:
+        from megatron.core.dist_checkpointing.dict_utils import nested_values
+        from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+        state = model.sharded_state_dict()  # type: ignore[attr-defined]
+        apply_factories(state)
+        for part in nested_values(state):
+            if isinstance(part, ShardedTensor):
+                whole = self._stored.setdefault(part.key, torch.full(part.global_shape, torch.nan))
+                places = part.global_slice()
+                whole[places] = part.data.reshape(whole[places].shape)
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        whole = self._stored[key] if layer is None else self._stored[key][layer]
+        rows = tensor_sizes(self._shape)[key.removeprefix(LAYERS)][0]
+        assert not whole[:rows].isnan().any(), f"{key} is not whole"
+        return whole[:rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "pipeline"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
+def test_every_layout_holds_the_weights_bit_for_bit(
+    tmp_path: Path, name: str, tensor: int, pipeline: int
+) -> None:
+    use_cpu()
+    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.weights import fill
+
+    shape = SHAPES.get(name, SMOLLM2)
+    write_hf_folder(RandomWeights(shape, 5), shape, tmp_path / "hf", eos_id=2)
+    source, assembled = HuggingFaceWeights(tmp_path / "hf", shape), Assembled(shape)
+    sizes = ParallelSection(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+    for layout in every_rank(sizes):
+        model = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
+        fill(model, source)
+        for chunk in model:
+            assembled.add(chunk)
+    write_hf_folder(assembled, shape, tmp_path / "back", eos_id=2)
+    first, second = (tmp_path / folder / "model.safetensors" for folder in ("hf", "back"))
+    assert second.read_bytes() == first.read_bytes()
+    assert len(list(tensor_keys(shape))) > 20
