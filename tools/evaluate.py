@@ -60,20 +60,23 @@ def _show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "task", "items", "correct", "ungraded", "accuracy in %", "± standard error", title=results["model"]
-    )
+    table = Table(title=results["model"])
+    table.add_column("task", no_wrap=True)
+    for column in ("items", "correct", "ungraded", "accuracy in %", "± s.e."):
+        table.add_column(column, justify="right")
     for name, row in results["tasks"].items():
         counts = [str(row[key]) for key in ("n", "correct", "ungraded")]
         table.add_row(name, *counts, f"{100 * row['accuracy']:.2f}", f"{100 * row['stderr']:.2f}")
         for score, found in row.get("samples", {}).items():
             numbers = f"{100 * found['value']:.2f}", f"{100 * found['stderr']:.2f}"
             table.add_row(f"  {score}", "", "", "", *numbers)
+    for name, best in results["aggregates"].get("higher_of_forms", {}).items():
+        numbers = f"{100 * best['accuracy']:.2f}", f"{100 * best['stderr']:.2f}"
+        table.add_row(f"higher of forms: {name}", "", "", "", *numbers)
     mean = results["aggregates"].get("mean_of_four")
     if mean:
-        table.add_row(
-            "mean of four", "", "", "", f"{100 * mean['accuracy']:.2f}", f"{100 * mean['stderr']:.2f}"
-        )
+        numbers = f"{100 * mean['accuracy']:.2f}", f"{100 * mean['stderr']:.2f}"
+        table.add_row("mean of four", "", "", "", *numbers)
     Console().print(table)
 
 

@@ -4,7 +4,6 @@ No model is asked. The poster's indices are ambiguous; read here as: after step 
 two marks, then step i + 1 and so on to the end.
 """
 
-import random
 import re
 
 from megatron_mathcpt.config.synthesis import RetrospectiveEnhancement
@@ -25,9 +24,9 @@ def enhance(seed: Problem, sample: int, settings: RetrospectiveEnhancement, run_
     steps = split_steps(text)
     if len(steps) < _FEWEST_STEPS:
         return Outcome(reason="too few steps", detail=str(len(steps)))
-    chance = random.Random(request_seed(run_seed, seed.id, NAME, sample))
-    after = chance.randrange(len(steps) - 2)
-    early = chance.randrange(after + 2, len(steps))
+    # Two draws from the 31 bits of the request's seed: even to one in a million for any number of steps.
+    rest, after = divmod(request_seed(run_seed, seed.id, NAME, sample), len(steps) - 2)
+    early = after + 2 + rest % (len(steps) - after - 2)
     end = steps[after][1]
     begin, stop = steps[early]
     detour = f"{text[:end]}{mark}{text[begin:stop]}{mark}{text[end:]}"

@@ -45,7 +45,7 @@ def synthesize(
     """
     shard = shard or Shard()
     folder = out / shard.folder_name
-    known = survey(config.seeds)
+    known = survey(config.seeds, check=any(name in CONVERSATIONS for name in chosen(config.methods)))
     inputs, recorded = {"seeds": known.sha256}, _recorded(config)
     if is_complete(folder, KIND, inputs=inputs, config=recorded):
         counts = load_manifest(folder, KIND).counts

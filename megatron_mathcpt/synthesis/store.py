@@ -65,6 +65,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._known: dict[str, str] = {}  # what `remember` told; the file is locked, so nobody changes it
         self._base = sqlite3.connect(path, isolation_level=None, timeout=1, check_same_thread=False)
         try:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
@@ -82,11 +83,15 @@ class Store:
 
     def remember(self, name: str, value: str) -> str:
         """The value known under `name`, which is `value` if none was known before."""
-        self._base.execute("INSERT OR IGNORE INTO identity VALUES (?, ?)", (name, value))
-        return str(self._base.execute("SELECT value FROM identity WHERE name = ?", (name,)).fetchone()[0])
+        if name not in self._known:
+            self._base.execute("INSERT OR IGNORE INTO identity VALUES (?, ?)", (name, value))
+            row = self._base.execute("SELECT value FROM identity WHERE name = ?", (name,)).fetchone()
+            self._known[name] = str(row[0])
+        return self._known[name]
 
     def forget(self, name: str) -> None:
         """Know nothing under `name`."""
+        self._known.pop(name, None)
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
     def find_reply(self, key: str) -> Reply | None:

@@ -1,6 +1,7 @@
 """Generated tokens a second of the Megatron back end, with its cache and without, beside lm-eval's `hf`.
 
     python tests/benchmarks/eval_generation.py [--hidden 512] [--layers 8] [--batch 16] [--new-tokens 256]
+    python tests/benchmarks/eval_generation.py --without-cache --batch 2 --turns 1     slow
 
 One random Llama, the same prompts of different lengths, greedy, fp32, one process and one run, back ends
 taking turns. Texts must be the same. CPU time is of all threads; trust it rather than wall time when others
@@ -26,8 +27,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_mathcpt.cpu import use_cpu
 from tests.evaluation.conftest import make_model
-
-TURNS = 3
 
 
 def make_larger_model(folder: Path, hidden: int, layers: int, window: int) -> Path:
@@ -89,9 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, value in (("hidden", 512), ("layers", 8), ("batch", 16), ("new-tokens", 256)):
+    for name, value in (("hidden", 512), ("layers", 8), ("batch", 16), ("new-tokens", 256), ("turns", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--without-cache", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     use_cpu()  # before the first import of Megatron-Core
@@ -105,13 +105,13 @@ def main() -> None:
         backends: dict[str, Callable[[], list[str]]] = {
             "hf": lambda: hf.generate_until(asked, disable_tqdm=True),
             "megatron": lambda: ours.generate_until(asked, disable_tqdm=True),
-            "megatron, no cache": lambda: without_cache(ours, asked, chosen.new_tokens),
         }
+        if chosen.without_cache:
+            backends["megatron, no cache"] = lambda: without_cache(ours, asked, chosen.new_tokens)
         found: dict[str, list[Any]] = {name: [] for name in backends}
-        for turn in range(TURNS):
+        for _ in range(chosen.turns):
             for backend, work in backends.items():
-                if turn == 0 or backend != "megatron, no cache":  # slow, and once is enough
-                    found[backend].append(measure(work))
+                found[backend].append(measure(work))
         ours.close()
     tokens = chosen.batch * chosen.new_tokens  # a random model hardly ever ends by itself
     table = Table("back end", "tokens/s, best", "tokens per CPU second, best", "of hf's", "same texts")
