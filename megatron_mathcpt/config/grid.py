@@ -5,7 +5,7 @@ A path below `runs/<name of the grid>/` in any of its configs means the grid's f
 say which stage needs which, and move with `--out`. So every config also runs alone, as it stands.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -85,6 +85,20 @@ class GridConfig(Section):
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"])) or "grid"
             raise ConfigError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+    def restricted(self, names: Container[str], scored: Sequence[str]) -> Self:
+        """This grid with the stages `names` alone, and the runs `scored` scored and compared."""
+        evaluation = self.evaluation.model_copy(update={"runs": tuple(scored)})
+        pairs = tuple(pair for pair in self.report.comparisons if set(pair) <= set(scored))
+        return self.model_copy(
+            update={
+                "corpus": {name: path for name, path in self.builds.items() if name in names},
+                "synthesis": self.synthesis if "synthesis" in names else None,
+                "runs": {name: path for name, path in self.runs.items() if name in names},
+                "evaluation": evaluation,
+                "report": self.report.model_copy(update={"comparisons": pairs}),
+            }
+        )
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -11,7 +11,7 @@ from megatron_mathcpt.errors import run_command
 
 if TYPE_CHECKING:
     from megatron_mathcpt.config.grid import GridConfig
-    from megatron_mathcpt.experiment.stages import Stage
+    from megatron_mathcpt.experiment.stages import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 GRID = Annotated[Path, typer.Argument(help="YAML file of the grid")]
@@ -22,6 +22,7 @@ PROCESSES = Annotated[int, typer.Option(min=1, help="processes of a training run
 HARDWARE = Annotated[str, typer.Option(help="name in planner/data/hardware.yaml")]
 EXPECTED = Annotated[Path | None, typer.Option(help="tokens of pools not built yet, in billions")]
 ADD = Annotated[list[Path] | None, typer.Option(help="YAML file of one more run; may be given again")]
+ONLY = Annotated[list[str] | None, typer.Option(help="only this run and what it needs; may be given again")]
 COMPARE = Annotated[list[str] | None, typer.Option(help="B,A: test B - A too; may be given again")]
 
 
@@ -34,6 +35,7 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     processes: PROCESSES = 2,
     add: ADD = None,
     compare: COMPARE = None,
+    only: ONLY = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each run: adds what it costs")] = None,
     hardware: HARDWARE = "h100",
     expected: EXPECTED = None,
@@ -43,7 +45,7 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from rich.table import Table
 
     from megatron_mathcpt.experiment.dry_run import as_cells, load_expected_tokens, plan_stage
-    from megatron_mathcpt.experiment.stages import is_done
+    from megatron_mathcpt.experiment.stages import build_stages, is_done
 
     tokens = load_expected_tokens(expected) if expected else {}
     costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
@@ -51,7 +53,8 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     for heading in ("stage", "needs", "state", *costs):
         justify: Literal["left", "right"] = "right" if heading in costs else "left"
         table.add_column(heading, justify=justify, no_wrap=heading not in ("stage", "needs"))
-    for stage in _stages(_load(grid, add, compare), grid, out, data, benchmarks, gpus or processes):
+    settings = _settings(out, gpus or processes, data, benchmarks)
+    for stage in build_stages(_load(grid, add, compare), grid.parent.resolve(), settings, only or ()):
         planned = plan_stage(stage, gpus, hardware, tokens) if gpus else None
         hours += planned.gpu_hours if planned else 0.0
         state = "done" if is_done(stage) else "to do"
@@ -70,16 +73,19 @@ def run(  # noqa: PLR0913, PLR0917
     processes: PROCESSES = 2,
     add: ADD = None,
     compare: COMPARE = None,
+    only: ONLY = None,
 ) -> None:
     """Run the stages that are not done, on this machine."""
     from rich.console import Console
 
     from megatron_mathcpt.experiment.local import exit_status, handle_termination, run_stages
+    from megatron_mathcpt.experiment.stages import build_stages
     from megatron_mathcpt.report.build import load_report
     from megatron_mathcpt.report.terminal import print_report
 
     handle_termination()
-    stages = _stages(_load(grid, add, compare), grid, out, data, benchmarks, processes)
+    settings = _settings(out, processes, data, benchmarks)
+    stages = build_stages(_load(grid, add, compare), grid.parent.resolve(), settings, only or ())
     outcomes = run_stages(stages, out.resolve())
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
     if ran:
@@ -107,15 +113,18 @@ def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     allow_dirty: Annotated[bool, typer.Option(help="snapshot uncommitted changes too")] = False,
     add: ADD = None,
     compare: COMPARE = None,
+    only: ONLY = None,
 ) -> None:
     """Hand the stages that are not done to Slurm, each a job after those it needs."""
     from rich.console import Console
     from rich.table import Table
 
+    from megatron_mathcpt.experiment.stages import build_stages
     from megatron_mathcpt.experiment.submit import load_cluster, submit_stages
 
     place = load_cluster(cluster, site or ())
-    stages = _stages(_load(grid, add, compare), grid, out, data, benchmarks, place.world_size)
+    settings = _settings(out, place.world_size, data, benchmarks)
+    stages = build_stages(_load(grid, add, compare), grid.parent.resolve(), settings, only or ())
     table = Table("stage", "state", "job", title=f"{grid} on {place.name}")
     for submission in submit_stages(stages, place, out.resolve(), allow_dirty=allow_dirty):
         table.add_row(submission.stage, submission.state, str(submission.job_id or ""))
@@ -158,13 +167,10 @@ def _load(path: Path, add: Sequence[Path] | None, compare: Sequence[str] | None)
     return load_config(path, GridConfig).with_runs(added, [pair.split(",") for pair in compare or ()])
 
 
-def _stages(
-    grid: "GridConfig", path: Path, out: Path, data: Path | None, benchmarks: Path | None, processes: int
-) -> "list[Stage]":
-    from megatron_mathcpt.experiment.stages import Settings, build_stages
+def _settings(out: Path, processes: int, data: Path | None, benchmarks: Path | None) -> "Settings":
+    from megatron_mathcpt.experiment.stages import Settings
 
-    folders = (folder.resolve() if folder else None for folder in (data, benchmarks))
-    return build_stages(grid, path.parent.resolve(), Settings(out.resolve(), processes, *folders))
+    return Settings(out.resolve(), processes, *(f.resolve() if f else None for f in (data, benchmarks)))
 
 
 if __name__ == "__main__":

@@ -65,13 +65,21 @@ class Settings:
     benchmarks: Path | None = None
 
 
-def build_stages(grid: GridConfig, grid_folder: Path, settings: Settings) -> list[Stage]:
-    """All stages of `grid`, each after those it needs.
+def build_stages(
+    grid: GridConfig, grid_folder: Path, settings: Settings, only: Sequence[str] = ()
+) -> list[Stage]:
+    """All stages of `grid`, each after those it needs; with `only`, what these runs need and their report.
 
     Raises `ConfigError` for a config that cannot be read, for a path that no stage makes, and for a cycle.
     """
-    planner = _Planner(grid, grid_folder, settings)
-    return _in_order(list(planner.stages()))
+    stages = list(_Planner(grid, grid_folder, settings).stages())
+    if only:
+        known = {stage.name: stage for stage in stages}
+        if unknown := sorted(set(only) - set(grid.runs)):
+            raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(grid.runs)}")
+        needed = _ancestors(known, only)
+        stages = list(_Planner(grid.restricted(needed, only), grid_folder, settings).stages())
+    return _in_order(stages)
 
 
 class _Planner:
@@ -251,6 +259,18 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             found += _leaves(value, f"{prefix}{name}.")
         elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             found.append((prefix + name, value))
+    return found
+
+
+def _ancestors(stages: dict[str, Stage], names: Sequence[str]) -> set[str]:
+    """`names` and all that they need."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += stages[name].needs
     return found
 
 

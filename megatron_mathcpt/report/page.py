@@ -31,6 +31,7 @@ def render(template: str, report: Mapping[str, Any], graph: Graph, title: str, u
             pools=_pools(results),
             score_plots=_score_plots(results),
             token_plot=_token_plot(results["runs"]),
+            many_comparisons=len(results["comparisons"]) > MOST_INTERVAL_ROWS,
             difference_plot=_difference_plot(results["comparisons"]),
             loss_plots=_loss_plots(results["runs"]),
             graph=graph_plot(graph),

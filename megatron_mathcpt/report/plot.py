@@ -13,7 +13,7 @@ from megatron_mathcpt.report.graph import Graph
 
 WIDTH, HEIGHT = 440.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 38.0
-ROW_HEIGHT, LETTER_WIDTH, MOST_LETTERS = 26.0, 6.4, 34
+ROW_HEIGHT, LETTER_WIDTH, MOST_LETTERS = 26.0, 6.4, 34  # names beyond so many letters widen the plot
 BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 132.0, 44.0, 46.0, 14.0
 
 
@@ -138,8 +138,9 @@ def interval_plot(
     title: str, rows: Sequence[tuple[str, int, float, float, float, str]], low: float, high: float
 ) -> IntervalPlot:
     """Rows given as (name, index, low, value, high, text) over an axis from `low` to `high`."""
-    letters = min(MOST_LETTERS, max((len(row[0]) for row in rows), default=0))
-    x = Axis(*_padded([low, high], 0.0), 14 + LETTER_WIDTH * letters, WIDTH - RIGHT)
+    letters = max((len(row[0]) for row in rows), default=0)
+    width = WIDTH + LETTER_WIDTH * max(0, letters - MOST_LETTERS)
+    x = Axis(*_padded([low, high], 0.0), 14 + LETTER_WIDTH * letters, width - RIGHT)
     placed = tuple(
         Interval(
             name,
@@ -152,7 +153,7 @@ def interval_plot(
         )
         for number, (name, index, lower, value, upper, text) in enumerate(rows)
     )
-    return IntervalPlot(title, x, placed, WIDTH, TOP + len(rows) * ROW_HEIGHT + BOTTOM - 12)
+    return IntervalPlot(title, x, placed, width, TOP + len(rows) * ROW_HEIGHT + BOTTOM - 12)
 
 
 def graph_plot(graph: Graph) -> GraphPlot:

@@ -95,7 +95,10 @@ def build_study(
     """
     by_name = {run.name: run for run in runs}
     return {
-        "sets": [found.model_dump() for found in published.sets],
+        "sets": [
+            found.model_dump() | {"ours": any(found.task in run.scores for run in runs)}
+            for found in published.sets
+        ],
         "tables": [
             {
                 "title": table.title,

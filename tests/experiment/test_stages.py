@@ -155,3 +155,17 @@ def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
         grid.with_runs({"base": tmp_path / "base.yaml"}, [])
     with pytest.raises(ConfigError, match="comparisons names 'yours'"):
         grid.with_runs({"mine": tmp_path / "child.yaml"}, [["mine", "yours"]])
+
+
+def test_only_some_runs(tmp_path: Path) -> None:
+    stages(tmp_path)
+    grid = load_config(tmp_path / "grid.yaml", GridConfig)
+    settings = Settings(tmp_path / "out", 2)
+    found = {stage.name: stage for stage in build_stages(grid, tmp_path, settings, ["base"])}
+    assert list(found) == ["corpora", "raw", "base", "base/hf", "base/evaluation", "report"]
+    assert found["report"].needs == ("raw", "base", "base/evaluation")
+    whole = [stage.name for stage in build_stages(grid, tmp_path, settings, ["tuned"])]
+    assert {"child", "synthesis", "made"} <= set(whole)
+    assert "child/evaluation" not in whole
+    with pytest.raises(ConfigError, match="--only kid: no such run; there are: tuned, child, base"):
+        build_stages(grid, tmp_path, settings, ["kid"])

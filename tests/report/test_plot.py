@@ -55,3 +55,11 @@ def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
     plot = graph_plot(graph)
     assert [box.x for box in plot.boxes] == [2.0, 180.0, 358.0]
     assert len(plot.paths) == 2
+
+
+def test_a_long_name_widens_the_plot_and_never_meets_an_interval() -> None:
+    names = ("middle_school_cpt_matched − middle_school_sft", "a − b")
+    plot = interval_plot("t", [(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
+    assert plot.x.start == 14 + 6.4 * len(names[0])
+    assert plot.width == pytest.approx(440 + 6.4 * (len(names[0]) - 34))
+    assert min(row.low for row in plot.rows) >= plot.x.start
