@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_mathcpt.report.graph import Graph, Node
-from megatron_mathcpt.report.plot import Axis, graph_plot, line_plot, round_values
+from megatron_mathcpt.report.plot import Axis, graph_plot, interval_plot, line_plot, round_values
 
 
 @pytest.mark.parametrize(
