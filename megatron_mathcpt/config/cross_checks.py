@@ -82,6 +82,10 @@ def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
             "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval",
         ),
         (
+            config.logging.loss_by_source and config.data.sft is not None,
+            "logging.loss_by_source: SFT data is one source; leave it out",
+        ),
+        (
             config.checkpoint.choose != "newest" and config.checkpoint.keep_best is not None,
             "checkpoint.keep_best: choose lowest_validation_loss keeps its own best",
         ),

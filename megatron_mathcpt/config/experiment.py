@@ -307,12 +307,19 @@ class FaultsSection(Section):
 class LoggingSection(Section):
     """How often metrics are written and progress is shown, in steps; and where to.
 
-    `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak MFU is a share of.
+    `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak MFU is a share of. `wandb_project`
+    sends rows to Weights & Biases too, which must be installed. `loss_by_source` adds each pool's training
+    loss. `profile_step` writes torch.profiler's trace of that step on rank 0, `memory_snapshot_step` the
+    CUDA allocator's history of it (for pytorch.org/memory_viz), both into `.profile` of the run folder.
     """
 
     interval: int = Field(default=10, gt=0)
     hardware: str | None = None
     tensorboard: bool = False
+    wandb_project: str | None = None
+    loss_by_source: bool = False
+    profile_step: int | None = Field(default=None, gt=0)
+    memory_snapshot_step: int | None = Field(default=None, gt=0)
 
 
 class ExperimentConfig(Section):

@@ -127,7 +127,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
             watchdog.alive()
             check_initial_loss(state)
             watchdog.alive()
-            metrics = Metrics(inputs.config, layout, out, state.step)
+            metrics = Metrics(inputs.config, layout, out, state.step, state.dataset)
             finished = train(state, metrics, stop, watchdog)
         metrics.close()
         if finished and layout.is_writer:

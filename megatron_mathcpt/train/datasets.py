@@ -18,6 +18,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.manifest import hash_json
 from megatron_mathcpt.model.attention import context_positions
 from megatron_mathcpt.parallel import Layout
@@ -29,7 +30,8 @@ from megatron_mathcpt.train.sft import SftDataset
 class Batch:
     """One microbatch; every tensor is [samples, sequence], `loss_mask` 1.0 where the loss counts.
 
-    `documents` numbers each sample's documents if attention is to stay within them.
+    `documents` numbers each sample's documents if attention is to stay within them, `sources` is the number
+    of the pool a sample is from, if losses are wanted by pool.
     """
 
     tokens: torch.Tensor
@@ -37,6 +39,7 @@ class Batch:
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
     documents: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
 
     @classmethod
     def of(cls, samples: list[dict[str, torch.Tensor]]) -> "Batch":
@@ -89,21 +92,39 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
         building.rename(cache)
     dist.barrier()
     blend = build_blend(inputs, cache)
-    return WithDocuments(blend, inputs.eos_id) if config.data.reset_attention_mask else blend
+    if config.data.reset_attention_mask:
+        blend = WithDocuments(blend, inputs.eos_id)
+    return WithSources(blend) if config.logging.loss_by_source else blend
 
 
-class WithDocuments:
-    """A dataset whose samples say which document each token belongs to; a document ends with `eos_id`."""
+class _Wrapped:
+    """A dataset with more in its samples."""
 
-    def __init__(self, dataset: Any, eos_id: int) -> None:
+    def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        self._eos_id = eos_id
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dataset, name)
+
+
+class WithSources(_Wrapped):
+    """A blend whose samples say which pool they are from."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = dict(self._dataset[index])
+        pool = int(self._dataset.dataset_index[index])
+        return sample | {"sources": torch.full_like(sample["tokens"], pool)}
+
+
+class WithDocuments(_Wrapped):
+    """A dataset whose samples say which document each token belongs to; a document ends with `eos_id`."""
+
+    def __init__(self, dataset: Any, eos_id: int) -> None:
+        super().__init__(dataset)
+        self._eos_id = eos_id
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = dict(self._dataset[index])
@@ -162,6 +183,28 @@ def tokens_seen(dataset: Any, pools: list[str], consumed_samples: int, seq_lengt
     """Tokens of each pool among the first `consumed_samples` samples."""
     counts = np.bincount(dataset.dataset_index[:consumed_samples], minlength=len(pools))
     return {pool: int(count) * seq_length for pool, count in zip(pools, counts, strict=True)}
+
+
+class SourceCounter:
+    """Tokens of each pool up to a step, counted on from the step before."""
+
+    def __init__(self, dataset: Any, config: ExperimentConfig) -> None:
+        self._pool_of = getattr(dataset, "dataset_index", None)
+        self._pools = list(config.data.blend) or ["sft"]
+        self._train = config.train
+        self._samples, self._counts = 0, np.zeros(len(self._pools), dtype=np.int64)
+
+    def up_to(self, step: int) -> dict[str, int]:
+        """Tokens seen by the end of `step`; steps come in order."""
+        samples = step * self._train.global_batch_size
+        if self._pool_of is None:
+            self._counts[0] = samples
+        else:
+            new = self._pool_of[self._samples : samples]
+            self._counts += np.bincount(new, minlength=len(self._pools))
+        self._samples = samples
+        tokens = self._counts * self._train.seq_length
+        return dict(zip(self._pools, tokens.tolist(), strict=True))
 
 
 def microbatches(dataset: Any, first: int, last: int, size: int, layout: Layout) -> Iterator[Batch]:

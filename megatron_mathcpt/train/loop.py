@@ -11,6 +11,7 @@ from megatron_mathcpt.train.components import TrainState, gather_parameters, unw
 from megatron_mathcpt.train.datasets import tokens_seen
 from megatron_mathcpt.train.faults import check_replicas
 from megatron_mathcpt.train.metrics import Metrics
+from megatron_mathcpt.train.profile import profiled
 from megatron_mathcpt.train.schedule import learning_rate
 from megatron_mathcpt.train.signals import StopFlag
 from megatron_mathcpt.train.step import StepResult, forward_only, reduce_losses, train_step
@@ -39,7 +40,8 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
     while state.step < last:
         samples = state.consumed_samples + config.train.global_batch_size
         rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
-        result = take_step(state, rate)
+        with profiled(config.logging, state.layout, state.run_folder, state.step + 1):
+            result = take_step(state, rate)
         watchdog.alive()
         metrics.add(state.step, rate, result)
         if is_due(state.step, config.faults.replica_check_interval):

@@ -11,13 +11,15 @@ import torch
 import torch.distributed as dist
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.log import JsonLines, get_logger, read_json_lines
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.manifest import hash_json, write_atomically
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.flops import flops_per_token
 from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.shapes import from_llama
-from megatron_mathcpt.train.step import StepResult, reduce_losses
+from megatron_mathcpt.train.datasets import SourceCounter
+from megatron_mathcpt.train.step import StepResult, mean_loss
 
 FILE_NAME = "metrics.jsonl"
 # Fields that differ from run to run; all others are the same bits in a repeated or resumed run.
@@ -39,16 +41,21 @@ class Metrics:
     recomputation); MFU is their share of the dense bf16 peak of `logging.hardware`.
     """
 
-    def __init__(self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int) -> None:
+    def __init__(
+        self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int, dataset: Any
+    ) -> None:
         self._config = config
         self._device = layout.device
         self._window: list[tuple[int, float, StepResult]] = []
-        self._file = self._board = None
+        self._tokens = SourceCounter(dataset, config)
+        self._file = self._board = self._wandb = None
         if layout.is_writer:
             drop_rows_after(run_folder / FILE_NAME, step)
             self._file = JsonLines(run_folder / FILE_NAME)
             if config.logging.tensorboard:
                 self._board = _tensorboard(run_folder / ".tensorboard", step)
+            if config.logging.wandb_project is not None:
+                self._wandb = _wandb(config, run_folder)
         assert config.model is not None
         flops = flops_per_token(from_llama(config.name, config.model), config.train.seq_length).causal
         self._tera_per_token = flops / 1e12 / dist.get_world_size()
@@ -65,20 +72,25 @@ class Metrics:
         """Reduce the window's losses over all processes, write its rows, show progress."""
         if not self._window:
             return
-        losses = reduce_losses([result.loss for _, _, result in self._window])
+        results = [result for _, _, result in self._window]
+        sums = torch.stack([torch.cat([result.loss[None], result.by_source]) for result in results])
+        dist.all_reduce(sums)
+        losses = [mean_loss(step[0]) for step in sums.tolist()]
         now = time.monotonic()
         train = self._config.train
         rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
         speed = self._speed(rate)
-        for (step, lr, result), loss in zip(self._window, losses, strict=True):
+        for (step, lr, result), loss, parts in zip(self._window, losses, sums[:, 1:].tolist(), strict=True):
             self._write(
                 {
                     "step": step,
                     "consumed_samples": step * train.global_batch_size,
                     "consumed_tokens": step * train.tokens_per_step,
+                    "tokens_by_source": self._tokens.up_to(step),
                     "loss": loss if math.isfinite(loss) else None,
                     "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
                     **({} if result.skipped is None else {"skipped": result.skipped}),
+                    **self._by_source(parts),
                     "learning_rate": lr,
                     "loader_seconds": round(result.loader_seconds, 6),
                     **speed,
@@ -88,6 +100,13 @@ class Metrics:
             self._show(self._window[-1][0], losses[-1], rate, now)
         self._window = []
         self._window_begun = now
+
+    def _by_source(self, parts: list[list[float]]) -> dict[str, dict[str, float]]:
+        """Loss of each pool that the step saw tokens of, if it was asked for."""
+        if not parts:
+            return {}
+        pools = zip(self._config.data.blend, parts, strict=True)
+        return {"loss_by_source": {pool: mean_loss(part) for pool, part in pools if part[1]}}
 
     def _speed(self, rate: float) -> dict[str, float]:
         """What depends on the window's `rate` in tokens per second, and the memory; see TIMINGS."""
@@ -115,16 +134,18 @@ class Metrics:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(row)
+        values = scalars(row)
         if self._board is not None:
-            values = {f"validation/{name}": loss for name, loss in row.get("validation", {}).items()}
-            values |= {name: value for name, value in row.items() if isinstance(value, int | float)}
-            del values["step"]
             for name, value in values.items():
                 self._board.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(values, step=row["step"])
 
     def _show(self, step: int, loss: float, rate: float, now: float) -> None:
         steps = self._config.train.train_steps
@@ -140,6 +161,33 @@ def _tensorboard(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _wandb(config: ExperimentConfig, run_folder: Path) -> Any:
+    """A Weights & Biases run named like ours; a resumed run goes on in it. Keys come from the environment."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("logging.wandb_project: wandb is not installed; pip install wandb") from error
+    return wandb.init(
+        project=config.logging.wandb_project,
+        name=config.name,
+        id=hash_json([config.name, str(run_folder.resolve())])[:16],
+        resume="allow",
+        dir=str(run_folder),
+        config=config.model_dump(mode="json"),
+    )
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row by name, those of a pool or set as `name/pool`; the step is the axis."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{part}": number for part, number in value.items()}
+        elif isinstance(value, int | float) and name != "step":
+            found[name] = value
+    return found
 
 
 def last_validation(run_folder: Path) -> dict[str, float]:

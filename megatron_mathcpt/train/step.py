@@ -18,12 +18,14 @@ from megatron_mathcpt.train.datasets import Batch, microbatches
 class StepResult:
     """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all.
 
-    `loader_seconds` is how long this process waited for its samples; `skipped` why the step was not applied.
+    `by_source` has a row of the same two for each pool, if that was asked for. `loader_seconds` is how long
+    this process waited for its samples; `skipped` why the step was not applied.
     """
 
     loss: torch.Tensor
     grad_norm: float
     loader_seconds: float
+    by_source: torch.Tensor
     skipped: str | None = None
 
 
@@ -44,18 +46,28 @@ class Waiting:
             yield batch
 
 
-def forward_step(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
+def forward_step(batches: Iterator[Batch], model: Any, *, sources: int = 0) -> tuple[torch.Tensor, Any]:
     """Run one microbatch; Megatron-Core calls the returned loss function on the last stage."""
     batch = next(batches)
     output = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=batch.labels)
-    return output, partial(masked_loss, batch.loss_mask)
+    return output, partial(masked_loss, batch, sources)
 
 
-def masked_loss(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum of the losses under `mask`, their number, and both for the report; no mean of means."""
-    total = (losses.float() * mask).sum()
-    count = mask.sum()
-    return total, count.int(), torch.stack([total.detach().double(), count.double()])
+def masked_loss(
+    batch: Batch, sources: int, losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum of the losses under the mask, their number, and both for the report; no mean of means.
+
+    The report has [sum, number] of the batch, and then of each of the `sources` pools.
+    """
+    masked = losses.float() * batch.loss_mask
+    total, count = masked.sum(), batch.loss_mask.sum()
+    report = torch.stack([total.detach().double(), count.double()])
+    if batch.sources is not None:
+        both = torch.stack([masked.detach(), batch.loss_mask], dim=-1).double().flatten(0, 1)
+        by_source = torch.zeros(sources, 2, dtype=torch.float64, device=losses.device)
+        report = torch.cat([report, by_source.index_add(0, batch.sources.flatten(), both).flatten()])
+    return total, count.int(), report
 
 
 def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepResult:
@@ -68,13 +80,14 @@ def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepR
     state.optimizer.zero_grad()
     train = state.config.train
     waiting = Waiting()
-    loss = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, waiting)
+    report = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, waiting)
+    loss, by_source = report[:2], report[2:].view(-1, 2)
     norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
     mean = reduce_losses([loss])[0] if state.guard.needs_loss else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
     if skipped is None:
         state.optimizer.step_with_ready_grads()
-    return StepResult(loss, norm, waiting.seconds, skipped)
+    return StepResult(loss, norm, waiting.seconds, by_source, skipped)
 
 
 def prepare_gradients(optimizer: Any, settings: Any, learning_rate: float) -> float:
@@ -91,7 +104,13 @@ def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
     """Mean loss per token of each [loss sum, tokens] pair, summed over all processes at once."""
     sums = torch.stack(losses)
     dist.all_reduce(sums)
-    return [float(total / max(tokens, 1.0)) for total, tokens in sums.tolist()]
+    return [mean_loss(pair) for pair in sums.tolist()]
+
+
+def mean_loss(pair: list[float]) -> float:
+    """Loss per token of a [loss sum, tokens] pair; 0 without tokens."""
+    total, tokens = pair
+    return total / max(tokens, 1.0)
 
 
 def forward_only(state: Any, dataset: Any, samples: int) -> torch.Tensor:
@@ -110,7 +129,8 @@ def run_schedule(
 ) -> torch.Tensor:
     """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process.
 
-    `training` counts the wait for samples; None runs forward only.
+    In training the same two of each pool follow, if the config asks for them. `training` counts the wait for
+    samples; None runs forward only.
     """
     layout, train = state.layout, state.config.train
     size = train.micro_batch_size
@@ -121,11 +141,13 @@ def run_schedule(
         count = -(-count // pipeline) * pipeline  # the interleaved schedule wants whole rounds
         assert stages == len(state.model)
     last = first + count * stride
+    by_source = state.config.logging.loss_by_source and training is not None
+    sources = len(state.config.data.blend) if by_source else 0
     iterators = [microbatches(dataset, first, last, size, layout) for _ in state.model]
     if training is not None:
         iterators = [training.on(batches) for batches in iterators]
     reports = get_forward_backward_func()(
-        forward_step_func=forward_step,
+        forward_step_func=partial(forward_step, sources=sources),
         data_iterator=iterators if len(iterators) > 1 else iterators[0],
         model=state.model,
         num_microbatches=count,
@@ -134,5 +156,5 @@ def run_schedule(
         forward_only=training is None,
     )
     if not layout.reports_loss:
-        return torch.zeros(2, dtype=torch.float64, device=layout.device)
-    return torch.stack(reports).sum(dim=0)
+        return torch.zeros(2 + 2 * sources, dtype=torch.float64, device=layout.device)
+    return torch.stack(reports).sum(dim=0)[: 2 + 2 * sources]

@@ -46,10 +46,17 @@ def train(
     def run(**init: object) -> float:
         for name, value in local_world(0, 1, free_port()).items():
             monkeypatch.setenv(name, value)
-        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512})
+        logging = {"loss_by_source": True, "profile_step": 2}
+        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512}, logging=logging)
         out = tmp_path / f"run {len(init)} {next(iter(init))}"
         assert train_experiment(resolve_inputs(config.model_copy(update={"model": None})), out)
-        return float(read_json_lines(out / "metrics.jsonl")[0]["loss"])
+        first = read_json_lines(out / "metrics.jsonl")[0]
+        tokens, losses = first["tokens_by_source"], first["loss_by_source"]
+        assert sum(tokens.values()) == 4 * 64
+        mean = sum(tokens[pool] * loss for pool, loss in losses.items()) / (4 * 64)
+        assert mean == pytest.approx(first["loss"], rel=1e-6)
+        assert (out / ".profile" / "step_2.trace.json").is_file()
+        return float(first["loss"])
 
     return run
 

@@ -1,0 +1,169 @@
+"""CPU time of a training step against a plain transformers Llama loop, and of the loader; one process.
+
+    python tests/benchmarks/training_step.py [--steps 12]
+
+Both loops take turns step by step, in fp32 on the same shape, with SDPA attention and fused AdamW. CPU time
+(user + system) counts, so other work on the machine hardly matters. Ours is the whole loop: loader, forward,
+backward, clipping, optimizer, metrics; theirs reads slices of the same tokens.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.train.launch import free_port, local_world
+
+VOCABULARY, LENGTH, BATCH = 4096, 512, 4
+SHAPE = {
+    "num_layers": 6,
+    "hidden_size": 384,
+    "ffn_hidden_size": 1024,
+    "num_attention_heads": 6,
+    "num_query_groups": 3,
+}
+
+
+def write_corpus(folder: Path, tokens: int) -> Path:
+    """A corpus folder of one pool of random documents of 400 tokens."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    random = np.random.default_rng(0)
+    prefix = folder / "datasets" / "pool" / "train"
+    prefix.parent.mkdir(parents=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for _ in range(tokens // 400):
+        builder.add_document(torch.from_numpy(random.integers(1, VOCABULARY, 400)), [400])
+    builder.finalize(f"{prefix}.idx")
+    pools = {"pool": {"train": {"tokens": tokens // 400 * 400}, "validation": {"tokens": 0}}}
+    counts = {"tokenizer": {"vocab_size": VOCABULARY, "eos_id": 0}, "pools": pools}
+    write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
+    return folder
+
+
+def experiment(corpus: Path, length: int) -> ExperimentConfig:
+    tree = {
+        "name": "benchmark",
+        "seed": 1,
+        "model": SHAPE,
+        "init": {"scratch": True},
+        "data": {"corpus": str(corpus), "blend": {"pool": 1.0}},
+        "optimizer": {"lr": 1e-4},
+        "schedule": {"lr_decay_style": "constant"},
+        "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
+        "precision": {"params_dtype": "fp32"},
+        "train": {
+            "train_tokens": 10**6,
+            "seq_length": length,
+            "micro_batch_size": BATCH,
+            "global_batch_size": BATCH,
+        },
+        "checkpoint": {"interval": 10**6},
+    }
+    return ExperimentConfig.model_validate_json(json.dumps(tree))
+
+
+def our_step(state: Any, metrics: Any) -> Callable[[], None]:
+    """The training loop's work for one step."""
+    from megatron_mathcpt.train.loop import take_step
+
+    def step() -> None:
+        metrics.add(state.step + 1, 1e-4, take_step(state, 1e-4))
+        if state.step % state.config.logging.interval == 0:
+            metrics.flush()
+
+    return step
+
+
+def their_step(corpus: Path) -> Callable[[], None]:
+    """transformers' Llama with torch's AdamW."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        num_hidden_layers=SHAPE["num_layers"],
+        hidden_size=SHAPE["hidden_size"],
+        intermediate_size=SHAPE["ffn_hidden_size"],
+        num_attention_heads=SHAPE["num_attention_heads"],
+        num_key_value_heads=SHAPE["num_query_groups"],
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = np.memmap(corpus / "datasets" / "pool" / "train.bin", dtype=np.uint16, mode="r")
+    random = np.random.default_rng(2)
+
+    def step() -> None:
+        starts = random.integers(0, len(tokens) - LENGTH, BATCH)
+        batch = torch.from_numpy(np.stack([tokens[s : s + LENGTH] for s in starts]).astype(np.int64))
+        model(batch, labels=batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def loader_rate(state: Any, samples: int) -> float:
+    """Tokens a second of one core, collation included."""
+    from megatron_mathcpt.train.datasets import microbatches
+
+    def read() -> None:
+        for _ in microbatches(state.dataset, 0, samples, BATCH, state.layout):
+            pass
+
+    read()
+    return samples * state.config.train.seq_length / seconds_of(read)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=12)
+    steps = parser.parse_args().steps
+    torch.set_num_threads(1)
+    use_cpu()
+    from megatron_mathcpt import parallel
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.inputs import resolve_inputs
+    from megatron_mathcpt.train.metrics import Metrics
+
+    os.environ.update(local_world(0, 1, free_port()))
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_corpus(Path(folder) / "corpus", 2_000_000)
+        inputs = resolve_inputs(experiment(corpus, LENGTH))
+        with parallel.joined(inputs.config.parallel, 1) as layout:
+            state = build(inputs, layout, Path(folder) / "run")
+            ours = our_step(state, Metrics(inputs.config, layout, Path(folder) / "run", 0, state.dataset))
+            theirs = their_step(corpus)
+            pairs = [(seconds_of(ours), seconds_of(theirs)) for _ in range(steps + 2)][2:]
+            long = resolve_inputs(experiment(corpus, 4096))
+            rate = loader_rate(build(long, layout, Path(folder) / "long"), 200)
+    mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    print(
+        f"CPU seconds a step, median of {steps}: ours {mine:.3f}, transformers {other:.3f}, ratio {ratio:.3f}"
+    )
+    share = BATCH * LENGTH / rate / mine
+    print(f"loader at 4096: {rate / 1e6:.1f} M tokens/s a core, {100 * share:.2f} % of the step")
+
+
+if __name__ == "__main__":
+    main()
