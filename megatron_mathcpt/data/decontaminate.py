@@ -27,6 +27,7 @@ from megatron_mathcpt.data.words import (
     Words,
     cut_words,
     ngrams,
+    prefix_sums,
     spans,
 )
 from megatron_mathcpt.errors import DataError
@@ -72,21 +73,38 @@ class _Grams:
     def __init__(self, hashes: Hashes, items: Indices) -> None:
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.items = hashes[order], items[order]
+
+    def find(self, hashes: Hashes) -> tuple[Indices, Indices]:
+        """Every pair (place in `hashes`, place in the index) of equal hashes."""
+        low = np.searchsorted(self.hashes, hashes, side="left")
+        high = np.searchsorted(self.hashes, hashes, side="right")
+        counts = high - low
+        starts = np.repeat(low - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+        return np.repeat(np.arange(len(hashes)), counts), starts + np.arange(counts.sum())
+
+
+class _Heads:
+    """The first words of every n-gram, all of one length: one look at a document's words finds where to look on.
+
+    A table of bits refuses most places at once, the sorted hashes the rest.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        self._hashes = np.unique(hashes)
         self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
-        self._maybe[self._slot(hashes)] = True
+        self._maybe[self._slot(self._hashes)] = True
 
     @staticmethod
     def _slot(hashes: Hashes) -> Hashes:
         return hashes >> np.uint64(64 - _TABLE_BITS)
 
-    def find(self, hashes: Hashes) -> tuple[Indices, Indices]:
-        """Every pair (place in `hashes`, place in the index) of equal hashes."""
+    def find(self, hashes: Hashes) -> Indices:
+        """Places in `hashes` of those that begin an n-gram."""
         maybe = np.flatnonzero(self._maybe[self._slot(hashes)])
-        low = np.searchsorted(self.hashes, hashes[maybe], side="left")
-        high = np.searchsorted(self.hashes, hashes[maybe], side="right")
-        counts = high - low
-        starts = np.repeat(low - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
-        return np.repeat(maybe, counts), starts + np.arange(counts.sum())
+        if not len(self._hashes):
+            return maybe
+        nearest = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
+        return maybe[self._hashes[nearest] == hashes[maybe]]
 
 
 class _Variant:
@@ -95,12 +113,16 @@ class _Variant:
     def __init__(self, items: Sequence[Item], config: Decontaminate, masked: bool) -> None:
         self.masked = masked
         self._config = config
+        self._head_words = min(config.short_words, config.short_characters)
         self.totals = np.ones(len(items), np.int64)
         collected: dict[int, list[tuple[Hashes, int]]] = {}
+        heads = [np.empty(0, np.uint64)]
         for number, item in enumerate(items):
-            for length, hashes in self._grams_of(item):
+            for length, hashes, begins in self._grams_of(item):
                 collected.setdefault(length, []).append((hashes, number))
+                heads.append(begins)
                 self.totals[number] = len(hashes) if length else 1
+        self._heads = _Heads(np.concatenate(heads))
         self._grams = {
             length: _Grams(
                 np.concatenate([hashes for hashes, _ in parts]),
@@ -132,25 +154,26 @@ class _Variant:
     def find(self, words: Words) -> list[_Found]:
         """All n-grams of items in `words`, which have this variant's form."""
         found: list[_Found] = []
-        chinese = bool((words.kinds == IDEOGRAPH).any())
+        sums = prefix_sums(words)
+        hashes, begins = ngrams(words, self._head_words)
+        begins = begins[self._heads.find(hashes)]
+        ends = words.documents[np.searchsorted(words.documents, begins, side="right")]
         for length, grams in self._grams.items():
-            if length > self._config.ngram_words and not chinese:
-                continue
             if length == _LINE:
                 first = words.lines
                 last = np.append(first[1:], len(words.hashes))
-                hashes = spans(words, first, last)
             else:
-                hashes, first = ngrams(words, length)
+                first = begins[begins + length <= ends]
                 last = first + length
-            places, entries = grams.find(hashes)
+            places, entries = grams.find(spans(words, first, last, sums))
             found += [
                 _Found(int(grams.items[e]), int(e), int(first[p]), int(last[p]))
                 for p, e in zip(places, entries, strict=True)
             ]
         return found
 
-    def _grams_of(self, item: Item) -> list[tuple[int, Hashes]]:
+    def _grams_of(self, item: Item) -> list[tuple[int, Hashes, Hashes]]:
+        """Length, hashes of all n-grams and of their first words."""
         words = self.form(cut_words([item.question]))
         count = len(words.hashes)
         if count == 0:
@@ -161,13 +184,15 @@ class _Variant:
         length = self._config.ngram_characters if chinese else self._config.ngram_words
         short = self._config.short_characters if chinese else self._config.short_words
         if count >= short:
-            return [(min(count, length), np.unique(ngrams(words, min(count, length))[0]))]
+            length = min(count, length)
+            hashes, first = ngrams(words, length)
+            return [(length, np.unique(hashes), spans(words, first, first + self._head_words))]
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
         lines = [
             " ".join(item.question.split()),
             *(f"{m} {' '.join(item.question.split())}" for m in markers),
         ]
-        return [(_LINE, self._whole(line)) for line in lines]
+        return [(_LINE, self._whole(line), np.empty(0, np.uint64)) for line in lines]
 
     def _whole(self, line: str) -> Hashes:
         words = self.form(cut_words([line]))

@@ -102,12 +102,19 @@ def ngrams(words: Words, length: int) -> tuple[Hashes, Indices]:
     return spans(words, first, first + length), first
 
 
-def spans(words: Words, first: Indices, last: Indices) -> Hashes:
-    """Hash of the words `first[i]` up to, not including, `last[i]`, for every i."""
-    powers, inverses = _powers(1 << len(words.hashes).bit_length())
+def spans(words: Words, first: Indices, last: Indices, sums: Hashes | None = None) -> Hashes:
+    """Hash of the words `first[i]` up to, not including, `last[i]`, for every i; `sums` of `prefix_sums`."""
+    inverses = _powers(1 << len(words.hashes).bit_length())[1]
+    sums = prefix_sums(words) if sums is None else sums
+    return mix((sums[last] - sums[first]) * inverses[first])
+
+
+def prefix_sums(words: Words) -> Hashes:
+    """What `spans` needs of the words; worth keeping for several calls."""
+    powers = _powers(1 << len(words.hashes).bit_length())[0]
     sums = np.zeros(len(words.hashes) + 1, np.uint64)
     np.cumsum(words.hashes * powers[: len(words.hashes)], out=sums[1:])
-    return mix((sums[last] - sums[first]) * inverses[first])
+    return sums
 
 
 def mix(values: Hashes) -> Hashes:
