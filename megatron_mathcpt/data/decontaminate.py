@@ -84,7 +84,7 @@ class _Grams:
 
 
 class _Heads:
-    """The first words of every n-gram, all of one length: one look at a document's words finds where to look on.
+    """The first words of every n-gram, as many of each: where they stand in a document, there is more to see.
 
     A table of bits refuses most places at once, the sorted hashes the rest.
     """
@@ -104,7 +104,8 @@ class _Heads:
         if not len(self._hashes):
             return maybe
         nearest = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
-        return maybe[self._hashes[nearest] == hashes[maybe]]
+        places: Indices = maybe[self._hashes[nearest] == hashes[maybe]]
+        return places
 
 
 class _Variant:

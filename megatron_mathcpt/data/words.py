@@ -58,17 +58,22 @@ class Words:
         return self.folded[int(self.starts[first]) : int(self.ends[last - 1])].decode("utf-8", "replace")
 
 
-def fold(text: str) -> str:
-    """Text without differences of case and compatibility form; lone surrogates become `?`."""
-    if text.isascii():
-        return text.lower()
-    folded = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
-    return folded.encode("utf-8", "replace").decode("utf-8")
+def fold(text: str) -> bytes:
+    """UTF-8 of `text` without differences of case and compatibility form; lone surrogates become `?`."""
+    if not text.isascii():  # a line at a time: most are ASCII, and nothing folds over the end of a line
+        text = "\n".join(line if line.isascii() else _fold_line(line) for line in text.split("\n"))
+    return text.encode("utf-8", "replace").lower()
+
+
+def _fold_line(line: str) -> str:
+    if not unicodedata.is_normalized("NFKC", line):  # telling is cheaper than doing
+        line = unicodedata.normalize("NFKC", line)
+    return line.lower().replace("’", "'")
 
 
 def cut_words(texts: Sequence[str]) -> Words:
     """The words of `texts`, which should hold about `BATCH_CHARACTERS` in all."""
-    parts = [fold(text).encode() for text in texts]
+    parts = [fold(text) for text in texts]
     folded = _join_numbers(b"\0".join(parts))
     offsets = np.flatnonzero(np.frombuffer(b"\0" + folded, np.uint8) == 0) if parts else np.zeros(1, np.int64)
     if len(offsets) != max(len(parts), 1):  # a text holds NUL itself
