@@ -32,7 +32,8 @@ def _pack(corpus: Path, pool: str, seq_length: int, out: Path, packed: bool) -> 
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
     console.print(
         f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "
-        f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions trained"
+        f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions trained; "
+        f"{counts['tokens']:,} tokens as prompts and responses, {counts['corpus_tokens']:,} as text"
     )
 
 

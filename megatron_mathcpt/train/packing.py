@@ -65,6 +65,8 @@ def pack_pool(corpus: Path, pool: str, settings: PackSettings, out: Path) -> Man
         "records": len(fitting),
         "dropped_too_long": len(examples) - len(fitting),
         "trained_tokens": trained,
+        "tokens": sum(len(example.tokens) for example in fitting),
+        "corpus_tokens": manifest.counts["pools"][pool]["train"]["tokens"],  # the same records as CPT text
         "tokenizer": manifest.counts["tokenizer"],
     }
     return write_manifest(out, "sft", inputs=inputs, counts=counts, config=config)

@@ -59,7 +59,12 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ids = [*tokenizer.encode(cpt_text(problem)).ids, EOS]
         builder.add_document(torch.tensor(ids), [len(ids)])
     builder.finalize(f"{prefix}.idx")
-    counts = {"tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS}, "pools": {}}
+    training = [*PROBLEMS[:37], *PROBLEMS[40:]]
+    tokens = sum(len(tokenizer.encode(cpt_text(problem)).ids) + 1 for problem in training)
+    counts = {
+        "tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS},
+        "pools": {"problem_solving": {"train": {"tokens": tokens}}},
+    }
     write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
     return folder
 
@@ -85,6 +90,8 @@ def test_trained_tokens_are_the_response(problem_corpus: Path, tmp_path: Path) -
     counts = pack_pool(problem_corpus, "problem_solving", PackSettings(128), tmp_path / "sft").counts
     assert counts["records"] == len(PROBLEMS) - 3, "the validation split must be left out"
     assert counts["dropped_too_long"] == 0
+    assert counts["tokens"] == counts["corpus_tokens"], "same data, other stage: token for token"
+    assert 0 < counts["trained_tokens"] < counts["tokens"]
     tokenizer = Tokenizer.from_file(str(problem_corpus / "tokenizer" / "tokenizer.json"))
     dataset = SftDataset(tmp_path / "sft", counts["samples"], seed=1)
     ids = [json.loads(line) for line in (tmp_path / "sft" / "records.jsonl").read_text().splitlines()]
