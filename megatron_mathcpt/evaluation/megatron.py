@@ -131,9 +131,14 @@ class MegatronLM(TemplateLM):
         encoded = [self._fit(self.tok_encode(prompt), self.max_length - new_tokens) for prompt in prompts]
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
         may_stop = self._tokens_that_may_stop(stops)
+        # A token is at least a byte; a few more, for a character cut at the start of what is decoded.
+        tail = max((len(stop.encode()) for stop in stops), default=0) + 4
 
         def stopped(new: list[int]) -> bool:
-            return new[-1] in may_stop and any(stop in self.tokenizer.decode(new) for stop in stops)
+            if new[-1] not in may_stop:
+                return False
+            text = self.tokenizer.decode(new[-tail:])
+            return any(stop in text for stop in stops)
 
         limits = Limits(new_tokens, self.eot_token_id, stopped)
         done: dict[int, str] = {}
