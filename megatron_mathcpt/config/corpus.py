@@ -48,6 +48,7 @@ class Source(Section):
     known source (see data/adapters.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
+    `mask_pii` replaces e-mail addresses.
     """
 
     pool: Pool
@@ -55,6 +56,7 @@ class Source(Section):
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
     adapter: TextAdapter | ProblemAdapter | None = None
+    mask_pii: bool = False
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
     select: Select | None = None
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.adapters import adapt
-from megatron_mathcpt.data.clean import clean
+from megatron_mathcpt.data.clean import clean, mask_pii
 from megatron_mathcpt.data.files import TEXTS, list_files
 from megatron_mathcpt.data.formats import Reject, Row, read_rows, text_files
 from megatron_mathcpt.errors import DataError
@@ -94,7 +94,7 @@ def _record(row: Row, number: int, shard: Shard, source: Source) -> Document | S
             return Skipped(f"{shard.source}/{shard.path.name}#{number}", adapted)
         row = adapted
     try:
-        return (_problem if source.kind == "problem" else _text)(row, number, shard, source.fields)
+        return (_problem if source.kind == "problem" else _text)(row, number, shard, source)
     except DataError as error:
         return Reject(number, str(error))
 
@@ -118,6 +118,11 @@ def _string(row: Row, fields: dict[str, str], name: str) -> str:
     return value
 
 
+def _cleaned(row: Row, source: Source, name: str) -> str:
+    text = clean(_string(row, source.fields, name))
+    return mask_pii(text) if source.mask_pii else text
+
+
 def _identity(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> tuple[str, str]:
     given = _field(row, fields, "id")
     label = _field(row, fields, "source")
@@ -127,16 +132,17 @@ def _identity(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> tu
     )
 
 
-def _text(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> Document:
-    identity, label = _identity(row, number, shard, fields)
-    return Document(identity, clean(_string(row, fields, "text")), label)
+def _text(row: Row, number: int, shard: Shard, source: Source) -> Document:
+    identity, label = _identity(row, number, shard, source.fields)
+    return Document(identity, _cleaned(row, source, "text"), label)
 
 
-def _problem(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> Document:
+def _problem(row: Row, number: int, shard: Shard, source: Source) -> Document:
+    fields = source.fields
     identity, label = _identity(row, number, shard, fields)
     known = {"id": identity, "source": label}
     for name in ("question", "solution", "answer"):
-        known[name] = clean(_string(row, fields, name))
+        known[name] = _cleaned(row, source, name)
         if not known[name]:
             raise DataError(f"record without '{fields.get(name, name)}'")
     optional = {name: value for name in _OPTIONAL if (value := _field(row, fields, name)) is not None}
