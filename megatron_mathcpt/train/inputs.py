@@ -28,6 +28,9 @@ MAY_CHANGE = (
     "train.micro_batch_size",
 )
 
+# Megatron-Core writes the optimizer's state under other names in the two cases.
+MUST_STAY = ("parallel.use_distributed_optimizer",)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -58,6 +61,8 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         manifest = load_sealed(checkpoint)
         shape = LlamaShape.model_validate(manifest.config["model"])
         fingerprints["checkpoint"] = manifest.fingerprint()
+        if config.init.load_optimizer:
+            _check_optimizer(config, checkpoint, manifest)
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
         fingerprints["hf"] = hf_fingerprint(config.init.hf)
@@ -76,6 +81,18 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         )
     resolved = config.model_copy(update={"model": shape})
     return Inputs(resolved, fingerprints, int(tokenizer["eos_id"]), checkpoint)
+
+
+def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
+    """Refuse to load an optimizer that the checkpoint does not hold, or holds in the other form."""
+    theirs = manifest.config.get("parallel", {}).get("use_distributed_optimizer")
+    if theirs is None:
+        raise ConfigError(f"init.load_optimizer: {checkpoint} holds weights only; leave it out")
+    if theirs != config.parallel.use_distributed_optimizer:
+        raise ConfigError(
+            f"parallel.use_distributed_optimizer: {checkpoint} was written with {theirs}; to load its "
+            "optimizer it must be the same"
+        )
 
 
 def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Manifest]:
@@ -112,7 +129,7 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     differing = sorted(
         name
         for name in old.keys() | new.keys()
-        if old.get(name) != new.get(name) and not name.startswith(MAY_CHANGE)
+        if old.get(name) != new.get(name) and (name in MUST_STAY or not name.startswith(MAY_CHANGE))
     )
     differences = [f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing]
     for name, fingerprint in inputs.fingerprints.items():

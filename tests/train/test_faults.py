@@ -171,6 +171,22 @@ def test_going_on_with_a_changed_experiment_is_refused(
         check_resumable(resolve_inputs(changed), checkpoint)
 
 
+def test_the_form_of_the_optimizer_cannot_change(
+    whole: Path, config_of: Callable[..., ExperimentConfig]
+) -> None:
+    from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
+
+    sharded = config_of(parallel={"use_distributed_optimizer": True})
+    with pytest.raises(ConfigError, match=r"parallel\.use_distributed_optimizer: False then, True now"):
+        check_resumable(resolve_inputs(sharded), newest_checkpoint(whole))
+    goes_on = config_of(
+        init={"scratch": False, "checkpoint": str(whole), "load_optimizer": True},
+        parallel={"use_distributed_optimizer": True},
+    )
+    with pytest.raises(ConfigError, match=r"was written with False; to load its optimizer"):
+        resolve_inputs(goes_on)
+
+
 def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_mathcpt.train.folder_lock._PATIENCE_SECONDS", 0.2)
     refused = pytest.raises(ConfigError, match=f"in use by process {os.getpid()}")

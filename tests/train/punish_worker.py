@@ -1,0 +1,87 @@
+"""Trains by two forked ranks, killing one or both at random times, and starting again, until the end.
+
+Arguments: config, run folder, number of kills, seed. Megatron-Core is imported once and forked, so an attempt
+costs a fraction of a second.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.train.__main__ import train_experiment
+from megatron_mathcpt.train.inputs import resolve_inputs
+from megatron_mathcpt.train.launch import free_port, local_world
+
+RANKS = 2
+
+
+def start(config: Path, out: Path) -> list[int]:
+    """Both ranks, as children of this process."""
+    port, children = free_port(), []
+    for rank in range(RANKS):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.environ.update(local_world(rank, RANKS, port))
+                status = (
+                    0 if train_experiment(resolve_inputs(load_config(config, ExperimentConfig)), out) else 1
+                )
+            finally:
+                os._exit(status)
+        children.append(child)
+    return children
+
+
+def newest(out: Path) -> str:
+    """Name of the newest committed checkpoint."""
+    return max((path.name for path in (out / "checkpoints").glob("step_*")), default="")
+
+
+def alive(children: list[int]) -> list[int]:
+    """Those that have not ended; an end without error of all is not told apart here."""
+    return [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
+
+
+def attempt(config: Path, out: Path, dice: random.Random | None) -> bool:
+    """One start; killed after a save and a random while if there are dice. True if the run is finished."""
+    before, children = newest(out), start(config, out)
+    while dice is not None and children and newest(out) == before:
+        time.sleep(0.005)
+        children = alive(children)
+    if dice is not None:
+        time.sleep(dice.uniform(0.0, 0.5))
+        for child in dice.sample(children, dice.randint(1, len(children))) if children else ():
+            os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + (10 if dice else 600)
+    while children and time.monotonic() < deadline:
+        time.sleep(0.005)
+        children = alive(children)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return (out / "manifest.json").is_file()
+
+
+def main() -> None:
+    config, out, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    use_cpu()
+    import megatron_mathcpt.train.loop  # noqa: F401 - imported before the forks
+
+    dice, killed = random.Random(seed), 0
+    while killed < kills:
+        if attempt(config, out, dice):
+            sys.exit(f"finished after {killed} of {kills} kills; give it more steps")
+        killed += 1
+    if not attempt(config, out, None):
+        sys.exit("did not finish")
+
+
+if __name__ == "__main__":
+    main()
