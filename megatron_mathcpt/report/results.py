@@ -49,7 +49,7 @@ def build_results(
         ],
         "study": build_study(published, runs, comparisons, sizes) if published else None,
         "corpora": _counts(manifests, "corpus"),
-        "synthesis": {path: _numbers(counts) for path, counts in _counts(manifests, "synthesis").items()},
+        "synthesis": _synthesis(_counts(manifests, "synthesis")),
         "samples": choose_samples(runs, asked),
         "graph": {"nodes": [asdict(node) for node in graph.nodes], "edges": graph.edges},
     }
@@ -169,6 +169,17 @@ def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[st
 
 def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, dict[str, Any]]:
     return {path: manifest.counts for path, manifest in manifests.items() if manifest.kind == kind}
+
+
+def _synthesis(folders: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What each method of each folder came to: its counts, the share accepted of its outcomes, its cost."""
+    found = {}
+    for path, counts in folders.items():
+        for method, made in counts["methods"].items():
+            plain = {name: value for name, value in made.items() if not isinstance(value, dict)}
+            share = made["accepted"] / made["outcomes"] if made["outcomes"] else 0.0
+            found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | _numbers(plain)
+    return found
 
 
 def _numbers(counts: dict[str, Any], prefix: str = "") -> dict[str, float]:

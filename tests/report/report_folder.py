@@ -128,14 +128,11 @@ def write_results(root: Path) -> Path:
 def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
     """A corpus, one synthesis folder, and for each name a run that got these items of these tasks right."""
     corpus = write_corpus(root).fingerprint()
-    (root / "synthesis" / "tutor-amp").mkdir(parents=True)
-    counts = {
-        "seeds": 100,
-        "accepted": 85,
-        "rejected": {"check": 15},
-        "tokens": {"prompt": 12000, "completion": 34000},
-    }
-    write_manifest(root / "synthesis" / "tutor-amp", "synthesis", inputs={}, counts=counts, config={})
+    (root / "synthesis").mkdir(parents=True)
+    made = {"outcomes": 100, "accepted": 85, "rejected": {"check": 15}, "records": 85, "tokens": 34000}
+    made |= {"capped": False, "requests": 200, "cost": 1.7, "cost_per_record": 0.02}
+    counts = {"stopped": None, "budget": {"seeds": 100}, "methods": {"tutor_amp": made}}
+    write_manifest(root / "synthesis", "synthesis", inputs={}, counts=counts, config={})
     base = write_run(root, "base", {"corpus": corpus}).fingerprint()
     for name, tasks in right.items():
         write_run(root, name, {"corpus": corpus, "init": base})
