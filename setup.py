@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=["megatron_mathcpt", "megatron_mathcpt.*"]),
     include_package_data=True,
     package_data={"megatron_mathcpt": ["**/*.yaml", "**/*.jsonl", "**/*.txt", "**/*.j2", "**/*.json"]},
+    entry_points={"console_scripts": ["mathcpt-lm-eval = megatron_mathcpt.evaluation.__main__:main"]},
     install_requires=[
         "pydantic>=2.10",
         "ruamel.yaml>=0.18",

@@ -1,5 +1,6 @@
 """Rank the layouts of a model on some GPUs: memory, step time, days and GPU-hours, and why others lose."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,10 @@ def main(
         tp_comm_overlap=tp_comm_overlap,
     )
     result = search(shape, training, gpus, machine, limit_gib=memory_gib)
-    console = Console(highlight=False)
+    piped = (
+        140 if not sys.stdout.isatty() else None
+    )  # a table's columns; rich takes 80 where it sees no terminal
+    console = Console(highlight=False, width=piped)
     for part in text.describe(shape, training, machine, result, train_tokens=train_tokens, top=top):
         console.print(part, soft_wrap=isinstance(part, str))
     if page:

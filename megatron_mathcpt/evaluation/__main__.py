@@ -1,4 +1,4 @@
-"""lm-eval's own command line with our back end and tasks: `python -m megatron_mathcpt.evaluation run ...`.
+"""lm-eval's own command line with our back end and tasks: `mathcpt-lm-eval run ...`, or this package by `-m`.
 
 Takes every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
 `tasks/` are found without `--include_path`. Release 0.4.13 has no plugin discovery, so they are registered
