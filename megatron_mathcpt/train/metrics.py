@@ -168,7 +168,7 @@ def _wandb(config: ExperimentConfig, run_folder: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("logging.wandb_project: wandb is not installed; pip install wandb") from error
+        raise ConfigError("logging.wandb_project: wandb is not installed; it is the extra 'wandb'") from error
     return wandb.init(
         project=config.logging.wandb_project,
         name=config.name,
