@@ -1,7 +1,8 @@
 """Rows of the study's public sources, in the schema each is published in, to rows in our field names.
 
 A table: name in the config, function. A function gives our row, or the reason why the record is not taken.
-Fields come from the sources' own pages (dataset cards, RedPajama's data_prep scripts); unknown ones are left.
+Fields come from the sources' own pages (dataset cards, RedPajama's data_prep scripts). Not checked against a
+page: Lila's names, AlgebraicStack's `meta.hexsha`, RedPajama's `arxiv_id`, StarCoder's control tokens.
 """
 
 import json
