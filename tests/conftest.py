@@ -10,14 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests, and all that share the test cluster, in one worker of `--dist loadgroup`."""
-    for item in items:
-        on_cluster = "slurm" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else item.nodeid.split("::")[0]))
-
-
 def _local(variable: str, name: str) -> Path:
     folder = Path(os.environ.get(variable, ROOT.parent / "shared" / name))
     if not folder.is_dir():

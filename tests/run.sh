@@ -15,4 +15,6 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 ruff format --check .
 ruff check .
 mypy
-exec python -m pytest -n 2 --dist loadgroup -m "$marker" "$@"
+if [ $# -gt 0 ]; then exec python -m pytest -m "$marker" "$@"; fi
+python -m pytest -n 2 --dist loadfile -m "$marker" --ignore tests/launch
+exec python -m pytest -m "$marker" tests/launch # one at a time: they share one Slurm
