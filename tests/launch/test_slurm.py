@@ -91,7 +91,7 @@ def test_preempted_job_saves_and_comes_back(tmp_path: Path) -> None:
         check=True,
     )
     assert wait_for_end(job_id) == "COMPLETED"
-    assert int(field(job_id, "Restarts")) >= 1  # more if it starts again before the other job
+    assert field(job_id, "Restarts") == "1"
     for rank in range(4):
         assert [step for _, step in steps(run, rank)] == list(range(1, 21))
 
