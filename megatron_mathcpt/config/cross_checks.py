@@ -6,6 +6,7 @@ Nothing here imports torch, so it answers on a login node, before any process st
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.errors import ConfigError
 
+Conflict = tuple[bool, str]  # whether fields contradict each other, and what to say then
 _FP8_MULTIPLE = 16  # of both sides of a matrix in cuBLAS' FP8 products (Transformer Engine's user guide)
 
 
@@ -17,20 +18,17 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
     for field, found, divisor, what in _divisions(config, world_size):
         if found % divisor:
             raise ConfigError(f"{field}: {found} is not divisible by {what} = {divisor}")
-    for wrong, message in _conflicts(config):
-        if wrong:
-            raise ConfigError(message)
+    for conflicts in (_data_conflicts, _parallel_conflicts, _checkpoint_conflicts):
+        for wrong, message in conflicts(config):
+            if wrong:
+                raise ConfigError(message)
 
 
-def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
-    """Whether two fields contradict each other, and what to say then."""
-    parallel, validation = config.parallel, config.validation
+def _parallel_conflicts(config: ExperimentConfig) -> list[Conflict]:
+    """Layout, recomputation and precision."""
+    parallel = config.parallel
     gather_needs = parallel.use_distributed_optimizer and parallel.overlap_grad_reduce
     return [
-        (
-            config.init.scratch and config.model is None,
-            "model: missing; init.scratch needs the model's shape",
-        ),
         (
             parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1,
             "parallel.sequence_parallel: has no effect with tensor_model_parallel_size 1",
@@ -61,6 +59,17 @@ def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
             "parallel.recompute_num_layers: with recompute_method uniform it must divide the layers of each "
             "stage (each virtual one too)",
         ),
+    ]
+
+
+def _data_conflicts(config: ExperimentConfig) -> list[Conflict]:
+    """Model, budget, data and what is logged of them."""
+    parallel, validation = config.parallel, config.validation
+    return [
+        (
+            config.init.scratch and config.model is None,
+            "model: missing; init.scratch needs the model's shape",
+        ),
         (
             config.optimizer.min_lr > config.optimizer.lr,
             "optimizer.min_lr: above optimizer.lr",
@@ -78,28 +87,34 @@ def _conflicts(config: ExperimentConfig) -> list[tuple[bool, str]]:
             "validation.sets: need data.corpus",
         ),
         (
-            config.checkpoint.choose != "newest" and validation.interval != config.checkpoint.interval,
-            "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval",
-        ),
-        (
             config.logging.loss_by_source and config.data.sft is not None,
             "logging.loss_by_source: SFT data is one source; leave it out",
         ),
+    ]
+
+
+def _checkpoint_conflicts(config: ExperimentConfig) -> list[Conflict]:
+    """Validation and which checkpoints are kept."""
+    checkpoint, validation = config.checkpoint, config.validation
+    return [
         (
-            config.checkpoint.choose != "newest" and config.checkpoint.keep_best is not None,
+            checkpoint.choose != "newest" and validation.interval != checkpoint.interval,
+            "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval",
+        ),
+        (
+            checkpoint.choose != "newest" and checkpoint.keep_best is not None,
             "checkpoint.keep_best: choose lowest_validation_loss keeps its own best",
         ),
         (
-            config.checkpoint.keep_every is not None
-            and config.checkpoint.keep_every % config.checkpoint.interval != 0,
+            checkpoint.keep_every is not None and checkpoint.keep_every % checkpoint.interval != 0,
             "checkpoint.keep_every: not a multiple of checkpoint.interval",
         ),
         (
-            config.checkpoint.keep_best is not None
+            checkpoint.keep_best is not None
             and (
-                config.checkpoint.keep_best not in validation.sets
+                checkpoint.keep_best not in validation.sets
                 or validation.interval is None
-                or config.checkpoint.interval % validation.interval != 0
+                or checkpoint.interval % validation.interval != 0
             ),
             "checkpoint.keep_best: needs one of validation.sets, and validation.interval that divides "
             "checkpoint.interval",

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import subprocess
 import sys
@@ -85,7 +84,7 @@ def test_small_builds_stay_in_one_process(config: Corpus, tmp_path: Path) -> Non
     assert default_workers(open_build(config, tmp_path)) == 1
 
 
-def split_corpora(folder: Path, into: Path, share: int) -> Corpus:
+def split_corpora(folder: Path, benchmarks: Path, into: Path, share: int) -> Corpus:
     """Every `share`-th line of the real corpora, in three shards a pool."""
     into.mkdir()
     for pool in ("general", "math_corpus", "problem_solving"):
@@ -96,19 +95,18 @@ def split_corpora(folder: Path, into: Path, share: int) -> Corpus:
     sources = tree(into)["sources"]
     for pool, source in sources.items():
         source["path"] = str(into / f"{pool}_*.jsonl")
-    changes = {"sources": sources, "decontaminate": {"benchmarks": [os.environ["MATHCPT_BENCHMARKS"]]}}
+    changes = {"sources": sources, "decontaminate": {"benchmarks": [str(benchmarks)]}}
     return Corpus.model_validate(tree(into) | changes)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_random_moments_of_a_build_of_real_text(tmp_path: Path, workers: int) -> None:
+def test_killed_at_random_moments_of_a_build_of_real_text(
+    corpora_dir: Path, benchmarks_dir: Path, tmp_path: Path, workers: int
+) -> None:
     """15 kills each; every try runs a little longer than the last that got on, so the kills spread out."""
-    corpora, benchmarks = (os.environ.get(f"MATHCPT_{name}") for name in ("CORPORA", "BENCHMARKS"))
-    if not corpora or not benchmarks:
-        pytest.skip("MATHCPT_CORPORA and MATHCPT_BENCHMARKS name no folders")
-    config = split_corpora(Path(corpora), tmp_path / "raw", 20)
+    config = split_corpora(corpora_dir, benchmarks_dir, tmp_path / "raw", 20)
     begin = time.monotonic()
     expected = hashes(build_corpus(config, tmp_path / "whole", workers))
     seconds = time.monotonic() - begin
