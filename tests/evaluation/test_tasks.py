@@ -99,7 +99,7 @@ class _Oracle:
                 return [" The answer is 120." if "Mara" in request.args[0] else " ?" for request in requests]
 
             def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
-                raise NotImplementedError
+                raise AssertionError("our tasks generate")
 
             loglikelihood_rolling = loglikelihood
 
