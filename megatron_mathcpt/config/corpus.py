@@ -124,6 +124,8 @@ class Decontaminate(Section):
 class Tokenizer(Section):
     """Either `path` to an existing tokenizer, or `vocab_size` of one trained on the kept documents.
 
+    `added_tokens` are whole tokens of the trained one wherever they stand in a text, such as the mark of
+    retrospective enhancement; they count in `vocab_size`.
     `special_literals`: what the text of a special token inside a document becomes, ordinary `text`, or the
     `control` token (as in Megatron-LM's preprocessing). `engine`: `auto` takes the fastest one that agrees
     with the reference, `tokenizers`.
@@ -132,6 +134,7 @@ class Tokenizer(Section):
     path: str | None = Field(default=None, min_length=1)
     vocab_size: int | None = Field(default=None, ge=300)
     train_megabytes: int = Field(default=200, ge=1)
+    added_tokens: list[Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=list)
     special_literals: Literal["text", "control"] = "text"
     engine: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = "auto"
 
@@ -139,6 +142,8 @@ class Tokenizer(Section):
     def _check(self) -> Self:
         if (self.path is None) == (self.vocab_size is None):
             raise ValueError("give exactly one of path (existing) and vocab_size (train one)")
+        if self.path is not None and self.added_tokens:
+            raise ValueError("added_tokens goes with vocab_size; an existing tokenizer keeps the tokens it has")
         return self
 
 

@@ -65,7 +65,7 @@ def install(build: Build, task: int = 0) -> None:
         return
     assert settings.vocab_size is not None
     share = min(1.0, settings.train_megabytes * 1e6 / max(1, kept_bytes(build)))
-    train_tokenizer(kept_texts(build, share), settings.vocab_size, folder)
+    train_tokenizer(kept_texts(build, share), settings.vocab_size, folder, settings.added_tokens)
 
 
 def _encoder(build: Build) -> tuple[Encoder, TokenizerInfo]:

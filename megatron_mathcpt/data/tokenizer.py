@@ -4,7 +4,7 @@ A tokenizer is a Hugging Face folder (`tokenizer.json`, `tokenizer_config.json`)
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,8 +83,13 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerInfo]
     return tokenizer, TokenizerInfo(file.parent, max(vocabulary.values()) + 1, eos_id, hash_file(file))
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> TokenizerInfo:
-    """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes."""
+def train_tokenizer(
+    texts: Iterator[str], vocab_size: int, folder: Path, added_tokens: Sequence[str] = ()
+) -> TokenizerInfo:
+    """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes.
+
+    `added_tokens` are not special in the library's sense: they are found in every text, and decoded.
+    """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -94,12 +99,13 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> Toke
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(added_tokens),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added_tokens])
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,

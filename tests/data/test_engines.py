@@ -166,3 +166,13 @@ def test_other_model_files_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\x00\x01 not a model")
     with pytest.raises(DataError, match="neither a SentencePiece model nor"):
         convert_tokenizer(file)
+
+
+def test_added_tokens_are_one_token_wherever_they_stand(tmp_path: Path) -> None:
+    info = train_tokenizer(iter(TEXTS * 50), 300, tmp_path, ["<|back|>"])
+    assert info.vocab_size == 300
+    encoder, _ = load_encoder(tmp_path, "text")
+    ids, lengths = encoder.encode(["fox<|back|>fox", "<|end_of_text|>"])
+    assert list(ids[: lengths[0]]).count(299) == 1
+    assert info.eos_id not in ids
+    assert ReferenceEncoder(tmp_path, "text")._tokenizer.decode(list(ids[: lengths[0]])) == "fox<|back|>fox"
