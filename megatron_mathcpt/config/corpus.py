@@ -143,7 +143,7 @@ class Tokenizer(Section):
         if (self.path is None) == (self.vocab_size is None):
             raise ValueError("give exactly one of path (existing) and vocab_size (train one)")
         if self.path is not None and self.added_tokens:
-            raise ValueError("added_tokens goes with vocab_size; an existing tokenizer keeps the tokens it has")
+            raise ValueError("added_tokens goes with vocab_size; an existing tokenizer has its own")
         return self
 
 
