@@ -22,7 +22,8 @@ def finish(build: Build, task: int = 0) -> None:
     """Complete the build: joined files, `report.json`, then the manifest; the work folder goes."""
     _join(build)
     counts = _counts(build)
-    report = {**counts, "benchmarks": _benchmarks(build)}
+    shards = [{"source": shard.source, "file": str(shard.path)} for shard in build.shards]
+    report = {**counts, "benchmarks": _benchmarks(build), "shards": shards}
     write_atomically(build.out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     for name in RESULTS:
         for leftover in (build.out / name).rglob(".*.tmp"):  # of a build that was killed
@@ -35,20 +36,21 @@ def finish(build: Build, task: int = 0) -> None:
 
 
 def _join(build: Build) -> None:
-    """Join the shards of each pool into its documents, dropped documents and datasets."""
+    """Join the shards of each pool into its documents, their places, dropped documents and datasets."""
     for pool in pools_of(build.config):
         shards = [shard for shard in build.shards if build.config.sources[shard.source].pool == pool]
         folders = [build.folder("published", shard) for shard in shards]
         early = [build.folder("prepared", shard) / "dropped.jsonl" for shard in shards]
-        _join_lines([f / "kept.jsonl" for f in folders], build.out / "documents" / f"{pool}.jsonl")
+        _join_files([f / "kept.jsonl" for f in folders], build.out / "documents" / f"{pool}.jsonl")
+        _join_files([f / "places" for f in folders], build.out / "documents" / f"{pool}.places")
         rejected = [build.folder("prepared", shard) / "rejected.jsonl" for shard in shards]
-        _join_lines(rejected, build.out / "rejected" / f"{pool}.jsonl")
-        _join_lines(early + [f / "dropped.jsonl" for f in folders], build.out / "dropped" / f"{pool}.jsonl")
+        _join_files(rejected, build.out / "rejected" / f"{pool}.jsonl")
+        _join_files(early + [f / "dropped.jsonl" for f in folders], build.out / "dropped" / f"{pool}.jsonl")
         for split in SPLITS.values():
             merge([f / split for f in folders], build.out / "datasets" / pool / split)
 
 
-def _join_lines(parts: list[Path], path: Path) -> None:
+def _join_files(parts: list[Path], path: Path) -> None:
     with write_whole(path) as file:
         for part in parts:
             with part.open("rb") as source:

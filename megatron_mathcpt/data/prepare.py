@@ -78,7 +78,7 @@ class _Worker:
         self._read = self._kept = self._bytes = self._rejected = 0
         self._first_reject: Reject | None = None
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
-            name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes")
+            name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes", "lines")
         }
         if rule := config.deduplicate:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
@@ -94,9 +94,9 @@ class _Worker:
                 row = {"file": str(self._shard.path), "line": record.line, "reason": record.reason}
                 files.rejected.write(_dump(row))
             elif isinstance(record, Skipped):
-                self._drop(files.dropped, record.reason, {"id": record.id})
+                self._drop(files.dropped, record.reason, record.line, {"id": record.id})
             elif reason := self._drop_reason(record):
-                self._drop(files.dropped, reason, _row(record))
+                self._drop(files.dropped, reason, record.line, _row(record))
             else:
                 good.append(record)
         self.check_rejects()
@@ -118,7 +118,8 @@ class _Worker:
         for number, document in enumerate(batch):
             row = _row(document)
             if number in hits:
-                self._drop(files.dropped, "contaminated", {**row, "detail": asdict(hits[number])})
+                row["detail"] = asdict(hits[number])
+                self._drop(files.dropped, "contaminated", document.line, row)
                 self._note_hit(document, hits[number])
             else:
                 files.kept.write(_dump(row))
@@ -131,15 +132,16 @@ class _Worker:
         self.arrays["whole"].append(whole_hashes(words)[clean])
         self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
         self.arrays["bytes"].append(sizes[clean])
+        self.arrays["lines"].append(np.array([document.line for document in batch], np.uint64)[clean])
         self._bytes += int(sizes.sum())
         if rule := self._config.deduplicate:
             self.arrays["signatures"].append(
                 signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
             )
 
-    def _drop(self, dropped: BinaryIO, reason: str, row: dict[str, Any]) -> None:
+    def _drop(self, dropped: BinaryIO, reason: str, line: int, row: dict[str, Any]) -> None:
         self._dropped[reason] += 1
-        dropped.write(_dump({"reason": reason, **row}))
+        dropped.write(_dump({"reason": reason, "file": str(self._shard.path), "line": line, **row}))
 
     def _note_hit(self, document: Document, hit: Hit) -> None:
         self._hits.append({"document": document.id, **asdict(hit)})

@@ -14,6 +14,7 @@ from megatron_mathcpt.data.decide import DUPLICATES, SPLITS, VALIDATION
 from megatron_mathcpt.data.engines import Encoder, EngineName, Literals, load_encoder
 from megatron_mathcpt.data.files import read_lines, write_whole
 from megatron_mathcpt.data.indexed_dataset import DatasetWriter, token_dtype
+from megatron_mathcpt.data.places import make_places
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.tokenize import ahead, close_documents
 from megatron_mathcpt.data.tokenizer import TokenizerInfo, install_tokenizer, train_tokenizer
@@ -24,30 +25,36 @@ _SAMPLE = 64  # documents on which a fast tokenizer engine must agree with the r
 
 
 def publish(build: Build, task: int) -> None:
-    """Leave documents, duplicates and both datasets of the shard `task`, and its counts by split."""
+    """Leave documents, their places, duplicates and both datasets of the shard `task`, and its counts."""
     encoder, info = _encoder(build)
     shard = build.shards[task]
     folder = build.folder("published", shard)
     decisions = load_array(build.folder("decided", shard) / "decisions.npy")
+    numbers = load_array(build.folder("prepared", shard) / "lines.npy")
     writers = [DatasetWriter(folder / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
     with ExitStack() as stack:
-        kept, dropped = (
-            stack.enter_context(write_whole(folder / n)) for n in ("kept.jsonl", "dropped.jsonl")
+        kept, places, dropped = (
+            stack.enter_context(write_whole(folder / n)) for n in ("kept.jsonl", "places", "dropped.jsonl")
         )
         originals = iter(_originals(build, shard, decisions))
         done = 0
         for _, lines in ahead(read_lines(build.folder("prepared", shard) / "kept.jsonl")):
-            here = np.array(decisions[done : done + len(lines)])
+            part = slice(done, done + len(lines))
+            here, origin = np.array(decisions[part]), np.array(numbers[part])
             done += len(lines)
             for number in np.flatnonzero(here > VALIDATION):
-                row = {"reason": DUPLICATES[here[number]], **orjson.loads(lines[number])}
-                dropped.write(orjson.dumps({**row, "detail": {"kept": next(originals)}}) + b"\n")
+                where = {"file": str(shard.path), "line": int(origin[number])}
+                row = {"reason": DUPLICATES[here[number]], **where, **orjson.loads(lines[number])}
+                dropped.write(orjson.dumps({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
                 chosen = [lines[number] for number in np.flatnonzero(here == split)]
                 if chosen:
                     texts = [orjson.loads(line)["text"] for line in chosen]
                     writer.write(*close_documents(*encoder.encode(texts), info.eos_id))
-            kept.writelines(lines[number] + b"\n" for number in np.flatnonzero(here <= VALIDATION))
+            stay = np.flatnonzero(here <= VALIDATION)
+            kept.writelines(lines[number] + b"\n" for number in stay)
+            written = [len(lines[number]) + 1 for number in stay]
+            places.write(make_places(written, task, origin[stay], here[stay]))
     counts: dict[str, Any] = {}
     for name, writer in zip(SPLITS.values(), writers, strict=True):
         documents, tokens = writer.close()
@@ -105,17 +112,20 @@ def kept_bytes(build: Build) -> int:
     return total
 
 
-def _originals(build: Build, shard: Shard, decisions: Any) -> list[str]:
-    """For each duplicate of `shard` in order, the id of the document that stays."""
+def _originals(build: Build, shard: Shard, decisions: Any) -> list[dict[str, Any]]:
+    """For each duplicate of `shard` in order, id and place of the document that stays."""
     first = load_array(build.folder("decided", shard) / "first.npy")
     wanted = np.array(first[decisions > VALIDATION])
-    result = [""] * len(wanted)
+    result: list[dict[str, Any]] = [{}] * len(wanted)
     start = 0
     for other in build.shards:
         if not len(wanted):
             break
         lines = (build.folder("prepared", other) / "ids.jsonl").read_bytes().split(b"\n")[:-1]
+        numbers = load_array(build.folder("prepared", other) / "lines.npy")
         for place in np.flatnonzero((wanted >= start) & (wanted < start + len(lines))):
-            result[place] = orjson.loads(lines[wanted[place] - start])
+            number = wanted[place] - start
+            where = {"file": str(other.path), "line": int(numbers[number])}
+            result[place] = {"kept": orjson.loads(lines[number]), **where}
         start += len(lines)
     return result

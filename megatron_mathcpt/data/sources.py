@@ -52,11 +52,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Document:
-    """One document, cleaned; `problem` is None for plain text."""
+    """One document, cleaned, and its line or row in the raw file; `problem` is None for plain text."""
 
     id: str
     text: str
     source: str
+    line: int
     problem: Problem | None = None
 
 
@@ -66,6 +67,7 @@ class Skipped:
 
     id: str
     reason: str
+    line: int
 
 
 def list_shards(sources: dict[str, Source]) -> list[Shard]:
@@ -91,7 +93,7 @@ def _record(row: Row, number: int, shard: Shard, source: Source) -> Document | S
     if source.adapter:
         adapted = adapt(source.adapter, row)
         if isinstance(adapted, str):
-            return Skipped(f"{shard.source}/{shard.path.name}#{number}", adapted)
+            return Skipped(f"{shard.source}/{shard.path.name}#{number}", adapted, number)
         row = adapted
     try:
         return (_problem if source.kind == "problem" else _text)(row, number, shard, source)
@@ -134,7 +136,7 @@ def _identity(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> tu
 
 def _text(row: Row, number: int, shard: Shard, source: Source) -> Document:
     identity, label = _identity(row, number, shard, source.fields)
-    return Document(identity, _cleaned(row, source, "text"), label)
+    return Document(identity, _cleaned(row, source, "text"), label, number)
 
 
 def _problem(row: Row, number: int, shard: Shard, source: Source) -> Document:
@@ -155,4 +157,4 @@ def _problem(row: Row, number: int, shard: Shard, source: Source) -> Document:
         raise DataError(
             f"field '{'.'.join(map(str, first['loc']))}': {first['msg']} (found {first['input']!r})"
         ) from error
-    return Document(identity, cpt_text(problem), label, problem)
+    return Document(identity, cpt_text(problem), label, number, problem)

@@ -45,7 +45,7 @@ def load(folder: Path) -> list[Document]:
         for line in gzip.decompress(file.read_bytes()).splitlines():
             row = json.loads(line)
             text = row.get("text") or f"{row['question']}\n{row['solution']}"
-            documents.append(Document(row["id"], text, file.name))
+            documents.append(Document(row["id"], text, file.name, len(documents) + 1))
     return documents
 
 

@@ -129,7 +129,7 @@ def test_text(tmp_path: Path, adapter: str, row: dict[str, Any], expected: tuple
 def test_problem(tmp_path: Path, adapter: str, row: dict[str, Any], expected: tuple[str, ...] | str) -> None:
     record = read_one(tmp_path, "problem", adapter, row)
     if isinstance(expected, str):
-        assert record == Skipped("made/a.jsonl#1", expected)
+        assert record == Skipped("made/a.jsonl#1", expected, 1)
     else:
         assert isinstance(record, Document) and isinstance(record.problem, Problem)
         problem = record.problem

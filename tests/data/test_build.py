@@ -13,6 +13,7 @@ import pytest
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.indexed_dataset import read_documents
+from megatron_mathcpt.data.places import load_places
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.manifest import Manifest, load_manifest
 from megatron_mathcpt.records import Problem, cpt_text
@@ -60,7 +61,11 @@ def test_every_document_is_accounted_for(raw: Path, config: Corpus, tmp_path: Pa
         "short": "too_short",
         "blank": "empty",
     }
-    assert dropped["near"]["detail"] == {"kept": "general1"}
+    file = str(raw / "general.jsonl")
+    assert dropped["near"]["detail"] == {"kept": "general1", "file": file, "line": 2}
+    assert {key: (row["file"], row["line"]) for key, row in dropped.items()} == {
+        key: (file, line) for line, key in enumerate(("copy", "near", "leak", "short", "blank"), 61)
+    }
     assert dropped["leak"]["detail"]["item"] == "b0"
     report = orjson.loads((tmp_path / "out" / "report.json").read_bytes())
     assert [hit["document"] for hit in report["benchmarks"]["benchmark/test"]["hits"]] == ["leak"]
@@ -86,6 +91,39 @@ def test_datasets_hold_the_documents(config: Corpus, tmp_path: Path) -> None:
             assert len(documents) > 0
             decoded += [tokenizer.decode(ids[:-1]) for ids in documents]
         assert sorted(decoded) == texts
+
+
+def test_places_lead_from_document_to_raw_line_and_dataset(raw: Path, config: Corpus, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    # a second file, a blank line and a reject before the document that is sought
+    more = [{"id": f"more{i}", "text": f"{i} a second file of the same source, line {i}"} for i in range(9)]
+    moved = raw / "general"
+    moved.mkdir()
+    (raw / "general.jsonl").rename(moved / "a.jsonl")
+    write_lines(moved / "b.jsonl", more)
+    (moved / "b.jsonl").write_text("\n[1]\n" + (moved / "b.jsonl").read_text())
+    changed = tree(raw)
+    changed["sources"]["general"] |= {"path": str(moved), "reject_limit": 0.5}
+    out = tmp_path / "out"
+    build_corpus(Corpus.model_validate(changed), out)
+    shards = orjson.loads((out / "report.json").read_bytes())["shards"]
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
+    places = load_places(out / "documents" / "general.places")
+    content = (out / "documents" / "general.jsonl").read_bytes()
+    assert len(places) == 69
+    assert int(places["bytes"].sum()) == len(content)
+    ends = np.cumsum(places["bytes"])
+    sets = [list(read_documents(out / "datasets" / "general" / split)) for split in ("train", "validation")]
+    for number, place in enumerate(places):
+        row = orjson.loads(content[ends[number] - place["bytes"] : ends[number]])
+        shard = shards[place["shard"]]
+        assert shard["source"] == "general"
+        line = Path(shard["file"]).read_bytes().split(b"\n")[place["line"] - 1]
+        assert orjson.loads(line)["id"] == row["id"]
+        index = int((places["split"][:number] == place["split"]).sum())
+        assert tokenizer.decode(sets[place["split"]][index][:-1]) == row["text"]
+    assert {int(places["split"][i]) for i in range(69)} == {0, 1}
 
 
 def test_problems_are_rendered_by_the_record(config: Corpus, tmp_path: Path) -> None:
