@@ -22,7 +22,7 @@ def finish(build: Build, task: int = 0) -> None:
     """Complete the build: joined files, `report.json`, then the manifest; the work folder goes."""
     _join(build)
     counts = _counts(build)
-    shards = [{"source": shard.source, "file": str(shard.path)} for shard in build.shards]
+    shards = [{"name": s.name, "source": s.source, "file": str(s.path)} for s in build.shards]
     report = {**counts, "benchmarks": _benchmarks(build), "shards": shards}
     write_atomically(build.out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     for name in RESULTS:

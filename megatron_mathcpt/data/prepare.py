@@ -91,8 +91,7 @@ class _Worker:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
                 self._rejected += 1
-                row = {"file": str(self._shard.path), "line": record.line, "reason": record.reason}
-                files.rejected.write(_dump(row))
+                files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
             elif isinstance(record, Skipped):
                 self._drop(files.dropped, record.reason, record.line, {"id": record.id})
             elif reason := self._drop_reason(record):
@@ -141,7 +140,10 @@ class _Worker:
 
     def _drop(self, dropped: BinaryIO, reason: str, line: int, row: dict[str, Any]) -> None:
         self._dropped[reason] += 1
-        dropped.write(_dump({"reason": reason, "file": str(self._shard.path), "line": line, **row}))
+        dropped.write(_dump({"reason": reason, **self._where(line), **row}))
+
+    def _where(self, line: int) -> dict[str, Any]:
+        return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
 
     def _note_hit(self, document: Document, hit: Hit) -> None:
         self._hits.append({"document": document.id, **asdict(hit)})

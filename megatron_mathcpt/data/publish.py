@@ -43,7 +43,7 @@ def publish(build: Build, task: int) -> None:
             here, origin = np.array(decisions[part]), np.array(numbers[part])
             done += len(lines)
             for number in np.flatnonzero(here > VALIDATION):
-                where = {"file": str(shard.path), "line": int(origin[number])}
+                where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
                 row = {"reason": DUPLICATES[here[number]], **where, **orjson.loads(lines[number])}
                 dropped.write(orjson.dumps({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
@@ -125,7 +125,7 @@ def _originals(build: Build, shard: Shard, decisions: Any) -> list[dict[str, Any
         numbers = load_array(build.folder("prepared", other) / "lines.npy")
         for place in np.flatnonzero((wanted >= start) & (wanted < start + len(lines))):
             number = wanted[place] - start
-            where = {"file": str(other.path), "line": int(numbers[number])}
+            where = {"shard": other.name, "line": int(numbers[number])}
             result[place] = {"kept": orjson.loads(lines[number]), **where}
         start += len(lines)
     return result

@@ -62,7 +62,7 @@ def test_every_document_is_accounted_for(raw: Path, config: Corpus, tmp_path: Pa
         "blank": "empty",
     }
     file = str(raw / "general.jsonl")
-    assert dropped["near"]["detail"] == {"kept": "general1", "file": file, "line": 2}
+    assert dropped["near"]["detail"] == {"kept": "general1", "shard": "general-00000", "line": 2}
     assert {key: (row["file"], row["line"]) for key, row in dropped.items()} == {
         key: (file, line) for line, key in enumerate(("copy", "near", "leak", "short", "blank"), 61)
     }
