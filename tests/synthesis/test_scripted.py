@@ -27,6 +27,7 @@ def rehearse(folder: Path) -> Path:
     (folder / "seeds.jsonl").write_text("".join(lines), encoding="utf-8")
     command = [sys.executable, str(ROOT / "tools" / "synthesize.py"), str(CONFIG), "--scripted"]
     command += [f'seeds=["{folder}/seeds.jsonl"]', f"budget.seeds={SEEDS}", "--out", str(folder / "out")]
+    command += ["tokenizer=null"]  # the grid's is made with its corpora
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return folder / "out" / "shard-00000-of-00001"
 
