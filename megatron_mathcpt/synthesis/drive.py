@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
@@ -12,8 +11,9 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.budget import BYTES_A_TOKEN, BudgetReached, Meter
 from megatron_mathcpt.synthesis.client import UNANSWERED, Client
 from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.lineage import request_lineage, with_lineage
-from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, Reply, Request, hash_seed
+from megatron_mathcpt.synthesis.graders import Graders, advance
+from megatron_mathcpt.synthesis.lineage import outcome_row, request_lineage
+from megatron_mathcpt.synthesis.method import Outcome, Reply, Request, hash_seed
 from megatron_mathcpt.synthesis.methods import CONVERSATIONS
 from megatron_mathcpt.synthesis.progress import Progress
 from megatron_mathcpt.synthesis.store import Place, Store
@@ -34,7 +34,6 @@ class Driver:
     progress: Progress
     count_tokens: TokenCounter
     stopped: str | None = None
-    _graders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "grade"))
 
     async def run(self, method: str, settings: Any, tasks: Iterator[Task], cap: int | None) -> None:
         """Bring every task to its outcome, unless a budget or `cap` accepted tokens end it before.
@@ -53,38 +52,36 @@ class Driver:
                     _check_same(seed, known)
                     continue
                 try:
-                    tokens = await self._finish(method, settings, position, seed, sample)
+                    tokens = await self._finish(method, settings, (position, seed, sample), graders)
                 except BudgetReached as reached:
                     self.stopped = str(reached)
                     return
                 accepted += tokens
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self.config.concurrency):
-                    group.create_task(work())
+            with Graders() as graders:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self.config.concurrency):
+                        group.create_task(work())
         except* (DataError, ServerError) as errors:
             raise errors.exceptions[0] from None
 
-    async def _finish(self, method: str, settings: Any, position: int, seed: Problem, sample: int) -> int:
+    async def _finish(self, method: str, settings: Any, task: Task, graders: Graders) -> int:
         """One conversation from its first request to its stored outcome; the tokens that it brought."""
+        position, seed, sample = task
         context = Context(self.config.seed, self.config.prompts)
         rules = self.config.verification
         conversation = CONVERSATIONS[method](seed, sample, settings, rules, context)
         made: list[dict[str, Any]] = []
-        step = _advance(conversation, None)
+        step = advance(conversation, None)
         while not isinstance(step, Outcome):
             answered = await self._ask_all(method, step, made)
-            # In a thread: grading may take its three seconds, and the other requests must not wait for it.
-            step = await asyncio.get_running_loop().run_in_executor(
-                self._graders, _advance, conversation, answered
-            )
-        outcome = with_lineage(step, method, seed, sample, made)
-        tokens = sum(map(self.count_tokens, outcome.records))
-        row = outcome.as_row()
+            step = await graders.advance(conversation, answered)
+        tokens = sum(map(self.count_tokens, step.records))
+        row = outcome_row(step, method, seed, sample, made)
         row["requests"] = [request["key"] for request in made]
         self.store.keep_outcome(Place(method, seed.id, sample, position), hash_seed(seed), tokens, row)
-        self.progress.finished(outcome.reason, tokens, self.meter)
+        self.progress.finished(step.reason, tokens, self.meter)
         return tokens
 
     async def _ask_all(
@@ -130,17 +127,6 @@ class Driver:
                 f"server '{server}': answers as model '{model}', before as '{known}'; "
                 "serve the same model, or accept the change with --accept-model"
             )
-
-
-def _advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> tuple[Request, ...] | Outcome:
-    """The next requests, or the outcome."""
-    try:
-        return next(conversation) if replies is None else conversation.send(replies)
-    except StopIteration as end:
-        assert isinstance(end.value, Outcome)
-        return end.value
-    except Rejected as rejected:
-        return rejected.outcome
 
 
 def _reply(key: str, answer: Answer, body: bytes) -> Reply:

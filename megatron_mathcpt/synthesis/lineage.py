@@ -1,7 +1,5 @@
 """Where a record comes from: seed, requests, prompts, models, sampling, verdicts; and the way back."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +21,43 @@ def request_lineage(key: str, request: Request, server: Server) -> dict[str, Any
         "server": request.server,
         "model": server.model,
         "prompt_sha256": request.prompt.template_sha256,
-        "sampling": request.sampling.model_dump(),
+        "sampling": vars(request.sampling),
         "seed": request.seed,
     }
 
 
-def with_lineage(
+def outcome_row(
     outcome: Outcome, method: str, seed: Problem, sample: int, requests: list[dict[str, Any]]
-) -> Outcome:
-    """The outcome, its records with an id of their own and their lineage in `extra`."""
-    lineage: Mapping[str, Any] = {
+) -> dict[str, Any]:
+    """The outcome as JSON values; each record gets an id of its own and its lineage in `extra`."""
+    checks = {name: check.as_row() for name, check in outcome.checks.items()}
+    lineage = {
         "seed": seed.id,
         "seed_sha256": hash_seed(seed),
         "method": method,
         "sample": sample,
         "requests": requests,
         "claims": outcome.claims,
-        "checks": {name: asdict(check) for name, check in outcome.checks.items()},
+        "checks": checks,
         "disagreement": outcome.disagreement,
     }
-    return replace(
-        outcome,
-        records=tuple(
-            record.model_copy(
-                update={
-                    "id": f"{seed.id}/{method}/{sample}.{number}",
-                    "source": method,
-                    "extra": {"lineage": lineage},
-                }
-            )
+    return {
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "raw": outcome.raw,
+        "claims": outcome.claims,
+        "checks": checks,
+        "disagreement": outcome.disagreement,
+        "records": [
+            vars(record)
+            | {
+                "id": f"{seed.id}/{method}/{sample}.{number}",
+                "source": method,
+                "extra": {"lineage": lineage},
+            }
             for number, record in enumerate(outcome.records)
-        ),
-    )
+        ],
+    }
 
 
 def trace(folder: Path, record_id: str) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.synthesis import Sampling
@@ -42,6 +41,10 @@ class Check:
     verdict: Status
     reason: str
 
+    def as_row(self) -> dict[str, str]:
+        """The check as JSON values."""
+        return {"found": self.found, "verdict": self.verdict, "reason": self.reason}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -57,18 +60,6 @@ class Outcome:
     raw: str = ""
     claims: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=dict)
-
-    def as_row(self) -> dict[str, Any]:
-        """The outcome as JSON values."""
-        return {
-            "reason": self.reason,
-            "detail": self.detail,
-            "raw": self.raw,
-            "claims": self.claims,
-            "checks": {name: asdict(check) for name, check in self.checks.items()},
-            "disagreement": self.disagreement,
-            "records": [record.model_dump(mode="json") for record in self.records],
-        }
 
     @property
     def disagreement(self) -> bool:

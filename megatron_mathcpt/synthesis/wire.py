@@ -48,22 +48,25 @@ def request_key(body: bytes, server: Server) -> str:
 
 def read_answer(body: bytes, api: str) -> Answer:
     """The first choice of a reply; every departure from the protocol is a named error with the raw text."""
-    raw = body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace")
     try:
         reply = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return Answer(raw, "reply is not JSON")
+        return Answer(_raw(body), "reply is not JSON")
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return Answer(raw, "reply without choices")
+        return Answer(_raw(body), "reply without choices")
     choice = choices[0]
     part = choice.get("message") if api == "chat" else choice
     text = part.get("content" if api == "chat" else "text") if isinstance(part, dict) else None
     if not isinstance(text, str):
-        return Answer(raw, "reply without text", *_usage(reply))
+        return Answer(_raw(body), "reply without text", *_usage(reply))
     if choice.get("finish_reason") == "length":
         return Answer(text, "cut off at max_tokens", *_usage(reply))
     return Answer(text, None, *_usage(reply))
+
+
+def _raw(body: bytes) -> str:
+    return body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace")
 
 
 def _usage(reply: dict[str, Any]) -> tuple[str, int | None, int | None]:

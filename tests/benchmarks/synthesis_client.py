@@ -1,21 +1,27 @@
 """Requests a second and CPU a request of a whole synthesis run, and its memory, against a loopback server.
 
-    python tests/benchmarks/synthesis_client.py [--seeds 20000] [--concurrency 512]
+    python tests/benchmarks/synthesis_client.py [--seeds 20000] [--concurrency 512] [--profile FILE]
 
 The server runs in a process of its own and answers after 250 ms; verification is what it always is, and is
-timed apart (`grading`), since a bar on the client leaves it out.
+timed apart (`grading`), since a bar on the client leaves it out. CPU time depends on the machine and its
+load, so a bare aiohttp loop (post, read, parse) sends bodies of the same size before and after.
 """
 
+import asyncio
+import cProfile
 import json
 import multiprocessing
 import resource
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import aiohttp
+import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +29,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.synthesis import tutorship_amplification
-from megatron_mathcpt.synthesis.run import synthesize
+from megatron_mathcpt.synthesis.run import first_prompts, synthesize
 from tests.synthesis.loopback import Loopback, ScriptedModel, make_seeds
+
+NAME = "tutorship_amplification"
 
 
 def serve(pipe: Connection) -> None:
@@ -35,7 +43,9 @@ def serve(pipe: Connection) -> None:
 
 
 def main(
-    seeds: Annotated[int, typer.Option()] = 20_000, concurrency: Annotated[int, typer.Option()] = 512
+    seeds: Annotated[int, typer.Option()] = 20_000,
+    concurrency: Annotated[int, typer.Option()] = 512,
+    profile: Annotated[Path | None, typer.Option(help="cProfile's file of the run's own thread")] = None,
 ) -> None:
     """Run and print."""
     ours, theirs = multiprocessing.Pipe()
@@ -46,39 +56,71 @@ def main(
         path = Path(folder) / "seeds.jsonl"
         with path.open("w") as file:
             file.writelines(seed.model_dump_json() + "\n" for seed in make_seeds(seeds))
-        sampling = {"temperature": 1.0, "max_tokens": 256}
-        place = {
-            "model": "test-model",
-            "endpoints": [url],
-            "initial_in_flight": 512,
-            "maximum_in_flight": 512,
-        }
-        tutorship = {"student": "s", "teacher": "s", "samples": 1, "right_attempts": "keep"}
-        tutorship |= {"student_sampling": sampling, "teacher_sampling": sampling}
-        tree = {
-            "name": "benchmark",
-            "seed": 1,
-            "seeds": [str(path)],
-            "servers": {"s": place},
-            "methods": {"tutorship_amplification": tutorship},
-            "verification": {"disagreement": "keep"},
-            "concurrency": concurrency,
-        }
-        config = SynthesisConfig.model_validate_json(json.dumps(tree))
+        config = SynthesisConfig.model_validate_json(json.dumps(make_tree(url, str(path), concurrency)))
+        prompt = first_prompts(config)[NAME]
+        bare = [bare_milliseconds(url, prompt, seeds, concurrency)]
         grading = time_grading()
         began, cpu = time.perf_counter(), cpu_seconds()
-        used = synthesize(config, Path(folder) / "out")["methods"]["tutorship_amplification"]
+        profiler = cProfile.Profile(time.thread_time) if profile else None
+        with profiler or nullcontext():
+            used = synthesize(config, Path(folder) / "out")["methods"][NAME]
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-    table = Table("seeds", "requests", "requests/s", "CPU ms a request", "of it grading", "peak MiB")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if profiler and profile:
+            profiler.dump_stats(profile)
+        bare.append(bare_milliseconds(url, prompt, seeds, concurrency))
     requests = used["requests"]
-    graded = 1000 * grading[0] / requests
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    table.add_row(
-        *(f"{seeds:,}", f"{requests:,}", f"{requests / seconds:,.0f}", f"{1000 * cpu / requests:.3f}"),
-        *(f"{graded:.3f}", f"{memory:,.0f}"),
-    )
+    graded, whole = 1000 * grading[0] / requests, 1000 * cpu / requests
+    table = Table("measured")
+    table.add_column("value", justify="right")
+    for name, value in (
+        ("seeds", f"{seeds:,}"),
+        ("requests", f"{requests:,}"),
+        ("requests/s", f"{requests / seconds:,.0f}"),
+        ("CPU ms a request, whole", f"{whole:.3f}"),
+        ("CPU ms of it in grading", f"{graded:.3f}"),
+        ("CPU ms a request, bare client", f"{bare[0]:.3f} before, {bare[1]:.3f} after"),
+        ("whole without grading / bare", f"{(whole - graded) / (sum(bare) / 2):.2f}"),
+        ("peak MiB", f"{memory:,.0f}"),
+    ):
+        table.add_row(name, value)
     Console().print(table)
     ours.send("end")
+
+
+def make_tree(url: str, seeds: str, concurrency: int) -> dict[str, Any]:
+    """A config of tutorship amplification with one server for both roles."""
+    sampling = {"temperature": 1.0, "max_tokens": 256}
+    server = {"model": "test-model", "endpoints": [url], "initial_in_flight": 512, "maximum_in_flight": 512}
+    tutorship = {"student": "s", "teacher": "s", "samples": 1, "right_attempts": "keep"}
+    return {
+        "name": "benchmark",
+        "seed": 1,
+        "seeds": [seeds],
+        "servers": {"s": server},
+        "methods": {NAME: tutorship | {"student_sampling": sampling, "teacher_sampling": sampling}},
+        "verification": {"disagreement": "keep"},
+        "concurrency": concurrency,
+    }
+
+
+def bare_milliseconds(url: str, prompt: str, count: int, concurrency: int) -> float:
+    """CPU milliseconds a request of aiohttp alone, `count` requests with the same prompt."""
+    body = orjson.dumps({"model": "test-model", "messages": [{"role": "user", "content": prompt}]})
+    left = iter(range(count))
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        for _ in left:
+            async with session.post(f"{url}/chat/completions", data=body) as response:
+                orjson.loads(await response.read())
+
+    async def run() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            await asyncio.gather(*(work(session) for _ in range(concurrency)))
+
+    began = cpu_seconds()
+    asyncio.run(run())
+    return 1000 * (cpu_seconds() - began) / count
 
 
 def time_grading() -> list[float]:

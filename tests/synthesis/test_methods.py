@@ -14,7 +14,7 @@ from megatron_mathcpt.config.synthesis import (
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
 from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.drive import _advance
+from megatron_mathcpt.synthesis.graders import advance
 from megatron_mathcpt.synthesis.method import Conversation, Outcome, Reply, Request
 from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as RETROSPECTIVE
 
@@ -26,13 +26,13 @@ DROP, KEEP = Verification(disagreement="drop"), Verification(disagreement="keep"
 
 def converse(conversation: Conversation, *rounds: list[str]) -> tuple[Outcome, list[tuple[Request, ...]]]:
     """Play the rounds of replies; the outcome, and what was asked."""
-    step = _advance(conversation, None)
+    step = advance(conversation, None)
     asked = []
     for texts in rounds:
         assert not isinstance(step, Outcome), step
         assert len(step) == len(texts)
         asked.append(step)
-        step = _advance(conversation, tuple(Reply("k", text, None, 1, 1) for text in texts))
+        step = advance(conversation, tuple(Reply("k", text, None, 1, 1) for text in texts))
     assert isinstance(step, Outcome)
     return step, asked
 
@@ -231,8 +231,8 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
 
 def test_the_solver_is_asked_with_different_seeds_and_does_not_see_the_solution() -> None:
     conversation = start(query_expansion, SEED)
-    _advance(conversation, None)
-    step = _advance(conversation, (Reply("k", EXPANDED, None, 1, 1),))
+    advance(conversation, None)
+    step = advance(conversation, (Reply("k", EXPANDED, None, 1, 1),))
     assert not isinstance(step, Outcome)
     assert len({(request.seed, request.prompt) for request in step}) == 6
     assert len({request.seed for request in step[:3]}) == 3
@@ -255,8 +255,8 @@ def test_expansion_rejections(text: str, answers: list[str] | None, reason: str)
 
 def test_a_server_fault_is_a_named_rejection() -> None:
     conversation = start(response_diversification, SEED)
-    _advance(conversation, None)
-    outcome = _advance(conversation, (Reply("k", "half a", "cut off at max_tokens", 1, 1),))
+    advance(conversation, None)
+    outcome = advance(conversation, (Reply("k", "half a", "cut off at max_tokens", 1, 1),))
     assert isinstance(outcome, Outcome)
     assert (outcome.reason, outcome.raw) == ("cut off at max_tokens", "half a")
 
