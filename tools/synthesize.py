@@ -35,7 +35,7 @@ def main(
     from megatron_mathcpt.synthesis.pilot import pilot as run_pilot
     from megatron_mathcpt.synthesis.run import first_prompts, synthesize
     from megatron_mathcpt.synthesis.seeds import Shard
-    from megatron_mathcpt.synthesis.tables import forecast_table, summary_tables
+    from megatron_mathcpt.synthesis.tables import forecast_tables, summary_tables
 
     settings = load_config(config, SynthesisConfig, overrides or ())
     console = Console()
@@ -46,12 +46,12 @@ def main(
         return
     with _rehearsal(settings) if scripted else nullcontext(settings) as settings:
         tables: list[Any] = (
-            [forecast_table(run_pilot(settings, out, pilot, accept_model=accept_model))]
+            forecast_tables(run_pilot(settings, out, pilot, accept_model=accept_model))
             if pilot
             else summary_tables(synthesize(settings, out, Shard.parse(shard), accept_model=accept_model))
         )
     for table in tables:
-        console.print(table)
+        console.print(table, "")
 
 
 def _rehearsal(settings: "SynthesisConfig") -> "AbstractContextManager[SynthesisConfig]":

@@ -31,6 +31,7 @@ def outcome_row(
 ) -> dict[str, Any]:
     """The outcome as JSON values; each record gets an id of its own and its lineage in `extra`."""
     checks = {name: check.as_row() for name, check in outcome.checks.items()}
+    disagreement = outcome.disagreement
     lineage = {
         "seed": seed.id,
         "seed_sha256": hash_seed(seed),
@@ -39,7 +40,7 @@ def outcome_row(
         "requests": requests,
         "claims": outcome.claims,
         "checks": checks,
-        "disagreement": outcome.disagreement,
+        "disagreement": disagreement,
     }
     return {
         "reason": outcome.reason,
@@ -47,7 +48,7 @@ def outcome_row(
         "raw": outcome.raw,
         "claims": outcome.claims,
         "checks": checks,
-        "disagreement": outcome.disagreement,
+        "disagreement": disagreement,
         "records": [
             vars(record)
             | {

@@ -37,10 +37,15 @@ def enhance(seed: Problem, sample: int, settings: RetrospectiveEnhancement, run_
 def split_steps(text: str) -> list[tuple[int, int]]:
     """Begin and end of each step: the lines, or the sentences of a solution of one line."""
     pattern = _LINE_END if "\n" in text.strip() else _SENTENCE_END
-    ends = [found.span() for found in pattern.finditer(text)]
-    starts = [0, *(end for _, end in ends)]
-    stops = [*(begin for begin, _ in ends), len(text)]
-    return [(begin, end) for begin, end in zip(starts, stops, strict=True) if text[begin:end].strip()]
+    steps, begin = [], 0
+    for found in pattern.finditer(text):
+        end, after = found.span()
+        if text[begin:end].strip():
+            steps.append((begin, end))
+        begin = after
+    if text[begin:].strip():
+        steps.append((begin, len(text)))
+    return steps
 
 
 def remove_detour(text: str, mark: str) -> str:

@@ -57,9 +57,9 @@ def survey(paths: tuple[str, ...], *, check: bool = True) -> Survey:
     """
     digest = hashlib.sha256()
     count = 0
-    for where, line in _lines(paths):
+    for path, number, line in _lines(paths):
         if check:
-            _parse(line, where)
+            _parse(line, path, number)
         digest.update(line)
         count += 1
     if not count:
@@ -69,18 +69,19 @@ def survey(paths: tuple[str, ...], *, check: bool = True) -> Survey:
 
 def read_seeds(paths: tuple[str, ...], shard: Shard) -> Iterator[tuple[int, Problem]]:
     """(position over all files, seed) of this shard, in order."""
-    for position, (where, line) in enumerate(_lines(paths)):
+    for position, (path, number, line) in enumerate(_lines(paths)):
         if position % shard.count == shard.number:
-            yield position, _parse(line, where)
+            yield position, _parse(line, path, number)
 
 
-def _lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+def _lines(paths: tuple[str, ...]) -> Iterator[tuple[str, int, bytes]]:
+    """(path, line number from 1, line) of all lines that hold something."""
     for path in paths:
         try:
             with _open(Path(path)) as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        yield f"{path}:{number}", line
+                        yield path, number, line
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: seeds cannot be read ({error}); mend the path or the file") from error
 
@@ -95,7 +96,7 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _parse(line: bytes, where: str) -> Problem:
+def _parse(line: bytes, path: str, number: int) -> Problem:
     try:
         row: dict[str, Any] = orjson.loads(line)
         return Problem(
@@ -103,11 +104,11 @@ def _parse(line: bytes, where: str) -> Problem:
             language=row.get("language") or row.get("lang") or "en",
         )
     except orjson.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON in UTF-8 ({error}); mend or drop the line") from error
+        raise DataError(f"{path}:{number}: not JSON in UTF-8 ({error}); mend or drop the line") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise DataError(
-            f"{where}: seed's {first['loc'][0]}: {first['msg']}; mend or drop the line"
+            f"{path}:{number}: seed's {first['loc'][0]}: {first['msg']}; mend or drop the line"
         ) from error
     except (AttributeError, TypeError) as error:
-        raise DataError(f"{where}: expected a JSON object; mend or drop the line") from error
+        raise DataError(f"{path}:{number}: expected a JSON object; mend or drop the line") from error

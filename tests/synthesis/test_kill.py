@@ -29,6 +29,7 @@ def faults(prompt: str, attempt: int) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Path) -> None:
     model = ScriptedModel()
     with Loopback(model, faults=faults, delay_seconds=0.02) as server:
