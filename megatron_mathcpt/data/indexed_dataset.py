@@ -9,7 +9,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,39 @@ def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
 
     Raises `DataError` when the index is not of this format or its sizes and the `.bin` file disagree.
     """
+    index, tokens = _files(prefix)
+    sequences, dtype = _read_header(index)
+    lengths: Lengths = np.empty(0, np.int32)
+    if sequences:
+        lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sequences,))
+    expected = int(lengths.sum(dtype=np.int64)) * dtype.itemsize
+    if tokens.stat().st_size != expected:
+        raise DataError(f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected}; build it again")
+    return lengths, dtype
+
+
+def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[Any]]:
+    """Number of a document's first token in the dataset, and its token ids; nothing else is read."""
+    index, tokens = _files(prefix)
+    sequences, dtype = _read_header(index)
+    assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
+    begin = _HEADER.size
+    length = int(np.fromfile(index, "<i4", 1, offset=begin + 4 * number)[0])
+    offset = int(np.fromfile(index, "<i8", 1, offset=begin + 4 * sequences + 8 * number)[0])
+    return offset // dtype.itemsize, np.fromfile(tokens, dtype, length, offset=offset)
+
+
+def _files(prefix: Path) -> tuple[Path, Path]:
+    """Index and tokens of a dataset, which must be there."""
     index, tokens = (prefix.with_name(prefix.name + suffix) for suffix in (".idx", ".bin"))
     for file in (index, tokens):
         if not file.is_file():
             raise DataError(f"{file}: not found; build the dataset again")
+    return index, tokens
+
+
+def _read_header(index: Path) -> tuple[int, TokenType]:
+    """Number of sequences and token type, the index's size checked."""
     with index.open("rb") as stream:
         header = stream.read(_HEADER.size)
     codes = {code: dtype for dtype, code in _CODES.items()}
@@ -61,13 +90,7 @@ def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
     expected = _HEADER.size + 12 * sequences + 8 * documents
     if index.stat().st_size != expected:
         raise DataError(f"{index}: {index.stat().st_size} bytes, its header says {expected}; build it again")
-    lengths: Lengths = np.empty(0, np.int32)
-    if sequences:
-        lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sequences,))
-    expected = int(lengths.sum(dtype=np.int64)) * codes[code].itemsize
-    if tokens.stat().st_size != expected:
-        raise DataError(f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected}; build it again")
-    return lengths, codes[code]
+    return sequences, codes[code]
 
 
 def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:

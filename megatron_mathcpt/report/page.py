@@ -17,7 +17,7 @@ def render(template: str, report: Mapping[str, Any], graph: Graph, title: str, u
     """`index.html` or `report.md` for the content of report.json; `up` leads from the page to the results."""
     results = report["results"]
     return (
-        _environment()
+        environment()
         .get_template(f"{template}.j2")
         .render(
             title=title,
@@ -39,15 +39,16 @@ def render(template: str, report: Mapping[str, Any], graph: Graph, title: str, u
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of the report's pages, with our filters."""
+    found = Environment(
         loader=PackageLoader("megatron_mathcpt.report"),
         autoescape=lambda name: name is not None and ".md" not in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    found.filters |= {
         "points": formats.points,
         "significant": formats.significant,
         "p_value": formats.p_value,
@@ -57,7 +58,7 @@ def _environment() -> Environment:
         "cell": formats.markdown_cell,
         "lower_first": lambda text: text[:1].lower() + text[1:],
     }
-    return environment
+    return found
 
 
 def _pools(results: Mapping[str, Any]) -> list[str]:

@@ -84,6 +84,30 @@ class IntervalPlot:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One bar of a `BarPlot`, upper left corner and size in user units, and the text shown on hover."""
+
+    label: str
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+
+
+@dataclass(frozen=True)
+class BarPlot:
+    """A histogram; `x` says what its values are."""
+
+    title: str
+    x: str
+    y: Axis
+    bars: tuple[Bar, ...]
+    width: float = WIDTH
+    height: float = HEIGHT - 14  # no name of an axis below
+
+
+@dataclass(frozen=True)
 class Box:
     """One folder of the graph: upper left corner, and what is written in it."""
 
@@ -154,6 +178,26 @@ def interval_plot(
         for number, (name, index, lower, value, upper, text) in enumerate(rows)
     )
     return IntervalPlot(title, x, placed, width, TOP + len(rows) * ROW_HEIGHT + BOTTOM - 12)
+
+
+def bar_plot(title: str, x: str, bars: Sequence[tuple[str, int, str]]) -> BarPlot:
+    """Bars given as (label, height, text); of labels too long to stand side by side only some are shown."""
+    y = Axis(*_padded([0.0, *(float(height) for _, height, _ in bars)], 0.0), HEIGHT - BOTTOM, TOP)
+    step = (WIDTH - LEFT - RIGHT) / max(1, len(bars))
+    letters = max((len(label) for label, _, _ in bars), default=0)
+    every = math.ceil((letters + 1) * LETTER_WIDTH / step)
+    placed = (
+        Bar(
+            label if number % every == 0 else "",
+            round(LEFT + (number + 0.08) * step, 2),
+            y.at(height),
+            round(0.84 * step, 2),
+            round(y.start - y.at(height), 2),
+            text,
+        )
+        for number, (label, height, text) in enumerate(bars)
+    )
+    return BarPlot(title, x, y, tuple(placed))
 
 
 def graph_plot(graph: Graph) -> GraphPlot:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,23 @@ async def open_page(chromium: str, page: Path, width: int = 1280, height: int = 
         finally:
             process.terminate()
             await process.wait()
+
+
+def in_browser(
+    chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
+) -> None:
+    """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
+
+    async def run() -> None:
+        async with open_page(chromium, page, width=width) as opened:
+            await check(opened)
+            await asyncio.sleep(0.1)
+            await opened.evaluate("1")
+            assert opened.complaints == []
+            # the icon is an empty data address
+            assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
+
+    asyncio.run(run())
 
 
 async def _debugger_address(port_file: Path) -> str:

@@ -1,13 +1,11 @@
 """The page in a real browser: it sorts, filters, shows values, stays quiet and loads nothing."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.report.build import build_report
-from tests.report.browser import Page, open_page
+from tests.report.browser import Page, in_browser
 from tests.report.report_folder import write_grid
 
 
@@ -16,23 +14,6 @@ def page(results: Path) -> Path:
     names = ("base", "base1", "base2")
     pairs = [("base2", "base1")]
     return build_report(results, results / "report", runs=names, comparisons=pairs).page
-
-
-def in_browser(
-    chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
-) -> None:
-    """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
-
-    async def run() -> None:
-        async with open_page(chromium, page, width=width) as opened:
-            await check(opened)
-            await asyncio.sleep(0.1)
-            await opened.evaluate("1")
-            assert opened.complaints == []
-            # the icon is an empty data address
-            assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
-
-    asyncio.run(run())
 
 
 def column(table: str, number: int) -> str:

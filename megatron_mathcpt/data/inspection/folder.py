@@ -1,0 +1,190 @@
+"""The folder of a finished corpus: its sources and pools, and its documents by number or by raw line."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from megatron_mathcpt.data.decide import SPLITS
+from megatron_mathcpt.data.finish import KIND
+from megatron_mathcpt.data.places import PLACE, Places, load_places
+from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.manifest import Manifest, load_manifest
+
+BLOCK = 1 << 20  # places looked at together: 17 MB
+_NUMBERS = {name: number for number, name in SPLITS.items()}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One raw file of a source, as the build has named it."""
+
+    name: str
+    source: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One document: its number in `documents/<pool>.jsonl`, from 0, and in the dataset of its split."""
+
+    pool: str
+    number: int
+    split: str
+    index: int
+    shard: Shard
+    line: int
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Documents of one pool, of one of its sources, of one split; None takes all."""
+
+    pool: str
+    source: str | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"pool '{self.pool}'"]
+        parts += [f"source '{self.source}'"] if self.source else []
+        return ", ".join(parts + ([f"split '{self.split}'"] if self.split else []))
+
+
+@dataclass(frozen=True)
+class CorpusFolder:
+    """A finished corpus; `report` is its report.json."""
+
+    root: Path
+    manifest: Manifest
+    report: dict[str, Any]
+    shards: tuple[Shard, ...]
+    pools: dict[str, list[str]] = field(default_factory=dict)  # names of their sources
+
+    def places(self, pool: str) -> Places:
+        """The places of a pool's documents, mapped from disk."""
+        return load_places(self.root / "documents" / f"{pool}.places")
+
+    def dataset(self, pool: str, split: str) -> Path:
+        """Prefix of an indexed dataset."""
+        return self.root / "datasets" / pool / split
+
+    def shard(self, name: str) -> Shard:
+        """The shard of this name."""
+        return next(shard for shard in self.shards if shard.name == name)
+
+    def shard_number(self, name: str) -> int:
+        """Number of the shard in the places."""
+        return [shard.name for shard in self.shards].index(name)
+
+    def selections(
+        self, pool: str | None, source: str | None = None, split: str | None = None
+    ) -> list[Selection]:
+        """What these names select, one of each pool; raises `ConfigError` naming what there is."""
+        sources = [name for names in self.pools.values() for name in names]
+        known: Iterable[str]
+        for what, name, known in (
+            ("pool", pool, self.pools),
+            ("source", source, sources),
+            ("split", split, _NUMBERS),
+        ):
+            if name is not None and name not in known:
+                raise ConfigError(f"{what} '{name}': not in {self.root}; there is {', '.join(known)}")
+        pools = [name for name, names in self.pools.items() if source is None or source in names]
+        if pool is not None and pool not in pools:
+            raise ConfigError(
+                f"source '{source}': not in pool '{pool}', which has {', '.join(self.pools[pool])}"
+            )
+        return [Selection(name, source, split) for name in pools if pool in (None, name)]
+
+    def by_source(self, pool: str | None = None, source: str | None = None) -> list[Selection]:
+        """One selection a source of what these names select."""
+        return [
+            Selection(chosen.pool, name)
+            for chosen in self.selections(pool, source)
+            for name in self.pools[chosen.pool]
+            if source in (None, name)
+        ]
+
+    def blocks(self, selection: Selection) -> Iterator[tuple[int, Places, npt.NDArray[np.bool_]]]:
+        """Blocks of a pool's places: number of the first, the places, and which of them are selected."""
+        numbers = [n for n, shard in enumerate(self.shards) if selection.source in (None, shard.source)]
+        places = self.places(selection.pool)
+        for low in range(0, len(places), BLOCK):
+            block = np.array(places[low : low + BLOCK])
+            chosen = np.ones(len(block), np.bool_)
+            if selection.source is not None:
+                chosen &= np.isin(block["shard"], numbers)
+            if selection.split is not None:
+                chosen &= block["split"] == _NUMBERS[selection.split]
+            yield low, block, chosen
+
+    def count(self, selection: Selection) -> int:
+        """Number of selected documents."""
+        return sum(int(chosen.sum()) for _, _, chosen in self.blocks(selection))
+
+    def choose(self, selection: Selection, ordinals: Iterable[int]) -> Iterator[Kept]:
+        """The selected documents with these numbers, counted from 0 among the selected, in order.
+
+        Raises `ConfigError` when there are not so many.
+        """
+        wanted, seen = sorted(set(ordinals)), 0
+        numbers: list[int] = []
+        for low, _, chosen in self.blocks(selection):
+            here = np.flatnonzero(chosen) + low
+            numbers += [int(here[n - seen]) for n in wanted if seen <= n < seen + len(here)]
+            seen += len(here)
+        if wanted and not (wanted[0] >= 0 and wanted[-1] < seen):
+            raise ConfigError(f"number {wanted[-1]}: {selection} has {seen} documents, numbered from 0")
+        return self.documents(selection.pool, numbers)
+
+    def documents(self, pool: str, numbers: Iterable[int]) -> Iterator[Kept]:
+        """The documents of `pool` with these numbers, which ascend; one is read when it is asked for."""
+        blocks = self.blocks(Selection(pool))
+        block, low, high, offset = np.empty(0, PLACE), 0, 0, 0
+        ends, before = np.empty(0, np.int64), np.zeros(len(SPLITS), np.int64)
+        with (self.root / "documents" / f"{pool}.jsonl").open("rb") as file:
+            for number in numbers:
+                while number >= high:
+                    before += np.bincount(block["split"], minlength=len(SPLITS))
+                    low, block, _ = next(blocks)
+                    high, ends = low + len(block), np.cumsum(block["bytes"], dtype=np.int64) + offset
+                    offset = int(ends[-1])
+                place = block[number - low]
+                file.seek(int(ends[number - low]) - int(place["bytes"]))
+                row = orjson.loads(file.read(int(place["bytes"])))
+                split = int(place["split"])
+                index = int(before[split] + (block["split"][: number - low] == split).sum())
+                shard = self.shards[place["shard"]]
+                yield Kept(pool, number, SPLITS[split], index, shard, int(place["line"]), row)
+
+    def at(self, shard: Shard, line: int) -> Kept | None:
+        """The document made of this line or row of a raw file, if it was kept."""
+        pool = next(name for name, sources in self.pools.items() if shard.source in sources)
+        number = self.shard_number(shard.name)
+        for low, block, _ in self.blocks(Selection(pool)):
+            found = np.flatnonzero((block["shard"] == number) & (block["line"] == line))
+            if len(found):
+                return next(self.documents(pool, [int(found[0]) + low]))
+        return None
+
+
+def open_corpus(root: Path) -> CorpusFolder:
+    """The finished corpus in `root`, its files checked by size.
+
+    Raises `ManifestError` if it is not complete, `DataError` if an older version has built it.
+    """
+    manifest = load_manifest(root, KIND)
+    report = orjson.loads((root / "report.json").read_bytes())
+    if "shards" not in report:
+        raise DataError(
+            f"{root}: of an older version; build the corpus again in a new folder to look into it"
+        )
+    pools: dict[str, list[str]] = {}
+    for name, source in manifest.config["sources"].items():
+        pools.setdefault(source["pool"], []).append(name)
+    return CorpusFolder(root, manifest, report, tuple(Shard(**shard) for shard in report["shards"]), pools)
