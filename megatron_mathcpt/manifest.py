@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,7 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
     return True
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in _RECORDED_PACKAGES:
@@ -214,6 +216,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _commit() -> str:
     """Commit of the source tree, with `+dirty` when it has changes; `unknown` outside a checkout."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]

@@ -1,13 +1,10 @@
-"""Save and load a training state by Megatron-Core's dist_checkpointing, in a layout-free form.
+"""A training state in Megatron-Core's layout-free form, and the checkpoints of a run that verify.
 
-Save: every rank writes and hashes its own files, rank 0 writes the manifest last and renames the folder.
-Load: the manifest's checksums are compared before any deserialiser sees a byte; a damaged checkpoint is
-named and the next older one taken.
+The manifest's checksums are compared before any deserialiser sees a byte; a damaged checkpoint is named and
+the next older one taken. Writing is saver.py's.
 """
 
-import shutil
 from collections.abc import Container
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +12,17 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_mathcpt.checkpoint import folder as folders
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import (
-    Manifest,
-    OutputFile,
-    describe_file,
-    hash_file,
-    write_manifest,
-)
+from megatron_mathcpt.manifest import Manifest, hash_file
 from megatron_mathcpt.model.weights import keep_precise
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
 _EXTRA = "_extra_state"
-
-
-@dataclass(frozen=True)
-class CheckpointRecord:
-    """What a checkpoint's manifest says beside its files: resolved config, inputs, and how far the run is."""
-
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    counts: dict[str, Any]
-
-
-class _InProcessSave(TorchDistSaveShardedStrategy):
-    """Writes from the training process; Megatron-Core's own save forks writers, some 2 s for each save."""
-
-    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
-        """Write this rank's shards and, on rank 0, the index of all."""
-        state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
-        save_distributed(
-            mcore_to_pyt_state_dict(state, False),
-            storage_writer=FileSystemWriter(checkpoint_dir, sync_files=True),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
 
 
 def sharded_state(
@@ -95,53 +56,15 @@ def _holds_something(extra: ShardedObject, stored: Container[str] | None) -> boo
     return extra.data is not None and not (isinstance(extra.data, torch.Tensor) and not extra.data.numel())
 
 
-def save_checkpoint(
-    run_folder: Path,
-    model: list[Any],
-    optimizer: Any,
-    record: CheckpointRecord,
-    layout: Layout,
-    retention: folders.Retention,
-) -> Path:
-    """Save the state after step `record.counts["step"]`, remove what need not stay; all ranks call it."""
-    path = folders.checkpoint_path(run_folder, record.counts["step"])
-    if layout.is_writer:
-        folders.begin(path)
-    dist.barrier()
-    writing = folders.hidden_path(path)
-    state = sharded_state(model, optimizer)
-    try:
-        dist_checkpointing.save(state, str(writing), _InProcessSave("torch_dist", 1))
-    except (CheckpointException, OSError) as error:
-        free = shutil.disk_usage(writing).free
-        raise CheckpointError(
-            f"{path}: cannot be written ({_cause(error)}; {free:,} bytes free there); the checkpoints "
-            "before it are whole, make room or choose another folder and start again"
-        ) from error
-    outputs = _describe_files(writing, layout)
-    if layout.is_writer:
-        write_manifest(
-            writing,
-            "checkpoint",
-            inputs=record.inputs,
-            counts=record.counts,
-            config=record.config,
-            outputs=outputs,
-        )
-        folders.seal(writing)
-        folders.commit(path)
-    retention.verified.add(path.name)  # its bytes were read again for the checksums
-    prune_verified(run_folder, retention, layout)
-    return path
-
-
-def prune_verified(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:
-    """Remove old checkpoints once newer ones are verified, which all ranks do together."""
+def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:
+    """Verify what is to stay beside a new checkpoint, so that older ones may go; all ranks together."""
     listed: list[Any] = [folders.checkpoint_paths(run_folder) if layout.is_writer else None]
     dist.broadcast_object_list(listed, src=0)
     (paths,) = listed
-    whole = 0
-    for path in paths if len(paths) > retention.keep else ():
+    whole = 1
+    for path in paths if len(paths) >= retention.keep else ():
+        if whole == retention.keep:
+            break
         if path.name not in retention.verified:
             try:
                 verify_checkpoint(path, layout)
@@ -149,11 +72,6 @@ def prune_verified(run_folder: Path, retention: folders.Retention, layout: Layou
                 continue
             retention.verified.add(path.name)
         whole += 1
-        if whole == retention.keep:
-            break
-    if layout.is_writer:
-        folders.prune(paths, retention)
-    dist.barrier()
 
 
 def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:
@@ -202,22 +120,3 @@ def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
             f"{run_folder / folders.FOLDER}: no checkpoint verifies; restore one or delete all"
         )
     return None
-
-
-def _cause(error: BaseException) -> str:
-    """The operating system's words for what failed on some rank; torch hides them if a write is cut short."""
-    failures = getattr(error, "failures", {})
-    first = next((wrapped[0] for wrapped in failures.values()), error)
-    return getattr(first, "strerror", None) or "a write was cut short"
-
-
-def _describe_files(writing: Path, layout: Layout) -> dict[str, OutputFile]:
-    """Size and hash of every file of the checkpoint; each rank reads the files it wrote."""
-    mine = {}
-    for path in sorted(writing.iterdir()):
-        owner = int(path.name[2:].split("_")[0]) if path.name.startswith("__") else 0
-        if owner == layout.rank:
-            mine[path.name] = describe_file(path)
-    everyone: list[dict[str, OutputFile]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return {name: file for part in everyone for name, file in sorted(part.items())}

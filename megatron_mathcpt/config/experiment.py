@@ -279,9 +279,11 @@ class CheckpointSection(Section):
     Beside them stay those at multiples of `keep_every` steps, and the one with the lowest loss on the
     validation set `keep_best`. `choose` says which stands for the finished run wherever its folder is given
     as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then stays.
+    `async_save` goes on training while a checkpoint is written, from a copy of it in host memory.
     """
 
     interval: int = Field(gt=0)
+    async_save: bool = False
     keep: int = Field(default=2, gt=0)
     choose: Literal["newest", "lowest_validation_loss"] = "newest"
     keep_every: int | None = Field(default=None, gt=0)

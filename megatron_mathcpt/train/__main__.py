@@ -128,7 +128,8 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
             check_initial_loss(state)
             watchdog.alive()
             metrics = Metrics(inputs.config, layout, out, state.step, state.dataset)
-            finished = train(state, metrics, stop, watchdog)
+            with state.saver:
+                finished = train(state, metrics, stop, watchdog)
         metrics.close()
         if finished and layout.is_writer:
             write_manifest(

@@ -15,6 +15,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
 from megatron_mathcpt.checkpoint.folder import Retention, check_space, load_sealed
+from megatron_mathcpt.checkpoint.saver import Saver
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import get_logger
@@ -41,7 +42,7 @@ class TrainState:
     dataset: Any
     validation: dict[str, ValidationSet]
     guard: StepGuard
-    retention: Retention
+    saver: Saver
     losses: dict[str, float] = field(default_factory=dict)  # of the newest validation, this step's or older
     step: int = 0
 
@@ -76,12 +77,8 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     model = wrap_model(model, config, layout)
     optimizer = build_optimizer(model, config)
     guard = StepGuard(config.faults)
-    keep = config.checkpoint
-    best: tuple[str, ...] = () if keep.keep_best is None else (keep.keep_best,)
-    if keep.choose == "lowest_validation_loss":
-        best = config.validation.sets
-    retention = Retention(keep.keep, keep.keep_every, best)
-    state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, retention)
+    saver = Saver(run_folder, layout, build_retention(config, resumed))
+    state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer)
         counts = load_sealed(resumed).counts
@@ -96,6 +93,15 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
             "%s: %s parameters from %s, at step %d", config.name, f"{parameters:,}", source, state.step
         )
     return state
+
+
+def build_retention(config: ExperimentConfig, resumed: Path | None) -> Retention:
+    """Which checkpoints stay; the one that was resumed from is known to be whole."""
+    keep = config.checkpoint
+    best: tuple[str, ...] = () if keep.keep_best is None else (keep.keep_best,)
+    if keep.choose == "lowest_validation_loss":
+        best = config.validation.sets
+    return Retention(keep.keep, keep.keep_every, best, set() if resumed is None else {resumed.name})
 
 
 def check_gpu_memory(config: ExperimentConfig, layout: Layout) -> None:

@@ -46,7 +46,7 @@ class StepGuard:
             "losses": list(self._losses),
             "norms": list(self._norms),
             "in_a_row": self._in_a_row,
-            "skipped": self.skipped,
+            "skipped": list(self.skipped),
         }
 
     def judge(self, step: int, loss: float | None, norm: float) -> str | None:

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
+from megatron_mathcpt.checkpoint.saver import CheckpointRecord
 from megatron_mathcpt.errors import TrainingDiverged
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
@@ -46,6 +46,7 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
         metrics.add(state.step, rate, result)
         if is_due(state.step, config.faults.replica_check_interval):
             compare_replicas(state)
+        state.saver.poll()
         stopping = state.layout.any_true(stop.requested)
         saving = stopping or state.step == last or state.step % config.checkpoint.interval == 0
         validating = is_validation_step(state)
@@ -55,7 +56,7 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
             state.losses = validate(state)
             metrics.write_validation(state.step, state.losses)
         if saving:
-            save(state)
+            save(state, beside=config.checkpoint.async_save and not stopping and state.step < last)
         if saving or validating:
             metrics.restart_clock()
             watchdog.alive()
@@ -115,8 +116,8 @@ def validate(state: TrainState) -> dict[str, float]:
     return dict(zip(state.validation, reduce_losses(losses), strict=True))
 
 
-def save(state: TrainState) -> None:
-    """Save a checkpoint of this step."""
+def save(state: TrainState, *, beside: bool) -> None:
+    """Save a checkpoint of this step, written before the training goes on or beside it."""
     counts = progress(state) | {"eos_id": state.inputs.eos_id, "guard": state.guard.state()}
     if is_validation_step(state):
         counts["validation"] = state.losses
@@ -124,8 +125,7 @@ def save(state: TrainState) -> None:
         config=state.config.model_dump(mode="json"), inputs=state.inputs.fingerprints, counts=counts
     )
     gather_parameters(state)
-    model, layout = unwrap(state.model), state.layout
-    save_checkpoint(state.run_folder, model, state.optimizer, record, layout, state.retention)
+    state.saver.save(unwrap(state.model), state.optimizer, record, beside=beside)
 
 
 def progress(state: TrainState) -> dict[str, object]:
@@ -135,7 +135,7 @@ def progress(state: TrainState) -> dict[str, object]:
         "steps": state.step,
         "consumed_samples": state.consumed_samples,
         "consumed_tokens": state.consumed_tokens,
-        "skipped_steps": state.guard.skipped,
+        "skipped_steps": list(state.guard.skipped),
         "tokens_by_source": tokens_by_source(state),
     }
 

@@ -86,6 +86,7 @@ def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepR
     mean = reduce_losses([loss])[0] if state.guard.needs_loss else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
     if skipped is None:
+        state.saver.wait_for_copy()
         state.optimizer.step_with_ready_grads()
     return StepResult(loss, norm, waiting.seconds, by_source, skipped)
 

@@ -154,6 +154,7 @@ def experiment(
 def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     """The training state of `config`, weights drawn on the device."""
     from megatron_mathcpt.checkpoint.folder import Retention
+    from megatron_mathcpt.checkpoint.saver import Saver
     from megatron_mathcpt.model.llama import build_model
     from megatron_mathcpt.train.components import TrainState, build_optimizer, wrap_model
     from megatron_mathcpt.train.faults import StepGuard
@@ -173,8 +174,9 @@ def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     data = MadeUpTokens(config.model.vocab_size, config.train.seq_length)
     inputs = Inputs(config, {}, 0, None)
     guard = StepGuard(config.faults)
+    saver = Saver(Path(), layout, Retention(1))
     optimizer = build_optimizer(model, config)
-    return TrainState(inputs, layout, Path(), model, optimizer, data, {}, guard, Retention(1))
+    return TrainState(inputs, layout, Path(), model, optimizer, data, {}, guard, saver)
 
 
 def run(

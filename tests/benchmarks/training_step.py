@@ -52,11 +52,11 @@ def write_corpus(folder: Path, tokens: int) -> Path:
     return folder
 
 
-def experiment(corpus: Path, length: int) -> ExperimentConfig:
+def experiment(corpus: Path, length: int, shape: dict[str, int] = SHAPE) -> ExperimentConfig:
     tree = {
         "name": "benchmark",
         "seed": 1,
-        "model": SHAPE,
+        "model": shape,
         "init": {"scratch": True},
         "data": {"corpus": str(corpus), "blend": {"pool": 1.0}},
         "optimizer": {"lr": 1e-4},

@@ -39,11 +39,11 @@ def make_model(layout: parallel.Layout) -> Any:
 
 
 def save(model: Any, run: Path, layout: parallel.Layout) -> Path:
-    from megatron_mathcpt.checkpoint.folder import Retention
-    from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
+    from megatron_mathcpt.checkpoint.folder import Retention, newest_checkpoint
+    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
 
-    record = CheckpointRecord(config={}, inputs={}, counts={"step": 1})
-    return save_checkpoint(run, [model], None, record, layout, Retention(1))
+    Saver(run, layout, Retention(1)).save([model], None, CheckpointRecord({}, {}, {"step": 1}))
+    return newest_checkpoint(run)
 
 
 def test_extra_state_of_layers_is_kept_where_there_is_some(
@@ -71,18 +71,17 @@ def test_extra_state_of_layers_is_kept_where_there_is_some(
 
 def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_path: Path) -> None:
     """Fault D7: keeping two, with the newest but one damaged, three stay."""
-    from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_paths, step_of
-    from megatron_mathcpt.checkpoint.store import CheckpointRecord, save_checkpoint
+    from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_path, checkpoint_paths, step_of
+    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
 
-    model, retention = make_model(layout), Retention(2)
+    model, saver = make_model(layout), Saver(tmp_path, layout, Retention(2))
     for step in (1, 2, 3):
-        record = CheckpointRecord(config={}, inputs={}, counts={"step": step})
-        path = save_checkpoint(tmp_path, [model], None, record, layout, retention)
+        saver.save([model], None, CheckpointRecord({}, {}, {"step": step}))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [3, 2]
-    shard = path / "__0_0.distcp"
+    shard = checkpoint_path(tmp_path, 3) / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    record = CheckpointRecord(config={}, inputs={}, counts={"step": 4})
-    save_checkpoint(tmp_path, [model], None, record, layout, Retention(2))  # as after a restart
+    restarted = Saver(tmp_path, layout, Retention(2))
+    restarted.save([model], None, CheckpointRecord({}, {}, {"step": 4}))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [4, 3, 2]

@@ -21,18 +21,22 @@ from megatron_mathcpt.train.folder_lock import FolderLock
 from megatron_mathcpt.train.launch import free_port, local_world
 
 KILLER = Path(__file__).with_name("kill_worker.py")
-STORE, FOLDER = "megatron_mathcpt.checkpoint.store", "megatron_mathcpt.checkpoint.folder"
+SAVER, FOLDER = "megatron_mathcpt.checkpoint.saver", "megatron_mathcpt.checkpoint.folder"
+WRITER = "megatron_mathcpt.checkpoint.shard_writer"
 # Second save (after step 16): before and after each phase of it.
 SAVE_PHASES = [
-    f"{STORE}:save_distributed:before:2",
-    f"{STORE}:save_distributed:after:2",
-    f"{STORE}:_describe_files:before:2",
-    f"{STORE}:write_manifest:before:2",
-    f"{STORE}:write_manifest:after:2",
+    f"{SAVER}:save_distributed:before:2",
+    f"{SAVER}:save_distributed:after:2",
+    f"{WRITER}:_without_crc32:before:2",  # nothing written yet
+    f"{WRITER}:sync_and_describe:before:3",  # shards written, not yet synced; two calls a save
+    f"{WRITER}:sync_and_describe:after:3",
+    f"{WRITER}:sync_and_describe:before:4",  # the index
+    f"{SAVER}:write_manifest:before:2",
+    f"{SAVER}:write_manifest:after:2",
     f"{FOLDER}:seal:after:2",
     f"{FOLDER}:sync_folder:before:2",  # renamed, not yet pointed at
     f"{FOLDER}:commit:after:2",
-    f"{STORE}:prune_verified:before:2",
+    f"{FOLDER}:prune:before:2",
     "shutil:rmtree:before:2",  # the oldest is hidden, not yet removed
 ]
 
@@ -60,11 +64,12 @@ def whole(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.T
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("phase", SAVE_PHASES)
 def test_a_kill_in_any_phase_of_a_save_loses_nothing(
-    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, phase: str
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, phase: str, beside: bool
 ) -> None:
-    config, out = config_of(checkpoint={"keep": 1}), tmp_path / "run"
+    config, out = config_of(checkpoint={"keep": 1, "async_save": beside}), tmp_path / "run"
     assert run(config, out, str(KILLER), phase).returncode == -signal.SIGKILL
     found = newest_checkpoint(out)
     assert load_sealed(found).counts["step"] in (8, 16)
@@ -196,14 +201,15 @@ def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pyte
         pass
 
 
+@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
-    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, beside: bool
 ) -> None:
     """RLIMIT_FSIZE stands for the full disk: a shard is about 2 MB, all other files are smaller."""
     out = tmp_path / "run"
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
     path = tmp_path / "tiny.yaml"
-    path.write_text(dump_yaml(config_of()))
+    path.write_text(dump_yaml(config_of(checkpoint={"async_save": beside})))
     done = subprocess.run(
         ["bash", "-c", limited, "bash", str(path), "--out", str(out)],
         env=os.environ | local_world(0, 1, free_port()),

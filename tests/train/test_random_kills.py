@@ -28,11 +28,14 @@ def punish(config: ExperimentConfig, out: Path, kills: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_random_kills_change_no_bit(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_random_kills_change_no_bit(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, beside: bool
+) -> None:
     config = config_of(
         parallel={"tensor_model_parallel_size": 2},
         train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
-        checkpoint={"interval": 4},
+        checkpoint={"interval": 4, "async_save": beside},
     )
     punish(config, tmp_path / "whole", 0)
     punish(config, tmp_path / "killed", KILLS)

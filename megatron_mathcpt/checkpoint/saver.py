@@ -1,0 +1,207 @@
+"""Saves of a run's checkpoints, before the training goes on or beside it.
+
+Every rank writes and hashes its own files under a hidden name. When all have, rank 0 writes the manifest,
+renames the folder and points at it; so a kill at any moment leaves the checkpoint before it whole.
+"""
+
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from megatron_mathcpt.checkpoint import folder as folders
+from megatron_mathcpt.checkpoint.shard_writer import HostCopies, ShardWriter, Written, sync_and_describe
+from megatron_mathcpt.checkpoint.store import sharded_state, verify_kept
+from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
+from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.parallel import Layout
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What a checkpoint's manifest says beside its files: resolved config, inputs, and how far the run is."""
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    counts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A save on its way: where to, what its manifest will say, and what this rank's thread is at."""
+
+    path: Path
+    record: CheckpointRecord
+    writer: ShardWriter
+    copying: "Future[None] | None"
+    writing: "Future[Written]"
+    committing: "Future[None] | None" = None
+
+    @property
+    def work(self) -> "Future[Any]":
+        """What must be done before the next step."""
+        return self.committing or self.writing
+
+
+class Saver:
+    """Saves one checkpoint at a time; all ranks call its methods together.
+
+    As a context it commits at the end what is still being written. After an error that only this rank may
+    have, it cannot: the hidden folder stays until the next start removes it.
+    """
+
+    def __init__(self, run_folder: Path, layout: Layout, retention: folders.Retention) -> None:
+        self._run_folder = run_folder
+        self._layout = layout
+        self._retention = retention
+        # A new thread would use the first GPU, whichever this process has.
+        self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
+        self._copies: HostCopies = {}
+        self._pending: _Pending | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, TrainingDiverged):  # raised on all ranks alike
+            self.finish()
+        self._thread.shutdown()
+
+    def save(
+        self, model: list[Any], optimizer: Any, record: CheckpointRecord, *, beside: bool = False
+    ) -> None:
+        """Save the state after step `record.counts["step"]`; what need not stay is removed.
+
+        It is committed on return; with `beside` in later calls of `poll`, and the state must not change
+        before `wait_for_copy` has returned. A save that is still on its way is waited for.
+        """
+        self.finish()
+        path = folders.checkpoint_path(self._run_folder, record.counts["step"])
+        writer = self._take(path, model, optimizer)
+        copying = self._thread.submit(writer.copy, self._copies) if beside else None
+        self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
+        if not beside:
+            self.finish()
+
+    def wait_for_copy(self) -> None:
+        """Return when the state may change; call it before every update."""
+        if self._pending is not None and self._pending.copying is not None:
+            self._pending.copying.result()
+
+    def poll(self) -> None:
+        """Take the save on its way one step further if every rank is ready."""
+        if self._pending is not None and not self._layout.any_true(not self._pending.work.done()):
+            self._advance(self._pending)
+
+    def finish(self) -> None:
+        """Wait for the save on its way, if there is one, and commit it.
+
+        Raises `CheckpointError` on every rank if one could not write.
+        """
+        while self._pending is not None:
+            self._advance(self._pending)
+
+    def _take(self, path: Path, model: list[Any], optimizer: Any) -> ShardWriter:
+        """Agree with the other ranks on who writes what, and take this rank's share of the state."""
+        if self._layout.is_writer:
+            folders.begin(path)
+        dist.barrier()
+        writing = folders.hidden_path(path)
+        writer = ShardWriter(writing)
+        try:
+            dist_checkpointing.save(sharded_state(model, optimizer), str(writing), _Plan(writer))
+        except (CheckpointException, OSError) as error:
+            raise _unwritable(path, _cause(error)) from error
+        return writer
+
+    def _advance(self, pending: _Pending) -> None:
+        """From written by every rank to committed by rank 0, and from there to the end."""
+        self._pending = None
+        parts = self._gather(pending)
+        if pending.committing is None:
+            verify_kept(self._run_folder, self._retention, self._layout)
+            self._retention.verified.add(pending.path.name)  # its bytes were read again for the checksums
+            committing = self._thread.submit(self._commit, pending, parts)
+            self._pending = replace(pending, committing=committing)
+
+    def _gather(self, pending: _Pending) -> list[Any]:
+        """What the work of every rank gave, on rank 0; `CheckpointError` on all if one of them failed."""
+        error = pending.work.exception()
+        mine = pending.work.result() if error is None else _cause(error)
+        parts: list[Any] = [None] * dist.get_world_size() if self._layout.is_writer else []
+        dist.gather_object(mine, parts or None, dst=0)
+        problem = [next((part for part in parts if isinstance(part, str)), None)]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise _unwritable(pending.path, problem[0]) from error
+        return parts
+
+    def _commit(self, pending: _Pending, written: list[Written]) -> None:
+        """Complete the folder with index and manifest, rename it, and prune; rank 0 only."""
+        if not self._layout.is_writer:
+            return
+        writing, record = folders.hidden_path(pending.path), pending.record
+        pending.writer.write_index([part.results for part in written])
+        outputs = {name: file for part in written for name, file in part.files.items()}
+        others = {path.name for path in writing.iterdir()} - outputs.keys()
+        write_manifest(
+            writing,
+            "checkpoint",
+            inputs=record.inputs,
+            counts=record.counts,
+            config=record.config,
+            outputs=outputs | sync_and_describe(writing, others),
+        )
+        folders.seal(writing)
+        folders.commit(pending.path)
+        folders.prune(folders.checkpoint_paths(self._run_folder), self._retention)
+
+
+class _Plan(TorchDistSaveShardedStrategy):
+    """Megatron-Core's save up to where files are written, which is left to `writer`."""
+
+    def __init__(self, writer: ShardWriter) -> None:
+        super().__init__("torch_dist", 1)
+        self._writer = writer
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
+        """Plan what each rank writes; torch's collectives, no file."""
+        state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        save_distributed(
+            mcore_to_pyt_state_dict(state, False),
+            storage_writer=self._writer,
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def _unwritable(path: Path, cause: str) -> CheckpointError:
+    free = shutil.disk_usage(folders.hidden_path(path)).free
+    return CheckpointError(
+        f"{path}: cannot be written ({cause}; {free:,} bytes free there); the checkpoints "
+        "before it are whole, make room or choose another folder and start again"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The operating system's words for what failed on some rank; torch hides them if a write is cut short."""
+    failures = getattr(error, "failures", {})
+    first = next((wrapped[0] for wrapped in failures.values()), error)
+    if isinstance(first, OSError):
+        return first.strerror or repr(first)
+    return "a write was cut short" if "unexpected pos" in str(first) else repr(first)
