@@ -71,11 +71,6 @@ def with_replay(ratios: Mapping[str, float], replay: Mapping[str, float]) -> dic
     return {**replay, **{name: left * ratio / total for name, ratio in ratios.items()}}
 
 
-def check_seen(plan: Mapping[str, Share], seen_tokens: Mapping[str, int]) -> dict[str, float]:
-    """For each source what was seen beyond what was asked for, as a share of the asked; 0 is as planned."""
-    return {name: seen_tokens.get(name, 0) / share.tokens - 1 for name, share in plan.items()}
-
-
 def _apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers with these shares of `total` that sum to it, by largest remainder."""
     tokens = {name: int(total * share) for name, share in shares.items()}

@@ -1,7 +1,8 @@
 """A small corpus whose every number can be worked out by hand, built for real.
 
 Pool `general`: `wiki` of two files and `web`. Pool `problem_solving`: `easy` and `hard` take their parts of
-one file. The second wiki file holds a copy, a near copy, a leak, a short text and a hostile one.
+one file, `numina` has an adapter. The second wiki file holds a copy, a near copy, a leak, a short text and a
+hostile one.
 """
 
 import random
@@ -48,7 +49,12 @@ def write_raw(folder: Path) -> Path:
     random_ = random.Random(12)
     web = [{"text": sentence(random_, 30)}, {"id": "wiki2", "text": sentence(random_, 30)}]
     write_lines(folder / "web.jsonl", [*web, {"id": "web2", "text": texts()[2]}])
-    write_lines(folder / "problems.jsonl", [problem(n, steps=n % 5) for n in range(20)])
+    problems = [problem(n, steps=n % 5) for n in range(20)]
+    # a copy whose own fields look like the place of another record
+    problems.append(problem(0, id="again", steps=0, shard="wiki-00000", line=2))
+    write_lines(folder / "problems.jsonl", problems)
+    sum_ = {"problem": "What is 5 + 6?", "solution": "Count on from five: eleven.", "answer": "11"}
+    write_lines(folder / "numina.jsonl", [sum_, {**sum_, "answer": "proof"}])
     write_lines(folder / "benchmark" / "test.jsonl", [{"id": "b0", "question": ITEM}])
     return folder
 
@@ -63,6 +69,12 @@ def build_inspected(folder: Path) -> Path:
         "sources": {
             "easy": {**problems, "select": {"step_rule": "field", "max_steps": 2}},
             "hard": {**problems, "select": {"step_rule": "field", "min_steps": 3}},
+            "numina": {
+                "pool": "problem_solving",
+                "kind": "problem",
+                "path": str(raw / "numina.jsonl"),
+                "adapter": "numinamath",
+            },
             "wiki": {"pool": "general", "path": str(raw / "wiki"), "reject_limit": 0.2},
             "web": {"pool": "general", "path": str(raw / "web.jsonl")},
         },

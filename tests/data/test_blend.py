@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_mathcpt.data.blend import Share, check_seen, plan_blend, with_replay
+from megatron_mathcpt.data.blend import Share, plan_blend, with_replay
 from megatron_mathcpt.errors import ConfigError
 
 BILLION = 10**9
@@ -62,11 +62,6 @@ def test_replay_takes_its_share_first() -> None:
     for replay in ({"general": 1.0}, {"math": 0.2}, {"general": 0.0}):
         with pytest.raises(ConfigError):
             with_replay({"math": 1}, replay)
-
-
-def test_seen_against_asked() -> None:
-    plan = plan_blend(100, {"a": 1, "b": 1}, {"a": 100, "b": 100}, {})
-    assert check_seen(plan, {"a": 55, "b": 45}) == pytest.approx({"a": 0.1, "b": -0.1})
 
 
 @settings(deadline=None)

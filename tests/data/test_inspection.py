@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from megatron_mathcpt.data.indexed_dataset import read_documents
+from megatron_mathcpt.data.inspection import folder, scan
 from megatron_mathcpt.data.inspection.copies import find_copies, likeness
 from megatron_mathcpt.data.inspection.drops import drop_counts, drop_examples, sample_drops
 from megatron_mathcpt.data.inspection.folder import CorpusFolder, Kept, Selection, open_corpus
@@ -80,6 +81,25 @@ def test_documents_by_number_lead_to_raw_line_and_dataset(root: Path, corpus: Co
     assert set(seen) == {"train", "validation"}
 
 
+def test_blocks_of_any_size_give_the_same(corpus: CorpusFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> list[Any]:
+        some = [
+            *corpus.documents("general", [0, 4, 5, 13]),
+            *corpus.choose(Selection("general", "web", "train"), [0]),
+            corpus.at(corpus.shard("web-00000"), 2),
+            corpus.count(Selection("general", None, "validation")),
+            *find_documents(corpus, corpus.selections(None), text="apples"),
+        ]
+        found = token_lengths(corpus, Selection("general", "wiki"))
+        return [*some, found.values.tolist(), found.counts.tolist()]
+
+    whole = look()
+    for places, size in ((1, 7), (5, 1000), (14, 100_000)):
+        monkeypatch.setattr(folder, "BLOCK", places)
+        monkeypatch.setattr(scan, "_BLOCK_BYTES", size)
+        assert look() == whole
+
+
 def test_documents_by_source_id_and_text(corpus: CorpusFolder) -> None:
     web = corpus.selections(None, "web")
     assert web == [Selection("general", "web")]
@@ -141,6 +161,7 @@ def test_trace_tells_every_fate(root: Path, corpus: CorpusFolder) -> None:
     (torn,) = trace(corpus, "a.jsonl:5")
     assert isinstance(torn, Gone)
     assert (torn.fate, torn.row["reason"][:8]) == ("rejected", "not JSON")
+    assert fate("numina/numina.jsonl#2") == ("numina.jsonl", 2, "numina", "no_answer", None)
     # p3 has three steps: the easy source drops it, the hard one keeps it, both read the same line
     kept, gone = trace(corpus, "p3")
     assert isinstance(kept, Kept)
@@ -149,7 +170,9 @@ def test_trace_tells_every_fate(root: Path, corpus: CorpusFolder) -> None:
     assert (gone.shard.source, gone.line, gone.row["reason"]) == ("easy", 4, "other_steps")
     assert [one.shard.source for one in trace(corpus, "problems.jsonl:4")] == ["easy", "hard"]
     for nothing in ("nobody", "a.jsonl:3", "a.jsonl:99", 'wiki9","text'):
-        with pytest.raises(ConfigError, match=r"neither kept nor dropped.*problems\.jsonl, a\.jsonl"):
+        with pytest.raises(
+            ConfigError, match=r"neither kept nor dropped.*problems\.jsonl, numina\.jsonl, a\.jsonl"
+        ):
             trace(corpus, nothing)
 
 
@@ -178,8 +201,9 @@ def jaccard(left: str, right: str) -> float:
 
 def test_drops_by_source_and_reason(corpus: CorpusFolder) -> None:
     assert drop_counts(corpus) == {
-        "easy": {"other_steps": 8},
-        "hard": {"other_steps": 12},
+        "easy": {"other_steps": 8, "exact_duplicate": 1},
+        "hard": {"other_steps": 13},
+        "numina": {"no_answer": 1},
         "wiki": {"exact_duplicate": 1, "near_duplicate": 1, "contaminated": 1, "too_short": 1, "rejected": 1},
         "web": {"exact_duplicate": 1},
     }
@@ -189,7 +213,7 @@ def test_drops_by_source_and_reason(corpus: CorpusFolder) -> None:
     sampled = [(s, r, row["line"]) for s, r, row in sample_drops(corpus, 4) if r == "other_steps"]
     # steps 3 and 4 are dropped from easy: lines 4, 5, 9, 10, …; every second of eight
     assert [line for source, _, line in sampled if source == "easy"] == [4, 9, 14, 19]
-    # every third of twelve
+    # steps 0 to 2 from hard; every third or fourth of thirteen
     assert [line for source, _, line in sampled if source == "hard"] == [1, 6, 11, 16]
 
 
@@ -215,6 +239,9 @@ def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     assert lines.steps is not None
     assert lines.steps.by_value() == [Bar(1, 1, 12)]
     assert step_counts(corpus, Selection("general", "web")) is None
+    numina = step_counts(corpus, Selection("problem_solving", "numina"))
+    assert numina is not None
+    assert (numina.read, numina.unknown, numina.steps) == (1, 1, None)
 
 
 def kept_escapes() -> str:
@@ -249,8 +276,8 @@ def test_the_command_shows_documents(root: Path) -> None:
 def test_the_command_shows_drops_and_hits(root: Path) -> None:
     shown = command("dropped", root)
     wiki = next(line for line in shown.splitlines() if line.startswith("│ wiki"))
-    # read, kept; contaminated, exact, near, other_steps, rejected, too_short
-    assert wiki.replace("│", " ").split() == ["wiki", "17", "12", "1", "1", "1", "0", "1", "1"]
+    # read, kept; contaminated, exact, near, no_answer, other_steps, rejected, too_short
+    assert wiki.replace("│", " ").split() == ["wiki", "17", "12", "1", "1", "1", "0", "0", "1", "1"]
     assert f"{root.parent / 'raw' / 'wiki' / 'a.jsonl'}:5" in shown
     assert "stays: wiki1" in shown
     shown = command("dropped", root, "--reason", "other_steps", "--source", "hard", "--limit", 1)
@@ -282,7 +309,7 @@ def test_the_command_traces_compares_and_measures(root: Path, corpus: CorpusFold
     ("arguments", "message"),
     [
         (("show", "--pool", "none"), "pool 'none': not in .*; there is problem_solving, general"),
-        (("show", "--source", "none"), "there is easy, hard, wiki, web"),
+        (("show", "--source", "none"), "there is easy, hard, numina, wiki, web"),
         (("show", "--split", "test"), "there is train, validation"),
         (("show", "--pool", "general", "--source", "easy"), "not in pool 'general', which has wiki, web"),
         (("show", "--number", "0"), "name a pool or source too; there is problem_solving, general"),
@@ -291,8 +318,11 @@ def test_the_command_traces_compares_and_measures(root: Path, corpus: CorpusFold
         (("show", "--number", "0", "--id", "a"), "give one of number, id and text"),
         (("show", "--id", "copy"), "'trace' tells what became of it"),
         (("show", "--search", "no such words"), "in no document of pool 'problem_solving'; pool 'general'"),
-        (("dropped", "--reason", "ugly"), "there is contaminated, exact_duplicate, near_duplicate, other_st"),
-        (("dropped", "--source", "ugly"), "there is easy, hard, wiki, web"),
+        (
+            ("dropped", "--reason", "ugly"),
+            "there is contaminated, exact_duplicate, near_duplicate, no_answ",
+        ),
+        (("dropped", "--source", "ugly"), "there is easy, hard, numina, wiki, web"),
         (("dropped", "--source", "web", "--reason", "too_short"), "there is exact_duplicate"),
         (("contaminated", "--benchmark", "gsm8k"), "there is benchmark/test"),
         (("lengths", "--steps", "guess"), "there is field, lines, sentences"),

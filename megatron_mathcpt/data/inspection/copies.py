@@ -1,8 +1,7 @@
 """The copies of a document: those dropped for it, or the one that stays in its place; how alike they are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -76,15 +75,14 @@ def likeness(corpus: CorpusFolder, text: str, others: Sequence[str]) -> list[flo
 
 
 def _group(corpus: CorpusFolder, kept: Kept) -> Group:
+    place = {"shard": kept.shard.name, "line": kept.line}
     needle = b'"shard":%b,"line":%d}' % (json_bytes(kept.shard.name), kept.line)
-    found = [(pool, row) for pool, row in _dropped(corpus, needle) if row["reason"] in DUPLICATES.values()]
+    found = [
+        (pool, row)
+        for pool in corpus.pools
+        for _, row in scan_rows(corpus.root / "dropped" / f"{pool}.jsonl", needle)
+        if row["reason"] in DUPLICATES.values() and place.items() <= row["detail"].items()
+    ]
     alike = likeness(corpus, kept.row["text"], [row["text"] for _, row in found])
     copies = (Copy(pool, row, value) for (pool, row), value in zip(found, alike, strict=True))
     return Group(kept, tuple(sorted(copies, key=lambda copy: -copy.jaccard)))
-
-
-def _dropped(corpus: CorpusFolder, needle: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = (scan_rows(corpus.root / "dropped" / f"{pool}.jsonl", needle) for pool in corpus.pools)
-    return chain.from_iterable(
-        ((pool, row) for _, row in found) for pool, found in zip(corpus.pools, rows, strict=True)
-    )

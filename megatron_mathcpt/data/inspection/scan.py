@@ -19,9 +19,12 @@ def json_bytes(text: str) -> bytes:
         raise ConfigError(f"{text!r}: not valid UTF-8, so no record holds it") from error
 
 
-def scan_rows(path: Path, needle: bytes = b"") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number from 0 and content of each line that holds `needle`, ASCII letters in either case."""
-    sought = needle.lower()
+def scan_rows(
+    path: Path, needle: bytes = b"", any_case: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number from 0 and content of each line that holds `needle`; `any_case`: its ASCII letters in either."""
+    fold = bytes.lower if any_case else bytes
+    sought = fold(needle)
     number, rest = 0, b""
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -30,8 +33,8 @@ def scan_rows(path: Path, needle: bytes = b"") -> Iterator[tuple[int, dict[str, 
                 rest += block
                 continue
             whole, rest = rest + block[:end], block[end:]
-            if sought in whole.lower():
+            if sought in fold(whole):
                 for offset, line in enumerate(whole.split(b"\n")[:-1]):
-                    if sought in line.lower():
+                    if sought in fold(line):
                         yield number + offset, orjson.loads(line)
             number += whole.count(b"\n")

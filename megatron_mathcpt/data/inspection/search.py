@@ -38,7 +38,8 @@ def _found(
     needle = json_bytes(text)[1:-1] if record is None else b'"id":' + json_bytes(record)
     sought, none = text.encode().lower(), True
     for selection in selections:
-        rows = scan_rows(corpus.root / "documents" / f"{selection.pool}.jsonl", needle)
+        file = corpus.root / "documents" / f"{selection.pool}.jsonl"
+        rows = scan_rows(file, needle, any_case=record is None)
         fits = (
             number
             for number, row in rows

@@ -55,7 +55,8 @@ def _at(corpus: CorpusFolder, shard: Shard, line: int) -> list[Kept | Gone]:
     if kept is not None:
         return [kept]
     needle = b'"shard":%b,"file":%b,"line":%d,' % (json_bytes(shard.name), json_bytes(shard.file), line)
-    return list(_gone(corpus, needle, ("dropped", "rejected")))
+    found = _gone(corpus, needle, ("dropped", "rejected"))
+    return [one for one in found if (one.shard, one.line) == (shard, line)]
 
 
 def _gone(corpus: CorpusFolder, needle: bytes, fates: tuple[str, ...]) -> Iterator[Gone]:
