@@ -36,6 +36,56 @@ class Select(Section):
         return self
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+NgramShares = dict[Annotated[int, Field(ge=2, le=20)], Share]
+
+
+class Repetition(Section):
+    """Shares of a text above which it repeats itself: Gopher's rules (arXiv 2112.11446, table A1) for pages.
+
+    A limit that differs from Gopher's is ours, set by what Gopher's drops of mathematics textbooks; see each.
+    Not for problem records: a solution rightly quotes its question. None, or an n left out, turns a rule off.
+    """
+
+    lines: Share | None = None  # Gopher 0.30, by number: drops pages of exercises, where "Solution:" repeats
+    paragraphs: Share | None = 0.30  # Gopher's, by number
+    paragraph_characters: Share | None = 0.20  # Gopher's; that of lines is the filter's own rule
+    # Characters in all occurrences of the most frequent n-gram of words; Gopher's.
+    top_ngrams: NgramShares = Field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
+    # Characters in n-grams that stood earlier in the text. Ours; Gopher's 5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12,
+    # 9: 0.11, 10: 0.10 drop every third chapter of the textbooks: definitions and worked steps come again.
+    duplicate_ngrams: NgramShares = Field(default_factory=lambda: {10: 0.25})
+
+
+class Quality(Section):
+    """Gopher's rules on words and lines (arXiv 2112.11446, section A.1.1), for pages; None turns one off.
+
+    Off, as Gopher's limit destroys mathematics, are word length (a formula is one long word, or many of one
+    character) and words with letters. A mostly Chinese text is judged by its size and lines only.
+    """
+
+    min_words: int | None = Field(default=50, ge=0)  # Gopher's; problem records are shorter
+    max_words: int | None = Field(default=100_000, gt=0)  # Gopher's
+    min_mean_word_length: float | None = Field(default=None, ge=0)  # Gopher 3
+    max_mean_word_length: float | None = Field(default=None, ge=0)  # Gopher 10
+    max_symbols_per_word: float | None = Field(default=0.1, ge=0)  # Gopher's, for # and for the ellipsis
+    max_bullet_lines: Share | None = 0.9  # Gopher's
+    max_ellipsis_lines: Share | None = 0.3  # Gopher's
+    min_words_with_letters: Share | None = None  # Gopher 0.8
+    min_stop_words: int | None = Field(default=2, ge=0, le=8)  # Gopher's, of eight English words
+
+
+class Filter(Section):
+    """Thresholds of the quality rules; None turns a rule off, a group of rules too. Shares are of 1."""
+
+    min_characters: int | None = Field(default=20, ge=0)
+    max_characters: int | None = Field(default=10_000_000, gt=0)
+    max_bad_character_share: float | None = Field(default=0.01, ge=0, le=1)
+    max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
+    repetition: Repetition | None = None
+    quality: Quality | None = None
+
+
 TextAdapter = Literal["redpajama", "algebraic_stack", "starcoder", "open_web_math", "infimm_webmath"]
 ProblemAdapter = Literal["numinamath", "lila"]
 
@@ -48,7 +98,7 @@ class Source(Section):
     known source (see data/adapters.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
-    `mask_pii` replaces e-mail addresses.
+    `mask_pii` replaces e-mail addresses. `filter` stands in place of the build's.
     """
 
     pool: Pool
@@ -59,6 +109,7 @@ class Source(Section):
     mask_pii: bool = False
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
     select: Select | None = None
+    filter: Filter | None = None
 
     @model_validator(mode="after")
     def _only_problems_are_selected(self) -> Self:
@@ -73,15 +124,6 @@ class Source(Section):
             if self.kind != kind or self.fields:
                 raise ValueError(f"adapter {self.adapter} needs kind: {kind}, and no fields")
         return self
-
-
-class Filter(Section):
-    """Thresholds of the quality rules; None turns a rule off. Shares are of 1."""
-
-    min_characters: int | None = Field(default=20, ge=0)
-    max_characters: int | None = Field(default=10_000_000, gt=0)
-    max_bad_character_share: float | None = Field(default=0.01, ge=0, le=1)
-    max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
 
 
 class Deduplicate(Section):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, Hit, benchmark_files
+from megatron_mathcpt.data.drops import Drop
 from megatron_mathcpt.data.files import write_whole
-from megatron_mathcpt.data.filters import drop_reason
+from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.formats import Reject
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.select import drop_reason as select_reason
@@ -87,6 +89,7 @@ class _Worker:
         """Sort one block of records into kept, dropped and rejected."""
         self._read += len(block)
         good = []
+        drops = iter(self._find_drops([record for record in block if isinstance(record, Document)]))
         for record in block:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
@@ -94,19 +97,30 @@ class _Worker:
                 files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
             elif isinstance(record, Skipped):
                 self._drop(files.dropped, record.reason, record.line, {"id": record.id})
-            elif reason := self._drop_reason(record):
-                self._drop(files.dropped, reason, record.line, _row(record))
+            elif drop := next(drops):
+                detail = (
+                    {} if drop.limit is None else {"detail": {"measured": drop.measured, "limit": drop.limit}}
+                )
+                self._drop(files.dropped, drop.reason, record.line, {**_row(record), **detail})
             else:
                 good.append(record)
         self.check_rejects()
         for batch in batches(good):
             self._take_batch(batch, files)
 
-    def _drop_reason(self, record: Document) -> str | None:
-        select = self._source.select
-        if record.problem is not None and select and (reason := select_reason(record.problem, select)):
-            return reason
-        return drop_reason(record.text, self._config.filter)
+    def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
+        """What selection says of each document, else what the filter of the source or of the build says."""
+        drops = {number: drop for number, row in enumerate(documents) if (drop := self._not_selected(row))}
+        rest = [number for number in range(len(documents)) if number not in drops]
+        rules = self._source.filter or self._config.filter
+        found = zip(rest, find_drops([documents[number].text for number in rest], rules), strict=True)
+        return [drop for _, drop in sorted([*drops.items(), *found], key=itemgetter(0))]
+
+    def _not_selected(self, document: Document) -> Drop | None:
+        if document.problem is None or self._source.select is None:
+            return None
+        reason = select_reason(document.problem, self._source.select)
+        return Drop(reason) if reason else None
 
     def _take_batch(self, batch: list[Document], files: _Files) -> None:
         words = cut_words([document.text for document in batch])

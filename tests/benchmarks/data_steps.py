@@ -24,10 +24,10 @@ from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.hashing import HashConfig
 
-from megatron_mathcpt.config.corpus import Decontaminate, Filter
+from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repetition
 from megatron_mathcpt.data.clean import clean
 from megatron_mathcpt.data.decontaminate import Contamination
-from megatron_mathcpt.data.filters import drop_reason
+from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.indexed_dataset import write_index
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.prepare import batches
@@ -57,6 +57,7 @@ def seconds(step: Callable[[], object]) -> float:
 
 def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[], object]]:
     rules, parts = Filter(), list(batches(documents))
+    pages = Filter(repetition=Repetition(), quality=Quality())
     contamination = Contamination(Decontaminate(benchmarks=[str(benchmarks)]))
 
     def words() -> list[Words]:
@@ -75,7 +76,8 @@ def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[],
             number_hashes(found)
 
     return {
-        "clean and filter": lambda: [drop_reason(clean(d.text), rules) for d in documents],
+        "clean and filter": lambda: find_drops([clean(d.text) for d in documents], rules),
+        "clean and filter, rules for pages": lambda: find_drops([clean(d.text) for d in documents], pages),
         "words (shared by the next two)": words,
         "MinHash signatures, 112 values": hashes,
         "decontamination search": search,

@@ -1,0 +1,211 @@
+"""The quality rules: one text a rule, the counts behind them against brute force and against datatrove's."""
+
+import inspect
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from datatrove.data import Document
+from datatrove.pipeline.filters import GopherQualityFilter, gopher_quality_filter
+from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_top_duplicate
+
+from megatron_mathcpt.config.corpus import Corpus, Filter, Quality, Repetition
+from megatron_mathcpt.data.build import build_corpus
+from megatron_mathcpt.data.filters import find_drops
+from megatron_mathcpt.data.word_counts import (
+    bound_top_characters,
+    copied_characters,
+    count_words,
+    find_ngrams,
+    top_characters,
+)
+from tests.data.made import sentence, tree
+
+GOPHER_REPETITION = {
+    "lines": 0.30,
+    "duplicate_ngrams": {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
+}
+GOPHER_QUALITY = {"min_mean_word_length": 3, "max_mean_word_length": 10, "min_words_with_letters": 0.8}
+PROSE = (
+    "The proof of this theorem goes back to Gauss and rests on two lemmas that we have shown above. Let us "
+    "begin with the first of them, which states that every natural number has a prime factor; readers who "
+    "know it may skip to the next section, where we put it to work on sums of squares, on residues and on "
+    "the roots of polynomials with integer coefficients."
+)
+INTEGRALS = "Table of Integrals\n" + "\n".join(
+    rf"{n}. $\int u^{{{n}}}du=\frac{{u^{{{n + 1}}}}}{{{n + 1}}}+C_{{{n}}}$ and by parts"
+    rf" $\int u^{{{n}}}e^{{{n}u}}du=\frac{{u^{{{n}}}e^{{{n}u}}}}{{{n}}}-\int u^{{{n - 1}}}e^{{{n}u}}du$ of it"
+    for n in range(2, 30)
+)
+
+
+def reasons(texts: list[str], **rules: Any) -> list[str | None]:
+    return [drop.reason if drop else None for drop in find_drops(texts, Filter.model_validate(rules))]
+
+
+def test_prose_and_formulas_stay() -> None:
+    for text in (PROSE, INTEGRALS):
+        assert reasons([text], quality={}, repetition={}) == [None]
+    assert reasons([INTEGRALS], quality=GOPHER_QUALITY) == ["long_words"]
+
+
+CASES = [
+    ("", {}, "empty"),
+    ("short", {}, "too_short"),
+    ("a longer text with \ufffd\ufffd in it", {}, "bad_characters"),
+    ("the same line again\n" * 9, {}, "repeated_lines"),
+    ("the text of few words and no more", {"quality": {}}, "few_words"),
+    (PROSE, {"quality": {"max_words": 40}}, "many_words"),
+    (PROSE.replace(" that ", " # ").replace(" the ", " # # "), {"quality": {}}, "symbols"),
+    ("a b " * 40, {"quality": GOPHER_QUALITY}, "short_words"),
+    (
+        "1 + 22 = 333 the end of " * 12,
+        {"quality": {**GOPHER_QUALITY, "min_mean_word_length": None}},
+        "few_words_with_letters",
+    ),
+    (PROSE.replace(", ", "\n- "), {"quality": {}}, None),
+    ("- " + PROSE.replace(" ", "\n- "), {"quality": {"min_stop_words": None}}, "bullet_lines"),
+    (PROSE.replace(", ", "...\n"), {"quality": {}}, "ellipsis_lines"),
+    (" ".join(f"word{n}" for n in range(60)), {"quality": {}}, "few_stop_words"),
+    (
+        "Solution:\nx\n\nSolution:\ny\n\nSolution:\nz",
+        {"repetition": GOPHER_REPETITION},
+        "repeated_line_count",
+    ),
+    ("one\ntwo\n\nthree three three\n\none\ntwo", {"repetition": {}}, "repeated_paragraph_count"),
+    ("buy it now " * 5 + "or never at all", {"repetition": {}}, "top_2_gram"),
+    (f"{PROSE}\n{PROSE}", {"repetition": {}}, "duplicate_10_grams"),
+    ("证明：设所求的数是五，那么它的平方是二十五。" * 3, {"quality": GOPHER_QUALITY}, None),
+    ("证明：设所求的数是五。", {"quality": {}, "min_characters": 5}, "few_words"),
+]
+
+
+@pytest.mark.parametrize(("text", "rules", "reason"), CASES, ids=[str(case[2]) for case in CASES])
+def test_one_text_a_rule(text: str, rules: dict[str, Any], reason: str | None) -> None:
+    others = [PROSE, "", "tiny"]
+    rules = {"max_duplicate_line_share": 0.5 if "repetition" not in rules else None, **rules}
+    assert reasons([*others, text, *others], **rules)[len(others)] == reason
+
+
+def texts_of_few_words(count: int) -> list[str]:
+    random_ = random.Random(3)
+    words = ["a", "bb", "ccc", "$x^{2}$", "=", "数学", "é", "the"]
+    spaces = [" ", " ", " ", "\n", "  ", "\u3000"]
+    return [
+        "".join(
+            random_.choice(words) + random_.choice(spaces)
+            for _ in range(random_.choice([0, 1, 2, 5, 40, 200]))
+        )
+        for _ in range(count)
+    ]
+
+
+def test_words_are_those_of_split() -> None:
+    texts = texts_of_few_words(100)
+    words = count_words(texts)
+    assert np.diff(words.first).tolist() == [len(text.split()) for text in texts]
+    assert words.lengths.tolist() == [len(word) for text in texts for word in text.split()]
+    assert len(set(words.hashes.tolist())) == len({word for text in texts for word in text.split()})
+
+
+def brute_top(words: list[str], n: int) -> int:
+    grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+    often = max(map(grams.count, grams), default=0)
+    return often * max(len(gram) for gram in grams if grams.count(gram) == often) if often > 1 else 0
+
+
+def brute_copied(words: list[str], n: int) -> int:
+    seen, covered = set(), set()
+    for place in range(len(words) - n + 1):
+        gram = tuple(words[place : place + n])
+        covered.update(range(place, place + n) if gram in seen else ())
+        seen.add(gram)
+    return sum(len(words[place]) for place in covered)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_datatrove_does(n: int) -> None:
+    texts = texts_of_few_words(60)
+    words = count_words(texts)
+    pairs, ngrams = find_ngrams(words, 2), find_ngrams(words, n)
+    split = [text.split() for text in texts]
+    top, copied = top_characters(words, ngrams), copied_characters(words, ngrams, n)
+    assert top.tolist() == [brute_top(found, n) for found in split]
+    assert copied.tolist() == [brute_copied(found, n) for found in split]
+    assert (bound_top_characters(words, pairs, n) >= top).all()
+    assert (copied_characters(words, pairs, n) >= copied).all()
+    for number, found in enumerate(split):
+        assert copied[number] >= find_all_duplicate(found, n)
+        grams = [" ".join(found[i : i + n]) for i in range(len(found) - n + 1)]
+        if top[number]:
+            assert top[number] >= find_top_duplicate(grams)
+
+
+def real_texts() -> list[str]:
+    """Up to 200 documents of the corpora where there are some, and made ones."""
+    import gzip
+
+    random_ = random.Random(1)
+    texts = ["\n".join(sentence(random_) for _ in range(random_.randint(1, 12))) for _ in range(50)]
+    if folder := os.environ.get("MATHCPT_CORPORA"):
+        for file in sorted(Path(folder).glob("*.jsonl.gz")):
+            rows = [orjson.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()[:60]]
+            texts += [row.get("text") or f"{row['question']}\n{row['solution']}" for row in rows]
+    return texts
+
+
+PEER = [
+    ({"min_words": 50}, {"min_doc_words": 50}, "few_words"),
+    ({"min_mean_word_length": 4.5}, {"min_avg_word_length": 4.5}, "short_words"),
+    ({"max_mean_word_length": 5.5}, {"max_avg_word_length": 5.5}, "long_words"),
+    ({"max_symbols_per_word": 0.001}, {"max_symbol_word_ratio": 0.001}, "symbols"),
+    ({"max_bullet_lines": 0.05}, {"max_bullet_lines_ratio": 0.05}, "bullet_lines"),
+    ({"max_ellipsis_lines": 0.001}, {"max_ellipsis_lines_ratio": 0.001}, "ellipsis_lines"),
+    ({"min_words_with_letters": 0.8}, {"max_non_alpha_words_ratio": 0.8}, "few_words_with_letters"),
+    ({"min_stop_words": 4}, {"min_stop_words": 4}, "few_stop_words"),
+]
+OFF = dict.fromkeys(inspect.signature(GopherQualityFilter).parameters.keys() - {"language", "stop_words"})
+
+
+@pytest.mark.parametrize(("ours", "theirs", "reason"), PEER, ids=[reason for *_, reason in PEER])
+def test_quality_rules_are_datatroves_on_the_same_words(
+    monkeypatch: pytest.MonkeyPatch, ours: dict[str, Any], theirs: dict[str, Any], reason: str
+) -> None:
+    # Its own words need spaCy; ours are those between spaces.
+    monkeypatch.setattr(gopher_quality_filter, "split_into_words", lambda text, language: text.split())
+    peer = GopherQualityFilter(**{**OFF, **theirs})
+    texts = [
+        text for text in real_texts() if not any("\u3040" <= character <= "\u9fff" for character in text)
+    ]
+    rules = dict.fromkeys(Quality.model_fields) | ours
+    simple = {"min_characters": None, "max_duplicate_line_share": None, "max_bad_character_share": None}
+    found = reasons(texts, quality=rules, **simple)
+    assert [drop is None for drop in found] == [
+        peer.filter(Document(text=text, id="")) is True for text in texts
+    ]
+    assert set(found) <= {None, reason}
+
+
+def test_a_source_may_have_its_own_rules_and_drops_say_what_was_measured(raw: Path, tmp_path: Path) -> None:
+    changed = tree(raw)
+    changed["sources"]["general"]["filter"] = {"quality": {"min_words": 73, "min_stop_words": 0}}
+    with (raw / "general.jsonl").open("a") as file:
+        file.write('{"id": "few", "text": "the few words of this document"}\n')
+        file.write('{"id": "more", "text": "' + "word " * 73 + '"}\n')
+    counts = build_corpus(Corpus.model_validate(changed), tmp_path / "out").counts["sources"]
+    assert counts["general"]["dropped"] == {"few_words": 61}
+    assert counts["math_corpus"]["dropped"] == {}
+    lines = (tmp_path / "out" / "dropped" / "general.jsonl").read_bytes().splitlines()
+    dropped = {row["id"]: row for row in map(orjson.loads, lines)}
+    assert dropped["few"]["detail"] == {"measured": 6, "limit": 73}
+    assert dropped["few"]["text"] == "the few words of this document"
+
+
+def test_defaults_leave_the_new_rules_off() -> None:
+    assert Filter().repetition is None and Filter().quality is None
+    assert reasons([f"{PROSE} {PROSE}", "word " * 30]) == [None, None]
+    assert Repetition().duplicate_ngrams == {10: 0.25}
