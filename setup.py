@@ -26,6 +26,7 @@ setup(
         "typer>=0.15",
         "rich>=13",
         "jinja2>=3.1",
+        "numba>=0.63",  # compiles the loops over characters and words
         "numpy",
         "orjson",
         "zstandard",

@@ -7,7 +7,7 @@ be indexed in no way is an error, never a hole in the index.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,6 @@ from megatron_mathcpt.data.words import (
     Words,
     cut_words,
     ngrams,
-    prefix_sums,
     spans,
 )
 from megatron_mathcpt.errors import DataError
@@ -141,21 +140,12 @@ class _Variant:
         repeated = np.zeros(len(numbers), np.bool_)
         repeated[1:] = numbers[1:] & numbers[:-1]
         repeated[words.documents[:-1][words.documents[:-1] < len(numbers)]] = False
-        masked = Words(
-            np.where(numbers, np.uint64(DIGITS), words.hashes),
-            words.kinds,
-            words.documents,
-            words.lines,
-            words.starts,
-            words.ends,
-            words.folded,
-        )
+        masked = replace(words, hashes=np.where(numbers, np.uint64(DIGITS), words.hashes))
         return masked.select(~repeated)
 
     def find(self, words: Words) -> list[_Found]:
         """All n-grams of items in `words`, which have this variant's form."""
         found: list[_Found] = []
-        sums = prefix_sums(words)
         hashes, begins = ngrams(words, self._head_words)
         begins = begins[self._heads.find(hashes)]
         ends = words.documents[np.searchsorted(words.documents, begins, side="right")]
@@ -166,7 +156,7 @@ class _Variant:
             else:
                 first = begins[begins + length <= ends]
                 last = first + length
-            places, entries = grams.find(spans(words, first, last, sums))
+            places, entries = grams.find(spans(words, first, last))
             found += [
                 _Found(int(grams.items[e]), int(e), int(first[p]), int(last[p]))
                 for p, e in zip(places, entries, strict=True)

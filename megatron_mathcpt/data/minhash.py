@@ -9,24 +9,29 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.words import DIGITS, Hashes, Words, mix, ngrams, spans
+from megatron_mathcpt.data.words import DIGITS, Hashes, Indices, Words, compiled, mix, span_hash, spans
 
 Signatures = npt.NDArray[np.uint32]
 
 
 def signatures(words: Words, shingle_words: int, values: int) -> Signatures:
     """One row of `values` minima a document; a document shorter than a shingle is one shingle."""
-    hashes, first = ngrams(words, shingle_words)
-    begins = np.searchsorted(first, words.documents)
-    bare = np.flatnonzero(begins[1:] == begins[:-1])
-    hashes = np.insert(hashes, begins[bare], whole_hashes(words)[bare])
-    begins[1:] += np.cumsum(begins[1:] == begins[:-1])
-    shingles = (hashes >> np.uint64(32)).astype(np.uint32)
-    columns = [
-        np.minimum.reduceat((shingles ^ offset) * factor, begins[:-1])
-        for factor, offset in zip(*_permutations(values), strict=True)
-    ]
-    return np.stack(columns, axis=1)
+    rows: Signatures = _minima(words.hashes, words.documents, shingle_words, *_permutations(values))
+    return rows
+
+
+@compiled
+def _minima(
+    hashes: Hashes, documents: Indices, length: int, factors: Signatures, offsets: Signatures
+) -> Signatures:
+    rows = np.full((len(documents) - 1, len(factors)), np.uint32(0xFFFFFFFF))
+    for document in range(len(rows)):
+        row, last = rows[document], documents[document + 1]
+        for first in range(documents[document], max(last - length, documents[document]) + 1):
+            shingle = np.uint32(span_hash(hashes, first, min(first + length, last)) >> np.uint64(32))
+            for value in range(len(factors)):
+                row[value] = min(row[value], np.uint32((shingle ^ offsets[value]) * factors[value]))
+    return rows
 
 
 def band_keys(rows: Signatures, bands: int, band: int) -> Hashes:

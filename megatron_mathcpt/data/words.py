@@ -1,28 +1,34 @@
 """Words of many documents as flat arrays of 64-bit hashes, without a Python object per word.
 
-The one word cutter of deduplication and decontamination. Text is folded first (NFKC, lower case), so case
-and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
-character and a symbol (operator, punctuation) each stand alone. Hashes are built from 8 bytes at a time;
-an n-gram's hash comes from prefix sums, so its cost does not depend on n.
+The one word cutter of deduplication and decontamination. Characters are folded first (NFKC, lower case), so
+case and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
+character and a symbol (operator, punctuation) each stand alone. The loops over characters are compiled by
+numba when first called, and kept on disk.
 """
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
+Kinds = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.uint32]
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)
-BATCH_CHARACTERS = 1 << 19  # texts hashed at once: temporary arrays stay in the processor's cache
+BATCH_CHARACTERS = 1 << 19  # texts cut at once: temporary arrays stay in the processor's cache
 
-_BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
-_LOW_BYTES = np.array([(1 << (8 * n)) - 1 for n in range(9)], dtype=np.uint64)
+_COMMA, _APOSTROPHE, _LINE_FEED = 44, 39, 10
+_IDEOGRAPHS = ((0x3005, 0x3008), (0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
+_TABLE = 0x20000  # code points above are rare Chinese characters, which nothing folds
 
 
 @dataclass(frozen=True)
@@ -30,96 +36,58 @@ class Words:
     """Words of `len(documents) - 1` documents; document i holds words `documents[i]` to `documents[i + 1]`.
 
     `kinds` are LETTERS, DIGITS, IDEOGRAPH or SYMBOL; `lines` are the numbers of the words that begin a line.
+    `starts` and `ends` are places in `codes`, the folded characters of all texts one after another.
     """
 
     hashes: Hashes
-    kinds: npt.NDArray[np.uint8]
+    kinds: Kinds
     documents: Indices
     lines: Indices
     starts: Indices
     ends: Indices
-    folded: bytes
+    codes: Codes
 
     def select(self, keep: npt.NDArray[np.bool_]) -> "Words":
         """Only the words where `keep` is true."""
         before = np.concatenate(([0], np.cumsum(keep)))
-        return Words(
-            self.hashes[keep],
-            self.kinds[keep],
-            before[self.documents],
-            np.unique(before[self.lines]),
-            self.starts[keep],
-            self.ends[keep],
-            self.folded,
+        lines = np.unique(before[self.lines])
+        return replace(
+            self,
+            hashes=self.hashes[keep],
+            kinds=self.kinds[keep],
+            documents=before[self.documents],
+            lines=lines[lines < before[-1]],
+            starts=self.starts[keep],
+            ends=self.ends[keep],
         )
 
     def text(self, first: int, last: int) -> str:
         """Folded text from word `first` up to, not including, word `last`."""
-        return self.folded[int(self.starts[first]) : int(self.ends[last - 1])].decode("utf-8", "replace")
-
-
-def fold(text: str) -> bytes:
-    """UTF-8 of `text` without differences of case and compatibility form; lone surrogates become `?`."""
-    if not text.isascii():  # a line at a time: most are ASCII, and nothing folds over the end of a line
-        text = "\n".join(line if line.isascii() else _fold_line(line) for line in text.split("\n"))
-    return text.encode("utf-8", "replace").lower()
-
-
-def _fold_line(line: str) -> str:
-    if not unicodedata.is_normalized("NFKC", line):  # telling is cheaper than doing
-        line = unicodedata.normalize("NFKC", line)
-    return line.lower().replace("’", "'")
+        return "".join(map(chr, self.codes[self.starts[first] : self.ends[last - 1]]))
 
 
 def cut_words(texts: Sequence[str]) -> Words:
-    """The words of `texts`, which should hold about `BATCH_CHARACTERS` in all."""
-    parts = [fold(text) for text in texts]
-    folded = _join_numbers(b"\0".join(parts))
-    offsets = np.flatnonzero(np.frombuffer(b"\0" + folded, np.uint8) == 0) if parts else np.zeros(1, np.int64)
-    if len(offsets) != max(len(parts), 1):  # a text holds NUL itself
-        return cut_words([text.replace("\0", " ") for text in texts])
-    data = np.frombuffer(folded + b"\0" * 8, np.uint8)
-    classes, single = _classes(data)
-    bounds = np.flatnonzero((classes[1:] != classes[:-1]) | single[1:]) + 1
-    bounds = np.concatenate(([0], bounds)) if classes[0] else bounds
-    kinds = classes[bounds]
-    spans = np.append(bounds, len(data))
-    keep = kinds != SPACE
-    starts, ends = bounds[keep], spans[1:][keep]
-    documents = np.append(np.searchsorted(starts, offsets), len(starts))
-    newlines = np.searchsorted(starts, np.flatnonzero(data == 10))
-    lines = np.unique(np.concatenate((documents[:-1], newlines)))
-    return Words(
-        _hash(data, starts, ends), kinds[keep], documents, lines[lines < len(starts)], starts, ends, folded
-    )
+    """The words of `texts`, which should hold about `BATCH_CHARACTERS` in all; lone surrogates become `?`."""
+    composed = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) for text in composed], out=offsets[1:])
+    points = np.frombuffer("".join(composed).encode("utf-32-le", "replace"), np.uint32)
+    folds, sequences, classes = _tables()
+    codes, begins = _fold(points, offsets, folds, sequences)
+    kinds, documents, lines, starts, ends = _cut(codes, begins, classes)
+    return Words(_hash(codes, starts, ends), kinds, documents, lines, starts, ends, codes)
 
 
 def ngrams(words: Words, length: int) -> tuple[Hashes, Indices]:
     """Hashes of all n-grams of `length` words that stay within a document, and their first words."""
-    count = len(words.hashes) - length + 1
-    if count <= 0:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    inside = np.ones(count, np.bool_)
-    for offset in range(1, length):
-        ends = words.documents[1:-1] - offset
-        inside[ends[(ends >= 0) & (ends < count)]] = False
-    first = np.flatnonzero(inside)
-    return spans(words, first, first + length), first
+    hashes, first = _ngrams(words.hashes, words.documents, length)
+    return hashes, first
 
 
-def spans(words: Words, first: Indices, last: Indices, sums: Hashes | None = None) -> Hashes:
-    """Hash of the words `first[i]` up to, not including, `last[i]`, for every i; `sums` of `prefix_sums`."""
-    inverses = _powers(1 << len(words.hashes).bit_length())[1]
-    sums = prefix_sums(words) if sums is None else sums
-    return mix((sums[last] - sums[first]) * inverses[first])
-
-
-def prefix_sums(words: Words) -> Hashes:
-    """What `spans` needs of the words; worth keeping for several calls."""
-    powers = _powers(1 << len(words.hashes).bit_length())[0]
-    sums = np.zeros(len(words.hashes) + 1, np.uint64)
-    np.cumsum(words.hashes * powers[: len(words.hashes)], out=sums[1:])
-    return sums
+def spans(words: Words, first: Indices, last: Indices) -> Hashes:
+    """Hash of the words `first[i]` up to, not including, `last[i]`, for every i."""
+    hashes: Hashes = _spans(words.hashes, first, last)
+    return hashes
 
 
 def mix(values: Hashes) -> Hashes:
@@ -128,97 +96,149 @@ def mix(values: Hashes) -> Hashes:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _join_numbers(folded: bytes) -> bytes:
-    """Without apostrophes inside words and commas inside numbers: `janet's` = `janets`, `1,000` = `1000`."""
-    data = np.frombuffer(folded, np.uint8)
-    marks = np.flatnonzero((data == 39) | (data == 44))
-    marks = marks[(marks > 0) & (marks < len(data) - 1)]
-    before, mark, after = data[marks - 1], data[marks], data[marks + 1]
-    digits = (before - 48 < 10) & (after - 48 < 10) & (mark == 44)
-    letters = (before - 97 < 26) & (after - 97 < 26) & (mark == 39)
-    inner = marks[digits | letters]
-    return np.delete(data, inner).tobytes() if len(inner) else folded
+compiled = njit(cache=True)  # numba's loops, in machine code
+_mix = compiled(mix)
 
 
-def _classes(data: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Class of every byte, and whether the byte begins a word of one character."""
-    table = _character_classes()
-    classes = table[:256].take(data)
-    leads = np.flatnonzero(data >= 0xC0)
-    if len(leads):
-        points = _code_points(data, leads)
-        found = table[np.minimum(points, len(table) - 1)]
-        continuation = data & 0xC0 == 0x80
-        for offset in range(4):
-            at = leads + offset
-            here = np.ones(len(leads), np.bool_) if offset == 0 else continuation[at]
-            leads, found, at = leads[here], found[here], at[here]
-            classes[at] = found
-        single = (classes >= IDEOGRAPH) & ~continuation
-    else:
-        single = classes >= IDEOGRAPH
-    return classes, single
+@compiled
+def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> tuple[Codes, Indices]:
+    """Folded characters, and where each document begins among them."""
+    room = len(points)
+    for point in points:
+        if point >= 0x80 and point < _TABLE and folds[point] < 0:
+            room += sequences[-folds[point]]
+    codes, begins = np.empty(room, np.int32), np.empty_like(offsets)
+    count = 0
+    for document in range(len(offsets) - 1):
+        begins[document] = count
+        for point in points[offsets[document] : offsets[document + 1]]:
+            fold = folds[point] if point < _TABLE else np.int32(point)
+            if fold >= 0:
+                codes[count] = fold
+                count += 1
+                continue
+            for character in sequences[1 - fold : 1 - fold + sequences[-fold]]:
+                codes[count] = character
+                count += 1
+    begins[-1] = count
+    return codes[:count], begins
 
 
-def _code_points(data: npt.NDArray[np.uint8], leads: Indices) -> Indices:
-    """Code points of the UTF-8 sequences that begin at `leads`."""
-    first, second, third, fourth = (data[leads + i].astype(np.int64) for i in range(4))
-    low2, low3, low4 = second & 0x3F, third & 0x3F, fourth & 0x3F
-    return np.where(
-        first < 0xE0,
-        (first & 0x1F) << 6 | low2,
-        np.where(
-            first < 0xF0,
-            (first & 0x0F) << 12 | low2 << 6 | low3,
-            (first & 0x07) << 18 | low2 << 12 | low3 << 6 | low4,
-        ),
-    )
+@compiled
+def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices, Indices, Indices, Indices]:
+    """What `Words` holds: kinds, documents, lines, starts, ends."""
+    room = len(codes)
+    kinds, lines = np.empty(room, np.uint8), np.empty(room, np.int64)
+    starts, ends, documents = np.empty(room, np.int64), np.empty(room, np.int64), np.empty_like(begins)
+    count, line_count = 0, 0
+    for document in range(len(begins) - 1):
+        documents[document] = count
+        line_begins, kind, last = True, np.uint8(SPACE), begins[document + 1]
+        for place in range(begins[document], last):
+            code = codes[place]
+            found = classes[code] if code < _TABLE else np.uint8(IDEOGRAPH)
+            if found == SYMBOL and _joins(codes[:last], place, kind):
+                continue
+            line_begins |= code == _LINE_FEED
+            if found != SPACE:
+                if found != kind or found >= IDEOGRAPH:
+                    kinds[count], starts[count] = found, place
+                    if line_begins:
+                        lines[line_count] = count
+                        line_count += 1
+                        line_begins = False
+                    count += 1
+                ends[count - 1] = place + 1
+            kind = found
+    documents[-1] = count
+    return kinds[:count], documents, lines[:line_count], starts[:count], ends[:count]
 
 
-def _hash(data: npt.NDArray[np.uint8], starts: Indices, ends: Indices) -> Hashes:
-    loads = np.ndarray((len(data) - 7,), "<u8", buffer=data, strides=(1,))
-    lengths = ends - starts
-    hashes = mix((loads[starts] & _LOW_BYTES[np.minimum(lengths, 8)]) + np.uint64(_BASE))
-    longer = np.flatnonzero(lengths > 8)
-    offset = 8
-    while len(longer):
-        rest = np.minimum(lengths[longer] - offset, 8)
-        block = loads[starts[longer] + offset] & _LOW_BYTES[rest]
-        hashes[longer] = mix(hashes[longer] * np.uint64(_BASE) + block)
-        offset += 8
-        longer = longer[lengths[longer] > offset]
+@compiled
+def _joins(codes: Codes, place: int, kind: int) -> bool:
+    """Whether a comma stands inside a number, or an apostrophe inside a word: `1,000` is `1000`."""
+    code = codes[place]
+    if kind in (SPACE, SYMBOL) or place + 1 == len(codes) or code not in (_COMMA, _APOSTROPHE):
+        return False
+    first, last = (48, 57) if code == _COMMA else (97, 122)
+    return bool(first <= codes[place - 1] <= last and first <= codes[place + 1] <= last)
+
+
+@compiled
+def _hash(codes: Codes, starts: Indices, ends: Indices) -> Hashes:
+    """Hashes of the words' UTF-8, eight bytes at a time."""
+    hashes = np.empty(len(starts), np.uint64)
+    for word in range(len(starts)):
+        value, block, filled = _BASE, np.uint64(0), 0
+        for place in range(starts[word], ends[word]):
+            code = codes[place]
+            if code in (_COMMA, _APOSTROPHE) and ends[word] - starts[word] > 1:
+                continue  # it joins what stands around it
+            length = 1 if code < 0x80 else 2 if code < 0x800 else 3 if code < 0x10000 else 4
+            for later in range(length - 1, -1, -1):
+                if filled == 8:
+                    value, block, filled = _mix(value + block) * _BASE, np.uint64(0), 0
+                block |= np.uint64(_utf8_byte(code, later, length)) << np.uint64(8 * filled)
+                filled += 1
+        hashes[word] = _mix(value + block)
     return hashes
 
 
-@lru_cache(maxsize=4)
-def _powers(count: int) -> tuple[Hashes, Hashes]:
-    """Powers of the base and of its inverse modulo 2^64."""
-    return _series(_BASE, count), _series(pow(_BASE, -1, 1 << 64), count)
+@compiled
+def _utf8_byte(code: int, later: int, length: int) -> int:
+    """The byte of `code` with `later` others behind it, of its `length` in UTF-8 (RFC 3629)."""
+    if length == 1:
+        return code
+    bits = code >> 6 * later
+    return bits | 0xF00 >> length & 0xFF if later == length - 1 else bits & 0x3F | 0x80
 
 
-def _series(base: int, count: int) -> Hashes:
-    factors = np.full(count, base, np.uint64)
-    factors[0] = 1
-    return np.cumprod(factors)
+@compiled
+def span_hash(hashes: Hashes, first: int, last: int) -> np.uint64:
+    """Hash of the words `first` up to, not including, `last`; does not depend on where they stand."""
+    value, power = np.uint64(0), np.uint64(1)
+    for word in range(first, last):
+        value += hashes[word] * power
+        power *= _BASE
+    mixed: np.uint64 = _mix(value)
+    return mixed
+
+
+@compiled
+def _spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
+    found = np.empty(len(first), np.uint64)
+    for number in range(len(first)):
+        found[number] = span_hash(hashes, first[number], last[number])
+    return found
+
+
+@compiled
+def _ngrams(hashes: Hashes, documents: Indices, length: int) -> tuple[Hashes, Indices]:
+    found = np.empty(len(hashes), np.uint64)
+    firsts = np.empty(len(hashes), np.int64)
+    count = 0
+    for document in range(len(documents) - 1):
+        for first in range(documents[document], documents[document + 1] - length + 1):
+            found[count], firsts[count] = span_hash(hashes, first, first + length), first
+            count += 1
+    return found[:count], firsts[:count]
 
 
 @lru_cache(maxsize=1)
-def _character_classes() -> npt.NDArray[np.uint8]:
-    """Class by code point up to 0x1FFFF; above lie rare Chinese characters, classed like the last entry."""
-    table = np.full(0x20001, IDEOGRAPH, np.uint8)
-    for point in range(0x20000):
-        category = unicodedata.category(chr(point))
-        table[point] = {"L": LETTERS, "M": LETTERS, "N": LETTERS, "P": SYMBOL, "S": SYMBOL}.get(
-            category[0], SPACE
-        )
-        if category == "Nd":
-            table[point] = DIGITS
-    for low, high in (
-        (0x3005, 0x3008),
-        (0x3041, 0x3100),
-        (0x3400, 0x4DC0),
-        (0x4E00, 0xA000),
-        (0xF900, 0xFB00),
-    ):
-        table[low:high] = IDEOGRAPH
-    return table
+def _tables() -> tuple[Codes, Codes, Kinds]:
+    """By code point: the folded one, or minus its place among the sequences (length first); the class."""
+    folds = np.empty(_TABLE, np.int32)
+    classes = np.empty(_TABLE, np.uint8)
+    sequences = [0]
+    by_category = {"L": LETTERS, "M": LETTERS, "N": LETTERS, "P": SYMBOL, "S": SYMBOL, "Nd": DIGITS}
+    for point in range(_TABLE):
+        character = chr(point)
+        folded = unicodedata.normalize("NFKC", character).lower().replace("\u2019", "'")
+        folds[point] = ord(folded) if len(folded) == 1 else -len(sequences)
+        if len(folded) > 1:
+            sequences += [len(folded), *map(ord, folded)]
+        category = unicodedata.category(character)
+        classes[point] = by_category.get(category, by_category.get(category[0], SPACE))
+    for low, high in _IDEOGRAPHS:
+        classes[low:high] = IDEOGRAPH
+    return folds, np.array(sequences, np.int32), classes

@@ -35,12 +35,13 @@ def test_words_equal_the_plain_cutter() -> None:
     words = cut_words(TEXTS)
     for number, text in enumerate(TEXTS):
         low, high = words.documents[number : number + 2]
-        assert [words.text(i, i + 1) for i in range(low, high)] == plain_words(text)
+        cut = [words.text(i, i + 1) for i in range(low, high)]
+        assert [plain_words(word) for word in cut] == [[word] for word in plain_words(text)]
 
 
 def test_equal_words_and_only_they_have_equal_hashes() -> None:
     words = cut_words([*TEXTS, " ".join(f"word{i} {i}" for i in range(20_000))])
-    texts = [words.text(i, i + 1) for i in range(len(words.hashes))]
+    texts = [plain_words(words.text(i, i + 1))[0] for i in range(len(words.hashes))]
     assert len(set(texts)) == len(np.unique(words.hashes))
     assert len({*zip(texts, words.hashes.tolist(), strict=True)}) == len(set(texts))
 
@@ -56,6 +57,34 @@ def test_ngrams_stay_inside_a_document_and_do_not_depend_on_place() -> None:
     assert first.tolist() == [0, 4, 5]
     assert hashes[0] == hashes[2] != hashes[1]
     assert spans(words, np.array([0]), np.array([2]))[0] == ngrams(cut_words(["a b"]), 2)[0][0]
+
+
+def splitmix(value: int) -> int:
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    return value ^ value >> 31
+
+
+@pytest.mark.parametrize(
+    ("text", "folded"),
+    [
+        ("Ab", "ab"),
+        ("Ｉｎternational", "international"),
+        ("数", "数"),
+        ("\U00020000", "\U00020000"),
+        ("É", "é"),
+    ],
+)
+def test_hashes_are_of_eight_utf8_bytes_at_a_time(text: str, folded: str) -> None:
+    base, data = 0x9E3779B97F4A7C15, folded.encode()
+    expected = splitmix((int.from_bytes(data[:8], "little") + base) % (1 << 64))
+    for place in range(8, len(data), 8):
+        expected = splitmix((expected * base + int.from_bytes(data[place : place + 8], "little")) % (1 << 64))
+    assert cut_words([text]).hashes.tolist() == [expected]
+    # of three words, a polynomial in the base
+    words = cut_words([f"{text} x {text}"])
+    middle = int(words.hashes[1])
+    polynomial = (expected + middle * base + expected * base**2) % (1 << 64)
+    assert ngrams(words, 3)[0].tolist() == [splitmix(polynomial)]
 
 
 def test_order_matters() -> None:
