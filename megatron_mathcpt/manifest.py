@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -144,6 +146,22 @@ def describe_file(path: Path) -> OutputFile:
     return OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
+def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFile]:
+    """Sizes and hashes of files of `folder`, read while the disk takes them in."""
+    described = {}
+    with ThreadPoolExecutor(1) as beside:
+        for name in sorted(names):
+            synced = beside.submit(_sync, folder / name)
+            described[name] = describe_file(folder / name)
+            synced.result()
+    return described
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def load_manifest(folder: Path, kind: str | None) -> Manifest:
     """The manifest of a complete folder of `kind` (None: of any kind), its files checked by size.
 
@@ -176,8 +194,10 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
 
 def verify_hashes(folder: Path, manifest: Manifest) -> None:
     """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first bad one."""
-    for name, recorded in manifest.outputs.items():
-        if hash_file(folder / name) != recorded.sha256:
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda name: hash_file(folder / name), manifest.outputs))
+    for (name, recorded), found in zip(manifest.outputs.items(), hashes, strict=True):
+        if found != recorded.sha256:
             raise ManifestError(
                 f"{folder / name}: checksum differs from the manifest; build the folder again"
             )

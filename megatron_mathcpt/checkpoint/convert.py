@@ -11,10 +11,10 @@ from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.manifest import (
-    describe_file,
-    hash_folder,
+    OutputFile,
     is_complete,
     load_manifest,
+    sync_and_describe,
     verify_hashes,
     write_manifest,
 )
@@ -61,7 +61,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
     difference = _compare(source, shape, out) if verify else None
     counts = {"max_abs_logit_difference": difference, "step": manifest.counts["step"]}
-    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config)
+    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=_described(out))
     return Converted(difference, was_there=False)
 
 
@@ -92,12 +92,18 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     copy_tokenizer(folder, writing / "tokenizer")
     write_weights(HuggingFaceWeights(folder, shape), shape, writing)
     difference = _compare(CheckpointWeights(writing, shape), shape, folder) if verify else None
-    outputs = hash_folder(writing) | {".metadata": describe_file(writing / ".metadata")}
+    outputs = _described(writing)
     counts = {"max_abs_logit_difference": difference, "step": 0, "eos_id": read_eos_id(folder)}
     write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
     seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
+
+
+def _described(folder: Path) -> dict[str, OutputFile]:
+    """Every file of a folder that has no manifest yet, hidden ones too, synced and described."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sync_and_describe(folder, (path.relative_to(folder).as_posix() for path in files))
 
 
 def _compare(source: "WeightSource", shape: LlamaShape, folder: Path) -> float:

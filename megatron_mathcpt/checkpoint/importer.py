@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from megatron_mathcpt.checkpoint.names import tensor_keys
+from megatron_mathcpt.checkpoint.shard_writer import without_crc32
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.model.settings import padded_vocab_size
 from megatron_mathcpt.model.weights import EMBEDDING, LAYERS, OUTPUT, WeightSource, tensor_sizes
@@ -38,15 +39,16 @@ class _Piece:
 
 
 def write_weights(source: WeightSource, shape: LlamaShape, folder: Path) -> None:
-    """Write every tensor of `source` into `folder`, which is there and empty; the manifest is not written."""
+    """Write every tensor of `source` into `folder`, which is there and empty; it is not synced yet."""
     pieces = {piece.index: piece for piece in _pieces(shape)}
     dtype = source.read("decoder.final_layernorm.weight", None).dtype
     items = [_item(piece, dtype) for piece in pieces.values()]
-    writer = FileSystemWriter(folder, sync_files=True)
+    writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(True)
     plans, metadata = create_default_global_save_plan([SavePlan(items)])
     (plan,) = writer.prepare_global_plan(plans)
-    results = writer.write_data(plan, _FromSource(source, pieces)).wait()
+    with without_crc32():
+        results = writer.write_data(plan, _FromSource(source, pieces)).wait()
     writer.finish(metadata, [results])
     torch.save({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))

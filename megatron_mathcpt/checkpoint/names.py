@@ -50,7 +50,7 @@ def hf_names(key: str, layer: int | None) -> tuple[str, ...]:
 def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
     if not key.endswith(QKV):
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
     grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
 

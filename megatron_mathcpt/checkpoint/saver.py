@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from megatron_mathcpt.checkpoint import folder as folders
-from megatron_mathcpt.checkpoint.shard_writer import HostCopies, ShardWriter, Written, sync_and_describe
+from megatron_mathcpt.checkpoint.shard_writer import HostCopies, ShardWriter, Written
 from megatron_mathcpt.checkpoint.store import sharded_state, verify_kept
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.manifest import sync_and_describe, write_manifest
 from megatron_mathcpt.parallel import Layout
 
 

@@ -5,9 +5,7 @@ own asynchronous request forks its writers out of a process full of threads, whi
 (github.com/NVIDIA/Megatron-LM, issue 2422), and 0.19 gives it up.
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megatron_mathcpt.manifest import OutputFile, describe_file
+from megatron_mathcpt.manifest import OutputFile, sync_and_describe
 
 HostCopies = dict[MetadataIndex, torch.Tensor]
 
@@ -74,7 +72,7 @@ class ShardWriter(FileSystemWriter):
     def write(self) -> Written:
         """Write, sync and hash this rank's files."""
         assert self._plan is not None
-        with _without_crc32():
+        with without_crc32():
             results = super().write_data(self._plan, _Taken(self._taken)).wait()
         names = {result.storage_data.relative_path for result in results}
         self._taken = {}
@@ -97,24 +95,8 @@ class _Taken(DefaultSavePlanner):
         return self._data[write_item.index]
 
 
-def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFile]:
-    """Sizes and hashes of files, read while the disk takes them in."""
-    described = {}
-    with ThreadPoolExecutor(1) as beside:
-        for name in sorted(names):
-            synced = beside.submit(_sync, folder / name)
-            described[name] = describe_file(folder / name)
-            synced.result()
-    return described
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 @contextmanager
-def _without_crc32() -> Iterator[None]:
+def without_crc32() -> Iterator[None]:
     """Leave out torch.save's own checksum: we have a better one, and it holds the interpreter's lock."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)

@@ -27,10 +27,10 @@ WRITER = "megatron_mathcpt.checkpoint.shard_writer"
 SAVE_PHASES = [
     f"{SAVER}:save_distributed:before:2",
     f"{SAVER}:save_distributed:after:2",
-    f"{WRITER}:_without_crc32:before:2",  # nothing written yet
-    f"{WRITER}:sync_and_describe:before:3",  # shards written, not yet synced; two calls a save
-    f"{WRITER}:sync_and_describe:after:3",
-    f"{WRITER}:sync_and_describe:before:4",  # the index
+    f"{WRITER}:without_crc32:before:2",  # nothing written yet
+    f"{WRITER}:sync_and_describe:before:2",  # written, not yet synced
+    f"{WRITER}:sync_and_describe:after:2",
+    f"{SAVER}:sync_and_describe:before:2",  # the index
     f"{SAVER}:write_manifest:before:2",
     f"{SAVER}:write_manifest:after:2",
     f"{FOLDER}:seal:after:2",
