@@ -27,7 +27,7 @@ from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import write_atomically
 
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment: finds what a killed runner left behind
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 2.0
 _logger = get_logger(__name__)
 
 
@@ -151,7 +151,7 @@ def _tree_memory_bytes(root: psutil.Process) -> int:
         for process in [root, *root.children(recursive=True)]:
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)
-    except psutil.Error:  # a process ended while it was read; the next sample is half a second away
+    except psutil.Error:  # a process ended while it was read; the next sample is seconds away
         return total
     return total
 
