@@ -132,7 +132,11 @@ def page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to wr
     corpus, screen = _open(folder)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; give the name of a file")
-    write_atomically(out, render_corpus(page_content(corpus)).encode())
+    html = render_corpus(page_content(corpus))
+    try:
+        write_atomically(out, html.encode())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
     screen.console.print(f"Page: {out}", soft_wrap=True)
 
 

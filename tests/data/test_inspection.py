@@ -334,6 +334,17 @@ def test_bad_names_get_what_there_is(root: Path, arguments: tuple[str, ...], mes
         command(arguments[0], root, *arguments[1:])
 
 
+def test_the_command_writes_a_page(root: Path, tmp_path: Path) -> None:
+    assert (
+        command("page", root, "--out", tmp_path / "new" / "page.html") == f"Page: {tmp_path}/new/page.html\n"
+    )
+    assert "<title>inspected · corpus</title>" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.html", "cannot be written")):
+        with pytest.raises(ConfigError, match=message):
+            command("page", root, "--out", out)
+
+
 def test_a_bad_folder_is_one_line_and_status_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "tools/inspect_corpus.py", "trace", str(tmp_path), "x"],
