@@ -10,13 +10,14 @@ from pathlib import Path
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.executors import default_workers, local_executor, slurm_executors
+from megatron_mathcpt.data.executors import default_workers, local_executor, queued_jobs, slurm_executors
 from megatron_mathcpt.data.finish import KIND
 from megatron_mathcpt.data.progress import describe, read_progress, reported
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.stages import STAGES
-from megatron_mathcpt.data.work import EXECUTORS, Build, input_name, open_build, small_inputs
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, is_complete, load_manifest
+from megatron_mathcpt.data.work import EXECUTORS, WORK, Build, input_name, open_build, small_inputs
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.manifest import FILE_NAME, Manifest, is_complete, load_manifest, write_atomically
 
 
 def build_corpus(config: Corpus, out: Path, workers: int | None = None) -> Manifest:
@@ -41,14 +42,21 @@ def submit_corpus(
 ) -> int | None:
     """Have Slurm build the corpus; returns the id of the last job, or None if the corpus is complete.
 
-    Submitting again after a failure goes on with the tasks that are missing.
+    Submitting again after a failure goes on with the tasks that are missing. Raises `ConfigError` while the
+    jobs of an earlier submission are in the queue: two builds would write the same files.
     """
     build = open_build(config, out)
     if _is_complete(build):
         return None
+    submitted = out / WORK / "slurm_job"
+    if submitted.is_file() and (job := int(submitted.read_bytes())) in queued_jobs():
+        raise ConfigError(
+            f"{out}: job {job} of an earlier submission is in the queue; wait for it or scancel it"
+        )
     build.claim()
     last = slurm_executors(build, cluster, -1 if workers is None else workers)
     last.run()
+    write_atomically(submitted, str(last.job_id).encode())
     return int(last.job_id)
 
 

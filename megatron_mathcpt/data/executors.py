@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,12 @@ def slurm_executors(build: Build, cluster: ClusterConfig, workers: int) -> Pipel
         last = _slurm_executor(build, stage, cluster, workers, last)
     assert last is not None
     return last
+
+
+def queued_jobs() -> set[int]:
+    """Ids of the jobs, or arrays of jobs, in Slurm's queue."""
+    asked = ["squeue", "--noheader", "--format=%F"]
+    return set(map(int, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
 
 
 def _slurm_executor(

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus, submit_corpus
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.manifest import load_manifest
 from tests.data.conftest import config, raw
 from tests.launch.jobs import test_cluster, wait_for_end
@@ -20,6 +21,8 @@ def test_arrays_on_two_nodes_give_the_same_bytes(config: Corpus, tmp_path: Path)
     out = tmp_path / "slurm"
     alone = test_cluster("single_task.memory_gib=600")  # of the 1 TB of a node: one task a node
     last = submit_corpus(config, out, alone)
+    with pytest.raises(ConfigError, match=f"job {last} of an earlier submission"):
+        submit_corpus(config, out, alone)
     assert last is not None and wait_for_end(last, 240) == "COMPLETED"
     built = load_manifest(out, "corpus")
     assert built.outputs == local.outputs
