@@ -1,16 +1,22 @@
-"""CPU time of a training step against a plain transformers Llama loop, and of the loader; one process.
+"""CPU time of a training step against a plain transformers Llama loop, of the loader, and of two processes.
 
-    python tests/benchmarks/training_step.py [--steps 12]
+    python tests/benchmarks/training_step.py [--steps 12]                one process
+    python tests/benchmarks/training_step.py --layouts [--rounds 5]      TP2 and DP2 against one process
 
-Both loops take turns step by step, in fp32 on the same shape, with SDPA attention and fused AdamW. CPU time
-(user + system) counts, so other work on the machine hardly matters. Ours is the whole loop: loader, forward,
-backward, clipping, optimizer, metrics; theirs reads slices of the same tokens.
+In one process both loops take turns step by step, in fp32 on the same shape, with SDPA attention and fused
+AdamW. CPU time (user + system) counts, so other work on the machine hardly matters. Ours is the whole loop:
+loader, forward, backward, clipping, optimizer, metrics; theirs reads slices of the same tokens.
+
+With `--layouts` a step of the same global batch is run by one process, and by two, by turns in fresh
+processes; the CPU time of all ranks is summed. Bars: whole loop 1.05, TP2 1.15, DP2 1.10.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,8 +58,18 @@ def write_corpus(folder: Path, tokens: int) -> Path:
     return folder
 
 
+LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, tensor parallel size
+LAYOUT_SHAPE = {
+    "num_layers": 4,
+    "hidden_size": 512,
+    "ffn_hidden_size": 1408,
+    "num_attention_heads": 8,
+    "num_query_groups": 4,
+}
+
+
 def experiment(corpus: Path, length: int, shape: dict[str, int] = SHAPE) -> ExperimentConfig:
-    tree = {
+    tree: dict[str, Any] = {
         "name": "benchmark",
         "seed": 1,
         "model": shape,
@@ -134,10 +150,72 @@ def loader_rate(state: Any, samples: int) -> float:
     return samples * state.config.train.seq_length / seconds_of(read)
 
 
+def layout_worker(corpus: Path, run: Path, tensor: int, steps: int) -> None:
+    """One rank: prints its CPU seconds of each step."""
+    torch.set_num_threads(1)
+    use_cpu()
+    from megatron_mathcpt import parallel
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.inputs import resolve_inputs
+    from megatron_mathcpt.train.metrics import Metrics
+
+    config = experiment(corpus, LENGTH, LAYOUT_SHAPE)
+    sizes = config.parallel.model_copy(update={"tensor_model_parallel_size": tensor})
+    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": 2})
+    inputs = resolve_inputs(config.model_copy(update={"parallel": sizes, "train": train}))
+    with parallel.joined(sizes, 1) as layout:
+        state = build(inputs, layout, run)
+        step = our_step(state, Metrics(inputs.config, layout, run, 0, state.dataset))
+        print(json.dumps([seconds_of(step) for _ in range(steps + 2)][2:]))
+
+
+def run_layout(corpus: Path, layout: str, steps: int) -> float:
+    """CPU seconds of a step, all ranks together: the median of `steps`."""
+    processes, tensor = LAYOUTS[layout]
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--work", str(corpus), folder, str(tensor), str(steps)]
+        workers = [
+            subprocess.Popen(
+                command,
+                env=os.environ | local_world(rank, processes, port) | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            for rank in range(processes)
+        ]
+        ranks = [json.loads(worker.communicate()[0]) for worker in workers]
+    return statistics.median(map(sum, zip(*ranks, strict=True)))
+
+
+def compare_layouts(rounds: int, steps: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_corpus(Path(folder) / "corpus", 2_000_000)
+        taken = [{layout: run_layout(corpus, layout, steps) for layout in LAYOUTS} for _ in range(rounds)]
+    for layout in LAYOUTS:
+        ratios = [turn[layout] / turn["one process"] for turn in taken]
+        seconds = statistics.median(turn[layout] for turn in taken)
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{layout:12s} {seconds:7.3f} CPU s a step, ratio {statistics.median(ratios):.3f} ({spread})")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12)
-    steps = parser.parse_args().steps
+    parser.add_argument("--layouts", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        corpus, run, tensor, steps = arguments.work
+        layout_worker(Path(corpus), Path(run), int(tensor), int(steps))
+    elif arguments.layouts:
+        compare_layouts(arguments.rounds, arguments.steps)
+    else:
+        compare_with_transformers(arguments.steps)
+
+
+def compare_with_transformers(steps: int) -> None:
     torch.set_num_threads(1)
     use_cpu()
     from megatron_mathcpt import parallel
