@@ -22,6 +22,7 @@ from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError, one_line
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.synthesis.flow import Endpoint, Flow
+from megatron_mathcpt.synthesis.patience import Patience
 from megatron_mathcpt.synthesis.wire import PATHS, Answer, Decoder, TooLarge, read_answer
 
 UNANSWERED = "server: "  # begins the error of a request that got no answer; it is tried again in the next run
@@ -47,6 +48,9 @@ class Client:
         self._servers = servers
         self._stack = AsyncExitStack()
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._patience = {
+            name: Patience(s.read_timeout_seconds, s.total_timeout_seconds) for name, s in servers.items()
+        }
         self._given_up = 0
         self.retries = 0
         self.answers = 0
@@ -93,10 +97,11 @@ class Client:
         found = {}
         for url in self._servers[name].endpoints:
             try:
-                async with self._sessions[name].get(f"{url}/models", allow_redirects=False) as response:
-                    if response.status in (401, 403):
-                        raise ServerError(_refusal(name, url, response.status, b"", self._servers[name]))
-                    rows = orjson.loads(await response.content.read(1_000_000)) if response.ok else {}
+                with self._patience[name].watch():
+                    async with self._sessions[name].get(f"{url}/models", allow_redirects=False) as response:
+                        if response.status in (401, 403):
+                            raise ServerError(_refusal(name, url, response.status, b"", self._servers[name]))
+                        rows = orjson.loads(await response.content.read(1_000_000)) if response.ok else {}
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise ServerError(
                     f"server '{name}': {url}/models cannot be reached "
@@ -127,26 +132,24 @@ class Client:
             flow.give_back(endpoint)
 
     async def _exchange(self, name: str, server: Server, url: str, body: bytes) -> Answer | _Failure:
+        clock = asyncio.get_running_loop().time
         try:
-            async with self._sessions[name].post(
-                url + PATHS[server.api], data=body, allow_redirects=False
-            ) as response:
-                decoder = Decoder(
-                    response.headers.get("Content-Encoding", "").lower(), server.maximum_response_bytes
+            with self._patience[name].watch() as watch:
+                response = await self._sessions[name].post(
+                    url + PATHS[server.api], data=body, allow_redirects=False
                 )
-                async for chunk in response.content.iter_any():
-                    decoder.feed(chunk)
-                if response.status == 200:
-                    return read_answer(decoder.body(), server.api)
-                if response.status in _RETRIED:
-                    wait = _retry_after(response.headers.get("Retry-After", ""))
-                    if wait > server.maximum_wait_seconds:
-                        raise ServerError(
-                            f"server '{name}': {url} asks to wait {wait:.0f} s, more than "
-                            "maximum_wait_seconds; start again later or raise it"
-                        )
-                    return _Failure(f"status {response.status}", response.status in _OVERLOAD, wait)
-                raise ServerError(_refusal(name, url, response.status, decoder.body(), server))
+                try:
+                    decoder = Decoder(
+                        response.headers.get("Content-Encoding", "").lower(), server.maximum_response_bytes
+                    )
+                    while not response.content.at_eof():
+                        decoder.feed(await response.content.readany())
+                        watch.heard = clock()
+                finally:
+                    response.release()  # closes the connection if the body was not read to its end
+            if response.status == 200:
+                return read_answer(decoder.body(), server.api)
+            return _failure(name, url, response, decoder.body(), server)
         except TooLarge:
             return Answer("", f"reply larger than {server.maximum_response_bytes} bytes")
         except zlib.error:
@@ -167,15 +170,24 @@ def _open_session(name: str, server: Server) -> aiohttp.ClientSession:
                 f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; export it"
             )
         headers["Authorization"] = f"Bearer {key}"
-    timeout = aiohttp.ClientTimeout(
-        total=server.total_timeout_seconds,
-        sock_connect=server.connect_timeout_seconds,
-        sock_read=server.read_timeout_seconds,
-    )
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=server.connect_timeout_seconds)
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
     return aiohttp.ClientSession(
         headers=headers, timeout=timeout, connector=connector, auto_decompress=False, trust_env=False
     )
+
+
+def _failure(name: str, url: str, response: aiohttp.ClientResponse, body: bytes, server: Server) -> _Failure:
+    """What another attempt may mend; raises `ServerError` for what it will not."""
+    if response.status not in _RETRIED:
+        raise ServerError(_refusal(name, url, response.status, body, server))
+    wait = _retry_after(response.headers.get("Retry-After", ""))
+    if wait > server.maximum_wait_seconds:
+        raise ServerError(
+            f"server '{name}': {url} asks to wait {wait:.0f} s, more than "
+            "maximum_wait_seconds; start again later or raise it"
+        )
+    return _Failure(f"status {response.status}", response.status in _OVERLOAD, wait)
 
 
 def _refusal(name: str, url: str, status: int, body: bytes, server: Server) -> str:
