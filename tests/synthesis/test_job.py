@@ -1,6 +1,7 @@
 """The job script for servers and client, run by bash as Slurm would, with a small server in vLLM's place."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from aiohttp import web
 from tests.synthesis.loopback import Loopback, ScriptedModel
 model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
 pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
-server = Loopback(ScriptedModel(), name=model)
+server = Loopback(ScriptedModel(), name=model, delay_seconds={delay})
 app = web.Application()
 app.router.add_get("/v1/models", server._models)
 app.router.add_post("/v1/chat/completions", server._complete)
@@ -26,42 +27,59 @@ web.run_app(app, host="127.0.0.1", port=port, print=None)
 """
 
 
-def run(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> subprocess.CompletedProcess[str]:
+def prepare(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a job whose vLLM is `stand_in` and whose scontrol notes what it is told."""
     (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "vllm").write_text(stand_in)
-    (tmp_path / "bin" / "vllm").chmod(0o755)
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n')
+    for name in ("vllm", "scontrol"):
+        (tmp_path / "bin" / name).chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PYTHON": sys.executable,
         "STUDENT_MODEL": "small",
         "TEACHER_MODEL": "big",
+        "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_ARRAY_TASK_ID": "1",
         "SLURM_ARRAY_TASK_COUNT": "3",
     }
-    command = ["bash", "launch/synthesis.sbatch", str(tmp_path / "config.yaml"), str(tmp_path / "out")]
+    return [
+        "bash",
+        "launch/synthesis.sbatch",
+        str(tmp_path / "config.yaml"),
+        str(tmp_path / "out"),
+    ], environment
+
+
+def run(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> subprocess.CompletedProcess[str]:
+    command, environment = prepare(tmp_path, config, stand_in)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def processes_of(tmp_path: Path) -> list[str]:
-    found = subprocess.run(
-        ["pgrep", "-af", str(tmp_path / "bin")], capture_output=True, text=True, check=False
-    )
+    """Servers, by their file, and client, by its config; not the job's own shell."""
+    pattern = f"{tmp_path}/bin/|synthesize.py {tmp_path}"
+    found = subprocess.run(["pgrep", "-af", pattern], capture_output=True, text=True, check=False)
     return found.stdout.splitlines()
 
 
 def test_servers_start_serve_one_shard_and_end(
     make_config: Callable[..., SynthesisConfig], tmp_path: Path
 ) -> None:
-    stand_in = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path))
+    stand_in = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=0)
     done = run(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in)
     assert done.returncode == 0, done.stderr
     records = accepted(tmp_path / "out", "shard-00001-of-00003")
     assert records
     assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
     assert {request["model"] for request in records[0]["extra"]["lineage"]["requests"]} == {"small", "big"}
-    assert '"--tensor-parallel-size", "6"' in (tmp_path / "served-big").read_text()
+    assert '"--tensor-parallel-size", "4"' in (tmp_path / "served-big").read_text()
+    assert_all_end(tmp_path)
+
+
+def assert_all_end(tmp_path: Path) -> None:
     deadline = time.monotonic() + 30
     while processes_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -71,5 +89,19 @@ def test_servers_start_serve_one_shard_and_end(
 def test_a_server_that_dies_ends_the_job(make_config: Callable[..., SynthesisConfig], tmp_path: Path) -> None:
     done = run(tmp_path, make_config("http://127.0.0.1:1/v1"), "#!/bin/sh\nexit 3\n")
     assert done.returncode == 1
-    assert "ended before it answered" in done.stderr
+    assert "ended before both answered" in done.stderr
     assert processes_of(tmp_path) == []
+
+
+def test_a_job_near_its_end_goes_back_to_the_queue(
+    make_config: Callable[..., SynthesisConfig], tmp_path: Path
+) -> None:
+    stand_in = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=600)
+    command, environment = prepare(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in)
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as job:
+        while job.poll() is None and not (tmp_path / "out").exists():  # the client is at work
+            time.sleep(0.1)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(60) == 143
+    assert (tmp_path / "told-scontrol").read_text().split() == ["requeue", str(os.getpid())]
+    assert_all_end(tmp_path)
