@@ -15,7 +15,7 @@ from megatron_mathcpt.data.finish import KIND
 from megatron_mathcpt.data.progress import describe, read_progress, reported
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.stages import STAGES
-from megatron_mathcpt.data.work import EXECUTORS, WORK, Build, input_name, open_build, small_inputs
+from megatron_mathcpt.data.work import EXECUTORS, WORK, Build, open_build, small_inputs
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.manifest import FILE_NAME, Manifest, is_complete, load_manifest, write_atomically
 
@@ -74,5 +74,7 @@ def _is_complete(build: Build) -> bool:
         return False
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(Shard.hash, build.shards)
-    inputs = dict(zip(map(input_name, build.shards), hashes, strict=True)) | small_inputs(build.config)
+    inputs = dict(zip((shard.label for shard in build.shards), hashes, strict=True)) | small_inputs(
+        build.config
+    )
     return is_complete(build.out, KIND, inputs=inputs, config=build.config.model_dump(mode="json"))

@@ -12,7 +12,7 @@ from megatron_mathcpt.data.decontaminate import load_items
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.indexed_dataset import merge
 from megatron_mathcpt.data.tokenizer import load_tokenizer
-from megatron_mathcpt.data.work import RESULTS, WORK, Build, input_name, small_inputs
+from megatron_mathcpt.data.work import RESULTS, WORK, Build, small_inputs
 from megatron_mathcpt.manifest import write_atomically, write_manifest
 
 KIND = "corpus"
@@ -28,7 +28,7 @@ def finish(build: Build, task: int = 0) -> None:
     for name in RESULTS:
         for leftover in (build.out / name).rglob(".*.tmp"):  # of a build that was killed
             leftover.unlink()
-    raw = {input_name(shard): build.counts("prepared", shard)["sha256"] for shard in build.shards}
+    raw = {shard.label: build.counts("prepared", shard)["sha256"] for shard in build.shards}
     config = build.config.model_dump(mode="json")
     inputs = {**raw, **small_inputs(build.config)}
     write_manifest(build.out, KIND, inputs=inputs, counts=counts, config=config)

@@ -27,6 +27,7 @@ class Shard:
     source: str
     number: int
     path: Path
+    label: str  # source and path within it: does not change when the folder moves or grows
 
     @property
     def name(self) -> str:
@@ -73,10 +74,18 @@ class Skipped:
 def list_shards(sources: dict[str, Source]) -> list[Shard]:
     """All input files in keep order, text files by folder; raises `DataError` naming a source without any."""
     return [
-        Shard(name, number, path)
+        Shard(name, number, path, f"{name}/{_inside(path, Path(source.path))}")
         for name, source in sources.items()
         for number, path in enumerate(_units(list_files(source.path, f"source '{name}'")))
     ]
+
+
+def _inside(path: Path, given: Path) -> str:
+    """`path` below the folder of `given`: itself, a file's, or that before a glob's first wildcard."""
+    root = given.parent if given.is_file() else given
+    while not root.is_dir():
+        root = root.parent
+    return path.name if path == root else str(path.relative_to(root))
 
 
 def _units(files: list[Path]) -> list[Path]:
@@ -93,7 +102,7 @@ def _record(row: Row, number: int, shard: Shard, source: Source) -> Document | S
     if source.adapter:
         adapted = adapt(source.adapter, row)
         if isinstance(adapted, str):
-            return Skipped(f"{shard.source}/{shard.path.name}#{number}", adapted, number)
+            return Skipped(f"{shard.label}#{number}", adapted, number)
         row = adapted
     try:
         return (_problem if source.kind == "problem" else _text)(row, number, shard, source)
@@ -129,7 +138,7 @@ def _identity(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> tu
     given = _field(row, fields, "id")
     label = _field(row, fields, "source")
     return (
-        f"{shard.source}/{shard.path.name}#{number}" if given is None else str(given),
+        f"{shard.label}#{number}" if given is None else str(given),
         label if isinstance(label, str) and label else shard.source,
     )
 

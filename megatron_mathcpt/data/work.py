@@ -82,11 +82,6 @@ def small_inputs(config: Corpus) -> dict[str, str]:
     return {name: hash_file(file) for name, file in files.items()}
 
 
-def input_name(shard: Shard) -> str:
-    """Name of a raw file in the manifest."""
-    return f"{shard.source}/{shard.path.name}"
-
-
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:
     """Save `array` whole or not at all."""
     with write_whole(path) as file:

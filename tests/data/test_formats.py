@@ -151,3 +151,22 @@ def test_undecodable_value_of_parquet_is_one_reject(tmp_path: Path) -> None:
     first, second, third = flat(tmp_path / "a.parquet")
     assert (first, third) == ((1, {"text": "good"}), (3, {"text": "also"}))
     assert second.line == 2 and "UTF8" in second.reason
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ("", ["s/a/part.jsonl", "s/b/part.jsonl"]),
+        ("*/part.jsonl", ["s/a/part.jsonl", "s/b/part.jsonl"]),
+        ("a", ["s/part.jsonl"]),
+        ("b/part.jsonl", ["s/part.jsonl"]),
+    ],
+)
+def test_files_of_one_name_in_two_folders_have_labels_of_their_own(
+    tmp_path: Path, given: str, labels: list[str]
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    shards = list_shards({"s": Source(pool="p", path=str(tmp_path / given))})
+    assert [shard.label for shard in shards] == labels
