@@ -26,7 +26,7 @@ make_environment() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -c "$root/launch/constraints.txt" setuptools wheel || return 2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-      -c "$root/launch/constraints.txt" -e "$root[train,eval,synthesis,report,fast,dev]" || return 2
+      -c "$root/launch/constraints.txt" -e "$root[train,eval,synthesis,report,fast,language,dev]" || return 2
     echo "$wanted" >"$venv/.mathcpt"
   fi
   export PATH="$venv/bin:$PATH"

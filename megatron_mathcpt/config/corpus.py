@@ -75,6 +75,26 @@ class Quality(Section):
     min_stop_words: int | None = Field(default=2, ge=0, le=8)  # Gopher's, of eight English words
 
 
+class Languages(Section):
+    """Which languages stay (codes of ISO 639-1); see data/language.py. Needs the extra `language`.
+
+    A text goes when another language has at least `min_probability`; with fewer than `min_letters` outside
+    its formulas it stays.
+    """
+
+    keep: list[Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]] = Field(min_length=1)
+    min_probability: Share = 0.65  # datatrove's threshold for its languages
+    min_letters: int = Field(default=50, ge=1)  # ours
+
+
+class Classifier(Section):
+    """A fastText model file, and the least probability of one of its labels that a text must have."""
+
+    model: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+    min_probability: Share
+
+
 class Filter(Section):
     """Thresholds of the quality rules; None turns a rule off, a group of rules too. Shares are of 1."""
 
@@ -84,6 +104,9 @@ class Filter(Section):
     max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
     repetition: Repetition | None = None
     quality: Quality | None = None
+    min_math_score: Share | None = None  # of data/math_score.py; ours
+    languages: Languages | None = None
+    classifier: Classifier | None = None
 
 
 TextAdapter = Literal["redpajama", "algebraic_stack", "starcoder", "open_web_math", "infimm_webmath"]
