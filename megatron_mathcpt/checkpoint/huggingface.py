@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -40,18 +41,29 @@ class HuggingFaceWeights:
 
 
 def write_hf_folder(source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None) -> None:
-    """Write `config.json` and `model.safetensors` for transformers, one tensor in memory at a time."""
+    """Write `config.json` and `model.safetensors` for transformers; a tensor is read while one is written."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = source.read("decoder.final_layernorm.weight", None).dtype
     sizes = {name: size for name, size, _, _ in _parts(shape)}
+    keys = list(tensor_keys(shape))
+    wholes = _ahead(source.read(key, layer) for key, layer in keys)
     tensors = (
         part.to(dtype)
-        for key, layer in tensor_keys(shape)
-        for part in unpack(key, source.read(key, layer), shape)
+        for (key, _), whole in zip(keys, wholes, strict=True)
+        for part in unpack(key, whole, shape)
     )
     write_safetensors(folder / "model.safetensors", sizes, dtype, tensors)
     config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _ahead(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same tensors, each read in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(next, tensors, None)
+        while (tensor := coming.result()) is not None:
+            coming = beside.submit(next, tensors, None)
+            yield tensor
 
 
 def _parts(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...], str, int | None]]:

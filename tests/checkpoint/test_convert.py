@@ -27,6 +27,9 @@ SHAPES = {  # the published models' proportions: heads to groups, tying, odd voc
     "Llama-2-7B": LLAMA2,
     "Llama-2-70B": LLAMA2.model_copy(update={"num_query_groups": 1}),
     "Llama-3-8B": LLAMA2.model_copy(update={"num_query_groups": 2, "vocab_size": 501, "rotary_base": 5e5}),
+    "Llama-3.1-8B": LLAMA2.model_copy(
+        update={"num_query_groups": 2, "rotary_base": 5e5, "rope_scaling": RopeScaling(factor=8.0)}
+    ),
     "Llama-3.2-1B": LLAMA2.model_copy(
         update={
             "num_query_groups": 2,
