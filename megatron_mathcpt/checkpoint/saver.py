@@ -5,6 +5,7 @@ renames the folder and points at it; so a kill at any moment leaves the checkpoi
 """
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,13 +62,21 @@ class Saver:
     """Saves one checkpoint at a time; all ranks call its methods together.
 
     As a context it commits at the end what is still being written. After an error that only this rank may
-    have, it cannot: the hidden folder stays until the next start removes it.
+    have, it cannot: the hidden folder stays until the next start removes it. `on_commit` is called on rank 0
+    with each committed checkpoint.
     """
 
-    def __init__(self, run_folder: Path, layout: Layout, retention: folders.Retention) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        layout: Layout,
+        retention: folders.Retention,
+        on_commit: Callable[[Path], None] | None = None,
+    ) -> None:
         self._run_folder = run_folder
         self._layout = layout
         self._retention = retention
+        self._on_commit = on_commit
         # A new thread would use the first GPU, whichever this process has.
         self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
         self._copies: HostCopies = {}
@@ -170,6 +179,8 @@ class Saver:
         )
         folders.seal(writing)
         folders.commit(pending.path)
+        if self._on_commit is not None:
+            self._on_commit(pending.path)
         folders.prune(folders.checkpoint_paths(self._run_folder), self._retention)
 
 

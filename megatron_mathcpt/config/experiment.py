@@ -279,11 +279,14 @@ class CheckpointSection(Section):
     Beside them stay those at multiples of `keep_every` steps, and the one with the lowest loss on the
     validation set `keep_best`. `choose` says which stands for the finished run wherever its folder is given
     as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then stays.
-    `async_save` goes on training while a checkpoint is written, from a copy of it in host memory.
+    `async_save` goes on training while a checkpoint is written, from a copy of it in host memory. `evaluate`
+    is a command and its arguments that is run for each one, its folder added as the last argument; it should
+    hand the work on and return, as sbatch does, and `keep_every` keeps what is scored later.
     """
 
     interval: int = Field(gt=0)
     async_save: bool = False
+    evaluate: tuple[str, ...] = ()
     keep: int = Field(default=2, gt=0)
     choose: Literal["newest", "lowest_validation_loss"] = "newest"
     keep_every: int | None = Field(default=None, gt=0)

@@ -24,6 +24,7 @@ from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.start import check_memory
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
+from megatron_mathcpt.train.evaluation_job import start_evaluation
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 
@@ -77,7 +78,9 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     model = wrap_model(model, config, layout)
     optimizer = build_optimizer(model, config)
     guard = StepGuard(config.faults)
-    saver = Saver(run_folder, layout, build_retention(config, resumed))
+    command = config.checkpoint.evaluate
+    on_commit = partial(start_evaluation, command) if command else None
+    saver = Saver(run_folder, layout, build_retention(config, resumed), on_commit)
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer)

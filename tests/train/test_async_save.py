@@ -21,17 +21,21 @@ from tests.train.test_resume import check_same_run, command, wait_for_step
 def test_all_ranks_write_what_they_would_have_written_waiting(
     config_of: Callable[..., ExperimentConfig], tmp_path: Path, layout: str
 ) -> None:
+    link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # stands for a job that scores a checkpoint
+    (tmp_path / "scored").mkdir()
+    saves = {"interval": 4, "keep": 9}
     configs = {
-        name: config_of(
-            parallel=TWO_PROCESSES[layout], checkpoint={"interval": 4, "keep": 9, "async_save": beside}
-        )
-        for name, beside in (("waiting", False), ("beside", True))
+        "waiting": config_of(parallel=TWO_PROCESSES[layout], checkpoint=saves),
+        "beside": config_of(
+            parallel=TWO_PROCESSES[layout], checkpoint=saves | {"async_save": True, "evaluate": link}
+        ),
     }
     train_layouts(configs, 2, tmp_path)
     check_same_run(tmp_path / "waiting", tmp_path / "beside")
-    saves = [checkpoint_paths(tmp_path / name) for name in configs]
-    assert [path.name for path in saves[0]] == [f"step_{step:08d}" for step in (20, 16, 12, 8, 4)]
-    for waiting, beside in zip(*saves, strict=True):
+    paths = [checkpoint_paths(tmp_path / name) for name in configs]
+    assert [path.name for path in paths[0]] == [f"step_{step:08d}" for step in (20, 16, 12, 8, 4)]
+    assert sorted(path.resolve() for path in (tmp_path / "scored").iterdir()) == paths[1][::-1]
+    for waiting, beside in zip(*paths, strict=True):
         first, second = load_sealed(waiting), load_sealed(beside)
         assert json.dumps(second.counts) == json.dumps(first.counts)
         differing = [name for name in first.outputs if first.outputs[name] != second.outputs[name]]
