@@ -24,7 +24,7 @@ from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.train import launch
 from megatron_mathcpt.train.folder_lock import FolderLock
-from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
+from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_data
 from megatron_mathcpt.train.watchdog import Watchdog, stack_files
 
 logger = get_logger(__name__)
@@ -37,7 +37,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     out: Annotated[Path, typer.Option(help="run folder; started again, the run goes on there")] = ...,  # type: ignore[assignment]
     processes: Annotated[int | None, typer.Option(help="local workers; default: the layout's size")] = None,
-    check: Annotated[bool, typer.Option(help="check config and inputs, then stop")] = False,
+    check: Annotated[bool, typer.Option(help="check config and every byte of the data, then stop")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
     world = launch.joined_world(os.environ)
@@ -56,6 +56,8 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     check_experiment(config, size)
     inputs = resolve_inputs(config)
     check_experiment(inputs.config, size)
+    if check:
+        verify_data(config)
     if is_finished(out, inputs):
         logger.info("%s: already trained, in %s", config.name, out)
         return

@@ -15,7 +15,7 @@ from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.manifest import Manifest, load_manifest
+from megatron_mathcpt.manifest import Manifest, load_manifest, verify_hashes
 
 # What a resumed run may change, by the beginning of the field's path.
 MAY_CHANGE = (
@@ -81,6 +81,16 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         )
     resolved = config.model_copy(update={"model": shape})
     return Inputs(resolved, fingerprints, int(tokenizer["eos_id"]), checkpoint)
+
+
+def verify_data(config: ExperimentConfig) -> None:
+    """Compare every file of the data with its manifest's checksum; a start compares the sizes only.
+
+    Raises `ManifestError` naming the file.
+    """
+    for folder in (config.data.corpus, config.data.sft):
+        if folder is not None:
+            verify_hashes(folder, load_manifest(folder, None))
 
 
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:

@@ -1,5 +1,6 @@
 """What a user sees of the training command: one line for each mistake, before any process starts."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,7 +41,18 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_check_only(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(dump_yaml(config_of()))
+def test_check_only_reads_all_of_the_data(
+    config_of: Callable[..., ExperimentConfig], corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus, tmp_path / "corpus")
+    config = config_of(data={"corpus": str(tmp_path / "corpus")})
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(config))
     assert run(tmp_path / "tiny.yaml", tmp_path / "out", "--check").returncode == 0
+    tokens = tmp_path / "corpus" / "datasets" / "general" / "train.bin"
+    data = bytearray(tokens.read_bytes())
+    data[len(data) // 2] ^= 1
+    tokens.write_bytes(data)
+    done = run(tmp_path / "tiny.yaml", tmp_path / "out", "--check")
+    assert done.returncode == 2
+    assert "general/train.bin: checksum differs from the manifest" in done.stderr
     assert not (tmp_path / "out").exists()
