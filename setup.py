@@ -35,6 +35,7 @@ setup(
         "tokenizers>=0.21",
         "sentencepiece",
         "datatrove[io,processing]>=0.6",
+        "huggingface_hub>=0.34",
         "pyarrow",
     ],
     extras_require={
