@@ -1,5 +1,7 @@
 """Second stage, once for all shards: which documents are duplicates, and which go to validation."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy.typing as npt
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.duplicates import KEPT, REASONS, find_duplicates
+from megatron_mathcpt.data.minhash import Signatures
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.words import Hashes, Indices, mix
 from megatron_mathcpt.data.work import Build, load_array, save_array
@@ -41,7 +44,12 @@ def split_keys(whole: Hashes, seed: int) -> npt.NDArray[np.float64]:
 
 
 def _gather(build: Build, name: str) -> npt.NDArray[Any]:
-    return np.concatenate([load_array(build.folder("prepared", s) / f"{name}.npy") for s in build.shards])
+    return np.concatenate(_mapped(build, name))
+
+
+def _mapped(build: Build, name: str) -> list[npt.NDArray[Any]]:
+    """An array of every shard, on disk."""
+    return [load_array(build.folder("prepared", shard) / f"{name}.npy") for shard in build.shards]
 
 
 def _kept(build: Build, shard: Shard) -> int:
@@ -52,9 +60,22 @@ def _duplicates(build: Build, whole: Hashes) -> tuple[npt.NDArray[np.uint8], Ind
     rule = build.config.deduplicate
     if rule is None:
         return np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
-    rows = _gather(build, "signatures").reshape(len(whole), rule.bands * rule.rows)
-    verdict, first = find_duplicates(whole, _gather(build, "numbers"), rows, rule.bands, rule.threshold)
+    keys = _mapped(build, "bands")
+    bands = (np.concatenate([part[band] for part in keys]) for band in range(rule.bands))
+    rows = partial(_take, _mapped(build, "signatures"))
+    verdict, first = find_duplicates(whole, _gather(build, "numbers"), bands, rows, rule.threshold)
     return np.where(verdict == KEPT, TRAIN, verdict + 1).astype(np.uint8), first
+
+
+def _take(parts: Sequence[Signatures], documents: Indices) -> Signatures:
+    """The rows of `documents`, numbered over all of `parts`."""
+    begins = np.cumsum([0, *map(len, parts)])
+    where = np.searchsorted(begins, documents, side="right") - 1
+    rows = np.empty((len(documents), parts[0].shape[1]), np.uint32)
+    for number in np.unique(where):
+        here = where == number
+        rows[here] = parts[number][documents[here] - begins[number]]
+    return rows
 
 
 def _split(build: Build, decisions: npt.NDArray[np.uint8], keys: npt.NDArray[np.float64]) -> None:

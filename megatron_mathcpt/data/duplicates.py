@@ -3,29 +3,33 @@
 Documents are numbered in keep order over all sources; of a group of duplicates the first stays.
 """
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.minhash import Signatures, band_keys
+from megatron_mathcpt.data.minhash import Signatures
 from megatron_mathcpt.data.words import Hashes, Indices, mix
 
+TakeRows = Callable[[Indices], Signatures]
 KEPT, EXACT, NEAR = range(3)
 REASONS = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 
 
 def find_duplicates(
-    whole: Hashes, numbers: Hashes, rows: Signatures, bands: int, threshold: float
+    whole: Hashes, numbers: Hashes, bands: Iterable[Hashes], rows: TakeRows, threshold: float
 ) -> tuple[npt.NDArray[np.uint8], Indices]:
     """KEPT, EXACT or NEAR for every document, and the document that stays in its place.
 
     `whole` are hashes of all words. `numbers` is 0 for text, else a hash of the numbers, and only documents
-    with the same value can be near duplicates of each other.
+    with the same value can be near duplicates of each other. `bands` gives every document's key in one band
+    after the other, `rows` the signatures of the documents asked for, so that neither need be in memory.
     """
     exact = _edges(whole)
     edges = [exact]
     salt = mix(numbers)
-    for band in range(bands):
-        left, right = _edges(band_keys(rows, bands, band) ^ salt)
+    for keys in bands:
+        left, right = _edges(keys ^ salt)
         agree = _agreement(rows, left, right) >= threshold
         edges.append((left[agree], right[agree]))
     first = _components(len(whole), edges)
@@ -43,11 +47,11 @@ def _edges(keys: Hashes) -> tuple[Indices, Indices]:
     return heads[~new], order[~new]
 
 
-def _agreement(rows: Signatures, left: Indices, right: Indices) -> npt.NDArray[np.float64]:
+def _agreement(rows: TakeRows, left: Indices, right: Indices) -> npt.NDArray[np.float64]:
     """Share of equal values in two signatures, the estimate of their Jaccard similarity, in blocks."""
     step = 1 << 16
     parts = [
-        (rows[left[low : low + step]] == rows[right[low : low + step]]).mean(axis=1)
+        (rows(left[low : low + step]) == rows(right[low : low + step])).mean(axis=1)
         for low in range(0, len(left), step)
     ]
     return np.concatenate(parts) if parts else np.empty(0)

@@ -34,12 +34,12 @@ def _minima(
     return rows
 
 
-def band_keys(rows: Signatures, bands: int, band: int) -> Hashes:
-    """One 64-bit key a document for one band: equal keys mean equal values in that band."""
-    width = rows.shape[1] // bands
-    keys = np.zeros(len(rows), np.uint64)
-    for column in range(band * width, (band + 1) * width):
-        keys = mix(keys * np.uint64(0x9E3779B97F4A7C15) + rows[:, column])
+def band_keys(rows: Signatures, bands: int) -> Hashes:
+    """One row of keys a band, one 64-bit key a document: equal keys mean equal values in that band."""
+    values = rows.reshape(len(rows), bands, -1)
+    keys = np.zeros((bands, len(rows)), np.uint64)
+    for column in range(values.shape[2]):
+        keys = mix(keys * np.uint64(0x9E3779B97F4A7C15) + values[:, :, column].T)
     return keys
 
 

@@ -18,7 +18,7 @@ from megatron_mathcpt.data.drops import Drop
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.formats import Reject
-from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.select import drop_reason as select_reason
 from megatron_mathcpt.data.sources import Document, Shard, Skipped, read_documents
 from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
@@ -44,7 +44,7 @@ def prepare(build: Build, task: int) -> None:
             worker.take(block, files)
         worker.check_rejects(last=True)
     for name, parts in worker.arrays.items():
-        save_array(folder / f"{name}.npy", np.concatenate(parts))
+        save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
     build.finish("prepared", shard, {**worker.counts(), "sha256": shard.hash()})
 
 
@@ -84,6 +84,7 @@ class _Worker:
         }
         if rule := config.deduplicate:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
+            self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
     def take(self, block: list[Document | Skipped | Reject], files: _Files) -> None:
         """Sort one block of records into kept, dropped and rejected."""
@@ -148,9 +149,9 @@ class _Worker:
         self.arrays["lines"].append(np.array([document.line for document in batch], np.uint64)[clean])
         self._bytes += int(sizes.sum())
         if rule := self._config.deduplicate:
-            self.arrays["signatures"].append(
-                signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
-            )
+            rows = signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
+            self.arrays["signatures"].append(rows)
+            self.arrays["bands"].append(band_keys(rows, rule.bands))
 
     def _drop(self, dropped: BinaryIO, reason: str, line: int, row: dict[str, Any]) -> None:
         self._dropped[reason] += 1

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_mathcpt.data.duplicates import KEPT, find_duplicates
-from megatron_mathcpt.data.minhash import Signatures, number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.minhash import Signatures, band_keys, number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.prepare import batches
 from megatron_mathcpt.data.problems.mix import ProblemMix, training_problems
 from megatron_mathcpt.data.sources import Document
@@ -60,7 +60,9 @@ def main() -> None:
         words = texts[number].split(" ")
         copies.append(" ".join(w if draw.random() >= share else f"w{draw.randrange(10**9)}" for w in words))
     whole, _, rows = hashed([*texts, *copies])
-    verdict, _ = find_duplicates(whole, np.zeros(len(whole), np.uint64), rows, BANDS, THRESHOLD)
+    verdict, _ = find_duplicates(
+        whole, np.zeros(len(whole), np.uint64), band_keys(rows, BANDS), rows.__getitem__, THRESHOLD
+    )
     gone = verdict[len(texts) :] != KEPT
     similarity = np.array(
         [jaccard(texts[number], copy) for number, copy in zip(originals, copies, strict=True)]
@@ -77,7 +79,7 @@ def main() -> None:
 
     problems = [cpt_text(record) for record in training_problems(ProblemMix(train_problems=GENERATED), 5)]
     whole, numbers, rows = hashed(problems)
-    verdict, first = find_duplicates(whole, numbers, rows, BANDS, THRESHOLD)
+    verdict, first = find_duplicates(whole, numbers, band_keys(rows, BANDS), rows.__getitem__, THRESHOLD)
     other = sum(numbers[i] != numbers[first[i]] for i in np.flatnonzero(verdict != KEPT))
     print(f"{GENERATED:,} generated problems: {(verdict != KEPT).sum()} dropped, {other} with other numbers")
 

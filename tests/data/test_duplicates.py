@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from megatron_mathcpt.data.duplicates import EXACT, KEPT, NEAR, find_duplicates
-from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.words import cut_words, ngrams
 from tests.data.made import problem, sentence
 
@@ -20,7 +20,7 @@ def verdicts(texts: list[str], numbers: bool = False) -> tuple[list[int], list[i
     words = cut_words(texts)
     rows = signatures(words, 5, 14 * 8)
     salt = number_hashes(words) if numbers else np.zeros(len(texts), np.uint64)
-    verdict, first = find_duplicates(whole_hashes(words), salt, rows, 14, 0.7)
+    verdict, first = find_duplicates(whole_hashes(words), salt, band_keys(rows, 14), rows.__getitem__, 0.7)
     return verdict.tolist(), first.tolist()
 
 
@@ -68,6 +68,6 @@ def test_chains_join_to_their_first_document() -> None:
     whole = np.array([5, 6, 7, 6, 5], np.uint64)
     rows = np.zeros((5, 8), np.uint32)
     rows[:] = np.array([1, 2, 3, 3, 4])[:, None]
-    verdict, first = find_duplicates(whole, np.zeros(5, np.uint64), rows, 1, 0.7)
+    verdict, first = find_duplicates(whole, np.zeros(5, np.uint64), band_keys(rows, 1), rows.__getitem__, 0.7)
     assert first.tolist() == [0, 1, 1, 1, 0]  # 1-3 equal words, 2-3 equal signatures, so 1, 2 and 3 are one
     assert verdict.tolist() == [KEPT, KEPT, NEAR, EXACT, EXACT]
