@@ -47,14 +47,18 @@ def _run(
 
 def _show(counts: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("source", "read", "kept", "rejected", "dropped", "by reason", title="Documents")
+    def number(name: str) -> Column:
+        return Column(name, justify="right", no_wrap=True)
+
+    headings = map(number, ("read", "kept", "rejected", "dropped"))
+    table = Table("source", *headings, "by reason", title="Documents")
     for name, row in counts["sources"].items():
-        reasons = ", ".join(f"{reason} {number:,}" for reason, number in row["dropped"].items())
+        reasons = "\n".join(f"{reason} {number:,}" for reason, number in row["dropped"].items())
         numbers = (row["read"], row["kept"], row["rejected"], sum(row["dropped"].values()))
         table.add_row(name, *(f"{number:,}" for number in numbers), reasons)
-    tokens = Table("pool", "split", "documents", "tokens", title="Datasets")
+    tokens = Table("pool", "split", number("documents"), number("tokens"), title="Datasets")
     for pool, splits in counts["pools"].items():
         for split, row in splits.items():
             tokens.add_row(pool, split, f"{row['documents']:,}", f"{row['tokens']:,}")

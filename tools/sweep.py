@@ -29,7 +29,7 @@ def main(
     backend: Annotated[str, typer.Option(help="megatron or hf")] = "megatron",
 ) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from megatron_mathcpt.evaluation.plan import Request, plan
     from megatron_mathcpt.evaluation.sweep import find_models, headline, plot, sweep
@@ -44,7 +44,8 @@ def main(
         backend=backend,
     )
     result = sweep(find_models(models), files, config, out)
-    table = Table("model", "trained tokens", *config.tasks, title="accuracy in % ± standard error")
+    numbers = (Column(name, no_wrap=True) for name in ("trained tokens", *config.tasks))
+    table = Table("model", *numbers, title="accuracy in % ± standard error")
     for row in result["models"]:
         scores = [
             f"{100 * value:.2f} ± {100 * error:.2f}" for value, error in map(headline, row["tasks"].values())

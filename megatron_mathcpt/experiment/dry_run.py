@@ -104,21 +104,35 @@ def as_cells(run: DryRun) -> tuple[str, ...]:
 
 def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
     """A rich table of several runs."""
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
-    headings = ("run", "steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "days", "GPU-hours")
-    table = Table(*headings, title=title)
+    def number(name: str) -> Column:
+        return Column(name, justify="right", no_wrap=True)
+
+    mixture = Column("of which (passes)", no_wrap=True)
+    results = map(number, ("GiB", "s/step", "GPU-hours"))
+    table = Table(
+        "run",
+        *map(number, ("steps", "tokens")),
+        mixture,
+        "layout",
+        *results,
+        title=title,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,  # fits 80 columns
+    )
     for name, run in runs.items():
-        pools = [f"{pool} {plan.tokens / 1e9:.2f}B ({plan.epochs:.2f})" for pool, plan in run.pools.items()]
+        mixed = [f"{pool} {plan.tokens / 1e9:.2f}B ({plan.epochs:.2f})" for pool, plan in run.pools.items()]
         table.add_row(
             name,
             f"{run.steps:,}",
             f"{run.tokens / 1e9:.1f}B",
-            "\n".join(pools),
+            "\n".join(mixed),
             run.layout,
             f"{run.memory_gib:.1f}",
             f"{run.step_seconds:.2f}",
-            f"{run.steps * run.step_seconds / 86400:.2f}",
             f"{run.gpu_hours:,.0f}",
         )
     return table
