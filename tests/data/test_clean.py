@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.clean import clean, mask_pii
@@ -19,6 +21,40 @@ MATHEMATICS = (
 def test_mathematics_is_left_as_it_is(text: str) -> None:
     assert clean(text) == text
     assert mask_pii(text) == text
+
+
+PIECES = [
+    *(r"\frac{a}{b}", "$", "$$", r"\(", r"\)", r"\[", r"\begin{align}", "&", r"\\", "^{2}", "_{n}", "{", "}"),
+    *(
+        "x²",
+        "½",
+        "∑",
+        "∫",
+        "√",
+        "≤",
+        "≠",
+        "±",
+        "°",
+        "α",
+        "é",
+        "数",
+        "，",
+        "#",
+        "%",
+        "~",
+        "'",
+        "3.14",
+        "1,000",
+    ),
+]
+
+
+@given(st.lists(st.sampled_from([*PIECES, " ", "\n", "\t", "\r\n", "\u200b", "\x00", "\ufeff"]), max_size=30))
+def test_only_white_space_and_invisible_characters_ever_go(pieces: list[str]) -> None:
+    visible = "".join(piece for piece in pieces if piece in PIECES)
+    cleaned = clean("".join(pieces))
+    assert "".join(cleaned.split()) == visible
+    assert clean(cleaned) == cleaned
 
 
 def test_addresses_are_masked_alike_whatever_came_before() -> None:
