@@ -150,6 +150,14 @@ def check_space(run_folder: Path, checkpoint_bytes: int, more: int) -> None:
         )
 
 
+def has_room(run_folder: Path) -> bool:
+    """Whether one more checkpoint as large as the newest fits."""
+    newest = next(iter(checkpoint_paths(run_folder)), None)
+    if newest is None:
+        return True
+    return shutil.disk_usage(newest).free >= sum(file.stat().st_size for file in newest.iterdir())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

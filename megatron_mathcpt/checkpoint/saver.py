@@ -102,6 +102,8 @@ class Saver:
         """
         self.finish()
         path = folders.checkpoint_path(self._run_folder, record.counts["step"])
+        if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
+            raise _unwritable(path, "less room than the newest checkpoint takes")
         writer = self._take(path, model, optimizer)
         copying = self._thread.submit(writer.copy, self._copies) if beside else None
         self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
@@ -202,7 +204,7 @@ class _Plan(TorchDistSaveShardedStrategy):
 
 
 def _unwritable(path: Path, cause: str) -> CheckpointError:
-    free = shutil.disk_usage(folders.hidden_path(path)).free
+    free = shutil.disk_usage(path.parent).free
     return CheckpointError(
         f"{path}: cannot be written ({cause}; {free:,} bytes free there); the checkpoints "
         "before it are whole, make room or choose another folder and start again"

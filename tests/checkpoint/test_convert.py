@@ -11,6 +11,7 @@ import torch
 from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
 from megatron_mathcpt.checkpoint.huggingface import write_hf_folder, write_safetensors
 from megatron_mathcpt.config.llama import LlamaShape, RopeScaling
+from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError
 from megatron_mathcpt.model.weights import RandomWeights
 
@@ -61,7 +62,7 @@ class InType:
 
 def make_folder(folder: Path, shape: LlamaShape, dtype: torch.dtype = torch.float32) -> Path:
     write_hf_folder(InType(shape, dtype), shape, folder, eos_id=2)
-    (folder / "tokenizer.json").write_text("{}")
+    train_tokenizer(iter(["already there, 已知"] * 9), 300, folder)
     return folder
 
 
@@ -126,7 +127,8 @@ def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pyt
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "hf", LLAMA2)
-    (source / "tokenizer.json").unlink()
+    for file in source.glob("tokenizer*"):
+        file.unlink()
     with pytest.raises(CheckpointError, match="no tokenizer there"):
         import_from_hf(source, tmp_path / "checkpoint")
     (source / "model.safetensors").unlink()

@@ -80,3 +80,14 @@ def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
     write_manifest(tmp_path, "corpus", inputs={}, counts={}, config={})
     with pytest.raises(ManifestError, match="of kind 'corpus'"):
         folder.newest_checkpoint(tmp_path)
+
+
+def test_room_is_for_one_more_like_the_newest(tmp_path: Path) -> None:
+    assert folder.has_room(tmp_path)
+    free = shutil.disk_usage(tmp_path).free
+    for step, size in ((1, free + (1 << 30)), (2, 1000)):
+        path = folder.checkpoint_path(tmp_path, step)
+        path.mkdir(parents=True)
+        with (path / "shard").open("wb") as file:
+            file.truncate(size)  # sparse: takes no room
+        assert folder.has_room(tmp_path) == (size == 1000)
