@@ -44,6 +44,7 @@ setup(
         "eval": ["lm-eval[math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
         "synthesis": ["aiohttp>=3.11", "tenacity>=9", "math-verify>=0.8"],
         "wandb": ["wandb"],
+        "ray": ["ray"],  # corpus builds on a Ray cluster
         "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
         "fast": ["gigatoken>=0.10", "fastokens>=0.3.5"],  # tokenizer engines
         "report": ["matplotlib>=3.9", "scipy"],

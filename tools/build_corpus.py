@@ -18,14 +18,15 @@ def main(
     out: Path = typer.Option(..., help="folder to build in"),
     workers: int = typer.Option(None, min=1, help="processes here, or tasks at once on a cluster"),
     cluster: str = typer.Option(None, help="submit to this Slurm site of configs/clusters, or YAML file"),
+    ray: bool = typer.Option(False, help="run the tasks on the Ray cluster that RAY_ADDRESS names"),
     status: bool = typer.Option(False, help="only say how far the build in --out is"),
 ) -> None:
     """Build the corpus of CONFIG in --out and print what was kept and dropped; run again to go on."""
-    run_command(lambda: _run(config, overrides or [], out, workers, cluster, status))
+    run_command(lambda: _run(config, overrides or [], out, workers, (cluster, ray, status)))
 
 
 def _run(
-    path: Path, overrides: list[str], out: Path, workers: int | None, cluster: str | None, status: bool
+    path: Path, overrides: list[str], out: Path, workers: int | None, how: tuple[str | None, bool, bool]
 ) -> None:
     from rich.console import Console
 
@@ -34,6 +35,7 @@ def _run(
     from megatron_mathcpt.data.build import build_corpus, describe_build, submit_corpus
 
     config = load_config(path, Corpus, overrides)
+    cluster, ray, status = how
     if status:
         Console().print(describe_build(config, out))
     elif cluster:
@@ -42,7 +44,7 @@ def _run(
         job = submit_corpus(config, out, load_cluster(cluster), workers)
         Console().print(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
     else:
-        _show(build_corpus(config, out, workers).counts)
+        _show(build_corpus(config, out, workers, ray=ray).counts)
 
 
 def _show(counts: dict[str, Any]) -> None:

@@ -10,18 +10,24 @@ from pathlib import Path
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.executors import default_workers, local_executor, queued_jobs, slurm_executors
+from megatron_mathcpt.data.executors import (
+    default_workers,
+    local_executor,
+    queued_jobs,
+    ray_executor,
+    slurm_executors,
+)
 from megatron_mathcpt.data.finish import KIND
 from megatron_mathcpt.data.progress import describe, read_progress, reported
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.stages import STAGES
 from megatron_mathcpt.data.work import EXECUTORS, WORK, Build, open_build, small_inputs
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.manifest import FILE_NAME, Manifest, is_complete, load_manifest, write_atomically
 
 
-def build_corpus(config: Corpus, out: Path, workers: int | None = None) -> Manifest:
-    """Build the corpus of `config` in the folder `out` and return its manifest.
+def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
+    """Build the corpus of `config` in the folder `out`, here or on a Ray cluster, and return its manifest.
 
     Raises `DataError` naming file and line for wrong input, before anything is called complete, and
     `ManifestError` if `out` is complete for other inputs or another config.
@@ -29,10 +35,15 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None) -> Manif
     build = open_build(config, out)
     if not _is_complete(build):
         build.claim()
-        count = default_workers(build) if workers is None else workers
+        count = workers or (-1 if ray else default_workers(build))
         for stage in STAGES:
+            executor = (ray_executor if ray else local_executor)(build, stage, count)
             with reported(build, stage):
-                local_executor(build, stage, count).run()
+                executor.run()
+            if failed := executor.get_incomplete_ranks():  # Ray's does not raise
+                raise DataError(
+                    f"{stage.name}: task {failed[0]} failed; see {executor.logging_dir.path}/logs"
+                )
         shutil.rmtree(out / EXECUTORS)
     return load_manifest(out, KIND)
 

@@ -1,5 +1,6 @@
-"""datatrove's executors as a build uses them: in this process, in several, or as arrays of Slurm jobs."""
+"""datatrove's executors as a build uses them: one process, several, Ray, or arrays of Slurm jobs."""
 
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.logging import logger as datatrove_logger
 from multiprocess.util import register_after_fork
@@ -18,6 +20,7 @@ from megatron_mathcpt.data.work import EXECUTORS, Build
 from megatron_mathcpt.errors import ConfigError
 
 _MEGABYTES_A_WORKER = 64  # a process costs a second to start: not worth it for less
+_RAY_MEMORY_GB = 2  # asked for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's own default of MaxArraySize is 1001
 
 
@@ -58,6 +61,23 @@ def local_executor(build: Build, stage: Stage, workers: int) -> PipelineExecutor
     kind = _HereExecutor if alone else _ProcessesExecutor
     step = StageStep(build, stage, threads=0 if alone else 1)
     return kind([step], tasks=tasks, workers=min(workers, tasks), logging_dir=_folder(build, stage))
+
+
+def ray_executor(build: Build, stage: Stage, workers: int) -> PipelineExecutor:
+    """The executor of `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+
+    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
+    return RayPipelineExecutor(
+        [StageStep(build, stage, threads=1)],
+        tasks=stage.tasks(build),
+        workers=workers,
+        cpus_per_task=1,
+        mem_per_cpu_gb=_RAY_MEMORY_GB,
+        logging_dir=_folder(build, stage),
+    )
 
 
 def slurm_executors(build: Build, cluster: ClusterConfig, workers: int) -> PipelineExecutor:
