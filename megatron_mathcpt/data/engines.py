@@ -4,13 +4,13 @@ A fast engine (gigatoken, fastokens; both Rust, optional) is used only after it 
 probe of hostile text and on a sample of the input at hand. All give flat arrays: no Python object per token.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from megatron_mathcpt.data.indexed_dataset import Lengths
 from megatron_mathcpt.data.probe import PROBE
@@ -147,7 +147,7 @@ def _try(
 
 def _without_special(file: Path) -> str:
     """`tokenizer.json` without special tokens, so that their literals in a text are text."""
-    tree: dict[str, Any] = json.loads(file.read_bytes())
+    tree: dict[str, Any] = orjson.loads(file.read_bytes())
     tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
     tree["post_processor"] = None
-    return json.dumps(tree, ensure_ascii=False)
+    return orjson.dumps(tree).decode()

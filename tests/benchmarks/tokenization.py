@@ -118,7 +118,11 @@ def variants(tokenizer: Path, megatron: Path | None, eos: str) -> list[Variant]:
     ]
     if megatron:
         found += [
-            Variant("Megatron-LM fast", script("preprocess_data_fast"), output="_text_document"),
+            Variant(
+                "Megatron-LM fast",
+                script("preprocess_data_fast", "--use-gigatoken"),
+                output="_text_document",
+            ),
             Variant(
                 "Megatron-LM classic, 2 workers",
                 script("preprocess_data", "--workers", 2),
@@ -154,7 +158,7 @@ def inputs(text: Path, folder: Path) -> tuple[dict[str, Path], Path, Path, float
     """The file in three forms, its beginning, one document; megabytes of the whole and of the beginning."""
     lines = text.read_bytes().splitlines(keepends=True)
     sizes = np.cumsum([len(orjson.loads(line)["text"].encode()) for line in lines]) / 1e6
-    short = int(np.searchsorted(sizes, SLOW_MEGABYTES)) + 1
+    short = min(int(np.searchsorted(sizes, SLOW_MEGABYTES)) + 1, len(lines))
     whole = {suffix: folder / f"whole{suffix}" for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst")}
     joined = b"".join(lines)
     whole[".jsonl"].write_bytes(joined)
@@ -187,7 +191,9 @@ def main() -> None:
             for variant in found:
                 file = short if variant.slow else whole[variant.suffix]
                 single = one.with_name(one.name + variant.suffix.removeprefix(".jsonl"))
-                runs[variant.name].append(measure(variant.command(file, folder / f"out_{variant.name}")))
+                runs[variant.name].append(
+                    measure(variant.command(file, folder / f"out{round_}_{variant.name}"))
+                )
                 starts[variant.name].append(
                     measure(variant.command(single, folder / f"start_{variant.name}"))
                 )
@@ -224,10 +230,10 @@ def compare(found: list[Variant], folder: Path, short: Path, options: argparse.N
     measure(ours.command(short, folder / "out_short"))
     for variant in found:
         if variant.name.startswith(("ours", "Megatron")):
-            mine = folder / ("out_short" if variant.slow else "out_ours")
+            mine = folder / ("out_short" if variant.slow else "out0_ours")
             same = all(
                 Path(f"{mine}{end}").read_bytes()
-                == Path(f"{folder}/out_{variant.name}{variant.output}{end}").read_bytes()
+                == Path(f"{folder}/out0_{variant.name}{variant.output}{end}").read_bytes()
                 for end in (".bin", ".idx")
             )
             print(f"{variant.name}: {'equal' if same else 'OTHER'} bytes")
