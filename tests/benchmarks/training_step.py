@@ -161,7 +161,7 @@ def layout_worker(corpus: Path, run: Path, tensor: int, steps: int) -> None:
 
     config = experiment(corpus, LENGTH, LAYOUT_SHAPE)
     sizes = config.parallel.model_copy(update={"tensor_model_parallel_size": tensor})
-    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": 2})
+    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": BATCH})
     inputs = resolve_inputs(config.model_copy(update={"parallel": sizes, "train": train}))
     with parallel.joined(sizes, 1) as layout:
         state = build(inputs, layout, run)
