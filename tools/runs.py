@@ -47,10 +47,13 @@ def compare(root: Root, second: Name, first: Name) -> None:
 
 def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*headings)
+    first, *rest = headings
+    columns = (Column(first, no_wrap=True), *(Column(heading, overflow="fold") for heading in rest))
+    table = Table(*columns, box=SIMPLE_HEAD, show_edge=False, padding=0, collapse_padding=True)
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)

@@ -12,7 +12,7 @@ from megatron_mathcpt.report.compare import compare_runs
 from megatron_mathcpt.report.read import MetricRow, Run, load_metrics, load_runs, load_scores
 
 Rows = list[tuple[str, ...]]
-LIST_HEADINGS = ("run", "state", "steps", "tokens", "training loss", "validation loss", "accuracy in %")
+LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
 
 
 def list_runs(root: Path) -> Rows:
