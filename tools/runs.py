@@ -46,8 +46,8 @@ def compare(root: Root, second: Name, first: Name) -> None:
 
 
 def _print(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
