@@ -33,7 +33,7 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import prompt_text
 
 _LINE = 0  # in the table of n-gram lengths: whole lines
-_TABLE_BITS = 22
+_TABLE_BITS = 20  # flags of a megabyte: within the processor's cache
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class _Heads:
     def _slot(hashes: Hashes) -> Hashes:
         return hashes >> np.uint64(64 - _TABLE_BITS)
 
-    def find(self, hashes: Hashes) -> Indices:
-        """Places in `hashes` of those that begin an n-gram."""
-        maybe = np.flatnonzero(self._maybe[self._slot(hashes)])
+    def find(self, words: Words, length: int) -> Indices:
+        """The words of `words` that begin an n-gram."""
+        hashes, first = ngrams(words, length, self._maybe)
         if not len(self._hashes):
-            return maybe
-        nearest = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
-        places: Indices = maybe[self._hashes[nearest] == hashes[maybe]]
-        return places
+            return first
+        nearest = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        begins: Indices = first[self._hashes[nearest] == hashes]
+        return begins
 
 
 class _Variant:
@@ -117,6 +117,7 @@ class _Variant:
         self.totals = np.ones(len(items), np.int64)
         collected: dict[int, list[tuple[Hashes, int]]] = {}
         heads = [np.empty(0, np.uint64)]
+        self._longest_line = 0  # in words, of those that count as lines
         for number, item in enumerate(items):
             for length, hashes, begins in self._grams_of(item):
                 collected.setdefault(length, []).append((hashes, number))
@@ -146,13 +147,13 @@ class _Variant:
     def find(self, words: Words) -> list[_Found]:
         """All n-grams of items in `words`, which have this variant's form."""
         found: list[_Found] = []
-        hashes, begins = ngrams(words, self._head_words)
-        begins = begins[self._heads.find(hashes)]
+        begins = self._heads.find(words, self._head_words)
         ends = words.documents[np.searchsorted(words.documents, begins, side="right")]
         for length, grams in self._grams.items():
             if length == _LINE:
-                first = words.lines
-                last = np.append(first[1:], len(words.hashes))
+                first, last = words.lines, np.append(words.lines[1:], len(words.hashes))
+                short = last - first <= self._longest_line
+                first, last = first[short], last[short]
             else:
                 first = begins[begins + length <= ends]
                 last = first + length
@@ -183,10 +184,11 @@ class _Variant:
             " ".join(item.question.split()),
             *(f"{m} {' '.join(item.question.split())}" for m in markers),
         ]
-        return [(_LINE, self._whole(line), np.empty(0, np.uint64)) for line in lines]
+        return [(_LINE, self._line(line), np.empty(0, np.uint64)) for line in lines]
 
-    def _whole(self, line: str) -> Hashes:
+    def _line(self, line: str) -> Hashes:
         words = self.form(cut_words([line]))
+        self._longest_line = max(self._longest_line, len(words.hashes))
         return spans(words, words.documents[:-1], words.documents[1:])
 
 

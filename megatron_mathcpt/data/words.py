@@ -8,7 +8,7 @@ numba when first called, and kept on disk.
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,11 +20,13 @@ Indices = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 Kinds = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.uint32]
+Flags = npt.NDArray[np.bool_]
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)
 BATCH_CHARACTERS = 1 << 19  # texts cut at once: temporary arrays stay in the processor's cache
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
+_INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 _COMMA, _APOSTROPHE, _LINE_FEED = 44, 39, 10
 _IDEOGRAPHS = ((0x3005, 0x3008), (0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
@@ -47,19 +49,13 @@ class Words:
     ends: Indices
     codes: Codes
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> "Words":
+    def select(self, keep: Flags) -> "Words":
         """Only the words where `keep` is true."""
-        before = np.concatenate(([0], np.cumsum(keep)))
-        lines = np.unique(before[self.lines])
-        return replace(
-            self,
-            hashes=self.hashes[keep],
-            kinds=self.kinds[keep],
-            documents=before[self.documents],
-            lines=lines[lines < before[-1]],
-            starts=self.starts[keep],
-            ends=self.ends[keep],
+        kept, documents, lines = _select(keep, self.documents, self.lines)
+        hashes, kinds, starts, ends = (
+            part.take(kept) for part in (self.hashes, self.kinds, self.starts, self.ends)
         )
+        return Words(hashes, kinds, documents, lines, starts, ends, self.codes)
 
     def text(self, first: int, last: int) -> str:
         """Folded text from word `first` up to, not including, word `last`."""
@@ -78,9 +74,13 @@ def cut_words(texts: Sequence[str]) -> Words:
     return Words(_hash(codes, starts, ends), kinds, documents, lines, starts, ends, codes)
 
 
-def ngrams(words: Words, length: int) -> tuple[Hashes, Indices]:
-    """Hashes of all n-grams of `length` words that stay within a document, and their first words."""
-    hashes, first = _ngrams(words.hashes, words.documents, length)
+def ngrams(words: Words, length: int, wanted: Flags | None = None) -> tuple[Hashes, Indices]:
+    """Hashes of all n-grams of `length` words that stay within a document, and their first words.
+
+    With `wanted`, 2^n flags, only those whose hash has a flag at its first n bits.
+    """
+    flags = np.ones(1, np.bool_) if wanted is None else wanted
+    hashes, first = _ngrams(words.hashes, words.documents, length, flags)
     return hashes, first
 
 
@@ -213,15 +213,46 @@ def _spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
 
 
 @compiled
-def _ngrams(hashes: Hashes, documents: Indices, length: int) -> tuple[Hashes, Indices]:
+def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> tuple[Hashes, Indices]:
     found = np.empty(len(hashes), np.uint64)
     firsts = np.empty(len(hashes), np.int64)
-    count = 0
+    last_power, bits, count = np.uint64(1), 0, 0
+    for _ in range(length - 1):
+        last_power *= _BASE
+    while 1 << bits < len(wanted):
+        bits += 1
     for document in range(len(documents) - 1):
-        for first in range(documents[document], documents[document + 1] - length + 1):
-            found[count], firsts[count] = span_hash(hashes, first, first + length), first
-            count += 1
+        value, power = np.uint64(0), np.uint64(1)
+        for word in range(documents[document], documents[document + 1]):
+            first = word - length + 1
+            if first <= documents[document]:  # the first n-gram is not whole before now
+                value += hashes[word] * power
+                power *= _BASE
+            else:  # as `span_hash` of the n-gram before, without its first word and with one more
+                value = (value - hashes[first - 1]) * _INVERSE + hashes[word] * last_power
+            if first >= documents[document]:
+                found[count], firsts[count] = _mix(value), first
+                # A shift by 64 bits is undefined.
+                count += wanted[found[count] >> np.uint64(64 - bits) if bits else np.uint64(0)]
     return found[:count], firsts[:count]
+
+
+@compiled
+def _select(keep: Flags, documents: Indices, lines: Indices) -> tuple[Indices, Indices, Indices]:
+    """The words that stay, the first of every document among them, and those that begin a line."""
+    before, kept = np.empty(len(keep) + 1, np.int64), np.empty(len(keep), np.int64)
+    count = 0
+    for word in range(len(keep)):
+        before[word] = count
+        kept[count] = word
+        count += keep[word]
+    before[-1] = count
+    firsts, line_count = np.empty(len(lines), np.int64), 0
+    for line in lines:  # where a line has no word left, the next line's first word stands once
+        if before[line] < count and (line_count == 0 or firsts[line_count - 1] != before[line]):
+            firsts[line_count] = before[line]
+            line_count += 1
+    return kept[:count], before[documents], firsts[:line_count]
 
 
 @lru_cache(maxsize=1)
