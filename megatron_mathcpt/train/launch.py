@@ -5,12 +5,14 @@ instead. Under torchrun or srun the process is a worker already.
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -44,10 +46,16 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of this machine that nobody listens on.
+
+    It lies below the range from which Linux numbers outgoing connections (32768 on), so that no connection
+    takes it before the process it is meant for listens.
+    """
+    while True:
+        port = random.SystemRandom().randint(15_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:

@@ -23,7 +23,7 @@ server = Loopback(ScriptedModel(), name=model, delay_seconds={delay})
 app = web.Application()
 app.router.add_get("/v1/models", server._models)
 app.router.add_post("/v1/chat/completions", server._complete)
-web.run_app(app, host="127.0.0.1", port=port, print=None)
+web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not a minute for what is open
 """
 
 
