@@ -5,8 +5,6 @@ last and atomically, and records what went in (with hashes), what came out (with
 counts, config, versions, commit and command, so every result can be followed back to its sources.
 """
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_mathcpt.errors import ManifestError
+from megatron_mathcpt.hashing import hash_file, hash_json
 
 FILE_NAME = "manifest.json"
 _RECORDED_PACKAGES = (
@@ -73,17 +72,6 @@ class Manifest(BaseModel):
                 "outputs": {name: file.sha256 for name, file in self.outputs.items()},
             }
         )
-
-
-def hash_json(value: Any) -> str:
-    """SHA-256 (hex) of `value` as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

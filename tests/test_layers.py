@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "megatron_mathcpt"
-BASE = {"config", "errors", "log", "manifest", "records", "answers", "statistics"}
+BASE = {"config", "errors", "hashing", "log", "manifest", "records", "answers", "statistics"}
 LOW = BASE | {"cpu", "parallel", "model", "checkpoint"}
 # Which other parts of the package each part may import. No stage imports another stage.
 ALLOWED = {
     "config": {"errors"},
     "errors": set(),
     "log": set(),
-    "manifest": {"errors"},
+    "hashing": set(),
+    "manifest": {"errors", "hashing"},
     "records": set(),
     "answers": {"errors", "records"},
     "statistics": set(),

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, hash_file, load_manifest, write_atomically
+from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest, write_atomically
 
 FOLDER = "checkpoints"
 POINTER = "latest"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
 from megatron_mathcpt.errors import CheckpointError, ConfigError
-from megatron_mathcpt.manifest import Manifest, hash_file, hash_json
+from megatron_mathcpt.hashing import hash_file, hash_json
+from megatron_mathcpt.manifest import Manifest
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 

@@ -16,8 +16,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_mathcpt.checkpoint import folder as folders
 from megatron_mathcpt.errors import CheckpointError, ManifestError
+from megatron_mathcpt.hashing import hash_file
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import Manifest, hash_file
+from megatron_mathcpt.manifest import Manifest
 from megatron_mathcpt.model.weights import keep_precise
 from megatron_mathcpt.parallel import Layout
 

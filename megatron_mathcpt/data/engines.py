@@ -4,7 +4,9 @@ A fast engine (gigatoken, fastokens; both Rust, optional) is used only after it 
 probe of hostile text and on a sample of the input at hand. All give flat arrays: no Python object per token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,13 +16,15 @@ import orjson
 
 from megatron_mathcpt.data.indexed_dataset import Lengths
 from megatron_mathcpt.data.probe import PROBE
-from megatron_mathcpt.data.tokenizer import TokenizerInfo, load_tokenizer
+from megatron_mathcpt.data.reference import Expected, Literals, encode_elsewhere, load_reference
+from megatron_mathcpt.data.tokenizer import TokenizerInfo, tokenizer_file
 from megatron_mathcpt.errors import ConfigError, one_line
 from megatron_mathcpt.log import get_logger
 
 Tokens = npt.NDArray[np.int32]
-Literals = Literal["text", "control"]
 EngineName = Literal["auto", "gigatoken", "fastokens", "tokenizers"]
+
+_FAST = ("gigatoken", "fastokens")
 
 _RENEW_BYTES = 8 << 30  # fast engines cache words without end; a new one after so much text bounds the memory
 _log = get_logger(__name__)
@@ -42,10 +46,7 @@ class ReferenceEncoder:
     name = "tokenizers"
 
     def __init__(self, folder: Path, literals: Literals) -> None:
-        self._tokenizer, self.info = load_tokenizer(folder)
-        self._tokenizer.encode_special_tokens = literals == "text"
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer, self.info = load_reference(folder, literals)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
         """Ids of all texts one after another, and each one's length."""
@@ -109,40 +110,51 @@ def load_encoder(
 
     Raises `ConfigError` when a named engine is missing or disagrees.
     """
+    names = [name for name in _FAST if engine in ("auto", name)]
+    installed = [name for name in names if find_spec(name)]
+    if engine != "auto" and names and not installed:
+        raise ConfigError(f"tokenizer.engine: {engine} is not installed; use 'auto' or 'tokenizers'")
+    if installed:
+        texts = (*PROBE, *sample)
+        with ThreadPoolExecutor(1) as beside:
+            expected = beside.submit(encode_elsewhere, folder, literals, texts)
+            for name in installed:
+                try:
+                    return _checked(name, tokenizer_file(folder), literals, texts, expected)
+                except _Unfit as reason:
+                    if engine != "auto":
+                        raise ConfigError(
+                            f"tokenizer.engine: {name} {reason}; use 'auto' or 'tokenizers'"
+                        ) from reason
+                    _log.info("%s %s, so it is not used", name, reason)
     reference = ReferenceEncoder(folder, literals)
-    names = ("gigatoken", "fastokens") if engine == "auto" else (engine,)
-    for name in names:
-        if name == "tokenizers":
-            break
-        reason, fast = _try(name, reference, literals, (*PROBE, *sample))
-        if fast is not None:
-            return fast, reference.info
-        if engine != "auto":
-            raise ConfigError(f"tokenizer.engine: {name} {reason}; use 'auto' or 'tokenizers'")
-        _log.info("%s %s, so it is not used", name, reason)
     return reference, reference.info
 
 
-def _try(
-    name: str, reference: ReferenceEncoder, literals: Literals, texts: Iterable[str]
-) -> tuple[str, Encoder | None]:
-    """Why engine `name` cannot be used, or the engine."""
-    file = reference.info.folder / "tokenizer.json"
+class _Unfit(Exception):
+    """Why an engine cannot be used."""
+
+
+def _checked(
+    name: str, file: Path, literals: Literals, texts: Sequence[str], expected: Future[Expected]
+) -> tuple[Encoder, TokenizerInfo]:
+    """Engine `name`, and what the reference said of the tokenizer; raises `_Unfit`."""
     try:
         tokenizer_json = _without_special(file) if literals == "text" else file.read_text(encoding="utf-8")
-        if name == "gigatoken":
-            fast: Encoder = GigatokenEncoder(tokenizer_json)
-        else:
-            fast = FastokensEncoder(tokenizer_json, literals)
-        for text in texts:
-            if not np.array_equal(fast.encode([text])[0], reference.encode([text])[0]):
-                return f"gives other ids than the reference for {text[:30]!r}", None
-    except ImportError:
-        return "is not installed", None
+        fast: Encoder = (
+            GigatokenEncoder(tokenizer_json)
+            if name == "gigatoken"
+            else FastokensEncoder(tokenizer_json, literals)
+        )
+        found = [fast.encode([text])[0] for text in texts]
     # Each engine refuses a tokenizer it does not know in its own way; the caller shows why and takes another.
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        return f"cannot take this tokenizer ({one_line(str(error))[:100]})", None
-    return "", fast
+    except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        raise _Unfit(f"cannot take this tokenizer ({one_line(str(error))[:100]})") from error
+    info, ids = expected.result()
+    for text, ours, theirs in zip(texts, found, ids, strict=True):
+        if not np.array_equal(ours, theirs):
+            raise _Unfit(f"gives other ids than the reference for {text[:30]!r}")
+    return fast, info
 
 
 def _without_special(file: Path) -> str:

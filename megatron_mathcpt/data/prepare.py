@@ -24,7 +24,7 @@ from megatron_mathcpt.data.sources import Document, Shard, Skipped, read_documen
 from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
 from megatron_mathcpt.data.work import Build, save_array
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import hash_file
+from megatron_mathcpt.hashing import hash_file
 
 Flags = npt.NDArray[np.bool_]
 

@@ -13,7 +13,7 @@ from megatron_mathcpt.data.clean import clean, mask_pii
 from megatron_mathcpt.data.files import TEXTS, list_files
 from megatron_mathcpt.data.formats import Reject, Row, read_rows, text_files
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import hash_file, hash_json
+from megatron_mathcpt.hashing import hash_file, hash_json
 from megatron_mathcpt.records import Problem, cpt_text
 
 _ALIASES = {"language": "lang"}

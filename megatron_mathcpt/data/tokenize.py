@@ -12,9 +12,10 @@ from typing import TypeVar, cast
 import numpy as np
 import orjson
 
-from megatron_mathcpt.data.engines import EngineName, Literals, Tokens, load_encoder
+from megatron_mathcpt.data.engines import EngineName, Tokens, load_encoder
 from megatron_mathcpt.data.files import read_lines
 from megatron_mathcpt.data.indexed_dataset import DatasetWriter, Lengths, read_lengths, token_dtype
+from megatron_mathcpt.data.reference import Literals
 from megatron_mathcpt.errors import DataError
 
 _DEPTH = 3  # blocks waiting between two threads

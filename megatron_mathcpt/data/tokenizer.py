@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import hash_file
+from megatron_mathcpt.hashing import hash_file
 
 if TYPE_CHECKING:
     import tokenizers

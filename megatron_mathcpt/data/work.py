@@ -18,7 +18,8 @@ from megatron_mathcpt.data.decontaminate import benchmark_files
 from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.sources import Shard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
-from megatron_mathcpt.manifest import hash_file, hash_json, write_atomically
+from megatron_mathcpt.hashing import hash_file, hash_json
+from megatron_mathcpt.manifest import write_atomically
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 WORK, EXECUTORS = ".work", ".datatrove"  # shards' results between stages; datatrove's logs and completions

@@ -20,8 +20,8 @@ from rich.progress import track
 
 from megatron_mathcpt.evaluation.model import writes
 from megatron_mathcpt.evaluation.sampling import request_seeds
+from megatron_mathcpt.hashing import hash_json
 from megatron_mathcpt.log import JsonLines, read_json_lines
-from megatron_mathcpt.manifest import hash_json
 
 
 class RecordedLM(LM):

@@ -19,7 +19,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.manifest import hash_json
+from megatron_mathcpt.hashing import hash_json
 from megatron_mathcpt.model.attention import context_positions
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.hashing import hash_json
 from megatron_mathcpt.log import JsonLines, get_logger, read_json_lines
-from megatron_mathcpt.manifest import hash_json, write_atomically
+from megatron_mathcpt.manifest import write_atomically
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.flops import flops_per_token
 from megatron_mathcpt.planner.hardware import load_hardware

@@ -12,6 +12,7 @@ from megatron_mathcpt.data import engines
 from megatron_mathcpt.data.engines import ReferenceEncoder, load_encoder
 from megatron_mathcpt.data.foreign_tokenizer import convert_tokenizer
 from megatron_mathcpt.data.indexed_dataset import Lengths
+from megatron_mathcpt.data.reference import Literals, encode_elsewhere
 from megatron_mathcpt.data.tokenizer import install_tokenizer, train_tokenizer
 from megatron_mathcpt.errors import ConfigError, DataError
 
@@ -96,9 +97,7 @@ HOSTILE = st.one_of(
 @pytest.mark.parametrize("literals", ["text", "control"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(HOSTILE, min_size=1, max_size=8))
-def test_chosen_engine_equals_the_reference(
-    any_folder: Path, literals: engines.Literals, texts: list[str]
-) -> None:
+def test_chosen_engine_equals_the_reference(any_folder: Path, literals: Literals, texts: list[str]) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]
     encoder = _cached(any_folder, literals)
     ids, lengths = encoder[0].encode(texts)
@@ -110,7 +109,7 @@ def test_chosen_engine_equals_the_reference(
 _ENCODERS: dict[tuple[Path, str], tuple[engines.Encoder, ReferenceEncoder]] = {}
 
 
-def _cached(folder: Path, literals: engines.Literals) -> tuple[engines.Encoder, ReferenceEncoder]:
+def _cached(folder: Path, literals: Literals) -> tuple[engines.Encoder, ReferenceEncoder]:
     if (folder, literals) not in _ENCODERS:
         _ENCODERS[folder, literals] = (load_encoder(folder, literals)[0], ReferenceEncoder(folder, literals))
     return _ENCODERS[folder, literals]
@@ -120,6 +119,17 @@ def test_a_fast_engine_is_chosen_for_each_kind_of_tokenizer(any_folder: Path) ->
     pytest.importorskip("fastokens")
     assert load_encoder(any_folder, "text")[0].name in ("gigatoken", "fastokens")
     assert load_encoder(any_folder, "text", "tokenizers")[0].name == "tokenizers"
+
+
+def test_what_is_no_tokenizer_is_said_whoever_reads_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
+        encode_elsewhere(tmp_path, "text", ["a"])
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
+        load_encoder(tmp_path, "text")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

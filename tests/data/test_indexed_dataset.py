@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_mathcpt.data import indexed_dataset
 from megatron_mathcpt.data.indexed_dataset import (
     DatasetWriter,
     merge,
@@ -51,7 +52,8 @@ def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> N
     assert all(np.array_equal(a, b) for a, b in zip(read_documents(prefix), docs, strict=True))
 
 
-def test_merge_equals_one_dataset(tmp_path: Path) -> None:
+def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexed_dataset, "_SYNC_BYTES", 500)  # handed to the disk in many pieces
     docs = documents(90, 500)
     whole = write(tmp_path / "whole", docs, 500)
     parts = [write(tmp_path / f"part{i}", docs[low : low + 30], 500) for i, low in enumerate((0, 30, 60))]
