@@ -1,6 +1,7 @@
 """Checkpoint to Hugging Face folder and back, proven by the logits of both models."""
 
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,11 +58,12 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
 
     shape = LlamaShape.model_validate(manifest.config["model"])
     source = CheckpointWeights(checkpoint, shape)
-    write_hf_folder(source, shape, out, eos_id=manifest.counts["eos_id"])
+    weights = write_hf_folder(source, shape, out, eos_id=manifest.counts["eos_id"])
     copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
     difference = _compare(source, shape, out) if verify else None
     counts = {"max_abs_logit_difference": difference, "step": manifest.counts["step"]}
-    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=_described(out))
+    outputs = weights | _described(out, weights)
+    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
     return Converted(difference, was_there=False)
 
 
@@ -100,10 +102,10 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     return Converted(difference, was_there=False)
 
 
-def _described(folder: Path) -> dict[str, OutputFile]:
-    """Every file of a folder that has no manifest yet, hidden ones too, synced and described."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sync_and_describe(folder, (path.relative_to(folder).as_posix() for path in files))
+def _described(folder: Path, known: Container[str] = ()) -> dict[str, OutputFile]:
+    """Every file but `known` of a folder without manifest, hidden ones too, synced and described."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sync_and_describe(folder, (name for name in names if name not in known))
 
 
 def _compare(source: "WeightSource", shape: LlamaShape, folder: Path) -> float:

@@ -1,5 +1,6 @@
 """Hugging Face Llama folders: weights read and written tensor by tensor, never the whole model in memory."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,12 @@ from safetensors import safe_open
 
 from megatron_mathcpt.checkpoint.names import hf_names, pack, tensor_keys, unpack
 from megatron_mathcpt.config.llama import LlamaShape, hf_config
+from megatron_mathcpt.disk import EarlySync
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.manifest import OutputFile, write_atomically
 from megatron_mathcpt.model.weights import WeightSource, tensor_sizes
 
+WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -40,8 +43,13 @@ class HuggingFaceWeights:
             return torch.as_tensor(file.get_tensor(name))
 
 
-def write_hf_folder(source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None) -> None:
-    """Write `config.json` and `model.safetensors` for transformers; a tensor is read while one is written."""
+def write_hf_folder(
+    source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
+) -> dict[str, OutputFile]:
+    """Write `config.json` and `model.safetensors` for transformers; a tensor is read while one is written.
+
+    Returns the weights' size and checksum, taken from memory, so that the file need not be read again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = source.read("decoder.final_layernorm.weight", None).dtype
     sizes = {name: size for name, size, _, _ in _parts(shape)}
@@ -52,9 +60,10 @@ def write_hf_folder(source: WeightSource, shape: LlamaShape, folder: Path, *, eo
         for (key, _), whole in zip(keys, wholes, strict=True)
         for part in unpack(key, whole, shape)
     )
-    write_safetensors(folder / "model.safetensors", sizes, dtype, tensors)
+    weights = write_safetensors(folder / WEIGHTS, sizes, dtype, tensors)
     config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    return {WEIGHTS: weights}
 
 
 def _ahead(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -78,8 +87,8 @@ def _parts(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...], str, int |
 
 def write_safetensors(
     path: Path, sizes: dict[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[torch.Tensor]
-) -> None:
-    """Write a safetensors file from a stream of tensors in the order of `sizes`.
+) -> OutputFile:
+    """Write a safetensors file from a stream of tensors in the order of `sizes`; its size and checksum.
 
     Layout: 8 bytes header length, JSON header with the byte range of each tensor, then the bytes
     (github.com/huggingface/safetensors, "Format").
@@ -91,9 +100,19 @@ def write_safetensors(
         header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": size, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+    start = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(start)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+        disk = EarlySync(file)
+        file.write(start)
+        hashing = beside.submit(digest.update, b"")
         for (name, size), tensor in zip(sizes.items(), tensors, strict=True):
             assert tuple(tensor.shape) == size, name
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+            hashing.result()
+            hashing = beside.submit(digest.update, data)
+            file.write(data)
+            disk.wrote(data.nbytes)
+        hashing.result()
+        disk.finish()
+    return OutputFile(bytes=len(start) + end, sha256=digest.hexdigest())

@@ -51,11 +51,12 @@ class _Pending:
     copying: "Future[None] | None"
     writing: "Future[Written]"
     committing: "Future[None] | None" = None
+    pruning: "Future[None] | None" = None
 
     @property
     def work(self) -> "Future[Any]":
         """What must be done before the next step."""
-        return self.committing or self.writing
+        return self.pruning or self.committing or self.writing
 
 
 class Saver:
@@ -95,7 +96,7 @@ class Saver:
     def save(
         self, model: list[Any], optimizer: Any, record: CheckpointRecord, *, beside: bool = False
     ) -> None:
-        """Save the state after step `record.counts["step"]`; what need not stay is removed.
+        """Save the state after step `record.counts["step"]`; what need not stay is removed beside the steps.
 
         It is committed on return; with `beside` in later calls of `poll`, and the state must not change
         before `wait_for_copy` has returned. A save that is still on its way is waited for.
@@ -107,8 +108,8 @@ class Saver:
         writer = self._take(path, model, optimizer)
         copying = self._thread.submit(writer.copy, self._copies) if beside else None
         self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
-        if not beside:
-            self.finish()
+        while not beside and self._pending is not None and self._pending.pruning is None:
+            self._advance(self._pending)
 
     def wait_for_copy(self) -> None:
         """Return when the state may change; call it before every update."""
@@ -121,7 +122,7 @@ class Saver:
             self._advance(self._pending)
 
     def finish(self) -> None:
-        """Wait for the save on its way, if there is one, and commit it.
+        """Wait for the save on its way, if there is one: it is committed, and what need not stay is gone.
 
         Raises `CheckpointError` on every rank if one could not write.
         """
@@ -142,7 +143,7 @@ class Saver:
         return writer
 
     def _advance(self, pending: _Pending) -> None:
-        """From written by every rank to committed by rank 0, and from there to the end."""
+        """From written by every rank to committed by rank 0, to pruned by it, to the end."""
         self._pending = None
         parts = self._gather(pending)
         if pending.committing is None:
@@ -150,6 +151,8 @@ class Saver:
             self._retention.verified.add(pending.path.name)  # its bytes were read again for the checksums
             committing = self._thread.submit(self._commit, pending, parts)
             self._pending = replace(pending, committing=committing)
+        elif pending.pruning is None:
+            self._pending = replace(pending, pruning=self._thread.submit(self._prune))
 
     def _gather(self, pending: _Pending) -> list[Any]:
         """What the work of every rank gave, on rank 0; `CheckpointError` on all if one of them failed."""
@@ -164,7 +167,7 @@ class Saver:
         return parts
 
     def _commit(self, pending: _Pending, written: list[Written]) -> None:
-        """Complete the folder with index and manifest, rename it, and prune; rank 0 only."""
+        """Complete the folder with index and manifest, and rename it; rank 0 only."""
         if not self._layout.is_writer:
             return
         writing, record = folders.hidden_path(pending.path), pending.record
@@ -183,7 +186,11 @@ class Saver:
         folders.commit(pending.path)
         if self._on_commit is not None:
             self._on_commit(pending.path)
-        folders.prune(folders.checkpoint_paths(self._run_folder), self._retention)
+
+    def _prune(self) -> None:
+        """Remove what need not stay, which takes a quarter of the save's own time; rank 0 only."""
+        if self._layout.is_writer:
+            folders.prune(folders.checkpoint_paths(self._run_folder), self._retention)
 
 
 class _Plan(TorchDistSaveShardedStrategy):

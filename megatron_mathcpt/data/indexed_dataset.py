@@ -4,11 +4,9 @@ Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, th
 int64 byte offset a sequence, then the first sequence of every document. Here a sequence is a document.
 """
 
-import os
 import shutil
 import struct
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.data.files import temporary_name, write_whole
+from megatron_mathcpt.disk import EarlySync
 from megatron_mathcpt.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK = 1 << 20  # documents a block: 8 MB of offsets at a time
-_SYNC_BYTES = 16 << 20  # handed to the disk at once, beside the tokenizing: little is left to wait for
 
 Lengths = npt.NDArray[np.int32]
 TokenType = np.dtype[np.int32] | np.dtype[np.uint16]
@@ -132,31 +130,18 @@ class DatasetWriter:
         self._temporary = temporary_name(prefix.with_name(prefix.name + ".bin"))
         self._file = self._temporary.open("wb")
         self._lengths: list[Lengths] = []
-        self._disk = ThreadPoolExecutor(1)
-        self._syncing: Future[None] | None = None
-        self._unsynced = 0
+        self._disk = EarlySync(self._file)
 
     def write(self, tokens: npt.NDArray[np.int32] | npt.NDArray[np.uint16], lengths: Lengths) -> None:
         """Append documents given as one flat array and their lengths."""
         stored = tokens.astype(self._dtype, copy=False)
         stored.tofile(self._file)
         self._lengths.append(lengths.astype(np.int32, copy=False))
-        self._unsynced += stored.nbytes
-        if self._unsynced >= _SYNC_BYTES:
-            self._sync()
-
-    def _sync(self) -> "Future[None]":
-        """Wait until the disk has taken in what was last handed to it, and hand it what came since."""
-        if self._syncing is not None:
-            self._syncing.result()
-        self._syncing, self._unsynced = self._disk.submit(os.fdatasync, self._file.fileno()), 0
-        return self._syncing
+        self._disk.wrote(stored.nbytes)
 
     def close(self) -> tuple[int, int]:
         """Complete both files; returns documents and tokens."""
-        self._file.flush()
-        self._sync().result()
-        self._disk.shutdown()
+        self._disk.finish()
         self._file.close()
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
         self._temporary.replace(self._prefix.with_name(self._prefix.name + ".bin"))

@@ -86,6 +86,7 @@ def measure(state: Any, step: Callable[[], None], folder: Path, rounds: int) -> 
             "save beside, until committed": beside,
             "torch's checkpoint": lambda: write_stock(folder / "stock", state),
         }.items():
+            state.saver.finish()  # removes what need not stay, in training beside the steps
             os.sync()
             seconds.setdefault(name, []).append(seconds_of(work))
             state.step += 1
