@@ -73,10 +73,11 @@ def _batches(texts: Sequence[str], numbers: Sequence[int]) -> Iterator[list[int]
 def _drop(text: str, rules: Filter) -> Drop | None:
     if not text:
         return Drop("empty")
-    if rules.min_characters is not None and len(text) < rules.min_characters:
-        return Drop("too_short")
-    if rules.max_characters is not None and len(text) > rules.max_characters:
-        return Drop("too_long")
+    if drop := (
+        below("too_short", len(text), rules.min_characters)
+        or above("too_long", len(text), rules.max_characters)
+    ):
+        return drop
     if rules.max_bad_character_share is not None and (
         drop := above("bad_characters", _bad_share(text), rules.max_bad_character_share)
     ):

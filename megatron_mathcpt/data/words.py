@@ -3,7 +3,8 @@
 The one word cutter of deduplication and decontamination. Characters are folded first (NFKC, lower case), so
 case and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
 character and a symbol (operator, punctuation) each stand alone. The loops over characters are compiled by
-numba when first called, and kept on disk.
+numba when first called, and kept beside this file or in the user's cache; where neither can be written, the
+environment must name another folder, NUMBA_CACHE_DIR.
 """
 
 import unicodedata

@@ -338,7 +338,10 @@ def test_the_command_writes_a_page(root: Path, tmp_path: Path) -> None:
     assert (
         command("page", root, "--out", tmp_path / "new" / "page.html") == f"Page: {tmp_path}/new/page.html\n"
     )
-    assert "<title>inspected · corpus</title>" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert "<title>inspected · corpus</title>" in page
+    assert "stays: wiki1" in page
+    assert "5, limit 20" in page
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.html", "cannot be written")):
         with pytest.raises(ConfigError, match=message):

@@ -129,9 +129,10 @@ def _gone(source: str, reason: str, row: Row) -> Row:
     detail = row.get("detail") or {}
     stays = [f"stays: {_short(detail['kept'])}"] if "kept" in detail else []
     item = [_short(f"{detail['benchmark']} {detail['item']}")] if reason == CONTAMINATED else []
+    limit = [f"{detail['measured']:.4g}, limit {detail['limit']:.4g}"] if "limit" in detail else []
     text = row["reason"] if reason == REJECTED else row.get("text", "")
     card = _card(reason, source, row.get("id", ""), f"{row['file']}:{row['line']}")
-    return {**card, "facts": [*stays, *item], **_text(text)}
+    return {**card, "facts": [*stays, *item, *limit], **_text(text)}
 
 
 def _card(fate: str, source: str, identity: str, where: str) -> Row:
