@@ -73,10 +73,10 @@ def _batches(texts: Sequence[str], numbers: Sequence[int]) -> Iterator[list[int]
 def _drop(text: str, rules: Filter) -> Drop | None:
     if not text:
         return Drop("empty")
-    if drop := (
-        below("too_short", len(text), rules.min_characters)
-        or above("too_long", len(text), rules.max_characters)
-    ):
+    characters = len(text)
+    if drop := below("too_short", characters, rules.min_characters):
+        return drop
+    if drop := above("too_long", characters, rules.max_characters):
         return drop
     if rules.max_bad_character_share is not None and (
         drop := above("bad_characters", _bad_share(text), rules.max_bad_character_share)

@@ -341,7 +341,7 @@ def test_the_command_writes_a_page(root: Path, tmp_path: Path) -> None:
     page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     assert "<title>inspected · corpus</title>" in page
     assert "stays: wiki1" in page
-    assert "5, limit 20" in page
+    assert "4, limit 20" in page
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.html", "cannot be written")):
         with pytest.raises(ConfigError, match=message):
