@@ -74,14 +74,15 @@ def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_p
     from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_path, checkpoint_paths, step_of
     from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
 
-    model, saver = make_model(layout), Saver(tmp_path, layout, Retention(2))
-    for step in (1, 2, 3):
-        saver.save([model], None, CheckpointRecord({}, {}, {"step": step}))
+    model = make_model(layout)
+    with Saver(tmp_path, layout, Retention(2)) as saver:
+        for step in (1, 2, 3):
+            saver.save([model], None, CheckpointRecord({}, {}, {"step": step}))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [3, 2]
     shard = checkpoint_path(tmp_path, 3) / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    restarted = Saver(tmp_path, layout, Retention(2))
-    restarted.save([model], None, CheckpointRecord({}, {}, {"step": 4}))
+    with Saver(tmp_path, layout, Retention(2)) as restarted:
+        restarted.save([model], None, CheckpointRecord({}, {}, {"step": 4}))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [4, 3, 2]
