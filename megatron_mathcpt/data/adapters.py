@@ -2,8 +2,8 @@
 
 A table: name in the config, function. A function gives our row, or the reason why the record is not taken.
 Fields come from the sources' own pages (dataset cards, RedPajama's data_prep scripts). Not checked against a
-page: Lila's names on Hugging Face, AlgebraicStack's `meta.hexsha`, RedPajama's `arxiv_id`, StarCoder's control
-tokens.
+page: Lila's names on Hugging Face, AlgebraicStack's `meta.hexsha`, RedPajama's `arxiv_id`, StarCoder's
+control tokens.
 """
 
 import json
