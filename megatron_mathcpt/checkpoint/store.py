@@ -19,7 +19,7 @@ from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.hashing import hash_file
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import Manifest
-from megatron_mathcpt.model.weights import keep_precise
+from megatron_mathcpt.model.weights import requantize
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
@@ -83,7 +83,7 @@ def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, unexpected
         assert all(key.endswith(_EXTRA) for key in missing), missing
-        keep_precise(chunk, loaded[f"model{index}"])
+        requantize(chunk, loaded[f"model{index}"])
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
 

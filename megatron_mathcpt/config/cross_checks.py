@@ -55,6 +55,15 @@ def _parallel_conflicts(config: ExperimentConfig) -> list[Conflict]:
             "precision.fp8_param_gather: needs parallel.use_distributed_optimizer",
         ),
         (
+            config.optimizer.use_precision_aware_optimizer and not parallel.use_distributed_optimizer,
+            "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer",
+        ),
+        (
+            parallel.cuda_graph_impl != "none" and config.data.document_attention,
+            "parallel.cuda_graph_impl: a captured layer takes no documents (data.reset_attention_mask, "
+            "data.sft)",
+        ),
+        (
             not _recompute_divides(config),
             "parallel.recompute_num_layers: with recompute_method uniform it must divide the layers of each "
             "stage (each virtual one too)",
@@ -64,7 +73,7 @@ def _parallel_conflicts(config: ExperimentConfig) -> list[Conflict]:
 
 def _data_conflicts(config: ExperimentConfig) -> list[Conflict]:
     """Model, budget, data and what is logged of them."""
-    parallel, validation = config.parallel, config.validation
+    validation = config.validation
     return [
         (
             config.init.scratch and config.model is None,
@@ -77,10 +86,6 @@ def _data_conflicts(config: ExperimentConfig) -> list[Conflict]:
         (
             config.train.train_epochs is not None and config.data.sft is None,
             "train.train_epochs: for data.sft only; give train.train_tokens",
-        ),
-        (
-            config.data.document_attention and parallel.context_parallel_size > 1,
-            "parallel.context_parallel_size: attention within documents needs 1",
         ),
         (
             bool(validation.sets) and config.data.corpus is None,

@@ -81,7 +81,12 @@ class DataSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW; `lr` and `min_lr` are the ends of the schedule."""
+    """AdamW; `lr` and `min_lr` are the ends of the schedule.
+
+    The four last fields make the state smaller than fp32 (Transformer Engine's FusedAdam, with
+    parallel.use_distributed_optimizer): `main_params_dtype` of the weights the update is added to, `exp_avg`
+    and `exp_avg_sq` of the moments.
+    """
 
     lr: float = Field(gt=0)
     min_lr: float = Field(default=0.0, ge=0)
@@ -90,6 +95,20 @@ class OptimizerSection(Section):
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)
     clip_grad: float = Field(default=1.0, ge=0)
+    use_precision_aware_optimizer: bool = False
+    main_params_dtype: Literal["fp32", "fp16"] = "fp32"
+    exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerSection":
+        types = {self.main_params_dtype, self.exp_avg_dtype, self.exp_avg_sq_dtype}
+        if types != {"fp32"} and not self.use_precision_aware_optimizer:
+            raise ValueError(
+                "main_params_dtype, exp_avg_dtype, exp_avg_sq_dtype: have no effect without "
+                "use_precision_aware_optimizer"
+            )
+        return self
 
 
 class ScheduleSection(Section):
@@ -112,8 +131,10 @@ class ParallelSection(Section):
     Stages are uneven by the number of layers in the first and last one, or by counting embedding and loss as
     a layer each. Recomputation gives activations up and computes them again in backward: of whole layers
     ("full": by "block" the first `recompute_num_layers` of a stage, by "uniform" all of them, so many at a
-    time), or of the parts in `recompute_modules` ("selective"). Overlapped tensor-parallel
-    communication and CUDA graphs need a GPU and Transformer Engine.
+    time), or of the parts in `recompute_modules` ("selective"). `grad_reduce_in_fp32: false` sums the
+    gradients of the replicas, and of the microbatches, in bf16. Overlapped tensor-parallel communication,
+    CUDA graphs and the fused loss need a GPU and Transformer Engine; `gradient_accumulation_fusion`, which
+    adds a weight's gradient to its buffer within the matrix product, is used where they are.
     """
 
     tensor_model_parallel_size: int = Field(ge=1)
@@ -128,6 +149,9 @@ class ParallelSection(Section):
     use_distributed_optimizer: bool = False
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    grad_reduce_in_fp32: bool = True
+    gradient_accumulation_fusion: bool = True
+    cross_entropy_loss_fusion: bool = False
     tp_comm_overlap: bool = False
     recompute_granularity: Literal["selective", "full"] | None = None
     recompute_method: Literal["uniform", "block"] | None = None
@@ -202,14 +226,16 @@ class PrecisionSection(Section):
     """Type of parameters and activations; gradients are summed and AdamW works in fp32.
 
     `fp8` runs the matrix products of the layers in FP8: "hybrid" is E4M3 forward and E5M2 backward. Recipe
-    "delayed" scales by the maxima of past steps, "tensorwise" by those of the tensor at hand. The number of
-    layers that `first_last_layers_bf16` leaves in bf16 counts from either end. `fp8_param_gather` keeps the
-    layers' weights in FP8 and gathers them so. All of it needs a GPU and Transformer Engine.
+    "delayed" scales by the maxima of past steps, "tensorwise" by those of the tensor at hand, "blockwise" by
+    those of 1 x 128 (activations, gradients) and 128 x 128 (weights) elements, on Hopper; "mxfp8" by those of
+    32 elements, on Blackwell. The number of layers that `first_last_layers_bf16` leaves in bf16 counts from
+    either end. `fp8_param_gather` keeps the layers' weights in FP8 and gathers them so. All of it needs a GPU
+    and Transformer Engine.
     """
 
     params_dtype: Literal["fp32", "bf16"]
     fp8: Literal["e4m3", "hybrid"] | None = None
-    fp8_recipe: Literal["delayed", "tensorwise"] | None = None
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] | None = None
     fp8_param_gather: bool = False
     first_last_layers_bf16: bool = False
     num_layers_at_start_in_bf16: int = Field(default=1, ge=0)
@@ -223,7 +249,7 @@ class PrecisionSection(Section):
                 "fp8_recipe, fp8_param_gather, first_last_layers_bf16: have no effect without fp8"
             )
         if self.fp8 is not None and self.fp8_recipe is None:
-            raise ValueError("fp8 needs fp8_recipe: delayed or tensorwise")
+            raise ValueError("fp8 needs fp8_recipe: delayed, tensorwise, blockwise or mxfp8")
         if self.fp8 is not None and self.params_dtype != "bf16":
             raise ValueError("fp8 needs params_dtype: bf16")
         if self.first_last_layers_bf16 and self.fp8_recipe == "delayed":

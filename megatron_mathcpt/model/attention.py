@@ -1,7 +1,7 @@
-"""Core attention by PyTorch's scaled_dot_product_attention, for Megatron-Core's local layer spec.
+"""Core attention: PyTorch's for the local layer spec, Transformer Engine's packed kernels for documents.
 
-Measured on a CPU: 1.02 of plain transformers in CPU time; Megatron-Core's own local attention takes 1.13, and
-refuses context parallelism.
+Measured on a CPU: PyTorch's takes 1.02 of plain transformers in CPU time; Megatron-Core's own local attention
+1.13, and it refuses context parallelism.
 """
 
 from typing import Any
@@ -10,15 +10,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-
-def context_positions(seq_length: int, size: int, rank: int) -> torch.Tensor:
-    """Positions that context-parallel rank `rank` of `size` holds: chunks `rank` and `2 size - 1 - rank`.
-
-    Of 2 x size equal chunks each rank gets an early and a late one, so that causal attention costs all the
-    same (Megatron-Core's order, which its rotary embedding follows).
-    """
-    chunks = torch.arange(seq_length).chunk(2 * size)
-    return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
+from megatron_mathcpt.model.documents import Documents, Span, context_positions
 
 
 class SdpaAttention(torch.nn.Module):
@@ -39,16 +31,14 @@ class SdpaAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """Attend; query is [sequence, batch, heads, channels], key and value have the query groups' heads.
 
-        A mask, if given, is True where attention is forbidden, as in Megatron-Core; without one attention
-        is causal. Returns [sequence, batch, heads * channels].
+        A mask, if given, is True where attention is forbidden, as in Megatron-Core, its keys the whole
+        sequence in the order of the ranks; without one attention is causal. Returns
+        [sequence, batch, heads * channels].
         """
         if self.context_group is not None:
-            assert attention_mask is None
-            attention_mask = self._context_mask(len(query), query.device)
-            key, value = (
-                gather_from_sequence_parallel_region(tensor, group=self.context_group)
-                for tensor in (key, value)
-            )
+            if attention_mask is None:
+                attention_mask = self._context_mask(len(query), query.device)
+            key, value = gathered(self.context_group, key, value)
         output = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
@@ -66,3 +56,70 @@ class SdpaAttention(torch.nn.Module):
         held = [context_positions(local_length * size, size, other) for other in range(size)]
         later: torch.Tensor = torch.cat(held)[None, :] > held[rank][:, None]
         return later.to(device)
+
+
+class DocumentAttention(torch.nn.Module):
+    """Causal attention within documents, by Transformer Engine's kernels for packed sequences (THD).
+
+    They skip whole blocks of other documents, where a dense mask computes every pair. With context
+    parallelism each rank gathers all keys and attends with its own queries, as Llama 3 was trained
+    (arXiv 2407.21783, section 3.3.2): documents need no padding then, which the ring would ask for.
+    """
+
+    def __init__(self, config: Any, layer_number: int, *_: Any, pg_collection: Any = None, **__: Any) -> None:
+        super().__init__()
+        from transformer_engine.pytorch import DotProductAttention
+
+        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
+        tensor = config.tensor_model_parallel_size
+        self.packed = DotProductAttention(
+            config.num_attention_heads // tensor,
+            config.kv_channels,
+            num_gqa_groups=config.num_query_groups // tensor,
+            attention_dropout=0.0,
+            qkv_format="thd",
+            attn_mask_type="padding_causal",
+            layer_number=layer_number,
+        )
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        packed_seq_params: Documents,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Attend; shapes are `SdpaAttention`'s, `packed_seq_params` says what this rank's queries may see."""
+        assert attention_mask is None
+        length, rows = query.shape[:2]
+        if self.context_group is not None:
+            key, value = (
+                tensor[packed_seq_params.order] for tensor in gathered(self.context_group, key, value)
+            )
+        query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+        parts = [self._attend(span, query, key, value) for span in packed_seq_params.spans]
+        output = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return output.view(rows, length, -1).transpose(0, 1).contiguous()
+
+    def _attend(
+        self, span: Span, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        output: torch.Tensor = self.packed(
+            query[span.queries],
+            key[span.keys],
+            value[span.keys],
+            cu_seqlens_q=span.query_ends,
+            cu_seqlens_kv=span.key_ends,
+            max_seqlen_q=span.longest,
+            max_seqlen_kv=span.longest_keys,
+            attn_mask_type="padding_causal" if span.aligned else "padding_causal_bottom_right",
+        )
+        return output
+
+
+def gathered(group: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The whole sequence of each tensor, in the order of the ranks that hold its parts."""
+    return tuple(gather_from_sequence_parallel_region(tensor, group=group) for tensor in tensors)

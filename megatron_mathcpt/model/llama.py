@@ -1,6 +1,7 @@
 """GPTModel chunks of a Llama: Transformer Engine's layer spec where it is installed, else the local one."""
 
-import importlib.util
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,15 +15,23 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_mathcpt.config.experiment import PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.model.attention import SdpaAttention
+from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
 from megatron_mathcpt.model.norm import RMSNorm
 from megatron_mathcpt.model.settings import padded_vocab_size, transformer_config
 from megatron_mathcpt.parallel import Layout
 
 
+@cache
 def has_transformer_engine() -> bool:
-    """Whether the fused layers can be used: a GPU and Transformer Engine."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    """Whether the fused layers can be used: a GPU, and a Transformer Engine that can be imported.
+
+    One that is installed and cannot be imported is an error, not a slower run.
+    """
+    if not torch.cuda.is_available() or find_spec("transformer_engine") is None:
+        return False
+    import transformer_engine.pytorch  # noqa: F401
+
+    return True
 
 
 class Llama(GPTModel):
@@ -46,17 +55,32 @@ def build_model(
 ) -> list[Llama]:
     """This process' chunks, one per virtual pipeline stage, with parameters not yet filled.
 
-    `document_attention` says that attention masks will be passed; without it attention is causal.
+    `document_attention` says that each batch will bring its documents; without it attention is causal.
     """
-    config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
+    fused = has_transformer_engine()
+    config = transformer_config(shape, layout.sizes, precision, fused=fused)
     stages = layout.sizes.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(stages or 1):
         first = layout.is_first_stage and stage == 0
         last = layout.is_last_stage and stage == (stages or 1) - 1
-        spec = block_spec(config, layout, stage if stages else None, masked=document_attention)
+        spec = block_spec(config, layout, stage if stages else None, documents=document_attention)
         chunks.append(_build_chunk(shape, layout, config, spec, (first, last, stage if stages else None)))
+        if fused and layout.sizes.gradient_accumulation_fusion:
+            accumulate_in_products(chunks[-1])
     return chunks
+
+
+def accumulate_in_products(chunk: Llama) -> None:
+    """Have Transformer Engine's layers add a weight's gradient to its buffer within the matrix product.
+
+    Megatron-Core's setting of that name cannot be used for it: it asks for apex, for the output layer alone.
+    """
+    from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
+
+    for module in chunk.modules():
+        if isinstance(module, TransformerEngineBaseModule) and hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def _build_chunk(
@@ -86,15 +110,15 @@ def _build_chunk(
     return model
 
 
-def block_spec(config: Any, layout: Layout, stage: int | None, *, masked: bool) -> Any:
+def block_spec(config: Any, layout: Layout, stage: int | None, *, documents: bool) -> Any:
     """Transformer Engine's fused layers on a GPU; else local ones with SDPA and our RMSNorm.
 
-    Transformer Engine's causal attention would ignore a mask without a word: `masked` takes SDPA there too.
+    With `documents` the fused ones attend within documents only.
     """
     if has_transformer_engine():
         fused: ModuleSpec = get_gpt_layer_with_transformer_engine_spec()
-        if masked:
-            fused.submodules.self_attention.submodules.core_attention = SdpaAttention
+        if documents:
+            fused.submodules.self_attention.submodules.core_attention = DocumentAttention
         return fused
     spec: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer = spec.submodules

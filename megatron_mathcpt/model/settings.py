@@ -1,5 +1,6 @@
 """Llama shape, layout and precision as Megatron-Core's `TransformerConfig`."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from megatron_mathcpt.config.experiment import VOCAB_DIVISOR, ParallelSection, P
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Delayed scaling looks so many steps back (defaults of Transformer Engine's DelayedScaling; Megatron-Core's
 # own default of one step overflows when a maximum grows).
 _FP8_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
@@ -25,14 +26,25 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
         "precision.fp8": precision.fp8 is not None,
         "parallel.tp_comm_overlap": parallel.tp_comm_overlap,
         "parallel.cuda_graph_impl": parallel.cuda_graph_impl != "none",
+        "parallel.cross_entropy_loss_fusion": parallel.cross_entropy_loss_fusion,
     }
     for field, needed in asked.items():
         if needed and not fused:
             raise ConfigError(
                 f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out"
             )
-    if precision.fp8 is not None and torch.cuda.get_device_capability() < (8, 9):
+    if precision.fp8 is not None:
+        _check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
+
+
+def _check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
+    """Refuse an FP8 recipe that a GPU of this compute capability cannot follow; `ConfigError`."""
+    if capability < (8, 9):
         raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")
+    if recipe == "blockwise" and capability[0] != 9:
+        raise ConfigError("precision.fp8_recipe: blockwise is for Hopper; take mxfp8 on Blackwell")
+    if recipe == "mxfp8" and capability[0] < 10:
+        raise ConfigError("precision.fp8_recipe: mxfp8 needs Blackwell; take blockwise on Hopper")
 
 
 def transformer_config(
@@ -78,12 +90,16 @@ def transformer_config(
         recompute_modules=list(parallel.recompute_modules) or None,
         calculate_per_token_loss=True,
         # weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which
-        # parameters are tensor-parallel shards; unmarked ones would be missing from the gradient norm.
-        init_method=_leave,
-        output_layer_init_method=_leave,
-        embedding_init_method=_leave,
+        # parameters are tensor-parallel shards; unmarked ones would be missing from the gradient norm. It
+        # writes zeros: FP8 parameters are quantised there, and what a reused block of memory held would set
+        # the scale of delayed scaling for its whole history.
+        init_method=torch.nn.init.zeros_,
+        output_layer_init_method=torch.nn.init.zeros_,
+        embedding_init_method=torch.nn.init.zeros_,
         # Without Transformer Engine these fusions fail or bring nothing.
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel(),
+        cross_entropy_loss_fusion=parallel.cross_entropy_loss_fusion,
+        cross_entropy_fusion_impl="te",
         bias_activation_fusion=fused,
         bias_dropout_fusion=fused,
         masked_softmax_fusion=fused,
@@ -93,6 +109,7 @@ def transformer_config(
         # stage's output races with its send: both give wrong losses without an error.
         overlap_p2p_comm=virtual is not None,
         batch_p2p_comm=virtual is None,
+        batch_p2p_sync=False,  # a device synchronisation a message, for torch before 1.14 only
         deallocate_pipeline_outputs=fused,
         **_fp8_settings(precision),
     )
@@ -112,8 +129,9 @@ def _fp8_settings(precision: PrecisionSection) -> dict[str, Any]:
     }
 
 
-def _leave(weight: torch.Tensor) -> torch.Tensor:
-    return weight
+def has_apex_kernel() -> bool:
+    """Whether NVIDIA's apex brings the product that adds the output layer's gradient to its buffer."""
+    return find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def padded_vocab_size(vocab_size: int) -> int:

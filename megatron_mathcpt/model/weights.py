@@ -20,6 +20,7 @@ from megatron_mathcpt.config.llama import LlamaShape
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 LAYERS = "decoder.layers."
+_E4M3_LARGEST = 448.0  # weights are E4M3 in both FP8 formats
 # Residual-path outputs start smaller, by 1 / sqrt(2 layers) (Megatron-Core's scaled_init_method_normal).
 _SCALED = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
@@ -43,11 +44,9 @@ def fill(chunks: Iterable[Any], source: WeightSource) -> None:
         for sharded in nested_values(state):
             if isinstance(sharded, ShardedTensor):
                 _fill_part(sharded, source)
-        parameters = dict(chunk.named_parameters())
-        with torch.no_grad():
-            for name, copy in copies.items():
-                parameters[name].copy_(copy)
-        keep_precise(chunk, copies)
+        for name, copy in copies.items():
+            scale_for(chunk.get_parameter(name), copy)
+        requantize(chunk, copies)
 
 
 def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
@@ -64,15 +63,32 @@ def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
         sharded.data[part.shape[0] :].zero_()
 
 
-def keep_precise(chunk: Any, values: Mapping[str, Any]) -> None:
-    """Let the optimizer, which is not built yet, start from `values` where a parameter was rounded to FP8.
+def scale_for(parameter: Any, value: torch.Tensor) -> None:
+    """Let a parameter of delayed scaling start on the scale of `value`, where a fresh one has scale 1.
 
-    Transformer Engine keeps what a parameter was initialised with, in `_high_precision_init_val` (module/
-    base.py), and Megatron-Core makes the fp32 copy from that; but initialisation leaves ours empty.
+    Its largest element becomes the format's largest number, as the recipe's own update does with a margin
+    of 0 (Transformer Engine, common/recipe/delayed_scaling.cu). Other recipes' casts compute their own.
     """
-    for name, parameter in chunk.named_parameters():
-        if hasattr(parameter, "_high_precision_init_val") and name in values:
-            parameter._high_precision_init_val = values[name].detach().cpu()
+    quantizer = parameter._quantizer
+    if isinstance(getattr(quantizer, "scale", None), torch.Tensor):
+        largest = value.abs().max().float()
+        if largest > 0:
+            quantizer.scale.fill_(_E4M3_LARGEST / largest)
+
+
+def requantize(chunk: Any, values: Mapping[str, Any]) -> None:
+    """Set FP8 parameters to `values`, on the scales they have now; the optimizer starts from `values` too.
+
+    Loading a state quantises with the scales from before it. What the optimizer, which is not built yet,
+    copies is in `_high_precision_init_val` (Transformer Engine, module/base.py), which Megatron-Core makes
+    its fp32 weights from; initialisation leaves ours zero.
+    """
+    with torch.no_grad():
+        for name, parameter in chunk.named_parameters():
+            if name in values and is_float8tensor(parameter):
+                parameter.copy_(values[name])
+                if hasattr(parameter, "_high_precision_init_val"):
+                    parameter._high_precision_init_val = values[name].detach().cpu()
 
 
 class RandomWeights:

@@ -20,6 +20,7 @@ from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verif
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import build_model, has_transformer_engine
+from megatron_mathcpt.model.settings import DTYPES
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.start import check_memory
@@ -150,7 +151,7 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
     """Chunks in Megatron-Core's data-parallel wrapper, their schedule hooks set."""
     parallel = config.parallel
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=parallel.grad_reduce_in_fp32,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
@@ -197,6 +198,8 @@ def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
     """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
     settings = config.optimizer
     bf16 = config.precision.params_dtype == "bf16"
+    in_bf16 = settings.use_precision_aware_optimizer and not config.parallel.grad_reduce_in_fp32
+    main_grads = torch.bfloat16 if in_bf16 else torch.float32
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -208,7 +211,12 @@ def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
             adam_eps=settings.adam_eps,
             clip_grad=settings.clip_grad,
             bf16=bf16,
-            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            params_dtype=DTYPES[config.precision.params_dtype],
+            use_precision_aware_optimizer=settings.use_precision_aware_optimizer,
+            main_grads_dtype=main_grads,
+            main_params_dtype=DTYPES[settings.main_params_dtype],
+            exp_avg_dtype=DTYPES[settings.exp_avg_dtype],
+            exp_avg_sq_dtype=DTYPES[settings.exp_avg_sq_dtype],
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
             overlap_param_gather=config.parallel.overlap_param_gather,
             fp8_recipe=config.precision.fp8_recipe,

@@ -5,7 +5,8 @@ A batch is computed from `consumed_samples`; there is no iterator whose position
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from megatron.core.datasets.utils import Split
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.hashing import hash_json
-from megatron_mathcpt.model.attention import context_positions
+from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs
 from megatron_mathcpt.train.sft import SftDataset
@@ -28,41 +29,58 @@ from megatron_mathcpt.train.sft import SftDataset
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch; every tensor is [samples, sequence], `loss_mask` 1.0 where the loss counts.
+    """One microbatch; every tensor but `mask` is [samples, sequence], `loss_mask` 1.0 where the loss counts.
 
-    `documents` numbers each sample's documents if attention is to stay within them, `sources` is the number
-    of the pool a sample is from, if losses are wanted by pool.
+    `sources` is the number of the pool a sample is from, if losses are wanted by pool. Attention is causal;
+    if it is to stay within documents, `mask` says so to PyTorch's attention, `documents` to the packed one.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
-    documents: torch.Tensor | None = None
     sources: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    documents: Documents | None = None
 
     @classmethod
-    def of(cls, samples: list[dict[str, torch.Tensor]]) -> "Batch":
-        """Samples stacked."""
-        names = [field.name for field in fields(cls) if field.name in samples[0]]
-        return cls(**{name: torch.stack([sample[name] for sample in samples]) for name in names})
+    def of(
+        cls, samples: list[dict[str, torch.Tensor]], size: int = 1, rank: int = 0, *, fused: bool = False
+    ) -> "Batch":
+        """Samples stacked, the positions that context-parallel rank `rank` of `size` holds.
 
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        """The batch with every tensor changed."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
-
-    def forbidden(self) -> torch.Tensor | None:
-        """Megatron-Core's attention mask [samples, 1, queries, keys], True where attention is forbidden.
-
-        None means plain causal attention.
+        The samples' own `documents` number each one's documents. `fused` is for a model with packed
+        attention, to which a sample without them is one document.
         """
-        if self.documents is None:
-            return None
-        length = self.documents.shape[1]
-        later = torch.ones(length, length, dtype=torch.bool, device=self.documents.device).triu(1)
-        other = self.documents[:, :, None] != self.documents[:, None, :]
-        return (later | other).unsqueeze(1)
+        names = [
+            field.name for field in fields(cls) if field.name in samples[0] and field.name != "documents"
+        ]
+        stacked = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        numbers = [sample.get("documents", torch.zeros_like(sample["tokens"])) for sample in samples]
+        held = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
+        here: dict[str, Any] = {name: tensor[:, held] for name, tensor in stacked.items()}
+        batch = cls(**here)
+        if fused:
+            return replace(batch, documents=packed(torch.stack(numbers), size, rank))
+        if "documents" in samples[0]:
+            return replace(batch, mask=forbidden(torch.stack(numbers), size, rank))
+        return batch
+
+    def pinned(self) -> "Batch":
+        """The same in page-locked memory, from which a GPU copies beside its work."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on `device`."""
+        documents = None if self.documents is None else self.documents.to(device)
+        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in found.items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **changed)
 
 
 class _Tokenizer:
@@ -207,29 +225,38 @@ class SourceCounter:
         return dict(zip(self._pools, tokens.tolist(), strict=True))
 
 
-def microbatches(dataset: Any, first: int, last: int, size: int, layout: Layout) -> Iterator[Batch]:
-    """This replica's microbatches of `size` samples out of samples `first` to `last`.
+def microbatches(
+    dataset: Any, samples: range, size: int, layout: Layout, *, fused: bool = False
+) -> Iterator[Batch]:
+    """This replica's microbatches of `size` samples out of `samples`, the next one read ahead.
 
-    Samples past the dataset's end are there with an empty mask, so that all replicas run as often.
+    Samples past the dataset's end are there with an empty mask, so that all replicas run as often. `fused` is
+    for a model with packed attention.
     """
     stride = size * layout.data_size
-    for start in range(first + layout.data_rank * size, last, stride):
-        yield _collate([_sample(dataset, index) for index in range(start, start + size)], layout)
+    starts = iter(range(samples.start + layout.data_rank * size, samples.stop, stride))
+    parts = layout.sizes.context_parallel_size
+    rank = layout.groups.cp.rank() if parts > 1 else 0
+
+    def read() -> Batch | None:
+        start = next(starts, None)
+        if start is None:
+            return None
+        rows = [_sample(dataset, index) for index in range(start, start + size)]
+        batch = Batch.of(rows, parts, rank, fused=fused)
+        return batch.pinned() if layout.device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(read)
+        while (batch := following.result()) is not None:
+            following = reader.submit(read)
+            yield batch.to(layout.device)
 
 
 def _sample(dataset: Any, index: int) -> dict[str, torch.Tensor]:
     if index < len(dataset):
         return dict(dataset[index])
     return {key: torch.zeros_like(value) for key, value in dataset[0].items() if key != "dataset_id"}
-
-
-def _collate(samples: list[dict[str, torch.Tensor]], layout: Layout) -> Batch:
-    """Stack samples; with context parallelism keep only the positions of this rank."""
-    batch = Batch.of(samples)
-    if (parts := layout.sizes.context_parallel_size) > 1:
-        held = context_positions(batch.tokens.shape[1], parts, layout.groups.cp.rank())
-        batch = batch.map(lambda tensor: tensor[:, held])
-    return batch.map(lambda tensor: tensor.to(layout.device, non_blocking=True))
 
 
 class ValidationSet:

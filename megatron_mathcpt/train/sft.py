@@ -18,7 +18,7 @@ class SftDataset:
         )
         self._samples = samples
         self._seed = seed
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
 
     def __len__(self) -> int:
         return self._samples
@@ -26,10 +26,11 @@ class SftDataset:
     def row(self, index: int) -> int:
         """Row of the folder's arrays that sample `index` shows."""
         epoch, place = divmod(index, len(self._tokens))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
-        return int(self._order[place])
+        known, order = self._order  # one name: virtual stages read in a thread each
+        if epoch != known:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
+            self._order = (epoch, order)
+        return int(order[place])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.row(index)

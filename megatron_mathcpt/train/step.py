@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_mathcpt.model.llama import has_transformer_engine
 from megatron_mathcpt.train.datasets import Batch, microbatches
 
 
@@ -49,7 +50,13 @@ class Waiting:
 def forward_step(batches: Iterator[Batch], model: Any, *, sources: int = 0) -> tuple[torch.Tensor, Any]:
     """Run one microbatch; Megatron-Core calls the returned loss function on the last stage."""
     batch = next(batches)
-    output = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=batch.labels)
+    output = model(
+        batch.tokens,
+        batch.position_ids,
+        batch.mask,
+        labels=batch.labels,
+        packed_seq_params=batch.documents,
+    )
     return output, partial(masked_loss, batch, sources)
 
 
@@ -141,10 +148,11 @@ def run_schedule(
         pipeline = layout.sizes.pipeline_model_parallel_size
         count = -(-count // pipeline) * pipeline  # the interleaved schedule wants whole rounds
         assert stages == len(state.model)
-    last = first + count * stride
+    wanted = range(first, first + count * stride)
+    fused = state.config.data.document_attention and has_transformer_engine()
     by_source = state.config.logging.loss_by_source and training is not None
     sources = len(state.config.data.blend) if by_source else 0
-    iterators = [microbatches(dataset, first, last, size, layout) for _ in state.model]
+    iterators = [microbatches(dataset, wanted, size, layout, fused=fused) for _ in state.model]
     if training is not None:
         iterators = [training.on(batches) for batches in iterators]
     reports = get_forward_backward_func()(

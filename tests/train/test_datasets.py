@@ -31,7 +31,9 @@ def layout(rank: int, size: int) -> Any:
 
 
 def indices(dataset: Numbers, first: int, last: int, size: int, where: Any) -> list[list[int]]:
-    return [(batch.tokens[:, 0] - 1).tolist() for batch in microbatches(dataset, first, last, size, where)]
+    return [
+        (batch.tokens[:, 0] - 1).tolist() for batch in microbatches(dataset, range(first, last), size, where)
+    ]
 
 
 def test_replicas_share_the_global_batch() -> None:
@@ -41,7 +43,7 @@ def test_replicas_share_the_global_batch() -> None:
 
 
 def test_past_the_end_there_are_empty_samples() -> None:
-    (batch,) = microbatches(Numbers(2), 0, 3, 3, layout(0, 1))
+    (batch,) = microbatches(Numbers(2), range(0, 3), 3, layout(0, 1))
     assert batch.loss_mask.tolist() == [[1, 1, 1], [2, 2, 2], [0, 0, 0]]
 
 

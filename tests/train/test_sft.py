@@ -145,7 +145,7 @@ def loss_and_gradient(
     samples = json.loads((folder / "manifest.json").read_text())["counts"]["samples"]
     dataset = SftDataset(folder, samples, seed=1)
     batch = Batch.of([dataset[index] for index in range(samples)])
-    losses = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=batch.labels)
+    losses = model(batch.tokens, batch.position_ids, batch.mask, labels=batch.labels)
     counted = mask(batch)
     loss = (losses * counted).sum() / counted.sum()
     model.zero_grad()
@@ -173,7 +173,7 @@ def test_prompt_labels_do_not_matter(model: Any, problem_corpus: Path, tmp_path:
     dataset = SftDataset(tmp_path / "sft", len(labels), seed=1)
     batch = Batch.of([dataset[index] for index in range(len(labels))])
     changed = torch.where(batch.loss_mask == 1.0, batch.labels, 7)
-    losses = model(batch.tokens, batch.position_ids, batch.forbidden(), labels=changed)
+    losses = model(batch.tokens, batch.position_ids, batch.mask, labels=changed)
     model.zero_grad()
     ((losses * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
     assert torch.equal(model.embedding.word_embeddings.weight.grad, gradient)

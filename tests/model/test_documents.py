@@ -1,0 +1,71 @@
+"""The two readings of a row of document numbers: a dense mask, and the lengths packed attention takes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
+
+
+def test_lengths_of_a_hand_worked_row() -> None:
+    rows = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1]])
+    (span,) = packed(rows).spans
+    assert span.query_ends.tolist() == span.key_ends.tolist() == [0, 3, 5, 8, 15, 16]
+    assert span.query_ends.dtype == torch.int32
+    assert (span.queries, span.keys) == (slice(0, 16), slice(0, 16))
+    assert (span.longest, span.longest_keys, span.aligned) == (8, 8, True)  # 7 tokens, rounded up
+
+
+def test_a_late_chunk_sees_the_beginning_of_its_first_document() -> None:
+    row = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]])
+    early, late = packed(row, size=2, rank=0).spans  # positions 0, 1 and 6, 7
+    assert (early.queries, early.keys, early.aligned) == (slice(0, 2), slice(0, 2), True)
+    assert early.query_ends.tolist() == early.key_ends.tolist() == [0, 2]
+    assert (late.queries, late.keys, late.aligned) == (slice(2, 4), slice(3, 8), False)
+    assert late.query_ends.tolist() == [0, 1, 2]  # position 6 of document 1, position 7 of document 2
+    assert late.key_ends.tolist() == [0, 4, 5]  # positions 3 to 6, and 7
+    assert packed(row, 2, 0).order.tolist() == [0, 1, 4, 5, 6, 7, 2, 3]  # the ranks hold 0 1 6 7 and 2 3 4 5
+
+
+def varlen(documents: Documents, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Packed attention by its definition: document after document, causal from the bottom right."""
+    found = []
+    for span in documents.spans:
+        q, k, v = query[span.queries], key[span.keys], value[span.keys]
+        for document in range(len(span.query_ends) - 1):
+            mine = slice(*span.query_ends[document : document + 2].tolist())
+            theirs = slice(*span.key_ends[document : document + 2].tolist())
+            rows, columns = mine.stop - mine.start, theirs.stop - theirs.start
+            seen = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+            parts = (tensor.transpose(0, 1) for tensor in (q[mine], k[theirs], v[theirs]))
+            found.append(F.scaled_dot_product_attention(*parts, attn_mask=seen).transpose(0, 1))
+            assert rows <= span.longest
+            assert columns <= span.longest_keys
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_mask_and_lengths_say_the_same(size: int) -> None:
+    samples, length, heads, channels = 3, 64, 2, 8
+    generator = torch.Generator().manual_seed(5)
+    ends = torch.rand(samples, length, generator=generator) < 0.15
+    documents = ends.long().cumsum(1)
+    query, key, value = torch.randn(
+        3, samples * length, heads, channels, generator=generator, dtype=torch.float64
+    )
+    by_sample = [tensor.view(samples, length, heads, channels) for tensor in (query, key, value)]
+    for rank in range(size):
+        held = context_positions(length, size, rank) if size > 1 else torch.arange(length)
+        order = torch.cat([context_positions(length, size, other) for other in range(size)])
+        keys = order if size > 1 else held
+        q, k, v = (
+            tensor[:, at].transpose(1, 2) for tensor, at in zip(by_sample, (held, keys, keys), strict=True)
+        )
+        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=~forbidden(documents, size, rank))
+        mine = by_sample[0][:, held].flatten(0, 1)
+        described = packed(documents, size, rank)
+        if size > 1:
+            restored = by_sample[1][:, keys][:, described.order]
+            assert torch.equal(restored, by_sample[1])
+        by_lengths = varlen(described, mine, key, value)
+        assert torch.allclose(by_lengths, dense.transpose(1, 2).flatten(0, 1), atol=1e-12)
