@@ -57,8 +57,7 @@ def build_model(
 
     `document_attention` says that each batch will bring its documents; without it attention is causal.
     """
-    fused = has_transformer_engine()
-    config = transformer_config(shape, layout.sizes, precision, fused=fused)
+    config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
     stages = layout.sizes.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(stages or 1):
@@ -66,15 +65,14 @@ def build_model(
         last = layout.is_last_stage and stage == (stages or 1) - 1
         spec = block_spec(config, layout, stage if stages else None, documents=document_attention)
         chunks.append(_build_chunk(shape, layout, config, spec, (first, last, stage if stages else None)))
-        if fused and layout.sizes.gradient_accumulation_fusion:
-            accumulate_in_products(chunks[-1])
     return chunks
 
 
-def accumulate_in_products(chunk: Llama) -> None:
+def accumulate_in_products(chunk: Any) -> None:
     """Have Transformer Engine's layers add a weight's gradient to its buffer within the matrix product.
 
-    Megatron-Core's setting of that name cannot be used for it: it asks for apex, for the output layer alone.
+    Needs the gradient buffers of Megatron-Core's data-parallel wrapper. Megatron-Core's own setting cannot be
+    used for it: it asks for apex, for the output layer alone.
     """
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 

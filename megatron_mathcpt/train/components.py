@@ -19,7 +19,7 @@ from megatron_mathcpt.checkpoint.saver import Saver
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.llama import build_model, has_transformer_engine
+from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
@@ -167,6 +167,9 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
         )
         for index, chunk in enumerate(model)
     ]
+    if parallel.gradient_accumulation_fusion and has_transformer_engine():
+        for chunk in model:
+            accumulate_in_products(chunk)
     schedule = get_model_config(model[0])
     schedule.finalize_model_grads_func = partial(finalize_model_grads, pg_collection=layout.groups)
     if parallel.overlap_grad_reduce:

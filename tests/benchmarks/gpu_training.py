@@ -1,19 +1,24 @@
 """Tokens/s, TFLOP/s, MFU and memory of the project's own training step on this machine, beside the planner.
 
-    python tests/benchmarks/gpu_training.py                            Llama-2-7B, bf16 and both FP8 recipes
-    python tests/benchmarks/gpu_training.py --loss-steps 30 --profile  loss of FP8 against bf16; kernel times
+    python tests/benchmarks/gpu_training.py           12 layers of Llama-3-8B, bf16 and the FP8 recipes
+    python tests/benchmarks/gpu_training.py --rows bf16 bf16,documents bf16,unfused --profile
     python tests/benchmarks/gpu_training.py --shape tiny               anywhere: the CPU path
-    torchrun --nproc-per-node 8 tests/benchmarks/gpu_training.py --tp 2
+    torchrun --nproc-per-node 8 tests/benchmarks/gpu_training.py --tp 2 --rows bf16
 
-First the card's own ceilings: matrix products of the model's shapes, and a copy. Weights are random, data
-made up, the same for every precision. TFLOP/s and MFU count causal attention, MFU against the dense bf16
-peak. `--out FILE` keeps everything as JSON with card, versions, clocks and date.
+A row is a precision and what differs from the default: `documents` attends within documents of 512 tokens,
+`unfused` leaves out the fused loss and the fused weight gradient, `small` keeps AdamW's moments in bf16. Each
+row runs in a process of its own, is printed as it comes and kept in `--out FILE` (JSON, with card, versions,
+clocks and date). First the card's own ceilings: matrix products of the model's shapes, and a copy. Weights
+are random, data made up, the same for every row. TFLOP/s and MFU count causal attention, MFU against the
+dense bf16 peak, of the whole step and of the step without the optimizer, which on one GPU updates what a
+cluster's replicas share. A row that the planner says cannot fit is refused; one that runs out all the same
+is taken again with `small`.
 """
 
 import argparse
-import gc
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -21,32 +26,27 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from made_up_run import CHANGES, FP8_RECIPES, TINY, build, experiment
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.hardware import Hardware, hardware_names, load_hardware
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import GIB, memory_per_stage
 from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
-from megatron_mathcpt.planner.start import from_experiment
+from megatron_mathcpt.planner.start import check_memory, from_experiment
 from megatron_mathcpt.planner.step_time import speed, step_time
 
-TINY = LlamaShape(
-    num_layers=4,
-    hidden_size=256,
-    ffn_hidden_size=704,
-    num_attention_heads=8,
-    num_query_groups=4,
-    vocab_size=1024,
-)
-FP8_RECIPES = {"fp8_delayed": "delayed", "fp8_current": "tensorwise"}
 ON_GPU = torch.cuda.is_available()
+TRANSFORMER_ENGINE = ON_GPU and find_spec("transformer_engine") is not None
 DEVICE = "cuda" if ON_GPU else "cpu"
 
 
@@ -86,7 +86,9 @@ def ceilings(shape: ModelShape, tokens: int) -> dict[str, float]:
             one = torch.ones((), device=DEVICE)
             a8, b8 = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn)
             found[f"{name} FP8 TFLOP/s"] = operations / seconds_of(
-                lambda a=a8, b=b8, s=one: torch._scaled_mm(a, b.t(), s, s, out_dtype=torch.bfloat16)
+                lambda a=a8, b=b8, s=one: torch._scaled_mm(
+                    a, b.t(), s, s, out_dtype=torch.bfloat16, use_fast_accum=True
+                )
             )
     source = torch.empty(2**30 if ON_GPU else 2**24, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
@@ -94,103 +96,22 @@ def ceilings(shape: ModelShape, tokens: int) -> dict[str, float]:
     return found
 
 
-class MadeUpTokens:
-    """Arithmetic progressions over the vocabulary: learnable, and sample i is the same in every run."""
-
-    def __init__(self, vocabulary: int, length: int) -> None:
-        self._vocabulary, self._length = vocabulary, length
-
-    def __len__(self) -> int:
-        return 2**31
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(index)
-        start, stride = torch.randint(1, min(self._vocabulary, 1000), (2,), generator=generator).tolist()
-        positions = torch.arange(self._length)
-        tokens = (start + stride * torch.arange(self._length + 1)) % self._vocabulary
-        return {
-            "tokens": tokens[:-1],
-            "labels": tokens[1:],
-            "loss_mask": torch.ones(self._length),
-            "position_ids": positions,
-        }
-
-
-def experiment(
-    arguments: argparse.Namespace, shape: LlamaShape, precision: str, replicas: int
-) -> ExperimentConfig:
-    """The run's config."""
-    batch = arguments.micro_batch_size * arguments.microbatches * replicas
-    tree = {
-        "name": f"{arguments.shape} {precision}",
-        "seed": 1,
-        "model": shape.model_dump(),
-        "init": {"scratch": True},
-        "data": {"corpus": "made-up", "blend": {"made-up": 1.0}},
-        "optimizer": {"lr": 1e-4},
-        "schedule": {"lr_decay_style": "constant"},
-        "parallel": {
-            "tensor_model_parallel_size": arguments.tp,
-            "pipeline_model_parallel_size": arguments.pp,
-            "context_parallel_size": arguments.cp,
-            "sequence_parallel": arguments.tp > 1,
-            "use_distributed_optimizer": True,
-            "overlap_grad_reduce": replicas * arguments.cp > 1,
-            "overlap_param_gather": replicas * arguments.cp > 1,
-        },
-        "precision": {"params_dtype": "fp32" if precision == "fp32" else "bf16"}
-        | ({"fp8": "hybrid", "fp8_recipe": FP8_RECIPES[precision]} if precision in FP8_RECIPES else {}),
-        "train": {
-            "train_tokens": 10**12,
-            "seq_length": arguments.seq_length,
-            "micro_batch_size": arguments.micro_batch_size,
-            "global_batch_size": batch,
-        },
-        "checkpoint": {"interval": 10**6},
-    }
-    return ExperimentConfig.model_validate_json(json.dumps(tree))
-
-
-def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
-    """The training state of `config`, weights drawn on the device."""
-    from megatron_mathcpt.checkpoint.folder import Retention
-    from megatron_mathcpt.checkpoint.saver import Saver
-    from megatron_mathcpt.model.llama import build_model
-    from megatron_mathcpt.train.components import TrainState, build_optimizer, wrap_model
-    from megatron_mathcpt.train.faults import StepGuard
-    from megatron_mathcpt.train.inputs import Inputs
-
-    assert config.model is not None
-    assert config.model.vocab_size is not None
-    torch.manual_seed(1)
-    model = build_model(config.model, layout, config.precision)
-    for chunk in model:
-        for name, weight in chunk.named_parameters():
-            if weight.dim() > 1:
-                torch.nn.init.normal_(weight, std=0.02)
-            else:
-                torch.nn.init.ones_(weight) if "norm" in name else torch.nn.init.zeros_(weight)
-    model = wrap_model(model, config, layout)
-    data = MadeUpTokens(config.model.vocab_size, config.train.seq_length)
-    inputs = Inputs(config, {}, 0, None)
-    guard = StepGuard(config.faults)
-    saver = Saver(Path(), layout, Retention(1))
-    optimizer = build_optimizer(model, config)
-    return TrainState(inputs, layout, Path(), model, optimizer, data, {}, guard, saver)
-
-
 def run(
-    arguments: argparse.Namespace, llama: LlamaShape, layout: parallel.Layout, precision: str
+    arguments: argparse.Namespace, llama: LlamaShape, layout: parallel.Layout, row: str
 ) -> dict[str, Any]:
     """Train a few steps; medians and peak, beside what the planner predicts."""
     from megatron_mathcpt.train.step import train_step
 
-    config = experiment(arguments, llama, precision, layout.data_size)
+    config = experiment(arguments, llama, row, layout.data_size)
+    if ON_GPU and not arguments.force:
+        total = torch.cuda.get_device_properties(0).total_memory / GIB
+        check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=TRANSFORMER_ENGINE)
     state = build(config, layout)
+    updates = timed(state.optimizer, "step_with_ready_grads")
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
     seconds, losses = [], []
-    for step in range(max(arguments.steps, arguments.loss_steps)):
+    for step in range(arguments.steps):
         synchronize()
         begin = time.perf_counter()
         result = train_step(state, state.consumed_samples, 1e-4)
@@ -198,22 +119,44 @@ def run(
         seconds.append(time.perf_counter() - begin)
         losses.append((result.loss[0] / result.loss[1]).item())
         state.step = step + 1
+    warm = min(3, len(seconds) - 1)
     found = {
-        "precision": precision,
-        "seconds": statistics.median(seconds[min(3, len(seconds) - 1) :]),
+        "row": row,
+        "layers": llama.num_layers,
+        "seconds": statistics.median(seconds[warm:]),
+        "optimizer_seconds": statistics.median(updates[warm:]),
+        "all_seconds": seconds,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB if ON_GPU else None,
         "losses": losses,
         "kernels": profile(state) if arguments.profile else None,
     }
-    return found | predict(config, layout, found["seconds"])
+    return found | predict(config, layout, found["seconds"], found["optimizer_seconds"])
 
 
-def predict(config: ExperimentConfig, layout: parallel.Layout, seconds: float) -> dict[str, Any]:
+def timed(owner: Any, name: str) -> list[float]:
+    """Seconds of each later call of a method, the device's work finished before and after."""
+    method, seconds = getattr(owner, name), []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        synchronize()
+        begin = time.perf_counter()
+        found = method(*args, **kwargs)
+        synchronize()
+        seconds.append(time.perf_counter() - begin)
+        return found
+
+    setattr(owner, name, call)
+    return seconds
+
+
+def predict(
+    config: ExperimentConfig, layout: parallel.Layout, seconds: float, optimizer: float
+) -> dict[str, Any]:
     """Tokens/s and TFLOP/s of `seconds`, and the planner's figures for this card if it is known."""
     assert config.model is not None
     shape = from_llama(config.name, config.model)
     world = torch.distributed.get_world_size()
-    training, cut = from_experiment(config, world, fused=ON_GPU and has_transformer_engine())
+    training, cut = from_experiment(config, world, fused=TRANSFORMER_ENGINE)
     card = known_card()
     found: dict[str, Any] = {}
     measured = speed(shape, training, card or load_hardware("h100"), seconds=seconds, gpus=world)
@@ -223,6 +166,7 @@ def predict(config: ExperimentConfig, layout: parallel.Layout, seconds: float) -
     found["predicted_gib"] = stage.gib
     if card is not None:
         found["mfu"] = measured.mfu
+        found["mfu_without_optimizer"] = measured.mfu * seconds / (seconds - optimizer)
         found["predicted_seconds"] = step_time(shape, training, cut, load_machine(card_name())).total
     return found
 
@@ -237,14 +181,8 @@ def known_card() -> Hardware | None:
     return load_hardware(card_name()) if card_name() else None
 
 
-def has_transformer_engine() -> bool:
-    from megatron_mathcpt.model.llama import has_transformer_engine
-
-    return has_transformer_engine()
-
-
 def profile(state: Any) -> list[tuple[str, float]]:
-    """The twelve kernels with most time in one step, in milliseconds."""
+    """The kernels with most time in one step, in milliseconds."""
     from megatron_mathcpt.train.step import train_step
 
     kinds = torch.profiler.ProfilerActivity
@@ -253,7 +191,7 @@ def profile(state: Any) -> list[tuple[str, float]]:
         synchronize()
     field = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, field))
-    return [(event.key, getattr(event, field) / 1e3) for event in events[:12]]
+    return [(event.key, getattr(event, field) / 1e3) for event in events[:24]]
 
 
 def environment() -> dict[str, Any]:
@@ -264,65 +202,84 @@ def environment() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    clocks = ""
-    if ON_GPU:
+    card, clocks = "CPU", ""
+    if ON_GPU:  # asked of nvidia-smi: a CUDA context in this process would take memory from the rows
         query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
-        clocks = subprocess.run(
-            ["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, check=True
-        ).stdout
-    card = torch.cuda.get_device_name() if ON_GPU else "CPU"
+        command = ["nvidia-smi", query, "--format=csv"]
+        clocks = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        card = clocks.splitlines()[1].split(",")[0]
     return {"card": card, "clocks": clocks, "versions": versions, "date": datetime.now(UTC).isoformat()}
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The table, FP8 against bf16, and the loss after the last step."""
-    print(
-        "precision      step s  tokens/s/GPU  TFLOP/s causal (full)  MFU  peak GiB  predicted s / GiB (error)"
+HEADER = (
+    "row                    step s (optimizer)  tokens/s/GPU  TFLOP/s causal  MFU, without optimizer  "
+    "peak GiB  predicted s / GiB (error)"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    mfu = "–"
+    if "mfu" in row:
+        mfu = f"{100 * row['mfu']:.1f}, {100 * row['mfu_without_optimizer']:.1f} %"
+    peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] else "–"
+    predicted = f"– / {row['predicted_gib']:.2f}"
+    if "predicted_seconds" in row:
+        time_error = row["predicted_seconds"] / row["seconds"] - 1
+        memory_error = row["predicted_gib"] / row["peak_gib"] - 1
+        predicted = f"{row['predicted_seconds']:.2f} / {row['predicted_gib']:.1f} "
+        predicted += f"({100 * time_error:+.1f} % / {100 * memory_error:+.1f} %)"
+    return (
+        f"{row['row']:22} {row['seconds']:7.3f} ({row['optimizer_seconds']:.3f}) "
+        f"{row['tokens_per_second_per_gpu']:15,.0f} {row['tflops_causal']:13.2f}  {mfu:>15} "
+        f"{peak:>17}  {predicted}"
     )
-    for row in rows:
-        mfu = f"{100 * row['mfu']:.1f} %" if "mfu" in row else "–"
-        peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] else "–"
-        predicted = f"– / {row['predicted_gib']:.2f}"
-        if "predicted_seconds" in row:
-            predicted = f"{row['predicted_seconds']:.2f} / {row['predicted_gib']:.1f}"
-            time_error = row["predicted_seconds"] / row["seconds"] - 1
-            memory_error = row["predicted_gib"] / row["peak_gib"] - 1
-            predicted += f" ({100 * time_error:+.1f} % / {100 * memory_error:+.1f} %)"
-        print(
-            f"{row['precision']:12} {row['seconds']:8.3f} {row['tokens_per_second_per_gpu']:13,.0f}  "
-            f"{row['tflops_causal']:8.2f} ({row['tflops_full']:.2f})  {mfu:>12} {peak:>9}   {predicted}"
-        )
-    base = next((row for row in rows if row["precision"] == "bf16"), rows[0])
-    for row in rows:
-        if row is not base:
-            last = row["losses"][-1] / base["losses"][-1] - 1
-            print(
-                f"{row['precision']} / {base['precision']}: speed {base['seconds'] / row['seconds']:.2f}x, "
-                f"loss after {len(row['losses'])} steps {100 * last:+.3f} %"
-            )
-    for row in rows:
-        for name, milliseconds in row["kernels"] or []:
-            print(f"  {row['precision']} {milliseconds:9.2f} ms  {name[:100]}")
+
+
+def compare(rows: list[dict[str, Any]]) -> list[str]:
+    """Every row against the first: speed with and without the optimizer's update, and the last loss."""
+    base = rows[0]
+    work = base["seconds"] - base["optimizer_seconds"]
+    return [
+        f"{row['row']} / {base['row']}: speed {base['seconds'] / row['seconds']:.3f}x, without optimizer "
+        f"{work / (row['seconds'] - row['optimizer_seconds']):.3f}x, loss after {len(row['losses'])} steps "
+        f"{100 * (row['losses'][-1] / base['losses'][-1] - 1):+.3f} %"
+        for row in rows[1:]
+    ]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = "llama2-7b" if ON_GPU else "tiny"
+    default = "llama3-8b" if ON_GPU else "tiny"
     parser.add_argument("--shape", default=default, help="tiny, a built-in shape, or a config.json")
-    parser.add_argument("--layers", type=int, help="another depth, for cards the model does not fit")
-    parser.add_argument("--seq-length", type=int, default=4096 if ON_GPU else 256)
+    parser.add_argument("--layers", type=int, default=12 if ON_GPU else None, help="another depth")
+    parser.add_argument("--seq-length", type=int, default=8192 if ON_GPU else 256)
     parser.add_argument("--micro-batch-size", type=int, default=1)
-    parser.add_argument("--microbatches", type=int, default=16 if ON_GPU else 2)
+    parser.add_argument("--microbatches", type=int, default=4 if ON_GPU else 2)
     parser.add_argument("--steps", type=int, default=8 if ON_GPU else 4)
-    parser.add_argument("--loss-steps", type=int, default=0, help="at least so many steps, for the loss")
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16", *FP8_RECIPES])
+    parser.add_argument("--rows", nargs="+", help="precision and changes, for example bf16,documents")
     for size in ("tp", "pp", "cp"):
         parser.add_argument(f"--{size}", type=int, default=1)
-    parser.add_argument("--profile", action="store_true", help="kernel times of one step more")
+    parser.add_argument("--profile", action="store_true", help="kernel times of one step more, first row")
+    parser.add_argument("--force", action="store_true", help="run what the planner says cannot fit")
+    parser.add_argument("--no-ceilings", action="store_true", help="leave the card's ceilings out")
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
     return parser.parse_args()
+
+
+def chosen_rows(arguments: argparse.Namespace) -> list[str]:
+    """The rows asked for, or those that this machine can run; ends the program on one that it cannot."""
+    fp8 = TRANSFORMER_ENGINE
+    rows = arguments.rows or (["bf16", *FP8_RECIPES] if fp8 else ["fp32", "bf16"])
+    for row in rows:
+        precision, *changes = row.split(",")
+        if precision not in ("fp32", "bf16", *FP8_RECIPES) or not set(changes) <= set(CHANGES):
+            sys.exit(f"error: --rows {row}: not one of fp32, bf16, {', '.join(FP8_RECIPES)} with {CHANGES}")
+        if precision in FP8_RECIPES and not fp8:
+            sys.exit(f"error: --rows {row}: needs a GPU and Transformer Engine; the local layers ignore FP8")
+    return list(rows)
 
 
 def llama_of(arguments: argparse.Namespace) -> LlamaShape:
@@ -335,16 +292,12 @@ def llama_of(arguments: argparse.Namespace) -> LlamaShape:
     return llama.model_copy(update={"num_layers": arguments.layers}) if arguments.layers else llama
 
 
-def main() -> None:
-    arguments = parse()
+def measure(arguments: argparse.Namespace, row: str | None) -> dict[str, Any]:
+    """One row, or the ceilings, in this process."""
     use_cpu()
-    fp8 = ON_GPU and has_transformer_engine()
-    precisions = arguments.precisions or (["bf16", *FP8_RECIPES] if fp8 else ["fp32", "bf16"])
-    if set(precisions) & set(FP8_RECIPES) and not fp8:
-        sys.exit(
-            "error: FP8 needs a GPU and Transformer Engine; the local layers would ignore it without a word"
-        )
     llama = llama_of(arguments)
+    if row is None:
+        return ceilings(from_llama(arguments.shape, llama), arguments.micro_batch_size * arguments.seq_length)
     sizes = ParallelSection(
         tensor_model_parallel_size=arguments.tp,
         pipeline_model_parallel_size=arguments.pp,
@@ -352,21 +305,53 @@ def main() -> None:
         sequence_parallel=arguments.tp > 1,
     )
     layout = parallel.start(sizes, 1) if "RANK" in os.environ else parallel.start_alone(sizes)
-    measured = ceilings(from_llama(arguments.shape, llama), arguments.micro_batch_size * arguments.seq_length)
-    rows = []
-    for precision in precisions:
-        rows.append(run(arguments, llama, layout, precision))
-        gc.collect()
-        if ON_GPU:
-            torch.cuda.empty_cache()
-    if layout.is_writer:
-        about = environment()
-        print(f"{about['card']}, {about['versions']}, {about['date']}\n{about['clocks']}")
-        print("  ".join(f"{name} {value:.1f}" for name, value in measured.items()))
-        show(rows)
+    try:
+        return run(arguments, llama, layout, row)
+    except torch.cuda.OutOfMemoryError:
+        if "small" in row:
+            raise
+        taken = torch.cuda.max_memory_allocated() / GIB
+        return {"row": row, "error": f"out of memory at {taken:.1f} GiB"}
+    except ConfigError as error:
+        return {"row": row, "error": str(error)}
+    finally:
+        parallel.stop()
+
+
+def in_process(arguments: argparse.Namespace, row: str | None) -> dict[str, Any]:
+    """`measure` in a process of its own, so that no row inherits memory, plans or generators."""
+    if "RANK" in os.environ:
+        return measure(arguments, row)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (arguments, row))
+
+
+def main() -> None:
+    arguments = parse()
+    rows = chosen_rows(arguments)
+    writes = os.environ.get("RANK", "0") == "0"
+    found: dict[str, Any] = environment() | {"arguments": vars(arguments) | {"out": str(arguments.out)}}
+    found |= {"ceilings": {} if arguments.no_ceilings else in_process(arguments, None), "rows": []}
+    if writes:
+        print(f"{found['card']}, {found['versions']}, {found['date']}\n{found['clocks']}")
+        print("  ".join(f"{name} {value:.1f}" for name, value in found["ceilings"].items()))
+        print(HEADER, flush=True)
+    for row in rows:
+        result = in_process(arguments, row)
+        if "out of memory" in result.get("error", ""):
+            print(f"{row:22} {result['error']}; again with small", flush=True)
+            result = in_process(arguments, f"{row},small")
+        arguments.profile = False
+        if not writes:
+            continue
+        print(f"{row:22} refused: {result['error']}" if "error" in result else line(result), flush=True)
+        for name, milliseconds in result.get("kernels") or []:
+            print(f"  {milliseconds:9.2f} ms  {name[:110]}")
+        found["rows"].append(result)
         if arguments.out:
-            arguments.out.write_text(json.dumps(about | {"ceilings": measured, "rows": rows}, indent=1))
-    parallel.stop()
+            arguments.out.write_text(json.dumps(found, indent=1))
+    whole = [row for row in found["rows"] if "error" not in row]
+    print("\n".join(compare(whole)))
 
 
 if __name__ == "__main__":

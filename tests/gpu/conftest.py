@@ -1,0 +1,38 @@
+"""What the checks on a GPU share: they skip elsewhere, and their figures go to a file."""
+
+import json
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what stands in this folder where there is no CUDA device or no Transformer Engine."""
+    missing = None
+    if not torch.cuda.is_available():
+        missing = "no CUDA device here"
+    elif find_spec("transformer_engine") is None:
+        missing = "Transformer Engine is not installed"
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """`figure(name, value)` prints a measured value, and adds it to the file `MATHCPT_FIGURES` as JSON."""
+
+    def keep(name: str, value: object) -> None:
+        row = {"test": request.node.name, "name": name, "value": value}
+        print(json.dumps(row))
+        if path := os.environ.get("MATHCPT_FIGURES"):
+            with Path(path).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    return keep

@@ -1,0 +1,183 @@
+"""Our Llama on this GPU against transformers: logits, loss, gradient norm; documents packed and alone."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import read_hf_shape
+from tests.gpu.precision import relative_error
+
+SIZES = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+Figure = Callable[[str, object], None]
+LENGTH = 512
+
+
+@pytest.fixture(scope="module", params=[32_000, 500])
+def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of random weights: 4 layers, hidden 1024, 8 heads of 128 in 2 groups."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=request.param,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("hf")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[parallel.Layout]:
+    yield parallel.start_alone(SIZES)
+    parallel.stop()
+
+
+def ours(folder: Path, layout: parallel.Layout, dtype: str, *, documents: bool = False) -> Any:
+    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
+    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.weights import fill
+
+    shape = read_hf_shape(folder)
+    precision = PrecisionSection.model_validate_json(json.dumps({"params_dtype": dtype}))
+    (model,) = build_model(shape, layout, precision, document_attention=documents)
+    fill([model], HuggingFaceWeights(folder, shape))
+    return model
+
+
+def theirs(folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype).cuda()
+
+
+def gradient_norm(model: Any) -> float:
+    squares = [weight.grad.double().pow(2).sum() for weight in model.parameters() if weight.grad is not None]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def test_logits_loss_and_gradient_norm(weights: Path, layout: parallel.Layout, figure: Figure) -> None:
+    """In bf16 we are as near to transformers' fp32 as its own bf16 is."""
+    vocabulary = read_hf_shape(weights).vocab_size
+    tokens = torch.randint(vocabulary, (2, LENGTH + 1), generator=torch.Generator().manual_seed(1)).cuda()
+    given, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model = theirs(weights, dtype)
+        logits = model(given).logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+        found[name] = (logits.detach(), float(loss), gradient_norm(model))
+    model = ours(weights, layout, "bf16")
+    positions = torch.arange(LENGTH, device="cuda").expand(2, -1)
+    with torch.no_grad():
+        logits = model(given, positions, None)[..., :vocabulary].float()
+    loss = model(given, positions, None, labels=labels).mean()
+    loss.backward()
+    exact, loss_exact, norm_exact = found["fp32"]
+    peer = relative_error(found["bf16"][0], exact)
+    mine = relative_error(logits, exact)
+    figure("relative error of logits against fp32: ours, transformers in bf16", [mine, peer])
+    figure("loss: ours, transformers bf16, fp32", [float(loss), found["bf16"][1], loss_exact])
+    figure(
+        "gradient norm: ours, transformers bf16, fp32", [gradient_norm(model), found["bf16"][2], norm_exact]
+    )
+    assert mine < 1.5 * peer + 1e-3
+    assert float(loss) == pytest.approx(loss_exact, rel=1e-3)
+    assert gradient_norm(model) == pytest.approx(norm_exact, rel=1e-2)
+
+
+def test_packed_documents_have_the_losses_of_documents_alone(
+    weights: Path, layout: parallel.Layout, figure: Figure
+) -> None:
+    from megatron_mathcpt.train.datasets import Batch
+
+    vocabulary = read_hf_shape(weights).vocab_size
+    generator = torch.Generator().manual_seed(2)
+    lengths = [100, 37, 250, 125]
+    texts = [torch.randint(vocabulary, (length + 1,), generator=generator) for length in lengths]
+    numbers = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
+    row = {
+        "tokens": torch.cat([text[:-1] for text in texts]),
+        "labels": torch.cat([text[1:] for text in texts]),
+        "loss_mask": torch.ones(LENGTH),
+        "position_ids": torch.arange(LENGTH),
+        "documents": numbers,
+    }
+    batch = Batch.of([row], fused=True).to(torch.device("cuda"))
+    model = ours(weights, layout, "bf16", documents=True)
+    losses = model(
+        batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.documents
+    )
+    losses.sum().backward()
+    packed, norm = losses[0].detach().float(), gradient_norm(model)
+    model.zero_grad()
+    alone = []
+    for text in texts:
+        single = Batch.of(
+            [
+                {
+                    "tokens": text[:-1],
+                    "labels": text[1:],
+                    "loss_mask": torch.ones(len(text) - 1),
+                    "position_ids": torch.arange(len(text) - 1),
+                }
+            ],
+            fused=True,
+        ).to(torch.device("cuda"))
+        found = model(
+            single.tokens, single.position_ids, None, labels=single.labels, packed_seq_params=single.documents
+        )
+        found.sum().backward()
+        alone.append(found[0].detach().float())
+    error = relative_error(packed, torch.cat(alone))
+    figure("packed against alone: losses, gradient norms", [error, norm, gradient_norm(model)])
+    assert error < 2e-3  # positions differ, so rotations round otherwise
+    assert norm == pytest.approx(gradient_norm(model), rel=5e-3)
+
+
+def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
+    weights: Path, layout: parallel.Layout, figure: Figure
+) -> None:
+    """Delayed scaling would start on scale 1, where weights of 0.02 have two bits left."""
+    from megatron.core.fp8_utils import is_float8tensor
+
+    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
+    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.weights import fill
+
+    shape = read_hf_shape(weights)
+    plain = dict(ours(weights, layout, "bf16").named_parameters())
+    for recipe in ("delayed", "tensorwise", "blockwise"):
+        precision = PrecisionSection.model_validate_json(
+            json.dumps(
+                {"params_dtype": "bf16", "fp8": "hybrid", "fp8_recipe": recipe, "fp8_param_gather": True}
+            )
+        )
+        junk = torch.full((2**28,), 1e30, device="cuda")
+        del junk  # what the parameters' memory held before must not matter
+        (model,) = build_model(shape, layout, precision)
+        fill([model], HuggingFaceWeights(weights, shape))
+        errors = {
+            name: relative_error(weight.dequantize(), plain[name])
+            for name, weight in model.named_parameters()
+            if is_float8tensor(weight)
+        }
+        assert len(errors) == 4 * shape.num_layers, sorted(errors)
+        figure(f"{recipe}: largest relative error of a weight", max(errors.values()))
+        assert (
+            max(errors.values()) < 4e-2
+        )  # E4M3 keeps 3 bits behind the point: at most 1/16, on average 1/40

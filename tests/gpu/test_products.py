@@ -1,0 +1,106 @@
+"""Transformer Engine's matrix products and packed attention on this GPU, against float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.gpu.precision import relative_error
+
+# Rounding of the operands, relative: bf16 keeps 8 bits, E4M3 4 and E5M2 (gradients) 3; of sums of random
+# signs it averages out to about a third of the unit in the last place.
+BARS = {"bf16": (5e-3, 5e-3), "delayed": (6e-2, 9e-2), "tensorwise": (6e-2, 9e-2), "blockwise": (5e-2, 5e-2)}
+Figure = Callable[[str, object], None]
+
+
+def recipe(name: str) -> Any:
+    from transformer_engine.common import recipe as recipes
+
+    kinds = {
+        "delayed": recipes.DelayedScaling,
+        "tensorwise": recipes.Float8CurrentScaling,
+        "blockwise": recipes.Float8BlockScaling,
+    }
+    return kinds[name]()
+
+
+@pytest.mark.parametrize("name", list(BARS))
+def test_a_product_forward_and_backward(name: str, figure: Figure) -> None:
+    import transformer_engine.pytorch as te
+    from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+
+    figure("FP8 available", list(FP8GlobalStateManager.is_fp8_available()))
+    torch.manual_seed(3)
+    layer = te.Linear(1024, 2048, bias=False, params_dtype=torch.bfloat16)
+    given = torch.randn(4096, 1024, device="cuda", dtype=torch.bfloat16)
+    gradient = torch.randn(4096, 2048, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):  # delayed scaling knows the maxima of the steps before
+        inputs = given.clone().requires_grad_()
+        layer.zero_grad()
+        with te.fp8_autocast(enabled=name != "bf16", fp8_recipe=None if name == "bf16" else recipe(name)):
+            output = layer(inputs)
+        output.backward(gradient)
+    weight = layer.weight.detach().double()
+    forward = relative_error(output, given.double() @ weight.t())
+    backward = relative_error(inputs.grad, gradient.double() @ weight)
+    weights = relative_error(layer.weight.grad, gradient.double().t() @ given.double())
+    figure("relative error: output, input's and weight's gradient", [forward, backward, weights])
+    assert forward < BARS[name][0]
+    assert max(backward, weights) < BARS[name][1]
+
+
+def config_of_heads(heads: int, groups: int, channels: int) -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        kv_channels=channels,
+        tensor_model_parallel_size=1,
+        context_parallel_size=1,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size: int, figure: Figure) -> None:
+    """With `size` 2 as each context-parallel rank attends, the keys of all ranks at hand."""
+    from megatron_mathcpt.model.attention import DocumentAttention
+    from megatron_mathcpt.model.documents import context_positions, forbidden, packed
+
+    length, heads, groups, channels = 1024, 8, 2, 128
+    generator = torch.Generator().manual_seed(5)
+    documents = (torch.rand(rows, length, generator=generator) < 0.02).long().cumsum(1)
+    shapes = ((length, rows, heads, channels), *[(length, rows, groups, channels)] * 2)
+    query, key, value = (torch.randn(shape, generator=generator).cuda().bfloat16() for shape in shapes)
+    module = DocumentAttention(config_of_heads(heads, groups, channels), 1)
+    for rank in range(size):
+        held = context_positions(length, size, rank) if size > 1 else torch.arange(length)
+        order = torch.cat([context_positions(length, size, other) for other in range(size)])
+        keys = order if size > 1 else held
+        parts = [tensor.clone().requires_grad_() for tensor in (query[held], key, value)]
+        described = packed(documents, size, rank).to(torch.device("cuda"))
+        output = module(*parts, None, packed_seq_params=described)
+        exact = [part.detach().double().requires_grad_() for part in parts]
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (exact[0], exact[1][keys], exact[2][keys]))
+        mask = ~forbidden(documents.cuda(), size, rank)
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        expected = expected.permute(2, 0, 1, 3).flatten(2)
+        gradient = torch.randn_like(output)
+        output.backward(gradient)
+        expected.backward(gradient.double())
+        errors = [relative_error(output, expected)] + [
+            relative_error(part.grad, whole.grad) for part, whole in zip(parts, exact, strict=True)
+        ]
+        figure(f"rank {rank} of {size}: relative error of output and three gradients", errors)
+        assert max(errors) < 1e-2
+    figure("attention backend", attention_backend())
+
+
+def attention_backend() -> dict[str, str]:
+    """What Transformer Engine chose for its last attention."""
+    from transformer_engine.pytorch.attention.dot_product_attention import dot_product_attention as module
+
+    return {name: str(value) for name, value in vars(module)["_attention_backends"].items() if "use" in name}

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Proves the GPU path on one H100 or H200 in one call, without a network; phases end after 525 seconds in all.
+#   bash tests/gpu_check.sh [ARCHIVE]       every phase
+#   PHASES="3 6" bash tests/gpu_check.sh    some of them
+# ARCHIVE (tar.xz of a folder site/) brings what the machine's Python lacks, such as Transformer Engine; without
+# it the environment of launch/gpu.sh is taken as it is. Results go to $OUT (default runs/gpu_check): table.txt,
+# figures.jsonl, JSON files, log.txt. A phase that fails or runs out of its time never stops the rest.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 2
+OUT=${OUT:-$root/runs/gpu_check}
+mkdir -p "$OUT"
+PHASES=${PHASES:-0 1 2 3 4 5 6 7}
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+export MATHCPT_FIGURES=$OUT/figures.jsonl PYTHONUNBUFFERED=1 PYTHONPATH=$root
+export CUDA_DEVICE_MAX_CONNECTIONS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export NVTE_FWD_LAYERNORM_SM_MARGIN=0 NVTE_BWD_LAYERNORM_SM_MARGIN=0 # margins are for overlapped communication
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+: >"$OUT/log.txt"
+: >"$MATHCPT_FIGURES"
+
+# phase NUMBER SECONDS NAME COMMAND...: one row of the table; its output goes to the log
+phase() {
+  local number=$1 seconds=$2 name=$3 begin status
+  shift 3
+  case " $PHASES " in *" $number "*) ;; *) return ;; esac
+  begin=$(date +%s)
+  timeout -k 5 "$seconds" "$@" >"$work/$number.$name.log" 2>&1
+  status=$?
+  case $status in 0) status=ok ;; 124 | 137) status="out of time" ;; *) status="failed ($status)" ;; esac
+  printf '%s\t%s\t%s\t%s\t%s\n' "$number" "$name" "$status" "$(($(date +%s) - begin))" \
+    "$(grep -v '^[[:space:]]*$' "$work/$number.$name.log" | tail -n 1 | cut -c1-150)" >"$work/$number.$name.row"
+}
+
+unpack() {
+  if [ -n "${1:-}" ]; then tar -xJf "$1" -C "$work" || return 1; fi
+  nvidia-smi || true
+  PYTHONPATH=$PYTHONPATH "$python" - <<'PYTHON'
+import importlib.metadata, sys
+names = ["torch", "transformer-engine", "megatron-core", "transformers", "triton", "nvidia-cudnn-cu13", "nvidia-cublas"]
+found = {}
+for name in names:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        found[name] = "-"
+print("python", sys.version.split()[0], *(f"{name} {version}" for name, version in found.items()))
+PYTHON
+}
+export -f unpack
+export work python
+if [ -n "${1:-}" ]; then export PYTHONPATH=$work/site:$root; fi
+phase 0 30 versions bash -c 'unpack "$@"' unpack "${1:-}"
+
+imports=$work/imports.py
+cat >"$imports" <<'PYTHON'
+import torch
+import transformer_engine.pytorch as te
+from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+from megatron_mathcpt.model.llama import has_transformer_engine
+assert torch.cuda.is_available(), "no GPU: torch sees no CUDA device"
+assert has_transformer_engine()
+print(torch.cuda.get_device_name(), "FP8", FP8GlobalStateManager.is_fp8_available())
+PYTHON
+PHASES="$PHASES 0" phase 0 45 import "$python" "$imports"
+grep -q '	ok	' "$work/0.import.row" || export NO_TE=1
+if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # go on with the local layers, all of site/ but Transformer Engine
+  rm -rf "$work"/site/transformer_engine*
+fi
+
+# The tests are small and check no time: they share the card.
+test_of() { "$python" -m pytest -q -p no:cacheprovider -rfE --timeout 150 "$@"; }
+export -f test_of
+phase 1 100 products bash -c 'test_of tests/gpu/test_products.py' &
+phase 2 120 parity bash -c 'test_of tests/gpu/test_parity.py' &
+phase 4 140 training_tests bash -c 'test_of -n 5 tests/train/test_gpu.py -k "not graphs"' &
+phase 4 140 graphs bash -c 'test_of tests/train/test_gpu.py -k graphs' &
+wait
+
+rows="bf16 bf16,documents fp8_current fp8_blockwise fp8_delayed bf16,unfused"
+if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
+# shellcheck disable=SC2086 # the rows are words
+phase 3 190 speed "$python" tests/benchmarks/gpu_training.py --force --profile --rows $rows \
+  --steps "${STEPS:-8}" --out "$OUT/training.json"
+phase 7 50 generation "$python" tests/benchmarks/eval_generation.py --out "$OUT/generation.json"
+rows="bf16 fp8_delayed"
+if [ -n "${NO_TE:-}" ]; then rows="bf16"; fi
+# shellcheck disable=SC2086
+phase 5 70 saves "$python" tests/benchmarks/gpu_saves.py --rows $rows --out "$OUT/saves.json"
+
+cat "$work"/*.row | sort -s -k1,1n | column -t -s "$(printf '\t')" | tee "$OUT/table.txt"
+for log in "$work"/*.log; do
+  printf '\n=== %s\n' "$(basename "$log" .log)"
+  cat "$log"
+done >"$OUT/log.txt"
+for row in "$work"/*.row; do
+  log=${row%.row}.log
+  if ! grep -q '	ok	' "$row"; then
+    printf '\n=== %s\n' "$(basename "$log" .log)"
+    grep -v -i -E 'warn|^ *$' "$log" | tail -n 20 | cut -c1-170
+  fi
+done
+rm -rf "$work"
+! grep -q -E 'failed|out of time' "$OUT/table.txt"
