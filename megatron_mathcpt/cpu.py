@@ -1,19 +1,21 @@
-"""The CUDA calls that Megatron-Core hardwires, sent to the CPU; applied only where there is no GPU.
+"""The CUDA calls that Megatron-Core hardwires, sent to the CPU; applied only to a process that has no GPU.
 
 Each group was found by leaving it out and watching a run fail, with megatron-core 0.16.1 and 0.19.2. The
 factories are wrapped one by one, since a `TorchFunctionMode` is not active in the recomputation that runs
-inside backward. `torch.cuda.is_available()` stays False.
+inside backward. `torch.cuda.is_available()` is False from then on, as it is without a GPU.
 """
 
 import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._device import _device_constructors
+
+from megatron_mathcpt.device import on_gpu
 
 _FACTORIES = (
     "tensor",
@@ -55,54 +57,12 @@ class _Stream:
     synchronize = wait = record = wait_stream = wait_event = record_event = _nothing
 
 
-class FusedAdam(torch.optim.Optimizer):
-    """AdamW with the state layout of Apex's and Transformer Engine's FusedAdam, by torch's fused kernel.
-
-    One integer `step` per group, `exp_avg` and `exp_avg_sq` per parameter: what Megatron-Core's
-    distributed optimizer asks for when it loads, and torch's own AdamW does not have.
-    """
-
-    def __init__(self, params: Iterable[Any], lr: float, **settings: Any) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0} | settings
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Apply one step to every parameter that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            params = [param for param in group["params"] if param.grad is not None]
-            if params:
-                self._update(group, params)
-
-    def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        for param in params:
-            if not self.state[param]:
-                self.state[param]["exp_avg"] = torch.zeros_like(param)
-                self.state[param]["exp_avg_sq"] = torch.zeros_like(param)
-        beta1, beta2 = group["betas"]
-        torch._fused_adamw_(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [self.state[param]["exp_avg"] for param in params],
-            [self.state[param]["exp_avg_sq"] for param in params],
-            [],
-            [torch.tensor(float(group["step"])) for _ in params],
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
-
-
 def use_cpu() -> None:
-    """Make Megatron-Core run on the CPU in this process; call before its first use, as often as you like."""
-    if torch.cuda.is_available() or getattr(torch.cuda, "_mathcpt_cpu", False):
+    """Make Megatron-Core run on the CPU in this process, unless `on_gpu`; raises `DeviceError` as that does.
+
+    Call it before the first use of Megatron-Core, as often as you like.
+    """
+    if on_gpu() or getattr(torch.cuda, "_mathcpt_cpu", False):
         return
     torch.cuda._mathcpt_cpu = True  # type: ignore[attr-defined]
     # The fusions that torch.compile would build cost seconds at start and gain nothing on a CPU.
@@ -127,6 +87,8 @@ def _patch_torch() -> None:
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
     torch.Tensor.type = _type_of(torch.Tensor.type)  # type: ignore[assignment,method-assign]
     cuda: Any = torch.cuda
+    cuda.is_available = lambda: False
+    cuda.device_count = lambda: 0
     cuda.current_device = lambda: _CPU
     cuda.synchronize = lambda *_: None
     cuda.set_device = lambda *_: None
@@ -138,16 +100,18 @@ def _patch_torch() -> None:
 
 
 def _patch_megatron() -> None:
-    from megatron.core import optimizer
-    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads
+    from megatron.core.optimizer import optimizer as mixed_precision
     from megatron.core.tensor_parallel import random
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    optimizer.Adam = distrib_optimizer.Adam = FusedAdam
-    optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.HAVE_APEX_OR_TE = True
-    distrib_optimizer.USING_APEX_OPTIMIZER = True
+    # Where Transformer Engine can be imported, as on a login node, its kernels were taken.
+    for module in (clip_grads, mixed_precision):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

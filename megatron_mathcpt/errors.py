@@ -19,6 +19,10 @@ class ConfigError(MathCptError):
     """A config file, field or combination of fields is wrong."""
 
 
+class DeviceError(MathCptError):
+    """A process has not the GPU that it is expected to work on."""
+
+
 class DataError(MathCptError):
     """A record, corpus, shard, tokenizer or dataset is missing or damaged."""
 
@@ -53,5 +57,10 @@ def run_command(command: Callable[[], object]) -> None:
     try:
         command()
     except MathCptError as error:
-        sys.stderr.write(f"error: {one_line(str(error))}\n")
+        print_error(error)
         sys.exit(EXIT_BAD_INPUT)
+
+
+def print_error(error: MathCptError) -> None:
+    """Write the error's one line to stderr."""
+    sys.stderr.write(f"error: {one_line(str(error))}\n")

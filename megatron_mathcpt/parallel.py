@@ -19,6 +19,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch._C._distributed_c10d import HashStore
 
 from megatron_mathcpt.config.experiment import ParallelSection
+from megatron_mathcpt.device import on_gpu
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ class Layout:
 def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Layout:
     """Join the process group the environment describes, and split it by `sizes`.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them. A collective of
+    any group waits `timeout_seconds` for the others.
     """
-    device, backend = _device()
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
-    return _split(sizes, seed, device)
+    timeout = timedelta(seconds=timeout_seconds)
+    device = _join(timeout=timeout)
+    return _split(sizes, seed, device, timeout)
 
 
 @contextmanager
@@ -99,30 +101,34 @@ def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -
 
 def start_alone(sizes: ParallelSection) -> Layout:
     """A process group of this process only, whatever the environment says."""
-    device, backend = _device()
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    return _split(sizes, 0, device)
+    device = _join(store=HashStore(), rank=0, world_size=1)
+    return _split(sizes, 0, device, timedelta(minutes=30))
 
 
-def _device() -> tuple[torch.device, str]:
-    """This process' device and the backend that goes with it."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device, "nccl"
-    return torch.device("cpu"), "gloo"
+def _join(**group: Any) -> torch.device:
+    """This process' device, its process group joined; `DeviceError` before, where a GPU is missing."""
+    if not on_gpu():
+        dist.init_process_group("gloo", **group)
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device, **group)
+    return device
 
 
-def _split(sizes: ParallelSection, seed: int, device: torch.device) -> Layout:
+def _split(sizes: ParallelSection, seed: int, device: torch.device, timeout: timedelta) -> Layout:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=sizes.virtual_pipeline_model_parallel_size,
         context_parallel_size=sizes.context_parallel_size,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60),
     )
-    # A captured graph cannot set the state of an ordinary generator.
-    model_parallel_cuda_manual_seed(seed, use_cudagraphable_rng=sizes.cuda_graph_impl != "none")
+    # While a graph is captured Transformer Engine takes random states from its own tracker only. The tracker
+    # outlives the groups, so that of a run before is replaced.
+    graphs = device.type == "cuda" and sizes.cuda_graph_impl != "none"
+    model_parallel_cuda_manual_seed(seed, te_rng_tracker=graphs, force_reset_rng=True)
     return Layout(ProcessGroupCollection.use_mpu_process_groups(), sizes, device)
 
 

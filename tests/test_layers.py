@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "megatron_mathcpt"
 BASE = {"config", "disk", "errors", "hashing", "log", "manifest", "records", "answers", "statistics"}
-LOW = BASE | {"cpu", "parallel", "model", "checkpoint"}
+LOW = BASE | {"device", "cpu", "parallel", "model", "checkpoint"}
 # Which other parts of the package each part may import. No stage imports another stage.
 ALLOWED = {
     "config": {"errors"},
@@ -24,15 +24,16 @@ ALLOWED = {
     "synthesis": BASE,
     "planner": BASE,
     "report": BASE,
-    "cpu": BASE,
-    "parallel": BASE | {"cpu"},
-    "model": BASE | {"cpu", "parallel", "planner"},
-    "checkpoint": BASE | {"cpu", "parallel", "model"},
+    "device": {"errors"},
+    "cpu": BASE | {"device"},
+    "parallel": BASE | {"device", "cpu"},
+    "model": BASE | {"device", "cpu", "parallel", "planner"},
+    "checkpoint": BASE | {"device", "cpu", "parallel", "model"},
     "train": LOW | {"planner"},
     "evaluation": LOW,
     "experiment": LOW | {"data", "synthesis", "planner", "report", "train", "evaluation"},
 }
-TORCH = {"cpu", "parallel", "model", "checkpoint", "train", "evaluation"}
+TORCH = {"device", "cpu", "parallel", "model", "checkpoint", "train", "evaluation"}
 
 
 def part_of(path: Path) -> str:

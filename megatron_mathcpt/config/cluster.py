@@ -39,7 +39,8 @@ class ClusterConfig(Section):
     `python` is the interpreter there (in the container, if there is one); `setup_script` is sourced first.
     A job is warned `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it gives up
     after `requeues_without_progress` requeues that brought no new checkpoint. `check_gpus` has nvidia-smi
-    count and question every node's GPUs before the training starts.
+    and torch count and try every node's GPUs before the training starts, and jobs that ask for GPUs refuse to
+    work without (MATHCPT_DEVICE, device.py); `environment` has the last word.
     """
 
     name: SlurmName

@@ -7,19 +7,27 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 _QUERY = "ecc.errors.uncorrected.volatile.total"
+# A driver too old for this torch, or a GPU that has fallen off the bus, is seen by nvidia-smi all the same.
+_TRY = """
+import sys, torch
+for number in range(int(sys.argv[1])):
+    print(float(torch.zeros(1, device=f"cuda:{number}")), flush=True)
+"""
 _TIMEOUT_SECONDS = 60.0
+_TRY_TIMEOUT_SECONDS = 180.0  # torch's first import from a file system that all nodes read at once
 _MINIMUM_FREE_BYTES = 1 << 30
 
 
 def node_faults(folder: Path, gpus: int) -> list[str]:
-    """What is wrong with this node: `folder` not shared or full, GPUs missing or with memory errors."""
-    return [*_folder_faults(folder), *(_gpu_faults(gpus) if gpus else [])]
+    """What is wrong with this node: `folder` not shared or full; GPUs missing, sick or of no use to torch."""
+    return [*_folder_faults(folder), *(_gpu_faults(gpus) or _torch_faults(gpus) if gpus else [])]
 
 
 def _folder_faults(folder: Path) -> list[str]:
@@ -50,6 +58,22 @@ def gpu_faults(table: str, gpus: int) -> list[str]:
     faults = [] if len(counts) == gpus else [f"{len(counts)} GPUs, expected {gpus}"]
     bad = [number for number, errors in enumerate(counts) if errors.strip() not in ("0", "[N/A]")]
     return [*faults, *(f"GPU {number}: {counts[number].strip()} uncorrected memory errors" for number in bad)]
+
+
+def _torch_faults(gpus: int) -> list[str]:
+    """The first GPU that torch cannot put a number on, in a process of its own."""
+    command = [sys.executable, "-c", _TRY, str(gpus)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TRY_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        tried = (error.stdout or b"").count(b"\n")
+        return [f"GPU {tried}: torch stands still ({_TRY_TIMEOUT_SECONDS:g} s)"]
+    if done.returncode == 0:
+        return []
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return [f"GPU {len(done.stdout.splitlines())}: torch: status {done.returncode}: {last}"]
 
 
 def main(

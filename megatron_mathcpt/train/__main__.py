@@ -19,7 +19,14 @@ from megatron_mathcpt.checkpoint.folder import newest_readable
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, MathCptError, run_command
+from megatron_mathcpt.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_REQUEUE,
+    DeviceError,
+    MathCptError,
+    print_error,
+    run_command,
+)
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.train import launch
@@ -76,13 +83,16 @@ def is_finished(out: Path, inputs: Inputs) -> bool:
 
 
 def _run_worker(config: Path, overrides: list[str], out: Path) -> None:
-    """One worker; a user's error is said once, by rank 0, though every rank ends on it."""
+    """One worker; a user's error is said once, by rank 0, though every rank ends on it.
+
+    A GPU may be missing on one node only: each process that misses its own says so.
+    """
     launch.die_with_parent()
-    if os.environ["RANK"] == "0":
-        run_command(lambda: _work(config, overrides, out))
     try:
         _work(config, overrides, out)
-    except MathCptError:
+    except MathCptError as error:
+        if os.environ["RANK"] == "0" or isinstance(error, DeviceError):
+            print_error(error)
         sys.exit(EXIT_BAD_INPUT)
 
 

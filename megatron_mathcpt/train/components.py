@@ -27,6 +27,7 @@ from megatron_mathcpt.planner.start import check_memory
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
 from megatron_mathcpt.train.evaluation_job import start_evaluation
 from megatron_mathcpt.train.faults import StepGuard
+from megatron_mathcpt.train.fused_adam import ensure_fused_adam
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 
 logger = get_logger(__name__)
@@ -199,6 +200,7 @@ def gather_parameters(state: TrainState) -> None:
 
 def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
     """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
+    ensure_fused_adam()
     settings = config.optimizer
     bf16 = config.precision.params_dtype == "bf16"
     in_bf16 = settings.use_precision_aware_optimizer and not config.parallel.grad_reduce_in_fp32

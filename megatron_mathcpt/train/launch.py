@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 from megatron_mathcpt.train.signals import STOP_SIGNALS
@@ -21,6 +22,8 @@ from megatron_mathcpt.train.signals import STOP_SIGNALS
 # What torchrun calls by the names on the left; the launch script sets MASTER_ADDR and MASTER_PORT.
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _POLL_SECONDS = 0.05
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")
+_GPU_THREADS = 8  # at most, for a process that has a GPU
 _GRACE_SECONDS = 10.0  # for the others after one worker failed: they may still print why
 
 
@@ -34,15 +37,33 @@ def joined_world(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def local_world(rank: int, size: int, port: int) -> dict[str, str]:
-    """Environment of local worker `rank` of `size`."""
-    return {
+    """Environment of local worker `rank` of `size`; what the caller's own environment says of it stands.
+
+    Where an NVIDIA driver is loaded workers are told to expect a GPU (device.py).
+    """
+    world = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
+    wishes = {"OMP_NUM_THREADS": "1"}
+    if expects_gpu(os.environ):
+        wishes = {
+            "MATHCPT_DEVICE": "cuda",
+            # Megatron-Core orders tensor-parallel communication by it.
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+            "OMP_NUM_THREADS": str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size))),
+        }
+    return world | {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+
+
+def expects_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether workers started here should find a GPU: as MATHCPT_DEVICE says, else if a driver is loaded."""
+    if "MATHCPT_DEVICE" in environment:
+        return environment["MATHCPT_DEVICE"] == "cuda"
+    return environment.get("CUDA_VISIBLE_DEVICES") != "" and _NVIDIA_DRIVER.exists()
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_mathcpt.experiment.node_health import gpu_faults, node_faults
 
@@ -43,3 +44,15 @@ def test_a_sick_node_is_named_on_stdout_alone(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "node7\n")
     assert done.stderr.startswith("node7: nvidia-smi: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_torch_cannot_use_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi shows two sound GPUs; the torch of this interpreter has no driver, or no CUDA."""
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text("#!/bin/sh\nprintf '0\\n0\\n'\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (fault,) = node_faults(tmp_path, 2)
+    assert fault.startswith("GPU 0: torch: status 1: ")
+    assert "CUDA" in fault or "NVIDIA" in fault

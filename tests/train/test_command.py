@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
@@ -55,4 +56,19 @@ def test_check_only_reads_all_of_the_data(
     done = run(tmp_path / "tiny.yaml", tmp_path / "out", "--check")
     assert done.returncode == 2
     assert "general/train.bin: checksum differs from the manifest" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real workers end before they wait for each other, and each says what its torch sees."""
+    monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(config_of()))
+    done = run(tmp_path / "tiny.yaml", tmp_path / "out", "--processes", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    for line in (first, second):
+        assert f"a GPU is expected (MATHCPT_DEVICE=cuda), but torch {torch.__version__}" in line
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.train.launch import exit_status, joined_world, run_workers
+from megatron_mathcpt.train.launch import exit_status, expects_gpu, joined_world, local_world, run_workers
 
 # A worker that writes its environment and then does what its argument says.
 WORKER = """
@@ -101,3 +101,23 @@ def test_joined_world() -> None:
     assert joined_world(slurm) is None, "an interactive Slurm shell is no launched worker"
     joined = joined_world(slurm | {"MASTER_ADDR": "node1"})
     assert joined == {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+
+
+def test_workers_are_told_of_an_expected_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MATHCPT_DEVICE", "cpu")
+    assert local_world(1, 2, 9)["OMP_NUM_THREADS"] == "1"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in local_world(1, 2, 9)
+    monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    told = local_world(1, 8, 9)
+    assert (told["MATHCPT_DEVICE"], told["CUDA_DEVICE_MAX_CONNECTIONS"]) == ("cuda", "1")
+    assert (told["OMP_NUM_THREADS"], local_world(1, 32, 9)["OMP_NUM_THREADS"]) == ("8", "3")
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    assert local_world(1, 8, 9)["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
+
+
+def test_a_hidden_gpu_is_not_expected() -> None:
+    assert not expects_gpu({"CUDA_VISIBLE_DEVICES": ""})
+    assert expects_gpu({"CUDA_VISIBLE_DEVICES": "", "MATHCPT_DEVICE": "cuda"})
