@@ -1,52 +1,133 @@
-"""Key-value cache for sequences of different lengths, with keys kept as attention wants them: rotated.
+"""Key-value cache for rows of different lengths, its keys kept as attention wants them: rotated.
 
-Megatron-Core's static cache has one length for the whole batch, and rotates all its keys again for every new
-token, a fifth of the time of a small model on a CPU. Used with the local layers alone: Transformer Engine has
-its own attention, which takes no mask per row.
+Megatron-Core's static cache has one length for the whole batch and rotates all its keys again for every new
+token, and Transformer Engine's attention plans anew for every length. This cache serves local layers and
+Transformer Engine's alike. What one token reads and writes are tensors of fixed size and address until `end`
+grows, by `GRANULE`, or rows leave: so a step can be captured as a CUDA graph.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.inference.contexts import StaticInferenceContext
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+
+from megatron_mathcpt.model.attention import SdpaAttention
+
+# Attention looks at a multiple of so many cached tokens. More: more masked keys are read for nothing. Fewer:
+# more graphs are captured, two steps' worth of launches each.
+GRANULE = 128
+
+
+def padded(length: int) -> int:
+    """`length` rounded up to whole granules: what a row takes in the cache."""
+    return -(-length // GRANULE) * GRANULE
 
 
 class Cache(StaticInferenceContext):
-    """Keys and values of a batch; `places`: where each row's next token goes, None while prompts are read."""
+    """Keys and values of a batch, at most `longest` tokens a row, on the device of `angles`.
 
-    def __init__(self, rows: int, longest: int) -> None:
-        super().__init__(rows, longest)
-        self.places: torch.Tensor | None = None
+    `angles` [padded(longest), 1, 1, channels] are the rotary embedding's, `dtype` is the model's. `lengths`
+    are the tokens that each row holds before its next one; while `reading` is true, whole prompts are read.
+    """
 
-    def forbidden(self) -> torch.Tensor:
-        """Mask [rows, 1, 1, keys], True for the cached places after a row's own."""
-        assert self.places is not None
-        keys = torch.arange(self.sequence_len_offset + 1, device=self.places.device)
-        return (keys > self.places[:, None])[:, None, None]
+    def __init__(self, lengths: list[int], longest: int, angles: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__(len(lengths), padded(longest))
+        sine = angles.sin()
+        sine[..., : sine.shape[-1] // 2].neg_()  # a half turn is (-second half, first half)
+        self._cosines, self._sines = angles.cos().to(dtype), sine.to(dtype)
+        self._longest = max(lengths)
+        self.places = torch.tensor(lengths, device=angles.device)
+        self.rows = torch.arange(len(lengths), device=angles.device)
+        self.reading = True
+        self.mask: torch.Tensor | None = None
+        self._turn = self._cosines, self._sines
 
-    def keep(self, rows: list[int]) -> None:
+    @property
+    def end(self) -> int:
+        """Cached tokens that the next token's attention looks at: the longest row's, in whole granules."""
+        return padded(self._longest + 1)
+
+    def aim(self) -> None:
+        """Set rotation and mask [rows, 1, 1, end] for the token at `places`."""
+        self._turn = self._cosines[self.places][None, :, 0], self._sines[self.places][None, :, 0]
+        later = torch.arange(self.end, device=self.places.device) > self.places[:, None]
+        mask = torch.zeros(later.shape, dtype=self._cosines.dtype, device=later.device)
+        self.mask = mask.masked_fill_(later, float("-inf"))[:, None, None]
+
+    def advance(self) -> None:
+        """Go on to the next token of every row."""
+        self.places += 1
+        self._longest += 1
+
+    def keep(self, kept: list[int]) -> None:
         """Drop all rows but these."""
-        assert self.places is not None
-        index = torch.tensor(rows, device=self.places.device)
-        self.places = self.places[index]
+        index = torch.tensor(kept, device=self.places.device)
+        self.places, self.rows = self.places[index], self.rows[: len(kept)]
+        self._longest = int(self.places.max())
         for layer, memory in self.key_value_memory_dict.items():
-            axis = 0 if isinstance(memory, Rotated) else 1
-            self.key_value_memory_dict[layer] = type(memory)(
-                part.index_select(axis, index) for part in memory
-            )
+            self.key_value_memory_dict[layer] = tuple(part.index_select(0, index) for part in memory)
+
+    def rotate(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding of [new tokens, rows, heads, channels]."""
+        cosine, sine = (part[: len(tensor)] for part in self._turn)
+        return torch.addcmul(tensor * cosine, tensor.roll(tensor.shape[-1] // 2, -1), sine)
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Store keys and values [new tokens, rows, heads, channels]; return the cached ones, in that order."""
+        memory = self._memory(layer, key)
+        for part, new in zip(memory, (key, value), strict=True):
+            if self.reading:
+                part[:, :, : len(new)] = new.permute(1, 2, 0, 3)
+            else:
+                part[self.rows, :, self.places] = new[0]
+        end = len(key) if self.reading else self.end
+        return tuple(part[:, :, :end].permute(2, 0, 1, 3) for part in memory)
+
+    def _memory(self, layer: int, key: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Keys and values of one layer, [rows, heads, padded(longest), channels] each."""
+        found: dict[int, tuple[torch.Tensor, ...]] = self.key_value_memory_dict
+        if layer not in found:
+            _, rows, heads, channels = key.shape
+            size = (rows, heads, self.max_sequence_length, channels)
+            # Zeros: a masked value still takes part, times nothing, and nothing times garbage may be NaN.
+            found[layer] = tuple(key.new_zeros(size) for _ in range(2))
+        return found[layer]
 
 
-class Rotated(tuple[torch.Tensor, torch.Tensor]):
-    """Keys and values of one layer, [rows, heads, longest sequence, channels] each."""
+class CachedAttention(SdpaAttention):
+    """Causal attention, or with a mask one new token's over the cached ones; the mask is added to scores."""
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """As `SdpaAttention`; with a mask [rows, 1, 1, keys], query is [1, rows, heads, channels].
+
+        The query heads of a group stand as queries of one head, so keys need not be repeated for them: with a
+        mask PyTorch has no kernel for grouped queries but the slowest.
+        """
+        if attention_mask is None:
+            return super().forward(query, key, value, None)
+        grouped = query[0].unflatten(1, (key.shape[2], -1))
+        keys, values = (tensor.permute(1, 2, 0, 3) for tensor in (key, value))
+        output = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=attention_mask)
+        return output.flatten(1)[None]
 
 
 def use_own_cache(model: Any) -> None:
-    """Have every attention of `model` append to a `Cache` by the rules of this module."""
+    """Have every attention of `model` append to a `Cache` and attend by the rules of this module."""
     for layer in model.decoder.layers:
         attention = layer.self_attention
         attention._adjust_key_value_for_inference = partial(_append, attention)
+        attention.core_attention = CachedAttention(
+            attention.config, attention.layer_number, pg_collection=attention.pg_collection
+        )
 
 
 def _append(
@@ -66,25 +147,7 @@ def _append(
     """
     if cache is None:
         return query, key, value, rotary, attention.attn_mask_type, None
-    if cache.places is None:
-        where: Any = (slice(None), slice(None), slice(0, len(key)))
-        angles, end = rotary[0][: len(key)], len(key)
-    else:
-        where = (torch.arange(len(cache.places), device=key.device), slice(None), cache.places)
-        angles, end = rotary[0][cache.places].transpose(0, 1), cache.sequence_len_offset + 1
-    groups = attention.pg_collection
-    rotate = partial(apply_rotary_pos_emb, freqs=angles, config=attention.config, cp_group=groups.cp)
-    keys, values = _memory(attention.layer_number, cache, key)
-    new = [part.permute(1, 2, 0, 3) if cache.places is None else part[0] for part in (rotate(key), value)]
-    keys[where], values[where] = new
-    cached = (memory[:, :, :end].permute(2, 0, 1, 3) for memory in (keys, values))
-    return rotate(query), *cached, None, attention.attn_mask_type, None
-
-
-def _memory(layer: int, cache: Cache, key: torch.Tensor) -> Rotated:
-    found = cache.key_value_memory_dict
-    if layer not in found:
-        _, rows, heads, channels = key.shape
-        size = (rows, heads, cache.max_sequence_length, channels)
-        found[layer] = Rotated(key.new_zeros(size) for _ in range(2))
-    return found[layer]  # type: ignore[no-any-return]
+    heads = [query.shape[2], key.shape[2]]
+    query, key = cache.rotate(torch.cat((query, key), 2)).split(heads, 2)
+    key, value = cache.append(attention.layer_number, key, value)
+    return query, key, value, None, attention.attn_mask_type, None

@@ -1,19 +1,27 @@
-"""Logits of a Megatron-Core model in any layout, and generation with a key-value cache."""
+"""Generation with a key-value cache, and log-likelihoods, by a Megatron-Core model in any layout."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.evaluation.cache import Cache, use_own_cache
+from megatron_mathcpt.evaluation.cache import Cache, padded, use_own_cache
+from megatron_mathcpt.evaluation.replay import Replay, Step
 from megatron_mathcpt.evaluation.sampling import Pick
-from megatron_mathcpt.model.llama import has_transformer_engine
 from megatron_mathcpt.parallel import Layout
 
 _LEAVE_SHARE = 0.75  # a batch is made smaller when this share or less of it still runs
+# cuDNN's attention is left out: it makes a plan, some milliseconds, for every new length.
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# What a batch may take of a process' memory: with a 7B's bf16 weights it leaves room on a card of 40 GB.
+BATCH_BYTES = 16 * 2**30
+# What scoring may take for logits at a time; one is 2 or 4 bytes, then fp32, fp64 and its log-probability.
+_LOGIT_BYTES, _BYTES_PER_LOGIT = 2**30, 24
 
 
 @dataclass(frozen=True)
@@ -28,44 +36,41 @@ class Limits:
 class Decoder:
     """One replica of the model, over tensor- and pipeline-parallel processes that all make the same calls.
 
-    `equal_lengths` says that prompts of one batch must be equally long (Transformer Engine's cache).
+    It makes the model its own: attention and head are no longer those of training. `graphs` captures steps as
+    CUDA graphs; left out, where one process on a GPU holds the whole model.
     """
 
-    def __init__(self, model: Any, shape: LlamaShape, layout: Layout) -> None:
+    def __init__(self, model: Any, shape: LlamaShape, layout: Layout, *, graphs: bool | None = None) -> None:
         self._model = model.eval()
         self._shape = shape
         self._layout = layout
         self._dtype = next(model.parameters()).dtype
-        self.equal_lengths = has_transformer_engine()
-        if not self.equal_lengths:
-            use_own_cache(model)
+        self._graphs = (
+            layout.sizes.model_size == 1 and layout.device.type == "cuda" if graphs is None else graphs
+        )
+        use_own_cache(model)
+        # Fusions of torch.compile take tens of seconds at every start and new shape.
+        model.config.bias_activation_fusion = model.config.bias_dropout_fusion = False
+        # The head is applied by `_logits`, where it is needed alone.
+        tied = shape.share_embeddings_and_output_weights and layout.is_last_stage
+        self._head = model.shared_embedding_or_output_weight() if tied else None
+        model.post_process = False
+
+    def rows_for(self, longest: int) -> int:
+        """Rows of `longest` tokens, new ones included, whose memory is within `BATCH_BYTES`; at least one.
+
+        A token takes its keys and values in every layer of the process, and what one layer holds while
+        prompts are read: hidden states, gate, up and their product.
+        """
+        shape, sizes = self._shape, self._layout.sizes
+        tensor = sizes.tensor_model_parallel_size
+        layers = -(-shape.num_layers // sizes.pipeline_model_parallel_size)
+        cached = 2 * layers * shape.query_groups * shape.head_size // tensor
+        active = 4 * shape.hidden_size + 3 * shape.ffn_hidden_size // tensor
+        token = (cached + active) * self._dtype.itemsize
+        return max(1, BATCH_BYTES // (token * padded(longest)))
 
     @torch.inference_mode()
-    def logits(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Logits in fp32, [batch, sequence, vocabulary], or of the last token alone with a cache.
-
-        Valid on the last pipeline stage; other stages get zeros of [batch, 1, 1]. The padded vocabulary is
-        cut off.
-        """
-        batch, length = tokens.shape
-        decoding = cache is not None and cache.places is not None
-        # Attention is causal without a mask, which is wrong for one query over many keys.
-        mask = cache.forbidden() if cache and decoding and not self.equal_lengths else None
-        self._receive(batch, length)
-        positions = torch.arange(length, device=tokens.device).expand(batch, -1)
-        output = self._model(tokens, positions, mask, inference_context=cache, runtime_gather_output=True)
-        if not self._layout.is_last_stage:
-            self._send(output)
-            return torch.zeros(batch, 1, 1, device=tokens.device)
-        return torch.as_tensor(output)[..., : self._shape.vocab_size].float()
-
-    def share(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` of the last pipeline stage on every stage."""
-        group = self._layout.groups.pp
-        if group.size() > 1:
-            dist.broadcast(tensor, dist.get_global_rank(group, group.size() - 1), group=group)
-        return tensor
-
     def generate(self, prompts: Sequence[Sequence[int]], limits: Limits, pick: Pick) -> list[list[int]]:
         """New tokens of each prompt, without the end token.
 
@@ -74,38 +79,114 @@ class Decoder:
         [rows, vocabulary]. Rows that are done leave the batch.
         """
         cache = self._read(prompts, limits.new_tokens)
+        step: Step = Replay(self._step) if self._graphs else self._step
         found: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
         running = set(rows)
-        tokens = [prompt[-1] for prompt in prompts]
+        tokens = self._tensor([prompt[-1] for prompt in prompts])
         while running:
-            column = torch.tensor(tokens, device=self._layout.device)[:, None]
-            tokens = self.share(pick(self.logits(column, cache)[:, -1], rows)).tolist()
-            for row, token in zip(rows, tokens, strict=True):
+            tokens = self._share(pick(step(tokens, cache), rows))
+            for row, token in zip(rows, tokens.tolist(), strict=True):
                 if row in running and self._finish(found[row], token, limits):
                     running.remove(row)
+            cache.advance()
             if running and len(running) <= _LEAVE_SHARE * len(rows):
                 keep = [index for index, row in enumerate(rows) if row in running]
-                rows, tokens = [rows[index] for index in keep], [tokens[index] for index in keep]
+                rows = [rows[index] for index in keep]
+                tokens = tokens[self._tensor(keep)]
                 cache.keep(keep)
-            assert cache.places is not None
-            cache.places += 1
-            cache.sequence_len_offset = int(cache.places.max())
         return found
 
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Sequence[int]], answers: Sequence[int]) -> list[tuple[float, bool]]:
+        """Log-probability of the last `answers` tokens of each sequence, and whether all are the likeliest.
+
+        The head is applied to those positions alone, few at a time.
+        """
+        rows = [row for row, count in enumerate(answers) for _ in range(count)]
+        places = [
+            len(sequence) - 1 - left
+            for sequence, count in zip(sequences, answers, strict=True)
+            for left in range(count, 0, -1)
+        ]
+        wanted = [sequences[row][place + 1] for row, place in zip(rows, places, strict=True)]
+        hidden = self._hidden(self._filled([sequence[:-1] for sequence in sequences]))
+        if self._layout.is_last_stage:
+            result = self._score_tokens(
+                hidden[self._tensor(places), self._tensor(rows)], self._tensor(wanted)
+            )
+        else:
+            result = torch.empty(2, len(rows), dtype=torch.float64, device=self._layout.device)
+        scores, likeliest = self._share(result).tolist()
+        found = []
+        for count in answers:
+            found.append((math.fsum(scores[:count]), all(likeliest[:count])))
+            del scores[:count], likeliest[:count]
+        return found
+
+    def _score_tokens(self, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each token and whether it is the likeliest, [2, tokens] in fp64."""
+        assert self._shape.vocab_size is not None
+        chunk = max(1, _LOGIT_BYTES // (_BYTES_PER_LOGIT * self._shape.vocab_size))
+        parts = []
+        for states, tokens in zip(hidden.split(chunk), wanted.split(chunk), strict=True):
+            logits = torch.log_softmax(self._logits(states).double(), -1)
+            scores = logits.gather(-1, tokens[:, None])[:, 0]
+            parts.append(torch.stack([scores, (logits.argmax(-1) == tokens).double()]))
+        return torch.cat(parts, 1)
+
     def _read(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Cache:
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
-        assert not self.equal_lengths or bool((lengths == longest).all())
-        cache = Cache(len(prompts), longest + new_tokens)
-        if longest > 1:
-            tokens = torch.zeros(len(prompts), longest - 1, dtype=torch.long)
-            for row, prompt in enumerate(prompts):
-                tokens[row, : len(prompt) - 1] = torch.tensor(prompt[:-1])
-            self.logits(tokens.to(self._layout.device), cache)
-        cache.places = lengths.to(self._layout.device) - 1
-        cache.sequence_len_offset = longest - 1
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        longest = max(lengths) + 1 + new_tokens
+        angles = self._model.rotary_pos_emb(padded(longest))
+        cache = Cache(lengths, longest, angles, self._dtype)
+        if max(lengths):
+            self._hidden(self._filled([prompt[:-1] for prompt in prompts]), cache)
+        cache.reading = False
         return cache
+
+    def _step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Logits [rows, vocabulary] of the tokens after `tokens` [rows]; zeros [rows, 1] on other stages."""
+        cache.aim()
+        hidden = self._hidden(tokens[:, None], cache)
+        return self._logits(hidden[0]) if self._layout.is_last_stage else hidden.new_zeros(len(tokens), 1)
+
+    def _hidden(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """What this stage makes of tokens [batch, sequence]: hidden states [sequence, batch, hidden size]."""
+        batch, length = tokens.shape
+        self._receive(batch, length)
+        positions = torch.arange(length, device=tokens.device).expand(batch, -1)
+        mask = cache.mask if cache else None
+        with sdpa_kernel(_KERNELS):
+            hidden = self._model(tokens, positions, mask, inference_context=cache, runtime_gather_output=True)
+        if not self._layout.is_last_stage:
+            self._send(hidden)
+        return torch.as_tensor(hidden)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits in fp32 [positions, vocabulary] of states [positions, hidden size], on the last stage.
+
+        The padded vocabulary is cut off.
+        """
+        output, _ = self._model.output_layer(hidden[:, None], weight=self._head, runtime_gather_output=True)
+        return torch.as_tensor(output)[:, 0, : self._shape.vocab_size].float()
+
+    def _share(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` of the last pipeline stage on every stage."""
+        group = self._layout.groups.pp
+        if group.size() > 1:
+            dist.broadcast(tensor, dist.get_global_rank(group, group.size() - 1), group=group)
+        return tensor
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=self._layout.device)
+
+    def _filled(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Rows of tokens [rows, longest], zeros after their ends: no token sees what comes after it."""
+        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        return tokens.to(self._layout.device)
 
     @staticmethod
     def _finish(new: list[int], token: int, limits: Limits) -> bool:

@@ -142,7 +142,7 @@ class MegatronLM(TemplateLM):
 
         limits = Limits(new_tokens, self.eot_token_id, stopped)
         done: dict[int, str] = {}
-        for batch in self._my_batches([len(tokens) for tokens in encoded]):
+        for batch in self._my_batches([len(tokens) + new_tokens for tokens in encoded]):
             pick: Pick = greedy
             if temperature > 0:
                 top_p = float(options.get("top_p", 1.0))
@@ -173,21 +173,12 @@ class MegatronLM(TemplateLM):
         return self._gather(done, len(requests))
 
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        sequences = []
+        sequences, answers = [], []
         for context, answer in pairs:
             self.truncated += len(context) + len(answer) > self.max_length + 1
             sequences.append((context + answer)[-(self.max_length + 1) :])
-        longest = max(len(sequence) for sequence in sequences) - 1
-        # Padding on the right is seen by no token before it.
-        tokens = torch.zeros(len(pairs), longest, dtype=torch.long, device=self.device)
-        for row, sequence in enumerate(sequences):
-            tokens[row, : len(sequence) - 1] = torch.tensor(sequence[:-1])
-        logits = self._decoder.logits(tokens)
-        result = torch.zeros(len(pairs), 2, dtype=torch.float64, device=self.device)
-        if self.layout.is_last_stage:
-            for row, (sequence, (_, answer)) in enumerate(zip(sequences, pairs, strict=True)):
-                result[row] = _score_row(logits[row, : len(sequence) - 1], sequence, len(answer))
-        return [(float(score), bool(exact)) for score, exact in self._decoder.share(result).tolist()]
+            answers.append(len(answer))
+        return self._decoder.score(sequences, answers)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in windows of the model's length that do not overlap."""
@@ -208,13 +199,18 @@ class MegatronLM(TemplateLM):
         return totals
 
     def _my_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """This replica's batches of request indices, longest first and of like length."""
+        """This replica's batches of request indices, longest first, so that a batch's lengths are alike.
+
+        A batch holds at most `batch_size` requests, and fewer of them where they are too long for its memory.
+        """
         batches: list[list[int]] = []
+        room = 0
         for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-            other = self._decoder.equal_lengths and batches and lengths[batches[-1][-1]] != lengths[index]
-            if not batches or len(batches[-1]) == self.batch_size or other:
+            if not room:
                 batches.append([])
+                room = min(self.batch_size, self._decoder.rows_for(lengths[index]))
             batches[-1].append(index)
+            room -= 1
         yield from batches[self.layout.data_rank :: self.layout.data_size]
 
     def _gather(self, mine: dict[int, Any], count: int) -> list[Any]:
@@ -226,13 +222,6 @@ class MegatronLM(TemplateLM):
             parts = [mine]
         whole = {index: result for part in parts for index, result in part.items()}
         return [whole[index] for index in range(count)]
-
-
-def _score_row(logits: torch.Tensor, sequence: list[int], answer_length: int) -> torch.Tensor:
-    wanted = torch.tensor(sequence[-answer_length:], device=logits.device)
-    found = torch.log_softmax(logits[-answer_length:].double(), -1)
-    score = found.gather(-1, wanted[:, None]).sum()
-    return torch.stack([score, (found.argmax(-1) == wanted).all().double()])
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -29,18 +29,19 @@ def sampler(seeds: list[int], *, temperature: float, top_p: float) -> Pick:
     """Draw from the softmax at `temperature`, cut to the `top_p` nucleus, each row with its own generator.
 
     What a request draws depends on no other request, batch or layout, and is the same on every
-    tensor-parallel process.
+    tensor-parallel process. Only the uniform draws are made on the CPU.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def pick(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        probabilities = torch.softmax(logits.double().cpu() / temperature, -1)
-        ordered, order = probabilities.sort(descending=True, stable=True)
+        # Sorting, the longest part, is done in the logits' type; fp64 after it makes all devices agree.
+        ordered, order = logits.sort(descending=True, stable=True)
+        ordered = torch.softmax(ordered.double() / temperature, -1)
         before = ordered.cumsum(-1) - ordered
         ordered = ordered.masked_fill(before >= top_p, 0.0)
-        drawn = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows]
-        threshold = torch.cat(drawn)[:, None] * ordered.sum(-1, keepdim=True)
+        drawn = torch.cat([torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows])
+        threshold = drawn.to(logits.device)[:, None] * ordered.sum(-1, keepdim=True)
         place = (ordered.cumsum(-1) <= threshold).sum(-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
-        return order.gather(-1, place)[:, 0].to(logits.device)
+        return order.gather(-1, place)[:, 0]
 
     return pick
