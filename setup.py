@@ -40,7 +40,7 @@ setup(
     ],
     extras_require={
         "train": TRAIN,
-        "gpu": [*TRAIN, "transformer-engine[pytorch]>=2.9"],
+        "gpu": [*TRAIN, "transformer-engine[core-cu13,pytorch]>=2.9,<2.13"],  # see launch/constraints.txt
         "eval": ["lm-eval[math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
         "synthesis": ["aiohttp>=3.11", "tenacity>=9", "math-verify>=0.8"],
         "wandb": ["wandb"],

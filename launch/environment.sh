@@ -1,4 +1,6 @@
-# Sourced, not run: makes the Python environment of launch/constraints.txt once and puts it on PATH.
+# shellcheck shell=bash
+# Sourced, not run: makes the Python environment of launch/constraints.txt once and puts it on PATH;
+# launch/gpu.sh adds to it what only GPUs need.
 # Needs Python 3.11 or 3.12 and pip's usual sources. MATHCPT_VENV chooses another folder than .venv.
 # On Linux pip's default torch carries CUDA; to get the smaller CPU build, point pip at the PyTorch CPU
 # wheels through pip's own settings (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
@@ -14,6 +16,13 @@ find_python() {
   return 2
 }
 
+pip_install() { # VENV PIP-ARGUMENTS: with the versions of launch/constraints.txt beside this file
+  local venv=$1
+  shift
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -c "$(dirname "${BASH_SOURCE[0]}")/constraints.txt" "$@"
+}
+
 make_environment() {
   local root venv wanted python
   root=$1
@@ -23,10 +32,9 @@ make_environment() {
     python=$(find_python) || return 2
     echo "Making the environment in $venv (once, a few minutes) ..." >&2
     "$python" -m venv "$venv" || return 2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-      -c "$root/launch/constraints.txt" setuptools wheel || return 2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-      -c "$root/launch/constraints.txt" -e "$root[train,eval,synthesis,report,fast,language,dev]" || return 2
+    pip_install "$venv" setuptools wheel || return 2
+    pip_install "$venv" --no-build-isolation \
+      -e "${root}[train,eval,synthesis,report,fast,language,dev]" || return 2
     echo "$wanted" >"$venv/.mathcpt"
   fi
   export PATH="$venv/bin:$PATH"

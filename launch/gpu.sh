@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The GPU environment: the one of the tests, and Transformer Engine built against its torch, then a proof.
+#   bash launch/gpu.sh
+# Needs a C++ compiler and about 9 GB of disk; no GPU and no CUDA toolkit, torch's own packages bring CUDA 13.
+# Training then needs a driver for CUDA 13 (R580 or newer). MATHCPT_VENV and PYTHON as in environment.sh.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [ $# -gt 0 ]; then sed -n '2,5s/^# *//p' "${BASH_SOURCE[0]}"; exit 2; fi
+. "$root/launch/environment.sh"
+make_environment "$root"
+venv=${MATHCPT_VENV:-$root/.venv}
+
+cuda=$(python -c 'import torch; print(torch.version.cuda)')
+case "$cuda" in
+  13.*) ;;
+  *)
+    echo "error: $venv has a torch for CUDA $cuda, not 13; point pip at wheels for CUDA 13 and remove $venv" >&2
+    exit 2
+    ;;
+esac
+
+# Transformer Engine looks for CUDA's headers and libraries here, when it is built and when it runs: a toolkit
+# of the machine may be of another version.
+CUDA_HOME=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
+export CUDA_HOME
+if ! cmp -s "$venv/.mathcpt" "$venv/.mathcpt_gpu"; then
+  echo "Building Transformer Engine against torch (once, minutes to an hour by the number of cores) ..." >&2
+  pip_install "$venv" "cuda-toolkit[nvcc]" ninja pybind11
+  # Its torch half is a source package that has to be compiled for the torch it will meet: not in pip's
+  # isolated build with the newest torch, not fetched compiled, and not from pip's cache of an earlier torch.
+  CPATH=$CUDA_HOME/../cudnn/include:$CUDA_HOME/../nccl/include NVTE_PYTORCH_FORCE_BUILD=TRUE \
+    pip_install "$venv" --no-build-isolation --no-cache-dir -e "${root}[gpu]"
+  cp "$venv/.mathcpt" "$venv/.mathcpt_gpu"
+fi
+python "$root/launch/prove_gpu.py"
+echo "For the cluster file: python: $venv/bin/python, and in environment: CUDA_HOME: $CUDA_HOME"
