@@ -6,14 +6,11 @@ python launch/prove_gpu.py
 import sys
 from importlib.metadata import version
 
-import torch  # first: its CUDA libraries, not another toolkit's, are then those in the process
-import transformer_engine.pytorch as te
+import torch
 import typer
-from megatron.core.extensions.transformer_engine import TELayerNormColumnParallelLinear
-from transformer_engine.common.recipe import Float8CurrentScaling
 
 PACKAGES = ("torch", "megatron-core", "transformer-engine")
-# Rounding to 3 mantissa bits errs by 2.6 % (root mean square): two rounded factors by 3.7 %, bf16 by 0.3 %.
+# Rounding to 3 mantissa bits errs by 2.6 % (root mean square): two rounded factors by 3.7 %, bf16 by 0.2 %.
 FP8_ERRORS = (0.02, 0.06)
 
 
@@ -25,6 +22,9 @@ def relative_error(product: torch.Tensor, left: torch.Tensor, right: torch.Tenso
 
 def fp8_error() -> float:
     """The error of a 512 x 1024 by 1024 x 1024 product of Transformer Engine's in current scaling."""
+    import transformer_engine.pytorch as te
+    from transformer_engine.common.recipe import Float8CurrentScaling
+
     torch.manual_seed(1)
     layer = te.Linear(1024, 1024, bias=False, params_dtype=torch.bfloat16, device="cuda")
     inputs = torch.randn(512, 1024, dtype=torch.bfloat16, device="cuda")
@@ -34,7 +34,10 @@ def fp8_error() -> float:
 
 def main() -> None:
     """Print versions and outcome; status 1 if the product is not an FP8 product."""
-    assert TELayerNormColumnParallelLinear is not None
+    import transformer_engine.pytorch  # noqa: F401 (an import that fails here says why; Megatron-Core hides it)
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
+    assert HAVE_TE
     typer.echo(", ".join(f"{name} {version(name)}" for name in PACKAGES) + ": imported")
     if not torch.cuda.is_available():
         typer.echo("torch sees no GPU: the FP8 product was NOT run; run this again on a GPU node")

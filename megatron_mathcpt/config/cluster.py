@@ -36,7 +36,9 @@ class SingleTask(Section):
 class ClusterConfig(Section):
     """One site; a training job is `nodes` whole nodes with one task per GPU.
 
-    `python` is the interpreter there (in the container, if there is one); `setup_script` is sourced first.
+    `cpus_per_task` counts physical cores: with all of a node's given out, the tasks in order of rank fill one
+    socket after the other, as the GPUs of their numbers do. `python` is the interpreter there (in the
+    container, if there is one); `setup_script` is sourced first, `environment` set after it.
     A job is warned `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it gives up
     after `requeues_without_progress` requeues that brought no new checkpoint. `check_gpus` has nvidia-smi
     and torch count and try every node's GPUs before the training starts, and jobs that ask for GPUs refuse to

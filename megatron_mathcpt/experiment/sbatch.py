@@ -89,6 +89,7 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         "gpus-per-node": job.gpus_per_node or None,
         "mem": "0" if training else f"{cluster.single_task.memory_gib}G",
         "exclusive": training,
+        "hint": "nomultithread" if training else None,
         "time": f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00",
         "signal": f"B:USR1@{cluster.warning_seconds}",
         "requeue": True,

@@ -73,6 +73,15 @@ def test_every_gpu_is_one_task_and_the_world_is_the_clusters() -> None:
     assert "#SBATCH --time=1-00:00:00" in lines
 
 
+def test_the_images_variables_do_not_win(tmp_path: Path) -> None:
+    """Pyxis keeps what an image sets unless it is named; the snapshot comes by PYTHONPATH."""
+    cluster = load_cluster("h100_pyxis", ["check_gpus=false"])
+    place = {"folder": tmp_path / "job", "code": tmp_path, "work": tmp_path}
+    words = run_with_stubs(render(replace(training(cluster), **place), cluster), tmp_path)
+    named = {word.removeprefix("--container-env=") for word in words if word.startswith("--container-env=")}
+    assert {name for names in named for name in names.split(",")} == {"PYTHONPATH", *cluster.environment}
+
+
 # Whatever may end a word, a line or an option, with a command that leaves a trace.
 COMMANDS = ["touch canary", "`touch canary`", "$(touch canary)", ">canary", "<("]
 PIECES = [*COMMANDS, "#SBATCH ", "--wrap=x", "../", "%j", "${IFS}", *"'\";&|\\-/,=!*~éx \n\r\0\u2028"]

@@ -1,0 +1,65 @@
+"""The GPU environment, as far as no GPU is needed: scripts, pins that agree, the proof's arithmetic."""
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from megatron_mathcpt.experiment.submit import load_cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "script", [*sorted(ROOT.glob("launch/*.sh")), *sorted(ROOT.glob("tests/*.sh"))], ids=str
+)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_pinned_versions_are_allowed_by_the_gpu_extra() -> None:
+    pins = dict(
+        re.findall(
+            r"^(transformer-engine\S*)==([\d.]+)$", (ROOT / "launch/constraints.txt").read_text(), re.M
+        )
+    )
+    found = re.findall(r'"(transformer-engine\[.*?)"', (ROOT / "setup.py").read_text())
+    assert len(found) == 1
+    wanted = Requirement(found[0])
+    assert set(pins) == {"transformer-engine", "transformer-engine-cu13", "transformer-engine-torch"}
+    assert set(pins.values()) == {pins["transformer-engine"]}, "its parts refuse other versions of each other"
+    assert pins["transformer-engine"] in wanted.specifier
+    assert "2.13.0" not in wanted.specifier, "does not load with the cuBLAS of the pinned torch"
+    assert wanted.extras == {"core-cu13", "pytorch"}
+
+
+def test_the_cluster_names_the_image_that_the_dockerfile_makes() -> None:
+    (tag,) = re.findall(
+        r"^FROM nvcr.io/nvidia/pytorch:(\S+)$", (ROOT / "launch/Dockerfile").read_text(), re.M
+    )
+    container = load_cluster("h100_pyxis").container
+    assert container is not None
+    assert Path(container.image).name == f"megatron_mathcpt-{tag}.sqsh"
+
+
+def test_the_proof_tells_an_fp8_product_from_bf16() -> None:
+    """FP8 by torch's own rounding, without Transformer Engine."""
+    proof = runpy.run_path(str(ROOT / "launch/prove_gpu.py"))
+    relative_error, (low, high) = proof["relative_error"], proof["FP8_ERRORS"]
+    torch.manual_seed(1)
+    left, right = torch.randn(64, 256).bfloat16(), torch.randn(128, 256).bfloat16()
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        scale = 448 / values.abs().max().float()
+        return (values * scale).to(torch.float8_e4m3fn).double() / scale
+
+    assert low < relative_error(rounded(left) @ rounded(right).T, left, right) < high
+    assert relative_error(left @ right.T, left, right) < low
+    assert relative_error(torch.zeros(64, 128), left, right) == 1
