@@ -98,7 +98,7 @@ def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, 
     shutil.copytree(newest_checkpoint(whole), path)
     verify_checkpoint(path, layout)  # type: ignore[arg-type]
     files = sorted(path.iterdir())
-    assert {".metadata", "common.pt", "manifest.json", "manifest.sha256"} <= {file.name for file in files}
+    assert {".metadata", "__0_0.distcp", "manifest.json", "manifest.sha256"} <= {file.name for file in files}
     dice = random.Random(0)
     for number in range(200):
         file = files[number % len(files)]
@@ -113,7 +113,7 @@ def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, 
 
 
 @pytest.mark.parametrize(
-    "name", [".metadata", "common.pt", "__0_0.distcp", "manifest.json", "manifest.sha256"]
+    "name", [".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"]
 )
 def test_a_cut_or_missing_file_is_detected(whole: Path, layout: object, tmp_path: Path, name: str) -> None:
     from megatron_mathcpt.checkpoint.store import verify_checkpoint
@@ -154,7 +154,7 @@ def test_nothing_verified_is_an_error(
     shutil.copytree(whole, out)
     (out / "manifest.json").unlink()
     for path in checkpoint_paths(out):
-        (path / "common.pt").unlink()
+        (path / ".metadata").unlink()
     done = run(config_of(checkpoint={"keep": 9}), out)
     assert done.returncode == 2
     assert "no checkpoint verifies" in done.stderr.splitlines()[-1]
