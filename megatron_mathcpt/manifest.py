@@ -22,6 +22,7 @@ from megatron_mathcpt.errors import ManifestError
 from megatron_mathcpt.hashing import hash_file, hash_json
 
 FILE_NAME = "manifest.json"
+OPTIMIZER = "optimizer_"  # how the names of a checkpoint's files begin that may go later
 _RECORDED_PACKAGES = (
     "megatron_mathcpt",
     "megatron-core",
@@ -63,15 +64,26 @@ class Manifest(BaseModel):
     created: str
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the folder's content: kind, inputs, config and output hashes."""
+        """SHA-256 of what decides the folder's content: kind, inputs, config and output hashes.
+
+        A checkpoint keeps it when it becomes weights-only.
+        """
         return hash_json(
             {
                 "kind": self.kind,
                 "inputs": self.inputs,
                 "config": self.config,
-                "outputs": {name: file.sha256 for name, file in self.outputs.items()},
+                "outputs": {name: file.sha256 for name, file in self.without_optimizer().items()},
             }
         )
+
+    def without_optimizer(self) -> dict[str, OutputFile]:
+        """`outputs` but the files that hold a checkpoint's optimizer state."""
+        return {
+            name: file
+            for name, file in self.outputs.items()
+            if self.kind != "checkpoint" or not name.startswith(OPTIMIZER)
+        }
 
 
 def write_atomically(path: Path, data: bytes) -> None:

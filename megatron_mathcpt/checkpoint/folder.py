@@ -2,6 +2,9 @@
 
 A checkpoint is written under a hidden name and renamed when it is whole, so a folder with the final name
 is always complete. The file `latest` names the newest one, for people and scripts; we look at the folders.
+
+Beside its manifest lies the one it has without the optimizer's state, both under one seal: renaming that over
+this makes the checkpoint weights-only, in one step that a kill cannot cut.
 """
 
 import math
@@ -13,11 +16,13 @@ from pathlib import Path
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.hashing import hash_file
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest, write_atomically
+from megatron_mathcpt.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest, write_atomically
 
 FOLDER = "checkpoints"
 POINTER = "latest"
 SEAL = "manifest.sha256"
+LIGHT = "weights_only.json"
+_FLAG = "weights_only"
 _PREFIX = "step_"
 
 
@@ -44,10 +49,11 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def newest_readable(run_folder: Path) -> Path | None:
-    """The newest checkpoint whose manifest is undamaged, its other files not looked at."""
+    """The newest checkpoint to go on from whose manifest is undamaged, its other files not looked at."""
     for path in checkpoint_paths(run_folder):
         try:
-            load_sealed(path)
+            if is_weights_only(load_sealed(path)):
+                continue
         except ManifestError:
             continue
         return path
@@ -55,17 +61,56 @@ def newest_readable(run_folder: Path) -> Path | None:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest's own checksum beside it, in the format of `sha256sum`."""
-    write_atomically(folder / SEAL, f"{hash_file(folder / FILE_NAME)}  {FILE_NAME}\n".encode())
+    """Write the checksums of the manifest and of the light one beside them, in the format of `sha256sum`."""
+    write_atomically(folder / SEAL, _seal_of(folder))
+
+
+def _seal_of(folder: Path) -> bytes:
+    names = (name for name in (FILE_NAME, LIGHT) if (folder / name).is_file())
+    return "".join(f"{hash_file(folder / name)}  {name}\n" for name in names).encode()
 
 
 def load_sealed(path: Path) -> Manifest:
     """The manifest of a checkpoint, its own bytes compared with the seal."""
     manifest = load_manifest(path, "checkpoint")
-    found = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
-    if found != f"{hash_file(path / FILE_NAME)}  {FILE_NAME}\n".encode():
+    sealed = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
+    if sealed != _seal_of(path) and not _is_renamed(path, sealed):
         raise ManifestError(f"{path / FILE_NAME}: checksum differs from {SEAL}; this checkpoint is damaged")
     return manifest
+
+
+def _is_renamed(path: Path, sealed: bytes) -> bool:
+    """Whether the manifest is the light one, and the seal still that of both."""
+    line = f"{hash_file(path / FILE_NAME)}  {LIGHT}\n".encode()
+    return not (path / LIGHT).exists() and sealed.endswith(line)
+
+
+def is_weights_only(manifest: Manifest) -> bool:
+    """Whether the optimizer's state has been removed, so that no run can go on from this checkpoint."""
+    return manifest.counts.get(_FLAG, False) is True
+
+
+def write_light_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
+    outputs = manifest.without_optimizer()
+    if outputs != manifest.outputs:
+        light = manifest.model_copy(update={"outputs": outputs, "counts": manifest.counts | {_FLAG: True}})
+        write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
+
+
+def drop_optimizer(path: Path) -> None:
+    """Make a checkpoint weights-only, or finish what a kill cut; one that is damaged is left as it is."""
+    left = list(path.glob(f"{OPTIMIZER}*"))
+    if not left:
+        return
+    with suppress(ManifestError):
+        load_sealed(path)
+        if (path / LIGHT).is_file():
+            (path / LIGHT).replace(path / FILE_NAME)
+            sync_folder(path)
+        seal(path)
+        for file in left:
+            file.unlink()
 
 
 def begin(path: Path) -> Path:
@@ -95,14 +140,15 @@ def commit(path: Path) -> None:
 class Retention:
     """Which checkpoints stay: the newest `keep` whole ones, multiples of `every`, the one of lowest loss.
 
-    `best` names the validation sets whose mean loss counts; without any, none is best.
-
-    `verified` are the names whose checksums this process has compared, or written.
+    `best` names the validation sets whose mean loss counts; without any, none is best. Beside the newest
+    only weights stay, unless `optimizer`. `verified` are the names whose checksums this process has
+    compared, or written.
     """
 
     keep: int
     every: int | None = None
     best: tuple[str, ...] = ()
+    optimizer: bool = False
     verified: set[str] = field(default_factory=set)
 
     def spares(self, paths: list[Path]) -> set[Path]:
@@ -119,7 +165,8 @@ class Retention:
 def prune(paths: list[Path], retention: Retention) -> None:
     """Remove what need not stay of `paths`, newest first; each is hidden first, so no half one is ever seen.
 
-    Nothing goes before `keep` newer ones are known to be whole: damaged ones do not count.
+    Nothing goes, no optimizer's state either, before `keep` newer ones are known to be whole: damaged ones
+    do not count.
     """
     whole = 0
     spared = retention.spares(paths)
@@ -129,6 +176,8 @@ def prune(paths: list[Path], retention: Retention) -> None:
         elif path not in spared:
             path.rename(hidden_path(path))
             shutil.rmtree(hidden_path(path))
+        elif not retention.optimizer:
+            drop_optimizer(path)
 
 
 def step_of(path: Path) -> int:
@@ -136,18 +185,17 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def check_space(run_folder: Path, checkpoint_bytes: int, more: int) -> None:
-    """Refuse to start if `more` checkpoints of this size do not fit beside what is there.
+def check_space(run_folder: Path, needed: int) -> None:
+    """Refuse to start if checkpoints of `needed` bytes in all do not fit, those there counted among them.
 
     Raises `CheckpointError` with both amounts. A quota or a full storage target shows only when it is hit.
     """
     there = sum(file.stat().st_size for path in checkpoint_paths(run_folder) for file in path.iterdir())
-    needed = checkpoint_bytes * more - there
     free = shutil.disk_usage(run_folder).free
-    if free < needed:
+    if free < needed - there:
         raise CheckpointError(
-            f"{run_folder}: {free:,} bytes free, {needed:,} needed for {more} checkpoints of "
-            f"{checkpoint_bytes:,}; make room, lower checkpoint.keep, or choose another folder"
+            f"{run_folder}: {free:,} bytes free, {needed - there:,} needed for what its checkpoints will "
+            f"take, {needed:,} in all; make room, lower checkpoint.keep, or choose another folder"
         )
 
 

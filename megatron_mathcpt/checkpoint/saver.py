@@ -15,18 +15,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from megatron_mathcpt.checkpoint import folder as folders
+from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
 from megatron_mathcpt.checkpoint.shard_writer import HostCopies, ShardWriter, Written
-from megatron_mathcpt.checkpoint.store import sharded_state, verify_kept
+from megatron_mathcpt.checkpoint.store import sharded_model, verify_kept
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
 from megatron_mathcpt.manifest import sync_and_describe, write_manifest
 from megatron_mathcpt.parallel import Layout
@@ -137,7 +140,11 @@ class Saver:
         writing = folders.hidden_path(path)
         writer = ShardWriter(writing)
         try:
-            dist_checkpointing.save(sharded_state(model, optimizer), str(writing), _Plan(writer))
+            state = sharded_model(model)
+            if optimizer is not None:
+                state["optimizer"] = OptimizerState(optimizer, state, loading=False).sharded
+            share = FullyParallelSaveStrategyWrapper(_Plan(writer), self._layout.groups.dp_cp)
+            dist_checkpointing.save(state, str(writing), share)
         except (CheckpointException, OSError) as error:
             raise _unwritable(path, _cause(error)) from error
         return writer
@@ -174,7 +181,7 @@ class Saver:
         pending.writer.write_index([part.results for part in written])
         outputs = {name: file for part in written for name, file in part.files.items()}
         others = {path.name for path in writing.iterdir()} - outputs.keys()
-        write_manifest(
+        manifest = write_manifest(
             writing,
             "checkpoint",
             inputs=record.inputs,
@@ -182,6 +189,7 @@ class Saver:
             config=record.config,
             outputs=outputs | sync_and_describe(writing, others),
         )
+        folders.write_light_manifest(writing, manifest)
         folders.seal(writing)
         folders.commit(pending.path)
         if self._on_commit is not None:
@@ -203,6 +211,8 @@ class _Plan(TorchDistSaveShardedStrategy):
     def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
         """Plan what each rank writes; torch's collectives, no file."""
         state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        # In the writer's thread it would be too late: no kernel dequantises a copy in host memory.
+        force_all_tensors_to_non_fp8(state)
         save_distributed(
             mcore_to_pyt_state_dict(state, False),
             storage_writer=self._writer,

@@ -7,7 +7,7 @@ own asynchronous request forks its writers out of a process full of threads, whi
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megatron_mathcpt.manifest import OutputFile, sync_and_describe
+from megatron_mathcpt.checkpoint.optimizer_state import PREFIX
+from megatron_mathcpt.manifest import OPTIMIZER, OutputFile, sync_and_describe
 
 HostCopies = dict[MetadataIndex, torch.Tensor]
 
@@ -70,10 +71,17 @@ class ShardWriter(FileSystemWriter):
                 torch.cuda.current_stream().synchronize()
 
     def write(self) -> Written:
-        """Write, sync and hash this rank's files."""
+        """Write, sync and hash this rank's files: weights in one, the optimizer's state in another."""
         assert self._plan is not None
+        kinds: dict[str, list[WriteItem]] = {}
+        for item in self._plan.items:
+            kinds.setdefault(OPTIMIZER if item.index.fqn.startswith(PREFIX) else "", []).append(item)
+        results: list[WriteResult] = []
         with without_crc32():
-            results = super().write_data(self._plan, _Taken(self._taken)).wait()
+            for kind, items in kinds.items():
+                prefix = replace(self._plan.storage_data, prefix=kind + self._plan.storage_data.prefix)
+                plan = replace(self._plan, items=items, storage_data=prefix)
+                results += super().write_data(plan, _Taken(self._taken)).wait()
         names = {result.storage_data.relative_path for result in results}
         self._taken = {}
         return Written(results, sync_and_describe(Path(self.path), names))

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_mathcpt.checkpoint import folder as folders
+from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.hashing import hash_file
 from megatron_mathcpt.log import get_logger
@@ -26,15 +30,13 @@ logger = get_logger(__name__)
 _EXTRA = "_extra_state"
 
 
-def sharded_state(
-    model: list[Any], optimizer: Any | None, *, stored: Container[str] | None = None
-) -> dict[str, Any]:
-    """Model chunks and optimizer as Megatron-Core's sharded tensors, resharded on load across any layout.
+def sharded_model(model: list[Any], stored: Container[str] | None = None) -> dict[str, Any]:
+    """Model chunks as Megatron-Core's sharded tensors, resharded on load across any layout.
 
     Layers have an extra state too: Transformer Engine's FP8 scales. Saved are those that hold something;
     asked for in loading are those `stored`, the keys of the checkpoint, has.
     """
-    state = {
+    return {
         f"model{index}": {
             key: value
             for key, value in chunk.sharded_state_dict().items()
@@ -42,13 +44,6 @@ def sharded_state(
         }
         for index, chunk in enumerate(model)
     }
-    if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(
-            dict(state),
-            is_loading=stored is not None,
-            metadata={"distrib_optim_sharding_type": "fully_reshardable"},
-        )
-    return state
 
 
 def _holds_something(extra: ShardedObject, stored: Container[str] | None) -> bool:
@@ -68,24 +63,46 @@ def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) 
             break
         if path.name not in retention.verified:
             try:
-                verify_checkpoint(path, layout)
+                manifest = verify_checkpoint(path, layout)
             except CheckpointError:
+                continue
+            if folders.is_weights_only(manifest):
                 continue
             retention.verified.add(path.name)
         whole += 1
 
 
-def load_state(path: Path, model: list[Any], optimizer: Any | None) -> None:
-    """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified."""
+def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layout) -> None:
+    """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified.
+
+    Each rank reads its share; weights that others need too go round. Raises `CheckpointError` if the
+    optimizer's state is not there in a form that every layout can load.
+    """
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    loaded = dist_checkpointing.load(sharded_state(model, optimizer, stored=stored), str(path))
+    state = sharded_model(model, stored)
+    if optimizer is not None:
+        held = OptimizerState(optimizer, state, loading=True)
+        _check_stored(path, stored, held)
+        state["optimizer"] = held.sharded
+    share = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
+    loaded = dist_checkpointing.load(state, str(path), share)
     for index, chunk in enumerate(model):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, unexpected
         assert all(key.endswith(_EXTRA) for key in missing), missing
         requantize(chunk, loaded[f"model{index}"])
     if optimizer is not None:
-        optimizer.load_state_dict(loaded["optimizer"])
+        held.load(loaded["optimizer"])
+
+
+def _check_stored(path: Path, stored: Container[str], held: OptimizerState) -> None:
+    wanted = (part for part in nested_values(held.sharded) if isinstance(part, ShardedTensor))
+    if missing := next((part.key for part in wanted if part.key not in stored), None):
+        raise CheckpointError(
+            f"{path}: no '{missing}' in this checkpoint; it holds weights only, or the optimizer's state in "
+            "Megatron-Core's dp_reshardable form, which fits just the layout that wrote it: load the weights "
+            "only, or save it as fully_reshardable"
+        )
 
 
 def verify_checkpoint(path: Path, layout: Layout) -> Manifest:
@@ -106,18 +123,23 @@ def verify_checkpoint(path: Path, layout: Layout) -> Manifest:
 
 
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
-    """The newest checkpoint whose files verify; None if the run has none, an error if all are damaged."""
+    """The newest checkpoint to go on from whose files verify: never one of weights only.
+
+    None if the run has none, an error if none of them will do.
+    """
     paths = folders.checkpoint_paths(run_folder)
     for path in paths:
         try:
-            verify_checkpoint(path, layout)
+            manifest = verify_checkpoint(path, layout)
         except CheckpointError as error:
             if layout.is_writer:
                 logger.warning("%s; trying the checkpoint before it", error)
             continue
-        return path
+        if not folders.is_weights_only(manifest):
+            return path
     if paths:
         raise CheckpointError(
-            f"{run_folder / folders.FOLDER}: no checkpoint verifies; restore one or delete all"
+            f"{run_folder / folders.FOLDER}: no checkpoint verifies that holds more than weights; restore "
+            "one or delete all"
         )
     return None

@@ -303,8 +303,10 @@ class CheckpointSection(Section):
     """A checkpoint every `interval` steps and at the end; the newest `keep` that verify stay.
 
     Beside them stay those at multiples of `keep_every` steps, and the one with the lowest loss on the
-    validation set `keep_best`. `choose` says which stands for the finished run wherever its folder is given
-    as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then stays.
+    validation set `keep_best`. Of those only the weights stay, a seventh of the bytes, and no run goes on
+    from them, unless `keep_optimizer`. `choose` says which stands for the finished run wherever its folder
+    is given as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then
+    stays too.
     `async_save` goes on training while a checkpoint is written, from a copy of it in host memory. `evaluate`
     is a command and its arguments that is run for each one, its folder added as the last argument; it should
     hand the work on and return, as sbatch does, and `keep_every` keeps what is scored later.
@@ -317,6 +319,7 @@ class CheckpointSection(Section):
     choose: Literal["newest", "lowest_validation_loss"] = "newest"
     keep_every: int | None = Field(default=None, gt=0)
     keep_best: str | None = None
+    keep_optimizer: bool = False
 
 
 class FaultsSection(Section):

@@ -11,6 +11,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
@@ -23,6 +24,7 @@ from megatron_mathcpt.model.llama import accumulate_in_products, build_model, ha
 from megatron_mathcpt.model.settings import DTYPES
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.planner.checkpoint_size import held_bytes
 from megatron_mathcpt.planner.start import check_memory
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
 from megatron_mathcpt.train.evaluation_job import start_evaluation
@@ -85,12 +87,12 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     saver = Saver(run_folder, layout, build_retention(config, resumed), on_commit)
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
-        load_state(resumed, unwrap(model), optimizer)
+        load_state(resumed, unwrap(model), optimizer, layout)
         counts = load_sealed(resumed).counts
         state.step, state.guard = counts["step"], StepGuard(config.faults, counts.get("guard"))
     elif config.init.load_optimizer:
         assert inputs.checkpoint is not None
-        load_state(inputs.checkpoint, unwrap(model), optimizer)
+        load_state(inputs.checkpoint, unwrap(model), optimizer, layout)
     if layout.is_writer:
         source = resumed or inputs.checkpoint or config.init.hf or f"seed {config.seed}"
         parameters = inputs.shape.num_parameters()
@@ -106,7 +108,8 @@ def build_retention(config: ExperimentConfig, resumed: Path | None) -> Retention
     best: tuple[str, ...] = () if keep.keep_best is None else (keep.keep_best,)
     if keep.choose == "lowest_validation_loss":
         best = config.validation.sets
-    return Retention(keep.keep, keep.keep_every, best, set() if resumed is None else {resumed.name})
+    verified = set() if resumed is None else {resumed.name}
+    return Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
 
 
 def check_gpu_memory(config: ExperimentConfig, layout: Layout) -> None:
@@ -121,17 +124,9 @@ def check_gpu_memory(config: ExperimentConfig, layout: Layout) -> None:
 
 
 def check_disk(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
-    """Refuse a run whose checkpoints will not fit on the disk: weights, and AdamW's fp32 state."""
-    if not layout.is_writer:
-        return
-    assert config.model is not None
-    per_parameter = 12 if config.precision.params_dtype == "fp32" else 14
-    saves, keep = -(-config.train.train_steps // config.checkpoint.interval), config.checkpoint
-    spared = config.train.train_steps // keep.keep_every if keep.keep_every else 0
-    held = (
-        keep.keep + 1 + spared + (keep.keep_best is not None or keep.choose != "newest")
-    )  # one more than stays, while it is written
-    check_space(run_folder, per_parameter * config.model.num_parameters(), min(saves, held))
+    """Refuse a run whose checkpoints will not fit on the disk."""
+    if layout.is_writer:
+        check_space(run_folder, held_bytes(config))
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
@@ -139,7 +134,7 @@ def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> No
     config = inputs.config
     if inputs.checkpoint is not None:
         verify_checkpoint(inputs.checkpoint, layout)
-        load_state(inputs.checkpoint, model, None)
+        load_state(inputs.checkpoint, model, None, layout)
     elif config.init.hf is not None:
         from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 
@@ -192,10 +187,16 @@ def unwrap(model: list[Any]) -> list[Any]:
 
 
 def gather_parameters(state: TrainState) -> None:
-    """Have every replica hold every weight now: overlapped gathering brings them with the next forward."""
+    """Have every replica hold every weight now: overlapped gathering brings them with the next forward.
+
+    FP8 weights need Megatron-Core's processing after it, which a forced gather leaves out and the next
+    forward's too, as nothing is on its way any more: backward would use the transposes of the step before.
+    """
     if state.config.parallel.overlap_param_gather:
         for chunk in state.model:
             chunk.start_param_sync(force_sync=True)
+            if quantized := [weight for weight in chunk.parameters() if is_float8tensor(weight)]:
+                post_all_gather_processing(quantized)
 
 
 def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
-from megatron_mathcpt.checkpoint.folder import load_sealed
+from megatron_mathcpt.checkpoint.folder import is_weights_only, load_sealed
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
@@ -96,7 +96,7 @@ def verify_data(config: ExperimentConfig) -> None:
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
     """Refuse to load an optimizer that the checkpoint does not hold, or holds in the other form."""
     theirs = manifest.config.get("parallel", {}).get("use_distributed_optimizer")
-    if theirs is None:
+    if theirs is None or is_weights_only(manifest):
         raise ConfigError(f"init.load_optimizer: {checkpoint} holds weights only; leave it out")
     if theirs != config.parallel.use_distributed_optimizer:
         raise ConfigError(

@@ -1,17 +1,23 @@
-"""Checkpoint saves against raw write + fsync of the same bytes to the same disk, and what saves beside cost.
+"""Saves and loads of two replicas with the sharded optimizer: bytes and memory of a rank, and the speed.
 
-    python tests/benchmarks/checkpoint_save.py [--rounds 5] [--layers 8] [--folder DIR]
+    python tests/benchmarks/checkpoint_save.py [--rounds 5] [--layers 24] [--folder DIR]
 
-The ways take turns, one of each a round, after a sync of the whole disk; wall seconds count, since a disk is
-waited for, so let nothing else run. `held` is how long the training loop stands still: the calls of the save,
-and what the steps that ran beside the writing took longer than others. The first save beside, which gets its
-memory from the system, stands by itself. Bars: save >= 0.75 of raw bandwidth, beside held <= 10 % of a save.
+Each rank writes its share of a bf16 model (317 M parameters in 24 layers). The ways take turns, one of each
+a round, after a sync of the whole disk: the raw write and fsync is each rank's of as many bytes, at the same
+time; wall seconds of the slower rank count, since a disk is waited for, so let nothing else run. `held` is
+how long the training loop stands still: the calls of the save, and what the steps that ran beside the writing
+took longer than others. Memory is the peak of a rank's resident set above what it held before.
+
+Bars: bytes of a rank within 10 % of half; memory of a save and of a load <= 1.3 x the rank's share + 0.3 GB;
+save >= 0.75 of raw bandwidth; beside held <= 10 % of a save.
 """
 
 import argparse
+import json
 import os
-import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,14 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import checkpoint as stock
-from training_step import SHAPE, experiment, write_corpus
+from torch import distributed as dist
+from training_step import experiment, write_corpus
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_paths
+from megatron_mathcpt.checkpoint.folder import checkpoint_paths, load_sealed
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.train.launch import free_port, local_world
 
-WIDE = SHAPE | {"hidden_size": 512, "ffn_hidden_size": 1408, "num_attention_heads": 8, "num_query_groups": 4}
+WIDE = {"hidden_size": 1024, "ffn_hidden_size": 2816, "num_attention_heads": 16}
+REPLICAS, LENGTH = 2, 64
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -35,19 +44,29 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def write_raw(path: Path, data: bytes) -> None:
+def write_raw(path: Path, size: int) -> None:
+    block = memoryview(os.urandom(1 << 24))
     with path.open("wb") as file:
-        file.write(data)
+        for begin in range(0, size, len(block)):
+            file.write(block[: size - begin])
         file.flush()
         os.fsync(file.fileno())
+    dist.barrier()
 
 
-def write_stock(folder: Path, state: Any) -> None:
-    """torch's own distributed checkpoint of the same tensors."""
-    tensors = {f"weight{n}": weight for n, weight in enumerate(state.model[0].parameters())}
-    for n, kept in enumerate(state.optimizer.optimizer.state.values()):
-        tensors |= {f"{name}{n}": value for name, value in kept.items()}
-    stock.save(tensors, storage_writer=stock.FileSystemWriter(folder, sync_files=True))
+def peak_above(work: Callable[[], object]) -> int:
+    """Bytes of resident memory that `work` takes above what is held before it."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    work()
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024 - held
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class Beside:
@@ -71,32 +90,61 @@ class Beside:
 
 
 def measure(state: Any, step: Callable[[], None], folder: Path, rounds: int) -> None:
+    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.train.components import unwrap
     from megatron_mathcpt.train.loop import save
 
     step()
-    undisturbed = statistics.median(seconds_of(step) for _ in range(9))
-    save(state, beside=False)
-    shard = next(checkpoint_paths(state.run_folder)[0].glob("*.distcp")).read_bytes()
+    undisturbed = statistics.median(seconds_of(step) for _ in range(5))
+    saved = peak_above(lambda: save(state, beside=False))
+    state.saver.finish()
+    path = checkpoint_paths(state.run_folder)[0]
+    loaded = peak_above(lambda: load_state(path, unwrap(state.model), state.optimizer, state.layout))
+    shares = bytes_of_ranks(path)
     beside = Beside(state, step, undisturbed)
+    first = peak_above(beside)
+    peaks = [of_all_ranks(peak) for peak in (saved, loaded, first)]
+    if state.layout.is_writer:
+        report_shares(shares, dict(zip(("save", "load", "save beside"), peaks, strict=True)))
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, work in {
-            "raw write + fsync": lambda: write_raw(folder / "raw", shard),
+            "raw write + fsync": lambda: write_raw(folder / f"raw{dist.get_rank()}", max(shares)),
             "save": lambda: save(state, beside=False),
             "save beside, until committed": beside,
-            "torch's checkpoint": lambda: write_stock(folder / "stock", state),
         }.items():
+            state.step += 1
             state.saver.finish()  # removes what need not stay, in training beside the steps
             os.sync()
-            seconds.setdefault(name, []).append(seconds_of(work))
-            state.step += 1
-        shutil.rmtree(folder / "stock")
-    report(seconds, len(shard), beside)
+            dist.barrier()
+            seconds.setdefault(name, []).append(max(of_all_ranks(seconds_of(work))))
+    if state.layout.is_writer:
+        report(seconds, sum(shares), beside)
+
+
+def bytes_of_ranks(path: Path) -> list[int]:
+    """Bytes of each rank's files; the index and the like are nobody's."""
+    files = load_sealed(path).outputs
+    return [
+        sum(file.bytes for name, file in files.items() if f"__{rank}_" in name) for rank in range(REPLICAS)
+    ]
+
+
+def report_shares(shares: list[int], peaks: dict[str, list[int]]) -> None:
+    half = sum(shares) / REPLICAS
+    parts = ", ".join(f"{share / 1e6:.0f} MB ({share / half:.3f} of half)" for share in shares)
+    print(f"bytes of each rank: {parts}")
+    print(f"{'':12s}{'memory of each rank':>24s}   bar: {(1.3 * max(shares) + 3e8) / 1e9:.2f} GB")
+    for name, values in peaks.items():
+        shown = ", ".join(f"{value / 1e9:.2f} GB" for value in values)
+        print(f"{name:12s}{shown:>24s}   {max(values) / max(shares):.2f} of the share")
 
 
 def report(seconds: dict[str, list[float]], size: int, beside: Beside) -> None:
     raw, blocking = (statistics.median(seconds[name]) for name in ("raw write + fsync", "save"))
-    print(f"{size / 1e6:.0f} MB, medians of {len(seconds['save'])}; a step takes {beside.undisturbed:.3f} s")
+    print(
+        f"\n{size / 1e6:.0f} MB, medians of {len(seconds['save'])}; a step takes {beside.undisturbed:.3f} s"
+    )
     print(f"{'':30s}{'seconds':>9s}{'GB/s':>8s}{'of raw':>8s}   range of seconds")
     for name, times in seconds.items():
         middle = statistics.median(times)
@@ -108,12 +156,17 @@ def report(seconds: dict[str, list[float]], size: int, beside: Beside) -> None:
     print(f"first save beside:   {beside.calls[0]:.3f} s by the calls")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder's")
-    arguments = parser.parse_args()
+def two_replicas(corpus: Path, layers: int) -> ExperimentConfig:
+    tree = experiment(corpus, LENGTH, WIDE | {"num_layers": layers}).model_dump(mode="json")
+    tree["parallel"]["use_distributed_optimizer"] = True
+    tree["precision"]["params_dtype"] = "bf16"
+    tree["train"] |= {"micro_batch_size": 1, "global_batch_size": REPLICAS}
+    tree["checkpoint"]["keep"] = 1
+    return ExperimentConfig.model_validate_json(json.dumps(tree))
+
+
+def run_replica(folder: Path, layers: int, rounds: int) -> None:
+    """One of the two processes."""
     torch.set_num_threads(1)
     use_cpu()
     from megatron_mathcpt import parallel
@@ -121,15 +174,31 @@ def main() -> None:
     from megatron_mathcpt.train.inputs import resolve_inputs
     from megatron_mathcpt.train.loop import take_step
 
-    os.environ.update(local_world(0, 1, free_port()))
+    inputs = resolve_inputs(two_replicas(folder / "corpus", layers))
+    with parallel.joined(inputs.config.parallel, 1) as layout:
+        state = build(inputs, layout, folder / "run")
+        measure(state, lambda: take_step(state, 1e-4) and None, folder, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the temporary folder's")
+    parser.add_argument("--replica", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.replica is not None:
+        run_replica(arguments.replica, arguments.layers, arguments.rounds)
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        corpus = write_corpus(folder / "corpus", 2_000_000)
-        config = experiment(corpus, 64, WIDE | {"num_layers": arguments.layers})
-        inputs = resolve_inputs(config)
-        with parallel.joined(inputs.config.parallel, 1) as layout:
-            state = build(inputs, layout, folder / "run")
-            measure(state, lambda: take_step(state, 1e-4) and None, folder, arguments.rounds)
+        write_corpus(Path(name) / "corpus", 200_000)
+        port = free_port()
+        command = [sys.executable, *sys.argv, "--replica", name]
+        workers = [
+            subprocess.Popen(command, env=os.environ | local_world(rank, REPLICAS, port))
+            for rank in range(REPLICAS)
+        ]
+        sys.exit(max(abs(worker.wait()) for worker in workers))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_paths, load
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from tests.checkpoint.test_store import make_model
+from tests.checkpoint.test_store import SHAPE, make_model
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,32 @@ def test_what_is_written_is_the_state_at_the_call(
         assert first.keys() == second.keys()
         assert [name for name in first if first[name] != second[name]] == [".metadata"]  # it has an id
     assert load_sealed(paths[0]).outputs["__0_0.distcp"] != load_sealed(paths[2]).outputs["__0_0.distcp"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_fp8_weights_are_dequantised_before_they_are_taken(
+    layout: parallel.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """The embedding stands for one: its bytes are not its numbers, which are three times as large."""
+    from megatron.core import fp8_utils
+
+    from megatron_mathcpt.checkpoint.reader import CheckpointWeights
+
+    model = make_model(layout)
+    bytes_of = {model.embedding.word_embeddings.weight.data_ptr()}
+    monkeypatch.setattr(
+        fp8_utils,
+        "is_float8tensor",
+        lambda tensor: isinstance(tensor, torch.Tensor) and tensor.data_ptr() in bytes_of,
+    )
+    monkeypatch.setattr(fp8_utils, "dequantize_fp8_tensor", lambda tensor: 3 * tensor.detach())
+    with make_saver(tmp_path, layout) as saver:
+        save(saver, model, 1, beside=beside)
+    weights = CheckpointWeights(checkpoint_paths(tmp_path)[0], SHAPE)
+    expected = 3 * model.embedding.word_embeddings.weight[: SHAPE.vocab_size]
+    assert torch.equal(weights.read("embedding.word_embeddings.weight", None), expected)
+    norm = "decoder.final_layernorm.weight"
+    assert torch.equal(weights.read(norm, None), model.state_dict()[norm])
 
 
 def test_a_checkpoint_is_there_only_when_it_is_written(

@@ -62,9 +62,9 @@ def test_extra_state_of_layers_is_kept_where_there_is_some(
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(norm, "set_extra_state", lambda _, state: seen.append(state), raising=False)
     other = make_model(layout)
-    load_state(plain, [other], None)
+    load_state(plain, [other], None, layout)
     assert not seen
-    load_state(kept, [other], None)
+    load_state(kept, [other], None, layout)
     assert len(seen) == 5  # two in each layer, one at the end
     assert all(torch.equal(state, scales) for state in seen)
 

@@ -1,0 +1,144 @@
+"""The distributed optimizer's state as parts of whole tensors, so that any layout loads what another saved.
+
+Megatron-Core's `fully_reshardable` form gathers the state of all data-parallel ranks on each of them, to cut
+it by parameter; its `dp_reshardable` form needs no gather and fits only the layout that wrote it. Here a rank
+names its own elements: a stretch of a flattened parameter is a few boxes of it, which torch's distributed
+checkpoint stores and reshards as they are. The keys are those of `fully_reshardable`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+PREFIX = "optimizer."  # what the keys of its tensors begin with, and no weight's
+_PARTS = "param_state"
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and size
+
+
+class OptimizerState:
+    """An optimizer's state in two parts: `sharded`, for a checkpoint, and what `load` does with it.
+
+    With `loading` the state is allocated if there is none yet, and read in place where it can be.
+    """
+
+    def __init__(self, optimizer: Any, model_state: dict[str, Any], *, loading: bool) -> None:
+        self._optimizer = _only(optimizer)
+        self._shards: dict[Any, dict[str, torch.Tensor]] = {}
+        if not isinstance(self._optimizer, DistributedOptimizer):
+            self.sharded = self._optimizer.sharded_state_dict(model_state, is_loading=loading)
+            return
+        if loading:
+            self._optimizer.load_state_dict(self._optimizer.state_dict())
+        self._shards = _own_shards(self._optimizer)
+        self.sharded = self._optimizer.state_dict() | {
+            _PARTS: list(_parts(self._optimizer, self._shards, model_state)),
+            "param_state_sharding_type": "fully_reshardable",
+        }
+
+    @torch.no_grad()
+    def load(self, loaded: dict[str, Any]) -> None:
+        """Take over what was read for `sharded`."""
+        self._optimizer.load_state_dict({key: value for key, value in loaded.items() if key != _PARTS})
+        for parameter, tensors in self._shards.items():
+            self._optimizer._set_main_param_and_optimizer_states(parameter, tensors)
+
+
+def _only(optimizer: Any) -> Any:
+    """The one optimizer in Megatron-Core's chain; experts would have a second."""
+    chain = getattr(optimizer, "chained_optimizers", [optimizer])
+    assert len(chain) == 1, chain
+    return chain[0]
+
+
+def _own_shards(optimizer: DistributedOptimizer) -> dict[Any, dict[str, torch.Tensor]]:
+    """By parameter, this rank's flat stretch of its fp32 copy (`param`) and its two moments."""
+    return {
+        parameter: {
+            key: tensor
+            for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items()
+            if key != "step"  # torch's AdamW has it as a tensor, and in its groups too
+        }
+        for buffer in optimizer.gbuf_ranges
+        for buckets in buffer.values()
+        for bucket in buckets
+        for parameter in bucket["param_map"]
+    }
+
+
+def _parts(
+    optimizer: DistributedOptimizer, shards: dict[Any, dict[str, torch.Tensor]], model_state: dict[str, Any]
+) -> Iterator[ShardedTensor]:
+    tensors, _ = extract_sharded_tensors_and_factories(model_state)
+    places = {place.data: place for place in nested_values(tensors)}
+    for parameter, states in shards.items():
+        place = places[parameter]
+        begin = optimizer._get_model_param_range_map(parameter)["param"].start
+        # Only one data-parallel rank has these elements, but each tensor-parallel one may have them.
+        replica = (*place.replica_id[:2], optimizer.distributed_optimizer_instance_id)
+        for name, flat in states.items():
+            key = f"{PREFIX}state.{name}.{place.key}"
+            for whole in _stored_tensors(place, key, flat.dtype):
+                yield from _boxes_of(whole, flat, begin, replica)
+
+
+def _stored_tensors(
+    place: ShardedTensor | ShardedTensorFactory, key: str, dtype: torch.dtype
+) -> list[ShardedTensor]:
+    """The stored tensors that a parameter is, each a view of it without memory: gate and up are two."""
+    empty = torch.empty(place.data.shape, dtype=dtype, device="meta")
+    if isinstance(place, ShardedTensorFactory):
+        return list(nested_values(replace(place, key=key, data=empty).build()))
+    return [replace(place, key=key, data=empty, dtype=dtype)]
+
+
+def _boxes_of(
+    whole: ShardedTensor, flat: torch.Tensor, begin: int, replica: tuple[int, ...]
+) -> Iterator[ShardedTensor]:
+    """The boxes of `whole` that lie in `flat`, which starts at element `begin` of the parameter."""
+    view, axes = whole.data, whole.prepend_axis_num
+    assert view.is_contiguous(), whole
+    first = view.storage_offset()  # of this tensor within the parameter
+    low, high = max(begin, first), min(begin + len(flat), first + view.numel())
+    for offset, size in boxes(low - first, high - first, tuple(view.shape)):
+        length = math.prod(size)
+        there = *whole.global_offset[:axes], *map(sum, zip(whole.global_offset[axes:], offset, strict=True))
+        shape = (1,) * axes + size
+        yield ShardedTensor(
+            key=whole.key,
+            data=flat[low - begin : low - begin + length].view(shape),
+            dtype=flat.dtype,
+            local_shape=shape,
+            global_shape=whole.global_shape,
+            global_offset=tuple(there),
+            axis_fragmentations=None,  # boxes of any size
+            replica_id=replica,
+        )
+        low += length
+
+
+def boxes(begin: int, end: int, shape: tuple[int, ...]) -> Iterator[Box]:
+    """Boxes that hold elements `begin` to `end` of a row-major tensor of `shape`, in their order."""
+    if begin >= end:
+        return
+    if len(shape) == 1:
+        yield (begin,), (end - begin,)
+        return
+    row = math.prod(shape[1:])
+    (first, head), (last, tail) = divmod(begin, row), divmod(end, row)
+    if head:
+        for offset, size in boxes(head, row if last > first else tail, shape[1:]):
+            yield (first, *offset), (1, *size)
+        if last == first:
+            return
+        first += 1
+    if last > first:
+        yield (first, *(0,) * len(shape[1:])), (last - first, *shape[1:])
+    for offset, size in boxes(0, tail, shape[1:]):
+        yield (last, *offset), (1, *size)

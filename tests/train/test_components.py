@@ -1,0 +1,29 @@
+"""Parts of a run that need hardware this machine has not, by stand-ins."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_mathcpt.cpu import use_cpu
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_fp8_weights_are_processed_after_a_forced_gather(
+    monkeypatch: pytest.MonkeyPatch, overlapped: bool
+) -> None:
+    """Megatron-Core leaves it to the caller; their transposes would be those of the step before."""
+    use_cpu()
+    from megatron_mathcpt.train import components
+
+    calls: list[Any] = []
+    chunk = torch.nn.Linear(2, 2)  # its weight stands for an FP8 one, its bias is bf16 there
+    chunk.start_param_sync = lambda force_sync: calls.append(("gathered", force_sync))  # type: ignore
+    monkeypatch.setattr(components, "is_float8tensor", lambda tensor: tensor is chunk.weight)
+    monkeypatch.setattr(components, "post_all_gather_processing", calls.append)
+    parallel = SimpleNamespace(overlap_param_gather=overlapped)
+    components.gather_parameters(
+        SimpleNamespace(config=SimpleNamespace(parallel=parallel), model=[chunk])  # type: ignore[arg-type]
+    )
+    assert calls == ([("gathered", True), [chunk.weight]] if overlapped else [])
