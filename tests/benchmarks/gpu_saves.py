@@ -95,7 +95,7 @@ class Trained:
         from megatron_mathcpt.train.components import unwrap
 
         begin = time.perf_counter()
-        load_state(path, unwrap(self.state.model), self.state.optimizer)
+        load_state(path, unwrap(self.state.model), self.state.optimizer, self.state.layout)
         return time.perf_counter() - begin
 
 
