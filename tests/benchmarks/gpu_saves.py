@@ -183,6 +183,12 @@ def main() -> None:
         print(json.dumps(found[-1], indent=1), flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(found, indent=1))
+    for row in found:
+        print(
+            f"{row['row']}: {row['save_gb_per_second']:.2f} GB/s, losses differ by "
+            f"{row['largest_difference_with_saves']:.1e} with saves, "
+            f"{row['largest_difference_resumed']:.1e} resumed"
+        )
     parallel.stop()
 
 

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -322,8 +323,8 @@ def in_process(arguments: argparse.Namespace, row: str | None) -> dict[str, Any]
     """`measure` in a process of its own, so that no row inherits memory, plans or generators."""
     if "RANK" in os.environ:
         return measure(arguments, row)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (arguments, row))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, arguments, row).result()
 
 
 def main() -> None:
