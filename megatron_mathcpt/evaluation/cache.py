@@ -75,7 +75,7 @@ class Cache(StaticInferenceContext):
         return torch.addcmul(tensor * cosine, tensor.roll(tensor.shape[-1] // 2, -1), sine)
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Store keys and values [new tokens, rows, heads, channels]; return the cached, in that order."""
+        """Store keys and values [new tokens, rows, heads, channels]; return all cached, in that order."""
         memory = self._memory(layer, key)
         for part, new in zip(memory, (key, value), strict=True):
             if self.reading:

@@ -56,19 +56,33 @@ class Decoder:
         self._head = model.shared_embedding_or_output_weight() if tied else None
         model.post_process = False
 
-    def rows_for(self, longest: int) -> int:
-        """Rows of `longest` tokens, new ones included, whose memory is within `BATCH_BYTES`; at least one.
+    def batches(self, lengths: Sequence[int], rows: int) -> list[list[int]]:
+        """Indices of `lengths`, which count tokens to come too, longest first, so that a batch's are alike.
 
-        A token takes its keys and values in every layer of the process, and what one layer holds while
-        prompts are read: hidden states, gate, up and their product.
+        A batch is of at most `rows`, fewer where it would take more than `BATCH_BYTES`, but at least one.
+        """
+        found: list[list[int]] = []
+        room = 0
+        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+            if not room:
+                found.append([])
+                room = max(1, min(rows, BATCH_BYTES // (self.token_bytes * padded(lengths[index]))))
+            found[-1].append(index)
+            room -= 1
+        return found
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory of a token: keys and values in every layer of the process, and one layer's activations.
+
+        Those are hidden states, gate, up and their product, held while prompts are read.
         """
         shape, sizes = self._shape, self._layout.sizes
         tensor = sizes.tensor_model_parallel_size
         layers = -(-shape.num_layers // sizes.pipeline_model_parallel_size)
         cached = 2 * layers * shape.query_groups * shape.head_size // tensor
         active = 4 * shape.hidden_size + 3 * shape.ffn_hidden_size // tensor
-        token = (cached + active) * self._dtype.itemsize
-        return max(1, BATCH_BYTES // (token * padded(longest)))
+        return int((cached + active) * self._dtype.itemsize)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], limits: Limits, pick: Pick) -> list[list[int]]:

@@ -198,20 +198,10 @@ class MegatronLM(TemplateLM):
             totals[owner] += score
         return totals
 
-    def _my_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """This replica's batches of request indices, longest first, so that a batch's lengths are alike.
-
-        A batch holds at most `batch_size` requests, and fewer of them where they are too long for its memory.
-        """
-        batches: list[list[int]] = []
-        room = 0
-        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-            if not room:
-                batches.append([])
-                room = min(self.batch_size, self._decoder.rows_for(lengths[index]))
-            batches[-1].append(index)
-            room -= 1
-        yield from batches[self.layout.data_rank :: self.layout.data_size]
+    def _my_batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """This replica's batches of request indices."""
+        batches = self._decoder.batches(lengths, self.batch_size)
+        return batches[self.layout.data_rank :: self.layout.data_size]
 
     def _gather(self, mine: dict[int, Any], count: int) -> list[Any]:
         """Results of all replicas, by request index."""

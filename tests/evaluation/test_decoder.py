@@ -1,0 +1,178 @@
+"""Generation and scores by the decoder against transformers on the same weights, and its bounds on memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.evaluation.sampling import greedy, sampler
+from megatron_mathcpt.model.weights import RandomWeights, fill
+
+GROUPED = LlamaShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=176,
+    num_attention_heads=8,
+    num_query_groups=2,
+    vocab_size=300,  # padded to 384
+    max_position_embeddings=512,
+    init_method_std=0.1,
+)
+TIED = GROUPED.model_copy(
+    update={
+        "num_query_groups": None,
+        "share_embeddings_and_output_weights": True,
+        "init_method_std": 0.3,  # less, and tied weights say the last token again
+    }
+)
+NEW = 40
+LENGTHS = {"equal": [6, 6, 6], "unequal": [1, 120, 7, 100, 33]}  # 120 and 100 grow past a granule, 128
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[parallel.Layout]:
+    """This process alone."""
+    use_cpu()
+    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
+    parallel.stop()
+
+
+def _pair(layout: parallel.Layout, folder: Path, shape: LlamaShape) -> tuple[Any, Any]:
+    """The decoder, and transformers' model of the same weights."""
+    from transformers import LlamaForCausalLM
+
+    from megatron_mathcpt.evaluation.decoder import Decoder
+    from megatron_mathcpt.model.llama import build_model
+
+    write_hf_folder(RandomWeights(shape, 3), shape, folder, eos_id=None)
+    (model,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
+    fill([model], HuggingFaceWeights(folder, shape))
+    return Decoder(model, shape, layout), LlamaForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def pair(layout: parallel.Layout, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return _pair(layout, tmp_path_factory.mktemp("hf"), GROUPED)
+
+
+def _prompts(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(1, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+def _limits(end_token: int = -1) -> Any:
+    from megatron_mathcpt.evaluation.decoder import Limits
+
+    return Limits(NEW, end_token, lambda _: False)
+
+
+def _by_transformers(reference: Any, prompt: list[int]) -> list[int]:
+    row = torch.tensor([prompt])
+    found = reference.generate(row, max_new_tokens=NEW, do_sample=False, attention_mask=torch.ones_like(row))
+    return list(found[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("shape", [GROUPED, TIED], ids=["grouped", "tied"])
+def test_greedy_equals_transformers(
+    layout: parallel.Layout, tmp_path: Path, shape: LlamaShape, lengths: str
+) -> None:
+    decoder, reference = _pair(layout, tmp_path, shape)
+    prompts = _prompts(LENGTHS[lengths])
+    found = decoder.generate(prompts, _limits(), greedy)
+    assert found == [_by_transformers(reference, prompt) for prompt in prompts]
+    assert min(len(set(new)) for new in found) > 3, "a row that repeats one token would agree anyway"
+
+
+def test_rows_that_end_leave_the_others_as_they_were(pair: tuple[Any, Any]) -> None:
+    decoder, _ = pair
+    prompts = _prompts(LENGTHS["unequal"])
+    whole = decoder.generate(prompts, _limits(), greedy)
+    end = whole[1][3]
+    cut = [new[: new.index(end)] if end in new else new for new in whole]
+    assert len({len(new) for new in cut}) > 2
+    assert decoder.generate(prompts, _limits(end), greedy) == cut
+
+
+def test_a_sampled_row_is_the_same_in_every_batch(pair: tuple[Any, Any]) -> None:
+    decoder, _ = pair
+    prompts = _prompts(LENGTHS["unequal"])
+    together = decoder.generate(prompts, _limits(), sampler([1, 2, 3, 4, 5], temperature=1.0, top_p=0.9))
+    alone = decoder.generate(prompts[3:4], _limits(), sampler([4], temperature=1.0, top_p=0.9))
+    assert together[3] == alone[0]
+    assert together[3] != decoder.generate(prompts[3:4], _limits(), greedy)[0]
+
+
+def test_scores_equal_transformers_in_any_chunks(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, reference = pair
+    sequences = [[*prompt, 9] for prompt in _prompts(LENGTHS["unequal"])]
+    sequences.append(sequences[1][:100] + decoder.generate([sequences[1][:100]], _limits(), greedy)[0])
+    answers = [1, 50, 3, 100, 33, NEW]
+    with torch.no_grad():
+        expected = []
+        for sequence, count in zip(sequences, answers, strict=True):
+            logits = reference(torch.tensor([sequence[:-1]])).logits[0, -count:].double().log_softmax(-1)
+            wanted = torch.tensor(sequence[-count:])
+            score = logits[torch.arange(count), wanted].sum().item()
+            expected.append((score, bool((logits.argmax(-1) == wanted).all())))
+    assert [exact for _, exact in expected] == [False] * 5 + [True]
+    whole = decoder.score(sequences, answers)
+    monkeypatch.setattr("megatron_mathcpt.evaluation.decoder._LOGIT_BYTES", 7 * 24 * 300)  # seven tokens
+    heads: list[int] = []
+    decoder._model.output_layer.register_forward_hook(lambda _, given, __: heads.append(len(given[0])))
+    chunked = decoder.score(sequences, answers)
+    assert max(heads) == 7
+    assert sum(heads) == sum(answers)
+    for found in (whole, chunked):
+        assert [exact for _, exact in found] == [exact for _, exact in expected]
+        scores = [score for score, _ in found]
+        assert scores == pytest.approx([score for score, _ in expected], abs=1e-4)
+    assert [score for score, _ in chunked] == pytest.approx([score for score, _ in whole], abs=1e-6)
+
+
+def test_batches_are_bounded_by_memory_and_rows(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, _ = pair
+    # Two layers of 2 groups of 8 channels, keys and values; 4 x 64 hidden, 3 x 176 in the MLP; fp32.
+    assert decoder.token_bytes == (2 * 2 * 2 * 8 + 4 * 64 + 3 * 176) * 4
+    monkeypatch.setattr("megatron_mathcpt.evaluation.decoder.BATCH_BYTES", decoder.token_bytes * 128 * 6)
+    lengths = [10, 129, 300, 128, 20, 1000, 30, 40, 50, 60, 70]
+    # 1000 tokens take eight granules of 128 and go alone, 300 take three, the third of a pair being left.
+    assert decoder.batches(lengths, 5) == [[5], [2, 1], [3, 10, 9, 8, 7], [6, 4, 0]]
+
+
+def test_the_cache_is_what_the_bound_counts(pair: tuple[Any, Any]) -> None:
+    decoder, _ = pair
+    cache = decoder._read(_prompts([100, 30]), NEW)
+    held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
+    assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
+
+
+def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) -> None:
+    """As a CUDA graph needs it: the operations of one step, recorded and run again, make the next steps."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    decoder, _ = pair
+    prompts = _prompts([6, 30])
+    expected = decoder.generate(prompts, _limits(), greedy)
+    with torch.inference_mode():
+        cache = decoder._read(prompts, NEW)
+        tokens = torch.tensor([prompt[-1] for prompt in prompts])
+        tokens = decoder._step(tokens, cache).argmax(-1)
+        cache.advance()
+        new = [tokens]
+        recorded = make_fx(lambda given: decoder._step(given, cache))(tokens)
+        for _ in range(NEW - 1):
+            new.append(recorded(new[-1]).argmax(-1))
+            cache.advance()
+    assert torch.stack(new, 1).tolist() == expected
