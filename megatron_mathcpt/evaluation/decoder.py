@@ -45,7 +45,7 @@ class Decoder:
         self._shape = shape
         self._layout = layout
         self._dtype = next(model.parameters()).dtype
-        self._graphs = (
+        self.graphs = (
             layout.sizes.model_size == 1 and layout.device.type == "cuda" if graphs is None else graphs
         )
         use_own_cache(model)
@@ -93,7 +93,7 @@ class Decoder:
         [rows, vocabulary]. Rows that are done leave the batch.
         """
         cache = self._read(prompts, limits.new_tokens)
-        step: Step = Replay(self._step) if self._graphs else self._step
+        step: Step = Replay(self._step) if self.graphs else self._step
         found: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
         running = set(rows)

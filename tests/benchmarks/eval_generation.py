@@ -1,86 +1,242 @@
-"""Generated tokens a second of the Megatron back end, with its cache and without, beside lm-eval's `hf`.
+"""Greedy decoding, log-likelihoods and sampling of the evaluation's decoder beside transformers.
 
-    python tests/benchmarks/eval_generation.py [--hidden 512] [--layers 8] [--batch 16] [--new-tokens 256]
-    python tests/benchmarks/eval_generation.py --without-cache --batch 2 --turns 1     slow
+    python tests/benchmarks/eval_generation.py                         a GPU: 1B, bf16; a CPU: tiny, fp32
+    python tests/benchmarks/eval_generation.py --shape 32,4096,32,8,14336,128256 --batch 64    Llama-3-8B
 
-One random Llama, the same prompts of different lengths, greedy, fp32, one process and one run, back ends
-taking turns. Texts must be the same. CPU time is of all threads; trust it rather than wall time when others
-share the machine.
+Both models hold the same random weights; prompts of one batch have different lengths (transformers pads them
+on the left). First a small fp32 model, whose tokens must all be the same. Wall times are the best of
+`--turns` runs taking turns; CPU time is of all threads: trust it where others share the machine. `--out FILE`
+keeps what is printed as JSON, written as it comes. Needs no lm-eval.
 """
 
 import argparse
+import gc
+import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # Transformer Engine multiplies fp32 in TF32 otherwise
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from rich.console import Console
-from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.llama import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
-from tests.evaluation.conftest import make_model
+from megatron_mathcpt.evaluation.sampling import greedy, sampler
+
+ON_GPU = torch.cuda.is_available()
+BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
+SIZES = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "ffn_hidden_size",
+    "vocab_size",
+)
+Tokens = list[list[int]]
 
 
-def make_larger_model(folder: Path, hidden: int, layers: int, window: int) -> Path:
-    """The tests' model, its byte tokenizer kept, with the sizes given."""
-    make_model(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig.from_pretrained(folder)
-    config.update(
-        {
-            "hidden_size": hidden,
-            "intermediate_size": hidden * 11 // 4,
-            "num_hidden_layers": layers,
-            "num_attention_heads": hidden // 64,
-            "num_key_value_heads": max(1, hidden // 128),
-            "head_dim": 64,
-            "max_position_embeddings": window,
-        }
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+class Report:
+    """What was measured, printed and written to `out` line by line."""
 
+    def __init__(self, out: Path | None) -> None:
+        self._out = out
+        self._console = Console()
+        device = torch.cuda.get_device_name() if ON_GPU else "CPU"
+        self._found: dict[str, Any] = {"device": device, "torch": torch.__version__}
 
-def requests(count: int, new_tokens: int) -> list[Instance]:
-    """Prompts of 40 to 190 bytes; nothing but the end token stops an answer."""
-    options = {"until": [], "max_gen_toks": new_tokens, "do_sample": False}
-    prompts = [f"Question: What is {n} + {n}? " * (2 + n % 7) for n in range(count)]
-    return [Instance("generate_until", {}, (prompt, options), n) for n, prompt in enumerate(prompts)]
-
-
-def without_cache(lm: Any, asked: list[Instance], new_tokens: int) -> list[str]:
-    """What a back end without cache does: every new token is a pass over all before it."""
-    rows = [lm.tok_encode(request.args[0]) for request in asked]
-    lengths = [len(row) for row in rows]
-    for _ in range(new_tokens):
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row)] = torch.tensor(row)
-        logits = lm._decoder.logits(tokens)
-        for index, row in enumerate(rows):
-            row.append(int(logits[index, len(row) - 1].argmax()))
-    texts = []
-    for row, length in zip(rows, lengths, strict=True):
-        new = row[length:]
-        texts.append(
-            lm.tokenizer.decode(new[: new.index(lm.eot_token_id)] if lm.eot_token_id in new else new)
+    def add(self, name: str, **values: Any) -> None:
+        """Add one measurement."""
+        self._found[name] = values
+        shown = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in values.items()
         )
-    return texts
+        self._console.print(f"[bold]{name}[/bold]: " + ", ".join(shown), highlight=False, soft_wrap=True)
+        if self._out is not None:
+            self._out.write_text(json.dumps(self._found, indent=2) + "\n")
 
 
-def measure(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
-    """Texts, wall seconds and CPU seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    texts = work()
-    return texts, time.perf_counter() - wall, time.process_time() - cpu
+class Held:
+    """Source of the weights that a transformers model holds."""
+
+    def __init__(self, model: Any, shape: LlamaShape) -> None:
+        self._state = model.state_dict()
+        self._shape = shape
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        """Megatron-Core's tensor `key`."""
+        from megatron_mathcpt.checkpoint.names import hf_names, pack
+
+        return pack(key, [self._state[name] for name in hf_names(key, layer)], self._shape)
+
+
+def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, Any]:
+    """Our decoder and transformers' model, with the same random weights."""
+    from megatron_mathcpt.evaluation.decoder import Decoder
+    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.settings import DTYPES
+    from megatron_mathcpt.model.weights import fill
+
+    torch.manual_seed(0)
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    config = LlamaConfig.from_dict(hf_config(shape, dtype=name, bos_id=None, eos_id=None))
+    with layout.device:
+        # Not `.to(dtype)`, which would round the rotary frequencies too.
+        reference = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
+    (model,) = build_model(shape, layout, PrecisionSection(params_dtype=dtype))
+    fill([model], Held(reference, shape))
+    return Decoder(model, shape, layout), reference
+
+
+def make_prompts(rows: int, longest: int, vocabulary: int) -> Tokens:
+    """Prompts of half of `longest` to all of it."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [longest - (row * longest // (2 * rows)) for row in range(rows)]
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+
+
+def ours(decoder: Any, prompts: Tokens, new_tokens: int) -> Tokens:
+    """Greedy tokens of our decoder."""
+    from megatron_mathcpt.evaluation.decoder import Limits
+
+    found: Tokens = decoder.generate(prompts, Limits(new_tokens, -1, lambda _: False), greedy)
+    return found
+
+
+def theirs(reference: Any, prompts: Tokens, new_tokens: int) -> Tokens:
+    """Greedy tokens of transformers, prompts padded on the left."""
+    longest = max(map(len, prompts))
+    rows = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    device = reference.device
+    found = reference.generate(
+        rows.to(device),
+        attention_mask=seen.to(device),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return list(found[:, longest:].tolist())
+
+
+@torch.inference_mode()
+def their_scores(reference: Any, sequences: Tokens, answer: int) -> list[float]:
+    """Log-likelihoods of the last `answer` tokens of sequences of any length, as lm-eval's `hf` has them."""
+    rows = torch.zeros(len(sequences), max(map(len, sequences)) - 1, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        rows[row, : len(sequence) - 1] = torch.tensor(sequence[:-1])
+    logits = torch.log_softmax(reference(rows.to(reference.device)).logits, -1, dtype=torch.float32)
+    found = []
+    for row, sequence in enumerate(sequences):
+        part = logits[row, len(sequence) - 1 - answer : len(sequence) - 1]
+        wanted = torch.tensor(sequence[-answer:], device=part.device)
+        found.append(part.gather(-1, wanted[:, None]).sum().item())
+    return found
+
+
+def agreement(first: Tokens, second: Tokens) -> dict[str, float]:
+    """Share of rows that are all the same, and of tokens before each row's first difference."""
+    alike = 0
+    for one, other in zip(first, second, strict=True):
+        pairs = list(zip(one, other, strict=True))
+        alike += next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    rows = sum(one == other for one, other in zip(first, second, strict=True))
+    return {"same rows": rows / len(first), "same tokens": alike / sum(map(len, first))}
+
+
+def measure(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, tuple[Any, float, float]]:
+    """Result, best wall seconds and best CPU seconds of each, all taking turns after one run to warm up."""
+    best: dict[str, tuple[Any, float, float]] = {}
+    for turn in range(turns + 1):
+        for name, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = work()
+            if ON_GPU:
+                torch.cuda.synchronize()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if turn > 1:
+                wall, cpu = min(wall, best[name][1]), min(cpu, best[name][2])
+            best[name] = result, wall, cpu
+    return best
+
+
+def check_parity(report: Report, layout: parallel.Layout) -> None:
+    """A small model in fp32, rows of equal and of different lengths: the same tokens."""
+    names = (4, 256, 8, 2, 704, 1000)
+    shape = LlamaShape(**dict(zip(SIZES, names, strict=True)), init_method_std=0.1)
+    decoder, reference = build(shape, layout, "fp32")
+    for name, prompts in (
+        ("equal", make_prompts(4, 30, 1000)[:1] * 4),
+        ("unequal", make_prompts(6, 100, 1000)),
+    ):
+        found = {"ours": ours(decoder, prompts, 40), "transformers": theirs(reference, prompts, 40)}
+        report.add(f"fp32 parity, {name} prompts", **agreement(*found.values()))
+
+
+def decode(report: Report, decoder: Any, reference: Any, prompts: Tokens, chosen: argparse.Namespace) -> None:
+    """Tokens a second of greedy decoding: ours, with graphs and without, and transformers."""
+
+    def with_graphs(graphs: bool) -> Tokens:
+        decoder.graphs = graphs
+        return ours(decoder, prompts, chosen.new_tokens)
+
+    works: dict[str, Callable[[], Any]] = {"ours, eager": lambda: with_graphs(False)}
+    if ON_GPU:
+        works["ours, graphs"] = lambda: with_graphs(True)
+    works["transformers"] = lambda: theirs(reference, prompts, chosen.new_tokens)
+    best = measure(works, chosen.turns)
+    expected, wall, cpu = best["transformers"]
+    for name, (found, own, own_cpu) in best.items():
+        speed = {"tokens/s": chosen.batch * chosen.new_tokens / own, "of transformers": wall / own}
+        report.add(
+            f"greedy, {name}", **speed, **{"of its CPU time": own_cpu / cpu}, **agreement(found, expected)
+        )
+
+
+def score(report: Report, decoder: Any, reference: Any, prompts: Tokens, chosen: argparse.Namespace) -> None:
+    """Scored tokens a second, prompts counted, with the most memory that scoring took."""
+    answer = min(map(len, prompts)) // 2
+    works: dict[str, Callable[[], Any]] = {
+        "ours": lambda: [score for score, _ in decoder.score(prompts, [answer] * len(prompts))],
+        "transformers": lambda: their_scores(reference, prompts, answer),
+    }
+    best = measure(works, chosen.turns)
+    expected = best["transformers"][0]
+    for name, (found, wall, _) in best.items():
+        apart = max(abs(one - other) for one, other in zip(found, expected, strict=True)) / answer
+        values = {"tokens/s": sum(map(len, prompts)) / wall, "largest difference a token": apart}
+        if ON_GPU:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            works[name]()
+            values["GiB taken"] = (torch.cuda.max_memory_allocated() - before) / 2**30
+        report.add(f"log-likelihood, {name}", **values)
+
+
+def sample(report: Report, rows: int, vocabulary: int, turns: int) -> None:
+    """Seconds to choose the next token of all rows, and whether the CPU chooses the same."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(rows, vocabulary, generator=generator)
+    found = {}
+    for device in ["cuda", "cpu"] if ON_GPU else ["cpu"]:
+        here, picks = (
+            logits.to(device),
+            [sampler(list(range(rows)), temperature=1.0, top_p=0.95) for _ in "ab"],
+        )
+        best = measure({"pick": lambda: picks[0](here, list(range(rows))).tolist()}, turns)  # noqa: B023
+        found[device] = picks[1](here, list(range(rows))).tolist()
+        report.add(f"sampling on {device}", **{"seconds a step": best["pick"][1]})
+    if ON_GPU:
+        report.add("sampling, CPU and GPU", same=found["cpu"] == found["cuda"])
 
 
 def main() -> None:
@@ -88,40 +244,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, value in (("hidden", 512), ("layers", 8), ("batch", 16), ("new-tokens", 256), ("turns", 3)):
+    parser.add_argument(
+        "--shape", default=BILLION if ON_GPU else TINY, help="layers,hidden,heads,groups,ffn,words"
+    )
+    for name, value in (("batch", 32), ("prompt", 128), ("new-tokens", 128), ("turns", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16" if ON_GPU else "fp32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--without-cache", action="store_true")
+    parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.evaluation.megatron import MegatronLM
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = make_larger_model(Path(name), chosen.hidden, chosen.layers, 512 + chosen.new_tokens)
-        hf = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=chosen.batch)
-        ours = MegatronLM(str(folder), batch_size=chosen.batch, params_dtype="fp32")
-        asked = requests(chosen.batch, chosen.new_tokens)
-        backends: dict[str, Callable[[], list[str]]] = {
-            "hf": lambda: hf.generate_until(asked, disable_tqdm=True),
-            "megatron": lambda: ours.generate_until(asked, disable_tqdm=True),
-        }
-        if chosen.without_cache:
-            backends["megatron, no cache"] = lambda: without_cache(ours, asked, chosen.new_tokens)
-        found: dict[str, list[Any]] = {name: [] for name in backends}
-        for _ in range(chosen.turns):
-            for backend, work in backends.items():
-                found[backend].append(measure(work))
-        ours.close()
-    tokens = chosen.batch * chosen.new_tokens  # a random model hardly ever ends by itself
-    table = Table("back end", "tokens/s, best", "tokens per CPU second, best", "of hf's", "same texts")
-    table.title = f"{chosen.batch} sequences, {tokens} tokens, {chosen.threads} threads"
-    least = min(run[2] for run in found["hf"])
-    for backend, runs in found.items():
-        wall, cpu = (min(run[part] for run in runs) for part in (1, 2))
-        same = all(run[0] == found["hf"][0][0] for run in runs)
-        table.add_row(backend, f"{tokens / wall:.0f}", f"{tokens / cpu:.0f}", f"{least / cpu:.2f}", str(same))
-    Console().print(table)
+    report = Report(chosen.out)
+    layout = parallel.start_alone(
+        ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    )
+    check_parity(report, layout)
+    gc.collect()
+    sizes = dict(zip(SIZES, map(int, chosen.shape.split(",")), strict=True))
+    shape = LlamaShape(**sizes, max_position_embeddings=chosen.prompt + chosen.new_tokens)
+    decoder, reference = build(shape, layout, chosen.dtype)
+    prompts = make_prompts(chosen.batch, chosen.prompt, sizes["vocab_size"])
+    decode(report, decoder, reference, prompts, chosen)
+    score(report, decoder, reference, prompts, chosen)
+    sample(report, chosen.batch, sizes["vocab_size"], chosen.turns)
+    parallel.stop()
 
 
 if __name__ == "__main__":
