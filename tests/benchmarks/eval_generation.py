@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # Transformer Engine multiplies fp32 in TF32 otherwise
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -79,7 +79,12 @@ class Held:
         return pack(key, [self._state[name] for name in hf_names(key, layer)], self._shape)
 
 
-def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, Any]:
+def make_shape(sizes: str, **more: float) -> LlamaShape:
+    """The shape whose `SIZES` are listed in `sizes`."""
+    return LlamaShape.model_validate(dict(zip(SIZES, map(int, sizes.split(",")), strict=True)) | more)
+
+
+def build(shape: LlamaShape, layout: parallel.Layout, dtype: Literal["fp32", "bf16"]) -> tuple[Any, Any]:
     """Our decoder and transformers' model, with the same random weights."""
     from megatron_mathcpt.evaluation.decoder import Decoder
     from megatron_mathcpt.model.llama import build_model
@@ -171,8 +176,7 @@ def measure(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, tuple[
 
 def check_parity(report: Report, layout: parallel.Layout) -> None:
     """A small model in fp32, rows of equal and of different lengths: the same tokens."""
-    names = (4, 256, 8, 2, 704, 1000)
-    shape = LlamaShape(**dict(zip(SIZES, names, strict=True)), init_method_std=0.1)
+    shape = make_shape("4,256,8,2,704,1000", init_method_std=0.1)
     decoder, reference = build(shape, layout, "fp32")
     for name, prompts in (
         ("equal", make_prompts(4, 30, 1000)[:1] * 4),
@@ -261,13 +265,13 @@ def main() -> None:
     )
     check_parity(report, layout)
     gc.collect()
-    sizes = dict(zip(SIZES, map(int, chosen.shape.split(",")), strict=True))
-    shape = LlamaShape(**sizes, max_position_embeddings=chosen.prompt + chosen.new_tokens)
+    shape = make_shape(chosen.shape, max_position_embeddings=chosen.prompt + chosen.new_tokens)
+    assert shape.vocab_size is not None
     decoder, reference = build(shape, layout, chosen.dtype)
-    prompts = make_prompts(chosen.batch, chosen.prompt, sizes["vocab_size"])
+    prompts = make_prompts(chosen.batch, chosen.prompt, shape.vocab_size)
     decode(report, decoder, reference, prompts, chosen)
     score(report, decoder, reference, prompts, chosen)
-    sample(report, chosen.batch, sizes["vocab_size"], chosen.turns)
+    sample(report, chosen.batch, shape.vocab_size, chosen.turns)
     parallel.stop()
 
 
