@@ -16,7 +16,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from megatron_mathcpt.model.attention import SdpaAttention
 
 # Attention looks at a multiple of so many cached tokens. More: more masked keys are read for nothing. Fewer:
-# more graphs are captured, two steps' worth of launches each.
+# more graphs are captured, each at the cost of a step without one.
 GRANULE = 128
 
 

@@ -15,7 +15,8 @@ from megatron_mathcpt.evaluation.replay import Replay, Step
 from megatron_mathcpt.evaluation.sampling import Pick
 from megatron_mathcpt.parallel import Layout
 
-_LEAVE_SHARE = 0.75  # a batch is made smaller when this share or less of it still runs
+# A batch is made smaller when this share or less of it still runs; with graphs a new size costs some steps.
+_LEAVE_SHARE, _LEAVE_SHARE_OF_GRAPHS = 0.75, 0.5
 # cuDNN's attention is left out: it makes a plan, some milliseconds, for every new length.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # What a batch may take of a process' memory: with a 7B's bf16 weights it leaves room on a card of 40 GB.
@@ -94,6 +95,7 @@ class Decoder:
         """
         cache = self._read(prompts, limits.new_tokens)
         step: Step = Replay(self._step) if self.graphs else self._step
+        leave_share = _LEAVE_SHARE_OF_GRAPHS if self.graphs else _LEAVE_SHARE
         found: list[list[int]] = [[] for _ in prompts]
         rows = list(range(len(prompts)))
         running = set(rows)
@@ -104,7 +106,7 @@ class Decoder:
                 if row in running and self._finish(found[row], token, limits):
                     running.remove(row)
             cache.advance()
-            if running and len(running) <= _LEAVE_SHARE * len(rows):
+            if running and len(running) <= leave_share * len(rows):
                 keep = [index for index, row in enumerate(rows) if row in running]
                 rows = [rows[index] for index in keep]
                 tokens = tokens[self._tensor(keep)]
