@@ -84,9 +84,8 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) ->
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them. A collective of
     any group waits `timeout_seconds` for the others.
     """
-    timeout = timedelta(seconds=timeout_seconds)
-    device = _join(timeout=timeout)
-    return _split(sizes, seed, device, timeout)
+    device = _join(timeout=timedelta(seconds=timeout_seconds))
+    return _split(sizes, seed, device, timeout_seconds)
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -
 def start_alone(sizes: ParallelSection) -> Layout:
     """A process group of this process only, whatever the environment says."""
     device = _join(store=HashStore(), rank=0, world_size=1)
-    return _split(sizes, 0, device, timedelta(minutes=30))
+    return _split(sizes, 0, device)
 
 
 def _join(**group: Any) -> torch.device:
@@ -116,14 +115,16 @@ def _join(**group: Any) -> torch.device:
     return device
 
 
-def _split(sizes: ParallelSection, seed: int, device: torch.device, timeout: timedelta) -> Layout:
+def _split(
+    sizes: ParallelSection, seed: int, device: torch.device, timeout_seconds: float = 1800.0
+) -> Layout:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=sizes.virtual_pipeline_model_parallel_size,
         context_parallel_size=sizes.context_parallel_size,
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=math.ceil(timeout.total_seconds() / 60),
+        distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
     )
     # While a graph is captured Transformer Engine takes random states from its own tracker only. The tracker
     # outlives the groups, so that of a run before is replaced.

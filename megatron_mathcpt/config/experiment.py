@@ -20,8 +20,8 @@ class InitSection(Section):
 
     `scratch` must be asked for. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
     `hf` a Hugging Face folder. `initial_loss` is the gate before the first step: the loss on the first
-    global batch must lie within `initial_loss_band` of this value, or of what transformers computes from
-    the `hf` weights.
+    `initial_loss_samples` samples must lie within `initial_loss_band` of this value, or of what transformers
+    computes from the `hf` weights.
     """
 
     scratch: bool = False
@@ -30,6 +30,7 @@ class InitSection(Section):
     load_optimizer: bool = False  # go on with the checkpoint's optimizer instead of a fresh one
     initial_loss: float | Literal["transformers"] | None = None
     initial_loss_band: float = Field(default=0.05, gt=0)
+    initial_loss_samples: int = Field(default=8, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> "InitSection":

@@ -137,7 +137,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
         with user_buffers(inputs.config):
             state = build(inputs, layout, out)
             watchdog.alive()
-            check_initial_loss(state)
+            check_initial_loss(state, watchdog.alive)
             watchdog.alive()
             metrics = Metrics(inputs.config, layout, out, state.step, state.dataset)
             with state.saver:

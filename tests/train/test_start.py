@@ -1,18 +1,23 @@
 """Starting weights from Hugging Face and from a checkpoint, and the gate on the first loss."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.log import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.launch import free_port, local_world
+from tests.train.test_layouts import SHARDED, train_layouts
 
 SHAPE = LlamaShape(
     num_layers=2,
@@ -72,3 +77,56 @@ def test_first_loss_is_that_of_transformers_from_folder_and_from_checkpoint(
 def test_a_first_loss_outside_the_band_stops_the_run(train: Callable[..., float], hf: Path) -> None:
     with pytest.raises(CheckpointError, match=r"initial loss .* is not within 0\.05 of 2\.0000"):
         train(hf=str(hf), initial_loss=2.0)
+
+
+class Recorded:
+    """A dataset that notes which samples are read."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.read = dataset, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("global_batch_size", [8, 1024])
+def test_the_gate_costs_the_same_for_every_batch(
+    config_of: Callable[..., ExperimentConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    hf: Path,
+    tmp_path: Path,
+    global_batch_size: int,
+) -> None:
+    """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
+    for name, value in local_world(0, 1, free_port()).items():
+        monkeypatch.setenv(name, value)
+    use_cpu()
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.initial_loss import check_initial_loss
+
+    batch = {"train_tokens": 64 * global_batch_size, "global_batch_size": global_batch_size}
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
+    inputs = resolve_inputs(config_of(init=init, train=batch).model_copy(update={"model": None}))
+    signs: list[int] = []
+    with parallel.joined(inputs.config.parallel, 0) as layout:
+        state = build(inputs, layout, tmp_path / "run")
+        dataset = Recorded(state.dataset)
+        check_initial_loss(
+            dataclasses.replace(state, dataset=dataset), lambda: signs.append(len(dataset.read))
+        )
+    assert dataset.read == [*range(8), *range(8)]
+    assert signs == [8, *range(9, 17)]
+
+
+def test_the_gate_is_right_with_fewer_samples_than_replicas(
+    config_of: Callable[..., ExperimentConfig], hf: Path, tmp_path: Path
+) -> None:
+    """One sample for two replicas: the second gets a masked one, which counts nowhere."""
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_samples": 1}
+    config = config_of(init=init | {"initial_loss_band": 1e-5}, train={"train_tokens": 256}, parallel=SHARDED)
+    config = config.model_copy(update={"model": None})
+    assert train_layouts({"two": config}, 2, tmp_path)["two"].rows[-1]["step"] == 1
