@@ -226,6 +226,7 @@ class ParallelSection(Section):
 class PrecisionSection(Section):
     """Type of parameters and activations; gradients are summed and AdamW works in fp32.
 
+    On a GPU Transformer Engine multiplies "fp32" as TF32, whose products are off by some 3e-4.
     `fp8` runs the matrix products of the layers in FP8: "hybrid" is E4M3 forward and E5M2 backward. Recipe
     "delayed" scales by the maxima of past steps, "tensorwise" by those of the tensor at hand, "blockwise" by
     those of 1 x 128 (activations, gradients) and 128 x 128 (weights) elements, on Hopper; "mxfp8" by those of
@@ -261,13 +262,18 @@ class PrecisionSection(Section):
 
 
 class TrainSection(Section):
-    """Budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT data only."""
+    """Budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT data only.
+
+    `deterministic` has the same run, started again or resumed in the same layout on the same GPUs, give the
+    same bits, at some cost of speed (train/determinism.py). On a CPU it does so anyway.
+    """
 
     train_tokens: int | None = Field(default=None, gt=0)
     train_epochs: float | None = Field(default=None, gt=0)
     seq_length: int = Field(gt=0)
     micro_batch_size: int = Field(gt=0)
     global_batch_size: int = Field(gt=0)
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSection":

@@ -110,8 +110,10 @@ def _work(config_path: Path, overrides: list[str], out: Path) -> NoReturn:
 def train_experiment(inputs: Inputs, out: Path) -> bool:
     """Start the processes' groups, build, train, close; True if the target was reached."""
     from megatron_mathcpt.cpu import use_cpu
+    from megatron_mathcpt.train.determinism import set_deterministic
 
     use_cpu()
+    set_deterministic(inputs.config.train.deterministic)
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.tp_overlap import user_buffers
     from megatron_mathcpt.train.components import build, check_disk, check_gpu_memory

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "faults.",
     "logging.",
     "train.micro_batch_size",
+    "train.deterministic",
 )
 
 # Megatron-Core writes the optimizer's state under other names in the two cases.

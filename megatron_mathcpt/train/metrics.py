@@ -23,7 +23,8 @@ from megatron_mathcpt.train.datasets import SourceCounter
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
 FILE_NAME = "metrics.jsonl"
-# Fields that differ from run to run; all others are the same bits in a repeated or resumed run.
+# Fields that differ from run to run. All others are the same bits in a repeated or resumed run: on a CPU, and
+# with `train.deterministic` on a GPU.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
 logger = get_logger(__name__)
 
