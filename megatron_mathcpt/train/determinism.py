@@ -1,8 +1,9 @@
 """`train.deterministic`: what torch, Transformer Engine, cuBLAS and NCCL must be told, before they start.
 
-Left to themselves, the backward of attention adds in the order in which its blocks end, and sums of cuBLAS and
-NCCL may depend on timing. Megatron-Core asks for the first setting, torch for that of cuBLAS, Megatron-LM for
-that of NCCL (megatron/training/arguments.py). Its fused loss is not deterministic. gloo and CPUs need none.
+Left to themselves, the backward of attention adds in the order in which its blocks end, and sums of cuBLAS
+and NCCL may depend on timing. Megatron-Core asks for the first setting, torch for that of cuBLAS, Megatron-LM
+for that of NCCL (megatron/training/arguments.py). Its fused loss is not deterministic. gloo and CPUs need
+none.
 """
 
 import os
@@ -22,7 +23,7 @@ def set_deterministic(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted)
     if wanted:
         # Filling fresh memory is for finding errors; FP8 weights would be quantised from it.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ[_ATTENTION] = "0"
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)

@@ -90,12 +90,12 @@ class Reference:
     @torch.no_grad()
     def sums(self, batch: Batch) -> torch.Tensor:
         """[loss sum, tokens] of a batch of one sample in float64; attention stays within its documents."""
-        batch = batch.map(lambda tensor: tensor.to(self._device))
+        batch = batch.to(self._device)
         # Always a mask, True where attention goes: without one, grouped queries in fp32 may end in a kernel
         # that holds all scores.
-        forbidden, length = batch.forbidden(), batch.tokens.shape[1]
+        length = batch.tokens.shape[1]
         causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=self._device).tril()
-        mask = causal if forbidden is None else ~forbidden
+        mask = causal if batch.mask is None else ~batch.mask
         hidden = self._model.model(batch.tokens, attention_mask=mask, use_cache=False).last_hidden_state
         head = self._model.lm_head
         with _in_fp32(head, self._device):
