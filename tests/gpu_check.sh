@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves the GPU path on one H100 or H200 in one call, without a network; phases end after 525 seconds in all.
 #   bash tests/gpu_check.sh [ARCHIVE]       every phase
-#   PHASES="3 6" bash tests/gpu_check.sh    some of them
+#   PHASES="3 7" ROWS="bf16 fp8_current" bash tests/gpu_check.sh    some of them, and of the speed's rows
 # ARCHIVE (tar.xz of a folder site/) brings what the machine's Python lacks, such as Transformer Engine; without
 # it the environment of launch/gpu.sh is taken as it is. Results go to $OUT (default runs/gpu_check): table.txt,
 # figures.jsonl, JSON files, log.txt. A phase that fails or runs out of its time never stops the rest.
@@ -83,7 +83,7 @@ phase 4 140 training_tests bash -c 'test_of -n 5 tests/train/test_gpu.py -k "not
 phase 4 140 graphs bash -c 'test_of tests/train/test_gpu.py -k graphs' &
 wait
 
-rows="bf16 bf16,documents fp8_current fp8_blockwise fp8_delayed bf16,unfused"
+rows=${ROWS:-bf16 bf16,documents fp8_current fp8_blockwise fp8_delayed bf16,unfused}
 if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
 # shellcheck disable=SC2086 # the rows are words
 phase 3 190 speed "$python" tests/benchmarks/gpu_training.py --force --profile --rows $rows \
