@@ -107,10 +107,10 @@ class DocumentAttention(torch.nn.Module):
     def _attend(
         self, span: Span, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
+        parts = (query[span.queries], key[span.keys], value[span.keys])
         output: torch.Tensor = self.packed(
-            query[span.queries],
-            key[span.keys],
-            value[span.keys],
+            # Transformer Engine takes no tensor that begins within another's memory.
+            *(part.clone() if part.storage_offset() else part for part in parts),
             cu_seqlens_q=span.query_ends,
             cu_seqlens_kv=span.key_ends,
             max_seqlen_q=span.longest,

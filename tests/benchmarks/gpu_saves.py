@@ -2,13 +2,14 @@
 
     python tests/benchmarks/gpu_saves.py [--layers 12] [--rows bf16 fp8_delayed] [--out FILE]
 
-Each row trains six steps three times on made-up tokens: without a save, with a save after the second and
-one written beside the steps after the third, and resumed from that one. The table says what a save takes of
-time and of GPU and host memory above the training's own, and the largest difference of a loss.
+Each row trains six steps three times on made-up tokens, deterministically: without a save; with a save after
+the second and one written beside the steps after the third; and resumed from that one. The table says what a
+save takes of time and of GPU and host memory above the training's own, and the largest difference of a loss.
 """
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import sys
@@ -21,9 +22,10 @@ import torch
 from made_up_run import FP8_RECIPES, build, experiment
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ParallelSection
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.train.determinism import set_deterministic
 
 GIB = 2**30
 STEPS = 6
@@ -58,15 +60,11 @@ def host_peak() -> float:
 class Trained:
     """A run that saves into `folder`, step by step."""
 
-    def __init__(
-        self, arguments: argparse.Namespace, row: str, layout: parallel.Layout, folder: Path
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, layout: parallel.Layout, folder: Path) -> None:
         from megatron_mathcpt.checkpoint.folder import Retention
         from megatron_mathcpt.checkpoint.saver import Saver
 
-        self.state = build(
-            experiment(arguments, shape_of(arguments.layers, arguments.hidden), row, 1), layout
-        )
+        self.state = build(config, layout)
         self.state.saver = Saver(folder, layout, Retention(2))
 
     def step(self) -> tuple[float, float]:
@@ -99,14 +97,27 @@ class Trained:
         return time.perf_counter() - begin
 
 
-def measure(arguments: argparse.Namespace, row: str, layout: parallel.Layout, folder: Path) -> dict[str, Any]:
+def disk_speed(folder: Path) -> float:
+    """GB/s of writing and syncing 2 GB (a tenth of it on a CPU machine) there, by one thread."""
+    block = os.urandom(2**26)
+    count = 32 if ON_GPU else 3
+    begin = time.perf_counter()
+    with (folder / "block").open("wb") as file:
+        for _ in range(count):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return count * len(block) / 1e9 / (time.perf_counter() - begin)
+
+
+def measure(config: ExperimentConfig, row: str, layout: parallel.Layout, folder: Path) -> dict[str, Any]:
     """One row."""
     from megatron_mathcpt.checkpoint.folder import checkpoint_path
 
-    alone = Trained(arguments, row, layout, folder)
+    alone = Trained(config, layout, folder)
     expected = [alone.step() for _ in range(STEPS)]
     del alone
-    run = Trained(arguments, row, layout, folder)
+    run = Trained(config, layout, folder)
     losses = [run.step()[0] for _ in range(2)]
     training, host = gpu_peak(), host_peak()
     blocking = run.save(beside=False)
@@ -126,7 +137,7 @@ def measure(arguments: argparse.Namespace, row: str, layout: parallel.Layout, fo
     path = checkpoint_path(folder, 3)
     size = sum(file.stat().st_size for file in path.iterdir())
     del run
-    resumed = Trained(arguments, row, layout, folder)
+    resumed = Trained(config, layout, folder)
     resumed.state.step = 3
     gpu_peak()
     loading = resumed.load(path)
@@ -173,23 +184,26 @@ def main() -> None:
     if not ON_GPU and any(row.split(",")[0] in FP8_RECIPES for row in arguments.rows):
         sys.exit("error: --rows: FP8 needs a GPU and Transformer Engine")
     use_cpu()
-    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    layout = parallel.start_alone(sizes)
+    set_deterministic(True)
     found = []
     for row in arguments.rows:
         folder = Path(tempfile.mkdtemp(prefix="saves_"))
-        found.append(measure(arguments, row, layout, folder))
+        config = experiment(arguments, shape_of(arguments.layers, arguments.hidden), row, 1)
+        layout = parallel.start_alone(config.parallel)
+        found.append(measure(config, row, layout, folder))
+        found[-1]["disk_gb_per_second"] = disk_speed(folder)
+        parallel.stop()
         shutil.rmtree(folder)
         print(json.dumps(found[-1], indent=1), flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(found, indent=1))
     for row in found:
         print(
-            f"{row['row']}: {row['save_gb_per_second']:.2f} GB/s, losses differ by "
+            f"{row['row']}: {row['save_gb_per_second']:.2f} GB/s (disk {row['disk_gb_per_second']:.2f}), "
+            f"losses differ by "
             f"{row['largest_difference_with_saves']:.1e} with saves, "
             f"{row['largest_difference_resumed']:.1e} resumed"
         )
-    parallel.stop()
 
 
 if __name__ == "__main__":

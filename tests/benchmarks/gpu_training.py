@@ -35,7 +35,7 @@ import torch
 from made_up_run import CHANGES, FP8_RECIPES, TINY, build, experiment
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
@@ -98,12 +98,12 @@ def ceilings(shape: ModelShape, tokens: int) -> dict[str, float]:
 
 
 def run(
-    arguments: argparse.Namespace, llama: LlamaShape, layout: parallel.Layout, row: str
+    config: ExperimentConfig, layout: parallel.Layout, row: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Train a few steps; medians and peak, beside what the planner predicts."""
     from megatron_mathcpt.train.step import train_step
 
-    config = experiment(arguments, llama, row, layout.data_size)
+    assert config.model is not None
     if ON_GPU and not arguments.force:
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=TRANSFORMER_ENGINE)
@@ -123,7 +123,7 @@ def run(
     warm = min(3, len(seconds) - 1)
     found = {
         "row": row,
-        "layers": llama.num_layers,
+        "layers": config.model.num_layers,
         "seconds": statistics.median(seconds[warm:]),
         "optimizer_seconds": statistics.median(updates[warm:]),
         "all_seconds": seconds,
@@ -299,15 +299,12 @@ def measure(arguments: argparse.Namespace, row: str | None) -> dict[str, Any]:
     llama = llama_of(arguments)
     if row is None:
         return ceilings(from_llama(arguments.shape, llama), arguments.micro_batch_size * arguments.seq_length)
-    sizes = ParallelSection(
-        tensor_model_parallel_size=arguments.tp,
-        pipeline_model_parallel_size=arguments.pp,
-        context_parallel_size=arguments.cp,
-        sequence_parallel=arguments.tp > 1,
-    )
-    layout = parallel.start(sizes, 1) if "RANK" in os.environ else parallel.start_alone(sizes)
+    replicas = int(os.environ.get("WORLD_SIZE", "1")) // (arguments.tp * arguments.pp * arguments.cp)
+    config = experiment(arguments, llama, row, replicas)
+    joined = "RANK" in os.environ
+    layout = parallel.start(config.parallel, 1) if joined else parallel.start_alone(config.parallel)
     try:
-        return run(arguments, llama, layout, row)
+        return run(config, layout, row, arguments)
     except torch.cuda.OutOfMemoryError:
         if "small" in row:
             raise
