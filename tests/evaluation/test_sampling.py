@@ -1,5 +1,6 @@
 """Sampling against the probabilities it should have."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,3 +39,29 @@ def test_repeats_and_prompts_have_their_own_seeds() -> None:
     seeds = request_seeds(["a", "b", "a"], 0)
     assert len({*seeds, *request_seeds(["a"], 1)}) == 4
     assert request_seeds(["b", "a", "a"], 0) == [seeds[1], seeds[0], seeds[2]]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")),
+    ],
+)
+def test_a_draw_is_the_inverse_of_the_nucleus_on_every_device(device: str) -> None:
+    """By NumPy on the CPU; logits are rounded, so that many are equal and their order counts."""
+    seeds, steps = [11, 12, 13], 5
+    generator = torch.Generator().manual_seed(0)
+    pick = sampler(seeds, temperature=0.7, top_p=0.9)
+    uniforms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for _ in range(steps):
+        logits = (torch.randn(3, 5000, generator=generator) * 16).round() / 8
+        found = pick(logits.to(device), [0, 1, 2])
+        assert found.device.type == device
+        for row, token in enumerate(found.tolist()):
+            likely = np.exp(logits[row].double().numpy() / 0.7)
+            order = np.argsort(-likely, kind="stable")
+            reached = np.cumsum(likely[order] / likely.sum())
+            kept = reached[: np.searchsorted(reached, 0.9) + 1]
+            uniform = torch.rand(1, generator=uniforms[row], dtype=torch.float64).item()
+            assert token == order[np.searchsorted(kept, uniform * kept[-1], side="right")]
