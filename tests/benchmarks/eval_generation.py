@@ -10,7 +10,6 @@ keeps what is printed as JSON, written as it comes. Needs no lm-eval.
 """
 
 import argparse
-import gc
 import json
 import os
 import sys
@@ -42,6 +41,7 @@ SIZES = (
     "vocab_size",
 )
 Tokens = list[list[int]]
+Measured = tuple[Any, float, float]  # result, wall seconds, CPU seconds
 
 
 class Report:
@@ -158,9 +158,9 @@ def agreement(first: Tokens, second: Tokens) -> dict[str, float]:
     return {"same rows": rows / len(first), "same tokens": alike / sum(map(len, first))}
 
 
-def measure(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, tuple[Any, float, float]]:
-    """Result, best wall seconds and best CPU seconds of each, all taking turns after one run to warm up."""
-    best: dict[str, tuple[Any, float, float]] = {}
+def measure(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, Measured]:
+    """The best of each, all taking turns after one run to warm up."""
+    best: dict[str, Measured] = {}
     for turn in range(turns + 1):
         for name, work in works.items():
             wall, cpu = time.perf_counter(), time.process_time()
@@ -174,36 +174,31 @@ def measure(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, tuple[
     return best
 
 
-def check_parity(report: Report, layout: parallel.Layout) -> None:
-    """A small model in fp32, rows of equal and of different lengths: the same tokens."""
-    shape = make_shape("4,256,8,2,704,1000", init_method_std=0.1)
-    decoder, reference = build(shape, layout, "fp32")
-    for name, prompts in (
-        ("equal", make_prompts(4, 30, 1000)[:1] * 4),
-        ("unequal", make_prompts(6, 100, 1000)),
-    ):
-        found = {"ours": ours(decoder, prompts, 40), "transformers": theirs(reference, prompts, 40)}
-        report.add(f"fp32 parity, {name} prompts", **agreement(*found.values()))
+def check_parity(report: Report, decoder: Any, reference: Any, kind: str) -> None:
+    """Prompts of equal and of different lengths: the same tokens."""
+    unequal = make_prompts(6, 100, 1000)
+    for name, prompts in (("equal", unequal[:1] * 4), ("unequal", unequal)):
+        alike = agreement(ours(decoder, prompts, 40), theirs(reference, prompts, 40))
+        report.add(f"fp32 parity, {kind}, {name} prompts", **alike)
 
 
-def decode(report: Report, decoder: Any, reference: Any, prompts: Tokens, chosen: argparse.Namespace) -> None:
-    """Tokens a second of greedy decoding: ours, with graphs and without, and transformers."""
-
-    def with_graphs(graphs: bool) -> Tokens:
-        decoder.graphs = graphs
-        return ours(decoder, prompts, chosen.new_tokens)
-
-    works: dict[str, Callable[[], Any]] = {"ours, eager": lambda: with_graphs(False)}
-    if ON_GPU:
-        works["ours, graphs"] = lambda: with_graphs(True)
-    works["transformers"] = lambda: theirs(reference, prompts, chosen.new_tokens)
+def decode(
+    report: Report, works: dict[str, Callable[[], Any]], chosen: argparse.Namespace, expected: Measured | None
+) -> Measured:
+    """Tokens a second of greedy decoding beside `expected`, or what `works` has of transformers."""
     best = measure(works, chosen.turns)
-    expected, wall, cpu = best["transformers"]
-    for name, (found, own, own_cpu) in best.items():
-        speed = {"tokens/s": chosen.batch * chosen.new_tokens / own, "of transformers": wall / own}
+    expected = expected or best["transformers"]
+    for name, (found, wall, cpu) in best.items():
         report.add(
-            f"greedy, {name}", **speed, **{"of its CPU time": own_cpu / cpu}, **agreement(found, expected)
+            f"greedy, {name}",
+            **{
+                "tokens/s": chosen.batch * chosen.new_tokens / wall,
+                "of transformers": expected[1] / wall,
+                "of its CPU time": cpu / expected[2],
+            },
+            **agreement(found, expected[0]),
         )
+    return expected
 
 
 def score(report: Report, decoder: Any, reference: Any, prompts: Tokens, chosen: argparse.Namespace) -> None:
@@ -263,15 +258,25 @@ def main() -> None:
     layout = parallel.start_alone(
         ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     )
-    check_parity(report, layout)
-    gc.collect()
+    small = build(make_shape("4,256,8,2,704,1000", init_method_std=0.1), layout, "fp32")
+    small[0].graphs = False
+    check_parity(report, *small, "eager")
     shape = make_shape(chosen.shape, max_position_embeddings=chosen.prompt + chosen.new_tokens)
     assert shape.vocab_size is not None
     decoder, reference = build(shape, layout, chosen.dtype)
+    decoder.graphs = False
     prompts = make_prompts(chosen.batch, chosen.prompt, shape.vocab_size)
-    decode(report, decoder, reference, prompts, chosen)
+    works: dict[str, Callable[[], Any]] = {
+        "ours, eager": lambda: ours(decoder, prompts, chosen.new_tokens),
+        "transformers": lambda: theirs(reference, prompts, chosen.new_tokens),
+    }
+    expected = decode(report, works, chosen, None)
     score(report, decoder, reference, prompts, chosen)
     sample(report, chosen.batch, shape.vocab_size, chosen.turns)
+    if ON_GPU:  # last, so that a failure of theirs leaves the others' figures
+        small[0].graphs = decoder.graphs = True
+        check_parity(report, *small, "graphs")
+        decode(report, {"ours, graphs": works["ours, eager"]}, chosen, expected)
     parallel.stop()
 
 
