@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument(
         "--shape", default=BILLION if ON_GPU else TINY, help="layers,hidden,heads,groups,ffn,words"
     )
-    for name, value in (("batch", 32), ("prompt", 128), ("new-tokens", 128), ("turns", 2)):
+    for name, value in (("batch", 32), ("prompt", 128), ("new-tokens", 128), ("turns", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16" if ON_GPU else "fp32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
