@@ -2,11 +2,102 @@
 
 import math
 import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_mathcpt.checkpoint.optimizer_state import boxes
+from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_paths
+from megatron_mathcpt.config.experiment import ParallelSection
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import CheckpointError
+from tests.checkpoint.test_store import make_model
+
+use_cpu()  # before the first import of Megatron-Core
+from megatron_mathcpt.checkpoint.optimizer_state import boxes  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def layout() -> Iterator[parallel.Layout]:
+    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
+    parallel.stop()
+
+
+def make_trained(layout: parallel.Layout, seed: int) -> tuple[Any, Any]:
+    """A model and its sharded AdamW, after a step with random gradients."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    model = make_model(layout)
+    settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    wrapped = DistributedDataParallel(model.config, settings, model, pg_collection=layout.groups)
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(optimizer="adam", lr=0.1, use_distributed_optimizer=True),
+        [wrapped],
+        use_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed)
+    for weight in model.parameters():
+        weight.main_grad.normal_()
+    optimizer.step()
+    return model, optimizer
+
+
+def state_of(optimizer: Any) -> list[torch.Tensor]:
+    states = optimizer.optimizer.state
+    return [states[weight][name] for weight in states for name in ("exp_avg", "exp_avg_sq")]
+
+
+def save(run: Path, layout: parallel.Layout, model: Any, optimizer: Any) -> Path:
+    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
+
+    with Saver(run, layout, Retention(9)) as saver:
+        saver.save([model], optimizer, CheckpointRecord({}, {}, {"step": 1}))
+    return checkpoint_paths(run)[0]
+
+
+def test_weights_and_moments_come_back_bit_for_bit(layout: parallel.Layout, tmp_path: Path) -> None:
+    from megatron_mathcpt.checkpoint.store import load_state
+
+    model, optimizer = make_trained(layout, 1)
+    path = save(tmp_path, layout, model, optimizer)
+    other, fresh = make_trained(layout, 2)
+    assert not torch.equal(state_of(fresh)[0], state_of(optimizer)[0])
+    load_state(path, [other], fresh, layout)
+    for mine, theirs in zip(state_of(fresh), state_of(optimizer), strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert [group["step"] for group in fresh.param_groups] == [1] * len(fresh.param_groups)
+
+
+def test_megatrons_own_form_is_read_and_its_other_one_refused(
+    layout: parallel.Layout, tmp_path: Path
+) -> None:
+    from megatron.core import dist_checkpointing
+
+    from megatron_mathcpt.checkpoint.store import load_state, sharded_model
+
+    model, optimizer = make_trained(layout, 1)
+    for form in ("fully_reshardable", "dp_reshardable"):
+        state = sharded_model([model])
+        kind = {"distrib_optim_sharding_type": form}
+        state["optimizer"] = optimizer.sharded_state_dict(dict(state), metadata=kind)
+        (tmp_path / form).mkdir()
+        dist_checkpointing.save(state, str(tmp_path / form))
+    other, fresh = make_trained(layout, 2)
+    load_state(tmp_path / "fully_reshardable", [other], fresh, layout)
+    assert all(map(torch.equal, state_of(fresh), state_of(optimizer)))
+    other, fresh = make_trained(layout, 2)
+    with pytest.raises(CheckpointError, match=r"weights only, or .* dp_reshardable form, .* just the layout"):
+        load_state(tmp_path / "dp_reshardable", [other], fresh, layout)
+    load_state(tmp_path / "dp_reshardable", [other], None, layout)
+    assert all(map(torch.equal, other.parameters(), model.parameters()))
+    with pytest.raises(CheckpointError, match="it holds weights only"):
+        load_state(save(tmp_path, layout, model, None), [other], fresh, layout)
 
 
 def test_boxes_of_a_case_by_hand() -> None:

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_paths, load_sealed, newest_checkpoint
+from megatron_mathcpt.checkpoint.folder import (
+    checkpoint_paths,
+    is_weights_only,
+    load_sealed,
+    newest_checkpoint,
+)
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
 from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.manifest import verify_hashes
 from megatron_mathcpt.train.folder_lock import FolderLock
 from megatron_mathcpt.train.launch import free_port, local_world
 
@@ -159,6 +165,38 @@ def test_nothing_verified_is_an_error(
     assert done.returncode == 2
     assert "no checkpoint verifies" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_no_run_goes_on_from_weights_only(
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    """They are kept of every second save but the newest, sealed, with the bits of the whole one."""
+    out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
+    assert run(config, out).returncode == 0
+    newest, *older = checkpoint_paths(out)
+    assert [path.name for path in (newest, *older)] == ["step_00000020", "step_00000016", "step_00000008"]
+    for path in older:
+        light, full = (load_sealed(folder) for folder in (path, whole / "checkpoints" / path.name))
+        verify_hashes(path, light)
+        assert is_weights_only(light)
+        assert light.outputs["__0_0.distcp"] == full.outputs["__0_0.distcp"]
+        assert 2 * sum(file.bytes for file in light.outputs.values()) < sum(
+            file.bytes for file in full.outputs.values()
+        )
+    (out / "manifest.json").unlink()
+    (newest / "common.pt").unlink()
+    done = run(config, out)
+    assert done.returncode == 2
+    assert "no checkpoint verifies that holds more than weights" in done.stderr.splitlines()[-1]
+
+    def start(name: str, **init: object) -> "subprocess.CompletedProcess[str]":
+        settings = {"scratch": False, "checkpoint": str(older[0]), **init}
+        return run(config_of(init=settings).model_copy(update={"model": None}), tmp_path / name)
+
+    assert start("from weights").returncode == 0
+    done = start("from all", load_optimizer=True)
+    assert "init.load_optimizer: " in done.stderr
+    assert "step_00000016 holds weights only" in done.stderr
 
 
 def test_going_on_with_a_changed_experiment_is_refused(

@@ -135,6 +135,15 @@ def test_two_processes_train_as_one(reference: Run, fast_runs: dict[str, Run], l
     compare(reference, fast_runs[layout])
 
 
+def test_replicas_write_half_each(fast_runs: dict[str, Run]) -> None:
+    files = load_manifest(checkpoint_path(fast_runs["data"].folder, 20), "checkpoint").outputs
+    first, second = (
+        sum(file.bytes for name, file in files.items() if f"__{rank}_" in name) for rank in range(2)
+    )
+    assert first == pytest.approx(second, rel=0.1)
+    assert first + second > 0.9 * sum(file.bytes for file in files.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [*(name for name in TWO_PROCESSES if name not in FAST), *FOUR_PROCESSES])
 def test_every_layout_trains_as_one_process(reference: Run, slow_runs: dict[str, Run], layout: str) -> None:
