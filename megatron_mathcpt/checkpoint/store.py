@@ -4,7 +4,7 @@ The manifest's checksums are compared before any deserialiser sees a byte; a dam
 the next older one taken. Writing is saver.py's.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_mathcpt.checkpoint import folder as folders
@@ -84,6 +85,8 @@ def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layo
         held = OptimizerState(optimizer, state, loading=True)
         _check_stored(path, stored, held)
         state["optimizer"] = held.sharded
+    # Megatron-Core 0.19 would read into FP8 itself and lose what `keep_precise` needs.
+    force_all_tensors_to_non_fp8(state)
     share = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
     loaded = dist_checkpointing.load(state, str(path), share)
     for index, chunk in enumerate(model):
@@ -95,14 +98,21 @@ def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layo
         held.load(loaded["optimizer"])
 
 
-def _check_stored(path: Path, stored: Container[str], held: OptimizerState) -> None:
-    wanted = (part for part in nested_values(held.sharded) if isinstance(part, ShardedTensor))
-    if missing := next((part.key for part in wanted if part.key not in stored), None):
-        raise CheckpointError(
-            f"{path}: no '{missing}' in this checkpoint; it holds weights only, or the optimizer's state in "
-            "Megatron-Core's dp_reshardable form, which fits just the layout that wrote it: load the weights "
-            "only, or save it as fully_reshardable"
-        )
+def _check_stored(path: Path, stored: Mapping[str, Any], held: OptimizerState) -> None:
+    for part in nested_values(held.sharded):
+        if not isinstance(part, ShardedTensor):
+            continue
+        if part.key not in stored:
+            raise CheckpointError(
+                f"{path}: no '{part.key}' in this checkpoint; it holds weights only, or the optimizer's "
+                "state in Megatron-Core's dp_reshardable form, which fits just the layout that wrote it: "
+                "load the weights only, or save it as fully_reshardable"
+            )
+        if (found := stored[part.key].properties.dtype) != part.dtype:
+            raise CheckpointError(
+                f"{path}: '{part.key}' is {found}, this optimizer has it in {part.dtype}; its precision must "
+                "be that of the run that saved it, or load the weights only"
+            )
 
 
 def verify_checkpoint(path: Path, layout: Layout) -> Manifest:

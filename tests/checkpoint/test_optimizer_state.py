@@ -31,6 +31,9 @@ def make_trained(layout: parallel.Layout, seed: int) -> tuple[Any, Any]:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
+    from megatron_mathcpt.train.fused_adam import ensure_fused_adam
+
+    ensure_fused_adam()
     model = make_model(layout)
     settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
     wrapped = DistributedDataParallel(model.config, settings, model, pg_collection=layout.groups)
@@ -120,3 +123,22 @@ def test_boxes_are_the_elements_in_their_order(shape: tuple[int, ...]) -> None:
             for offset, size in boxes(begin, end, shape)
         ]
         assert torch.equal(torch.cat([*found, whole.flatten()[:0]]), whole.flatten()[begin:end])
+
+
+def test_another_precision_is_refused(
+    layout: parallel.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine can hold moments in bf16, and of the weights' copy its lower 16 bits."""
+    from megatron_mathcpt.checkpoint import optimizer_state
+    from megatron_mathcpt.checkpoint.store import load_state
+
+    model, optimizer = make_trained(layout, 1)
+    path, original = save(tmp_path, layout, model, optimizer), optimizer_state._own_shards
+
+    def in_bf16(optimizer: Any) -> Any:
+        shards = original(optimizer)
+        return {weight: {key: part.bfloat16() for key, part in own.items()} for weight, own in shards.items()}
+
+    monkeypatch.setattr(optimizer_state, "_own_shards", in_bf16)
+    with pytest.raises(CheckpointError, match=r"' is torch.float32, this optimizer has it in torch.bfloat16"):
+        load_state(path, [model], optimizer, layout)
