@@ -100,7 +100,14 @@ class _Taken(DefaultSavePlanner):
         self._data = taken
 
     def resolve_data(self, write_item: WriteItem) -> Any:
-        return self._data[write_item.index]
+        data = self._data[write_item.index]
+        return _apart(data) if isinstance(data, torch.Tensor) and data.device.type == "cpu" else data
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor of its own: of a part of one torch's writer makes a copy first."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
 
 
 @contextmanager
