@@ -6,7 +6,8 @@ Each rank writes its share of a bf16 model (317 M parameters in 24 layers). The 
 a round, after a sync of the whole disk: the raw write and fsync is each rank's of as many bytes, at the same
 time; wall seconds of the slower rank count, since a disk is waited for, so let nothing else run. `held` is
 how long the training loop stands still: the calls of the save, and what the steps that ran beside the writing
-took longer than others. Memory is the peak of a rank's resident set above what it held before.
+took longer than others. Memory is the peak of a rank's resident set above what it held before, beside the
+steps above the peak of a step.
 
 Bars: bytes of a rank within 10 % of half; memory of a save and of a load <= 1.3 x the rank's share + 0.3 GB;
 save >= 0.75 of raw bandwidth; beside held <= 10 % of a save.
@@ -102,7 +103,7 @@ def measure(state: Any, step: Callable[[], None], folder: Path, rounds: int) -> 
     loaded = peak_above(lambda: load_state(path, unwrap(state.model), state.optimizer, state.layout))
     shares = bytes_of_ranks(path)
     beside = Beside(state, step, undisturbed)
-    first = peak_above(beside)
+    first = peak_above(beside) - peak_above(step)
     peaks = [of_all_ranks(peak) for peak in (saved, loaded, first)]
     if state.layout.is_writer:
         report_shares(shares, dict(zip(("save", "load", "save beside"), peaks, strict=True)))

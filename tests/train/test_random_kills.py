@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import newest_checkpoint
+from megatron_mathcpt.checkpoint.folder import checkpoint_paths, is_weights_only, load_sealed, step_of
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.manifest import verify_hashes
 from tests.train.test_resume import check_same_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,11 +35,17 @@ def test_random_kills_change_no_bit(
     config = config_of(
         parallel={"tensor_model_parallel_size": 2},
         train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
-        checkpoint={"interval": 4, "async_save": beside},
+        checkpoint={"interval": 4, "async_save": beside, "keep_every": 4 * STEPS_A_KILL},
     )
     punish(config, tmp_path / "whole", 0)
     punish(config, tmp_path / "killed", KILLS)
     check_same_run(tmp_path / "whole", tmp_path / "killed")
-    assert load_manifest(newest_checkpoint(tmp_path / "killed"), "checkpoint").counts["step"] == (
-        (KILLS + 1) * STEPS_A_KILL
-    )
+    kept, undisturbed = (checkpoint_paths(tmp_path / name) for name in ("killed", "whole"))
+    assert step_of(kept[0]) == (KILLS + 1) * STEPS_A_KILL
+    assert [path.name for path in kept] == [path.name for path in undisturbed]
+    for path, whole in zip(kept, undisturbed, strict=True):
+        manifest, expected = load_sealed(path), load_sealed(whole)
+        verify_hashes(path, manifest)
+        assert is_weights_only(manifest) == is_weights_only(expected) == (path not in kept[:2])
+        for name in expected.outputs.keys() - {".metadata"}:  # it has an id of its save
+            assert manifest.outputs[name] == expected.outputs[name]
