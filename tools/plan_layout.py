@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from megatron_mathcpt.errors import ConfigError, run_command
+from megatron_mathcpt.errors import run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-PRECISIONS = ("bf16", "fp8_delayed", "fp8_current")
 
 
 @app.command(help=__doc__)
@@ -17,17 +16,18 @@ def main(
     model: Annotated[
         str, typer.Argument(help="name of a known shape (llama3-8b) or path of a HF config.json")
     ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="section.field=value ... of a training config: precision, fusions, optimizer"),
+    ] = None,
+    *,
     gpus: Annotated[int, typer.Option(min=1, help="number of GPUs")],
     global_batch_size: Annotated[int, typer.Option(min=1, help="sequences per step")] = 1024,
     seq_length: Annotated[int, typer.Option(min=1, help="tokens per sequence")] = 4096,
-    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "bf16",
     hardware: Annotated[
         str, typer.Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")
     ] = "h100",
     memory_gib: Annotated[float | None, typer.Option(help="limit; default 90 % of the card")] = None,
-    bf16_gradients: Annotated[bool, typer.Option(help="sum gradients in bf16")] = False,
-    fp8_parameters: Annotated[bool, typer.Option(help="keep the weights in FP8 only")] = False,
-    tp_comm_overlap: Annotated[bool, typer.Option(help="tuned user buffers, where a table exists")] = False,
     train_tokens: Annotated[float, typer.Option(help="token budget of the run")] = 1e10,
     top: Annotated[int, typer.Option(min=1, help="layouts to show")] = 10,
     page: Annotated[
@@ -37,21 +37,14 @@ def main(
     from rich.console import Console
 
     from megatron_mathcpt.planner import text
-    from megatron_mathcpt.planner.layout import Training
     from megatron_mathcpt.planner.machine import load_machine
     from megatron_mathcpt.planner.search import search
     from megatron_mathcpt.planner.shapes import load_shape
+    from megatron_mathcpt.planner.start import training_from_overrides
 
-    if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision}: unknown; known are {', '.join(PRECISIONS)}")
     shape, machine = load_shape(model), load_machine(hardware)
-    training = Training(
-        seq_length=seq_length,
-        global_batch_size=global_batch_size,
-        precision=precision,  # type: ignore[arg-type]
-        grad_reduce_in_fp32=not bf16_gradients,
-        fp8_parameters=fp8_parameters,
-        tp_comm_overlap=tp_comm_overlap,
+    training = training_from_overrides(
+        overrides or (), seq_length=seq_length, global_batch_size=global_batch_size
     )
     result = search(shape, training, gpus, machine, limit_gib=memory_gib)
     piped = (

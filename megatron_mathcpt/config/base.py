@@ -31,17 +31,21 @@ def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -
 
     Raises `ConfigError` naming the file and the full path of the first wrong field.
     """
-    tree = _read_mapping(path)
+    return build_config(_read_mapping(path), model, overrides, str(path))
+
+
+def build_config(tree: dict[str, Any], model: type[Model], overrides: Sequence[str], where: str) -> Model:
+    """The same of a mapping of sections that did not come from a file; `where` names it in errors."""
     for override in overrides:
         _apply_override(tree, override)
     try:
         # JSON mode keeps strictness (no "3" for 3) yet takes lists for tuples and strings for paths.
         return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error, model)}") from error
+        raise ConfigError(f"{where}: {_explain(error, model)}") from error
     except TypeError as error:
         raise ConfigError(
-            f"{path}: holds a value that is no text, number, list or mapping: {error}"
+            f"{where}: holds a value that is no text, number, list or mapping: {error}"
         ) from error
 
 

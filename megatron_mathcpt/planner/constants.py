@@ -14,6 +14,7 @@ class Constants(Section):
     bf16_gemm_ramp: float
     fp8_gemm_efficiency: float
     fp8_gemm_ramp: float
+    block_gemm_share: float  # of that rate where FP8 is scaled by blocks of 128 instead of whole tensors
     attention_efficiency: float
     context_loss: float  # extra attention time of a context-parallel ring of many ranks
     memory_efficiency: float

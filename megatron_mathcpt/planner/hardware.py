@@ -24,6 +24,7 @@ class Hardware(Section):
     nvlink_gb_per_second: float = Field(gt=0)
     network_gb_per_second: float = Field(gt=0)  # per GPU
     gpus_per_node: int = Field(gt=0)  # joined by NVLink
+    mxfp8: bool = False  # whether its products take FP8 with a scale for 32 values
     tuned_overlap: tuple[tuple[int, int], ...]  # (hidden size, TP) that have a user-buffer table
     source: str
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from megatron_mathcpt.planner.shapes import ModelShape
 
-Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current"]
+Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current", "fp8_blockwise", "fp8_mx"]
 Recompute = Literal["none", "mlp", "full"]
 
 
@@ -15,9 +15,11 @@ class Training:
     """What is the same for every layout of one run.
 
     `fused` is Transformer Engine's layer spec, else Megatron-Core's local one with torch SDPA;
-    `tp_comm_overlap` runs tensor-parallel collectives under the products where a tuned table exists;
-    `fp8_parameters` keeps the block's weights in FP8 only, beside a transposed copy unless
-    `disable_parameter_transpose_cache`; `attended_length` is how far back attention goes
+    `gradient_accumulation_fusion` adds weights' gradients to their buffer within the matrix product;
+    `cross_entropy_fusion_impl` is the fused loss (None: not fused); `bf16_layers` are so many at the start
+    and at the end that FP8 leaves out; `tp_comm_overlap` runs tensor-parallel collectives under the products
+    where a tuned table exists; `fp8_parameters` keeps the block's weights in FP8 only, beside a transposed
+    copy unless `disable_parameter_transpose_cache`; `attended_length` is how far back attention goes
     on average where packed documents are masked from each other (None: the whole sequence).
     """
 
@@ -26,9 +28,15 @@ class Training:
     precision: Precision = "bf16"
     grad_reduce_in_fp32: bool = True
     use_distributed_optimizer: bool = True
-    cross_entropy_loss_fusion: bool = False
+    gradient_accumulation_fusion: bool = True
+    cross_entropy_fusion_impl: Literal["native", "te"] | None = None
+    use_precision_aware_optimizer: bool = False
+    main_params_dtype: Literal["fp32", "fp16"] = "fp32"
+    exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
+    exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
     fp8_parameters: bool = False
     disable_parameter_transpose_cache: bool = False
+    bf16_layers: tuple[int, int] = (0, 0)
     fused: bool = True
     tp_comm_overlap: bool = False
     attended_length: int | None = None
@@ -39,9 +47,41 @@ class Training:
         return self.precision.startswith("fp8")
 
     @property
+    def weights_in_fp8(self) -> bool:
+        """Whether the block's weights are there in FP8 only."""
+        return self.is_fp8 and self.fp8_parameters
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one global batch."""
         return self.seq_length * self.global_batch_size
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of a summed gradient."""
+        return 4 if self.grad_reduce_in_fp32 or self.precision == "fp32" else 2
+
+    @property
+    def optimizer_owns_masters(self) -> bool:
+        """Whether Transformer Engine's AdamW holds the masters, and reads gradients in the type they have.
+
+        `use_precision_aware_optimizer_no_fp8_or_ds_fp8` of Megatron-Core's OptimizerConfig.
+        """
+        return self.use_precision_aware_optimizer and (
+            self.main_params_dtype == "fp16" or not self.is_fp8 or self.precision == "fp8_delayed"
+        )
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of AdamW's two moments and of the master of a weight.
+
+        Of fp32 masters beside bf16 weights Transformer Engine's AdamW keeps only the lower half.
+        """
+        moments = sum(4 if dtype == "fp32" else 2 for dtype in (self.exp_avg_dtype, self.exp_avg_sq_dtype))
+        if self.precision == "fp32":
+            return moments
+        halved = self.main_params_dtype == "fp16" or (self.optimizer_owns_masters and not self.weights_in_fp8)
+        return moments + (2 if halved else 4)
 
 
 @dataclass(frozen=True)
@@ -104,6 +144,16 @@ class Layout:
     def tokens(self, training: Training) -> float:
         """Tokens of one microbatch on one process, before the tensor-parallel cut of the sequence."""
         return self.micro_batch_size * training.seq_length / self.context_parallel_size
+
+
+def bf16_share(shape: ModelShape, training: Training, layout: Layout, stage: int) -> float:
+    """Share of a pipeline stage's layers that FP8 leaves in bf16, as without interleaving."""
+    layers = layout.layers(shape)
+    first, total = sum(layers[:stage]), sum(layers)
+    start, end = training.bf16_layers
+    last = first + layers[stage]
+    left_out = max(0, min(last, start) - first) + max(0, last - max(first, total - end))
+    return min(1.0, left_out / layers[stage]) if training.is_fp8 else 0.0
 
 
 def with_head_as_layer(layout: Layout, shape: ModelShape) -> Layout:

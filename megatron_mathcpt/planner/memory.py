@@ -6,18 +6,23 @@ see on a real layer is the test. Not in here: the CUDA context, NCCL's buffers a
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_mathcpt.planner.flops import parameters
-from megatron_mathcpt.planner.layout import Layout, Training
+from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
 from megatron_mathcpt.planner.shapes import ModelShape
 
 GIB = 2**30
-# Bytes per logit while the loss is computed: an fp32 copy that becomes the softmax in place (4), and the
-# bf16 logits before and their bf16 gradient after (2); Megatron-Core's tensor_parallel/cross_entropy.py. In
-# the fused loss the compiler undoes the in-place steps; that its copies come to about 12 bytes is read off
-# two published runs (Llama-3-8B and Nemotron-4-15B, 13 and 13.5 if all the rest is right).
-LOGIT_BYTES, FUSED_LOGIT_BYTES = 6.0, 12.0
+# Bytes per logit while the loss is computed, by kind of fusion. None: an fp32 copy that becomes the softmax
+# in place (4), and the bf16 logits before and their bf16 gradient after (2); Megatron-Core's
+# tensor_parallel/cross_entropy.py. Native: the compiler undoes the in-place steps; that its copies come to
+# about 12 bytes is read off two published runs (Llama-3-8B and Nemotron-4-15B, 13 and 13.5 if all the rest is
+# right). Transformer Engine's: the gradient overwrites the bf16 logits (triton/cross_entropy.py there).
+LOGIT_BYTES = {None: 6.0, "native": 12.0, "te": 2.0}
+# Bytes of a value in FP8 with its share of the scales. Blockwise: fp32, one for 1 x 128 activations and one
+# for 128 x 128 weights (Transformer Engine's tensor/float8_blockwise_tensor.py); MXFP8: a byte for 32 values.
+FP8_ACTIVATION = {"fp8_delayed": 1.0, "fp8_current": 1.0, "fp8_blockwise": 1 + 4 / 128, "fp8_mx": 1 + 1 / 32}
+FP8_WEIGHT = FP8_ACTIVATION | {"fp8_blockwise": 1 + 4 / 128**2}
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,22 @@ def peak_memory(shape: ModelShape, training: Training, layout: Layout) -> StageM
 def _memory_of(
     stages: Iterable[int], shape: ModelShape, training: Training, layout: Layout
 ) -> list[StageMemory]:
+    saved = _saved_and_kept(shape, training, layout)
+    left_out = (
+        _saved_and_kept(shape, replace(training, precision="bf16"), layout) if training.is_fp8 else saved
+    )
+    found = []
+    for stage in stages:
+        share = bf16_share(shape, training, layout, stage)
+        mixed = [fp8 + share * (bf16 - fp8) for fp8, bf16 in zip(saved, left_out, strict=True)]
+        found.append(_stage_memory(shape, training, layout, stage, *mixed))
+    return found
+
+
+def _saved_and_kept(shape: ModelShape, training: Training, layout: Layout) -> tuple[float, float]:
+    """Bytes per token that a layer saves for backward, and those that it keeps under recomputation."""
     saved = saved_per_token(shape, training, layout)
-    per_token = sum(saved.values())
-    kept = _kept_by_recompute(layout, saved)
-    return [_stage_memory(shape, training, layout, stage, per_token, kept) for stage in stages]
+    return sum(saved.values()), _kept_by_recompute(layout, saved)
 
 
 def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> tuple[float, float]:
@@ -85,7 +102,7 @@ def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> di
     hidden = shape.hidden_size / (tensor if layout.sequence_parallel else 1)
     size = 4 if training.precision == "fp32" else 2
     query, key, ffn = shape.query_width / tensor, shape.key_width / tensor, shape.ffn_hidden_size / tensor
-    matrix_input = 1 if training.is_fp8 else size
+    matrix_input = FP8_ACTIVATION.get(training.precision, size)
     saved = {
         "norm inputs": 2 * size * hidden,
         "norm outputs": 2 * matrix_input * hidden,
@@ -97,7 +114,8 @@ def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> di
         "gate, up": size * shape.fc1_width / tensor,
         "activation": matrix_input * ffn,
     }
-    if training.is_fp8:
+    if training.precision == "fp8_delayed":
+        # Else the projection saves its input as it is (Megatron-Core's transformer/attention.py).
         saved["attention output in FP8"] = query
     if shape.has_dropout:
         saved["dropout masks"] = 2 * hidden
@@ -154,34 +172,46 @@ def _stage_memory(
     tokens = layout.tokens(training)
     in_flight = in_flight_stages(layout, layout.microbatches(training), stage)
     parts = {
-        **_state_bytes(training, layout, matrices, others),
+        **_state_bytes(training, layout, matrices, others, bf16_share(shape, training, layout, stage)),
         "activations": in_flight * tokens * (recomputed * kept + (layers - recomputed) * per_token),
         "recomputed layer": tokens * (per_token - kept) if recomputed else 0.0,
         "logits": 0.0,
     }
     if stage == layout.pipeline_model_parallel_size - 1:
-        per_logit = FUSED_LOGIT_BYTES if training.cross_entropy_loss_fusion else LOGIT_BYTES
+        per_logit = LOGIT_BYTES[training.cross_entropy_fusion_impl]
         if training.precision == "fp32":
             per_logit = 4.0  # everything in place
         rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
         # A recomputed layer comes after the logits are gone: only the larger of the two counts.
         parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])
+    if training.gradient_bytes == 2 and not training.optimizer_owns_masters:
+        # AdamW makes fp32 copies of its gradients when the activations are gone.
+        copies = 4 * (matrices + others) / _shards(training, layout)
+        freed = parts["activations"] + parts["recomputed layer"] + parts["logits"]
+        parts["fp32 gradients"] = max(0.0, copies - freed)
     return StageMemory(stage, parts)
 
 
-def _state_bytes(training: Training, layout: Layout, matrices: float, others: float) -> dict[str, float]:
-    """Weights, gradients and AdamW's fp32 state; the state is cut over data x context ranks."""
-    if training.precision == "fp32":
-        weight, gradient, state = 4, 4, 8
-    else:
-        weight, gradient, state = 2, 4 if training.grad_reduce_in_fp32 else 2, 12
+def _shards(training: Training, layout: Layout) -> int:
+    """Ranks that share the optimizer's state."""
     replicas = layout.data_parallel_size * layout.context_parallel_size
-    shards = replicas if training.use_distributed_optimizer else 1
-    # Hopper's FP8 products need every weight twice, as it is and transposed.
-    fp8_copies = (1 if training.disable_parameter_transpose_cache else 2) if training.is_fp8 else 0
-    matrix_weight = fp8_copies + (0 if training.fp8_parameters else weight)
+    return replicas if training.use_distributed_optimizer else 1
+
+
+def _state_bytes(
+    training: Training, layout: Layout, matrices: float, others: float, left_out: float
+) -> dict[str, float]:
+    """Weights, gradients and AdamW's state; the state is cut over data x context ranks.
+
+    `left_out` is the share of the layers' matrices that FP8 leaves in bf16.
+    """
+    weight = 4 if training.precision == "fp32" else 2
+    # FP8 products need every weight twice, as it is and transposed (MXFP8: scaled along the other side).
+    copies = 1 if training.disable_parameter_transpose_cache else 2
+    in_fp8 = copies * FP8_WEIGHT.get(training.precision, 0.0) + (0 if training.weights_in_fp8 else weight)
+    matrix_weight = in_fp8 + left_out * (weight - in_fp8)
     return {
         "weights": matrix_weight * matrices + weight * others,
-        "gradients": gradient * (matrices + others),
-        "optimizer": state * (matrices + others) / shards,
+        "gradients": training.gradient_bytes * (matrices + others),
+        "optimizer": training.optimizer_bytes * (matrices + others) / _shards(training, layout),
     }

@@ -1,17 +1,26 @@
-"""Published runs and peaks of memory as data (`data/published.yaml`), each with its source."""
+"""Published runs, peaks of memory and gains of FP8 as data (`data/published.yaml`), each with its source.
 
-from dataclasses import dataclass
+What this project measured itself lies apart in `data/measured.yaml` and is never fitted.
+"""
+
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.planner.constants import Constants
+from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training, with_head_as_layer
-from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage
+from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage, peak_memory
 from megatron_mathcpt.planner.shapes import ModelShape, load_shape, with_layers
+from megatron_mathcpt.planner.step_time import step_time
 
 PUBLISHED = Path(__file__).parent / "data" / "published.yaml"
+MEASURED = Path(__file__).parent / "data" / "measured.yaml"
 
 
 class _Group(Section):
@@ -36,6 +45,7 @@ class _Group(Section):
     recompute: Recompute = "none"
     recompute_num_layers: int | None = None
     fp8_parameters: bool = False
+    cross_entropy_fusion_impl: Literal["native", "te"] = "native"
     attended_length: int | None = None
     runs: tuple[tuple[int, int, float], ...] = ()
     rates: tuple[tuple[int, int, float], ...] = ()
@@ -61,9 +71,69 @@ class Peak(Section):
         return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
 
 
+class Gain(Section):
+    """A published pair of runs that differ in FP8 only: throughput and peak memory of FP8 over bf16.
+
+    `training` is the FP8 run's; what its source leaves open is a guess that hardly moves the ratios.
+    """
+
+    name: str
+    source: str
+    model: ModelShape
+    training: Training
+    layout: Layout
+    bf16_tflops: float
+    fp8_tflops: float
+    bf16_gb: float
+    fp8_gb: float
+
+    @property
+    def published(self) -> tuple[float, float]:
+        """Throughput and peak memory of FP8 over bf16."""
+        return self.fp8_tflops / self.bf16_tflops, self.fp8_gb / self.bf16_gb
+
+    def predict(self, machine: Machine) -> tuple[float, float]:
+        """The planner's ratios."""
+        bf16 = replace(self.training, precision="bf16")
+        seconds = [step_time(self.model, t, self.layout, machine).total for t in (bf16, self.training)]
+        memory = [peak_memory(self.model, t, self.layout).total for t in (self.training, bf16)]
+        return seconds[0] / seconds[1], memory[0] / memory[1]
+
+
+class Measured(Section):
+    """A run of this project's own training step, with what it ran on (tests/benchmarks/gpu_training.py)."""
+
+    name: str
+    card: str
+    versions: str
+    date: str
+    commit: str
+    hardware: str = "h100"
+    shape: str
+    num_layers: int | None = None
+    training: Training
+    layout: Layout
+    seconds: float
+    peak_gib: float
+
+    def predict(self, constants: Constants) -> tuple[float, float]:
+        """The planner's seconds and GiB."""
+        shape = load_shape(self.shape)
+        if self.num_layers:
+            shape = with_layers(shape, self.num_layers)
+        machine = Machine(load_hardware(self.hardware), constants)
+        seconds = step_time(shape, self.training, self.layout, machine).total
+        return seconds, peak_memory(shape, self.training, self.layout).gib
+
+
+class _Measured(Section):
+    runs: tuple[Measured, ...]
+
+
 class _Published(Section):
     sources: dict[str, str]
     times: tuple[_Group, ...] = Field(min_length=1)
+    gains: tuple[Gain, ...]
     memory: tuple["Peak", ...]
 
 
@@ -104,6 +174,16 @@ def load_peaks(path: Path = PUBLISHED) -> tuple[Peak, ...]:
     return load_config(path, _Published).memory
 
 
+def load_gains(path: Path = PUBLISHED) -> tuple[Gain, ...]:
+    """Every published gain of FP8 of the data file."""
+    return load_config(path, _Published).gains
+
+
+def load_measured(path: Path = MEASURED) -> tuple[Measured, ...]:
+    """Every run that this project measured."""
+    return load_config(path, _Measured).runs
+
+
 def _case(group: _Group) -> tuple[object, ...]:
     return (group.shape, group.seq_length, group.precision, group.hardware)
 
@@ -121,7 +201,7 @@ def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
             global_batch_size=batch,
             precision=group.precision,
             grad_reduce_in_fp32=False,
-            cross_entropy_loss_fusion=True,
+            cross_entropy_fusion_impl=group.cross_entropy_fusion_impl,
             fp8_parameters=group.fp8_parameters,
             tp_comm_overlap=True,
             attended_length=group.attended_length,

@@ -58,8 +58,7 @@ def search(
     """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card)."""
     hardware = machine.hardware
     limit = MEMORY_SHARE * hardware.memory_gib if limit_gib is None else limit_gib
-    if training.is_fp8 and hardware.fp8_tflops is None:
-        raise ConfigError(f"precision {training.precision}: this GPU has no FP8; choose bf16")
+    check_precision(training, hardware)
     plans: list[Plan] = []
     misfits: list[Misfit] = []
     refused: Counter[str] = Counter()
@@ -76,6 +75,16 @@ def search(
     plans.sort(key=lambda plan: plan.time.total)
     misfits.sort(key=lambda misfit: misfit.excess_gib)
     return SearchResult(tuple(plans), tuple(misfits), refused)
+
+
+def check_precision(training: Training, hardware: Hardware) -> None:
+    """Raise `ConfigError` where the GPU cannot multiply in the precision of `training`."""
+    if training.is_fp8 and hardware.fp8_tflops is None:
+        raise ConfigError(f"precision {training.precision}: this GPU has no FP8; choose bf16")
+    if training.precision == "fp8_mx" and not hardware.mxfp8:
+        raise ConfigError("precision fp8_mx: needs Blackwell; choose fp8_recipe blockwise on this GPU")
+    if training.precision == "fp8_blockwise" and hardware.mxfp8:
+        raise ConfigError("precision fp8_blockwise: is for Hopper; choose fp8_recipe mxfp8 on this GPU")
 
 
 def _layouts(shape: ModelShape, gpus: int, hardware: Hardware) -> Iterator[Layout]:

@@ -1,13 +1,33 @@
 """Whether a run's config fits the GPU, asked before anything is started."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_mathcpt.config.base import build_config
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training
 from megatron_mathcpt.planner.memory import GIB, StageMemory, peak_memory
 from megatron_mathcpt.planner.shapes import from_llama
 
+PRECISION_OF: dict[str, Precision] = {
+    "delayed": "fp8_delayed",
+    "tensorwise": "fp8_current",
+    "blockwise": "fp8_blockwise",
+    "mxfp8": "fp8_mx",
+}
+# What a search takes as given, beside all of the section precision.
+_GIVEN = (
+    "optimizer.use_precision_aware_optimizer",
+    "optimizer.main_params_dtype",
+    "optimizer.exp_avg_dtype",
+    "optimizer.exp_avg_sq_dtype",
+    "parallel.use_distributed_optimizer",
+    "parallel.grad_reduce_in_fp32",
+    "parallel.gradient_accumulation_fusion",
+    "parallel.cross_entropy_loss_fusion",
+    "parallel.tp_comm_overlap",
+)
 # CUDA context, NCCL's buffers and cuBLAS workspaces, which the formulae leave out.
 _RUNTIME_GIB = 2.5
 
@@ -53,15 +73,60 @@ def check_memory(
     return found
 
 
+def training_from_overrides(overrides: Sequence[str], *, seq_length: int, global_batch_size: int) -> Training:
+    """What a search takes as given: a bf16 run with the distributed optimizer, changed by `overrides`.
+
+    Raises `ConfigError` for an override that is wrong in a training config, or that the search would ignore.
+    """
+    for override in overrides:
+        field = override.partition("=")[0]
+        if not field.startswith("precision.") and field not in _GIVEN:
+            raise ConfigError(
+                f"override '{override}': a search cannot take it as given; known are precision.*, "
+                f"{', '.join(_GIVEN)}"
+            )
+    tree = {
+        "name": "search",
+        "seed": 0,
+        "init": {"scratch": True},
+        "data": {"corpus": "corpus", "blend": {"all": 1.0}},
+        "optimizer": {"lr": 1.0},
+        "schedule": {"lr_decay_style": "constant"},
+        "parallel": {
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "use_distributed_optimizer": True,
+        },
+        "precision": {"params_dtype": "bf16"},
+        "train": {
+            "train_tokens": 1,
+            "seq_length": seq_length,
+            "micro_batch_size": 1,
+            "global_batch_size": global_batch_size,
+        },
+        "checkpoint": {"interval": 1},
+    }
+    return from_experiment(build_config(tree, ExperimentConfig, overrides, "search"), 1, fused=True)[0]
+
+
 def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -> tuple[Training, Layout]:
-    """The planner's view of a run's config."""
-    parallel, train = config.parallel, config.train
+    """The planner's view of a run's config; without fused layers (`fused`) nothing else is fused either."""
+    parallel, train, optimizer, precision = config.parallel, config.train, config.optimizer, config.precision
+    ends = (precision.num_layers_at_start_in_bf16, precision.num_layers_at_end_in_bf16)
     training = Training(
         seq_length=train.seq_length,
         global_batch_size=train.global_batch_size,
-        precision=_precision(config.precision),
-        fp8_parameters=config.precision.fp8_param_gather,
+        precision=_precision(precision),
+        grad_reduce_in_fp32=parallel.grad_reduce_in_fp32,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        gradient_accumulation_fusion=parallel.gradient_accumulation_fusion and fused,
+        cross_entropy_fusion_impl="te" if parallel.cross_entropy_loss_fusion and fused else None,
+        use_precision_aware_optimizer=optimizer.use_precision_aware_optimizer,
+        main_params_dtype=optimizer.main_params_dtype,
+        exp_avg_dtype=optimizer.exp_avg_dtype,
+        exp_avg_sq_dtype=optimizer.exp_avg_sq_dtype,
+        fp8_parameters=precision.fp8_param_gather,
+        bf16_layers=ends if precision.first_last_layers_bf16 else (0, 0),
         fused=fused,
         tp_comm_overlap=parallel.tp_comm_overlap,
     )
@@ -84,9 +149,7 @@ def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -
 
 
 def _precision(precision: PrecisionSection) -> Precision:
-    if precision.fp8 is None:
-        return precision.params_dtype
-    return "fp8_delayed" if precision.fp8_recipe == "delayed" else "fp8_current"
+    return precision.params_dtype if precision.fp8_recipe is None else PRECISION_OF[precision.fp8_recipe]
 
 
 def _recompute(parallel: ParallelSection) -> Recompute:

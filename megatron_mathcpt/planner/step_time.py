@@ -5,19 +5,25 @@ constant (see calibration.py). The slowest pipeline stage sets the pace.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log2
 
-from megatron_mathcpt.planner.flops import flops_per_token
+from megatron_mathcpt.planner.flops import flops_per_token, parameters
 from megatron_mathcpt.planner.hardware import Hardware
-from megatron_mathcpt.planner.layout import Layout, Training
+from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
 from megatron_mathcpt.planner.machine import Machine
-from megatron_mathcpt.planner.memory import stage_parameters
+from megatron_mathcpt.planner.memory import FP8_ACTIVATION, stage_parameters
 from megatron_mathcpt.planner.shapes import ModelShape
 
 _BACKWARD_WINDOW = 0.9  # share of a microbatch's compute under which gradients and parameters can travel
 _EXPOSED_ANYWAY = 0.05  # first and last bucket of that traffic have nothing to hide under
+# Bytes a logit moves through the loss, by kind of fusion, counted in the sources named in memory.py. None:
+# the fp32 copy, maximum, subtraction, exponential, sum, division, product with the gradient, rounding.
+# Transformer Engine's: two passes forward, one backward, in bf16. Native: what published runs fit (left out
+# 2.3 %; the four compiled passes could move 28 bytes, which leaves 2.6 %).
+_LOSS_BYTES = {None: 52.0, "native": 16.0, "te": 10.0}
+_CAST_READS = {"fp8_current": 2}  # of a value for its maximum and its cast; else 1
 
 
 @dataclass(frozen=True)
@@ -53,22 +59,20 @@ def speed(shape: ModelShape, training: Training, hardware: Hardware, *, seconds:
 
 def step_time(shape: ModelShape, training: Training, layout: Layout, machine: Machine) -> StepTime:
     """Predict the time of a step of `layout`."""
-    layer = _layer_terms(
-        shape,
-        training,
-        machine,
-        layout.tensor_model_parallel_size,
-        layout.context_parallel_size,
-        layout.micro_batch_size,
-    )
+    layers = _average_layers(shape, training, layout, machine)
     counts = layout.layers(shape)
-    recompute = [_recompute_seconds(layout, layer, layers) for layers in counts]
-    stages = [layers * sum(layer.values()) + again for layers, again in zip(counts, recompute, strict=True)]
+    recompute = [
+        _recompute_seconds(layout, layer, count) for layer, count in zip(layers, counts, strict=True)
+    ]
+    stages = [
+        count * sum(layer.values()) + again
+        for layer, count, again in zip(layers, counts, recompute, strict=True)
+    ]
     head = _head_seconds(shape, training, layout, machine)
     stages[-1] += head
     slowest = max(range(len(stages)), key=stages.__getitem__)
     microbatches = layout.microbatches(training)
-    terms = {name: microbatches * counts[slowest] * value for name, value in layer.items()}
+    terms = {name: microbatches * counts[slowest] * value for name, value in layers[slowest].items()}
     terms["recomputation"] = microbatches * recompute[slowest]
     terms["head and loss"] = microbatches * head if slowest == len(stages) - 1 else 0.0
     terms |= _pipeline_terms(shape, training, layout, machine, sum(stages) / len(stages))
@@ -77,6 +81,23 @@ def step_time(shape: ModelShape, training: Training, layout: Layout, machine: Ma
         nodes = max(1.0, layout.gpus / machine.hardware.gpus_per_node)
         terms["FP8 scale synchronisation"] = machine.constants.scale_sync * log2(nodes) * sum(terms.values())
     return StepTime(terms, tuple(stages))
+
+
+def _average_layers(
+    shape: ModelShape, training: Training, layout: Layout, machine: Machine
+) -> list[dict[str, float]]:
+    """Terms of the average layer of every pipeline stage, layers that FP8 leaves in bf16 among them."""
+    sizes = (layout.tensor_model_parallel_size, layout.context_parallel_size, layout.micro_batch_size)
+    layer = _layer_terms(shape, training, machine, *sizes)
+    if training.bf16_layers == (0, 0):
+        return [layer] * layout.pipeline_model_parallel_size
+    left_out = _layer_terms(shape, replace(training, precision="bf16"), machine, *sizes)
+    shares = [
+        bf16_share(shape, training, layout, stage) for stage in range(layout.pipeline_model_parallel_size)
+    ]
+    return [
+        {name: value + share * (left_out[name] - value) for name, value in layer.items()} for share in shares
+    ]
 
 
 @lru_cache(maxsize=4096)
@@ -97,6 +118,10 @@ def _layer_terms(
         "context-parallel communication": max(0.0, ring - attention),
         "element-wise": _elementwise_bytes(shape, tensor) * tokens / machine.memory,
         "FP8 casts": _cast_bytes(shape, training, tensor) * tokens / machine.memory,
+        "gradient accumulation": _accumulated_bytes(training)
+        * parameters(shape).layer_matrices
+        / tensor
+        / machine.memory,
         "tensor-parallel communication": _tensor_seconds(shape, training, machine, tensor, tokens),
         "kernel launches": overhead * 1e-6,
     }
@@ -106,6 +131,7 @@ def _matrix_seconds(
     shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
 ) -> float:
     """The layer's four matrices."""
+    slower = machine.constants.block_gemm_share if training.precision == "fp8_blockwise" else 1.0
     query, key = shape.query_width / tensor, shape.key_width / tensor
     matrices = (
         (shape.hidden_size, query + 2 * key),
@@ -113,9 +139,10 @@ def _matrix_seconds(
         (shape.hidden_size, shape.fc1_width / tensor),
         (shape.ffn_hidden_size / tensor, shape.hidden_size),
     )
-    return sum(
+    products = (
         _three_products(machine, tokens, inputs, outputs, fp8=training.is_fp8) for inputs, outputs in matrices
     )
+    return sum(products) / slower
 
 
 def _three_products(machine: Machine, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
@@ -153,13 +180,24 @@ def _elementwise_bytes(shape: ModelShape, tensor: int) -> float:
 def _cast_bytes(shape: ModelShape, training: Training, tensor: int) -> float:
     """Bytes a token moves in casts of matrix inputs and output gradients: 2 read, two FP8 copies written.
 
-    Current scaling reads everything once more for its maximum. Norm outputs are written in FP8 at once.
+    Current scaling reads everything once more for its maximum (norms bring it along). With delayed scaling
+    norms write FP8 at once; under the others the attention output is cast again in backward, since it is
+    saved as it is.
     """
     if not training.is_fp8:
         return 0.0
+    read, written = 2.0 * _CAST_READS.get(training.precision, 1), 2 * FP8_ACTIVATION[training.precision]
     inputs = shape.query_width + shape.ffn_hidden_size
     gradients = shape.query_width + 2 * shape.key_width + shape.fc1_width + 2 * shape.hidden_size
-    return (4.0 if training.precision == "fp8_delayed" else 6.0) * (inputs + gradients) / tensor
+    moved = (read + written) * (inputs + gradients)
+    if training.precision != "fp8_delayed":
+        moved += (2.0 + written) * 2 * shape.hidden_size + read * shape.query_width
+    return moved / tensor
+
+
+def _accumulated_bytes(training: Training) -> float:
+    """Bytes a weight moves in a microbatch to add its bf16 gradient to the sum, where no product does it."""
+    return 0.0 if training.gradient_accumulation_fusion else 2.0 + 2 * training.gradient_bytes
 
 
 def _tensor_seconds(
@@ -182,11 +220,13 @@ def _tensor_seconds(
 
 
 def _head_seconds(shape: ModelShape, training: Training, layout: Layout, machine: Machine) -> float:
-    """Output layer in bf16, and about eight passes of 2 bytes over its logits for the loss."""
+    """Output layer in bf16, and what its logits move for the loss."""
     tokens = layout.tokens(training)
     rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
     products = _three_products(machine, tokens, shape.hidden_size, rows, fp8=False)
-    return products + 16.0 * tokens * rows / machine.memory
+    moved = _LOSS_BYTES[training.cross_entropy_fusion_impl] * tokens * rows
+    moved += _accumulated_bytes(training) * shape.hidden_size * rows
+    return products + moved / machine.memory
 
 
 def _recompute_seconds(layout: Layout, layer: Mapping[str, float], layers: int) -> float:
@@ -194,7 +234,7 @@ def _recompute_seconds(layout: Layout, layer: Mapping[str, float], layers: int) 
     if layout.recompute == "none":
         return 0.0
     count = layers if layout.recompute_num_layers is None else min(layers, layout.recompute_num_layers)
-    rest = sum(layer.values()) - layer["attention"]
+    rest = sum(layer.values()) - layer["attention"] - layer["gradient accumulation"]
     if layout.recompute == "full":
         return count * (rest / 3 + layer["attention"] / 3.5)
     return count * rest / 3 * 0.75  # a Llama's MLP is about three quarters of its layer
@@ -220,19 +260,24 @@ def _data_parallel_terms(
 ) -> dict[str, float]:
     """What of gradient and parameter traffic outlasts the microbatch it hides under; the optimizer's bytes.
 
-    AdamW reads and writes 34 bytes for each parameter a rank owns.
+    For each parameter a rank owns it reads the gradient for the norm and for AdamW, as it is or as an fp32
+    copy of a bf16 one that it made, reads and writes AdamW's state, and writes the weight.
     """
     matrices, others = stage_parameters(shape, layout, 0)
     replicas = layout.data_parallel_size * layout.context_parallel_size
     owned = (matrices + others) / (replicas if training.use_distributed_optimizer else 1)
     seconds_per_byte = (replicas - 1) / replicas / _replica_rate(layout, machine)
-    gradient = (4 if training.grad_reduce_in_fp32 else 2) * (matrices + others) * seconds_per_byte
-    gather = ((1 if training.fp8_parameters else 2) * matrices + 2 * others) * seconds_per_byte
+    gradient = training.gradient_bytes * (matrices + others) * seconds_per_byte
+    # MXFP8 weights are gathered in bf16, since they are scaled along both sides.
+    in_fp8 = training.weights_in_fp8 and training.precision != "fp8_mx"
+    gather = ((1 if in_fp8 else 2) * matrices + 2 * others) * seconds_per_byte
+    as_it_is = training.gradient_bytes == 4 or training.optimizer_owns_masters
+    moved = (2 * training.gradient_bytes if as_it_is else 6 + 2 * 4) + 2 * training.optimizer_bytes + 2
     window = _BACKWARD_WINDOW * first_stage / layout.virtual_pipeline_model_parallel_size
     return {
         "gradient reduction": max(_EXPOSED_ANYWAY * gradient, gradient - window * 2 / 3),
         "parameter gather": max(_EXPOSED_ANYWAY * gather, gather - window / 3),
-        "optimizer": 34 * owned / machine.memory,
+        "optimizer": moved * owned / machine.memory,
         "fixed": machine.constants.step_overhead_ms * 1e-3,
     }
 

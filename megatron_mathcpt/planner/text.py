@@ -10,6 +10,7 @@ from megatron_mathcpt.planner.machine import Machine
 from megatron_mathcpt.planner.memory import GIB, memory_per_stage
 from megatron_mathcpt.planner.search import Plan, SearchResult, why_slower
 from megatron_mathcpt.planner.shapes import ModelShape
+from megatron_mathcpt.planner.start import PRECISION_OF
 from megatron_mathcpt.planner.step_time import speed
 
 
@@ -33,7 +34,6 @@ def describe(
         yield _memory(shape, training, result.plans[0])
         yield _step(result.plans[0])
         yield "Settings of a run: " + " ".join(settings(result.plans[0].layout, training))
-        yield from missing_settings(result.plans[0].layout, training)
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
     for misfit in result.misfits[:3]:
         yield f"  closest miss: {misfit.layout.name}: {misfit.reason}"
@@ -52,6 +52,7 @@ def settings(layout: Layout, training: Training) -> list[str]:
         "parallel.virtual_pipeline_model_parallel_size": layout.virtual_pipeline_model_parallel_size,
         "parallel.sequence_parallel": layout.sequence_parallel,
         "parallel.use_distributed_optimizer": training.use_distributed_optimizer,
+        **_unusual(training),
         "parallel.overlap_grad_reduce": overlaps,
         "parallel.overlap_param_gather": overlaps and training.use_distributed_optimizer,
         **_stages(layout),
@@ -102,28 +103,43 @@ def _recompute(layout: Layout) -> dict[str, object]:
     }
 
 
+def _unusual(training: Training) -> dict[str, object]:
+    """What is fused, summed in bf16 or kept in fewer bytes, where it is not the default."""
+    usual = _fusions(Training(training.seq_length, training.global_batch_size))
+    return {name: value for name, value in _fusions(training).items() if value != usual[name]}
+
+
+def _fusions(training: Training) -> dict[str, object]:
+    return {
+        "parallel.grad_reduce_in_fp32": training.grad_reduce_in_fp32,
+        "parallel.gradient_accumulation_fusion": training.gradient_accumulation_fusion,
+        "parallel.cross_entropy_loss_fusion": training.cross_entropy_fusion_impl is not None,
+        "optimizer.use_precision_aware_optimizer": training.use_precision_aware_optimizer,
+        "optimizer.main_params_dtype": training.main_params_dtype,
+        "optimizer.exp_avg_dtype": training.exp_avg_dtype,
+        "optimizer.exp_avg_sq_dtype": training.exp_avg_sq_dtype,
+    }
+
+
 def _precision(training: Training) -> dict[str, object]:
+    """FP8 and its recipe; the formats are Transformer Engine's own for it."""
     if not training.is_fp8:
         return {}
-    recipe = {"fp8_delayed": "delayed", "fp8_current": "tensorwise"}[training.precision]
-    return {
+    recipe = next(name for name, precision in PRECISION_OF.items() if precision == training.precision)
+    values: dict[str, object] = {
         "precision.params_dtype": "bf16",
-        "precision.fp8": "hybrid",
+        "precision.fp8": "hybrid" if recipe in ("delayed", "tensorwise") else "e4m3",
         "precision.fp8_recipe": recipe,
         "precision.fp8_param_gather": training.fp8_parameters,
     }
-
-
-def missing_settings(layout: Layout, training: Training) -> Iterator[str]:
-    """What of this layout the training config cannot say."""
-    asked = {
-        "gradients in bf16": not training.grad_reduce_in_fp32,
-        "the fused loss": training.cross_entropy_loss_fusion,
-        "no cache of transposed FP8 weights": training.disable_parameter_transpose_cache,
-    }
-    missing = [name for name, needed in asked.items() if needed]
-    if missing:
-        yield f"  no setting of the training config: {', '.join(missing)}"
+    if training.bf16_layers != (0, 0):
+        start, end = training.bf16_layers
+        values |= {
+            "precision.first_last_layers_bf16": True,
+            "precision.num_layers_at_start_in_bf16": start,
+            "precision.num_layers_at_end_in_bf16": end,
+        }
+    return values
 
 
 def _ranking(

@@ -20,7 +20,7 @@ from megatron_mathcpt.planner.constants import Constants
 from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.machine import Machine
 from megatron_mathcpt.planner.memory import peak_memory
-from megatron_mathcpt.planner.published import Run, load_peaks, load_runs
+from megatron_mathcpt.planner.published import Run, load_gains, load_measured, load_peaks, load_runs
 from megatron_mathcpt.planner.search import MEMORY_SHARE, search
 from megatron_mathcpt.planner.step_time import step_time
 
@@ -69,6 +69,29 @@ def elsewhere(runs: Sequence[Run], machine: Machine) -> str:
             (f"{run.hardware} {run.key}", run.layout.gpus, f"{run.seconds:.2f}", f"{100 * error:+.1f} %")
         )
     return table(["run", "GPUs", "published s", "error"], rows)
+
+
+def gains(machine: Machine) -> str:
+    """Predicted against published throughput and memory of FP8 over bf16."""
+    rows = []
+    for gain in load_gains():
+        speeds, sizes = zip(gain.published, gain.predict(machine), strict=True)
+        shown = [f"{ratio:.2f}" for ratio in (*speeds, *sizes)]
+        rows.append((f"{gain.name}, TP{gain.layout.tensor_model_parallel_size}", *shown))
+    heading = ["run", "throughput, published", "predicted", "peak memory, published", "predicted"]
+    return table(heading, rows)
+
+
+def measured(machine: Machine) -> str:
+    """Predicted against what this project measured."""
+    rows = []
+    for run in load_measured():
+        seconds, gib = run.predict(machine.constants)
+        found = (f"{run.seconds:.2f}", f"{100 * (seconds / run.seconds - 1):+.1f} %")
+        found += (f"{run.peak_gib:.1f}", f"{100 * (gib / run.peak_gib - 1):+.1f} %")
+        rows.append((f"{run.name} ({run.card}, {run.versions}, {run.date}, {run.commit})", *found))
+    heading = ["run", "measured s", "error", "measured GiB", "error"]
+    return table(heading, rows) if rows else "None yet.\n"
 
 
 def memory() -> str:
@@ -143,6 +166,10 @@ def report() -> tuple[Constants, str]:
         times(newest, machine, outside),
         "Other GPUs, never fitted:\n",
         elsewhere(others, machine),
+        "FP8 by blocks against bf16 in continued pretraining, never fitted:\n",
+        gains(machine),
+        "Measured with this project's own step, never fitted:\n",
+        measured(machine),
         "Peak memory:\n",
         memory(),
         "Regret:\n",

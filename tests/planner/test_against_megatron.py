@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from megatron_mathcpt.planner.flops import flops_per_token, parameters
 from megatron_mathcpt.planner.layout import Layout, Training
 from megatron_mathcpt.planner.memory import saved_per_token
 from megatron_mathcpt.planner.shapes import from_llama
+from megatron_mathcpt.planner.start import PRECISION_OF
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPED = LlamaShape(
@@ -124,3 +125,30 @@ def test_saved_bytes_under_tensor_parallelism(sequence_parallel: bool) -> None:
         training = Training(96, 2, dtype, fused=False)  # type: ignore[arg-type]
         saved = saved_per_token(from_llama("grouped", GROUPED), training, layout)
         assert 2 * 96 * sum(saved.values()) == pytest.approx(measured[dtype], rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", [None, "delayed", "tensorwise", "blockwise"])
+@pytest.mark.parametrize("main", ["fp32", "fp16"])
+def test_who_holds_the_masters_is_what_megatron_core_says(
+    recipe: str | None, main: Literal["fp32", "fp16"]
+) -> None:
+    pytest.importorskip("transformer_engine.pytorch", reason="Megatron-Core asks for its optimizer")
+    from megatron.core.optimizer import OptimizerConfig
+
+    asked = OptimizerConfig(
+        optimizer="adam",
+        lr=1.0,
+        bf16=True,
+        use_distributed_optimizer=True,
+        use_precision_aware_optimizer=True,
+        main_params_dtype={"fp32": torch.float32, "fp16": torch.float16}[main],
+        fp8_recipe=recipe,
+    )
+    training = Training(
+        seq_length=1,
+        global_batch_size=1,
+        precision="bf16" if recipe is None else PRECISION_OF[recipe],
+        use_precision_aware_optimizer=True,
+        main_params_dtype=main,
+    )
+    assert training.optimizer_owns_masters == asked.use_precision_aware_optimizer_no_fp8_or_ds_fp8

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
 from megatron_mathcpt.planner.flops import parameters
-from megatron_mathcpt.planner.layout import Layout, Training, with_head_as_layer
+from megatron_mathcpt.planner.layout import Layout, Precision, Training, bf16_share, with_head_as_layer
 from megatron_mathcpt.planner.memory import (
     in_flight_stages,
     memory_per_stage,
@@ -30,9 +31,105 @@ def test_saved_bytes_by_hand() -> None:
     assert saved["gate, up"] == 2 * 2 * 14336
     assert saved["activation"] == 2 * 14336
     assert sum(saved.values()) == 149_632
-    fp8 = saved_per_token(SHAPE, replace(TRAINING, precision="fp8_delayed"), Layout())
-    # Norm outputs and activation at half; a one-byte copy of the attention output more.
-    assert sum(fp8.values()) == 149_632 - 2 * 4096 - 14336 + 4096
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        # Norm outputs and activation at half; delayed scaling keeps the attention output in one byte more.
+        ("fp8_delayed", 149_632 - 2 * 4096 - 14336 + 4096),
+        ("fp8_current", 149_632 - 2 * 4096 - 14336),
+        # 22528 values of one byte, and a scale of 4 bytes for 128 of them, or of one for 32.
+        ("fp8_blockwise", 149_632 - 2 * 22528 + 22528 + 4 * 22528 / 128),
+        ("fp8_mx", 149_632 - 2 * 22528 + 22528 + 22528 / 32),
+    ],
+)
+def test_saved_bytes_in_fp8_by_hand(precision: Precision, expected: float) -> None:
+    found = saved_per_token(SHAPE, replace(TRAINING, precision=precision), Layout())
+    assert sum(found.values()) == expected
+
+
+MATRICES = 32 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336)
+OTHERS = 8_030_261_248 - MATRICES
+
+
+@pytest.mark.parametrize(
+    ("precision", "copies"),
+    [
+        ("bf16", 0),
+        ("fp8_delayed", 2),
+        ("fp8_current", 2),
+        # Two copies, each with an fp32 scale for 128 x 128 weights, or a byte for 32.
+        ("fp8_blockwise", 2 + 2 * 4 / 16384),
+        ("fp8_mx", 2 + 2 / 32),
+    ],
+)
+def test_weights_by_hand(precision: Precision, copies: float) -> None:
+    training = replace(TRAINING, precision=precision)
+    (stage,) = memory_per_stage(SHAPE, training, Layout())
+    assert stage.parts["weights"] == pytest.approx((2 + copies) * MATRICES + 2 * OTHERS, rel=1e-12)
+    (stage,) = memory_per_stage(SHAPE, replace(training, fp8_parameters=True), Layout())
+    assert stage.parts["weights"] == pytest.approx((copies or 2) * MATRICES + 2 * OTHERS, rel=1e-12)
+
+
+def test_layers_left_in_bf16_weigh_what_they_weigh_in_bf16() -> None:
+    layout = Layout(pipeline_model_parallel_size=4)
+    fp8 = replace(TRAINING, precision="fp8_current", fp8_parameters=True)
+    plain, mixed = (
+        memory_per_stage(SHAPE, training, layout) for training in (fp8, replace(fp8, bf16_layers=(1, 3)))
+    )
+    bf16 = memory_per_stage(SHAPE, replace(TRAINING, precision="bf16"), layout)
+    for part in ("weights", "activations"):
+        # One of eight layers of the first stage, three of the last.
+        for stage, count in enumerate((1, 0, 0, 3)):
+            expected = (8 - count) * plain[stage].parts[part] + count * bf16[stage].parts[part]
+            assert mixed[stage].parts[part] == pytest.approx(expected / 8)
+    shares = [bf16_share(SHAPE, replace(fp8, bf16_layers=(10, 32)), layout, stage) for stage in range(4)]
+    assert shares == [1, 1, 1, 1]
+    shares = [bf16_share(SHAPE, replace(fp8, bf16_layers=(10, 0)), layout, stage) for stage in range(4)]
+    assert shares == [1, 0.25, 0, 0]
+
+
+@pytest.mark.parametrize(("impl", "size"), [(None, 6), ("native", 12), ("te", 2)])
+def test_bytes_of_a_logit(impl: Literal["native", "te"] | None, size: int) -> None:
+    (stage,) = memory_per_stage(SHAPE, replace(TRAINING, cross_entropy_fusion_impl=impl), Layout())
+    assert stage.parts["logits"] == size * 8192 * 128256
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 4 + 4 + 4),
+        # The lower half of each master; the upper one is the bf16 weight.
+        ({"use_precision_aware_optimizer": True}, 2 + 4 + 4),
+        ({"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16"}, 2 + 2 + 4),
+        ({"use_precision_aware_optimizer": True, "main_params_dtype": "fp16"}, 2 + 4 + 4),
+        # Megatron-Core keeps the masters beside blockwise FP8, Transformer Engine beside delayed scaling.
+        ({"use_precision_aware_optimizer": True, "precision": "fp8_blockwise"}, 4 + 4 + 4),
+        ({"use_precision_aware_optimizer": True, "precision": "fp8_delayed"}, 2 + 4 + 4),
+        (
+            {"use_precision_aware_optimizer": True, "precision": "fp8_delayed", "fp8_parameters": True},
+            4 + 4 + 4,
+        ),
+        ({"precision": "fp32"}, 4 + 4),
+    ],
+)
+def test_bytes_of_the_optimizer_by_hand(change: dict[str, Any], expected: int) -> None:
+    (stage,) = memory_per_stage(SHAPE, replace(TRAINING, **change), Layout(data_parallel_size=4))
+    assert stage.parts["optimizer"] == expected * 8_030_261_248 / 4
+
+
+def test_gradients_in_bf16_are_copied_when_the_activations_are_gone() -> None:
+    short = Training(seq_length=128, global_batch_size=1, grad_reduce_in_fp32=False)
+    (stage,) = memory_per_stage(SHAPE, short, Layout())
+    assert stage.parts["gradients"] == 2 * 8_030_261_248
+    freed = 32 * 128 * 149_632 + 6 * 128 * 128256
+    assert stage.parts["fp32 gradients"] == 4 * 8_030_261_248 - freed
+    (aware,) = memory_per_stage(SHAPE, replace(short, use_precision_aware_optimizer=True), Layout())
+    assert "fp32 gradients" not in aware.parts
+    long_training = replace(short, seq_length=8192, global_batch_size=2)
+    (long,) = memory_per_stage(SHAPE, long_training, Layout(data_parallel_size=2))
+    assert long.parts["fp32 gradients"] == 0
 
 
 def test_state_by_hand() -> None:
@@ -110,7 +207,7 @@ def test_peak_is_the_fullest_of_all_stages() -> None:
 @pytest.mark.parametrize("peak", load_peaks(), ids=lambda peak: peak.name)
 def test_published_peaks(peak: Peak) -> None:
     found = peak.predict()
-    allowed = 0.05 if peak.training.precision == "bf16" else 0.13
+    allowed = 0.05 if "TP8" not in peak.name and "MLP" not in peak.name else 0.14
     assert found.total / 1e9 == pytest.approx(peak.peak_gb, rel=allowed)
     if peak.state_gb:
         assert found.state / 1e9 == pytest.approx(peak.state_gb, rel=0.06)

@@ -69,6 +69,13 @@ def test_command_ranks_layouts_and_refuses_in_one_line() -> None:
     found = run("llama2-7b", "--gpus", "8", "--global-batch-size", "128")
     assert found.returncode == 0
     assert "Layouts that fit, fastest first" in found.stdout
+    fp8 = ("precision.fp8=e4m3", "precision.fp8_recipe=blockwise")
+    found = run("llama2-7b", *fp8, "--gpus", "8", "--global-batch-size", "128")
+    assert "precision.fp8_recipe=blockwise" in found.stdout
+    assert "FP8 casts" in found.stdout
+    wrong = run("llama2-7b", "precision.fp9=e4m3", "--gpus", "8")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: search: precision.fp9: unknown key; did you mean 'fp8'?")
     wrong = run("llama2-7b", "--gpus", "8", "--hardware", "tpu")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: hardware 'tpu': unknown; known are a100, b200, h100, h200\n"

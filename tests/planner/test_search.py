@@ -109,3 +109,8 @@ def test_illegal_layouts_say_why(change: dict[str, int], reason: str) -> None:
 def test_fp8_on_a_gpu_without_it_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no FP8"):
         search(SHAPE, replace(TRAINING, precision="fp8_delayed"), 8, load_machine("a100"))
+    with pytest.raises(ConfigError, match="needs Blackwell"):
+        search(SHAPE, replace(TRAINING, precision="fp8_mx"), 8, H100)
+    with pytest.raises(ConfigError, match="is for Hopper"):
+        search(SHAPE, replace(TRAINING, precision="fp8_blockwise"), 8, load_machine("b200"))
+    assert search(SHAPE, replace(TRAINING, precision="fp8_mx"), 8, load_machine("b200")).plans

@@ -1,8 +1,10 @@
 """The memory check of a training start, and shapes by name and from a config.json."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,8 @@ from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
-from megatron_mathcpt.planner.start import check_memory, from_experiment
-from megatron_mathcpt.planner.text import missing_settings, settings
+from megatron_mathcpt.planner.start import check_memory, from_experiment, training_from_overrides
+from megatron_mathcpt.planner.text import settings
 
 LLAMA_8B = LlamaShape(
     num_layers=32,
@@ -80,19 +82,76 @@ def test_layout_and_training_are_those_of_the_config() -> None:
     assert training.grad_reduce_in_fp32
     assert not training.fused
     assert not training.use_distributed_optimizer
+    # Nothing is fused where the layers are not, whatever the config asks for.
+    assert not training.gradient_accumulation_fusion
+    assert from_experiment(config, 16, fused=True)[0].gradient_accumulation_fusion
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8_delayed", "fp8_current"])
-def test_printed_settings_give_a_config_the_planned_layout(tmp_path: Path, precision: Precision) -> None:
+def test_a_search_takes_the_overrides_of_a_training_config() -> None:
+    sizes = {"seq_length": 4096, "global_batch_size": 64}
+    plain = Training(4096, 64)
+    assert training_from_overrides([], **sizes) == plain
+    fp8 = ["precision.fp8=e4m3", "precision.fp8_recipe=blockwise", "precision.fp8_param_gather=true"]
+    assert training_from_overrides(
+        [*fp8, "parallel.grad_reduce_in_fp32=false", "parallel.cross_entropy_loss_fusion=true"], **sizes
+    ) == replace(
+        plain,
+        precision="fp8_blockwise",
+        fp8_parameters=True,
+        grad_reduce_in_fp32=False,
+        cross_entropy_fusion_impl="te",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("precision.fp8=e4m3", "fp8 needs fp8_recipe"),
+        ("precision.fp8_recipes=blockwise", "unknown key; did you mean 'fp8_recipe'"),
+        ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: Input should be a valid boolean"),
+        ("parallel.tensor_model_parallel_size=2", "a search cannot take it as given; known are precision"),
+        ("optimizer.lr=1e-4", "a search cannot take it as given"),
+    ],
+)
+def test_an_override_that_a_search_cannot_follow_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        training_from_overrides([override], seq_length=4096, global_batch_size=64)
+
+
+UNUSUAL = {
+    "grad_reduce_in_fp32": False,
+    "gradient_accumulation_fusion": False,
+    "cross_entropy_fusion_impl": "te",
+    "use_precision_aware_optimizer": True,
+    "main_params_dtype": "fp16",
+    "exp_avg_dtype": "bf16",
+    "exp_avg_sq_dtype": "bf16",
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "change"),
+    [
+        ("bf16", {}),
+        ("bf16", UNUSUAL),
+        ("fp8_delayed", {}),
+        ("fp8_current", {"bf16_layers": (2, 4)}),
+        ("fp8_blockwise", {"fp8_parameters": True, "cross_entropy_fusion_impl": "te"}),
+        ("fp8_mx", {}),
+    ],
+)
+def test_printed_settings_give_a_config_the_planned_layout(
+    tmp_path: Path, precision: Precision, change: dict[str, Any]
+) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(dump_yaml(experiment()), encoding="utf-8")
-    training = Training(seq_length=8192, global_batch_size=128, precision=precision, tp_comm_overlap=True)
-    layouts = [
-        plan.layout for plan in search(load_shape("llama3-8b"), training, 16, load_machine("h100")).plans
-    ]
+    training = Training(8192, 128, precision=precision, tp_comm_overlap=True, **change)
+    machine = load_machine("b200" if precision == "fp8_mx" else "h100")
+    limit = 71.6  # GiB; some layouts must recompute
+    found = search(load_shape("llama3-8b"), training, 16, machine, limit_gib=limit)
+    layouts = [plan.layout for plan in found.plans]
     kinds: dict[tuple[object, ...], Layout] = {}  # one of each kind, the fastest
     for layout in layouts:
-        assert not list(missing_settings(layout, training))
         virtual = layout.virtual_pipeline_model_parallel_size > 1
         kinds.setdefault((layout.recompute, bool(layout.stage_layers), virtual), layout)
     assert {kind[0] for kind in kinds} == {"none", "mlp", "full"}
