@@ -22,6 +22,7 @@ PROCESSES = Annotated[int, typer.Option(min=1, help="processes of a training run
 HARDWARE = Annotated[str, typer.Option(help="name in planner/data/hardware.yaml")]
 EXPECTED = Annotated[Path | None, typer.Option(help="tokens of pools not built yet, in billions")]
 ADD = Annotated[list[Path] | None, typer.Option(help="YAML file of one more run; may be given again")]
+OVERRIDES = Annotated[list[str] | None, typer.Argument(help="section.field=value ..., of every run")]
 ONLY = Annotated[list[str] | None, typer.Option(help="only this run and what it needs; may be given again")]
 COMPARE = Annotated[list[str] | None, typer.Option(help="B,A: test B - A too; may be given again")]
 
@@ -39,14 +40,18 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each run: adds what it costs")] = None,
     hardware: HARDWARE = "h100",
     expected: EXPECTED = None,
+    overrides: OVERRIDES = None,
 ) -> None:
     """Print the stages in order: what each needs, and whether it is done; with --gpus, what each costs."""
     from rich.console import Console
     from rich.table import Table
 
+    from megatron_mathcpt.errors import ConfigError
     from megatron_mathcpt.experiment.dry_run import as_cells, load_expected_tokens, plan_stage
     from megatron_mathcpt.experiment.stages import build_stages, is_done
 
+    if overrides and not gpus:
+        raise ConfigError(f"override '{overrides[0]}': changes what runs cost, so give --gpus too")
     tokens = load_expected_tokens(expected) if expected else {}
     costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
     table, hours = Table(title=str(grid)), 0.0
@@ -55,7 +60,7 @@ def plan(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         table.add_column(heading, justify=justify, no_wrap=heading not in ("stage", "needs"))
     settings = _settings(out, gpus or processes, data, benchmarks)
     for stage in build_stages(_load(grid, add, compare), grid.parent.resolve(), settings, only or ()):
-        planned = plan_stage(stage, gpus, hardware, tokens) if gpus else None
+        planned = plan_stage(stage, gpus, hardware, tokens, overrides or ()) if gpus else None
         hours += planned.gpu_hours if planned else 0.0
         state = "done" if is_done(stage) else "to do"
         table.add_row(stage.name, _shortened(stage.needs), state, *(as_cells(planned) if planned else ()))
@@ -133,7 +138,9 @@ def submit(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 
 @app.command()
 def dry_run(
-    configs: Annotated[list[Path], typer.Argument(help="YAML files of experiments")],
+    configs: Annotated[
+        list[str], typer.Argument(help="YAML files of experiments, then section.field=value ...")
+    ],
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of each run")],
     hardware: HARDWARE = "h100",
     expected: EXPECTED = None,
@@ -143,10 +150,15 @@ def dry_run(
 
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.experiment import ExperimentConfig
+    from megatron_mathcpt.errors import ConfigError
     from megatron_mathcpt.experiment.dry_run import as_table, load_expected_tokens, plan_run
 
     tokens = load_expected_tokens(expected) if expected else {}
-    loaded = [load_config(path, ExperimentConfig) for path in configs]
+    overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
+    files = [Path(argument) for argument in configs if argument not in overrides]
+    if not files:
+        raise ConfigError(f"override '{overrides[0]}': give the YAML file of an experiment too")
+    loaded = [load_config(path, ExperimentConfig, overrides) for path in files]
     runs = {config.name: plan_run(config, gpus, hardware, tokens) for config in loaded}
     Console().print(as_table(runs, f"{gpus} {hardware}"))
 

@@ -3,7 +3,7 @@
 Token counts come from the corpus folder if it is built, else from a file of expected tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import peak_memory
+from megatron_mathcpt.planner.search import check_precision
 from megatron_mathcpt.planner.shapes import from_llama
 from megatron_mathcpt.planner.start import check_memory, from_experiment
 from megatron_mathcpt.planner.step_time import step_time
@@ -68,6 +69,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         from_llama(config.name, config.model),
         from_experiment(config, gpus, fused=True),
     )
+    check_precision(training, machine.hardware)
     seconds = step_time(shape, training, layout, machine).total
     steps = config.train.train_steps
     tokens = steps * config.train.tokens_per_step
@@ -85,15 +87,17 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     )
 
 
-def plan_stage(stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun | None:
-    """The same of one stage of a grid, with the overrides that it will run with.
+def plan_stage(
+    stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float], overrides: Sequence[str] = ()
+) -> DryRun | None:
+    """The same of one stage of a grid, with the overrides that it will run with, then `overrides`.
 
     None if it trains nothing, or if only its starting weights tell the model's shape.
     """
     if stage.kind != "run":
         return None
-    path, *overrides = stage.command[3 : stage.command.index("--out")]
-    config = load_config(Path(path), ExperimentConfig, overrides)
+    path, *own = stage.command[3 : stage.command.index("--out")]
+    config = load_config(Path(path), ExperimentConfig, [*own, *overrides])
     return plan_run(config, gpus, hardware, expected) if config.model and config.model.vocab_size else None
 
 

@@ -1,11 +1,89 @@
-"""What `plan` prints of the study's grid, on a machine without a GPU."""
+"""What `plan` and `dry-run` print of the study's runs, on a machine without a GPU."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from megatron_mathcpt.errors import run_command
+from megatron_mathcpt.experiment.__main__ import app
+
 ROOT = Path(__file__).resolve().parents[2]
+FP8 = ["precision.fp8=e4m3", "precision.fp8_recipe=blockwise", "precision.fp8_param_gather=true"]
+
+
+def experiment(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit status of the command, run in this process as from the shell."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr(sys, "argv", ["experiment", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_command(app)
+    return int(ended.value.code or 0)
+
+
+def test_overrides_cost_a_run_as_its_file_would(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--gpus", "64", "--expected", "configs/paper/pools.yaml"]
+
+    def cost(*arguments: str) -> list[str]:
+        assert experiment(monkeypatch, "dry-run", *arguments, *options) == 0
+        row = next(line for line in capsys.readouterr().out.splitlines() if "TP1 PP1" in line)
+        return row.split()[1:]
+
+    plain, twin = cost("configs/paper/base2.yaml"), cost("configs/paper/base2_fp8.yaml")
+    assert cost("configs/paper/base2.yaml", *FP8) == twin
+    assert float(twin[-1].replace(",", "")) < 0.85 * float(plain[-1].replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["configs/paper/base2.yaml", "precision.fp8=e4m3"], "fp8 needs fp8_recipe"),
+        (
+            ["configs/paper/base2.yaml", "precision.fp9=e4m3"],
+            "precision.fp9: unknown key; did you mean 'fp8'?",
+        ),
+        (
+            ["configs/paper/base2.yaml", "train.seq_length=8k"],
+            "train.seq_length: Input should be a valid integer",
+        ),
+        (["precision.fp8=e4m3"], "give the YAML file of an experiment too"),
+        (
+            ["configs/paper/base2.yaml", "precision.fp8=e4m3", "precision.fp8_recipe=mxfp8"],
+            "needs Blackwell",
+        ),
+    ],
+)
+def test_overrides_are_as_strict_as_in_training(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--gpus", "64", "--expected", "configs/paper/pools.yaml"]
+    assert experiment(monkeypatch, "dry-run", *arguments, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_overrides_cost_a_grid(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["plan", "configs/paper/grid.yaml", "--out", str(tmp_path), "--benchmarks", str(tmp_path)]
+    command += ["--only", "base2", "--expected", "configs/paper/pools.yaml"]
+
+    def hours(*arguments: str) -> float:
+        assert experiment(monkeypatch, *command, *arguments) == 0
+        return float(capsys.readouterr().out.splitlines()[-1].split(" ")[0].replace(",", ""))
+
+    assert hours("--gpus", "64", *FP8) < 0.85 * hours("--gpus", "64")
+    assert experiment(monkeypatch, *command, *FP8) == 2
+    assert (
+        "override 'precision.fp8=e4m3': changes what runs cost, so give --gpus too" in capsys.readouterr().err
+    )
 
 
 def test_the_studys_grid_with_its_cost(tmp_path: Path) -> None:
