@@ -25,7 +25,7 @@ CUDA_HOME=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/
 export CUDA_HOME
 if ! cmp -s "$venv/.mathcpt" "$venv/.mathcpt_gpu"; then
   echo "Building Transformer Engine against torch (once, minutes to an hour by the number of cores) ..." >&2
-  pip_install "$venv" "cuda-toolkit[nvcc]" ninja pybind11
+  pip_install "$venv" "cuda-toolkit[cccl,nvcc]" ninja pybind11
   # Its torch half is a source package that has to be compiled for the torch it will meet: not in pip's
   # isolated build with the newest torch, not fetched compiled, and not from pip's cache of an earlier torch.
   CPATH=$CUDA_HOME/../cudnn/include:$CUDA_HOME/../nccl/include NVTE_PYTORCH_FORCE_BUILD=TRUE \
