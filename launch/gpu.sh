@@ -33,4 +33,4 @@ if ! cmp -s "$venv/.mathcpt" "$venv/.mathcpt_gpu"; then
   cp "$venv/.mathcpt" "$venv/.mathcpt_gpu"
 fi
 python "$root/launch/prove_gpu.py"
-echo "For the cluster file: python: $venv/bin/python, and in environment: CUDA_HOME: $CUDA_HOME"
+echo "To train with it: python: $venv/bin/python, environment: CUDA_HOME: $CUDA_HOME (in the cluster file)"
