@@ -17,12 +17,10 @@ def test_figures_follow_from_the_measured_time(tmp_path: Path) -> None:
     out = tmp_path / "measured.json"
     command = [sys.executable, "tests/benchmarks/gpu_training.py", "--shape", "tiny", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "--loss-steps", "6"], cwd=ROOT, env=environment, check=True, capture_output=True
-    )
+    subprocess.run([*command, "--steps", "6"], cwd=ROOT, env=environment, check=True, capture_output=True)
     found = json.loads(out.read_text())
     assert found["card"] == "CPU"
-    assert [row["precision"] for row in found["rows"]] == ["fp32", "bf16"]
+    assert [row["row"] for row in found["rows"]] == ["fp32", "bf16"]
     for row in found["rows"]:
         assert row["tokens_per_second_per_gpu"] == pytest.approx(2 * 256 / row["seconds"])
         # 4 layers of 256 x 32 x (16 + 8) + 3 x 256 x 704 weights, a head of 1024 x 256, causal attention.
@@ -34,8 +32,8 @@ def test_figures_follow_from_the_measured_time(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fp8_without_a_gpu_is_refused() -> None:
-    command = [sys.executable, "tests/benchmarks/gpu_training.py", "--precisions", "fp8_delayed"]
+    command = [sys.executable, "tests/benchmarks/gpu_training.py", "--rows", "fp8_delayed"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 1
-    assert "FP8 needs a GPU and Transformer Engine" in found.stderr
+    assert "needs a GPU and Transformer Engine" in found.stderr

@@ -29,29 +29,41 @@ LAYERS = {"recompute_granularity": "full", "recompute_method": "uniform", "recom
 Train = Callable[..., list[float]]
 
 
+@pytest.fixture(scope="module")
+def plain(
+    config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
+) -> list[float]:
+    """Losses of 20 steps in bf16, nothing changed."""
+    return losses_of(config_of, tmp_path_factory.mktemp("plain"), {}, {})
+
+
 @pytest.fixture
-def train(
-    config_of: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Train:
-    """Train 20 steps in bf16 on one GPU; the losses."""
+def train(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> Train:
+    """Train 20 steps in bf16 on one GPU into a folder of that name; the losses."""
+    return lambda name, precision, sections=None: losses_of(
+        config_of, tmp_path / name, precision, sections or {}
+    )
 
-    def run(name: str, precision: dict[str, Any], sections: dict[str, Any] | None = None) -> list[float]:
+
+def losses_of(
+    config_of: Callable[..., ExperimentConfig],
+    folder: Path,
+    precision: dict[str, Any],
+    sections: dict[str, Any],
+) -> list[float]:
+    config = config_of(
+        **sections
+        | {
+            "parallel": {"use_distributed_optimizer": True} | sections.get("parallel", {}),
+            "precision": {"params_dtype": "bf16"} | precision,
+            "checkpoint": {"keep": 9} | sections.get("checkpoint", {}),
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
         for variable, value in local_world(0, 1, free_port()).items():
-            monkeypatch.setenv(variable, value)
-        given = sections or {}
-        config = config_of(
-            **given
-            | {
-                "parallel": {"use_distributed_optimizer": True} | given.get("parallel", {}),
-                "precision": {"params_dtype": "bf16"} | precision,
-                "checkpoint": {"keep": 9} | given.get("checkpoint", {}),
-            }
-        )
-        assert train_experiment(resolve_inputs(config), tmp_path / name)
-        rows = read_json_lines(tmp_path / name / "metrics.jsonl")
-        return [row["loss"] for row in rows if "loss" in row]
-
-    return run
+            patch.setenv(variable, value)
+        assert train_experiment(resolve_inputs(config), folder)
+    return [row["loss"] for row in read_json_lines(folder / "metrics.jsonl") if "loss" in row]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +78,8 @@ def train(
     ],
     ids=["delayed", "current", "blockwise", "ends in bf16", "current, parameters", "delayed, parameters"],
 )
-def test_fp8_trains_as_bf16(train: Train, precision: dict[str, Any]) -> None:
-    plain, fp8 = train("bf16", {}), train("fp8", precision)
+def test_fp8_trains_as_bf16(train: Train, plain: list[float], precision: dict[str, Any]) -> None:
+    fp8 = train("fp8", precision)
     assert fp8 != plain, "FP8 was not on"
     assert fp8[0] == pytest.approx(plain[0], rel=5e-3)
     assert fp8[-1] == pytest.approx(plain[-1], rel=2e-2)
@@ -82,14 +94,16 @@ def test_fp8_trains_as_bf16(train: Train, precision: dict[str, Any]) -> None:
 def test_a_resumed_run_has_the_losses_of_the_whole_one(
     train: Train, tmp_path: Path, precision: dict[str, Any], beside: bool
 ) -> None:
-    saves = {"checkpoint": {"async_save": beside}}
+    saves = {"checkpoint": {"async_save": beside}, "train": {"deterministic": True}}
     whole = train("run", precision, saves)
     (tmp_path / "run" / "manifest.json").unlink()
     for step in (16, 20):
         folder = tmp_path / "run" / "checkpoints" / f"step_{step:08d}"
         folder.rename(tmp_path / folder.name)
     resumed = train("run", precision, saves)
-    assert resumed[8:] == pytest.approx(whole[8:], rel=1e-3)
+    assert resumed[8:] == whole[8:], [
+        after / before - 1 for after, before in zip(resumed, whole, strict=True)
+    ]
 
 
 SAME = {
@@ -103,31 +117,37 @@ SAME = {
 
 
 @pytest.mark.parametrize("change", list(SAME))
-def test_the_same_losses_with_less_memory_or_fewer_launches(train: Train, change: str) -> None:
-    plain, other = train("plain", {}), train("other", {}, SAME[change])
+def test_the_same_losses_with_less_memory_or_fewer_launches(
+    train: Train, plain: list[float], change: str
+) -> None:
+    other = train("other", {}, SAME[change])
     assert other == pytest.approx(plain, rel=1e-3)
     assert math.isfinite(other[-1])
 
 
-def test_moments_in_bf16_train_nearly_the_same(train: Train) -> None:
+def test_deterministic_runs_are_the_same_to_the_bit(train: Train) -> None:
+    wanted = {"train": {"deterministic": True}}
+    assert train("first", {}, wanted) == train("second", {}, wanted)
+
+
+def test_moments_in_bf16_train_nearly_the_same(train: Train, plain: list[float]) -> None:
     small = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
-    plain, other = train("plain", {}), train("other", {}, {"optimizer": small})
+    other = train("other", {}, {"optimizer": small})
     assert other != plain
     assert other == pytest.approx(plain, rel=1e-2)
 
 
-def test_documents_attend_within_themselves_as_on_the_cpu(train: Train) -> None:
+def test_documents_attend_within_themselves_as_on_the_cpu(train: Train, plain: list[float]) -> None:
     """Packed kernels and PyTorch's attention under the dense mask train the same; causal trains another."""
     masked = {"data": {"reset_attention_mask": True}}
-    causal, packed = train("causal", {}), train("packed", {}, masked)
-    assert packed != causal
-    from megatron_mathcpt.model import attention, llama
+    packed = train("packed", {}, masked)
+    assert packed != plain
+    from megatron_mathcpt.model import llama
 
     with pytest.MonkeyPatch.context() as patch:  # the same fused layers around PyTorch's attention
         patch.setattr(llama, "DocumentAttention", UnderMask)
         dense = train("dense", {}, masked)
     assert packed == pytest.approx(dense, rel=2e-3)
-    assert attention.DocumentAttention is not UnderMask
 
 
 class UnderMask(torch.nn.Module):
