@@ -59,6 +59,12 @@ def _parallel_conflicts(config: ExperimentConfig) -> list[Conflict]:
             "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer",
         ),
         (
+            config.precision.fp8_param_gather
+            and config.precision.fp8_recipe != "delayed"
+            and config.optimizer.main_params_dtype == "fp16",
+            "optimizer.main_params_dtype: fp16 with precision.fp8_param_gather needs fp8_recipe delayed",
+        ),
+        (
             parallel.cuda_graph_impl != "none" and config.data.document_attention,
             "parallel.cuda_graph_impl: a captured layer takes no documents (data.reset_attention_mask, "
             "data.sft)",

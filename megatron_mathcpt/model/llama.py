@@ -72,13 +72,15 @@ def accumulate_in_products(chunk: Any) -> None:
     """Have Transformer Engine's layers add a weight's gradient to its buffer within the matrix product.
 
     Needs the gradient buffers of Megatron-Core's data-parallel wrapper. Megatron-Core's own setting cannot be
-    used for it: it asks for apex, for the output layer alone.
+    used to build the layers: it asks for apex, for the output layer alone. Its graphs read it later, to know
+    which gradients a replay has added already.
     """
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
     for module in chunk.modules():
         if isinstance(module, TransformerEngineBaseModule) and hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
+    chunk.config.gradient_accumulation_fusion = True
 
 
 def _build_chunk(

@@ -128,6 +128,7 @@ def run(
         "optimizer_seconds": statistics.median(updates[warm:]),
         "all_seconds": seconds,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB if ON_GPU else None,
+        "gib_between_steps": torch.cuda.memory_allocated() / GIB if ON_GPU else None,
         "losses": losses,
         "kernels": profile(state) if arguments.profile else None,
     }
