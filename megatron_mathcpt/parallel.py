@@ -111,7 +111,7 @@ def _join(**group: Any) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
-    # Without `device_id`: with it every sub-group connects at once, and Megatron-Core's 25 groups of a process
+    # Without `device_id`: with it every sub-group connects at once, and Megatron-Core's 25 of a process
     # took 7.6 GiB of an H100 (NCCL 2.28), most of them for nothing.
     dist.init_process_group("nccl", **group)
     return device

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.log import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
@@ -123,6 +124,29 @@ def test_the_same_losses_with_less_memory_or_fewer_launches(
     other = train("other", {}, SAME[change])
     assert other == pytest.approx(plain, rel=1e-3)
     assert math.isfinite(other[-1])
+
+
+def test_the_gate_takes_the_weights_of_a_hugging_face_folder(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    """transformers computes its loss on this GPU, in fp32; ours is bf16."""
+    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.model.weights import RandomWeights
+
+    shape = LlamaShape(
+        num_layers=2,
+        hidden_size=64,
+        ffn_hidden_size=176,
+        num_attention_heads=8,
+        num_query_groups=4,
+        vocab_size=500,
+        init_method_std=0.1,
+    )
+    write_hf_folder(RandomWeights(shape, 9), shape, tmp_path / "hf", eos_id=0)
+    (tmp_path / "hf" / "tokenizer.json").write_text("{}")
+    init = {"scratch": False, "hf": str(tmp_path / "hf"), "initial_loss": "transformers"}
+    sections = {"init": init | {"initial_loss_band": 0.01}, "model": shape.model_dump()}
+    losses_of(config_of, tmp_path / "run", {}, sections)
 
 
 def test_deterministic_runs_are_the_same_to_the_bit(train: Train) -> None:
