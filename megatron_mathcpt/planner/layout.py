@@ -72,6 +72,17 @@ class Training:
         )
 
     @property
+    def update_bytes(self) -> int:
+        """Bytes of fp32 copies that AdamW's update makes of a weight's gradient, moments and master.
+
+        Of gradients where Megatron-Core hands them over, of a smaller state where Transformer Engine's AdamW
+        reads it (optimizers/fused_adam.py, `get_unscaled_state`).
+        """
+        small = [self.exp_avg_dtype, self.exp_avg_sq_dtype, self.main_params_dtype].count("fp32") - 3
+        gradient = self.gradient_bytes == 2 and not self.optimizer_owns_masters
+        return 4 * (gradient - small)
+
+    @property
     def optimizer_bytes(self) -> int:
         """Bytes of AdamW's two moments and of the master of a weight.
 

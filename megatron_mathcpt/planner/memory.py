@@ -184,11 +184,11 @@ def _stage_memory(
         rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
         # A recomputed layer comes after the logits are gone: only the larger of the two counts.
         parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])
-    if training.gradient_bytes == 2 and not training.optimizer_owns_masters:
-        # AdamW makes fp32 copies of its gradients when the activations are gone.
-        copies = 4 * (matrices + others) / _shards(training, layout)
+    if training.update_bytes:
+        # The update makes its copies when the activations are gone.
+        copies = training.update_bytes * (matrices + others) / _shards(training, layout)
         freed = parts["activations"] + parts["recomputed layer"] + parts["logits"]
-        parts["fp32 gradients"] = max(0.0, copies - freed)
+        parts["fp32 copies in the update"] = max(0.0, copies - freed)
     return StageMemory(stage, parts)
 
 

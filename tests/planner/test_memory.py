@@ -124,12 +124,20 @@ def test_gradients_in_bf16_are_copied_when_the_activations_are_gone() -> None:
     (stage,) = memory_per_stage(SHAPE, short, Layout())
     assert stage.parts["gradients"] == 2 * 8_030_261_248
     freed = 32 * 128 * 149_632 + 6 * 128 * 128256
-    assert stage.parts["fp32 gradients"] == 4 * 8_030_261_248 - freed
+    assert stage.parts["fp32 copies in the update"] == 4 * 8_030_261_248 - freed
     (aware,) = memory_per_stage(SHAPE, replace(short, use_precision_aware_optimizer=True), Layout())
-    assert "fp32 gradients" not in aware.parts
+    assert "fp32 copies in the update" not in aware.parts
     long_training = replace(short, seq_length=8192, global_batch_size=2)
     (long,) = memory_per_stage(SHAPE, long_training, Layout(data_parallel_size=2))
-    assert long.parts["fp32 gradients"] == 0
+    assert long.parts["fp32 copies in the update"] == 0
+
+
+def test_small_moments_are_copied_to_fp32_for_the_update() -> None:
+    small = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
+    short = Training(seq_length=128, global_batch_size=1, grad_reduce_in_fp32=False, **small)
+    (stage,) = memory_per_stage(SHAPE, short, Layout())
+    freed = 32 * 128 * 149_632 + 6 * 128 * 128256
+    assert stage.parts["fp32 copies in the update"] == 8 * 8_030_261_248 - freed
 
 
 def test_state_by_hand() -> None:
