@@ -22,7 +22,7 @@ from megatron_mathcpt.errors import ManifestError
 from megatron_mathcpt.hashing import hash_file, hash_json
 
 FILE_NAME = "manifest.json"
-OPTIMIZER = "optimizer_"  # how the names of a checkpoint's files begin that may go later
+OPTIMIZER = "optimizer_"  # begins the names of a checkpoint's files that only a run reads, and that may go
 _RECORDED_PACKAGES = (
     "megatron_mathcpt",
     "megatron-core",
@@ -193,10 +193,15 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
 
 
 def verify_hashes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first bad one."""
+    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first bad one.
+
+    A checkpoint's optimizer files are left out: only a run reads them, which verifies them itself, and they
+    may go while its weights are read.
+    """
+    outputs = manifest.without_optimizer()
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda name: hash_file(folder / name), manifest.outputs))
-    for (name, recorded), found in zip(manifest.outputs.items(), hashes, strict=True):
+        hashes = list(pool.map(lambda name: hash_file(folder / name), outputs))
+    for (name, recorded), found in zip(outputs.items(), hashes, strict=True):
         if found != recorded.sha256:
             raise ManifestError(
                 f"{folder / name}: checksum differs from the manifest; build the folder again"

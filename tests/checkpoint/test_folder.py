@@ -136,6 +136,16 @@ def test_a_kill_while_the_optimizer_is_dropped_leaves_a_whole_checkpoint(
     assert not (path / "optimizer__0_0.distcp").exists()
 
 
+def test_who_reads_weights_does_not_read_the_optimizer(tmp_path: Path) -> None:
+    path = make_whole(tmp_path, 1)
+    manifest = folder.load_sealed(path)
+    (path / "optimizer__0_0.distcp").unlink()  # as it may go while weights are read
+    verify_hashes(path, manifest)
+    (path / "weights").write_text("2")
+    with pytest.raises(ManifestError, match="weights: checksum differs"):
+        verify_hashes(path, manifest)
+
+
 def test_a_damaged_checkpoint_keeps_its_optimizer(tmp_path: Path) -> None:
     path = make_whole(tmp_path, 1)
     (path / "weights_only.json").write_text("{}")
