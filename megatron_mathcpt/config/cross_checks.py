@@ -121,6 +121,14 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> list[Conflict]:
             "checkpoint.keep_every: not a multiple of checkpoint.interval",
         ),
         (
+            checkpoint.keep_optimizer
+            and checkpoint.keep_every is None
+            and checkpoint.keep_best is None
+            and checkpoint.choose == "newest",
+            "checkpoint.keep_optimizer: is of those kept beside the newest, and none is: set keep_every, "
+            "keep_best or choose",
+        ),
+        (
             checkpoint.keep_best is not None
             and (
                 checkpoint.keep_best not in validation.sets

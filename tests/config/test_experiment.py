@@ -70,6 +70,7 @@ def test_every_config_passes_its_checks(path: Path) -> None:
         ([*FP8, "train.seq_length=121"], 2, "train.micro_batch_size x seq_length"),
         ([*FP8, "model.ffn_hidden_size=520"], 2, "model.ffn_hidden_size"),
         (["validation.sets=[]", "validation.interval=5"], 2, "validation.sets"),
+        (["checkpoint.keep_optimizer=true"], 2, "checkpoint.keep_optimizer"),
     ],
 )
 def test_a_combination_that_cannot_run_names_its_field(
