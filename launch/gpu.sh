@@ -10,11 +10,11 @@ if [ $# -gt 0 ]; then sed -n '2,5s/^# *//p' "${BASH_SOURCE[0]}"; exit 2; fi
 make_environment "$root"
 venv=${MATHCPT_VENV:-$root/.venv}
 
-cuda=$(python -c 'import torch; print(torch.version.cuda)')
+read -r torch cuda < <(python -c 'import torch; print(torch.__version__, torch.version.cuda)')
 case "$cuda" in
   13.*) ;;
   *)
-    echo "error: $venv has a torch for CUDA $cuda, not 13; point pip at wheels for CUDA 13 and remove $venv" >&2
+    echo "error: $venv has torch $torch for CUDA $cuda, not 13; point pip at wheels for CUDA 13 and remove $venv" >&2
     exit 2
     ;;
 esac
@@ -23,14 +23,16 @@ esac
 # of the machine may be of another version.
 CUDA_HOME=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
 export CUDA_HOME
-if ! cmp -s "$venv/.mathcpt" "$venv/.mathcpt_gpu"; then
+built="torch $torch $(grep '^transformer-engine-torch' "$root/launch/constraints.txt")"
+if [ "$(cat "$venv/.mathcpt_gpu" 2>/dev/null)" != "$built" ]; then
   echo "Building Transformer Engine against torch (once, minutes to an hour by the number of cores) ..." >&2
+  python -m pip uninstall --quiet --yes transformer-engine-torch # pip would keep it, built for another torch
   pip_install "$venv" "cuda-toolkit[cccl,nvcc]" ninja pybind11
   # Its torch half is a source package that has to be compiled for the torch it will meet: not in pip's
   # isolated build with the newest torch, not fetched compiled, and not from pip's cache of an earlier torch.
   CPATH=$CUDA_HOME/../cudnn/include:$CUDA_HOME/../nccl/include NVTE_PYTORCH_FORCE_BUILD=TRUE \
     pip_install "$venv" --no-build-isolation --no-cache-dir -e "${root}[gpu]"
-  cp "$venv/.mathcpt" "$venv/.mathcpt_gpu"
+  echo "$built" >"$venv/.mathcpt_gpu"
 fi
 python "$root/launch/prove_gpu.py"
 echo "To train with it: python: $venv/bin/python, environment: CUDA_HOME: $CUDA_HOME (in the cluster file)"

@@ -1,5 +1,7 @@
 """The GPU environment, as far as no GPU is needed: scripts, pins that agree, the proof's arithmetic."""
 
+import hashlib
+import os
 import re
 import runpy
 import subprocess
@@ -22,6 +24,23 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
         ["shellcheck", "--external-sources", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_torch_for_the_cpu_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    """An environment whose interpreter answers as a torch for the CPU does, and that counts as made."""
+    sources = (ROOT / "setup.py").read_bytes() + (ROOT / "launch/constraints.txt").read_bytes()
+    (tmp_path / ".mathcpt").write_text(hashlib.sha256(sources).hexdigest() + "\n")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho 2.13.0+cpu None\n")
+    python.chmod(0o755)
+    environment = {**os.environ, "MATHCPT_VENV": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", ROOT / "launch/gpu.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "torch 2.13.0+cpu for CUDA None, not 13" in done.stderr
+    assert not done.stdout
 
 
 def test_pinned_versions_are_allowed_by_the_gpu_extra() -> None:
