@@ -184,7 +184,7 @@ def test_no_run_goes_on_from_weights_only(
             file.bytes for file in full.outputs.values()
         )
     (out / "manifest.json").unlink()
-    (newest / "common.pt").unlink()
+    (newest / ".metadata").unlink()
     done = run(config, out)
     assert done.returncode == 2
     assert "no checkpoint verifies that holds more than weights" in done.stderr.splitlines()[-1]
