@@ -86,10 +86,11 @@ phase 4 140 training_tests bash -c 'test_of -v -n 14 tests/train/test_gpu.py -k 
 phase 4 140 graphs bash -c 'test_of tests/train/test_gpu.py -k graphs' &
 wait
 
-rows=${ROWS:-bf16 bf16,documents fp8_current fp8_blockwise fp8_delayed bf16,unfused}
+# Moments in bf16 where FP8 weights lie beside bf16 ones: 80 GB would be full to the brim.
+rows=${ROWS:-fp8_current,small fp8_blockwise,small bf16,small bf16 bf16,documents bf16,unfused}
 if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
 # shellcheck disable=SC2086 # the rows are words
-phase 3 190 speed "$python" tests/benchmarks/gpu_training.py --force --profile --rows $rows \
+phase 3 190 speed "$python" tests/benchmarks/gpu_training.py --row-seconds 45 --no-ceilings --rows $rows \
   --steps "${STEPS:-8}" --out "$OUT/training.json"
 phase 7 50 generation "$python" tests/benchmarks/eval_generation.py --out "$OUT/generation.json"
 rows="bf16 fp8_delayed"

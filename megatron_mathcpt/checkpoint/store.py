@@ -8,11 +8,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
@@ -34,23 +33,19 @@ _EXTRA = "_extra_state"
 def sharded_model(model: list[Any], stored: Container[str] | None = None) -> dict[str, Any]:
     """Model chunks as Megatron-Core's sharded tensors, resharded on load across any layout.
 
-    Layers have an extra state too: Transformer Engine's FP8 scales. Saved are those that hold something;
-    asked for in loading are those `stored`, the keys of the checkpoint, has.
+    Layers have an extra state too: Transformer Engine's FP8 scales, saved with a model in FP8. Layers that
+    stay in bf16 there save theirs too, which is empty: Megatron-Core wants a key of all layers or of none.
+    Asked for in loading are those `stored`, the keys of the checkpoint, has.
     """
     return {
         f"model{index}": {
             key: value
             for key, value in chunk.sharded_state_dict().items()
-            if not key.endswith(_EXTRA) or _holds_something(value, stored)
+            if not key.endswith(_EXTRA)
+            or (chunk.config.fp8 is not None if stored is None else value.unique_key in stored)
         }
         for index, chunk in enumerate(model)
     }
-
-
-def _holds_something(extra: ShardedObject, stored: Container[str] | None) -> bool:
-    if stored is not None:
-        return extra.unique_key in stored
-    return extra.data is not None and not (isinstance(extra.data, torch.Tensor) and not extra.data.numel())
 
 
 def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:

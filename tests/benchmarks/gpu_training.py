@@ -120,6 +120,9 @@ def run(
         seconds.append(time.perf_counter() - begin)
         losses.append((result.loss[0] / result.loss[1]).item())
         state.step = step + 1
+        print(
+            f"{row} step {step + 1}: {seconds[-1]:.3f} s, loss {losses[-1]:.4f}", file=sys.stderr, flush=True
+        )
     warm = min(3, len(seconds) - 1)
     found = {
         "row": row,
@@ -240,6 +243,8 @@ def line(row: dict[str, Any]) -> str:
 
 def compare(rows: list[dict[str, Any]]) -> list[str]:
     """Every row against the first: speed with and without the optimizer's update, and the last loss."""
+    if not rows:
+        return []
     base = rows[0]
     work = base["seconds"] - base["optimizer_seconds"]
     return [
@@ -265,6 +270,7 @@ def parse() -> argparse.Namespace:
     for size in ("tp", "pp", "cp"):
         parser.add_argument(f"--{size}", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="kernel times of one step more, first row")
+    parser.add_argument("--row-seconds", type=float, help="give a row up after so long, and go on")
     parser.add_argument("--force", action="store_true", help="run what the planner says cannot fit")
     parser.add_argument("--no-ceilings", action="store_true", help="leave the card's ceilings out")
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
@@ -322,7 +328,13 @@ def in_process(arguments: argparse.Namespace, row: str | None) -> dict[str, Any]
     if "RANK" in os.environ:
         return measure(arguments, row)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, arguments, row).result()
+        working = process.submit(measure, arguments, row)
+        try:
+            return working.result(arguments.row_seconds)
+        except TimeoutError:
+            for child in multiprocessing.active_children():
+                child.kill()
+            return {"row": row, "error": f"not done after {arguments.row_seconds:g} s"}
 
 
 def main() -> None:
@@ -343,7 +355,7 @@ def main() -> None:
         arguments.profile = False
         if not writes:
             continue
-        print(f"{row:22} refused: {result['error']}" if "error" in result else line(result), flush=True)
+        print(f"{row:22} no figures: {result['error']}" if "error" in result else line(result), flush=True)
         for name, milliseconds in result.get("kernels") or []:
             print(f"  {milliseconds:9.2f} ms  {name[:110]}")
         found["rows"].append(result)

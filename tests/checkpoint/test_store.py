@@ -46,27 +46,30 @@ def save(model: Any, run: Path, layout: parallel.Layout) -> Path:
     return newest_checkpoint(run)
 
 
-def test_extra_state_of_layers_is_kept_where_there_is_some(
+def test_extra_state_is_saved_with_fp8_of_every_layer(
     layout: parallel.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Transformer Engine does: bytes that hold FP8 scales, empty where a layer has not run in FP8."""
+    """As Transformer Engine does: bytes that hold FP8 scales, none in a layer that stays in bf16."""
     from megatron_mathcpt.checkpoint.store import load_state
 
     model = make_model(layout)
     scales = torch.tensor([3, 1, 4], dtype=torch.uint8)
     norm = type(model.decoder.final_layernorm)  # Megatron-Core's local linear layers drop theirs
-    monkeypatch.setattr(norm, "get_extra_state", lambda _: scales, raising=False)
-    kept = save(model, tmp_path / "fp8", layout)
-    monkeypatch.setattr(norm, "get_extra_state", lambda _: scales[:0])
+    in_bf16 = set(model.decoder.layers[0].modules())
+    monkeypatch.setattr(
+        norm, "get_extra_state", lambda self: scales[: 0 if self in in_bf16 else 3], raising=False
+    )
     plain = save(model, tmp_path / "plain", layout)
+    monkeypatch.setattr(model.config, "fp8", "hybrid")
+    kept = save(model, tmp_path / "fp8", layout)
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(norm, "set_extra_state", lambda _, state: seen.append(state), raising=False)
     other = make_model(layout)
     load_state(plain, [other], None, layout)
     assert not seen
     load_state(kept, [other], None, layout)
-    assert len(seen) == 5  # two in each layer, one at the end
-    assert all(torch.equal(state, scales) for state in seen)
+    # Two norms in each of two layers, one at the end.
+    assert [state.tolist() for state in seen] == [[], [], [3, 1, 4], [3, 1, 4], [3, 1, 4]]
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_path: Path) -> None:

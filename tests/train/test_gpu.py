@@ -12,6 +12,7 @@ import torch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.model import settings
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.launch import free_port, local_world
@@ -112,6 +113,9 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(
 SAME = {
     "recompute": {"parallel": LAYERS},
     "graphs": {"parallel": {"cuda_graph_impl": "local"}},
+    "graphs, unfused gradients": {
+        "parallel": {"cuda_graph_impl": "local", "gradient_accumulation_fusion": False}
+    },
     "unfused gradients": {"parallel": {"gradient_accumulation_fusion": False}},
     "fused loss": {"parallel": {"cross_entropy_loss_fusion": True}},
     "gradients in bf16": {"parallel": {"grad_reduce_in_fp32": False}},
@@ -121,8 +125,15 @@ SAME = {
 
 @pytest.mark.parametrize("change", list(SAME))
 def test_the_same_losses_with_less_memory_or_fewer_launches(
-    train: Train, plain: list[float], change: str
+    train: Train,
+    plain: list[float],
+    change: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if "graphs" in change:
+        request.applymarker(pytest.mark.xfail(not settings.GRAPHS_TRAIN_RIGHT, reason="seen on an H100"))
+        monkeypatch.setattr(settings, "GRAPHS_TRAIN_RIGHT", True)
     other = train("other", {}, SAME[change])
     assert other == pytest.approx(plain, rel=1e-3)
     assert math.isfinite(other[-1])
