@@ -144,6 +144,18 @@ def test_replicas_write_half_each(fast_runs: dict[str, Run]) -> None:
     assert first + second > 0.9 * sum(file.bytes for file in files.values())
 
 
+def test_documents_train_the_same_over_context_parallel_ranks(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, reference: Run
+) -> None:
+    documents: dict[str, Any] = {"data": {"reset_attention_mask": True}, "checkpoint": {"keep": 9}}
+    one = train_layouts({"one": config_of(**documents)}, 1, tmp_path)["one"]
+    context = config_of(**documents, parallel={"context_parallel_size": 2})
+    two = train_layouts({"two": context}, 2, tmp_path)["two"]
+    compare(one, two)
+    assert two.rows[0]["grad_norm"] == pytest.approx(one.rows[0]["grad_norm"], rel=1e-6)
+    assert one.rows[0]["loss"] != pytest.approx(reference.rows[0]["loss"], rel=1e-4), "documents saw others"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [*(name for name in TWO_PROCESSES if name not in FAST), *FOUR_PROCESSES])
 def test_every_layout_trains_as_one_process(reference: Run, slow_runs: dict[str, Run], layout: str) -> None:
