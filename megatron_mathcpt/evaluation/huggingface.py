@@ -36,10 +36,11 @@ def load_hf(folder: Path, batch_size: int, params_dtype: str) -> Any:
 
     Raises `EvaluationError` when the folder cannot be loaded.
     """
-    import torch
     from lm_eval.models.huggingface import HFLM
 
-    cuda = torch.cuda.is_available()
+    from megatron_mathcpt.device import on_gpu
+
+    cuda = on_gpu()
     try:
         return HFLM(
             pretrained=str(folder),

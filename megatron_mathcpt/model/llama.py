@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron_mathcpt.config.experiment import PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
 from megatron_mathcpt.model.norm import RMSNorm
 from megatron_mathcpt.model.settings import padded_vocab_size, transformer_config
@@ -27,7 +28,7 @@ def has_transformer_engine() -> bool:
 
     One that is installed and cannot be imported is an error, not a slower run.
     """
-    if not torch.cuda.is_available() or find_spec("transformer_engine") is None:
+    if not on_gpu() or find_spec("transformer_engine") is None:
         return False
     import transformer_engine.pytorch  # noqa: F401
 

@@ -42,10 +42,10 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
             "from its second step on than one without (configs/LOG.md, 2026-11-27); leave it out"
         )
     if precision.fp8 is not None:
-        _check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
+        check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
 
 
-def _check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
+def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
     """Refuse an FP8 recipe that a GPU of this compute capability cannot follow; `ConfigError`."""
     if capability < (8, 9):
         raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")

@@ -116,7 +116,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     set_deterministic(inputs.config.train.deterministic)
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.tp_overlap import user_buffers
-    from megatron_mathcpt.train.components import build, check_disk, check_gpu_memory
+    from megatron_mathcpt.train.components import build, check_disk, check_machine
     from megatron_mathcpt.train.initial_loss import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
@@ -134,7 +134,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     ):
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
-        check_gpu_memory(inputs.config, layout)
+        check_machine(inputs.config, layout)
         check_disk(inputs.config, layout, out)
         with user_buffers(inputs.config):
             state = build(inputs, layout, out)

@@ -19,9 +19,10 @@ from megatron_mathcpt.checkpoint.folder import Retention, check_space, load_seal
 from megatron_mathcpt.checkpoint.saver import Saver
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
-from megatron_mathcpt.model.settings import DTYPES
+from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.checkpoint_size import held_bytes
@@ -112,12 +113,18 @@ def build_retention(config: ExperimentConfig, resumed: Path | None) -> Retention
     return Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
 
 
-def check_gpu_memory(config: ExperimentConfig, layout: Layout) -> None:
-    """Refuse a run that the planner says cannot fit its GPU; nothing to check on a CPU."""
+def check_machine(config: ExperimentConfig, layout: Layout) -> None:
+    """Refuse what needs Transformer Engine where it is not, and what the planner says cannot fit the GPU."""
+    fused = has_transformer_engine()
+    check_accelerated(config.parallel, config.precision, fused=fused)
+    if config.optimizer.use_precision_aware_optimizer and not fused:
+        raise ConfigError(
+            "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine's AdamW, which are "
+            "not here; leave it out"
+        )
     if layout.device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
-    fused = has_transformer_engine()
     found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
     if layout.is_writer:
         logger.info("%s", found)

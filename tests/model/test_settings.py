@@ -21,6 +21,7 @@ SIZES: dict[str, Any] = {
         ({}, {"fp8": "hybrid", "fp8_recipe": "delayed"}, "precision.fp8"),
         ({"tp_comm_overlap": True}, {}, "parallel.tp_comm_overlap"),
         ({"cuda_graph_impl": "local"}, {}, "parallel.cuda_graph_impl"),
+        ({"cross_entropy_loss_fusion": True}, {}, "parallel.cross_entropy_loss_fusion"),
     ],
 )
 def test_local_layers_refuse_what_they_would_ignore(
@@ -35,3 +36,35 @@ def test_local_layers_refuse_what_they_would_ignore(
     )
     with pytest.raises(ConfigError, match=f"^{field}: needs a GPU and Transformer Engine"):
         check_accelerated(*sections, fused=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "capability", "message"),
+    [
+        ("delayed", (8, 0), "this GPU has no FP8 products"),
+        ("tensorwise", (8, 9), None),
+        ("blockwise", (9, 0), None),
+        ("blockwise", (10, 0), "take mxfp8 on Blackwell"),
+        ("blockwise", (8, 9), "blockwise is for Hopper"),
+        ("mxfp8", (9, 0), "take blockwise on Hopper"),
+        ("mxfp8", (10, 0), None),
+    ],
+)
+def test_recipes_are_refused_by_name_on_other_gpus(
+    recipe: str, capability: tuple[int, int], message: str | None
+) -> None:
+    from megatron_mathcpt.model.settings import check_recipe
+
+    if message is None:
+        check_recipe(recipe, capability)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_recipe(recipe, capability)
+
+
+def test_graphs_are_refused_with_transformer_engine_too() -> None:
+    from megatron_mathcpt.model.settings import check_accelerated
+
+    sizes = ParallelSection(**SIZES, cuda_graph_impl="local")
+    with pytest.raises(ConfigError, match=r"parallel\.cuda_graph_impl: on an H100"):
+        check_accelerated(sizes, PrecisionSection(params_dtype="bf16"), fused=True)

@@ -1,12 +1,15 @@
 """Parts of a run that need hardware this machine has not, by stand-ins."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import ConfigError
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
@@ -27,3 +30,16 @@ def test_fp8_weights_are_processed_after_a_forced_gather(
         SimpleNamespace(config=SimpleNamespace(parallel=parallel), model=[chunk])  # type: ignore[arg-type]
     )
     assert calls == ([("gathered", True), [chunk.weight]] if overlapped else [])
+
+
+def test_a_smaller_optimizer_state_is_refused_without_transformer_engine(
+    config_of: Callable[..., ExperimentConfig],
+) -> None:
+    use_cpu()
+    from megatron_mathcpt.train import components
+
+    config = config_of(
+        optimizer={"use_precision_aware_optimizer": True}, parallel={"use_distributed_optimizer": True}
+    )
+    with pytest.raises(ConfigError, match=r"^optimizer\.use_precision_aware_optimizer: needs a GPU"):
+        components.check_machine(config, SimpleNamespace(device=torch.device("cpu")))  # type: ignore[arg-type]

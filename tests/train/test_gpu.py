@@ -79,8 +79,17 @@ def losses_of(
         CURRENT | {"first_last_layers_bf16": True},
         CURRENT | {"fp8_param_gather": True},
         DELAYED | {"fp8_param_gather": True},
+        BLOCKWISE | {"fp8_param_gather": True},
     ],
-    ids=["delayed", "current", "blockwise", "ends in bf16", "current, parameters", "delayed, parameters"],
+    ids=[
+        "delayed",
+        "current",
+        "blockwise",
+        "ends in bf16",
+        "current, parameters",
+        "delayed, parameters",
+        "blockwise, parameters",
+    ],
 )
 def test_fp8_trains_as_bf16(train: Train, plain: list[float], precision: dict[str, Any]) -> None:
     fp8 = train("fp8", precision)
