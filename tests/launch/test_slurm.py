@@ -157,7 +157,7 @@ def test_array_of_four_shards(tmp_path: Path) -> None:
 
 
 def test_sick_node_is_left_out(tmp_path: Path) -> None:
-    """nvidia-smi finds one GPU too few on node1; the job comes back without that node."""
+    """nvidia-smi finds one GPU too few on node1; it comes back on the other, where torch is asked."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text('#!/bin/sh\necho 0\n[ "$SLURMD_NODENAME" = node1 ] || echo 0\n')
@@ -169,12 +169,12 @@ def test_sick_node_is_left_out(tmp_path: Path) -> None:
         "nodes=1", "check_gpus=true", f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
     )
     job_id = submit(job, cluster)
-    assert wait_for_end(job_id) in ("COMPLETED", "FAILED")
+    wait_for(lambda: "attempt 1 on" in log(job, job_id))
     told = log(job, job_id)
     assert "health check failed with status 1 on: node1" in told
     assert "node1: 1 GPUs, expected 2" in told
-    assert field(job_id, "ExcNodeList") == "node1"
-    assert field(job_id, "NodeList") == "node2"
+    assert "attempt 1 on node2" in told
+    assert field(job_id, "ExcNodeList") in ("node1", "node[1-2]")
 
 
 def test_values_arrive_unchanged(tmp_path: Path) -> None:
