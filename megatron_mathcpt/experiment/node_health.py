@@ -62,7 +62,7 @@ def gpu_faults(table: str, gpus: int) -> list[str]:
 
 def _torch_faults(gpus: int) -> list[str]:
     """The first GPU that torch cannot put a number on, in a process of its own."""
-    command = [sys.executable, "-c", _TRY, str(gpus)]
+    command = [sys.executable, "-P", "-c", _TRY, str(gpus)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TRY_TIMEOUT_SECONDS, check=False
