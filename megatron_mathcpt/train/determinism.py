@@ -2,7 +2,8 @@
 
 Left to themselves, the backward of attention adds in the order in which its blocks end, and sums of cuBLAS
 and NCCL may depend on timing. Megatron-Core asks for the first setting, torch for that of cuBLAS, Megatron-LM
-for that of NCCL (megatron/training/arguments.py). Its fused loss is not deterministic. CPUs need none.
+for that of NCCL (megatron/training/arguments.py). Transformer Engine's fused loss needs none: it adds up
+nothing but an integer count by atomics. CPUs need none.
 """
 
 import os
