@@ -70,7 +70,8 @@ def masked_loss(
     masked = losses.float() * batch.loss_mask
     total, count = masked.sum(), batch.loss_mask.sum()
     report = torch.stack([total.detach().double(), count.double()])
-    if batch.sources is not None:
+    if sources:
+        assert batch.sources is not None
         both = torch.stack([masked.detach(), batch.loss_mask], dim=-1).double().flatten(0, 1)
         by_source = torch.zeros(sources, 2, dtype=torch.float64, device=losses.device)
         report = torch.cat([report, by_source.index_add(0, batch.sources.flatten(), both).flatten()])
@@ -166,4 +167,4 @@ def run_schedule(
     )
     if not layout.reports_loss:
         return torch.zeros(2 + 2 * sources, dtype=torch.float64, device=layout.device)
-    return torch.stack(reports).sum(dim=0)[: 2 + 2 * sources]
+    return torch.stack(reports).sum(dim=0)

@@ -167,7 +167,8 @@ def test_the_gate_takes_the_weights_of_a_hugging_face_folder(
     write_hf_folder(RandomWeights(shape, 9), shape, tmp_path / "hf", eos_id=0)
     (tmp_path / "hf" / "tokenizer.json").write_text("{}")
     init = {"scratch": False, "hf": str(tmp_path / "hf"), "initial_loss": "transformers"}
-    losses_of(config_of, tmp_path / "run", {}, {"init": init | {"initial_loss_band": 0.01}})
+    by_source = {"logging": {"loss_by_source": True}}  # which the gate does not ask for
+    losses_of(config_of, tmp_path / "run", {}, by_source | {"init": init | {"initial_loss_band": 0.01}})
 
 
 def test_deterministic_runs_are_the_same_to_the_bit(train: Train) -> None:
