@@ -175,6 +175,11 @@ class MegatronLM(TemplateLM):
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         sequences, answers = [], []
         for context, answer in pairs:
+            if len(answer) > self.max_length:
+                raise EvaluationError(
+                    f"an answer of {len(answer)} tokens: the model's window is {self.max_length}; leave the "
+                    "item out"
+                )
             self.truncated += len(context) + len(answer) > self.max_length + 1
             sequences.append((context + answer)[-(self.max_length + 1) :])
             answers.append(len(answer))

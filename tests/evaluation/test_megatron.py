@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.train.launch import run_workers
-from tests.evaluation.layout_worker import answers
+from tests.evaluation.layout_worker import answers, requests
 
 WORKER = "tests.evaluation.layout_worker"
 
@@ -62,3 +63,14 @@ def test_repeats_of_a_sampled_prompt_differ(alone: dict[str, Any]) -> None:
     half = len(alone["sampled"]) // 2
     first, second = alone["sampled"][:half], alone["sampled"][half:]
     assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_an_answer_longer_than_the_window_is_refused(model_folder: Path) -> None:
+    """Its first tokens have no position, so that it would be scored by others'."""
+    from megatron_mathcpt.evaluation.megatron import MegatronLM
+
+    model = MegatronLM(str(model_folder))
+    with pytest.raises(EvaluationError, match="an answer of 257 tokens: the model's window is 256"):
+        model.loglikelihood(requests("loglikelihood", [("a", "b" * 257)]))
+    assert len(model.loglikelihood(requests("loglikelihood", [("a", "b" * 256)]))) == 1
+    model.close()
