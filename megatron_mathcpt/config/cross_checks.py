@@ -59,6 +59,18 @@ def _parallel_conflicts(config: ExperimentConfig) -> list[Conflict]:
             "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer",
         ),
         (
+            not parallel.grad_reduce_in_fp32 and config.precision.params_dtype == "fp32",
+            "parallel.grad_reduce_in_fp32: has no effect with precision.params_dtype fp32",
+        ),
+        (
+            config.optimizer.main_params_dtype == "fp16" and config.precision.params_dtype == "fp32",
+            "optimizer.main_params_dtype: has no effect with precision.params_dtype fp32",
+        ),
+        (
+            config.train.deterministic and parallel.cross_entropy_loss_fusion,
+            "train.deterministic: parallel.cross_entropy_loss_fusion is not; leave one out",
+        ),
+        (
             config.precision.fp8_param_gather
             and config.precision.fp8_recipe != "delayed"
             and config.optimizer.main_params_dtype == "fp16",

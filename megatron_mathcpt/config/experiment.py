@@ -40,6 +40,8 @@ class InitSection(Section):
             raise ValueError("initial_loss: transformers needs init.hf")
         if self.load_optimizer and self.checkpoint is None:
             raise ValueError("load_optimizer needs init.checkpoint")
+        if self.initial_loss is None and (self.initial_loss_band, self.initial_loss_samples) != (0.05, 8):
+            raise ValueError("initial_loss_band, initial_loss_samples: have no effect without initial_loss")
         return self
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_mathcpt.config.base import build_config
+from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training
@@ -88,7 +89,7 @@ def training_from_overrides(overrides: Sequence[str], *, seq_length: int, global
     tree = {
         "name": "search",
         "seed": 0,
-        "init": {"scratch": True},
+        "init": {"hf": "weights"},
         "data": {"corpus": "corpus", "blend": {"all": 1.0}},
         "optimizer": {"lr": 1.0},
         "schedule": {"lr_decay_style": "constant"},
@@ -106,7 +107,11 @@ def training_from_overrides(overrides: Sequence[str], *, seq_length: int, global
         },
         "checkpoint": {"interval": 1},
     }
-    return from_experiment(build_config(tree, ExperimentConfig, overrides, "search"), 1, fused=True)[0]
+    config = build_config(tree, ExperimentConfig, overrides, "search")
+    # What overlap needs of the layout is the search's own choice.
+    apart = config.parallel.model_copy(update={"tp_comm_overlap": False})
+    check_experiment(config.model_copy(update={"parallel": apart}), 1)
+    return from_experiment(config, 1, fused=True)[0]
 
 
 def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -> tuple[Training, Layout]:

@@ -25,6 +25,7 @@ UNEVEN = [
 ]
 FULL = ["parallel.recompute_granularity=full", "parallel.recompute_method=uniform"]
 FP8 = ["precision.params_dtype=bf16", "precision.fp8=hybrid", "precision.fp8_recipe=tensorwise"]
+SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_aware_optimizer=true"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -69,6 +70,13 @@ def test_every_config_passes_its_checks(path: Path) -> None:
         ([*FP8, "precision.fp8_param_gather=true"], 2, "precision.fp8_param_gather"),
         ([*FP8, "train.seq_length=121"], 2, "train.micro_batch_size x seq_length"),
         ([*FP8, "model.ffn_hidden_size=520"], 2, "model.ffn_hidden_size"),
+        (["parallel.grad_reduce_in_fp32=false"], 2, "parallel.grad_reduce_in_fp32"),
+        ([*SMALL, "optimizer.main_params_dtype=fp16"], 2, "optimizer.main_params_dtype"),
+        (
+            ["train.deterministic=true", "parallel.cross_entropy_loss_fusion=true"],
+            2,
+            "train.deterministic",
+        ),
         (["validation.sets=[]", "validation.interval=5"], 2, "validation.sets"),
         (["checkpoint.keep_optimizer=true"], 2, "checkpoint.keep_optimizer"),
     ],
@@ -86,6 +94,7 @@ def test_a_combination_that_cannot_run_names_its_field(
     [
         ("init.checkpoint=runs/base", "set just one of scratch"),
         ("init.scratch=false", "set just one of scratch"),
+        ("init.initial_loss_samples=4", "have no effect without initial_loss"),
         ("data.blend.general=0", r"blend.general must be above 0"),
         ("data.max_epochs.other=2", r"max_epochs.other names no pool"),
         ("model.num_query_groups=3", "no multiple of num_query_groups"),

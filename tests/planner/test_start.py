@@ -111,11 +111,15 @@ def test_a_search_takes_the_overrides_of_a_training_config() -> None:
         ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: Input should be a valid boolean"),
         ("parallel.tensor_model_parallel_size=2", "a search cannot take it as given; known are precision"),
         ("optimizer.lr=1e-4", "a search cannot take it as given"),
+        (
+            "optimizer.use_precision_aware_optimizer=true parallel.use_distributed_optimizer=false",
+            "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer",
+        ),
     ],
 )
 def test_an_override_that_a_search_cannot_follow_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        training_from_overrides([override], seq_length=4096, global_batch_size=64)
+        training_from_overrides(override.split(), seq_length=4096, global_batch_size=64)
 
 
 UNUSUAL = {
