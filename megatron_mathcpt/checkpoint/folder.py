@@ -72,6 +72,14 @@ def _seal_of(folder: Path) -> bytes:
 
 def load_sealed(path: Path) -> Manifest:
     """The manifest of a checkpoint, its own bytes compared with the seal."""
+    try:
+        return _load_sealed(path)
+    except (ManifestError, FileNotFoundError):
+        # Its run may just have made it weights-only: some was read before that, some after.
+        return _load_sealed(path)
+
+
+def _load_sealed(path: Path) -> Manifest:
     manifest = load_manifest(path, "checkpoint")
     sealed = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
     if sealed != _seal_of(path) and not _is_renamed(path, sealed):

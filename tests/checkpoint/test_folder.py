@@ -146,6 +146,23 @@ def test_who_reads_weights_does_not_read_the_optimizer(tmp_path: Path) -> None:
         verify_hashes(path, manifest)
 
 
+@pytest.mark.parametrize("name", ["load_manifest", "hash_file"])
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_checkpoint_that_becomes_weights_only_while_it_is_read_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
+) -> None:
+    path, original, left = make_whole(tmp_path, 1), getattr(folder, name), [calls]
+
+    def dropping(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] == -1:
+            folder.drop_optimizer(path)
+        return original(*args)
+
+    monkeypatch.setattr(folder, name, dropping)
+    assert folder.load_sealed(path).counts["step"] == 1
+
+
 def test_a_damaged_checkpoint_keeps_its_optimizer(tmp_path: Path) -> None:
     path = make_whole(tmp_path, 1)
     (path / "weights_only.json").write_text("{}")
