@@ -110,13 +110,17 @@ def _check_stored(path: Path, stored: Mapping[str, Any], held: OptimizerState) -
             )
 
 
-def verify_checkpoint(path: Path, layout: Layout) -> Manifest:
-    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files."""
+def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
+    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files.
+
+    Without `optimizer` those of its state are left out, which may go meanwhile.
+    """
     problem = ""
     try:
         manifest = folders.load_sealed(path)
-        for name in sorted(manifest.outputs)[layout.rank :: dist.get_world_size()]:
-            if hash_file(path / name) != manifest.outputs[name].sha256:
+        outputs = manifest.outputs if optimizer else manifest.without_optimizer()
+        for name in sorted(outputs)[layout.rank :: dist.get_world_size()]:
+            if hash_file(path / name) != outputs[name].sha256:
                 problem = problem or f"{path / name}: checksum differs from the manifest"
     except ManifestError as error:
         problem = str(error)

@@ -140,7 +140,7 @@ def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> No
     """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or a seed if that was asked for."""
     config = inputs.config
     if inputs.checkpoint is not None:
-        verify_checkpoint(inputs.checkpoint, layout)
+        verify_checkpoint(inputs.checkpoint, layout, optimizer=config.init.load_optimizer)
         load_state(inputs.checkpoint, model, None, layout)
     elif config.init.hf is not None:
         from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights

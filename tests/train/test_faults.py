@@ -118,6 +118,20 @@ def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, 
     verify_checkpoint(path, layout)  # type: ignore[arg-type]
 
 
+def test_who_starts_from_the_weights_does_not_read_the_optimizer(
+    whole: Path, layout: object, tmp_path: Path
+) -> None:
+    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+
+    path = tmp_path / "step_00000020"
+    shutil.copytree(newest_checkpoint(whole), path)
+    file = path / "optimizer___0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    verify_checkpoint(path, layout, optimizer=False)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="checksum differs"):
+        verify_checkpoint(path, layout)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "name", [".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"]
 )
