@@ -93,7 +93,7 @@ if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
 phase 3 190 speed "$python" tests/benchmarks/gpu_training.py --row-seconds 45 --no-ceilings --rows $rows \
   --steps "${STEPS:-8}" --out "$OUT/training.json"
 phase 7 50 generation "$python" tests/benchmarks/eval_generation.py --out "$OUT/generation.json"
-rows="bf16 fp8_delayed"
+rows="bf16,unfused fp8_delayed,unfused" # deterministic, as the fused loss is not
 if [ -n "${NO_TE:-}" ]; then rows="bf16"; fi
 # shellcheck disable=SC2086
 phase 5 70 saves "$python" tests/benchmarks/gpu_saves.py --rows $rows --out "$OUT/saves.json"

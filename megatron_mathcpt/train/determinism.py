@@ -2,8 +2,8 @@
 
 Left to themselves, the backward of attention adds in the order in which its blocks end, and sums of cuBLAS
 and NCCL may depend on timing. Megatron-Core asks for the first setting, torch for that of cuBLAS, Megatron-LM
-for that of NCCL (megatron/training/arguments.py). The fused loss, which Megatron-LM calls not
-deterministic, is refused with it (config/cross_checks.py). CPUs need none.
+for that of NCCL (megatron/training/arguments.py). The fused loss, which Megatron-LM calls not deterministic,
+is refused with it (config/cross_checks.py). CPUs need none.
 """
 
 import os
