@@ -35,7 +35,7 @@ def on_gpu() -> bool:
     if seen and number >= seen:
         raise DeviceError(
             f"{socket.gethostname()}: torch sees {seen} GPUs, none for local rank {number}; start one "
-            "process a GPU, and let each see all GPUs of its node"
+            f"process a GPU, and let each see all GPUs of its node ({VARIABLE}=cpu asks for the CPU)"
         )
     return seen > 0
 

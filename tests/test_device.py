@@ -44,5 +44,7 @@ def test_where_torch_sees_gpus(
     assert on_gpu() is gpu
     monkeypatch.setenv("LOCAL_RANK", str(visible))
     if gpu:
-        with pytest.raises(DeviceError, match="torch sees 2 GPUs, none for local rank 2"):
+        with pytest.raises(
+            DeviceError, match=r"torch sees 2 GPUs, none for local rank 2.*MATHCPT_DEVICE=cpu asks"
+        ):
             on_gpu()
