@@ -10,8 +10,10 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
@@ -72,8 +74,14 @@ def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layo
     """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified.
 
     Each rank reads its share; weights that others need too go round. Raises `CheckpointError` if the
-    optimizer's state is not there in a form that every layout can load.
+    optimizer's state is not there in a form that every layout can load, or all in one that only newer
+    versions of Megatron-Core read.
     """
+    if hasattr(CheckpointingConfig, "common_backend") and not (path / COMMON_STATE_FNAME).is_file():
+        raise CheckpointError(
+            f"{path}: has no {COMMON_STATE_FNAME}, so a newer Megatron-Core wrote it (0.19 does), which this "
+            "one cannot read; go on with that one"
+        )
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
     state = sharded_model(model, stored)
     if optimizer is not None:

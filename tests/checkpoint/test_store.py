@@ -11,6 +11,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import CheckpointError
 
 SHAPE = LlamaShape(
     num_layers=2,
@@ -89,3 +90,19 @@ def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_p
     with Saver(tmp_path, layout, Retention(2)) as restarted:
         restarted.save([model], None, CheckpointRecord({}, {}, {"step": 4}))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [4, 3, 2]
+
+
+def test_what_a_newer_megatron_core_wrote_is_refused_by_an_older_one(
+    layout: parallel.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.19 reads the form of 0.16, but writes one that 0.16 ends on with an AttributeError."""
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig
+
+    from megatron_mathcpt.checkpoint.store import load_state
+
+    model = make_model(layout)
+    path = save(model, tmp_path, layout)
+    monkeypatch.setattr(CheckpointingConfig, "common_backend", "torch", raising=False)
+    (path / "common.pt").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=r"has no common\.pt, so a newer Megatron-Core wrote it"):
+        load_state(path, [model], None, layout)
