@@ -124,9 +124,10 @@ class MegatronLM(TemplateLM):
         end = self.tokenizer.decode([self.eot_token_id])
         stops = handle_stop_sequences(options.get("until"), eos=end)
         new_tokens = int(options.get("max_gen_toks", self.max_gen_toks))
-        if new_tokens >= self.max_length:
+        if not 0 < new_tokens < self.max_length:
             raise EvaluationError(
-                f"max_gen_toks {new_tokens}: the model's window is {self.max_length} tokens; ask for fewer"
+                f"max_gen_toks {new_tokens}: the model's window is {self.max_length} tokens; ask for fewer, "
+                "and for one at least"
             )
         encoded = [self._fit(self.tok_encode(prompt), self.max_length - new_tokens) for prompt in prompts]
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0

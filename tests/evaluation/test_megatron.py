@@ -65,12 +65,15 @@ def test_repeats_of_a_sampled_prompt_differ(alone: dict[str, Any]) -> None:
     assert all(a != b for a, b in zip(first, second, strict=True))
 
 
-def test_an_answer_longer_than_the_window_is_refused(model_folder: Path) -> None:
-    """Its first tokens have no position, so that it would be scored by others'."""
+def test_what_the_window_cannot_hold_is_refused(model_folder: Path) -> None:
+    """A longer answer's first tokens have no position, so that it would be scored by others'."""
     from megatron_mathcpt.evaluation.megatron import MegatronLM
 
     model = MegatronLM(str(model_folder))
     with pytest.raises(EvaluationError, match="an answer of 257 tokens: the model's window is 256"):
         model.loglikelihood(requests("loglikelihood", [("a", "b" * 257)]))
     assert len(model.loglikelihood(requests("loglikelihood", [("a", "b" * 256)]))) == 1
+    for tokens in (0, 256):
+        with pytest.raises(EvaluationError, match=f"max_gen_toks {tokens}: the model's window is 256"):
+            model.generate_until(requests("generate_until", [("a", {"max_gen_toks": tokens})]))
     model.close()
