@@ -7,6 +7,9 @@ from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.errors import ConfigError
 
 Conflict = tuple[bool, str]  # whether fields contradict each other, and what to say then
+# Set True when the case "graphs" of tests/train/test_gpu.py passes: its losses left those of the plain run at
+# the third step (megatron-core 0.16.1, Transformer Engine 2.12, H100), the cause is not known.
+GRAPHS_TRAIN_RIGHT = False
 _FP8_MULTIPLE = 16  # of both sides of a matrix in cuBLAS' FP8 products (Transformer Engine's user guide)
 
 
@@ -75,6 +78,11 @@ def _parallel_conflicts(config: ExperimentConfig) -> list[Conflict]:
             and config.precision.fp8_recipe != "delayed"
             and config.optimizer.main_params_dtype == "fp16",
             "optimizer.main_params_dtype: fp16 with precision.fp8_param_gather needs fp8_recipe delayed",
+        ),
+        (
+            parallel.cuda_graph_impl != "none" and not GRAPHS_TRAIN_RIGHT,
+            "parallel.cuda_graph_impl: on an H100 a run with Megatron-Core's graphs had other gradients from "
+            "its second step on than one without (configs/LOG.md, 2026-11-27); leave it out",
         ),
         (
             parallel.cuda_graph_impl != "none" and config.data.document_attention,

@@ -11,9 +11,6 @@ from megatron_mathcpt.config.experiment import VOCAB_DIVISOR, ParallelSection, P
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 
-# Set True when the case "graphs" of tests/train/test_gpu.py passes: its losses left those of the plain run at
-# the third step (megatron-core 0.16.1, Transformer Engine 2.12, H100), the cause is not known.
-GRAPHS_TRAIN_RIGHT = False
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Delayed scaling looks so many steps back (defaults of Transformer Engine's DelayedScaling; Megatron-Core's
 # own default of one step overflows when a maximum grows).
@@ -36,11 +33,6 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
             raise ConfigError(
                 f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out"
             )
-    if asked["parallel.cuda_graph_impl"] and not GRAPHS_TRAIN_RIGHT:
-        raise ConfigError(
-            "parallel.cuda_graph_impl: on an H100 a run with Megatron-Core's graphs had other gradients "
-            "from its second step on than one without (configs/LOG.md, 2026-11-27); leave it out"
-        )
     if precision.fp8 is not None:
         check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
 

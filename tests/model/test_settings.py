@@ -60,11 +60,3 @@ def test_recipes_are_refused_by_name_on_other_gpus(
     else:
         with pytest.raises(ConfigError, match=message):
             check_recipe(recipe, capability)
-
-
-def test_graphs_are_refused_with_transformer_engine_too() -> None:
-    from megatron_mathcpt.model.settings import check_accelerated
-
-    sizes = ParallelSection(**SIZES, cuda_graph_impl="local")
-    with pytest.raises(ConfigError, match=r"parallel\.cuda_graph_impl: on an H100"):
-        check_accelerated(sizes, PrecisionSection(params_dtype="bf16"), fused=True)
