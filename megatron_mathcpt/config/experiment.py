@@ -29,7 +29,7 @@ class InitSection(Section):
     hf: Path | None = None
     load_optimizer: bool = False  # go on with the checkpoint's optimizer instead of a fresh one
     initial_loss: float | Literal["transformers"] | None = None
-    initial_loss_band: float = Field(default=0.05, gt=0)
+    initial_loss_band: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     initial_loss_samples: int = Field(default=8, gt=0)
 
     @model_validator(mode="after")
