@@ -10,6 +10,7 @@ import pytest
 
 from megatron_mathcpt.experiment.sbatch import Job
 from tests.launch.jobs import (
+    ROOT,
     field,
     log,
     signal_batch,
@@ -157,10 +158,39 @@ def test_array_of_four_shards(tmp_path: Path) -> None:
 
 
 def test_sick_node_is_left_out(tmp_path: Path) -> None:
-    """nvidia-smi finds one GPU too few on node1; it comes back on the other, where torch is asked."""
+    """nvidia-smi finds one GPU too few on the first node; the job comes back without that node."""
+    tool, first = tmp_path / "bin" / "nvidia-smi", tmp_path / "first"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\n[ -s {first} ] || echo "$SLURMD_NODENAME" >{first}\n'
+        f'echo 0\n[ "$SLURMD_NODENAME" = "$(cat {first})" ] || echo 0\n'
+    )
+    tool.chmod(0o755)
+    code = tmp_path / "code"  # the job's own, with a torch for nodes that have GPUs in name only
+    code.mkdir()
+    (code / "megatron_mathcpt").symlink_to(ROOT / "megatron_mathcpt")
+    (code / "torch.py").write_text("def zeros(*_, device): return 0.0\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    job = replace(trainee_job(run, "--steps", "1"), code=code, nodes=1, check_nodes=True, tasks_per_node=1)
+    cluster = test_cluster(
+        "nodes=1", "check_gpus=true", f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
+    )
+    job_id = submit(job, cluster)
+    assert wait_for_end(job_id) == "COMPLETED"
+    told = log(job, job_id)
+    sick = first.read_text().strip()
+    assert f"health check failed with status 1 on: {sick}" in told
+    assert f"{sick}: 1 GPUs, expected 2" in told
+    assert field(job_id, "ExcNodeList") == sick
+    assert {field(job_id, "NodeList"), sick} == {"node1", "node2"}
+
+
+def test_torch_finds_a_node_sick_whose_driver_answers(tmp_path: Path) -> None:
+    """nvidia-smi counts both GPUs of every node; torch sees none of them."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text('#!/bin/sh\necho 0\n[ "$SLURMD_NODENAME" = node1 ] || echo 0\n')
+    tool.write_text("#!/bin/sh\necho 0\necho 0\n")
     tool.chmod(0o755)
     run = tmp_path / "run"
     run.mkdir()
@@ -169,12 +199,8 @@ def test_sick_node_is_left_out(tmp_path: Path) -> None:
         "nodes=1", "check_gpus=true", f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
     )
     job_id = submit(job, cluster)
-    # Slurm may start it once more on node1 before it has taken the exclusion.
-    wait_for(lambda: " on node2" in log(job, job_id))
-    told = log(job, job_id)
-    assert "health check failed with status 1 on: node1" in told
-    assert "node1: 1 GPUs, expected 2" in told
-    assert field(job_id, "ExcNodeList") in ("node1", "node[1-2]")
+    wait_for(lambda: "health check failed with status 1 on: node" in log(job, job_id))
+    assert "GPU 0: torch: status 1" in log(job, job_id)
 
 
 def test_values_arrive_unchanged(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_fp8_weights_are_processed_after_a_forced_gather(
 
     calls: list[Any] = []
     chunk = torch.nn.Linear(2, 2)  # its weight stands for an FP8 one, its bias is bf16 there
-    chunk.start_param_sync = lambda force_sync: calls.append(("gathered", force_sync))  # type: ignore
+    chunk.start_param_sync = lambda force_sync: calls.append(("gathered", force_sync))  # type: ignore[assignment]
     monkeypatch.setattr(components, "is_float8tensor", lambda tensor: tensor is chunk.weight)
     monkeypatch.setattr(components, "post_all_gather_processing", calls.append)
     parallel = SimpleNamespace(overlap_param_gather=overlapped)
