@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves the GPU path on one H100 or H200 in one call, without a network; phases end after 525 seconds in all.
+# Proves the GPU path on one H100 or H200 in one call, without a network; phases end after 545 seconds in all.
 #   bash tests/gpu_check.sh [ARCHIVE]       every phase
 #   PHASES="3 7" ROWS="bf16 fp8_current" bash tests/gpu_check.sh    some of them, and of the speed's rows
 # ARCHIVE (tar.xz of a folder site/) brings what the machine's Python lacks, such as Transformer Engine; without
@@ -86,17 +86,17 @@ phase 4 140 training_tests bash -c 'test_of -v -n 14 tests/train/test_gpu.py -k 
 phase 4 140 graphs bash -c 'test_of tests/train/test_gpu.py -k graphs' &
 wait
 
-# Moments in bf16 where FP8 weights lie beside bf16 ones: 80 GB would be full to the brim.
-rows=${ROWS:-fp8_current,small fp8_blockwise,small bf16,small bf16 bf16,documents bf16,unfused}
+# 12 layers of Llama-3-8B in FP8 take 73.9 of 79.2 GiB; moments in bf16 would not fit (fp32 copies in the update).
+rows=${ROWS:-bf16 fp8_current fp8_blockwise fp8_delayed bf16,documents}
 if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
 # shellcheck disable=SC2086 # the rows are words
-phase 3 190 speed "$python" tests/benchmarks/gpu_training.py --row-seconds 45 --no-ceilings --rows $rows \
+phase 3 170 speed "$python" tests/benchmarks/gpu_training.py --row-seconds 45 --no-ceilings --microbatches 2 --rows $rows \
   --steps "${STEPS:-8}" --out "$OUT/training.json"
 phase 7 50 generation "$python" tests/benchmarks/eval_generation.py --out "$OUT/generation.json"
 rows="bf16,unfused fp8_delayed,unfused" # deterministic, as the fused loss is not
 if [ -n "${NO_TE:-}" ]; then rows="bf16"; fi
 # shellcheck disable=SC2086
-phase 5 70 saves "$python" tests/benchmarks/gpu_saves.py --rows $rows --out "$OUT/saves.json"
+phase 5 110 saves "$python" tests/benchmarks/gpu_saves.py --rows $rows --out "$OUT/saves.json"
 
 sort -s -k1,1n "$work"/*.row | awk -F '\t' '{printf "%-2s %-15s %-13s %4s s  %s\n", $1, $2, $3, $4, $5}' | tee "$OUT/table.txt"
 for log in "$work"/*.log; do

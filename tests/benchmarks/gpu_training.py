@@ -16,6 +16,7 @@ is taken again with `small`.
 """
 
 import argparse
+import faulthandler
 import importlib.metadata
 import json
 import multiprocessing
@@ -107,7 +108,11 @@ def run(
     if ON_GPU and not arguments.force:
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=TRANSFORMER_ENGINE)
+    begin = time.perf_counter()
     state = build(config, layout)
+    synchronize()
+    taken = torch.cuda.memory_allocated() / GIB if ON_GPU else 0.0
+    print(f"{row} built in {time.perf_counter() - begin:.1f} s, {taken:.1f} GiB", file=sys.stderr, flush=True)
     updates = timed(state.optimizer, "step_with_ready_grads")
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
@@ -187,16 +192,23 @@ def known_card() -> Hardware | None:
 
 
 def profile(state: Any) -> list[tuple[str, float]]:
-    """The kernels with most time in one step, in milliseconds."""
+    """Kernels, then calls by the shapes of their inputs, with most time in one step, in milliseconds."""
     from megatron_mathcpt.train.step import train_step
 
     kinds = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kinds.CUDA if ON_GPU else kinds.CPU]) as profiler:
+    activities = [kinds.CPU, kinds.CUDA] if ON_GPU else [kinds.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
         train_step(state, state.consumed_samples, 1e-4)
         synchronize()
     field = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, field))
-    return [(event.key, getattr(event, field) / 1e3) for event in events[:24]]
+    events = profiler.key_averages(group_by_input_shape=True)
+    kernels = [event for event in events if not event.input_shapes]
+    calls = [event for event in events if event.input_shapes]  # tells which tensors a kernel worked on
+    return [
+        (f"{event.key[:80]} {event.input_shapes or ''}", getattr(event, field) / 1e3)
+        for found in (kernels, calls)
+        for event in sorted(found, key=lambda event: -getattr(event, field))[:24]
+    ]
 
 
 def environment() -> dict[str, Any]:
@@ -303,6 +315,8 @@ def llama_of(arguments: argparse.Namespace) -> LlamaShape:
 def measure(arguments: argparse.Namespace, row: str | None) -> dict[str, Any]:
     """One row, or the ceilings, in this process."""
     use_cpu()
+    if arguments.row_seconds:  # a row that will be given up tells where it was
+        faulthandler.dump_traceback_later(max(arguments.row_seconds - 5, 1), exit=False)
     llama = llama_of(arguments)
     if row is None:
         return ceilings(from_llama(arguments.shape, llama), arguments.micro_batch_size * arguments.seq_length)
