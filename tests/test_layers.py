@@ -7,16 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "megatron_mathcpt"
-BASE = {"config", "disk", "errors", "hashing", "log", "manifest", "records", "answers", "statistics"}
+BASE = {"config", "errors", "formats", "log", "records", "answers", "statistics"}
 LOW = BASE | {"device", "cpu", "parallel", "model", "checkpoint"}
 # Which other parts of the package each part may import. No stage imports another stage.
 ALLOWED = {
     "config": {"errors"},
-    "disk": set(),
     "errors": set(),
     "log": set(),
-    "hashing": set(),
-    "manifest": {"errors", "hashing"},
+    "formats": {"errors", "log", "records"},
     "records": set(),
     "answers": {"errors", "records"},
     "statistics": set(),

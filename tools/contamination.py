@@ -23,9 +23,10 @@ def main(
     from rich.table import Table
 
     from megatron_mathcpt.evaluation.contamination import report
-    from megatron_mathcpt.evaluation.items import load_items
     from megatron_mathcpt.evaluation.plan import named_files
-    from megatron_mathcpt.manifest import load_manifest, write_atomically
+    from megatron_mathcpt.formats.benchmark import load_items
+    from megatron_mathcpt.formats.files import write_atomically
+    from megatron_mathcpt.formats.manifest import load_manifest
 
     manifest = load_manifest(evaluation, "evaluation")
     files = {name: path for text in task for name, path in named_files(text).items()}

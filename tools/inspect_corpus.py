@@ -9,8 +9,8 @@ import typer
 from megatron_mathcpt.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
-    from megatron_mathcpt.data.inspection.folder import CorpusFolder
     from megatron_mathcpt.data.inspection.terminal import Screen
+    from megatron_mathcpt.formats.corpus_folder import CorpusFolder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="folder of a finished corpus")]
@@ -22,8 +22,8 @@ Record = Annotated[str, typer.Argument(help="id of a record, or FILE:LINE of a r
 
 
 def _open(folder: Path, most: int = 0) -> "tuple[CorpusFolder, Screen]":
-    from megatron_mathcpt.data.inspection.folder import open_corpus
     from megatron_mathcpt.data.inspection.terminal import Screen
+    from megatron_mathcpt.formats.corpus_folder import open_corpus
 
     return open_corpus(folder), Screen(most)
 
@@ -126,7 +126,7 @@ def trace(folder: Folder, record: Record) -> None:
 def page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to write")]) -> None:
     """One HTML page that needs nothing else: counts, plots, a searchable sample, hits, duplicates."""
     from megatron_mathcpt.data.inspection.content import page_content
-    from megatron_mathcpt.manifest import write_atomically
+    from megatron_mathcpt.formats.files import write_atomically
     from megatron_mathcpt.report.corpus_page import render_corpus
 
     corpus, screen = _open(folder)

@@ -62,7 +62,7 @@ def _write_page(path: Path, model: str, gpus: int, training: object, hardware: s
     """A page of the asked and the built-in models, in the report's style."""
     from importlib.resources import files
 
-    from megatron_mathcpt.manifest import write_atomically
+    from megatron_mathcpt.formats.files import write_atomically
     from megatron_mathcpt.planner.machine import load_machine
     from megatron_mathcpt.planner.page import default_grid, render_page
 

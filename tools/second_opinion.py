@@ -28,8 +28,8 @@ def main(
     from rich.table import Table
 
     from megatron_mathcpt.evaluation.second_opinion import compare
-    from megatron_mathcpt.log import read_json_lines
-    from megatron_mathcpt.manifest import load_manifest, write_atomically
+    from megatron_mathcpt.formats.files import read_json_lines, write_atomically
+    from megatron_mathcpt.formats.manifest import load_manifest
 
     load_manifest(evaluation, "evaluation")
     files = sorted(evaluation.glob("samples_*.jsonl"))

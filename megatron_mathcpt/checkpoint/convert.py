@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
-from megatron_mathcpt.checkpoint.folder import hidden_path, load_sealed, seal
 from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, own_tokenizer, read_eos_id
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.manifest import (
+from megatron_mathcpt.formats.manifest import (
     OutputFile,
     is_complete,
     load_manifest,
@@ -19,6 +17,7 @@ from megatron_mathcpt.manifest import (
     verify_hashes,
     write_manifest,
 )
+from megatron_mathcpt.formats.run_folder import chosen_checkpoint, hidden_path, load_sealed, seal
 
 if TYPE_CHECKING:
     from megatron_mathcpt.model.weights import WeightSource

@@ -5,10 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
-from megatron_mathcpt.checkpoint.folder import load_sealed, newest_checkpoint
 from megatron_mathcpt.errors import CheckpointError, ConfigError
-from megatron_mathcpt.hashing import hash_file, hash_json
-from megatron_mathcpt.manifest import Manifest
+from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.manifest import Manifest
+from megatron_mathcpt.formats.run_folder import load_sealed, newest_checkpoint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 

@@ -26,12 +26,12 @@ from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from megatron_mathcpt.checkpoint import folder as folders
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
 from megatron_mathcpt.checkpoint.shard_writer import HostCopies, ShardWriter, Written
 from megatron_mathcpt.checkpoint.store import sharded_model, verify_kept
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.manifest import sync_and_describe, write_manifest
+from megatron_mathcpt.formats import run_folder as folders
+from megatron_mathcpt.formats.manifest import sync_and_describe, write_manifest
 from megatron_mathcpt.parallel import Layout
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_mathcpt.checkpoint.optimizer_state import PREFIX
-from megatron_mathcpt.manifest import OPTIMIZER, OutputFile, sync_and_describe
+from megatron_mathcpt.formats.manifest import OPTIMIZER, OutputFile, sync_and_describe
 
 HostCopies = dict[MetadataIndex, torch.Tensor]
 

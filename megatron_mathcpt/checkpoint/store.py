@@ -19,12 +19,12 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShard
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from megatron_mathcpt.checkpoint import folder as folders
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats import run_folder as folders
+from megatron_mathcpt.formats.files import hash_file
+from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import Manifest
 from megatron_mathcpt.model.weights import requantize
 from megatron_mathcpt.parallel import Layout
 

@@ -17,13 +17,14 @@ from megatron_mathcpt.data.executors import (
     ray_executor,
     slurm_executors,
 )
-from megatron_mathcpt.data.finish import KIND
 from megatron_mathcpt.data.progress import describe, read_progress, reported
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.stages import STAGES
 from megatron_mathcpt.data.work import EXECUTORS, WORK, Build, open_build, small_inputs
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, is_complete, load_manifest, write_atomically
+from megatron_mathcpt.formats.corpus_folder import KIND
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
 
 
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:

@@ -13,9 +13,9 @@ from megatron_mathcpt.data import documentation
 from megatron_mathcpt.data.own_corpora import own_documents, own_files, own_problems
 from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems, training_problems
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import Manifest, is_complete, load_manifest, write_atomically, write_manifest
 from megatron_mathcpt.records import Language, Problem
 
 KIND = "corpora"

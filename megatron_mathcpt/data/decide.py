@@ -14,9 +14,9 @@ from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.words import Hashes, Indices, mix
 from megatron_mathcpt.data.work import Build, load_array, save_array
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 
-TRAIN, VALIDATION, EXACT, NEAR = range(4)
-SPLITS = {TRAIN: "train", VALIDATION: "validation"}
+EXACT, NEAR = 2, 3  # decisions beside the splits' numbers
 DUPLICATES = {EXACT: REASONS[1], NEAR: REASONS[2]}
 
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Decontaminate
-from megatron_mathcpt.data.files import list_files, read_lines
 from megatron_mathcpt.data.words import (
     DIGITS,
     IDEOGRAPH,
@@ -30,6 +29,7 @@ from megatron_mathcpt.data.words import (
     spans,
 )
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import list_files, read_lines
 from megatron_mathcpt.records import prompt_text
 
 _LINE = 0  # in the table of n-gram lengths: whole lines

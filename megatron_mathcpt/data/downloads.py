@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.hashing import hash_file
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.formats.files import hash_file, write_atomically
 
 NOTE = "download.json"
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.data.indexed_dataset import Lengths
 from megatron_mathcpt.data.probe import PROBE
 from megatron_mathcpt.data.reference import Expected, Literals, encode_elsewhere, load_reference
 from megatron_mathcpt.data.tokenizer import TokenizerInfo, tokenizer_file
 from megatron_mathcpt.errors import ConfigError, one_line
+from megatron_mathcpt.formats.indexed_dataset import Lengths
 from megatron_mathcpt.log import get_logger
 
 Tokens = npt.NDArray[np.int32]

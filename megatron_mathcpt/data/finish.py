@@ -7,15 +7,14 @@ from typing import Any
 
 import orjson
 
-from megatron_mathcpt.data.decide import SPLITS, pools_of
+from megatron_mathcpt.data.decide import pools_of
 from megatron_mathcpt.data.decontaminate import load_items
-from megatron_mathcpt.data.files import write_whole
-from megatron_mathcpt.data.indexed_dataset import merge
 from megatron_mathcpt.data.tokenizer import load_tokenizer
 from megatron_mathcpt.data.work import RESULTS, WORK, Build, small_inputs
-from megatron_mathcpt.manifest import write_atomically, write_manifest
-
-KIND = "corpus"
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS
+from megatron_mathcpt.formats.files import write_atomically, write_whole
+from megatron_mathcpt.formats.indexed_dataset import merge
+from megatron_mathcpt.formats.manifest import write_manifest
 
 
 def finish(build: Build, task: int = 0) -> None:

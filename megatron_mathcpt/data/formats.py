@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from megatron_mathcpt.data.files import MAX_LINE_BYTES, TEXTS, Damage, scan_lines
 from megatron_mathcpt.errors import one_line
+from megatron_mathcpt.formats.files import MAX_LINE_BYTES, TEXTS, Damage, scan_lines
 
 Row = dict[str, Any]
 _BATCH_ROWS = 1024  # of Parquet and Arrow, turned into Python objects at once

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from megatron_mathcpt.data.files import read_lines
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import read_lines
 from megatron_mathcpt.records import Problem
 
 POOLS = ("general", "math_corpus", "problem_solving")

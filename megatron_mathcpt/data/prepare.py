@@ -15,7 +15,6 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, Hit, benchmark_files
 from megatron_mathcpt.data.drops import Drop
-from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.formats import Reject
 from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
@@ -24,7 +23,7 @@ from megatron_mathcpt.data.sources import Document, Shard, Skipped, read_documen
 from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
 from megatron_mathcpt.data.work import Build, save_array
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats.files import hash_file, write_whole
 
 Flags = npt.NDArray[np.bool_]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from megatron_mathcpt.data.decide import SPLITS
 from megatron_mathcpt.data.stages import Stage
 from megatron_mathcpt.data.work import Build
+from megatron_mathcpt.formats.corpus_folder import SPLITS
 from megatron_mathcpt.log import get_logger
 
 _POLL_SECONDS = 0.5

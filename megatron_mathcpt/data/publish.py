@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import orjson
 
-from megatron_mathcpt.data.decide import DUPLICATES, SPLITS, VALIDATION
+from megatron_mathcpt.data.decide import DUPLICATES
 from megatron_mathcpt.data.engines import Encoder, EngineName, load_encoder
-from megatron_mathcpt.data.files import read_lines, write_whole
-from megatron_mathcpt.data.indexed_dataset import DatasetWriter, token_dtype
-from megatron_mathcpt.data.places import make_places
 from megatron_mathcpt.data.reference import Literals
 from megatron_mathcpt.data.sources import Shard
 from megatron_mathcpt.data.tokenize import ahead, close_documents
 from megatron_mathcpt.data.tokenizer import TokenizerInfo, install_tokenizer, train_tokenizer
 from megatron_mathcpt.data.work import Build, load_array
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats.corpus_folder import SPLITS, VALIDATION, make_places
+from megatron_mathcpt.formats.files import hash_file, read_lines, write_whole
+from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, token_dtype
 
 _SAMPLE = 64  # documents on which a fast tokenizer engine must agree with the reference
 

@@ -10,10 +10,9 @@ from pydantic import ValidationError
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.adapters import adapt
 from megatron_mathcpt.data.clean import clean, mask_pii
-from megatron_mathcpt.data.files import TEXTS, list_files
 from megatron_mathcpt.data.formats import Reject, Row, read_rows, text_files
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.hashing import hash_file, hash_json
+from megatron_mathcpt.formats.files import TEXTS, hash_file, hash_json, list_files
 from megatron_mathcpt.records import Problem, cpt_text
 
 _ALIASES = {"language": "lang"}

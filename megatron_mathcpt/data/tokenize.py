@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.data.engines import EngineName, Tokens, load_encoder
-from megatron_mathcpt.data.files import read_lines
-from megatron_mathcpt.data.indexed_dataset import DatasetWriter, Lengths, read_lengths, token_dtype
 from megatron_mathcpt.data.reference import Literals
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import read_lines
+from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, Lengths, read_lengths, token_dtype
 
 _DEPTH = 3  # blocks waiting between two threads
 _SAMPLE = 64  # documents of the input on which a fast engine must agree with the reference

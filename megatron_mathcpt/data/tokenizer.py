@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats.files import hash_file, write_whole
 
 if TYPE_CHECKING:
     import tokenizers

@@ -15,11 +15,9 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.classifier import model_file
 from megatron_mathcpt.data.decontaminate import benchmark_files
-from megatron_mathcpt.data.files import write_whole
 from megatron_mathcpt.data.sources import Shard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
-from megatron_mathcpt.hashing import hash_file, hash_json
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically, write_whole
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 WORK, EXECUTORS = ".work", ".datatrove"  # shards' results between stages; datatrove's logs and completions

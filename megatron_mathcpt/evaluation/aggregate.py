@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from megatron_mathcpt.evaluation.items import STUDY_SETS
+from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
 FEW_SHOT = "_few_shot"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.evaluation import hooks
-from megatron_mathcpt.evaluation.items import Item
+from megatron_mathcpt.formats.benchmark import Item
 
 
 def build_tasks(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.errors import DataError, EvaluationError
-from megatron_mathcpt.evaluation.items import Item
-from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.formats.benchmark import Item
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.statistics import accuracy_standard_error
 
 WORDS, CHARACTERS = 13, 20

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.items import (
+from megatron_mathcpt.evaluation.judge import judge
+from megatron_mathcpt.formats.benchmark import (
     SAMPLES,
     SETS,
     Item,
@@ -18,7 +19,6 @@ from megatron_mathcpt.evaluation.items import (
     load_items,
     spread,
 )
-from megatron_mathcpt.evaluation.judge import judge
 from megatron_mathcpt.records import Problem, cpt_text
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"

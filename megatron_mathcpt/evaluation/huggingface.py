@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.hashing import hash_file, hash_json
-from megatron_mathcpt.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 
 KIND = "hf"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_mathcpt.answers import Extraction, Verdict, extract_answer, grade
-from megatron_mathcpt.evaluation.items import Item
+from megatron_mathcpt.formats.benchmark import Item
 
 
 @dataclass(frozen=True)

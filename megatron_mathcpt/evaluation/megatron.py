@@ -15,8 +15,6 @@ from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
-from megatron_mathcpt.checkpoint.folder import load_sealed
 from megatron_mathcpt.checkpoint.hf_folder import own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.reader import CheckpointWeights
@@ -25,6 +23,7 @@ from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.sampling import Pick, greedy, request_seeds, sampler
+from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.model.weights import WeightSource, fill
 
 

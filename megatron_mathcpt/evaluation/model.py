@@ -12,8 +12,7 @@ from megatron_mathcpt.evaluation.huggingface import load_hf, model_fingerprint
 def fingerprint(folder: Path, config: EvaluationConfig) -> str:
     """SHA-256 of what decides the weights; checks the folder before anything heavy is loaded."""
     if config.backend == "megatron" and not (folder / "config.json").is_file():
-        from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
-        from megatron_mathcpt.checkpoint.folder import load_sealed
+        from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 
         return load_sealed(chosen_checkpoint(folder)).fingerprint()
     return model_fingerprint(folder)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.aggregate import FEW_SHOT
-from megatron_mathcpt.evaluation.items import SAMPLES, SETS, STUDY_SETS, find_sets
+from megatron_mathcpt.formats.benchmark import SAMPLES, SETS, STUDY_SETS, find_sets
 
 
 @dataclass(frozen=True)

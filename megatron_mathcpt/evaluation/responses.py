@@ -20,8 +20,7 @@ from rich.progress import track
 
 from megatron_mathcpt.evaluation.model import writes
 from megatron_mathcpt.evaluation.sampling import request_seeds
-from megatron_mathcpt.hashing import hash_json
-from megatron_mathcpt.log import JsonLines, read_json_lines
+from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines
 
 
 class RecordedLM(LM):

@@ -12,12 +12,13 @@ from typing import Any
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.aggregate import aggregates
-from megatron_mathcpt.evaluation.items import Item, ItemFile, load_items, spread
 from megatron_mathcpt.evaluation.judge import Outcome, judge
 from megatron_mathcpt.evaluation.model import fingerprint, load, model_name, precision, writes
 from megatron_mathcpt.evaluation.samples import majority, sample_scores
+from megatron_mathcpt.formats.benchmark import Item, ItemFile, load_items, spread
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.manifest import is_complete, write_manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 KIND = "evaluation"

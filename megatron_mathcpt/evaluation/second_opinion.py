@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_mathcpt.answers import first_answer
 from megatron_mathcpt.errors import MathCptError
-from megatron_mathcpt.log import JsonLines, read_json_lines
+from megatron_mathcpt.formats.files import JsonLines, read_json_lines
 
 Ask = Callable[[str], Awaitable[str | None]]  # prompt -> reply; None: no server answered
 _SHOWN_CHARACTERS = 4000  # of an answer, from its end, where the final answer stands

@@ -12,8 +12,8 @@ from typing import Any
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.run import evaluate
-from megatron_mathcpt.log import read_json_lines
-from megatron_mathcpt.manifest import FILE_NAME, write_atomically
+from megatron_mathcpt.formats.files import read_json_lines, write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.statistics import (
     compare_paired,
     holm,

@@ -15,7 +15,7 @@ from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage
-from megatron_mathcpt.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import peak_memory
 from megatron_mathcpt.planner.search import check_precision

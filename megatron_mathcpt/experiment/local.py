@@ -23,8 +23,8 @@ import psutil
 
 from megatron_mathcpt.errors import MathCptError, one_line
 from megatron_mathcpt.experiment.stages import Stage, is_done
+from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import write_atomically
 
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment: finds what a killed runner left behind
 SAMPLE_SECONDS = 2.0

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from megatron_mathcpt.errors import ConfigError, one_line
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.formats.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT_FILE = "COMMIT"

@@ -18,8 +18,8 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.hashing import hash_file, hash_json
-from megatron_mathcpt.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 _SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/seeds.py names it

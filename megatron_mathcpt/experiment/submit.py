@@ -17,7 +17,7 @@ from megatron_mathcpt.errors import MathCptError, one_line
 from megatron_mathcpt.experiment.sbatch import Job, render
 from megatron_mathcpt.experiment.snapshot import ROOT, snapshot_code
 from megatron_mathcpt.experiment.stages import Stage, is_done
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.formats.files import write_atomically
 
 FOLDER = ".slurm"  # hidden: logs grow after the stage's manifest is written
 _STATE = ("progress", "sick_nodes", "owner")

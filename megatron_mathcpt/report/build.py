@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.manifest import FILE_NAME, load_manifest, write_atomically, write_manifest
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.report import format as formats
 from megatron_mathcpt.report.compare import POOLED
 from megatron_mathcpt.report.graph import build_graph, find_manifests

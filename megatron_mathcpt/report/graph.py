@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 
 _RUN_STAGES = ("run", "hf", "evaluation")
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, EvaluationError
-from megatron_mathcpt.manifest import FILE_NAME, Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 from megatron_mathcpt.records import Stage
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import FILE_NAME
+from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.report import format as formats
 from megatron_mathcpt.report.compare import compare_runs
 from megatron_mathcpt.report.read import MetricRow, Run, load_metrics, load_runs, load_scores

@@ -15,8 +15,9 @@ import orjson
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ServerError
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import FILE_NAME, is_complete, load_manifest, write_atomically, write_manifest
 from megatron_mathcpt.synthesis.budget import Meter, cost
 from megatron_mathcpt.synthesis.client import Client
 from megatron_mathcpt.synthesis.context import Context

@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from megatron_mathcpt.checkpoint.folder import newest_readable
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
@@ -27,8 +26,10 @@ from megatron_mathcpt.errors import (
     print_error,
     run_command,
 )
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.manifest import is_complete, write_manifest
+from megatron_mathcpt.formats.run_folder import newest_readable
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.manifest import is_complete, write_atomically, write_manifest
 from megatron_mathcpt.train import launch
 from megatron_mathcpt.train.folder_lock import FolderLock
 from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_data

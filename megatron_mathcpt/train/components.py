@@ -15,11 +15,11 @@ from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
-from megatron_mathcpt.checkpoint.folder import Retention, check_space, load_sealed
 from megatron_mathcpt.checkpoint.saver import Saver
 from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.run_folder import Retention, check_space, load_sealed
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated

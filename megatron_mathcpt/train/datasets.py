@@ -20,7 +20,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.hashing import hash_json
+from megatron_mathcpt.formats.files import hash_json
 from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs

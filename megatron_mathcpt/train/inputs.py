@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint
-from megatron_mathcpt.checkpoint.folder import is_weights_only, load_sealed
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.manifest import Manifest, load_manifest, verify_hashes
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_hashes
+from megatron_mathcpt.formats.run_folder import chosen_checkpoint, is_weights_only, load_sealed
 
 # What a resumed run may change, by the beginning of the field's path.
 MAY_CHANGE = (

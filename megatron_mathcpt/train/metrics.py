@@ -12,9 +12,8 @@ import torch.distributed as dist
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.hashing import hash_json
-from megatron_mathcpt.log import JsonLines, get_logger, read_json_lines
-from megatron_mathcpt.manifest import write_atomically
+from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines, write_atomically
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.flops import flops_per_token
 from megatron_mathcpt.planner.hardware import load_hardware

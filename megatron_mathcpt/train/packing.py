@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import Manifest, is_complete, load_manifest, write_manifest
+from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 
 NOT_TRAINED = -1  # label of a position that does not count in the loss

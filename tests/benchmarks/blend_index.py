@@ -18,7 +18,7 @@ import numpy as np
 from training_step import SHAPE, experiment
 
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 
 HOLDS = {"general": 0.6, "math_corpus": 0.3, "problem_solving": 0.1}
 GETS = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}

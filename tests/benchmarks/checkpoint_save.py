@@ -29,9 +29,9 @@ import torch
 from torch import distributed as dist
 from training_step import experiment, write_corpus
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_paths, load_sealed
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.formats.run_folder import checkpoint_paths, load_sealed
 from megatron_mathcpt.train.launch import free_port, local_world
 
 WIDE = {"hidden_size": 1024, "ffn_hidden_size": 2816, "num_attention_heads": 16}

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats.files import hash_file
 
 SHAPE = LlamaShape(
     num_layers=27, hidden_size=2048, ffn_hidden_size=5632, num_attention_heads=16, vocab_size=32000

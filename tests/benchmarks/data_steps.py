@@ -28,11 +28,11 @@ from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repet
 from megatron_mathcpt.data.clean import clean
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.indexed_dataset import write_index
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.prepare import batches
 from megatron_mathcpt.data.sources import Document
 from megatron_mathcpt.data.words import Words, cut_words
+from megatron_mathcpt.formats.indexed_dataset import write_index
 
 ROUNDS = 5
 PEER_DOCUMENTS = 60

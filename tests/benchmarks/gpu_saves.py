@@ -61,8 +61,8 @@ class Trained:
     """A run that saves into `folder`, step by step."""
 
     def __init__(self, config: ExperimentConfig, layout: parallel.Layout, folder: Path) -> None:
-        from megatron_mathcpt.checkpoint.folder import Retention
         from megatron_mathcpt.checkpoint.saver import Saver
+        from megatron_mathcpt.formats.run_folder import Retention
 
         self.state = build(config, layout)
         self.state.saver = Saver(folder, layout, Retention(2))
@@ -112,7 +112,7 @@ def disk_speed(folder: Path) -> float:
 
 def measure(config: ExperimentConfig, row: str, layout: parallel.Layout, folder: Path) -> dict[str, Any]:
     """One row."""
-    from megatron_mathcpt.checkpoint.folder import checkpoint_path
+    from megatron_mathcpt.formats.run_folder import checkpoint_path
 
     alone = Trained(config, layout, folder)
     expected = [alone.step() for _ in range(STEPS)]

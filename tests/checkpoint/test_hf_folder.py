@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_path, load_sealed, seal
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint, own_tokenizer
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.run_folder import checkpoint_path, load_sealed, seal
 
 
 @pytest.mark.parametrize("size", [1000, 2**16, 5 * 2**20])

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_paths
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
+from megatron_mathcpt.formats.run_folder import Retention, checkpoint_paths
 from tests.checkpoint.test_store import make_model
 
 use_cpu()  # before the first import of Megatron-Core

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_paths, load_sealed, step_of
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
+from megatron_mathcpt.formats.run_folder import Retention, checkpoint_paths, load_sealed, step_of
 from tests.checkpoint.test_store import SHAPE, make_model
 
 

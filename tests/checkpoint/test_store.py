@@ -40,8 +40,8 @@ def make_model(layout: parallel.Layout) -> Any:
 
 
 def save(model: Any, run: Path, layout: parallel.Layout) -> Path:
-    from megatron_mathcpt.checkpoint.folder import Retention, newest_checkpoint
     from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
+    from megatron_mathcpt.formats.run_folder import Retention, newest_checkpoint
 
     Saver(run, layout, Retention(1)).save([model], None, CheckpointRecord({}, {}, {"step": 1}))
     return newest_checkpoint(run)
@@ -75,8 +75,8 @@ def test_extra_state_is_saved_with_fp8_of_every_layer(
 
 def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_path: Path) -> None:
     """Fault D7: keeping two, with the newest but one damaged, three stay."""
-    from megatron_mathcpt.checkpoint.folder import Retention, checkpoint_path, checkpoint_paths, step_of
     from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
+    from megatron_mathcpt.formats.run_folder import Retention, checkpoint_path, checkpoint_paths, step_of
 
     model = make_model(layout)
     with Saver(tmp_path, layout, Retention(2)) as saver:

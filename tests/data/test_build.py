@@ -12,10 +12,10 @@ import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
-from megatron_mathcpt.data.indexed_dataset import read_documents
-from megatron_mathcpt.data.places import load_places
 from megatron_mathcpt.errors import DataError, ManifestError
-from megatron_mathcpt.manifest import Manifest, load_manifest
+from megatron_mathcpt.formats.corpus_folder import load_places
+from megatron_mathcpt.formats.indexed_dataset import read_documents
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 from megatron_mathcpt.records import Problem, cpt_text
 from tests.data.made import problem, tree, write_lines
 

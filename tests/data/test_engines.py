@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from megatron_mathcpt.data import engines
 from megatron_mathcpt.data.engines import ReferenceEncoder, load_encoder
 from megatron_mathcpt.data.foreign_tokenizer import convert_tokenizer
-from megatron_mathcpt.data.indexed_dataset import Lengths
 from megatron_mathcpt.data.reference import Literals, encode_elsewhere
 from megatron_mathcpt.data.tokenizer import install_tokenizer, train_tokenizer
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.indexed_dataset import Lengths
 
 TEXTS = [
     "the quick brown fox 12 jumps",

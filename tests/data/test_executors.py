@@ -18,7 +18,7 @@ from megatron_mathcpt.data.progress import Progress, describe
 from megatron_mathcpt.data.stages import STAGES
 from megatron_mathcpt.data.work import open_build
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import Manifest
+from megatron_mathcpt.formats.manifest import Manifest
 from tests.data.made import tree
 
 ROOT = Path(__file__).resolve().parents[2]

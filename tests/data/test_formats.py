@@ -12,9 +12,9 @@ import pytest
 import zstandard
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data import files
 from megatron_mathcpt.data.formats import Reject, read_rows
 from megatron_mathcpt.data.sources import list_shards
+from megatron_mathcpt.formats import files
 
 ROWS = [{"id": str(i), "text": f"Satz {i} über ∑ and 中文"} for i in range(3000)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()

@@ -14,16 +14,17 @@ import pytest
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from megatron_mathcpt.data.indexed_dataset import read_documents
-from megatron_mathcpt.data.inspection import folder, scan
+from megatron_mathcpt.data.inspection import scan
 from megatron_mathcpt.data.inspection.copies import find_copies, likeness
 from megatron_mathcpt.data.inspection.drops import drop_counts, drop_examples, sample_drops
-from megatron_mathcpt.data.inspection.folder import CorpusFolder, Kept, Selection, open_corpus
 from megatron_mathcpt.data.inspection.lengths import Bar, gather, step_counts, token_lengths
 from megatron_mathcpt.data.inspection.search import find_documents
 from megatron_mathcpt.data.inspection.tokens import cut_pieces, read_tokens
 from megatron_mathcpt.data.inspection.trace import Gone, trace
 from megatron_mathcpt.errors import ConfigError, MathCptError
+from megatron_mathcpt.formats import corpus_folder
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, open_corpus
+from megatron_mathcpt.formats.indexed_dataset import read_documents
 from tests.data.inspected import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, near_text, texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +96,7 @@ def test_blocks_of_any_size_give_the_same(corpus: CorpusFolder, monkeypatch: pyt
 
     whole = look()
     for places, size in ((1, 7), (5, 1000), (14, 100_000)):
-        monkeypatch.setattr(folder, "BLOCK", places)
+        monkeypatch.setattr(corpus_folder, "BLOCK", places)
         monkeypatch.setattr(scan, "_BLOCK_BYTES", size)
         assert look() == whole
 

@@ -14,7 +14,7 @@ from megatron_mathcpt.evaluation.contamination import (
     report,
     scores_without,
 )
-from megatron_mathcpt.evaluation.items import Item
+from megatron_mathcpt.formats.benchmark import Item
 from tests.evaluation.conftest import write_lines
 
 WORDS = [f"word{chr(97 + number)}" for number in range(15)]

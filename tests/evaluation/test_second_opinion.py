@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.evaluation.second_opinion import compare, judge_prompt, read_opinion
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 from tests.evaluation.conftest import write_lines
 from tests.synthesis.loopback import Loopback
 

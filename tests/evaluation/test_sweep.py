@@ -8,7 +8,7 @@ import pytest
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.sweep import _against_first, consumed_tokens, find_models, plot, sweep
-from megatron_mathcpt.log import read_json_lines
+from megatron_mathcpt.formats.files import read_json_lines
 from tests.evaluation.conftest import QUESTIONS, make_model, write_lines
 
 

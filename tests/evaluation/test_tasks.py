@@ -9,7 +9,7 @@ import pytest
 from megatron_mathcpt.answers import grade
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import hooks
-from megatron_mathcpt.evaluation.items import SAMPLES, SETS, STUDY_SETS, examples_for, find_sets, load_items
+from megatron_mathcpt.formats.benchmark import SAMPLES, SETS, STUDY_SETS, examples_for, find_sets, load_items
 from megatron_mathcpt.records import cpt_text
 
 

@@ -15,7 +15,7 @@ from megatron_mathcpt.experiment.stages import Stage
 
 WRITE = """
 import pathlib, sys
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 folder, text = pathlib.Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(exist_ok=True)
 with (folder.parent / "log").open("a") as log: log.write(folder.name + " ")

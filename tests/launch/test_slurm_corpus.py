@@ -8,7 +8,7 @@ import pytest
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus, submit_corpus
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.formats.manifest import load_manifest
 from tests.data.conftest import config, raw
 from tests.launch.jobs import test_cluster, wait_for_end
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("_no_jobs_left")
 
 WRITE = """
 import pathlib, sys
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 folder = pathlib.Path(sys.argv[1])
 for need in sys.argv[2:]: assert (folder.parent / need / "manifest.json").is_file(), need
 folder.mkdir(exist_ok=True)

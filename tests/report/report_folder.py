@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.manifest import Manifest, write_manifest
+from megatron_mathcpt.formats.manifest import Manifest, write_manifest
 
 # Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
 EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.errors import MathCptError
-from megatron_mathcpt.manifest import load_manifest, write_manifest
+from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.build import Report, build_report
 from tests.report.report_folder import POOLS, write_run
 

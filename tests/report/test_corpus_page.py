@@ -8,7 +8,7 @@ import pytest
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.inspection.content import MOST_BYTES, page_content
-from megatron_mathcpt.data.inspection.folder import open_corpus
+from megatron_mathcpt.formats.corpus_folder import open_corpus
 from megatron_mathcpt.report.corpus_page import render_corpus
 from tests.data.inspected import HOSTILE, HOSTILE_ID, build_inspected
 from tests.data.made import write_lines

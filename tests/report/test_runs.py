@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.report.runs import compare_two, finished_runs, list_runs, show_run
 from tests.report.report_folder import write_json_lines
 

@@ -14,7 +14,7 @@ import pytest
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
-from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.lineage import trace
 from megatron_mathcpt.synthesis.pilot import pilot, predict

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}

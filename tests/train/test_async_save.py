@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_paths, load_sealed, newest_checkpoint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import EXIT_REQUEUE
+from megatron_mathcpt.formats.run_folder import checkpoint_paths, load_sealed, newest_checkpoint
 from tests.train.test_layouts import TWO_PROCESSES, train_layouts
 from tests.train.test_resume import check_same_run, command, wait_for_step
 

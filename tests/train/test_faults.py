@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import (
+from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
+from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import verify_hashes
+from megatron_mathcpt.formats.run_folder import (
     checkpoint_paths,
     is_weights_only,
     load_sealed,
     newest_checkpoint,
 )
-from megatron_mathcpt.config.base import dump_yaml
-from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
-from megatron_mathcpt.log import read_json_lines
-from megatron_mathcpt.manifest import verify_hashes
 from megatron_mathcpt.train.folder_lock import FolderLock
 from megatron_mathcpt.train.launch import free_port, local_world
 
 KILLER = Path(__file__).with_name("kill_worker.py")
-SAVER, FOLDER = "megatron_mathcpt.checkpoint.saver", "megatron_mathcpt.checkpoint.folder"
+SAVER, FOLDER = "megatron_mathcpt.checkpoint.saver", "megatron_mathcpt.formats.run_folder"
 WRITER = "megatron_mathcpt.checkpoint.shard_writer"
 # Second save (after step 16): before and after each phase of it.
 SAVE_PHASES = [

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_path
 from megatron_mathcpt.checkpoint.names import tensor_keys
 from megatron_mathcpt.checkpoint.reader import CheckpointWeights
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.log import read_json_lines
-from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import load_manifest
+from megatron_mathcpt.formats.run_folder import checkpoint_path
 from megatron_mathcpt.train.launch import free_port, local_world
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiny_losses.json"

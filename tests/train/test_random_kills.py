@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import checkpoint_paths, is_weights_only, load_sealed, step_of
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.manifest import verify_hashes
+from megatron_mathcpt.formats.manifest import verify_hashes
+from megatron_mathcpt.formats.run_folder import checkpoint_paths, is_weights_only, load_sealed, step_of
 from tests.train.test_resume import check_same_run
 
 ROOT = Path(__file__).resolve().parents[2]

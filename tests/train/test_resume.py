@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.checkpoint.folder import newest_checkpoint
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.log import read_json_lines
-from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import load_manifest
+from megatron_mathcpt.formats.run_folder import newest_checkpoint
 from megatron_mathcpt.train.metrics import TIMINGS
 
 

@@ -15,8 +15,8 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.log import read_json_lines
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, WithDocuments

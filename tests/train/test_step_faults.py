@@ -12,8 +12,8 @@ import pytest
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig, FaultsSection
 from megatron_mathcpt.errors import TrainingDiverged
-from megatron_mathcpt.log import read_json_lines
-from megatron_mathcpt.manifest import load_manifest
+from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.metrics import TIMINGS
 

@@ -13,7 +13,7 @@ from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.datasets import build_blend, index_cache
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.trace import trace_step

@@ -18,9 +18,9 @@ from megatron_mathcpt.data.inspection.drops import (
     drop_counts,
     sample_drops,
 )
-from megatron_mathcpt.data.inspection.folder import CorpusFolder
 from megatron_mathcpt.data.inspection.lengths import Bar, Distribution, step_counts, token_lengths
 from megatron_mathcpt.data.inspection.tokens import token_range
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder
 
 MOST_BYTES = {"documents": 700_000, "pairs": 300_000, "hits": 150_000}  # of HTML
 _MOST_CHARACTERS = 1500  # of a document

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from megatron_mathcpt.data.inspection.folder import CorpusFolder
 from megatron_mathcpt.data.inspection.scan import json_bytes, scan_rows
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder
 
 REJECTED, CONTAMINATED = "rejected", "contaminated"
 

@@ -7,11 +7,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.decide import SPLITS
-from megatron_mathcpt.data.indexed_dataset import read_lengths
-from megatron_mathcpt.data.inspection.folder import CorpusFolder, Selection
 from megatron_mathcpt.data.select import count_steps
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Selection
+from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.records import Problem
 
 StepRule = Literal["field", "lines", "sentences"]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from megatron_mathcpt.data.inspection.folder import CorpusFolder, Kept, Selection
 from megatron_mathcpt.data.inspection.scan import json_bytes, scan_rows
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection
 
 
 def find_documents(

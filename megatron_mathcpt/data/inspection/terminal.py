@@ -10,10 +10,10 @@ from rich.table import Table
 
 from megatron_mathcpt.data.inspection.copies import Group, rule
 from megatron_mathcpt.data.inspection.drops import REJECTED, drop_counts
-from megatron_mathcpt.data.inspection.folder import CorpusFolder, Kept
 from megatron_mathcpt.data.inspection.lengths import QUANTILES, Bar, Distribution, Steps
 from megatron_mathcpt.data.inspection.tokens import read_tokens, token_range
 from megatron_mathcpt.data.inspection.trace import Gone
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept
 
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
 _BAR_WIDTH = 40

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from megatron_mathcpt.data.indexed_dataset import read_document
-from megatron_mathcpt.data.inspection.folder import CorpusFolder, Kept
 from megatron_mathcpt.data.tokenizer import load_tokenizer
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept
+from megatron_mathcpt.formats.indexed_dataset import read_document
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.data.inspection.folder import CorpusFolder, Kept, Shard
 from megatron_mathcpt.data.inspection.scan import json_bytes, scan_rows
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Shard
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.hashing import hash_file
+from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
 SAMPLES = Path(__file__).parent / "samples"

@@ -1,16 +1,18 @@
 """Files that are whole or not there, finding input files, reading lines in blocks, plain or compressed."""
 
 import bz2
+import hashlib
 import io
 import json
 import os
 import secrets
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from isal import igzip, igzip_lib
 
@@ -150,3 +152,84 @@ def _open(path: Path) -> IO[bytes]:
         # The zstandard package ends a truncated archive in silence; Arrow's reader tells.
         return cast(IO[bytes], pyarrow.input_stream(str(path), compression="zstd", buffer_size=0))
     return bz2.open(path, "rb") if path.suffix == ".bz2" else path.open("rb")
+
+
+_BYTES = 16 << 20  # handed over at once, or more; each request costs the file system a commit
+
+
+class EarlySync:
+    """Hands what was written to `file` to the disk beside the work, one request at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1)
+        self._request: Future[None] | None = None
+        self._new = 0
+
+    def wrote(self, count: int) -> None:
+        """Note that `count` bytes were written; raises `OSError` if the disk could not take earlier ones."""
+        self._new += count
+        if self._new >= _BYTES and (self._request is None or self._request.done()):
+            self._hand_over()
+
+    def finish(self) -> None:
+        """Return when the disk has all; raises `OSError` if it could not take it."""
+        self._file.flush()
+        self._hand_over().result()
+        self._thread.shutdown()
+
+    def _hand_over(self) -> "Future[None]":
+        if self._request is not None:
+            self._request.result()
+        self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
+        return self._request
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of `value` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name, sync it, and rename it to `path`: whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class JsonLines:
+    """An append-only file of JSON lines; each row is flushed, so a kill loses at most one torn line."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append `row` as one line."""
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole row of a `JsonLines` file; a torn last line, left by a kill, is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.checkpoint.chosen import chosen_checkpoint, lowest_validation_step
-from megatron_mathcpt.checkpoint.folder import checkpoint_path
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.manifest import write_manifest
+from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.run_folder import checkpoint_path, chosen_checkpoint, lowest_validation_step
 
 LOSSES = [
     (10, {"a": 3.0, "b": 1.0}),

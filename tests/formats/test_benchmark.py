@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.items import STUDY_SETS, find_sets, load_items, spread
+from megatron_mathcpt.formats.benchmark import STUDY_SETS, find_sets, load_items, spread
 
 GOOD = {"id": "1", "question": "1+1?", "answer": "2", "type": "number", "lang": "en"}
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_mathcpt import disk
-from megatron_mathcpt.data.indexed_dataset import (
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats import files
+from megatron_mathcpt.formats.indexed_dataset import (
     DatasetWriter,
     merge,
     read_documents,
     read_lengths,
     token_dtype,
 )
-from megatron_mathcpt.errors import DataError
 
 
 def documents(count: int, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
@@ -53,7 +53,7 @@ def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> N
 
 
 def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "_BYTES", 500)  # handed over in many pieces
+    monkeypatch.setattr(files, "_BYTES", 500)  # handed over in many pieces
     docs = documents(90, 500)
     whole = write(tmp_path / "whole", docs, 500)
     parts = [write(tmp_path / f"part{i}", docs[low : low + 30], 500) for i, low in enumerate((0, 30, 60))]

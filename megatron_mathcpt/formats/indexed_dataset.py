@@ -13,9 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.files import temporary_name, write_whole
-from megatron_mathcpt.disk import EarlySync
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import EarlySync, temporary_name, write_whole
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.errors import ManifestError
-from megatron_mathcpt.manifest import is_complete, load_manifest, verify_hashes, write_manifest
+from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
 
 
 def build(folder: Path) -> Path:

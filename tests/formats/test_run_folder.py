@@ -9,100 +9,100 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.checkpoint import folder
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.hashing import hash_file
-from megatron_mathcpt.manifest import verify_hashes, write_manifest
+from megatron_mathcpt.formats import run_folder
+from megatron_mathcpt.formats.files import hash_file
+from megatron_mathcpt.formats.manifest import verify_hashes, write_manifest
 
 
 def make(run: Path, step: int, kind: str = "checkpoint") -> Path:
-    path = folder.checkpoint_path(run, step)
-    writing = folder.begin(path)
+    path = run_folder.checkpoint_path(run, step)
+    writing = run_folder.begin(path)
     (writing / "weights").write_text(str(step))
     write_manifest(writing, kind, inputs={}, counts={"step": step}, config={})
-    folder.commit(path)
+    run_folder.commit(path)
     return path
 
 
 def test_the_newest_is_found_by_run_and_by_name(tmp_path: Path) -> None:
     first, second = make(tmp_path, 9), make(tmp_path, 100)
-    assert folder.checkpoint_paths(tmp_path) == [second, first]
-    assert folder.newest_checkpoint(tmp_path) == second
-    assert folder.newest_checkpoint(first) == first
+    assert run_folder.checkpoint_paths(tmp_path) == [second, first]
+    assert run_folder.newest_checkpoint(tmp_path) == second
+    assert run_folder.newest_checkpoint(first) == first
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000100\n"
 
 
 def test_a_save_cut_short_is_never_found_and_is_removed_by_the_next(tmp_path: Path) -> None:
     first = make(tmp_path, 1)
-    writing = folder.begin(folder.checkpoint_path(tmp_path, 2))
+    writing = run_folder.begin(run_folder.checkpoint_path(tmp_path, 2))
     (writing / "weights").write_text("half")
-    assert folder.newest_checkpoint(tmp_path) == first
+    assert run_folder.newest_checkpoint(tmp_path) == first
     make(tmp_path, 3)
     assert not writing.exists()
 
 
 def test_the_newest_stay(tmp_path: Path) -> None:
     kept = [make(tmp_path, step) for step in (1, 2, 3, 4)][2:]
-    retention = folder.Retention(2, verified={path.name for path in kept})
-    folder.prune(folder.checkpoint_paths(tmp_path), retention)
-    assert folder.checkpoint_paths(tmp_path) == kept[::-1]
+    retention = run_folder.Retention(2, verified={path.name for path in kept})
+    run_folder.prune(run_folder.checkpoint_paths(tmp_path), retention)
+    assert run_folder.checkpoint_paths(tmp_path) == kept[::-1]
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def test_nothing_goes_before_newer_ones_are_verified(tmp_path: Path) -> None:
     paths = [make(tmp_path, step) for step in (1, 2, 3, 4)][::-1]
-    folder.prune(paths, folder.Retention(2, verified={paths[0].name}))
-    assert folder.checkpoint_paths(tmp_path) == paths
-    folder.prune(paths, folder.Retention(2, verified={paths[0].name, paths[2].name}))
-    assert folder.checkpoint_paths(tmp_path) == paths[:3]
+    run_folder.prune(paths, run_folder.Retention(2, verified={paths[0].name}))
+    assert run_folder.checkpoint_paths(tmp_path) == paths
+    run_folder.prune(paths, run_folder.Retention(2, verified={paths[0].name, paths[2].name}))
+    assert run_folder.checkpoint_paths(tmp_path) == paths[:3]
 
 
 def test_every_nth_and_the_best_stay(tmp_path: Path) -> None:
     losses = {10: 2.5, 20: 2.1, 30: 2.3, 40: 2.2, 50: 2.4}
     paths = []
     for step, loss in losses.items():
-        path = folder.checkpoint_path(tmp_path, step)
-        writing = folder.begin(path)
+        path = run_folder.checkpoint_path(tmp_path, step)
+        writing = run_folder.begin(path)
         counts = {"step": step, "validation": {"math": loss}}
         write_manifest(writing, "checkpoint", inputs={}, counts=counts, config={})
-        folder.seal(writing)
-        folder.commit(path)
+        run_folder.seal(writing)
+        run_folder.commit(path)
         paths.insert(0, path)
-    folder.prune(paths, folder.Retention(1, every=30, best=("math",), verified={paths[0].name}))
-    assert [folder.step_of(path) for path in folder.checkpoint_paths(tmp_path)] == [50, 30, 20]
+    run_folder.prune(paths, run_folder.Retention(1, every=30, best=("math",), verified={paths[0].name}))
+    assert [run_folder.step_of(path) for path in run_folder.checkpoint_paths(tmp_path)] == [50, 30, 20]
 
 
 def make_whole(run: Path, step: int) -> Path:
     """A sealed checkpoint with a file of the optimizer's."""
-    path = folder.checkpoint_path(run, step)
-    writing = folder.begin(path)
+    path = run_folder.checkpoint_path(run, step)
+    writing = run_folder.begin(path)
     (writing / "weights").write_text(str(step))
     (writing / "optimizer__0_0.distcp").write_text("moments")
     manifest = write_manifest(writing, "checkpoint", inputs={}, counts={"step": step}, config={})
-    folder.write_light_manifest(writing, manifest)
-    folder.seal(writing)
-    folder.commit(path)
+    run_folder.write_light_manifest(writing, manifest)
+    run_folder.seal(writing)
+    run_folder.commit(path)
     return path
 
 
 def test_beside_the_newest_only_weights_stay(tmp_path: Path) -> None:
     paths = [make_whole(tmp_path, step) for step in (10, 20, 30, 40)][::-1]
-    fingerprints = [folder.load_sealed(path).fingerprint() for path in paths]
-    folder.prune(paths, folder.Retention(1, every=10, optimizer=True, verified={paths[0].name}))
-    assert not any(folder.is_weights_only(folder.load_sealed(path)) for path in paths)
-    folder.prune(paths, folder.Retention(2, every=10, verified={paths[0].name, paths[1].name}))
-    manifests = [folder.load_sealed(path) for path in paths]
-    assert [folder.is_weights_only(manifest) for manifest in manifests] == [False, False, True, True]
+    fingerprints = [run_folder.load_sealed(path).fingerprint() for path in paths]
+    run_folder.prune(paths, run_folder.Retention(1, every=10, optimizer=True, verified={paths[0].name}))
+    assert not any(run_folder.is_weights_only(run_folder.load_sealed(path)) for path in paths)
+    run_folder.prune(paths, run_folder.Retention(2, every=10, verified={paths[0].name, paths[1].name}))
+    manifests = [run_folder.load_sealed(path) for path in paths]
+    assert [run_folder.is_weights_only(manifest) for manifest in manifests] == [False, False, True, True]
     assert [manifest.fingerprint() for manifest in manifests] == fingerprints
     for path in paths[2:]:
         files = {file.name for file in path.iterdir()}
         assert files == {"weights", "manifest.json", "manifest.sha256"}
         line = (path / "manifest.sha256").read_text()
         assert line == f"{hash_file(path / 'manifest.json')}  manifest.json\n"
-        verify_hashes(path, folder.load_sealed(path))
+        verify_hashes(path, run_folder.load_sealed(path))
     (tmp_path / "checkpoints" / "step_00000040" / "manifest.json").write_text("{")
     (tmp_path / "checkpoints" / "step_00000030" / "weights").unlink()
-    assert folder.newest_readable(tmp_path) is None
+    assert run_folder.newest_readable(tmp_path) is None
 
 
 @pytest.mark.parametrize("calls", range(9))
@@ -126,19 +126,19 @@ def test_a_kill_while_the_optimizer_is_dropped_leaves_a_whole_checkpoint(
         patch.setattr(Path, "replace", or_die(Path.replace))
         patch.setattr(Path, "unlink", or_die(Path.unlink))
         with suppress(KeyboardInterrupt):
-            folder.drop_optimizer(path)
+            run_folder.drop_optimizer(path)
     assert left[0] == 0 or calls > 5
-    found = folder.load_sealed(path)
-    assert folder.is_weights_only(found) == (calls > 0)
+    found = run_folder.load_sealed(path)
+    assert run_folder.is_weights_only(found) == (calls > 0)
     verify_hashes(path, found)
-    folder.drop_optimizer(path)
-    assert folder.is_weights_only(folder.load_sealed(path))
+    run_folder.drop_optimizer(path)
+    assert run_folder.is_weights_only(run_folder.load_sealed(path))
     assert not (path / "optimizer__0_0.distcp").exists()
 
 
 def test_who_reads_weights_does_not_read_the_optimizer(tmp_path: Path) -> None:
     path = make_whole(tmp_path, 1)
-    manifest = folder.load_sealed(path)
+    manifest = run_folder.load_sealed(path)
     (path / "optimizer__0_0.distcp").unlink()  # as it may go while weights are read
     verify_hashes(path, manifest)
     (path / "weights").write_text("2")
@@ -151,48 +151,48 @@ def test_who_reads_weights_does_not_read_the_optimizer(tmp_path: Path) -> None:
 def test_a_checkpoint_that_becomes_weights_only_while_it_is_read_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
 ) -> None:
-    path, original, left = make_whole(tmp_path, 1), getattr(folder, name), [calls]
+    path, original, left = make_whole(tmp_path, 1), getattr(run_folder, name), [calls]
 
     def dropping(*args: Any) -> Any:
         left[0] -= 1
         if left[0] == -1:
-            folder.drop_optimizer(path)
+            run_folder.drop_optimizer(path)
         return original(*args)
 
-    monkeypatch.setattr(folder, name, dropping)
-    assert folder.load_sealed(path).counts["step"] == 1
+    monkeypatch.setattr(run_folder, name, dropping)
+    assert run_folder.load_sealed(path).counts["step"] == 1
 
 
 def test_a_damaged_checkpoint_keeps_its_optimizer(tmp_path: Path) -> None:
     path = make_whole(tmp_path, 1)
     (path / "weights_only.json").write_text("{}")
     with pytest.raises(ManifestError, match="checksum differs"):
-        folder.load_sealed(path)
-    folder.drop_optimizer(path)
+        run_folder.load_sealed(path)
+    run_folder.drop_optimizer(path)
     assert (path / "optimizer__0_0.distcp").exists()
 
 
 def test_space_is_asked_for_before_the_first_save(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    folder.check_space(tmp_path, free // 2)
+    run_folder.check_space(tmp_path, free // 2)
     with pytest.raises(CheckpointError, match=r"bytes free, [\d,]+ needed for what its checkpoints"):
-        folder.check_space(tmp_path, 2 * free)
+        run_folder.check_space(tmp_path, 2 * free)
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        folder.newest_checkpoint(tmp_path)
+        run_folder.newest_checkpoint(tmp_path)
     write_manifest(tmp_path, "corpus", inputs={}, counts={}, config={})
     with pytest.raises(ManifestError, match="of kind 'corpus'"):
-        folder.newest_checkpoint(tmp_path)
+        run_folder.newest_checkpoint(tmp_path)
 
 
 def test_room_is_for_one_more_like_the_newest(tmp_path: Path) -> None:
-    assert folder.has_room(tmp_path)
+    assert run_folder.has_room(tmp_path)
     free = shutil.disk_usage(tmp_path).free
     for step, size in ((1, free + (1 << 30)), (2, 1000)):
-        path = folder.checkpoint_path(tmp_path, step)
+        path = run_folder.checkpoint_path(tmp_path, step)
         path.mkdir(parents=True)
         with (path / "shard").open("wb") as file:
             file.truncate(size)  # sparse: takes no room
-        assert folder.has_room(tmp_path) == (size == 1000)
+        assert run_folder.has_room(tmp_path) == (size == 1000)

@@ -7,16 +7,20 @@ Beside its manifest lies the one it has without the optimizer's state, both unde
 this makes the checkpoint weights-only, in one step that a kill cannot cut.
 """
 
+import json
 import math
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.hashing import hash_file
-from megatron_mathcpt.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest, write_atomically
+from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
 
 FOLDER = "checkpoints"
 POINTER = "latest"
@@ -144,6 +148,39 @@ def commit(path: Path) -> None:
     write_atomically(path.parent / POINTER, f"{path.name}\n".encode())
 
 
+class SourceTokens(BaseModel):
+    """Tokens of one source that a run's budget asks for, and that it saw."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    asked: int
+    seen: int
+
+
+class RunCounts(BaseModel):
+    """How far a run is, or was when it finished; in nats a token where it is a loss."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    step: int
+    steps: int
+    consumed_samples: int
+    consumed_tokens: int
+    skipped_steps: tuple[int, ...] = ()
+    tokens_by_source: dict[str, SourceTokens] = {}
+    final_validation: dict[str, float] | None = None
+
+
+class CheckpointCounts(BaseModel):
+    """What a checkpoint's manifest counts; a converted one knows only `step`, `eos_id` and its difference."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    step: int
+    eos_id: int
+    validation: dict[str, float] = {}
+    guard: dict[str, Any] | None = None
+    weights_only: bool = False
+    max_abs_logit_difference: float | None = None
+
+
 @dataclass
 class Retention:
     """Which checkpoints stay: the newest `keep` whole ones, multiples of `every`, the one of lowest loss.
@@ -222,3 +259,40 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+METRICS = "metrics.jsonl"
+
+
+def chosen_checkpoint(folder: Path) -> Path:
+    """The one that a finished run's `checkpoint.choose` says, else the newest; `folder` if it is one itself.
+
+    Raises `CheckpointError` if there is none, or if the chosen one was removed.
+    """
+    if not (folder / FILE_NAME).is_file() or not (folder / METRICS).is_file():
+        return newest_checkpoint(folder)
+    choose = load_manifest(folder, "run").config["checkpoint"].get("choose", "newest")
+    if choose == "newest":
+        return newest_checkpoint(folder)
+    step = lowest_validation_step(folder / METRICS)
+    path = checkpoint_path(folder, step)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: not there, but step {step} has the lowest validation loss; raise checkpoint.keep"
+        )
+    return path
+
+
+def lowest_validation_step(metrics: Path) -> int:
+    """The step whose mean loss over the validation sets is lowest; the first of equals.
+
+    Every set counts alike. A step done again after a stop counts as it was done last.
+    """
+    losses: dict[int, float] = {}
+    for line in metrics.read_text(encoding="utf-8").split("\n")[:-1]:  # a torn last line was never a row
+        row = json.loads(line)
+        if found := row.get("validation"):
+            losses[row["step"]] = sum(found.values()) / len(found)
+    if not losses:
+        raise CheckpointError(f"{metrics}: no validation loss to choose by; set checkpoint.choose: newest")
+    return min(sorted(losses), key=losses.__getitem__)

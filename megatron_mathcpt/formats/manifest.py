@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_mathcpt.errors import ManifestError
-from megatron_mathcpt.hashing import hash_file, hash_json
+from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 
 FILE_NAME = "manifest.json"
 OPTIMIZER = "optimizer_"  # begins the names of a checkpoint's files that only a run reads, and that may go
@@ -84,22 +84,6 @@ class Manifest(BaseModel):
             for name, file in self.outputs.items()
             if self.kind != "checkpoint" or not name.startswith(OPTIMIZER)
         }
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name, sync it, and rename it to `path`: whole, or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_manifest(

@@ -1,6 +1,11 @@
-"""The folder of a finished corpus: its sources and pools, and its documents by number or by raw line."""
+"""The folder of a finished corpus: its sources and pools, and its documents by number or by raw line.
 
-from collections.abc import Iterable, Iterator
+`documents/<pool>.places` holds one record of 17 bytes a document, in the order of the documents, that says
+where it is in `documents/<pool>.jsonl`, in its raw file and in the datasets: its number among those of its
+split is its number in the indexed dataset. It is read mapped, so that nothing is loaded whole.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,15 +13,89 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic import BaseModel, ConfigDict
 
-from megatron_mathcpt.data.decide import SPLITS
-from megatron_mathcpt.data.finish import KIND
-from megatron_mathcpt.data.places import PLACE, Places, load_places
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.manifest import Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 
+KIND = "corpus"
+TRAIN, VALIDATION = range(2)
+SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
 BLOCK = 1 << 20  # places looked at together: 17 MB
 _NUMBERS = {name: number for number, name in SPLITS.items()}
+
+# Bytes of the JSON line, line feed too; number of the raw file in the report's `shards`; line or row in it,
+# counted from 1; split as in SPLITS.
+PLACE = np.dtype([("bytes", "<u4"), ("shard", "<u4"), ("line", "<i8"), ("split", "u1")])
+Places = npt.NDArray[Any]  # of PLACE
+
+
+class _Counts(BaseModel):
+    """Counts as a manifest keeps them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class TokenizerCounts(_Counts):
+    """What must be the same wherever a tokenizer's ids are used."""
+
+    vocab_size: int
+    eos_id: int
+    sha256: str
+
+
+class SplitCounts(_Counts):
+    """Documents and tokens of one split of a pool."""
+
+    documents: int = 0
+    tokens: int = 0
+
+
+class PoolCounts(_Counts):
+    """Both splits of a pool."""
+
+    train: SplitCounts = SplitCounts()
+    validation: SplitCounts = SplitCounts()
+
+
+class SourceCounts(_Counts):
+    """Documents of a source: `read` is `kept`, `rejected` and all of `dropped`, which has them by reason."""
+
+    read: int
+    kept: int
+    rejected: int
+    dropped: dict[str, int]
+
+
+class CorpusCounts(_Counts):
+    """Counts of a finished corpus, of its manifest and its report."""
+
+    tokenizer: TokenizerCounts
+    pools: dict[str, PoolCounts]
+    sources: dict[str, SourceCounts]
+
+
+class SftCounts(_Counts):
+    """Counts of a folder of packed samples; `corpus_tokens` has its pool as plain text."""
+
+    samples: int
+    seq_length: int
+    records: int
+    dropped_too_long: int
+    trained_tokens: int
+    tokens: int
+    corpus_tokens: int
+    tokenizer: TokenizerCounts
+
+
+def corpus_counts(manifest: Manifest) -> CorpusCounts:
+    """The counts of a corpus folder's manifest."""
+    return CorpusCounts.model_validate(manifest.counts)
+
+
+def sft_counts(manifest: Manifest) -> SftCounts:
+    """The counts of a packed folder's manifest."""
+    return SftCounts.model_validate(manifest.counts)
 
 
 @dataclass(frozen=True)
@@ -188,3 +267,25 @@ def open_corpus(root: Path) -> CorpusFolder:
     for name, source in manifest.config["sources"].items():
         pools.setdefault(source["pool"], []).append(name)
     return CorpusFolder(root, manifest, report, tuple(Shard(**shard) for shard in report["shards"]), pools)
+
+
+def make_places(
+    sizes: Sequence[int], shard: int, lines: npt.NDArray[np.uint64], splits: npt.NDArray[np.uint8]
+) -> bytes:
+    """The records of documents of one shard."""
+    places = np.empty(len(sizes), PLACE)
+    places["bytes"], places["shard"], places["line"], places["split"] = sizes, shard, lines, splits
+    return places.tobytes()
+
+
+def load_places(path: Path) -> Places:
+    """The records of a pool, mapped from disk.
+
+    Raises `DataError` when there is no such file, as in a corpus of an older version, or it is damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: not found; build the corpus again in a new folder to look into it")
+    size = path.stat().st_size
+    if size % PLACE.itemsize:
+        raise DataError(f"{path}: {size} bytes, no whole number of records; build the corpus again")
+    return np.memmap(path, PLACE, "r") if size else np.empty(0, PLACE)
