@@ -64,10 +64,8 @@ async def _ask(
 
     from megatron_mathcpt.config.synthesis import Sampling, Server
     from megatron_mathcpt.evaluation.second_opinion import ask_judge
-    from megatron_mathcpt.synthesis.client import UNANSWERED, Client
-    from megatron_mathcpt.synthesis.method import Request
-    from megatron_mathcpt.synthesis.prompt import Prompt
-    from megatron_mathcpt.synthesis.wire import request_body
+    from megatron_mathcpt.synthesis.client import UNANSWERED, Client, request_body
+    from megatron_mathcpt.synthesis.method import Prompt, Request
 
     try:
         server = Server(model=model, endpoints=tuple(endpoints), key_variable=key_variable)

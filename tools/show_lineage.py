@@ -17,7 +17,7 @@ def main(
 ) -> None:
     from rich.console import Console
 
-    from megatron_mathcpt.synthesis.lineage import trace
+    from megatron_mathcpt.synthesis.store import trace
 
     console = Console()
     console.print_json(data=trace(folder, record))

@@ -21,7 +21,7 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="folder of the shards")],
     shard: Annotated[str, typer.Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[int | None, typer.Option(min=2, help="run only so many seeds; predict the rest")] = None,
+    pilot: Annotated[int | None, typer.Option(min=1, help="run only so many seeds; count their ends")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="show the first prompts; spend nothing")] = False,
     scripted: Annotated[
         bool, typer.Option("--scripted", help="rehearse: a script plays the servers")
@@ -32,10 +32,14 @@ def main(
 
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
-    from megatron_mathcpt.synthesis.pilot import pilot as run_pilot
-    from megatron_mathcpt.synthesis.run import first_prompts, synthesize
-    from megatron_mathcpt.synthesis.seeds import Shard
-    from megatron_mathcpt.synthesis.tables import forecast_tables, summary_tables
+    from megatron_mathcpt.synthesis.synthesize import (
+        Shard,
+        count_table,
+        first_prompts,
+        summary_tables,
+        synthesize,
+    )
+    from megatron_mathcpt.synthesis.synthesize import pilot as run_pilot
 
     settings = load_config(config, SynthesisConfig, overrides or ())
     console = Console()
@@ -46,7 +50,7 @@ def main(
         return
     with _rehearsal(settings) if scripted else nullcontext(settings) as settings:
         tables: list[Any] = (
-            forecast_tables(run_pilot(settings, out, pilot, accept_model=accept_model))
+            [count_table("pilot", "end", run_pilot(settings, out, pilot, accept_model=accept_model))]
             if pilot
             else summary_tables(synthesize(settings, out, Shard.parse(shard), accept_model=accept_model))
         )

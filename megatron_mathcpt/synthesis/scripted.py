@@ -9,15 +9,16 @@ import asyncio
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from aiohttp import web
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Language, Problem
-from megatron_mathcpt.synthesis.seeds import Shard, read_seeds
+from megatron_mathcpt.synthesis.synthesize import Shard, read_seeds
 
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
@@ -34,9 +35,9 @@ def rehearse(config: SynthesisConfig, variants: Sequence[Problem]) -> Iterator[S
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
     script = Script((seed for _, seed in read_seeds(config.seeds, Shard())), variants)
-    with ScriptedServer(script, [server.model for server in config.servers.values()], student) as played:
+    with _serve(script, [server.model for server in config.servers.values()], student) as url:
         servers = {
-            name: server.model_copy(update={"endpoints": (played.url,), "api": "chat", "key_variable": None})
+            name: server.model_copy(update={"endpoints": (url,), "api": "chat", "key_variable": None})
             for name, server in config.servers.items()
         }
         yield config.model_copy(update={"servers": servers})
@@ -125,65 +126,44 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
-class ScriptedServer:
-    """Use as a context: an OpenAI-compatible server on the loopback, in a thread; `url` ends in /v1.
+@contextmanager
+def _serve(script: Script, models: Sequence[str], student: str | None) -> Iterator[str]:
+    """Address of an OpenAI-compatible server on the loopback, in a thread.
 
     Requests for the model `student` get the student's answers, those for the other `models` the teacher's.
     """
 
-    def __init__(self, script: Script, models: Sequence[str], student: str | None) -> None:
-        self._script, self._models, self._student = script, models, student
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self.url = ""
+    async def list_models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in models]})
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._main())
-
-    async def _main(self) -> None:
-        from aiohttp import web
-
-        self._stop = asyncio.Event()
-        app = web.Application(client_max_size=1 << 24)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
-
-    async def _list(self, _: Any) -> Any:
-        from aiohttp import web
-
-        return web.json_response({"data": [{"id": name} for name in self._models]})
-
-    async def _complete(self, request: Any) -> Any:
-        from aiohttp import web
-
+    async def complete(request: web.Request) -> web.Response:
         body = await request.json()
         prompt = body["messages"][-1]["content"]
         try:
-            text = self._script.answer(prompt, student=body["model"] == self._student)
+            text = script.answer(prompt, student=body["model"] == student)
         except DataError as error:
             return web.json_response({"error": {"message": str(error)}}, status=400)
         usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         return web.json_response({"model": body["model"], "choices": [choice], "usage": usage})
+
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_post("/v1/chat/completions", complete)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    run(runner.setup())
+    run(web.TCPSite(runner, "127.0.0.1", 0).start())
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        run(runner.cleanup())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

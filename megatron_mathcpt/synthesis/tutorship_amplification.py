@@ -2,11 +2,22 @@
 
 from megatron_mathcpt.config.synthesis import TutorshipAmplification, Verification
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.layout import lay_out
-from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
-from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags, refuse_tags
-from megatron_mathcpt.synthesis.verification import check_answer, require
+from megatron_mathcpt.synthesis.method import (
+    Context,
+    Conversation,
+    Outcome,
+    Rejected,
+    make_record,
+    usable_text,
+)
+from megatron_mathcpt.synthesis.verification import (
+    check_answer,
+    lay_out,
+    opening_verdict,
+    read_tags,
+    refuse_tags,
+    require,
+)
 
 NAME = "tutorship_amplification"
 

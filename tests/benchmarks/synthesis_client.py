@@ -29,8 +29,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.synthesis import tutorship_amplification
-from megatron_mathcpt.synthesis.run import first_prompts, synthesize
-from tests.synthesis.loopback import Loopback, ScriptedModel, make_seeds
+from megatron_mathcpt.synthesis.synthesize import first_prompts, synthesize
+from tests.support.fake_server import Loopback, ScriptedModel, make_seeds
 
 NAME = "tutorship_amplification"
 
@@ -91,7 +91,7 @@ def main(
 def make_tree(url: str, seeds: str, concurrency: int) -> dict[str, Any]:
     """A config of tutorship amplification with one server for both roles."""
     sampling = {"temperature": 1.0, "max_tokens": 256}
-    server = {"model": "test-model", "endpoints": [url], "initial_in_flight": 512, "maximum_in_flight": 512}
+    server = {"model": "test-model", "endpoints": [url], "maximum_in_flight": 512}
     tutorship = {"student": "s", "teacher": "s", "samples": 1, "right_attempts": "keep"}
     return {
         "name": "benchmark",

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.run import synthesize
+from megatron_mathcpt.synthesis.synthesize import synthesize
 
 
 def main(seeds: Annotated[int, typer.Option()] = 100_000) -> None:

@@ -13,7 +13,7 @@ import pytest
 from megatron_mathcpt.evaluation.second_opinion import compare, judge_prompt, read_opinion
 from megatron_mathcpt.formats.manifest import write_manifest
 from tests.evaluation.conftest import write_lines
-from tests.synthesis.loopback import Loopback
+from tests.support.fake_server import Loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from tests.synthesis.test_synthesis_run import ROOT, accepted
+from tests.synthesis.test_synthesize import ROOT, accepted
 
 STAND_IN = """#!{python}
 import asyncio, json, pathlib, sys
 sys.path.insert(0, {root!r})
 from aiohttp import web
-from tests.synthesis.loopback import Loopback, ScriptedModel
+from tests.support.fake_server import Loopback, ScriptedModel
 model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
 pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
 server = Loopback(ScriptedModel(), name=model, delay_seconds={delay})

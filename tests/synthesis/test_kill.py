@@ -13,9 +13,9 @@ import pytest
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.synthesis.run import synthesize
-from tests.synthesis.loopback import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
-from tests.synthesis.test_synthesis_run import FIRST, METHOD, ROOT, accepted, rejected
+from megatron_mathcpt.synthesis.synthesize import synthesize
+from tests.support.fake_server import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
+from tests.synthesis.test_synthesize import FIRST, METHOD, ROOT, accepted, rejected
 
 SEEDS, KILLS = 2000, 20
 

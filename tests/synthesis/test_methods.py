@@ -13,9 +13,7 @@ from megatron_mathcpt.config.synthesis import (
 )
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
-from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.graders import advance
-from megatron_mathcpt.synthesis.method import Conversation, Outcome, Reply, Request
+from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Reply, Request, advance
 from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as RETROSPECTIVE
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")

@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 from megatron_mathcpt.config.synthesis import RetrospectiveEnhancement
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.retrospective_enhancement import enhance, remove_detour, split_steps
-from megatron_mathcpt.synthesis.tokens import check_mark
+from megatron_mathcpt.synthesis.retrospective_enhancement import (
+    check_mark,
+    enhance,
+    remove_detour,
+    split_steps,
+)
 
 SETTINGS = RetrospectiveEnhancement(mark="<|back|>")
 

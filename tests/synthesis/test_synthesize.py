@@ -1,7 +1,12 @@
 """Whole runs against the loopback server: outcomes, resume, budgets, shards, lineage, prices."""
 
+import bz2
+import gzip
+import hashlib
+import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -10,18 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
+from rich.console import Console
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.lineage import trace
-from megatron_mathcpt.synthesis.pilot import pilot, predict
-from megatron_mathcpt.synthesis.run import first_prompts, synthesize
-from megatron_mathcpt.synthesis.seeds import Shard
+from megatron_mathcpt.synthesis.store import trace
+from megatron_mathcpt.synthesis.synthesize import (
+    Shard,
+    check_seeds,
+    first_prompts,
+    pilot,
+    read_seeds,
+    summary_tables,
+    synthesize,
+)
+from tests.support.fake_server import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
 from tests.synthesis.conftest import SAMPLING, TUTORSHIP
-from tests.synthesis.loopback import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MakeConfig = Callable[..., SynthesisConfig]
@@ -241,23 +254,43 @@ def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: P
         trace(tmp_path / "out", "nobody")
 
 
-def test_two_problems_under_one_id_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_two_problems_under_one_id_are_refused(
+    make_config: MakeConfig, tmp_path: Path, concurrency: int
+) -> None:
     seeds = make_seeds(2)
     twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
     with Loopback(ScriptedModel()) as server, pytest.raises(DataError, match="two different problems"):
-        synthesize(make_config(server.url, twins, concurrency=1), tmp_path / "out")
+        synthesize(make_config(server.url, twins, concurrency=concurrency), tmp_path / "out")
 
 
-def test_bad_seed_lines_are_named_before_anything_is_spent(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_seed_that_comes_twice_counts_once(make_config: MakeConfig, tmp_path: Path) -> None:
     with Loopback(ScriptedModel()) as server:
-        config = make_config(server.url, 3)
-        for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
-            whole = Path(config.seeds[0]).read_bytes()
-            Path(config.seeds[0]).write_bytes(whole + bad)
-            with pytest.raises(DataError, match=r"seeds\.jsonl:4: "):
-                synthesize(config, tmp_path / "out")
-            Path(config.seeds[0]).write_bytes(whole)
-        assert server.requests == 0
+        config = make_config(server.url, [*make_seeds(3), *make_seeds(2)])
+        assert synthesize(config, tmp_path / "out")["methods"][METHOD]["outcomes"] == 3
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": bytes,
+    ".jsonl.gz": gzip.compress,
+    ".jsonl.bz2": bz2.compress,
+    ".jsonl.zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_seeds_are_read_packed_or_not(make_config: MakeConfig, tmp_path: Path, suffix: str) -> None:
+    plain = make_config("http://127.0.0.1:1/v1", 30)
+    whole, path = Path(plain.seeds[0]).read_bytes(), tmp_path / f"packed{suffix}"
+    path.write_bytes(PACKERS[suffix](whole))
+    packed = plain.model_copy(update={"seeds": (str(path),)})
+    assert check_seeds(packed) == check_seeds(plain) == (30, hashlib.sha256(whole).hexdigest())
+    seeds = [seed for _, seed in read_seeds(packed.seeds, Shard(1, 3))]
+    assert seeds == make_seeds(30)[1::3]
+    for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
+        path.write_bytes(PACKERS[suffix](whole + bad))
+        with pytest.raises(DataError, match=rf"packed{re.escape(suffix)}:31: "):
+            synthesize(packed, tmp_path / "out")  # nobody listens: a request would be another error
 
 
 def test_the_command_shows_no_key_anywhere(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -307,23 +340,45 @@ def test_the_first_prompts_are_whole(make_config: MakeConfig) -> None:
     shown = first_prompts(make_config("http://127.0.0.1:1/v1", methods=methods))
     assert list(shown) == ["response_diversification", METHOD]
     assert all("What is 0 + 7?" in prompt for prompt in shown.values())
+    tagged = [seed.model_copy(update={"question": "<check>?"}) for seed in make_seeds(1)]
+    shown = first_prompts(make_config("http://127.0.0.1:1/v1", tagged, methods=methods))
+    assert set(shown.values()) == {"none: seed imitates our tags"}
 
 
-def test_a_pilot_predicts_what_the_run_then_takes(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_pilot_counts_ends_and_its_answers_are_kept(make_config: MakeConfig, tmp_path: Path) -> None:
     with Loopback(ScriptedModel()) as server:
         config = make_config(server.url, 300)
-        (forecast,) = pilot(config, tmp_path / "out", 60)
-        assert server.requests == 120
+        ends = pilot(config, tmp_path / "out", 60)[METHOD]
+        assert (server.requests, ends.total()) == (120, 60)
+        assert 0 < ends["accepted"] < 60
         summary = synthesize(config, tmp_path / "out")["methods"][METHOD]
-        assert server.requests == 600  # the pilot's answers are kept
-    assert forecast.requests.total == 600
-    assert forecast.cost.total == pytest.approx(summary["cost"])
-    assert forecast.accepted_records.low <= summary["records"] <= forecast.accepted_records.high
+        assert server.requests == 600
+    assert summary["outcomes"] == 300
 
 
-def test_a_prediction_by_hand() -> None:
-    """Mean 2, standard deviation sqrt(2), t(1) = 12.706: half width 12.706 for two seeds of two."""
-    prediction = predict([1.0, 3.0], 10)
-    assert (prediction.total, prediction.low) == (20.0, 0.0)
-    assert prediction.high == pytest.approx(10 * (2 + 12.706))
-    assert predict([4.0] * 30, 10).high == 40
+def test_no_number_of_a_summary_is_cut_at_80_columns() -> None:
+    row: dict[str, Any] = {
+        "outcomes": 14_000_001,
+        "accepted": 13_999_002,
+        "records": 27_999_003,
+        "tokens": 13_900_123_456,
+        "requests": 56_000_004,
+        "cost": 123_456.789,
+        "cost_per_record": 0.004409,
+        "cost_per_token": 8.882e-6,
+        "rejected": {"teacher and mathematics disagree": 1_234_567, "expected <check> with " * 4: 5},
+        "verdicts": {"question_1: server correct, mathematics ungraded": 7_654_321},
+    }
+    methods = dict.fromkeys(("response_diversification", "retrospective_enhancement"), row)
+    console = Console(width=80, file=io.StringIO())
+    for table in summary_tables({"stopped": "maximum_cost of 1000", "methods": methods}):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    for number in (
+        *("14,000,001", "13,999,002", "27,999,003", "13,900,123,456", "56,000,004", "123,456.7890"),
+        *("0.004409", "0.008882", "1,234,567", "7,654,321"),
+    ):
+        assert text.count(number) == 2, number
+    assert text.count("retrospective_enhancement") == 5  # a line each: counts, price, two reasons, verdict
+    assert max(map(len, text.splitlines())) <= 80
