@@ -21,7 +21,9 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="folder of the shards")],
     shard: Annotated[str, typer.Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[int | None, typer.Option(min=1, help="run only so many seeds; count their ends")] = None,
+    pilot: Annotated[
+        int | None, typer.Option(min=1, help="run only so many seeds; count what is accepted")
+    ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="show the first prompts; spend nothing")] = False,
     scripted: Annotated[
         bool, typer.Option("--scripted", help="rehearse: a script plays the servers")
@@ -34,8 +36,8 @@ def main(
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.synthesis.synthesize import (
         Shard,
-        count_table,
         first_prompts,
+        pilot_tables,
         summary_tables,
         synthesize,
     )
@@ -50,7 +52,7 @@ def main(
         return
     with _rehearsal(settings) if scripted else nullcontext(settings) as settings:
         tables: list[Any] = (
-            [count_table("pilot", "end", run_pilot(settings, out, pilot, accept_model=accept_model))]
+            pilot_tables(run_pilot(settings, out, pilot, accept_model=accept_model))
             if pilot
             else summary_tables(synthesize(settings, out, Shard.parse(shard), accept_model=accept_model))
         )

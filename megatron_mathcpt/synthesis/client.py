@@ -10,8 +10,6 @@ import os
 import random
 import zlib
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,23 +20,12 @@ import orjson
 
 from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError, one_line
-from megatron_mathcpt.synthesis.method import MAXIMUM_RAW_CHARACTERS, Request
+from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, Request
 
 UNANSWERED = "server: "  # begins the error of a request that got no answer; it is tried again in the next run
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: the server is gone
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One reply as read; `error` says why `text` is not to be used, `model` what the server calls itself."""
-
-    text: str
-    error: str | None = None
-    model: str = ""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
 
 
 def request_body(request: Request, server: Server) -> bytes:
@@ -77,136 +64,139 @@ class _Unreadable(Exception):
 
 
 class Client:
-    """All servers of a run; use as an asynchronous context."""
+    """One server, at all its addresses; use as an asynchronous context."""
 
-    def __init__(self, servers: Mapping[str, Server]) -> None:
-        self._servers = servers
-        self._stack = AsyncExitStack()
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._places = {
-            name: asyncio.Semaphore(s.maximum_in_flight * len(s.endpoints)) for name, s in servers.items()
-        }
-        self._in_flight: Counter[tuple[str, str]] = Counter()  # by server and address
+    def __init__(self, name: str, server: Server) -> None:
+        self._name, self._server = name, server
+        self._key = ""
+        if server.key_variable:
+            self._key = os.environ.get(server.key_variable, "").strip()
+            if not self._key or not self._key.isprintable():
+                raise ServerError(
+                    f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; "
+                    "export it"
+                )
+        self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
+        self._in_flight: Counter[str] = Counter()  # by address
         self._given_up = 0
 
     async def __aenter__(self) -> Self:
-        for name, server in self._servers.items():
-            self._sessions[name] = await self._stack.enter_async_context(_open_session(name, server))
+        # `identity` because a bomb is cheapest to refuse by not asking for compression.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(
+                total=self._server.total_timeout_seconds,
+                sock_connect=self._server.connect_timeout_seconds,
+                sock_read=self._server.read_timeout_seconds,
+            ),
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            auto_decompress=False,
+            trust_env=False,
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        await self._session.close()
 
-    async def send(self, name: str, body: bytes) -> Answer:
-        """The answer of server `name`; its `error` says why it gave none.
-
-        Raises `ServerError` for what no retry mends: 400, 401, 404 and the like, or a server that is gone.
-        """
-        server, last = self._servers[name], _Failure()
-        for attempt in range(server.attempts):
-            if attempt:
-                most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
-                await asyncio.sleep(last.wait_seconds + random.uniform(0, most))
-            async with self._places[name]:
-                url = self._choose_address(name, last.url)
-                self._in_flight[name, url] += 1
-                try:
-                    result = await self._exchange(name, url, body)
-                finally:
-                    self._in_flight[name, url] -= 1
-            if isinstance(result, Answer):
-                self._given_up = 0
-                return result
-            last = result
-        self._given_up += 1
-        if self._given_up >= _GIVING_UP_IN_A_ROW:
-            raise ServerError(
-                f"server '{name}': {self._given_up} requests in a row failed {server.attempts} times each, "
-                f"last: {last.what}; see to the server and start again, finished work is kept"
-            )
-        return Answer("", f"{UNANSWERED}{last.what}")
-
-    async def served_models(self, name: str) -> dict[str, list[str]]:
-        """The model ids each address of server `name` lists; an address that lists none is left out."""
-        server, found = self._servers[name], {}
-        for url in server.endpoints:
+    async def check_served(self) -> None:
+        """Raises `ServerError` unless each address answers, and serves the model if it lists any."""
+        for url in self._server.endpoints:
             try:
-                async with self._sessions[name].get(f"{url}/models", allow_redirects=False) as response:
+                async with self._session.get(f"{url}/models", allow_redirects=False) as response:
                     if response.status in (401, 403):
-                        raise ServerError(_refusal(name, url, response.status, b"", server))
+                        raise self._refusal(url, response.status, b"")
                     rows = orjson.loads(await _read_body(response, 1_000_000)) if response.ok else {}
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise ServerError(
-                    f"server '{name}': {url}/models cannot be reached "
+                    f"server '{self._name}': {url}/models cannot be reached "
                     f"({one_line(str(error)) or 'time-out'}); start it or mend its address"
                 ) from error
             except (orjson.JSONDecodeError, _Unreadable):
                 continue
             listed = rows.get("data") if isinstance(rows, dict) else None
             if isinstance(listed, list) and listed:
-                found[url] = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
-        return found
+                models = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
+                if self._server.model not in models:
+                    raise ServerError(
+                        f"server '{self._name}': {url} serves {', '.join(models)[:200] or 'nothing'}, "
+                        f"not '{self._server.model}'; mend servers' model or start the right one"
+                    )
 
-    def _choose_address(self, name: str, failed: str) -> str:
+    async def send(self, body: bytes) -> Reply:
+        """The server's reply; its `error` says why there is none.
+
+        Raises `ServerError` for what no retry mends: 400, 401, 404 and the like, or a server that is gone.
+        """
+        server, last = self._server, _Failure()
+        for attempt in range(server.attempts):
+            if attempt:
+                most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
+                await asyncio.sleep(last.wait_seconds + random.uniform(0, most))
+            async with self._places:
+                url = self._choose_address(last.url)
+                self._in_flight[url] += 1
+                try:
+                    result = await self._exchange(url, body)
+                finally:
+                    self._in_flight[url] -= 1
+            if isinstance(result, Reply):
+                self._given_up = 0
+                return result
+            last = result
+        self._given_up += 1
+        if self._given_up >= _GIVING_UP_IN_A_ROW:
+            raise ServerError(
+                f"server '{self._name}': {self._given_up} requests in a row failed {server.attempts} times "
+                f"each, last: {last.what}; see to the server and start again, finished work is kept"
+            )
+        return Reply("", f"{UNANSWERED}{last.what}")
+
+    def _choose_address(self, failed: str) -> str:
         """The address with the fewest requests, so the quickest gets the most; if it can be not `failed`.
 
         One has room whenever the server has a place.
         """
-        server, busy = self._servers[name], self._in_flight
-        return min(
-            server.endpoints,
-            key=lambda url: (
-                busy[name, url] >= server.maximum_in_flight,
-                url == failed,
-                busy[name, url],
-            ),
-        )
+        most, busy = self._server.maximum_in_flight, self._in_flight
+        return min(self._server.endpoints, key=lambda url: (busy[url] >= most, url == failed, busy[url]))
 
-    async def _exchange(self, name: str, url: str, body: bytes) -> Answer | _Failure:
-        server = self._servers[name]
+    async def _exchange(self, url: str, body: bytes) -> Reply | _Failure:
+        server = self._server
         try:
-            async with self._sessions[name].post(
+            async with self._session.post(
                 url + _PATHS[server.api], data=body, allow_redirects=False
             ) as response:
-                reply = await _read_body(response, server.maximum_response_bytes)
+                received = await _read_body(response, server.maximum_response_bytes)
         except _Unreadable as error:
-            return Answer("", str(error))
+            return Reply("", str(error), len(body) // BYTES_A_TOKEN)
         except TimeoutError:
             return _Failure("time-out", url)
         except (aiohttp.ClientError, OSError) as error:
             return _Failure(f"connection: {type(error).__name__}", url)
         if response.status == 200:
-            return _read_answer(reply, server.api)
+            return _read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
         if response.status not in _RETRIED:
-            raise ServerError(_refusal(name, url, response.status, reply, server))
+            raise self._refusal(url, response.status, received)
         wait = _retry_after(response.headers.get("Retry-After", ""))
         if wait > server.maximum_wait_seconds:
             raise ServerError(
-                f"server '{name}': {url} asks to wait {wait:.0f} s, more than "
+                f"server '{self._name}': {url} asks to wait {wait:.0f} s, more than "
                 "maximum_wait_seconds; start again later or raise it"
             )
         return _Failure(f"status {response.status}", url, wait)
 
-
-def _open_session(name: str, server: Server) -> aiohttp.ClientSession:
-    # `identity` because a bomb is cheapest to refuse by not asking for compression.
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    if server.key_variable:
-        key = os.environ.get(server.key_variable, "").strip()
-        if not key or not key.isprintable():
-            raise ServerError(
-                f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; export it"
-            )
-        headers["Authorization"] = f"Bearer {key}"
-    timeout = aiohttp.ClientTimeout(
-        total=server.total_timeout_seconds,
-        sock_connect=server.connect_timeout_seconds,
-        sock_read=server.read_timeout_seconds,
-    )
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-    return aiohttp.ClientSession(
-        headers=headers, timeout=timeout, connector=connector, auto_decompress=False, trust_env=False
-    )
+    def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
+        said = one_line(body[:300].decode("utf-8", "replace"))
+        if self._key:  # should the server echo it
+            said = said.replace(self._key, "***")
+        advice = {
+            401: "check the key in key_variable",
+            403: "check the key in key_variable",
+            404: "check endpoints and model",
+        }.get(status, "check model, sampling and prompt length")
+        return ServerError(f"server '{self._name}': {url} refused with status {status} ({said}); {advice}")
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -227,42 +217,35 @@ async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return unpacked
 
 
-def _read_answer(body: bytes, api: str) -> Answer:
-    """The first choice of a reply; every departure from the protocol is a named error with the raw text."""
+def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
+    """The first choice of a reply; every departure from the protocol is a named error with the raw text.
+
+    Token counts are estimated where the server reports none.
+    """
     raw = body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace")
     try:
         reply = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return Answer(raw, "reply is not JSON")
-    choices = reply.get("choices") if isinstance(reply, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return Answer(raw, "reply without choices")
-    choice = choices[0]
-    part = choice.get("message") if api == "chat" else choice
+        return Reply(raw, "reply is not JSON", prompt_tokens, len(raw.encode()) // BYTES_A_TOKEN)
+    fields = reply if isinstance(reply, dict) else {}
+    choices, usage, model = fields.get("choices"), fields.get("usage"), fields.get("model")
+    usage = usage if isinstance(usage, dict) else {}
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
+    part = choice.get("message") if isinstance(choice, dict) and api == "chat" else choice
     text = part.get("content" if api == "chat" else "text") if isinstance(part, dict) else None
-    model, usage = reply.get("model"), reply.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = (
-        count if isinstance(count, int) and count >= 0 else None
-        for count in (counts.get("prompt_tokens"), counts.get("completion_tokens"))
-    )
-    told = (model if isinstance(model, str) else "", prompt, completion)
+    error = None
     if not isinstance(text, str):
-        return Answer(raw, "reply without text", *told)
-    return Answer(text, "cut off at max_tokens" if choice.get("finish_reason") == "length" else None, *told)
-
-
-def _refusal(name: str, url: str, status: int, body: bytes, server: Server) -> str:
-    """What a final refusal says, without the key, should the server echo it."""
-    said = one_line(body[:300].decode("utf-8", "replace"))
-    if server.key_variable and (key := os.environ.get(server.key_variable, "").strip()):
-        said = said.replace(key, "***")
-    advice = {
-        401: "check the key in key_variable",
-        403: "check the key in key_variable",
-        404: "check endpoints and model",
-    }.get(status, "check model, sampling and prompt length")
-    return f"server '{name}': {url} refused with status {status} ({said}); {advice}"
+        text, error = raw, "reply without text" if isinstance(choice, dict) else "reply without choices"
+    elif choice.get("finish_reason") == "length":
+        error = "cut off at max_tokens"
+    prompt, completion = (
+        count if isinstance(count, int) and count >= 0 else estimate
+        for count, estimate in (
+            (usage.get("prompt_tokens"), prompt_tokens),
+            (usage.get("completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
+        )
+    )
+    return Reply(text, error, prompt, completion, model if isinstance(model, str) else "")
 
 
 def _retry_after(value: str) -> float:

@@ -4,24 +4,32 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_mathcpt.config.synthesis import Budget, Methods, Server, SynthesisConfig, Verification
+from megatron_mathcpt.config.synthesis import Methods, Server, SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError, DataError, ServerError
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
-from megatron_mathcpt.synthesis.client import UNANSWERED, Answer, Client, request_body, request_key
-from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Reply, Request, advance
-from megatron_mathcpt.synthesis.store import Case, Spent, Store, outcome_row, request_lineage
+from megatron_mathcpt.synthesis.client import UNANSWERED, Client, request_body, request_key
+from megatron_mathcpt.synthesis.method import (
+    BYTES_A_TOKEN,
+    Context,
+    Conversation,
+    Outcome,
+    Reply,
+    Request,
+    advance,
+)
+from megatron_mathcpt.synthesis.store import Case, Store, outcome_row, request_lineage
 
-BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 # Methods that ask servers; retrospective enhancement asks none.
 CONVERSATIONS: dict[str, Callable[[Problem, int, Any, Verification, Context], Conversation]] = {
     module.NAME: module.converse
     for module in (response_diversification, query_expansion, tutorship_amplification)
 }
-_SHOWN_REASONS = 4  # in a line of progress
 _LOG = get_logger(__name__)
 
 TokenCounter = Callable[[Problem], int]
@@ -62,17 +70,12 @@ class Meter:
     An open request counts at its worst until it is answered.
     """
 
-    def __init__(self, budget: Budget, servers: Mapping[str, Server], spent: Mapping[str, Spent]) -> None:
-        self._budget = budget
-        self._servers = servers
-        self.tokens = sum(s.prompt_tokens + s.completion_tokens for s in spent.values())
-        self.cost = sum(
-            cost(servers[name], s.prompt_tokens, s.completion_tokens)
-            for name, s in spent.items()
-            if name in servers
-        )
-        self._open_tokens = 0
-        self._open_cost = 0.0
+    def __init__(self, config: SynthesisConfig, spent: Mapping[str, tuple[int, int, int]]) -> None:
+        self._budget, self._servers = config.budget, config.servers
+        self._open_tokens = self.tokens = 0
+        self._open_cost = self.cost = 0.0
+        for name, (_, prompt, completion) in spent.items():
+            self._pay(name, prompt, completion)
 
     def reserve(self, request: Request, body: bytes) -> tuple[int, float]:
         """Set aside the most that `request` can use; raises `BudgetReached` if that is too much.
@@ -95,8 +98,11 @@ class Meter:
         self._open_tokens -= reserved[0]
         self._open_cost -= reserved[1]
         if reply is not None:
-            self.tokens += reply.prompt_tokens + reply.completion_tokens
-            self.cost += cost(self._servers[server], reply.prompt_tokens, reply.completion_tokens)
+            self._pay(server, reply.prompt_tokens, reply.completion_tokens)
+
+    def _pay(self, server: str, prompt: int, completion: int) -> None:
+        self.tokens += prompt + completion
+        self.cost += cost(self._servers[server], prompt, completion)
 
 
 async def drive(
@@ -120,47 +126,40 @@ async def drive(
         for role in ("server", "solver", "student", "teacher")
         if hasattr(settings, role)
     }
-    async with Client({name: server for name, server in config.servers.items() if name in used}) as client:
-        for name in sorted(used):
-            await _check_served(client, name, config.servers[name].model)
+    async with AsyncExitStack() as stack:
+        clients = {
+            name: await stack.enter_async_context(Client(name, config.servers[name])) for name in sorted(used)
+        }
+        for name, client in clients.items():
+            await client.check_served()
             if accept_model:
                 store.forget(f"replies as {name}")
-        driver = _Driver(config, store, client, count_tokens)
+        meter = Meter(config, store.spent())
+        driver = _Driver(config, store, clients, meter, count_tokens)
         for method, settings in chosen(config.methods).items():
             if method in CONVERSATIONS and not driver.stopped:
                 await driver.run(method, settings, read_cases(method, settings.samples), cap)
         return driver.stopped
 
 
-async def _check_served(client: Client, name: str, model: str) -> None:
-    """The configured model is listed at every address that lists any."""
-    for url, models in (await client.served_models(name)).items():
-        if model not in models:
-            raise ServerError(
-                f"server '{name}': {url} serves {', '.join(models)[:200] or 'nothing'}, not '{model}'; "
-                "mend servers' model or start the right one"
-            )
-
-
+@dataclass
 class _Driver:
     """One shard's run; `stopped` names the budget that ended it."""
 
-    def __init__(
-        self, config: SynthesisConfig, store: Store, client: Client, count_tokens: TokenCounter
-    ) -> None:
-        self._config, self._store, self._client = config, store, client
-        self._count_tokens = count_tokens
-        self._meter = Meter(config.budget, config.servers, store.spent())
-        self._context = Context(config.seed, config.prompts)
-        self._told = time.monotonic()
-        self.stopped: str | None = None
+    config: SynthesisConfig
+    store: Store
+    clients: Mapping[str, Client]
+    meter: Meter
+    count_tokens: TokenCounter
+    stopped: str | None = None
+    told: float = field(default_factory=time.monotonic)
 
     async def run(self, method: str, settings: Any, cases: Iterator[Case], cap: int | None) -> None:
         """Bring every case to its outcome, unless a budget or `cap` accepted tokens end it before.
 
         What is under way when a budget is reached is brought to its end, so that outcomes have no gaps.
         """
-        accepted = self._store.accepted_tokens(method)
+        accepted = self.store.accepted_tokens(method)
         ends: Counter[str] = Counter()
 
         async def work() -> None:
@@ -168,7 +167,7 @@ class _Driver:
             for case in cases:
                 if self.stopped or (cap is not None and accepted >= cap):
                     return
-                if self._store.has_outcome(case):
+                if self.store.has_outcome(case):
                     continue
                 try:
                     reason, tokens = await self._finish(case, settings)
@@ -181,7 +180,7 @@ class _Driver:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._config.concurrency):
+                for _ in range(self.config.concurrency):
                     group.create_task(work())
         except* (DataError, ServerError) as errors:
             raise errors.exceptions[0] from None
@@ -189,79 +188,59 @@ class _Driver:
     def _tell(self, method: str, ends: Counter[str]) -> None:
         """One line of progress, every `progress_seconds`."""
         now = time.monotonic()
-        if now - self._told < self._config.progress_seconds:
+        if now - self.told < self.config.progress_seconds:
             return
-        self._told = now
-        reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(_SHOWN_REASONS + 1))
-        _LOG.info("%s: %d seeds done: %s; cost %.2f", method, ends.total(), reasons, self._meter.cost)
+        self.told = now
+        reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
+        _LOG.info("%s: %d outcomes: %s; cost %.2f", method, ends.total(), reasons, self.meter.cost)
 
     async def _finish(self, case: Case, settings: Any) -> tuple[str | None, int]:
         """One conversation from first request to stored outcome; its reason, and the tokens it brought."""
-        conversation = CONVERSATIONS[case.method](
-            case.seed, case.sample, settings, self._config.verification, self._context
-        )
+        context = Context(self.config.seed, self.config.prompts)
+        rules = self.config.verification
+        conversation = CONVERSATIONS[case.method](case.seed, case.sample, settings, rules, context)
         made: list[dict[str, Any]] = []
         step = advance(conversation, None)
         while not isinstance(step, Outcome):
             replies = await self._ask_all(case.method, step, made)
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
-        tokens = sum(map(self._count_tokens, step.records))
+        tokens = sum(map(self.count_tokens, step.records))
         row = outcome_row(step, case, made)
         row["requests"] = [request["key"] for request in made]
-        self._store.keep_outcome(case, tokens, row)
+        self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens
 
     async def _ask_all(
         self, method: str, requests: tuple[Request, ...], made: list[dict[str, Any]]
     ) -> tuple[Reply, ...]:
         # All are awaited even if one meets the budget: what is paid for is kept.
-        results = await asyncio.gather(
-            *(self._ask(method, request, made) for request in requests), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return tuple(result for result in results if isinstance(result, Reply))
+        asked = [asyncio.ensure_future(self._ask(method, request, made)) for request in requests]
+        await asyncio.gather(*asked, return_exceptions=True)
+        return tuple(request.result() for request in asked)
 
     async def _ask(self, method: str, request: Request, made: list[dict[str, Any]]) -> Reply:
         """The stored reply, or the server's; paid once, whatever happens later."""
-        server = self._config.servers[request.server]
+        server = self.config.servers[request.server]
         body = request_body(request, server)
         key = request_key(body, server)
         made.append(request_lineage(key, request, server))
-        known = self._store.find_reply(key)
-        if known is not None:
-            return known
-        reserved = self._meter.reserve(request, body)
+        if stored := self.store.find_reply(key):
+            return stored
+        reserved = self.meter.reserve(request, body)
         paid = None
         try:
-            answer = await self._client.send(request.server, body)
-            reply = _reply(key, answer, body)
-            if answer.error and answer.error.startswith(UNANSWERED):
+            reply = await self.clients[request.server].send(body)
+            if reply.error and reply.error.startswith(UNANSWERED):
                 return reply
             paid = reply
-            self._check_model(request.server, answer.model)
-            self._store.keep_reply(method, request.server, body, reply)
+            known = self.store.remember(f"replies as {request.server}", reply.model) if reply.model else ""
+            if known != reply.model:
+                raise ServerError(
+                    f"server '{request.server}': answers as model '{reply.model}', before as '{known}'; "
+                    "serve the same model, or accept the change with --accept-model"
+                )
+            self.store.keep_reply(key, method, request.server, body, reply)
             return reply
         finally:
-            self._meter.settle(reserved, request.server, paid)
-
-    def _check_model(self, server: str, model: str) -> None:
-        if model and (known := self._store.remember(f"replies as {server}", model)) != model:
-            raise ServerError(
-                f"server '{server}': answers as model '{model}', before as '{known}'; "
-                "serve the same model, or accept the change with --accept-model"
-            )
-
-
-def _reply(key: str, answer: Answer, body: bytes) -> Reply:
-    """The answer with its token counts, estimated where the server reports none."""
-    prompt, completion = answer.prompt_tokens, answer.completion_tokens
-    return Reply(
-        key,
-        answer.text,
-        answer.error,
-        len(body) // BYTES_A_TOKEN if prompt is None else prompt,
-        len(answer.text.encode()) // BYTES_A_TOKEN if completion is None else completion,
-    )
+            self.meter.settle(reserved, request.server, paid)

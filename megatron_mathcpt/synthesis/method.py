@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.synthesis import Sampling
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem
 
+BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected answer that is kept to be looked at
 
-_FOLDER = Path(__file__).parent / "prompts"
-
-_ROLES = ("system", "user")
+_ROLES = ("system", "user")  # sections of a prompt file
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load_prompt(name: str, language: str, folder: str | None = None) -> Callable
     Raises `ConfigError` naming the file when it is missing, has no user section, or takes other variables
     than its first line states.
     """
-    path = (Path(folder) if folder else _FOLDER) / f"{name}.{language}.txt"
+    path = (Path(folder) if folder else Path(__file__).parent / "prompts") / f"{name}.{language}.txt"
     try:
         data = path.read_bytes()
         first, _, body = data.decode("utf-8").partition("\n")
@@ -62,17 +62,15 @@ def load_prompt(name: str, language: str, folder: str | None = None) -> Callable
         if role not in sections:
             raise ConfigError(f"{path}: section '{role}' unknown; expected {' and '.join(_ROLES)}")
         sections[role] = text.strip()
-    templates = {role: Template(text) for role, text in sections.items()}
-    used = {name for template in templates.values() for name in template.get_identifiers()}
+    system, user = (Template(sections[role]) for role in _ROLES)
+    used = {*system.get_identifiers(), *user.get_identifiers()}
     if not first.startswith("variables:") or used != declared or not sections["user"]:
         raise ConfigError(
             f"{path}: first line must be 'variables: {', '.join(sorted(used))}', "
             "with a '### user' section below"
         )
     sha256 = hashlib.sha256(data).hexdigest()
-    return lambda values: Prompt(
-        templates["system"].substitute(values), templates["user"].substitute(values), sha256
-    )
+    return lambda values: Prompt(system.substitute(values), user.substitute(values), sha256)
 
 
 @dataclass(frozen=True)
@@ -87,13 +85,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A server's answer; `error` names why `text` is not to be used. Token counts are the server's own."""
+    """A server's answer; `error` names why `text` is not to be used, `model` what the server calls itself."""
 
-    key: str
     text: str
-    error: str | None
-    prompt_tokens: int
-    completion_tokens: int
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    model: str = ""
 
 
 def request_seed(run_seed: int, seed_id: str, purpose: str, sample: int) -> int:
@@ -162,23 +160,12 @@ Conversation = Generator[tuple[Request, ...], tuple[Reply, ...], Outcome]
 
 
 class Rejected(Exception):
-    """Ends a conversation with a named rejection; caught where the method is driven."""
+    """Ends a conversation with a named rejection; `verdicts` are the outcome's claims and checks."""
 
-    def __init__(
-        self,
-        reason: str,
-        detail: str = "",
-        raw: str = "",
-        claims: dict[str, str] | None = None,
-        checks: dict[str, Check] | None = None,
-    ) -> None:
+    def __init__(self, reason: str, detail: str = "", raw: str = "", **verdicts: Any) -> None:
         super().__init__(reason)
         self.outcome = Outcome(
-            reason=reason,
-            detail=detail[:500],
-            raw=raw[:MAXIMUM_RAW_CHARACTERS],
-            claims=claims or {},
-            checks=checks or {},
+            reason=reason, detail=detail[:500], raw=raw[:MAXIMUM_RAW_CHARACTERS], **verdicts
         )
 
 

@@ -17,13 +17,12 @@ from aiohttp import web
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.records import Language, Problem
+from megatron_mathcpt.records import Language, Problem, response_text
 from megatron_mathcpt.synthesis.synthesize import Shard, read_seeds
 
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
 _QUESTION = re.compile(r"(?:Question: |问题：)(.*)\n(?:Solution:|解答：)\s*\Z", re.DOTALL)
-_FINAL: dict[Language, str] = {"en": "The answer is {answer}.", "zh": "答案是{answer}。"}
 _STEP: dict[Language, str] = {"en": "Step {number}: {line}", "zh": "第{number}步：{line}"}
 _TOGETHER: dict[Language, str] = {"en": "All in one: {lines}.", "zh": "合起来：{lines}。"}
 _WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found} 应为 {right}"}
@@ -62,7 +61,7 @@ class Script:
         if found := _QUESTION.search(prompt):
             problem = self._problem(found[1])
             wrong = student and _number(problem.question) % 2
-            return _attempt(problem) if wrong else _solved(problem.solution, problem)
+            return _attempt(problem) if wrong else _solved(problem, problem.solution)
         raise DataError(f"scripted server: asked something else than the four methods ask: {prompt[:80]!r}")
 
     def _problem(self, question: str) -> Problem:
@@ -76,8 +75,8 @@ class Script:
         together = _TOGETHER[problem.language].format(lines="; ".join(lines))
         return (
             "<response>accept</response>\n"
-            f"<solution_2>{_solved(chr(10).join(steps), problem)}</solution_2>\n"
-            f"<solution_3>{_solved(together, problem)}</solution_3>"
+            f"<solution_2>{_solved(problem, chr(10).join(steps))}</solution_2>\n"
+            f"<solution_3>{_solved(problem, together)}</solution_3>"
         )
 
     def _expand(self, problem: Problem) -> str:
@@ -86,29 +85,27 @@ class Script:
             return "I cannot think of a problem."
         first = _number(problem.question) % len(choices)
         new = (choices[first], choices[(first + len(choices) // 2) % len(choices)])
-        texts = [
-            (f"question_{n}", p.question, f"solution_{n}", _solved(p.solution, p))
-            for n, p in enumerate(new, 1)
-        ]
         pairs = "\n".join(
-            f"<{q}>{question}</{q}>\n<{s}>{solution}</{s}>" for q, question, s, solution in texts
+            f"<question_{n}>{variant.question}</question_{n}>\n"
+            f"<solution_{n}>{_solved(variant, variant.solution)}</solution_{n}>"
+            for n, variant in enumerate(new, 1)
         )
         statement = f"{problem.question} {problem.answer}"
         return f"<statement>{statement}</statement>\n{pairs}\n<check>accept: both were computed</check>"
 
     def _correct(self, problem: Problem, attempt: str) -> str:
-        if attempt.strip() == _solved(problem.solution, problem):
+        if attempt.strip() == _solved(problem, problem.solution):
             return "<check>correct</check>"
         right, found = problem.solution.splitlines()[-1], attempt.strip().splitlines()[-2]
         reason = _WRONG[problem.language].format(found=found, right=right)
         return (
             f"<check>wrong</check>\n<wrong_step>{reason}</wrong_step>\n"
-            f"<correction>{_solved(right, problem)}</correction>"
+            f"<correction>{_solved(problem, right)}</correction>"
         )
 
 
-def _solved(solution: str, problem: Problem) -> str:
-    return f"{solution}\n{_FINAL[problem.language].format(answer=problem.answer)}"
+def _solved(problem: Problem, solution: str, answer: str | None = None) -> str:
+    return response_text(solution, answer or problem.answer, problem.language).lstrip()
 
 
 def _attempt(problem: Problem) -> str:
@@ -118,8 +115,7 @@ def _attempt(problem: Problem) -> str:
     if wrong == problem.answer:
         wrong = "1"
     head, equals, _ = last.rpartition("=")
-    lines = [*before, f"{head}{equals} {wrong}".strip()]
-    return "\n".join([*lines, _FINAL[problem.language].format(answer=wrong)])
+    return _solved(problem, "\n".join([*before, f"{head}{equals} {wrong}".strip()]), wrong)
 
 
 def _number(text: str) -> int:

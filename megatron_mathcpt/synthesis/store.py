@@ -52,15 +52,6 @@ class Case:
     sample: int
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Requests and tokens that one server was paid for."""
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
 class Store:
     """The file of one shard."""
 
@@ -108,7 +99,7 @@ class Store:
 
     def find_reply(self, key: str) -> Reply | None:
         """The stored answer of a request."""
-        columns = "key, text, error, prompt_tokens, completion_tokens"
+        columns = "text, error, prompt_tokens, completion_tokens"
         row = self._base.execute(f"SELECT {columns} FROM requests WHERE key = ?", (key,)).fetchone()
         return Reply(*row) if row else None
 
@@ -117,13 +108,13 @@ class Store:
         row = self._base.execute("SELECT body, text, error FROM requests WHERE key = ?", (key,)).fetchone()
         return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
-    def keep_reply(self, method: str, server: str, body: bytes, reply: Reply) -> None:
+    def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         """Keep an answer that was paid for; within a running event loop."""
         self._begin()
         self._base.execute(
             "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(reply.key, method, server, body.decode(), reply.text, reply.error),
+                *(key, method, server, body.decode(), reply.text, reply.error),
                 *(reply.prompt_tokens, reply.completion_tokens),
             ),
         )
@@ -171,14 +162,14 @@ class Store:
         row = self._base.execute("SELECT sum(tokens) FROM outcomes WHERE method = ?", (method,)).fetchone()
         return int(row[0] or 0)
 
-    def spent(self, method: str | None = None) -> dict[str, Spent]:
-        """What each server was paid for, in one method or in all."""
+    def spent(self, method: str | None = None) -> dict[str, tuple[int, int, int]]:
+        """Requests, prompt and completion tokens each server was paid for, in one method or in all."""
         rows = self._base.execute(
             "SELECT server, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests "
             "WHERE ?1 IS NULL OR method = ?1 GROUP BY server ORDER BY server",
             (method,),
         )
-        return {server: Spent(*counts) for server, *counts in rows}
+        return {server: tuple(counts) for server, *counts in rows}
 
 
 def request_lineage(key: str, request: Request, server: Server) -> dict[str, Any]:
@@ -201,29 +192,15 @@ def outcome_row(outcome: Outcome, case: Case, requests: list[dict[str, Any]]) ->
         "checks": {name: vars(check) for name, check in outcome.checks.items()},
         "disagreement": outcome.disagreement,
     }
-    lineage = {
-        "seed": seed.id,
-        "seed_sha256": hash_seed(seed),
-        "method": method,
-        "sample": sample,
-        "requests": requests,
-        **verdicts,
-    }
-    return {
-        "reason": outcome.reason,
-        "detail": outcome.detail,
-        "raw": outcome.raw,
-        **verdicts,
-        "records": [
-            vars(record)
-            | {
-                "id": f"{seed.id}/{method}/{sample}.{number}",
-                "source": method,
-                "extra": {"lineage": lineage},
-            }
-            for number, record in enumerate(outcome.records)
-        ],
-    }
+    origin = {"seed": seed.id, "seed_sha256": hash_seed(seed), "method": method, "sample": sample}
+    lineage = {**origin, "requests": requests, **verdicts}
+    records = [
+        vars(record)
+        | {"id": f"{seed.id}/{method}/{sample}.{n}", "source": method, "extra": {"lineage": lineage}}
+        for n, record in enumerate(outcome.records)
+    ]
+    why = {"reason": outcome.reason, "detail": outcome.detail, "raw": outcome.raw}
+    return {**why, **verdicts, "records": records}
 
 
 def trace(folder: Path, record_id: str) -> dict[str, Any]:

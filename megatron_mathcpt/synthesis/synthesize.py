@@ -7,8 +7,9 @@
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import list_files, read_lines, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.drive import CONVERSATIONS, TokenCounter, chosen, cost, drive, token_counter
 from megatron_mathcpt.synthesis.method import Context, Outcome, advance
 from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as LOCAL
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 KIND = "synthesis"
 _FREE_TO_CHANGE = ("budget", "concurrency", "progress_seconds")  # and how servers are reached
-_SEED_FIELDS = ("id", "question", "solution", "answer", "stage")
 _LOG = get_logger(__name__)
 
 
@@ -54,10 +54,9 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Self:
         """From `INDEX/COUNT`; raises `DataError` for anything else."""
-        index, slash, count = text.partition("/")
-        if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        if not (found := re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)):
             raise DataError(f"shard '{text}': expected INDEX/COUNT, such as 0/16")
-        return cls(int(index), int(count))
+        return cls(int(found[1]), int(found[2]))
 
     @property
     def folder_name(self) -> str:
@@ -87,14 +86,15 @@ def synthesize(
         if counts["budget"] == budget:
             return counts
         (folder / FILE_NAME).unlink()
-    count_tokens = token_counter(config.tokenizer)
+    count_tokens = _prepare(config)
     with closing(_open_store(folder, seeds_sha256, recorded)) as store:
         read = partial(_read_cases, config, shard)
-        stopped = _converse(config, store, read, shard, count_tokens, accept_model)
+        cap = shard.share(config.budget.accepted_tokens)
+        stopped = asyncio.run(drive(config, store, read, cap, count_tokens, accept_model=accept_model))
         methods = {}
         for name in chosen(config.methods):
             outcomes = store.outcomes(name) if name != LOCAL else _enhanced(config, read, count_tokens)
-            counts = write_outcomes(folder / name, outcomes, shard.share(config.budget.accepted_tokens))
+            counts = _write_outcomes(folder / name, outcomes, cap)
             methods[name] = counts | _prices(config, store, name, counts)
     summary = {"stopped": stopped, "budget": budget, "methods": methods}
     write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
@@ -139,11 +139,7 @@ def _seed_lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 
 def _parse_seed(place: str, line: bytes) -> Problem:
     try:
-        row: dict[str, Any] = orjson.loads(line)
-        return Problem(
-            **{key: row[key] for key in _SEED_FIELDS if row.get(key) is not None},
-            language=row.get("language") or row.get("lang") or "en",
-        )
+        return problem_of_row(orjson.loads(line))
     except orjson.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON in UTF-8 ({error}); mend or drop the line") from error
     except ValidationError as error:
@@ -183,24 +179,13 @@ def _read_cases(config: SynthesisConfig, shard: Shard, method: str, samples: int
             yield Case(method, position, seed, sample)
 
 
-def _converse(
-    config: SynthesisConfig,
-    store: Store,
-    read_cases: Callable[[str, int], Iterator[Case]],
-    shard: Shard,
-    count_tokens: TokenCounter,
-    accept_model: bool,
-) -> str | None:
-    """Bring all cases of the methods that ask servers to outcomes; the budget that ended it, if one did."""
+def _prepare(config: SynthesisConfig) -> TokenCounter:
+    """Check the tokenizer and log the first prompts, before anything is spent; how tokens are counted."""
     if config.methods.retrospective_enhancement:
         check_mark(config.tokenizer, config.methods.retrospective_enhancement.mark)
-    prompts = first_prompts(config)
-    for name, prompt in prompts.items():
+    for name, prompt in first_prompts(config).items():
         _LOG.info("first prompt of %s:\n%s", name, prompt)
-    if not prompts:
-        return None
-    cap = shard.share(config.budget.accepted_tokens)
-    return asyncio.run(drive(config, store, read_cases, cap, count_tokens, accept_model=accept_model))
+    return token_counter(config.tokenizer)
 
 
 def first_prompts(config: SynthesisConfig) -> dict[str, str]:
@@ -216,9 +201,7 @@ def first_prompts(config: SynthesisConfig) -> dict[str, str]:
 
 
 def _enhanced(
-    config: SynthesisConfig,
-    read_cases: Callable[[str, int], Iterator[Case]],
-    count_tokens: TokenCounter,
+    config: SynthesisConfig, read_cases: Callable[[str, int], Iterator[Case]], count_tokens: TokenCounter
 ) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """As `Store.outcomes`, of the method that asks no server: straight through, nothing is stored."""
     settings = config.methods.retrospective_enhancement
@@ -229,7 +212,7 @@ def _enhanced(
         yield case.seed.id, case.sample, tokens, outcome_row(outcome, case, [])
 
 
-def write_outcomes(
+def _write_outcomes(
     folder: Path, outcomes: Iterable[tuple[str, int, int, dict[str, Any]]], cap: int | None
 ) -> dict[str, Any]:
     """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens; the counts.
@@ -239,8 +222,7 @@ def write_outcomes(
     """
     folder.mkdir(parents=True, exist_ok=True)
     accepted = records = tokens = 0
-    rejected: Counter[str] = Counter()
-    verdicts: Counter[str] = Counter()
+    rejected, verdicts = Counter[str](), Counter[str]()
     capped = False
     with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
         for seed, sample, added, row in outcomes:
@@ -273,11 +255,12 @@ def write_outcomes(
 def _prices(config: SynthesisConfig, store: Store, method: str, counts: dict[str, Any]) -> dict[str, Any]:
     """What one method cost, for each accepted record and token; None where nothing was accepted."""
     spent = store.spent(method)
-    total = sum(cost(config.servers[name], s.prompt_tokens, s.completion_tokens) for name, s in spent.items())
+    total = sum(cost(config.servers[name], *tokens) for name, (_, *tokens) in spent.items())
+    requests, prompt_tokens, completion_tokens = map(sum, zip(*spent.values(), (0, 0, 0), strict=True))
     return {
-        "requests": sum(s.requests for s in spent.values()),
-        "prompt_tokens": sum(s.prompt_tokens for s in spent.values()),
-        "completion_tokens": sum(s.completion_tokens for s in spent.values()),
+        "requests": requests,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
         "cost": total,
         "cost_per_record": total / counts["records"] if counts["records"] else None,
         "cost_per_token": total / counts["tokens"] if counts["tokens"] else None,
@@ -299,8 +282,10 @@ def pilot(
     def read(method: str, samples: int) -> Iterator[Case]:
         return (case for case in _read_cases(config, Shard(), method, samples) if case.position in positions)
 
+    count_tokens = _prepare(config)
     with closing(_open_store(out / Shard().folder_name, sha256, _recorded(config))) as store:
-        _converse(config, store, read, Shard(), token_counter(config.tokenizer), accept_model)
+        cap = config.budget.accepted_tokens
+        asyncio.run(drive(config, store, read, cap, count_tokens, accept_model=accept_model))
         return {
             name: Counter(row["reason"] or "accepted" for _, _, _, row in store.outcomes(name))
             for name in chosen(config.methods)
@@ -309,43 +294,48 @@ def pilot(
 
 
 def summary_tables(summary: dict[str, Any]) -> "list[Table]":
-    """Counts and prices of each method, rejections by reason, the servers' word against mathematics.
-
-    For a terminal of 80 columns: text is folded to make room, numbers never.
-    """
+    """Counts and prices of each method, rejections by reason, the servers' word against mathematics."""
     ends = f", stopped at {summary['stopped']}" if summary["stopped"] else ""
-    counts = _table(f"synthesis{ends}", ("method",), ("outcomes", "accepted", "records", "tokens"))
-    prices = _table("prices", ("method",), ("requests", "cost", "a record", "1,000 tokens"))
-    for name, row in summary["methods"].items():
-        price, token_price = row["cost_per_record"], row["cost_per_token"]
-        counts.add_row(name, *(f"{row[key]:,}" for key in ("outcomes", "accepted", "records", "tokens")))
-        prices.add_row(
+    counted = ("outcomes", "accepted", "records", "tokens")
+    methods = summary["methods"].items()
+    counts = [(name, *(f"{row[key]:,}" for key in counted)) for name, row in methods]
+    prices = [
+        (
             name,
             f"{row['requests']:,}",
             f"{row['cost']:,.4f}",
-            "-" if price is None else f"{price:.6f}",
-            "-" if token_price is None else f"{1000 * token_price:.6f}",
+            "-" if row["cost_per_record"] is None else f"{row['cost_per_record']:.6f}",
+            "-" if row["cost_per_token"] is None else f"{1000 * row['cost_per_token']:.6f}",
         )
-    reasons, verdicts = (
-        count_table(title, heading, {name: row[key] for name, row in summary["methods"].items()})
-        for title, heading, key in (
-            ("rejections", "rejected for", "rejected"),
-            ("the server's word against mathematics", "verdicts", "verdicts"),
-        )
-    )
-    return [table for table in (counts, prices, reasons, verdicts) if table.row_count]
+        for name, row in methods
+    ]
+    tables = [
+        _table(f"synthesis{ends}", ("method",), counted, counts),
+        _table("prices", ("method",), ("requests", "cost", "a record", "1,000 tokens"), prices),
+        _count_table("rejections", "rejected for", {name: row["rejected"] for name, row in methods}),
+        _count_table(
+            "the server's word against mathematics",
+            "verdicts",
+            {name: row["verdicts"] for name, row in methods},
+        ),
+    ]
+    return [table for table in tables if table.row_count]
 
 
-def count_table(title: str, heading: str, counts: Mapping[str, Mapping[str, int]]) -> "Table":
-    """Outcomes of each method, counted by what stands under `heading`."""
-    table = _table(title, ("method", heading), ("outcomes",))
-    for name, row in counts.items():
-        for what, count in row.items():
-            table.add_row(name, what, f"{count:,}")
-    return table
+def pilot_tables(ends: Mapping[str, Mapping[str, int]]) -> "list[Table]":
+    """How many outcomes each method accepted, and rejected for what."""
+    return [_count_table("pilot", "accepted, or rejected for", ends)]
 
 
-def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> "Table":
+def _count_table(title: str, heading: str, counts: Mapping[str, Mapping[str, int]]) -> "Table":
+    rows = [(name, what, f"{count:,}") for name, row in counts.items() for what, count in row.items()]
+    return _table(title, ("method", heading), ("outcomes",), rows)
+
+
+def _table(
+    title: str, texts: Iterable[str], numbers: Iterable[str], rows: Iterable[tuple[str, ...]]
+) -> "Table":
+    """For a terminal of 80 columns: text is folded to make room, numbers never."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -354,4 +344,6 @@ def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> "Table":
         table.add_column(heading, overflow="fold")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -84,9 +84,11 @@ def require(
     checks = recorded or needed
     for name, check in needed.items():
         if check.verdict == "wrong":
-            raise Rejected("wrong final answer", f"{name}: {check.reason}", raw, claims, checks)
+            raise Rejected("wrong final answer", f"{name}: {check.reason}", raw, claims=claims, checks=checks)
         if check.verdict == "ungraded" and rules.ungraded == "drop":
-            raise Rejected("answer not gradable", f"{name}: {check.reason}", raw, claims, checks)
+            raise Rejected(
+                "answer not gradable", f"{name}: {check.reason}", raw, claims=claims, checks=checks
+            )
 
 
 def similarity(first: str, second: str) -> float:
@@ -101,26 +103,16 @@ def similarity(first: str, second: str) -> float:
 _FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是)[^\n]*\Z")
 
 # What leads a part in prose; the student's attempt and the solution of a new question need nothing.
-_LEADS: dict[Language, dict[str, str]] = {
-    "en": {
-        "check": "Let me check this. It is {text}.",
-        "wrong_step": "The first wrong step: ",
-        "correction": "Correction: ",
-        "solution_2": "First way: ",
-        "solution_3": "Second way: ",
-    },
-    "zh": {
-        "check": "检查一下，这个解答{text}。",
-        "wrong_step": "第一个错误的步骤：",
-        "correction": "更正：",
-        "solution_2": "解法一：",
-        "solution_3": "解法二：",
-    },
+_LEADS: dict[str, dict[Language, str]] = {
+    "check": {"en": "Let me check this. It is {text}.", "zh": "检查一下，这个解答{text}。"},
+    "wrong_step": {"en": "The first wrong step: ", "zh": "第一个错误的步骤："},
+    "correction": {"en": "Correction: ", "zh": "更正："},
+    "solution_2": {"en": "First way: ", "zh": "解法一："},
+    "solution_3": {"en": "Second way: ", "zh": "解法二："},
 }
-
-_VERDICTS: dict[Language, dict[str, str]] = {
-    "en": {"correct": "right", "wrong": "wrong"},
-    "zh": {"correct": "正确", "wrong": "有误"},
+_VERDICTS: dict[str, dict[Language, str]] = {
+    "correct": {"en": "right", "zh": "正确"},
+    "wrong": {"en": "wrong", "zh": "有误"},
 }
 
 
@@ -131,11 +123,12 @@ def lay_out(parts: tuple[tuple[str, str], ...], layout: Layout, language: Langua
     """
     if layout == "tags":
         return "\n".join(text if tag == "attempt" else f"<{tag}>{text}</{tag}>" for tag, text in parts)
-    leads, verdicts = _LEADS[language], _VERDICTS[language]
-    prose = "\n".join(
-        leads[tag].format(text=verdicts[text]) if tag == "check" else leads.get(tag, "") + text
-        for tag, text in parts
-        if tag != "response"
-    )
+    lines = []
+    for tag, text in parts:
+        if tag == "check":
+            lines.append(_LEADS[tag][language].format(text=_VERDICTS[text][language]))
+        elif tag != "response":
+            lines.append((_LEADS[tag][language] if tag in _LEADS else "") + text)
+    prose = "\n".join(lines)
     # The final answer is written once, where the record becomes text (records.cpt_text).
     return _FINAL_ANSWER.sub("", prose).rstrip() or prose

@@ -103,20 +103,11 @@ class Loopback:
         return json.dumps({"model": self.name, "choices": [choice], "usage": usage}).encode()
 
 
-def _status(status: int, **headers: str) -> Any:
-    async def answer(_server: Loopback, _request: web.Request, _prompt: str) -> web.Response:
-        return web.Response(
-            status=status, text="no", headers={k.replace("_", "-"): v for k, v in headers.items()}
-        )
-
-    return answer
-
-
-def _body(make: Callable[[Loopback, str], bytes], **headers: str) -> Any:
+def _answer(status: int = 200, make: Callable[[Loopback, str], bytes] | None = None, **headers: str) -> Any:
     async def answer(server: Loopback, _request: web.Request, prompt: str) -> web.Response:
-        return web.Response(
-            body=make(server, prompt), headers={k.replace("_", "-"): v for k, v in headers.items()}
-        )
+        body = make(server, prompt) if make else b"no"
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=status, body=body, headers=named)
 
     return answer
 
@@ -159,24 +150,19 @@ def _bomb(_server: Loopback, _prompt: str) -> bytes:
 
 IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
 FAULTS: dict[str, Any] = {
-    "429": _status(429),
-    "429 with Retry-After": _status(429, Retry_After="0.2"),
-    "500": _status(500),
-    "503": _status(503),
-    "400": _status(400),
-    "401": _status(401),
-    "404": _status(404),
+    **{str(status): _answer(status) for status in (429, 500, 503, 400, 401, 404)},
+    "429 with Retry-After": _answer(429, Retry_After="0.2"),
     "reset in mid-body": _reset,
     "silence": _silence,
     "one byte a second": _trickle,
-    "HTML": _body(lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
-    "cut JSON": _body(lambda s, p: s.reply(s.model(p))[:-30]),
-    "no choices": _body(lambda _s, _p: b'{"choices": []}'),
-    "null content": _body(lambda s, _p: s.reply(None)),
-    "finish_reason length": _body(lambda s, p: s.reply(s.model(p), "length")),
-    "imitated tags": _body(lambda s, _p: s.reply(IMITATION)),
+    "HTML": _answer(make=lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
+    "cut JSON": _answer(make=lambda s, p: s.reply(s.model(p))[:-30]),
+    "no choices": _answer(make=lambda _s, _p: b'{"choices": []}'),
+    "null content": _answer(make=lambda s, _p: s.reply(None)),
+    "finish_reason length": _answer(make=lambda s, p: s.reply(s.model(p), "length")),
+    "imitated tags": _answer(make=lambda s, _p: s.reply(IMITATION)),
     "1 GB body": _endless,
-    "compressed bomb": _body(_bomb, Content_Encoding="gzip"),
+    "compressed bomb": _answer(make=_bomb, Content_Encoding="gzip"),
 }
 PASSING = ("429", "429 with Retry-After", "500", "503", "reset in mid-body", "silence", "one byte a second")
 LASTING = (

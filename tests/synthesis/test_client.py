@@ -9,7 +9,8 @@ import pytest
 
 from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError
-from megatron_mathcpt.synthesis.client import Answer, Client, _retry_after
+from megatron_mathcpt.synthesis.client import Client, _retry_after
+from megatron_mathcpt.synthesis.method import Reply
 from tests.support.fake_server import LASTING, PASSING, Loopback
 from tests.synthesis.conftest import FAST
 
@@ -17,15 +18,15 @@ SILENT = ("silence", "one byte a second")  # end in a time-out, short here; a bu
 BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello"}]}'
 
 
-def ask(url: str | list[str], count: int = 1, **changed: Any) -> list[Answer]:
+def ask(url: str | list[str], count: int = 1, **changed: Any) -> list[Reply]:
     """Ask `count` times at once."""
     endpoints = tuple([url] if isinstance(url, str) else url)
     server = Server(model="test-model", endpoints=endpoints, **(FAST | changed))
 
-    async def run() -> list[Answer]:
-        async with Client({"s": server}) as client:
+    async def run() -> list[Reply]:
+        async with Client("s", server) as client:
             bodies = [BODY.replace(b"hello", b"hello %d" % n) for n in range(count)]
-            return list(await asyncio.gather(*(client.send("s", body) for body in bodies)))
+            return list(await asyncio.gather(*(client.send(body) for body in bodies)))
 
     return asyncio.run(run())
 

@@ -30,7 +30,7 @@ def converse(conversation: Conversation, *rounds: list[str]) -> tuple[Outcome, l
         assert not isinstance(step, Outcome), step
         assert len(step) == len(texts)
         asked.append(step)
-        step = advance(conversation, tuple(Reply("k", text, None, 1, 1) for text in texts))
+        step = advance(conversation, tuple(Reply(text) for text in texts))
     assert isinstance(step, Outcome)
     return step, asked
 
@@ -236,7 +236,7 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
 def test_the_solver_is_asked_with_different_seeds_and_does_not_see_the_solution() -> None:
     conversation = start(query_expansion, SEED)
     advance(conversation, None)
-    step = advance(conversation, (Reply("k", EXPANDED, None, 1, 1),))
+    step = advance(conversation, (Reply(EXPANDED),))
     assert not isinstance(step, Outcome)
     assert len({(request.seed, request.prompt) for request in step}) == 6
     assert len({request.seed for request in step[:3]}) == 3
@@ -260,7 +260,7 @@ def test_expansion_rejections(text: str, answers: list[str] | None, reason: str)
 def test_a_server_fault_is_a_named_rejection() -> None:
     conversation = start(response_diversification, SEED)
     advance(conversation, None)
-    outcome = advance(conversation, (Reply("k", "half a", "cut off at max_tokens", 1, 1),))
+    outcome = advance(conversation, (Reply("half a", "cut off at max_tokens"),))
     assert isinstance(outcome, Outcome)
     assert (outcome.reason, outcome.raw) == ("cut off at max_tokens", "half a")
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def rejected(out: Path, shard: str = FIRST) -> list[dict[str, Any]]:
     return rows(out / shard / METHOD / "rejected.jsonl")
 
 
+def change_store(out: Path, *statements: str) -> None:
+    """Change what an unfinished run has stored."""
+    (out / FIRST / "manifest.json").unlink()
+    with closing(sqlite3.connect(out / FIRST / ".store" / "synthesis.sqlite")) as base:
+        for statement in statements:
+            base.execute(statement)
+        base.commit()
+
+
 def test_every_wrong_final_answer_is_caught(make_config: MakeConfig, tmp_path: Path) -> None:
     model = ScriptedModel()
     with Loopback(model) as server:
@@ -88,24 +98,6 @@ def test_records_are_problems_and_the_folder_is_complete(make_config: MakeConfig
     assert {p.source for p in problems} == {METHOD}
     with pytest.raises(ManifestError, match="another config 'seed'"), Loopback(ScriptedModel()) as server:
         synthesize(config.model_copy(update={"seed": 2}), tmp_path / "out")
-
-
-def test_finished_requests_are_never_paid_again(make_config: MakeConfig, tmp_path: Path) -> None:
-    with Loopback(ScriptedModel()) as server:
-        config = make_config(server.url)
-        synthesize(config, tmp_path / "out")
-        before = {
-            name: (tmp_path / "out" / FIRST / METHOD / name).read_bytes() for name in ("accepted.jsonl",)
-        }
-        asked = server.requests
-        (tmp_path / "out" / FIRST / "manifest.json").unlink()
-        base = sqlite3.connect(tmp_path / "out" / FIRST / ".store" / "synthesis.sqlite")
-        base.execute("DELETE FROM outcomes")  # as if killed after the answers and before the outcomes
-        base.commit()
-        base.close()
-        synthesize(config, tmp_path / "out")
-        assert server.requests == asked
-    assert (tmp_path / "out" / FIRST / METHOD / "accepted.jsonl").read_bytes() == before["accepted.jsonl"]
 
 
 def test_faults_end_in_one_outcome_each(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -145,7 +137,10 @@ def test_a_stopped_run_goes_on_where_it_was(make_config: MakeConfig, tmp_path: P
         assert not (tmp_path / "out" / FIRST / "manifest.json").exists()
         server.faults = lambda _p, _a: None
         synthesize(config, tmp_path / "out")
-        assert sum(server.answered.values()) == 80
+        # As if killed after the answers and before the outcomes.
+        change_store(tmp_path / "out", "DELETE FROM outcomes")
+        synthesize(config, tmp_path / "out")
+        assert sum(server.answered.values()) == 80  # each answer is paid once
     with Loopback(ScriptedModel()) as server:
         synthesize(make_config(server.url, 40), tmp_path / "whole")
     for name in ("accepted.jsonl", "rejected.jsonl"):
@@ -168,13 +163,8 @@ def test_another_model_behind_the_same_address_is_refused(make_config: MakeConfi
     with Loopback(ScriptedModel()) as server:
         config = make_config(server.url)
         synthesize(config, tmp_path / "out")
-        (tmp_path / "out" / FIRST / "manifest.json").unlink()
-        base = sqlite3.connect(tmp_path / "out" / FIRST / ".store" / "synthesis.sqlite")
-        base.execute("UPDATE identity SET value = 'old-model' WHERE name LIKE 'replies as %'")
-        base.execute("DELETE FROM requests")
-        base.execute("DELETE FROM outcomes")
-        base.commit()
-        base.close()
+        old = "UPDATE identity SET value = 'old-model' WHERE name LIKE 'replies as %'"
+        change_store(tmp_path / "out", old, "DELETE FROM requests", "DELETE FROM outcomes")
         with pytest.raises(ServerError, match="answers as model 'test-model', before as 'old-model'"):
             synthesize(config, tmp_path / "out")
         synthesize(config, tmp_path / "out", accept_model=True)
@@ -255,19 +245,14 @@ def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: P
 
 
 @pytest.mark.parametrize("concurrency", [1, 32])
-def test_two_problems_under_one_id_are_refused(
-    make_config: MakeConfig, tmp_path: Path, concurrency: int
-) -> None:
-    seeds = make_seeds(2)
-    twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
-    with Loopback(ScriptedModel()) as server, pytest.raises(DataError, match="two different problems"):
-        synthesize(make_config(server.url, twins, concurrency=concurrency), tmp_path / "out")
-
-
-def test_a_seed_that_comes_twice_counts_once(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_seed_may_come_twice_but_no_id(make_config: MakeConfig, tmp_path: Path, concurrency: int) -> None:
+    seeds = make_seeds(3)
     with Loopback(ScriptedModel()) as server:
-        config = make_config(server.url, [*make_seeds(3), *make_seeds(2)])
+        config = make_config(server.url, [*seeds, seeds[0]], concurrency=concurrency)
         assert synthesize(config, tmp_path / "out")["methods"][METHOD]["outcomes"] == 3
+        twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
+        with pytest.raises(DataError, match="two different problems"):
+            synthesize(make_config(server.url, twins, concurrency=concurrency), tmp_path / "twins")
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -295,40 +280,31 @@ def test_seeds_are_read_packed_or_not(make_config: MakeConfig, tmp_path: Path, s
 
 def test_the_command_shows_no_key_anywhere(make_config: MakeConfig, tmp_path: Path) -> None:
     key = "sk-very-secret-1234"
+    command = [sys.executable, "tools/synthesize.py", str(tmp_path / "config.yaml")]
+    environment = os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        whole = [*command, "--out", str(tmp_path / "out"), *more]
+        return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
     with Loopback(ScriptedModel(), key=key) as server:
-        config = make_config(server.url)
-        tree = config.model_dump(mode="json")
-        for row in tree["servers"].values():
-            row["key_variable"] = "TEST_KEY"
-        config = SynthesisConfig.model_validate_json(json.dumps(tree))
+        keyed = {"model": "test-model", "endpoints": [server.url], "key_variable": "TEST_KEY"}
+        config = make_config(server.url, servers={"student": keyed, "teacher": keyed})
         (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-        command = [
-            sys.executable,
-            "tools/synthesize.py",
-            str(tmp_path / "config.yaml"),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-        environment = os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-
-        def run(*more: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-            )
-
         preview = run("--preview")
         assert server.requests == 0
         assert "What is 0 + 7?" in preview.stdout
-        done = run()
+        tried, done = run("--pilot", "2"), run()
         assert done.returncode == 0, done.stderr
+        assert "accepted" in tried.stdout
         assert "tutorship_amplification" in done.stdout
         server.key = "sk-another"
-        failed = run("seed=9", "--pilot", "2")
+        failed = run("seed=9", "--out", str(tmp_path / "out2"))
         assert failed.returncode == 2
         assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
-    for text in (preview.stdout, done.stdout, done.stderr, failed.stderr):
+    for text in (preview.stdout, tried.stdout, done.stdout, done.stderr, failed.stderr):
         assert key not in text
-    for path in (tmp_path / "out").rglob("*"):
+    for path in tmp_path.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes()
 
 
@@ -357,12 +333,9 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(make_config: MakeConfig, t
 
 
 def test_no_number_of_a_summary_is_cut_at_80_columns() -> None:
-    row: dict[str, Any] = {
-        "outcomes": 14_000_001,
-        "accepted": 13_999_002,
-        "records": 27_999_003,
+    numbers = {"outcomes": 14_000_001, "accepted": 13_999_002, "records": 27_999_003, "requests": 56_000_004}
+    row = numbers | {
         "tokens": 13_900_123_456,
-        "requests": 56_000_004,
         "cost": 123_456.789,
         "cost_per_record": 0.004409,
         "cost_per_token": 8.882e-6,
@@ -375,10 +348,7 @@ def test_no_number_of_a_summary_is_cut_at_80_columns() -> None:
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text
-    for number in (
-        *("14,000,001", "13,999,002", "27,999,003", "13,900,123,456", "56,000,004", "123,456.7890"),
-        *("0.004409", "0.008882", "1,234,567", "7,654,321"),
-    ):
+    shown = ("13,900,123,456", "123,456.7890", "0.004409", "0.008882", "1,234,567", "7,654,321")
+    for number in (*(f"{n:,}" for n in numbers.values()), *shown):
         assert text.count(number) == 2, number
-    assert text.count("retrospective_enhancement") == 5  # a line each: counts, price, two reasons, verdict
     assert max(map(len, text.splitlines())) <= 80
