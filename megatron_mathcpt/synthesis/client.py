@@ -30,14 +30,7 @@ _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: t
 
 def request_body(request: Request, server: Server) -> bytes:
     """The JSON body: model id, prompt, sampling and seed."""
-    sampling = request.sampling
-    body: dict[str, Any] = {
-        "model": server.model,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": request.seed,
-    }
+    body: dict[str, Any] = {"model": server.model, "seed": request.seed, **request.sampling.model_dump()}
     if server.api == "chat":
         body["messages"] = request.prompt.as_messages()
     else:
@@ -85,16 +78,14 @@ class Client:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        timeout = aiohttp.ClientTimeout(
+            total=self._server.total_timeout_seconds,
+            sock_connect=self._server.connect_timeout_seconds,
+            sock_read=self._server.read_timeout_seconds,
+        )
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
         self._session = aiohttp.ClientSession(
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(
-                total=self._server.total_timeout_seconds,
-                sock_connect=self._server.connect_timeout_seconds,
-                sock_read=self._server.read_timeout_seconds,
-            ),
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-            auto_decompress=False,
-            trust_env=False,
+            headers=headers, timeout=timeout, connector=connector, auto_decompress=False
         )
         return self
 
@@ -103,6 +94,7 @@ class Client:
 
     async def check_served(self) -> None:
         """Raises `ServerError` unless each address answers, and serves the model if it lists any."""
+        model = self._server.model
         for url in self._server.endpoints:
             try:
                 async with self._session.get(f"{url}/models", allow_redirects=False) as response:
@@ -119,10 +111,10 @@ class Client:
             listed = rows.get("data") if isinstance(rows, dict) else None
             if isinstance(listed, list) and listed:
                 models = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
-                if self._server.model not in models:
+                if model not in models:
                     raise ServerError(
                         f"server '{self._name}': {url} serves {', '.join(models)[:200] or 'nothing'}, "
-                        f"not '{self._server.model}'; mend servers' model or start the right one"
+                        f"not '{model}'; mend servers' model or start the right one"
                     )
 
     async def send(self, body: bytes) -> Reply:
@@ -191,11 +183,9 @@ class Client:
         said = one_line(body[:300].decode("utf-8", "replace"))
         if self._key:  # should the server echo it
             said = said.replace(self._key, "***")
-        advice = {
-            401: "check the key in key_variable",
-            403: "check the key in key_variable",
-            404: "check endpoints and model",
-        }.get(status, "check model, sampling and prompt length")
+        advice = "check model, sampling and prompt length"
+        if status in (401, 403, 404):
+            advice = "check endpoints and model" if status == 404 else "check the key in key_variable"
         return ServerError(f"server '{self._name}': {url} refused with status {status} ({said}); {advice}")
 
 

@@ -40,8 +40,11 @@ def chosen(methods: Methods) -> dict[str, Any]:
     return {name: settings for name, settings in methods if settings is not None}
 
 
-def token_counter(tokenizer: str | None) -> TokenCounter:
-    """Counts a record's tokens, as it is trained on, with a tokenizer.json; else four UTF-8 bytes a token."""
+def token_counter(tokenizer: str | None, mark: str | None = None) -> TokenCounter:
+    """Counts a record's tokens, as it is trained on, with a tokenizer.json; else four UTF-8 bytes a token.
+
+    Raises `ConfigError` when the file cannot be read, or `mark` is no special token in it.
+    """
     if tokenizer is None:
         return lambda record: -(-len(cpt_text(record).encode()) // BYTES_A_TOKEN)
     from tokenizers import Tokenizer
@@ -52,6 +55,11 @@ def token_counter(tokenizer: str | None) -> TokenCounter:
         raise ConfigError(
             f"tokenizer: {tokenizer} cannot be read ({error}); give a tokenizer.json"
         ) from error
+    if mark and mark not in loaded.encode(f"a{mark}b", add_special_tokens=False).tokens:
+        raise ConfigError(
+            f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}; "
+            "add it as a special token when the tokenizer is made"
+        )
     return lambda record: len(loaded.encode(cpt_text(record), add_special_tokens=False).ids)
 
 

@@ -7,7 +7,6 @@ two marks, then step i + 1 and so on to the end.
 import re
 
 from megatron_mathcpt.config.synthesis import RetrospectiveEnhancement
-from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.method import Outcome, make_record, request_seed
 
@@ -54,17 +53,3 @@ def remove_detour(text: str, mark: str) -> str:
     before, _, rest = text.partition(mark)
     _, _, after = rest.partition(mark)
     return before + after
-
-
-def check_mark(tokenizer: str | None, mark: str) -> None:
-    """Raises `ConfigError` unless `mark` is one special token of the tokenizer, when one is given."""
-    if tokenizer is None:
-        return
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(tokenizer).encode(f"a{mark}b", add_special_tokens=False).tokens
-    if mark not in ids:
-        raise ConfigError(
-            f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}; "
-            "add it as a special token when the tokenizer is made"
-        )

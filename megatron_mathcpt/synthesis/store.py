@@ -53,9 +53,9 @@ class Case:
 
 
 class Store:
-    """The file of one shard."""
+    """The file of one shard; refused where it was begun with another `identity`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **identity: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, str] = {}  # what `remember` told; the file is locked, so nobody changes it
         self._base = sqlite3.connect(path, isolation_level=None, timeout=1)
@@ -68,6 +68,12 @@ class Store:
                 f"{path}: cannot be opened ({error}); another process may be at work on this shard: "
                 "wait for it, or choose another --out"
             ) from error
+        for name, value in identity.items():
+            if self.remember(name, value) != value:
+                self._base.close()
+                raise DataError(
+                    f"{name}: changed since this shard was begun; choose another --out, or delete the folder"
+                )
 
     def close(self) -> None:
         """Commit and close the file."""
@@ -111,12 +117,10 @@ class Store:
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         """Keep an answer that was paid for; within a running event loop."""
         self._begin()
+        tokens = (reply.prompt_tokens, reply.completion_tokens)
         self._base.execute(
             "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(key, method, server, body.decode(), reply.text, reply.error),
-                *(reply.prompt_tokens, reply.completion_tokens),
-            ),
+            (key, method, server, body.decode(), reply.text, reply.error, *tokens),
         )
 
     def has_outcome(self, case: Case) -> bool:
@@ -136,12 +140,10 @@ class Store:
         if self.has_outcome(case):
             return
         self._begin()
+        place = (case.method, case.seed.id, case.sample, case.position, hash_seed(case.seed))
         self._base.execute(
             "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(case.method, case.seed.id, case.sample, case.position, hash_seed(case.seed)),
-                *(tokens, row["reason"], orjson.dumps(row).decode()),
-            ),
+            (*place, tokens, row["reason"], orjson.dumps(row).decode()),
         )
 
     def forget_server_failures(self) -> None:

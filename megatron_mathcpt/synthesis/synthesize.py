@@ -29,7 +29,7 @@ from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.drive import CONVERSATIONS, TokenCounter, chosen, cost, drive, token_counter
 from megatron_mathcpt.synthesis.method import Context, Outcome, advance
 from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as LOCAL
-from megatron_mathcpt.synthesis.retrospective_enhancement import check_mark, enhance
+from megatron_mathcpt.synthesis.retrospective_enhancement import enhance
 from megatron_mathcpt.synthesis.store import STORE, Case, Store, outcome_row
 
 if TYPE_CHECKING:
@@ -151,25 +151,17 @@ def _parse_seed(place: str, line: bytes) -> Problem:
         raise DataError(f"{place}: expected a JSON object; mend or drop the line") from error
 
 
+def _open_store(folder: Path, seeds_sha256: str, recorded: dict[str, Any]) -> Store:
+    identity = orjson.dumps(recorded, option=orjson.OPT_SORT_KEYS).decode()
+    return Store(folder / STORE, seeds=seeds_sha256, config=identity)
+
+
 def _recorded(config: SynthesisConfig) -> dict[str, Any]:
     """The part of the config that decides the result: not budgets, nor how servers are reached."""
     recorded = config.model_dump(mode="json", exclude=set(_FREE_TO_CHANGE))
     for name, server in config.servers.items():
         recorded["servers"][name] = {"model": server.model, "api": server.api}
     return recorded
-
-
-def _open_store(folder: Path, seeds_sha256: str, recorded: dict[str, Any]) -> Store:
-    """Raises `DataError` unless the store is new, or was begun with these seeds and this config."""
-    store = Store(folder / STORE)
-    identity = orjson.dumps(recorded, option=orjson.OPT_SORT_KEYS).decode()
-    for name, value in (("seeds", seeds_sha256), ("config", identity)):
-        if store.remember(name, value) != value:
-            store.close()
-            raise DataError(
-                f"{name}: changed since this shard was begun; choose another --out, or delete the folder"
-            )
-    return store
 
 
 def _read_cases(config: SynthesisConfig, shard: Shard, method: str, samples: int) -> Iterator[Case]:
@@ -180,12 +172,12 @@ def _read_cases(config: SynthesisConfig, shard: Shard, method: str, samples: int
 
 
 def _prepare(config: SynthesisConfig) -> TokenCounter:
-    """Check the tokenizer and log the first prompts, before anything is spent; how tokens are counted."""
-    if config.methods.retrospective_enhancement:
-        check_mark(config.tokenizer, config.methods.retrospective_enhancement.mark)
+    """How tokens are counted; logs the first prompts, before anything is spent."""
+    local = config.methods.retrospective_enhancement
+    count_tokens = token_counter(config.tokenizer, local.mark if local else None)
     for name, prompt in first_prompts(config).items():
         _LOG.info("first prompt of %s:\n%s", name, prompt)
-    return token_counter(config.tokenizer)
+    return count_tokens
 
 
 def first_prompts(config: SynthesisConfig) -> dict[str, str]:

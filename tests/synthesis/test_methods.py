@@ -1,24 +1,39 @@
 """Each method driven by hand: what it asks, what it accepts, and the name of every rejection."""
 
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, trainers
 
 from megatron_mathcpt.config.synthesis import (
+    Methods,
     QueryExpansion,
     ResponseDiversification,
+    RetrospectiveEnhancement,
     Sampling,
     TutorshipAmplification,
     Verification,
 )
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
+from megatron_mathcpt.synthesis.drive import CONVERSATIONS, token_counter
 from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Reply, Request, advance
-from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as RETROSPECTIVE
+from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as LOCAL
+from megatron_mathcpt.synthesis.retrospective_enhancement import (
+    enhance,
+    remove_detour,
+    split_steps,
+)
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
 CHINESE = Problem(id="z", question="2 + 3 等于多少？", solution="2 + 3 = 5", answer="5", language="zh")
 SAMPLING = Sampling(temperature=1.0, max_tokens=100)
+RETROSPECTIVE = RetrospectiveEnhancement(mark="<|back|>")
 DROP, KEEP = Verification(disagreement="drop"), Verification(disagreement="keep", ungraded="keep")
 
 
@@ -35,19 +50,31 @@ def converse(conversation: Conversation, *rounds: list[str]) -> tuple[Outcome, l
     return step, asked
 
 
+TUTORSHIP = TutorshipAmplification(
+    student="small",
+    student_sampling=SAMPLING,
+    teacher="big",
+    teacher_sampling=SAMPLING,
+    samples=1,
+    right_attempts="drop",
+)
+DIVERSIFICATION = ResponseDiversification(server="a", sampling=SAMPLING)
+EXPANSION = QueryExpansion(
+    server="a", sampling=SAMPLING, solver="b", solver_sampling=SAMPLING, solutions=3, agreeing=2
+)
+
+
+def start(
+    module: ModuleType, seed: Problem = SEED, rules: Verification = DROP, **changed: Any
+) -> Conversation:
+    settings = {tutorship_amplification: TUTORSHIP, response_diversification: DIVERSIFICATION}
+    chosen = settings.get(module, EXPANSION).model_copy(update=changed)
+    conversation: Conversation = module.converse(seed, 0, chosen, rules, Context(1))
+    return conversation
+
+
 def tutor(*rounds: list[str], rules: Verification = DROP, seed: Problem = SEED, **changed: Any) -> Outcome:
-    settings = TutorshipAmplification(
-        **{
-            "student": "small",
-            "student_sampling": SAMPLING,
-            "teacher": "big",
-            "teacher_sampling": SAMPLING,
-            "samples": 1,
-            "right_attempts": "drop",
-            **changed,
-        }
-    )
-    outcome, asked = converse(tutorship_amplification.converse(seed, 0, settings, rules, Context(1)), *rounds)
+    outcome, asked = converse(start(tutorship_amplification, seed, rules, **changed), *rounds)
     assert [request.server for step in asked for request in step] == ["small", "big"][: len(asked)]
     return outcome
 
@@ -127,25 +154,6 @@ def test_a_seed_that_gives_orders_moves_no_verdict() -> None:
     assert tutor([WRONG], ["<check>correct</check>"], seed=plain).reason == "wrong final answer"
 
 
-def start(module: Any, seed: Problem) -> Conversation:
-    settings: Any = {
-        "tutorship_amplification": TutorshipAmplification(
-            student="a",
-            student_sampling=SAMPLING,
-            teacher="b",
-            teacher_sampling=SAMPLING,
-            samples=1,
-            right_attempts="drop",
-        ),
-        "response_diversification": ResponseDiversification(server="a", sampling=SAMPLING),
-        "query_expansion": QueryExpansion(
-            server="a", sampling=SAMPLING, solver="b", solver_sampling=SAMPLING, solutions=3, agreeing=2
-        ),
-    }[module.NAME]
-    conversation: Conversation = module.converse(seed, 0, settings, DROP, Context(1))
-    return conversation
-
-
 @pytest.mark.parametrize(
     ("module", "field"),
     [
@@ -175,8 +183,7 @@ ACCEPT = (
 
 
 def diversify(text: str, **changed: Any) -> Outcome:
-    settings = ResponseDiversification(server="a", sampling=SAMPLING, **changed)
-    return converse(response_diversification.converse(SEED, 0, settings, DROP, Context(1)), [text])[0]
+    return converse(start(response_diversification, **changed), [text])[0]
 
 
 def test_diversification_gives_both_ways() -> None:
@@ -211,12 +218,9 @@ EXPANDED = (
 )
 
 
-def expand(text: str, answers: list[str] | None = None, rules: Verification = DROP) -> Outcome:
-    settings = QueryExpansion(
-        server="a", sampling=SAMPLING, solver="b", solver_sampling=SAMPLING, solutions=3, agreeing=2
-    )
+def expand(text: str, answers: list[str] | None = None) -> Outcome:
     rounds = [[text]] if answers is None else [[text], [f"The answer is {a}." for a in answers]]
-    return converse(query_expansion.converse(SEED, 0, settings, rules, Context(1)), *rounds)[0]
+    return converse(start(query_expansion), *rounds)[0]
 
 
 def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> None:
@@ -265,5 +269,64 @@ def test_a_server_fault_is_a_named_rejection() -> None:
     assert (outcome.reason, outcome.raw) == ("cut off at max_tokens", "half a")
 
 
-def test_the_local_method_has_the_name_of_its_settings() -> None:
-    assert RETROSPECTIVE == "retrospective_enhancement"
+def seed_of(solution: str, number: int = 0) -> Problem:
+    return Problem(id=f"s{number}", question="q?", solution=solution, answer="1")
+
+
+def detour(solution: str, number: int = 0, run_seed: int = 1) -> str:
+    (record,) = enhance(seed_of(solution, number), 0, RETROSPECTIVE, run_seed).records
+    return record.solution
+
+
+def test_the_only_detour_of_three_steps() -> None:
+    assert detour("A = 1\nB = 2\nC = 3") == "A = 1<|back|>C = 3<|back|>\nB = 2\nC = 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("One. Two.\n\nThree 1.5\n", ["One. Two.", "Three 1.5"]),
+        ("So 1.5 + 1 = 2.5. Then 3! Done.", ["So 1.5 + 1 = 2.5.", "Then 3!", "Done."]),
+        ("先算3。再算4。", ["先算3。", "再算4。"]),
+    ],
+)
+def test_steps_are_lines_or_else_sentences(text: str, steps: list[str]) -> None:
+    assert [text[begin:end] for begin, end in split_steps(text)] == steps
+
+
+@given(st.lists(st.text("ab1.。 ", min_size=1).filter(str.strip), min_size=3, max_size=8), st.integers(0, 50))
+@example(["1", ". ", " 1"], 0)
+def test_the_detour_is_a_later_step_and_comes_off_again(lines: list[str], number: int) -> None:
+    text = "\n".join(lines)
+    made = detour(text, number)
+    before, pasted, after = made.split("<|back|>")
+    assert before + after == text == remove_detour(made, "<|back|>")
+    assert pasted in lines[before.count("\n") + 2 :]  # not the step that comes next anyway
+
+
+def test_positions_depend_on_seed_id_and_run_seed_alone() -> None:
+    text = "\n".join(f"step {n}" for n in range(30))
+    made = [[detour(text, n, run) for n in range(9)] for run in (1, 1, 2)]
+    assert made[0] == made[1] != made[2]
+    assert len(set(made[0])) > 5
+
+
+@pytest.mark.parametrize(
+    ("solution", "reason"), [("A\nB", "too few steps"), ("A\nB<|back|>\nC", "seed holds the mark")]
+)
+def test_retrospective_rejections(solution: str, reason: str) -> None:
+    outcome = enhance(seed_of(solution), 0, RETROSPECTIVE, run_seed=1)
+    assert (outcome.reason, outcome.records) == (reason, ())
+
+
+def test_the_mark_must_be_a_token_of_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.train_from_iterator(["a b"], trainers.BpeTrainer(special_tokens=["<|back|>"]))
+    tokenizer.save(str(tmp_path / "t.json"))
+    token_counter(str(tmp_path / "t.json"), "<|back|>")
+    with pytest.raises(ConfigError, match="no token"):
+        token_counter(str(tmp_path / "t.json"), "<|other|>")
+
+
+def test_each_method_has_the_name_of_its_settings() -> None:
+    assert {*CONVERSATIONS, LOCAL} == set(Methods.model_fields)
