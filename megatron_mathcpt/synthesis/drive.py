@@ -116,7 +116,7 @@ class Meter:
 async def drive(
     config: SynthesisConfig,
     store: Store,
-    read_cases: Callable[[str, int], Iterator[Case]],
+    read_cases: Callable[[str], Iterator[Case]],
     cap: int | None,
     count_tokens: TokenCounter,
     *,
@@ -124,8 +124,8 @@ async def drive(
 ) -> str | None:
     """Bring the cases of each method to their outcomes; the budget that ended it before, if one did.
 
-    `read_cases` gives the cases of a method with so many samples of a seed; a method stops at `cap` accepted
-    tokens. Raises `ServerError` for servers that are not what the config says, or are gone.
+    A method stops at `cap` accepted tokens. Raises `ServerError` for servers that are not what the config
+    says, or are gone.
     """
     store.forget_server_failures()
     used = {
@@ -146,7 +146,7 @@ async def drive(
         driver = _Driver(config, store, clients, meter, count_tokens)
         for method, settings in chosen(config.methods).items():
             if method in CONVERSATIONS and not driver.stopped:
-                await driver.run(method, settings, read_cases(method, settings.samples), cap)
+                await driver.run(method, settings, read_cases(method), cap)
         return driver.stopped
 
 

@@ -93,6 +93,12 @@ class Reply:
     completion_tokens: int = 0
     model: str = ""
 
+    def usable_text(self) -> str:
+        """The text; `Rejected` with the server's fault as reason when there is none."""
+        if self.error:
+            raise Rejected(self.error, raw=self.text)
+        return self.text
+
 
 def request_seed(run_seed: int, seed_id: str, purpose: str, sample: int) -> int:
     """A sampling seed of 31 bits that is the same in every run of the same request."""
@@ -167,13 +173,6 @@ class Rejected(Exception):
         self.outcome = Outcome(
             reason=reason, detail=detail[:500], raw=raw[:MAXIMUM_RAW_CHARACTERS], **verdicts
         )
-
-
-def usable_text(reply: Reply) -> str:
-    """The reply's text; `Rejected` with the server's fault as reason when there is none."""
-    if reply.error:
-        raise Rejected(reply.error, raw=reply.text)
-    return reply.text
 
 
 def make_record(

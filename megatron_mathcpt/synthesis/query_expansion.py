@@ -17,7 +17,6 @@ from megatron_mathcpt.synthesis.method import (
     Rejected,
     Reply,
     make_record,
-    usable_text,
 )
 from megatron_mathcpt.synthesis.verification import (
     find_tag,
@@ -40,7 +39,7 @@ def converse(
     values = {"question": seed.question, "solution": seed.solution}
     request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
     (reply,) = yield (request,)
-    text = usable_text(reply)
+    text = reply.usable_text()
     tags = read_tags(text, _TAGS)
     verdict = opening_verdict(f"<check>{tags['check']}", "check", ("accept", "refuse"))
     claim = "correct" if verdict == "accept" else "wrong"

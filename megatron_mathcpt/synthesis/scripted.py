@@ -34,7 +34,7 @@ def rehearse(config: SynthesisConfig, variants: Sequence[Problem]) -> Iterator[S
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
     script = Script((seed for _, seed in read_seeds(config.seeds, Shard())), variants)
-    with _serve(script, [server.model for server in config.servers.values()], student) as url:
+    with serve(_application(script, [server.model for server in config.servers.values()], student)) as url:
         servers = {
             name: server.model_copy(update={"endpoints": (url,), "api": "chat", "key_variable": None})
             for name, server in config.servers.items()
@@ -122,12 +122,8 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
-@contextmanager
-def _serve(script: Script, models: Sequence[str], student: str | None) -> Iterator[str]:
-    """Address of an OpenAI-compatible server on the loopback, in a thread.
-
-    Requests for the model `student` get the student's answers, those for the other `models` the teacher's.
-    """
+def _application(script: Script, models: Sequence[str], student: str | None) -> web.Application:
+    """Requests for the model `student` get the student's answers, for the other `models` the teacher's."""
 
     async def list_models(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": name} for name in models]})
@@ -146,6 +142,12 @@ def _serve(script: Script, models: Sequence[str], student: str | None) -> Iterat
     app = web.Application(client_max_size=1 << 24)
     app.router.add_get("/v1/models", list_models)
     app.router.add_post("/v1/chat/completions", complete)
+    return app
+
+
+@contextmanager
+def serve(app: web.Application) -> Iterator[str]:
+    """Serve `app` on the loopback, in a thread; its address, which ends in /v1."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -153,9 +155,9 @@ def _serve(script: Script, models: Sequence[str], student: str | None) -> Iterat
     def run(coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     run(runner.setup())
-    run(web.TCPSite(runner, "127.0.0.1", 0).start())
+    run(web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start())
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:

@@ -164,8 +164,9 @@ def _recorded(config: SynthesisConfig) -> dict[str, Any]:
     return recorded
 
 
-def _read_cases(config: SynthesisConfig, shard: Shard, method: str, samples: int) -> Iterator[Case]:
-    """Each seed of the shard so many times, up to the seeds of the budget."""
+def _read_cases(config: SynthesisConfig, shard: Shard, method: str) -> Iterator[Case]:
+    """Each seed of the shard as often as the method wants samples, up to the seeds of the budget."""
+    samples = chosen(config.methods)[method].samples
     for position, seed in islice(read_seeds(config.seeds, shard), shard.share(config.budget.seeds)):
         for sample in range(samples):
             yield Case(method, position, seed, sample)
@@ -193,12 +194,12 @@ def first_prompts(config: SynthesisConfig) -> dict[str, str]:
 
 
 def _enhanced(
-    config: SynthesisConfig, read_cases: Callable[[str, int], Iterator[Case]], count_tokens: TokenCounter
+    config: SynthesisConfig, read_cases: Callable[[str], Iterator[Case]], count_tokens: TokenCounter
 ) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """As `Store.outcomes`, of the method that asks no server: straight through, nothing is stored."""
     settings = config.methods.retrospective_enhancement
     assert settings is not None
-    for case in read_cases(LOCAL, settings.samples):
+    for case in read_cases(LOCAL):
         outcome = enhance(case.seed, case.sample, settings, config.seed)
         tokens = sum(map(count_tokens, outcome.records))
         yield case.seed.id, case.sample, tokens, outcome_row(outcome, case, [])
@@ -267,12 +268,12 @@ def pilot(
     Writes no records, but the answers are kept for the run. Methods that ask no server need no pilot.
     """
     seeds, sha256 = check_seeds(config)
-    whole = min(seeds, config.budget.seeds or seeds)
-    count = min(count, whole)
-    positions = {round((i + 0.5) * whole / count - 0.5) for i in range(count)}
+    seeds = min(seeds, config.budget.seeds or seeds)
+    count = min(count, seeds)
+    positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
 
-    def read(method: str, samples: int) -> Iterator[Case]:
-        return (case for case in _read_cases(config, Shard(), method, samples) if case.position in positions)
+    def read(method: str) -> Iterator[Case]:
+        return (case for case in _read_cases(config, Shard(), method) if case.position in positions)
 
     count_tokens = _prepare(config)
     with closing(_open_store(out / Shard().folder_name, sha256, _recorded(config))) as store:
@@ -288,28 +289,19 @@ def pilot(
 def summary_tables(summary: dict[str, Any]) -> "list[Table]":
     """Counts and prices of each method, rejections by reason, the servers' word against mathematics."""
     ends = f", stopped at {summary['stopped']}" if summary["stopped"] else ""
+    methods, counts, prices = summary["methods"], [], []
     counted = ("outcomes", "accepted", "records", "tokens")
-    methods = summary["methods"].items()
-    counts = [(name, *(f"{row[key]:,}" for key in counted)) for name, row in methods]
-    prices = [
-        (
-            name,
-            f"{row['requests']:,}",
-            f"{row['cost']:,.4f}",
-            "-" if row["cost_per_record"] is None else f"{row['cost_per_record']:.6f}",
-            "-" if row["cost_per_token"] is None else f"{1000 * row['cost_per_token']:.6f}",
-        )
-        for name, row in methods
-    ]
+    for name, row in methods.items():
+        each = [(row["cost_per_record"], 1), (row["cost_per_token"], 1000)]
+        shown = ("-" if price is None else f"{count * price:.6f}" for price, count in each)
+        counts.append((name, *(f"{row[key]:,}" for key in counted)))
+        prices.append((name, f"{row['requests']:,}", f"{row['cost']:,.4f}", *shown))
+    verdicts = {name: row["verdicts"] for name, row in methods.items()}
     tables = [
         _table(f"synthesis{ends}", ("method",), counted, counts),
         _table("prices", ("method",), ("requests", "cost", "a record", "1,000 tokens"), prices),
-        _count_table("rejections", "rejected for", {name: row["rejected"] for name, row in methods}),
-        _count_table(
-            "the server's word against mathematics",
-            "verdicts",
-            {name: row["verdicts"] for name, row in methods},
-        ),
+        _count_table("rejections", "rejected for", {name: row["rejected"] for name, row in methods.items()}),
+        _count_table("the server's word against mathematics", "verdicts", verdicts),
     ]
     return [table for table in tables if table.row_count]
 
