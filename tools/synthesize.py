@@ -35,7 +35,7 @@ def main(
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.synthesis.synthesize import (
-        Shard,
+        SeedShard,
         first_prompts,
         pilot_tables,
         summary_tables,
@@ -54,7 +54,7 @@ def main(
         tables: list[Any] = (
             pilot_tables(run_pilot(settings, out, pilot, accept_model=accept_model))
             if pilot
-            else summary_tables(synthesize(settings, out, Shard.parse(shard), accept_model=accept_model))
+            else summary_tables(synthesize(settings, out, SeedShard.parse(shard), accept_model=accept_model))
         )
     for table in tables:
         console.print(table, "")

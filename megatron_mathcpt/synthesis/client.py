@@ -20,7 +20,7 @@ import orjson
 
 from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError, one_line
-from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, Request
+from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
 UNANSWERED = "server: "  # begins the error of a request that got no answer; it is tried again in the next run
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
@@ -28,7 +28,7 @@ _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: the server is gone
 
 
-def request_body(request: Request, server: Server) -> bytes:
+def request_body(request: ServerRequest, server: Server) -> bytes:
     """The JSON body: model id, prompt, sampling and seed."""
     body: dict[str, Any] = {"model": server.model, "seed": request.seed, **request.sampling.model_dump()}
     if server.api == "chat":

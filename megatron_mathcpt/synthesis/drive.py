@@ -20,7 +20,7 @@ from megatron_mathcpt.synthesis.method import (
     Conversation,
     Outcome,
     Reply,
-    Request,
+    ServerRequest,
     advance,
 )
 from megatron_mathcpt.synthesis.store import Case, Store, outcome_row, request_lineage
@@ -85,7 +85,7 @@ class Meter:
         for name, (_, prompt, completion) in spent.items():
             self._pay(name, prompt, completion)
 
-    def reserve(self, request: Request, body: bytes) -> tuple[int, float]:
+    def reserve(self, request: ServerRequest, body: bytes) -> tuple[int, float]:
         """Set aside the most that `request` can use; raises `BudgetReached` if that is too much.
 
         A token is at least one byte, so a prompt has no more tokens than its body has bytes.
@@ -220,14 +220,14 @@ class _Driver:
         return step.reason, tokens
 
     async def _ask_all(
-        self, method: str, requests: tuple[Request, ...], made: list[dict[str, Any]]
+        self, method: str, requests: tuple[ServerRequest, ...], made: list[dict[str, Any]]
     ) -> tuple[Reply, ...]:
         # All are awaited even if one meets the budget: what is paid for is kept.
         asked = [asyncio.ensure_future(self._ask(method, request, made)) for request in requests]
         await asyncio.gather(*asked, return_exceptions=True)
         return tuple(request.result() for request in asked)
 
-    async def _ask(self, method: str, request: Request, made: list[dict[str, Any]]) -> Reply:
+    async def _ask(self, method: str, request: ServerRequest, made: list[dict[str, Any]]) -> Reply:
         """The stored reply, or the server's; paid once, whatever happens later."""
         server = self.config.servers[request.server]
         body = request_body(request, server)

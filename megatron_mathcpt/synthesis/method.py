@@ -74,7 +74,7 @@ def load_prompt(name: str, language: str, folder: str | None = None) -> Callable
 
 
 @dataclass(frozen=True)
-class Request:
+class ServerRequest:
     """One question to one server; `seed` tells samples of the same question apart."""
 
     server: str
@@ -121,11 +121,11 @@ class Context:
         values: Mapping[str, str],
         sampling: Sampling,
         sample: int,
-    ) -> Request:
+    ) -> ServerRequest:
         """A request to `server` with the prompt file `prompt` in the seed's language."""
         rendered = load_prompt(prompt, seed.language, self.prompt_folder)(values)
         number = request_seed(self.run_seed, seed.id, f"{prompt} {server}", sample)
-        return Request(server, rendered, sampling, number)
+        return ServerRequest(server, rendered, sampling, number)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Outcome:
         )
 
 
-Conversation = Generator[tuple[Request, ...], tuple[Reply, ...], Outcome]
+Conversation = Generator[tuple[ServerRequest, ...], tuple[Reply, ...], Outcome]
 
 
 class Rejected(Exception):
@@ -198,7 +198,9 @@ def hash_seed(seed: Problem) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> tuple[Request, ...] | Outcome:
+def advance(
+    conversation: Conversation, replies: tuple[Reply, ...] | None
+) -> tuple[ServerRequest, ...] | Outcome:
     """The conversation's next requests, or its outcome; `replies` are None at its start."""
     try:
         return next(conversation) if replies is None else conversation.send(replies)

@@ -18,7 +18,7 @@ from aiohttp import web
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Language, Problem, response_text
-from megatron_mathcpt.synthesis.synthesize import Shard, read_seeds
+from megatron_mathcpt.synthesis.synthesize import SeedShard, read_seeds
 
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
@@ -33,7 +33,7 @@ def rehearse(config: SynthesisConfig, variants: Sequence[Problem]) -> Iterator[S
     """`config` with all its servers played by a script, for as long as the context lasts."""
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
-    script = Script((seed for _, seed in read_seeds(config.seeds, Shard())), variants)
+    script = Script((seed for _, seed in read_seeds(config.seeds, SeedShard())), variants)
     with serve(_application(script, [server.model for server in config.servers.values()], student)) as url:
         servers = {
             name: server.model_copy(update={"endpoints": (url,), "api": "chat", "key_variable": None})

@@ -22,7 +22,7 @@ from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import read_lines
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.method import Outcome, Reply, Request, hash_seed
+from megatron_mathcpt.synthesis.method import Outcome, Reply, ServerRequest, hash_seed
 
 STORE = Path(".store") / "synthesis.sqlite"
 # Tables keep SQLite's row numbers, so rows lie as they come. Stored in order of their random keys (WITHOUT
@@ -174,7 +174,7 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def request_lineage(key: str, request: Request, server: Server) -> dict[str, Any]:
+def request_lineage(key: str, request: ServerRequest, server: Server) -> dict[str, Any]:
     """What decided one answer."""
     return {
         "key": key,

@@ -41,7 +41,7 @@ _LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Shard:
+class SeedShard:
     """Which seeds are ours: those whose position leaves `number` when divided by `count`."""
 
     number: int = 0
@@ -69,14 +69,14 @@ class Shard:
 
 
 def synthesize(
-    config: SynthesisConfig, out: Path, shard: Shard | None = None, *, accept_model: bool = False
+    config: SynthesisConfig, out: Path, shard: SeedShard | None = None, *, accept_model: bool = False
 ) -> dict[str, Any]:
     """Run all methods over one shard of the seeds and complete its folder; the summary.
 
     Resumes where a killed run stopped. A folder that a budget stopped is complete as it is, and goes on when
     the budget is raised. Raises `DataError`, `ServerError`, `ManifestError`.
     """
-    shard = shard or Shard()
+    shard = shard or SeedShard()
     folder = out / shard.folder_name
     _, seeds_sha256 = check_seeds(config)
     inputs, recorded = {"seeds": seeds_sha256}, _recorded(config)
@@ -120,7 +120,7 @@ def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
-def read_seeds(paths: tuple[str, ...], shard: Shard) -> Iterator[tuple[int, Problem]]:
+def read_seeds(paths: tuple[str, ...], shard: SeedShard) -> Iterator[tuple[int, Problem]]:
     """(position over all files, seed) of this shard, in order; millions of them never sit in memory."""
     for position, (place, line) in enumerate(_seed_lines(paths)):
         if position % shard.count == shard.number:
@@ -164,7 +164,7 @@ def _recorded(config: SynthesisConfig) -> dict[str, Any]:
     return recorded
 
 
-def _read_cases(config: SynthesisConfig, shard: Shard, method: str) -> Iterator[Case]:
+def _read_cases(config: SynthesisConfig, shard: SeedShard, method: str) -> Iterator[Case]:
     """Each seed of the shard as often as the method wants samples, up to the seeds of the budget."""
     samples = chosen(config.methods)[method].samples
     for position, seed in islice(read_seeds(config.seeds, shard), shard.share(config.budget.seeds)):
@@ -183,7 +183,7 @@ def _prepare(config: SynthesisConfig) -> TokenCounter:
 
 def first_prompts(config: SynthesisConfig) -> dict[str, str]:
     """The first request of each method that asks a server, as the server will see it."""
-    _, seed = next(read_seeds(config.seeds, Shard()))
+    _, seed = next(read_seeds(config.seeds, SeedShard()))
     context = Context(config.seed, config.prompts)
     shown = {}
     for name, settings in chosen(config.methods).items():
@@ -273,10 +273,10 @@ def pilot(
     positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
 
     def read(method: str) -> Iterator[Case]:
-        return (case for case in _read_cases(config, Shard(), method) if case.position in positions)
+        return (case for case in _read_cases(config, SeedShard(), method) if case.position in positions)
 
     count_tokens = _prepare(config)
-    with closing(_open_store(out / Shard().folder_name, sha256, _recorded(config))) as store:
+    with closing(_open_store(out / SeedShard().folder_name, sha256, _recorded(config))) as store:
         cap = config.budget.accepted_tokens
         asyncio.run(drive(config, store, read, cap, count_tokens, accept_model=accept_model))
         return {

@@ -12,7 +12,7 @@ from megatron_mathcpt.config.synthesis import Methods, RetrospectiveEnhancement,
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis.drive import CONVERSATIONS, token_counter
-from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Reply, Request, advance
+from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Reply, ServerRequest, advance
 from megatron_mathcpt.synthesis.retrospective_enhancement import NAME, enhance, remove_detour, split_steps
 from tests.synthesis.conftest import SAMPLING, TUTORSHIP
 
@@ -35,7 +35,9 @@ def start(method: str, seed: Problem = SEED, rules: Verification = DROP, **chang
     return CONVERSATIONS[method](seed, 0, settings, rules, Context(1))
 
 
-def converse(conversation: Conversation, *rounds: list[str]) -> tuple[Outcome, list[tuple[Request, ...]]]:
+def converse(
+    conversation: Conversation, *rounds: list[str]
+) -> tuple[Outcome, list[tuple[ServerRequest, ...]]]:
     """Play the rounds of replies; the outcome, and what was asked."""
     step = advance(conversation, None)
     asked = []

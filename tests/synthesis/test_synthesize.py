@@ -26,7 +26,7 @@ from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.store import trace
 from megatron_mathcpt.synthesis.synthesize import (
-    Shard,
+    SeedShard,
     check_seeds,
     first_prompts,
     pilot,
@@ -217,13 +217,13 @@ def test_shards_split_the_seeds_without_rest_or_overlap(make_config: MakeConfig,
     with Loopback(ScriptedModel()) as server:
         config = make_config(server.url, 31)
         for number in range(3):
-            synthesize(config, tmp_path / "out", Shard(number, 3))
+            synthesize(config, tmp_path / "out", SeedShard(number, 3))
     found = [seed for number in range(3) for seed in ends(tmp_path / "out", f"shard-0000{number}-of-00003")]
     assert sorted(found) == [seed.id for seed in make_seeds(31)]
-    assert Shard.parse("2/3") == Shard(2, 3)
+    assert SeedShard.parse("2/3") == SeedShard(2, 3)
     for bad in ("3/3", "1", "a/2", "0/0", "-1/2"):
         with pytest.raises(DataError, match="shard"):
-            Shard.parse(bad)
+            SeedShard.parse(bad)
 
 
 def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_seeds_are_read_packed_or_not(make_config: MakeConfig, tmp_path: Path, s
     path.write_bytes(PACKERS[suffix](whole))
     packed = plain.model_copy(update={"seeds": (str(path),)})
     assert check_seeds(packed) == check_seeds(plain) == (30, hashlib.sha256(whole).hexdigest())
-    seeds = [seed for _, seed in read_seeds(packed.seeds, Shard(1, 3))]
+    seeds = [seed for _, seed in read_seeds(packed.seeds, SeedShard(1, 3))]
     assert seeds == make_seeds(30)[1::3]
     for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
         path.write_bytes(PACKERS[suffix](whole + bad))
