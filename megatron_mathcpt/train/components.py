@@ -15,11 +15,11 @@ from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
-from megatron_mathcpt.checkpoint.saver import Saver
-from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
+from megatron_mathcpt.checkpoint.load import load_state, newest_verified, verify_checkpoint
+from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.run_folder import Retention, check_space, load_sealed
+from megatron_mathcpt.formats.run_folder import Retention, check_space, checkpoint_counts, load_sealed
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
@@ -28,10 +28,10 @@ from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.checkpoint_size import held_bytes
 from megatron_mathcpt.planner.start import check_memory
 from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
-from megatron_mathcpt.train.evaluation_job import start_evaluation
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.fused_adam import ensure_fused_adam
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
+from megatron_mathcpt.train.process import start_evaluation
 
 logger = get_logger(__name__)
 
@@ -89,8 +89,8 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer, layout)
-        counts = load_sealed(resumed).counts
-        state.step, state.guard = counts["step"], StepGuard(config.faults, counts.get("guard"))
+        counts = checkpoint_counts(load_sealed(resumed))
+        state.step, state.guard = counts.step, StepGuard(config.faults, counts.guard)
     elif config.init.load_optimizer:
         assert inputs.checkpoint is not None
         load_state(inputs.checkpoint, unwrap(model), optimizer, layout)

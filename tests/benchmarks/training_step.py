@@ -29,7 +29,7 @@ import torch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 VOCABULARY, LENGTH, BATCH = 4096, 512, 4
 SHAPE = {

@@ -115,11 +115,11 @@ def test_transformers_reads_what_the_stream_writes(tmp_path: Path) -> None:
 
 def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Query and key swapped on the way in: every size fits, only the logits tell."""
-    from megatron_mathcpt.checkpoint import names
+    from megatron_mathcpt.checkpoint import huggingface
 
     source = make_folder(tmp_path / "hf", LLAMA2)
-    q, k, v = names.LAYER_NAMES[names.QKV]
-    monkeypatch.setitem(names.LAYER_NAMES, names.QKV, (k, q, v))
+    q, k, v = huggingface.LAYER_NAMES[huggingface.QKV]
+    monkeypatch.setitem(huggingface.LAYER_NAMES, huggingface.QKV, (k, q, v))
     with pytest.raises(CheckpointError, match=r"logits .* differ by"):
         import_from_hf(source, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
-from megatron_mathcpt.checkpoint.names import tensor_keys
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, tensor_keys, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape, RopeScaling
 from megatron_mathcpt.cpu import use_cpu

@@ -13,7 +13,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.formats.run_folder import Retention, checkpoint_paths
+from megatron_mathcpt.formats.run_folder import CheckpointCounts, Retention, checkpoint_paths
 from tests.checkpoint.test_store import make_model
 
 use_cpu()  # before the first import of Megatron-Core
@@ -55,15 +55,15 @@ def state_of(optimizer: Any) -> list[torch.Tensor]:
 
 
 def save(run: Path, layout: parallel.Layout, model: Any, optimizer: Any) -> Path:
-    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
+    from megatron_mathcpt.checkpoint.save import CheckpointRecord, Saver
 
     with Saver(run, layout, Retention(9)) as saver:
-        saver.save([model], optimizer, CheckpointRecord({}, {}, {"step": 1}))
+        saver.save([model], optimizer, CheckpointRecord({}, {}, CheckpointCounts(step=1)))
     return checkpoint_paths(run)[0]
 
 
 def test_weights_and_moments_come_back_bit_for_bit(layout: parallel.Layout, tmp_path: Path) -> None:
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
 
     model, optimizer = make_trained(layout, 1)
     path = save(tmp_path, layout, model, optimizer)
@@ -82,7 +82,7 @@ def test_megatrons_own_form_is_read_and_its_other_one_refused(
 ) -> None:
     from megatron.core import dist_checkpointing
 
-    from megatron_mathcpt.checkpoint.store import load_state, sharded_model
+    from megatron_mathcpt.checkpoint.load import load_state, sharded_model
 
     model, optimizer = make_trained(layout, 1)
     for form in ("fully_reshardable", "dp_reshardable"):
@@ -130,7 +130,7 @@ def test_another_precision_is_refused(
 ) -> None:
     """Transformer Engine can hold moments in bf16, and of the weights' copy its lower 16 bits."""
     from megatron_mathcpt.checkpoint import optimizer_state
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
 
     model, optimizer = make_trained(layout, 1)
     path, original = save(tmp_path, layout, model, optimizer), optimizer_state._own_shards

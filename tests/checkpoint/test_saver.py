@@ -13,7 +13,13 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.formats.run_folder import Retention, checkpoint_paths, load_sealed, step_of
+from megatron_mathcpt.formats.run_folder import (
+    CheckpointCounts,
+    Retention,
+    checkpoint_paths,
+    load_sealed,
+    step_of,
+)
 from tests.checkpoint.test_store import SHAPE, make_model
 
 
@@ -27,27 +33,27 @@ def layout() -> Iterator[parallel.Layout]:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Writers wait for it before they sync; open at first."""
-    from megatron_mathcpt.checkpoint import shard_writer
+    from megatron_mathcpt.checkpoint import save as saving
 
-    event, original = threading.Event(), shard_writer.sync_and_describe
+    event, original = threading.Event(), saving.sync_and_describe
     event.set()
 
     def waiting(folder: Path, names: Iterable[str]) -> Any:
         assert event.wait(60)
         return original(folder, names)
 
-    monkeypatch.setattr(shard_writer, "sync_and_describe", waiting)
+    monkeypatch.setattr(saving, "sync_and_describe", waiting)
     return event
 
 
 def save(saver: Any, model: Any, step: int, *, beside: bool) -> None:
-    from megatron_mathcpt.checkpoint.saver import CheckpointRecord
+    from megatron_mathcpt.checkpoint.save import CheckpointRecord
 
-    saver.save([model], None, CheckpointRecord({}, {}, {"step": step}), beside=beside)
+    saver.save([model], None, CheckpointRecord({}, {}, CheckpointCounts(step=step)), beside=beside)
 
 
 def make_saver(run: Path, layout: parallel.Layout) -> Any:
-    from megatron_mathcpt.checkpoint.saver import Saver
+    from megatron_mathcpt.checkpoint.save import Saver
 
     return Saver(run, layout, Retention(9))
 
@@ -89,7 +95,7 @@ def test_fp8_weights_are_dequantised_before_they_are_taken(
     """The embedding stands for one: its bytes are not its numbers, which are three times as large."""
     from megatron.core import fp8_utils
 
-    from megatron_mathcpt.checkpoint.reader import CheckpointWeights
+    from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     model = make_model(layout)
     bytes_of = {model.embedding.word_embeddings.weight.data_ptr()}

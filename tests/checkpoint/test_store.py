@@ -12,6 +12,7 @@ from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
+from megatron_mathcpt.formats.run_folder import CheckpointCounts
 
 SHAPE = LlamaShape(
     num_layers=2,
@@ -40,10 +41,10 @@ def make_model(layout: parallel.Layout) -> Any:
 
 
 def save(model: Any, run: Path, layout: parallel.Layout) -> Path:
-    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
+    from megatron_mathcpt.checkpoint.save import CheckpointRecord, Saver
     from megatron_mathcpt.formats.run_folder import Retention, newest_checkpoint
 
-    Saver(run, layout, Retention(1)).save([model], None, CheckpointRecord({}, {}, {"step": 1}))
+    Saver(run, layout, Retention(1)).save([model], None, CheckpointRecord({}, {}, CheckpointCounts(step=1)))
     return newest_checkpoint(run)
 
 
@@ -51,7 +52,7 @@ def test_extra_state_is_saved_with_fp8_of_every_layer(
     layout: parallel.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Transformer Engine does: bytes that hold FP8 scales, none in a layer that stays in bf16."""
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
 
     model = make_model(layout)
     scales = torch.tensor([3, 1, 4], dtype=torch.uint8)
@@ -75,20 +76,20 @@ def test_extra_state_is_saved_with_fp8_of_every_layer(
 
 def test_damaged_checkpoints_do_not_count_as_kept(layout: parallel.Layout, tmp_path: Path) -> None:
     """Fault D7: keeping two, with the newest but one damaged, three stay."""
-    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
+    from megatron_mathcpt.checkpoint.save import CheckpointRecord, Saver
     from megatron_mathcpt.formats.run_folder import Retention, checkpoint_path, checkpoint_paths, step_of
 
     model = make_model(layout)
     with Saver(tmp_path, layout, Retention(2)) as saver:
         for step in (1, 2, 3):
-            saver.save([model], None, CheckpointRecord({}, {}, {"step": step}))
+            saver.save([model], None, CheckpointRecord({}, {}, CheckpointCounts(step=step)))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [3, 2]
     shard = checkpoint_path(tmp_path, 3) / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with Saver(tmp_path, layout, Retention(2)) as restarted:
-        restarted.save([model], None, CheckpointRecord({}, {}, {"step": 4}))
+        restarted.save([model], None, CheckpointRecord({}, {}, CheckpointCounts(step=4)))
     assert [step_of(found) for found in checkpoint_paths(tmp_path)] == [4, 3, 2]
 
 
@@ -98,7 +99,7 @@ def test_what_a_newer_megatron_core_wrote_is_refused_by_an_older_one(
     """0.19 reads the form of 0.16, but writes one that 0.16 ends on with an AttributeError."""
     from megatron.core.dist_checkpointing.core import CheckpointingConfig
 
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
 
     model = make_model(layout)
     path = save(model, tmp_path, layout)

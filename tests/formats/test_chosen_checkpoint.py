@@ -21,8 +21,8 @@ def finished_run(folder: Path, choose: str) -> Path:
         path = checkpoint_path(folder, step)
         path.mkdir(parents=True)
         write_manifest(path, "checkpoint", inputs={}, counts={"step": step}, config={})
-    rows = [{"step": step, "validation": losses} for step, losses in LOSSES]
-    rows[1:1] = [{"step": 15, "loss": 0.1}]
+    rows = [{"step": step, "consumed_tokens": step, "validation": losses} for step, losses in LOSSES]
+    rows[1:1] = [{"step": 15, "consumed_tokens": 15, "loss": 0.1}]
     text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50, "valida'
     (folder / "metrics.jsonl").write_text(text)
     write_manifest(folder, "run", inputs={}, counts={}, config={"checkpoint": {"choose": choose}})
@@ -54,6 +54,6 @@ def test_a_chosen_checkpoint_that_was_pruned_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_choose_by(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "consumed_tokens": 1, "loss": 2.0}\n')
     with pytest.raises(CheckpointError, match="no validation loss to choose by"):
         lowest_validation_step(tmp_path / "metrics.jsonl")

@@ -16,7 +16,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 RANKS = 2
 

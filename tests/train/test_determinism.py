@@ -13,8 +13,8 @@ from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
 from megatron_mathcpt.train.metrics import TIMINGS
+from megatron_mathcpt.train.process import free_port, local_world
 
 VARIABLES = ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")
 

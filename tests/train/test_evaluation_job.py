@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.train.evaluation_job import start_evaluation
+from megatron_mathcpt.train.process import start_evaluation
 
 
 def test_the_command_gets_the_checkpoint_and_is_no_worker(

@@ -23,12 +23,11 @@ from megatron_mathcpt.formats.run_folder import (
     load_sealed,
     newest_checkpoint,
 )
-from megatron_mathcpt.train.folder_lock import FolderLock
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import folder_lock, free_port, local_world
 
 KILLER = Path(__file__).with_name("kill_worker.py")
-SAVER, FOLDER = "megatron_mathcpt.checkpoint.saver", "megatron_mathcpt.formats.run_folder"
-WRITER = "megatron_mathcpt.checkpoint.shard_writer"
+SAVER, FOLDER = "megatron_mathcpt.checkpoint.save", "megatron_mathcpt.formats.run_folder"
+WRITER = "megatron_mathcpt.checkpoint.save"
 # Second save (after step 16): before and after each phase of it.
 SAVE_PHASES = [
     f"{SAVER}:save_distributed:before:2",
@@ -98,7 +97,7 @@ def layout() -> Iterator[object]:
 
 
 def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, tmp_path: Path) -> None:
-    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+    from megatron_mathcpt.checkpoint.load import verify_checkpoint
 
     path = tmp_path / "step_00000020"
     shutil.copytree(newest_checkpoint(whole), path)
@@ -121,7 +120,7 @@ def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, 
 def test_who_starts_from_the_weights_does_not_read_the_optimizer(
     whole: Path, layout: object, tmp_path: Path
 ) -> None:
-    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+    from megatron_mathcpt.checkpoint.load import verify_checkpoint
 
     path = tmp_path / "step_00000020"
     shutil.copytree(newest_checkpoint(whole), path)
@@ -136,7 +135,7 @@ def test_who_starts_from_the_weights_does_not_read_the_optimizer(
     "name", [".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"]
 )
 def test_a_cut_or_missing_file_is_detected(whole: Path, layout: object, tmp_path: Path, name: str) -> None:
-    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+    from megatron_mathcpt.checkpoint.load import verify_checkpoint
 
     path = tmp_path / "step_00000020"
     shutil.copytree(newest_checkpoint(whole), path)
@@ -245,11 +244,11 @@ def test_the_form_of_the_optimizer_cannot_change(
 
 
 def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_mathcpt.train.folder_lock._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("megatron_mathcpt.train.process._LOCK_SECONDS", 0.2)
     refused = pytest.raises(ConfigError, match=f"in use by process {os.getpid()}")
-    with FolderLock(tmp_path), refused, FolderLock(tmp_path):
+    with folder_lock(tmp_path), refused, folder_lock(tmp_path):
         pass
-    with FolderLock(tmp_path):
+    with folder_lock(tmp_path):
         pass
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.train.launch import exit_status, expects_gpu, joined_world, local_world, run_workers
+from megatron_mathcpt.train.process import exit_status, expects_gpu, joined_world, local_world, run_workers
 
 # A worker that writes its environment and then does what its argument says.
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from megatron_mathcpt.train.launch import die_with_parent
+from megatron_mathcpt.train.process import die_with_parent
 die_with_parent()
 rank = os.environ["RANK"]
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -27,7 +27,7 @@ match sys.argv[2]:
     case "wait": time.sleep(60)
 """
 LAUNCHER = (
-    "import sys; from megatron_mathcpt.train.launch import run_workers; "
+    "import sys; from megatron_mathcpt.train.process import run_workers; "
     "sys.exit(run_workers('mathcpt_test_worker', sys.argv[1:], 2))"
 )
 

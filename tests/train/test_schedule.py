@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
-from megatron_mathcpt.train.schedule import learning_rate
+from megatron_mathcpt.train.step import learning_rate
 
 OPTIMIZER = OptimizerSection(lr=1.0, min_lr=0.2)
 

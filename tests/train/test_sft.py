@@ -19,11 +19,10 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import Batch, WithDocuments
+from megatron_mathcpt.train.datasets import Batch, SftDataset, WithDocuments
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
 from megatron_mathcpt.train.packing import NOT_TRAINED, Example, PackSettings, fill_sample, group, pack_pool
-from megatron_mathcpt.train.sft import SftDataset
+from megatron_mathcpt.train.process import free_port, local_world
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))

@@ -16,7 +16,7 @@ from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 from tests.train.test_layouts import SHARDED, train_layouts
 
 SHAPE = LlamaShape(
@@ -106,7 +106,7 @@ def test_the_gate_costs_the_same_for_every_batch(
         monkeypatch.setenv(name, value)
     use_cpu()
     from megatron_mathcpt.train.components import build
-    from megatron_mathcpt.train.initial_loss import check_initial_loss
+    from megatron_mathcpt.train.gate import check_initial_loss
 
     batch = {"train_tokens": 64 * global_batch_size, "global_batch_size": global_batch_size}
     init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}

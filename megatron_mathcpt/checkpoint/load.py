@@ -1,13 +1,14 @@
-"""A training state in Megatron-Core's layout-free form, and the checkpoints of a run that verify.
+"""Loading: a run's newest checkpoint that verifies, a training state in any layout, or one tensor at a time.
 
 The manifest's checksums are compared before any deserialiser sees a byte; a damaged checkpoint is named and
-the next older one taken. Writing is saver.py's.
+the next older one taken.
 """
 
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig
@@ -18,14 +19,18 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
+from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.weights import requantize
+from megatron_mathcpt.model.weights import EMBEDDING, OUTPUT, requantize
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
@@ -160,3 +165,54 @@ def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
             "one or delete all"
         )
     return None
+
+
+class CheckpointWeights:
+    """Source of Megatron-Core's tensors from a verified checkpoint, whatever layout wrote it."""
+
+    def __init__(self, path: Path, shape: LlamaShape) -> None:
+        self._path = path
+        self._shape = shape
+        self._reader = FileSystemReader(path)
+        self._metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        """The tensor `key`, vocabulary unpadded; layers lie along dimension 0 of what is stored."""
+        stored = self._metadata.state_dict_metadata.get(key)
+        if not isinstance(stored, TensorStorageMetadata):
+            raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
+        size = list(stored.size)
+        if key.endswith((EMBEDDING, OUTPUT)):
+            assert self._shape.vocab_size is not None
+            size[0] = self._shape.vocab_size
+        offset = [0] * len(size)
+        if layer is not None:
+            offset[0], size[0] = layer, 1
+        target = torch.empty(size, dtype=stored.properties.dtype)
+        wanted = ChunkStorageMetadata(offsets=torch.Size(offset), sizes=torch.Size(size))
+        items = create_read_items_for_chunk_list(key, stored, [wanted])
+        self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
+        return target if layer is None else target[0]
+
+
+class _IntoTensor(LoadPlanner):
+    """Puts what is read into one tensor."""
+
+    def __init__(self, target: torch.Tensor) -> None:
+        self._target = target
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        part = self._target
+        for axis, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            part = part.narrow(axis, offset, length)
+        return part
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        pass
+
+    def _not_called(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("only tensors are read, by a plan that is made already")
+
+    # torch's protocol asks for these; `read_data` above is handed a finished plan and calls none of them.
+    load_bytes = set_up_planner = create_local_plan = create_global_plan = finish_plan = _not_called
