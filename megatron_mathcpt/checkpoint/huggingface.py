@@ -100,8 +100,7 @@ class HuggingFaceWeights:
     """Source of Megatron-Core's tensors from `*.safetensors`, packed as they are asked for."""
 
     def __init__(self, folder: Path, shape: LlamaShape) -> None:
-        self._folder = folder
-        self._shape = shape
+        self._folder, self._shape = folder, shape
         self._file_of: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:

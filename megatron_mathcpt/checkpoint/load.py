@@ -171,8 +171,7 @@ class CheckpointWeights:
     """Source of Megatron-Core's tensors from a verified checkpoint, whatever layout wrote it."""
 
     def __init__(self, path: Path, shape: LlamaShape) -> None:
-        self._path = path
-        self._shape = shape
+        self._path, self._shape = path, shape
         self._reader = FileSystemReader(path)
         self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)

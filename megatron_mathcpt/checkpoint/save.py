@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -155,20 +154,17 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A save on its way: where to, what its manifest will say, and what this rank's thread is at."""
+    """A save on its way: where to, what its manifest will say, and what this rank's thread is at.
+
+    `work` is what must be done before the next of "writing", "committing" and "pruning".
+    """
 
     path: Path
     record: CheckpointRecord
     writer: ShardWriter
     copying: Future[None] | None
-    writing: Future[Written]
-    committing: Future[None] | None = None
-    pruning: Future[None] | None = None
-
-    @property
-    def work(self) -> Future[Any]:
-        """What must be done before the next step."""
-        return self.pruning or self.committing or self.writing
+    work: Future[Any]
+    at: str = "writing"
 
 
 class Saver:
@@ -186,10 +182,8 @@ class Saver:
         retention: folders.Retention,
         on_commit: Callable[[Path], None] | None = None,
     ) -> None:
-        self._run_folder = run_folder
-        self._layout = layout
-        self._retention = retention
-        self._on_commit = on_commit
+        self._run_folder, self._layout = run_folder, layout
+        self._retention, self._on_commit = retention, on_commit
         # A new thread would use the first GPU, whichever this process has.
         self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
         self._copies: HostCopies = {}
@@ -198,9 +192,7 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, TrainingDiverged):  # raised on all ranks alike
             self.finish()
         self._thread.shutdown()
@@ -220,7 +212,7 @@ class Saver:
         writer = self._take(path, model, optimizer)
         copying = self._thread.submit(writer.copy, self._copies) if beside else None
         self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
-        while not beside and self._pending is not None and self._pending.pruning is None:
+        while not beside and self._pending is not None and self._pending.at != "pruning":
             self._advance(self._pending)
 
     def wait_for_copy(self) -> None:
@@ -262,13 +254,13 @@ class Saver:
         """From written by every rank to committed by rank 0, to pruned by it, to the end."""
         self._pending = None
         parts = self._gather(pending)
-        if pending.committing is None:
+        if pending.at == "writing":
             verify_kept(self._run_folder, self._retention, self._layout)
             self._retention.verified.add(pending.path.name)  # its bytes were read again for the checksums
-            committing = self._thread.submit(self._commit, pending, parts)
-            self._pending = replace(pending, committing=committing)
-        elif pending.pruning is None:
-            self._pending = replace(pending, pruning=self._thread.submit(self._prune))
+            work = self._thread.submit(self._commit, pending, parts)
+            self._pending = replace(pending, work=work, at="committing")
+        elif pending.at == "committing":
+            self._pending = replace(pending, work=self._thread.submit(self._prune), at="pruning")
 
     def _gather(self, pending: _Pending) -> list[Any]:
         """What the work of every rank gave, on rank 0; `CheckpointError` on all if one of them failed."""

@@ -114,7 +114,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     process.set_deterministic(inputs.config.train.deterministic)
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.tp_overlap import user_buffers
-    from megatron_mathcpt.train.components import build, check_disk, check_machine
+    from megatron_mathcpt.train.components import build, check_machine
     from megatron_mathcpt.train.gate import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
@@ -130,8 +130,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     ):
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
-        check_machine(inputs.config, layout)
-        check_disk(inputs.config, layout, out)
+        check_machine(inputs.config, layout, out)
         with user_buffers(inputs.config):
             state = build(inputs, layout, out)
             watchdog.alive()

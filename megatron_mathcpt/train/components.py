@@ -12,7 +12,7 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
 from megatron_mathcpt.checkpoint.load import load_state, newest_verified, verify_checkpoint
@@ -27,7 +27,7 @@ from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.checkpoint_size import held_bytes
 from megatron_mathcpt.planner.start import check_memory
-from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
+from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset, dataset_prefix
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.fused_adam import ensure_fused_adam
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
@@ -43,9 +43,9 @@ class TrainState:
     inputs: Inputs
     layout: Layout
     run_folder: Path
-    model: list[Any]
-    optimizer: Any
-    dataset: Any
+    model: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    dataset: TrainDataset
     validation: dict[str, ValidationSet]
     guard: StepGuard
     saver: Saver
@@ -113,8 +113,8 @@ def build_retention(config: ExperimentConfig, resumed: Path | None) -> Retention
     return Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
 
 
-def check_machine(config: ExperimentConfig, layout: Layout) -> None:
-    """Refuse what needs Transformer Engine where it is not, and what the planner says cannot fit the GPU."""
+def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
+    """Refuse what needs Transformer Engine where it is not, and what cannot fit the GPU or the disk."""
     fused = has_transformer_engine()
     check_accelerated(config.parallel, config.precision, fused=fused)
     if config.optimizer.use_precision_aware_optimizer and not fused:
@@ -122,18 +122,14 @@ def check_machine(config: ExperimentConfig, layout: Layout) -> None:
             "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine's AdamW, which are "
             "not here; leave it out"
         )
+    if layout.is_writer:
+        check_space(run_folder, held_bytes(config))
     if layout.device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
     found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
     if layout.is_writer:
         logger.info("%s", found)
-
-
-def check_disk(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
-    """Refuse a run whose checkpoints will not fit on the disk."""
-    if layout.is_writer:
-        check_space(run_folder, held_bytes(config))
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
@@ -150,7 +146,7 @@ def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> No
         fill(model, RandomWeights(inputs.shape, config.seed))
 
 
-def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[Any]:
+def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
     """Chunks in Megatron-Core's data-parallel wrapper, their schedule hooks set."""
     parallel = config.parallel
     settings = DistributedDataParallelConfig(
@@ -188,7 +184,7 @@ def one_or_all(functions: list[Any]) -> Any:
     return functions if len(functions) > 1 else functions[0]
 
 
-def unwrap(model: list[Any]) -> list[Any]:
+def unwrap(model: list[DistributedDataParallel]) -> list[Any]:
     """The chunks inside their data-parallel wrappers."""
     return [chunk.module for chunk in model]
 
@@ -206,7 +202,7 @@ def gather_parameters(state: TrainState) -> None:
                 post_all_gather_processing(quantized)
 
 
-def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
+def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConfig) -> MegatronOptimizer:
     """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
     ensure_fused_adam()
     settings = config.optimizer

@@ -9,7 +9,7 @@ from megatron_mathcpt.errors import TrainingDiverged
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, SourceTokens
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
-from megatron_mathcpt.train.datasets import tokens_seen
+from megatron_mathcpt.train.datasets import SftDataset, SourceCounter
 from megatron_mathcpt.train.faults import check_replicas
 from megatron_mathcpt.train.metrics import Metrics, profiled
 from megatron_mathcpt.train.process import StopFlag, Watchdog
@@ -97,13 +97,12 @@ def is_due(step: int, interval: int | None) -> bool:
 
 def describe_samples(state: TrainState, step: int) -> str:
     """The samples that `step` sees, and where they come from; tools/trace_step.py says more."""
-    size = state.config.train.global_batch_size
+    size, dataset = state.config.train.global_batch_size, state.dataset
     samples = range((step - 1) * size, step * size)
-    blend = getattr(state.dataset, "dataset_index", None)
-    if blend is None:
+    if isinstance(dataset, SftDataset):
         return f"samples {samples[0]} to {samples[-1]}"
     pools = list(state.config.data.blend)
-    named = [f"{pools[blend[n]]} {state.dataset.dataset_sample_index[n]}" for n in samples]
+    named = [f"{pools[dataset.dataset_index[n]]} {dataset.dataset_sample_index[n]}" for n in samples]
     shown = ", ".join(named[:_SHOWN_SAMPLES]) + (", ..." if len(named) > _SHOWN_SAMPLES else "")
     return f"samples {samples[0]} to {samples[-1]}: {shown}"
 
@@ -144,13 +143,8 @@ def progress(state: TrainState) -> RunCounts:
 
 def tokens_by_source(state: TrainState) -> dict[str, SourceTokens]:
     """Tokens of each pool, or of the SFT data, that the budget asks for and that were seen."""
-    train, data = state.config.train, state.config.data
-    assert train.train_tokens is not None
-    if data.sft is not None:
-        return {"sft": SourceTokens(asked=train.train_tokens, seen=state.consumed_tokens)}
-    shares = data.shares()
-    seen = tokens_seen(state.dataset, list(shares), state.consumed_samples, train.seq_length)
-    return {
-        pool: SourceTokens(asked=round(share * train.train_tokens), seen=seen[pool])
-        for pool, share in shares.items()
-    }
+    budget = state.config.train.train_tokens
+    assert budget is not None
+    seen = SourceCounter(state.dataset, state.config).up_to(state.step)
+    shares = state.config.data.shares() or dict.fromkeys(seen, 1.0)
+    return {pool: SourceTokens(asked=round(shares[pool] * budget), seen=seen[pool]) for pool in shares}

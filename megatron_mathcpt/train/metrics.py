@@ -1,4 +1,7 @@
-"""Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval."""
+"""Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval.
+
+And a trace of one step's time, and of its GPU memory, by setting.
+"""
 
 import json
 import math
@@ -15,6 +18,7 @@ import torch.distributed as dist
 from megatron_mathcpt.config.experiment import ExperimentConfig, LoggingSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines, write_atomically
+from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.flops import flops_per_token
@@ -23,10 +27,10 @@ from megatron_mathcpt.planner.shapes import from_llama
 from megatron_mathcpt.train.datasets import SourceCounter
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
-FILE_NAME = "metrics.jsonl"
 # Fields that differ from run to run. All others are the same bits in a repeated or resumed run: on a CPU, and
 # with `train.deterministic` on a GPU.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
+_PROFILES = ".profile"
 logger = get_logger(__name__)
 
 
@@ -53,8 +57,8 @@ class Metrics:
         self._tokens = SourceCounter(dataset, config)
         self._file = self._board = self._wandb = None
         if layout.is_writer:
-            drop_rows_after(run_folder / FILE_NAME, step)
-            self._file = JsonLines(run_folder / FILE_NAME)
+            drop_rows_after(run_folder / METRICS, step)
+            self._file = JsonLines(run_folder / METRICS)
             if config.logging.tensorboard:
                 self._board = _tensorboard(run_folder / ".tensorboard", step)
             if config.logging.wandb_project is not None:
@@ -195,8 +199,8 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 def last_validation(run_folder: Path) -> dict[str, float]:
     """Losses of the newest validation row; empty if there is none."""
-    rows = [row for row in read_json_lines(run_folder / FILE_NAME) if "validation" in row]
-    return dict(rows[-1]["validation"]) if rows else {}
+    rows = [row.validation for row in read_metrics(run_folder / METRICS) if row.validation]
+    return rows[-1] if rows else {}
 
 
 def clock(seconds: float) -> str:
@@ -213,9 +217,6 @@ def drop_rows_after(path: Path, step: int) -> None:
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
-FOLDER = ".profile"
-
-
 @contextmanager
 def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: int) -> Iterator[None]:
     """Record step `step` if the settings name it; rank 0 writes `step_N.trace.json` and `step_N.memory`.
@@ -224,8 +225,8 @@ def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: i
     """
     with ExitStack() as stack:
         if layout.is_writer and step in (settings.profile_step, settings.memory_snapshot_step):
-            (run_folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        path = run_folder / FOLDER / f"step_{step}"
+            (run_folder / _PROFILES).mkdir(parents=True, exist_ok=True)
+        path = run_folder / _PROFILES / f"step_{step}"
         if layout.is_writer and step == settings.profile_step:
             stack.enter_context(_trace(path.with_suffix(".trace.json")))
         if step == settings.memory_snapshot_step:

@@ -53,7 +53,8 @@ def write_corpus(folder: Path, tokens: int) -> Path:
         builder.add_document(torch.from_numpy(random.integers(1, VOCABULARY, 400)), [400])
     builder.finalize(f"{prefix}.idx")
     pools = {"pool": {"train": {"tokens": tokens // 400 * 400}, "validation": {"tokens": 0}}}
-    counts = {"tokenizer": {"vocab_size": VOCABULARY, "eos_id": 0}, "pools": pools}
+    tokenizer = {"vocab_size": VOCABULARY, "eos_id": 0, "sha256": "none"}
+    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
     write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
     return folder
 

@@ -1,6 +1,7 @@
 """Parts of a run that need hardware this machine has not, by stand-ins."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,4 +43,4 @@ def test_a_smaller_optimizer_state_is_refused_without_transformer_engine(
         optimizer={"use_precision_aware_optimizer": True}, parallel={"use_distributed_optimizer": True}
     )
     with pytest.raises(ConfigError, match=r"^optimizer\.use_precision_aware_optimizer: needs a GPU"):
-        components.check_machine(config, SimpleNamespace(device=torch.device("cpu")))  # type: ignore[arg-type]
+        components.check_machine(config, SimpleNamespace(), Path())  # type: ignore[arg-type]
