@@ -144,7 +144,7 @@ def loader_rate(state: Any, samples: int) -> float:
     from megatron_mathcpt.train.datasets import microbatches
 
     def read() -> None:
-        for _ in microbatches(state.dataset, 0, samples, BATCH, state.layout):
+        for _ in microbatches(state.dataset, range(samples), BATCH, state.layout):
             pass
 
     read()
