@@ -242,7 +242,6 @@ def prune(paths: list[Path], retention: Retention) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
     return int(path.name.removeprefix(_PREFIX))
 
 

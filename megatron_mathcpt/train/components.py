@@ -54,7 +54,6 @@ class TrainState:
 
     @property
     def config(self) -> ExperimentConfig:
-        """The resolved config."""
         return self.inputs.config
 
     @property
@@ -64,7 +63,6 @@ class TrainState:
 
     @property
     def consumed_tokens(self) -> int:
-        """Tokens used so far."""
         return self.step * self.config.train.tokens_per_step
 
 
@@ -185,7 +183,6 @@ def one_or_all(functions: list[Any]) -> Any:
 
 
 def unwrap(model: list[DistributedDataParallel]) -> list[Any]:
-    """The chunks inside their data-parallel wrappers."""
     return [chunk.module for chunk in model]
 
 
@@ -205,30 +202,22 @@ def gather_parameters(state: TrainState) -> None:
 def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConfig) -> MegatronOptimizer:
     """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
     ensure_fused_adam()
-    settings = config.optimizer
-    bf16 = config.precision.params_dtype == "bf16"
-    in_bf16 = settings.use_precision_aware_optimizer and not config.parallel.grad_reduce_in_fp32
-    main_grads = torch.bfloat16 if in_bf16 else torch.float32
+    settings = {  # under Megatron-Core's names
+        name: DTYPES[value] if name.endswith("_dtype") else value
+        for name, value in config.optimizer.model_dump().items()
+    }
+    small = config.optimizer.use_precision_aware_optimizer
+    in_bf16 = small and not config.parallel.grad_reduce_in_fp32
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
-            lr=settings.lr,
-            min_lr=settings.min_lr,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            adam_eps=settings.adam_eps,
-            clip_grad=settings.clip_grad,
-            bf16=bf16,
+            bf16=config.precision.params_dtype == "bf16",
             params_dtype=DTYPES[config.precision.params_dtype],
-            use_precision_aware_optimizer=settings.use_precision_aware_optimizer,
-            main_grads_dtype=main_grads,
-            main_params_dtype=DTYPES[settings.main_params_dtype],
-            exp_avg_dtype=DTYPES[settings.exp_avg_dtype],
-            exp_avg_sq_dtype=DTYPES[settings.exp_avg_sq_dtype],
+            main_grads_dtype=torch.bfloat16 if in_bf16 else torch.float32,
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
             overlap_param_gather=config.parallel.overlap_param_gather,
             fp8_recipe=config.precision.fp8_recipe,
+            **settings,
         ),
         model,
         use_gloo_process_groups=False,
@@ -236,7 +225,6 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
 
 
 def build_validation_sets(config: ExperimentConfig) -> dict[str, ValidationSet]:
-    """The named sets, in the config's order."""
     if config.data.corpus is None:
         return {}
     return {

@@ -72,13 +72,12 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on `device`."""
         documents = None if self.documents is None else self.documents.to(device)
         return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: change(value) for name, value in found.items() if isinstance(value, torch.Tensor)}
+        found = vars(self).items()
+        changed = {name: change(value) for name, value in found if isinstance(value, torch.Tensor)}
         return replace(self, **changed)  # type: ignore[arg-type]
 
 

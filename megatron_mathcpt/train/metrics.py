@@ -136,7 +136,6 @@ class Metrics:
         self._window_begun = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:

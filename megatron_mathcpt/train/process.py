@@ -6,6 +6,7 @@ instead. Under torchrun or srun the process is a worker already.
 
 import faulthandler
 import fcntl
+import math
 import os
 import random
 import signal
@@ -15,9 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from megatron_mathcpt.errors import ConfigError
@@ -108,31 +107,30 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
         )
         for rank in range(processes)
     ]
+
+    def pass_on(number: int, _: object) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
     for number in STOP_SIGNALS:
-        signal.signal(number, partial(_pass_on, workers))
+        signal.signal(number, pass_on)
     try:
-        return _wait(workers)
+        return exit_status(_wait(workers))
     finally:
         for worker in workers:
             worker.kill()
 
 
-def _pass_on(workers: list[subprocess.Popen[bytes]], number: int, _: FrameType | None) -> None:
-    for worker in workers:
-        worker.send_signal(number)
-
-
 def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
-    deadline = None
+    """The first failing return code, or 0, when all have ended or the others had their grace."""
+    deadline = math.inf
     while True:
         codes = [worker.poll() for worker in workers]
-        failed = next((code for code in codes if code), None)
-        if None not in codes:
-            return 0 if failed is None else exit_status(failed)
-        if failed is not None:
-            deadline = deadline or time.monotonic() + _GRACE_SECONDS
-            if time.monotonic() > deadline:
-                return exit_status(failed)
+        failed = next((code for code in codes if code), 0)
+        if failed:
+            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        if None not in codes or time.monotonic() > deadline:
+            return failed
         time.sleep(_POLL_SECONDS)
 
 
@@ -218,7 +216,6 @@ class Watchdog:
         return self
 
     def alive(self) -> None:
-        """Start the clock again."""
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def __exit__(self, *_: object) -> None:
@@ -227,7 +224,6 @@ class Watchdog:
 
 
 def stack_files(run_folder: Path) -> list[Path]:
-    """The files that stacks were written to, by rank."""
     found = sorted((run_folder / STACKS).glob("rank_*.txt"))
     return [path for path in found if path.stat().st_size]
 
