@@ -37,22 +37,48 @@ logger = get_logger(__name__)
 _EXTRA = "_extra_state"
 
 
-def sharded_model(model: list[Any], stored: Container[str] | None = None) -> dict[str, Any]:
-    """Model chunks as Megatron-Core's sharded tensors, resharded on load across any layout.
+def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
+    """The newest checkpoint to go on from whose files verify: never one of weights only.
 
-    Layers have an extra state too: Transformer Engine's FP8 scales, saved with a model in FP8. Layers that
-    stay in bf16 there save theirs too, which is empty: Megatron-Core wants a key of all layers or of none.
-    Asked for in loading are those `stored`, the keys of the checkpoint, has.
+    None if the run has none, an error if none of them will do.
     """
-    return {
-        f"model{index}": {
-            key: value
-            for key, value in chunk.sharded_state_dict().items()
-            if not key.endswith(_EXTRA)
-            or (chunk.config.fp8 is not None if stored is None else value.unique_key in stored)
-        }
-        for index, chunk in enumerate(model)
-    }
+    paths = folders.checkpoint_paths(run_folder)
+    for path in paths:
+        try:
+            manifest = verify_checkpoint(path, layout)
+        except CheckpointError as error:
+            if layout.is_writer:
+                logger.warning("%s; trying the checkpoint before it", error)
+            continue
+        if not folders.is_weights_only(manifest):
+            return path
+    if paths:
+        raise CheckpointError(
+            f"{run_folder / folders.FOLDER}: no checkpoint verifies that holds more than weights; restore "
+            "one or delete all"
+        )
+    return None
+
+
+def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
+    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files.
+
+    Without `optimizer` those of its state are left out, which may go meanwhile.
+    """
+    problem = ""
+    try:
+        manifest = folders.load_sealed(path)
+        outputs = manifest.outputs if optimizer else manifest.without_optimizer()
+        for name in sorted(outputs)[layout.rank :: dist.get_world_size()]:
+            if hash_file(path / name) != outputs[name].sha256:
+                problem = problem or f"{path / name}: checksum differs from the manifest"
+    except ManifestError as error:
+        problem = str(error)
+    problems: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if first := next(filter(None, problems), ""):
+        raise CheckpointError(first)
+    return manifest
 
 
 def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:
@@ -106,6 +132,24 @@ def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layo
         held.load(loaded["optimizer"])
 
 
+def sharded_model(model: list[Any], stored: Container[str] | None = None) -> dict[str, Any]:
+    """Model chunks as Megatron-Core's sharded tensors, resharded on load across any layout.
+
+    Layers have an extra state too: Transformer Engine's FP8 scales, saved with a model in FP8. Layers that
+    stay in bf16 there save theirs too, which is empty: Megatron-Core wants a key of all layers or of none.
+    Asked for in loading are those `stored`, the keys of the checkpoint, has.
+    """
+    return {
+        f"model{index}": {
+            key: value
+            for key, value in chunk.sharded_state_dict().items()
+            if not key.endswith(_EXTRA)
+            or (chunk.config.fp8 is not None if stored is None else value.unique_key in stored)
+        }
+        for index, chunk in enumerate(model)
+    }
+
+
 def _check_stored(path: Path, stored: Mapping[str, Any], held: OptimizerState) -> None:
     for part in nested_values(held.sharded):
         if not isinstance(part, ShardedTensor):
@@ -121,50 +165,6 @@ def _check_stored(path: Path, stored: Mapping[str, Any], held: OptimizerState) -
                 f"{path}: '{part.key}' is {found}, this optimizer has it in {part.dtype}; its precision must "
                 "be that of the run that saved it, or load the weights only"
             )
-
-
-def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
-    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files.
-
-    Without `optimizer` those of its state are left out, which may go meanwhile.
-    """
-    problem = ""
-    try:
-        manifest = folders.load_sealed(path)
-        outputs = manifest.outputs if optimizer else manifest.without_optimizer()
-        for name in sorted(outputs)[layout.rank :: dist.get_world_size()]:
-            if hash_file(path / name) != outputs[name].sha256:
-                problem = problem or f"{path / name}: checksum differs from the manifest"
-    except ManifestError as error:
-        problem = str(error)
-    problems: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    if first := next(filter(None, problems), ""):
-        raise CheckpointError(first)
-    return manifest
-
-
-def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
-    """The newest checkpoint to go on from whose files verify: never one of weights only.
-
-    None if the run has none, an error if none of them will do.
-    """
-    paths = folders.checkpoint_paths(run_folder)
-    for path in paths:
-        try:
-            manifest = verify_checkpoint(path, layout)
-        except CheckpointError as error:
-            if layout.is_writer:
-                logger.warning("%s; trying the checkpoint before it", error)
-            continue
-        if not folders.is_weights_only(manifest):
-            return path
-    if paths:
-        raise CheckpointError(
-            f"{run_folder / folders.FOLDER}: no checkpoint verifies that holds more than weights; restore "
-            "one or delete all"
-        )
-    return None
 
 
 class CheckpointWeights:

@@ -17,14 +17,11 @@ SHAPE = LlamaShape(
 )
 
 
-def test_query_key_and_value_of_a_group_lie_together() -> None:
+def test_query_key_and_value_of_a_group_lie_together_and_gate_above_up() -> None:
     # 4 heads of 2 channels in 2 groups; rows are numbered: q 0-7, k 10-13, v 20-23.
     rows = [torch.arange(start, start + count).unsqueeze(1) for start, count in ((0, 8), (10, 4), (20, 4))]
     packed = pack(QKV, rows, SHAPE).flatten().tolist()
     assert packed == [0, 1, 2, 3, 10, 11, 20, 21, 4, 5, 6, 7, 12, 13, 22, 23]
-
-
-def test_gate_lies_above_up() -> None:
     parts = [torch.zeros(6, 8), torch.ones(6, 8)]
     assert pack("mlp.linear_fc1.weight", parts, SHAPE)[:, 0].tolist() == [0.0] * 6 + [1.0] * 6
 

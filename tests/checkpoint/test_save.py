@@ -11,11 +11,7 @@ import torch
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.formats.run_folder import (
-    checkpoint_paths,
-    load_sealed,
-    step_of,
-)
+from megatron_mathcpt.formats.run_folder import checkpoint_paths, load_sealed, step_of
 from tests.checkpoint.conftest import SMALL, make_model, make_saver, save, saved
 
 
@@ -39,12 +35,6 @@ def steps(run: Path) -> list[int]:
     return [step_of(path) for path in checkpoint_paths(run)]
 
 
-def change(model: Any) -> None:
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(1.0)
-
-
 def test_what_is_written_is_the_state_at_the_call(
     layout: parallel.Layout, tmp_path: Path, gate: threading.Event
 ) -> None:
@@ -55,7 +45,8 @@ def test_what_is_written_is_the_state_at_the_call(
             gate.clear()
             save(saver, model, step + 1, beside=True)
             saver.wait_for_copy()
-            change(model)
+            for weight in model.parameters():
+                weight.data.add_(1.0)
             gate.set()
     paths = checkpoint_paths(tmp_path)[::-1]
     for blocking, beside in (paths[:2], paths[2:]):
