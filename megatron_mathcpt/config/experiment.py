@@ -115,7 +115,7 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the run; fractions are of the run's samples (see train/schedule.py)."""
+    """Learning rate over the run; fractions are of the run's samples (see train/step.py)."""
 
     lr_decay_style: Literal["constant", "linear", "cosine", "wsd"]
     lr_warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
