@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from megatron_mathcpt.errors import ManifestError
+from megatron_mathcpt.errors import ManifestError, first_error
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 
 FILE_NAME = "manifest.json"
@@ -49,7 +49,7 @@ class Manifest(BaseModel):
     """Contents of `manifest.json`.
 
     `kind` names the stage; `inputs` maps a name to the fingerprint or SHA-256 of what was read; `outputs`
-    a path relative to the folder to its size and hash; `config` and `counts` are the stage's own.
+    a path in the folder to its size and hash; `config` and `counts` are the stage's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,13 +68,9 @@ class Manifest(BaseModel):
 
         A checkpoint keeps it when it becomes weights-only.
         """
+        outputs = {name: file.sha256 for name, file in self.without_optimizer().items()}
         return hash_json(
-            {
-                "kind": self.kind,
-                "inputs": self.inputs,
-                "config": self.config,
-                "outputs": {name: file.sha256 for name, file in self.without_optimizer().items()},
-            }
+            {"kind": self.kind, "inputs": self.inputs, "config": self.config, "outputs": outputs}
         )
 
     def without_optimizer(self) -> dict[str, OutputFile]:
@@ -161,7 +157,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ManifestError(
-            f"{path}: not a manifest ({error.errors()[0]['msg']}); build the folder again"
+            f"{path}: not a manifest ({first_error(error)[1]}); build the folder again"
         ) from error
     if kind is not None and manifest.kind != kind:
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
