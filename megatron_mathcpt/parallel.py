@@ -32,7 +32,6 @@ class Layout:
 
     @property
     def rank(self) -> int:
-        """Rank among all processes."""
         return dist.get_rank()
 
     @property
@@ -47,7 +46,6 @@ class Layout:
 
     @property
     def data_size(self) -> int:
-        """Number of replicas."""
         return int(self.groups.dp.size())
 
     @property
@@ -90,7 +88,6 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) ->
 
 @contextmanager
 def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Iterator[Layout]:
-    """`start`, and `stop` at the end."""
     layout = start(sizes, seed, timeout_seconds)
     try:
         yield layout

@@ -9,7 +9,7 @@ import torch
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 SIZES = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
 

@@ -11,8 +11,6 @@ from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import load_sealed, newest_checkpoint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-
-
 _BLOCK, _BLOCKS = 2**16, 64
 
 

@@ -1,31 +1,106 @@
-"""Hugging Face Llama folders: weights read and written tensor by tensor, never the whole model in memory."""
+"""Hugging Face Llama folders: weights read and written tensor by tensor, as a checkpoint, and their logits.
+
+Megatron-Core holds query, key and value of one key-value head next to each other, head after head
+([q heads of the group; k; v] on dimension 0), and gate above up. Rotary channels have the same order in both.
+The whole model is never in memory but for the comparison of logits.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from safetensors import safe_open
+from tokenizers import Tokenizer
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from megatron_mathcpt.checkpoint.names import hf_names, pack, tensor_keys, unpack
+from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.save import without_crc32
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape, hf_config
+from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import EarlySync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
-from megatron_mathcpt.model.weights import WeightSource, tensor_sizes
+from megatron_mathcpt.model.settings import padded_vocab_size
+from megatron_mathcpt.model.weights import EMBEDDING, LAYERS, OUTPUT, WeightSource, fill, tensor_sizes
 
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# Both models compute in fp32 from the same stored weights, whatever their type.
+_LOGIT_TOLERANCE = 1e-4
+_SAMPLES, _LENGTH = 2, 128
+_TEXT = (
+    "A train covers 90 km in 1.5 hours. How fast is it? 90 / 1.5 = 60, so the answer is 60 km/h. "
+    "已知函数 $f(x)=\\frac{x^2-1}{x+1}$，求 $f(3)$ 的值。解：$f(3)=\\frac{8}{4}=2$，故答案为 2。\n"
+)
+QKV = "self_attention.linear_qkv.weight"
+
+# Megatron-Core's key in a layer -> the names under `model.layers.N.` that it packs, in order.
+LAYER_NAMES: dict[str, tuple[str, ...]] = {
+    "self_attention.linear_qkv.layer_norm_weight": ("input_layernorm.weight",),
+    QKV: ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "self_attention.linear_proj.weight": ("self_attn.o_proj.weight",),
+    "mlp.linear_fc1.layer_norm_weight": ("post_attention_layernorm.weight",),
+    "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
+}
+MODEL_NAMES: dict[str, tuple[str, ...]] = {
+    EMBEDDING: ("model.embed_tokens.weight",),
+    "decoder.final_layernorm.weight": ("model.norm.weight",),
+    OUTPUT: ("lm_head.weight",),
+}
+
+
+def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
+    """Key and layer of every tensor of a model, in the order of the forward pass."""
+    yield EMBEDDING, None
+    for layer in range(shape.num_layers):
+        for key in LAYER_NAMES:
+            yield LAYERS + key, layer
+    yield "decoder.final_layernorm.weight", None
+    if not shape.share_embeddings_and_output_weights:
+        yield OUTPUT, None
+
+
+def hf_names(key: str, layer: int | None) -> tuple[str, ...]:
+    """Hugging Face's names of the tensors that Megatron-Core's `key` packs."""
+    if layer is None:
+        return MODEL_NAMES[key]
+    return tuple(f"model.layers.{layer}.{name}" for name in LAYER_NAMES[key.removeprefix(LAYERS)])
+
+
+def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
+    """Megatron-Core's tensor from Hugging Face's parts."""
+    if not key.endswith(QKV):
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tensor]:
+    """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
+    if key.endswith(QKV):
+        heads = shape.num_attention_heads // shape.query_groups
+        grouped = whole.unflatten(0, (shape.query_groups, -1))
+        rows = [heads * shape.head_size, shape.head_size, shape.head_size]
+        return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]
+    count = len(LAYER_NAMES.get(key.removeprefix(LAYERS), ("",)))
+    return list(whole.chunk(count))
 
 
 class HuggingFaceWeights:
     """Source of Megatron-Core's tensors from `*.safetensors`, packed as they are asked for."""
 
     def __init__(self, folder: Path, shape: LlamaShape) -> None:
-        self._folder = folder
-        self._shape = shape
+        self._folder, self._shape = folder, shape
         self._file_of: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
@@ -52,7 +127,6 @@ def write_hf_folder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = source.read("decoder.final_layernorm.weight", None).dtype
-    sizes = {name: size for name, size, _, _ in _parts(shape)}
     keys = list(tensor_keys(shape))
     wholes = _ahead(source.read(key, layer) for key, layer in keys)
     tensors = (
@@ -60,7 +134,7 @@ def write_hf_folder(
         for (key, _), whole in zip(keys, wholes, strict=True)
         for part in unpack(key, whole, shape)
     )
-    weights = write_safetensors(folder / WEIGHTS, sizes, dtype, tensors)
+    weights = write_safetensors(folder / WEIGHTS, _sizes(shape), dtype, tensors)
     config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return {WEIGHTS: weights}
@@ -75,14 +149,14 @@ def _ahead(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield tensor
 
 
-def _parts(shape: LlamaShape) -> Iterator[tuple[str, tuple[int, ...], str, int | None]]:
-    """Name and size of every Hugging Face tensor, with the key and layer it comes from."""
+def _sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """Size of every Hugging Face tensor by name, in the order of the forward pass."""
     whole = tensor_sizes(shape)
+    sizes: dict[str, tuple[int, ...]] = {}
     for key, layer in tensor_keys(shape):
-        size = whole[key.removeprefix("decoder.layers.")]
-        parts = unpack(key, torch.empty(size, device="meta"), shape)
-        for name, part in zip(hf_names(key, layer), parts, strict=True):
-            yield name, tuple(part.shape), key, layer
+        parts = unpack(key, torch.empty(whole[key.removeprefix(LAYERS)], device="meta"), shape)
+        sizes |= {name: tuple(part.shape) for name, part in zip(hf_names(key, layer), parts, strict=True)}
+    return sizes
 
 
 def write_safetensors(
@@ -116,3 +190,109 @@ def write_safetensors(
         hashing.result()
         disk.finish()
     return OutputFile(bytes=len(start) + end, sha256=digest.hexdigest())
+
+
+def write_checkpoint_files(source: WeightSource, shape: LlamaShape, folder: Path) -> None:
+    """Write every tensor of `source` into `folder`, which is there and empty; it is not synced yet.
+
+    The files are those of Megatron-Core's torch_dist format, which any layout loads, each layer's tensor one
+    chunk of the stacked whole; no process group and no model is needed, so a machine with little memory can
+    convert a large one.
+    """
+    dtype = source.read("decoder.final_layernorm.weight", None).dtype
+    items = [_write_item(key, layer, shape, dtype) for key, layer in tensor_keys(shape)]
+    writer = FileSystemWriter(folder, sync_files=False)
+    writer.set_up_storage_writer(True)
+    plans, metadata = create_default_global_save_plan([SavePlan(items)])
+    (plan,) = writer.prepare_global_plan(plans)
+    with without_crc32():
+        results = writer.write_data(plan, _FromSource(source)).wait()
+    writer.finish(metadata, [results])
+    torch.save({}, folder / "common.pt")
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
+    """One tensor's place in the stored whole, for torch's writer."""
+    size = tensor_sizes(shape)[key.removeprefix(LAYERS)]
+    if key in (EMBEDDING, OUTPUT):
+        assert shape.vocab_size is not None
+        size = (padded_vocab_size(shape.vocab_size), *size[1:])
+    whole, offset = size, (0,) * len(size)
+    if layer is not None:
+        whole, offset, size = (shape.num_layers, *size), (layer, *offset), (1, *size)
+    chunk = ChunkStorageMetadata(offsets=torch.Size(offset), sizes=torch.Size(size))
+    data = TensorWriteData(chunk=chunk, properties=TensorProperties(dtype=dtype), size=torch.Size(whole))
+    index = MetadataIndex(key, chunk.offsets)
+    return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
+
+
+class _FromSource(DefaultSavePlanner):
+    """Reads each tensor when the writer asks for it, and pads the vocabulary."""
+
+    def __init__(self, source: WeightSource) -> None:
+        super().__init__()
+        self._source = source
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        assert write_item.tensor_data is not None
+        key, place = write_item.index.fqn, write_item.tensor_data.chunk
+        tensor = self._source.read(key, place.offsets[0] if key.startswith(LAYERS) else None)
+        missing = place.sizes[-len(tensor.shape)] - len(tensor)
+        if missing:
+            tensor = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+        return tensor.reshape(place.sizes)
+
+
+def compare_logits(source: WeightSource, shape: LlamaShape, folder: Path) -> float:
+    """Largest difference of a logit between Megatron-Core's model of `source` and transformers' of `folder`.
+
+    In fp32, on random and real tokens; Megatron-Core's model runs in this process alone, in a process group
+    of its own. Raises `CheckpointError` if the difference is more than rounding.
+    """
+    from transformers import LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    tokens = _tokens(shape, folder)
+    disable_progress_bar()
+    reference = LlamaForCausalLM.from_pretrained(folder, local_files_only=True)
+    with torch.no_grad():
+        theirs = reference.float().eval()(tokens).logits
+    difference = float((_megatron_logits(source, shape, tokens) - theirs).abs().max())
+    if not difference <= _LOGIT_TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: its logits and Megatron-Core's differ by {difference:.2e}, "
+            f"more than {_LOGIT_TOLERANCE:.0e}; the conversion must not be used"
+        )
+    return difference
+
+
+def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
+    """Random rows, and one of text in two languages where `folder` has a tokenizer."""
+    assert shape.vocab_size is not None
+    random = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
+    if not (folder / "tokenizer.json").is_file():
+        return random
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
+    real = [token for token in text if token < shape.vocab_size] * _LENGTH
+    return torch.cat([random, torch.tensor([real[:_LENGTH]])]) if real else random
+
+
+def _megatron_logits(source: WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [samples, sequence, vocabulary] of Megatron-Core's model filled from `source`, in fp32."""
+    use_cpu()
+    from megatron_mathcpt.model.llama import build_model
+
+    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    layout = parallel.start_alone(sizes)
+    try:
+        (model,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
+        fill([model], source)
+        model.eval()
+        tokens = tokens.to(layout.device)
+        positions = torch.arange(tokens.shape[1], device=layout.device).expand_as(tokens)
+        with torch.no_grad():
+            logits = model(tokens, positions, None)
+    finally:
+        parallel.stop()
+    return torch.as_tensor(logits)[..., : shape.vocab_size].float().cpu()

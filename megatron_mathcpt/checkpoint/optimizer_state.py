@@ -29,7 +29,8 @@ class OptimizerState:
     """
 
     def __init__(self, optimizer: Any, model_state: dict[str, Any], *, loading: bool) -> None:
-        self._optimizer = _only(optimizer)
+        # The one optimizer in Megatron-Core's chain; experts would have a second.
+        (self._optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
         self._shards: dict[Any, dict[str, torch.Tensor]] = {}
         if not isinstance(self._optimizer, DistributedOptimizer):
             self.sharded = self._optimizer.sharded_state_dict(model_state, is_loading=loading)
@@ -48,13 +49,6 @@ class OptimizerState:
         self._optimizer.load_state_dict({key: value for key, value in loaded.items() if key != _PARTS})
         for parameter, tensors in self._shards.items():
             self._optimizer._set_main_param_and_optimizer_states(parameter, tensors)
-
-
-def _only(optimizer: Any) -> Any:
-    """The one optimizer in Megatron-Core's chain; experts would have a second."""
-    chain = getattr(optimizer, "chained_optimizers", [optimizer])
-    assert len(chain) == 1, chain
-    return chain[0]
 
 
 def _own_shards(optimizer: DistributedOptimizer) -> dict[Any, dict[str, torch.Tensor]]:

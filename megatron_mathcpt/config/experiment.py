@@ -115,7 +115,7 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the run; fractions are of the run's samples (see train/schedule.py)."""
+    """Learning rate over the run; fractions are of the run's samples (see train/step.py)."""
 
     lr_decay_style: Literal["constant", "linear", "cosine", "wsd"]
     lr_warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -267,7 +267,7 @@ class TrainSection(Section):
     """Budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT data only.
 
     `deterministic` has the same run, started again or resumed in the same layout on the same GPUs, give the
-    same bits, at some cost of speed (train/determinism.py). On a CPU it does so anyway.
+    same bits, at some cost of speed (train/process.py). On a CPU it does so anyway.
     """
 
     train_tokens: int | None = Field(default=None, gt=0)
@@ -332,7 +332,7 @@ class CheckpointSection(Section):
 
 
 class FaultsSection(Section):
-    """What to do when numbers go wrong or a process stands still (train/faults.py, train/watchdog.py).
+    """What to do when numbers go wrong or a process stands still (train/faults.py, train/process.py).
 
     A step whose gradient is not finite is applied nowhere: the run stops, or goes on with the next batch.
     `spike_sigma` skips a step whose loss or gradient norm lies so many standard deviations above the mean of

@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.hf_folder import own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
-from megatron_mathcpt.checkpoint.reader import CheckpointWeights
+from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -18,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from megatron_mathcpt.errors import ManifestError
+from megatron_mathcpt.errors import ManifestError, first_error
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 
 FILE_NAME = "manifest.json"
@@ -47,9 +48,8 @@ class OutputFile(BaseModel):
 class Manifest(BaseModel):
     """Contents of `manifest.json`.
 
-    `kind` names the stage; `inputs` maps a name to the fingerprint or SHA-256 of what was read;
-    `outputs` maps a path relative to the folder to its size and hash; `config` and `counts` are the
-    stage's own.
+    `kind` names the stage; `inputs` maps a name to the fingerprint or SHA-256 of what was read; `outputs`
+    a path in the folder to its size and hash; `config` and `counts` are the stage's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,22 +68,16 @@ class Manifest(BaseModel):
 
         A checkpoint keeps it when it becomes weights-only.
         """
+        outputs = {name: file.sha256 for name, file in self.without_optimizer().items()}
         return hash_json(
-            {
-                "kind": self.kind,
-                "inputs": self.inputs,
-                "config": self.config,
-                "outputs": {name: file.sha256 for name, file in self.without_optimizer().items()},
-            }
+            {"kind": self.kind, "inputs": self.inputs, "config": self.config, "outputs": outputs}
         )
 
     def without_optimizer(self) -> dict[str, OutputFile]:
         """`outputs` but the files that hold a checkpoint's optimizer state."""
-        return {
-            name: file
-            for name, file in self.outputs.items()
-            if self.kind != "checkpoint" or not name.startswith(OPTIMIZER)
-        }
+        if self.kind != "checkpoint":
+            return self.outputs
+        return {name: file for name, file in self.outputs.items() if not name.startswith(OPTIMIZER)}
 
 
 def write_manifest(
@@ -91,7 +85,7 @@ def write_manifest(
     kind: str,
     *,
     inputs: dict[str, str],
-    counts: dict[str, Any],
+    counts: dict[str, Any] | BaseModel,
     config: dict[str, Any],
     outputs: dict[str, OutputFile] | None = None,
 ) -> Manifest:
@@ -100,7 +94,7 @@ def write_manifest(
         kind=kind,
         inputs=inputs,
         outputs=hash_folder(folder) if outputs is None else outputs,
-        counts=counts,
+        counts=dump_counts(counts) if isinstance(counts, BaseModel) else counts,
         config=config,
         versions=_versions(),
         commit=_commit(),
@@ -111,18 +105,20 @@ def write_manifest(
     return manifest
 
 
+def dump_counts(counts: BaseModel) -> dict[str, Any]:
+    """Typed counts as a manifest keeps them: what was set, defaults are left out."""
+    return counts.model_dump(mode="json", exclude_unset=True)
+
+
 def hash_folder(folder: Path) -> dict[str, OutputFile]:
     """Size and hash of every file of `folder` but hidden ones and its manifest, by relative path."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    return {
-        path.relative_to(folder).as_posix(): describe_file(path)
-        for path in files
-        if path.name != FILE_NAME or path.parent != folder
-    }
+    described = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not hidden and name != Path(FILE_NAME):
+            described[name.as_posix()] = describe_file(path)
+    return described
 
 
 def describe_file(path: Path) -> OutputFile:
@@ -161,7 +157,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ManifestError(
-            f"{path}: not a manifest ({error.errors()[0]['msg']}); build the folder again"
+            f"{path}: not a manifest ({first_error(error)[1]}); build the folder again"
         ) from error
     if kind is not None and manifest.kind != kind:
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
@@ -200,16 +196,12 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
     if not (folder / FILE_NAME).is_file():
         return False
     manifest = load_manifest(folder, kind)
-    for label, old, new in (
-        ("input", manifest.inputs, inputs),
-        ("config", manifest.config, config),
-    ):
+    for label, old, new in (("input", manifest.inputs, inputs), ("config", manifest.config, config)):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 raise ManifestError(
-                    f"{folder}: already built with another {label} '{key}' "
-                    f"({old.get(key)!r}, now {new.get(key)!r}); "
-                    "choose another output folder or delete this one"
+                    f"{folder}: already built with another {label} '{key}' ({old.get(key)!r}, now "
+                    f"{new.get(key)!r}); choose another output folder or delete this one"
                 )
     return True
 
@@ -218,24 +210,20 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
 def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in _RECORDED_PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 @cache
 def _commit() -> str:
     """Commit of the source tree, with `+dirty` when it has changes; `unknown` outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
-        ).stdout
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("+dirty" if dirty else "")

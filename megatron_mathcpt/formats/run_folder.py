@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints: named by step, complete when their manifest is there; no torch.
+"""A run's folder: its checkpoints, named by step, what their manifests and its own count, its metric rows.
 
 A checkpoint is written under a hidden name and renamed when it is whole, so a folder with the final name
 is always complete. The file `latest` names the newest one, for people and scripts; we look at the folders.
@@ -7,27 +7,74 @@ Beside its manifest lies the one it has without the optimizer's state, both unde
 this makes the checkpoint weights-only, in one step that a kill cannot cut.
 """
 
-import json
 import math
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.formats.files import hash_file, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
+from megatron_mathcpt.formats.files import Row, hash_file, read_rows, write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, dump_counts, load_manifest
 
 FOLDER = "checkpoints"
 POINTER = "latest"
 SEAL = "manifest.sha256"
 LIGHT = "weights_only.json"
-_FLAG = "weights_only"
+METRICS = "metrics.jsonl"
 _PREFIX = "step_"
+
+# JSON has no number for a loss that is none; a manifest keeps it as null.
+Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+class SourceTokens(Row):
+    """Tokens of one source that a run's budget asks for, and that it saw."""
+
+    asked: int
+    seen: int
+
+
+class RunCounts(Row):
+    """How far a run is, or was when it finished; in nats a token where it is a loss."""
+
+    step: int
+    steps: int
+    consumed_samples: int
+    consumed_tokens: int
+    skipped_steps: tuple[int, ...] = ()
+    tokens_by_source: dict[str, SourceTokens] = Field(default_factory=dict)
+    final_validation: dict[str, Loss] | None = None
+
+
+class CheckpointCounts(RunCounts):
+    """What a checkpoint's manifest counts, and that of weights converted to Hugging Face's form.
+
+    A converted one knows only its step, end token and largest difference of a logit.
+    """
+
+    steps: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    eos_id: int | None = None
+    guard: dict[str, Any] | None = None
+    validation: dict[str, Loss] = Field(default_factory=dict)
+    weights_only: bool = False
+    max_abs_logit_difference: float | None = None
+
+
+def run_counts(manifest: Manifest) -> RunCounts:
+    """The counts of a finished run's manifest."""
+    return RunCounts.model_validate(manifest.counts)
+
+
+def checkpoint_counts(manifest: Manifest) -> CheckpointCounts:
+    """The counts of a checkpoint's or a converted folder's manifest."""
+    return CheckpointCounts.model_validate(manifest.counts)
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -99,14 +146,15 @@ def _is_renamed(path: Path, sealed: bytes) -> bool:
 
 def is_weights_only(manifest: Manifest) -> bool:
     """Whether the optimizer's state has been removed, so that no run can go on from this checkpoint."""
-    return manifest.counts.get(_FLAG, False) is True
+    return checkpoint_counts(manifest).weights_only
 
 
 def write_light_manifest(folder: Path, manifest: Manifest) -> None:
     """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
     outputs = manifest.without_optimizer()
     if outputs != manifest.outputs:
-        light = manifest.model_copy(update={"outputs": outputs, "counts": manifest.counts | {_FLAG: True}})
+        counts = checkpoint_counts(manifest).model_copy(update={"weights_only": True})
+        light = manifest.model_copy(update={"outputs": outputs, "counts": dump_counts(counts)})
         write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
 
 
@@ -148,39 +196,6 @@ def commit(path: Path) -> None:
     write_atomically(path.parent / POINTER, f"{path.name}\n".encode())
 
 
-class SourceTokens(BaseModel):
-    """Tokens of one source that a run's budget asks for, and that it saw."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    asked: int
-    seen: int
-
-
-class RunCounts(BaseModel):
-    """How far a run is, or was when it finished; in nats a token where it is a loss."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    step: int
-    steps: int
-    consumed_samples: int
-    consumed_tokens: int
-    skipped_steps: tuple[int, ...] = ()
-    tokens_by_source: dict[str, SourceTokens] = {}
-    final_validation: dict[str, float] | None = None
-
-
-class CheckpointCounts(BaseModel):
-    """What a checkpoint's manifest counts; a converted one knows only `step`, `eos_id` and its difference."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    step: int
-    eos_id: int
-    validation: dict[str, float] = {}
-    guard: dict[str, Any] | None = None
-    weights_only: bool = False
-    max_abs_logit_difference: float | None = None
-
-
 @dataclass
 class Retention:
     """Which checkpoints stay: the newest `keep` whole ones, multiples of `every`, the one of lowest loss.
@@ -202,8 +217,9 @@ class Retention:
         losses: dict[Path, float] = {}
         for path in paths[::-1] if self.best else ():  # the first of equals
             with suppress(ManifestError):
-                found = load_sealed(path).counts.get("validation", {})
-                losses[path] = sum(found.get(name, math.inf) for name in self.best)
+                found = checkpoint_counts(load_sealed(path)).validation
+                loss = sum(found.get(name, math.inf) for name in self.best)
+                losses[path] = math.inf if math.isnan(loss) else loss
         return spared | ({min(losses, key=lambda path: losses[path])} if losses else set())
 
 
@@ -226,7 +242,6 @@ def prune(paths: list[Path], retention: Retention) -> None:
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
     return int(path.name.removeprefix(_PREFIX))
 
 
@@ -261,7 +276,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-METRICS = "metrics.jsonl"
+class MetricRow(Row):
+    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
+
+    step: int
+    consumed_tokens: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    validation: dict[str, float] | None = None
+
+
+def read_metrics(path: Path) -> tuple[MetricRow, ...]:
+    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
+    last = {(row.step, row.validation is None): row for row in read_rows(path, MetricRow)}
+    return tuple(sorted(last.values(), key=lambda row: row.step))
 
 
 def chosen_checkpoint(folder: Path) -> Path:
@@ -286,13 +314,13 @@ def chosen_checkpoint(folder: Path) -> Path:
 def lowest_validation_step(metrics: Path) -> int:
     """The step whose mean loss over the validation sets is lowest; the first of equals.
 
-    Every set counts alike. A step done again after a stop counts as it was done last.
+    Every set counts alike.
     """
-    losses: dict[int, float] = {}
-    for line in metrics.read_text(encoding="utf-8").split("\n")[:-1]:  # a torn last line was never a row
-        row = json.loads(line)
-        if found := row.get("validation"):
-            losses[row["step"]] = sum(found.values()) / len(found)
+    losses = {
+        row.step: sum(row.validation.values()) / len(row.validation)
+        for row in read_metrics(metrics)
+        if row.validation
+    }
     if not losses:
         raise CheckpointError(f"{metrics}: no validation loss to choose by; set checkpoint.choose: newest")
-    return min(sorted(losses), key=losses.__getitem__)
+    return min(losses, key=losses.__getitem__)

@@ -88,7 +88,7 @@ def transformer_config(
         recompute_method=parallel.recompute_method,
         recompute_num_layers=parallel.recompute_num_layers,
         recompute_modules=list(parallel.recompute_modules) or None,
-        deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # train/determinism.py
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # train/process.py
         calculate_per_token_loss=True,
         # weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which
         # parameters are tensor-parallel shards; unmarked ones would be missing from the gradient norm. It

@@ -30,10 +30,8 @@ from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, write_manifest
 from megatron_mathcpt.formats.run_folder import newest_readable
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.train import launch
-from megatron_mathcpt.train.folder_lock import FolderLock
+from megatron_mathcpt.train import process
 from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_data
-from megatron_mathcpt.train.watchdog import Watchdog, stack_files
 
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,7 +46,7 @@ def main(
     check: Annotated[bool, typer.Option(help="check config and every byte of the data, then stop")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
-    world = launch.joined_world(os.environ)
+    world = process.joined_world(os.environ)
     if world is None:
         run_command(
             lambda: _launch(load_config(config, ExperimentConfig, overrides or ()), out, processes, check)
@@ -72,8 +70,8 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     if (resumed := newest_readable(out)) is not None:
         check_resumable(inputs, resumed)
     if not check:
-        status = launch.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
-        if status and (stacks := stack_files(out)):
+        status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
+        if status and (stacks := process.stack_files(out)):
             logger.error("a process stood still; stacks: %s", ", ".join(map(str, stacks)))
         sys.exit(status)
 
@@ -88,7 +86,7 @@ def _run_worker(config: Path, overrides: list[str], out: Path) -> None:
 
     A GPU may be missing on one node only: each process that misses its own says so.
     """
-    launch.die_with_parent()
+    process.die_with_parent()
     try:
         _work(config, overrides, out)
     except MathCptError as error:
@@ -111,32 +109,28 @@ def _work(config_path: Path, overrides: list[str], out: Path) -> NoReturn:
 def train_experiment(inputs: Inputs, out: Path) -> bool:
     """Start the processes' groups, build, train, close; True if the target was reached."""
     from megatron_mathcpt.cpu import use_cpu
-    from megatron_mathcpt.train.determinism import set_deterministic
 
     use_cpu()
-    set_deterministic(inputs.config.train.deterministic)
+    process.set_deterministic(inputs.config.train.deterministic)
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.tp_overlap import user_buffers
-    from megatron_mathcpt.train.components import build, check_disk, check_machine
-    from megatron_mathcpt.train.initial_loss import check_initial_loss
+    from megatron_mathcpt.train.components import build, check_machine
+    from megatron_mathcpt.train.gate import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
-    from megatron_mathcpt.train.signals import StopFlag
 
-    stop = StopFlag()
-    stop.install()
-    lock = FolderLock(out) if os.environ["RANK"] == "0" else nullcontext()
+    stop = process.StopFlag()
+    lock = process.folder_lock(out) if os.environ["RANK"] == "0" else nullcontext()
     patience = inputs.config.faults.hang_timeout_seconds
     # Collectives wait longer than the watchdog: an exception on one rank would hide the stacks of the others.
     with (
         lock,
-        Watchdog(out, patience) as watchdog,
+        process.Watchdog(out, patience) as watchdog,
         parallel.joined(inputs.config.parallel, inputs.config.seed, 2 * patience) as layout,
     ):
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
-        check_machine(inputs.config, layout)
-        check_disk(inputs.config, layout, out)
+        check_machine(inputs.config, layout, out)
         with user_buffers(inputs.config):
             state = build(inputs, layout, out)
             watchdog.alive()
@@ -151,7 +145,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
                 out,
                 "run",
                 inputs=inputs.fingerprints,
-                counts=progress(state) | {"final_validation": last_validation(out)},
+                counts=progress(state).model_copy(update={"final_validation": last_validation(out)}),
                 config=inputs.config.model_dump(mode="json"),
             )
         return finished

@@ -12,14 +12,14 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
-from megatron_mathcpt.checkpoint.saver import Saver
-from megatron_mathcpt.checkpoint.store import load_state, newest_verified, verify_checkpoint
+from megatron_mathcpt.checkpoint.load import load_state, newest_verified, verify_checkpoint
+from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.run_folder import Retention, check_space, load_sealed
+from megatron_mathcpt.formats.run_folder import Retention, check_space, checkpoint_counts, load_sealed
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
@@ -27,11 +27,11 @@ from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.checkpoint_size import held_bytes
 from megatron_mathcpt.planner.start import check_memory
-from megatron_mathcpt.train.datasets import ValidationSet, build_train_dataset, dataset_prefix
-from megatron_mathcpt.train.evaluation_job import start_evaluation
+from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset, dataset_prefix
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.fused_adam import ensure_fused_adam
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
+from megatron_mathcpt.train.process import start_evaluation
 
 logger = get_logger(__name__)
 
@@ -43,9 +43,9 @@ class TrainState:
     inputs: Inputs
     layout: Layout
     run_folder: Path
-    model: list[Any]
-    optimizer: Any
-    dataset: Any
+    model: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    dataset: TrainDataset
     validation: dict[str, ValidationSet]
     guard: StepGuard
     saver: Saver
@@ -54,7 +54,6 @@ class TrainState:
 
     @property
     def config(self) -> ExperimentConfig:
-        """The resolved config."""
         return self.inputs.config
 
     @property
@@ -64,7 +63,6 @@ class TrainState:
 
     @property
     def consumed_tokens(self) -> int:
-        """Tokens used so far."""
         return self.step * self.config.train.tokens_per_step
 
 
@@ -89,8 +87,8 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer, layout)
-        counts = load_sealed(resumed).counts
-        state.step, state.guard = counts["step"], StepGuard(config.faults, counts.get("guard"))
+        counts = checkpoint_counts(load_sealed(resumed))
+        state.step, state.guard = counts.step, StepGuard(config.faults, counts.guard)
     elif config.init.load_optimizer:
         assert inputs.checkpoint is not None
         load_state(inputs.checkpoint, unwrap(model), optimizer, layout)
@@ -113,8 +111,8 @@ def build_retention(config: ExperimentConfig, resumed: Path | None) -> Retention
     return Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
 
 
-def check_machine(config: ExperimentConfig, layout: Layout) -> None:
-    """Refuse what needs Transformer Engine where it is not, and what the planner says cannot fit the GPU."""
+def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
+    """Refuse what needs Transformer Engine where it is not, and what cannot fit the GPU or the disk."""
     fused = has_transformer_engine()
     check_accelerated(config.parallel, config.precision, fused=fused)
     if config.optimizer.use_precision_aware_optimizer and not fused:
@@ -122,18 +120,14 @@ def check_machine(config: ExperimentConfig, layout: Layout) -> None:
             "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine's AdamW, which are "
             "not here; leave it out"
         )
+    if layout.is_writer:
+        check_space(run_folder, held_bytes(config))
     if layout.device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
     found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
     if layout.is_writer:
         logger.info("%s", found)
-
-
-def check_disk(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
-    """Refuse a run whose checkpoints will not fit on the disk."""
-    if layout.is_writer:
-        check_space(run_folder, held_bytes(config))
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
@@ -150,7 +144,7 @@ def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> No
         fill(model, RandomWeights(inputs.shape, config.seed))
 
 
-def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[Any]:
+def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
     """Chunks in Megatron-Core's data-parallel wrapper, their schedule hooks set."""
     parallel = config.parallel
     settings = DistributedDataParallelConfig(
@@ -188,8 +182,7 @@ def one_or_all(functions: list[Any]) -> Any:
     return functions if len(functions) > 1 else functions[0]
 
 
-def unwrap(model: list[Any]) -> list[Any]:
-    """The chunks inside their data-parallel wrappers."""
+def unwrap(model: list[DistributedDataParallel]) -> list[Any]:
     return [chunk.module for chunk in model]
 
 
@@ -206,33 +199,25 @@ def gather_parameters(state: TrainState) -> None:
                 post_all_gather_processing(quantized)
 
 
-def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
+def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConfig) -> MegatronOptimizer:
     """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
     ensure_fused_adam()
-    settings = config.optimizer
-    bf16 = config.precision.params_dtype == "bf16"
-    in_bf16 = settings.use_precision_aware_optimizer and not config.parallel.grad_reduce_in_fp32
-    main_grads = torch.bfloat16 if in_bf16 else torch.float32
+    settings = {  # under Megatron-Core's names
+        name: DTYPES[value] if name.endswith("_dtype") else value
+        for name, value in config.optimizer.model_dump().items()
+    }
+    small = config.optimizer.use_precision_aware_optimizer
+    in_bf16 = small and not config.parallel.grad_reduce_in_fp32
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
-            lr=settings.lr,
-            min_lr=settings.min_lr,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            adam_eps=settings.adam_eps,
-            clip_grad=settings.clip_grad,
-            bf16=bf16,
+            bf16=config.precision.params_dtype == "bf16",
             params_dtype=DTYPES[config.precision.params_dtype],
-            use_precision_aware_optimizer=settings.use_precision_aware_optimizer,
-            main_grads_dtype=main_grads,
-            main_params_dtype=DTYPES[settings.main_params_dtype],
-            exp_avg_dtype=DTYPES[settings.exp_avg_dtype],
-            exp_avg_sq_dtype=DTYPES[settings.exp_avg_sq_dtype],
+            main_grads_dtype=torch.bfloat16 if in_bf16 else torch.float32,
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
             overlap_param_gather=config.parallel.overlap_param_gather,
             fp8_recipe=config.precision.fp8_recipe,
+            **settings,
         ),
         model,
         use_gloo_process_groups=False,
@@ -240,7 +225,6 @@ def build_optimizer(model: list[Any], config: ExperimentConfig) -> Any:
 
 
 def build_validation_sets(config: ExperimentConfig) -> dict[str, ValidationSet]:
-    """The named sets, in the config's order."""
     if config.data.corpus is None:
         return {}
     return {

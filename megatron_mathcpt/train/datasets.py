@@ -1,4 +1,4 @@
-"""Training samples from Megatron-Core's GPTDataset and BlendedDataset, and validation sets read in order.
+"""Samples: Megatron-Core's GPTDataset and BlendedDataset, packed SFT, and validation sets read in order.
 
 A batch is computed from `consumed_samples`; there is no iterator whose position could be lost.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
+from torch.utils.data import Dataset
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.formats.files import hash_json
 from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs
-from megatron_mathcpt.train.sft import SftDataset
+from megatron_mathcpt.train.packing import NOT_TRAINED
 
 
 @dataclass(frozen=True)
@@ -71,30 +72,83 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on `device`."""
         documents = None if self.documents is None else self.documents.to(device)
         return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {
-            name: change(value) for name, value in found.items() if isinstance(value, torch.Tensor)
+        found = vars(self).items()
+        changed = {name: change(value) for name, value in found if isinstance(value, torch.Tensor)}
+        return replace(self, **changed)  # type: ignore[arg-type]
+
+
+class SftDataset(Dataset[dict[str, torch.Tensor]]):
+    """The samples of an "sft" folder, repeated to `samples`; sample i is the same in every run and layout."""
+
+    def __init__(self, folder: Path, samples: int, seed: int) -> None:
+        self._tokens, self._labels, self._documents = (
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("tokens", "labels", "documents")
+        )
+        self._samples, self._seed = samples, seed
+        self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def row(self, index: int) -> int:
+        """Row of the folder's arrays that sample `index` shows."""
+        epoch, place = divmod(index, len(self._tokens))
+        known, order = self._order  # one name: virtual stages read in a thread each
+        if epoch != known:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
+            self._order = (epoch, order)
+        return int(order[place])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.row(index)
+        labels = torch.from_numpy(self._labels[row].astype(np.int64))
+        return {
+            "tokens": torch.from_numpy(self._tokens[row].astype(np.int64)),
+            "labels": labels.clamp(min=0),
+            "loss_mask": (labels != NOT_TRAINED).float(),
+            "position_ids": torch.arange(len(labels)),
+            "documents": torch.from_numpy(self._documents[row].astype(np.int64)),
         }
-        return replace(self, **changed)
 
 
-class _Tokenizer:
-    """What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id."""
+class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
+    """A blend whose samples say which pool they are from, if asked, and which document each token is of.
 
-    pad = -1
-    vocab_size = None
+    A document ends with `eos_id`; None asks for no documents.
+    """
 
-    def __init__(self, eod: int) -> None:
-        self.eod = eod
-        self.unique_identifiers = {"eod": eod}
+    def __init__(self, blend: BlendedDataset, *, sources: bool, eos_id: int | None) -> None:
+        self._blend, self._sources, self._eos_id = blend, sources, eos_id
+        self.dataset_index = blend.dataset_index
+        self.dataset_sample_index = blend.dataset_sample_index
+
+    def __len__(self) -> int:
+        return len(self._blend)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = dict(self._blend[index])
+        if self._sources:
+            sample["sources"] = torch.full_like(sample["tokens"], int(self.dataset_index[index]))
+        if self._eos_id is not None:
+            sample["documents"] = document_numbers(sample["tokens"], self._eos_id)
+        return sample
 
 
-def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
+def document_numbers(tokens: torch.Tensor, eos_id: int) -> torch.Tensor:
+    """Number of each token's document in the sample; the end token belongs to the document it ends."""
+    ends = tokens == eos_id
+    return ends.cumsum(0) - ends.long()
+
+
+TrainDataset: TypeAlias = SftDataset | NumberedBlend | BlendedDataset
+
+
+def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
     """Packed SFT samples, or the blend over the token budget.
 
     The blend's indices are built once, by rank 0, and renamed into place.
@@ -110,44 +164,10 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> Any:
         building.rename(cache)
     dist.barrier()
     blend = build_blend(inputs, cache)
-    if config.data.reset_attention_mask:
-        blend = WithDocuments(blend, inputs.eos_id)
-    return WithSources(blend) if config.logging.loss_by_source else blend
-
-
-class _Wrapped:
-    """A dataset with more in its samples."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-
-class WithSources(_Wrapped):
-    """A blend whose samples say which pool they are from."""
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        sample = dict(self._dataset[index])
-        pool = int(self._dataset.dataset_index[index])
-        return sample | {"sources": torch.full_like(sample["tokens"], pool)}
-
-
-class WithDocuments(_Wrapped):
-    """A dataset whose samples say which document each token belongs to; a document ends with `eos_id`."""
-
-    def __init__(self, dataset: Any, eos_id: int) -> None:
-        super().__init__(dataset)
-        self._eos_id = eos_id
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        sample = dict(self._dataset[index])
-        ends = sample["tokens"] == self._eos_id
-        return sample | {"documents": ends.cumsum(0) - ends.long()}
+    sources, documents = config.logging.loss_by_source, config.data.reset_attention_mask
+    if not (sources or documents):
+        return blend
+    return NumberedBlend(blend, sources=sources, eos_id=inputs.eos_id if documents else None)
 
 
 def index_cache(inputs: Inputs, run_folder: Path) -> Path:
@@ -158,7 +178,18 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
     return run_folder / ".index_cache" / key[:16]
 
 
-def build_blend(inputs: Inputs, cache: Path) -> Any:
+class _Tokenizer:
+    """What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id."""
+
+    pad = -1
+    vocab_size = None
+
+    def __init__(self, eod: int) -> None:
+        self.eod = eod
+        self.unique_identifiers = {"eod": eod}
+
+
+def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
     """Megatron-Core's blend of the pools, its indices read from `cache` or built there."""
     config = inputs.config
     shares = config.data.shares()
@@ -195,12 +226,6 @@ def samples_per_pool(weights: list[float], total: int) -> np.ndarray[Any, np.dty
     pool_of, sample_of = np.zeros(total, dtype=np.int16), np.zeros(total, dtype=np.int64)
     helpers.build_blending_indices(pool_of, sample_of, weights, len(weights), total, False)
     return np.bincount(pool_of, minlength=len(weights))
-
-
-def tokens_seen(dataset: Any, pools: list[str], consumed_samples: int, seq_length: int) -> dict[str, int]:
-    """Tokens of each pool among the first `consumed_samples` samples."""
-    counts = np.bincount(dataset.dataset_index[:consumed_samples], minlength=len(pools))
-    return {pool: int(count) * seq_length for pool, count in zip(pools, counts, strict=True)}
 
 
 class SourceCounter:
@@ -242,7 +267,11 @@ def microbatches(
         start = next(starts, None)
         if start is None:
             return None
-        rows = [_sample(dataset, index) for index in range(start, start + size)]
+        rows = [dict(dataset[index]) for index in range(start, min(start + size, len(dataset)))]
+        if len(rows) < size:
+            first = dataset[0].items()
+            empty = {key: torch.zeros_like(value) for key, value in first if key != "dataset_id"}
+            rows += [empty] * (size - len(rows))
         batch = Batch.of(rows, parts, rank, fused=fused)
         return batch.pinned() if layout.device.type == "cuda" else batch
 
@@ -251,12 +280,6 @@ def microbatches(
         while (batch := following.result()) is not None:
             following = reader.submit(read)
             yield batch.to(layout.device)
-
-
-def _sample(dataset: Any, index: int) -> dict[str, torch.Tensor]:
-    if index < len(dataset):
-        return dict(dataset[index])
-    return {key: torch.zeros_like(value) for key, value in dataset[0].items() if key != "dataset_id"}
 
 
 class ValidationSet:

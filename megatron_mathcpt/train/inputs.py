@@ -13,6 +13,7 @@ from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_hashes
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, is_weights_only, load_sealed
 
@@ -53,8 +54,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
 
     Raises `ManifestError`, `DataError` or `ConfigError` naming the folder or field at fault.
     """
-    config, data = _resolve_data(config)
-    tokenizer, fingerprints = data.counts["tokenizer"], {data.kind: data.fingerprint()}
+    config, fingerprints, tokenizer = _resolve_data(config)
     checkpoint = None
     if config.init.checkpoint is not None:
         checkpoint = chosen_checkpoint(config.init.checkpoint)
@@ -72,15 +72,15 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     if config.model is not None and not config.init.scratch and config.model != shape:
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
     if shape.vocab_size is None:
-        shape = shape.model_copy(update={"vocab_size": tokenizer["vocab_size"]})
+        shape = shape.model_copy(update={"vocab_size": tokenizer.vocab_size})
     assert shape.vocab_size is not None
-    if tokenizer["vocab_size"] > shape.vocab_size:
+    if tokenizer.vocab_size > shape.vocab_size:
         raise DataError(
-            f"{config.data.sft or config.data.corpus}: its tokenizer has {tokenizer['vocab_size']} tokens, "
+            f"{config.data.sft or config.data.corpus}: its tokenizer has {tokenizer.vocab_size} tokens, "
             f"the model's vocabulary {shape.vocab_size}; build it with the model's tokenizer"
         )
     resolved = config.model_copy(update={"model": shape})
-    return Inputs(resolved, fingerprints, int(tokenizer["eos_id"]), checkpoint)
+    return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint)
 
 
 def verify_data(config: ExperimentConfig) -> None:
@@ -105,26 +105,27 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
         )
 
 
-def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, Manifest]:
-    """The training data's manifest, and the config with epochs turned into tokens."""
-    corpus = None
+def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts]:
+    """The config with epochs turned into tokens, the training data's fingerprint, and its tokenizer."""
     if config.data.corpus is not None:
-        corpus = load_manifest(config.data.corpus, "corpus")
-        _check_pools(config, corpus)
-    if config.data.sft is None:
-        assert corpus is not None
-        return config, corpus
-    sft = load_manifest(config.data.sft, "sft")
-    if sft.counts["seq_length"] != config.train.seq_length:
+        manifest = load_manifest(config.data.corpus, "corpus")
+        corpus = corpus_counts(manifest)
+        _check_pools(config, corpus.pools)
+        if config.data.sft is None:
+            return config, {"corpus": manifest.fingerprint()}, corpus.tokenizer
+    assert config.data.sft is not None
+    manifest = load_manifest(config.data.sft, "sft")
+    sft = sft_counts(manifest)
+    if sft.seq_length != config.train.seq_length:
         raise ConfigError(
             f"train.seq_length: {config.train.seq_length}, but {config.data.sft} is packed to "
-            f"{sft.counts['seq_length']}"
+            f"{sft.seq_length}"
         )
-    if config.train.train_epochs is None:
-        return config, sft
-    tokens = math.ceil(config.train.train_epochs * sft.counts["samples"]) * config.train.seq_length
-    train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
-    return config.model_copy(update={"train": train}), sft
+    if config.train.train_epochs is not None:
+        tokens = math.ceil(config.train.train_epochs * sft.samples) * config.train.seq_length
+        train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+        config = config.model_copy(update={"train": train})
+    return config, {"sft": manifest.fingerprint()}, sft.tokenizer
 
 
 def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
@@ -161,8 +162,7 @@ def _fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-def _check_pools(config: ExperimentConfig, corpus: Manifest) -> None:
-    pools = corpus.counts["pools"]
+def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts]) -> None:
     for field, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
         for name in names:
             if name not in pools:
@@ -170,10 +170,10 @@ def _check_pools(config: ExperimentConfig, corpus: Manifest) -> None:
                     f"{field}: no pool '{name}' in {config.data.corpus} (there: {', '.join(pools)})"
                 )
     for name in config.validation.sets:
-        if pools[name]["validation"]["tokens"] < 2:
+        if pools[name].validation.tokens < 2:
             raise DataError(f"{config.data.corpus}: pool '{name}' has no validation tokens")
     for name, share in config.data.shares().items():
-        tokens = pools[name]["train"]["tokens"]
+        tokens = pools[name].train.tokens
         if tokens < config.train.seq_length + 1:
             raise DataError(f"{config.data.corpus}: pool '{name}' has {tokens} tokens, less than one sample")
         epochs = share * (config.train.train_tokens or 0) / tokens

@@ -4,18 +4,16 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from megatron_mathcpt.checkpoint.saver import CheckpointRecord
+from megatron_mathcpt.checkpoint.save import CheckpointRecord
 from megatron_mathcpt.errors import TrainingDiverged
+from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, SourceTokens
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
-from megatron_mathcpt.train.datasets import tokens_seen
+from megatron_mathcpt.train.datasets import SftDataset, SourceCounter
 from megatron_mathcpt.train.faults import check_replicas
-from megatron_mathcpt.train.metrics import Metrics
-from megatron_mathcpt.train.profile import profiled
-from megatron_mathcpt.train.schedule import learning_rate
-from megatron_mathcpt.train.signals import StopFlag
-from megatron_mathcpt.train.step import StepResult, forward_only, reduce_losses, train_step
-from megatron_mathcpt.train.watchdog import Watchdog
+from megatron_mathcpt.train.metrics import Metrics, profiled
+from megatron_mathcpt.train.process import StopFlag, Watchdog
+from megatron_mathcpt.train.step import StepResult, forward_only, learning_rate, reduce_losses, train_step
 
 logger = get_logger(__name__)
 _SHOWN_SAMPLES = 64
@@ -99,13 +97,12 @@ def is_due(step: int, interval: int | None) -> bool:
 
 def describe_samples(state: TrainState, step: int) -> str:
     """The samples that `step` sees, and where they come from; tools/trace_step.py says more."""
-    size = state.config.train.global_batch_size
+    size, dataset = state.config.train.global_batch_size, state.dataset
     samples = range((step - 1) * size, step * size)
-    blend = getattr(state.dataset, "dataset_index", None)
-    if blend is None:
+    if isinstance(dataset, SftDataset):
         return f"samples {samples[0]} to {samples[-1]}"
     pools = list(state.config.data.blend)
-    named = [f"{pools[blend[n]]} {state.dataset.dataset_sample_index[n]}" for n in samples]
+    named = [f"{pools[dataset.dataset_index[n]]} {dataset.dataset_sample_index[n]}" for n in samples]
     shown = ", ".join(named[:_SHOWN_SAMPLES]) + (", ..." if len(named) > _SHOWN_SAMPLES else "")
     return f"samples {samples[0]} to {samples[-1]}: {shown}"
 
@@ -118,9 +115,13 @@ def validate(state: TrainState) -> dict[str, float]:
 
 def save(state: TrainState, *, beside: bool) -> None:
     """Save a checkpoint of this step, written before the training goes on or beside it."""
-    counts = progress(state) | {"eos_id": state.inputs.eos_id, "guard": state.guard.state()}
+    counts = CheckpointCounts(
+        **progress(state).model_dump(exclude_unset=True),
+        eos_id=state.inputs.eos_id,
+        guard=state.guard.state(),
+    )
     if is_validation_step(state):
-        counts["validation"] = state.losses
+        counts = counts.model_copy(update={"validation": state.losses})
     record = CheckpointRecord(
         config=state.config.model_dump(mode="json"), inputs=state.inputs.fingerprints, counts=counts
     )
@@ -128,27 +129,22 @@ def save(state: TrainState, *, beside: bool) -> None:
     state.saver.save(unwrap(state.model), state.optimizer, record, beside=beside)
 
 
-def progress(state: TrainState) -> dict[str, object]:
+def progress(state: TrainState) -> RunCounts:
     """How far the run is: steps, samples, and tokens of each source asked for and seen."""
-    return {
-        "step": state.step,
-        "steps": state.step,
-        "consumed_samples": state.consumed_samples,
-        "consumed_tokens": state.consumed_tokens,
-        "skipped_steps": list(state.guard.skipped),
-        "tokens_by_source": tokens_by_source(state),
-    }
+    return RunCounts(
+        step=state.step,
+        steps=state.step,
+        consumed_samples=state.consumed_samples,
+        consumed_tokens=state.consumed_tokens,
+        skipped_steps=tuple(state.guard.skipped),
+        tokens_by_source=tokens_by_source(state),
+    )
 
 
-def tokens_by_source(state: TrainState) -> dict[str, dict[str, int]]:
+def tokens_by_source(state: TrainState) -> dict[str, SourceTokens]:
     """Tokens of each pool, or of the SFT data, that the budget asks for and that were seen."""
-    train, data = state.config.train, state.config.data
-    assert train.train_tokens is not None
-    if data.sft is not None:
-        return {"sft": {"asked": train.train_tokens, "seen": state.consumed_tokens}}
-    shares = data.shares()
-    seen = tokens_seen(state.dataset, list(shares), state.consumed_samples, train.seq_length)
-    return {
-        pool: {"asked": round(share * train.train_tokens), "seen": seen[pool]}
-        for pool, share in shares.items()
-    }
+    budget = state.config.train.train_tokens
+    assert budget is not None
+    seen = SourceCounter(state.dataset, state.config).up_to(state.step)
+    shares = state.config.data.shares() or dict.fromkeys(seen, 1.0)
+    return {pool: SourceTokens(asked=round(shares[pool] * budget), seen=seen[pool]) for pool in shares}

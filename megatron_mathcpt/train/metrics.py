@@ -1,18 +1,24 @@
-"""Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval."""
+"""Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval.
+
+And a trace of one step's time, and of its GPU memory, by setting.
+"""
 
 import json
 import math
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.experiment import ExperimentConfig, LoggingSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines, write_atomically
+from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.flops import flops_per_token
@@ -21,10 +27,10 @@ from megatron_mathcpt.planner.shapes import from_llama
 from megatron_mathcpt.train.datasets import SourceCounter
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
-FILE_NAME = "metrics.jsonl"
 # Fields that differ from run to run. All others are the same bits in a repeated or resumed run: on a CPU, and
 # with `train.deterministic` on a GPU.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
+_PROFILES = ".profile"
 logger = get_logger(__name__)
 
 
@@ -51,8 +57,8 @@ class Metrics:
         self._tokens = SourceCounter(dataset, config)
         self._file = self._board = self._wandb = None
         if layout.is_writer:
-            drop_rows_after(run_folder / FILE_NAME, step)
-            self._file = JsonLines(run_folder / FILE_NAME)
+            drop_rows_after(run_folder / METRICS, step)
+            self._file = JsonLines(run_folder / METRICS)
             if config.logging.tensorboard:
                 self._board = _tensorboard(run_folder / ".tensorboard", step)
             if config.logging.wandb_project is not None:
@@ -130,7 +136,6 @@ class Metrics:
         self._window_begun = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -193,8 +198,8 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 def last_validation(run_folder: Path) -> dict[str, float]:
     """Losses of the newest validation row; empty if there is none."""
-    rows = [row for row in read_json_lines(run_folder / FILE_NAME) if "validation" in row]
-    return dict(rows[-1]["validation"]) if rows else {}
+    rows = [row.validation for row in read_metrics(run_folder / METRICS) if row.validation]
+    return rows[-1] if rows else {}
 
 
 def clock(seconds: float) -> str:
@@ -209,3 +214,42 @@ def drop_rows_after(path: Path, step: int) -> None:
     if path.is_file():
         rows = [row for row in read_json_lines(path) if row["step"] <= step]
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+@contextmanager
+def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: int) -> Iterator[None]:
+    """Record step `step` if the settings name it; rank 0 writes `step_N.trace.json` and `step_N.memory`.
+
+    The trace opens in Perfetto or chrome://tracing. Raises `ConfigError` for a memory snapshot without a GPU.
+    """
+    with ExitStack() as stack:
+        if layout.is_writer and step in (settings.profile_step, settings.memory_snapshot_step):
+            (run_folder / _PROFILES).mkdir(parents=True, exist_ok=True)
+        path = run_folder / _PROFILES / f"step_{step}"
+        if layout.is_writer and step == settings.profile_step:
+            stack.enter_context(_trace(path.with_suffix(".trace.json")))
+        if step == settings.memory_snapshot_step:
+            if layout.device.type != "cuda":
+                raise ConfigError("logging.memory_snapshot_step: only a GPU has an allocator to record")
+            if layout.is_writer:
+                stack.enter_context(_memory(path.with_suffix(".memory")))
+        yield
+
+
+@contextmanager
+def _trace(path: Path) -> Iterator[None]:
+    kinds = torch.profiler.ProfilerActivity
+    activities = [kinds.CPU] + ([kinds.CUDA] if torch.cuda.is_available() else [])
+    with torch.profiler.profile(activities=activities) as profiler:
+        yield
+    profiler.export_chrome_trace(str(path))
+
+
+@contextmanager
+def _memory(path: Path) -> Iterator[None]:
+    torch.cuda.memory._record_memory_history()
+    try:
+        yield
+        torch.cuda.memory._dump_snapshot(str(path))
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
 from megatron_mathcpt.model.llama import has_transformer_engine
+from megatron_mathcpt.train.components import TrainState
 from megatron_mathcpt.train.datasets import Batch, microbatches
 
 
@@ -78,7 +81,7 @@ def masked_loss(
     return total, count.int(), report
 
 
-def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepResult:
+def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -> StepResult:
     """Forward, backward and update on the global batch that follows `consumed_samples`.
 
     The state's guard says, the same on every process, whether the update is applied.
@@ -99,7 +102,9 @@ def train_step(state: Any, consumed_samples: int, learning_rate: float) -> StepR
     return StepResult(loss, norm, waiting.seconds, by_source, skipped)
 
 
-def prepare_gradients(optimizer: Any, settings: Any, learning_rate: float) -> float:
+def prepare_gradients(
+    optimizer: MegatronOptimizer, settings: OptimizerSection, learning_rate: float
+) -> float:
     """Set rate and decay, clip; the norm before clipping, of the gradients this process can see."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -122,7 +127,7 @@ def mean_loss(pair: list[float]) -> float:
     return total / max(tokens, 1.0)
 
 
-def forward_only(state: Any, dataset: Any, samples: int) -> torch.Tensor:
+def forward_only(state: TrainState, dataset: Any, samples: int) -> torch.Tensor:
     """[loss sum, tokens] of this process over the first `samples` samples; nothing is changed."""
     with torch.no_grad():
         for chunk in state.model:
@@ -134,7 +139,7 @@ def forward_only(state: Any, dataset: Any, samples: int) -> torch.Tensor:
 
 
 def run_schedule(
-    state: Any, dataset: Any, first: int, samples: int, training: Waiting | None
+    state: TrainState, dataset: Any, first: int, samples: int, training: Waiting | None
 ) -> torch.Tensor:
     """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process.
 
@@ -168,3 +173,33 @@ def run_schedule(
     if not layout.reports_loss:
         return torch.zeros(2 + 2 * sources, dtype=torch.float64, device=layout.device)
     return torch.stack(reports).sum(dim=0)
+
+
+def learning_rate(
+    schedule: ScheduleSection, optimizer: OptimizerSection, consumed_samples: int, train_samples: int
+) -> float:
+    """Learning rate of the step that brings the count to `consumed_samples` of `train_samples`.
+
+    Linear warm-up from 0 over `lr_warmup_fraction`, then constant, or down to `min_lr` at the end: in a
+    straight line, along half a cosine, or (wsd) constant first and a straight line over the last
+    `lr_wsd_decay_fraction` (arXiv 2404.06395).
+    """
+    progress = min(1.0, consumed_samples / train_samples)
+    warmup = schedule.lr_warmup_fraction
+    if progress < warmup:
+        return optimizer.lr * progress / warmup
+    return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * _height(schedule, progress)
+
+
+def _height(schedule: ScheduleSection, progress: float) -> float:
+    """Share of the way from `min_lr` to `lr` that is left."""
+    decayed = (progress - schedule.lr_warmup_fraction) / (1.0 - schedule.lr_warmup_fraction)
+    match schedule.lr_decay_style:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - decayed
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * decayed))
+        case "wsd":
+            return min(1.0, (1.0 - progress) / schedule.lr_wsd_decay_fraction)

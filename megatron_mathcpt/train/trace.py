@@ -44,7 +44,7 @@ def trace_step(run_folder: Path, step: int) -> list[Seen]:
 
 
 def _sft_records(config: ExperimentConfig, folder: Path, samples: range) -> Iterator[Seen]:
-    from megatron_mathcpt.train.sft import SftDataset
+    from megatron_mathcpt.train.datasets import SftDataset
 
     dataset = SftDataset(folder, config.train.train_samples, config.seed)
     records = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()

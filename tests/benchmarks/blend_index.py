@@ -77,7 +77,8 @@ def main() -> None:
             prefix = folder / "corpus" / "datasets" / pool / "train"
             tokens = write_index(prefix, round(share * arguments.documents), arguments.length)
             pools[pool] = {"train": {"tokens": tokens}, "validation": {"tokens": 0}}
-        counts = {"tokenizer": {"vocab_size": 4096, "eos_id": 0}, "pools": pools}
+        tokenizer = {"vocab_size": 4096, "eos_id": 0, "sha256": "none"}
+        counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
         write_manifest(folder / "corpus", "corpus", inputs={}, counts=counts, config={}, outputs={})
         config = experiment(folder / "corpus", LENGTH, SHAPE)
         total = sum(pool["train"]["tokens"] for pool in pools.values())

@@ -32,7 +32,7 @@ from training_step import experiment, write_corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.formats.run_folder import checkpoint_paths, load_sealed
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 WIDE = {"hidden_size": 1024, "ffn_hidden_size": 2816, "num_attention_heads": 16}
 REPLICAS, LENGTH = 2, 64
@@ -91,7 +91,7 @@ class Beside:
 
 
 def measure(state: Any, step: Callable[[], None], folder: Path, rounds: int) -> None:
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
     from megatron_mathcpt.train.components import unwrap
     from megatron_mathcpt.train.loop import save
 

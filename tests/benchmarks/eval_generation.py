@@ -74,7 +74,7 @@ class Held:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         """Megatron-Core's tensor `key`."""
-        from megatron_mathcpt.checkpoint.names import hf_names, pack
+        from megatron_mathcpt.checkpoint.huggingface import hf_names, pack
 
         return pack(key, [self._state[name] for name in hf_names(key, layer)], self._shape)
 

@@ -25,7 +25,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.train.determinism import set_deterministic
+from megatron_mathcpt.train.process import set_deterministic
 
 GIB = 2**30
 STEPS = 6
@@ -61,7 +61,7 @@ class Trained:
     """A run that saves into `folder`, step by step."""
 
     def __init__(self, config: ExperimentConfig, layout: parallel.Layout, folder: Path) -> None:
-        from megatron_mathcpt.checkpoint.saver import Saver
+        from megatron_mathcpt.checkpoint.save import Saver
         from megatron_mathcpt.formats.run_folder import Retention
 
         self.state = build(config, layout)
@@ -79,17 +79,18 @@ class Trained:
 
     def save(self, *, beside: bool) -> float:
         """Seconds until training may go on."""
-        from megatron_mathcpt.checkpoint.saver import CheckpointRecord
+        from megatron_mathcpt.checkpoint.save import CheckpointRecord
+        from megatron_mathcpt.formats.run_folder import CheckpointCounts
         from megatron_mathcpt.train.components import unwrap
 
-        record = CheckpointRecord(config={}, inputs={}, counts={"step": self.state.step})
+        record = CheckpointRecord(config={}, inputs={}, counts=CheckpointCounts(step=self.state.step))
         begin = time.perf_counter()
         self.state.saver.save(unwrap(self.state.model), self.state.optimizer, record, beside=beside)
         return time.perf_counter() - begin
 
     def load(self, path: Path) -> float:
         """Seconds to load weights and optimizer."""
-        from megatron_mathcpt.checkpoint.store import load_state
+        from megatron_mathcpt.checkpoint.load import load_state
         from megatron_mathcpt.train.components import unwrap
 
         begin = time.perf_counter()

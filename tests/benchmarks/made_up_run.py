@@ -98,7 +98,7 @@ def experiment(arguments: Namespace, shape: LlamaShape, row: str, replicas: int)
 
 def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     """The training state of `config`, weights drawn on the device."""
-    from megatron_mathcpt.checkpoint.saver import Saver
+    from megatron_mathcpt.checkpoint.save import Saver
     from megatron_mathcpt.formats.run_folder import Retention
     from megatron_mathcpt.model.llama import build_model
     from megatron_mathcpt.train.components import TrainState, build_optimizer, wrap_model

@@ -29,7 +29,7 @@ import torch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 VOCABULARY, LENGTH, BATCH = 4096, 512, 4
 SHAPE = {
@@ -53,7 +53,8 @@ def write_corpus(folder: Path, tokens: int) -> Path:
         builder.add_document(torch.from_numpy(random.integers(1, VOCABULARY, 400)), [400])
     builder.finalize(f"{prefix}.idx")
     pools = {"pool": {"train": {"tokens": tokens // 400 * 400}, "validation": {"tokens": 0}}}
-    counts = {"tokenizer": {"vocab_size": VOCABULARY, "eos_id": 0}, "pools": pools}
+    tokenizer = {"vocab_size": VOCABULARY, "eos_id": 0, "sha256": "none"}
+    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
     write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
     return folder
 
@@ -143,7 +144,7 @@ def loader_rate(state: Any, samples: int) -> float:
     from megatron_mathcpt.train.datasets import microbatches
 
     def read() -> None:
-        for _ in microbatches(state.dataset, 0, samples, BATCH, state.layout):
+        for _ in microbatches(state.dataset, range(samples), BATCH, state.layout):
             pass
 
     read()

@@ -13,42 +13,13 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
-from megatron_mathcpt.checkpoint.names import tensor_keys
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, tensor_keys, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape, RopeScaling
+from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.model.weights import LAYERS, RandomWeights, tensor_sizes
+from tests.checkpoint.conftest import SHAPES, SMOLLM2
 
-LLAMA2 = LlamaShape(
-    num_layers=4,
-    hidden_size=64,
-    ffn_hidden_size=176,
-    num_attention_heads=16,
-    vocab_size=320,
-    init_method_std=0.1,
-)
-SHAPES = {
-    "Llama-2-7B": LLAMA2,
-    "Llama-2-70B": LLAMA2.model_copy(update={"num_query_groups": 8}),
-    "Llama-3-8B": LLAMA2.model_copy(update={"num_query_groups": 8, "vocab_size": 501, "rotary_base": 5e5}),
-    "Llama-3.2-1B": LLAMA2.model_copy(
-        update={
-            "num_query_groups": 8,
-            "share_embeddings_and_output_weights": True,
-            "rope_scaling": RopeScaling(factor=32.0),
-        }
-    ),
-}
-# SmolLM2's 9 heads in 3 groups do not divide by 2: only pipelines.
-SMOLLM2 = LLAMA2.model_copy(
-    update={
-        "num_attention_heads": 9,
-        "num_query_groups": 3,
-        "hidden_size": 72,
-        "share_embeddings_and_output_weights": True,
-    }
-)
 CASES = [(name, tp, pp) for name, tp, pp in product(SHAPES, (1, 2, 4, 8), (1, 2, 4))] + [
     ("SmolLM2-135M", 1, pp) for pp in (1, 2, 4)
 ]

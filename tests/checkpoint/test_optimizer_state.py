@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,12 @@ import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.formats.run_folder import Retention, checkpoint_paths
-from tests.checkpoint.test_store import make_model
+from tests.checkpoint.conftest import make_model, saved
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron_mathcpt.checkpoint.optimizer_state import boxes  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def layout() -> Iterator[parallel.Layout]:
-    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
-    parallel.stop()
 
 
 def make_trained(layout: parallel.Layout, seed: int) -> tuple[Any, Any]:
@@ -54,19 +45,11 @@ def state_of(optimizer: Any) -> list[torch.Tensor]:
     return [states[weight][name] for weight in states for name in ("exp_avg", "exp_avg_sq")]
 
 
-def save(run: Path, layout: parallel.Layout, model: Any, optimizer: Any) -> Path:
-    from megatron_mathcpt.checkpoint.saver import CheckpointRecord, Saver
-
-    with Saver(run, layout, Retention(9)) as saver:
-        saver.save([model], optimizer, CheckpointRecord({}, {}, {"step": 1}))
-    return checkpoint_paths(run)[0]
-
-
 def test_weights_and_moments_come_back_bit_for_bit(layout: parallel.Layout, tmp_path: Path) -> None:
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
 
     model, optimizer = make_trained(layout, 1)
-    path = save(tmp_path, layout, model, optimizer)
+    path = saved(model, tmp_path, layout, optimizer)
     other, fresh = make_trained(layout, 2)
     assert not torch.equal(state_of(fresh)[0], state_of(optimizer)[0])
     load_state(path, [other], fresh, layout)
@@ -82,7 +65,7 @@ def test_megatrons_own_form_is_read_and_its_other_one_refused(
 ) -> None:
     from megatron.core import dist_checkpointing
 
-    from megatron_mathcpt.checkpoint.store import load_state, sharded_model
+    from megatron_mathcpt.checkpoint.load import load_state, sharded_model
 
     model, optimizer = make_trained(layout, 1)
     for form in ("fully_reshardable", "dp_reshardable"):
@@ -100,7 +83,7 @@ def test_megatrons_own_form_is_read_and_its_other_one_refused(
     load_state(tmp_path / "dp_reshardable", [other], None, layout)
     assert all(map(torch.equal, other.parameters(), model.parameters()))
     with pytest.raises(CheckpointError, match="it holds weights only"):
-        load_state(save(tmp_path, layout, model, None), [other], fresh, layout)
+        load_state(saved(model, tmp_path, layout), [other], fresh, layout)
 
 
 def test_boxes_of_a_case_by_hand() -> None:
@@ -130,10 +113,11 @@ def test_another_precision_is_refused(
 ) -> None:
     """Transformer Engine can hold moments in bf16, and of the weights' copy its lower 16 bits."""
     from megatron_mathcpt.checkpoint import optimizer_state
-    from megatron_mathcpt.checkpoint.store import load_state
+    from megatron_mathcpt.checkpoint.load import load_state
 
     model, optimizer = make_trained(layout, 1)
-    path, original = save(tmp_path, layout, model, optimizer), optimizer_state._own_shards
+    path = saved(model, tmp_path, layout, optimizer)
+    original = optimizer_state._own_shards
 
     def in_bf16(optimizer: Any) -> Any:
         shards = original(optimizer)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.train.launch import run_workers
+from megatron_mathcpt.train.process import run_workers
 from tests.evaluation.layout_worker import answers, requests
 
 WORKER = "tests.evaluation.layout_worker"

@@ -1,5 +1,7 @@
-"""Names of checkpoints, what counts as complete, and what goes when."""
+"""Names of checkpoints, what counts as complete, what goes when, which is chosen."""
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pytest
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats import run_folder
 from megatron_mathcpt.formats.files import hash_file
-from megatron_mathcpt.formats.manifest import verify_hashes, write_manifest
+from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, write_manifest
 
 
 def make(run: Path, step: int, kind: str = "checkpoint") -> Path:
@@ -196,3 +198,78 @@ def test_room_is_for_one_more_like_the_newest(tmp_path: Path) -> None:
         with (path / "shard").open("wb") as file:
             file.truncate(size)  # sparse: takes no room
         assert run_folder.has_room(tmp_path) == (size == 1000)
+
+
+def test_counts_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Only what was set is written; a loss that is no number is null there."""
+    asked = {"general": run_folder.SourceTokens(asked=9, seen=7)}
+    done = run_folder.RunCounts(
+        step=2,
+        steps=2,
+        consumed_samples=4,
+        consumed_tokens=7,
+        tokens_by_source=asked,
+        final_validation={"a": math.nan},
+    )
+    manifest = write_manifest(tmp_path, "run", inputs={}, counts=done, config={})
+    assert "skipped_steps" not in manifest.counts
+    found = run_folder.run_counts(load_manifest(tmp_path, "run"))
+    assert found.final_validation is not None
+    assert math.isnan(found.final_validation["a"])
+    assert found.model_copy(update={"final_validation": None}) == done.model_copy(
+        update={"final_validation": None}
+    )
+
+
+LOSSES = [
+    (10, {"a": 3.0, "b": 1.0}),
+    (20, {"a": 1.0, "b": 1.0}),
+    (30, {"a": 2.5, "b": 1.2}),
+    (20, {"a": 2.0, "b": 1.0}),  # done again after a stop
+    (40, {"a": 1.0, "b": 2.0}),
+]
+
+
+def finished_run(folder: Path, choose: str) -> Path:
+    for step in (10, 20, 30, 40):
+        make(folder, step)
+    rows = [{"step": step, "consumed_tokens": step, "validation": losses} for step, losses in LOSSES]
+    rows[1:1] = [{"step": 15, "consumed_tokens": 15, "loss": 0.1}]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50, "valida'
+    (folder / "metrics.jsonl").write_text(text)
+    write_manifest(folder, "run", inputs={}, counts={}, config={"checkpoint": {"choose": choose}})
+    return folder
+
+
+def test_lowest_mean_over_the_sets_the_first_of_equals(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "lowest_validation_loss")
+    assert run_folder.lowest_validation_step(run / "metrics.jsonl") == 20  # 2.0, 1.5, 1.85, 1.5
+    assert run_folder.chosen_checkpoint(run) == run_folder.checkpoint_path(run, 20)
+    assert run_folder.chosen_checkpoint(run_folder.checkpoint_path(run, 10)) == run_folder.checkpoint_path(
+        run, 10
+    )
+
+
+def test_newest_by_default_and_while_a_run_is_not_finished(tmp_path: Path) -> None:
+    assert run_folder.chosen_checkpoint(finished_run(tmp_path / "a", "newest")) == run_folder.checkpoint_path(
+        tmp_path / "a", 40
+    )
+    unfinished = finished_run(tmp_path / "b", "lowest_validation_loss")
+    (unfinished / "manifest.json").unlink()
+    assert run_folder.chosen_checkpoint(unfinished) == run_folder.checkpoint_path(unfinished, 40)
+
+
+def test_a_chosen_checkpoint_that_was_pruned_is_named(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "lowest_validation_loss")
+    run_folder.checkpoint_path(run, 20).rename(tmp_path / "gone")
+    write_manifest(
+        run, "run", inputs={}, counts={}, config={"checkpoint": {"choose": "lowest_validation_loss"}}
+    )
+    with pytest.raises(CheckpointError, match=r"step_00000020: not there, .* raise checkpoint.keep"):
+        run_folder.chosen_checkpoint(run)
+
+
+def test_nothing_to_choose_by(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "consumed_tokens": 1, "loss": 2.0}\n')
+    with pytest.raises(CheckpointError, match="no validation loss to choose by"):
+        run_folder.lowest_validation_step(tmp_path / "metrics.jsonl")

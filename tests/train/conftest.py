@@ -1,6 +1,9 @@
 """A corpus of a few thousand made-up tokens, and tiny runs on it."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.train.metrics import TIMINGS
+from megatron_mathcpt.train.process import free_port, local_world
 
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
@@ -102,3 +109,31 @@ def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> Experi
 def config_of(settings: dict[str, Any]) -> Callable[..., ExperimentConfig]:
     """`config_of(section={field: value})`: the tiny run's config with some fields replaced."""
     return lambda **sections: build_config(settings, **sections)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the only one of its world."""
+    for name, value in local_world(0, 1, free_port()).items():
+        monkeypatch.setenv(name, value)
+
+
+def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
+    """The command that trains into `out`; `script` stands for `-m megatron_mathcpt.train`."""
+    path = out.with_suffix(".yaml")
+    path.write_text(dump_yaml(config))
+    return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
+
+
+def run(arguments: list[str], **world: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, its output kept."""
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        arguments, env=os.environ | world, cwd=root, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def rows_without_timings(out: Path) -> list[dict[str, Any]]:
+    """The metrics that are the same bits in a run that is done again."""
+    rows = read_json_lines(out / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]

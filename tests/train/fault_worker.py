@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from megatron_mathcpt.train.launch import run_workers
+from megatron_mathcpt.train.process import run_workers
 
 LAUNCHED = "RANK" in os.environ
 kind, rank, number = sys.argv[1].split(":")

@@ -12,7 +12,7 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import die_with_parent
+from megatron_mathcpt.train.process import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()

@@ -1,21 +1,14 @@
 """What a user sees of the training command: one line for each mistake, before any process starts."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-
-
-def run(config: Path, out: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "megatron_mathcpt.train", str(config), *arguments, "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+from tests.train.conftest import command, run
 
 
 @pytest.mark.parametrize(
@@ -34,8 +27,7 @@ def run(config: Path, out: Path, *arguments: str) -> "subprocess.CompletedProces
 def test_a_mistake_is_one_line_and_status_2(
     config_of: Callable[..., ExperimentConfig], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    (tmp_path / "tiny.yaml").write_text(dump_yaml(config_of()))
-    done = run(tmp_path / "tiny.yaml", tmp_path / "out", *arguments)
+    done = run([*command(config_of(), tmp_path / "out"), *arguments])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
@@ -46,14 +38,13 @@ def test_check_only_reads_all_of_the_data(
     config_of: Callable[..., ExperimentConfig], corpus: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(corpus, tmp_path / "corpus")
-    config = config_of(data={"corpus": str(tmp_path / "corpus")})
-    (tmp_path / "tiny.yaml").write_text(dump_yaml(config))
-    assert run(tmp_path / "tiny.yaml", tmp_path / "out", "--check").returncode == 0
+    arguments = command(config_of(data={"corpus": str(tmp_path / "corpus")}), tmp_path / "out")
+    assert run([*arguments, "--check"]).returncode == 0
     tokens = tmp_path / "corpus" / "datasets" / "general" / "train.bin"
     data = bytearray(tokens.read_bytes())
     data[len(data) // 2] ^= 1
     tokens.write_bytes(data)
-    done = run(tmp_path / "tiny.yaml", tmp_path / "out", "--check")
+    done = run([*arguments, "--check"])
     assert done.returncode == 2
     assert "general/train.bin: checksum differs from the manifest" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -65,8 +56,7 @@ def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
 ) -> None:
     """Real workers end before they wait for each other, and each says what its torch sees."""
     monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
-    (tmp_path / "tiny.yaml").write_text(dump_yaml(config_of()))
-    done = run(tmp_path / "tiny.yaml", tmp_path / "out", "--processes", "2")
+    done = run([*command(config_of(), tmp_path / "out"), "--processes", "2"])
     assert (done.returncode, done.stdout) == (2, "")
     first, second = done.stderr.splitlines()
     for line in (first, second):

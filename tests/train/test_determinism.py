@@ -10,20 +10,16 @@ import torch
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
-from megatron_mathcpt.train.metrics import TIMINGS
+from tests.train.conftest import rows_without_timings
 
 VARIABLES = ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A single process' world, in which nothing is said of determinism."""
-    for name, value in local_world(0, 1, free_port()).items():
-        monkeypatch.setenv(name, value)
+def environment(monkeypatch: pytest.MonkeyPatch, alone: None) -> Iterator[None]:
+    """Nothing is said of determinism."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that it is as before afterwards
         monkeypatch.delenv(name)
@@ -54,10 +50,9 @@ def test_it_reaches_megatron_core_and_two_runs_are_equal(
     rows = []
     for name in ("first", "second"):
         assert train_experiment(resolve_inputs(config), tmp_path / name)
-        rows.append(read_json_lines(tmp_path / name / "metrics.jsonl"))
-    first, second = ([{k: v for k, v in row.items() if k not in TIMINGS} for row in run] for run in rows)
-    assert len(first) >= 4
-    assert first == second
+        rows.append(rows_without_timings(tmp_path / name))
+    assert len(rows[0]) >= 4
+    assert rows[0] == rows[1]
     assert [model.config.deterministic_mode for model in built] == [deterministic] * 2
     told = [os.environ.get(name) for name in VARIABLES]
     assert told == (["0", ":4096:8", "^NVLS"] if deterministic else [None] * 3)

@@ -1,6 +1,5 @@
 """Kills inside a save, damaged checkpoints, a second job, a changed config: the fault matrix."""
 
-import os
 import random
 import re
 import shutil
@@ -9,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import verify_hashes
@@ -22,23 +23,24 @@ from megatron_mathcpt.formats.run_folder import (
     is_weights_only,
     load_sealed,
     newest_checkpoint,
+    step_of,
 )
-from megatron_mathcpt.train.folder_lock import FolderLock
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
+from megatron_mathcpt.train.process import free_port, local_world
+from tests.train.conftest import command, run
 
 KILLER = Path(__file__).with_name("kill_worker.py")
-SAVER, FOLDER = "megatron_mathcpt.checkpoint.saver", "megatron_mathcpt.formats.run_folder"
-WRITER = "megatron_mathcpt.checkpoint.shard_writer"
-# Second save (after step 16): before and after each phase of it.
+SAVE, FOLDER = "megatron_mathcpt.checkpoint.save", "megatron_mathcpt.formats.run_folder"
+# Second save (after step 16): before and after each phase of it. Each save syncs its shards, then the index.
 SAVE_PHASES = [
-    f"{SAVER}:save_distributed:before:2",
-    f"{SAVER}:save_distributed:after:2",
-    f"{WRITER}:without_crc32:before:2",  # nothing written yet
-    f"{WRITER}:sync_and_describe:before:2",  # written, not yet synced
-    f"{WRITER}:sync_and_describe:after:2",
-    f"{SAVER}:sync_and_describe:before:2",  # the index
-    f"{SAVER}:write_manifest:before:2",
-    f"{SAVER}:write_manifest:after:2",
+    f"{SAVE}:save_distributed:before:2",
+    f"{SAVE}:save_distributed:after:2",
+    f"{SAVE}:without_crc32:before:2",  # nothing written yet
+    f"{SAVE}:sync_and_describe:before:3",  # written, not yet synced
+    f"{SAVE}:sync_and_describe:after:3",
+    f"{SAVE}:sync_and_describe:before:4",  # the index
+    f"{SAVE}:write_manifest:before:2",
+    f"{SAVE}:write_manifest:after:2",
     f"{FOLDER}:seal:after:2",
     f"{FOLDER}:sync_folder:before:2",  # renamed, not yet pointed at
     f"{FOLDER}:commit:after:2",
@@ -47,13 +49,9 @@ SAVE_PHASES = [
 ]
 
 
-def run(config: ExperimentConfig, out: Path, *script: str) -> "subprocess.CompletedProcess[str]":
+def train(config: ExperimentConfig, out: Path, *script: str) -> "subprocess.CompletedProcess[str]":
     """Train in a process of its own; `script` stands for `-m megatron_mathcpt.train`."""
-    path = out.with_suffix(".yaml")
-    path.write_text(dump_yaml(config))
-    command = [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
-    environment = os.environ | local_world(0, 1, free_port())
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return run(command(config, out, *script), **local_world(0, 1, free_port()))
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
@@ -64,7 +62,7 @@ def losses(out: Path) -> list[tuple[int, float]]:
 def whole(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run that keeps all of its checkpoints: steps 8, 16 and 20."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = run(config_of(checkpoint={"keep": 9}), out)
+    done = train(config_of(checkpoint={"keep": 9}), out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -76,10 +74,11 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
     whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, phase: str, beside: bool
 ) -> None:
     config, out = config_of(checkpoint={"keep": 1, "async_save": beside}), tmp_path / "run"
-    assert run(config, out, str(KILLER), phase).returncode == -signal.SIGKILL
+    assert train(config, out, str(KILLER), phase).returncode == -signal.SIGKILL
     found = newest_checkpoint(out)
-    assert load_sealed(found).counts["step"] in (8, 16)
-    done = run(config, out)
+    load_sealed(found)
+    assert step_of(found) in (8, 16)
+    done = train(config, out)
     assert done.returncode == 0, done.stderr
     assert losses(out) == losses(whole)
     assert [path.name for path in (out / "checkpoints").iterdir() if path.name != "latest"] == [
@@ -88,22 +87,26 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
 
 
 @pytest.fixture
-def layout() -> Iterator[object]:
-    from megatron_mathcpt import parallel
-    from megatron_mathcpt.cpu import use_cpu
-
+def verify() -> Iterator[Callable[..., Any]]:
+    """`verify(path, optimizer=True)`: what every start does with a checkpoint."""
     use_cpu()
-    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
+    from megatron_mathcpt.checkpoint.load import verify_checkpoint
+
+    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    layout = parallel.start_alone(sizes)
+    yield lambda path, **options: verify_checkpoint(path, layout, **options)
     parallel.stop()
 
 
-def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, tmp_path: Path) -> None:
-    from megatron_mathcpt.checkpoint.store import verify_checkpoint
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The last checkpoint, to be damaged."""
+    return Path(shutil.copytree(newest_checkpoint(whole), tmp_path / "step_00000020"))
 
-    path = tmp_path / "step_00000020"
-    shutil.copytree(newest_checkpoint(whole), path)
-    verify_checkpoint(path, layout)  # type: ignore[arg-type]
-    files = sorted(path.iterdir())
+
+def test_every_flipped_bit_is_detected_before_load(copy: Path, verify: Callable[..., Any]) -> None:
+    verify(copy)
+    files = sorted(copy.iterdir())
     assert {".metadata", "__0_0.distcp", "manifest.json", "manifest.sha256"} <= {file.name for file in files}
     dice = random.Random(0)
     for number in range(200):
@@ -113,39 +116,31 @@ def test_every_flipped_bit_is_detected_before_load(whole: Path, layout: object, 
         bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
         file.write_bytes(bad)
         with pytest.raises(CheckpointError, match=r"step_00000020"):
-            verify_checkpoint(path, layout)  # type: ignore[arg-type]
+            verify(copy)
         file.write_bytes(good)
-    verify_checkpoint(path, layout)  # type: ignore[arg-type]
+    verify(copy)
 
 
 def test_who_starts_from_the_weights_does_not_read_the_optimizer(
-    whole: Path, layout: object, tmp_path: Path
+    copy: Path, verify: Callable[..., Any]
 ) -> None:
-    from megatron_mathcpt.checkpoint.store import verify_checkpoint
-
-    path = tmp_path / "step_00000020"
-    shutil.copytree(newest_checkpoint(whole), path)
-    file = path / "optimizer___0_0.distcp"
+    file = copy / "optimizer___0_0.distcp"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    verify_checkpoint(path, layout, optimizer=False)  # type: ignore[arg-type]
+    verify(copy, optimizer=False)
     with pytest.raises(CheckpointError, match="checksum differs"):
-        verify_checkpoint(path, layout)  # type: ignore[arg-type]
+        verify(copy)
 
 
 @pytest.mark.parametrize(
     "name", [".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"]
 )
-def test_a_cut_or_missing_file_is_detected(whole: Path, layout: object, tmp_path: Path, name: str) -> None:
-    from megatron_mathcpt.checkpoint.store import verify_checkpoint
-
-    path = tmp_path / "step_00000020"
-    shutil.copytree(newest_checkpoint(whole), path)
-    (path / name).write_bytes((path / name).read_bytes()[:-1])
+def test_a_cut_or_missing_file_is_detected(copy: Path, verify: Callable[..., Any], name: str) -> None:
+    (copy / name).write_bytes((copy / name).read_bytes()[:-1])
     with pytest.raises(CheckpointError):
-        verify_checkpoint(path, layout)  # type: ignore[arg-type]
-    (path / name).unlink()
+        verify(copy)
+    (copy / name).unlink()
     with pytest.raises(CheckpointError):
-        verify_checkpoint(path, layout)  # type: ignore[arg-type]
+        verify(copy)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
@@ -160,7 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     shard.write_bytes(data)
     (out / "checkpoints" / "step_00000016" / "manifest.json").write_text("{")
     (out / "checkpoints" / "latest").write_text("step_99")
-    done = run(config_of(checkpoint={"keep": 9}), out)
+    done = train(config_of(checkpoint={"keep": 9}), out)
     assert done.returncode == 0, done.stderr
     assert "step_00000020/__0_0.distcp" in done.stderr
     assert "at step 8" in done.stderr
@@ -175,7 +170,7 @@ def test_nothing_verified_is_an_error(
     (out / "manifest.json").unlink()
     for path in checkpoint_paths(out):
         (path / ".metadata").unlink()
-    done = run(config_of(checkpoint={"keep": 9}), out)
+    done = train(config_of(checkpoint={"keep": 9}), out)
     assert done.returncode == 2
     assert "no checkpoint verifies" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -186,7 +181,7 @@ def test_no_run_goes_on_from_weights_only(
 ) -> None:
     """They are kept of every second save but the newest, sealed, with the bits of the whole one."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
-    assert run(config, out).returncode == 0
+    assert train(config, out).returncode == 0
     newest, *older = checkpoint_paths(out)
     assert [path.name for path in (newest, *older)] == ["step_00000020", "step_00000016", "step_00000008"]
     for path in older:
@@ -199,13 +194,13 @@ def test_no_run_goes_on_from_weights_only(
         )
     (out / "manifest.json").unlink()
     (newest / ".metadata").unlink()
-    done = run(config, out)
+    done = train(config, out)
     assert done.returncode == 2
     assert "no checkpoint verifies that holds more than weights" in done.stderr.splitlines()[-1]
 
     def start(name: str, **init: object) -> "subprocess.CompletedProcess[str]":
         settings = {"scratch": False, "checkpoint": str(older[0]), **init}
-        return run(config_of(init=settings).model_copy(update={"model": None}), tmp_path / name)
+        return train(config_of(init=settings).model_copy(update={"model": None}), tmp_path / name)
 
     assert start("from weights").returncode == 0
     done = start("from all", load_optimizer=True)
@@ -216,8 +211,6 @@ def test_no_run_goes_on_from_weights_only(
 def test_going_on_with_a_changed_experiment_is_refused(
     whole: Path, config_of: Callable[..., ExperimentConfig]
 ) -> None:
-    from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
-
     checkpoint = newest_checkpoint(whole)
     allowed = config_of(checkpoint={"interval": 3}, logging={"interval": 1}, train={"micro_batch_size": 2})
     check_resumable(resolve_inputs(allowed), checkpoint)
@@ -231,8 +224,6 @@ def test_going_on_with_a_changed_experiment_is_refused(
 def test_the_form_of_the_optimizer_cannot_change(
     whole: Path, config_of: Callable[..., ExperimentConfig]
 ) -> None:
-    from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
-
     sharded = config_of(parallel={"use_distributed_optimizer": True})
     with pytest.raises(ConfigError, match=r"parallel\.use_distributed_optimizer: False then, True now"):
         check_resumable(resolve_inputs(sharded), newest_checkpoint(whole))
@@ -244,15 +235,6 @@ def test_the_form_of_the_optimizer_cannot_change(
         resolve_inputs(goes_on)
 
 
-def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_mathcpt.train.folder_lock._PATIENCE_SECONDS", 0.2)
-    refused = pytest.raises(ConfigError, match=f"in use by process {os.getpid()}")
-    with FolderLock(tmp_path), refused, FolderLock(tmp_path):
-        pass
-    with FolderLock(tmp_path):
-        pass
-
-
 @pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
     whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, beside: bool
@@ -260,16 +242,8 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
     """RLIMIT_FSIZE stands for the full disk: a shard is about 2 MB, all other files are smaller."""
     out = tmp_path / "run"
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(dump_yaml(config_of(checkpoint={"async_save": beside})))
-    done = subprocess.run(
-        ["bash", "-c", limited, "bash", str(path), "--out", str(out)],
-        env=os.environ | local_world(0, 1, free_port()),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    _, *arguments = command(config_of(checkpoint={"async_save": beside}), out, "-c", limited, "bash")
+    done = run(["bash", *arguments], **local_world(0, 1, free_port()))
     assert done.returncode == 2, done.stderr
     cause = r"step_00000008: cannot be written \((a write was cut short|File too large); [\d,]+ bytes free"
     assert re.search(cause, done.stderr.splitlines()[-1])

@@ -15,7 +15,7 @@ from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 pytestmark = [
     pytest.mark.gpu,

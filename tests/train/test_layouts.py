@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_mathcpt.checkpoint.names import tensor_keys
-from megatron_mathcpt.checkpoint.reader import CheckpointWeights
+from megatron_mathcpt.checkpoint.huggingface import tensor_keys
+from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiny_losses.json"
 WORKER = Path(__file__).with_name("layout_worker.py")

@@ -13,7 +13,8 @@ from megatron_mathcpt.train.metrics import clock, drop_rows_after, last_validati
 
 def test_rows_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    kept = '{"step": 1, "loss": 6.25}\n{"step": 2, "loss": 0.1}\n{"step": 2, "validation": {"a": 3.5}}\n'
+    rows = ['"step": 1, "loss": 6.25', '"step": 2, "loss": 0.1', '"step": 2, "validation": {"a": 3.5}']
+    kept = "".join(f'{{"consumed_tokens": 9, {row}}}\n' for row in rows)
     path.write_text(kept + '{"step": 3, "loss": 5.0}\n{"step": 4, "lo')
     drop_rows_after(path, 2)
     assert path.read_text() == kept

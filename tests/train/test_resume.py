@@ -1,6 +1,8 @@
-"""A run that was stopped, or killed, and started again ends with the same bits."""
+"""A run that was stopped, killed, saved beside its steps or in another layout goes on with the same bits."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,23 +13,24 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.formats.files import read_json_lines
-from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.formats.run_folder import newest_checkpoint
-from megatron_mathcpt.train.metrics import TIMINGS
+from megatron_mathcpt.errors import EXIT_REQUEUE
+from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.formats.run_folder import (
+    checkpoint_paths,
+    is_weights_only,
+    load_sealed,
+    newest_checkpoint,
+    step_of,
+)
+from tests.train.conftest import command, rows_without_timings
+from tests.train.test_layouts import SHARDED, TWO_PROCESSES, train_layouts
 
-
-def command(config: ExperimentConfig, out: Path) -> list[str]:
-    path = out.with_suffix(".yaml")
-    path.write_text(dump_yaml(config))
-    return [sys.executable, "-m", "megatron_mathcpt.train", str(path), "--out", str(out)]
-
-
-def rows_without_timings(out: Path) -> list[dict[str, Any]]:
-    rows = read_json_lines(out / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("MATHCPT_KILLS", "50"))
+STEPS_A_KILL = 24  # of them a kill costs some; the run must not end before the last kill
+TENSOR = SHARDED | {"tensor_model_parallel_size": 2}
+OTHERS = {"pipeline": SHARDED | {"pipeline_model_parallel_size": 2}, "data": SHARDED}
 
 
 def wait_for_step(out: Path, step: int) -> None:
@@ -57,17 +60,20 @@ def whole(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.T
     return out
 
 
+@pytest.mark.parametrize(
+    "saves", [{}, pytest.param({"interval": 1, "async_save": True}, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_with_the_same_bits(
-    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path
+    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, saves: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
-    arguments = command(config_of(), out)
+    arguments = command(config_of(checkpoint=saves), out)
     run = subprocess.Popen(arguments)
     wait_for_step(out, 8)
     run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=60) == 75
-    stopped_at = load_manifest(newest_checkpoint(out), "checkpoint").counts["step"]
-    assert 8 < stopped_at < 20
+    assert run.wait(timeout=60) == EXIT_REQUEUE
+    assert 8 < step_of(newest_checkpoint(out)) < 20
+    assert not list((out / "checkpoints").glob(".step_*"))
     assert subprocess.run(arguments, check=False, timeout=200).returncode == 0
     check_same_run(whole, out)
 
@@ -95,13 +101,84 @@ def test_a_killed_run_goes_on_with_the_same_bits(
     for step in (8, 16):
         run = subprocess.Popen(arguments)
         wait_for_step(out, step)
-        target = run.pid if victim == "launcher" else children(run.pid)[1]
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        target = run.pid if victim == "launcher" else int(children[1])
         os.kill(target, signal.SIGKILL)
         assert run.wait(timeout=60) != 0
     subprocess.run(arguments, check=True, timeout=200)
     check_same_run(whole, out)
 
 
-def children(pid: int) -> list[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in listed.split()]
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("beside", [False, True])
+def test_random_kills_change_no_bit(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, beside: bool
+) -> None:
+    config = config_of(
+        parallel={"tensor_model_parallel_size": 2},
+        train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
+        checkpoint={"interval": 4, "async_save": beside, "keep_every": 4 * STEPS_A_KILL},
+    )
+    for name, kills in (("whole", 0), ("killed", KILLS)):
+        arguments = command(config, tmp_path / name, "-m", "tests.train.random_kills")
+        subprocess.run([*arguments, "--kills", str(kills)], cwd=ROOT, check=True, timeout=3500)
+    check_same_run(tmp_path / "whole", tmp_path / "killed")
+    kept, undisturbed = (checkpoint_paths(tmp_path / name) for name in ("killed", "whole"))
+    assert step_of(kept[0]) == (KILLS + 1) * STEPS_A_KILL
+    assert [path.name for path in kept] == [path.name for path in undisturbed]
+    for path, whole in zip(kept, undisturbed, strict=True):
+        manifest, expected = load_sealed(path), load_sealed(whole)
+        verify_hashes(path, manifest)
+        assert is_weights_only(manifest) == is_weights_only(expected) == (path not in kept[:2])
+        for name in expected.outputs.keys() - {".metadata"}:  # it has an id of its save
+            assert manifest.outputs[name] == expected.outputs[name]
+
+
+@pytest.mark.parametrize(
+    "layout", ["tensor", *(pytest.param(x, marks=pytest.mark.slow) for x in ("pipeline", "data, overlapped"))]
+)
+def test_all_ranks_write_what_they_would_have_written_waiting(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path, layout: str
+) -> None:
+    link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # stands for a job that scores a checkpoint
+    (tmp_path / "scored").mkdir()
+    saves = {"interval": 4, "keep": 9}
+    configs = {
+        "waiting": config_of(parallel=TWO_PROCESSES[layout], checkpoint=saves),
+        "beside": config_of(
+            parallel=TWO_PROCESSES[layout], checkpoint=saves | {"async_save": True, "evaluate": link}
+        ),
+    }
+    train_layouts(configs, 2, tmp_path)
+    check_same_run(tmp_path / "waiting", tmp_path / "beside")
+    paths = [checkpoint_paths(tmp_path / name) for name in configs]
+    assert [path.name for path in paths[0]] == [f"step_{step:08d}" for step in (20, 16, 12, 8, 4)]
+    assert sorted(path.resolve() for path in (tmp_path / "scored").iterdir()) == paths[1][::-1]
+    for waiting, beside in zip(*paths, strict=True):
+        first, second = load_sealed(waiting), load_sealed(beside)
+        assert json.dumps(second.counts) == json.dumps(first.counts)
+        differing = [name for name in first.outputs if first.outputs[name] != second.outputs[name]]
+        assert differing == [".metadata"]  # it has an id of its save
+
+
+@pytest.mark.slow
+def test_a_tensor_parallel_run_goes_on_in_other_layouts(
+    config_of: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    keep = {"keep": 9}
+    whole = train_layouts({"whole": config_of(parallel=TENSOR, checkpoint=keep)}, 2, tmp_path)["whole"]
+    shutil.rmtree(whole.folder / "checkpoints" / "step_00000016")
+    shutil.rmtree(whole.folder / "checkpoints" / "step_00000020")
+    (whole.folder / "manifest.json").unlink()
+    for name in (*OTHERS, "one"):
+        shutil.copytree(whole.folder, tmp_path / name)
+    others = {name: config_of(parallel=sizes, checkpoint=keep) for name, sizes in OTHERS.items()}
+    resumed = train_layouts(others, 2, tmp_path)
+    resumed |= train_layouts({"one": config_of(parallel=SHARDED, checkpoint=keep)}, 1, tmp_path)
+    losses = [row["loss"] for row in whole.rows if "loss" in row]
+    for name, run in resumed.items():  # the rows up to step 8 are the old ones
+        found = [row["loss"] for row in run.rows if "loss" in row]
+        assert found[:8] == losses[:8], name
+        assert found == pytest.approx(losses, rel=1e-6), name
+        assert run.rows[-1]["validation"] == pytest.approx(whole.rows[-1]["validation"], rel=1e-6), name

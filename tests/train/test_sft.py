@@ -19,11 +19,10 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import Batch, WithDocuments
+from megatron_mathcpt.train.datasets import Batch, SftDataset, document_numbers
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
 from megatron_mathcpt.train.packing import NOT_TRAINED, Example, PackSettings, fill_sample, group, pack_pool
-from megatron_mathcpt.train.sft import SftDataset
+from megatron_mathcpt.train.process import free_port, local_world
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
@@ -62,8 +61,9 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = [*PROBLEMS[:37], *PROBLEMS[40:]]
     tokens = sum(len(tokenizer.encode(cpt_text(problem)).ids) + 1 for problem in training)
     counts = {
-        "tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS},
+        "tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS, "sha256": "none"},
         "pools": {"problem_solving": {"train": {"tokens": tokens}}},
+        "sources": {},
     }
     write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
     return folder
@@ -180,8 +180,7 @@ def test_prompt_labels_do_not_matter(model: Any, problem_corpus: Path, tmp_path:
 
 
 def test_documents_of_a_cpt_sample_end_with_eos() -> None:
-    sample = {"tokens": torch.tensor([4, 5, EOS, 6, EOS, 7])}
-    documents = WithDocuments([sample], EOS)[0]["documents"]
+    documents = document_numbers(torch.tensor([4, 5, EOS, 6, EOS, 7]), EOS)
     assert documents.tolist() == [0, 0, 0, 1, 1, 2]
 
 

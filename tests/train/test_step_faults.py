@@ -2,22 +2,16 @@
 
 import math
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig, FaultsSection
 from megatron_mathcpt.errors import TrainingDiverged
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.faults import StepGuard
-from megatron_mathcpt.train.metrics import TIMINGS
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.train.conftest import command, rows_without_timings, run
 
 
 def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
@@ -60,19 +54,11 @@ def test_a_guard_goes_on_from_its_state() -> None:
         assert second.state() == whole.state()
 
 
-def run(config: ExperimentConfig, out: Path, fault: str | None = None) -> "subprocess.CompletedProcess[str]":
-    path = out.with_suffix(".yaml")
-    path.write_text(dump_yaml(config))
-    module = ["megatron_mathcpt.train"] if fault is None else ["tests.train.fault_worker", fault]
-    command = [sys.executable, "-m", *module, str(path), "--out", str(out)]
-    if fault is None:
-        command += ["--processes", "2"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    found = read_json_lines(out / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in found]
+def train(config: ExperimentConfig, out: Path, *fault: str) -> "subprocess.CompletedProcess[str]":
+    """Train by two processes, with a fault or without."""
+    if fault:
+        return run(command(config, out, "-m", "tests.train.fault_worker", *fault))
+    return run([*command(config, out), "--processes", "2"])
 
 
 @pytest.mark.slow
@@ -81,19 +67,19 @@ def test_nan_on_one_rank_is_applied_on_none(
 ) -> None:
     config = config_of(faults={"non_finite": "skip", "replica_check_interval": 1}, checkpoint={"keep": 9})
     out = tmp_path / "run"
-    done = run(config, out, "nan:1:10")
+    done = train(config, out, "nan:1:10")
     assert done.returncode == 0, done.stderr
     assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in done.stderr
-    (skipped,) = [row for row in rows(out) if "skipped" in row]
+    (skipped,) = [row for row in rows_without_timings(out) if "skipped" in row]
     assert (skipped["step"], skipped["grad_norm"]) == (10, None)
-    assert all(math.isfinite(row["loss"]) for row in rows(out) if "loss" in row)
+    assert all(math.isfinite(row["loss"]) for row in rows_without_timings(out) if "loss" in row)
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
     # Resumed after the skipped step: the same rows, and the skip is not forgotten.
-    whole = rows(out)
+    whole = rows_without_timings(out)
     (out / "manifest.json").unlink()
     (out / "checkpoints" / "step_00000020").rename(tmp_path / "step_00000020")
-    assert run(config, out).returncode == 0
-    assert rows(out) == whole
+    assert train(config, out).returncode == 0
+    assert rows_without_timings(out) == whole
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
 
 
@@ -101,7 +87,7 @@ def test_nan_on_one_rank_is_applied_on_none(
 def test_nan_stops_the_run_with_the_samples_named(
     config_of: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
-    done = run(config_of(), tmp_path / "run", "nan:1:10")
+    done = train(config_of(), tmp_path / "run", "nan:1:10")
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: gradient norm is not finite at step 10; no process applied the step")
@@ -112,7 +98,7 @@ def test_nan_stops_the_run_with_the_samples_named(
 def test_a_flipped_bit_on_one_rank_is_found(
     config_of: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
-    done = run(config_of(faults={"replica_check_interval": 4}), tmp_path / "run", "flip:1:10")
+    done = train(config_of(faults={"replica_check_interval": 4}), tmp_path / "run", "flip:1:10")
     assert done.returncode == 2
     assert "after step 12 the weights of ranks 0, 1 differ" in done.stderr.strip().splitlines()[-1]
 
@@ -123,11 +109,11 @@ def test_a_process_that_stands_still_is_noticed_and_the_run_goes_on(
     config_of: Callable[..., ExperimentConfig], tmp_path: Path, fault: str
 ) -> None:
     config, out = config_of(faults={"hang_timeout_seconds": 20.0}), tmp_path / "run"
-    done = run(config, out, fault)
+    done = train(config, out, fault)
     assert done.returncode not in (0, 2, 75), done.stderr
     stacks = [path.read_text() for path in sorted((out / ".stacks").iterdir())]
     assert "train_step" in stacks[0]
     assert ("cause" in stacks[1]) == fault.startswith("hang"), "a stopped process cannot speak"
     assert not (out / "manifest.json").exists()
-    assert run(config, out).returncode == 0
-    assert [row["step"] for row in rows(out) if "loss" in row] == list(range(1, 21))
+    assert train(config, out).returncode == 0
+    assert [row["step"] for row in rows_without_timings(out) if "loss" in row] == list(range(1, 21))

@@ -45,7 +45,8 @@ def run(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> Path:
         pools[pool] = {"train": {"documents": 8, "tokens": sum(6 + 3 * n for n in range(8))}}
     (corpus / "tokenizer").mkdir()
     tokenizer.save(str(corpus / "tokenizer" / "tokenizer.json"))
-    counts = {"tokenizer": {"vocab_size": 27, "eos_id": EOS}, "pools": pools}
+    tokenizer = {"vocab_size": 27, "eos_id": EOS, "sha256": "none"}
+    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
     write_manifest(corpus, "corpus", inputs={}, counts=counts, config={})
     config = config_of(
         data={"corpus": str(corpus), "blend": {"general": 1.0, "problem_solving": 1.0}},

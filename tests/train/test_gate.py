@@ -16,7 +16,6 @@ from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
 from tests.train.test_layouts import SHARDED, train_layouts
 
 SHAPE = LlamaShape(
@@ -43,14 +42,10 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(
-    config_of: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., float]:
+def train(config_of: Callable[..., ExperimentConfig], alone: None, tmp_path: Path) -> Callable[..., float]:
     """Train two steps in this process from an `init` section; the first loss."""
 
     def run(**init: object) -> float:
-        for name, value in local_world(0, 1, free_port()).items():
-            monkeypatch.setenv(name, value)
         logging = {"loss_by_source": True, "profile_step": 2}
         config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512}, logging=logging)
         out = tmp_path / f"run {len(init)} {next(iter(init))}"
@@ -93,20 +88,15 @@ class Recorded:
         return self.dataset[index]
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("global_batch_size", [8, 1024])
 def test_the_gate_costs_the_same_for_every_batch(
-    config_of: Callable[..., ExperimentConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    hf: Path,
-    tmp_path: Path,
-    global_batch_size: int,
+    config_of: Callable[..., ExperimentConfig], hf: Path, tmp_path: Path, global_batch_size: int
 ) -> None:
     """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
-    for name, value in local_world(0, 1, free_port()).items():
-        monkeypatch.setenv(name, value)
     use_cpu()
     from megatron_mathcpt.train.components import build
-    from megatron_mathcpt.train.initial_loss import check_initial_loss
+    from megatron_mathcpt.train.gate import check_initial_loss
 
     batch = {"train_tokens": 64 * global_batch_size, "global_batch_size": global_batch_size}
     init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}

@@ -1,5 +1,6 @@
-"""Local workers: exit statuses and signals reach the caller, and nobody is left behind."""
+"""A run's processes: exit statuses and signals reach the caller, nobody is left behind, one job a folder."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,13 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.train.launch import exit_status, expects_gpu, joined_world, local_world, run_workers
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.train.process import (
+    exit_status,
+    expects_gpu,
+    folder_lock,
+    joined_world,
+    local_world,
+    run_workers,
+    start_evaluation,
+)
 
 # A worker that writes its environment and then does what its argument says.
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from megatron_mathcpt.train.launch import die_with_parent
+from megatron_mathcpt.train.process import die_with_parent
 die_with_parent()
 rank = os.environ["RANK"]
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -27,7 +37,7 @@ match sys.argv[2]:
     case "wait": time.sleep(60)
 """
 LAUNCHER = (
-    "import sys; from megatron_mathcpt.train.launch import run_workers; "
+    "import sys; from megatron_mathcpt.train.process import run_workers; "
     "sys.exit(run_workers('mathcpt_test_worker', sys.argv[1:], 2))"
 )
 
@@ -90,6 +100,15 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_mathcpt.train.process._LOCK_SECONDS", 0.2)
+    refused = pytest.raises(ConfigError, match=f"in use by process {os.getpid()}")
+    with folder_lock(tmp_path), refused, folder_lock(tmp_path):
+        pass
+    with folder_lock(tmp_path):
+        pass
+
+
 def test_exit_status_of_a_signal() -> None:
     assert (exit_status(-15), exit_status(3)) == (143, 3)
 
@@ -121,3 +140,26 @@ def test_workers_are_told_of_an_expected_gpu(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_hidden_gpu_is_not_expected() -> None:
     assert not expects_gpu({"CUDA_VISIBLE_DEVICES": ""})
     assert expects_gpu({"CUDA_VISIBLE_DEVICES": "", "MATHCPT_DEVICE": "cuda"})
+
+
+def test_the_command_gets_the_checkpoint_and_is_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    script, seen = tmp_path / "a job.sh", tmp_path / "seen"
+    script.write_text(f'#!/bin/sh\nprintf "%s|" "$@" "${{RANK:-none}}" "${{MASTER_ADDR:-none}}" > {seen}\n')
+    script.chmod(0o755)
+    start_evaluation([str(script), "$(touch bad); a"], tmp_path / "step_00000008")
+    assert seen.read_text() == f"$(touch bad); a|{tmp_path / 'step_00000008'}|none|none|"
+
+
+@pytest.mark.parametrize("command", [["false"], ["no-such-command"]])
+def test_a_failure_is_a_warning(command: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("megatron_mathcpt")
+    logger.addHandler(caplog.handler)
+    try:
+        start_evaluation(command, Path("step_00000008"))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "step_00000008: its evaluation was not started" in caplog.text

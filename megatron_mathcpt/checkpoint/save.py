@@ -2,14 +2,19 @@
 
 Every rank writes and hashes its own files under a hidden name. When all have, rank 0 writes the manifest,
 renames the folder and points at it; so a kill at any moment leaves the checkpoint before it whole.
+
+A rank takes its state, copies it and writes it. Only the first of these involves other ranks; the others run
+in any thread, beside the training. Megatron-Core's own asynchronous request forks its writers out of a
+process full of threads, which can stand still for ever (github.com/NVIDIA/Megatron-LM, issue 2422), and 0.19
+gives it up.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -24,15 +29,118 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future as TorchFuture
 
-from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
-from megatron_mathcpt.checkpoint.shard_writer import HostCopies, ShardWriter, Written
-from megatron_mathcpt.checkpoint.store import sharded_model, verify_kept
+from megatron_mathcpt.checkpoint.load import sharded_model, verify_kept
+from megatron_mathcpt.checkpoint.optimizer_state import PREFIX, OptimizerState
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.manifest import sync_and_describe, write_manifest
+from megatron_mathcpt.formats.manifest import OPTIMIZER, OutputFile, sync_and_describe, write_manifest
 from megatron_mathcpt.parallel import Layout
+
+HostCopies = dict[MetadataIndex, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Written:
+    """torch's records of what one rank wrote, for the index, and its files' sizes and checksums."""
+
+    results: list[WriteResult]
+    files: dict[str, OutputFile]
+
+
+class ShardWriter(FileSystemWriter):
+    """torch's writer, which only takes the state where torch lets it write; `write` writes it.
+
+    The state must stay as it is until then, or until `copy` has returned.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, sync_files=False)
+        self._plan: SavePlan | None = None
+        self._metadata: Metadata | None = None
+        self._taken: dict[MetadataIndex, Any] = {}
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
+        """Take what `plan` names; torch calls it in the middle of its save."""
+        self._plan = plan
+        self._taken = {item.index: planner.resolve_data(item) for item in plan.items}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the state is now there for every thread and stream
+        nothing_yet: TorchFuture[list[WriteResult]] = TorchFuture()
+        nothing_yet.set_result([])
+        return nothing_yet
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Keep the index for `write_index`; torch calls it on rank 0 at the end of its save."""
+        self._metadata = metadata
+
+    def copy(self, copies: HostCopies) -> None:
+        """Copy the state into host memory; `copies` is filled again in every save, new memory costs more."""
+        with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
+            for index, data in self._taken.items():
+                if isinstance(data, torch.Tensor):  # an object is serialized already
+                    if index not in copies:
+                        copies[index] = torch.empty_like(data, device="cpu", pin_memory=data.is_cuda)
+                    self._taken[index] = copies[index].copy_(data.detach(), non_blocking=True)
+            if torch.cuda.is_available():
+                torch.cuda.current_stream().synchronize()
+
+    def write(self) -> Written:
+        """Write, sync and hash this rank's files: weights in one, the optimizer's state in another."""
+        assert self._plan is not None
+        kinds: dict[str, list[WriteItem]] = {}
+        for item in self._plan.items:
+            kinds.setdefault(OPTIMIZER if item.index.fqn.startswith(PREFIX) else "", []).append(item)
+        results: list[WriteResult] = []
+        with without_crc32():
+            for kind, items in kinds.items():
+                prefix = replace(self._plan.storage_data, prefix=kind + self._plan.storage_data.prefix)
+                plan = replace(self._plan, items=items, storage_data=prefix)
+                results += super().write_data(plan, _Taken(self._taken)).wait()
+        names = {result.storage_data.relative_path for result in results}
+        self._taken = {}
+        return Written(results, sync_and_describe(Path(self.path), names))
+
+    def write_index(self, results: list[list[WriteResult]]) -> None:
+        """Write which rank wrote what; rank 0 calls it when all have written."""
+        assert self._metadata is not None
+        super().finish(self._metadata, results)
+
+
+class _Taken(DefaultSavePlanner):
+    """Gives the writer what was taken."""
+
+    def __init__(self, taken: dict[MetadataIndex, Any]) -> None:
+        super().__init__()
+        self._data = taken
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        data = self._data[write_item.index]
+        return _apart(data) if isinstance(data, torch.Tensor) and data.device.type == "cpu" else data
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor of its own: of a part of one torch's writer makes a copy first."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
+
+
+@contextmanager
+def without_crc32() -> Iterator[None]:
+    """Leave out torch.save's own checksum: we have a better one, and it holds the interpreter's lock."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 @dataclass(frozen=True)
@@ -41,25 +149,22 @@ class CheckpointRecord:
 
     config: dict[str, Any]
     inputs: dict[str, str]
-    counts: dict[str, Any]
+    counts: folders.CheckpointCounts
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A save on its way: where to, what its manifest will say, and what this rank's thread is at."""
+    """A save on its way: where to, what its manifest will say, and what this rank's thread is at.
+
+    `work` is what must be done before the next of "writing", "committing" and "pruning".
+    """
 
     path: Path
     record: CheckpointRecord
     writer: ShardWriter
-    copying: "Future[None] | None"
-    writing: "Future[Written]"
-    committing: "Future[None] | None" = None
-    pruning: "Future[None] | None" = None
-
-    @property
-    def work(self) -> "Future[Any]":
-        """What must be done before the next step."""
-        return self.pruning or self.committing or self.writing
+    copying: Future[None] | None
+    work: Future[Any]
+    at: str = "writing"
 
 
 class Saver:
@@ -77,10 +182,8 @@ class Saver:
         retention: folders.Retention,
         on_commit: Callable[[Path], None] | None = None,
     ) -> None:
-        self._run_folder = run_folder
-        self._layout = layout
-        self._retention = retention
-        self._on_commit = on_commit
+        self._run_folder, self._layout = run_folder, layout
+        self._retention, self._on_commit = retention, on_commit
         # A new thread would use the first GPU, whichever this process has.
         self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
         self._copies: HostCopies = {}
@@ -89,9 +192,7 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, TrainingDiverged):  # raised on all ranks alike
             self.finish()
         self._thread.shutdown()
@@ -99,19 +200,19 @@ class Saver:
     def save(
         self, model: list[Any], optimizer: Any, record: CheckpointRecord, *, beside: bool = False
     ) -> None:
-        """Save the state after step `record.counts["step"]`; what need not stay is removed beside the steps.
+        """Save the state after step `record.counts.step`; what need not stay is removed beside the steps.
 
         It is committed on return; with `beside` in later calls of `poll`, and the state must not change
         before `wait_for_copy` has returned. A save that is still on its way is waited for.
         """
         self.finish()
-        path = folders.checkpoint_path(self._run_folder, record.counts["step"])
+        path = folders.checkpoint_path(self._run_folder, record.counts.step)
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
             raise _unwritable(path, "less room than the newest checkpoint takes")
         writer = self._take(path, model, optimizer)
         copying = self._thread.submit(writer.copy, self._copies) if beside else None
         self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
-        while not beside and self._pending is not None and self._pending.pruning is None:
+        while not beside and self._pending is not None and self._pending.at != "pruning":
             self._advance(self._pending)
 
     def wait_for_copy(self) -> None:
@@ -153,13 +254,13 @@ class Saver:
         """From written by every rank to committed by rank 0, to pruned by it, to the end."""
         self._pending = None
         parts = self._gather(pending)
-        if pending.committing is None:
+        if pending.at == "writing":
             verify_kept(self._run_folder, self._retention, self._layout)
             self._retention.verified.add(pending.path.name)  # its bytes were read again for the checksums
-            committing = self._thread.submit(self._commit, pending, parts)
-            self._pending = replace(pending, committing=committing)
-        elif pending.pruning is None:
-            self._pending = replace(pending, pruning=self._thread.submit(self._prune))
+            work = self._thread.submit(self._commit, pending, parts)
+            self._pending = replace(pending, work=work, at="committing")
+        elif pending.at == "committing":
+            self._pending = replace(pending, work=self._thread.submit(self._prune), at="pruning")
 
     def _gather(self, pending: _Pending) -> list[Any]:
         """What the work of every rank gave, on rank 0; `CheckpointError` on all if one of them failed."""

@@ -1,7 +1,7 @@
 """Trains by two forked ranks, killing one or both at random times, and starting again, until the end.
 
-Arguments: config, run folder, number of kills, seed. Megatron-Core is imported once and forked, so an attempt
-costs a fraction of a second.
+Arguments: config, `--out` run folder, `--kills` number. Megatron-Core is imported once and forked, so an
+attempt costs a fraction of a second.
 """
 
 import os
@@ -16,7 +16,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.launch import free_port, local_world
+from megatron_mathcpt.train.process import free_port, local_world
 
 RANKS = 2
 
@@ -70,15 +70,14 @@ def attempt(config: Path, out: Path, dice: random.Random | None) -> bool:
 
 
 def main() -> None:
-    config, out, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    config, out, kills = Path(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[5])
     use_cpu()
     import megatron_mathcpt.train.loop  # noqa: F401 - imported before the forks
 
-    dice, killed = random.Random(seed), 0
-    while killed < kills:
+    dice = random.Random(1)
+    for killed in range(kills):
         if attempt(config, out, dice):
             sys.exit(f"finished after {killed} of {kills} kills; give it more steps")
-        killed += 1
     if not attempt(config, out, None):
         sys.exit("did not finish")
 
