@@ -11,7 +11,7 @@ import orjson
 
 from megatron_mathcpt.data import documentation
 from megatron_mathcpt.data.own_corpora import own_documents, own_files, own_problems
-from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems, training_problems
+from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
