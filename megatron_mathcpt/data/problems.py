@@ -15,7 +15,7 @@ import operator
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -176,7 +176,7 @@ class Instance:
     """A template with its numbers: the unit that belongs either to training or to evaluation."""
 
     name: str
-    numbers: Values = field(hash=False)
+    numbers: Values
 
     def key(self) -> str:
         """Template and numbers, the same in every language and wording."""
@@ -273,13 +273,10 @@ def evaluate(expression: str, values: Values, draws: Functions | None = None) ->
 
 def substitute(expression: str, values: Values) -> str:
     """`expression` as it is written in a solution: names replaced by their numbers."""
-
-    def number(match: re.Match[str]) -> str:
-        value = values.get(match[0])  # what is negative or a fraction needs its brackets
-        bare = value is not None and value >= 0 and value.denominator == 1
-        return match[0] if value is None else str(value) if bare else f"({value})"
-
-    return re.sub(r"[a-z]\w*", number, expression).replace("**", "^")
+    # What is negative or a fraction needs its brackets.
+    written = {n: f"{v}" if v >= 0 and v.denominator == 1 else f"({v})" for n, v in values.items()}
+    found = re.sub(r"[a-z]\w*", lambda match: written.get(match[0], match[0]), expression)
+    return found.replace("**", "^")
 
 
 @functools.cache

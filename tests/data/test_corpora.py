@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.data.corpora import answer_type, make_corpora, split_problems
-from megatron_mathcpt.data.documentation import package
+from megatron_mathcpt.data.corpora import answer_type, make_corpora, package, split_problems
 from megatron_mathcpt.data.problems import ProblemMix
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
