@@ -9,7 +9,6 @@ numbers alone, so the two splits share no such pair in any language, wording or 
 import ast
 import functools
 import hashlib
-import itertools
 import math
 import operator
 import random
@@ -66,10 +65,13 @@ class ProblemMix(Section):
 
 def _pairs(text: Any) -> list[tuple[str, str]]:
     """(name, expression) of each `name = expression` between semicolons."""
-    pairs = [part.strip().partition(" = ") for part in str(text).split(";")]
-    if broken := next((name for name, sign, _ in pairs if not (sign and name.isidentifier())), None):
-        raise ValueError(f"{broken!r}: expected 'name = expression'")
-    return [(name, expression) for name, _, expression in pairs]
+    pairs = []
+    for part in str(text).split(";"):
+        name, _, expression = part.strip().partition(" = ")
+        if not (name.isidentifier() and expression):
+            raise ValueError(f"{part!r}: expected 'name = expression'")
+        pairs.append((name, expression))
+    return pairs
 
 
 class Kind(Section):
@@ -154,8 +156,8 @@ class Words(Section):
 
     def draw(self, language: Language, chance: random.Random) -> dict[str, str]:
         """Two different names, a thing and its other form."""
-        thing = chance.sample(self.names, 2), chance.choice(list(self.things.items()))
-        return dict(zip(_WORDS[language], itertools.chain(*thing), strict=True))
+        names, thing = chance.sample(self.names, 2), chance.choice(list(self.things.items()))
+        return dict(zip(_WORDS[language], (*names, *thing), strict=True))
 
 
 class ProblemFile(Section):

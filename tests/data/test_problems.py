@@ -199,6 +199,7 @@ templates:
         ("between(1, 9)", "between(1, 9 / 2)", "9/2 is no whole number"),
         ("total = a + b", "total = a +", "invalid syntax"),
         ("total = a + b", "total", "expected 'name = expression'"),
+        ("total = a + b", "total = a + b;", "expected 'name = expression'"),
         ("total = a + b", "a = a + b", "the name 'a' is taken"),
     ],
 )
