@@ -1,6 +1,5 @@
-"""Look into a finished corpus: its documents, drops, lengths, duplicates, hits, and the way of a record."""
+"""Look into a finished corpus: its documents, drops and lengths, and the way of a record."""
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,7 @@ import typer
 from megatron_mathcpt.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
-    from megatron_mathcpt.data.inspection.terminal import Screen
+    from megatron_mathcpt.data.inspection_views import Screen
     from megatron_mathcpt.formats.corpus_folder import CorpusFolder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True)
@@ -18,11 +17,10 @@ Pool = Annotated[str | None, typer.Option(help="only this pool")]
 Source = Annotated[str | None, typer.Option(help="only this source")]
 Limit = Annotated[int, typer.Option(min=1, help="most documents to show")]
 Most = Annotated[int, typer.Option("--characters", min=0, help="characters to show of each; 0: all")]
-Record = Annotated[str, typer.Argument(help="id of a record, or FILE:LINE of a raw file")]
 
 
 def _open(folder: Path, most: int = 0) -> "tuple[CorpusFolder, Screen]":
-    from megatron_mathcpt.data.inspection.terminal import Screen
+    from megatron_mathcpt.data.inspection_views import Screen
     from megatron_mathcpt.formats.corpus_folder import open_corpus
 
     return open_corpus(folder), Screen(most)
@@ -36,17 +34,15 @@ def show(
     split: Annotated[str | None, typer.Option(help="only train or validation")] = None,
     number: Annotated[int | None, typer.Option(help="number among these, from 0")] = None,
     record: Annotated[str | None, typer.Option("--id", help="id of the record")] = None,
-    search: Annotated[str | None, typer.Option(help="text in it, ASCII letters in either case")] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="as tokens of the dataset")] = False,
     limit: Limit = 5,
     most: Most = 1000,
 ) -> None:
-    """Kept documents by number, id or text; with --split, numbers are those of the indexed dataset."""
-    from megatron_mathcpt.data.inspection.search import find_documents
+    """Kept documents by number or id; with --split, numbers are those of the indexed dataset."""
+    from megatron_mathcpt.data.inspection import find_documents
 
     corpus, screen = _open(folder, most)
-    found = find_documents(corpus, corpus.selections(pool, source, split), number, record, search)
-    screen.documents(corpus, islice(found, limit), tokens)
+    found = find_documents(corpus, corpus.selections(pool, source, split), number, record, limit)
+    screen.documents(corpus, found)
 
 
 @app.command()
@@ -58,7 +54,7 @@ def dropped(
     most: Most = 300,
 ) -> None:
     """Records that did not stay: counts, and examples of each reason with file and line."""
-    from megatron_mathcpt.data.inspection.drops import drop_examples, reasons_of
+    from megatron_mathcpt.data.inspection import drop_examples, reasons_of
 
     corpus, screen = _open(folder, most)
     corpus.selections(None, source)
@@ -69,53 +65,20 @@ def dropped(
 
 
 @app.command()
-def lengths(
-    folder: Folder,
-    pool: Pool = None,
-    source: Source = None,
-    steps: Annotated[str | None, typer.Option(help="count steps by field, lines or sentences")] = None,
-) -> None:
+def lengths(folder: Folder, pool: Pool = None, source: Source = None) -> None:
     """Distributions of tokens a document, and of steps a problem, of each source."""
-    from megatron_mathcpt.data.inspection.lengths import step_counts, token_lengths
-
     corpus, screen = _open(folder)
     for selection in corpus.by_source(pool, source):
-        name = str(selection.source)
-        found = token_lengths(corpus, selection)
-        if found.total:
-            screen.distribution(f"{name}: tokens, with the end-of-text token", found, found.by_powers())
-        if counted := step_counts(corpus, selection, steps):
-            screen.steps(name, counted)
+        screen.lengths(corpus, selection)
 
 
 @app.command()
-def near(folder: Folder, record: Record, most: Most = 1000) -> None:
-    """The document that stays in a duplicate's place, or the duplicates of one, and how alike they are."""
-    from megatron_mathcpt.data.inspection.copies import find_copies
-
-    corpus, screen = _open(folder, most)
-    for group in find_copies(corpus, record):
-        screen.group(corpus, group)
-
-
-@app.command()
-def contaminated(
+def trace(
     folder: Folder,
-    benchmark: Annotated[str | None, typer.Option(help="only this benchmark")] = None,
-    limit: Limit = 20,
+    record: Annotated[str, typer.Argument(help="id of a record, or FILE:LINE of a raw file")],
 ) -> None:
-    """Documents that went because of a benchmark: which item, which n-gram."""
-    from megatron_mathcpt.data.inspection import drops
-
-    corpus, screen = _open(folder)
-    counts = drops.benchmark_counts(corpus, benchmark)
-    screen.hits(counts, drops.contaminated(corpus, benchmark, limit))
-
-
-@app.command()
-def trace(folder: Folder, record: Record) -> None:
     """Follow a record from its source to its fate, its dataset index and its tokens."""
-    from megatron_mathcpt.data.inspection.trace import trace as find
+    from megatron_mathcpt.data.inspection import trace as find
 
     corpus, screen = _open(folder)
     for found in find(corpus, record):
@@ -124,8 +87,8 @@ def trace(folder: Folder, record: Record) -> None:
 
 @app.command()
 def page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to write")]) -> None:
-    """One HTML page that needs nothing else: counts, plots, a searchable sample, hits, duplicates."""
-    from megatron_mathcpt.data.inspection.content import page_content
+    """One HTML page that needs nothing else: sources, drops by reason, lengths, origin."""
+    from megatron_mathcpt.data.inspection_views import page_content
     from megatron_mathcpt.formats.files import write_atomically
     from megatron_mathcpt.report.corpus_page import render_corpus
 
@@ -137,7 +100,7 @@ def page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to wr
         write_atomically(out, html.encode())
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
-    screen.console.print(f"Page: {out}", soft_wrap=True)
+    screen.say(f"Page: {out}")
 
 
 if __name__ == "__main__":

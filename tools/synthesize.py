@@ -62,7 +62,7 @@ def main(
 
 def _rehearsal(settings: "SynthesisConfig") -> "AbstractContextManager[SynthesisConfig]":
     """The script passes problems off as new that no seed file of the same run's seed holds."""
-    from megatron_mathcpt.data.problems.mix import ProblemMix, training_problems
+    from megatron_mathcpt.data.problems import ProblemMix, training_problems
     from megatron_mathcpt.synthesis.scripted import rehearse
 
     return rehearse(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))

@@ -28,7 +28,7 @@ def _show(run: Path, step: int) -> None:
 
     table = Table("sample", "pool", "document", "record", "text", box=None)
     for seen in trace_step(run, step):
-        table.add_row(str(seen.sample), seen.pool, str(seen.document), seen.record or "?", repr(seen.text))
+        table.add_row(str(seen.sample), seen.pool, str(seen.document), seen.record, repr(seen.text))
     console.print(table)
 
 

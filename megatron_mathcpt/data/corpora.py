@@ -1,26 +1,40 @@
-"""The raw pools of the quickstart and the evaluation split, made from this machine or from own data."""
+"""The raw pools of the quickstart and the evaluation split, made from this machine or from own data.
 
+From this machine come Python's documentation topics, docstrings of installed packages, which are parsed and
+never imported, and the school problems. Own data is `<pool>.jsonl[.gz]`: general and math_corpus with `id`,
+`text`, `source`; problem_solving with `question`, `solution`, `answer`, and where known `id`, `lang`,
+`stage`, `steps`, `source`; every other field is kept as it is under `extra`.
+"""
+
+import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import platform
+import sysconfig
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
-from megatron_mathcpt.data import documentation
-from megatron_mathcpt.data.own_corpora import own_documents, own_files, own_problems
-from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems, training_problems
+from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.files import hash_file, read_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.records import Language, Problem
+from megatron_mathcpt.records import Language, Problem, problem_of_row
 
 KIND = "corpora"
+PACKAGES = ("sympy", "mpmath")
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 _MAXIMUM_HELD_OUT = 0.2  # of own problems in one language, so that a small set still trains
+_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
+_MINIMUM_CHARACTERS = 80  # shorter ones are remarks, not documents
+_Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _LOG = get_logger(__name__)
 
 
@@ -34,28 +48,32 @@ def make_corpora(
     `out` was made from other inputs.
     """
     mix = mix or ProblemMix()
-    inputs = _package_versions() if data is None else _file_hashes(data)
+    files = None if data is None else _own_files(data)
+    if files is None:  # what decides the text, apart from this package
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        inputs = {"python": platform.python_version(), **versions}
+    else:
+        inputs = {pool: hash_file(file) for pool, file in files.items()}
     config = {"seed": seed, "mix": mix.model_dump(mode="json")}
     if is_complete(out, KIND, inputs=inputs, config=config):
         return load_manifest(out, KIND)
-    if data is None:
+    if files is None:
         documents = {
-            "general": documentation.standard_library(),
-            "math_corpus": (row for name in ("sympy", "mpmath") for row in documentation.package(name)),
+            "general": standard_library(),
+            "math_corpus": (row for name in PACKAGES for row in package(name)),
         }
         training = training_problems(mix, seed)
         held_out = {language: evaluation_problems(mix, language, seed) for language in LANGUAGES}
     else:
-        files = own_files(data)
-        documents = {pool: own_documents(files[pool]) for pool in ("general", "math_corpus")}
-        training, held_out = split_problems(own_problems(files["problem_solving"]), mix, seed)
-    counts = {pool: _write_rows(out / f"{pool}.jsonl", rows) for pool, rows in documents.items()}
-    counts["problem_solving"] = _write_rows(out / "problem_solving.jsonl", _rows(training))
+        documents = {pool: _own_documents(files[pool]) for pool in ("general", "math_corpus")}
+        own = [_own_problem(where, row) for where, row in _own_rows(files["problem_solving"])]
+        training, held_out = split_problems(own, mix, seed)
+    rows = {**documents, "problem_solving": (problem.model_dump(mode="json") for problem in training)}
+    counts = {pool: _write_rows(out / f"{pool}.jsonl", found) for pool, found in rows.items()}
     for language, problems in held_out.items():
-        if not problems:
-            continue
-        rows = map(evaluation_item, problems)
-        counts[f"heldout_{language}"] = _write_rows(out / "evaluation" / f"heldout_{language}.jsonl", rows)
+        if problems:
+            name = f"heldout_{language}"
+            counts[name] = _write_rows(out / "evaluation" / f"{name}.jsonl", map(evaluation_item, problems))
     return write_manifest(out, KIND, inputs=inputs, counts=counts, config=config)
 
 
@@ -67,9 +85,16 @@ def split_problems(
 
     A training problem whose question is the same but for case and spaces is left out.
     """
+
+    def rank(problem: Problem) -> bytes:
+        return hashlib.sha256(f"{seed} {problem.id}".encode()).digest()
+
+    def bare(problem: Problem) -> str:
+        return "".join(problem.question.casefold().split())
+
     held_out: dict[Language, list[Problem]] = {}
     for language in LANGUAGES:
-        own = sorted((p for p in problems if p.language == language), key=lambda p: _rank(p.id, seed))
+        own = sorted((problem for problem in problems if problem.language == language), key=rank)
         wanted = mix.evaluation_problems.get(language, 0)
         held_out[language] = own[: min(wanted, int(len(own) * _MAXIMUM_HELD_OUT))]
     if not any(held_out.values()):
@@ -77,8 +102,8 @@ def split_problems(
             f"problem_solving: {len(problems)} problems are too few to hold any out for evaluation; "
             f"bring at least {round(1 / _MAXIMUM_HELD_OUT)} of one language"
         )
-    kept_back = {_normalised(p.question) for own in held_out.values() for p in own}
-    training = [p for p in problems if _normalised(p.question) not in kept_back]
+    kept_back = {bare(problem) for own in held_out.values() for problem in own}
+    training = [problem for problem in problems if bare(problem) not in kept_back]
     _LOG.info("problems: %d for training, %d held out", len(training), sum(map(len, held_out.values())))
     return training, held_out
 
@@ -106,29 +131,128 @@ def answer_type(problem: Problem) -> str:
     return "number" if numeric.isascii() and numeric.isdigit() else "latex"
 
 
-def _rank(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode()).digest()
-
-
-def _normalised(question: str) -> str:
-    return "".join(question.casefold().split())
-
-
-def _rows(problems: Iterable[Problem]) -> Iterator[dict[str, Any]]:
-    return (problem.model_dump(mode="json") for problem in problems)
-
-
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows]
     write_atomically(path, b"".join(lines))
     return len(lines)
 
 
-def _package_versions() -> dict[str, str]:
-    """What decides the default pools' text, apart from this package."""
-    found = {name: importlib.metadata.version(name) for name in ("sympy", "mpmath")}
-    return {"python": platform.python_version(), **found}
+def _own_files(folder: Path) -> dict[str, Path]:
+    """The file of each pool; raises `DataError` naming the first that is missing."""
+    found = {}
+    for pool in ("general", "math_corpus", "problem_solving"):
+        names = [folder / f"{pool}.jsonl", folder / f"{pool}.jsonl.gz"]
+        found[pool] = next((name for name in names if name.is_file()), names[0])
+        if not found[pool].is_file():
+            raise DataError(f"{names[0]}: not found, nor with .gz; put one JSON record a line there")
+    return found
 
 
-def _file_hashes(data: Path) -> dict[str, str]:
-    return {pool: hash_file(path) for pool, path in own_files(data).items()}
+def _own_documents(path: Path) -> Iterator[dict[str, Any]]:
+    for where, row in _own_rows(path):
+        text = row.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: record without text; give a non-empty string 'text' or drop the line")
+        yield {
+            "id": str(row.get("id", where)),
+            "text": text,
+            "source": str(row.get("source", path.name)),
+        }
+
+
+def _own_problem(where: str, row: dict[str, Any]) -> Problem:
+    # An unknown value is None in a field of ours; elsewhere it is kept.
+    known = {key: value for key, value in row.items() if value is not None or key not in Problem.model_fields}
+    try:
+        return problem_of_row({"id": where, **known})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = first["loc"][0]
+        if first["type"] == "missing" or not row.get(str(field), True):
+            raise DataError(f"{where}: record without {field}; add it or drop the line") from error
+        raise DataError(f"{where}: field '{field}': {first['msg']}; mend it or drop the line") from error
+
+
+def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:line`, object) of every line that is not blank; raises `DataError` for an empty file."""
+    numbered = (pair for first, lines in read_lines(path) for pair in enumerate(lines, first))
+    where = None
+    for where, line in ((f"{path}:{number}", line) for number, line in numbered if line.strip()):
+        try:
+            row = orjson.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+        except orjson.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON ({error}); mend or drop the line") from error
+        if not isinstance(row, dict):
+            found = type(row).__name__
+            raise DataError(f"{where}: expected a JSON object, found {found}; mend or drop the line")
+        yield where, row
+    if where is None:
+        raise DataError(f"{path}: empty; put at least one JSON record in it")
+
+
+def standard_library() -> Iterator[dict[str, Any]]:
+    """Documentation topics, then docstrings of the standard library, in order of name."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    path = folder / "pydoc_data" / "topics.py"
+    try:
+        tree = ast.parse(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); install Python's standard library in full"
+        ) from error
+    values = [node.value for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    topics: dict[str, str] = next(
+        (ast.literal_eval(value) for value in values if isinstance(value, ast.Dict)), {}
+    )
+    for name in sorted(topics):
+        yield {"id": f"pydoc_data.topics:{name}", "text": topics[name].strip(), "source": "python topics"}
+    yield from _docstrings(folder, "", "python standard library")
+
+
+def package(name: str) -> Iterator[dict[str, Any]]:
+    """Docstrings of an installed package; raises `DataError` if it is not installed."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise DataError(f"package '{name}': not installed; install it or give your own corpora")
+    yield from _docstrings(Path(spec.origin).parent, name, name)
+
+
+def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        if _SKIPPED_FOLDERS.intersection(parts[:-1]):
+            continue
+        module = ".".join(part for part in (prefix, *parts) if part not in ("", "__init__"))
+        seen: Counter[str] = Counter()  # a name may be defined twice
+        for name, text in _documents(path):
+            if len(text) >= _MINIMUM_CHARACTERS:
+                seen[name] += 1
+                number = f".{seen[name]}" if seen[name] > 1 else ""
+                yield {"id": f"{module}:{name}{number}", "text": text, "source": source}
+
+
+def _documents(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and text of each; none of a file that is no Python of this version, as a code generator's."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in other people's strings
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    yield "module", (ast.get_docstring(tree) or "").strip()
+    for node in tree.body:
+        if isinstance(node, _Documented):
+            yield node.name, "\n\n".join(_texts(node))
+
+
+def _texts(node: _Documented) -> Iterator[str]:
+    """Signature and docstring of `node`, then of each of its documented methods."""
+    if text := ast.get_docstring(node):
+        arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
+        yield f"{node.name}{arguments}\n{text.strip()}"
+    if isinstance(node, ast.ClassDef):
+        for child in node.body:
+            if isinstance(child, _Documented):
+                yield from _texts(child)

@@ -4,38 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_mathcpt.report.page import environment
-from megatron_mathcpt.report.plot import BarPlot, bar_plot
+from megatron_mathcpt.report.plot import bar_plot
+
+_MOST_PLOTS = 24
 
 
 def render_corpus(content: Mapping[str, Any]) -> str:
-    """The page of the content that data/inspection/content.py gathers."""
-    rows = content["lengths"][: content["most_plots"]]
+    """The page of the content that data/inspection_views.py gathers."""
     plots = [
-        (index, plot)
-        for index, row in enumerate(rows)
-        for plot in (
-            _plot(row["source"], "tokens a document", row["tokens"]),
-            *([_plot(row["source"], "steps a problem", row["steps"])] if "steps" in row else []),
-        )
+        bar_plot(row["source"], row["unit"], [_bar(label, count, row) for label, count in row["bars"]])
+        for row in content["lengths"][:_MOST_PLOTS]
     ]
     return environment().get_template("corpus.html.j2").render(title=content["name"], plots=plots, **content)
 
 
-def _plot(source: str, unit: str, found: Mapping[str, Any]) -> BarPlot:
-    bars = [
-        (
-            _tick(bar["low"]) if unit.startswith("tokens") else bar["label"],
-            bar["count"],
-            f"{bar['label']} {unit}: {bar['count']:,} ({bar['count'] / found['total']:.1%})",
-        )
-        for bar in found["bars"]
-    ]
-    return bar_plot(source, unit, bars)
-
-
-def _tick(power: int) -> str:
-    """A power of two in few letters, as in `512` and `4k`, where k is 1024."""
-    for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
-        if power >= size:
-            return f"{power // size}{unit}"
-    return str(power)
+def _bar(label: str, count: int, row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """Label, height, and text on hover of a bar."""
+    return label, count, f"{label} {row['unit']}: {count:,} ({count / row['total']:.1%})"

@@ -3,8 +3,6 @@
 Read from the run's config and the corpus; no process group, no GPU.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ from typing import Any
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.corpus_folder import SPLITS, TRAIN, Selection, open_corpus
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.inputs import resolve_inputs
 
 _SHOWN_CHARACTERS = 60
@@ -19,12 +19,12 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Seen:
-    """One document, or a part of it, that a sample showed; `record` is None if no record has its text."""
+    """One record, whole or in part, that a sample showed."""
 
     sample: int
     pool: str
     document: int
-    record: str | None
+    record: str
     text: str
 
 
@@ -39,24 +39,20 @@ def trace_step(run_folder: Path, step: int) -> list[Seen]:
     size = config.train.global_batch_size
     samples = range((step - 1) * size, step * size)
     if config.data.sft is not None:
-        return list(_sft_records(config, config.data.sft, samples))
+        return _sft_records(config, config.data.sft, samples)
     return _blend_documents(config, run_folder, samples)
 
 
-def _sft_records(config: ExperimentConfig, folder: Path, samples: range) -> Iterator[Seen]:
+def _sft_records(config: ExperimentConfig, folder: Path, samples: range) -> list[Seen]:
     from megatron_mathcpt.train.datasets import SftDataset
 
     dataset = SftDataset(folder, config.train.train_samples, config.seed)
-    records = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    for sample in samples:
-        row = dataset.row(sample)
-        for record in json.loads(records[row]):
-            yield Seen(sample, "sft", row, record, "")
+    records: list[Any] = read_json_lines(folder / "records.jsonl")  # a row has the ids of a sample's records
+    rows = [(sample, dataset.row(sample)) for sample in samples]
+    return [Seen(sample, "sft", row, record, "") for sample, row in rows for record in records[row]]
 
 
 def _blend_documents(config: ExperimentConfig, run_folder: Path, samples: range) -> list[Seen]:
-    from tokenizers import Tokenizer
-
     from megatron_mathcpt.train.datasets import build_blend, index_cache
 
     inputs = resolve_inputs(config)
@@ -67,35 +63,18 @@ def _blend_documents(config: ExperimentConfig, run_folder: Path, samples: range)
             f"{cache}: the run's sample index is not there; the run has not started or was cleaned"
         )
     blend = build_blend(inputs, cache)
-    tokenizer = Tokenizer.from_file(str(config.data.corpus / "tokenizer" / "tokenizer.json"))
     pools = list(config.data.blend)
-    found = []
+    seen: list[tuple[int, str, int]] = []
     for sample in samples:
-        pool = int(blend.dataset_index[sample])
-        dataset = blend.datasets[pool]
-        for document in _documents_of(dataset, int(blend.dataset_sample_index[sample])):
-            tokens = [token for token in dataset.dataset.get(document).tolist() if token != inputs.eos_id]
-            found.append((sample, pools[pool], document, tokenizer.decode(tokens, skip_special_tokens=False)))
-    records = _records_by_text(config.data.corpus, {(pool, text) for _, pool, _, text in found})
-    return [
-        Seen(sample, pool, document, records.get((pool, text)), text[:_SHOWN_CHARACTERS])
-        for sample, pool, document, text in found
-    ]
-
-
-def _documents_of(dataset: Any, sample: int) -> list[int]:
-    """Documents that a GPTDataset's sample is cut from, by its own index."""
-    documents = dataset._query_document_sample_shuffle_indices(sample)[1]  # a third item follows from 0.19 on
-    return [int(document) for document in documents]
-
-
-def _records_by_text(corpus: Path, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Record id of each (pool, text), found in one pass over the pools' documents."""
-    found = {}
-    for pool in {pool for pool, _ in wanted}:
-        with (corpus / "documents" / f"{pool}.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                if (pool, row["text"]) in wanted:
-                    found[pool, row["text"]] = row["id"]
-    return found
+        pool, place = int(blend.dataset_index[sample]), int(blend.dataset_sample_index[sample])
+        # By a GPTDataset's own index; a third item follows the documents from 0.19 on.
+        documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
+        seen += [(sample, pools[pool], int(document)) for document in documents]
+    corpus = open_corpus(config.data.corpus)
+    kept = {
+        (pool, one.index): one.row
+        for pool in {pool for _, pool, _ in seen}
+        for one in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
+    }
+    rows = [(one, kept[one[1:]]) for one in seen]
+    return [Seen(*one, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for one, row in rows]

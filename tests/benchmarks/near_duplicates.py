@@ -18,7 +18,7 @@ from rich.table import Table
 from megatron_mathcpt.data.duplicates import KEPT, find_duplicates
 from megatron_mathcpt.data.minhash import Signatures, band_keys, number_hashes, signatures, whole_hashes
 from megatron_mathcpt.data.prepare import batches
-from megatron_mathcpt.data.problems.mix import ProblemMix, training_problems
+from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.data.sources import Document
 from megatron_mathcpt.data.words import Hashes, cut_words, ngrams
 from megatron_mathcpt.records import cpt_text

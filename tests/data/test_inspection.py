@@ -1,10 +1,7 @@
 """Every look into a corpus, against numbers worked out from the raw files, and the command itself."""
 
 import json
-import random
-import re
-import subprocess
-import sys
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,18 +11,21 @@ import pytest
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from megatron_mathcpt.data.inspection import scan
-from megatron_mathcpt.data.inspection.copies import find_copies, likeness
-from megatron_mathcpt.data.inspection.drops import drop_counts, drop_examples, sample_drops
-from megatron_mathcpt.data.inspection.lengths import Bar, gather, step_counts, token_lengths
-from megatron_mathcpt.data.inspection.search import find_documents
-from megatron_mathcpt.data.inspection.tokens import cut_pieces, read_tokens
-from megatron_mathcpt.data.inspection.trace import Gone, trace
+from megatron_mathcpt.data.inspection import (
+    Gone,
+    drop_counts,
+    drop_examples,
+    find_documents,
+    gather,
+    step_counts,
+    token_lengths,
+    token_range,
+    trace,
+)
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
-from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, open_corpus
-from megatron_mathcpt.formats.indexed_dataset import read_documents
-from tests.data.inspected import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, near_text, texts
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
+from tests.data.inspected import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
@@ -46,16 +46,20 @@ def ids(found: Any) -> list[str]:
     return [one.row["id"] for one in found]
 
 
+def find(
+    corpus: CorpusFolder,
+    *names: str | None,
+    number: int | None = None,
+    record: str | None = None,
+    limit: int = 99,
+) -> list[Kept]:
+    return list(find_documents(corpus, corpus.selections(*(names or (None,))), number, record, limit))
+
+
 def command(*arguments: object) -> str:
     """What `tools/inspect_corpus.py` prints; what it refuses is raised."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("inspect_corpus", ROOT / "tools" / "inspect_corpus.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    done = CliRunner().invoke(module.app, [str(argument) for argument in arguments])
+    app = runpy.run_path(str(ROOT / "tools" / "inspect_corpus.py"))["app"]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -64,21 +68,22 @@ def command(*arguments: object) -> str:
 
 def test_documents_by_number_lead_to_raw_line_and_dataset(root: Path, corpus: CorpusFolder) -> None:
     tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
+    eos = corpus_counts(corpus.manifest).tokenizer.eos_id
     assert ids(corpus.documents("general", range(14))) == KEPT_WIKI + KEPT_WEB
     seen: Counter[str] = Counter()
     for number in range(14):
-        (kept,) = find_documents(corpus, corpus.selections("general"), number=number)
+        (kept,) = find(corpus, "general", number=number)
         assert kept.number == number
         line = json.loads(Path(kept.shard.file).read_text().split("\n")[kept.line - 1])
         assert line["text"].split()[-2] in kept.row["text"]
         assert line.get("id", "web/web.jsonl#1") == kept.row["id"]
         assert kept.index == seen[kept.split]
         seen[kept.split] += 1
-        tokens = list(read_documents(corpus.dataset("general", kept.split)))[kept.index]
-        assert tokenizer.decode(tokens[:-1]) == kept.row["text"]
+        first, end = token_range(corpus, kept)
+        tokens = np.fromfile(corpus.dataset("general", kept.split).with_suffix(".bin"), np.uint16)[first:end]
+        assert (tokenizer.decode(tokens[:-1]), tokens[-1]) == (kept.row["text"], eos)
         # with --split the number is that of the dataset
-        one = corpus.selections("general", split=kept.split)
-        assert ids(find_documents(corpus, one, number=kept.index)) == [kept.row["id"]]
+        assert ids(find(corpus, "general", None, kept.split, number=kept.index)) == [kept.row["id"]]
     assert set(seen) == {"train", "validation"}
 
 
@@ -89,55 +94,23 @@ def test_blocks_of_any_size_give_the_same(corpus: CorpusFolder, monkeypatch: pyt
             *corpus.choose(Selection("general", "web", "train"), [0]),
             corpus.at(corpus.shard("web-00000"), 2),
             corpus.count(Selection("general", None, "validation")),
-            *find_documents(corpus, corpus.selections(None), text="apples"),
+            *find(corpus, limit=25),
         ]
         found = token_lengths(corpus, Selection("general", "wiki"))
         return [*some, found.values.tolist(), found.counts.tolist()]
 
     whole = look()
-    for places, size in ((1, 7), (5, 1000), (14, 100_000)):
+    for places in (1, 5, 14):
         monkeypatch.setattr(corpus_folder, "BLOCK", places)
-        monkeypatch.setattr(scan, "_BLOCK_BYTES", size)
         assert look() == whole
 
 
-def test_documents_by_source_id_and_text(corpus: CorpusFolder) -> None:
-    web = corpus.selections(None, "web")
-    assert web == [Selection("general", "web")]
-    assert ids(find_documents(corpus, web)) == KEPT_WEB
-    assert ids(find_documents(corpus, web, number=1)) == ["wiki2"]
-    everywhere = corpus.selections(None)
-    twice = list(find_documents(corpus, everywhere, record="wiki2"))
-    assert [(one.shard.source, one.line) for one in twice] == [("wiki", 4), ("web", 2)]
-    assert ids(find_documents(corpus, everywhere, text="WINDOW.hacked = 1</Script>")) == [HOSTILE_ID]
-    assert ids(find_documents(corpus, everywhere, text="三个苹果")) == ["escapes"]
-    # the text is escaped in the file, and `n` of a line feed is no letter
-    assert ids(find_documents(corpus, everywhere, text="onerror='hacked")) == [HOSTILE_ID]
-    with pytest.raises(ConfigError, match="in no document of pool 'general', source 'web'"):
-        list(find_documents(corpus, web, text="\\n"))
-
-
-def test_tokens_are_those_of_the_dataset_and_join_to_the_text(corpus: CorpusFolder) -> None:
-    (kept,) = find_documents(corpus, corpus.selections(None), record="escapes")
-    found = read_tokens(corpus, kept)
-    data = np.fromfile(corpus.dataset("general", kept.split).with_suffix(".bin"), np.uint16)
-    inside = [token for piece in found.pieces for token in piece.ids]
-    assert data[found.first : found.end].tolist() == [*inside, corpus.report["tokenizer"]["eos_id"]]
-    assert found.text == kept.row["text"]
-    # a vocabulary of 400 has no Chinese character: its three bytes are one piece
-    assert [len(piece.ids) for piece in found.pieces if piece.text == "明"] == [3]
-
-
-def test_pieces_join_to_any_text(root: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
-    random_ = random.Random(4)
-    parts = ["a", " ", "\ufffd", "明", "🍎", "é", "\n", "1", "x\u0302", "\u200d", "<|end_of_text|>"]
-    for _ in range(300):
-        text = "".join(random_.choices(parts, k=random_.randint(0, 20)))
-        inner = tokenizer.encode(text, add_special_tokens=False).ids
-        pieces = cut_pieces(tokenizer, inner)
-        assert "".join(piece.text for piece in pieces) == text
-        assert [token for piece in pieces for token in piece.ids] == inner
+def test_documents_by_source_and_id(corpus: CorpusFolder) -> None:
+    assert ids(find(corpus, None, "web")) == KEPT_WEB
+    assert ids(find(corpus, None, "web", limit=1)) == KEPT_WEB[:1]
+    assert ids(find(corpus, None, "web", number=1)) == ["wiki2"]
+    assert [(one.shard.source, one.line) for one in find(corpus, record="wiki2")] == [("wiki", 4), ("web", 2)]
+    assert ids(find(corpus, None, "wiki", record=HOSTILE_ID)) == [HOSTILE_ID]
 
 
 def test_trace_tells_every_fate(root: Path, corpus: CorpusFolder) -> None:
@@ -171,33 +144,8 @@ def test_trace_tells_every_fate(root: Path, corpus: CorpusFolder) -> None:
     assert (gone.shard.source, gone.line, gone.row["reason"]) == ("easy", 4, "other_steps")
     assert [one.shard.source for one in trace(corpus, "problems.jsonl:4")] == ["easy", "hard"]
     for nothing in ("nobody", "a.jsonl:3", "a.jsonl:99", 'wiki9","text'):
-        with pytest.raises(
-            ConfigError, match=r"neither kept nor dropped.*problems\.jsonl, numina\.jsonl, a\.jsonl"
-        ):
+        with pytest.raises(ConfigError, match=r"neither kept nor dropped.*numina\.jsonl, a\.jsonl"):
             trace(corpus, nothing)
-
-
-def test_copies_and_their_likeness(corpus: CorpusFolder) -> None:
-    (group,) = find_copies(corpus, "near")
-    assert (group.kept.row["id"], ids(group.copies)) == ("wiki1", ["near"])
-    assert [ids(one.copies) for one in find_copies(corpus, "wiki1")] == [["near"]]
-    assert group.copies[0].jaccard == pytest.approx(jaccard(texts()[1], near_text()), abs=0.1)
-    assert 0.7 <= group.copies[0].jaccard < 1
-    (exact,) = find_copies(corpus, "copy")
-    assert (ids(exact.copies), exact.copies[0].jaccard) == (["copy"], 1.0)
-    # two records have this id; only the first has a copy, in another source
-    first, second = find_copies(corpus, "wiki2")
-    assert (ids(first.copies), ids(second.copies)) == (["web2"], [])
-    assert likeness(corpus, texts()[0], [texts()[1]])[0] < 0.1
-    with pytest.raises(ConfigError, match=r"dropped \(too_short\)"):
-        find_copies(corpus, "short")
-
-
-def jaccard(left: str, right: str) -> float:
-    """Of the sets of five words in a row, a number being a word of its own."""
-    words = [re.findall("[a-z]+|[0-9]+", text) for text in (left, right)]
-    first, second = ({tuple(one[n : n + 5]) for n in range(len(one) - 4)} for one in words)
-    return len(first & second) / len(first | second)
 
 
 def test_drops_by_source_and_reason(corpus: CorpusFolder) -> None:
@@ -209,13 +157,8 @@ def test_drops_by_source_and_reason(corpus: CorpusFolder) -> None:
         "web": {"exact_duplicate": 1},
     }
     hard = list(drop_examples(corpus, "other_steps", "hard", limit=3))
-    assert [(row["id"], row["line"]) for row in hard] == [("p0", 1), ("p1", 2), ("p2", 3)]
-    assert [row["line"] for row in drop_examples(corpus, "rejected")] == [5]
-    sampled = [(s, r, row["line"]) for s, r, row in sample_drops(corpus, 4) if r == "other_steps"]
-    # steps 3 and 4 are dropped from easy: lines 4, 5, 9, 10, …; every second of eight
-    assert [line for source, _, line in sampled if source == "easy"] == [4, 9, 14, 19]
-    # steps 0 to 2 from hard; every third or fourth of thirteen
-    assert [line for source, _, line in sampled if source == "hard"] == [1, 6, 11, 16]
+    assert [(one.row["id"], one.line) for one in hard] == [("p0", 1), ("p1", 2), ("p2", 3)]
+    assert [one.line for one in drop_examples(corpus, "rejected")] == [5]
 
 
 def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
@@ -227,22 +170,15 @@ def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     assert found.mean == pytest.approx(sum(expected) / 12)
     assert [found.quantile(q) for q in (0, 0.25, 0.5, 1)] == [expected[i] for i in (0, 2, 5, 11)]
     whole = token_lengths(corpus, Selection("general"))
-    counts = corpus.report["pools"]["general"]
-    tokens = sum(split["tokens"] for split in counts.values())
+    counts = corpus_counts(corpus.manifest).pools["general"]
+    tokens = counts.train.tokens + counts.validation.tokens
     assert (whole.total, int((whole.values * whole.counts).sum())) == (14, tokens)
-    easy = step_counts(corpus, Selection("problem_solving", "easy"))
+    easy, numina = (step_counts(corpus, Selection("problem_solving", name)) for name in ("easy", "numina"))
     assert easy is not None
-    assert easy.steps is not None
-    assert (easy.rule, easy.read, easy.unknown) == ("field", 12, 0)
-    assert easy.steps.by_value() == [Bar(0, 0, 4), Bar(1, 1, 4), Bar(2, 2, 4)]
-    lines = step_counts(corpus, Selection("problem_solving", "easy"), "lines")
-    assert lines is not None
-    assert lines.steps is not None
-    assert lines.steps.by_value() == [Bar(1, 1, 12)]
-    assert step_counts(corpus, Selection("general", "web")) is None
-    numina = step_counts(corpus, Selection("problem_solving", "numina"))
+    assert (easy[:2], easy[2].by_value()) == (("field", 12), [("0", 4), ("1", 4), ("2", 4)])
     assert numina is not None
-    assert (numina.read, numina.unknown, numina.steps) == (1, 1, None)
+    assert (numina[:2], numina[2].total) == (("field", 1), 0)
+    assert step_counts(corpus, Selection("general", "web")) is None
 
 
 def kept_escapes() -> str:
@@ -255,18 +191,13 @@ def test_distributions_by_hand() -> None:
     assert found.counts.tolist() == [1, 2, 2, 1, 1]
     assert found.mean == 9
     assert [found.quantile(q) for q in (0, 1 / 7, 0.5, 0.9, 1)] == [0, 0, 8, 21, 21]
-    bars = [(bar.label, bar.count) for bar in found.by_powers()]
-    assert bars == [("0", 1), ("1", 0), ("2–3", 2), ("4–7", 0), ("8–15", 2), ("16–31", 2)]
-    assert found.by_value()[-1] == Bar(15, None, 2)
-    assert sum(bar.count for bar in found.by_value()) == 7
+    assert found.by_powers() == [("0", 1), ("1", 0), ("2–3", 2), ("4–7", 0), ("8–15", 2), ("16–31", 2)]
+    assert found.by_value()[-1] == ("15+", 2)
+    assert sum(count for _, count in found.by_value()) == 7
 
 
 def test_the_command_shows_documents(root: Path) -> None:
-    shown = command("show", root, "--id", "escapes", "--tokens")
-    assert "[│2│J│[" in shown
-    assert "明(3)" in shown
-    assert "This decodes to the text of the document" in shown
-    shown = command("show", root, "--source", "wiki", "--search", "hacked", "--characters", 13)
+    shown = command("show", root, "--source", "wiki", "--id", HOSTILE_ID, "--characters", 13)
     assert "\x1b" not in shown
     assert "hostile\\x1b[2J" in shown
     assert f"Ends the page … ({len(HOSTILE) - 13} more characters)" in shown
@@ -274,7 +205,7 @@ def test_the_command_shows_documents(root: Path) -> None:
     assert command("show", root, "--limit", 3).count("tokens") == 3
 
 
-def test_the_command_shows_drops_and_hits(root: Path) -> None:
+def test_the_command_shows_drops(root: Path) -> None:
     shown = command("dropped", root)
     wiki = next(line for line in shown.splitlines() if line.startswith("│ wiki"))
     # read, kept; contaminated, exact, near, no_answer, other_steps, rejected, too_short
@@ -284,22 +215,19 @@ def test_the_command_shows_drops_and_hits(root: Path) -> None:
     shown = command("dropped", root, "--reason", "other_steps", "--source", "hard", "--limit", 1)
     assert "problems.jsonl:1  p0" in shown
     assert "p1" not in shown
-    shown = command("contaminated", root)
-    assert "b.jsonl:3" in shown
-    assert "benchmark/test b0, 100% of its n-grams: a farmer keeps seventeen grey goats" in shown
+    shown = command("dropped", root, "--reason", "contaminated")
+    assert "b.jsonl:3  leak" in shown
+    assert "benchmark: benchmark/test; item: b0; ngram: a farmer keeps seventeen grey goats" in shown
 
 
-def test_the_command_traces_compares_and_measures(root: Path, corpus: CorpusFolder) -> None:
+def test_the_command_traces_and_measures(root: Path, corpus: CorpusFolder) -> None:
     shown = command("trace", root, "wiki3")
     (kept,) = trace(corpus, "wiki3")
     assert isinstance(kept, Kept)
-    found = read_tokens(corpus, kept)
-    assert f"tokens     {found.first} up to, not including, {found.end}" in shown
+    first, end = token_range(corpus, kept)
+    assert f"tokens     {first} up to, not including, {end}" in shown
     assert f"datasets/general/{kept.split}, document {kept.index}" in shown
     assert "stays      wiki1  " in command("trace", root, "near")
-    shown = command("near", root, "wiki1")
-    assert "wiki1 stays; copies: 1" in shown
-    assert "near: near_duplicate, Jaccard about 0." in shown
     shown = command("lengths", root)
     assert "easy: steps by 'field' of 12 problems, 0 without" in shown
     assert "12 in all, mean 1.0; least 0, 5% 0, 25% 0, median 1, 75% 2, 95% 2, most 2" in shown
@@ -316,18 +244,11 @@ def test_the_command_traces_compares_and_measures(root: Path, corpus: CorpusFold
         (("show", "--number", "0"), "name a pool or source too; there is problem_solving, general"),
         (("show", "--source", "web", "--number", "2"), "has 2 documents, numbered from 0"),
         (("show", "--source", "web", "--number", "-1"), "has 2 documents, numbered from 0"),
-        (("show", "--number", "0", "--id", "a"), "give one of number, id and text"),
+        (("show", "--number", "0", "--id", "a"), "give one of number and id"),
         (("show", "--id", "copy"), "'trace' tells what became of it"),
-        (("show", "--search", "no such words"), "in no document of pool 'problem_solving'; pool 'general'"),
-        (
-            ("dropped", "--reason", "ugly"),
-            "there is contaminated, exact_duplicate, near_duplicate, no_answ",
-        ),
+        (("dropped", "--reason", "ugly"), "there is contaminated, exact_duplicate, near_duplicate, no"),
         (("dropped", "--source", "ugly"), "there is easy, hard, numina, wiki, web"),
         (("dropped", "--source", "web", "--reason", "too_short"), "there is exact_duplicate"),
-        (("contaminated", "--benchmark", "gsm8k"), "there is benchmark/test"),
-        (("lengths", "--steps", "guess"), "there is field, lines, sentences"),
-        (("near", "short"), "so it was not compared with others"),
     ],
 )
 def test_bad_names_get_what_there_is(root: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -336,29 +257,10 @@ def test_bad_names_get_what_there_is(root: Path, arguments: tuple[str, ...], mes
 
 
 def test_the_command_writes_a_page(root: Path, tmp_path: Path) -> None:
-    assert (
-        command("page", root, "--out", tmp_path / "new" / "page.html") == f"Page: {tmp_path}/new/page.html\n"
-    )
-    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
-    assert "<title>inspected · corpus</title>" in page
-    assert "stays: wiki1" in page
-    assert "4, limit 20" in page
+    out = tmp_path / "new" / "page.html"
+    assert command("page", root, "--out", out) == f"Page: {out}\n"
+    assert "<title>inspected · corpus</title>" in out.read_text(encoding="utf-8")
     (tmp_path / "file").touch()
-    for out, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.html", "cannot be written")):
+    for wrong, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.html", "cannot be written")):
         with pytest.raises(ConfigError, match=message):
-            command("page", root, "--out", out)
-
-
-def test_a_bad_folder_is_one_line_and_status_2(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "tools/inspect_corpus.py", "trace", str(tmp_path), "x"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {tmp_path}/manifest.json: not found, so this folder is missing or incomplete; "
-        "run the stage that makes it again\n"
-    )
+            command("page", root, "--out", wrong)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from megatron_mathcpt.data.problems.mix import ProblemMix, training_problems
+from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from tests.test_quickstart import command, kill_tree, results_of, small_pools, write_rows
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny" / "paper"

@@ -20,7 +20,7 @@ import pytest
 
 from megatron_mathcpt.answers import extract_answer
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems
+from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import Loopback

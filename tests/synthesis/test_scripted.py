@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.answers import extract_answer, grade
-from megatron_mathcpt.data.problems.mix import ProblemMix, training_problems
+from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.records import Problem
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,6 @@
 """From a step back to its documents, against the tokens that the step was given."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.datasets import build_blend, index_cache
 from megatron_mathcpt.train.inputs import resolve_inputs
@@ -23,31 +25,38 @@ EOS = 0
 
 @pytest.fixture
 def run(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> Path:
-    """A run folder with a config, on two pools of documents that each hold one letter of their own."""
+    """A run folder with a config, on two pools of one-letter documents; the first and last are equal."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     corpus = tmp_path / "corpus"
-    tokenizer = Tokenizer(models.WordLevel({"<eos>": EOS} | {chr(96 + n): n for n in range(1, 27)}, "<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    pools = {}
+    words = Tokenizer(models.WordLevel({"<eos>": EOS} | {chr(96 + n): n for n in range(1, 27)}, "<eos>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pools, shards = {}, []
     (corpus / "documents").mkdir(parents=True)
-    for pool, letters in (("general", "abcdefgh"), ("problem_solving", "stuvwxyz")):
+    for shard, (pool, letters) in enumerate((("general", "abcdefga"), ("problem_solving", "stuvwxys"))):
         prefix = corpus / "datasets" / pool / "train"
         prefix.parent.mkdir(parents=True)
         builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-        rows = []
+        rows = [{"id": f"{pool}-validation", "text": " ".join(letters[0] * 5)}]
         for number, letter in enumerate(letters):
-            length = 5 + 3 * number
+            length = 5 + number % 7
             builder.add_document(torch.tensor([ord(letter) - 96] * length + [EOS]), [length + 1])
-            rows.append(f'{{"id": "{pool}-{letter}", "text": "{" ".join(letter * length)}"}}\n')
+            rows.append({"id": f"{pool}-{number}", "text": " ".join(letter * length)})
         builder.finalize(f"{prefix}.idx")
-        (corpus / "documents" / f"{pool}.jsonl").write_text("".join(rows))
-        pools[pool] = {"train": {"documents": 8, "tokens": sum(6 + 3 * n for n in range(8))}}
+        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        (corpus / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
+        splits = np.array([VALIDATION] + [TRAIN] * 8, np.uint8)
+        places = make_places([len(line) for line in lines], shard, np.arange(1, 10, dtype=np.uint64), splits)
+        (corpus / "documents" / f"{pool}.places").write_bytes(places)
+        pools[pool] = {"train": {"documents": 8, "tokens": sum(6 + n % 7 for n in range(8))}}
+        shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
+    (corpus / "report.json").write_text(json.dumps({"shards": shards}))
     (corpus / "tokenizer").mkdir()
-    tokenizer.save(str(corpus / "tokenizer" / "tokenizer.json"))
+    words.save(str(corpus / "tokenizer" / "tokenizer.json"))
     tokenizer = {"vocab_size": 27, "eos_id": EOS, "sha256": "none"}
     counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
-    write_manifest(corpus, "corpus", inputs={}, counts=counts, config={})
+    sources = {pool: {"pool": pool} for pool in pools}
+    write_manifest(corpus, "corpus", inputs={}, counts=counts, config={"sources": sources})
     config = config_of(
         data={"corpus": str(corpus), "blend": {"general": 1.0, "problem_solving": 1.0}},
         train={"seq_length": 16, "train_tokens": 256},
@@ -73,12 +82,20 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
             tokens = blend[sample]["tokens"].tolist() + blend[sample]["labels"].tolist()
             letters = {chr(96 + token) for token in tokens if token != EOS}
             traced = [one for one in seen if one.sample == sample]
-            assert {one.record for one in traced} == {f"{one.pool}-{one.text[0]}" for one in traced}
             assert letters <= {one.text[0] for one in traced}
-    assert {one.pool for step in range(1, 5) for one in trace_step(run, step)} == {
-        "general",
-        "problem_solving",
-    }
+            assert all(one.record == f"{one.pool}-{one.document}" for one in traced)
+
+
+def test_equal_texts_are_told_apart(run: Path) -> None:
+    inputs = resolve_inputs(load_config(run / "config.yaml", ExperimentConfig))
+    use_cpu()
+    parallel.start_alone(inputs.config.parallel)
+    build_blend(inputs, index_cache(inputs, run))
+    parallel.stop()
+    seen = [one for step in range(1, 5) for one in trace_step(run, step)]
+    for pool, text in (("general", "a a a a a"), ("problem_solving", "s s s s s")):
+        equal = {(one.document, one.record) for one in seen if (one.pool, one.text) == (pool, text)}
+        assert equal == {(0, f"{pool}-0"), (7, f"{pool}-7")}
 
 
 def test_a_step_that_is_not_there_is_named(run: Path) -> None:

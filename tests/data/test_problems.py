@@ -4,20 +4,26 @@ import itertools
 import math
 import random
 import re
-import string
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.data.problems.expression import evaluate, substitute
-from megatron_mathcpt.data.problems.mix import TEMPLATES, ProblemMix, evaluation_problems, training_problems
-from megatron_mathcpt.data.problems.template import Draw, Instance, Template
+from megatron_mathcpt.data.problems import (
+    Instance,
+    ProblemMix,
+    evaluate,
+    evaluation_problems,
+    load_templates,
+    substitute,
+    training_problems,
+)
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem
 
 MIX = ProblemMix(train_problems=6000, step_shares=(0.4, 0.3, 0.3))
-NAMES = {template.name: template for template in TEMPLATES}
+ALL = load_templates().templates
 
 
 @pytest.fixture(scope="module")
@@ -154,22 +160,56 @@ def test_answers_are_found_again_by_search_or_simulation(training: list[Problem]
     assert checked == set(OTHER_ROUTES)
 
 
-def test_at_least_thirty_templates_a_language_over_several_topics_and_all_stages() -> None:
-    for language in ("en", "zh"):
-        assert sum(language in t.wordings for t in TEMPLATES) >= 30
-    assert len(NAMES) == len(TEMPLATES)
-    assert len({t.topic for t in TEMPLATES}) >= 15
-    assert {t.stage for t in TEMPLATES} == {"primary", "middle", "high"}
+def test_templates_cover_topics_and_stages() -> None:
+    assert len(ALL) == 73
+    assert len({template.kind.topic for template in ALL.values()}) >= 15
+    assert {template.kind.stage for template in ALL.values()} == {"primary", "middle", "high"}
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)
-def test_every_wording_states_every_number(template: Template) -> None:
-    """So (template, numbers) is just what a reader sees: no hidden number makes two keys of one problem."""
-    numbers = template.numbers(Draw(random.Random(0), small=9))
-    for wording in template.wordings.values():
-        for question in wording.questions:
-            stated = {name for _, name, _, _ in string.Formatter().parse(question) if name}
-            assert set(numbers) <= stated, question
+GOOD = """
+words:
+  en: {names: [Tom, Anna], things: {pen: pens}}
+  zh: {names: [小明, 小红], things: {书: 本}}
+templates:
+  gain:
+    kind: {stage: primary, topic: addition}
+    numbers: a = number(); b = a + between(1, 9)
+    steps: total = a + b
+    en: |
+      {name} has {a} {things} and gets {b} more. How many are there?
+    zh: |
+      {name}有{a}{unit}{thing}，又得到{b}{unit}，一共有多少？
+    leads: {en: ["Total: "], zh: ["一共："]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("total = a + b", "total = a + c", "unknown name 'c'"),
+        ("b = a + between", "b = c + between", "unknown name 'c'"),
+        ("Total: ", "{sum}: ", "unknown name 'sum'"),
+        ("又得到{b}", "又得到", "question in 'zh' does not state 'b'"),
+        ("    zh: |", "    fr: |", r"fr: unknown key"),
+        ("    zh: |\n      {name}有{a}{unit}{thing}，又得到{b}{unit}，一共有多少？\n", "", "zh: missing"),
+        (', zh: ["一共："]', "", "0 leads in 'zh' for 1 steps"),
+        ("total = a + b", "total = open(a)", r"open\(a\): not part of the language"),
+        ("a = number()", "a = numbers()", r"numbers\(\): not part of the language"),
+        ("between(1, 9)", "between(1)", "missing 1 required positional argument"),
+        ("between(1, 9)", "between(1, 9 / 2)", "9/2 is no whole number"),
+        ("total = a + b", "total = a +", "invalid syntax"),
+        ("total = a + b", "total", "expected 'name = expression'"),
+        ("total = a + b", "total = a + b;", "expected 'name = expression'"),
+        ("total = a + b", "a = a + b", "the name 'a' is taken"),
+    ],
+)
+def test_a_broken_template_is_refused_by_name(old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "problems.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    assert list(load_templates(path).templates) == ["gain"]
+    (tmp_path / "broken.yaml").write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"broken\.yaml: templates\.gain.*{message}"):
+        load_templates(tmp_path / "broken.yaml")
 
 
 def test_splits_share_no_template_with_the_same_numbers(
@@ -190,12 +230,11 @@ def test_splits_share_no_template_with_the_same_numbers(
 
 def test_the_split_takes_about_its_share_of_the_pairs() -> None:
     chance = random.Random(0)
-    gain = NAMES["gain"]
-    drawn = [Instance(gain, gain.numbers(Draw(chance, small=None))) for _ in range(3000)]
+    drawn = [Instance("gain", ALL["gain"].draw(chance, small=None)) for _ in range(3000)]
     unique = {instance.key(): instance for instance in drawn}
     share = sum(instance.is_held_out(0.15) for instance in unique.values()) / len(unique)
     assert 0.12 < share < 0.18
-    assert Instance(gain, {"b": 2, "a": 1}).key() == "gain(a=1,b=2)"
+    assert Instance("gain", {"b": Fraction(2), "a": Fraction(1)}).key() == "gain(a=1,b=2)"
 
 
 def test_same_seed_gives_the_same_problems_and_another_seed_others(training: list[Problem]) -> None:

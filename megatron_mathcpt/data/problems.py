@@ -1,0 +1,313 @@
+"""Word problems made from templates: question, step-by-step solution and exact answer, English and Chinese.
+
+problems.yaml says how a template's numbers are drawn, the steps that solve it, and its wordings. The steps
+are written into the solution and computed by one evaluator in exact fractions, so text and answer agree by
+construction. Whether an instance is for training or for evaluation is decided by a hash of template and
+numbers alone, so the two splits share no such pair in any language, wording or run.
+"""
+
+import ast
+import functools
+import hashlib
+import math
+import operator
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.records import Language, Problem, Stage
+
+TEMPLATES = Path(__file__).with_suffix(".yaml")
+_WORDS: dict[Language, tuple[str, ...]] = {  # what a wording may name beside numbers
+    "en": ("name", "other", "thing", "things"),
+    "zh": ("name", "other", "thing", "unit"),
+}
+_BUCKETS = 1000
+_PATIENCE = 1000  # draws without a new problem before a split counts as exhausted
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+Values = Mapping[str, Fraction]
+Functions = Mapping[str, Callable[..., Fraction | int]]
+
+
+class ProblemMix(Section):
+    """Sizes and shares of the generated problems; evaluation is drawn from the same mix as training.
+
+    `step_shares` weighs problems of one, two, and three or more steps. `small_share` is the share with
+    numbers from 2 to `small_maximum`, where a template leaves the choice. `held_out_share` of all
+    (template, numbers) pairs are kept for evaluation. The defaults suit what a model of two million
+    parameters can learn from half a million tokens.
+    """
+
+    train_problems: int = Field(default=30_000, ge=1)
+    evaluation_problems: dict[Language, int] = Field(default={"en": 200, "zh": 100})
+    chinese_share: float = Field(default=0.3, ge=0, le=1)
+    step_shares: tuple[float, float, float] = (0.85, 0.1, 0.05)
+    small_share: float = Field(default=0.95, ge=0, le=1)
+    small_maximum: int = Field(default=6, ge=3, le=9)
+    held_out_share: float = Field(default=0.3, gt=0, lt=1)
+
+
+def _pairs(text: Any) -> list[tuple[str, str]]:
+    """(name, expression) of each `name = expression` between semicolons."""
+    pairs = []
+    for part in str(text).split(";"):
+        name, _, expression = part.strip().partition(" = ")
+        if not (name.isidentifier() and expression):
+            raise ValueError(f"{part!r}: expected 'name = expression'")
+        pairs.append((name, expression))
+    return pairs
+
+
+class Kind(Section):
+    """School stage, topic, and the template's chance among those with the same number of steps."""
+
+    stage: Stage
+    topic: str
+    weight: float = Field(default=1.0, gt=0)
+
+
+_Pairs = Annotated[list[tuple[str, str]], BeforeValidator(_pairs)]
+_Lines = Annotated[list[str], BeforeValidator(lambda text: str(text).splitlines()), Field(min_length=1)]
+
+
+class Template(Section):
+    """One kind of problem: how to draw what is stated, the steps (the last one is the answer), the wordings.
+
+    Braces in questions and leads name numbers, step results, or words.
+    """
+
+    kind: Kind
+    numbers: _Pairs
+    steps: _Pairs
+    en: _Lines
+    zh: _Lines
+    leads: dict[Language, list[str]] = Field(default={})
+
+    @model_validator(mode="after")
+    def _try_once(self) -> "Template":
+        names = [name for name, _ in (*self.numbers, *self.steps)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the name '{twice[0]}' is taken")
+        try:
+            values = self.solve(numbers := self.draw(random.Random(0), None))[0]
+            for language, words in _WORDS.items():
+                questions, leads = self.texts(language)
+                if len(leads) != len(self.steps):
+                    raise ValueError(f"{len(leads)} leads in '{language}' for {len(self.steps)} steps")
+                for text in (*questions, *leads):
+                    text.format_map({**values, **dict.fromkeys(words, "")})
+                # A number that is not stated would make two keys of one problem.
+                if hidden := [n for n in numbers if any(f"{{{n}}}" not in one for one in questions)]:
+                    raise ValueError(f"a question in '{language}' does not state '{hidden[0]}'")
+        except KeyError as error:
+            raise ValueError(f"unknown name {error}") from error
+        except (TypeError, SyntaxError) as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def draw(self, chance: random.Random, small: int | None) -> Values:
+        """The numbers that the question states; those a template leaves open are 2 to `small`, if given."""
+        draws: Functions = {
+            "number": lambda: chance.randint(2, small) if small else chance.randint(11, 60),
+            "factor": lambda: chance.randint(2, small) if small else chance.randint(3, 15),
+            "between": lambda low, high: chance.randint(_whole(low), _whole(high)),
+            "one_of": lambda *choices: chance.choice(choices),
+        }
+        values: dict[str, Fraction] = {}
+        for name, expression in self.numbers:
+            values[name] = evaluate(expression, values, draws)
+        return {name: value for name, value in values.items() if not name.startswith("_")}
+
+    def solve(self, numbers: Values) -> tuple[Values, list[str]]:
+        """All values by name, and the equation of each step."""
+        values, equations = dict(numbers), []
+        for name, expression in self.steps:
+            values[name] = evaluate(expression, values)
+            equations.append(f"{substitute(expression, values)} = {values[name]}")
+        return values, equations
+
+    def texts(self, language: Language) -> tuple[list[str], list[str]]:
+        """Questions, and the lead-in of each step."""
+        questions = self.en if language == "en" else self.zh
+        return questions, self.leads.get(language, []) if self.leads else [""] * len(self.steps)
+
+
+class Words(Section):
+    """Names, and things with their plural (English) or their measure word (Chinese)."""
+
+    names: list[str]
+    things: dict[str, str]
+
+    def draw(self, language: Language, chance: random.Random) -> dict[str, str]:
+        """Two different names, a thing and its other form."""
+        names, thing = chance.sample(self.names, 2), chance.choice(list(self.things.items()))
+        return dict(zip(_WORDS[language], (*names, *thing), strict=True))
+
+
+class ProblemFile(Section):
+    """Templates by name, and the words that fill them."""
+
+    words: dict[Language, Words]
+    templates: dict[str, Template]
+
+
+@functools.cache
+def load_templates(path: Path = TEMPLATES) -> ProblemFile:
+    """The templates of a file; raises `ConfigError` naming the template that is wrong."""
+    return load_config(path, ProblemFile)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A template with its numbers: the unit that belongs either to training or to evaluation."""
+
+    name: str
+    numbers: Values
+
+    def key(self) -> str:
+        """Template and numbers, the same in every language and wording."""
+        numbers = ",".join(f"{name}={value}" for name, value in sorted(self.numbers.items()))
+        return f"{self.name}({numbers})"
+
+    def is_held_out(self, share: float) -> bool:
+        """Whether the pair belongs to evaluation, where about `share` of all pairs go."""
+        digest = hashlib.sha256(self.key().encode()).digest()
+        return int.from_bytes(digest[:8], "big") % _BUCKETS < share * _BUCKETS
+
+    def render(self, language: Language, chance: random.Random, number: int) -> Problem:
+        """The problem in words drawn by `chance`; `number` makes the id unique."""
+        template = load_templates().templates[self.name]
+        values, equations = template.solve(self.numbers)
+        filled = {**values, **load_templates().words[language].draw(language, chance)}
+        questions, leads = template.texts(language)
+        question = chance.choice(questions).format_map(filled)
+        lines = [lead.format_map(filled) + line for lead, line in zip(leads, equations, strict=True)]
+        return Problem(
+            id=f"{self.name}-{language}-{number:06d}",
+            question=question[0].upper() + question[1:],
+            solution="\n".join(lines),
+            answer=str(values[template.steps[-1][0]]),
+            language=language,
+            stage=template.kind.stage,
+            steps=len(equations),
+            source="templates",
+            extra={"template": self.name, "topic": template.kind.topic, "instance": self.key()},
+        )
+
+
+def training_problems(mix: ProblemMix, seed: int) -> list[Problem]:
+    """`mix.train_problems` different problems in both languages, in drawing order."""
+    chance = random.Random(f"training {seed}")
+    chinese = round(mix.train_problems * mix.chinese_share)
+    problems = [
+        *_take(mix, "en", mix.train_problems - chinese, chance, held_out=False),
+        *_take(mix, "zh", chinese, chance, held_out=False),
+    ]
+    chance.shuffle(problems)
+    return problems
+
+
+def evaluation_problems(mix: ProblemMix, language: Language, seed: int) -> list[Problem]:
+    """Held-out problems of one language, none of whose (template, numbers) pairs training can hold."""
+    chance = random.Random(f"evaluation {language} {seed}")
+    return list(_take(mix, language, mix.evaluation_problems.get(language, 0), chance, held_out=True))
+
+
+def _take(
+    mix: ProblemMix, language: Language, count: int, chance: random.Random, *, held_out: bool
+) -> Iterator[Problem]:
+    """`count` different problems of one split; ConfigError when the mix has no more.
+
+    Training problems differ in the question; evaluation problems in template or numbers, to be independent.
+    """
+    seen: set[str] = set()
+    for number in range(count):
+        wanted = chance.choices((1, 2, 3), mix.step_shares)[0]
+        for _ in range(_PATIENCE):
+            instance = _draw(mix, wanted, chance)
+            if instance.is_held_out(mix.held_out_share) != held_out:
+                continue
+            problem = instance.render(language, chance, number)
+            identity = instance.key() if held_out else problem.question
+            if identity not in seen:
+                break
+        else:
+            raise ConfigError(
+                f"problem mix: no more than {number} different {language} problems found, {count} asked; "
+                "ask for fewer or lower small_share"
+            )
+        seen.add(identity)
+        yield problem
+
+
+def _draw(mix: ProblemMix, steps: int, chance: random.Random) -> Instance:
+    """An instance of `steps` steps (3 stands for more, too): the template by weight, then its numbers."""
+    templates = load_templates().templates
+    names = [name for name, template in templates.items() if min(len(template.steps), 3) == steps]
+    name = chance.choices(names, [templates[name].kind.weight for name in names])[0]
+    small = chance.random() < mix.small_share
+    return Instance(name, templates[name].draw(chance, mix.small_maximum if small else None))
+
+
+def evaluate(expression: str, values: Values, draws: Functions | None = None) -> Fraction:
+    """The exact value of `expression`: arithmetic on the names in `values`, `sqrt` of squares, and `draws`.
+
+    Raises ValueError for any other construct and for a root that is not rational, KeyError for a name.
+    """
+    return _value(_parse(expression), values, {"sqrt": _root, **(draws or {})})
+
+
+def substitute(expression: str, values: Values) -> str:
+    """`expression` as it is written in a solution: names replaced by their numbers."""
+    # What is negative or a fraction needs its brackets.
+    written = {n: f"{v}" if v >= 0 and v.denominator == 1 else f"({v})" for n, v in values.items()}
+    found = re.sub(r"[a-z]\w*", lambda match: written.get(match[0], match[0]), expression)
+    return found.replace("**", "^")
+
+
+@functools.cache
+def _parse(expression: str) -> ast.expr:
+    return ast.parse(expression, mode="eval").body
+
+
+def _value(node: ast.expr, values: Values, functions: Functions) -> Fraction:
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number)
+        case ast.Name(id=name):
+            return values[name]
+        case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
+            sides = _value(left, values, functions), _value(right, values, functions)
+            return Fraction(_OPERATORS[type(op)](*sides))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
+            return Fraction(functions[name](*(_value(one, values, functions) for one in arguments)))
+    raise ValueError(f"{ast.unparse(node)}: not part of the language of steps")
+
+
+def _root(value: Fraction) -> Fraction:
+    root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
+    if root * root != value:
+        raise ValueError(f"sqrt({value}) is not a rational number")
+    return root
+
+
+def _whole(value: Fraction) -> int:
+    if value.denominator != 1:
+        raise ValueError(f"{value} is no whole number to draw from")
+    return int(value)
