@@ -6,6 +6,10 @@ line and ends with the documented status; anything else is our bug and keeps its
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 EXIT_BAD_INPUT = 2  # wrong input or config: do not requeue
 EXIT_REQUEUE = 75  # stopped early at a step boundary after a save: requeue (EX_TEMPFAIL of sysexits.h)
@@ -50,6 +54,12 @@ class ServerError(MathCptError):
 def one_line(text: str) -> str:
     """`text` with every run of white space, line breaks too, as one space."""
     return " ".join(text.split())
+
+
+def first_error(error: "ValidationError") -> tuple[str, str]:
+    """The path of the first field that pydantic refused ("" for the whole), and why."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"]
 
 
 def run_command(command: Callable[[], object]) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
@@ -154,9 +154,8 @@ def _parse(line: str, where: str) -> Item:
     try:
         item = Item.model_validate(row)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise EvaluationError(f"{where}: field '{field}': {first['msg']}") from error
+        field, message = first_error(error)
+        raise EvaluationError(f"{where}: field '{field}': {message}") from error
     if not item.question.strip() or not item.answer.strip():
         raise EvaluationError(f"{where}: question and answer must not be blank")
     return item

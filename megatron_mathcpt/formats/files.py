@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from isal import igzip, igzip_lib
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.errors import DataError, first_error
 
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
@@ -233,3 +234,33 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a `JsonLines` file; a torn last line, left by a kill, is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+class Row(BaseModel):
+    """Base of a typed row; fields that the reader does not use are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+Found = TypeVar("Found", bound=Row)
+
+
+def read_rows(path: Path, kind: type[Found]) -> list[Found]:
+    """As `read_json_lines`, each row checked; raises `DataError` naming a file or line that is damaged."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise DataError(f"{path}:{number}: {explain(error)}; run its stage again") from error
+    return rows
+
+
+def explain(error: ValidationError) -> str:
+    """What pydantic refused first, with its field."""
+    field, message = first_error(error)
+    return f"{field}: {message}" if field else message

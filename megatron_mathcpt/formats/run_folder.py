@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.files import Row, hash_file, read_rows, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
 
 FOLDER = "checkpoints"
@@ -262,6 +262,22 @@ def sync_folder(folder: Path) -> None:
 
 
 METRICS = "metrics.jsonl"
+
+
+class MetricRow(Row):
+    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
+
+    step: int
+    consumed_tokens: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    validation: dict[str, float] | None = None
+
+
+def read_metrics(path: Path) -> tuple[MetricRow, ...]:
+    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
+    last = {(row.step, row.validation is None): row for row in read_rows(path, MetricRow)}
+    return tuple(sorted(last.values(), key=lambda row: row.step))
 
 
 def chosen_checkpoint(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from megatron_mathcpt.report.read import MetricRow
+from megatron_mathcpt.formats.run_folder import MetricRow
 
 Point = tuple[float, float]
 MOST_POINTS = 120

@@ -8,37 +8,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, EvaluationError
+from megatron_mathcpt.formats.files import Row, explain, read_rows
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
+from megatron_mathcpt.formats.run_folder import MetricRow, read_metrics
 from megatron_mathcpt.records import Stage
-
-
-class _Row(BaseModel):
-    """Base of what is read: fields the report does not use are left alone."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
 
 # Least number of reasoning steps. The study splits by steps too; its boundaries are unknown, these ours.
 _STEPS = (("up to 2 steps", 0), ("3 or 4 steps", 3), ("5 and more steps", 5))
 SUBSETS = ("primary school", "middle school", "high school", *(name for name, _ in _STEPS))
 
 
-class MetricRow(_Row):
-    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
-
-    step: int
-    consumed_tokens: int
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    validation: dict[str, float] | None = None
-
-
-class TaskScore(_Row):
+class TaskScore(Row):
     """One task of `evaluation/results.json`; `stderr` and `accuracy` are shares of 1."""
 
     n: int = Field(ge=1)
@@ -50,7 +35,7 @@ class TaskScore(_Row):
     truncated_prompts: int = 0
 
 
-class Sample(_Row):
+class Sample(Row):
     """One row of `evaluation/samples_<task>.jsonl`."""
 
     id: str
@@ -70,7 +55,7 @@ class Sample(_Row):
         return stage if steps is None else (*stage, [name for name, least in _STEPS if steps >= least][-1])
 
 
-class _Results(_Row):
+class _Results(Row):
     model: str
     tasks: dict[str, TaskScore]
 
@@ -125,7 +110,7 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def load_samples(run: Run, task: str) -> list[Sample]:
     """Every item of `task` with the run's output."""
-    return _load_rows(_samples_path(run.folder, task), Sample)
+    return read_rows(_samples_path(run.folder, task), Sample)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +133,7 @@ def load_timings(path: Path) -> dict[str, float]:
     try:
         return TypeAdapter(dict[str, float]).validate_python(read_json(path))
     except ValidationError as error:
-        raise DataError(f"{path}: {_explain(error)}; delete the file, it holds times alone") from error
+        raise DataError(f"{path}: {explain(error)}; delete the file, it holds times alone") from error
 
 
 def _load_run(folder: Path, name: str) -> Run:
@@ -156,14 +141,14 @@ def _load_run(folder: Path, name: str) -> Run:
     metrics = folder / "metrics.jsonl"
     trained = metrics.exists() or evaluation is None
     scores = load_scores(folder / "evaluation" / "results.json") if evaluation else {}
-    samples = {task: _load_rows(_samples_path(folder, task), Sample) for task in scores}
+    samples = {task: read_rows(_samples_path(folder, task), Sample) for task in scores}
     for task, score in scores.items():
         _check_score(_samples_path(folder, task), score, samples[task])
     return Run(
         name=name,
         folder=folder,
         manifest=load_manifest(folder, "run") if trained else None,
-        metrics=load_metrics(metrics) if trained else (),
+        metrics=read_metrics(metrics) if trained else (),
         conversion=_load_if_there(folder / "hf", "hf"),
         evaluation=evaluation,
         scores=scores,
@@ -195,7 +180,7 @@ def load_scores(path: Path) -> dict[str, TaskScore]:
     try:
         return _Results.model_validate(read_json(path)).tasks
     except ValidationError as error:
-        raise EvaluationError(f"{path}: {_explain(error)}; evaluate the run again") from error
+        raise EvaluationError(f"{path}: {explain(error)}; evaluate the run again") from error
 
 
 def _check_score(path: Path, score: TaskScore, samples: Sequence[Sample]) -> None:
@@ -206,33 +191,3 @@ def _check_score(path: Path, score: TaskScore, samples: Sequence[Sample]) -> Non
             f"{path}: {found[1]} of {found[0]} different items correct, results.json says "
             f"{score.correct} of {score.n}; evaluate the run again"
         )
-
-
-def load_metrics(path: Path) -> tuple[MetricRow, ...]:
-    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
-    last = {(row.step, row.validation is None): row for row in _load_rows(path, MetricRow)}
-    return tuple(sorted(last.values(), key=lambda row: row.step))
-
-
-Found = TypeVar("Found", bound=_Row)
-
-
-def _load_rows(path: Path, model: type[Found]) -> list[Found]:
-    """Rows of a JSON-lines file; a torn last line, left by a kill, is left out."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(model.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(f"{path}:{number}: {_explain(error)}; run its stage again") from error
-    return rows
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    return f"{field}: {first['msg']}" if field else first["msg"]

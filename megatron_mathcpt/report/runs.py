@@ -7,9 +7,10 @@ from typing import Any
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.manifest import FILE_NAME
+from megatron_mathcpt.formats.run_folder import MetricRow, read_metrics
 from megatron_mathcpt.report import format as formats
 from megatron_mathcpt.report.compare import compare_runs
-from megatron_mathcpt.report.read import MetricRow, Run, load_metrics, load_runs, load_scores
+from megatron_mathcpt.report.read import Run, load_runs, load_scores
 
 Rows = list[tuple[str, ...]]
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
@@ -89,7 +90,7 @@ def _is_scored(folder: Path) -> bool:
 def _summary(root: Path, name: str) -> tuple[str, ...]:
     folder = root / name
     metrics = folder / "metrics.jsonl"
-    rows = load_metrics(metrics) if metrics.is_file() else ()
+    rows = read_metrics(metrics) if metrics.is_file() else ()
     scored = _is_scored(folder)
     scores = load_scores(folder / "evaluation" / "results.json") if scored else {}
     state = "scored" if scored else "done" if _is_finished(folder) else "not finished"
