@@ -1,4 +1,4 @@
-"""Write report.json, report.md and one self-contained index.html on a results folder; print the scores."""
+"""Write report.json and one self-contained index.html on a results folder; print the scores."""
 
 from pathlib import Path
 from typing import Annotated

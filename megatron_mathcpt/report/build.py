@@ -1,4 +1,4 @@
-"""From a results folder to report.json, index.html and report.md."""
+"""From a results folder to report.json and index.html."""
 
 import json
 import os
@@ -55,9 +55,8 @@ def build_report(
     (out / FILE_NAME).unlink(missing_ok=True)
     write_atomically(out / "report.json", _as_json(report))
     up = os.path.relpath(root, out)
-    for name in ("index.html", "report.md"):
-        text = render(name, report, graph, title or root.resolve().name, Path(up).as_posix())
-        write_atomically(out / name, text.encode())
+    page = render(report, graph, title or root.resolve().name, Path(up).as_posix())
+    write_atomically(out / "index.html", page.encode())
     write_manifest(
         out,
         "report",

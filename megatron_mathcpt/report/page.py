@@ -1,4 +1,4 @@
-"""The results as one HTML page that needs nothing else, and as Markdown."""
+"""The results as one HTML page that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from megatron_mathcpt.report.plot import IntervalPlot, LinePlot, graph_plot, int
 MOST_INTERVAL_ROWS = 40
 
 
-def render(template: str, report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
-    """`index.html` or `report.md` for the content of report.json; `up` leads from the page to the results."""
+def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
+    """`index.html` for the content of report.json; `up` leads from the page to the results."""
     results = report["results"]
     return (
         environment()
-        .get_template(f"{template}.j2")
+        .get_template("index.html.j2")
         .render(
             title=title,
             up=up,
@@ -43,7 +43,7 @@ def environment() -> Environment:
     """The templates of the report's pages, with our filters."""
     found = Environment(
         loader=PackageLoader("megatron_mathcpt.report"),
-        autoescape=lambda name: name is not None and ".md" not in name,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -55,7 +55,6 @@ def environment() -> Environment:
         "tokens": formats.tokens,
         "seconds": formats.seconds,
         "number": formats.number,
-        "cell": formats.markdown_cell,
         "lower_first": lambda text: text[:1].lower() + text[1:],
     }
     return found
