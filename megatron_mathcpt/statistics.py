@@ -143,21 +143,21 @@ def mean_and_standard_error(item_scores: Sequence[float]) -> tuple[float, float]
     return float(scores.mean()), float(error)
 
 
-def paired_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean difference second − first of per-item scores with its percentile bootstrap interval over items."""
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.array([generator.choice(differences, size=len(differences)).mean() for _ in range(resamples)])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(differences.mean()), float(low), float(high)
+def score_samples(
+    right: Sequence[Sequence[bool]], majority_right: Sequence[bool]
+) -> dict[str, tuple[float, float]]:
+    """Scores of k answers for each item with their errors, clustered by item.
+
+    `avg@k` is the mean accuracy, `pass@j` (j = 1, 2, 4, ..., k) the unbiased chance that one of j is right,
+    `maj@k` the share of items whose most frequent answer is.
+    """
+    k = len(right[0])
+    scores = {f"avg@{k}": [sum(item) / k for item in right]}
+    sizes = [2**power for power in range(k.bit_length()) if 2**power < k]
+    for size in [*sizes, k]:
+        scores[f"pass@{size}"] = [pass_at_k(k, sum(item), size) for item in right]
+    scores[f"maj@{k}"] = [float(item) for item in majority_right]
+    return {name: mean_and_standard_error(values) for name, values in scores.items()}
 
 
 def minimum_detectable_difference(

@@ -114,15 +114,18 @@ def test_mean_over_samples_is_clustered_by_item() -> None:
     assert (mean, error) == pytest.approx((0.5, 0.5))
 
 
-def test_paired_bootstrap_against_scipy() -> None:
-    generator = np.random.default_rng(3)
-    first = generator.integers(0, 5, 200) / 4
-    second = np.clip(first + generator.integers(-1, 3, 200) / 4, 0, 1)
-    mean, low, high = statistics.paired_bootstrap(first, second, seed=5)
-    expected = stats.bootstrap((second - first,), np.mean, method="percentile", rng=7).confidence_interval
-    assert mean == pytest.approx(float(np.mean(second - first)))
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=4e-3)
-    assert (mean, low, high) == statistics.paired_bootstrap(first, second, seed=5)
+def test_scores_of_k_answers_by_hand() -> None:
+    # Two items of four answers, 2 and 0 right: averages 0.5 and 0; pass@2 = 1 - C(2,2)/C(4,2) = 5/6 and 0.
+    outcomes = [[True, False, True, False], [False] * 4]
+    scores = statistics.score_samples(outcomes, [True, False])
+    assert list(scores) == ["avg@4", "pass@1", "pass@2", "pass@4", "maj@4"]
+    values = {name: value for name, (value, _) in scores.items()}
+    assert values == pytest.approx(
+        {"avg@4": 0.25, "pass@1": 0.25, "pass@2": 5 / 12, "pass@4": 0.5, "maj@4": 0.5}
+    )
+    # Clustered by item: half the range of two numbers.
+    assert scores["avg@4"][1] == pytest.approx(0.25)
+    assert scores["pass@2"][1] == pytest.approx(5 / 12)
 
 
 def test_minimum_detectable_difference_has_its_power() -> None:

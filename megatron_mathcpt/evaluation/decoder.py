@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.evaluation.cache import Cache, padded, use_own_cache
-from megatron_mathcpt.evaluation.replay import Replay, Step
+from megatron_mathcpt.evaluation.key_value_cache import Cache, Replay, Step, padded, use_own_cache
 from megatron_mathcpt.evaluation.sampling import Pick
 from megatron_mathcpt.parallel import Layout
 

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, ManifestError
-from megatron_mathcpt.evaluation.run import evaluate
+from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
 from tests.evaluation.conftest import make_model, write_lines

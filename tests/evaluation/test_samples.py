@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_mathcpt.evaluation.aggregate import aggregates
-from megatron_mathcpt.evaluation.samples import majority, sample_scores
+from megatron_mathcpt.evaluation.tasks import aggregates, majority
+from megatron_mathcpt.formats.evaluation_folder import TaskScore
 
 
 def test_majority_counts_equal_answers_together() -> None:
@@ -12,22 +12,8 @@ def test_majority_counts_equal_answers_together() -> None:
     assert majority(["", ""], "number") == ""
 
 
-def test_scores_by_hand() -> None:
-    # Two items of four answers, 2 and 0 right: averages 0.5 and 0; pass@2 = 1 - C(2,2)/C(4,2) = 5/6 and 0.
-    outcomes = [[True, False, True, False], [False] * 4]
-    scores = sample_scores(outcomes, [True, False])
-    assert list(scores) == ["avg@4", "pass@1", "pass@2", "pass@4", "maj@4"]
-    values = {name: found["value"] for name, found in scores.items()}
-    assert values == pytest.approx(
-        {"avg@4": 0.25, "pass@1": 0.25, "pass@2": 5 / 12, "pass@4": 0.5, "maj@4": 0.5}
-    )
-    # Clustered by item: half the range of two numbers.
-    assert scores["avg@4"]["stderr"] == pytest.approx(0.25)
-    assert scores["pass@2"]["stderr"] == pytest.approx(5 / 12)
-
-
-def _task(accuracy: float) -> dict[str, float]:
-    return {"accuracy": accuracy, "stderr": 0.02, "n": 100}
+def _task(accuracy: float) -> TaskScore:
+    return TaskScore(n=100, correct=round(100 * accuracy), accuracy=accuracy, stderr=0.02, data_sha256="")
 
 
 def test_higher_form_and_mean_of_four() -> None:
@@ -40,7 +26,12 @@ def test_higher_form_and_mean_of_four() -> None:
         "zhongkao_public": _task(0.5),
     }
     found = aggregates(tasks)
-    assert found["higher_of_forms"]["gsm8k"] == {"form": "gsm8k_few_shot", **_task(0.3)}
+    assert found["higher_of_forms"]["gsm8k"] == {
+        "form": "gsm8k_few_shot",
+        "accuracy": 0.3,
+        "stderr": 0.02,
+        "n": 100,
+    }
     assert found["higher_of_forms"]["math"]["form"] == "math"
     assert found["mean_of_four"]["accuracy"] == pytest.approx((0.3 + 0.1 + 0.4 + 0.5) / 4)
     assert found["mean_of_four"]["stderr"] == pytest.approx(0.02 / 2)

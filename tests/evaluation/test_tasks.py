@@ -8,7 +8,7 @@ import pytest
 
 from megatron_mathcpt.answers import grade
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation import hooks
+from megatron_mathcpt.evaluation import tasks
 from megatron_mathcpt.formats.benchmark import SAMPLES, SETS, STUDY_SETS, examples_for, find_sets, load_items
 from megatron_mathcpt.records import cpt_text
 
@@ -16,14 +16,14 @@ from megatron_mathcpt.records import cpt_text
 def _load(names: list[str], **metadata: Any) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(hooks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
     return dict(manager.load(names))
 
 
 def test_every_set_has_both_forms() -> None:
     from lm_eval.tasks import TaskManager
 
-    found = set(TaskManager(include_path=str(hooks.TASKS_FOLDER), include_defaults=False).all_subtasks)
+    found = set(TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False).all_subtasks)
     assert found == {f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")}
 
 
@@ -68,14 +68,14 @@ def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "a", **row}))
     path.with_name("fewshot.jsonl").write_text(json.dumps({"id": "b", **row, "question": " 1 + 1?"}))
     with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
-        hooks.rows(load_items(path).items, path, 1)
+        tasks.rows(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
-        hooks.rows(load_items(path).items, path, 2)
+        tasks.rows(load_items(path).items, path, 2)
 
 
 def test_local_examples_are_not_test_items(benchmarks_dir: Path) -> None:
     path = benchmarks_dir / "gsm8k" / "test.jsonl"
-    data = hooks.rows(load_items(path).items[:3], path, 8)["test"]
+    data = tasks.rows(load_items(path).items[:3], path, 8)["test"]
     assert data[0]["prefix"].startswith("Question: Natalia sold clips")
 
 
