@@ -3,22 +3,27 @@
 Shares are of 1, losses in nats a token.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore
 from megatron_mathcpt.formats.manifest import Manifest
-from megatron_mathcpt.report.compare import compare_runs
-from megatron_mathcpt.report.curves import train_curve, validation_curves
+from megatron_mathcpt.formats.run_folder import RunCounts
+from megatron_mathcpt.report.comparison import compare_runs
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.read import SUBSETS, Run, TaskScore, tasks_of
-from megatron_mathcpt.report.samples import choose_samples
+from megatron_mathcpt.report.plot import train_curve, validation_curves
+from megatron_mathcpt.report.read import SUBSETS, Run, load_answers, tasks_of
 from megatron_mathcpt.report.study import Published, build_study, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 GENERAL = "general"
+MOST_ITEMS = 24  # of those shown with what the runs wrote
+MOST_CHARACTERS = 700
+ALL_RUNS_UP_TO = 4  # with more runs an item shows the two compared alone
 
 
 def build_results(
@@ -91,31 +96,26 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
 
 def _run(run: Run) -> dict[str, Any]:
     counts = run.counts
+    validation = counts.final_validation or {} if counts else {}
+    sources = counts.tokens_by_source if counts else {}
     return {
         "scores": {task: _score(score, run.ungraded[task]) for task, score in run.scores.items()},
-        "subsets": {name: _share(list(found.values())) for name, found in run.subsets.items()},
-        "total": _total(run.scores, sum(run.ungraded.values())),
-        "steps": counts.get("steps"),
-        "consumed_tokens": counts.get("consumed_tokens"),
-        "tokens_by_source": counts.get("tokens_by_source", {}),
-        "final_validation": counts.get("final_validation", {}),
+        "subsets": {name: _share(sum(found.values()), len(found)) for name, found in run.subsets.items()},
+        "total": _total(run) if run.scores else None,
+        "steps": counts and counts.steps,
+        "consumed_tokens": counts and counts.consumed_tokens,
+        "tokens_by_source": {pool: part.model_dump() for pool, part in sources.items()},
+        "final_validation": {pool: _number(loss) for pool, loss in validation.items()},
         "train_loss": train_curve(run.metrics),
         "validation_loss": validation_curves(run.metrics),
-        "max_abs_logit_difference": run.conversion.counts.get("max_abs_logit_difference")
-        if run.conversion
-        else None,
+        "max_abs_logit_difference": run.conversion and run.conversion.counts.get("max_abs_logit_difference"),
     }
 
 
 def _score(score: TaskScore, ungraded: int) -> dict[str, Any]:
-    low, high = wilson_interval(score.correct, score.n)
-    return {
-        "n": score.n,
-        "correct": score.correct,
+    return _share(score.correct, score.n) | {
         "accuracy": score.accuracy,
-        "stderr": None if math.isnan(score.stderr) else score.stderr,
-        "low": low,
-        "high": high,
+        "stderr": _number(score.stderr),
         "ungraded": ungraded,
         "truncated_prompts": score.truncated_prompts,
         "language": score.language,
@@ -123,27 +123,30 @@ def _score(score: TaskScore, ungraded: int) -> dict[str, Any]:
     }
 
 
-def _total(scores: dict[str, TaskScore], ungraded: int) -> dict[str, Any] | None:
+def _total(run: Run) -> dict[str, Any]:
     """Share right of all items of all tasks, and the plain mean of the tasks' accuracies."""
-    if not scores:
-        return None
-    right = [number < score.correct for score in scores.values() for number in range(score.n)]
-    mean = sum(score.accuracy for score in scores.values()) / len(scores)
-    return _share(right) | {"ungraded": ungraded, "mean_of_tasks": mean}
+    scores = run.scores.values()
+    return _share(sum(score.correct for score in scores), sum(score.n for score in scores)) | {
+        "ungraded": sum(run.ungraded.values()),
+        "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores),
+    }
 
 
-def _share(right: Sequence[bool]) -> dict[str, Any]:
-    n, correct = len(right), sum(right)
+def _share(correct: int, n: int) -> dict[str, Any]:
     low, high = wilson_interval(correct, n)
-    stderr = accuracy_standard_error(correct, n)
     return {
         "n": n,
         "correct": correct,
         "accuracy": correct / n,
-        "stderr": None if math.isnan(stderr) else stderr,
+        "stderr": _number(accuracy_standard_error(correct, n)),
         "low": low,
         "high": high,
     }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no number for what is none, such as the error of one item."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _parameters(run: Run) -> int | None:
@@ -156,7 +159,9 @@ def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[st
     """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
     own = {
         name: sum(
-            part["seen"] for pool, part in counts.get("tokens_by_source", {}).items() if pool != GENERAL
+            part.seen
+            for pool, part in RunCounts.model_validate(counts).tokens_by_source.items()
+            if pool != GENERAL
         )
         for name, counts in _counts(manifests, "run").items()
     }
@@ -191,3 +196,87 @@ def _numbers(counts: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[prefix + name] = value
     return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Items of `task` on which `second` and `first` come out as `kind` says."""
+
+    second: str
+    first: str
+    task: str
+    kind: str
+    ids: tuple[str, ...]
+
+
+def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Some problems with what each run wrote, drawn without looking at how they read.
+
+    For each comparison and task a few items of each kind (both right, only one, none), in the order of a hash
+    of the item's id, so nobody picks them and every rerun picks the same. About `MOST_ITEMS` at most.
+    """
+    by_name = {run.name: run for run in runs}
+    cells = [cell for second, first in pairs for cell in _cells(by_name[second], by_name[first])]
+    per_cell = max(1, MOST_ITEMS // max(1, len(cells)))
+    answers: dict[tuple[str, str], dict[str, Sample]] = {}
+    chosen = []
+    for cell in cells:
+        names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else [cell.first, cell.second]
+        shown = [by_name[name] for name in names if cell.task in by_name[name].scores]
+        for run in shown:
+            if (run.name, cell.task) not in answers:
+                answers[run.name, cell.task] = load_answers(run, cell.task)
+        for item in sorted(cell.ids, key=_draw)[:per_cell]:
+            rows = {run.name: answers[run.name, cell.task][item] for run in shown}
+            chosen.append(_as_mapping(cell, item, rows))
+    return chosen
+
+
+def _cells(second: Run, first: Run) -> list[Cell]:
+    kinds = {
+        (True, False): f"only {second.name}",
+        (False, True): f"only {first.name}",
+        (True, True): "both",
+        (False, False): "neither",
+    }
+    cells = []
+    for task in second.scores:
+        if task in first.scores:
+            ids: dict[tuple[bool, bool], list[str]] = {outcome: [] for outcome in kinds}
+            for item, right in second.outcomes[task].items():
+                ids[right, first.outcomes[task][item]].append(item)
+            cells += [
+                Cell(second.name, first.name, task, kind, tuple(ids[outcome]))
+                for outcome, kind in kinds.items()
+                if ids[outcome]
+            ]
+    return cells
+
+
+def _as_mapping(cell: Cell, item: str, rows: dict[str, Sample]) -> dict[str, Any]:
+    any_row = next(iter(rows.values()))
+    return {
+        "pair": [cell.second, cell.first],
+        "task": cell.task,
+        "kind": cell.kind,
+        "id": item,
+        "question": any_row.question,
+        "gold": any_row.gold,
+        "runs": {
+            name: {
+                "correct": row.correct,
+                "verdict": row.verdict,
+                "extracted": row.extracted,
+                "output": _cut(row.output),
+            }
+            for name, row in rows.items()
+        },
+    }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
+
+
+def _draw(item: str) -> str:
+    return hashlib.sha256(item.encode()).hexdigest()

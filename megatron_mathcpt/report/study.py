@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.report import format as formats
-from megatron_mathcpt.report.compare import POOLED, Comparison
+from megatron_mathcpt.report import figures
+from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.read import Run
 
 FILE = Path(__file__).with_name("published.yaml")
@@ -162,13 +162,13 @@ def _result(
 def _size(runs: Sequence[Run], sizes: dict[str, int | None]) -> str:
     """Parameters and tokens of the runs, as a range where they differ."""
     parameters = _range([sizes[run.name] for run in runs], "parameters")
-    tokens = _range([run.counts.get("consumed_tokens") for run in runs], "tokens a run")
+    tokens = _range([run.counts.consumed_tokens if run.counts else None for run in runs], "tokens a run")
     return ", ".join(part for part in (parameters, tokens) if part)
 
 
 def _range(counts: Sequence[int | None], unit: str) -> str:
     known = [count for count in counts if count is not None]
-    ends = dict.fromkeys(formats.tokens(end(known)) for end in (min, max) if known)
+    ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max) if known)
     return f"{' to '.join(ends)} {unit}" if known else ""
 
 

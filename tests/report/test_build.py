@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
-from megatron_mathcpt.report.build import Report, build_report
+from megatron_mathcpt.report.page import Report, build_report
 from tests.report.report_folder import POOLS, write_run
 
 RUNS = ("base", "base1", "base2")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.report.build import build_report
+from megatron_mathcpt.report.page import build_report
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 VOID_IN_SVG = {"line", "path", "circle", "rect"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.report.build import build_report
-from megatron_mathcpt.report.compare import Comparison
+from megatron_mathcpt.report.comparison import Comparison
+from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.report.study import judge, load_published
 from tests.report.report_folder import write_grid
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_mathcpt.report import format as formats
+from megatron_mathcpt.report import figures
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from megatron_mathcpt.report import format as formats
     ],
 )
 def test_points(share: float | None, sign: bool, text: str) -> None:
-    assert formats.points(share, sign=sign) == text
+    assert figures.points(share, sign=sign) == text
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ def test_points(share: float | None, sign: bool, text: str) -> None:
     [(22 / 1024, "0.021"), (1.0, "1"), (2.1e-9, "2.1e−9"), (1e-30, "< 1e−15"), (3e-12, "3e−12")],
 )
 def test_p_value(value: float, text: str) -> None:
-    assert formats.p_value(value) == text
+    assert figures.p_value(value) == text
 
 
 def test_p_value_with_its_relation() -> None:
-    assert formats.p_value(0.5, equals=True) == "= 0.5"
-    assert formats.p_value(0.0, equals=True) == "< 1e−15"
+    assert figures.p_value(0.5, equals=True) == "= 0.5"
+    assert figures.p_value(0.0, equals=True) == "< 1e−15"
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_p_value_with_its_relation() -> None:
     ],
 )
 def test_tokens(count: float, text: str) -> None:
-    assert formats.tokens(count) == text
+    assert figures.tokens(count) == text
 
 
 def test_tokens_on_a_tick_are_short() -> None:
-    assert [formats.tokens(count, tick=True) for count in (20_000, 2.5e6, 150e9)] == [
+    assert [figures.tokens(count, tick=True) for count in (20_000, 2.5e6, 150e9)] == [
         "20 k",
         "2.5 M",
         "150 B",
@@ -58,4 +58,4 @@ def test_tokens_on_a_tick_are_short() -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(12.34, "12.3 s"), (300, "5.0 min"), (7300, "2.0 h")])
 def test_seconds(value: float, text: str) -> None:
-    assert formats.seconds(value) == text
+    assert figures.seconds(value) == text
