@@ -3,20 +3,13 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.tasks import (
-    AnsweredTask,
-    aggregates,
-    build_tasks,
-    judge,
-    summarize,
-)
+from megatron_mathcpt.evaluation.tasks import AnsweredTask, aggregates, build_tasks, judge, summarize
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import (
     KIND,
@@ -33,15 +26,6 @@ from megatron_mathcpt.log import get_logger, is_first_process
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class ScoredModel:
-    """The model to score: its folder, what decides its weights and tokenizer, and how it is asked."""
-
-    folder: Path
-    fingerprint: str
-    config: EvaluationConfig
 
 
 def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> dict[str, Any]:
@@ -61,7 +45,7 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
     if is_complete(out, KIND, inputs=inputs, config=recorded):
         logger.info("%s: already complete", out)
         return load_results(out).as_json()
-    tasks = _answer(ScoredModel(model, identity, config), sets, out)
+    tasks = _answer(model, identity, sets, config, out)
     scores = {task.name: summarize(task, config) for task in tasks}
     results = Results(
         model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
@@ -72,34 +56,32 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
     return results.as_json()
 
 
-def _answer(model: ScoredModel, sets: dict[str, ItemFile], out: Path) -> list[AnsweredTask]:
+def _answer(
+    model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path
+) -> list[AnsweredTask]:
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars of milliseconds; ours shows the answers
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     from megatron_mathcpt.evaluation.responses import RecordedLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options of its command line
-    config = model.config
     built = build_tasks(sets, config)  # its data is checked before the model is loaded
-    lm = load(model.folder, config)
+    lm = load(model, config)
+    # What decides an answer beside its prompt and generation settings.
+    decisive = {
+        "model": identity,
+        "backend": config.backend,
+        "precision": str(getattr(lm, "params_dtype", None) or lm.model.dtype),
+        "device": str(lm.device),
+        "seed": config.seed,
+    }
     try:
-        recorder = RecordedLM(lm, out / RESPONSES, _identity(lm, model), config.batch_size)
+        recorder = RecordedLM(lm, out / RESPONSES, decisive, config.batch_size)
         found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
         return [_answered(name, sets[name], samples, lm, config) for name, samples in found.items()]
     finally:
         if config.backend == "megatron":
             lm.close()
-
-
-def _identity(lm: Any, model: ScoredModel) -> dict[str, Any]:
-    """What decides an answer beside its prompt and generation settings."""
-    return {
-        "model": model.fingerprint,
-        "backend": model.config.backend,
-        "precision": str(getattr(lm, "params_dtype", None) or lm.model.dtype),
-        "device": str(lm.device),
-        "seed": model.config.seed,
-    }
 
 
 def _answered(
@@ -172,22 +154,21 @@ def _check_parts(folder: Path) -> None:
 
 def load(folder: Path, config: EvaluationConfig) -> Any:
     """lm-eval's model object; raises `EvaluationError` when the window leaves no room for a question."""
-    model = _load_megatron(folder, config) if config.backend == "megatron" else _load_hf(folder, config)
+    if config.backend == "megatron":
+        from megatron_mathcpt.cpu import use_cpu
+
+        use_cpu()  # before the first import of Megatron-Core
+        from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
+
+        model: Any = MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
+    else:
+        model = _load_hf(folder, config)
     if model.max_length <= config.max_new_tokens:
         raise EvaluationError(
             f"max_new_tokens {config.max_new_tokens}: the model's window is {model.max_length} tokens, "
             "which leaves no room for a question; ask for fewer"
         )
     return model
-
-
-def _load_megatron(folder: Path, config: EvaluationConfig) -> Any:
-    from megatron_mathcpt.cpu import use_cpu
-
-    use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
-
-    return MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
 
 
 def _load_hf(folder: Path, config: EvaluationConfig) -> Any:

@@ -5,7 +5,7 @@ exchange the answers, so lm-eval sees one process and its own sharding, which mi
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,9 +112,14 @@ class MegatronLM(TemplateLM):
         """Texts of the requests, in their order, cut before the first stop string."""
         drawn = request_seeds([request.args[0] for request in requests], self.options.seed)
         seeds = [request.args[1].get("seed", seed) for request, seed in zip(requests, drawn, strict=True)]
+        groups: dict[str, list[int]] = {}  # of the same settings, but for the seed
+        for index, request in enumerate(requests):
+            kind = {name: value for name, value in request.args[1].items() if name != "seed"}
+            groups.setdefault(repr(sorted(kind.items())), []).append(index)
         texts: dict[int, str] = {}
-        for options, members in _by_options([request.args[1] for request in requests]):
+        for members in groups.values():
             prompts = [requests[index].args[0] for index in members]
+            options = requests[members[0]].args[1]
             found = self._generate(prompts, options, [seeds[index] for index in members])
             texts |= dict(zip(members, found, strict=True))
         return [texts[index] for index in range(len(requests))]
@@ -212,11 +217,9 @@ class MegatronLM(TemplateLM):
 
     def _gather(self, mine: dict[int, Any], count: int) -> list[Any]:
         """Results of all replicas, by request index."""
-        parts: list[dict[int, Any]] = [{}] * self.layout.data_size
+        parts = [mine] * self.layout.data_size
         if self.layout.data_size > 1:
             dist.all_gather_object(parts, mine, group=self.layout.groups.dp)
-        else:
-            parts = [mine]
         whole = {index: result for part in parts for index, result in part.items()}
         return [whole[index] for index in range(count)]
 
@@ -225,16 +228,6 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.partition(stop)[0] if stop else text
     return text
-
-
-def _by_options(options: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Requests with the same generation settings but for the seed, in order of first appearance."""
-    groups: dict[str, list[int]] = {}
-    for index, option in enumerate(options):
-        kind = {name: value for name, value in option.items() if name != "seed"}
-        groups.setdefault(repr(sorted(kind.items())), []).append(index)
-    for members in groups.values():
-        yield options[members[0]], members
 
 
 def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:

@@ -106,9 +106,7 @@ def _spec(name: str, file: ItemFile, config: EvaluationConfig) -> dict[str, Any]
         "process_results": score,
         "num_fewshot": 0,
         "repeats": config.samples,
-        "filter_list": [
-            {"name": "all", "filter": [{"function": "take_first_k", "k": config.samples}]},
-        ],
+        "filter_list": [{"name": "all", "filter": [{"function": "take_first_k", "k": config.samples}]}],
         "generation_kwargs": {"until": STOP, **config.generation()},
         "metric_list": [
             {"metric": metric, "aggregation": "mean", "higher_is_better": better}

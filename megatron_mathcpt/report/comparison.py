@@ -12,12 +12,7 @@ from typing import Any
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.report.figures import MISSING, p_value, points
 from megatron_mathcpt.report.read import Run, load_runs
-from megatron_mathcpt.statistics import (
-    PairedComparison,
-    compare_paired,
-    holm,
-    minimum_detectable_difference,
-)
+from megatron_mathcpt.statistics import PairedComparison, compare_paired, holm, minimum_detectable_difference
 
 ALPHA = 0.05  # family-wise
 POOLED = "all tasks"

@@ -5,8 +5,8 @@ Shares are of 1, losses in nats a token.
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from megatron_mathcpt.config.llama import read_hf_shape
@@ -181,32 +181,14 @@ def _synthesis(folders: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]
     found = {}
     for path, counts in folders.items():
         for method, made in counts["methods"].items():
-            plain = {name: value for name, value in made.items() if not isinstance(value, dict)}
             share = made["accepted"] / made["outcomes"] if made["outcomes"] else 0.0
-            found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | _numbers(plain)
+            numbers = {
+                name: value
+                for name, value in made.items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+            found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | numbers
     return found
-
-
-def _numbers(counts: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested counts, by their path."""
-    found: dict[str, float] = {}
-    for name, value in counts.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{name}, ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Items of `task` on which `second` and `first` come out as `kind` says."""
-
-    second: str
-    first: str
-    task: str
-    kind: str
-    ids: tuple[str, ...]
 
 
 def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -216,67 +198,50 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> lis
     of the item's id, so nobody picks them and every rerun picks the same. About `MOST_ITEMS` at most.
     """
     by_name = {run.name: run for run in runs}
-    cells = [cell for second, first in pairs for cell in _cells(by_name[second], by_name[first])]
+    cells = [
+        ((second, first), task, kind, ids)
+        for second, first in pairs
+        for task, kind, ids in _kinds(by_name[second], by_name[first])
+    ]
     per_cell = max(1, MOST_ITEMS // max(1, len(cells)))
     answers: dict[tuple[str, str], dict[str, Sample]] = {}
     chosen = []
-    for cell in cells:
-        names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else [cell.first, cell.second]
-        shown = [by_name[name] for name in names if cell.task in by_name[name].scores]
-        for run in shown:
-            if (run.name, cell.task) not in answers:
-                answers[run.name, cell.task] = load_answers(run, cell.task)
-        for item in sorted(cell.ids, key=_draw)[:per_cell]:
-            rows = {run.name: answers[run.name, cell.task][item] for run in shown}
-            chosen.append(_as_mapping(cell, item, rows))
+    for pair, task, kind, ids in cells:
+        names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
+        shown = [name for name in names if task in by_name[name].scores]
+        for name in shown:
+            if (name, task) not in answers:
+                answers[name, task] = load_answers(by_name[name], task)
+        for item in sorted(ids, key=lambda item: hashlib.sha256(item.encode()).hexdigest())[:per_cell]:
+            rows = {name: answers[name, task][item] for name in shown}
+            about = {"pair": list(pair), "task": task, "kind": kind, "id": item}
+            any_row = rows[shown[0]]
+            chosen.append(
+                about
+                | {"question": any_row.question, "gold": any_row.gold}
+                | {"runs": {name: _shown(row) for name, row in rows.items()}}
+            )
     return chosen
 
 
-def _cells(second: Run, first: Run) -> list[Cell]:
-    kinds = {
+def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
+    """Of each common task the kinds in which the two runs come out, with their items."""
+    names = {
         (True, False): f"only {second.name}",
         (False, True): f"only {first.name}",
         (True, True): "both",
         (False, False): "neither",
     }
-    cells = []
     for task in second.scores:
         if task in first.scores:
-            ids: dict[tuple[bool, bool], list[str]] = {outcome: [] for outcome in kinds}
-            for item, right in second.outcomes[task].items():
-                ids[right, first.outcomes[task][item]].append(item)
-            cells += [
-                Cell(second.name, first.name, task, kind, tuple(ids[outcome]))
-                for outcome, kind in kinds.items()
-                if ids[outcome]
-            ]
-    return cells
+            before, after = first.outcomes[task], second.outcomes[task]
+            for outcome, kind in names.items():
+                ids = [item for item, right in after.items() if (right, before[item]) == outcome]
+                if ids:
+                    yield task, kind, ids
 
 
-def _as_mapping(cell: Cell, item: str, rows: dict[str, Sample]) -> dict[str, Any]:
-    any_row = next(iter(rows.values()))
-    return {
-        "pair": [cell.second, cell.first],
-        "task": cell.task,
-        "kind": cell.kind,
-        "id": item,
-        "question": any_row.question,
-        "gold": any_row.gold,
-        "runs": {
-            name: {
-                "correct": row.correct,
-                "verdict": row.verdict,
-                "extracted": row.extracted,
-                "output": _cut(row.output),
-            }
-            for name, row in rows.items()
-        },
-    }
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
-
-
-def _draw(item: str) -> str:
-    return hashlib.sha256(item.encode()).hexdigest()
+def _shown(row: Sample) -> dict[str, Any]:
+    text = row.output
+    cut = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
+    return row.model_dump(include={"correct", "verdict", "extracted"}) | {"output": cut}
