@@ -5,6 +5,7 @@ Its picture is in the user units of an SVG; the templates draw it.
 
 import os
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
@@ -86,9 +87,7 @@ def _stages(kinds: list[str]) -> tuple[str, ...]:
 
 
 def _outermost(path: str, manifests: dict[str, Manifest]) -> str:
-    parts = path.split("/")
-    heads = ("/".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return next(head for head in heads if head in manifests)
+    return next(head for head in accumulate(path.split("/"), "{}/{}".format) if head in manifests)
 
 
 def _fingerprints(manifests: dict[str, Manifest], owner: dict[str, str]) -> dict[str, str]:

@@ -166,6 +166,8 @@ def _ours(run: Run | None, sets: Sequence[PublishedSet]) -> list[dict[str, Any] 
     """Our score on each of the study's sets; `whole` tells whether it is on all items of the set."""
     scores = [run.scores.get(found.task) if run and found.task else None for found in sets]
     return [
-        score and score.model_dump(include={"accuracy", "stderr", "n"}) | {"whole": score.n == found.items}
+        score.model_dump(include={"accuracy", "stderr", "n"}) | {"whole": score.n == found.items}
+        if score
+        else None
         for score, found in zip(scores, sets, strict=True)
     ]

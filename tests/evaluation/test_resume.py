@@ -110,10 +110,7 @@ def test_drawn_answers_repeat_and_differ(
         found.append((tmp_path / name / NAMES[1]).read_bytes())
     assert found[0] == found[1]
     rows = [json.loads(line) for line in found[0].splitlines()]
-    assert [(row["id"], row["sample"]) for row in rows[:5]] == [
-        *(("q0", n) for n in range(4)),
-        ("q13", 0),
-    ]
+    assert [(row["id"], row["sample"]) for row in rows[:5]] == [*(("q0", n) for n in range(4)), ("q13", 0)]
     for item in ("q0", "q13"):
         assert len({row["output"] for row in rows if row["id"] == item}) == 4
     scores = json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]["sums"]["samples"]

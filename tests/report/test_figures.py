@@ -1,61 +1,41 @@
 """Numbers as text."""
 
+from collections.abc import Callable
+
 import pytest
 
 from megatron_mathcpt.report import figures
+from megatron_mathcpt.report.figures import p_value, points, seconds, tokens
 
 
 @pytest.mark.parametrize(
-    ("share", "sign", "text"),
+    ("show", "value", "text"),
     [
-        (0.12345, False, "12.3"),
-        (-0.051, True, "−5.1"),
-        (0.051, True, "+5.1"),
-        (-1e-9, True, "0.0"),
-        (None, False, "–"),
+        (points, 0.12345, "12.3"),
+        (points, None, "–"),
+        (p_value, 22 / 1024, "0.021"),
+        (p_value, 1.0, "1"),
+        (p_value, 2.1e-9, "2.1e−9"),
+        (p_value, 1e-30, "< 1e−15"),
+        (p_value, 3e-12, "3e−12"),
+        (tokens, 63.0e9, "63.0 B"),
+        (tokens, 999_600, "1.00 M"),
+        (tokens, 999_400, "999 k"),
+        (tokens, 99_960, "100 k"),
+        (tokens, 14_700, "14.7 k"),
+        (tokens, 17, "17"),
+        (tokens, 104_857_600_000, "105 B"),
+        (seconds, 12.34, "12.3 s"),
+        (seconds, 300, "5.0 min"),
+        (seconds, 7300, "2.0 h"),
     ],
 )
-def test_points(share: float | None, sign: bool, text: str) -> None:
-    assert figures.points(share, sign=sign) == text
+def test_a_number_in_a_table(show: Callable[[float | None], str], value: float | None, text: str) -> None:
+    assert show(value) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(22 / 1024, "0.021"), (1.0, "1"), (2.1e-9, "2.1e−9"), (1e-30, "< 1e−15"), (3e-12, "3e−12")],
-)
-def test_p_value(value: float, text: str) -> None:
-    assert figures.p_value(value) == text
-
-
-def test_p_value_with_its_relation() -> None:
-    assert figures.p_value(0.5, equals=True) == "= 0.5"
-    assert figures.p_value(0.0, equals=True) == "< 1e−15"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (63.0e9, "63.0 B"),
-        (999_600, "1.00 M"),
-        (999_400, "999 k"),
-        (99_960, "100 k"),
-        (14_700, "14.7 k"),
-        (17, "17"),
-        (104_857_600_000, "105 B"),
-    ],
-)
-def test_tokens(count: float, text: str) -> None:
-    assert figures.tokens(count) == text
-
-
-def test_tokens_on_a_tick_are_short() -> None:
-    assert [figures.tokens(count, tick=True) for count in (20_000, 2.5e6, 150e9)] == [
-        "20 k",
-        "2.5 M",
-        "150 B",
-    ]
-
-
-@pytest.mark.parametrize(("value", "text"), [(12.34, "12.3 s"), (300, "5.0 min"), (7300, "2.0 h")])
-def test_seconds(value: float, text: str) -> None:
-    assert figures.seconds(value) == text
+def test_signs_relations_and_ticks() -> None:
+    assert [points(share, sign=True) for share in (-0.051, 0.051, -1e-9)] == ["−5.1", "+5.1", "0.0"]
+    assert [p_value(value, equals=True) for value in (0.5, 0.0)] == ["= 0.5", "< 1e−15"]
+    ticks = [figures.tokens(count, tick=True) for count in (20_000, 2.5e6, 150e9)]
+    assert ticks == ["20 k", "2.5 M", "150 B"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.report.page import build_report
+from tests.report.report_folder import POOLS
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 VOID_IN_SVG = {"line", "path", "circle", "rect"}
@@ -35,12 +36,8 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def page(results: Path) -> str:
-    report = build_report(
-        results,
-        results / "report",
-        runs=("base", "base1", "base2"),
-        comparisons=[("base2", "base1"), ("base1", "base")],
-    )
+    pairs = [("base2", "base1"), ("base1", "base")]
+    report = build_report(results, results / "report", runs=("base", "base1", "base2"), comparisons=pairs)
     return report.page.read_text(encoding="utf-8")
 
 
@@ -60,16 +57,8 @@ def test_elements_are_nested_and_ids_unique(checked: Checker) -> None:
 
 def test_every_table_and_plot_is_there(checked: Checker) -> None:
     ids = {found.get("id") for _, found in checked.elements}
-    tables = {
-        "score-table",
-        "subset-table",
-        "comparison-table",
-        "run-table",
-        "token-table",
-        "time-table",
-        "version-table",
-    }
-    assert tables <= ids
+    tables = ("score", "subset", "comparison", "run", "token", "time", "version")
+    assert {f"{name}-table" for name in tables} <= ids
     labels = [found["aria-label"] for tag, found in checked.elements if tag == "svg"]
     assert labels == [
         "heldout_en",
@@ -77,9 +66,7 @@ def test_every_table_and_plot_is_there(checked: Checker) -> None:
         "accuracy, all tasks against tokens",
         "difference, percentage points",
         "training loss against tokens",
-        "validation loss, general against tokens",
-        "validation loss, math_corpus against tokens",
-        "validation loss, problem_solving against tokens",
+        *(f"validation loss, {pool} against tokens" for pool in POOLS),
         "graph of the stages",
     ]
     lines = [found for tag, found in checked.elements if tag == "path" and "data-run" in found]

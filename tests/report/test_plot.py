@@ -33,13 +33,10 @@ def test_a_line_starts_and_ends_where_its_values_lie() -> None:
     assert plot.lines[0].path == f"M46,{top:.2f}L426,{bottom:.2f}"
 
 
-def test_one_point_alone_still_has_axes() -> None:
+def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
     plot = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
     assert plot is not None
     assert plot.y.low < 3.0 < plot.y.high
-
-
-def test_no_point_no_plot() -> None:
     assert line_plot("loss", [("a", 0, [])]) is None
 
 

@@ -38,23 +38,10 @@ def test_a_model_has_the_same_figures_in_every_table() -> None:
 def comparison(
     second: str, first: str, only_second: int, only_first: int, p: float, task: str = "all tasks"
 ) -> Comparison:
-    return Comparison(
-        second=second,
-        first=first,
-        task=task,
-        n=100,
-        correct_second=50,
-        correct_first=40,
-        only_second=only_second,
-        only_first=only_first,
-        difference=0.1,
-        low=0.0,
-        high=0.2,
-        detectable=0.1,
-        p_value=p,
-        p_holm=p,
-        tests=1,
-    )
+    names = {"second": second, "first": first, "task": task}
+    counts = {"n": 100, "correct_second": 50, "correct_first": 40}
+    split = {"only_second": only_second, "only_first": only_first, "difference": 0.1, "low": 0.0, "high": 0.2}
+    return Comparison(**names, **counts, **split, detectable=0.1, p_value=p, p_holm=p, tests=1)
 
 
 BETTER = comparison("a", "b", 20, 2, 0.001)
