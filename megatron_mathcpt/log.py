@@ -4,6 +4,7 @@ Nothing in the package prints; a tool's result goes to stdout through `rich` in 
 """
 
 import logging
+import os
 import sys
 
 
@@ -17,3 +18,8 @@ def get_logger(name: str) -> logging.Logger:
         root.setLevel(logging.INFO)
         root.propagate = False
     return root.getChild(name.removeprefix("megatron_mathcpt."))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of its job, which alone writes what all came to."""
+    return int(os.environ.get("RANK", "0")) == 0

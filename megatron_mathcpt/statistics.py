@@ -13,21 +13,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two models on the same items: `difference` is second − first in accuracy, with its interval."""
+    """Two models on the same `n` items: `difference` is second − first in accuracy, with its interval."""
 
-    items: int
+    n: int
     only_first: int
     only_second: int
     difference: float
     low: float
     high: float
     p_value: float
-
-    def verdict(self, alpha: float = 0.05) -> str:
-        """`better`, `worse` (of the second model), or `not distinguishable` at level `alpha`."""
-        if self.p_value >= alpha or self.only_first == self.only_second:
-            return "not distinguishable"
-        return "better" if self.only_second > self.only_first else "worse"
 
 
 def accuracy_standard_error(correct: int, items: int) -> float:
@@ -52,28 +46,24 @@ def wilson_interval(correct: int, items: int, confidence: float = 0.95) -> tuple
     return low, high
 
 
-def mcnemar_p_value(only_first: int, only_second: int, *, mid_p: bool = False) -> float:
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Two-sided exact McNemar test on the items that just one of two models answers.
 
-    Binomial with probability 1/2 in integers. `mid_p` takes off the probability of the observed split
-    (Fagerland 2013: the exact test is conservative, the mid-p test is close to its level).
+    Binomial with probability 1/2 in integers.
     """
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
     smaller = min(only_first, only_second)
     tail = sum(math.comb(discordant, count) for count in range(smaller + 1))
-    observed = math.comb(discordant, smaller) if mid_p else 0
-    return min(1.0, (2 * tail - observed) / (1 << discordant))
+    return min(1.0, 2 * tail / (1 << discordant))
 
 
-def compare_paired(
-    first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95, mid_p: bool = False
-) -> PairedComparison:
+def compare_paired(first: Sequence[bool], second: Sequence[bool]) -> PairedComparison:
     """Compare 0/1 outcomes of two models on the same items, in the same order.
 
-    The interval is Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17,
-    1998, method 10). Raises `ValueError` when the lengths differ or there is no item.
+    The interval, of 95 %, is Newcombe's hybrid score interval for paired proportions (Statistics in Medicine
+    17, 1998, method 10). Raises `ValueError` when the lengths differ or there is no item.
     """
     if len(first) != len(second) or not first:
         raise ValueError(
@@ -82,23 +72,21 @@ def compare_paired(
     both = sum(bool(a and b) for a, b in zip(first, second, strict=True))
     only_first = sum(map(bool, first)) - both
     only_second = sum(map(bool, second)) - both
-    low, high = _newcombe(both, only_first, only_second, len(first), confidence)
+    low, high = _newcombe(both, only_first, only_second, len(first))
     return PairedComparison(
-        items=len(first),
+        n=len(first),
         only_first=only_first,
         only_second=only_second,
         difference=(only_second - only_first) / len(first),
         low=low,
         high=high,
-        p_value=mcnemar_p_value(only_first, only_second, mid_p=mid_p),
+        p_value=mcnemar_p_value(only_first, only_second),
     )
 
 
-def _newcombe(
-    both: int, only_first: int, only_second: int, items: int, confidence: float
-) -> tuple[float, float]:
+def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple[float, float]:
     rates = (both + only_second) / items, (both + only_first) / items
-    intervals = [wilson_interval(both + only, items, confidence) for only in (only_second, only_first)]
+    intervals = [wilson_interval(both + only, items) for only in (only_second, only_first)]
     neither = items - both - only_first - only_second
     margins = (both + only_first) * (both + only_second)
     margins *= (only_first + neither) * (only_second + neither)
@@ -143,21 +131,21 @@ def mean_and_standard_error(item_scores: Sequence[float]) -> tuple[float, float]
     return float(scores.mean()), float(error)
 
 
-def paired_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean difference second − first of per-item scores with its percentile bootstrap interval over items."""
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.array([generator.choice(differences, size=len(differences)).mean() for _ in range(resamples)])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(differences.mean()), float(low), float(high)
+def score_samples(
+    right: Sequence[Sequence[bool]], majority_right: Sequence[bool]
+) -> dict[str, tuple[float, float]]:
+    """Scores of k answers for each item with their errors, clustered by item.
+
+    `avg@k` is the mean accuracy, `pass@j` (j = 1, 2, 4, ..., k) the unbiased chance that one of j is right,
+    `maj@k` the share of items whose most frequent answer is.
+    """
+    k = len(right[0])
+    scores = {f"avg@{k}": [sum(item) / k for item in right]}
+    sizes = [2**power for power in range(k.bit_length()) if 2**power < k]
+    for size in [*sizes, k]:
+        scores[f"pass@{size}"] = [pass_at_k(k, sum(item), size) for item in right]
+    scores[f"maj@{k}"] = [float(item) for item in majority_right]
+    return {name: mean_and_standard_error(values) for name, values in scores.items()}
 
 
 def minimum_detectable_difference(

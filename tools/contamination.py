@@ -23,7 +23,7 @@ def main(
     from rich.table import Table
 
     from megatron_mathcpt.evaluation.contamination import report
-    from megatron_mathcpt.evaluation.plan import named_files
+    from megatron_mathcpt.evaluation.tasks import named_files
     from megatron_mathcpt.formats.benchmark import load_items
     from megatron_mathcpt.formats.files import write_atomically
     from megatron_mathcpt.formats.manifest import load_manifest

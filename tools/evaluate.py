@@ -37,8 +37,8 @@ def main(
     tensor_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    from megatron_mathcpt.evaluation.plan import Request, plan
-    from megatron_mathcpt.evaluation.run import evaluate
+    from megatron_mathcpt.evaluation.evaluate import evaluate
+    from megatron_mathcpt.evaluation.tasks import Request, plan
 
     request = Request(tuple(task or ()), benchmarks, sets, shots, limit, benchmark_limit)
     files, config = plan(

@@ -1,4 +1,4 @@
-"""Write report.json, report.md and one self-contained index.html on a results folder; print the scores."""
+"""Write report.json and one self-contained index.html on a results folder; print the scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +22,8 @@ def main(
     study: Annotated[bool, typer.Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
-    from megatron_mathcpt.report.build import build_report
-    from megatron_mathcpt.report.runs import finished_runs
-    from megatron_mathcpt.report.terminal import print_report
+    from megatron_mathcpt.report.page import build_report, print_report
+    from megatron_mathcpt.report.read import finished_runs
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     pairs = [_pair(text) for text in compare or []]

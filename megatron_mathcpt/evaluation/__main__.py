@@ -18,11 +18,11 @@ def main() -> None:
 
     from megatron_mathcpt.cpu import use_cpu
     from megatron_mathcpt.errors import run_command
-    from megatron_mathcpt.evaluation.hooks import TASKS_FOLDER
+    from megatron_mathcpt.evaluation.tasks import TASKS_FOLDER
 
     if any("megatron_mathcpt" in argument for argument in sys.argv):
         use_cpu()  # before the first import of Megatron-Core
-    model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron:MegatronLM")
+    model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron_lm:MegatronLM")
     takes_tasks = any(argument.startswith("--tasks") for argument in sys.argv)
     if takes_tasks and "--include_path" not in sys.argv:
         sys.argv += ["--include_path", str(TASKS_FOLDER)]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.evaluation.cache import Cache, padded, use_own_cache
-from megatron_mathcpt.evaluation.replay import Replay, Step
+from megatron_mathcpt.evaluation.key_value_cache import Cache, Replay, Step, padded, use_own_cache
 from megatron_mathcpt.evaluation.sampling import Pick
 from megatron_mathcpt.parallel import Layout
 
@@ -199,10 +199,8 @@ class Decoder:
 
     def _filled(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Rows of tokens [rows, longest], zeros after their ends: no token sees what comes after it."""
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        return tokens.to(self._layout.device)
+        tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(tokens, batch_first=True).to(self._layout.device)
 
     @staticmethod
     def _finish(new: list[int], token: int, limits: Limits) -> bool:

@@ -8,7 +8,7 @@ fingerprint, the settings, every prompt and every seed: no two models, and no tw
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,29 @@ from lm_eval.api.model import LM
 from rich.console import Console
 from rich.progress import track
 
-from megatron_mathcpt.evaluation.model import writes
 from megatron_mathcpt.evaluation.sampling import request_seeds
-from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines
+from megatron_mathcpt.evaluation.tasks import judge
+from megatron_mathcpt.formats.benchmark import Item
+from megatron_mathcpt.formats.evaluation_folder import Response
+from megatron_mathcpt.formats.files import JsonLines, hash_json, read_rows
+from megatron_mathcpt.log import is_first_process
 
 
 class RecordedLM(LM):
-    """An lm-eval model whose generated texts are kept in a file of JSON lines.
+    """An lm-eval model whose generated texts are kept in a file of JSON lines, each judged for a reader.
 
-    `identity` is everything beside prompt and settings that decides an answer; `describe` adds to a line what
-    is to be read there of a request and its text. The first process writes; all read the file before the
-    first batch. A line's `seconds` are its whole batch's, whose sequences are generated together.
+    `identity` is everything beside prompt and settings that decides an answer. The first process writes; all
+    read the file before the first batch. A line's `seconds` are its whole batch's, whose sequences are
+    generated together.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        path: Path,
-        identity: dict[str, Any],
-        *,
-        batch: int,
-        describe: Callable[[Instance, str], dict[str, Any]],
-    ) -> None:
+    def __init__(self, model: Any, path: Path, identity: dict[str, Any], batch: int) -> None:
         super().__init__()
         self._model = model
         self._path = path
         self._identity = identity
         self._batch = batch
-        self._describe = describe
-        self._writes = writes()
+        self._writes = is_first_process()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -58,17 +52,17 @@ class RecordedLM(LM):
         file = JsonLines(self._path) if self._writes else None
         seeds = request_seeds([request.args[0] for request in requests], self._identity.get("seed", 0))
         texts: dict[int, str] = {}
-        batches = list(self._batches(requests))
         quiet = not (self._writes and sys.stderr.isatty())
+        batches = list(self._batches(requests))
         for members in track(batches, "answers", console=Console(stderr=True), disable=quiet):
-            batch = [_seeded(requests[index], seeds[index]) for index in members]
+            batch = [_with_options(requests[index], {"seed": seeds[index]}) for index in members]
             key = hash_json([self._identity, [request.args for request in batch]])
             if len(known.get(key, ())) < len(batch):
                 rows = self._generate(batch, key)
-                known[key] = {row["place"]: row["output"] for row in rows}
+                known[key] = {row.place: row.output for row in rows}
                 if file:
                     for row in rows:
-                        file.write(row)
+                        file.write(row.model_dump())
             texts |= {index: known[key][place] for place, index in enumerate(members)}
         if file:
             file.close()
@@ -82,32 +76,35 @@ class RecordedLM(LM):
         known: dict[str, dict[int, str]] = {}
         if not self._path.is_file():
             return known
-        for row in read_json_lines(self._path):
-            known.setdefault(row["batch"], {})[row["place"]] = row["output"]
+        for row in read_rows(self._path, Response):
+            known.setdefault(row.batch, {})[row.place] = row.output
         if self._writes:
             whole = self._path.read_bytes().rpartition(b"\n")
             os.truncate(self._path, len(whole[0] + whole[1]))
         return known
 
-    def _generate(self, batch: list[Instance], key: str) -> list[dict[str, Any]]:
+    def _generate(self, batch: list[Instance], key: str) -> list[Response]:
         import torch
 
         torch.manual_seed(int(key[:12], 16))  # what a back end without seeds of its own draws with
         start = time.monotonic()
-        bare = batch if getattr(self._model, "takes_seeds", False) else list(map(_unseeded, batch))
+        bare = batch if getattr(self._model, "takes_seeds", False) else [_with_options(r, {}) for r in batch]
         outputs = self._model.generate_until(bare, disable_tqdm=True)
         seconds = round(time.monotonic() - start, 3)
+        items = [Item.model_validate(request.doc) for request in batch]
         return [
-            {
-                "batch": key,
-                "place": place,
-                **self._describe(request, output),
-                "prompt": request.args[0],
-                "output": output,
-                "tokens": len(self._model.tok_encode(output)),
-                "seconds": seconds,
-            }
-            for place, (request, output) in enumerate(zip(batch, outputs, strict=True))
+            Response(
+                batch=key,
+                place=place,
+                task=request.task_name,
+                id=item.id,
+                **judge(item, output).fields(),
+                prompt=request.args[0],
+                output=output,
+                tokens=len(self._model.tok_encode(output)),
+                seconds=seconds,
+            )
+            for place, (request, item, output) in enumerate(zip(batch, items, outputs, strict=True))
         ]
 
     def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
@@ -128,12 +125,8 @@ class RecordedLM(LM):
         return list(self._model.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
 
 
-def _seeded(request: Instance, seed: int) -> Instance:
-    """A copy of `request` that brings its own seed."""
+def _with_options(request: Instance, more: dict[str, Any]) -> Instance:
+    """A copy of `request` with these settings; without them, no seed of its own."""
     prompt, options = request.args
-    return replace(request, arguments=(prompt, {**options, "seed": seed}))
-
-
-def _unseeded(request: Instance) -> Instance:
-    prompt, options = request.args
-    return replace(request, arguments=(prompt, {name: options[name] for name in options if name != "seed"}))
+    plain = {name: value for name, value in options.items() if name != "seed"}
+    return replace(request, arguments=(prompt, plain | more))

@@ -85,8 +85,7 @@ def run(  # noqa: PLR0913, PLR0917
 
     from megatron_mathcpt.experiment.local import exit_status, handle_termination, run_stages
     from megatron_mathcpt.experiment.stages import build_stages
-    from megatron_mathcpt.report.build import load_report
-    from megatron_mathcpt.report.terminal import print_report
+    from megatron_mathcpt.report.page import load_report, print_report
 
     handle_termination()
     settings = _settings(out, processes, data, benchmarks)

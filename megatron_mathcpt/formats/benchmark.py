@@ -60,6 +60,7 @@ class ItemFile(BaseModel):
     """The items of one file, in its order, and the file's SHA-256."""
 
     model_config = ConfigDict(frozen=True)
+    path: Path
     items: tuple[Item, ...]
     sha256: str
 
@@ -90,7 +91,25 @@ def load_items(path: Path) -> ItemFile:
             items[item.id] = item
     if not items:
         raise EvaluationError(f"{path}: holds no item; expected one JSON object a line")
-    return ItemFile(items=tuple(items.values()), sha256=hash_file(path))
+    return ItemFile(path=path, items=tuple(items.values()), sha256=hash_file(path))
+
+
+def choose_sets(root: str, names: str) -> dict[str, Path]:
+    """Files of a benchmarks folder's sets: those named, with commas between, `all` there are, or the study's.
+
+    `samples` as `root` is the small sets of this package. Raises `EvaluationError` for a set that is unknown
+    or not there.
+    """
+    folder = SAMPLES if root == "samples" else Path(root)
+    if not names:
+        return find_sets(folder, STUDY_SETS)
+    if names == "all":
+        there = {name: path for name, path in SETS.items() if name in STUDY_SETS or (folder / path).is_file()}
+        return find_sets(folder, there)
+    unknown = sorted(set(names.split(",")) - set(SETS))
+    if unknown:
+        raise EvaluationError(f"set '{unknown[0]}': unknown; known are {', '.join(SETS)}")
+    return find_sets(folder, {name: SETS[name] for name in names.split(",")})
 
 
 def find_sets(root: Path, sets: dict[str, str]) -> dict[str, Path]:

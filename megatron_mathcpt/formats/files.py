@@ -236,6 +236,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; raises `DataError` if it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); run its stage again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a mapping, found {type(found).__name__}")
+    return found
+
+
 class Row(BaseModel):
     """Base of a typed row; fields that the reader does not use are left alone."""
 

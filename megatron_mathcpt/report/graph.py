@@ -1,11 +1,16 @@
-"""Which folder was made from which, read from the manifests: an input that carries another's fingerprint."""
+"""Which folder was made from which, read from the manifests: an input that carries another's fingerprint.
+
+Its picture is in the user units of an SVG; the templates draw it.
+"""
 
 import os
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 
+BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 132.0, 44.0, 46.0, 14.0
 _RUN_STAGES = ("run", "hf", "evaluation")
 
 
@@ -82,9 +87,7 @@ def _stages(kinds: list[str]) -> tuple[str, ...]:
 
 
 def _outermost(path: str, manifests: dict[str, Manifest]) -> str:
-    parts = path.split("/")
-    heads = ("/".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return next(head for head in heads if head in manifests)
+    return next(head for head in accumulate(path.split("/"), "{}/{}".format) if head in manifests)
 
 
 def _fingerprints(manifests: dict[str, Manifest], owner: dict[str, str]) -> dict[str, str]:
@@ -108,3 +111,56 @@ def _in_order(names: list[str], edges: set[tuple[str, str]]) -> list[str]:
 def _config(root: Path, name: str) -> str:
     own = f"{name}/config.yaml"
     return own if (root / own).is_file() else f"{name}/{FILE_NAME}"
+
+
+@dataclass(frozen=True)
+class Box:
+    """One folder of the graph: upper left corner, and what is written in it."""
+
+    name: str
+    kinds: str
+    config: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class GraphPlot:
+    """Boxes in columns by depth, joined by curves (SVG path strings)."""
+
+    boxes: tuple[Box, ...]
+    paths: tuple[str, ...]
+    width: float
+    height: float
+    box_width: float = BOX_WIDTH
+    box_height: float = BOX_HEIGHT
+
+
+def graph_plot(graph: Graph) -> GraphPlot:
+    """Boxes of a column below one another in the graph's order, columns centred."""
+    depths = graph.depths()
+    columns: dict[int, list[str]] = {}
+    for node in graph.nodes:
+        columns.setdefault(depths[node.name], []).append(node.name)
+    height = max((len(names) for names in columns.values()), default=0) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP
+    places = {
+        name: (
+            2 + depth * (BOX_WIDTH + COLUMN_GAP),
+            (height - len(names) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP) / 2 + row * (BOX_HEIGHT + ROW_GAP),
+        )
+        for depth, names in columns.items()
+        for row, name in enumerate(names)
+    }
+    boxes = tuple(
+        Box(node.name, " · ".join(node.kinds), node.config, *places[node.name]) for node in graph.nodes
+    )
+    paths = tuple(_edge(places[a], places[b]) for a, b in graph.direct_edges())
+    width = len(columns) * (BOX_WIDTH + COLUMN_GAP) - COLUMN_GAP + 4
+    return GraphPlot(boxes, paths, width, height)
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
+    x0, y0 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
+    x1, y1 = end[0], end[1] + BOX_HEIGHT / 2
+    middle = (x0 + x1) / 2
+    return f"M{x0:g},{y0:g}C{middle:g},{y0:g} {middle:g},{y1:g} {x1:g},{y1:g}"

@@ -1,39 +1,144 @@
-"""The results as one HTML page that needs nothing else, and as Markdown."""
+"""From a results folder to report.json and one HTML page that needs nothing else."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.table import Table
 
-from megatron_mathcpt.report import format as formats
-from megatron_mathcpt.report.compare import ALPHA, POOLED
-from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.plot import IntervalPlot, LinePlot, graph_plot, interval_plot, line_plot
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
+from megatron_mathcpt.report import figures
+from megatron_mathcpt.report.comparison import ALPHA, POOLED
+from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests, graph_plot
+from megatron_mathcpt.report.plot import Interval, IntervalPlot, LinePlot, interval_plot, line_plot
+from megatron_mathcpt.report.read import load_runs, load_timings
+from megatron_mathcpt.report.results import build_results, build_timings, build_versions
+from megatron_mathcpt.report.study import load_published
 
 MOST_INTERVAL_ROWS = 40
+_COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
 
-def render(template: str, report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
-    """`index.html` or `report.md` for the content of report.json; `up` leads from the page to the results."""
+@dataclass(frozen=True)
+class Report:
+    """What a terminal shows: a row of headings and one a run, the pooled comparisons in words, the page."""
+
+    rows: tuple[tuple[str, ...], ...]
+    sentences: tuple[str, ...]
+    page: Path
+
+
+def build_report(
+    root: Path,
+    out: Path,
+    *,
+    runs: Sequence[str],
+    comparisons: Sequence[tuple[str, str]],
+    title: str = "",
+    study: bool = False,
+) -> Report:
+    """Write the report on `runs` (folders below `root`) and on the pairs (second, first) of `comparisons`.
+
+    With `study`, runs that carry the names of published.yaml are set beside the published figures.
+
+    Raises `ManifestError`, `DataError` or `EvaluationError` naming the file when a folder is incomplete, a
+    file is damaged, or compared runs were scored on different items.
+    """
+    loaded = load_runs(root, runs)
+    manifests = find_manifests(root, without=out)
+    graph = build_graph(root, manifests)
+    report = {
+        "results": build_results(loaded, comparisons, manifests, graph, load_published() if study else None),
+        "timings": build_timings(loaded, load_timings(root / "timings.json")),
+        "versions": build_versions(manifests),
+    }
+    report = json.loads(json.dumps(report, allow_nan=False))
+    (out / FILE_NAME).unlink(missing_ok=True)
+    text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomically(out / "report.json", text.encode() + b"\n")
+    up = Path(os.path.relpath(root, out)).as_posix()
+    page = render(report, graph, title or root.resolve().name, up)
+    write_atomically(out / "index.html", page.encode())
+    write_manifest(
+        out,
+        "report",
+        inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
+        counts={"runs": len(runs), "comparisons": len(comparisons)},
+        config={
+            "runs": list(runs),
+            "comparisons": [list(pair) for pair in comparisons],
+            "title": title,
+            "study": study,
+        },
+    )
+    return load_report(out)
+
+
+def load_report(out: Path) -> Report:
+    """What a terminal shows of the complete report in `out`; raises `ManifestError` if it is not complete."""
+    load_manifest(out, "report")
+    results = json.loads((out / "report.json").read_bytes())["results"]
+    rows = [
+        (name, *(_cell(run["scores"].get(task)) for task in results["tasks"]), _cell(run["total"]))
+        for name, run in results["runs"].items()
+        if run["scores"]
+    ]
+    sentences = tuple(row["sentence"] for row in _pooled(results["comparisons"]))
+    return Report((("run", *results["tasks"], POOLED), *rows), sentences, out / "index.html")
+
+
+def print_report(report: Report, title: str) -> None:
+    """Print the score table, each comparison in words, and the path of the page to stdout."""
+    table = Table(*report.rows[0][:1], title=f"{title}: accuracy in % ± standard error")
+    for heading in report.rows[0][1:]:
+        table.add_column(heading, justify="right")
+    for row in report.rows[1:]:
+        table.add_row(*row)
+    console = Console(markup=False)
+    console.print(table)
+    for sentence in report.sentences:
+        console.print(sentence, highlight=False)
+    console.print(f"Report: {report.page}", soft_wrap=True, highlight=False)
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return figures.MISSING
+    return f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
+
+
+def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in comparisons if row["task"] == POOLED]
+
+
+def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
+    """`index.html` for the content of report.json; `up` leads from the page to the results."""
     results = report["results"]
+    runs = results["runs"]
     return (
         environment()
-        .get_template(f"{template}.j2")
+        .get_template("index.html.j2")
         .render(
             title=title,
             up=up,
             alpha=ALPHA,
             pooled=POOLED,
-            results=results,
-            timings=report["timings"],
-            versions=report["versions"],
-            index={name: number for number, name in enumerate(results["runs"])},
-            pools=_pools(results),
+            **report,
+            index={name: number for number, name in enumerate(runs)},
+            pools=sorted(
+                {pool for run in runs.values() for pool in run["tokens_by_source"] | run["final_validation"]}
+            ),
             score_plots=_score_plots(results),
-            token_plot=_token_plot(results["runs"]),
+            token_plot=_token_plot(runs),
             many_comparisons=len(results["comparisons"]) > MOST_INTERVAL_ROWS,
             difference_plot=_difference_plot(results["comparisons"]),
-            loss_plots=_loss_plots(results["runs"]),
+            loss_plots=_loss_plots(runs),
             graph=graph_plot(graph),
         )
     )
@@ -43,27 +148,20 @@ def environment() -> Environment:
     """The templates of the report's pages, with our filters."""
     found = Environment(
         loader=PackageLoader("megatron_mathcpt.report"),
-        autoescape=lambda name: name is not None and ".md" not in name,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
-        "points": formats.points,
-        "significant": formats.significant,
-        "p_value": formats.p_value,
-        "tokens": formats.tokens,
-        "seconds": formats.seconds,
-        "number": formats.number,
-        "cell": formats.markdown_cell,
-        "lower_first": lambda text: text[:1].lower() + text[1:],
-    }
+    names = ("points", "significant", "p_value", "tokens", "seconds", "number")
+    found.filters |= {name: getattr(figures, name) for name in names}
+    found.filters["lower_first"] = lambda text: text[:1].lower() + text[1:]
     return found
 
 
-def _pools(results: Mapping[str, Any]) -> list[str]:
-    runs = results["runs"].values()
-    return sorted({pool for run in runs for pool in (*run["tokens_by_source"], *run["final_validation"])})
+def curve_svg(plot: LinePlot) -> str:
+    """Curves as an SVG file of their own."""
+    return environment().get_template("curve.svg.j2").render(plot=plot)
 
 
 def _score_plots(results: Mapping[str, Any]) -> list[IntervalPlot]:
@@ -71,35 +169,36 @@ def _score_plots(results: Mapping[str, Any]) -> list[IntervalPlot]:
     runs = results["runs"]
     scores = [score for run in runs.values() for score in run["scores"].values()]
     top = max((score["high"] for score in scores), default=0.0)
-    plots = []
-    for task in results["tasks"]:
-        rows = [
-            (name, index, s["low"], s["accuracy"], s["high"], _score_text(name, s))
-            for index, (name, run) in enumerate(runs.items())
-            if (s := run["scores"].get(task))
-        ]
-        plots.append(interval_plot(task, rows, 0.0, top))
-    return plots
+    return [
+        interval_plot(
+            task,
+            [
+                Interval(name, index, s["low"], s["accuracy"], s["high"], _score_text(name, s))
+                for index, (name, run) in enumerate(runs.items())
+                if (s := run["scores"].get(task))
+            ],
+            0.0,
+            top,
+        )
+        for task in results["tasks"]
+    ]
 
 
 def _score_text(name: str, score: Mapping[str, Any]) -> str:
-    interval = f"{formats.points(score['low'])} to {formats.points(score['high'])}"
-    return (
-        f"{name}: {formats.points(score['accuracy'])} % ({score['correct']} of {score['n']}), 95% {interval}"
-    )
+    accuracy, low, high = (figures.points(score[key]) for key in ("accuracy", "low", "high"))
+    return f"{name}: {accuracy} % ({score['correct']} of {score['n']}), 95% {low} to {high}"
 
 
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> IntervalPlot | None:
     """Every comparison's difference with its interval; of too many, the pooled ones."""
-    shown = comparisons if len(comparisons) <= MOST_INTERVAL_ROWS else _only_pooled(comparisons)
+    shown = comparisons if len(comparisons) <= MOST_INTERVAL_ROWS else _pooled(comparisons)
     if not shown:
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
-    colour = {"better": 3, "worse": 4, "not distinguishable": 0}
     rows = [
-        (
+        Interval(
             f"{row['second']} − {row['first']}" if several else row["task"],
-            colour[row["verdict"]],
+            _COLOURS[row["verdict"]],
             row["low"],
             row["difference"],
             row["high"],
@@ -107,13 +206,8 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> IntervalPlot |
         )
         for row in shown
     ]
-    low = min(0.0, *(row["low"] for row in shown))
-    high = max(0.0, *(row["high"] for row in shown))
+    low, high = min(0.0, *(row.low for row in rows)), max(0.0, *(row.high for row in rows))
     return interval_plot("difference, percentage points", rows, low, high)
-
-
-def _only_pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in comparisons if row["task"] == POOLED]
 
 
 def _token_plot(runs: Mapping[str, Any]) -> LinePlot | None:

@@ -1,20 +1,20 @@
-"""Geometry of the page's plots, in the user units of an SVG; the templates draw it.
+"""Geometry of the page's curves, intervals and bars, in the user units of an SVG; the templates draw it.
 
-Points carry no copy of their values: the page's script turns coordinates back into values with the `domain`
-and `area` of the plot, so a page of fifty runs stays small.
+Points carry no copy of their values: the page's script turns coordinates back into values with the axes
+of the plot, so a page of fifty runs stays small.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from megatron_mathcpt.report.curves import Point
-from megatron_mathcpt.report.graph import Graph
+from megatron_mathcpt.formats.run_folder import MetricRow
 
 WIDTH, HEIGHT = 440.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 38.0
 ROW_HEIGHT, LETTER_WIDTH, MOST_LETTERS = 26.0, 6.4, 34  # names beyond so many letters widen the plot
-BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 132.0, 44.0, 46.0, 14.0
+MOST_POINTS = 120  # of a curve of the page
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,18 @@ class LinePlot:
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of an `IntervalPlot`: a value with its interval, in user units, and the text shown on hover."""
+    """One row of an `IntervalPlot`: a value with its interval, and the text shown on hover.
+
+    In shares when it is given, in user units, and with its height `y`, when it is placed.
+    """
 
     name: str
     index: int
-    y: float
     low: float
     value: float
     high: float
     text: str
+    y: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,29 +110,6 @@ class BarPlot:
     height: float = HEIGHT - 14  # no name of an axis below
 
 
-@dataclass(frozen=True)
-class Box:
-    """One folder of the graph: upper left corner, and what is written in it."""
-
-    name: str
-    kinds: str
-    config: str
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
-class GraphPlot:
-    """Boxes in columns by depth, joined by curves (SVG path strings)."""
-
-    boxes: tuple[Box, ...]
-    paths: tuple[str, ...]
-    width: float
-    height: float
-    box_width: float = BOX_WIDTH
-    box_height: float = BOX_HEIGHT
-
-
 def round_values(low: float, high: float, about: int = 5) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, about `about` of them."""
     raw = (high - low) / about
@@ -158,24 +138,20 @@ def line_plot(
     return LinePlot(title, x, y, tuple(lines))
 
 
-def interval_plot(
-    title: str, rows: Sequence[tuple[str, int, float, float, float, str]], low: float, high: float
-) -> IntervalPlot:
-    """Rows given as (name, index, low, value, high, text) over an axis from `low` to `high`."""
-    letters = max((len(row[0]) for row in rows), default=0)
+def interval_plot(title: str, rows: Sequence[Interval], low: float, high: float) -> IntervalPlot:
+    """Rows in shares over an axis from `low` to `high`."""
+    letters = max((len(row.name) for row in rows), default=0)
     width = WIDTH + LETTER_WIDTH * max(0, letters - MOST_LETTERS)
     x = Axis(*_padded([low, high], 0.0), 14 + LETTER_WIDTH * letters, width - RIGHT)
     placed = tuple(
-        Interval(
-            name,
-            index,
-            TOP + (number + 0.5) * ROW_HEIGHT,
-            x.at(max(lower, x.low)),
-            x.at(value),
-            x.at(min(upper, x.high)),
-            text,
+        replace(
+            row,
+            low=x.at(max(row.low, x.low)),
+            value=x.at(row.value),
+            high=x.at(min(row.high, x.high)),
+            y=TOP + (number + 0.5) * ROW_HEIGHT,
         )
-        for number, (name, index, lower, value, upper, text) in enumerate(rows)
+        for number, row in enumerate(rows)
     )
     return IntervalPlot(title, x, placed, width, TOP + len(rows) * ROW_HEIGHT + BOTTOM - 12)
 
@@ -200,29 +176,6 @@ def bar_plot(title: str, x: str, bars: Sequence[tuple[str, int, str]]) -> BarPlo
     return BarPlot(title, x, y, tuple(placed))
 
 
-def graph_plot(graph: Graph) -> GraphPlot:
-    """Boxes of a column below one another in the graph's order, columns centred."""
-    depths = graph.depths()
-    columns: dict[int, list[str]] = {}
-    for node in graph.nodes:
-        columns.setdefault(depths[node.name], []).append(node.name)
-    height = max((len(names) for names in columns.values()), default=0) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP
-    places = {
-        name: (
-            2 + depth * (BOX_WIDTH + COLUMN_GAP),
-            (height - len(names) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP) / 2 + row * (BOX_HEIGHT + ROW_GAP),
-        )
-        for depth, names in columns.items()
-        for row, name in enumerate(names)
-    }
-    boxes = tuple(
-        Box(node.name, " · ".join(node.kinds), node.config, *places[node.name]) for node in graph.nodes
-    )
-    paths = tuple(_edge(places[a], places[b]) for a, b in graph.direct_edges())
-    width = len(columns) * (BOX_WIDTH + COLUMN_GAP) - COLUMN_GAP + 4
-    return GraphPlot(boxes, paths, width, height)
-
-
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low) * share
@@ -233,8 +186,22 @@ def _path(curve: Sequence[Point], x: Axis, y: Axis) -> str:
     return "M" + "L".join(f"{x.at(a):g},{y.at(b):g}" for a, b in curve)
 
 
-def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
-    x0, y0 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
-    x1, y1 = end[0], end[1] + BOX_HEIGHT / 2
-    middle = (x0 + x1) / 2
-    return f"M{x0:g},{y0:g}C{middle:g},{y0:g} {middle:g},{y1:g} {x1:g},{y1:g}"
+def train_curve(rows: Sequence[MetricRow]) -> list[Point]:
+    """Training loss against consumed tokens: at most `MOST_POINTS` means over equal numbers of rows."""
+    points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
+    width = _thinning(points)
+    groups = [points[start : start + width] for start in range(0, len(points), width)]
+    return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+
+
+def validation_curves(rows: Sequence[MetricRow]) -> dict[str, list[Point]]:
+    """Validation loss of each pool against consumed tokens; of many rows every n-th, and the last."""
+    curves: dict[str, list[Point]] = {}
+    for row in rows:
+        for pool, loss in (row.validation or {}).items():
+            curves.setdefault(pool, []).append((float(row.consumed_tokens), loss))
+    return {pool: points[::-1][:: _thinning(points)][::-1] for pool, points in curves.items()}
+
+
+def _thinning(points: Sequence[Point]) -> int:
+    return -(-len(points) // MOST_POINTS) or 1

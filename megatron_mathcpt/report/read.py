@@ -1,68 +1,90 @@
-"""Read what the stages left in a results folder, checked against what they promise.
+"""What the stages left in a results folder: its runs as rows of text, and whole, checked against one another.
 
 A run's folder holds `metrics.jsonl` and its manifest; `hf/` and `evaluation/` below it are there for runs
 that were converted and scored. Times are kept apart from results, which are the same after every rerun.
 """
 
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, EvaluationError
-from megatron_mathcpt.formats.files import Row, explain, read_rows
+from megatron_mathcpt.formats.evaluation_folder import (
+    KIND,
+    Sample,
+    TaskScore,
+    load_first_answers,
+    load_results,
+    samples_path,
+)
+from megatron_mathcpt.formats.files import explain, read_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
-from megatron_mathcpt.formats.run_folder import MetricRow, read_metrics
-from megatron_mathcpt.records import Stage
+from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, RunCounts, read_metrics
+from megatron_mathcpt.report import figures
 
 # Least number of reasoning steps. The study splits by steps too; its boundaries are unknown, these ours.
 _STEPS = (("up to 2 steps", 0), ("3 or 4 steps", 3), ("5 and more steps", 5))
 SUBSETS = ("primary school", "middle school", "high school", *(name for name, _ in _STEPS))
+LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
 
 
-class TaskScore(Row):
-    """One task of `evaluation/results.json`; `stderr` and `accuracy` are shares of 1."""
-
-    n: int = Field(ge=1)
-    correct: int
-    accuracy: float
-    stderr: float
-    data_sha256: str
-    language: str = ""
-    truncated_prompts: int = 0
+def list_runs(root: Path) -> list[tuple[str, ...]]:
+    """One row a run below `root`, as `LIST_HEADINGS` says; raises `DataError` if there is none."""
+    names = list(_find(root))
+    if not names:
+        raise DataError(f"{root}: no run below this folder; give a folder of results")
+    return [_status(root / name, name) for name in names]
 
 
-class Sample(Row):
-    """One row of `evaluation/samples_<task>.jsonl`."""
-
-    id: str
-    correct: bool
-    verdict: str
-    extracted: str | None = None
-    gold: str
-    output: str
-    question: str = ""
-    stage: Stage | None = None
-    steps: int | None = Field(default=None, ge=0)
-
-    def subsets(self) -> tuple[str, ...]:
-        """School stage and difficulty of the item, where its source tells."""
-        stage = (f"{self.stage} school",) if self.stage else ()
-        steps = self.steps
-        return stage if steps is None else (*stage, [name for name, least in _STEPS if steps >= least][-1])
+def finished_runs(root: Path) -> list[str]:
+    """Names of the runs below `root` that are finished or scored; raises `DataError` if there is none."""
+    names = [name for name in _find(root) if _is_complete(root / name) or _is_scored(root / name)]
+    if not names:
+        raise DataError(f"{root}: no finished run below this folder; give a folder of results")
+    return names
 
 
-class _Results(Row):
-    model: str
-    tasks: dict[str, TaskScore]
+def _find(root: Path) -> Iterator[str]:
+    """Folders that were trained in or scored, by path relative to `root`, sorted."""
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != "checkpoints")
+        if METRICS in files or _is_scored(Path(folder)):
+            yield Path(folder).relative_to(root).as_posix()
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / FILE_NAME).is_file()
+
+
+def _is_scored(folder: Path) -> bool:
+    return _is_complete(folder / "evaluation")
+
+
+def _status(folder: Path, name: str) -> tuple[str, ...]:
+    rows = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else ()
+    scores = load_results(folder / "evaluation").tasks if _is_scored(folder) else {}
+    state = "scored" if scores else "done" if _is_complete(folder) else "not finished"
+    losses = [row.loss for row in rows if row.loss is not None]
+    validations = [row.validation for row in rows if row.validation]
+    return (
+        name,
+        state,
+        str(rows[-1].step) if rows else figures.MISSING,
+        figures.tokens(rows[-1].consumed_tokens if rows else None),
+        figures.number(losses[-1] if losses else None),
+        ", ".join(f"{pool} {loss:.3f}" for pool, loss in (validations or [{}])[-1].items())
+        or figures.MISSING,
+        ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items())
+        or figures.MISSING,
+    )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: counts of its manifest, rows of metrics, and, if scored, its tasks and the items it got right.
+    """One run: its manifest, rows of metrics, and, if scored, its tasks and the items it got right.
 
     `outcomes` maps a task to {item id: correct}, in the order of the items; `subsets` maps a school stage or
     a difficulty to the same over all tasks. A model that was only scored has no manifest and no metrics.
@@ -73,16 +95,15 @@ class Run:
     manifest: Manifest | None
     metrics: tuple[MetricRow, ...]
     conversion: Manifest | None
-    evaluation: Manifest | None
     scores: dict[str, TaskScore]
     outcomes: dict[str, dict[str, bool]]
     subsets: dict[str, dict[str, bool]]
     ungraded: dict[str, int]
 
     @property
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> RunCounts | None:
         """Counts of the run's manifest."""
-        return self.manifest.counts if self.manifest else {}
+        return RunCounts.model_validate(self.manifest.counts) if self.manifest else None
 
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
@@ -96,10 +117,8 @@ def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
         scored = [run for run in runs if task in run.scores]
         for run in scored[1:]:
             if list(run.outcomes[task]) != list(scored[0].outcomes[task]):
-                raise EvaluationError(
-                    f"{_samples_path(run.folder, task)}: other items than "
-                    f"{_samples_path(scored[0].folder, task)}; score both runs on the same data"
-                )
+                here, there = (samples_path(found.folder / "evaluation", task) for found in (run, scored[0]))
+                raise EvaluationError(f"{here}: other items than {there}; score both runs on the same data")
     return runs
 
 
@@ -108,22 +127,9 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def load_samples(run: Run, task: str) -> list[Sample]:
-    """Every item of `task` with the run's output."""
-    return read_rows(_samples_path(run.folder, task), Sample)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; raises `DataError` if it holds none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); run its stage again") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a mapping, found {type(found).__name__}")
-    return found
+def load_answers(run: Run, task: str) -> dict[str, Sample]:
+    """The run's first answer to every item of `task`, by item."""
+    return {row.id: row for row in load_first_answers(run.folder / "evaluation", task, run.scores[task])}
 
 
 def load_timings(path: Path) -> dict[str, float]:
@@ -137,57 +143,36 @@ def load_timings(path: Path) -> dict[str, float]:
 
 
 def _load_run(folder: Path, name: str) -> Run:
-    evaluation = _load_if_there(folder / "evaluation", "evaluation")
-    metrics = folder / "metrics.jsonl"
-    trained = metrics.exists() or evaluation is None
-    scores = load_scores(folder / "evaluation" / "results.json") if evaluation else {}
-    samples = {task: read_rows(_samples_path(folder, task), Sample) for task in scores}
-    for task, score in scores.items():
-        _check_score(_samples_path(folder, task), score, samples[task])
+    scored = folder / "evaluation"
+    evaluation = _load_if_there(scored, KIND)
+    trained = (folder / METRICS).exists() or evaluation is None
+    scores = load_results(scored).tasks if evaluation else {}
+    answers = {task: load_first_answers(scored, task, score) for task, score in scores.items()}
     return Run(
         name=name,
         folder=folder,
         manifest=load_manifest(folder, "run") if trained else None,
-        metrics=read_metrics(metrics) if trained else (),
+        metrics=read_metrics(folder / METRICS) if trained else (),
         conversion=_load_if_there(folder / "hf", "hf"),
-        evaluation=evaluation,
         scores=scores,
-        outcomes={task: {row.id: row.correct for row in rows} for task, rows in samples.items()},
-        subsets=_subsets(samples),
-        ungraded={task: sum(row.verdict == "ungraded" for row in rows) for task, rows in samples.items()},
+        outcomes={task: {row.id: row.correct for row in rows} for task, rows in answers.items()},
+        subsets=_subsets(answers),
+        ungraded={task: sum(row.verdict == "ungraded" for row in rows) for task, rows in answers.items()},
     )
 
 
-def _subsets(samples: dict[str, list[Sample]]) -> dict[str, dict[str, bool]]:
-    found: dict[str, dict[str, bool]] = {}
-    for task, rows in samples.items():
-        for row in rows:
-            for subset in row.subsets():
-                found.setdefault(subset, {})[f"{task} {row.id}"] = row.correct
-    return {name: found[name] for name in SUBSETS if name in found}
-
-
 def _load_if_there(folder: Path, kind: str) -> Manifest | None:
-    return load_manifest(folder, kind) if (folder / FILE_NAME).is_file() else None
+    return load_manifest(folder, kind) if _is_complete(folder) else None
 
 
-def _samples_path(folder: Path, task: str) -> Path:
-    return folder / "evaluation" / f"samples_{task}.jsonl"
-
-
-def load_scores(path: Path) -> dict[str, TaskScore]:
-    """The tasks of an evaluation's `results.json`; raises `EvaluationError` naming a wrong field."""
-    try:
-        return _Results.model_validate(read_json(path)).tasks
-    except ValidationError as error:
-        raise EvaluationError(f"{path}: {explain(error)}; evaluate the run again") from error
-
-
-def _check_score(path: Path, score: TaskScore, samples: Sequence[Sample]) -> None:
-    """Samples must be as many as scored, all different, and as often correct as the score says."""
-    found = len({row.id for row in samples}), sum(row.correct for row in samples)
-    if found != (score.n, score.correct) or len(samples) != score.n:
-        raise EvaluationError(
-            f"{path}: {found[1]} of {found[0]} different items correct, results.json says "
-            f"{score.correct} of {score.n}; evaluate the run again"
-        )
+def _subsets(answers: dict[str, list[Sample]]) -> dict[str, dict[str, bool]]:
+    """Outcomes by school stage and by difficulty, where an item's source tells."""
+    found: dict[str, dict[str, bool]] = {name: {} for name in SUBSETS}
+    for task, rows in answers.items():
+        for row in rows:
+            if row.stage:
+                found[f"{row.stage} school"][f"{task} {row.id}"] = row.correct
+            if row.steps is not None:
+                subset = [name for name, least in _STEPS if row.steps >= least][-1]
+                found[subset][f"{task} {row.id}"] = row.correct
+    return {name: outcomes for name, outcomes in found.items() if outcomes}

@@ -3,22 +3,27 @@
 Shares are of 1, losses in nats a token.
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore
 from megatron_mathcpt.formats.manifest import Manifest
-from megatron_mathcpt.report.compare import compare_runs
-from megatron_mathcpt.report.curves import train_curve, validation_curves
+from megatron_mathcpt.formats.run_folder import RunCounts
+from megatron_mathcpt.report.comparison import compare_runs
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.read import SUBSETS, Run, TaskScore, tasks_of
-from megatron_mathcpt.report.samples import choose_samples
+from megatron_mathcpt.report.plot import train_curve, validation_curves
+from megatron_mathcpt.report.read import SUBSETS, Run, load_answers, tasks_of
 from megatron_mathcpt.report.study import Published, build_study, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 GENERAL = "general"
+MOST_ITEMS = 24  # of those shown with what the runs wrote
+MOST_CHARACTERS = 700
+ALL_RUNS_UP_TO = 4  # with more runs an item shows the two compared alone
 
 
 def build_results(
@@ -91,31 +96,26 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
 
 def _run(run: Run) -> dict[str, Any]:
     counts = run.counts
+    validation = counts.final_validation or {} if counts else {}
+    sources = counts.tokens_by_source if counts else {}
     return {
         "scores": {task: _score(score, run.ungraded[task]) for task, score in run.scores.items()},
-        "subsets": {name: _share(list(found.values())) for name, found in run.subsets.items()},
-        "total": _total(run.scores, sum(run.ungraded.values())),
-        "steps": counts.get("steps"),
-        "consumed_tokens": counts.get("consumed_tokens"),
-        "tokens_by_source": counts.get("tokens_by_source", {}),
-        "final_validation": counts.get("final_validation", {}),
+        "subsets": {name: _share(sum(found.values()), len(found)) for name, found in run.subsets.items()},
+        "total": _total(run) if run.scores else None,
+        "steps": counts and counts.steps,
+        "consumed_tokens": counts and counts.consumed_tokens,
+        "tokens_by_source": {pool: part.model_dump() for pool, part in sources.items()},
+        "final_validation": {pool: _number(loss) for pool, loss in validation.items()},
         "train_loss": train_curve(run.metrics),
         "validation_loss": validation_curves(run.metrics),
-        "max_abs_logit_difference": run.conversion.counts.get("max_abs_logit_difference")
-        if run.conversion
-        else None,
+        "max_abs_logit_difference": run.conversion and run.conversion.counts.get("max_abs_logit_difference"),
     }
 
 
 def _score(score: TaskScore, ungraded: int) -> dict[str, Any]:
-    low, high = wilson_interval(score.correct, score.n)
-    return {
-        "n": score.n,
-        "correct": score.correct,
+    return _share(score.correct, score.n) | {
         "accuracy": score.accuracy,
-        "stderr": None if math.isnan(score.stderr) else score.stderr,
-        "low": low,
-        "high": high,
+        "stderr": _number(score.stderr),
         "ungraded": ungraded,
         "truncated_prompts": score.truncated_prompts,
         "language": score.language,
@@ -123,27 +123,30 @@ def _score(score: TaskScore, ungraded: int) -> dict[str, Any]:
     }
 
 
-def _total(scores: dict[str, TaskScore], ungraded: int) -> dict[str, Any] | None:
+def _total(run: Run) -> dict[str, Any]:
     """Share right of all items of all tasks, and the plain mean of the tasks' accuracies."""
-    if not scores:
-        return None
-    right = [number < score.correct for score in scores.values() for number in range(score.n)]
-    mean = sum(score.accuracy for score in scores.values()) / len(scores)
-    return _share(right) | {"ungraded": ungraded, "mean_of_tasks": mean}
+    scores = run.scores.values()
+    return _share(sum(score.correct for score in scores), sum(score.n for score in scores)) | {
+        "ungraded": sum(run.ungraded.values()),
+        "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores),
+    }
 
 
-def _share(right: Sequence[bool]) -> dict[str, Any]:
-    n, correct = len(right), sum(right)
+def _share(correct: int, n: int) -> dict[str, Any]:
     low, high = wilson_interval(correct, n)
-    stderr = accuracy_standard_error(correct, n)
     return {
         "n": n,
         "correct": correct,
         "accuracy": correct / n,
-        "stderr": None if math.isnan(stderr) else stderr,
+        "stderr": _number(accuracy_standard_error(correct, n)),
         "low": low,
         "high": high,
     }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no number for what is none, such as the error of one item."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _parameters(run: Run) -> int | None:
@@ -156,7 +159,9 @@ def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[st
     """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
     own = {
         name: sum(
-            part["seen"] for pool, part in counts.get("tokens_by_source", {}).items() if pool != GENERAL
+            part.seen
+            for pool, part in RunCounts.model_validate(counts).tokens_by_source.items()
+            if pool != GENERAL
         )
         for name, counts in _counts(manifests, "run").items()
     }
@@ -176,18 +181,67 @@ def _synthesis(folders: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]
     found = {}
     for path, counts in folders.items():
         for method, made in counts["methods"].items():
-            plain = {name: value for name, value in made.items() if not isinstance(value, dict)}
             share = made["accepted"] / made["outcomes"] if made["outcomes"] else 0.0
-            found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | _numbers(plain)
+            numbers = {
+                name: value
+                for name, value in made.items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+            found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | numbers
     return found
 
 
-def _numbers(counts: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested counts, by their path."""
-    found: dict[str, float] = {}
-    for name, value in counts.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{name}, ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found
+def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Some problems with what each run wrote, drawn without looking at how they read.
+
+    For each comparison and task a few items of each kind (both right, only one, none), in the order of a hash
+    of the item's id, so nobody picks them and every rerun picks the same. About `MOST_ITEMS` at most.
+    """
+    by_name = {run.name: run for run in runs}
+    cells = [
+        ((second, first), task, kind, ids)
+        for second, first in pairs
+        for task, kind, ids in _kinds(by_name[second], by_name[first])
+    ]
+    per_cell = max(1, MOST_ITEMS // max(1, len(cells)))
+    answers: dict[tuple[str, str], dict[str, Sample]] = {}
+    chosen = []
+    for pair, task, kind, ids in cells:
+        names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
+        shown = [name for name in names if task in by_name[name].scores]
+        for name in shown:
+            if (name, task) not in answers:
+                answers[name, task] = load_answers(by_name[name], task)
+        for item in sorted(ids, key=lambda item: hashlib.sha256(item.encode()).hexdigest())[:per_cell]:
+            rows = {name: answers[name, task][item] for name in shown}
+            about = {"pair": list(pair), "task": task, "kind": kind, "id": item}
+            any_row = rows[shown[0]]
+            chosen.append(
+                about
+                | {"question": any_row.question, "gold": any_row.gold}
+                | {"runs": {name: _shown(row) for name, row in rows.items()}}
+            )
+    return chosen
+
+
+def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
+    """Of each common task the kinds in which the two runs come out, with their items."""
+    names = {
+        (True, False): f"only {second.name}",
+        (False, True): f"only {first.name}",
+        (True, True): "both",
+        (False, False): "neither",
+    }
+    for task in second.scores:
+        if task in first.scores:
+            before, after = first.outcomes[task], second.outcomes[task]
+            for outcome, kind in names.items():
+                ids = [item for item, right in after.items() if (right, before[item]) == outcome]
+                if ids:
+                    yield task, kind, ids
+
+
+def _shown(row: Sample) -> dict[str, Any]:
+    text = row.output
+    cut = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
+    return row.model_dump(include={"correct", "verdict", "extracted"}) | {"output": cut}

@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.report import format as formats
-from megatron_mathcpt.report.compare import POOLED, Comparison
+from megatron_mathcpt.report import figures
+from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.read import Run
 
 FILE = Path(__file__).with_name("published.yaml")
 Pair = tuple[str, str]
+_WORDS = {"holds": "Holds", "fails": "Does not hold", "not distinguishable": "Not distinguishable"}
 
 
 class PublishedSet(Section):
@@ -119,56 +120,45 @@ def judge(
     pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
 ) -> Judgement:
     """What the comparisons say about `pairs`; a pair that was not run on the items asked for is left out."""
-    found = [match for pair in pairs if (match := _find(pair, where.get(pair[0], (POOLED,)), comparisons))]
-    better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
+    by_name = {(row.second, row.first, row.task): row for row in comparisons}
+    found = []
+    for second, first in pairs:
+        rows = (by_name.get((second, first, task)) for task in where.get(second, (POOLED,)))
+        found += [row for row in rows if row][:1]
     if not found:
         return Judgement("not tested", "Not tested: none of its pairs of runs is here.", ())
-    tests = tuple(row.sentence for row in found)
+    better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
+    verdict = "fails" if worse else "holds" if better == len(found) else "not distinguishable"
     counts = f"{better} of {len(found)} comparisons as the study says, {worse} the other way round"
     left_out = f"; {len(pairs) - len(found)} not run" if len(found) < len(pairs) else ""
-    if worse:
-        return Judgement("fails", f"Does not hold here: {counts}{left_out}.", tests)
-    if better == len(found):
-        return Judgement("holds", f"Holds here: {counts}{left_out}.", tests)
-    return Judgement("not distinguishable", f"Not distinguishable here: {counts}{left_out}.", tests)
-
-
-def _find(pair: Pair, where: Sequence[str], comparisons: Sequence[Comparison]) -> Comparison | None:
-    by_task = {row.task: row for row in comparisons if (row.second, row.first) == pair}
-    return next((by_task[task] for task in where if task in by_task), None)
+    return Judgement(
+        verdict, f"{_WORDS[verdict]} here: {counts}{left_out}.", tuple(row.sentence for row in found)
+    )
 
 
 def _result(
-    result: StudyResult,
-    comparisons: Sequence[Comparison],
-    runs: dict[str, Run],
-    sizes: dict[str, int | None],
+    result: StudyResult, comparisons: Sequence[Comparison], runs: dict[str, Run], sizes: dict[str, int | None]
 ) -> dict[str, Any]:
     own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
     names = [name for pair in result.pairs for name in pair if name in runs]
-    return {
+    return vars(own) | {
         "text": result.text,
         "published": result.published,
-        "verdict": own.verdict,
-        "sentence": own.sentence,
         "size": _size([runs[name] for name in names], sizes) if own.tests else "",
-        "tests": own.tests,
-        "matched": {"verdict": matched.verdict, "sentence": matched.sentence, "tests": matched.tests}
-        if result.matched
-        else None,
+        "matched": vars(matched) if result.matched else None,
     }
 
 
 def _size(runs: Sequence[Run], sizes: dict[str, int | None]) -> str:
     """Parameters and tokens of the runs, as a range where they differ."""
     parameters = _range([sizes[run.name] for run in runs], "parameters")
-    tokens = _range([run.counts.get("consumed_tokens") for run in runs], "tokens a run")
+    tokens = _range([run.counts.consumed_tokens if run.counts else None for run in runs], "tokens a run")
     return ", ".join(part for part in (parameters, tokens) if part)
 
 
 def _range(counts: Sequence[int | None], unit: str) -> str:
     known = [count for count in counts if count is not None]
-    ends = dict.fromkeys(formats.tokens(end(known)) for end in (min, max) if known)
+    ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max) if known)
     return f"{' to '.join(ends)} {unit}" if known else ""
 
 
@@ -176,13 +166,8 @@ def _ours(run: Run | None, sets: Sequence[PublishedSet]) -> list[dict[str, Any] 
     """Our score on each of the study's sets; `whole` tells whether it is on all items of the set."""
     scores = [run.scores.get(found.task) if run and found.task else None for found in sets]
     return [
-        None
-        if score is None
-        else {
-            "accuracy": score.accuracy,
-            "stderr": score.stderr,
-            "n": score.n,
-            "whole": score.n == found.items,
-        }
+        score.model_dump(include={"accuracy", "stderr", "n"}) | {"whole": score.n == found.items}
+        if score
+        else None
         for score, found in zip(scores, sets, strict=True)
     ]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from megatron_mathcpt.report.build import build_report
+from megatron_mathcpt.report.page import build_report
 from tests.report.browser import open_page
 from tests.report.report_folder import write_grid
 

@@ -35,7 +35,7 @@ def answers(model: Any) -> dict[str, Any]:
 
 
 def main(folder: str, tensor: str, pipeline: str, out: str) -> None:
-    from megatron_mathcpt.evaluation.megatron import MegatronLM
+    from megatron_mathcpt.evaluation.megatron_lm import MegatronLM
 
     sizes = {"tensor_model_parallel_size": int(tensor), "pipeline_model_parallel_size": int(pipeline)}
     model = MegatronLM(folder, batch_size=3, **sizes)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
-from megatron_mathcpt.evaluation.run import RESPONSES, evaluate
+from megatron_mathcpt.evaluation.evaluate import evaluate
+from megatron_mathcpt.formats.evaluation_folder import RESPONSES
 from tests.evaluation.conftest import make_model, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,7 @@ def test_drawn_answers_repeat_and_differ(
     found = []
     for name in ("one", "two"):
         command = "import sys; from pathlib import Path; from megatron_mathcpt.config.evaluation import *; "
-        command += "from megatron_mathcpt.evaluation.run import evaluate; a = sys.argv; "
+        command += "from megatron_mathcpt.evaluation.evaluate import evaluate; a = sys.argv; "
         command += "config = EvaluationConfig.model_validate_json(a[3]); "
         command += "evaluate(Path(a[1]), {'sums': Path(a[2])}, config, Path(a[4]))"
         arguments = [str(model_folder), str(items), config.model_dump_json(), str(tmp_path / name)]
@@ -109,10 +110,7 @@ def test_drawn_answers_repeat_and_differ(
         found.append((tmp_path / name / NAMES[1]).read_bytes())
     assert found[0] == found[1]
     rows = [json.loads(line) for line in found[0].splitlines()]
-    assert [(row["id"], row["sample"]) for row in rows[:5]] == [
-        *(("q0", n) for n in range(4)),
-        ("q13", 0),
-    ]
+    assert [(row["id"], row["sample"]) for row in rows[:5]] == [*(("q0", n) for n in range(4)), ("q13", 0)]
     for item in ("q0", "q13"):
         assert len({row["output"] for row in rows if row["id"] == item}) == 4
     scores = json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]["sums"]["samples"]

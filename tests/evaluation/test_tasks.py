@@ -1,4 +1,4 @@
-"""The task folders through lm-eval's own loader: data, prompts, groups, refusals."""
+"""Tasks through lm-eval's own loader: data, prompts, groups, refusals; and what sums their answers up."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,24 @@ import pytest
 
 from megatron_mathcpt.answers import grade
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation import hooks
+from megatron_mathcpt.evaluation import tasks
+from megatron_mathcpt.evaluation.tasks import aggregates, majority
 from megatron_mathcpt.formats.benchmark import SAMPLES, SETS, STUDY_SETS, examples_for, find_sets, load_items
+from megatron_mathcpt.formats.evaluation_folder import TaskScore
 from megatron_mathcpt.records import cpt_text
 
 
 def _load(names: list[str], **metadata: Any) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(hooks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
     return dict(manager.load(names))
 
 
 def test_every_set_has_both_forms() -> None:
     from lm_eval.tasks import TaskManager
 
-    found = set(TaskManager(include_path=str(hooks.TASKS_FOLDER), include_defaults=False).all_subtasks)
+    found = set(TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False).all_subtasks)
     assert found == {f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")}
 
 
@@ -68,14 +70,14 @@ def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "a", **row}))
     path.with_name("fewshot.jsonl").write_text(json.dumps({"id": "b", **row, "question": " 1 + 1?"}))
     with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
-        hooks.rows(load_items(path).items, path, 1)
+        tasks.rows(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
-        hooks.rows(load_items(path).items, path, 2)
+        tasks.rows(load_items(path).items, path, 2)
 
 
 def test_local_examples_are_not_test_items(benchmarks_dir: Path) -> None:
     path = benchmarks_dir / "gsm8k" / "test.jsonl"
-    data = hooks.rows(load_items(path).items[:3], path, 8)["test"]
+    data = tasks.rows(load_items(path).items[:3], path, 8)["test"]
     assert data[0]["prefix"].startswith("Question: Natalia sold clips")
 
 
@@ -112,3 +114,35 @@ def test_group_is_the_plain_mean_of_its_sets() -> None:
     found = evaluate(_Oracle(), _load(["mathcpt_four"], benchmarks="samples"), bootstrap_iters=0)
     assert found["results"]["mathcpt_gsm8k"]["accuracy,none"] == 0.25
     assert found["groups"]["mathcpt_four"]["accuracy,none"] == pytest.approx(0.25 / 4)
+
+
+def test_majority_counts_equal_answers_together() -> None:
+    assert majority(["0.5", "2", "1/2", "\\frac{1}{2}", "2"], "latex") == "0.5"
+    assert majority(["3", "", "4"], "number") == "3"
+    assert majority(["", ""], "number") == ""
+
+
+def _task(accuracy: float) -> TaskScore:
+    return TaskScore(n=100, correct=round(100 * accuracy), accuracy=accuracy, stderr=0.02, data_sha256="")
+
+
+def test_higher_form_and_mean_of_four() -> None:
+    scores = {
+        "gsm8k": _task(0.2),
+        "gsm8k_few_shot": _task(0.3),
+        "math": _task(0.1),
+        "math_few_shot": _task(0.05),
+        "gaokao_public": _task(0.4),
+        "zhongkao_public": _task(0.5),
+    }
+    found = aggregates(scores)
+    assert found["higher_of_forms"]["gsm8k"] == {
+        "form": "gsm8k_few_shot",
+        "accuracy": 0.3,
+        "stderr": 0.02,
+        "n": 100,
+    }
+    assert found["higher_of_forms"]["math"]["form"] == "math"
+    assert found["mean_of_four"]["accuracy"] == pytest.approx((0.3 + 0.1 + 0.4 + 0.5) / 4)
+    assert found["mean_of_four"]["stderr"] == pytest.approx(0.02 / 2)
+    assert aggregates({"gsm8k": _task(0.2), "heldout_en": _task(0.9)}) == {}

@@ -50,7 +50,9 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
     counts = {
+        "step": steps,
         "steps": steps,
+        "consumed_samples": 8 * steps,
         "consumed_tokens": 1000 * steps,
         "tokens_by_source": {
             "general": {"asked": 30000, "seen": 29700},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.report.build import build_report
+from megatron_mathcpt.report.page import build_report
 from tests.report.browser import Page, in_browser
 from tests.report.report_folder import write_grid
 

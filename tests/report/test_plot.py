@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_mathcpt.report.graph import Graph, Node
-from megatron_mathcpt.report.plot import Axis, graph_plot, interval_plot, line_plot, round_values
+from megatron_mathcpt.report.graph import Graph, Node, graph_plot
+from megatron_mathcpt.report.plot import Axis, Interval, interval_plot, line_plot, round_values
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,10 @@ def test_a_line_starts_and_ends_where_its_values_lie() -> None:
     assert plot.lines[0].path == f"M46,{top:.2f}L426,{bottom:.2f}"
 
 
-def test_one_point_alone_still_has_axes() -> None:
+def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
     plot = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
     assert plot is not None
     assert plot.y.low < 3.0 < plot.y.high
-
-
-def test_no_point_no_plot() -> None:
     assert line_plot("loss", [("a", 0, [])]) is None
 
 
@@ -59,7 +56,7 @@ def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
 
 def test_a_long_name_widens_the_plot_and_never_meets_an_interval() -> None:
     names = ("middle_school_cpt_matched − middle_school_sft", "a − b")
-    plot = interval_plot("t", [(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
+    plot = interval_plot("t", [Interval(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
     assert plot.x.start == 14 + 6.4 * len(names[0])
     assert plot.width == pytest.approx(440 + 6.4 * (len(names[0]) - 34))
     assert min(row.low for row in plot.rows) >= plot.x.start

@@ -4,23 +4,29 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
-from megatron_mathcpt.report.build import Report, build_report
-from tests.report.report_folder import POOLS, write_run
+from megatron_mathcpt.report.page import Report, build_report
+from tests.report.report_folder import POOLS, write_json_lines, write_run
 
 RUNS = ("base", "base1", "base2")
 
 
-def build(root: Path, name: str = "report") -> Report:
-    return build_report(root, root / name, runs=RUNS, comparisons=[("base2", "base1")])
+def build(root: Path) -> Report:
+    return build_report(root, root / "report", runs=RUNS, comparisons=[("base2", "base1")])
 
 
-def read(root: Path, name: str = "report") -> dict:
-    return json.loads((root / name / "report.json").read_text(encoding="utf-8"))
+def read(root: Path) -> dict[str, Any]:
+    return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))
+
+
+def built(root: Path) -> dict[str, Any]:
+    build(root)
+    return read(root)["results"]
 
 
 def test_scores_have_hand_worked_errors_and_intervals(results: Path) -> None:
@@ -78,8 +84,7 @@ def test_curves_tokens_and_speed(results: Path) -> None:
 def test_a_long_run_is_thinned_to_means(results: Path) -> None:
     shutil.rmtree(results / "base")
     write_run(results, "base", {}, steps=360)
-    build(results)
-    run = read(results)["results"]["runs"]["base"]
+    run = built(results)["runs"]["base"]
     # windows of 3 steps: the mean of 4 - s/20 over 1..3 is that of step 2, drawn at the last token
     assert len(run["train_loss"]) == 120
     assert run["train_loss"][0] == [3000.0, pytest.approx(3.9)]
@@ -90,21 +95,20 @@ def test_a_step_done_again_counts_once_and_a_torn_line_not_at_all(results: Path)
     again = {"step": 40, "consumed_tokens": 40000, "loss": 1.5}
     rows = (results / "base" / "metrics.jsonl").read_text() + json.dumps(again) + '\n{"step": 41, "cons'
     (results / "base" / "metrics.jsonl").write_text(rows)
-    old = load_manifest_counts(results / "base")
-    write_manifest(results / "base", "run", inputs={}, counts=old, config={})
-    build(results)
-    curve = read(results)["results"]["runs"]["base"]["train_loss"]
+    complete_again(results / "base", "run")
+    curve = built(results)["runs"]["base"]["train_loss"]
     assert len(curve) == 40
     assert curve[-1] == [40000.0, 1.5]
 
 
-def load_manifest_counts(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text())["counts"]
+def complete_again(folder: Path, kind: str) -> None:
+    """Complete a changed folder anew, so that only the report can notice."""
+    counts = json.loads((folder / "manifest.json").read_text())["counts"]
+    write_manifest(folder, kind, inputs={}, counts=counts, config={})
 
 
 def test_samples_show_every_kind_with_all_outputs(results: Path) -> None:
-    build(results)
-    samples = read(results)["results"]["samples"]
+    samples = built(results)["samples"]
     kinds = {(sample["task"], sample["kind"]) for sample in samples}
     assert kinds == {
         (task, kind)
@@ -134,8 +138,7 @@ def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path:
 
 
 def test_the_graph_follows_the_fingerprints(results: Path) -> None:
-    build(results)
-    graph = read(results)["results"]["graph"]
+    graph = built(results)["graph"]
     assert [node["name"] for node in graph["nodes"]] == ["corpus", "base", "base1", "base2"]
     assert graph["nodes"][1]["kinds"] == ["run", "hf", "evaluation"]
     assert graph["nodes"][1]["config"] == "base/config.yaml"
@@ -149,73 +152,66 @@ def test_the_graph_follows_the_fingerprints(results: Path) -> None:
 
 
 def test_corpus_counts_are_kept(results: Path) -> None:
-    build(results)
-    sources = read(results)["results"]["corpora"]["corpus"]["sources"]
+    sources = built(results)["corpora"]["corpus"]["sources"]
     assert set(sources) == set(POOLS)
     assert sources["general"]["dropped"] == {"too_short": 5, "duplicate": 4}
 
 
-def damage_results(root: Path) -> None:
-    (root / "base1/evaluation/results.json").write_text("{", encoding="utf-8")
+def change(old: str, new: str) -> Callable[[str], str]:
+    return lambda text: text.replace(old, new)
 
 
-def drop_a_sample(root: Path) -> None:
-    path = root / "base1/evaluation/samples_heldout_en.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-def other_items(root: Path) -> None:
-    path = root / "base2/evaluation/samples_heldout_en.jsonl"
-    path.write_text(
-        path.read_text(encoding="utf-8").replace("heldout_en-3", "heldout_en-x"), encoding="utf-8"
-    )
-
-
-def break_a_line(root: Path) -> None:
-    path = root / "base/metrics.jsonl"
-    path.write_text("[]\n" + path.read_text())
-
-
-def no_task(root: Path) -> None:
-    (root / "base1/evaluation/results.json").write_text('{"model": "m", "tasks": {"t": {"n": 0}}}')
-
-
-def again_complete(root: Path, name: str, kind: str) -> None:
-    """Complete a damaged folder anew, so that only the report can notice."""
-    folder = root / name
-    write_manifest(folder, kind, inputs={}, counts=load_manifest_counts(folder), config={})
+SAMPLES = "evaluation/samples_heldout_en.jsonl"
 
 
 @pytest.mark.parametrize(
-    ("damage", "folder", "kind", "message"),
+    ("run", "file", "damage", "message"),
     [
-        (damage_results, "base1/evaluation", "evaluation", "results.json: not valid JSON"),
+        ("base1", "evaluation/results.json", lambda _: "{", "results.json: not valid JSON"),
         (
-            drop_a_sample,
-            "base1/evaluation",
-            "evaluation",
+            "base1",
+            "evaluation/results.json",
+            lambda _: '{"model": "m", "tasks": {"t": {"n": 0}}}',
+            "results.json: tasks.t.n: Input should be greater",
+        ),
+        (
+            "base1",
+            SAMPLES,
+            lambda text: "".join(text.splitlines(keepends=True)[:-1]),
             "samples_heldout_en.jsonl: 4 of 19 different items",
         ),
+        ("base2", SAMPLES, change("heldout_en-3", "heldout_en-x"), f"base2/{SAMPLES}: other items"),
         (
-            other_items,
-            "base2/evaluation",
-            "evaluation",
-            "base2/evaluation/samples_heldout_en.jsonl: other items",
+            "base",
+            "metrics.jsonl",
+            lambda text: "[]\n" + text,
+            "base/metrics.jsonl:1: Input should be an object",
         ),
-        (break_a_line, "base", "run", "base/metrics.jsonl:1: Input should be an object"),
-        (no_task, "base1/evaluation", "evaluation", "results.json: tasks.t.n: Input should be greater"),
     ],
 )
 def test_damage_is_named(
-    results: Path, damage: Callable[[Path], None], folder: str, kind: str, message: str
+    results: Path, run: str, file: str, damage: Callable[[str], str], message: str
 ) -> None:
-    damage(results)
-    again_complete(results, folder, kind)
+    path = results / run / file
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    complete_again(path.parent, "run" if path.parent.name == run else "evaluation")
     with pytest.raises(MathCptError) as caught:
         build(results)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (results / "report").exists()
+
+
+def test_several_answers_are_compared_by_the_first(results: Path) -> None:
+    before = built(results)
+    path = results / "base1" / SAMPLES
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    twice = [
+        row | {"sample": number, "correct": row["correct"] or number} for row in rows for number in (0, 1)
+    ]
+    write_json_lines(path, [row | {"correct": bool(row["correct"])} for row in twice])
+    complete_again(path.parent, "evaluation")
+    assert built(results)["comparisons"] == before["comparisons"]
 
 
 def test_wrong_times_are_named(results: Path) -> None:
@@ -224,21 +220,21 @@ def test_wrong_times_are_named(results: Path) -> None:
         build(results)
 
 
-def test_a_run_that_is_not_finished_is_refused(results: Path) -> None:
-    (results / "base1" / "manifest.json").unlink()
-    with pytest.raises(MathCptError, match=r"base1/manifest\.json: not found"):
-        build(results)
-
-
-def test_a_compared_run_that_was_not_scored_is_refused(results: Path) -> None:
-    shutil.rmtree(results / "base1" / "evaluation")
-    with pytest.raises(MathCptError, match="no task in common with base1"):
-        build(results)
-
-
-def test_an_unknown_run_in_a_pair_is_refused(results: Path) -> None:
-    with pytest.raises(MathCptError, match="names run 'base9'; there are: base, base1, base2"):
-        build_report(results, results / "report", runs=RUNS, comparisons=[("base9", "base1")])
+@pytest.mark.parametrize(
+    ("removed", "pair", "message"),
+    [
+        ("base1/manifest.json", ("base2", "base1"), r"base1/manifest\.json: not found"),
+        ("base1/evaluation/manifest.json", ("base2", "base1"), "no task in common with base1"),
+        (None, ("base9", "base1"), "names run 'base9'; there are: base, base1, base2"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    results: Path, removed: str | None, pair: tuple[str, str], message: str
+) -> None:
+    if removed:
+        (results / removed).unlink()
+    with pytest.raises(MathCptError, match=message):
+        build_report(results, results / "report", runs=RUNS, comparisons=[pair])
 
 
 def test_runs_without_scores_still_have_a_page(results: Path) -> None:

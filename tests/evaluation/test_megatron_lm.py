@@ -67,7 +67,7 @@ def test_repeats_of_a_sampled_prompt_differ(alone: dict[str, Any]) -> None:
 
 def test_what_the_window_cannot_hold_is_refused(model_folder: Path) -> None:
     """A longer answer's first tokens have no position, so that it would be scored by others'."""
-    from megatron_mathcpt.evaluation.megatron import MegatronLM
+    from megatron_mathcpt.evaluation.megatron_lm import MegatronLM
 
     model = MegatronLM(str(model_folder))
     with pytest.raises(EvaluationError, match="an answer of 257 tokens: the model's window is 256"):

@@ -48,8 +48,3 @@ def seconds(value: float) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number with `digits` decimals."""
     return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "−")
-
-
-def markdown_cell(value: object) -> str:
-    """Text that stays in its cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, ManifestError
-from megatron_mathcpt.evaluation.run import evaluate
+from megatron_mathcpt.evaluation.evaluate import evaluate, fingerprint
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
 from tests.evaluation.conftest import make_model, write_lines
@@ -121,6 +121,20 @@ def test_folder_without_manifest_is_done_again(
     evaluate(model_folder, files, CONFIG, killed)
     for name in ("samples_en.jsonl", "samples_zh.jsonl", "results.json"):
         assert (killed / name).read_bytes() == (result_folder / name).read_bytes()
+
+
+def test_weights_and_tokenizer_decide_whose_result_it_is(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(model_folder, folder)
+    first = fingerprint(model_folder, CONFIG)
+    assert fingerprint(folder, CONFIG) == first
+    (folder / "README.md").write_text("no part of the model")
+    assert fingerprint(folder, CONFIG) == first
+    for name in ("tokenizer.json", "model.safetensors"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-1] + b" ")
+        assert fingerprint(folder, CONFIG) != first
+        (folder / name).write_bytes(whole)
 
 
 def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Path, tmp_path: Path) -> None:

@@ -6,23 +6,20 @@ one subset (school stage or difficulty). The words follow from the corrected p-v
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.report.format import p_value, points
-from megatron_mathcpt.report.read import Run
-from megatron_mathcpt.statistics import (
-    PairedComparison,
-    compare_paired,
-    holm,
-    minimum_detectable_difference,
-)
+from megatron_mathcpt.report.figures import MISSING, p_value, points
+from megatron_mathcpt.report.read import Run, load_runs
+from megatron_mathcpt.statistics import PairedComparison, compare_paired, holm, minimum_detectable_difference
 
 ALPHA = 0.05  # family-wise
 POOLED = "all tasks"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(PairedComparison):
     """`second` against `first` on the items of `task`; difference (second - first) and interval are shares.
 
     `detectable` is the smallest true difference that this test finds with 80 % power, given how often the two
@@ -32,16 +29,9 @@ class Comparison:
     second: str
     first: str
     task: str
-    n: int
     correct_second: int
     correct_first: int
-    only_second: int
-    only_first: int
-    difference: float
-    low: float
-    high: float
     detectable: float
-    p_value: float
     p_holm: float
     tests: int
 
@@ -107,23 +97,15 @@ def _compare(
 ) -> Comparison:
     before = [correct for items, _ in outcomes for correct in items.values()]
     after = [correct for _, items in outcomes for correct in items.values()]
-    test: PairedComparison = compare_paired(before, after)
+    test = compare_paired(before, after)
     return Comparison(
+        **vars(test),
         second=second,
         first=first,
         task=task,
-        n=test.items,
         correct_second=sum(after),
         correct_first=sum(before),
-        only_second=test.only_second,
-        only_first=test.only_first,
-        difference=test.difference,
-        low=test.low,
-        high=test.high,
-        detectable=minimum_detectable_difference(
-            test.items, (test.only_first + test.only_second) / test.items
-        ),
-        p_value=test.p_value,
+        detectable=minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n),
         p_holm=test.p_value,
         tests=1,
     )
@@ -135,3 +117,21 @@ def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
         replace(comparison, p_holm=p, tests=len(comparisons))
         for comparison, p in zip(comparisons, adjusted, strict=True)
     ]
+
+
+def compare_two(root: Path, second: str, first: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Settings that differ, as (field, value of second, value of first), and the paired tests in words."""
+    runs = load_runs(root, [first, second])
+    before, after = (_by_path(run.manifest.config) if run.manifest else {} for run in runs)
+    fields = [field for field in before | after if before.get(field) != after.get(field)]
+    settings = [(field, str(after.get(field, MISSING)), str(before.get(field, MISSING))) for field in fields]
+    scored = all(run.scores for run in runs)
+    return settings, [row.sentence for row in compare_runs(runs, [(second, first)])] if scored else []
+
+
+def _by_path(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full path."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _by_path(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

@@ -1,20 +1,16 @@
-"""Runs as rows for a terminal."""
+"""What a results folder holds: its runs as rows, those that are finished, what sets two apart."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.report.runs import compare_two, finished_runs, list_runs, show_run
+from megatron_mathcpt.report.comparison import compare_two
+from megatron_mathcpt.report.read import finished_runs, list_runs
 from tests.report.report_folder import write_json_lines
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "runs.py"
 
 
 def test_every_run_is_listed_with_its_state(results: Path) -> None:
@@ -42,12 +38,6 @@ def test_finished_runs_are_the_default_of_a_report(results: Path) -> None:
     assert finished_runs(results) == ["base", "base2"]
 
 
-def test_a_run_shows_its_tokens_and_scores(results: Path) -> None:
-    shown = dict(show_run(results, "base2"))
-    assert shown["tokens, general"] == "29.7 k of 30.0 k asked for"
-    assert shown["accuracy, heldout_en"] == "60.0 ± 11.2 (20 items)"
-
-
 def test_two_runs_differ_by_their_settings(results: Path) -> None:
     for name, rate in (("base1", 1e-4), ("base2", 2e-4)):
         counts = json.loads((results / name / "manifest.json").read_text())["counts"]
@@ -61,24 +51,3 @@ def test_two_runs_differ_by_their_settings(results: Path) -> None:
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run below this folder"):
         list_runs(tmp_path)
-
-
-def test_the_commands_answer_and_fail_in_one_line(results: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "COLUMNS": "200"}
-        return subprocess.run(
-            [sys.executable, str(TOOL), *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-
-    listed = run("list", str(results))
-    assert listed.returncode == 0
-    assert "heldout_en 60.0, heldout_zh 25.0" in listed.stdout
-    (results / "base1" / "manifest.json").unlink()
-    failed = run("show", str(results), "base1")
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ")
-    assert failed.stderr.count("\n") == 1

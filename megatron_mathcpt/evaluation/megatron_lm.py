@@ -4,7 +4,8 @@ Every process of a replica takes part in each forward; replicas share the reques
 exchange the answers, so lm-eval sees one process and its own sharding, which miscounts repeats, is not used.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from pydantic import BaseModel, ConfigDict
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.hf_folder import own_tokenizer
@@ -27,30 +29,33 @@ from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.model.weights import WeightSource, fill
 
 
-class MegatronLM(TemplateLM):
-    """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; sizes are Megatron-Core's.
+class MegatronOptions(BaseModel):
+    """What `--model_args` may say beside the model; lm-eval's other options are left alone.
 
-    Weights are in `params_dtype`; `auto` is bf16 on a GPU and fp32 elsewhere. A request may bring a `seed` of
-    its own in its generation settings (`takes_seeds`).
+    Sizes are Megatron-Core's. Weights are in `params_dtype`; `auto` is bf16 on a GPU and fp32 elsewhere.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    tokenizer: str | None = None
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    params_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: int = 64
+    max_gen_toks: int = 256
+    seed: int = 0
+
+
+class MegatronLM(TemplateLM):
+    """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; `options` as above.
+
+    A request may bring a `seed` of its own in its generation settings (`takes_seeds`).
     Under torchrun or srun what the sizes leave of the processes are replicas. `truncated` counts prompts that
     were cut at the left to fit the window.
     """
 
     takes_seeds = True
 
-    def __init__(  # noqa: PLR0913 - lm-eval passes every option as an argument
-        self,
-        model: str,
-        *,
-        tokenizer: str | None = None,
-        tensor_model_parallel_size: int = 1,
-        pipeline_model_parallel_size: int = 1,
-        params_dtype: Literal["auto", "fp32", "bf16"] = "auto",
-        batch_size: int | str = 64,
-        max_gen_toks: int = 256,
-        seed: int = 0,
-        **_: Any,
-    ) -> None:
+    def __init__(self, model: str, **options: Any) -> None:
         super().__init__()
         use_cpu()
         from transformers import AutoTokenizer
@@ -58,23 +63,20 @@ class MegatronLM(TemplateLM):
         from megatron_mathcpt.evaluation.decoder import Decoder
         from megatron_mathcpt.model.llama import build_model
 
-        source, self.shape, tokenizer_folder = _open(Path(model))
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or tokenizer_folder, local_files_only=True)
+        self.options = MegatronOptions.model_validate(options)
+        source, self.shape, own = _open(Path(model))
+        tokenizer = self.options.tokenizer or own
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         if self.tokenizer.eos_token_id is None:
-            raise EvaluationError(
-                f"{tokenizer or tokenizer_folder}: the tokenizer has no end-of-sequence token"
-            )
-        self.layout = _layout(tensor_model_parallel_size, pipeline_model_parallel_size)
-        if params_dtype == "auto":
-            params_dtype = "bf16" if self.layout.device.type == "cuda" else "fp32"
-        self.params_dtype = params_dtype
-        (chunk,) = build_model(self.shape, self.layout, PrecisionSection(params_dtype=params_dtype))
+            raise EvaluationError(f"{tokenizer}: the tokenizer has no end-of-sequence token")
+        self.layout = _layout(self.options)
+        default = "bf16" if self.layout.device.type == "cuda" else "fp32"
+        self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
+        precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
+        (chunk,) = build_model(self.shape, self.layout, precision)
         fill([chunk], source)
         self._decoder = Decoder(chunk, self.shape, self.layout)
         self.max_length = self.shape.max_position_embeddings
-        self.max_gen_toks = max_gen_toks
-        self.batch_size = int(batch_size)
-        self.seed = seed
         self.truncated = 0
         self._texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
 
@@ -108,11 +110,16 @@ class MegatronLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts of the requests, in their order, cut before the first stop string."""
-        drawn = request_seeds([request.args[0] for request in requests], self.seed)
+        drawn = request_seeds([request.args[0] for request in requests], self.options.seed)
         seeds = [request.args[1].get("seed", seed) for request, seed in zip(requests, drawn, strict=True)]
+        groups: dict[str, list[int]] = {}  # of the same settings, but for the seed
+        for index, request in enumerate(requests):
+            kind = {name: value for name, value in request.args[1].items() if name != "seed"}
+            groups.setdefault(repr(sorted(kind.items())), []).append(index)
         texts: dict[int, str] = {}
-        for options, members in _by_options([request.args[1] for request in requests]):
+        for members in groups.values():
             prompts = [requests[index].args[0] for index in members]
+            options = requests[members[0]].args[1]
             found = self._generate(prompts, options, [seeds[index] for index in members])
             texts |= dict(zip(members, found, strict=True))
         return [texts[index] for index in range(len(requests))]
@@ -122,7 +129,7 @@ class MegatronLM(TemplateLM):
 
         end = self.tokenizer.decode([self.eot_token_id])
         stops = handle_stop_sequences(options.get("until"), eos=end)
-        new_tokens = int(options.get("max_gen_toks", self.max_gen_toks))
+        new_tokens = int(options.get("max_gen_toks", self.options.max_gen_toks))
         if not 0 < new_tokens < self.max_length:
             raise EvaluationError(
                 f"max_gen_toks {new_tokens}: the model's window is {self.max_length} tokens; ask for fewer, "
@@ -205,16 +212,14 @@ class MegatronLM(TemplateLM):
 
     def _my_batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """This replica's batches of request indices."""
-        batches = self._decoder.batches(lengths, self.batch_size)
+        batches = self._decoder.batches(lengths, self.options.batch_size)
         return batches[self.layout.data_rank :: self.layout.data_size]
 
     def _gather(self, mine: dict[int, Any], count: int) -> list[Any]:
         """Results of all replicas, by request index."""
-        parts: list[dict[int, Any]] = [{}] * self.layout.data_size
+        parts = [mine] * self.layout.data_size
         if self.layout.data_size > 1:
             dist.all_gather_object(parts, mine, group=self.layout.groups.dp)
-        else:
-            parts = [mine]
         whole = {index: result for part in parts for index, result in part.items()}
         return [whole[index] for index in range(count)]
 
@@ -223,16 +228,6 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.partition(stop)[0] if stop else text
     return text
-
-
-def _by_options(options: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Requests with the same generation settings but for the seed, in order of first appearance."""
-    groups: dict[str, list[int]] = {}
-    for index, option in enumerate(options):
-        kind = {name: value for name, value in option.items() if name != "seed"}
-        groups.setdefault(repr(sorted(kind.items())), []).append(index)
-    for members in groups.values():
-        yield options[members[0]], members
 
 
 def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
@@ -246,16 +241,15 @@ def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
     return CheckpointWeights(checkpoint, shape), shape, own_tokenizer(checkpoint, manifest)
 
 
-def _layout(tensor_size: int, pipeline_size: int) -> parallel.Layout:
-    import os
-
+def _layout(options: MegatronOptions) -> parallel.Layout:
     sizes = ParallelSection(
-        tensor_model_parallel_size=int(tensor_size), pipeline_model_parallel_size=int(pipeline_size)
+        tensor_model_parallel_size=options.tensor_model_parallel_size,
+        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
     )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world % sizes.model_size:
         raise EvaluationError(
             f"{world} processes do not hold whole replicas of {sizes.model_size} "
-            f"(tensor {tensor_size} x pipeline {pipeline_size})"
+            f"(tensor {sizes.tensor_model_parallel_size} x pipeline {sizes.pipeline_model_parallel_size})"
         )
     return parallel.start_alone(sizes) if world == 1 else parallel.start(sizes, 0)

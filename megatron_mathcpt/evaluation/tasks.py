@@ -1,0 +1,288 @@
+"""An lm-eval task of ours and what becomes of it: chosen, built, prompted, judged, summed up.
+
+Tasks come from files that a user names, as task objects, or from the YAML files of `tasks/`, which name the
+functions `dataset`, `prompt` and `score` of this module. lm-eval's own index of tasks, which takes 13 s to
+load, is never touched.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_mathcpt.answers import Extraction, Verdict, extract_answer, grade
+from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.errors import EvaluationError, first_error
+from megatron_mathcpt.formats.benchmark import (
+    STUDY_SETS,
+    Item,
+    ItemFile,
+    check_examples,
+    choose_sets,
+    examples_for,
+    load_items,
+    spread,
+)
+from megatron_mathcpt.formats.evaluation_folder import SampleScore, TaskScore
+from megatron_mathcpt.records import cpt_text
+from megatron_mathcpt.statistics import accuracy_standard_error, score_samples, wilson_interval
+
+TASKS_FOLDER = Path(__file__).parent / "tasks"
+FEW_SHOT = "_few_shot"
+# What starts the next question or ends the answer; the end-of-sequence token stops a model anyway.
+STOP = ["\n\n", "\nQuestion:", "\n问题："]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tasks (NAME=FILE or folders), a benchmarks folder, its sets by name, shots of a second form, limits."""
+
+    tasks: tuple[str, ...]
+    benchmarks: Path | None
+    sets: str
+    shots: int
+    limit: int | None
+    benchmark_limit: int | None
+
+
+def plan(request: Request, **settings: Any) -> tuple[dict[str, Path], EvaluationConfig]:
+    """Files by task name, and the config; raises `EvaluationError` for what cannot be scored."""
+    files = {name: file for text in request.tasks for name, file in named_files(text).items()}
+    limits = dict.fromkeys(files, request.limit)
+    if request.benchmarks:
+        found = choose_sets(str(request.benchmarks), request.sets)
+        files |= found
+        limits |= dict.fromkeys(found, request.benchmark_limit or request.limit)
+    if not files:
+        raise EvaluationError("no task: give --task NAME=FILE or --benchmarks DIR")
+    shots: dict[str, int] = {}
+    if request.shots:
+        shots = {name + FEW_SHOT: request.shots for name in files}
+        limits |= {name + FEW_SHOT: limit for name, limit in limits.items()}
+        files |= {name + FEW_SHOT: file for name, file in files.items()}
+    limited = {name: count for name, count in limits.items() if count}
+    try:
+        config = EvaluationConfig(tasks=tuple(files), limits=limited, shots=shots, **settings)
+    except ValidationError as error:
+        field, message = first_error(error)
+        raise EvaluationError(f"{field or 'settings'}: {message.removeprefix('Value error, ')}") from error
+    return files, config
+
+
+def named_files(text: str) -> dict[str, Path]:
+    """Tasks by name, given as NAME=FILE or as a folder of `*.jsonl` files; raises `EvaluationError`."""
+    if Path(text).is_dir():
+        return {file.stem: file for file in sorted(Path(text).glob("*.jsonl"))}
+    name, equals, file = text.partition("=")
+    if not equals or not name.replace("_", "").isalnum() or not file:
+        raise EvaluationError(f"--task {text}: expected NAME=FILE, NAME of letters, digits, _; or a folder")
+    return {name: Path(file)}
+
+
+def build_tasks(files: dict[str, ItemFile], config: EvaluationConfig) -> dict[str, Any]:
+    """lm-eval's task dictionary: one `generate_until` task for each name, with the items that are scored."""
+    from lm_eval.tasks import TaskManager
+
+    specs = [_spec(name, file, config) for name, file in files.items()]
+    return dict(TaskManager(include_defaults=False).load(specs))
+
+
+def _spec(name: str, file: ItemFile, config: EvaluationConfig) -> dict[str, Any]:
+    shots = config.shots.get(name, 0)
+    items = spread(file.items, config.limits.get(name))
+    metrics = [("accuracy", True), ("ungraded", False)]
+    return {
+        "task": name,
+        "custom_dataset": lambda **_: rows(items, file.path, shots),
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": prompt,
+        "doc_to_target": "{{answer}}",
+        "process_results": score,
+        "num_fewshot": 0,
+        "repeats": config.samples,
+        "filter_list": [{"name": "all", "filter": [{"function": "take_first_k", "k": config.samples}]}],
+        "generation_kwargs": {"until": STOP, **config.generation()},
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": better}
+            for metric, better in metrics
+        ],
+        "metadata": {"version": 1, "num_fewshot": shots},
+    }
+
+
+def dataset(
+    benchmark_set: str,
+    shots: int = 0,
+    benchmarks: str | None = None,
+    items_per_set: int | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Rows of one of `SETS` for lm-eval.
+
+    `benchmarks` (from `--metadata`) or MATHCPT_BENCHMARKS names the folder; `samples` is the small sets of
+    this package. Raises `EvaluationError` when a file is missing or wrong.
+    """
+    root = benchmarks or os.environ.get("MATHCPT_BENCHMARKS")
+    if not root:
+        raise EvaluationError(
+            "MATHCPT_BENCHMARKS is not set: name the folder of benchmark sets, or `samples` for the small "
+            "ones of this package"
+        )
+    path = choose_sets(root, benchmark_set)[benchmark_set]
+    return rows(spread(load_items(path).items, items_per_set), path, shots)
+
+
+def rows(items: tuple[Item, ...], path: Path, shots: int) -> dict[str, Any]:
+    """`items` of the file `path` as lm-eval's dataset, each with its `shots` worked examples."""
+    from datasets import Dataset
+
+    prefixes = {
+        language: "".join(cpt_text(example) + "\n\n" for example in examples_for(path, language, shots))
+        for language in {item.lang for item in items}
+    }
+    check_examples(items, path, shots)
+    return {
+        "test": Dataset.from_list([item.model_dump() | {"prefix": prefixes[item.lang]} for item in items])
+    }
+
+
+def prompt(doc: dict[str, Any]) -> str:
+    """Prompt of one row: worked examples, then the question."""
+    return str(doc["prefix"]) + Item.model_validate(doc).prompt()
+
+
+def score(doc: dict[str, Any], outputs: list[Any]) -> dict[str, float]:
+    """lm-eval's metrics of one item: its share of right samples, and of those the grader could not tell."""
+    found = outputs[0] if isinstance(outputs[0], list) else outputs
+    verdicts = [judge(Item.model_validate(doc), output).verdict.equal for output in found]
+    return {
+        "accuracy": sum(equal is True for equal in verdicts) / len(verdicts),
+        "ungraded": sum(equal is None for equal in verdicts) / len(verdicts),
+    }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found in an output, and what the grader says of it."""
+
+    extraction: Extraction
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is right; one that could not be graded is not."""
+        return self.verdict.equal is True
+
+    def fields(self) -> dict[str, Any]:
+        """What samples and responses record of it."""
+        return {
+            "correct": self.correct,
+            "verdict": self.verdict.status,
+            "reason": self.verdict.reason,
+            "extracted": self.extraction.text,
+            "method": self.extraction.method,
+        }
+
+
+def judge(item: Item, output: str) -> Judged:
+    """Extract and grade; a choice may be answered by its letter or by the text of the right option."""
+    extraction = extract_answer(output, item.lang, item.type)
+    verdict = grade(item.answer, extraction.text, item.type)
+    text = _option_text(item)
+    if verdict.equal is not True and text and extraction.method in ("box", "phrase"):
+        by_text = grade(text, extraction.text)
+        verdict = by_text if by_text.equal else verdict
+    return Judged(extraction, verdict)
+
+
+def _option_text(item: Item) -> str:
+    if item.type != "choice":
+        return ""
+    if item.choices:
+        return item.choices["ABCDEFGH".index(item.answer)]
+    return item.answer_text or ""
+
+
+@dataclass(frozen=True)
+class AnsweredTask:
+    """The items of one task that were scored, with outputs and verdicts, [item][sample] each."""
+
+    name: str
+    file: ItemFile
+    items: tuple[Item, ...]
+    outputs: list[list[str]]
+    judged: list[list[Judged]]
+    truncated_prompts: int
+
+
+def summarize(task: AnsweredTask, config: EvaluationConfig) -> TaskScore:
+    """Scores of one task."""
+    first = [answers[0] for answers in task.judged]
+    correct = sum(answer.correct for answer in first)
+    return TaskScore(
+        n=len(first),
+        items_in_file=len(task.file.items),
+        shots=config.shots.get(task.name, 0),
+        correct=correct,
+        ungraded=sum(answer.verdict.equal is None for answer in first),
+        accuracy=correct / len(first),
+        stderr=accuracy_standard_error(correct, len(first)),
+        wilson_95=list(wilson_interval(correct, len(first))),
+        methods=dict(sorted(Counter(answer.extraction.method for answer in first).items())),
+        language="+".join(sorted({item.lang for item in task.items})),
+        data_sha256=task.file.sha256,
+        truncated_prompts=task.truncated_prompts,
+        samples=_sample_scores(task) if config.samples > 1 else None,
+    )
+
+
+def _sample_scores(task: AnsweredTask) -> dict[str, SampleScore]:
+    voted = []
+    for item, answers in zip(task.items, task.judged, strict=True):
+        most = majority([answer.extraction.text for answer in answers], item.type)
+        voted.append(bool(most) and any(a.correct for a in answers if a.extraction.text == most))
+    right = [[answer.correct for answer in answers] for answers in task.judged]
+    scores = score_samples(right, voted)
+    return {name: SampleScore(value=value, stderr=error) for name, (value, error) in scores.items()}
+
+
+def majority(answers: Sequence[str], kind: str) -> str:
+    """The answer that most of `answers` are equal to; the first of those with the same count, '' if none."""
+    groups: list[list[str]] = []
+    for answer in filter(None, answers):
+        for group in groups:
+            if group[0] == answer or grade(group[0], answer, kind).equal:
+                group.append(answer)
+                break
+        else:
+            groups.append([answer])
+    return max(groups, key=len)[0] if groups else ""
+
+
+def aggregates(tasks: dict[str, TaskScore]) -> dict[str, Any]:
+    """The study's: `higher_of_forms` for each set scored in both forms, `mean_of_four` of all four sets.
+
+    Taking the higher of two noisy scores is biased upwards; both forms stay in the results beside it.
+    """
+    best = dict(tasks)
+    higher: dict[str, dict[str, Any]] = {}
+    for name, zero in tasks.items():
+        if few := tasks.get(name + FEW_SHOT):
+            form, found = (name + FEW_SHOT, few) if few.accuracy > zero.accuracy else (name, zero)
+            higher[name] = {"form": form, "accuracy": found.accuracy, "stderr": found.stderr, "n": found.n}
+            best[name] = found
+    four = [best.get(name) or tasks.get(name + FEW_SHOT) for name in STUDY_SETS]
+    known = [found for found in four if found]
+    result: dict[str, Any] = {"higher_of_forms": higher} if higher else {}
+    if len(known) == len(STUDY_SETS):
+        result["mean_of_four"] = {
+            "accuracy": sum(found.accuracy for found in known) / len(known),
+            "stderr": math.sqrt(sum(found.stderr**2 for found in known)) / len(known),
+        }
+    return result

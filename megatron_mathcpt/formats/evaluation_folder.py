@@ -1,0 +1,160 @@
+"""The folder of an evaluation: what a model scored on each task, and every answer with its verdict.
+
+`responses.jsonl` grows while the model answers; `results.json`, `samples_<task>.jsonl` and the manifest come
+when all tasks are done. Shares are of 1.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.formats.files import Row, explain, read_json, read_rows, write_atomically
+from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.records import Stage
+
+KIND = "evaluation"
+RESULTS, RESPONSES = "results.json", "responses.jsonl"
+
+
+class Response(Row):
+    """One line of `responses.jsonl`: an answer, its place in its batch, and the batch's seconds."""
+
+    batch: str
+    place: int
+    task: str
+    id: str
+    correct: bool
+    verdict: str
+    reason: str
+    extracted: str
+    method: str
+    prompt: str
+    output: str
+    tokens: int
+    seconds: float
+
+
+class Sample(Row):
+    """One line of `samples_<task>.jsonl`; `sample` numbers the answers where an item has several."""
+
+    id: str
+    sample: int | None = None
+    correct: bool
+    verdict: str
+    reason: str = ""
+    extracted: str | None = None
+    method: str = ""
+    stage: Stage | None = None
+    steps: int | None = Field(default=None, ge=0)
+    gold: str
+    question: str = ""
+    output: str
+
+
+class SampleScore(Row):
+    """A score over several answers to each item, its error clustered by item."""
+
+    value: float
+    stderr: float
+
+
+class TaskScore(Row):
+    """One task of `results.json`, by the first answer to each item; `samples` scores all, by name.
+
+    `stderr` is NaN where there is one item.
+    """
+
+    n: int = Field(ge=1)
+    items_in_file: int | None = None
+    shots: int = 0
+    correct: int
+    ungraded: int = 0
+    accuracy: float
+    stderr: float
+    wilson_95: list[float] = Field(default_factory=list)
+    methods: dict[str, int] = Field(default_factory=dict)
+    language: str = ""
+    data_sha256: str
+    truncated_prompts: int = 0
+    samples: dict[str, SampleScore] | None = None
+
+    @property
+    def headline(self) -> SampleScore:
+        """Accuracy and its error: the average over all answers to an item, or that of its only one."""
+        averages = [found for name, found in (self.samples or {}).items() if name.startswith("avg@")]
+        return averages[0] if averages else SampleScore(value=self.accuracy, stderr=self.stderr)
+
+
+class Results(Row):
+    """`results.json`; `aggregates` are the study's, as `evaluation/tasks.py` forms them."""
+
+    model: str
+    model_fingerprint: str = ""
+    tasks: dict[str, TaskScore]
+    aggregates: dict[str, Any] = Field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        return self.model_dump(exclude_none=True)
+
+
+class EvaluationCounts(Row):
+    """What the manifest counts: the accuracy of each task."""
+
+    accuracy: dict[str, float]
+
+
+def samples_path(folder: Path, task: str) -> Path:
+    """Where the answers of `task` stand."""
+    return folder / f"samples_{task}.jsonl"
+
+
+def write_evaluation(
+    folder: Path,
+    results: Results,
+    samples: Mapping[str, Sequence[Sample]],
+    *,
+    inputs: dict[str, str],
+    config: dict[str, Any],
+) -> None:
+    """Write results and samples (by task), and the manifest that makes the folder complete."""
+    for task, rows in samples.items():
+        lines = (json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(samples_path(folder, task), "".join(lines).encode())
+    text = json.dumps(results.as_json(), indent=1, ensure_ascii=False)
+    write_atomically(folder / RESULTS, text.encode())
+    counts = EvaluationCounts(accuracy={name: score.accuracy for name, score in results.tasks.items()})
+    write_manifest(folder, KIND, inputs=inputs, counts=counts.model_dump(), config=config)
+
+
+def load_results(folder: Path) -> Results:
+    """`results.json` of a folder; raises `EvaluationError` naming a wrong field."""
+    path = folder / RESULTS
+    try:
+        return Results.model_validate(read_json(path))
+    except ValidationError as error:
+        raise EvaluationError(f"{path}: {explain(error)}; evaluate the run again") from error
+
+
+def load_samples(folder: Path, task: str) -> list[Sample]:
+    """Every answer to the items of `task`, in the items' order."""
+    return read_rows(samples_path(folder, task), Sample)
+
+
+def load_first_answers(folder: Path, task: str, score: TaskScore) -> list[Sample]:
+    """The first answer to each item, which `score` counts.
+
+    Raises `EvaluationError` unless they are as many as scored, all different, and as often correct.
+    """
+    rows = [row for row in load_samples(folder, task) if not row.sample]
+    found = len({row.id for row in rows}), sum(row.correct for row in rows)
+    if found != (score.n, score.correct) or len(rows) != score.n:
+        raise EvaluationError(
+            f"{samples_path(folder, task)}: {found[1]} of {found[0]} different items correct, results.json "
+            f"says {score.correct} of {score.n}; evaluate the run again"
+        )
+    return rows

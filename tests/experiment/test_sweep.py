@@ -1,0 +1,57 @@
+"""A sweep over a run's checkpoints: scores, comparisons with the first, table and curve."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.dom import minidom
+
+import pytest
+
+from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.experiment import sweep
+from tests.report.report_folder import EN, outcomes, write_evaluation
+
+STEPS = ("step_00000100", "step_00000200")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of two checkpoints whose evaluations come out as `EN`: 4 and 12 of 20 right."""
+    from types import SimpleNamespace
+
+    for name in STEPS:
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+    right = dict(zip(STEPS, outcomes(EN), strict=True))
+
+    def evaluate(model: Path, *_: Any) -> None:
+        write_evaluation(tmp_path / "sweep", model.name, {"sums": right[model.name]})
+
+    def load_sealed(path: Path) -> SimpleNamespace:
+        step = int(path.name.removeprefix("step_"))
+        counts = {"step": step, "steps": 200, "consumed_samples": step, "consumed_tokens": step * 1000}
+        return SimpleNamespace(counts=counts)
+
+    monkeypatch.setattr(sweep, "evaluate", evaluate)
+    monkeypatch.setattr(sweep, "load_sealed", load_sealed)
+    return tmp_path / "run"
+
+
+def test_each_checkpoint_is_compared_with_the_first(run: Path) -> None:
+    out = run.parent / "sweep"
+    found = sweep.sweep(run, {"sums": run}, EvaluationConfig(tasks=("sums",)), out)
+    assert found.headings == ("checkpoint", "trained tokens", "sums")
+    assert found.rows == [(STEPS[0], "100 k", "20.0 ± 9.2"), (STEPS[1], "200 k", "60.0 ± 11.2")]
+    (sentence,) = found.sentences
+    assert sentence.startswith("step_00000200 answers more than step_00000100: 12 against 4 of 20")
+    result = json.loads((out / "sweep.json").read_text())
+    assert [row["consumed_tokens"] for row in result["checkpoints"]] == [100_000, 200_000]
+    assert result["comparisons"][0]["p_value"] == pytest.approx(22 / 1024)
+    picture = minidom.parse(str(out / "sweep.svg"))
+    assert len(picture.getElementsByTagName("path")) == 1
+    assert picture.getElementsByTagName("text")[-1].firstChild.data == "sums"
+
+
+def test_a_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no checkpoint in checkpoints/"):
+        sweep.sweep(tmp_path, {}, EvaluationConfig(tasks=("sums",)), tmp_path / "out")

@@ -1,0 +1,69 @@
+"""An evaluation's folder: what is written is what is read, and stands there in these words."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.formats.evaluation_folder import (
+    KIND,
+    EvaluationCounts,
+    Results,
+    Sample,
+    TaskScore,
+    load_first_answers,
+    load_results,
+    load_samples,
+    write_evaluation,
+)
+from megatron_mathcpt.formats.manifest import load_manifest
+
+
+def _sample(name: str, correct: bool, **more: Any) -> Sample:
+    answer = {"verdict": "correct" if correct else "wrong", "reason": "value", "extracted": "七"}
+    fields = {"method": "box", "gold": "7", "question": "3+4?", "output": "七"} | answer | more
+    return Sample(id=name, correct=correct, **fields)
+
+
+def _score(n: int, correct: int, **more: Any) -> TaskScore:
+    return TaskScore(n=n, correct=correct, accuracy=correct / n, stderr=math.nan, data_sha256="0", **more)
+
+
+ROWS = [_sample("a", True, sample=0), _sample("a", False, sample=1), _sample("b", False, sample=0, steps=2)]
+K_SCORES = {"avg@2": {"value": 0.25, "stderr": 0.25}}
+
+
+def _write(folder: Path, score: TaskScore) -> Results:
+    results = Results(model="m", model_fingerprint="f", tasks={"sums": score})
+    write_evaluation(folder, results, {"sums": ROWS}, inputs={"model": "f"}, config={"seed": 0})
+    return results
+
+
+def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    results = _write(tmp_path, _score(2, 1, samples=K_SCORES))
+    found = load_results(tmp_path)
+    assert json.dumps(found.as_json()) == json.dumps(results.as_json())  # NaN is not equal to itself
+    assert load_samples(tmp_path, "sums") == ROWS
+    assert load_first_answers(tmp_path, "sums", found.tasks["sums"]) == [ROWS[0], ROWS[2]]
+    assert EvaluationCounts.model_validate(load_manifest(tmp_path, KIND).counts).accuracy == {"sums": 0.5}
+    assert found.tasks["sums"].headline.value == 0.25
+    assert _score(2, 1).headline.value == 0.5
+
+
+def test_a_line_names_what_is_known_in_a_fixed_order(tmp_path: Path) -> None:
+    _write(tmp_path, _score(2, 1))
+    assert (tmp_path / "samples_sums.jsonl").read_text(encoding="utf-8").splitlines()[2] == (
+        '{"id": "b", "sample": 0, "correct": false, "verdict": "wrong", "reason": "value", '
+        '"extracted": "七", "method": "box", "steps": 2, "gold": "7", "question": "3+4?", "output": "七"}'
+    )
+    assert "samples" not in json.loads((tmp_path / "results.json").read_text())["tasks"]["sums"]
+
+
+@pytest.mark.parametrize("score", [_score(2, 2), _score(3, 1)])
+def test_samples_that_are_not_those_of_the_score_are_refused(tmp_path: Path, score: TaskScore) -> None:
+    _write(tmp_path, score)
+    with pytest.raises(EvaluationError, match=rf"samples_sums\.jsonl: 1 of 2 .* says {score.correct} of"):
+        load_first_answers(tmp_path, "sums", score)
