@@ -1,4 +1,4 @@
-"""The few numbers that hardware data sheets do not give; fitted, never set by hand (see calibration.py)."""
+"""The few numbers that hardware data sheets do not give; fitted, never set by hand."""
 
 from pathlib import Path
 

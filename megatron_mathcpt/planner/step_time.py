@@ -1,7 +1,7 @@
 """Seconds of one optimizer step, as named terms that add up to it.
 
 Each term is work (operations or bytes) divided by a rate of the machine: the data sheet's times a fitted
-constant (see calibration.py). The slowest pipeline stage sets the pace.
+constant (tests/benchmarks/planner_calibration.py). The slowest pipeline stage sets the pace.
 """
 
 from collections.abc import Mapping

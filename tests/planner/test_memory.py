@@ -15,8 +15,8 @@ from megatron_mathcpt.planner.memory import (
     saved_per_token,
     stage_parameters,
 )
-from megatron_mathcpt.planner.published import Peak, load_peaks
 from megatron_mathcpt.planner.shapes import load_shape
+from tests.benchmarks.planner_published import Peak, load_peaks
 
 SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)

@@ -7,15 +7,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from megatron_mathcpt.planner.calibration import errors, fit, leave_one_family_out, load_priors
 from megatron_mathcpt.planner.constants import Constants, load_constants
 from megatron_mathcpt.planner.flops import flops_per_token
 from megatron_mathcpt.planner.hardware import Hardware
 from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.machine import Machine, load_machine
-from megatron_mathcpt.planner.published import Gain, load_gains, load_measured, load_runs
 from megatron_mathcpt.planner.shapes import load_shape
 from megatron_mathcpt.planner.step_time import step_time
+from tests.benchmarks.planner_calibration import errors, fit, leave_one_family_out, load_priors
+from tests.benchmarks.planner_published import Gain, load_gains, load_measured, load_runs
 
 SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)

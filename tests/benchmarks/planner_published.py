@@ -1,6 +1,6 @@
-"""Published runs, peaks of memory and gains of FP8 as data (`data/published.yaml`), each with its source.
+"""Published runs, peaks of memory and gains of FP8 as data (`planner/published.yaml`), each with its source.
 
-What this project measured itself lies apart in `data/measured.yaml` and is never fitted.
+What this project measured itself lies apart in `planner/measured.yaml` and is never fitted.
 """
 
 from dataclasses import dataclass, replace
@@ -19,8 +19,8 @@ from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage, peak_
 from megatron_mathcpt.planner.shapes import ModelShape, load_shape, with_layers
 from megatron_mathcpt.planner.step_time import step_time
 
-PUBLISHED = Path(__file__).parent / "data" / "published.yaml"
-MEASURED = Path(__file__).parent / "data" / "measured.yaml"
+PUBLISHED = Path(__file__).parent / "planner" / "published.yaml"
+MEASURED = Path(__file__).parent / "planner" / "measured.yaml"
 
 
 class _Group(Section):
