@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, own_tokenizer, read_eos_id
-from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.manifest import (
     OutputFile,

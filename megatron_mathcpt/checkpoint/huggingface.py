@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from megatron_mathcpt.checkpoint.names import hf_names, pack, tensor_keys, unpack
-from megatron_mathcpt.config.llama import LlamaShape, hf_config
+from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import EarlySync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile

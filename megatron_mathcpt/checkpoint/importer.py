@@ -18,8 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from megatron_mathcpt.checkpoint.names import tensor_keys
 from megatron_mathcpt.checkpoint.shard_writer import without_crc32
-from megatron_mathcpt.config.llama import LlamaShape
-from megatron_mathcpt.model.settings import padded_vocab_size
+from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.model.weights import EMBEDDING, LAYERS, OUTPUT, WeightSource, tensor_sizes
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.model.weights import EMBEDDING, LAYERS, OUTPUT
 
 QKV = "self_attention.linear_qkv.weight"

@@ -10,9 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.config.llama import LlamaShape
-
-VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every layout
+from megatron_mathcpt.config.shape import LlamaShape
 
 
 class InitSection(Section):

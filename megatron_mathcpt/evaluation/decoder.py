@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.evaluation.cache import Cache, padded, use_own_cache
 from megatron_mathcpt.evaluation.replay import Replay, Step
 from megatron_mathcpt.evaluation.sampling import Pick

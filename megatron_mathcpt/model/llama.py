@@ -1,4 +1,4 @@
-"""GPTModel chunks of a Llama: Transformer Engine's layer spec where it is installed, else the local one."""
+"""RMSNorm for the local layer spec: Megatron-Core's wrapper refuses sequence parallelism."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -14,12 +14,19 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_mathcpt.config.experiment import PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
-from megatron_mathcpt.model.norm import RMSNorm
-from megatron_mathcpt.model.settings import padded_vocab_size, transformer_config
+from megatron_mathcpt.model.settings import transformer_config
 from megatron_mathcpt.parallel import Layout
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm whose weight asks Megatron-Core to sum its gradient over tensor-parallel ranks."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 @cache

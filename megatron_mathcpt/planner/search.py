@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.hardware import Hardware
 from megatron_mathcpt.planner.layout import Layout, Recompute, Training, illegal, with_head_as_layer
-from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.machine import Hardware, Machine
 from megatron_mathcpt.planner.memory import StageMemory, peak_memory
 from megatron_mathcpt.planner.shapes import ModelShape
 from megatron_mathcpt.planner.step_time import StepTime, step_time

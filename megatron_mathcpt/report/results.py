@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.report.compare import compare_runs
 from megatron_mathcpt.report.curves import train_curve, validation_curves

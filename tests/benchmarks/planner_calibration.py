@@ -20,10 +20,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.planner import constants as constants_module
-from megatron_mathcpt.planner.constants import Constants
-from megatron_mathcpt.planner.hardware import load_hardware
-from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.machine import CONSTANTS, Constants, Machine, load_hardware
 from megatron_mathcpt.planner.memory import peak_memory
 from megatron_mathcpt.planner.search import MEMORY_SHARE, search
 from megatron_mathcpt.planner.step_time import step_time
@@ -96,7 +93,7 @@ def leave_one_family_out(runs: Sequence[Run], refit: Callable[[Sequence[Run]], M
     return result
 
 
-README = Path(constants_module.__file__).parent / "README.md"
+README = CONSTANTS.parents[1] / "README.md"
 BEGIN, END = "<!-- calibration: begin -->\n", "<!-- calibration: end -->\n"
 
 
@@ -262,7 +259,7 @@ def main() -> None:
     print(lines)
     if write:
         note = "# Fitted by tests/benchmarks/planner_calibration.py --write; do not edit.\n"
-        constants_module.PATH.write_text(note + lines, encoding="utf-8")
+        CONSTANTS.write_text(note + lines, encoding="utf-8")
         before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
         README.write_text(before + BEGIN + "\n" + text + "\n" + END + after, encoding="utf-8")

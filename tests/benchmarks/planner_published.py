@@ -11,12 +11,10 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.planner.constants import Constants
-from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training, with_head_as_layer
-from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.machine import Constants, Machine, load_hardware
 from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage, peak_memory
-from megatron_mathcpt.planner.shapes import ModelShape, load_shape, with_layers
+from megatron_mathcpt.planner.shapes import ModelShape, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
 PUBLISHED = Path(__file__).parent / "planner" / "published.yaml"
@@ -120,7 +118,7 @@ class Measured(Section):
         """The planner's seconds and GiB."""
         shape = load_shape(self.shape)
         if self.num_layers:
-            shape = with_layers(shape, self.num_layers)
+            shape = shape.model_copy(update={"num_layers": self.num_layers})
         machine = Machine(load_hardware(self.hardware), constants)
         seconds = step_time(shape, self.training, self.layout, machine).total
         return seconds, peak_memory(shape, self.training, self.layout).gib
@@ -191,7 +189,7 @@ def _case(group: _Group) -> tuple[object, ...]:
 def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
     shape = load_shape(group.shape)
     if group.num_layers:
-        shape = with_layers(shape, group.num_layers)
+        shape = shape.model_copy(update={"num_layers": group.num_layers})
     times = [*group.runs]
     times += [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
     runs = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_mathcpt.checkpoint.names import LAYER_NAMES, QKV, hf_names, pack, tensor_keys, unpack
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.model.weights import LAYERS, tensor_sizes
 
 SHAPE = LlamaShape(

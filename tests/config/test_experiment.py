@@ -9,7 +9,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.llama import LlamaShape, hf_config, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, hf_config, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,12 @@ import pytest
 
 from megatron_mathcpt.config import load_config
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.config.baselines import BaselinesConfig
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.evaluation import BaselinesConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
-from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.dry_run import DryRun, ExpectedTokens, load_expected_tokens, plan_run

@@ -1,21 +1,26 @@
-"""Memory by hand, in flight against Megatron-Core's own schedule, and against published peaks."""
+"""Memory and checkpoints by hand, in flight as in Megatron-Core's own schedule, and published peaks."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
-from megatron_mathcpt.planner.flops import parameters
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.planner.layout import Layout, Precision, Training, bf16_share, with_head_as_layer
 from megatron_mathcpt.planner.memory import (
+    checkpoint_bytes,
+    held_bytes,
     in_flight_stages,
+    kept_bytes,
     memory_per_stage,
     peak_memory,
     saved_per_token,
     stage_parameters,
 )
-from megatron_mathcpt.planner.shapes import load_shape
+from megatron_mathcpt.planner.shapes import load_shape, parameters
 from tests.benchmarks.planner_published import Peak, load_peaks
 
 SHAPE = load_shape("llama3-8b")
@@ -219,3 +224,54 @@ def test_published_peaks(peak: Peak) -> None:
     assert found.total / 1e9 == pytest.approx(peak.peak_gb, rel=allowed)
     if peak.state_gb:
         assert found.state / 1e9 == pytest.approx(peak.state_gb, rel=0.06)
+
+
+PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper"
+LLAMA_2_7B = 6_738_415_616
+
+
+def load(name: str, *overrides: str) -> ExperimentConfig:
+    return load_config(PAPER / f"{name}.yaml", ExperimentConfig, overrides)
+
+
+def test_bytes_of_one_checkpoint() -> None:
+    """bf16 weights, and in fp32 a copy and two moments: 2 + 4 + 8 bytes a parameter."""
+    config = load("base2")
+    assert checkpoint_bytes(config) == (14 * LLAMA_2_7B, 2 * LLAMA_2_7B)
+    full = load("base2", "precision.params_dtype=fp32")
+    assert checkpoint_bytes(full) == (16 * LLAMA_2_7B, 4 * LLAMA_2_7B)
+    whole = load("base2", "precision.params_dtype=fp32", "parallel.use_distributed_optimizer=false",
+                 "parallel.overlap_param_gather=false")  # fmt: skip
+    assert checkpoint_bytes(whole) == (12 * LLAMA_2_7B, 4 * LLAMA_2_7B)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wholes", "weights"),
+    [
+        ((), 2, 5),  # 24,000 and 25,000; weights of 5,000 to 20,000 and of the best
+        (("checkpoint.keep_optimizer=true",), 7, 0),
+        (("checkpoint.keep=25",), 25, 0),
+        (("checkpoint.keep=24", "checkpoint.keep_every=1000"), 24, 1),
+    ],
+)
+def test_what_stays_of_25_saves(overrides: tuple[str, ...], wholes: int, weights: int) -> None:
+    config = load("base2", *overrides)
+    assert kept_bytes(config) == (14 * wholes + 2 * weights) * LLAMA_2_7B
+    while_written = 0 if wholes == 25 else 14 * LLAMA_2_7B
+    assert held_bytes(config) == kept_bytes(config) + while_written
+
+
+def test_the_study_keeps_under_ten_terabytes() -> None:
+    """56.5 TB with the optimizer's state in each of the 25 or 11 checkpoints that were kept of a run."""
+    shape = load("base2").model
+    kept = 0
+    for path in sorted(PAPER.glob("*.yaml")):
+        if "\ncheckpoint:" not in path.read_text():
+            continue
+        config = load(path.stem)
+        train = config.train
+        if train.train_epochs is not None:  # SFT: ten parts and a rest
+            tokens = (10 * config.checkpoint.interval + 1) * train.tokens_per_step
+            train = train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+        kept += kept_bytes(config.model_copy(update={"model": config.model or shape, "train": train}))
+    assert 8e12 < kept < 10e12

@@ -11,14 +11,13 @@ import pytest
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
-from megatron_mathcpt.planner.start import check_memory, from_experiment, training_from_overrides
-from megatron_mathcpt.planner.text import settings
+from megatron_mathcpt.planner.start import check_memory, from_experiment, settings, training_from_overrides
 
 LLAMA_8B = LlamaShape(
     num_layers=32,
@@ -165,30 +164,3 @@ def test_printed_settings_give_a_config_the_planned_layout(
         check_experiment(config, 16)
         tensor = layout.tensor_model_parallel_size > 1
         assert from_experiment(config, 16, fused=True) == (replace(training, tp_comm_overlap=tensor), layout)
-
-
-def test_a_shape_comes_from_a_config_json(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(
-        json.dumps(
-            {
-                "model_type": "llama",
-                "num_hidden_layers": 32,
-                "hidden_size": 4096,
-                "intermediate_size": 14336,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "vocab_size": 128256,
-                "rope_theta": 500000.0,
-            }
-        )
-    )
-    found = load_shape(str(path))
-    known = load_shape("llama3-8b")
-    assert vars(found) | {"name": ""} == vars(known) | {"name": ""}
-    assert load_shape(str(tmp_path)) == found
-
-
-def test_an_unknown_model_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"model 'llama9': neither a built-in shape \(.*llama3-8b"):
-        load_shape("llama9")

@@ -7,12 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from megatron_mathcpt.planner.constants import Constants, load_constants
-from megatron_mathcpt.planner.flops import flops_per_token
-from megatron_mathcpt.planner.hardware import Hardware
 from megatron_mathcpt.planner.layout import Layout, Precision, Training
-from megatron_mathcpt.planner.machine import Machine, load_machine
-from megatron_mathcpt.planner.shapes import load_shape
+from megatron_mathcpt.planner.machine import Constants, Hardware, Machine, load_machine
+from megatron_mathcpt.planner.shapes import flops_per_token, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 from tests.benchmarks.planner_calibration import errors, fit, leave_one_family_out, load_priors
 from tests.benchmarks.planner_published import Gain, load_gains, load_measured, load_runs
@@ -88,8 +85,9 @@ def test_bubble_and_slowest_stage_by_hand(virtual: int) -> None:
 def test_a_ramp_is_more_of_the_reduction() -> None:
     # 6 4096 x 4096 products instead of one of each size would be hand-countable; here one factor suffices:
     # with a ramp as long as every reduction each product takes twice as long.
-    tiny = replace(SHAPE, num_layers=1, hidden_size=512, ffn_hidden_size=512, num_attention_heads=4)
-    tiny = replace(tiny, num_query_groups=4, kv_channels=128, vocab_size=512, gated_linear_unit=False)
+    small = dict.fromkeys(("hidden_size", "ffn_hidden_size", "vocab_size"), 512)
+    heads = {"num_attention_heads": 4, "num_query_groups": 4, "kv_channels": 128}
+    tiny = SHAPE.model_copy(update={"num_layers": 1, "gated_linear_unit": False, **small, **heads})
     training = Training(seq_length=512, global_batch_size=1, attended_length=1)
     plain = step_time(tiny, training, Layout(), IDEAL).terms["matrix products"]
     longer = step_time(tiny, training, Layout(), with_constant("bf16_gemm_ramp", 512)).terms
@@ -248,7 +246,7 @@ def test_shipped_constants_are_the_fit() -> None:
     pytest.importorskip("scipy")
     runs = [run for run in load_runs() if run.is_newest and run.hardware == "h100"]
     fitted = fit(runs, load_priors()).constants.model_dump()
-    assert load_constants().model_dump() == pytest.approx(fitted, rel=5e-3)
+    assert load_machine("h100").constants.model_dump() == pytest.approx(fitted, rel=5e-3)
     outside = np.abs(leave_one_family_out(runs, lambda some: fit(some, load_priors())))
     assert np.median(outside) < 0.035
     assert outside.max() < 0.10
@@ -276,8 +274,8 @@ def test_what_this_project_measures_lies_apart(tmp_path: Path) -> None:
     path = tmp_path / "measured.yaml"
     path.write_text(f"runs:\n  - {row}\n", encoding="utf-8")
     (run,) = load_measured(path)
-    shape = replace(SHAPE, num_layers=12)
-    seconds, gib = run.predict(load_constants())
+    shape = SHAPE.model_copy(update={"num_layers": 12})
+    seconds, gib = run.predict(load_machine("h100").constants)
     assert (
         seconds
         == step_time(shape, replace(TRAINING, global_batch_size=16), Layout(), load_machine("h100")).total
