@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from megatron_mathcpt.config.experiment import (
-    ExperimentConfig,
-    ParallelSection,
-    PrecisionSection,
-)
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 
@@ -62,6 +58,8 @@ def transformer_config(
     """
     check_accelerated(parallel, precision, fused=fused)
     virtual = parallel.virtual_pipeline_model_parallel_size
+    # NVIDIA's apex brings the product that adds the output layer's gradient to its buffer.
+    has_apex_kernel = find_spec("fused_weight_gradient_mlp_cuda") is not None
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -104,7 +102,7 @@ def transformer_config(
         output_layer_init_method=torch.nn.init.zeros_,
         embedding_init_method=torch.nn.init.zeros_,
         # Without Transformer Engine these fusions fail or bring nothing.
-        gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel(),
+        gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel,
         cross_entropy_loss_fusion=parallel.cross_entropy_loss_fusion,
         cross_entropy_fusion_impl="te",
         bias_activation_fusion=fused,
@@ -134,11 +132,6 @@ def _fp8_settings(precision: PrecisionSection) -> dict[str, Any]:
         "num_layers_at_end_in_bf16": precision.num_layers_at_end_in_bf16,
         **(_FP8_HISTORY if precision.fp8_recipe == "delayed" else {}),
     }
-
-
-def has_apex_kernel() -> bool:
-    """Whether NVIDIA's apex brings the product that adds the output layer's gradient to its buffer."""
-    return find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
-from megatron_mathcpt.planner.shapes import ModelShape, parameters
+from megatron_mathcpt.planner.shapes import ModelShape
 
 GIB = 2**30
 # Bytes per logit while the loss is computed, by kind of fusion. None: an fp32 copy that becomes the softmax
@@ -38,11 +38,6 @@ class StageMemory:
     @property
     def total(self) -> float:
         return sum(self.parts.values())
-
-    @property
-    def state(self) -> float:
-        """What stays between steps: weights, gradients, optimizer; bytes."""
-        return self.parts["weights"] + self.parts["gradients"] + self.parts["optimizer"]
 
     @property
     def gib(self) -> float:
@@ -73,17 +68,16 @@ def peak_memory(shape: ModelShape, training: Training, layout: Layout) -> StageM
 
 def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> tuple[float, float]:
     """Weights on one GPU of `stage`: (those of the layers' matrices, all others)."""
-    count = parameters(shape)
     tensor, last = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size - 1
     layers = layout.layers(shape)[stage]
-    others = float(layers * count.norms)
+    others = float(layers * shape.layer_norms)
     if stage == 0:
-        others += count.embedding / tensor
+        others += shape.embedding / tensor
     if stage == last:
         # A tied head is a second copy of the embedding when the two sit on different stages.
-        head = count.head or (count.embedding if last else 0)
-        others += head / tensor + count.final_norm
-    return layers * count.layer_matrices / tensor, others
+        head = shape.head or (shape.embedding if last else 0)
+        others += head / tensor + shape.hidden_size
+    return layers * shape.layer_matrices / tensor, others
 
 
 def _stage_memory(

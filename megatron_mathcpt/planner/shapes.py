@@ -47,6 +47,31 @@ class ModelShape(LlamaShape):
         """Outputs of the feed-forward block's first matrix: gate and up, or one of them."""
         return self.ffn_hidden_size * (2 if self.gated_linear_unit else 1)
 
+    @property
+    def layer_matrices(self) -> int:
+        """Weights of one layer's four matrices; biases are left out (no Llama has them)."""
+        attention = 2 * self.query_width + 2 * self.key_width
+        return self.hidden_size * (attention + self.fc1_width + self.ffn_hidden_size)
+
+    @property
+    def layer_norms(self) -> int:
+        return 2 * self.hidden_size
+
+    @property
+    def embedding(self) -> int:
+        return (self.padded_vocab_size + self.learned_positions) * self.hidden_size
+
+    @property
+    def head(self) -> int:
+        """Weights of the output layer, 0 when it is the embedding."""
+        return 0 if self.share_embeddings_and_output_weights else self.padded_vocab_size * self.hidden_size
+
+    @property
+    def total(self) -> int:
+        """All parameters of the model, its vocabulary padded."""
+        layers = self.num_layers * (self.layer_matrices + self.layer_norms)
+        return layers + self.embedding + self.head + self.hidden_size
+
 
 class _Table(Section):
     shapes: dict[str, LlamaShape]
@@ -79,43 +104,6 @@ def from_llama(name: str, llama: LlamaShape) -> ModelShape:
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Numbers of parameters by place; the vocabulary is padded."""
-
-    attention: int  # of one layer
-    mlp: int  # of one layer
-    norms: int  # of one layer
-    embedding: int
-    head: int  # 0 when it is the embedding
-    final_norm: int
-    num_layers: int
-
-    @property
-    def layer_matrices(self) -> int:
-        """Weights of one layer's four matrices."""
-        return self.attention + self.mlp
-
-    @property
-    def total(self) -> int:
-        layers = self.num_layers * (self.layer_matrices + self.norms)
-        return layers + self.embedding + self.head + self.final_norm
-
-
-def parameters(shape: ModelShape) -> Parameters:
-    """Parameters of `shape`, biases left out (no Llama has them)."""
-    rows = shape.padded_vocab_size * shape.hidden_size
-    return Parameters(
-        attention=shape.hidden_size * (2 * shape.query_width + 2 * shape.key_width),
-        mlp=shape.hidden_size * (shape.fc1_width + shape.ffn_hidden_size),
-        norms=2 * shape.hidden_size,
-        embedding=rows + shape.learned_positions * shape.hidden_size,
-        head=0 if shape.share_embeddings_and_output_weights else rows,
-        final_norm=shape.hidden_size,
-        num_layers=shape.num_layers,
-    )
-
-
-@dataclass(frozen=True)
 class FlopsPerToken:
     """Operations per trained token, forward and backward, without recomputation."""
 
@@ -143,7 +131,7 @@ def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
     Source: Narayanan et al. 2021 (arXiv 2104.04473), appendix, without its recomputation.
     """
     return FlopsPerToken(
-        layer_matrices=6.0 * shape.num_layers * parameters(shape).layer_matrices,
+        layer_matrices=6.0 * shape.num_layers * shape.layer_matrices,
         head=6.0 * shape.padded_vocab_size * shape.hidden_size,
         attention_full=12.0 * shape.num_layers * seq_length * shape.query_width,
     )

@@ -40,7 +40,6 @@ class MemoryCheck:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits, the runtime's own memory counted."""
         return self.memory.gib + _RUNTIME_GIB <= self.memory_gib
 
     def __str__(self) -> str:
@@ -84,26 +83,15 @@ def training_from_overrides(overrides: Sequence[str], *, seq_length: int, global
                 f"override '{override}': a search cannot take it as given; known are precision.*, "
                 f"{', '.join(_GIVEN)}"
             )
+    batch = {"seq_length": seq_length, "global_batch_size": global_batch_size}
     tree = {
-        "name": "search",
-        "seed": 0,
-        "init": {"hf": "weights"},
+        **{"name": "search", "seed": 0, "init": {"hf": "weights"}, "checkpoint": {"interval": 1}},
         "data": {"corpus": "corpus", "blend": {"all": 1.0}},
         "optimizer": {"lr": 1.0},
         "schedule": {"lr_decay_style": "constant"},
-        "parallel": {
-            "tensor_model_parallel_size": 1,
-            "pipeline_model_parallel_size": 1,
-            "use_distributed_optimizer": True,
-        },
+        "parallel": dict.fromkeys(_SIZES, 1) | {"use_distributed_optimizer": True},
         "precision": {"params_dtype": "bf16"},
-        "train": {
-            "train_tokens": 1,
-            "seq_length": seq_length,
-            "micro_batch_size": 1,
-            "global_batch_size": global_batch_size,
-        },
-        "checkpoint": {"interval": 1},
+        "train": {"train_tokens": 1, "micro_batch_size": 1, **batch},
     }
     config = build_config(tree, ExperimentConfig, overrides, "search")
     # What overlap needs of the layout is the search's own choice.

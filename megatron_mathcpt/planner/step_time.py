@@ -12,7 +12,7 @@ from math import log2
 from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
 from megatron_mathcpt.planner.machine import Hardware, Machine
 from megatron_mathcpt.planner.memory import FP8_ACTIVATION, stage_parameters
-from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token, parameters
+from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token
 
 _BACKWARD_WINDOW = 0.9  # share of a microbatch's compute under which gradients and parameters can travel
 _EXPOSED_ANYWAY = 0.05  # first and last bucket of that traffic have nothing to hide under
@@ -104,17 +104,17 @@ def _layer_terms(
     tokens = micro_batch * training.seq_length / context
     layer = _Layer(shape, training, machine, tensor, tokens)
     attention = layer.attention_seconds() * (1 + machine.constants.context_loss * (context - 1) / context)
+    accumulated = _accumulated_bytes(training) * shape.layer_matrices / tensor
     overhead = machine.constants.layer_overhead_us
     if training.is_fp8:
         overhead += machine.constants.fp8_layer_overhead_us
-    weights = parameters(shape).layer_matrices
     return {
         "matrix products": layer.matrix_seconds(),
         "attention": attention,
         "context-parallel communication": max(0.0, layer.ring_seconds(context) - attention),
         "element-wise": layer.elementwise_bytes() * tokens / machine.memory,
         "FP8 casts": layer.cast_bytes() * tokens / machine.memory,
-        "gradient accumulation": _accumulated_bytes(training) * weights / tensor / machine.memory,
+        "gradient accumulation": accumulated / machine.memory,
         "tensor-parallel communication": layer.tensor_seconds(),
         "kernel launches": overhead * 1e-6,
     }

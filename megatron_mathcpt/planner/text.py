@@ -8,7 +8,7 @@ from megatron_mathcpt.planner.layout import Training
 from megatron_mathcpt.planner.machine import Machine
 from megatron_mathcpt.planner.memory import GIB, memory_per_stage
 from megatron_mathcpt.planner.search import Plan, SearchResult, why_slower
-from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token, parameters
+from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token
 from megatron_mathcpt.planner.start import settings
 from megatron_mathcpt.planner.step_time import speed
 
@@ -27,7 +27,7 @@ def describe(
     """The ranked layouts, the best one's memory and step, and why the others are not there."""
     flops = flops_per_token(shape, training.seq_length)
     yield (
-        f"{shape.name}: {parameters(shape).total / 1e9:.2f} B parameters, "
+        f"{shape.name}: {shape.total / 1e9:.2f} B parameters, "
         f"{flops.causal / 1e9:.1f} GFLOP a token with causal attention ({flops.full / 1e9:.1f} with full)"
     )
     if result.plans:

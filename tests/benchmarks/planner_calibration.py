@@ -169,7 +169,7 @@ def memory() -> str:
     for peak in load_peaks():
         found = peak.predict()
         error = found.total / 1e9 / peak.peak_gb - 1
-        state = f"{peak.state_gb:.1f} / {found.state / 1e9:.1f}" if peak.state_gb else ""
+        state = f"{peak.state_gb:.1f} / {peak.predict_state() / 1e9:.1f}" if peak.state_gb else ""
         rows.append(
             (peak.name, f"{peak.peak_gb:.1f}", f"{found.total / 1e9:.1f}", f"{100 * error:+.1f} %", state)
         )

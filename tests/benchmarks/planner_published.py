@@ -68,6 +68,11 @@ class Peak(Section):
         stages = memory_per_stage(shape, self.training, self.layout)
         return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
 
+    def predict_state(self) -> float:
+        """What stays between steps of it: weights, gradients, optimizer; bytes."""
+        parts = self.predict().parts
+        return parts["weights"] + parts["gradients"] + parts["optimizer"]
+
 
 class Gain(Section):
     """A published pair of runs that differ in FP8 only: throughput and peak memory of FP8 over bf16.
