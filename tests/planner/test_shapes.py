@@ -26,7 +26,8 @@ RELEASED = {
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_parameters_are_those_of_the_released_weights(name: str) -> None:
-    assert load_shape(name).total == RELEASED[name]
+    shape = load_shape(name)
+    assert shape.total == shape.num_parameters() == RELEASED[name]
 
 
 def test_operations_by_hand() -> None:
