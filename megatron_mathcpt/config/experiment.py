@@ -207,15 +207,12 @@ class ParallelSection(Section):
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers of each pipeline stage; needs a config that passed its checks."""
         stages = self.pipeline_model_parallel_size
-        first, last = self.ends
         if self.ends != (None, None):
-            middle = stages - (first is not None) - (last is not None)
-            each = (num_layers - (first or 0) - (last or 0)) // max(middle, 1)
-            return (
-                *([] if first is None else [first]),
-                *[each] * middle,
-                *([] if last is None else [last]),
-            )
+            given = [layers for layers in self.ends if layers is not None]
+            middle = stages - len(given)
+            each = (num_layers - sum(given)) // max(middle, 1)
+            first, last = self.ends
+            return tuple(layers for layers in (first, *[each] * middle, last) if layers is not None)
         embedding, loss = self.counted_as_layers
         layers = [(num_layers + embedding + loss) // stages] * stages
         layers[0] -= embedding

@@ -1,5 +1,6 @@
 """Memory and checkpoints by hand, in flight as in Megatron-Core's own schedule, and published peaks."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,25 +125,18 @@ def test_bytes_of_the_optimizer_by_hand(change: dict[str, Any], expected: int) -
     assert stage.parts["optimizer"] == expected * 8_030_261_248 / 4
 
 
-def test_gradients_in_bf16_are_copied_when_the_activations_are_gone() -> None:
-    short = Training(seq_length=128, global_batch_size=1, grad_reduce_in_fp32=False)
-    (stage,) = memory_per_stage(SHAPE, short, Layout())
-    assert stage.parts["gradients"] == 2 * 8_030_261_248
-    freed = 32 * 128 * 149_632 + 6 * 128 * 128256
-    assert stage.parts["fp32 copies in the update"] == 4 * 8_030_261_248 - freed
-    (aware,) = memory_per_stage(SHAPE, replace(short, use_precision_aware_optimizer=True), Layout())
-    assert "fp32 copies in the update" not in aware.parts
-    long_training = replace(short, seq_length=8192, global_batch_size=2)
-    (long,) = memory_per_stage(SHAPE, long_training, Layout(data_parallel_size=2))
-    assert long.parts["fp32 copies in the update"] == 0
+def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> None:
+    def stage_of(sequences: int = 1, length: int = 128, **change: Any) -> Mapping[str, float]:
+        training = Training(length, sequences, grad_reduce_in_fp32=False, **change)
+        return memory_per_stage(SHAPE, training, Layout(data_parallel_size=sequences))[0].parts
 
-
-def test_small_moments_are_copied_to_fp32_for_the_update() -> None:
+    name, freed = "fp32 copies in the update", 32 * 128 * 149_632 + 6 * 128 * 128256
+    assert stage_of()["gradients"] == 2 * 8_030_261_248
+    assert stage_of()[name] == 4 * 8_030_261_248 - freed
+    assert name not in stage_of(use_precision_aware_optimizer=True)
+    assert stage_of(2, 8192)[name] == 0
     small = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
-    short = Training(seq_length=128, global_batch_size=1, grad_reduce_in_fp32=False, **small)
-    (stage,) = memory_per_stage(SHAPE, short, Layout())
-    freed = 32 * 128 * 149_632 + 6 * 128 * 128256
-    assert stage.parts["fp32 copies in the update"] == 8 * 8_030_261_248 - freed
+    assert stage_of(**small)[name] == 8 * 8_030_261_248 - freed
 
 
 def test_state_by_hand() -> None:
@@ -201,17 +195,9 @@ def test_recomputation_leaves_the_input_of_a_layer() -> None:
 
 def test_peak_is_the_fullest_of_all_stages() -> None:
     shape = load_shape("llama3.1-405b")
-    base = Layout(
-        tensor_model_parallel_size=8,
-        pipeline_model_parallel_size=8,
-        virtual_pipeline_model_parallel_size=8,
-        context_parallel_size=2,
-        data_parallel_size=4,
-    )
-    for layout in (
-        with_head_as_layer(base, shape),
-        replace(base, stage_layers=(15, 16, 15, 17, 16, 17, 15, 15)),
-    ):
+    base = Layout(8, 8, 2, 4, virtual_pipeline_model_parallel_size=8)
+    uneven = replace(base, stage_layers=(15, 16, 15, 17, 16, 17, 15, 15))
+    for layout in (with_head_as_layer(base, shape), uneven):
         stages = memory_per_stage(shape, TRAINING, layout)
         assert peak_memory(shape, TRAINING, layout) == max(stages, key=lambda stage: stage.total)
 

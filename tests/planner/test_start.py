@@ -19,34 +19,17 @@ from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
 from megatron_mathcpt.planner.start import check_memory, from_experiment, settings, training_from_overrides
 
-LLAMA_8B = LlamaShape(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    vocab_size=128256,
-)
-
 
 def experiment(**parallel: object) -> ExperimentConfig:
-    sizes = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1} | parallel
+    """A run of Llama-3-8B in bf16 on one GPU, but for `parallel`."""
+    shape = load_shape("llama3-8b").model_dump(include=set(LlamaShape.model_fields))
     tree = {
-        "name": "llama-8b",
-        "seed": 1,
-        "model": LLAMA_8B.model_dump(),
-        "init": {"scratch": True},
+        **{"name": "llama-8b", "seed": 1, "model": shape, "init": {"scratch": True}},
         "data": {"corpus": "corpus", "blend": {"general": 1.0}},
-        "optimizer": {"lr": 1e-4},
-        "schedule": {"lr_decay_style": "constant"},
-        "parallel": sizes,
+        **{"optimizer": {"lr": 1e-4}, "schedule": {"lr_decay_style": "constant"}},
+        "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1} | parallel,
         "precision": {"params_dtype": "bf16"},
-        "train": {
-            "train_tokens": 10**9,
-            "seq_length": 8192,
-            "micro_batch_size": 1,
-            "global_batch_size": 128,
-        },
+        "train": {"train_tokens": 10**9, "micro_batch_size": 1, "seq_length": 8192, "global_batch_size": 128},
         "checkpoint": {"interval": 10},
     }
     return ExperimentConfig.model_validate_json(json.dumps(tree))
