@@ -31,13 +31,13 @@ class Hardware(Section):
     source: str
 
 
-class _Table(Section):
+class _HardwareTable(Section):
     hardware: dict[str, Hardware]
 
 
 def load_hardware(name: str) -> Hardware:
     """The entry called `name`; raises `ConfigError` naming the known ones."""
-    table = load_config(_HARDWARE, _Table).hardware
+    table = load_config(_HARDWARE, _HardwareTable).hardware
     if name not in table:
         raise ConfigError(f"hardware '{name}': unknown; known are {', '.join(sorted(table))}")
     return table[name]

@@ -73,7 +73,7 @@ class ModelShape(LlamaShape):
         return layers + self.embedding + self.head + self.hidden_size
 
 
-class _Table(Section):
+class _ShapeTable(Section):
     shapes: dict[str, LlamaShape]
 
 
@@ -82,7 +82,7 @@ def load_shape(model: str) -> ModelShape:
 
     Raises `ConfigError` when it is neither.
     """
-    shapes = load_config(_TABLE, _Table).shapes
+    shapes = load_config(_TABLE, _ShapeTable).shapes
     if model in shapes:
         return from_llama(model, shapes[model])
     path = Path(model)

@@ -58,12 +58,10 @@ def step_time(shape: ModelShape, training: Training, layout: Layout, machine: Ma
     """Predict the time of a step of `layout`."""
     layers = _average_layers(shape, training, layout, machine)
     counts = layout.layers(shape)
-    recompute = [
-        _recompute_seconds(layout, layer, count) for layer, count in zip(layers, counts, strict=True)
-    ]
+    pairs = list(zip(layers, counts, strict=True))
+    recompute = [_recompute_seconds(layout, layer, count) for layer, count in pairs]
     stages = [
-        count * sum(layer.values()) + again
-        for layer, count, again in zip(layers, counts, recompute, strict=True)
+        count * sum(layer.values()) + again for (layer, count), again in zip(pairs, recompute, strict=True)
     ]
     head = _head_seconds(shape, training, layout, machine)
     stages[-1] += head
