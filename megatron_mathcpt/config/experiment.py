@@ -77,7 +77,6 @@ class DataSection(Section):
 
     @property
     def document_attention(self) -> bool:
-        """Whether attention stays within a document."""
         return self.reset_attention_mask or self.sft is not None
 
 
@@ -185,9 +184,8 @@ class ParallelSection(Section):
     @property
     def model_size(self) -> int:
         """Processes that hold one replica of the model and its sequence."""
-        return (
-            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-        )
+        tensor, pipeline = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        return tensor * pipeline * self.context_parallel_size
 
     @property
     def ends(self) -> tuple[int | None, int | None]:
@@ -201,7 +199,6 @@ class ParallelSection(Section):
 
     @property
     def has_uneven_stages(self) -> bool:
-        """Whether pipeline stages hold different numbers of layers."""
         return self.ends != (None, None) or any(self.counted_as_layers)
 
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
@@ -280,7 +277,6 @@ class TrainSection(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one global batch."""
         return self.global_batch_size * self.seq_length
 
     @property
@@ -291,7 +287,6 @@ class TrainSection(Section):
 
     @property
     def train_samples(self) -> int:
-        """Samples of the whole run."""
         return self.train_steps * self.global_batch_size
 
 
