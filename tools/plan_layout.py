@@ -1,7 +1,6 @@
 """Rank the layouts of a model on some GPUs: memory, step time, days and GPU-hours, and why others lose."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,9 +29,6 @@ def main(
     memory_gib: Annotated[float | None, typer.Option(help="limit; default 90 % of the card")] = None,
     train_tokens: Annotated[float, typer.Option(help="token budget of the run")] = 1e10,
     top: Annotated[int, typer.Option(min=1, help="layouts to show")] = 10,
-    page: Annotated[
-        Path | None, typer.Option(help="also write an HTML page of many cases to this file")
-    ] = None,
 ) -> None:
     from rich.console import Console
 
@@ -53,23 +49,6 @@ def main(
     console = Console(highlight=False, width=piped)
     for part in text.describe(shape, training, machine, result, train_tokens=train_tokens, top=top):
         console.print(part, soft_wrap=isinstance(part, str))
-    if page:
-        _write_page(page, model, gpus, training, hardware)
-        console.print(f"Page: {page}", soft_wrap=True)
-
-
-def _write_page(path: Path, model: str, gpus: int, training: object, hardware: str) -> None:
-    """A page of the asked and the built-in models, in the report's style."""
-    from importlib.resources import files
-
-    from megatron_mathcpt.formats.files import write_atomically
-    from megatron_mathcpt.planner.machine import load_machine
-    from megatron_mathcpt.planner.page import default_grid, render_page
-
-    style = files("megatron_mathcpt.report").joinpath("templates/style.css.j2").read_text(encoding="utf-8")
-    machine = load_machine(hardware)
-    html = render_page(default_grid(model, gpus, training, machine), machine, hardware, style)  # type: ignore[arg-type]
-    write_atomically(path, html.encode())
 
 
 if __name__ == "__main__":

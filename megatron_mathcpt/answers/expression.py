@@ -42,15 +42,9 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.\d+|\d+\.?(?!\d)|\.\d+)"
     r"|(?P<command>\\[A-Za-z]+|\\[{}])|(?P<word>[A-Za-z]+)|(?P<other>\S))"
 )
-_CLOSING = {
-    "(": ")",
-    "[": "]",
-    "{": "}",
-    "\\{": "\\}",
-    "|": "|",
-    "\\lfloor": "\\rfloor",
-    "\\lceil": "\\rceil",
-}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|"}
+_CLOSING |= {"\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_STOPPERS = {"\\}"} | {f"\\{name}" for name in "cdot rfloor rceil le ge ne in cup cap circ".split()}  # noqa: SIM905
 
 
 def parse_expression(text: str) -> Node:
@@ -77,15 +71,11 @@ def _tokens(text: str) -> list[str]:
         if found.group("word"):
             tokens.extend(_split_word(found.group("word")))
         elif found.group("command"):
-            tokens.append(_command(found.group("command")))
+            name = found.group("command")[1:]
+            tokens.append(f"\\{_ALIASES.get(name, name)}")
         else:
             tokens.append((found.group("number") or found.group("other")).rstrip(".") or ".")
     return tokens
-
-
-def _command(command: str) -> str:
-    name = _ALIASES.get(command[1:], command[1:])
-    return f"\\{name}"
 
 
 def _split_word(word: str) -> list[str]:
@@ -131,10 +121,9 @@ class _Parser:
     def product(self) -> Node:
         node = self.signed()
         while True:
-            token = self.peek()
-            if token in ("\\cdot", "/", ":"):
-                self.take()
-                node = Node("multiply" if token == "\\cdot" else "divide", (node, self.signed()))
+            if self.peek() in ("\\cdot", "/", ":"):
+                operator = "multiply" if self.take() == "\\cdot" else "divide"
+                node = Node(operator, (node, self.signed()))
             elif self.starts_factor():
                 node = Node("multiply", (node, self.power(after_factor=True)))
             else:
@@ -178,17 +167,15 @@ class _Parser:
     def postfix(self, node: Node) -> Node:
         while True:
             if self.peek() == "!" and self.peek(1) != "!":  # n!! is not (n!)!
-                self.take()
                 node = Node("factorial", (node,))
             elif self.peek() == "%":
-                self.take()
                 node = Node("divide", (node, _number(100)))
             elif self.peek() == "^" and self.peek(1) == "\\circ":
-                self.take()
                 self.take()
                 node = Node("degree", (node,))
             else:
                 return node
+            self.take()
 
     def atom(self) -> Node:
         token = self.take()
@@ -216,17 +203,15 @@ class _Parser:
         """A whole number in another base: 1101_2 or 52_{8}."""
         self.take("_")
         base = self.braced() if self.peek() == "{" else Node("number", value=Fraction(self.take()[:2]))
-        if base.operator != "number" or not 2 <= int(str(base.value)) <= 10 or not token.isdigit():
+        if base.operator != "number" or not 2 <= (radix := int(str(base.value))) <= 10 or not token.isdigit():
             raise NotAnExpression("subscript of a number that is no base")
-        radix = int(str(base.value))
         if any(int(digit) >= radix for digit in token):
             raise NotAnExpression(f"digit outside base {radix}")
         return Node("number", value=Fraction(int(token, radix)))
 
     def proper_fraction(self) -> Fraction | None:
         """The fraction of a mixed number, if the next tokens are one."""
-        ahead = self.tokens[self.position : self.position + 7]
-        text = " ".join(ahead)
+        text = " ".join(self.tokens[self.position : self.position + 7])
         found = re.match(r"\\frac \{ (\d+) \} \{ (\d+) \}", text)
         width = 7
         if not found:
@@ -241,7 +226,7 @@ class _Parser:
         return Fraction(int(found.group(1)), int(found.group(2)))
 
     def group(self, opening: str) -> Node:
-        self.bars, outer = (1 if opening == "|" else 0), self.bars
+        self.bars, outer = int(opening == "|"), self.bars
         node = self.sum()
         self.take(_CLOSING[opening])
         self.bars = outer
@@ -288,14 +273,18 @@ class _Parser:
         if self.peek() != "_":
             return ""
         self.take("_")
-        if self.peek() != "{":
-            return "_" + self.take()
-        self.take("{")
+        return "_" + self.raw()
+
+    def raw(self) -> str:
+        """A token or the tokens of a brace group, as written: they only name something."""
+        token = self.take()
+        if token != "{":
+            return token
         parts = []
         while self.peek() != "}":
             parts.append(self.take())
         self.take("}")
-        return "_" + "".join(parts)
+        return "".join(parts)
 
     def command(self, name: str) -> Node:  # noqa: PLR0911 - one line a command
         if name == "frac":
@@ -315,14 +304,9 @@ class _Parser:
         raise NotAnExpression(f"unknown command '\\{name}'")
 
     def decorated(self, name: str) -> Node:
-        inner = [self.take()]
-        if inner == ["{"]:
-            inner = []
-            while self.peek() != "}":
-                inner.append(self.take())
-            self.take("}")
+        inner = self.raw()
         name = {"overrightarrow": "vec", "bar": "overline", "widehat": "hat"}.get(name, name)
-        return Node("symbol", value=f"\\{name}{{{''.join(inner)}}}" + self.subscript())
+        return Node("symbol", value=f"\\{name}{{{inner}}}" + self.subscript())
 
     def root(self) -> Node:
         degree = _number(2)
@@ -364,21 +348,6 @@ class _Parser:
             self.take()  # sin x/2 is the sine of half x
             node = Node("divide", (node, self.atom()))
         return (node,)
-
-
-_STOPPERS = {
-    "\\cdot",
-    "\\}",
-    "\\rfloor",
-    "\\rceil",
-    "\\le",
-    "\\ge",
-    "\\ne",
-    "\\in",
-    "\\cup",
-    "\\cap",
-    "\\circ",
-}
 
 
 def _number(value: int) -> Node:

@@ -65,20 +65,15 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
 
 def first_answer(output: str) -> str:
     """`output` up to where a base model starts the next question."""
-    found = _NEXT_QUESTION.search(output)
-    return output[: found.start()] if found else output
+    return _NEXT_QUESTION.split(output, maxsplit=1)[0]
 
 
 def _last_box(text: str) -> str:
     """Content of the last closed `\\boxed{...}`, braces inside counted; `\\boxed 5` is read too."""
     for found in reversed(list(_BOX.finditer(text))[-20:]):  # unclosed boxes make this quadratic
         rest = text[found.end() :]
-        if not rest.startswith("{"):
-            bare = re.match(r"[^\s$\\,.]+", rest)
-            if bare:
-                return bare.group()
-            continue
-        content = _braced(rest)
+        bare = re.match(r"[^\s$\\,.]+", rest)
+        content = _braced(rest) if rest.startswith("{") else bare and bare.group()
         if content and content.strip():
             return content.strip()
     return ""

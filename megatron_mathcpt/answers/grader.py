@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_mathcpt.answers.compare import UNDECIDED, equivalent
+from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
 from megatron_mathcpt.answers.normalize import normalize
+from megatron_mathcpt.answers.number_words import words_as_symbols
 from megatron_mathcpt.answers.symbolic import verify
-from megatron_mathcpt.answers.words import words_as_symbols
 
 Status = Literal["correct", "wrong", "ungraded"]
 MAX_CHARACTERS = 2000  # longer answers are left ungraded before anything is parsed
@@ -22,7 +22,6 @@ KINDS = (
     *("multiple_choice", "solutions", "interval", "inequality", "coordinates"),
 )
 _LETTER = r"[A-H]"
-_CHOICE = re.compile(rf"(?:\(\s*)?({_LETTER})(?:\s*\)|\s*[.:,、]|$)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,9 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
     if kind in ("choice", "multichoice", "multiple_choice") or (
         kind == "auto" and re.fullmatch(rf"\(?{_LETTER}\)?", first)
     ):
-        return _grade_letters(first, second)
+        letters = _letters(second)
+        right = bool(letters) and _letters(first) == letters
+        return Verdict(right, "letters" if letters else "no choice letter")
     if kind == "auto" and re.fullmatch(r"A?B?C?D?E?F?", first) and len(first) > 1:
         letters = _letters(second)
         if len(letters) > 1:
@@ -74,13 +75,6 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _grade_letters(gold: str, prediction: str) -> Verdict:
-    wanted, found = _letters(gold), _letters(prediction)
-    if not found:
-        return Verdict(False, "no choice letter")
-    return Verdict(wanted == found, "letters")
-
-
 def _letters(text: str) -> set[str]:
     """The choice letters an answer gives: one at its start, `B. 3 cm`, or a run, `ABD` or `A, B and D`."""
     first = re.match(rf"(?:option|choice|选项|选)?\s*\(?\s*({_LETTER})\s*(?:\)|[.:]|$)", text, re.IGNORECASE)
@@ -95,8 +89,5 @@ def _grade_symbolically(gold: str, prediction: str) -> Verdict:
     if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", prediction):
         return Verdict(False, "not an answer of this form")
     equal, reason = verify(gold, prediction)
-    return (
-        Verdict(False, "cannot be read")
-        if equal is None and reason == "math-verify"
-        else Verdict(equal, reason)
-    )
+    unread = equal is None and reason == "math-verify"
+    return Verdict(False, "cannot be read") if unread else Verdict(equal, reason)

@@ -6,12 +6,16 @@ The result is LaTeX of a small vocabulary (`\\frac`, `\\sqrt`, `\\cdot`, `\\le`,
 import re
 import unicodedata
 
-from megatron_mathcpt.answers.chinese import arabic_numerals
+from megatron_mathcpt.answers.number_words import arabic_numerals
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")
 
+_BINARY = "ne approx cup cap in pm mp".split()  # noqa: SIM905
+_NAMES = (  # noqa: SIM905
+    "pi alpha beta gamma theta lambda mu phi omega Delta infty emptyset angle triangle"
+).split()
 # Symbols that have a LaTeX name; applied after NFKC, which has already folded full-width forms.
 _SYMBOLS = {
     **dict.fromkeys("−–—﹣‐‑", "-"),
@@ -20,39 +24,11 @@ _SYMBOLS = {
     **dict.fromkeys("≤⩽≦", " \\le "),
     **dict.fromkeys("≥⩾≧", " \\ge "),
     **dict.fromkeys("°˚º", "^\\circ "),
-    **dict.fromkeys("∶", ":"),
-    **dict.fromkeys("、", ","),
-    **dict.fromkeys("〈⟨", "("),
-    **dict.fromkeys("〉⟩", ")"),
-    "≠": " \\ne ",
-    "≈": " \\approx ",
-    "∛": "\\sqrt[3]",
-    "√": "\\sqrt",
-    "∞": "\\infty ",
-    "∪": " \\cup ",
-    "∩": " \\cap ",
-    "∈": " \\in ",
-    "∅": "\\emptyset ",
-    "±": " \\pm ",
-    "∓": " \\mp ",
-    "′": "'",
-    "’": "'",
-    "π": "\\pi ",
-    "α": "\\alpha ",
-    "β": "\\beta ",
-    "γ": "\\gamma ",
-    "θ": "\\theta ",
-    "λ": "\\lambda ",
-    "μ": "\\mu ",
-    "φ": "\\phi ",
-    "ω": "\\omega ",
-    "Δ": "\\Delta ",
-    "∠": "\\angle ",
-    "△": "\\triangle ",
-    "ℝ": "\\mathbb{R}",
-    "。": ".",
-    "∧": " and ",
-    "∨": " or ",
+    **{"∶": ":", "、": ",", "〈": "(", "⟨": "(", "〉": ")", "⟩": ")"},
+    **dict.fromkeys("′’", "'"),
+    **{sign: f" \\{name} " for sign, name in zip("≠≈∪∩∈±∓", _BINARY, strict=True)},
+    **{letter: f"\\{name} " for letter, name in zip("παβγθλμφωΔ∞∅∠△", _NAMES, strict=True)},
+    **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}", "。": ".", "∧": " and ", "∨": " or "},
 }
 _TRANSLATION = str.maketrans(_SYMBOLS)
 
@@ -80,8 +56,8 @@ _REWRITES = [
         (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])|\\\|", "|"),
         (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m.group()[1] == "l" else r"\}"),
         (r"\\(?:lbrack|rbrack)(?![A-Za-z])", lambda m: "[" if m.group()[1] == "l" else "]"),
-        (r"\\(?:langle)(?![A-Za-z])", "("),
-        (r"\\(?:rangle)(?![A-Za-z])", ")"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
         (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
         (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"\\(?:varnothing|empty)(?![A-Za-z])|\\phi\s*$(?<=^\\phi)", r"\\emptyset "),
@@ -140,7 +116,7 @@ def normalize(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     boxed = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*(\{.*\})\s*", text)
-    text = boxed.group(1)[1:-1] if boxed and _closes_at_end(boxed.group(1)) else text
+    text = boxed.group(1)[1:-1] if boxed and closes_at_end(boxed.group(1)) else text
     for _ in range(4):  # wrappers inside wrappers
         text, count = _WRAPPER.subn(_unwrap, text)
         if not count:
@@ -154,10 +130,6 @@ def normalize(text: str) -> str:
     text = _trim(re.sub(r"\s+", " ", text))
     text = re.sub(r"^<([^<>]*,[^<>]*)>$", r"(\1)", text)  # a vector in angle brackets
     return _without_prefix(text)
-
-
-def _as_list(match: re.Match[str]) -> str:
-    return (match.group(1) or match.group(2)).replace("\\\\", ", ").replace("&", " ")
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -197,16 +169,17 @@ def _trim(text: str) -> str:
         text = text.strip().strip('"“”`').strip()
         text = re.sub(r"(?:(?<!\\)[,;:?]|\.|(?<![\d)}a-z!])!)+$", "", text)
         text = text.removeprefix("*").removesuffix("*")
-        if text.startswith("{") and text.endswith("}") and _closes_at_end(text):
+        if text.startswith("{") and text.endswith("}") and closes_at_end(text):
             text = f"\\{{{text[1:-1]}\\}}" if re.search(r"[,|;]", text) else text[1:-1]
     return text
 
 
-def _closes_at_end(text: str) -> bool:
+def closes_at_end(text: str, opening: str = "{", closing: str = "}") -> bool:
+    """Whether the first bracket of `text` is closed by its last character."""
     depth = 0
     for position, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
+        depth += (character in opening) - (character in closing)
+        if depth == 0 and character in closing:
             return position == len(text) - 1
     return False
 

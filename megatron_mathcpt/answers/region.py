@@ -1,17 +1,19 @@
-"""Sets of real numbers: intervals, unions, inequalities. Two are equal when no number tells them apart.
+"""The outer shape of a normalised answer, lists, brackets, equations, and the sets of real numbers it names.
 
-Between two neighbouring critical numbers (ends of intervals, roots of both sides) membership cannot change,
-so comparing at every critical number and once between each two is exact when all of them are known.
+Two sets are equal when no number tells them apart. Between two neighbouring critical numbers (ends of
+intervals, roots of both sides) membership cannot change, so comparing at every critical number and once
+between each two is exact when all of them are known.
 """
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
-from megatron_mathcpt.answers.shape import has_relation, split_top
+from megatron_mathcpt.answers.normalize import closes_at_end
 from megatron_mathcpt.answers.value import (
     Undefined,
     Value,
@@ -23,10 +25,120 @@ from megatron_mathcpt.answers.value import (
     sample_points,
 )
 
+_NAME = re.compile(
+    r"\|[A-Za-z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-1\}?)?\s*"
+    r"(?:\([A-Za-z_0-9,+\-]{1,5}\))?"
+)
+_ORDER = r"<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])"
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+LIST_SEPARATOR = r",|;|(?<![A-Za-z])or(?![A-Za-z])|(?<![A-Za-z])and(?![A-Za-z])|或者?|和|与|以及|及|且|并且"
 Point = dict[str, Fraction]
-_RELATION = r"<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|="
+_RELATION = _ORDER + "|="
 _OR = r"\\cup(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])|或者?"
 _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items between brackets; `opening` is one of ( [ {."""
+
+    opening: str
+    items: tuple[str, ...]
+    closing: str
+
+    @property
+    def is_set(self) -> bool:
+        return self.opening == "{"
+
+
+@dataclass(frozen=True)
+class Equation:
+    """Sides of `a = b (= c ...)`; `name` is the left side when that only names the right one."""
+
+    sides: tuple[str, ...]
+    name: str
+
+    @property
+    def right(self) -> str:
+        """The simplest one in a chain."""
+        return self.sides[-1]
+
+
+def split_top(text: str, separator: str) -> list[str]:
+    """Pieces of `text` between matches of `separator` outside all brackets; empty pieces are dropped."""
+    pattern = re.compile(separator)
+    pieces, depth, start, position = [], 0, 0, 0
+    while position < len(text):
+        character = text[position]
+        depth += (character in "([{") - (character in ")]}")
+        found = pattern.match(text, position) if depth == 0 else None
+        if found and found.end() > position:
+            pieces.append(text[start:position])
+            position = start = found.end()
+        else:
+            position += 1
+    return [piece.strip() for piece in [*pieces, text[start:]] if piece.strip()]
+
+
+def read_list(text: str) -> list[str]:
+    """Items of an answer that names several; one item when it names one."""
+    if not re.fullmatch(r"-?[\d,.]+", text):  # 24,112 alone may be two numbers; in other company it is one
+        text = _THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
+    pieces = split_top(text, LIST_SEPARATOR)
+    return [found for piece in pieces for found in _signs(piece)]
+
+
+def _signs(text: str) -> list[str]:
+    """The two values of an answer with a plus-minus sign."""
+    if "\\pm" not in text and "\\mp" not in text:
+        return [text]
+    upper = text.replace("\\pm", "+").replace("\\mp", "-")
+    lower = text.replace("\\pm", "-").replace("\\mp", "+")
+    return [upper.removeprefix("+").strip(), lower]
+
+
+def read_group(text: str) -> Group | None:
+    """The bracket that holds the whole answer, as a point, vector or set; a point's letter is dropped."""
+    text = re.sub(r"^[A-Z]('|_\{?\w\}?)?\s*(?=\()", "", text)
+    opening = re.match(r"\\\{|[(\[]", text)
+    closing = re.search(r"(\\\}|[)\]])$", text)
+    if not opening or not closing or not closes_at_end(text, "([{", ")]}"):
+        return None
+    inside = text[opening.end() : closing.start()]
+    items = split_top(inside, r",|;" if opening.group() != "\\{" else LIST_SEPARATOR)
+    if len(items) < 2 and opening.group() != "\\{":
+        return None
+    if opening.group() == "\\{":
+        items = [found for item in items for found in _signs(item)]
+    return Group(opening.group()[-1], tuple(items), closing.group()[-1])
+
+
+def read_equation(text: str) -> Equation | None:
+    """The equation that `text` is; None for an inequality or anything else."""
+    if "=" not in text or has_relation(text):
+        return None
+    sides = tuple(split_top(text, "="))
+    if len(sides) < 2:
+        return None
+    left = sides[0]
+    chinese = re.fullmatch(r"[^=]*[一-鿿][^=]*", left)
+    named = chinese or (_NAME.fullmatch(left) and not re.fullmatch(r"[\d.]+", left))
+    return Equation(sides, re.sub(r"\s", "", left) if named else "")
+
+
+def has_relation(text: str) -> bool:
+    return bool(re.search(_ORDER, text))
+
+
+def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
+    """Rows of a LaTeX matrix or column vector that is the whole answer."""
+    found = re.fullmatch(
+        r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}", text, re.DOTALL
+    )
+    if not found:
+        return None
+    rows = [row for row in re.split(r"\\\\|\\cr", found.group(2)) if row.strip()]
+    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -74,11 +186,8 @@ def same_region(first: Region, second: Region) -> bool | None:
 
 
 def _variable(text: str) -> str:
-    names: set[str] = set()
-    for piece in re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text):
-        if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece):
-            names.add(piece.strip())
-    return _main(names)
+    pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
+    return _main({piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)})
 
 
 def _main(names: set[str]) -> str:
@@ -190,13 +299,9 @@ def _holds(first: Value, sign: str, second: Value) -> bool:
 def _values(nodes: list[Node], point: Point) -> list[Value]:
     found = []
     for node in nodes:
-        try:
-            value = real(evaluate(node, point))
-        except Undefined:
-            continue
-        if not arithmetic().isinf(value):
-            found.append(value)
-    return found
+        with suppress(Undefined):
+            found.append(real(evaluate(node, point)))
+    return [value for value in found if not arithmetic().isinf(value)]
 
 
 def _roots(node: Node, variable: str, point: Point) -> list[Value]:

@@ -1,11 +1,14 @@
 """math-verify in a worker process that is killed when it takes too long, and used again when it does not.
 
-Only for what our own rules leave open. The worker reads and writes JSON lines, so nothing is pickled or
-executed; its memory is limited too. Time is CPU time: a verdict must not depend on how busy the machine is.
+Only for what our own rules leave open. The worker (`main`) reads pairs of answers and writes
+verdicts as JSON lines on its standard streams, so nothing is pickled or executed; its memory is limited too.
+Time is CPU time: a verdict must not depend on how busy the machine is.
 """
 
 import json
+import logging
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import time
 from functools import lru_cache
 
 TIMEOUT_SECONDS = 3.0  # of CPU time
+_MEMORY_BYTES = 2 * 2**30
 _PATIENCE = 10  # times that in all, for a worker that gets no CPU
 
 
@@ -61,7 +65,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "megatron_mathcpt.answers.worker"]
+            command = [sys.executable, "-c", f"from {__name__} import main; main()"]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
@@ -84,3 +88,32 @@ def verify(gold: str, prediction: str) -> tuple[bool | None, str]:
 def _worker(_process_id: int) -> Worker:
     """The worker of this process; a fork gets its own."""
     return Worker()
+
+
+def main() -> None:
+    """The worker process: answer until the input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    logging.disable(logging.CRITICAL)
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def read(text: str) -> list[object]:
+        # Only its LaTeX grammar: the plain-text one goes through sympy's parse_expr, which evaluates.
+        return list(
+            parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+        )
+
+    def equal(gold: str, prediction: str) -> bool | None:
+        first, second = read(gold), read(prediction)
+        if not first or not second:
+            return None
+        return all(verify(a, b, timeout_seconds=None) for a, b in ((first, second), (second, first)))
+
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        try:
+            verdict = equal(*json.loads(line))
+        except (MemoryError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
+            verdict = None
+        sys.stdout.write(json.dumps(verdict) + "\n")
+        sys.stdout.flush()

@@ -60,11 +60,9 @@ _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
 )
 _POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
-_COMPOSED = {
-    "area": (("length", 2),),
-    "volume": (("length", 3),),
-    "speed": (("length", 1), ("time", -1)),
-}
+_COMPOSED = {"area": (("length", 2),), "volume": (("length", 3),), "speed": (("length", 1), ("time", -1))}
+# Where a unit may begin: a word right after something that can end a number.
+_START = re.compile(r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(?:[A-Za-z一-鿿]|\^\\circ)")
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
@@ -107,17 +105,12 @@ def split_unit(text: str, *, bare_letters: bool = False) -> Measured:
     several = _sum_of_parts(text)
     if several:
         return several
-    for start in _word_starts(text):
+    for found in _START.finditer(text):
+        start = found.start()
         body, words = text[:start].rstrip(), text[start:].strip()
-        if (
-            not body
-            or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body)
-            or (
-                len(words.rstrip("^{}23")) == 1
-                and words.isascii()
-                and not _may_be_unit(text, start, bare_letters)
-            )
-        ):
+        letter = len(words.rstrip("^{}23")) == 1 and words.isascii()
+        may_be_unit = bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
+        if not body or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body) or (letter and not may_be_unit):
             continue
         unit = _read_unit(words)
         if unit is not None:
@@ -144,21 +137,6 @@ def _sum_of_parts(text: str) -> Measured | None:
     return Measured(f"{total.numerator}/{total.denominator}", Unit(units[0].dimensions, Fraction(1)))
 
 
-def _may_be_unit(text: str, start: int, bare_letters: bool) -> bool:
-    return bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
-
-
-def _word_starts(text: str) -> list[int]:
-    """Places where a unit may begin: a word right after something that can end a number."""
-    return [
-        found.start()
-        for found in re.finditer(
-            r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(?:[A-Za-z一-鿿]|\^\\circ)",
-            text,
-        )
-    ]
-
-
 def _read_unit(text: str) -> Unit | None:
     """A product and quotient of unit words, each with a power; unknown words are dimensions of their own."""
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
@@ -166,9 +144,7 @@ def _read_unit(text: str) -> Unit | None:
     factor = Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
     for index, part in enumerate(parts):
-        single = _read_power(
-            part.strip().strip("\\cdot").strip() if part.startswith("\\cdot") else part.strip()
-        )
+        single = _read_power(part.strip("\\cdot").strip() if part.startswith("\\cdot") else part.strip())
         if single is None:
             return None
         sign = -1 if index else 1
@@ -195,12 +171,8 @@ def _read_power(text: str) -> Unit | None:
 def _read_word(text: str) -> Unit | None:
     known = _units()
     plain = text.strip().rstrip(".")
-    for candidate in (
-        plain,
-        plain.lower(),
-        plain.lower().removesuffix("s"),
-        plain.lower().removesuffix("es"),
-    ):
+    lower = plain.lower()
+    for candidate in (plain, lower, lower.removesuffix("s"), lower.removesuffix("es")):
         if candidate in known:
             return known[candidate]
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)

@@ -4,8 +4,11 @@ Two expressions are equal when they agree to 45 digits, at several points if the
 (Schwartz-Zippel: different expressions agree at random points with negligible probability).
 """
 
+import math
+import operator
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -37,7 +40,9 @@ def evaluate(node: Node, point: Mapping[str, Fraction] | None = None) -> Value:
     if node.operator == "number":
         return node.value
     if node.operator == "constant":
-        return _constant(str(node.value))
+        context = arithmetic()
+        constants = {"pi": +context.pi, "e": +context.e, "i": context.mpc(0, 1), "infty": context.inf}
+        return constants[str(node.value)]
     if node.operator == "symbol":
         if point is None or node.value not in point:
             raise Undefined(f"symbol {node.value}")
@@ -78,31 +83,27 @@ def same_value(first: Node, second: Node) -> bool | None:
         except Undefined:
             continue
         verdicts[is_real(a) and is_real(b)].append(close(a, b))
-    decided = (
-        verdicts[True] if len(verdicts[True]) >= 2 and not imaginary else verdicts[True] + verdicts[False]
-    )
+    enough = len(verdicts[True]) >= 2 and not imaginary
+    decided = verdicts[True] + ([] if enough else verdicts[False])
     return all(decided) if len(decided) >= 2 else None
 
 
 def _same_constant(first: Node, second: Node) -> bool | None:
     """A number that has no value, or is far beyond the other one, is different from it."""
-    values: list[Value | None] = []
+    values: list[Value] = []
     for node in (first, second):
-        try:
+        with suppress(Undefined):
             values.append(evaluate(node))
-        except Undefined:
-            values.append(None)
-    if values[0] is None or values[1] is None:
-        return None if values[0] is None and values[1] is None else False
-    return close(values[0], values[1])
+    if len(values) < 2:
+        return False if values else None
+    return close(*values)
 
 
 def is_real(value: Value) -> bool:
     """Whether a value has no imaginary part beyond rounding."""
     context = arithmetic()
-    return isinstance(value, Fraction) or bool(
-        abs(context.im(value)) <= abs(value) * context.mpf(10) ** -_AGREE
-    )
+    rounding = context.mpf(10) ** -_AGREE
+    return isinstance(value, Fraction) or bool(abs(context.im(value)) <= abs(value) * rounding)
 
 
 def real(value: Value) -> Value:
@@ -122,11 +123,6 @@ def _coordinate(name: str, index: int) -> Fraction:
         return Fraction(4 + 5 * index + seed % 5)
     value = Fraction(seed % 997 + 300, 389 + seed % 13)
     return -value if index >= 3 and seed % 2 else value
-
-
-def _constant(name: str) -> Value:
-    context = arithmetic()
-    return {"pi": +context.pi, "e": +context.e, "i": context.mpc(0, 1), "infty": context.inf}[name]
 
 
 def as_number(value: Value) -> Value:
@@ -151,15 +147,13 @@ def _bounded(value: Value) -> Value:
     return value
 
 
-def _both(
-    exact: Callable[[Fraction, Fraction], Value], rounded: Callable[[Value, Value], Value]
-) -> Callable[[Value, Value], Value]:
-    def operation(first: Value, second: Value) -> Value:
+def _exact_or_rounded(operation: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
+    def compute(first: Value, second: Value) -> Value:
         if isinstance(first, Fraction) and isinstance(second, Fraction):
-            return exact(first, second)
-        return rounded(as_number(first), as_number(second))
+            return operation(first, second)
+        return operation(as_number(first), as_number(second))
 
-    return operation
+    return compute
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -193,18 +187,7 @@ def _factorial(value: Value) -> Value:
 def _arrangements(items: Value, taken: Value) -> Value:
     if items.denominator != 1 or taken.denominator != 1 or not 0 <= taken <= min(items, 1500):
         raise ValueError("arrangements of anything but small whole numbers")
-    product = 1
-    for factor in range(int(items) - int(taken) + 1, int(items) + 1):
-        product *= factor
-    return Fraction(product)
-
-
-def _binomial(items: Value, taken: Value) -> Value:
-    return _arrangements(items, taken) / _arrangements(taken, taken)
-
-
-def _logarithm(value: Value, base: Value = Fraction(10)) -> Value:
-    return _natural(value) / _natural(base)
+    return Fraction(math.perm(int(items), int(taken)))
 
 
 def _natural(value: Value) -> Value:
@@ -223,22 +206,21 @@ def _floor(value: Value) -> Value:
 
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
-    "add": _both(lambda a, b: a + b, lambda a, b: a + b),
-    "subtract": _both(lambda a, b: a - b, lambda a, b: a - b),
-    "multiply": _both(lambda a, b: a * b, lambda a, b: a * b),
-    "divide": _both(lambda a, b: a / b, lambda a, b: a / b),
+    "add": _exact_or_rounded(operator.add),
+    "subtract": _exact_or_rounded(operator.sub),
+    "multiply": _exact_or_rounded(operator.mul),
+    "divide": _exact_or_rounded(operator.truediv),
     "power": _power,
     "root": _root,
     "negate": lambda a: -a,
     "abs": abs,
     "factorial": _factorial,
-    "binomial": _binomial,
+    "binomial": lambda items, taken: _arrangements(items, taken) / _arrangements(taken, taken),
     "arrangements": _arrangements,
     "degree": lambda a: as_number(a) * arithmetic().pi / 180,
     "floor": _floor,
     "ceil": lambda a: -_floor(-a),
-    "log": _logarithm,
-    "lg": _logarithm,
+    **dict.fromkeys(("log", "lg"), lambda a, base=Fraction(10): _natural(a) / _natural(base)),
     "ln": _natural,
     "max": max,
     "min": min,
@@ -248,3 +230,76 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     },
     **{f"arc{name}": _elementary(f"a{name}") for name in ("sin", "cos", "tan", "cot")},
 }
+
+_STARTS = ("0.7+0.4j", "-1.3+0.9j", "2.1-1.7j", "-0.4-2.3j", "3.9+0.1j", "-5.2+0.2j")
+
+
+def same_curve(first: Node, second: Node) -> bool | None:
+    """Whether `first` = 0 and `second` = 0 hold at the same points; None when no point was found."""
+    names = first.symbols() | second.symbols()
+    if first.symbols() != second.symbols():
+        return False
+    if _proportional(first, second, names):
+        return True
+    met = 0
+    for variable in sorted(names):
+        for point in sample_points(names - {variable}, count=3):
+            for one, other in ((first, second), (second, first)):
+                places = _zeros(one, variable, point)
+                met += len(places)
+                if not _all_zero(other, places, variable, point):
+                    return False
+    return True if met >= 2 else None
+
+
+def _proportional(first: Node, second: Node, names: set[str]) -> bool:
+    ratios = []
+    for point in sample_points(names, count=5):
+        try:
+            a, b = evaluate(first, point), evaluate(second, point)
+            if b == 0:
+                return False
+            ratios.append(as_number(a) / as_number(b))
+        except Undefined:
+            continue
+    return len(ratios) >= 3 and ratios[0] != 0 and all(close(ratios[0], ratio) for ratio in ratios[1:])
+
+
+def _zeros(node: Node, variable: str, point: dict[str, Fraction]) -> list[Value]:
+    context = arithmetic()
+    found = []
+    for start in _STARTS:
+        place = context.mpmathify(start)
+        try:
+            for _ in range(80):
+                step = _newton_step(node, variable, point, place)
+                place = place - step
+                if abs(place) > 10**6:  # on its way to a root at infinity
+                    break
+                if abs(step) < context.mpf(10) ** -50 * (1 + abs(place)):
+                    found.append(place)
+                    break
+        except (Undefined, ZeroDivisionError):
+            continue
+    return found
+
+
+def _newton_step(node: Node, variable: str, point: dict[str, Fraction], place: Value) -> Value:
+    context = arithmetic()
+    width = context.mpf(10) ** -25
+    value, ahead = (as_number(evaluate(node, {**point, variable: at})) for at in (place, place + width))
+    if value == 0:
+        return context.mpf(0)
+    slope = (ahead - value) / width
+    return value / slope if slope else context.mpf(1)
+
+
+def _all_zero(node: Node, places: list[Value], variable: str, point: dict[str, Fraction]) -> bool:
+    context = arithmetic()
+    try:
+        return not any(
+            abs(_newton_step(node, variable, point, place)) > context.mpf(10) ** -20 * (1 + abs(place))
+            for place in places
+        )
+    except (Undefined, ZeroDivisionError):
+        return False

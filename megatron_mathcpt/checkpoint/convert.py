@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, own_tokenizer, read_eos_id
-from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.manifest import (
     Manifest,

@@ -24,12 +24,11 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape, hf_config
+from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import EarlySync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
-from megatron_mathcpt.model.settings import padded_vocab_size
 from megatron_mathcpt.model.weights import EMBEDDING, LAYERS, OUTPUT, WeightSource, fill, tensor_sizes
 
 WEIGHTS = "model.safetensors"

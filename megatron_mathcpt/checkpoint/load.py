@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file

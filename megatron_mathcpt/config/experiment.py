@@ -10,9 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.config.llama import LlamaShape
-
-VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every layout
+from megatron_mathcpt.config.shape import LlamaShape
 
 
 class InitSection(Section):
@@ -79,7 +77,6 @@ class DataSection(Section):
 
     @property
     def document_attention(self) -> bool:
-        """Whether attention stays within a document."""
         return self.reset_attention_mask or self.sft is not None
 
 
@@ -187,9 +184,8 @@ class ParallelSection(Section):
     @property
     def model_size(self) -> int:
         """Processes that hold one replica of the model and its sequence."""
-        return (
-            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-        )
+        tensor, pipeline = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        return tensor * pipeline * self.context_parallel_size
 
     @property
     def ends(self) -> tuple[int | None, int | None]:
@@ -203,21 +199,17 @@ class ParallelSection(Section):
 
     @property
     def has_uneven_stages(self) -> bool:
-        """Whether pipeline stages hold different numbers of layers."""
         return self.ends != (None, None) or any(self.counted_as_layers)
 
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers of each pipeline stage; needs a config that passed its checks."""
         stages = self.pipeline_model_parallel_size
-        first, last = self.ends
         if self.ends != (None, None):
-            middle = stages - (first is not None) - (last is not None)
-            each = (num_layers - (first or 0) - (last or 0)) // max(middle, 1)
-            return (
-                *([] if first is None else [first]),
-                *[each] * middle,
-                *([] if last is None else [last]),
-            )
+            given = [layers for layers in self.ends if layers is not None]
+            middle = stages - len(given)
+            each = (num_layers - sum(given)) // max(middle, 1)
+            first, last = self.ends
+            return tuple(layers for layers in (first, *[each] * middle, last) if layers is not None)
         embedding, loss = self.counted_as_layers
         layers = [(num_layers + embedding + loss) // stages] * stages
         layers[0] -= embedding
@@ -285,7 +277,6 @@ class TrainSection(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one global batch."""
         return self.global_batch_size * self.seq_length
 
     @property
@@ -296,7 +287,6 @@ class TrainSection(Section):
 
     @property
     def train_samples(self) -> int:
-        """Samples of the whole run."""
         return self.train_steps * self.global_batch_size
 
 

@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.cluster import VariableName
 
 Layout = Literal["prose", "tags"]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whitespace=True)]
-VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
 
 class Sampling(Section):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.evaluation.key_value_cache import Cache, Replay, Step, padded, use_own_cache
 from megatron_mathcpt.evaluation.sampling import Pick
 from megatron_mathcpt.parallel import Layout

@@ -21,7 +21,7 @@ from megatron_mathcpt.checkpoint.hf_folder import own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.sampling import Pick, greedy, request_seeds, sampler

@@ -5,6 +5,7 @@ attention) or the lengths that packed attention takes (`Documents`, for Transfor
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -66,16 +67,13 @@ class Documents(PackedSeqParams):  # type: ignore[misc]
 
     def to(self, device: torch.device) -> "Documents":
         """The same, its tensors on `device`."""
+        move = partial(torch.Tensor.to, device=device, non_blocking=True)
         spans = tuple(
-            replace(span, query_ends=_move(span.query_ends, device), key_ends=_move(span.key_ends, device))
+            replace(span, query_ends=move(span.query_ends), key_ends=move(span.key_ends))
             for span in self.spans
         )
-        order = None if self.order is None else _move(self.order, device)
+        order = None if self.order is None else move(self.order)
         return Documents(self.max_seqlen_q, spans, order)
-
-
-def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.to(device, non_blocking=True)
 
 
 def packed(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:

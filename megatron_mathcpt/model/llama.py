@@ -14,12 +14,22 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_mathcpt.config.experiment import PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
-from megatron_mathcpt.model.norm import RMSNorm
-from megatron_mathcpt.model.settings import padded_vocab_size, transformer_config
+from megatron_mathcpt.model.settings import transformer_config
 from megatron_mathcpt.parallel import Layout
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """For the local layer spec, where Megatron-Core's wrapper refuses sequence parallelism.
+
+    The weight asks Megatron-Core to sum its gradient over tensor-parallel ranks.
+    """
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 @cache
@@ -58,14 +68,32 @@ def build_model(
 
     `document_attention` says that each batch will bring its documents; without it attention is causal.
     """
+    assert shape.vocab_size is not None
     config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
     stages = layout.sizes.virtual_pipeline_model_parallel_size
+    scaling = shape.rope_scaling
     chunks = []
     for stage in range(stages or 1):
-        first = layout.is_first_stage and stage == 0
-        last = layout.is_last_stage and stage == (stages or 1) - 1
-        spec = block_spec(config, layout, stage if stages else None, documents=document_attention)
-        chunks.append(_build_chunk(shape, layout, config, spec, (first, last, stage if stages else None)))
+        virtual_stage = stage if stages else None
+        chunk = Llama(
+            config=config,
+            transformer_layer_spec=block_spec(config, layout, virtual_stage, documents=document_attention),
+            vocab_size=padded_vocab_size(shape.vocab_size),
+            max_sequence_length=shape.max_position_embeddings,
+            pre_process=layout.is_first_stage and stage == 0,
+            post_process=layout.is_last_stage and stage == (stages or 1) - 1,
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            rotary_base=shape.rotary_base,
+            rope_scaling=scaling is not None,
+            rope_scaling_factor=scaling.factor if scaling else 1.0,
+            pg_collection=layout.groups,
+            vp_stage=virtual_stage,
+        )
+        chunk.valid_vocab_size = shape.vocab_size
+        chunk.to(layout.device)
+        chunks.append(chunk)
     return chunks
 
 
@@ -82,33 +110,6 @@ def accumulate_in_products(chunk: Any) -> None:
         if isinstance(module, TransformerEngineBaseModule) and hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
     chunk.config.gradient_accumulation_fusion = True
-
-
-def _build_chunk(
-    shape: LlamaShape, layout: Layout, config: Any, spec: Any, place: tuple[bool, bool, int | None]
-) -> Llama:
-    """One chunk; `place` is whether it is the first, whether it is the last, and its virtual stage."""
-    assert shape.vocab_size is not None
-    scaling = shape.rope_scaling
-    model = Llama(
-        config=config,
-        transformer_layer_spec=spec,
-        vocab_size=padded_vocab_size(shape.vocab_size),
-        max_sequence_length=shape.max_position_embeddings,
-        pre_process=place[0],
-        post_process=place[1],
-        parallel_output=True,
-        share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
-        position_embedding_type="rope",
-        rotary_base=shape.rotary_base,
-        rope_scaling=scaling is not None,
-        rope_scaling_factor=scaling.factor if scaling else 1.0,
-        pg_collection=layout.groups,
-        vp_stage=place[2],
-    )
-    model.valid_vocab_size = shape.vocab_size
-    model.to(layout.device)
-    return model
 
 
 def block_spec(config: Any, layout: Layout, stage: int | None, *, documents: bool) -> Any:

@@ -1,5 +1,7 @@
 """Llama shape, layout and precision as Megatron-Core's `TransformerConfig`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -7,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from megatron_mathcpt.config.experiment import VOCAB_DIVISOR, ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +58,8 @@ def transformer_config(
     """
     check_accelerated(parallel, precision, fused=fused)
     virtual = parallel.virtual_pipeline_model_parallel_size
+    # NVIDIA's apex brings the product that adds the output layer's gradient to its buffer.
+    has_apex_kernel = find_spec("fused_weight_gradient_mlp_cuda") is not None
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -98,7 +102,7 @@ def transformer_config(
         output_layer_init_method=torch.nn.init.zeros_,
         embedding_init_method=torch.nn.init.zeros_,
         # Without Transformer Engine these fusions fail or bring nothing.
-        gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel(),
+        gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel,
         cross_entropy_loss_fusion=parallel.cross_entropy_loss_fusion,
         cross_entropy_fusion_impl="te",
         bias_activation_fusion=fused,
@@ -130,11 +134,32 @@ def _fp8_settings(precision: PrecisionSection) -> dict[str, Any]:
     }
 
 
-def has_apex_kernel() -> bool:
-    """Whether NVIDIA's apex brings the product that adds the output layer's gradient to its buffer."""
-    return find_spec("fused_weight_gradient_mlp_cuda") is not None
+@contextmanager
+def user_buffers(config: ExperimentConfig) -> Iterator[None]:
+    """Buffers for the layers of `config` where `tp_comm_overlap` asks for them; freed at the end.
 
+    Made once before the model, for a layer's input of [microbatch x sequence / context size, hidden].
+    """
+    if not config.parallel.tp_comm_overlap:
+        yield
+        return
+    from transformer_engine.pytorch.module import base
 
-def padded_vocab_size(vocab_size: int) -> int:
-    """Rows of the embedding: the same in every layout, so weights and losses are too."""
-    return -(-vocab_size // VOCAB_DIVISOR) * VOCAB_DIVISOR
+    assert config.model is not None
+    train, parallel = config.train, config.parallel
+    tokens = train.micro_batch_size * train.seq_length // parallel.context_parallel_size
+    kinds = base.UserBufferQuantizationMode
+    modes = [kinds.NONE if config.precision.fp8 is None else kinds.FP8]
+    if config.precision.first_last_layers_bf16:
+        modes.append(kinds.NONE)
+    base.initialize_ub(
+        shape=[tokens, config.model.hidden_size],
+        tp_size=parallel.tensor_model_parallel_size,
+        quantization_modes=modes,
+        dtype=torch.bfloat16,
+        bootstrap_backend="nccl",
+    )
+    try:
+        yield
+    finally:
+        base.destroy_ub()

@@ -4,6 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from megatron_mathcpt.config.cross_checks import (
+    Division,
+    batch_divisions,
+    sequence_divisions,
+    shape_divisions,
+)
 from megatron_mathcpt.planner.shapes import ModelShape
 
 Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current", "fp8_blockwise", "fp8_mx"]
@@ -43,7 +49,6 @@ class Training:
 
     @property
     def is_fp8(self) -> bool:
-        """Whether the block's matrix products run in FP8."""
         return self.precision.startswith("fp8")
 
     @property
@@ -53,12 +58,10 @@ class Training:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one global batch."""
         return self.seq_length * self.global_batch_size
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of a summed gradient."""
         return 4 if self.grad_reduce_in_fp32 or self.precision == "fp32" else 2
 
     @property
@@ -114,15 +117,14 @@ class Layout:
     sequence_parallel: bool = True
     stage_layers: tuple[int, ...] | None = None
 
+    @property
+    def replicas(self) -> int:
+        """Ranks that reduce a gradient together."""
+        return self.data_parallel_size * self.context_parallel_size
+
     @cached_property
     def gpus(self) -> int:
-        """Number of processes."""
-        return (
-            self.tensor_model_parallel_size
-            * self.pipeline_model_parallel_size
-            * self.context_parallel_size
-            * self.data_parallel_size
-        )
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.replicas
 
     @property
     def name(self) -> str:
@@ -147,6 +149,12 @@ class Layout:
             return self.stage_layers
         stages = self.pipeline_model_parallel_size
         return (shape.num_layers // stages,) * stages
+
+    def recomputed(self, layers: int) -> int:
+        """How many of a stage's `layers` are computed again in backward, whole or their MLP."""
+        if self.recompute == "none":
+            return 0
+        return layers if self.recompute_num_layers is None else min(layers, self.recompute_num_layers)
 
     def microbatches(self, training: Training) -> int:
         """Microbatches that one process sees in a step."""
@@ -176,33 +184,22 @@ def with_head_as_layer(layout: Layout, shape: ModelShape) -> Layout:
 
 
 def illegal(shape: ModelShape, training: Training, layout: Layout) -> str | None:
-    """Why Megatron-Core would refuse `layout`, or None."""
+    """Why Megatron-Core would refuse `layout`, or None; config/cross_checks.py says what divides what."""
     tensor, context = layout.tensor_model_parallel_size, layout.context_parallel_size
     stages, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
     replica_batch = layout.data_parallel_size * layout.micro_batch_size
+    divisions = [
+        *shape_divisions(shape, tensor),
+        Division("", shape.padded_vocab_size, tensor, "", "padded vocabulary does not divide by TP"),
+        *sequence_divisions(training.seq_length, tensor, context, sequence_parallel=layout.sequence_parallel),
+        *batch_divisions(training.global_batch_size, replica_batch, stages if virtual > 1 else 1),
+    ]
+    # Embedding and head may stand for a layer each, so only the sum over a layout's slots can be checked.
+    uneven_chunks = 0 if layout.stage_layers else shape.num_layers % (stages * virtual)
     rules = [
-        (shape.num_attention_heads % tensor, "attention heads do not divide by TP"),
-        (shape.num_query_groups % tensor, "query groups do not divide by TP"),
-        (shape.ffn_hidden_size % tensor, "feed-forward width does not divide by TP"),
-        (shape.padded_vocab_size % tensor, "padded vocabulary does not divide by TP"),
-        (training.seq_length % (2 * context if context > 1 else 1), "sequence does not divide by 2 CP"),
-        (training.seq_length % (context * tensor), "sequence does not divide by TP x CP"),
-        (training.global_batch_size % replica_batch, "global batch does not divide by DP x micro batch"),
+        *((division.found % division.divisor, division.short) for division in divisions),
         (virtual > 1 and stages == 1, "virtual stages need PP above 1"),
         (sum(layout.layers(shape)) != shape.num_layers, "layers do not divide by PP"),
-        (_uneven_chunks(shape, layout), "layers do not divide by PP x virtual stages"),
+        (uneven_chunks, "layers do not divide by PP x virtual stages"),
     ]
-    for broken, reason in rules:
-        if broken:
-            return reason
-    if virtual > 1 and layout.microbatches(training) % stages:
-        return "interleaving needs microbatches that divide by PP"
-    return None
-
-
-def _uneven_chunks(shape: ModelShape, layout: Layout) -> int:
-    # Embedding and head may stand for a layer each, so only the sum over a layout's slots can be checked.
-    if layout.stage_layers:
-        return 0
-    chunks = layout.pipeline_model_parallel_size * layout.virtual_pipeline_model_parallel_size
-    return shape.num_layers % chunks
+    return next((reason for broken, reason in rules if broken), None)

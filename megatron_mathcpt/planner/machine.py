@@ -1,9 +1,72 @@
-"""A GPU's data sheet with the fitted constants: the rates that work is divided by."""
+"""The machine as data: a GPU's data sheet, constants fitted to published runs, and the rates they make."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from megatron_mathcpt.planner.constants import Constants, load_constants
-from megatron_mathcpt.planner.hardware import Hardware, load_hardware
+from pydantic import Field
+
+from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.errors import ConfigError
+
+_HARDWARE = Path(__file__).parent / "data" / "hardware.yaml"
+CONSTANTS = Path(__file__).parent / "data" / "constants.yaml"
+
+
+class Hardware(Section):
+    """One kind of GPU and how it is wired; each entry of `data/hardware.yaml` gives its source.
+
+    Peaks are dense TFLOP/s, bandwidths GB/s (10^9 bytes) in one direction; `memory_gib` is what the driver
+    reports, before the context.
+    """
+
+    bf16_tflops: float = Field(gt=0)
+    fp8_tflops: float | None = Field(default=None, gt=0)
+    memory_gib: float = Field(gt=0)
+    memory_gb_per_second: float = Field(gt=0)
+    nvlink_gb_per_second: float = Field(gt=0)
+    network_gb_per_second: float = Field(gt=0)  # per GPU
+    gpus_per_node: int = Field(gt=0)  # joined by NVLink
+    mxfp8: bool = False  # whether its products take FP8 with a scale for 32 values
+    tuned_overlap: tuple[tuple[int, int], ...]  # (hidden size, TP) that have a user-buffer table
+    source: str
+
+
+class _HardwareTable(Section):
+    hardware: dict[str, Hardware]
+
+
+def load_hardware(name: str) -> Hardware:
+    """The entry called `name`; raises `ConfigError` naming the known ones."""
+    table = load_config(_HARDWARE, _HardwareTable).hardware
+    if name not in table:
+        raise ConfigError(f"hardware '{name}': unknown; known are {', '.join(sorted(table))}")
+    return table[name]
+
+
+class Constants(Section):
+    """What no data sheet gives; fitted by tests/benchmarks/planner_calibration.py, never set by hand.
+
+    Efficiencies are shares of the data sheet's peak; a ramp is in elements of the reduction.
+    """
+
+    bf16_gemm_efficiency: float
+    bf16_gemm_ramp: float
+    fp8_gemm_efficiency: float
+    fp8_gemm_ramp: float
+    block_gemm_share: float  # of that rate where FP8 is scaled by blocks of 128 instead of whole tensors
+    attention_efficiency: float
+    context_loss: float  # extra attention time of a context-parallel ring of many ranks
+    memory_efficiency: float
+    tensor_exposed: float  # share of tuned tensor-parallel traffic that the products do not hide
+    pipeline_exposed: float  # share of the traffic between stages that compute does not hide
+    # Slowdown of delayed scaling per doubling of nodes: every microbatch joins maxima of all ranks.
+    scale_sync: float
+    maximum_us: float  # joining the maximum of a tensor over tensor-parallel ranks
+    layer_overhead_us: float  # gaps between the kernels of a layer, forward and backward
+    fp8_layer_overhead_us: float  # on top: scales, maxima and transposes of FP8 tensors
+    step_overhead_ms: float
+    link_efficiency: float
+    network_efficiency: float
 
 
 @dataclass(frozen=True)
@@ -35,15 +98,14 @@ class Machine:
 
     def product_seconds(self, m: float, n: float, k: float, *, fp8: bool) -> float:
         """One matrix product, reduced over `k`; filling and draining its tiles is worth a ramp more of k."""
+        peak, efficiency = self.hardware.bf16_tflops, self.constants.bf16_gemm_efficiency
+        ramp = self.constants.bf16_gemm_ramp
         if fp8:
-            peak = self.hardware.fp8_tflops or self.hardware.bf16_tflops
-            efficiency, ramp = self.constants.fp8_gemm_efficiency, self.constants.fp8_gemm_ramp
-        else:
-            peak = self.hardware.bf16_tflops
-            efficiency, ramp = self.constants.bf16_gemm_efficiency, self.constants.bf16_gemm_ramp
+            peak, efficiency = self.hardware.fp8_tflops or peak, self.constants.fp8_gemm_efficiency
+            ramp = self.constants.fp8_gemm_ramp
         return 2 * m * n * (k + ramp) / (peak * 1e12 * efficiency)
 
 
 def load_machine(name: str) -> Machine:
     """The GPU called `name` with the constants that ship with the package (fitted on H100)."""
-    return Machine(load_hardware(name), load_constants())
+    return Machine(load_hardware(name), load_config(CONSTANTS, Constants))

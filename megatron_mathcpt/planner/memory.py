@@ -8,7 +8,7 @@ see on a real layer is the test. Not in here: the CUDA context, NCCL's buffers a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from megatron_mathcpt.planner.flops import parameters
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
 from megatron_mathcpt.planner.shapes import ModelShape
 
@@ -25,6 +25,9 @@ FP8_ACTIVATION = {"fp8_delayed": 1.0, "fp8_current": 1.0, "fp8_blockwise": 1 + 4
 FP8_WEIGHT = FP8_ACTIVATION | {"fp8_blockwise": 1 + 4 / 128**2}
 
 
+_ADAM_MOMENTS = 8  # bytes a parameter on disk: AdamW's two, in fp32
+
+
 @dataclass(frozen=True)
 class StageMemory:
     """Bytes on each GPU of one pipeline stage at the worst moment, by name."""
@@ -34,66 +37,107 @@ class StageMemory:
 
     @property
     def total(self) -> float:
-        """Sum of the parts, bytes."""
         return sum(self.parts.values())
 
     @property
-    def state(self) -> float:
-        """What stays between steps: weights, gradients, optimizer; bytes."""
-        return self.parts["weights"] + self.parts["gradients"] + self.parts["optimizer"]
-
-    @property
     def gib(self) -> float:
-        """Sum of the parts, GiB."""
         return self.total / GIB
 
 
-def memory_per_stage(shape: ModelShape, training: Training, layout: Layout) -> list[StageMemory]:
-    """Memory of every pipeline stage, first to last."""
-    return _memory_of(range(layout.pipeline_model_parallel_size), shape, training, layout)
-
-
-def peak_memory(shape: ModelShape, training: Training, layout: Layout) -> StageMemory:
-    """The fullest stage: of those with equally many layers the first keeps most; the last has the head."""
-    layers = layout.layers(shape)
-    candidates = {layers.index(count) for count in set(layers)} | {0, len(layers) - 1}
-    return max(_memory_of(candidates, shape, training, layout), key=lambda stage: stage.total)
-
-
-def _memory_of(
-    stages: Iterable[int], shape: ModelShape, training: Training, layout: Layout
+def memory_per_stage(
+    shape: ModelShape, training: Training, layout: Layout, stages: Iterable[int] | None = None
 ) -> list[StageMemory]:
+    """Memory of `stages` (None: of every pipeline stage, first to last)."""
     saved = _saved_and_kept(shape, training, layout)
-    left_out = (
-        _saved_and_kept(shape, replace(training, precision="bf16"), layout) if training.is_fp8 else saved
-    )
+    in_bf16 = replace(training, precision="bf16") if training.is_fp8 else training
+    left_out = _saved_and_kept(shape, in_bf16, layout)
     found = []
-    for stage in stages:
+    for stage in range(layout.pipeline_model_parallel_size) if stages is None else stages:
         share = bf16_share(shape, training, layout, stage)
         mixed = [fp8 + share * (bf16 - fp8) for fp8, bf16 in zip(saved, left_out, strict=True)]
         found.append(_stage_memory(shape, training, layout, stage, *mixed))
     return found
 
 
-def _saved_and_kept(shape: ModelShape, training: Training, layout: Layout) -> tuple[float, float]:
-    """Bytes per token that a layer saves for backward, and those that it keeps under recomputation."""
-    saved = saved_per_token(shape, training, layout)
-    return sum(saved.values()), _kept_by_recompute(layout, saved)
+def peak_memory(shape: ModelShape, training: Training, layout: Layout) -> StageMemory:
+    """The fullest stage: of those with equally many layers the first keeps most; the last has the head."""
+    layers = layout.layers(shape)
+    candidates = {layers.index(count) for count in set(layers)} | {0, len(layers) - 1}
+    return max(memory_per_stage(shape, training, layout, candidates), key=lambda stage: stage.total)
 
 
 def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> tuple[float, float]:
     """Weights on one GPU of `stage`: (those of the layers' matrices, all others)."""
-    count = parameters(shape)
     tensor, last = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size - 1
     layers = layout.layers(shape)[stage]
-    others = float(layers * count.norms)
+    others = float(layers * shape.layer_norms)
     if stage == 0:
-        others += count.embedding / tensor
+        others += shape.embedding / tensor
     if stage == last:
         # A tied head is a second copy of the embedding when the two sit on different stages.
-        head = count.head or (count.embedding if last else 0)
-        others += head / tensor + count.final_norm
-    return layers * count.layer_matrices / tensor, others
+        head = shape.head or (shape.embedding if last else 0)
+        others += head / tensor + shape.hidden_size
+    return layers * shape.layer_matrices / tensor, others
+
+
+def _stage_memory(
+    shape: ModelShape, training: Training, layout: Layout, stage: int, per_token: float, kept: float
+) -> StageMemory:
+    """`per_token` and `kept` are what an average layer of the stage saves, as in `_saved_and_kept`."""
+    matrices, others = stage_parameters(shape, layout, stage)
+    shards = layout.replicas if training.use_distributed_optimizer else 1
+    weight = 4 if training.precision == "fp32" else 2
+    # FP8 products need every weight twice, as it is and transposed (MXFP8: scaled along the other side).
+    copies = 1 if training.disable_parameter_transpose_cache else 2
+    in_fp8 = copies * FP8_WEIGHT.get(training.precision, 0.0) + (0 if training.weights_in_fp8 else weight)
+    matrix_weight = in_fp8 + bf16_share(shape, training, layout, stage) * (weight - in_fp8)
+    layers = layout.layers(shape)[stage]
+    recomputed = layout.recomputed(layers)
+    tokens = layout.tokens(training)
+    in_flight = in_flight_stages(layout, layout.microbatches(training), stage)
+    parts = {
+        "weights": matrix_weight * matrices + weight * others,
+        "gradients": training.gradient_bytes * (matrices + others),
+        "optimizer": training.optimizer_bytes * (matrices + others) / shards,
+        "activations": in_flight * tokens * (recomputed * kept + (layers - recomputed) * per_token),
+        "recomputed layer": tokens * (per_token - kept) if recomputed else 0.0,
+        "logits": 0.0,
+    }
+    if stage == layout.pipeline_model_parallel_size - 1:
+        # In fp32 everything happens in place.
+        per_logit = 4.0 if training.precision == "fp32" else LOGIT_BYTES[training.cross_entropy_fusion_impl]
+        rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
+        # A recomputed layer comes after the logits are gone: only the larger of the two counts.
+        parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])
+    if training.update_bytes:
+        # The update makes its copies when the activations are gone.
+        freed = parts["activations"] + parts["recomputed layer"] + parts["logits"]
+        update = training.update_bytes * (matrices + others) / shards
+        parts["fp32 copies in the update"] = max(0.0, update - freed)
+    return StageMemory(stage, parts)
+
+
+def in_flight_stages(layout: Layout, microbatches: int, stage: int) -> float:
+    """Forward passes that wait for their backward on `stage`, in units of the whole stage.
+
+    1F1B and its interleaved form as in Megatron-Core's `schedules.get_pp_rank_microbatches`.
+    """
+    stages, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
+    if virtual == 1:
+        return min(microbatches, stages - stage)
+    chunks = min(2 * (stages - stage - 1) + (virtual - 1) * stages, microbatches * virtual) + 1
+    return min(chunks / virtual, microbatches)
+
+
+def _saved_and_kept(shape: ModelShape, training: Training, layout: Layout) -> tuple[float, float]:
+    """Bytes per token that a layer saves for backward, and those that it keeps under recomputation."""
+    saved = saved_per_token(shape, training, layout)
+    total = sum(saved.values())
+    if layout.recompute == "none":
+        return total, total
+    if layout.recompute == "full":
+        return total, saved["norm inputs"] / 2
+    return total, total - saved["norm outputs"] / 2 - saved["gate, up"] - saved["activation"]
 
 
 def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> dict[str, float]:
@@ -119,99 +163,40 @@ def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> di
         saved["attention output in FP8"] = query
     if shape.has_dropout:
         saved["dropout masks"] = 2 * hidden
-    if not training.fused:
-        saved |= _saved_by_local_spec(shape, training, layout, hidden)
+    if not training.fused:  # what the local layers keep above the fused ones, as saved-tensor hooks show it
+        # torch's RMSNorm keeps its input and the normalised input in fp32, and the inverse deviation.
+        saved["norms in fp32"] = 2 * (2 * 4 + size) * hidden - 2 * 2 * size * hidden + 2 * 4
+        # Cosine and sine, once for the queries and once for the keys, per position.
+        saved["rotary tables"] = 4 * size * shape.head_size / layout.micro_batch_size
+        saved["silu and up"] = 2 * size * ffn
     return saved
 
 
-def _saved_by_local_spec(
-    shape: ModelShape, training: Training, layout: Layout, hidden: float
-) -> dict[str, float]:
-    """What the local layers keep above the fused ones, as saved-tensor hooks show it."""
-    size = 4 if training.precision == "fp32" else 2
-    # torch's RMSNorm keeps its input and the normalised input in fp32, and the inverse deviation.
-    norms = 2 * (2 * 4 + size) * hidden - 2 * 2 * size * hidden + 2 * 4
-    return {
-        "norms in fp32": norms,
-        # Cosine and sine, once for the queries and once for the keys, per position.
-        "rotary tables": 4 * size * shape.kv_channels / layout.micro_batch_size,
-        "silu and up": 2 * size * shape.ffn_hidden_size / layout.tensor_model_parallel_size,
-    }
+def checkpoint_bytes(config: ExperimentConfig) -> tuple[int, int]:
+    """Bytes of one checkpoint of `config`, and of the weights alone; needs the model's shape and vocabulary.
 
-
-def _kept_by_recompute(layout: Layout, saved: Mapping[str, float]) -> float:
-    """Bytes per token that a layer under recomputation still keeps."""
-    total = sum(saved.values())
-    if layout.recompute == "none":
-        return total
-    if layout.recompute == "full":
-        return saved["norm inputs"] / 2
-    return total - saved["norm outputs"] / 2 - saved["gate, up"] - saved["activation"]
-
-
-def in_flight_stages(layout: Layout, microbatches: int, stage: int) -> float:
-    """Forward passes that wait for their backward on `stage`, in units of the whole stage.
-
-    1F1B and its interleaved form as in Megatron-Core's `schedules.get_pp_rank_microbatches`.
+    AdamW's state has an fp32 copy of the weights too, where they are bf16 or the optimizer is sharded.
     """
-    stages, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
-    if virtual == 1:
-        return min(microbatches, stages - stage)
-    chunks = min(2 * (stages - stage - 1) + (virtual - 1) * stages, microbatches * virtual) + 1
-    return min(chunks / virtual, microbatches)
+    assert config.model is not None
+    weights = 4 if config.precision.params_dtype == "fp32" else 2
+    copy = 4 if weights == 2 or config.parallel.use_distributed_optimizer else 0
+    parameters = config.model.num_parameters()
+    return (weights + copy + _ADAM_MOMENTS) * parameters, weights * parameters
 
 
-def _stage_memory(
-    shape: ModelShape, training: Training, layout: Layout, stage: int, per_token: float, kept: float
-) -> StageMemory:
-    matrices, others = stage_parameters(shape, layout, stage)
-    layers = layout.layers(shape)[stage]
-    recomputed = min(layers, layers if layout.recompute_num_layers is None else layout.recompute_num_layers)
-    if layout.recompute == "none":
-        recomputed = 0
-    tokens = layout.tokens(training)
-    in_flight = in_flight_stages(layout, layout.microbatches(training), stage)
-    parts = {
-        **_state_bytes(training, layout, matrices, others, bf16_share(shape, training, layout, stage)),
-        "activations": in_flight * tokens * (recomputed * kept + (layers - recomputed) * per_token),
-        "recomputed layer": tokens * (per_token - kept) if recomputed else 0.0,
-        "logits": 0.0,
-    }
-    if stage == layout.pipeline_model_parallel_size - 1:
-        per_logit = LOGIT_BYTES[training.cross_entropy_fusion_impl]
-        if training.precision == "fp32":
-            per_logit = 4.0  # everything in place
-        rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
-        # A recomputed layer comes after the logits are gone: only the larger of the two counts.
-        parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])
-    if training.update_bytes:
-        # The update makes its copies when the activations are gone.
-        copies = training.update_bytes * (matrices + others) / _shards(training, layout)
-        freed = parts["activations"] + parts["recomputed layer"] + parts["logits"]
-        parts["fp32 copies in the update"] = max(0.0, copies - freed)
-    return StageMemory(stage, parts)
+def kept_bytes(config: ExperimentConfig) -> int:
+    """Bytes of the checkpoints that a finished run keeps."""
+    whole, weights = checkpoint_bytes(config)
+    settings, steps = config.checkpoint, config.train.train_steps
+    saves = [*range(settings.interval, steps, settings.interval), steps]
+    newest, older = saves[-settings.keep :], saves[: -settings.keep]
+    spared = sum(step % settings.keep_every == 0 for step in older) if settings.keep_every else 0
+    spared += settings.keep_best is not None or settings.choose != "newest"
+    return len(newest) * whole + min(spared, len(older)) * (whole if settings.keep_optimizer else weights)
 
 
-def _shards(training: Training, layout: Layout) -> int:
-    """Ranks that share the optimizer's state."""
-    replicas = layout.data_parallel_size * layout.context_parallel_size
-    return replicas if training.use_distributed_optimizer else 1
-
-
-def _state_bytes(
-    training: Training, layout: Layout, matrices: float, others: float, left_out: float
-) -> dict[str, float]:
-    """Weights, gradients and AdamW's state; the state is cut over data x context ranks.
-
-    `left_out` is the share of the layers' matrices that FP8 leaves in bf16.
-    """
-    weight = 4 if training.precision == "fp32" else 2
-    # FP8 products need every weight twice, as it is and transposed (MXFP8: scaled along the other side).
-    copies = 1 if training.disable_parameter_transpose_cache else 2
-    in_fp8 = copies * FP8_WEIGHT.get(training.precision, 0.0) + (0 if training.weights_in_fp8 else weight)
-    matrix_weight = in_fp8 + left_out * (weight - in_fp8)
-    return {
-        "weights": matrix_weight * matrices + weight * others,
-        "gradients": training.gradient_bytes * (matrices + others),
-        "optimizer": training.optimizer_bytes * (matrices + others) / _shards(training, layout),
-    }
+def held_bytes(config: ExperimentConfig) -> int:
+    """The most bytes that the checkpoints of a run take at once: one more than stays, while it is written."""
+    whole, _ = checkpoint_bytes(config)
+    goes = config.train.train_steps > config.checkpoint.keep * config.checkpoint.interval
+    return kept_bytes(config) + goes * whole

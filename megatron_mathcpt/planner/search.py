@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.hardware import Hardware
 from megatron_mathcpt.planner.layout import Layout, Recompute, Training, illegal, with_head_as_layer
-from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.machine import Hardware, Machine
 from megatron_mathcpt.planner.memory import StageMemory, peak_memory
 from megatron_mathcpt.planner.shapes import ModelShape
 from megatron_mathcpt.planner.step_time import StepTime, step_time
@@ -63,8 +62,7 @@ def search(
     misfits: list[Misfit] = []
     refused: Counter[str] = Counter()
     for layout in _layouts(shape, gpus, hardware):
-        reason = illegal(shape, training, layout)
-        if reason:
+        if reason := illegal(shape, training, layout):
             refused[reason] += 1
             continue
         chosen, memory = _lightest_recompute(shape, training, layout, limit)
@@ -90,19 +88,13 @@ def check_precision(training: Training, hardware: Hardware) -> None:
 def _layouts(shape: ModelShape, gpus: int, hardware: Hardware) -> Iterator[Layout]:
     """Every cut of `gpus`; tensor parallelism stays inside a node."""
     node = hardware.gpus_per_node
-    for tensor, context in product(_powers_of_two(node), _powers_of_two(node)):
-        if gpus % (tensor * context) == 0:
-            for stages in _divisors(gpus // (tensor * context)):
-                if stages > shape.num_layers:
-                    continue
-                base = Layout(
-                    tensor_model_parallel_size=tensor,
-                    pipeline_model_parallel_size=stages,
-                    context_parallel_size=context,
-                    data_parallel_size=gpus // (tensor * context * stages),
-                    sequence_parallel=tensor > 1,
-                )
-                yield from _batched(shape, base)
+    in_a_node = [2**power for power in range(node.bit_length())]
+    for tensor, context in product(in_a_node, in_a_node):
+        left, rest = divmod(gpus, tensor * context)
+        for stages in _divisors(left) if rest == 0 else ():
+            if stages <= shape.num_layers:
+                sizes = (tensor, stages, context, left // stages)
+                yield from _batched(shape, Layout(*sizes, sequence_parallel=tensor > 1))
 
 
 def _batched(shape: ModelShape, base: Layout) -> Iterator[Layout]:
@@ -135,15 +127,8 @@ def why_slower(plan: Plan, best: Plan, terms: int = 2) -> str:
     """The terms in which `plan` loses most against `best`, in percent of the best's step."""
     losses = {name: plan.time.terms.get(name, 0.0) - value for name, value in best.time.terms.items()}
     worst = sorted(losses.items(), key=lambda item: -item[1])[:terms]
-    return ", ".join(
-        f"{name} +{100 * loss / best.time.total:.1f} %"
-        for name, loss in worst
-        if loss > 1e-3 * best.time.total
-    )
-
-
-def _powers_of_two(largest: int) -> list[int]:
-    return [2**power for power in range(largest.bit_length()) if 2**power <= largest]
+    shares = [(name, loss / best.time.total) for name, loss in worst]
+    return ", ".join(f"{name} +{100 * share:.1f} %" for name, share in shares if share > 1e-3)
 
 
 def _divisors(number: int) -> list[int]:

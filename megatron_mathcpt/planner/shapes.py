@@ -1,64 +1,80 @@
-"""What of a model decides its cost, by name, from a Hugging Face `config.json`, or from a run's config."""
+"""What of a model decides its cost: its shape by name, its parameters, its operations per token.
 
-from dataclasses import dataclass, replace
+Two conventions of operations are in use and differ by 12 % for Llama-3-8B at 8k: *causal* counts the
+attention that is computed (half the score matrix), *full* the whole one, as Megatron-LM's log and tables
+before 2025 do.
+Forward and backward together are three times the forward pass; a multiply-add is two operations.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
 _TABLE = Path(__file__).parent / "data" / "shapes.yaml"
-VOCAB_DIVISOR = 128  # rows of the embedding are padded to a multiple, as in model/settings.py
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """A decoder-only transformer; the names are Megatron-Core's.
+class ModelShape(LlamaShape):
+    """A decoder-only transformer; `vocab_size` is known.
 
     The last three fields are for published rows of older GPT models, no Llama needs them.
     """
 
     name: str
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    vocab_size: int
-    share_embeddings_and_output_weights: bool = False
     gated_linear_unit: bool = True
     has_dropout: bool = False
     learned_positions: int = 0
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding and of the output layer."""
-        return -(-self.vocab_size // VOCAB_DIVISOR) * VOCAB_DIVISOR
+        assert self.vocab_size is not None
+        return padded_vocab_size(self.vocab_size)
 
     @property
     def query_width(self) -> int:
         """Channels of all attention heads."""
-        return self.num_attention_heads * self.kv_channels
+        return self.num_attention_heads * self.head_size
 
     @property
     def key_width(self) -> int:
         """Channels of all keys (or of all values)."""
-        return self.num_query_groups * self.kv_channels
+        return self.query_groups * self.head_size
 
     @property
     def fc1_width(self) -> int:
         """Outputs of the feed-forward block's first matrix: gate and up, or one of them."""
         return self.ffn_hidden_size * (2 if self.gated_linear_unit else 1)
 
+    @property
+    def layer_matrices(self) -> int:
+        """Weights of one layer's four matrices; biases are left out (no Llama has them)."""
+        attention = 2 * self.query_width + 2 * self.key_width
+        return self.hidden_size * (attention + self.fc1_width + self.ffn_hidden_size)
 
-class _Table(Section):
+    @property
+    def layer_norms(self) -> int:
+        return 2 * self.hidden_size
+
+    @property
+    def embedding(self) -> int:
+        return (self.padded_vocab_size + self.learned_positions) * self.hidden_size
+
+    @property
+    def head(self) -> int:
+        """Weights of the output layer, 0 when it is the embedding."""
+        return 0 if self.share_embeddings_and_output_weights else self.padded_vocab_size * self.hidden_size
+
+    @property
+    def total(self) -> int:
+        """All parameters of the model, its vocabulary padded."""
+        layers = self.num_layers * (self.layer_matrices + self.layer_norms)
+        return layers + self.embedding + self.head + self.hidden_size
+
+
+class _ShapeTable(Section):
     shapes: dict[str, LlamaShape]
-
-
-def shape_names() -> list[str]:
-    """Names of the built-in shapes."""
-    return sorted(load_config(_TABLE, _Table).shapes)
 
 
 def load_shape(model: str) -> ModelShape:
@@ -66,7 +82,7 @@ def load_shape(model: str) -> ModelShape:
 
     Raises `ConfigError` when it is neither.
     """
-    shapes = load_config(_TABLE, _Table).shapes
+    shapes = load_config(_TABLE, _ShapeTable).shapes
     if model in shapes:
         return from_llama(model, shapes[model])
     path = Path(model)
@@ -84,19 +100,38 @@ def from_llama(name: str, llama: LlamaShape) -> ModelShape:
     """The shape of a run's config; raises `ConfigError` if it leaves the vocabulary to the tokenizer."""
     if llama.vocab_size is None:
         raise ConfigError(f"model '{name}': vocab_size is missing; the memory of the embedding needs it")
-    return ModelShape(
-        name=name,
-        num_layers=llama.num_layers,
-        hidden_size=llama.hidden_size,
-        ffn_hidden_size=llama.ffn_hidden_size,
-        num_attention_heads=llama.num_attention_heads,
-        num_query_groups=llama.query_groups,
-        kv_channels=llama.head_size,
-        vocab_size=llama.vocab_size,
-        share_embeddings_and_output_weights=llama.share_embeddings_and_output_weights,
+    return ModelShape(name=name, **dict(llama))
+
+
+@dataclass(frozen=True)
+class FlopsPerToken:
+    """Operations per trained token, forward and backward, without recomputation."""
+
+    layer_matrices: float
+    head: float
+    attention_full: float
+
+    @property
+    def attention_causal(self) -> float:
+        return self.attention_full / 2
+
+    @property
+    def causal(self) -> float:
+        """Total, causal convention; the one this project reports."""
+        return self.layer_matrices + self.head + self.attention_causal
+
+    @property
+    def full(self) -> float:
+        return self.layer_matrices + self.head + self.attention_full
+
+
+def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
+    """Operations per token of a sequence of `seq_length`: 6 per weight, 12 L s a d of full attention.
+
+    Source: Narayanan et al. 2021 (arXiv 2104.04473), appendix, without its recomputation.
+    """
+    return FlopsPerToken(
+        layer_matrices=6.0 * shape.num_layers * shape.layer_matrices,
+        head=6.0 * shape.padded_vocab_size * shape.hidden_size,
+        attention_full=12.0 * shape.num_layers * seq_length * shape.query_width,
     )
-
-
-def with_layers(shape: ModelShape, num_layers: int) -> ModelShape:
-    """The same model with another depth, as in published proxies of Llama-3.1-405B."""
-    return replace(shape, num_layers=num_layers)

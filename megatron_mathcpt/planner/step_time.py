@@ -1,7 +1,7 @@
 """Seconds of one optimizer step, as named terms that add up to it.
 
 Each term is work (operations or bytes) divided by a rate of the machine: the data sheet's times a fitted
-constant (see calibration.py). The slowest pipeline stage sets the pace.
+constant. The slowest pipeline stage sets the pace.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log2
 
-from megatron_mathcpt.planner.flops import flops_per_token, parameters
-from megatron_mathcpt.planner.hardware import Hardware
 from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
-from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.machine import Hardware, Machine
 from megatron_mathcpt.planner.memory import FP8_ACTIVATION, stage_parameters
-from megatron_mathcpt.planner.shapes import ModelShape
+from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token
 
 _BACKWARD_WINDOW = 0.9  # share of a microbatch's compute under which gradients and parameters can travel
 _EXPOSED_ANYWAY = 0.05  # first and last bucket of that traffic have nothing to hide under
@@ -35,7 +33,6 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Seconds of the step."""
         return sum(self.terms.values())
 
 
@@ -61,12 +58,10 @@ def step_time(shape: ModelShape, training: Training, layout: Layout, machine: Ma
     """Predict the time of a step of `layout`."""
     layers = _average_layers(shape, training, layout, machine)
     counts = layout.layers(shape)
-    recompute = [
-        _recompute_seconds(layout, layer, count) for layer, count in zip(layers, counts, strict=True)
-    ]
+    pairs = list(zip(layers, counts, strict=True))
+    recompute = [_recompute_seconds(layout, layer, count) for layer, count in pairs]
     stages = [
-        count * sum(layer.values()) + again
-        for layer, count, again in zip(layers, counts, recompute, strict=True)
+        count * sum(layer.values()) + again for (layer, count), again in zip(pairs, recompute, strict=True)
     ]
     head = _head_seconds(shape, training, layout, machine)
     stages[-1] += head
@@ -89,12 +84,11 @@ def _average_layers(
     """Terms of the average layer of every pipeline stage, layers that FP8 leaves in bf16 among them."""
     sizes = (layout.tensor_model_parallel_size, layout.context_parallel_size, layout.micro_batch_size)
     layer = _layer_terms(shape, training, machine, *sizes)
+    stages = range(layout.pipeline_model_parallel_size)
     if training.bf16_layers == (0, 0):
-        return [layer] * layout.pipeline_model_parallel_size
+        return [layer for _ in stages]
     left_out = _layer_terms(shape, replace(training, precision="bf16"), machine, *sizes)
-    shares = [
-        bf16_share(shape, training, layout, stage) for stage in range(layout.pipeline_model_parallel_size)
-    ]
+    shares = [bf16_share(shape, training, layout, stage) for stage in stages]
     return [
         {name: value + share * (left_out[name] - value) for name, value in layer.items()} for share in shares
     ]
@@ -106,43 +100,103 @@ def _layer_terms(
 ) -> dict[str, float]:
     """Seconds of one layer for one microbatch, forward and backward, by term."""
     tokens = micro_batch * training.seq_length / context
-    attention = _attention_seconds(shape, training, machine, tensor, tokens)
-    attention *= 1 + machine.constants.context_loss * (context - 1) / context
-    ring = _ring_seconds(shape, machine, tensor, context, tokens)
+    layer = _Layer(shape, training, machine, tensor, tokens)
+    attention = layer.attention_seconds() * (1 + machine.constants.context_loss * (context - 1) / context)
+    accumulated = _accumulated_bytes(training) * shape.layer_matrices / tensor
     overhead = machine.constants.layer_overhead_us
     if training.is_fp8:
         overhead += machine.constants.fp8_layer_overhead_us
     return {
-        "matrix products": _matrix_seconds(shape, training, machine, tensor, tokens),
+        "matrix products": layer.matrix_seconds(),
         "attention": attention,
-        "context-parallel communication": max(0.0, ring - attention),
-        "element-wise": _elementwise_bytes(shape, tensor) * tokens / machine.memory,
-        "FP8 casts": _cast_bytes(shape, training, tensor) * tokens / machine.memory,
-        "gradient accumulation": _accumulated_bytes(training)
-        * parameters(shape).layer_matrices
-        / tensor
-        / machine.memory,
-        "tensor-parallel communication": _tensor_seconds(shape, training, machine, tensor, tokens),
+        "context-parallel communication": max(0.0, layer.ring_seconds(context) - attention),
+        "element-wise": layer.elementwise_bytes() * tokens / machine.memory,
+        "FP8 casts": layer.cast_bytes() * tokens / machine.memory,
+        "gradient accumulation": accumulated / machine.memory,
+        "tensor-parallel communication": layer.tensor_seconds(),
         "kernel launches": overhead * 1e-6,
     }
 
 
-def _matrix_seconds(
-    shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
-) -> float:
-    """The layer's four matrices."""
-    slower = machine.constants.block_gemm_share if training.precision == "fp8_blockwise" else 1.0
-    query, key = shape.query_width / tensor, shape.key_width / tensor
-    matrices = (
-        (shape.hidden_size, query + 2 * key),
-        (query, shape.hidden_size),
-        (shape.hidden_size, shape.fc1_width / tensor),
-        (shape.ffn_hidden_size / tensor, shape.hidden_size),
-    )
-    products = (
-        _three_products(machine, tokens, inputs, outputs, fp8=training.is_fp8) for inputs, outputs in matrices
-    )
-    return sum(products) / slower
+@dataclass(frozen=True)
+class _Layer:
+    """One layer on one GPU of `tensor` that share it, for `tokens` of a microbatch; forward and backward."""
+
+    shape: ModelShape
+    training: Training
+    machine: Machine
+    tensor: int
+    tokens: float
+
+    def matrix_seconds(self) -> float:
+        """The layer's four matrices."""
+        shape, tensor = self.shape, self.tensor
+        slower = (
+            self.machine.constants.block_gemm_share if self.training.precision == "fp8_blockwise" else 1.0
+        )
+        query, key = shape.query_width / tensor, shape.key_width / tensor
+        matrices = (
+            (shape.hidden_size, query + 2 * key),
+            (query, shape.hidden_size),
+            (shape.hidden_size, shape.fc1_width / tensor),
+            (shape.ffn_hidden_size / tensor, shape.hidden_size),
+        )
+        fp8 = self.training.is_fp8
+        return sum(_three_products(self.machine, self.tokens, *sizes, fp8=fp8) for sizes in matrices) / slower
+
+    def attention_seconds(self) -> float:
+        """Causal attention, always in bf16."""
+        reach = self.training.attended_length or self.training.seq_length
+        return 6.0 * self.tokens * reach * self.shape.query_width / self.tensor / self.machine.attention
+
+    def ring_seconds(self, context: int) -> float:
+        """Keys and values of all other context ranks, bf16: once forward, back again with their gradients."""
+        volume = 3 * 2 * 2.0 * self.tokens * self.shape.key_width / self.tensor * (context - 1)
+        on_node = self.tensor * context <= self.machine.hardware.gpus_per_node
+        return volume / (self.machine.link if on_node else self.machine.network)
+
+    def elementwise_bytes(self) -> float:
+        """Bytes a token moves through norms, residuals, rotary embedding and gated unit."""
+        hidden = (20 + 28) * self.shape.hidden_size
+        rotary = (4 + 4) * (self.shape.query_width + self.shape.key_width)
+        gated = (6 + 10) * self.shape.ffn_hidden_size
+        return (hidden + rotary + gated) / self.tensor
+
+    def cast_bytes(self) -> float:
+        """Bytes a token moves in casts of matrix inputs and output gradients: 2 read, two FP8 copies written.
+
+        Current scaling reads everything once more for its maximum (norms bring it along). With delayed
+        scaling norms write FP8 at once; under the others the attention output is cast again in backward,
+        since it is saved as it is.
+        """
+        shape, precision = self.shape, self.training.precision
+        if not self.training.is_fp8:
+            return 0.0
+        read, written = 2.0 * _CAST_READS.get(precision, 1), 2 * FP8_ACTIVATION[precision]
+        inputs = shape.query_width + shape.ffn_hidden_size
+        gradients = shape.query_width + 2 * shape.key_width + shape.fc1_width + 2 * shape.hidden_size
+        moved = (read + written) * (inputs + gradients)
+        if precision != "fp8_delayed":
+            moved += (2.0 + written) * 2 * shape.hidden_size + read * shape.query_width
+        return moved / self.tensor
+
+    def tensor_seconds(self) -> float:
+        """The exposed share of six gathers (FP8 where the products are) and four reduce-scatters (bf16).
+
+        The fifth and sixth gather bring back the norms' outputs, kept only in parts, for the weights'
+        gradients. Without a tuned table nothing is hidden: the published TP8 run of Llama-3-70B fits no
+        overlap at all. Current scaling joins the maxima of the tensor-parallel ranks before each of four
+        casts.
+        """
+        if self.tensor == 1:
+            return 0.0
+        training, machine, hidden = self.training, self.machine, self.shape.hidden_size
+        element_bytes = 6 * (1 if training.is_fp8 else 2) + 4 * 2
+        volume = element_bytes * self.tokens * hidden * (self.tensor - 1) / self.tensor
+        tuned = training.tp_comm_overlap and (hidden, self.tensor) in machine.hardware.tuned_overlap
+        exposed = machine.constants.tensor_exposed if tuned else 1.0
+        maxima = 4 * machine.constants.maximum_us * 1e-6 if training.precision == "fp8_current" else 0.0
+        return exposed * volume / machine.link + maxima
 
 
 def _three_products(machine: Machine, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
@@ -154,69 +208,9 @@ def _three_products(machine: Machine, tokens: float, inputs: float, outputs: flo
     )
 
 
-def _attention_seconds(
-    shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
-) -> float:
-    """Causal attention, always in bf16."""
-    reach = training.attended_length or training.seq_length
-    return 6.0 * tokens * reach * shape.query_width / tensor / machine.attention
-
-
-def _ring_seconds(shape: ModelShape, machine: Machine, tensor: int, context: int, tokens: float) -> float:
-    """Keys and values of all other context ranks, bf16: once forward, back again with their gradients."""
-    volume = 3 * 2 * 2.0 * tokens * shape.key_width / tensor * (context - 1)
-    on_node = tensor * context <= machine.hardware.gpus_per_node
-    return volume / (machine.link if on_node else machine.network)
-
-
-def _elementwise_bytes(shape: ModelShape, tensor: int) -> float:
-    """Bytes a token moves through norms, residuals, rotary embedding and gated unit, forward + backward."""
-    hidden = (20 + 28) * shape.hidden_size
-    rotary = (4 + 4) * (shape.query_width + shape.key_width)
-    gated = (6 + 10) * shape.ffn_hidden_size
-    return (hidden + rotary + gated) / tensor
-
-
-def _cast_bytes(shape: ModelShape, training: Training, tensor: int) -> float:
-    """Bytes a token moves in casts of matrix inputs and output gradients: 2 read, two FP8 copies written.
-
-    Current scaling reads everything once more for its maximum (norms bring it along). With delayed scaling
-    norms write FP8 at once; under the others the attention output is cast again in backward, since it is
-    saved as it is.
-    """
-    if not training.is_fp8:
-        return 0.0
-    read, written = 2.0 * _CAST_READS.get(training.precision, 1), 2 * FP8_ACTIVATION[training.precision]
-    inputs = shape.query_width + shape.ffn_hidden_size
-    gradients = shape.query_width + 2 * shape.key_width + shape.fc1_width + 2 * shape.hidden_size
-    moved = (read + written) * (inputs + gradients)
-    if training.precision != "fp8_delayed":
-        moved += (2.0 + written) * 2 * shape.hidden_size + read * shape.query_width
-    return moved / tensor
-
-
 def _accumulated_bytes(training: Training) -> float:
     """Bytes a weight moves in a microbatch to add its bf16 gradient to the sum, where no product does it."""
     return 0.0 if training.gradient_accumulation_fusion else 2.0 + 2 * training.gradient_bytes
-
-
-def _tensor_seconds(
-    shape: ModelShape, training: Training, machine: Machine, tensor: int, tokens: float
-) -> float:
-    """The exposed share of six gathers (FP8 where the products are) and four reduce-scatters (bf16) a layer.
-
-    The fifth and sixth gather bring back the norms' outputs, kept only in parts, for the weights' gradients.
-    Without a tuned table nothing is hidden: the published TP8 run of Llama-3-70B fits no overlap at all.
-    Current scaling joins the maxima of the tensor-parallel ranks before each of four casts.
-    """
-    if tensor == 1:
-        return 0.0
-    element_bytes = 6 * (1 if training.is_fp8 else 2) + 4 * 2
-    volume = element_bytes * tokens * shape.hidden_size * (tensor - 1) / tensor
-    tuned = training.tp_comm_overlap and (shape.hidden_size, tensor) in machine.hardware.tuned_overlap
-    exposed = machine.constants.tensor_exposed if tuned else 1.0
-    maxima = 4 * machine.constants.maximum_us * 1e-6 if training.precision == "fp8_current" else 0.0
-    return exposed * volume / machine.link + maxima
 
 
 def _head_seconds(shape: ModelShape, training: Training, layout: Layout, machine: Machine) -> float:
@@ -231,9 +225,7 @@ def _head_seconds(shape: ModelShape, training: Training, layout: Layout, machine
 
 def _recompute_seconds(layout: Layout, layer: Mapping[str, float], layers: int) -> float:
     """The second forward pass of a stage's recomputed layers: a third of their work, attention 1 of 3.5."""
-    if layout.recompute == "none":
-        return 0.0
-    count = layers if layout.recompute_num_layers is None else min(layers, layout.recompute_num_layers)
+    count = layout.recomputed(layers)
     rest = sum(layer.values()) - layer["attention"] - layer["gradient accumulation"]
     if layout.recompute == "full":
         return count * (rest / 3 + layer["attention"] / 3.5)
@@ -245,10 +237,8 @@ def _pipeline_terms(
 ) -> dict[str, float]:
     """Fill and drain of the pipeline, and the exposed part of sending activations between stages."""
     count, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
-    if count == 1:
-        return {"pipeline bubble": 0.0, "pipeline communication": 0.0}
     volume = 2.0 * layout.tokens(training) * shape.hidden_size / layout.tensor_model_parallel_size
-    sends = 2 * virtual * layout.microbatches(training)
+    sends = 2 * virtual * layout.microbatches(training) if count > 1 else 0
     return {
         "pipeline bubble": (count - 1) / virtual * average_stage,
         "pipeline communication": machine.constants.pipeline_exposed * sends * volume / machine.network,
@@ -264,9 +254,13 @@ def _data_parallel_terms(
     copy of a bf16 one that it made, reads and writes AdamW's state, and writes the weight.
     """
     matrices, others = stage_parameters(shape, layout, 0)
-    replicas = layout.data_parallel_size * layout.context_parallel_size
+    replicas = layout.replicas
     owned = (matrices + others) / (replicas if training.use_distributed_optimizer else 1)
-    seconds_per_byte = (replicas - 1) / replicas / _replica_rate(layout, machine)
+    # Bytes/s of a collective over data x context ranks; those of one node share the node's network cards.
+    node, tensor = machine.hardware.gpus_per_node, layout.tensor_model_parallel_size
+    on_node = max(1, min(node // tensor, replicas))
+    rate = machine.link if replicas * tensor <= node else min(on_node * machine.network, machine.link)
+    seconds_per_byte = (replicas - 1) / replicas / rate
     gradient = training.gradient_bytes * (matrices + others) * seconds_per_byte
     # MXFP8 weights are gathered in bf16, since they are scaled along both sides.
     in_fp8 = training.weights_in_fp8 and training.precision != "fp8_mx"
@@ -280,13 +274,3 @@ def _data_parallel_terms(
         "optimizer": moved * owned / machine.memory,
         "fixed": machine.constants.step_overhead_ms * 1e-3,
     }
-
-
-def _replica_rate(layout: Layout, machine: Machine) -> float:
-    """Bytes/s of a collective over data x context ranks; those of one node share the node's network cards."""
-    replicas = layout.data_parallel_size * layout.context_parallel_size
-    node = machine.hardware.gpus_per_node
-    if replicas * layout.tensor_model_parallel_size <= node:
-        return machine.link
-    on_node = max(1, min(node // layout.tensor_model_parallel_size, replicas))
-    return min(on_node * machine.network, machine.link)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import RunCounts

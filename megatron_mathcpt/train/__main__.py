@@ -113,7 +113,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     use_cpu()
     process.set_deterministic(inputs.config.train.deterministic)
     from megatron_mathcpt import parallel
-    from megatron_mathcpt.model.tp_overlap import user_buffers
+    from megatron_mathcpt.model.settings import user_buffers
     from megatron_mathcpt.train.components import build, check_machine
     from megatron_mathcpt.train.gate import check_initial_loss
     from megatron_mathcpt.train.loop import progress, train

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_hashes

@@ -21,9 +21,8 @@ from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines
 from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.planner.flops import flops_per_token
-from megatron_mathcpt.planner.hardware import load_hardware
-from megatron_mathcpt.planner.shapes import from_llama
+from megatron_mathcpt.planner.machine import load_hardware
+from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
 from megatron_mathcpt.train.datasets import SourceCounter
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
@@ -44,7 +43,7 @@ def peak_memory_gib(device: torch.device) -> float:
 class Metrics:
     """Collects steps and writes one row each when a window closes; rank 0 writes, all ranks reduce.
 
-    TFLOP/s are per process in the causal convention (planner/flops.py: half of the score matrix, no
+    TFLOP/s are per process in the causal convention (planner/shapes.py: half of the score matrix, no
     recomputation); MFU is their share of the dense bf16 peak of `logging.hardware`.
     """
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape, hf_config
+from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.sampling import greedy, sampler
 

@@ -23,7 +23,7 @@ from made_up_run import FP8_RECIPES, build, experiment
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.train.process import set_deterministic
 

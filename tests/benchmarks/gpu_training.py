@@ -37,11 +37,10 @@ from made_up_run import CHANGES, FP8_RECIPES, TINY, build, experiment
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.hardware import Hardware, hardware_names, load_hardware
-from megatron_mathcpt.planner.machine import load_machine
+from megatron_mathcpt.planner.machine import Hardware, load_hardware, load_machine
 from megatron_mathcpt.planner.memory import GIB, memory_per_stage
 from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
 from megatron_mathcpt.planner.start import check_memory, from_experiment
@@ -184,7 +183,7 @@ def predict(
 def card_name() -> str:
     """The planner's name of this GPU, empty if it knows none."""
     name = torch.cuda.get_device_name().lower() if ON_GPU else ""
-    return next((known for known in hardware_names() if known in name), "")
+    return next((known for known in ("h100", "h200", "a100", "b200") if known in name), "")
 
 
 def known_card() -> Hardware | None:

@@ -13,7 +13,7 @@ import torch
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 
 TINY = LlamaShape(
     num_layers=4,

@@ -8,23 +8,92 @@ planner's own clock, the published layout is than the planner's first choice whe
 """
 
 import argparse
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from megatron_mathcpt.planner import constants as constants_module
-from megatron_mathcpt.planner.calibration import errors, fit, leave_one_family_out, load_priors
-from megatron_mathcpt.planner.constants import Constants
-from megatron_mathcpt.planner.hardware import load_hardware
-from megatron_mathcpt.planner.machine import Machine
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.planner.machine import CONSTANTS, Constants, Machine, load_hardware
 from megatron_mathcpt.planner.memory import peak_memory
-from megatron_mathcpt.planner.published import Run, load_gains, load_measured, load_peaks, load_runs
 from megatron_mathcpt.planner.search import MEMORY_SHARE, search
 from megatron_mathcpt.planner.step_time import step_time
+from tests.benchmarks.planner_published import Run, load_gains, load_measured, load_peaks, load_runs
 
-README = Path(constants_module.__file__).parent / "README.md"
+PRIORS = Path(__file__).parent / "planner" / "priors.yaml"
+_TYPICAL_ERROR = 0.02  # of one run; sets how much the priors count
+_HARDWARE = "h100"  # of every published run
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+class Prior(Section):
+    """A constant before the fit; `spread` is the standard deviation of its logarithm, 0 fixes it."""
+
+    value: float
+    spread: float
+    reason: str
+
+
+class _Priors(Section):
+    priors: dict[str, Prior]
+
+
+def load_priors() -> dict[str, Prior]:
+    """The prior of every constant."""
+    return load_config(PRIORS, _Priors).priors
+
+
+def errors(runs: Sequence[Run], machine: Machine) -> Array:
+    """(predicted - published) / published step time of every run."""
+    predicted = [step_time(run.shape, run.training, run.layout, machine).total for run in runs]
+    return np.array([found / run.seconds - 1 for found, run in zip(predicted, runs, strict=True)])
+
+
+def fit(runs: Sequence[Run], priors: Mapping[str, Prior]) -> Machine:
+    """The machine of the published runs with constants fitted to `runs`, held near the priors.
+
+    Least squares of log(predicted / published), large misfits damped.
+    A series of runs that differ in nothing but the number of GPUs weighs as much as a single run.
+    """
+    from scipy.optimize import least_squares
+
+    weights = np.array([run.series**-0.5 for run in runs])
+    free = [name for name, prior in priors.items() if prior.spread]
+    start = np.array([priors[name].value for name in free])
+    spread = np.array([priors[name].spread for name in free])
+    fixed = {name: prior.value for name, prior in priors.items()}
+
+    hardware = load_hardware(_HARDWARE)
+
+    def machine(logs: Array) -> Machine:
+        fitted = dict(zip(free, (start * np.exp(logs)).tolist(), strict=True))
+        return Machine(hardware, Constants(**fixed | fitted))
+
+    def residuals(logs: Array) -> Array:
+        misfit = np.log1p(errors(runs, machine(logs))) * weights
+        return np.concatenate([misfit / _TYPICAL_ERROR, logs / spread])
+
+    return machine(least_squares(residuals, np.zeros(len(free)), loss="soft_l1").x)
+
+
+def leave_one_family_out(runs: Sequence[Run], refit: Callable[[Sequence[Run]], Machine]) -> Array:
+    """Error of every run under constants fitted without any run of its family."""
+    result = np.empty(len(runs))
+    for family in sorted({run.family for run in runs}):
+        inside = [i for i, run in enumerate(runs) if run.family == family]
+        machine = refit([run for run in runs if run.family != family])
+        result[inside] = errors([runs[i] for i in inside], machine)
+    return result
+
+
+README = CONSTANTS.parents[1] / "README.md"
 BEGIN, END = "<!-- calibration: begin -->\n", "<!-- calibration: end -->\n"
 
 
@@ -100,7 +169,7 @@ def memory() -> str:
     for peak in load_peaks():
         found = peak.predict()
         error = found.total / 1e9 / peak.peak_gb - 1
-        state = f"{peak.state_gb:.1f} / {found.state / 1e9:.1f}" if peak.state_gb else ""
+        state = f"{peak.state_gb:.1f} / {peak.predict_state() / 1e9:.1f}" if peak.state_gb else ""
         rows.append(
             (peak.name, f"{peak.peak_gb:.1f}", f"{found.total / 1e9:.1f}", f"{100 * error:+.1f} %", state)
         )
@@ -190,7 +259,7 @@ def main() -> None:
     print(lines)
     if write:
         note = "# Fitted by tests/benchmarks/planner_calibration.py --write; do not edit.\n"
-        constants_module.PATH.write_text(note + lines, encoding="utf-8")
+        CONSTANTS.write_text(note + lines, encoding="utf-8")
         before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
         README.write_text(before + BEGIN + "\n" + text + "\n" + END + after, encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, Retention, checkpoint_path
 

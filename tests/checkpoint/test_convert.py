@@ -9,7 +9,7 @@ import torch
 
 from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
 from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
-from megatron_mathcpt.config.llama import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError
 from megatron_mathcpt.model.weights import RandomWeights

@@ -7,7 +7,7 @@ import torch
 
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint, own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import QKV, pack
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path, load_sealed, seal

@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, tensor_keys, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.model.weights import LAYERS, RandomWeights, tensor_sizes
 from tests.checkpoint.conftest import SHAPES, SMOLLM2

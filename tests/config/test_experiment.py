@@ -9,7 +9,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.llama import LlamaShape, hf_config, read_hf_shape
+from megatron_mathcpt.config.shape import hf_config, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,11 +18,10 @@ CONFIGS = sorted(
 )
 BASE = next(path for path in CONFIGS if path.name == "quickstart_base.yaml")
 
-UNEVEN = [
-    "parallel.pipeline_model_parallel_size=2",
-    "parallel.num_layers_in_first_pipeline_stage=1",
-    "parallel.num_layers_in_last_pipeline_stage=1",
-]
+UNEVEN = ["parallel.pipeline_model_parallel_size=2"]
+UNEVEN += [f"parallel.num_layers_in_{end}_pipeline_stage=1" for end in ("first", "last")]
+COUNTED = "parallel.account_for_loss_in_pipeline_split=true"
+TENSOR_1 = "parallel.tensor_model_parallel_size=1"
 FULL = ["parallel.recompute_granularity=full", "parallel.recompute_method=uniform"]
 FP8 = ["precision.params_dtype=bf16", "precision.fp8=hybrid", "precision.fp8_recipe=tensorwise"]
 SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_aware_optimizer=true"]
@@ -44,28 +43,16 @@ def test_every_config_passes_its_checks(path: Path) -> None:
         (["model.num_query_groups=1"], 2, "model.num_query_groups"),
         (["model.ffn_hidden_size=511"], 2, "model.ffn_hidden_size"),
         (["parallel.pipeline_model_parallel_size=3"], 6, "model.num_layers"),
-        (
-            ["parallel.sequence_parallel=true", "parallel.tensor_model_parallel_size=1"],
-            1,
-            "parallel.sequence_parallel",
-        ),
+        (["parallel.sequence_parallel=true", TENSOR_1], 1, "parallel.sequence_parallel"),
         (["parallel.virtual_pipeline_model_parallel_size=2"], 2, "parallel.virtual_pipeline"),
         (["parallel.context_parallel_size=2", "train.seq_length=254"], 4, "train.seq_length"),
         (["parallel.overlap_param_gather=true"], 2, "parallel.overlap_param_gather"),
         (["optimizer.min_lr=1.0"], 2, "optimizer.min_lr"),
         (["parallel.tp_comm_overlap=true"], 2, "parallel.tp_comm_overlap"),
-        (
-            [*UNEVEN, "parallel.account_for_loss_in_pipeline_split=true"],
-            4,
-            r"parallel.account_for_\*_in_pipeline_split",
-        ),
+        ([*UNEVEN, COUNTED], 4, r"parallel.account_for_\*_in_pipeline_split"),
         ([*UNEVEN, "model.num_layers=3"], 4, "parallel.num_layers_in"),
         ([UNEVEN[0], "parallel.num_layers_in_first_pipeline_stage=9"], 4, "parallel.num_layers_in"),
-        (
-            [UNEVEN[0], "parallel.account_for_loss_in_pipeline_split=true", "model.num_layers=4"],
-            4,
-            "model.num_layers with embedding and loss",
-        ),
+        ([UNEVEN[0], COUNTED, "model.num_layers=4"], 4, "model.num_layers with embedding and loss"),
         ([*FULL, "parallel.recompute_num_layers=3"], 2, "parallel.recompute_num_layers"),
         ([*FP8, "precision.fp8_param_gather=true"], 2, "precision.fp8_param_gather"),
         ([*FP8, "train.seq_length=121"], 2, "train.micro_batch_size x seq_length"),
@@ -73,11 +60,7 @@ def test_every_config_passes_its_checks(path: Path) -> None:
         (["parallel.cuda_graph_impl=local"], 2, "parallel.cuda_graph_impl: on an H100"),
         (["parallel.grad_reduce_in_fp32=false"], 2, "parallel.grad_reduce_in_fp32"),
         ([*SMALL, "optimizer.main_params_dtype=fp16"], 2, "optimizer.main_params_dtype"),
-        (
-            ["train.deterministic=true", "parallel.cross_entropy_loss_fusion=true"],
-            2,
-            "train.deterministic",
-        ),
+        (["train.deterministic=true", "parallel.cross_entropy_loss_fusion=true"], 2, "train.deterministic"),
         (["validation.sets=[]", "validation.interval=5"], 2, "validation.sets"),
         (["checkpoint.keep_optimizer=true"], 2, "checkpoint.keep_optimizer"),
     ],
@@ -149,44 +132,13 @@ def test_budget_is_rounded_up_to_whole_steps() -> None:
     assert (config.train.train_steps, config.train.train_samples) == (9, 36)
 
 
-def test_num_parameters_of_published_models() -> None:
-    # Parameter counts as the model cards give them: Llama-2 7B 6,738,415,616; SmolLM2-135M 134,515,008.
-    llama2 = LlamaShape(
-        num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_attention_heads=32, vocab_size=32000
-    )
-    smollm2 = LlamaShape(
-        num_layers=30,
-        hidden_size=576,
-        ffn_hidden_size=1536,
-        num_attention_heads=9,
-        num_query_groups=3,
-        vocab_size=49152,
-        share_embeddings_and_output_weights=True,
-    )
-    assert llama2.num_parameters() == 6_738_415_616
-    assert smollm2.num_parameters() == 134_515_008
-
-
+ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE["original_max_position_embeddings"] = 8192
 LLAMA32 = {
-    "model_type": "llama",
-    "num_hidden_layers": 16,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
+    **{"model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192},
+    **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256},
+    **{"max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0},
+    **{"tie_word_embeddings": True, "rope_scaling": ROPE},
 }
 
 
@@ -216,7 +168,7 @@ def test_shape_survives_the_way_to_hugging_face_and_back(tmp_path: Path) -> None
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": LLAMA32["rope_scaling"] | {"high_freq_factor": 8.0}}, "high_freq_factor is 8.0"),
+        ({"rope_scaling": ROPE | {"high_freq_factor": 8.0}}, "high_freq_factor is 8.0"),
         ({"num_hidden_layers": "16"}, "num_layers"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.sampling import greedy, sampler
 from megatron_mathcpt.model.weights import RandomWeights, fill

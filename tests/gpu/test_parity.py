@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import read_hf_shape
+from megatron_mathcpt.config.shape import read_hf_shape
 from tests.gpu.precision import relative_error
 
 SIZES = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)

@@ -15,12 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.planner.flops import flops_per_token, parameters
 from megatron_mathcpt.planner.layout import Layout, Training
 from megatron_mathcpt.planner.memory import saved_per_token
-from megatron_mathcpt.planner.shapes import from_llama
+from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
 from megatron_mathcpt.planner.start import PRECISION_OF
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +64,7 @@ def loss_of(model: Any, sequences: int, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_are_equal(alone: parallel.Layout, name: str) -> None:
     counted = sum(weight.numel() for weight in build(SHAPES[name], alone).parameters())
-    assert parameters(from_llama(name, SHAPES[name])).total == counted
+    assert from_llama(name, SHAPES[name]).total == counted
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,22 +1,28 @@
-"""Memory by hand, in flight against Megatron-Core's own schedule, and against published peaks."""
+"""Memory and checkpoints by hand, in flight as in Megatron-Core's own schedule, and published peaks."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
-from megatron_mathcpt.planner.flops import parameters
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.planner.layout import Layout, Precision, Training, bf16_share, with_head_as_layer
 from megatron_mathcpt.planner.memory import (
+    checkpoint_bytes,
+    held_bytes,
     in_flight_stages,
+    kept_bytes,
     memory_per_stage,
     peak_memory,
     saved_per_token,
     stage_parameters,
 )
-from megatron_mathcpt.planner.published import Peak, load_peaks
 from megatron_mathcpt.planner.shapes import load_shape
+from tests.benchmarks.planner_published import Peak, load_peaks
 
 SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)
@@ -119,25 +125,18 @@ def test_bytes_of_the_optimizer_by_hand(change: dict[str, Any], expected: int) -
     assert stage.parts["optimizer"] == expected * 8_030_261_248 / 4
 
 
-def test_gradients_in_bf16_are_copied_when_the_activations_are_gone() -> None:
-    short = Training(seq_length=128, global_batch_size=1, grad_reduce_in_fp32=False)
-    (stage,) = memory_per_stage(SHAPE, short, Layout())
-    assert stage.parts["gradients"] == 2 * 8_030_261_248
-    freed = 32 * 128 * 149_632 + 6 * 128 * 128256
-    assert stage.parts["fp32 copies in the update"] == 4 * 8_030_261_248 - freed
-    (aware,) = memory_per_stage(SHAPE, replace(short, use_precision_aware_optimizer=True), Layout())
-    assert "fp32 copies in the update" not in aware.parts
-    long_training = replace(short, seq_length=8192, global_batch_size=2)
-    (long,) = memory_per_stage(SHAPE, long_training, Layout(data_parallel_size=2))
-    assert long.parts["fp32 copies in the update"] == 0
+def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> None:
+    def stage_of(sequences: int = 1, length: int = 128, **change: Any) -> Mapping[str, float]:
+        training = Training(length, sequences, grad_reduce_in_fp32=False, **change)
+        return memory_per_stage(SHAPE, training, Layout(data_parallel_size=sequences))[0].parts
 
-
-def test_small_moments_are_copied_to_fp32_for_the_update() -> None:
+    name, freed = "fp32 copies in the update", 32 * 128 * 149_632 + 6 * 128 * 128256
+    assert stage_of()["gradients"] == 2 * 8_030_261_248
+    assert stage_of()[name] == 4 * 8_030_261_248 - freed
+    assert name not in stage_of(use_precision_aware_optimizer=True)
+    assert stage_of(2, 8192)[name] == 0
     small = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
-    short = Training(seq_length=128, global_batch_size=1, grad_reduce_in_fp32=False, **small)
-    (stage,) = memory_per_stage(SHAPE, short, Layout())
-    freed = 32 * 128 * 149_632 + 6 * 128 * 128256
-    assert stage.parts["fp32 copies in the update"] == 8 * 8_030_261_248 - freed
+    assert stage_of(**small)[name] == 8 * 8_030_261_248 - freed
 
 
 def test_state_by_hand() -> None:
@@ -159,14 +158,13 @@ def test_stages_hold_every_parameter_once(tensor: int, stages: int, head_as_laye
     layout = Layout(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=stages)
     if head_as_layer:
         layout = with_head_as_layer(layout, SHAPE)
-    count = parameters(SHAPE)
     matrices, others = map(
         sum, zip(*(stage_parameters(SHAPE, layout, i) for i in range(stages)), strict=True)
     )
-    assert matrices * tensor == count.num_layers * count.layer_matrices
+    assert matrices * tensor == SHAPE.num_layers * SHAPE.layer_matrices
     # Norms are on every tensor-parallel rank.
-    norms = count.num_layers * count.norms + count.final_norm
-    assert (others - norms) * tensor == count.embedding + count.head
+    norms = SHAPE.num_layers * SHAPE.layer_norms + SHAPE.hidden_size
+    assert (others - norms) * tensor == SHAPE.embedding + SHAPE.head
 
 
 @pytest.mark.parametrize(
@@ -197,17 +195,9 @@ def test_recomputation_leaves_the_input_of_a_layer() -> None:
 
 def test_peak_is_the_fullest_of_all_stages() -> None:
     shape = load_shape("llama3.1-405b")
-    base = Layout(
-        tensor_model_parallel_size=8,
-        pipeline_model_parallel_size=8,
-        virtual_pipeline_model_parallel_size=8,
-        context_parallel_size=2,
-        data_parallel_size=4,
-    )
-    for layout in (
-        with_head_as_layer(base, shape),
-        replace(base, stage_layers=(15, 16, 15, 17, 16, 17, 15, 15)),
-    ):
+    base = Layout(8, 8, 2, 4, virtual_pipeline_model_parallel_size=8)
+    uneven = replace(base, stage_layers=(15, 16, 15, 17, 16, 17, 15, 15))
+    for layout in (with_head_as_layer(base, shape), uneven):
         stages = memory_per_stage(shape, TRAINING, layout)
         assert peak_memory(shape, TRAINING, layout) == max(stages, key=lambda stage: stage.total)
 
@@ -218,4 +208,55 @@ def test_published_peaks(peak: Peak) -> None:
     allowed = 0.05 if "TP8" not in peak.name and "MLP" not in peak.name else 0.14
     assert found.total / 1e9 == pytest.approx(peak.peak_gb, rel=allowed)
     if peak.state_gb:
-        assert found.state / 1e9 == pytest.approx(peak.state_gb, rel=0.06)
+        assert peak.predict_state() / 1e9 == pytest.approx(peak.state_gb, rel=0.06)
+
+
+PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper"
+LLAMA_2_7B = 6_738_415_616
+
+
+def load(name: str, *overrides: str) -> ExperimentConfig:
+    return load_config(PAPER / f"{name}.yaml", ExperimentConfig, overrides)
+
+
+def test_bytes_of_one_checkpoint() -> None:
+    """bf16 weights, and in fp32 a copy and two moments: 2 + 4 + 8 bytes a parameter."""
+    config = load("base2")
+    assert checkpoint_bytes(config) == (14 * LLAMA_2_7B, 2 * LLAMA_2_7B)
+    full = load("base2", "precision.params_dtype=fp32")
+    assert checkpoint_bytes(full) == (16 * LLAMA_2_7B, 4 * LLAMA_2_7B)
+    whole = load("base2", "precision.params_dtype=fp32", "parallel.use_distributed_optimizer=false",
+                 "parallel.overlap_param_gather=false")  # fmt: skip
+    assert checkpoint_bytes(whole) == (12 * LLAMA_2_7B, 4 * LLAMA_2_7B)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wholes", "weights"),
+    [
+        ((), 2, 5),  # 24,000 and 25,000; weights of 5,000 to 20,000 and of the best
+        (("checkpoint.keep_optimizer=true",), 7, 0),
+        (("checkpoint.keep=25",), 25, 0),
+        (("checkpoint.keep=24", "checkpoint.keep_every=1000"), 24, 1),
+    ],
+)
+def test_what_stays_of_25_saves(overrides: tuple[str, ...], wholes: int, weights: int) -> None:
+    config = load("base2", *overrides)
+    assert kept_bytes(config) == (14 * wholes + 2 * weights) * LLAMA_2_7B
+    while_written = 0 if wholes == 25 else 14 * LLAMA_2_7B
+    assert held_bytes(config) == kept_bytes(config) + while_written
+
+
+def test_the_study_keeps_under_ten_terabytes() -> None:
+    """56.5 TB with the optimizer's state in each of the 25 or 11 checkpoints that were kept of a run."""
+    shape = load("base2").model
+    kept = 0
+    for path in sorted(PAPER.glob("*.yaml")):
+        if "\ncheckpoint:" not in path.read_text():
+            continue
+        config = load(path.stem)
+        train = config.train
+        if train.train_epochs is not None:  # SFT: ten parts and a rest
+            tokens = (10 * config.checkpoint.interval + 1) * train.tokens_per_step
+            train = train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+        kept += kept_bytes(config.model_copy(update={"model": config.model or shape, "train": train}))
+    assert 8e12 < kept < 10e12

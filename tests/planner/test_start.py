@@ -11,43 +11,25 @@ import pytest
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.search import search
 from megatron_mathcpt.planner.shapes import load_shape
-from megatron_mathcpt.planner.start import check_memory, from_experiment, training_from_overrides
-from megatron_mathcpt.planner.text import settings
-
-LLAMA_8B = LlamaShape(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    vocab_size=128256,
-)
+from megatron_mathcpt.planner.start import check_memory, from_experiment, settings, training_from_overrides
 
 
 def experiment(**parallel: object) -> ExperimentConfig:
-    sizes = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1} | parallel
+    """A run of Llama-3-8B in bf16 on one GPU, but for `parallel`."""
+    shape = load_shape("llama3-8b").model_dump(include=set(LlamaShape.model_fields))
     tree = {
-        "name": "llama-8b",
-        "seed": 1,
-        "model": LLAMA_8B.model_dump(),
-        "init": {"scratch": True},
+        **{"name": "llama-8b", "seed": 1, "model": shape, "init": {"scratch": True}},
         "data": {"corpus": "corpus", "blend": {"general": 1.0}},
-        "optimizer": {"lr": 1e-4},
-        "schedule": {"lr_decay_style": "constant"},
-        "parallel": sizes,
+        **{"optimizer": {"lr": 1e-4}, "schedule": {"lr_decay_style": "constant"}},
+        "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1} | parallel,
         "precision": {"params_dtype": "bf16"},
-        "train": {
-            "train_tokens": 10**9,
-            "seq_length": 8192,
-            "micro_batch_size": 1,
-            "global_batch_size": 128,
-        },
+        "train": {"train_tokens": 10**9, "micro_batch_size": 1, "seq_length": 8192, "global_batch_size": 128},
         "checkpoint": {"interval": 10},
     }
     return ExperimentConfig.model_validate_json(json.dumps(tree))
@@ -165,30 +147,3 @@ def test_printed_settings_give_a_config_the_planned_layout(
         check_experiment(config, 16)
         tensor = layout.tensor_model_parallel_size > 1
         assert from_experiment(config, 16, fused=True) == (replace(training, tp_comm_overlap=tensor), layout)
-
-
-def test_a_shape_comes_from_a_config_json(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(
-        json.dumps(
-            {
-                "model_type": "llama",
-                "num_hidden_layers": 32,
-                "hidden_size": 4096,
-                "intermediate_size": 14336,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "vocab_size": 128256,
-                "rope_theta": 500000.0,
-            }
-        )
-    )
-    found = load_shape(str(path))
-    known = load_shape("llama3-8b")
-    assert vars(found) | {"name": ""} == vars(known) | {"name": ""}
-    assert load_shape(str(tmp_path)) == found
-
-
-def test_an_unknown_model_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"model 'llama9': neither a built-in shape \(.*llama3-8b"):
-        load_shape("llama9")

@@ -1,5 +1,6 @@
 """Step time on ideal machines, where every term can be worked out by hand, and the fitted constants."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -7,51 +8,36 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from megatron_mathcpt.planner.calibration import errors, fit, leave_one_family_out, load_priors
-from megatron_mathcpt.planner.constants import Constants, load_constants
-from megatron_mathcpt.planner.flops import flops_per_token
-from megatron_mathcpt.planner.hardware import Hardware
 from megatron_mathcpt.planner.layout import Layout, Precision, Training
-from megatron_mathcpt.planner.machine import Machine, load_machine
-from megatron_mathcpt.planner.published import Gain, load_gains, load_measured, load_runs
-from megatron_mathcpt.planner.shapes import load_shape
+from megatron_mathcpt.planner.machine import Constants, Hardware, Machine, load_machine
+from megatron_mathcpt.planner.shapes import flops_per_token, load_shape
 from megatron_mathcpt.planner.step_time import step_time
+from tests.benchmarks.planner_calibration import errors, fit, leave_one_family_out, load_priors
+from tests.benchmarks.planner_published import Gain, load_gains, load_measured, load_runs
 
 SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)
 # Memory and links so fast that only operations count, at the data sheet's peak.
-IDEAL = Machine(
-    Hardware(
-        bf16_tflops=1000,
-        fp8_tflops=2000,
-        memory_gib=80,
-        memory_gb_per_second=1e15,
-        nvlink_gb_per_second=1e15,
-        network_gb_per_second=1e15,
-        gpus_per_node=8,
-        tuned_overlap=(),
-        source="made up",
-    ),
-    Constants(
-        bf16_gemm_efficiency=1,
-        bf16_gemm_ramp=0,
-        fp8_gemm_efficiency=1,
-        fp8_gemm_ramp=0,
-        block_gemm_share=1,
-        attention_efficiency=1,
-        context_loss=0,
-        memory_efficiency=1,
-        tensor_exposed=1,
-        pipeline_exposed=1,
-        scale_sync=0,
-        maximum_us=0,
-        layer_overhead_us=0,
-        fp8_layer_overhead_us=0,
-        step_overhead_ms=0,
-        link_efficiency=1,
-        network_efficiency=1,
-    ),
-)
+FREE = dict.fromkeys(("memory_gb_per_second", "nvlink_gb_per_second", "network_gb_per_second"), 1e15)
+CARD = {"bf16_tflops": 1000.0, "fp8_tflops": 2000.0, "memory_gib": 80.0, "gpus_per_node": 8, **FREE}
+COSTS = ("_ramp", "_loss", "_sync", "_us", "_ms")  # the rest are shares of a peak
+CONSTANTS = {name: 0.0 if name.endswith(COSTS) else 1.0 for name in Constants.model_fields}
+IDEAL = Machine(Hardware(**CARD, tuned_overlap=(), source="made up"), Constants(**CONSTANTS))
+# The same with memory of 1 GB/s, so that moved bytes can be told in seconds.
+SLOW = replace(IDEAL, hardware=IDEAL.hardware.model_copy(update={"memory_gb_per_second": 1.0}))
+ONE = Training(seq_length=8192, global_batch_size=1)
+ALONE = Layout()
+PARAMETERS = 8_030_261_248
+LAYER = 4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336  # weights of one layer's matrices
+
+
+def terms(machine: Machine = SLOW, layout: Layout = ALONE, **change: Any) -> Mapping[str, float]:
+    """Terms of a step of one sequence on one GPU, but for what is given."""
+    return step_time(SHAPE, replace(ONE, **change), layout, machine).terms
+
+
+def with_hardware(**change: float) -> Machine:
+    return replace(IDEAL, hardware=IDEAL.hardware.model_copy(update=change))
 
 
 def with_constant(name: str, value: float) -> Machine:
@@ -88,8 +74,9 @@ def test_bubble_and_slowest_stage_by_hand(virtual: int) -> None:
 def test_a_ramp_is_more_of_the_reduction() -> None:
     # 6 4096 x 4096 products instead of one of each size would be hand-countable; here one factor suffices:
     # with a ramp as long as every reduction each product takes twice as long.
-    tiny = replace(SHAPE, num_layers=1, hidden_size=512, ffn_hidden_size=512, num_attention_heads=4)
-    tiny = replace(tiny, num_query_groups=4, kv_channels=128, vocab_size=512, gated_linear_unit=False)
+    small = dict.fromkeys(("hidden_size", "ffn_hidden_size", "vocab_size"), 512)
+    heads = {"num_attention_heads": 4, "num_query_groups": 4, "kv_channels": 128}
+    tiny = SHAPE.model_copy(update={"num_layers": 1, "gated_linear_unit": False, **small, **heads})
     training = Training(seq_length=512, global_batch_size=1, attended_length=1)
     plain = step_time(tiny, training, Layout(), IDEAL).terms["matrix products"]
     longer = step_time(tiny, training, Layout(), with_constant("bf16_gemm_ramp", 512)).terms
@@ -101,50 +88,36 @@ def test_a_ramp_is_more_of_the_reduction() -> None:
 
 def test_data_parallel_traffic_by_hand() -> None:
     # 16 GPUs, one per node share of the network: 8 of a group sit on a node and use its 8 cards together.
-    hardware = IDEAL.hardware.model_copy(
-        update={"network_gb_per_second": 50.0, "nvlink_gb_per_second": 450.0}
-    )
-    machine = replace(IDEAL, hardware=hardware)
+    machine = with_hardware(network_gb_per_second=50.0, nvlink_gb_per_second=450.0)
     one_microbatch = replace(TRAINING, global_batch_size=16)
     time = step_time(SHAPE, one_microbatch, Layout(data_parallel_size=16), machine)
-    sent = 4 * 8_030_261_248 * 15 / 16 / 400e9
+    sent = 4 * PARAMETERS * 15 / 16 / 400e9
     window = 0.9 * time.stages[0]
     assert time.terms["gradient reduction"] == pytest.approx(max(0.05 * sent, sent - window * 2 / 3))
     assert time.terms["parameter gather"] == pytest.approx(max(0.05 * sent / 2, sent / 2 - window / 3))
 
 
 def test_tensor_parallel_traffic_by_hand() -> None:
-    hardware = IDEAL.hardware.model_copy(update={"nvlink_gb_per_second": 450.0})
-    layout = Layout(tensor_model_parallel_size=8)
-    time = step_time(SHAPE, TRAINING, layout, replace(IDEAL, hardware=hardware))
+    found = terms(with_hardware(nvlink_gb_per_second=450.0), Layout(tensor_model_parallel_size=8))
     # 10 collectives of 8192 x 4096 bf16 values a layer, 7/8 of each travel.
-    expected = 128 * 32 * 10 * 2 * 8192 * 4096 * 7 / 8 / 450e9
-    assert time.terms["tensor-parallel communication"] == pytest.approx(expected)
-
-
-# The same with memory of 1 GB/s, so that moved bytes can be told in seconds.
-SLOW = replace(IDEAL, hardware=IDEAL.hardware.model_copy(update={"memory_gb_per_second": 1.0}))
-ONE = Training(seq_length=8192, global_batch_size=1)
+    expected = 32 * 10 * 2 * 8192 * 4096 * 7 / 8 / 450e9
+    assert found["tensor-parallel communication"] == pytest.approx(expected)
 
 
 def test_unfused_gradient_accumulation_by_hand() -> None:
-    fused = step_time(SHAPE, TRAINING, Layout(), SLOW).terms
-    found = step_time(SHAPE, replace(TRAINING, gradient_accumulation_fusion=False), Layout(), SLOW).terms
+    fused, found = terms(), terms(gradient_accumulation_fusion=False)
     assert fused["gradient accumulation"] == 0
     # A bf16 gradient is read, and added to an fp32 one that is read and written: 10 bytes a weight.
-    layer = 4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336
-    assert found["gradient accumulation"] == pytest.approx(128 * 32 * 10 * layer / 1e9)
+    assert found["gradient accumulation"] == pytest.approx(32 * 10 * LAYER / 1e9)
     head = found["head and loss"] - fused["head and loss"]
-    assert head == pytest.approx(128 * 10 * 4096 * 128256 / 1e9)
-    in_bf16 = replace(TRAINING, gradient_accumulation_fusion=False, grad_reduce_in_fp32=False)
-    smaller = step_time(SHAPE, in_bf16, Layout(), SLOW).terms["gradient accumulation"]
-    assert smaller == pytest.approx(128 * 32 * 6 * layer / 1e9)
+    assert head == pytest.approx(10 * 4096 * 128256 / 1e9)
+    smaller = terms(gradient_accumulation_fusion=False, grad_reduce_in_fp32=False)
+    assert smaller["gradient accumulation"] == pytest.approx(32 * 6 * LAYER / 1e9)
 
 
 @pytest.mark.parametrize(("impl", "moved"), [(None, 52), ("native", 16), ("te", 10)])
 def test_bytes_that_the_loss_moves(impl: Literal["native", "te"] | None, moved: int) -> None:
-    training = replace(ONE, cross_entropy_fusion_impl=impl)
-    found = step_time(SHAPE, training, Layout(), SLOW).terms["head and loss"]
+    found = terms(cross_entropy_fusion_impl=impl)["head and loss"]
     products = 6 * 8192 * 4096 * 128256 / 1e15
     assert found == pytest.approx(products + moved * 8192 * 128256 / 1e9)
 
@@ -163,27 +136,19 @@ def test_bytes_that_the_loss_moves(impl: Literal["native", "te"] | None, moved: 
     ],
 )
 def test_bytes_that_casts_move(precision: Precision, moved: float) -> None:
-    found = step_time(SHAPE, replace(ONE, precision=precision), Layout(), SLOW).terms["FP8 casts"]
+    found = terms(precision=precision)["FP8 casts"]
     assert found == pytest.approx(32 * 8192 * moved / 1e9)
 
 
 def test_products_scaled_by_blocks_run_at_their_share() -> None:
     half = with_constant("block_gemm_share", 0.5)
-    bf16, tensor, blocks = (
-        step_time(SHAPE, replace(ONE, precision=precision), Layout(), half).terms["matrix products"]
-        for precision in ("bf16", "fp8_current", "fp8_blockwise")
-    )
+    kinds: tuple[Precision, ...] = ("bf16", "fp8_current", "fp8_blockwise", "fp8_mx")
+    bf16, tensor, blocks, _ = (terms(half, precision=precision)["matrix products"] for precision in kinds)
     assert tensor == pytest.approx(bf16 / 2)
     assert blocks == pytest.approx(bf16)
     # Only current scaling joins maxima over the tensor-parallel ranks: four a layer and microbatch.
-    slow = with_constant("maximum_us", 1e6)
-    layout = Layout(tensor_model_parallel_size=2)
-    waits = [
-        step_time(SHAPE, replace(ONE, precision=precision), layout, slow).terms[
-            "tensor-parallel communication"
-        ]
-        for precision in ("fp8_current", "fp8_blockwise", "fp8_mx")
-    ]
+    slow, two = with_constant("maximum_us", 1e6), Layout(tensor_model_parallel_size=2)
+    waits = [terms(slow, two, precision=kind)["tensor-parallel communication"] for kind in kinds[1:]]
     assert waits == pytest.approx([4 * 32, 0, 0])
 
 
@@ -212,25 +177,22 @@ def test_layers_left_in_bf16_take_their_time() -> None:
     ],
 )
 def test_bytes_that_the_optimizer_moves(change: dict[str, Any], moved: int) -> None:
-    layout = Layout(data_parallel_size=4)
-    found = step_time(SHAPE, replace(ONE, global_batch_size=4, **change), layout, SLOW).terms["optimizer"]
-    assert found == pytest.approx(moved * 8_030_261_248 / 4 / 1e9)
+    found = terms(layout=Layout(data_parallel_size=4), global_batch_size=4, **change)["optimizer"]
+    assert found == pytest.approx(moved * PARAMETERS / 4 / 1e9)
 
 
 def test_gradients_in_bf16_are_half_the_traffic_and_fp8_weights_less() -> None:
-    hardware = IDEAL.hardware.model_copy(update={"nvlink_gb_per_second": 1.0})
-    layout, slow = Layout(data_parallel_size=2), replace(IDEAL, hardware=hardware)
+    layout, slow = Layout(data_parallel_size=2), with_hardware(nvlink_gb_per_second=1.0)
 
     def traffic(**change: Any) -> tuple[float, float]:
-        terms = step_time(SHAPE, replace(TRAINING, **change), layout, slow).terms
-        return terms["gradient reduction"], terms["parameter gather"]
+        found = terms(slow, layout, global_batch_size=128, **change)
+        return found["gradient reduction"], found["parameter gather"]
 
     window = 0.9 * step_time(SHAPE, TRAINING, layout, slow).stages[0]
-    sent = 8_030_261_248 / 2 / 1e9  # half of the parameters, at 1 GB/s
+    sent = PARAMETERS / 2 / 1e9  # half of the parameters, at 1 GB/s
     assert traffic()[0] == pytest.approx(4 * sent - window * 2 / 3)
     assert traffic(grad_reduce_in_fp32=False)[0] == pytest.approx(2 * sent - window * 2 / 3)
-    matrices = 32 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336) / 2 / 1e9
-    for precision, saved in (("fp8_blockwise", matrices), ("fp8_mx", 0.0)):
+    for precision, saved in (("fp8_blockwise", 32 * LAYER / 2 / 1e9), ("fp8_mx", 0.0)):
         plain = traffic(precision=precision)[1]
         assert plain - traffic(precision=precision, fp8_parameters=True)[1] == pytest.approx(saved)
 
@@ -248,7 +210,7 @@ def test_shipped_constants_are_the_fit() -> None:
     pytest.importorskip("scipy")
     runs = [run for run in load_runs() if run.is_newest and run.hardware == "h100"]
     fitted = fit(runs, load_priors()).constants.model_dump()
-    assert load_constants().model_dump() == pytest.approx(fitted, rel=5e-3)
+    assert load_machine("h100").constants.model_dump() == pytest.approx(fitted, rel=5e-3)
     outside = np.abs(leave_one_family_out(runs, lambda some: fit(some, load_priors())))
     assert np.median(outside) < 0.035
     assert outside.max() < 0.10
@@ -272,18 +234,14 @@ def test_what_this_project_measures_lies_apart(tmp_path: Path) -> None:
     training = "training: {seq_length: 8192, global_batch_size: 16}"
     about = "card: H100, versions: torch 2.11.0, date: '2026-11-27', commit: 0123abc"
     run_of = f"name: twelve, shape: llama3-8b, num_layers: 12, {training}, layout: {{}}"
-    row = f"{{{run_of}, {about}, seconds: 9, peak_gib: 52}}"
     path = tmp_path / "measured.yaml"
-    path.write_text(f"runs:\n  - {row}\n", encoding="utf-8")
+    path.write_text(f"runs:\n  - {{{run_of}, {about}, seconds: 9, peak_gib: 52}}\n", encoding="utf-8")
     (run,) = load_measured(path)
-    shape = replace(SHAPE, num_layers=12)
-    seconds, gib = run.predict(load_constants())
-    assert (
-        seconds
-        == step_time(shape, replace(TRAINING, global_batch_size=16), Layout(), load_machine("h100")).total
-    )
+    machine, shape = load_machine("h100"), SHAPE.model_copy(update={"num_layers": 12})
+    seconds, gib = run.predict(machine.constants)
+    assert seconds == step_time(shape, replace(ONE, global_batch_size=16), Layout(), machine).total
     # 12 layers and two tables of 128256 x 4096: 18 bytes a weight, 12 layers' tokens, 6 bytes a logit.
-    weights = 12 * (4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336 + 2 * 4096) + 2 * 128256 * 4096 + 4096
+    weights = 12 * (LAYER + 2 * 4096) + 2 * 128256 * 4096 + 4096
     assert gib * 2**30 == pytest.approx(18 * weights + 12 * 8192 * 149_632 + 6 * 8192 * 128256)
     assert load_measured() is not None
 

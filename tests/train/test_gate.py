@@ -10,7 +10,7 @@ import pytest
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import read_json_lines

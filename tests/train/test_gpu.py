@@ -11,7 +11,7 @@ import torch
 
 from megatron_mathcpt.config.cross_checks import GRAPHS_TRAIN_RIGHT
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs

@@ -16,7 +16,7 @@ from megatron_mathcpt.checkpoint.huggingface import tensor_keys
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.llama import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path

@@ -1,6 +1,6 @@
-"""Published runs, peaks of memory and gains of FP8 as data (`data/published.yaml`), each with its source.
+"""Published runs, peaks of memory and gains of FP8 as data (`planner/published.yaml`), each with its source.
 
-What this project measured itself lies apart in `data/measured.yaml` and is never fitted.
+What this project measured itself lies apart in `planner/measured.yaml` and is never fitted.
 """
 
 from dataclasses import dataclass, replace
@@ -11,16 +11,14 @@ from typing import Literal
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.planner.constants import Constants
-from megatron_mathcpt.planner.hardware import load_hardware
 from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training, with_head_as_layer
-from megatron_mathcpt.planner.machine import Machine
+from megatron_mathcpt.planner.machine import Constants, Machine, load_hardware
 from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage, peak_memory
-from megatron_mathcpt.planner.shapes import ModelShape, load_shape, with_layers
+from megatron_mathcpt.planner.shapes import ModelShape, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
-PUBLISHED = Path(__file__).parent / "data" / "published.yaml"
-MEASURED = Path(__file__).parent / "data" / "measured.yaml"
+PUBLISHED = Path(__file__).parent / "planner" / "published.yaml"
+MEASURED = Path(__file__).parent / "planner" / "measured.yaml"
 
 
 class _Group(Section):
@@ -69,6 +67,11 @@ class Peak(Section):
         shape = self.model or load_shape(self.shape or "")
         stages = memory_per_stage(shape, self.training, self.layout)
         return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
+
+    def predict_state(self) -> float:
+        """What stays between steps of it: weights, gradients, optimizer; bytes."""
+        parts = self.predict().parts
+        return parts["weights"] + parts["gradients"] + parts["optimizer"]
 
 
 class Gain(Section):
@@ -120,7 +123,7 @@ class Measured(Section):
         """The planner's seconds and GiB."""
         shape = load_shape(self.shape)
         if self.num_layers:
-            shape = with_layers(shape, self.num_layers)
+            shape = shape.model_copy(update={"num_layers": self.num_layers})
         machine = Machine(load_hardware(self.hardware), constants)
         seconds = step_time(shape, self.training, self.layout, machine).total
         return seconds, peak_memory(shape, self.training, self.layout).gib
@@ -191,7 +194,7 @@ def _case(group: _Group) -> tuple[object, ...]:
 def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
     shape = load_shape(group.shape)
     if group.num_layers:
-        shape = with_layers(shape, group.num_layers)
+        shape = shape.model_copy(update={"num_layers": group.num_layers})
     times = [*group.runs]
     times += [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
     runs = []

@@ -1,11 +1,14 @@
-"""Parameters against the published counts of the checkpoints, operations against hand-worked figures."""
+"""Shapes by name and from a config.json; parameters and operations against published counts and by hand."""
+
+import json
+from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.planner.flops import flops_per_token, parameters
-from megatron_mathcpt.planner.hardware import load_hardware
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import Training
-from megatron_mathcpt.planner.shapes import load_shape
+from megatron_mathcpt.planner.machine import load_hardware
+from megatron_mathcpt.planner.shapes import flops_per_token, load_shape
 from megatron_mathcpt.planner.step_time import speed
 
 # Elements in the safetensors files of the released weights.
@@ -23,7 +26,8 @@ RELEASED = {
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_parameters_are_those_of_the_released_weights(name: str) -> None:
-    assert parameters(load_shape(name)).total == RELEASED[name]
+    shape = load_shape(name)
+    assert shape.total == shape.num_parameters() == RELEASED[name]
 
 
 def test_operations_by_hand() -> None:
@@ -60,3 +64,30 @@ def test_both_conventions_give_the_published_tflops(
         ours = {"causal": found.tflops_causal, "full": found.tflops_full}[convention]
         assert ours == pytest.approx(tflops, rel=2e-3)
     assert found.mfu == pytest.approx(found.tflops_causal / 989)
+
+
+def test_a_shape_comes_from_a_config_json(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 32,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+                "rope_theta": 500000.0,
+            }
+        )
+    )
+    found = load_shape(str(path))
+    known = load_shape("llama3-8b")
+    assert found == known.model_copy(update={"name": found.name, "rotary_base": 500000.0})
+    assert load_shape(str(tmp_path)) == found
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"model 'llama9': neither a built-in shape \(.*llama3-8b"):
+        load_shape("llama9")

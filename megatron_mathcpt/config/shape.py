@@ -9,6 +9,13 @@ from pydantic import Field, ValidationError, model_validator
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.errors import ConfigError, one_line
 
+VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every layout
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Rows of the embedding: the same in every layout, so weights and losses are too."""
+    return -(-vocab_size // VOCAB_DIVISOR) * VOCAB_DIVISOR
+
 
 class RopeScaling(Section):
     """Llama 3's change of the rotary frequencies for long contexts, as Megatron-Core does it.

@@ -4,22 +4,23 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
-from megatron_mathcpt.answers.curve import same_curve
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
-from megatron_mathcpt.answers.region import looks_like_region, read_region, same_region
-from megatron_mathcpt.answers.shape import (
+from megatron_mathcpt.answers.number_words import is_words, same_time, same_words
+from megatron_mathcpt.answers.region import (
     LIST_SEPARATOR,
     Equation,
     Group,
+    looks_like_region,
     read_equation,
     read_group,
     read_list,
     read_matrix,
+    read_region,
+    same_region,
     split_top,
 )
 from megatron_mathcpt.answers.units import Unit, split_unit
-from megatron_mathcpt.answers.value import same_value
-from megatron_mathcpt.answers.words import is_words, same_time, same_words
+from megatron_mathcpt.answers.value import same_curve, same_value
 
 UNDECIDED = "value too large or undefined"
 Rule = Callable[[str, str], bool | None]
@@ -35,7 +36,8 @@ _FUNCTIONS_OF = {"y", "f(x)", "g(x)", "h(x)", "f(t)", "f(n)", "p(x)", "P(x)", "q
 
 def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bool | None, str]:
     """Verdict and the rule that decided; `ordered` makes lists keep their order (blanks of a cloze)."""
-    if _squeeze(gold) == _squeeze(prediction):
+    first, second = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text) for text in (gold, prediction))
+    if first == second:
         return True, "same text"
     rules: list[tuple[str, Rule]] = [
         ("alternatives", _alternatives),
@@ -65,10 +67,6 @@ def same(gold: str, prediction: str) -> bool | None:
     return equivalent(gold.strip(), prediction.strip())[0]
 
 
-def _squeeze(text: str) -> str:
-    return re.sub(r"(?<![\d])\s+|\s+(?![\d])", "", text)
-
-
 def _alternatives(gold: str, prediction: str) -> bool | None:
     parts = [part.strip(" $") for part in re.split(r"#\s*#", gold)]
     return any(same(part, prediction) for part in parts) if len(parts) > 1 else None
@@ -78,14 +76,9 @@ def _families(gold: str, prediction: str) -> bool | None:
     """Answers with a whole-number parameter, x = k\\pi, k \\in Z: the same family however it is counted."""
     found = [_PARAMETER.search(text) for text in (gold, prediction)]
     stated = {(match["name"], match["set"]) for match in found if match}
-    if not stated:
-        return None
-    if len(stated) > 1:
+    if len(stated) != 1:
         return False if len({domain for _, domain in stated}) > 1 else None
-    bodies = [
-        text[: match.start()] if match else text
-        for text, match in zip((gold, prediction), found, strict=True)
-    ]
+    bodies = [_PARAMETER.sub("", text, count=1) for text in (gold, prediction)]
     ((name, domain),) = stated
     symbol = re.compile(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])")
     counted = [name]
@@ -101,13 +94,12 @@ def _ratios(gold: str, prediction: str) -> bool | None:
         return None
     if len(terms[0]) != len(terms[1]):
         return False
-    first, second = ([_parse(term) for term in each] for each in terms)
-    if not all(first) or not all(second):
+    first, second = ([node for term in each if (node := _parse(term))] for each in terms)
+    if len(first) < len(terms[0]) or len(second) < len(terms[1]):
         return None
     return _all(
         same_value(Node("multiply", (a, second[0])), Node("multiply", (b, first[0])))
         for a, b in zip(first, second, strict=True)
-        if a and b and first[0] and second[0]
     )
 
 
@@ -132,14 +124,11 @@ def _regions(gold: str, prediction: str) -> bool | None:
     if not (looks_like_region(gold) or looks_like_region(prediction)):
         return None
     first, second = read_region(gold), read_region(prediction)
-    if first is None or second is None:
-        return False if (first is None) != (second is None) and _settled(gold, prediction) else None
-    return same_region(first, second)
-
-
-def _settled(gold: str, prediction: str) -> bool:
-    """Whether the side that is no region is at least readable: then it is something else."""
-    return all(read_region(text) or _parse(split_unit(text).body) for text in (gold, prediction))
+    if first and second:
+        return same_region(first, second)
+    # A side that is no region but can be read is something else.
+    other = prediction if first else gold
+    return False if (first or second) and _parse(split_unit(other).body) else None
 
 
 def _matrices(gold: str, prediction: str) -> bool | None:
@@ -176,22 +165,19 @@ def _as_rows(text: str) -> Rows | None:
 
 
 def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
-    readings = [(_items(gold, ordered), _items(prediction, ordered))]
+    first, second = (
+        read_list(text) if not ordered else split_top(text, ";" if ";" in text else LIST_SEPARATOR)
+        for text in (gold, prediction)
+    )
+    sizes = {len(first), len(second)}
     if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
         if _number(gold) is not None and _number(gold) == _number(prediction):
             return True
-        if len(readings[0][0]) == 1 or len(readings[0][1]) == 1:
+        if 1 in sizes:
             return None
-    first, second = readings[0]
-    if len(first) == 1 and len(second) == 1:
+    if sizes == {1}:
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
-
-
-def _items(text: str, ordered: bool) -> list[str]:
-    if ordered:
-        return split_top(text, ";" if ";" in text else LIST_SEPARATOR)
-    return read_list(text)
 
 
 def _number(text: str) -> Fraction | None:
@@ -205,15 +191,17 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
         if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
             return _same_sequence(group.items, items, ordered=not group.is_set)
     names = [_names(items) for items in (first, second)]
+    stems = [_stems(each) for each in names]
     if all(names) and set(names[0]) == set(names[1]):
         if len(set(names[0])) == len(names[0]) == len(names[1]):
             other = dict(zip(names[1], second, strict=True))
             return _all(same(item, other[name]) for name, item in zip(names[0], first, strict=True))
-    elif all(names) and len(set(_stems(names[0] + names[1]))) == 1:  # values of one unknown
+    elif all(names) and len({*stems[0], *stems[1]}) == 1:  # values of one unknown
         first, second = ([item.split("=")[-1] for item in items] for items in (first, second))
     elif all(names):
         return False
-    return _same_sequence(first, second, ordered=ordered or _distinct(names[0]) or _distinct(names[1]))
+    distinct = any(len(each) > 1 and len(set(each)) == len(each) for each in stems)
+    return _same_sequence(first, second, ordered=ordered or distinct)
 
 
 def _names(items: list[str]) -> list[str]:
@@ -226,18 +214,13 @@ def _stems(names: list[str]) -> list[str]:
     return [re.sub(r"_.*", "", name) for name in names]
 
 
-def _distinct(names: list[str]) -> bool:
-    stems = _stems(names)
-    return len(stems) > 1 and len(set(stems)) == len(stems)
-
-
 def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool) -> bool | None:
     if ordered:
         if len(first) != len(second):
             return False
         return _all(same(a, b) for a, b in zip(first, second, strict=True))
-    found = [_all([_any(same(a, b) for b in second) for a in first])]
-    return _all([*found, *[_any(same(a, b) for a in first) for b in second]]) if found[0] else found[0]
+    found = _all([_any(same(a, b) for b in second) for a in first])
+    return _all([_any(same(a, b) for a in first) for b in second]) if found else found
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -248,6 +231,7 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
+    """Like `any`, no further than the first True."""
     unsure = False
     for verdict in verdicts:
         if verdict:
@@ -289,7 +273,8 @@ def _equations(gold: str, prediction: str) -> bool | None:
         return _two_equations(first, second)
     equation, other = (first or second), (prediction if first else gold)
     assert equation is not None
-    if equation.name or not _symbols(equation.sides[0]):
+    left = _parse(equation.sides[0])
+    if equation.name or (left and not left.symbols()):
         return same(equation.right, other) if first else same(other, equation.right)
     return False if _parse(split_unit(other).body) else None
 
@@ -304,11 +289,6 @@ def _two_equations(first: Equation, second: Equation) -> bool | None:
     if len(nodes) < 4:
         return False if first.name and second.name else None
     return same_curve(Node("subtract", tuple(nodes[:2])), Node("subtract", tuple(nodes[2:])))
-
-
-def _symbols(text: str) -> set[str]:
-    node = _parse(text)
-    return node.symbols() if node else {"?"}
 
 
 def _parse(text: str) -> Node | None:
@@ -336,11 +316,8 @@ def _same_measure(first: Node, unit: Unit | None, second: Node, other: Unit | No
         return same_value(first, second)
     if stated[0].dimensions != stated[1].dimensions:
         return False
-    scaled = [
-        Node("multiply", (node, Node("number", value=found.factor)))
-        for node, found in zip((first, second), stated, strict=True)
-    ]
-    return same_value(scaled[0], scaled[1])
+    factors = [Node("number", value=found.factor) for found in stated]
+    return same_value(Node("multiply", (first, factors[0])), Node("multiply", (second, factors[1])))
 
 
 def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
@@ -349,8 +326,8 @@ def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None
         return False
     if "" in kinds and same_value(first, second):
         return True
-    radians = [
+    one, two = (
         Node("degree", (node,)) if kind == "degree" else node
         for node, kind in zip((first, second), kinds, strict=True)
-    ]
-    return same_value(radians[0], radians[1])
+    )
+    return same_value(one, two)
