@@ -18,7 +18,7 @@ def main(
     special_literals: str = typer.Option(
         "text", help="text or control: what the text of a special token becomes"
     ),
-    engine: str = typer.Option("auto", help="auto, gigatoken, fastokens or tokenizers"),
+    engine: str = typer.Option("auto", help="auto, gigatoken or tokenizers"),
 ) -> None:
     """Tokenize FILES into --out.bin and --out.idx, each document closed by the end-of-text token."""
     run_command(lambda: _run(files, tokenizer, out, field, (special_literals, engine)))

@@ -1,6 +1,6 @@
 """Tokenizer engines behind one interface; Hugging Face `tokenizers` says what is right.
 
-A fast engine (gigatoken, fastokens; both Rust, optional) is used only after it gave the reference's ids on a
+gigatoken (Rust, optional) is used only after it gave the reference's ids on a
 probe of hostile text and on a sample of the input at hand. All give flat arrays: no Python object per token.
 """
 
@@ -22,9 +22,9 @@ from megatron_mathcpt.formats.indexed_dataset import Lengths
 from megatron_mathcpt.log import get_logger
 
 Tokens = npt.NDArray[np.int32]
-EngineName = Literal["auto", "gigatoken", "fastokens", "tokenizers"]
+EngineName = Literal["auto", "gigatoken", "tokenizers"]
 
-_FAST = ("gigatoken", "fastokens")
+_FAST = ("gigatoken",)
 
 _RENEW_BYTES = 8 << 30  # fast engines cache words without end; a new one after so much text bounds the memory
 _log = get_logger(__name__)
@@ -82,27 +82,6 @@ class GigatokenEncoder:
         return flat.view(np.int32), np.diff(offsets).astype(np.int32)
 
 
-class FastokensEncoder:
-    """fastokens."""
-
-    name = "fastokens"
-
-    def __init__(self, tokenizer_json: str, literals: Literals) -> None:
-        from fastokens._native import Tokenizer
-
-        self._load = lambda: Tokenizer.from_json_str(tokenizer_json)
-        self._engine, self._seen = self._load(), 0
-        self._split = literals == "text"
-
-    def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
-        """Ids of all texts one after another, and each one's length."""
-        if self._seen > _RENEW_BYTES:
-            self._engine, self._seen = self._load(), 0
-        self._seen += sum(map(len, texts))
-        ids, offsets = self._engine.encode_batch_flat(list(texts), split_special_tokens=self._split)
-        return np.frombuffer(ids, np.int32), np.diff(np.frombuffer(offsets, np.int64)).astype(np.int32)
-
-
 def load_encoder(
     folder: Path, literals: Literals, engine: EngineName = "auto", sample: Sequence[str] = ()
 ) -> tuple[Encoder, TokenizerInfo]:
@@ -141,11 +120,7 @@ def _checked(
     """Engine `name`, and what the reference said of the tokenizer; raises `_Unfit`."""
     try:
         tokenizer_json = _without_special(file) if literals == "text" else file.read_text(encoding="utf-8")
-        fast: Encoder = (
-            GigatokenEncoder(tokenizer_json)
-            if name == "gigatoken"
-            else FastokensEncoder(tokenizer_json, literals)
-        )
+        fast: Encoder = GigatokenEncoder(tokenizer_json)
         found = [fast.encode([text])[0] for text in texts]
     # Each engine refuses a tokenizer it does not know in its own way; the caller shows why and takes another.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:

@@ -9,10 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from megatron_mathcpt.config.corpus import Filter
-from megatron_mathcpt.data.classifier import classifier_drop
 from megatron_mathcpt.data.drops import Drop, above, below
 from megatron_mathcpt.data.language import language_drop
-from megatron_mathcpt.data.math_score import math_score
 from megatron_mathcpt.data.quality import quality_drops
 from megatron_mathcpt.data.repetition import repetition_drops
 from megatron_mathcpt.data.word_counts import count_words
@@ -30,20 +28,11 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
                 numbers, _page_drops([texts[number] for number in numbers], rules), strict=True
             ):
                 drops[number] = drop
-    if rules.min_math_score is not None or rules.languages or rules.classifier:
-        drops = [drop or _content_drop(text, rules) for drop, text in zip(drops, texts, strict=True)]
+    if rules.languages:
+        drops = [
+            drop or language_drop(text, rules.languages) for drop, text in zip(drops, texts, strict=True)
+        ]
     return drops
-
-
-def _content_drop(text: str, rules: Filter) -> Drop | None:
-    drop = None
-    if rules.min_math_score is not None:
-        drop = below("math_score", math_score(text), rules.min_math_score)
-    if rules.languages and not drop:
-        drop = language_drop(text, rules.languages)
-    if rules.classifier and not drop:
-        drop = classifier_drop(text, rules.classifier)
-    return drop
 
 
 def _page_drops(texts: list[str], rules: Filter) -> list[Drop | None]:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.classifier import model_file
 from megatron_mathcpt.data.decontaminate import benchmark_files
 from megatron_mathcpt.data.sources import Shard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
@@ -72,16 +71,13 @@ def open_build(config: Corpus, out: Path) -> Build:
 
 
 def small_inputs(config: Corpus) -> dict[str, str]:
-    """SHA-256 of benchmark, tokenizer and classifier files."""
+    """SHA-256 of benchmark and tokenizer files."""
     files: dict[str, Path] = {}
     if config.decontaminate:
         found = benchmark_files(config.decontaminate)
         files = {f"benchmark/{file.parent.name}/{file.name}": file for file in found}
     if config.tokenizer.path:
         files["tokenizer"] = tokenizer_file(Path(config.tokenizer.path))
-    for rules in (config.filter, *(source.filter for source in config.sources.values())):
-        if rules and rules.classifier:
-            files[f"classifier/{Path(rules.classifier.model).name}"] = model_file(rules.classifier)
     return {name: hash_file(file) for name, file in files.items()}
 
 

@@ -141,7 +141,7 @@ def raw_engines(tokenizer: Path, texts: list[str]) -> dict[str, float]:
     rates: dict[str, float] = {}
     blocks = [texts[at : at + 1000] for at in range(0, len(texts), 1000)]
     size = sum(len(text.encode()) for text in texts)
-    for engine in ("gigatoken", "fastokens"):
+    for engine in ("gigatoken",):
         try:
             encoder = load_encoder(tokenizer, "control", engine)[0]
         except ConfigError as error:

@@ -116,8 +116,8 @@ def _cached(folder: Path, literals: Literals) -> tuple[engines.Encoder, Referenc
 
 
 def test_a_fast_engine_is_chosen_for_each_kind_of_tokenizer(any_folder: Path) -> None:
-    pytest.importorskip("fastokens")
-    assert load_encoder(any_folder, "text")[0].name in ("gigatoken", "fastokens")
+    pytest.importorskip("gigatoken")
+    assert load_encoder(any_folder, "text")[0].name == "gigatoken"
     assert load_encoder(any_folder, "text", "tokenizers")[0].name == "tokenizers"
 
 
@@ -144,12 +144,11 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
             return (ids[::-1], lengths) if "only here" in texts[0] else (ids, lengths)
 
     monkeypatch.setattr(engines, "GigatokenEncoder", Wrong)
-    monkeypatch.setattr(engines, "FastokensEncoder", Wrong)
     assert load_encoder(folder, "text")[0].name == "wrong"  # agrees on the probe
     sample = ["a sample that differs only here"]
     assert load_encoder(folder, "text", "auto", sample)[0].name == "tokenizers"
     with pytest.raises(ConfigError, match="gives other ids than the reference for 'a sample"):
-        load_encoder(folder, "text", "fastokens", sample)
+        load_encoder(folder, "text", "gigatoken", sample)
 
 
 def test_sentencepiece_ids_are_kept(sentencepiece_model: Path, tmp_path: Path) -> None:
