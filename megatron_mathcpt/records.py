@@ -46,7 +46,7 @@ def problem_of_row(row: Mapping[str, Any]) -> Problem:
     known = {name: row[name] for name in Problem.model_fields if row.get(name) is not None}
     if row.get("lang") is not None:
         known.setdefault("language", row["lang"])
-    others = {key: value for key, value in row.items() if key not in known and key != "lang"}
+    others = {key: value for key, value in row.items() if key not in Problem.model_fields and key != "lang"}
     return Problem.model_validate({"extra": others, **known})
 
 

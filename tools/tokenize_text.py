@@ -29,10 +29,8 @@ def _run(files: list[Path], tokenizer: Path, out: Path, field: str, how: tuple[s
 
     from rich.console import Console
 
-    from megatron_mathcpt.data.engines import EngineName
-    from megatron_mathcpt.data.reference import Literals
     from megatron_mathcpt.data.tokenize import tokenize_files
-    from megatron_mathcpt.data.tokenizer import install_tokenizer, tokenizer_file
+    from megatron_mathcpt.data.tokenizer import EngineName, Literals, install_tokenizer, tokenizer_file
     from megatron_mathcpt.errors import ConfigError
 
     literals, engine = how

@@ -1,4 +1,4 @@
-"""Find benchmark items inside training documents.
+"""Find benchmark items inside training documents: in a build, and for the report on an evaluation's items.
 
 An item gives all its n-grams (words in English, characters in Chinese, punctuation left out). An item
 shorter than one n-gram gives a single n-gram of its own length; a very short one ("Compute 7!") would be
@@ -6,14 +6,13 @@ found all over, so it counts only as a line of its own, with or without our ques
 be indexed in no way is an error, never a hole in the index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Decontaminate
@@ -21,24 +20,28 @@ from megatron_mathcpt.data.words import (
     DIGITS,
     IDEOGRAPH,
     SYMBOL,
+    Flags,
     Hashes,
     Indices,
     Words,
+    batches,
     cut_words,
     ngrams,
     spans,
 )
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import list_files, read_lines
+from megatron_mathcpt.errors import DataError, EvaluationError
+from megatron_mathcpt.formats.files import hash_file, list_files, read_json_lines, read_lines, read_texts
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import prompt_text
+from megatron_mathcpt.statistics import accuracy_standard_error
 
 _LINE = 0  # in the table of n-gram lengths: whole lines
 _TABLE_BITS = 20  # flags of a megabyte: within the processor's cache
 
 
 @dataclass(frozen=True)
-class Item:
-    """One benchmark question and where it stands."""
+class BenchmarkQuestion:
+    """One item's question and where it stands."""
 
     benchmark: str
     id: str
@@ -110,7 +113,7 @@ class _Heads:
 class _Variant:
     """Index over one form of the words: as they stand, or with numbers masked."""
 
-    def __init__(self, items: Sequence[Item], config: Decontaminate, masked: bool) -> None:
+    def __init__(self, items: Sequence[BenchmarkQuestion], config: Decontaminate, masked: bool) -> None:
         self.masked = masked
         self._config = config
         self._head_words = min(config.short_words, config.short_characters)
@@ -164,7 +167,7 @@ class _Variant:
             ]
         return found
 
-    def _grams_of(self, item: Item) -> list[tuple[int, Hashes, Hashes]]:
+    def _grams_of(self, item: BenchmarkQuestion) -> list[tuple[int, Hashes, Hashes]]:
         """Length, hashes of all n-grams and of their first words."""
         words = self.form(cut_words([item.question]))
         count = len(words.hashes)
@@ -201,15 +204,7 @@ class Contamination:
         masks = (False, True) if config.mask_numbers else (False,)
         self._variants = [_Variant(self.items, config, masked) for masked in masks]
 
-    @cached_property
-    def benchmarks(self) -> dict[str, int]:
-        """Number of items by benchmark."""
-        counts: dict[str, int] = {}
-        for item in self.items:
-            counts[item.benchmark] = counts.get(item.benchmark, 0) + 1
-        return counts
-
-    def search(self, words: Words, problems: npt.NDArray[np.bool_]) -> dict[int, Hit]:
+    def search(self, words: Words, problems: Flags) -> dict[int, Hit]:
         """The hit of every contaminated document; `problems` marks those held to `problem_overlap`."""
         hits: dict[int, Hit] = {}
         for variant in self._variants:
@@ -229,19 +224,29 @@ class Contamination:
                 hits[document] = Hit(item.benchmark, item.id, text, round(share, 3), variant.masked)
         return hits
 
+    def shares(self, documents: Iterable[list[str]]) -> list[float]:
+        """For each item the share of its n-grams that stand in the documents, given in blocks."""
+        variant, seen = self._variants[0], set[tuple[int, int]]()
+        for block in documents:
+            for texts in batches(block, list(map(len, block))):
+                found = variant.find(variant.form(cut_words(texts)))
+                seen.update((one.item, one.gram) for one in found)
+        counts = np.bincount([item for item, _ in seen], minlength=len(self.items))
+        return list(np.minimum(1.0, counts / variant.totals).tolist())
 
-def load_items(path: str) -> list[Item]:
+
+def load_items(path: str) -> list[BenchmarkQuestion]:
     """Items of a benchmark file or folder; a benchmark is named by folder and file (`gsm8k/test`).
 
     Raises `DataError` naming file and line for anything that is not an item with a question.
     """
-    items: list[Item] = []
+    items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
         benchmark = f"{file.parent.name}/{file.name.split('.')[0]}"
         before = len(items)
         for first, lines in read_lines(file):
             for number, line in enumerate(lines, first):
-                if line and not line.isspace():
+                if line.strip():
                     items.append(_item(line, benchmark, f"{file}:{number}"))
         if len(items) == before:
             raise DataError(
@@ -250,7 +255,7 @@ def load_items(path: str) -> list[Item]:
     return items
 
 
-def _item(line: bytes, benchmark: str, where: str) -> Item:
+def _item(line: bytes, benchmark: str, where: str) -> BenchmarkQuestion:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -258,9 +263,72 @@ def _item(line: bytes, benchmark: str, where: str) -> Item:
     question = row.get("question") if isinstance(row, dict) else None
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"{where}: item without 'question'; correct the benchmark file")
-    return Item(benchmark, str(row.get("id", where)), question, where)
+    return BenchmarkQuestion(benchmark, str(row.get("id", where)), question, where)
 
 
 def benchmark_files(config: Decontaminate) -> list[Path]:
     """All files the index is made from."""
     return [file for path in config.benchmarks for file in list_files(path, "benchmark")]
+
+
+def overlap_report(
+    evaluation: Path, tasks: dict[str, Path], documents: Sequence[Path], threshold: float
+) -> dict[str, Any]:
+    """Overlap of an evaluation folder's items with training documents, and its scores without those items.
+
+    `tasks` are the files of the tasks, `documents` JSON lines with a field `text`, or folders of `*.jsonl`,
+    as a build's `documents/`; an item overlaps from a share `threshold` of its n-grams on. Raises
+    `EvaluationError` when a task was scored on another file, `DataError` for documents that cannot be read.
+    """
+    manifest = load_manifest(evaluation, "evaluation")
+    for task, path in tasks.items():
+        if manifest.inputs.get(f"task:{task}") != hash_file(path):
+            raise EvaluationError(f"{path}: not the file that task '{task}' of {evaluation} was scored on")
+    rules = Decontaminate(benchmarks=list(map(str, tasks.values())))
+    index = Contamination(rules)
+    shares = iter(zip(index.items, index.shares(_read_blocks(documents)), strict=True))
+    found = {}
+    for task, path in tasks.items():
+        own = {item.id: share for item, share in islice(shares, len(load_items(str(path))))}
+        rows = read_json_lines(evaluation / f"samples_{task}.jsonl")
+        overlap = {name: round(share, 4) for name, share in own.items() if share}
+        found[task] = scores_without(rows, own, threshold) | {"overlap": overlap}
+    lengths = {"words": rules.ngram_words, "characters": rules.ngram_characters}
+    return {"threshold": threshold, **lengths, "tasks": found}
+
+
+def _read_blocks(paths: Sequence[Path]) -> Iterator[list[str]]:
+    for path in paths:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise DataError(
+                f"{path}: no documents here; give a *.jsonl file with a field `text`, or their folder"
+            )
+        for file in files:
+            yield from read_texts(file, "text")
+
+
+def scores_without(
+    rows: Sequence[dict[str, Any]], shares: dict[str, float], threshold: float
+) -> dict[str, Any]:
+    """Accuracy over all items, over those below `threshold` of overlap, and over the rest.
+
+    `rows` are lines of `samples_<task>.jsonl`. Raises `EvaluationError` when an item has no overlap measured.
+    """
+    missing = [row["id"] for row in rows if row["id"] not in shares]
+    if missing:
+        raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
+    parts = {
+        "all": rows,
+        "clean": [row for row in rows if shares[row["id"]] < threshold],
+        "overlapping": [row for row in rows if shares[row["id"]] >= threshold],
+    }
+    return {name: _score(part) for name, part in parts.items()}
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    correct = sum(row["correct"] for row in rows)
+    if not rows:
+        return {"n": 0, "correct": 0, "accuracy": None, "stderr": None}
+    error = accuracy_standard_error(correct, len(rows)) if len(rows) > 1 else None
+    return {"n": len(rows), "correct": correct, "accuracy": correct / len(rows), "stderr": error}

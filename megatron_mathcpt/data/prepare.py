@@ -1,11 +1,11 @@
 """First stage, per shard: read, clean, filter, decontaminate, and hash what is left for deduplication."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -13,38 +13,76 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
-from megatron_mathcpt.data.decontaminate import Contamination, Hit, benchmark_files
-from megatron_mathcpt.data.drops import Drop
-from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.formats import Reject
+from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
+from megatron_mathcpt.data.filters import Drop, find_drops, select_drop
 from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
-from megatron_mathcpt.data.select import drop_reason as select_reason
-from megatron_mathcpt.data.sources import Document, Shard, Skipped, read_documents
-from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
-from megatron_mathcpt.data.work import Build, save_array
+from megatron_mathcpt.data.sources import Document, Reject, Shard, Skipped, read_documents
+from megatron_mathcpt.data.words import Flags, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import hash_file, write_whole
-
-Flags = npt.NDArray[np.bool_]
+from megatron_mathcpt.formats.files import hash_file, write_atomically, write_whole
 
 
-def prepare(build: Build, task: int) -> None:
-    """Leave kept and dropped documents, hashes and counts of the shard `task`.
+@dataclass(frozen=True)
+class ShardWork:
+    """One shard and the folders where a build's stages leave its results, each complete with `done.json`."""
+
+    shard: Shard
+    root: Path
+
+    @property
+    def prepared(self) -> Path:
+        """Of `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
+        return self.root / "prepared" / self.shard.name
+
+    @property
+    def decided(self) -> Path:
+        """Of `decide`: for every kept document its decision, the one it copies, and its split key."""
+        return self.root / "decided" / self.shard.name
+
+    @property
+    def published(self) -> Path:
+        """Of `publish`: kept.jsonl, places, dropped.jsonl and the datasets of both splits."""
+        return self.root / "published" / self.shard.name
+
+
+def read_counts(folder: Path) -> dict[str, Any] | None:
+    """Counts that a stage left for a shard; None while it is not finished."""
+    file = folder / "done.json"
+    return orjson.loads(file.read_bytes()) if file.is_file() else None
+
+
+def write_counts(folder: Path, counts: dict[str, Any]) -> None:
+    """Mark a shard's folder as finished."""
+    write_atomically(folder / "done.json", orjson.dumps(counts))
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Save `array` whole or not at all."""
+    with write_whole(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """An array of `save_array`, mapped from disk."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def prepare(work: ShardWork, config: Corpus) -> None:
+    """Read the raw file of a shard into `work.prepared`.
 
     Raises `DataError` naming file and line when more records are unreadable than the source allows, and
     naming the file when it holds no record at all.
     """
-    shard = build.shards[task]
-    folder = build.folder("prepared", shard)
-    worker = _Worker(build.config, shard, _contamination(build.config.decontaminate))
+    shard, folder = work.shard, work.prepared
+    sorter = _Sorter(config, shard, _contamination(config.decontaminate))
     with ExitStack() as stack:
         files = _Files(*(stack.enter_context(write_whole(folder / f"{n}.jsonl")) for n in _Files._fields))
-        for block in read_documents(shard, build.config.sources[shard.source]):
-            worker.take(block, files)
-        worker.check_rejects(last=True)
-    for name, parts in worker.arrays.items():
+        for block in read_documents(shard, config.sources[shard.source]):
+            sorter.take(block, files)
+        sorter.check_rejects(last=True)
+    for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
-    build.finish("prepared", shard, {**worker.counts(), "sha256": shard.hash()})
+    write_counts(folder, {**sorter.counts(), "sha256": shard.hash()})
 
 
 def _contamination(config: Decontaminate | None) -> Contamination | None:
@@ -68,8 +106,8 @@ class _Files(NamedTuple):
     rejected: BinaryIO
 
 
-class _Worker:
-    """Counts and hashes of one shard while it is read."""
+class _Sorter:
+    """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
     def __init__(self, config: Corpus, shard: Shard, contamination: Contamination | None) -> None:
         self._config, self._shard, self._contamination = config, shard, contamination
@@ -86,7 +124,7 @@ class _Worker:
             self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
     def take(self, block: list[Document | Skipped | Reject], files: _Files) -> None:
-        """Sort one block of records into kept, dropped and rejected."""
+        """Sort one block of records."""
         self._read += len(block)
         good = []
         drops = iter(self._find_drops([record for record in block if isinstance(record, Document)]))
@@ -98,29 +136,28 @@ class _Worker:
             elif isinstance(record, Skipped):
                 self._drop(files.dropped, record.reason, record.line, {"id": record.id})
             elif drop := next(drops):
-                detail = (
-                    {} if drop.limit is None else {"detail": {"measured": drop.measured, "limit": drop.limit}}
-                )
-                self._drop(files.dropped, drop.reason, record.line, {**_row(record), **detail})
+                row = _row(record)
+                if drop.limit is not None:
+                    row["detail"] = {"measured": drop.measured, "limit": drop.limit}
+                self._drop(files.dropped, drop.reason, record.line, row)
             else:
                 good.append(record)
         self.check_rejects()
-        for batch in batches(good):
+        for batch in batches(good, [len(document.text) for document in good]):
             self._take_batch(batch, files)
 
     def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
         """What selection says of each document, else what the filter of the source or of the build says."""
-        drops = {number: drop for number, row in enumerate(documents) if (drop := self._not_selected(row))}
+        select = self._source.select
+        drops = {
+            number: drop
+            for number, document in enumerate(documents)
+            if select and document.problem and (drop := select_drop(document.problem, select))
+        }
         rest = [number for number in range(len(documents)) if number not in drops]
         rules = self._source.filter or self._config.filter
         found = zip(rest, find_drops([documents[number].text for number in rest], rules), strict=True)
         return [drop for _, drop in sorted([*drops.items(), *found], key=itemgetter(0))]
-
-    def _not_selected(self, document: Document) -> Drop | None:
-        if document.problem is None or self._source.select is None:
-            return None
-        reason = select_reason(document.problem, self._source.select)
-        return Drop(reason) if reason else None
 
     def _take_batch(self, batch: list[Document], files: _Files) -> None:
         words = cut_words([document.text for document in batch])
@@ -131,9 +168,9 @@ class _Worker:
         for number, document in enumerate(batch):
             row = _row(document)
             if number in hits:
-                row["detail"] = asdict(hits[number])
-                self._drop(files.dropped, "contaminated", document.line, row)
-                self._note_hit(document, hits[number])
+                hit = asdict(hits[number])
+                self._drop(files.dropped, "contaminated", document.line, {**row, "detail": hit})
+                self._hits.append({"document": document.id, **hit})
             else:
                 files.kept.write(_dump(row))
                 files.ids.write(_dump(document.id))
@@ -142,11 +179,12 @@ class _Worker:
 
     def _note_hashes(self, batch: list[Document], words: Words, problems: Flags, clean: Flags) -> None:
         sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
+        self._bytes += int(sizes.sum())
+        lines = np.array([document.line for document in batch], np.uint64)
         self.arrays["whole"].append(whole_hashes(words)[clean])
         self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
         self.arrays["bytes"].append(sizes[clean])
-        self.arrays["lines"].append(np.array([document.line for document in batch], np.uint64)[clean])
-        self._bytes += int(sizes.sum())
+        self.arrays["lines"].append(lines[clean])
         if rule := self._config.deduplicate:
             rows = signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
             self.arrays["signatures"].append(rows)
@@ -158,9 +196,6 @@ class _Worker:
 
     def _where(self, line: int) -> dict[str, Any]:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
-
-    def _note_hit(self, document: Document, hit: Hit) -> None:
-        self._hits.append({"document": document.id, **asdict(hit)})
 
     def check_rejects(self, last: bool = False) -> None:
         """Stop at the first reject when none is allowed, else at the end when there are too many."""
@@ -183,20 +218,6 @@ class _Worker:
             "bytes": self._bytes,
             "hits": self._hits,
         }
-
-
-def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """`documents` in order, in lists of about `BATCH_CHARACTERS` characters of text."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _dump(row: Any) -> bytes:

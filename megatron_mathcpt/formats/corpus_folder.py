@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 
-KIND = "corpus"
+KIND, SFT_KIND = "corpus", "sft"
+NOT_TRAINED = -1  # label of a position of packed samples that does not count in the loss
 TRAIN, VALIDATION = range(2)
 SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
 BLOCK = 1 << 20  # places looked at together: 17 MB

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+import orjson
 from isal import igzip, igzip_lib
 
 from megatron_mathcpt.errors import DataError
@@ -100,6 +101,23 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
         if damage:
             raise DataError(f"{path}:{damage[0]}: {damage[1].reason}")
         yield number, cast(list[bytes], lines)
+
+
+def read_texts(file: Path, field: str) -> Iterator[list[str]]:
+    """Blocks of the texts in `field` of JSON lines; raises `DataError` naming the line that has none."""
+    for number, lines in read_lines(file):
+        texts = []
+        for offset, line in enumerate(lines):
+            if not line.strip():
+                continue
+            try:
+                texts.append(orjson.loads(line)[field])
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{file}:{number + offset}: no JSON object with '{field}' ({error})"
+                ) from error
+        if texts:
+            yield texts
 
 
 def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | Damage]]]:
@@ -198,13 +216,8 @@ def hash_file(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name, sync it, and rename it to `path`: whole, or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with write_whole(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

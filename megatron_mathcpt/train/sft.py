@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_mathcpt.train.packing import NOT_TRAINED
+from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 
 
 class SftDataset:

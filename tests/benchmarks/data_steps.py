@@ -25,13 +25,11 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.hashing import HashConfig
 
 from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repetition
-from megatron_mathcpt.data.clean import clean
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
-from megatron_mathcpt.data.prepare import batches
-from megatron_mathcpt.data.sources import Document
-from megatron_mathcpt.data.words import Words, cut_words
+from megatron_mathcpt.data.sources import Document, clean
+from megatron_mathcpt.data.words import Words, batches, cut_words
 from megatron_mathcpt.formats.indexed_dataset import write_index
 
 ROUNDS = 5
@@ -56,7 +54,7 @@ def seconds(step: Callable[[], object]) -> float:
 
 
 def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[], object]]:
-    rules, parts = Filter(), list(batches(documents))
+    rules, parts = Filter(), list(batches(documents, [len(d.text) for d in documents]))
     pages = Filter(repetition=Repetition(), quality=Quality())
     contamination = Contamination(Decontaminate(benchmarks=[str(benchmarks)]))
 

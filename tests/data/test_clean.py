@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data.clean import clean, mask_pii
-from megatron_mathcpt.data.sources import Document, list_shards, read_documents
+from megatron_mathcpt.data.sources import Document, clean, list_shards, mask_pii, read_documents
 
 MATHEMATICS = (
     "x² + ½ = ∑_{i=1}^{n} a_i, $\\frac{a}{b}$ \\begin{align} a &= b \\\\ c &= d \\end{align} α ≤ β",

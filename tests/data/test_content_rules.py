@@ -9,8 +9,7 @@ import orjson
 import pytest
 
 from megatron_mathcpt.config.corpus import Filter, Languages
-from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.language import language_drop
+from megatron_mathcpt.data.filters import find_drops, language_drop
 
 corpora = pytest.mark.skipif("MATHCPT_CORPORA" not in os.environ, reason="MATHCPT_CORPORA is not set")
 

@@ -15,14 +15,8 @@ from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplica
 
 from megatron_mathcpt.config.corpus import Corpus, Filter, Quality, Repetition
 from megatron_mathcpt.data.build import build_corpus
-from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.word_counts import (
-    bound_top_characters,
-    copied_characters,
-    count_words,
-    find_ngrams,
-    top_characters,
-)
+from megatron_mathcpt.data.filters import find_drops, repeated_ngrams
+from megatron_mathcpt.data.words import cut_at_spaces
 from tests.data.made import sentence, tree
 
 GOPHER_REPETITION = {
@@ -106,9 +100,9 @@ def texts_of_few_words(count: int) -> list[str]:
 
 def test_words_are_those_of_split() -> None:
     texts = texts_of_few_words(100)
-    words = count_words(texts)
-    assert np.diff(words.first).tolist() == [len(text.split()) for text in texts]
-    assert words.lengths.tolist() == [len(word) for text in texts for word in text.split()]
+    words = cut_at_spaces(texts)
+    assert np.diff(words.documents).tolist() == [len(text.split()) for text in texts]
+    assert (words.ends - words.starts).tolist() == [len(word) for text in texts for word in text.split()]
     assert len(set(words.hashes.tolist())) == len({word for text in texts for word in text.split()})
 
 
@@ -128,16 +122,12 @@ def brute_copied(words: list[str], n: int) -> int:
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7])
-def test_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_datatrove_does(n: int) -> None:
+def test_repeated_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_by_datatrove(n: int) -> None:
     texts = texts_of_few_words(60)
-    words = count_words(texts)
-    pairs, ngrams = find_ngrams(words, 2), find_ngrams(words, n)
+    top, copied = repeated_ngrams(cut_at_spaces(texts), n)
     split = [text.split() for text in texts]
-    top, copied = top_characters(words, ngrams), copied_characters(words, ngrams, n)
     assert top.tolist() == [brute_top(found, n) for found in split]
     assert copied.tolist() == [brute_copied(found, n) for found in split]
-    assert (bound_top_characters(words, pairs, n) >= top).all()
-    assert (copied_characters(words, pairs, n) >= copied).all()
     for number, found in enumerate(split):
         assert copied[number] >= find_all_duplicate(found, n)
         grams = [" ".join(found[i : i + n]) for i in range(len(found) - n + 1)]

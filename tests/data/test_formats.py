@@ -12,8 +12,7 @@ import pytest
 import zstandard
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data.formats import Reject, read_rows
-from megatron_mathcpt.data.sources import list_shards
+from megatron_mathcpt.data.sources import Reject, list_shards, read_rows
 from megatron_mathcpt.formats import files
 
 ROWS = [{"id": str(i), "text": f"Satz {i} über ∑ and 中文"} for i in range(3000)]

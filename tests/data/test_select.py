@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Select
-from megatron_mathcpt.data.select import count_steps, drop_reason
+from megatron_mathcpt.data.filters import count_steps, select_drop
 from megatron_mathcpt.records import Problem
 
 SOLUTION = "She has 3.5 apples.\n\nHe gives 2! So 5.5。"
@@ -40,7 +40,8 @@ def test_steps_by_each_rule() -> None:
     ],
 )
 def test_reasons(select: Select, fields: dict[str, object], reason: str | None) -> None:
-    assert drop_reason(problem(**fields), select) == reason
+    drop = select_drop(problem(**fields), select)
+    assert (drop.reason if drop else None) == reason
 
 
 def test_the_three_difficulties_split_everything() -> None:
@@ -51,13 +52,13 @@ def test_the_three_difficulties_split_everything() -> None:
     ]
     for lines in range(1, 12):
         record = problem(solution="\n".join("x" * lines))
-        assert sum(drop_reason(record, part) is None for part in parts) == 1
+        assert sum(select_drop(record, part) is None for part in parts) == 1
 
 
 def test_a_share_is_the_same_records_and_grows_by_records() -> None:
     records = [problem(id=f"r{number}") for number in range(10_000)]
     small, large = (
-        {record.id for record in records if drop_reason(record, Select(share=share)) is None}
+        {record.id for record in records if select_drop(record, Select(share=share)) is None}
         for share in (0.01, 0.1)
     )
     assert small < large

@@ -15,6 +15,8 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.llama import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.data.pack_sft import Example, PackSettings, fill_sample, group, pack_pool
+from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
@@ -22,7 +24,6 @@ from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, WithDocuments
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.launch import free_port, local_world
-from megatron_mathcpt.train.packing import NOT_TRAINED, Example, PackSettings, fill_sample, group, pack_pool
 from megatron_mathcpt.train.sft import SftDataset
 
 PROBLEMS = [
@@ -62,8 +63,9 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = [*PROBLEMS[:37], *PROBLEMS[40:]]
     tokens = sum(len(tokenizer.encode(cpt_text(problem)).ids) + 1 for problem in training)
     counts = {
-        "tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS},
+        "tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS, "sha256": ""},
         "pools": {"problem_solving": {"train": {"tokens": tokens}}},
+        "sources": {},
     }
     write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
     return folder

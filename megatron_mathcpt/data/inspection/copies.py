@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_mathcpt.data.decide import DUPLICATES
 from megatron_mathcpt.data.inspection.scan import json_bytes, scan_rows
 from megatron_mathcpt.data.inspection.trace import Gone, trace
-from megatron_mathcpt.data.minhash import signatures
+from megatron_mathcpt.data.minhash import DUPLICATES, signatures
 from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.select import count_steps
+from megatron_mathcpt.data.filters import count_steps
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Selection
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
