@@ -122,10 +122,10 @@ class _Variant:
         heads = [np.empty(0, np.uint64)]
         self._longest_line = 0  # in words, of those that count as lines
         for number, item in enumerate(items):
-            for length, hashes, begins in self._grams_of(item):
-                collected.setdefault(length, []).append((hashes, number))
-                heads.append(begins)
-                self.totals[number] = len(hashes) if length else 1
+            length, hashes, begins = self._grams_of(item)
+            collected.setdefault(length, []).append((hashes, number))
+            heads.append(begins)
+            self.totals[number] = len(hashes) if length else 1
         self._heads = _Heads(np.concatenate(heads))
         self._grams = {
             length: _Grams(
@@ -167,8 +167,8 @@ class _Variant:
             ]
         return found
 
-    def _grams_of(self, item: BenchmarkQuestion) -> list[tuple[int, Hashes, Hashes]]:
-        """Length, hashes of all n-grams and of their first words."""
+    def _grams_of(self, item: BenchmarkQuestion) -> tuple[int, Hashes, Hashes]:
+        """Length, hashes of all n-grams and of their first words; a line has none of those."""
         words = self.form(cut_words([item.question]))
         count = len(words.hashes)
         if count == 0:
@@ -181,18 +181,12 @@ class _Variant:
         if count >= short:
             length = min(count, length)
             hashes, first = ngrams(words, length)
-            return [(length, np.unique(hashes), spans(words, first, first + self._head_words))]
+            return length, np.unique(hashes), spans(words, first, first + self._head_words)
+        line = " ".join(item.question.split())
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
-        lines = [
-            " ".join(item.question.split()),
-            *(f"{m} {' '.join(item.question.split())}" for m in markers),
-        ]
-        return [(_LINE, self._line(line), np.empty(0, np.uint64)) for line in lines]
-
-    def _line(self, line: str) -> Hashes:
-        words = self.form(cut_words([line]))
-        self._longest_line = max(self._longest_line, len(words.hashes))
-        return spans(words, words.documents[:-1], words.documents[1:])
+        lines = self.form(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
+        self._longest_line = max(self._longest_line, int(np.diff(lines.documents).max()))
+        return _LINE, spans(lines, lines.documents[:-1], lines.documents[1:]), np.empty(0, np.uint64)
 
 
 class Contamination:
@@ -315,20 +309,14 @@ def scores_without(
 
     `rows` are lines of `samples_<task>.jsonl`. Raises `EvaluationError` when an item has no overlap measured.
     """
-    missing = [row["id"] for row in rows if row["id"] not in shares]
-    if missing:
+    if missing := [row["id"] for row in rows if row["id"] not in shares]:
         raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
-    parts = {
-        "all": rows,
-        "clean": [row for row in rows if shares[row["id"]] < threshold],
-        "overlapping": [row for row in rows if shares[row["id"]] >= threshold],
-    }
-    return {name: _score(part) for name, part in parts.items()}
+    clean = [row for row in rows if shares[row["id"]] < threshold]
+    overlapping = [row for row in rows if shares[row["id"]] >= threshold]
+    return {"all": _score(rows), "clean": _score(clean), "overlapping": _score(overlapping)}
 
 
 def _score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    correct = sum(row["correct"] for row in rows)
-    if not rows:
-        return {"n": 0, "correct": 0, "accuracy": None, "stderr": None}
-    error = accuracy_standard_error(correct, len(rows)) if len(rows) > 1 else None
-    return {"n": len(rows), "correct": correct, "accuracy": correct / len(rows), "stderr": error}
+    n, correct = len(rows), sum(row["correct"] for row in rows)
+    error = accuracy_standard_error(correct, n) if n > 1 else None
+    return {"n": n, "correct": correct, "accuracy": correct / n if n else None, "stderr": error}

@@ -105,8 +105,8 @@ def count_steps(problem: Problem, rule: Literal["field", "lines", "sentences"]) 
 def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     """For each of `texts` the first rule that it breaks."""
     drops = [_text_drop(text, rules) for text in texts]
+    rest = [number for number, drop in enumerate(drops) if drop is None]
     if rules.quality or rules.repetition:
-        rest = [number for number, drop in enumerate(drops) if drop is None]
         for numbers in batches(rest, [len(texts[number]) for number in rest]):
             found = _page_drops([texts[number] for number in numbers], rules)
             for number, drop in zip(numbers, found, strict=True):
@@ -121,13 +121,12 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
 def _text_drop(text: str, rules: Filter) -> Drop | None:
     if not text:
         return Drop("empty")
-    drop = below("too_short", len(text), rules.min_characters)
-    drop = drop or above("too_long", len(text), rules.max_characters)
-    if not drop and rules.max_bad_character_share is not None:
-        drop = above("bad_characters", _bad_share(text), rules.max_bad_character_share)
-    if not drop and rules.max_duplicate_line_share is not None:
-        drop = above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
-    return drop
+    return (
+        below("too_short", len(text), rules.min_characters)
+        or above("too_long", len(text), rules.max_characters)
+        or above("bad_characters", _bad_share(text), rules.max_bad_character_share)
+        or above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
+    )
 
 
 def _bad_share(text: str) -> float:
@@ -140,22 +139,17 @@ def _bad_share(text: str) -> float:
 def _duplicate_share(text: str) -> float:
     """Share of the characters that stand in lines already seen."""
     lines = text.split("\n")
-    unique = set(lines)
-    if len(unique) == len(lines):
+    unique, total = set(lines), len(text) - len(lines) + 1
+    if len(unique) == len(lines) or not total:
         return 0.0
-    total = sum(map(len, lines))
-    return 1 - sum(map(len, unique)) / total if total else 0.0
+    return 1 - sum(map(len, unique)) / total
 
 
 def _page_drops(texts: list[str], rules: Filter) -> list[Drop | None]:
-    words = cut_at_spaces(texts)
-    drops: list[Drop | None] = [None] * len(texts)
-    if rules.quality:
-        drops = _quality_drops(texts, words, rules.quality)
-    if rules.repetition:
-        later = _repetition_drops(texts, words, rules.repetition)
-        drops = [first or second for first, second in zip(drops, later, strict=True)]
-    return drops
+    words, drops = cut_at_spaces(texts), [None for _ in texts]
+    first = _quality_drops(texts, words, rules.quality) if rules.quality else drops
+    second = _repetition_drops(texts, words, rules.repetition) if rules.repetition else drops
+    return [quality or repetition for quality, repetition in zip(first, second, strict=True)]
 
 
 class _Counts(NamedTuple):
@@ -171,15 +165,8 @@ class _Counts(NamedTuple):
 
 def _quality_drops(texts: list[str], words: Words, rules: Quality) -> list[Drop | None]:
     lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
-    chinese = words.kinds & HAS_IDEOGRAPH > 0
-    columns = (
-        lengths > 0,
-        plain,
-        lengths * plain,
-        words.kinds & HAS_LETTER > 0,
-        lengths,
-        lengths * chinese,
-    )
+    letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
+    columns = (lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese)
     counts = zip(*(totals(words, column).tolist() for column in columns), strict=True)
     return [_quality_drop(text, _Counts(*found), rules) for text, found in zip(texts, counts, strict=True)]
 

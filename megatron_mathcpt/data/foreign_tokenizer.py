@@ -19,17 +19,8 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-_LLAMA3_SPECIAL = {
-    0: "<|begin_of_text|>",
-    1: "<|end_of_text|>",
-    4: "<|finetune_right_pad_id|>",
-    5: "<|step_id|>",
-    6: "<|start_header_id|>",
-    7: "<|end_header_id|>",
-    8: "<|eom_id|>",
-    9: "<|eot_id|>",
-    10: "<|python_tag|>",
-}
+_LLAMA3_SPECIAL = {0: "begin_of_text", 1: "end_of_text", 4: "finetune_right_pad_id", 5: "step_id"}
+_LLAMA3_SPECIAL |= {6: "start_header_id", 7: "end_header_id", 8: "eom_id", 9: "eot_id", 10: "python_tag"}
 _LLAMA3_SPECIALS = 256
 _SPACE = "▁"
 
@@ -54,7 +45,7 @@ def _llama3(ranks: Mapping[bytes, int]) -> tuple[str, str]:
     vocabulary = {"".join(letters[byte] for byte in piece): rank for piece, rank in ranks.items()}
     reserved = iter(range(_LLAMA3_SPECIALS))
     special = {
-        len(ranks) + i: _LLAMA3_SPECIAL.get(i) or f"<|reserved_special_token_{next(reserved)}|>"
+        len(ranks) + i: f"<|{_LLAMA3_SPECIAL.get(i) or f'reserved_special_token_{next(reserved)}'}|>"
         for i in range(_LLAMA3_SPECIALS)
     }
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

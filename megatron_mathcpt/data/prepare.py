@@ -1,6 +1,7 @@
 """First stage, per shard: read, clean, filter, decontaminate, and hash what is left for deduplication."""
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -74,15 +75,16 @@ def prepare(work: ShardWork, config: Corpus) -> None:
     naming the file when it holds no record at all.
     """
     shard, folder = work.shard, work.prepared
-    sorter = _Sorter(config, shard, _contamination(config.decontaminate))
     with ExitStack() as stack:
         files = _Files(*(stack.enter_context(write_whole(folder / f"{n}.jsonl")) for n in _Files._fields))
+        sorter = _Sorter(config, shard, files)
         for block in read_documents(shard, config.sources[shard.source]):
-            sorter.take(block, files)
+            sorter.take(block)
         sorter.check_rejects(last=True)
     for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
-    write_counts(folder, {**sorter.counts(), "sha256": shard.hash()})
+    dropped = dict(sorted(sorter.dropped.items()))
+    write_counts(folder, {**sorter.counts, "dropped": dropped, "hits": sorter.hits, "sha256": shard.hash()})
 
 
 def _contamination(config: Decontaminate | None) -> Contamination | None:
@@ -109,13 +111,14 @@ class _Files(NamedTuple):
 class _Sorter:
     """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
-    def __init__(self, config: Corpus, shard: Shard, contamination: Contamination | None) -> None:
-        self._config, self._shard, self._contamination = config, shard, contamination
+    def __init__(self, config: Corpus, shard: Shard, files: _Files) -> None:
+        self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
-        self._dropped: Counter[str] = Counter()
-        self._hits: list[dict[str, Any]] = []
-        self._read = self._kept = self._bytes = self._rejected = 0
+        self._contamination = _contamination(config.decontaminate)
         self._first_reject: Reject | None = None
+        self.counts = {"read": 0, "rejected": 0, "kept": 0, "bytes": 0}
+        self.dropped: Counter[str] = Counter()
+        self.hits: list[dict[str, Any]] = []
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
             name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes", "lines")
         }
@@ -123,28 +126,28 @@ class _Sorter:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
             self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
-    def take(self, block: list[Document | Skipped | Reject], files: _Files) -> None:
+    def take(self, block: list[Document | Skipped | Reject]) -> None:
         """Sort one block of records."""
-        self._read += len(block)
+        self.counts["read"] += len(block)
         good = []
         drops = iter(self._find_drops([record for record in block if isinstance(record, Document)]))
         for record in block:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
-                self._rejected += 1
-                files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
+                self.counts["rejected"] += 1
+                self._files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
             elif isinstance(record, Skipped):
-                self._drop(files.dropped, record.reason, record.line, {"id": record.id})
+                self._drop(record.reason, record.line, {"id": record.id})
             elif drop := next(drops):
                 row = _row(record)
                 if drop.limit is not None:
                     row["detail"] = {"measured": drop.measured, "limit": drop.limit}
-                self._drop(files.dropped, drop.reason, record.line, row)
+                self._drop(drop.reason, record.line, row)
             else:
                 good.append(record)
         self.check_rejects()
         for batch in batches(good, [len(document.text) for document in good]):
-            self._take_batch(batch, files)
+            self._take_batch(batch)
 
     def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
         """What selection says of each document, else what the filter of the source or of the build says."""
@@ -159,7 +162,7 @@ class _Sorter:
         found = zip(rest, find_drops([documents[number].text for number in rest], rules), strict=True)
         return [drop for _, drop in sorted([*drops.items(), *found], key=itemgetter(0))]
 
-    def _take_batch(self, batch: list[Document], files: _Files) -> None:
+    def _take_batch(self, batch: Sequence[Document]) -> None:
         words = cut_words([document.text for document in batch])
         problems = np.array([document.problem is not None for document in batch])
         hits = self._contamination.search(words, problems) if self._contamination else {}
@@ -169,17 +172,17 @@ class _Sorter:
             row = _row(document)
             if number in hits:
                 hit = asdict(hits[number])
-                self._drop(files.dropped, "contaminated", document.line, {**row, "detail": hit})
-                self._hits.append({"document": document.id, **hit})
+                self._drop("contaminated", document.line, {**row, "detail": hit})
+                self.hits.append({"document": document.id, **hit})
             else:
-                files.kept.write(_dump(row))
-                files.ids.write(_dump(document.id))
-        self._kept += int(clean.sum())
+                self._files.kept.write(_dump(row))
+                self._files.ids.write(_dump(document.id))
+        self.counts["kept"] += int(clean.sum())
         self._note_hashes(batch, words, problems, clean)
 
-    def _note_hashes(self, batch: list[Document], words: Words, problems: Flags, clean: Flags) -> None:
+    def _note_hashes(self, batch: Sequence[Document], words: Words, problems: Flags, clean: Flags) -> None:
         sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
-        self._bytes += int(sizes.sum())
+        self.counts["bytes"] += int(sizes.sum())
         lines = np.array([document.line for document in batch], np.uint64)
         self.arrays["whole"].append(whole_hashes(words)[clean])
         self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
@@ -190,9 +193,9 @@ class _Sorter:
             self.arrays["signatures"].append(rows)
             self.arrays["bands"].append(band_keys(rows, rule.bands))
 
-    def _drop(self, dropped: BinaryIO, reason: str, line: int, row: dict[str, Any]) -> None:
-        self._dropped[reason] += 1
-        dropped.write(_dump({"reason": reason, **self._where(line), **row}))
+    def _drop(self, reason: str, line: int, row: dict[str, Any]) -> None:
+        self.dropped[reason] += 1
+        self._files.dropped.write(_dump({"reason": reason, **self._where(line), **row}))
 
     def _where(self, line: int) -> dict[str, Any]:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
@@ -200,24 +203,14 @@ class _Sorter:
     def check_rejects(self, last: bool = False) -> None:
         """Stop at the first reject when none is allowed, else at the end when there are too many."""
         reject, limit = self._first_reject, self._source.reject_limit
-        if last and not self._read:
+        read, rejected = self.counts["read"], self.counts["rejected"]
+        if last and not read:
             raise DataError(f"{self._shard.path}: no records; remove the file or give one with content")
-        if reject and (limit == 0 or (last and self._rejected > limit * self._read)):
+        if reject and (limit == 0 or (last and rejected > limit * read)):
             raise DataError(
                 f"{self._shard.path}:{reject.line}: {reject.reason}; correct the line, or raise sources."
-                f"{self._shard.source}.reject_limit (rejected {self._rejected} of {self._read})"
+                f"{self._shard.source}.reject_limit (rejected {rejected} of {read})"
             )
-
-    def counts(self) -> dict[str, Any]:
-        """Read, rejected, kept, dropped by reason, bytes of text, and decontamination hits."""
-        return {
-            "read": self._read,
-            "rejected": self._rejected,
-            "kept": self._kept,
-            "dropped": dict(sorted(self._dropped.items())),
-            "bytes": self._bytes,
-            "hits": self._hits,
-        }
 
 
 def _dump(row: Any) -> bytes:

@@ -73,14 +73,11 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     task, shard = works.index(work), work.shard
     decisions: Decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
-    writers = [
-        DatasetWriter(work.published / split, token_dtype(info.vocab_size)) for split in SPLITS.values()
-    ]
+    dtype, out = token_dtype(info.vocab_size), work.published
+    writers = [DatasetWriter(out / split, dtype) for split in SPLITS.values()]
     with ExitStack() as stack:
-        kept, places, dropped = (
-            stack.enter_context(write_whole(work.published / n))
-            for n in ("kept.jsonl", "places", "dropped.jsonl")
-        )
+        names = ("kept.jsonl", "places", "dropped.jsonl")
+        kept, places, dropped = (stack.enter_context(write_whole(out / name)) for name in names)
         originals = iter(_originals(work, works, decisions))
         done = 0
         for _, lines in ahead(read_lines(work.prepared / "kept.jsonl")):
@@ -96,8 +93,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
                 if texts:
                     writer.write(*close_documents(*encoder.encode(texts), info.eos_id))
             stay = np.flatnonzero(here <= VALIDATION)
-            kept.writelines(lines[number] + b"\n" for number in stay)
-            written = [len(lines[number]) + 1 for number in stay]
+            written = [kept.write(lines[number] + b"\n") for number in stay]
             places.write(make_places(written, task, origin[stay], here[stay]))
     counts: dict[str, Any] = {}
     for name, writer in zip(SPLITS.values(), writers, strict=True):
@@ -105,7 +101,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
         counts[name] = {"documents": documents, "tokens": tokens}
     values, sizes = np.unique(decisions[decisions > VALIDATION], return_counts=True)
     counts["dropped"] = {DUPLICATES[value]: int(size) for value, size in zip(values, sizes, strict=True)}
-    write_counts(work.published, counts)
+    write_counts(out, counts)
 
 
 def _encoder(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> tuple[Encoder, TokenizerInfo]:

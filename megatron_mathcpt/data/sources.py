@@ -211,7 +211,6 @@ def mask_pii(text: str) -> str:
 def read_rows(path: Path) -> Rows:
     """Blocks of numbered rows in file order; blank lines are no rows."""
     readers = {".parquet": _parquet_rows, ".arrow": _arrow_rows, ".json": _json_rows}
-    readers |= dict.fromkeys(TEXTS, _text_rows)
     return _folder_rows(path) if path.is_dir() else readers.get(path.suffix, _line_rows)(path)
 
 
@@ -274,73 +273,69 @@ def _text_files(folder: Path) -> list[Path]:
 
 
 def _folder_rows(folder: Path) -> Rows:
-    """One document a text file, numbered in order of name."""
+    """One document a text file, numbered in order of name and named by it."""
     for number, file in enumerate(_text_files(folder), 1):
-        for rows in _text_rows(file):
-            yield [
-                Reject(number, f"{file.name}: {row.reason}") if isinstance(row, Reject) else (number, row[1])
-                for row in rows
-            ]
+        if file.stat().st_size > MAX_LINE_BYTES:
+            yield [Reject(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
+            continue
+        try:
+            yield [(number, {"id": file.name, "text": file.read_bytes().decode("utf-8-sig")})]
+        except UnicodeDecodeError as error:
+            yield [Reject(number, f"{file.name}: not valid UTF-8 at byte {error.start} of the file")]
 
 
-def _text_rows(path: Path) -> Rows:
-    """A file that is one document, named by its path."""
-    if path.stat().st_size > MAX_LINE_BYTES:
-        yield [Reject(1, f"text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
-        return
+def _pyarrow() -> Any:
     try:
-        yield [(1, {"id": path.name, "text": path.read_bytes().decode("utf-8-sig")})]
-    except UnicodeDecodeError as error:
-        yield [Reject(1, f"not valid UTF-8 at byte {error.start} of the file")]
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(
+            "Parquet and Arrow files need pyarrow, not installed here; install this package's extra 'tables'"
+        ) from error
+    return pyarrow
 
 
 def _parquet_rows(path: Path) -> Rows:
-    import pyarrow.parquet
-
-    return _table_rows(lambda: pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS))
+    arrow = _pyarrow()
+    return _table_rows(lambda: arrow.parquet.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS), arrow)
 
 
 def _arrow_rows(path: Path) -> Rows:
     """An Arrow stream, as Hugging Face `datasets` saves, or an Arrow file."""
-    import pyarrow
+    arrow = _pyarrow()
 
     def parts() -> Iterator[Any]:
-        with pyarrow.memory_map(str(path)) as source:
+        with arrow.memory_map(str(path)) as source:
             if source.read(6) == b"ARROW1":
-                reader = pyarrow.ipc.open_file(source)
+                reader = arrow.ipc.open_file(source)
                 found = map(reader.get_batch, range(reader.num_record_batches))
             else:
                 source.seek(0)
-                found = iter(pyarrow.ipc.open_stream(source))
+                found = iter(arrow.ipc.open_stream(source))
             for part in found:
                 for low in range(0, part.num_rows, _BATCH_ROWS):
                     yield part.slice(low, _BATCH_ROWS)
 
-    return _table_rows(parts)
+    return _table_rows(parts, arrow)
 
 
-def _table_rows(parts: Callable[[], Iterator[Any]]) -> Rows:
-    import pyarrow
-
+def _table_rows(parts: Callable[[], Iterator[Any]], arrow: Any) -> Rows:
     number = 1
     try:
         for part in parts():
-            yield list(_part_rows(part, number))
+            yield list(_part_rows(part, number, arrow))
             number += part.num_rows
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, arrow.ArrowException) as error:
         yield [Reject(number, f"cannot be read from this row on ({one_line(str(error))})")]
 
 
-def _part_rows(part: Any, first: int) -> Iterator[tuple[int, Row] | Reject]:
+def _part_rows(part: Any, first: int, arrow: Any) -> Iterator[tuple[int, Row] | Reject]:
     """Rows of a batch that was checked first, as a damaged file can have Arrow read beyond its end."""
-    import pyarrow
-
     try:
         part.validate(full=True)
         yield from enumerate(part.to_pylist(), first)
-    except pyarrow.ArrowInvalid as error:
+    except arrow.ArrowInvalid as error:
         if part.num_rows == 1:
             yield Reject(first, f"damaged value ({one_line(str(error))})")
             return
         for offset in range(part.num_rows):
-            yield from _part_rows(part.slice(offset, 1), first + offset)
+            yield from _part_rows(part.slice(offset, 1), first + offset, arrow)

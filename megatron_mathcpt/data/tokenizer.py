@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -165,16 +165,6 @@ def _write_folder(folder: Path, contents: dict[str, bytes]) -> TokenizerInfo:
     return load_tokenizer(folder)[1]
 
 
-class Encoder(Protocol):
-    """Turns texts into one flat array of ids and the length of each text in tokens."""
-
-    name: str
-
-    def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
-        """Ids of all texts one after another, and each one's length."""
-        ...
-
-
 class ReferenceEncoder:
     """Hugging Face `tokenizers`, whole texts; what special tokens in a text become, `literals` says."""
 
@@ -199,7 +189,7 @@ class ReferenceEncoder:
 
 
 class GigatokenEncoder:
-    """gigatoken, both kinds of BPE."""
+    """gigatoken, both kinds of BPE; encodes as the reference does."""
 
     name = "gigatoken"
 
@@ -210,7 +200,6 @@ class GigatokenEncoder:
         self._engine, self._seen = self._load(), 0
 
     def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
-        """Ids of all texts one after another, and each one's length."""
         if self._seen > _RENEW_BYTES:
             self._engine, self._seen = self._load(), 0
         self._seen += sum(map(len, texts))
@@ -218,6 +207,9 @@ class GigatokenEncoder:
         offsets = np.asarray(layout.offsets.data, np.int64)
         flat = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return flat.view(np.int32), np.diff(offsets).astype(np.int32)
+
+
+Encoder = ReferenceEncoder | GigatokenEncoder
 
 
 def load_encoder(

@@ -73,10 +73,10 @@ class Words:
     def select(self, keep: Flags) -> "Words":
         """Only the words where `keep` is true."""
         kept, documents, lines = _select(keep, self.documents, self.lines)
-        hashes, kinds, starts, ends = (
-            part.take(kept) for part in (self.hashes, self.kinds, self.starts, self.ends)
+        hashes, kinds = self.hashes.take(kept), self.kinds.take(kept)
+        return Words(
+            hashes, kinds, documents, lines, self.starts.take(kept), self.ends.take(kept), self.codes
         )
-        return Words(hashes, kinds, documents, lines, starts, ends, self.codes)
 
     def text(self, first: int, last: int) -> str:
         """Folded text from word `first` up to, not including, word `last`."""
@@ -104,18 +104,14 @@ def cut_at_spaces(texts: Sequence[str]) -> Words:
     return Words(hashes, kinds, documents, np.empty(0, np.int64), starts, ends, codes)
 
 
-def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[list[Item]]:
-    """`items` in order, in lists of about `BATCH_CHARACTERS` characters of text; `sizes` has each one's."""
-    batch: list[Item] = []
-    filled = 0
-    for item, size in zip(items, sizes, strict=True):
-        batch.append(item)
+def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[Item]]:
+    """`items` in order, in parts of about `BATCH_CHARACTERS` characters of text; `sizes` has each one's."""
+    begin, filled = 0, 0
+    for end, size in enumerate(sizes, 1):
         filled += size
-        if filled >= BATCH_CHARACTERS:
-            yield batch
-            batch, filled = [], 0
-    if batch:
-        yield batch
+        if filled >= BATCH_CHARACTERS or end == len(sizes):
+            yield items[begin:end]
+            begin, filled = end, 0
 
 
 def totals(words: Words, values: npt.NDArray[np.generic]) -> Indices:
@@ -130,8 +126,8 @@ def ngrams(words: Words, length: int, wanted: Flags | None = None) -> tuple[Hash
     With `wanted`, 2^n flags, only those whose hash has a flag at its first n bits.
     """
     flags = np.ones(1, np.bool_) if wanted is None else wanted
-    hashes, first = _ngrams(words.hashes, words.documents, length, flags)
-    return hashes, first
+    found: tuple[Hashes, Indices] = _ngrams(words.hashes, words.documents, length, flags)
+    return found
 
 
 def spans(words: Words, first: Indices, last: Indices) -> Hashes:

@@ -1,4 +1,4 @@
-"""Fast engines against the reference, on hostile text, and the fall-back when they differ."""
+"""gigatoken against the reference on hostile text, the fall-back when they differ, converted tokenizers."""
 
 from collections.abc import Sequence
 from pathlib import Path
