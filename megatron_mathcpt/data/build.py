@@ -32,7 +32,7 @@ from megatron_mathcpt.data.executors import (
 )
 from megatron_mathcpt.data.prepare import ShardWork, prepare, read_counts
 from megatron_mathcpt.data.publish import RESULTS, finish, install, publish
-from megatron_mathcpt.data.sources import Shard, list_shards
+from megatron_mathcpt.data.sources import SourceShard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS
@@ -141,7 +141,7 @@ def _is_built(build: Build) -> bool:
         return False
     shards = [work.shard for work in build.works]
     with ThreadPoolExecutor() as pool:
-        raw = dict(zip((shard.label for shard in shards), pool.map(Shard.hash, shards), strict=True))
+        raw = dict(zip((shard.label for shard in shards), pool.map(SourceShard.hash, shards), strict=True))
     config = build.config.model_dump(mode="json")
     return is_complete(build.out, KIND, inputs=raw | build.inputs, config=config)
 

@@ -152,7 +152,7 @@ def _page_drops(texts: list[str], rules: Filter) -> list[Drop | None]:
     return [quality or repetition for quality, repetition in zip(first, second, strict=True)]
 
 
-class _Counts(NamedTuple):
+class _WordCounts(NamedTuple):
     """Counts of one text; `plain` are words that are not all punctuation, `letters` those with a letter."""
 
     words: int
@@ -168,10 +168,12 @@ def _quality_drops(texts: list[str], words: Words, rules: Quality) -> list[Drop 
     letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
     columns = (lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese)
     counts = zip(*(totals(words, column).tolist() for column in columns), strict=True)
-    return [_quality_drop(text, _Counts(*found), rules) for text, found in zip(texts, counts, strict=True)]
+    return [
+        _quality_drop(text, _WordCounts(*found), rules) for text, found in zip(texts, counts, strict=True)
+    ]
 
 
-def _quality_drop(text: str, found: _Counts, rules: Quality) -> Drop | None:
+def _quality_drop(text: str, found: _WordCounts, rules: Quality) -> Drop | None:
     chinese = 2 * found.chinese_characters > found.characters
     words = found.chinese_characters if chinese else found.plain
     ellipses = text.count("...") + text.count("…")
@@ -183,7 +185,7 @@ def _quality_drop(text: str, found: _Counts, rules: Quality) -> Drop | None:
     )
 
 
-def _word_drop(text: str, found: _Counts, ellipses: int, rules: Quality) -> Drop | None:
+def _word_drop(text: str, found: _WordCounts, ellipses: int, rules: Quality) -> Drop | None:
     length = found.plain_characters / max(1, found.plain)
     return (
         below("short_words", length, rules.min_mean_word_length)

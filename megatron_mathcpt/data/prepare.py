@@ -17,7 +17,7 @@ from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import Drop, find_drops, select_drop
 from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
-from megatron_mathcpt.data.sources import Document, Reject, Shard, Skipped, read_documents
+from megatron_mathcpt.data.sources import Document, Reject, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.words import Flags, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, write_atomically, write_whole
@@ -27,7 +27,7 @@ from megatron_mathcpt.formats.files import hash_file, write_atomically, write_wh
 class ShardWork:
     """One shard and the folders where a build's stages leave its results, each complete with `done.json`."""
 
-    shard: Shard
+    shard: SourceShard
     root: Path
 
     @property
@@ -111,7 +111,7 @@ class _Files(NamedTuple):
 class _Sorter:
     """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
-    def __init__(self, config: Corpus, shard: Shard, files: _Files) -> None:
+    def __init__(self, config: Corpus, shard: SourceShard, files: _Files) -> None:
         self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
         self._contamination = _contamination(config.decontaminate)

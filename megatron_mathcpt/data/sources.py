@@ -53,7 +53,7 @@ _ADDRESS = re.compile(
 
 
 @dataclass(frozen=True)
-class Shard:
+class SourceShard:
     """One input file of a source, or one folder of text files: the unit of work and of restart."""
 
     source: str
@@ -114,7 +114,7 @@ class Reject:
 Rows = Iterator[list[tuple[int, Row] | Reject]]  # in blocks
 
 
-def list_shards(sources: dict[str, Source]) -> list[Shard]:
+def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
     """All input files in keep order, text files by folder; raises `DataError` naming a source without any."""
     shards = []
     for name, source in sources.items():
@@ -126,17 +126,17 @@ def list_shards(sources: dict[str, Source]) -> list[Shard]:
         units = dict.fromkeys(file.parent if file.suffix in TEXTS else file for file in files)
         for number, path in enumerate(units):
             inside = path.name if path == root else str(path.relative_to(root))
-            shards.append(Shard(name, number, path, f"{name}/{inside}"))
+            shards.append(SourceShard(name, number, path, f"{name}/{inside}"))
     return shards
 
 
-def read_documents(shard: Shard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
+def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
     """Blocks of documents, records not taken and rejects in file order."""
     for rows in read_rows(shard.path):
         yield [row if isinstance(row, Reject) else _record(row[1], row[0], shard, source) for row in rows]
 
 
-def _record(row: Row, number: int, shard: Shard, source: Source) -> Document | Skipped | Reject:
+def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Document | Skipped | Reject:
     if source.adapter:
         adapted = adapt(source.adapter, row)
         if isinstance(adapted, str):

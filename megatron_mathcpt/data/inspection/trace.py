@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_mathcpt.data.inspection.scan import json_bytes, scan_rows
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Shard
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, RawFile
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Gone:
 
     fate: str  # dropped or rejected
     pool: str
-    shard: Shard
+    shard: RawFile
     line: int
     row: dict[str, Any]
 
@@ -50,7 +50,7 @@ def _kept(corpus: CorpusFolder, needle: bytes, record: str) -> Iterator[Kept]:
         yield from corpus.documents(pool, (number for number, row in rows if row["id"] == record))
 
 
-def _at(corpus: CorpusFolder, shard: Shard, line: int) -> list[Kept | Gone]:
+def _at(corpus: CorpusFolder, shard: RawFile, line: int) -> list[Kept | Gone]:
     kept = corpus.at(shard, line)
     if kept is not None:
         return [kept]
