@@ -30,7 +30,7 @@ from megatron_mathcpt.data.words import (
     spans,
 )
 from megatron_mathcpt.errors import DataError, EvaluationError
-from megatron_mathcpt.formats.files import hash_file, list_files, read_json_lines, read_lines, read_texts
+from megatron_mathcpt.formats.files import hash_file, list_files, numbered_lines, read_json_lines, read_texts
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
@@ -236,16 +236,13 @@ def load_items(path: str) -> list[BenchmarkQuestion]:
     """
     items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
-        benchmark = f"{file.parent.name}/{file.name.split('.')[0]}"
-        before = len(items)
-        for first, lines in read_lines(file):
-            for number, line in enumerate(lines, first):
-                if line.strip():
-                    items.append(_item(line, benchmark, f"{file}:{number}"))
-        if len(items) == before:
+        name = f"{file.parent.name}/{file.name.split('.')[0]}"
+        found = [_item(line, name, f"{file}:{number}") for number, line in numbered_lines(file)]
+        if not found:
             raise DataError(
                 f"{file}: no items; decontamination against an empty benchmark would hide overlaps"
             )
+        items += found
     return items
 
 

@@ -87,15 +87,8 @@ def prepare(work: ShardWork, config: Corpus) -> None:
     write_counts(folder, {**sorter.counts, "dropped": dropped, "hits": sorter.hits, "sha256": shard.hash()})
 
 
-def _contamination(config: Decontaminate | None) -> Contamination | None:
-    if config is None:
-        return None
-    key = tuple(hash_file(file) for file in benchmark_files(config))
-    return _load_contamination(key, config.model_dump_json())
-
-
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
-def _load_contamination(key: tuple[str, ...], config: str) -> Contamination:
+def _load_contamination(config: str, hashes: tuple[str, ...]) -> Contamination:
     return Contamination(Decontaminate.model_validate_json(config))
 
 
@@ -114,7 +107,10 @@ class _Sorter:
     def __init__(self, config: Corpus, shard: SourceShard, files: _Files) -> None:
         self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
-        self._contamination = _contamination(config.decontaminate)
+        self._contamination: Contamination | None = None
+        if rules := config.decontaminate:
+            hashes = tuple(map(hash_file, benchmark_files(rules)))
+            self._contamination = _load_contamination(rules.model_dump_json(), hashes)
         self._first_reject: Reject | None = None
         self.counts = {"read": 0, "rejected": 0, "kept": 0, "bytes": 0}
         self.dropped: Counter[str] = Counter()

@@ -105,6 +105,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
         yield number, cast(list[bytes], lines)
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers counted from 1; raises `DataError` as `read_lines` does."""
+    for first, lines in read_lines(path):
+        for number, line in enumerate(lines, first):
+            if line.strip():
+                yield number, line
+
+
 def read_texts(file: Path, field: str) -> Iterator[list[str]]:
     """Blocks of the texts in `field` of JSON lines; raises `DataError` naming the line that has none."""
     for number, lines in read_lines(file):
