@@ -106,7 +106,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers counted from 1; raises `DataError` as `read_lines` does."""
+    """Lines that are not blank, with their numbers from 1; raises `DataError` as `read_lines` does."""
     for first, lines in read_lines(path):
         for number, line in enumerate(lines, first):
             if line.strip():
