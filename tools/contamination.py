@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_mathcpt.errors import EvaluationError, run_command
+from megatron_mathcpt.errors import run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,21 +22,12 @@ def main(
     from rich.console import Console
     from rich.table import Table
 
-    from megatron_mathcpt.evaluation.contamination import report
+    from megatron_mathcpt.data.decontaminate import overlap_report
     from megatron_mathcpt.evaluation.tasks import named_files
-    from megatron_mathcpt.formats.benchmark import load_items
     from megatron_mathcpt.formats.files import write_atomically
-    from megatron_mathcpt.formats.manifest import load_manifest
 
-    manifest = load_manifest(evaluation, "evaluation")
     files = {name: path for text in task for name, path in named_files(text).items()}
-    tasks = {}
-    for name, path in files.items():
-        found = load_items(path)
-        if manifest.inputs.get(f"task:{name}") != found.sha256:
-            raise EvaluationError(f"{path}: not the file that task '{name}' of {evaluation} was scored on")
-        tasks[name] = list(found.items)
-    result = report(evaluation, tasks, documents, threshold)
+    result = overlap_report(evaluation, files, documents, threshold)
     out = evaluation.with_name(f"{evaluation.name}_contamination.json")
     write_atomically(out, json.dumps(result, indent=1, ensure_ascii=False).encode())
     table = Table("task", "items", "overlapping", "accuracy in %", "without them", title=str(out))

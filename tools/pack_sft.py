@@ -26,7 +26,7 @@ def main(
 
 
 def _pack(corpus: Path, pool: str, seq_length: int, out: Path, packed: bool) -> None:
-    from megatron_mathcpt.train.packing import PackSettings, pack_pool
+    from megatron_mathcpt.data.pack_sft import PackSettings, pack_pool
 
     counts = pack_pool(corpus, pool, PackSettings(seq_length, packed), out).counts
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)

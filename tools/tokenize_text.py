@@ -18,7 +18,7 @@ def main(
     special_literals: str = typer.Option(
         "text", help="text or control: what the text of a special token becomes"
     ),
-    engine: str = typer.Option("auto", help="auto, gigatoken, fastokens or tokenizers"),
+    engine: str = typer.Option("auto", help="auto, gigatoken or tokenizers"),
 ) -> None:
     """Tokenize FILES into --out.bin and --out.idx, each document closed by the end-of-text token."""
     run_command(lambda: _run(files, tokenizer, out, field, (special_literals, engine)))
@@ -29,10 +29,8 @@ def _run(files: list[Path], tokenizer: Path, out: Path, field: str, how: tuple[s
 
     from rich.console import Console
 
-    from megatron_mathcpt.data.engines import EngineName
-    from megatron_mathcpt.data.reference import Literals
     from megatron_mathcpt.data.tokenize import tokenize_files
-    from megatron_mathcpt.data.tokenizer import install_tokenizer, tokenizer_file
+    from megatron_mathcpt.data.tokenizer import EngineName, Literals, install_tokenizer, tokenizer_file
     from megatron_mathcpt.errors import ConfigError
 
     literals, engine = how

@@ -14,7 +14,7 @@ Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Select(Section):
-    """Which problem records of a source are taken (see data/select.py); the others count as dropped.
+    """Which problem records of a source are taken (see data/filters.py); the others count as dropped.
 
     `stage` is the record's own. Steps from `min_steps` to `max_steps` are counted by `step_rule`: the
     record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part of the
@@ -76,7 +76,7 @@ class Quality(Section):
 
 
 class Languages(Section):
-    """Which languages stay (codes of ISO 639-1); see data/language.py. Needs the extra `language`.
+    """Which languages stay (codes of ISO 639-1); see data/filters.py. Needs the extra `language`.
 
     A text goes when another language has at least `min_probability`; with fewer than `min_letters` outside
     its formulas it stays.
@@ -85,14 +85,6 @@ class Languages(Section):
     keep: list[Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]] = Field(min_length=1)
     min_probability: Share = 0.65  # datatrove's threshold for its languages
     min_letters: int = Field(default=50, ge=1)  # ours
-
-
-class Classifier(Section):
-    """A fastText model file, and the least probability of one of its labels that a text must have."""
-
-    model: str = Field(min_length=1)
-    label: str = Field(min_length=1)
-    min_probability: Share
 
 
 class Filter(Section):
@@ -104,9 +96,7 @@ class Filter(Section):
     max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
     repetition: Repetition | None = None
     quality: Quality | None = None
-    min_math_score: Share | None = None  # of data/math_score.py; ours
     languages: Languages | None = None
-    classifier: Classifier | None = None
 
 
 TextAdapter = Literal["redpajama", "algebraic_stack", "starcoder", "open_web_math", "infimm_webmath"]
@@ -192,8 +182,8 @@ class Tokenizer(Section):
     `added_tokens` are whole tokens of the trained one wherever they stand in a text, such as the mark of
     retrospective enhancement; they count in `vocab_size`.
     `special_literals`: what the text of a special token inside a document becomes, ordinary `text`, or the
-    `control` token (as in Megatron-LM's preprocessing). `engine`: `auto` takes the fastest one that agrees
-    with the reference, `tokenizers`.
+    `control` token (as in Megatron-LM's preprocessing). `engine`: `auto` takes gigatoken where it is
+    installed and agrees with the reference, `tokenizers`.
     """
 
     path: str | None = Field(default=None, min_length=1)
@@ -201,7 +191,7 @@ class Tokenizer(Section):
     train_megabytes: int = Field(default=200, ge=1)
     added_tokens: list[Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=list)
     special_literals: Literal["text", "control"] = "text"
-    engine: Literal["auto", "gigatoken", "fastokens", "tokenizers"] = "auto"
+    engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,30 +1,60 @@
-"""A corpus build from raw sources to indexed datasets; its stages stand in data/stages.py.
+"""A corpus build from raw sources to indexed datasets, and how far it is.
 
 A build that was killed goes on with the shards that were not finished and ends with the same bytes, with any
-number of workers, here or on a cluster.
+number of workers, here or on a cluster: a stage is a number of independent tasks that run in any order, in
+any process, on any node; what a task leaves depends on its input alone, and nothing has its final name before
+it is whole, so a task that was killed is simply run again.
 """
 
 import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.decide import decide
+from megatron_mathcpt.data.decontaminate import benchmark_files
 from megatron_mathcpt.data.executors import (
+    LOGS,
+    StageTasks,
     default_workers,
     local_executor,
     queued_jobs,
     ray_executor,
-    slurm_executors,
+    slurm_executor,
 )
-from megatron_mathcpt.data.progress import describe, read_progress, reported
-from megatron_mathcpt.data.sources import Shard
-from megatron_mathcpt.data.stages import STAGES
-from megatron_mathcpt.data.work import EXECUTORS, WORK, Build, open_build, small_inputs
+from megatron_mathcpt.data.prepare import ShardWork, prepare, read_counts
+from megatron_mathcpt.data.publish import RESULTS, finish, install, publish
+from megatron_mathcpt.data.sources import SourceShard, list_shards
+from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.corpus_folder import KIND
-from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS
+from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
+from megatron_mathcpt.log import get_logger
+
+WORK = ".work"  # in the build's folder: shards' results between stages
+_LOG_SECONDS = 10
+_log = get_logger(__name__)
+
+RunTasks = Callable[[StageTasks], None]
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: its config, its shards in keep order, what else it reads (with hashes), where it writes."""
+
+    config: Corpus
+    works: tuple[ShardWork, ...]
+    inputs: dict[str, str]
+    out: Path
 
 
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
@@ -34,19 +64,33 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: 
     `ManifestError` if `out` is complete for other inputs or another config.
     """
     build = open_build(config, out)
-    if not _is_complete(build):
-        build.claim()
-        count = workers or (-1 if ray else default_workers(build))
-        for stage in STAGES:
-            executor = (ray_executor if ray else local_executor)(build, stage, count)
-            with reported(build, stage):
+    if not _is_built(build):
+        claim(build)
+        megabytes = sum(work.shard.bytes for work in build.works) / 1e6
+        count = workers or (-1 if ray else default_workers(len(build.works), megabytes))
+
+        def run(tasks: StageTasks) -> None:
+            executor = (ray_executor if ray else local_executor)(tasks, out, count)
+            with _reported(build, tasks.name):
                 executor.run()
             if failed := executor.get_incomplete_ranks():  # Ray's does not raise
-                raise DataError(
-                    f"{stage.name}: task {failed[0]} failed; see {executor.logging_dir.path}/logs"
-                )
-        shutil.rmtree(out / EXECUTORS)
+                logs = executor.logging_dir.path
+                raise DataError(f"{tasks.name}: task {failed[0]} failed; see {logs}/logs")
+
+        run_stages(build, run)
+        shutil.rmtree(out / LOGS)
     return load_manifest(out, KIND)
+
+
+def run_stages(build: Build, run: RunTasks) -> None:
+    """The build from top to bottom; a stage begins when the one before has ended well."""
+    works, config, tokenizer = build.works, build.config, build.out / "tokenizer"
+    run(StageTasks("prepare", [partial(prepare, work, config) for work in works], per_shard=True))
+    run(StageTasks("decide", [partial(decide, works, config)]))
+    run(StageTasks("tokenizer", [partial(install, works, config.tokenizer, tokenizer)]))
+    each = [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]
+    run(StageTasks("publish", each, per_shard=True))
+    run(StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)]))
 
 
 def submit_corpus(
@@ -58,18 +102,107 @@ def submit_corpus(
     jobs of an earlier submission are in the queue: two builds would write the same files.
     """
     build = open_build(config, out)
-    if _is_complete(build):
+    if _is_built(build):
         return None
     submitted = out / WORK / "slurm_job"
     if submitted.is_file() and (job := int(submitted.read_bytes())) in queued_jobs():
         raise ConfigError(
             f"{out}: job {job} of an earlier submission is in the queue; wait for it or scancel it"
         )
-    build.claim()
-    last = slurm_executors(build, cluster, -1 if workers is None else workers)
+    claim(build)
+    last = None
+
+    def run(tasks: StageTasks) -> None:
+        nonlocal last
+        name = f"{config.name}_{tasks.name}"
+        last = slurm_executor(tasks, out, cluster, name, -1 if workers is None else workers, last)
+
+    run_stages(build, run)
+    assert last is not None
     last.run()
     write_atomically(submitted, str(last.job_id).encode())
     return int(last.job_id)
+
+
+def open_build(config: Corpus, out: Path) -> Build:
+    """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
+    works = tuple(ShardWork(shard, out / WORK) for shard in list_shards(config.sources))
+    files: dict[str, Path] = {}
+    if config.decontaminate:
+        found = benchmark_files(config.decontaminate)
+        files = {f"benchmark/{file.parent.name}/{file.name}": file for file in found}
+    if config.tokenizer.path:
+        files["tokenizer"] = tokenizer_file(Path(config.tokenizer.path))
+    return Build(config, works, {name: hash_file(file) for name, file in files.items()}, out)
+
+
+def _is_built(build: Build) -> bool:
+    if not (build.out / FILE_NAME).is_file():
+        return False
+    shards = [work.shard for work in build.works]
+    with ThreadPoolExecutor() as pool:
+        raw = dict(zip((shard.label for shard in shards), pool.map(SourceShard.hash, shards), strict=True))
+    config = build.config.model_dump(mode="json")
+    return is_complete(build.out, KIND, inputs=raw | build.inputs, config=config)
+
+
+def claim(build: Build) -> None:
+    """Keep the unfinished work of just these files and this config; remove any other.
+
+    Raw files are known by size and time here, as terabytes cannot be hashed at every start.
+    """
+    files = [file for work in build.works for file in work.shard.files]
+    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hash_json([known, build.inputs, build.config.model_dump(mode="json")]).encode()
+    file = build.out / WORK / "key"
+    if file.is_file() and file.read_bytes() == key:
+        return
+    for name in (WORK, LOGS, *RESULTS):
+        if (build.out / name).exists():
+            shutil.rmtree(build.out / name)
+    write_atomically(file, key)
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """Shards, bytes of raw files, and tokens (0 before they are counted) of one stage."""
+
+    shards: int
+    all_shards: int
+    bytes: int
+    all_bytes: int
+    tokens: int
+
+    def describe(self, start: "BuildProgress", seconds: float) -> str:
+        """`3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 4.1 Mtokens/s, 9 s left`, rates since `start`."""
+        read = self.bytes - start.bytes
+        parts = [
+            f"{self.shards:,} of {self.all_shards:,} shards",
+            f"{self.bytes / 1e6:,.0f} of {self.all_bytes / 1e6:,.0f} MB",
+        ]
+        if read and seconds > 0:
+            parts.append(f"{read / 1e6 / seconds:,.1f} MB/s")
+            if self.tokens > start.tokens:
+                parts.append(f"{(self.tokens - start.tokens) / 1e6 / seconds:,.2f} Mtokens/s")
+            if self.bytes < self.all_bytes:
+                parts.append(f"{(self.all_bytes - self.bytes) * seconds / read:,.0f} s left")
+        return ", ".join(parts)
+
+
+# Where a stage that has one task a shard leaves it.
+_FOLDERS: dict[str, Callable[[ShardWork], Path]] = {
+    "prepare": attrgetter("prepared"),
+    "publish": attrgetter("published"),
+}
+
+
+def read_progress(build: Build, stage: str) -> BuildProgress:
+    """What the markers of a stage that has one task a shard say: here the same as on a cluster."""
+    sizes = [work.shard.bytes for work in build.works]
+    counts = [read_counts(_FOLDERS[stage](work)) for work in build.works]
+    done = [(size, count) for size, count in zip(sizes, counts, strict=True) if count is not None]
+    tokens = sum(count.get(split, {}).get("tokens", 0) for _, count in done for split in SPLITS.values())
+    return BuildProgress(len(done), len(sizes), sum(size for size, _ in done), sum(sizes), tokens)
 
 
 def describe_build(config: Corpus, out: Path) -> str:
@@ -77,16 +210,35 @@ def describe_build(config: Corpus, out: Path) -> str:
     if (out / FILE_NAME).is_file():
         return f"{out}: complete"
     build = open_build(config, out)
-    now = {stage.name: read_progress(build, stage) for stage in STAGES if stage.done}
-    return "\n".join(f"{name}: {describe(progress, progress, 0)}" for name, progress in now.items())
+    now = {stage: read_progress(build, stage) for stage in _FOLDERS}
+    return "\n".join(f"{stage}: {progress.describe(progress, 0)}" for stage, progress in now.items())
 
 
-def _is_complete(build: Build) -> bool:
-    if not (build.out / FILE_NAME).is_file():
-        return False
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(Shard.hash, build.shards)
-    inputs = dict(zip((shard.label for shard in build.shards), hashes, strict=True)) | small_inputs(
-        build.config
-    )
-    return is_complete(build.out, KIND, inputs=inputs, config=build.config.model_dump(mode="json"))
+@contextmanager
+def _reported(build: Build, stage: str) -> Iterator[None]:
+    """Log the progress of `stage` while the block runs, and at its end."""
+    _log.info("%s", stage)
+    if stage not in _FOLDERS:
+        yield
+        return
+    begin, start, ended = time.monotonic(), read_progress(build, stage), threading.Event()
+
+    def log_progress(shown: int) -> int:
+        now = read_progress(build, stage)
+        if now.shards > shown:
+            _log.info("%s: %s", stage, now.describe(start, time.monotonic() - begin))
+        return now.shards
+
+    def watch() -> None:
+        shown = start.shards
+        while not ended.wait(_LOG_SECONDS):
+            shown = log_progress(shown)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    log_progress(-1)

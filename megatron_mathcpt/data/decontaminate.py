@@ -1,4 +1,4 @@
-"""Find benchmark items inside training documents.
+"""Find benchmark items inside training documents: in a build, and for the report on an evaluation's items.
 
 An item gives all its n-grams (words in English, characters in Chinese, punctuation left out). An item
 shorter than one n-gram gives a single n-gram of its own length; a very short one ("Compute 7!") would be
@@ -6,14 +6,13 @@ found all over, so it counts only as a line of its own, with or without our ques
 be indexed in no way is an error, never a hole in the index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Decontaminate
@@ -21,24 +20,28 @@ from megatron_mathcpt.data.words import (
     DIGITS,
     IDEOGRAPH,
     SYMBOL,
+    Flags,
     Hashes,
     Indices,
     Words,
+    batches,
     cut_words,
     ngrams,
     spans,
 )
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import list_files, read_lines
+from megatron_mathcpt.errors import DataError, EvaluationError
+from megatron_mathcpt.formats.files import hash_file, list_files, numbered_lines, read_json_lines, read_texts
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import prompt_text
+from megatron_mathcpt.statistics import accuracy_standard_error
 
 _LINE = 0  # in the table of n-gram lengths: whole lines
 _TABLE_BITS = 20  # flags of a megabyte: within the processor's cache
 
 
 @dataclass(frozen=True)
-class Item:
-    """One benchmark question and where it stands."""
+class BenchmarkQuestion:
+    """One item's question and where it stands."""
 
     benchmark: str
     id: str
@@ -110,7 +113,7 @@ class _Heads:
 class _Variant:
     """Index over one form of the words: as they stand, or with numbers masked."""
 
-    def __init__(self, items: Sequence[Item], config: Decontaminate, masked: bool) -> None:
+    def __init__(self, items: Sequence[BenchmarkQuestion], config: Decontaminate, masked: bool) -> None:
         self.masked = masked
         self._config = config
         self._head_words = min(config.short_words, config.short_characters)
@@ -119,10 +122,10 @@ class _Variant:
         heads = [np.empty(0, np.uint64)]
         self._longest_line = 0  # in words, of those that count as lines
         for number, item in enumerate(items):
-            for length, hashes, begins in self._grams_of(item):
-                collected.setdefault(length, []).append((hashes, number))
-                heads.append(begins)
-                self.totals[number] = len(hashes) if length else 1
+            length, hashes, begins = self._grams_of(item)
+            collected.setdefault(length, []).append((hashes, number))
+            heads.append(begins)
+            self.totals[number] = len(hashes) if length else 1
         self._heads = _Heads(np.concatenate(heads))
         self._grams = {
             length: _Grams(
@@ -164,8 +167,8 @@ class _Variant:
             ]
         return found
 
-    def _grams_of(self, item: Item) -> list[tuple[int, Hashes, Hashes]]:
-        """Length, hashes of all n-grams and of their first words."""
+    def _grams_of(self, item: BenchmarkQuestion) -> tuple[int, Hashes, Hashes]:
+        """Length, hashes of all n-grams and of their first words; a line has none of those."""
         words = self.form(cut_words([item.question]))
         count = len(words.hashes)
         if count == 0:
@@ -178,18 +181,12 @@ class _Variant:
         if count >= short:
             length = min(count, length)
             hashes, first = ngrams(words, length)
-            return [(length, np.unique(hashes), spans(words, first, first + self._head_words))]
+            return length, np.unique(hashes), spans(words, first, first + self._head_words)
+        line = " ".join(item.question.split())
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
-        lines = [
-            " ".join(item.question.split()),
-            *(f"{m} {' '.join(item.question.split())}" for m in markers),
-        ]
-        return [(_LINE, self._line(line), np.empty(0, np.uint64)) for line in lines]
-
-    def _line(self, line: str) -> Hashes:
-        words = self.form(cut_words([line]))
-        self._longest_line = max(self._longest_line, len(words.hashes))
-        return spans(words, words.documents[:-1], words.documents[1:])
+        lines = self.form(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
+        self._longest_line = max(self._longest_line, int(np.diff(lines.documents).max()))
+        return _LINE, spans(lines, lines.documents[:-1], lines.documents[1:]), np.empty(0, np.uint64)
 
 
 class Contamination:
@@ -201,15 +198,7 @@ class Contamination:
         masks = (False, True) if config.mask_numbers else (False,)
         self._variants = [_Variant(self.items, config, masked) for masked in masks]
 
-    @cached_property
-    def benchmarks(self) -> dict[str, int]:
-        """Number of items by benchmark."""
-        counts: dict[str, int] = {}
-        for item in self.items:
-            counts[item.benchmark] = counts.get(item.benchmark, 0) + 1
-        return counts
-
-    def search(self, words: Words, problems: npt.NDArray[np.bool_]) -> dict[int, Hit]:
+    def search(self, words: Words, problems: Flags) -> dict[int, Hit]:
         """The hit of every contaminated document; `problems` marks those held to `problem_overlap`."""
         hits: dict[int, Hit] = {}
         for variant in self._variants:
@@ -229,28 +218,35 @@ class Contamination:
                 hits[document] = Hit(item.benchmark, item.id, text, round(share, 3), variant.masked)
         return hits
 
+    def shares(self, documents: Iterable[list[str]]) -> list[float]:
+        """For each item the share of its n-grams that stand in the documents, given in blocks."""
+        variant, seen = self._variants[0], set[tuple[int, int]]()
+        for block in documents:
+            for texts in batches(block, list(map(len, block))):
+                found = variant.find(variant.form(cut_words(texts)))
+                seen.update((one.item, one.gram) for one in found)
+        counts = np.bincount([item for item, _ in seen], minlength=len(self.items))
+        return list(np.minimum(1.0, counts / variant.totals).tolist())
 
-def load_items(path: str) -> list[Item]:
+
+def load_items(path: str) -> list[BenchmarkQuestion]:
     """Items of a benchmark file or folder; a benchmark is named by folder and file (`gsm8k/test`).
 
     Raises `DataError` naming file and line for anything that is not an item with a question.
     """
-    items: list[Item] = []
+    items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
-        benchmark = f"{file.parent.name}/{file.name.split('.')[0]}"
-        before = len(items)
-        for first, lines in read_lines(file):
-            for number, line in enumerate(lines, first):
-                if line and not line.isspace():
-                    items.append(_item(line, benchmark, f"{file}:{number}"))
-        if len(items) == before:
+        name = f"{file.parent.name}/{file.name.split('.')[0]}"
+        found = [_item(line, name, f"{file}:{number}") for number, line in numbered_lines(file)]
+        if not found:
             raise DataError(
                 f"{file}: no items; decontamination against an empty benchmark would hide overlaps"
             )
+        items += found
     return items
 
 
-def _item(line: bytes, benchmark: str, where: str) -> Item:
+def _item(line: bytes, benchmark: str, where: str) -> BenchmarkQuestion:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -258,9 +254,66 @@ def _item(line: bytes, benchmark: str, where: str) -> Item:
     question = row.get("question") if isinstance(row, dict) else None
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"{where}: item without 'question'; correct the benchmark file")
-    return Item(benchmark, str(row.get("id", where)), question, where)
+    return BenchmarkQuestion(benchmark, str(row.get("id", where)), question, where)
 
 
 def benchmark_files(config: Decontaminate) -> list[Path]:
     """All files the index is made from."""
     return [file for path in config.benchmarks for file in list_files(path, "benchmark")]
+
+
+def overlap_report(
+    evaluation: Path, tasks: dict[str, Path], documents: Sequence[Path], threshold: float
+) -> dict[str, Any]:
+    """Overlap of an evaluation folder's items with training documents, and its scores without those items.
+
+    `tasks` are the files of the tasks, `documents` JSON lines with a field `text`, or folders of `*.jsonl`,
+    as a build's `documents/`; an item overlaps from a share `threshold` of its n-grams on. Raises
+    `EvaluationError` when a task was scored on another file, `DataError` for documents that cannot be read.
+    """
+    manifest = load_manifest(evaluation, "evaluation")
+    for task, path in tasks.items():
+        if manifest.inputs.get(f"task:{task}") != hash_file(path):
+            raise EvaluationError(f"{path}: not the file that task '{task}' of {evaluation} was scored on")
+    rules = Decontaminate(benchmarks=list(map(str, tasks.values())))
+    index = Contamination(rules)
+    shares = iter(zip(index.items, index.shares(_read_blocks(documents)), strict=True))
+    found = {}
+    for task, path in tasks.items():
+        own = {item.id: share for item, share in islice(shares, len(load_items(str(path))))}
+        rows = read_json_lines(evaluation / f"samples_{task}.jsonl")
+        overlap = {name: round(share, 4) for name, share in own.items() if share}
+        found[task] = scores_without(rows, own, threshold) | {"overlap": overlap}
+    lengths = {"words": rules.ngram_words, "characters": rules.ngram_characters}
+    return {"threshold": threshold, **lengths, "tasks": found}
+
+
+def _read_blocks(paths: Sequence[Path]) -> Iterator[list[str]]:
+    for path in paths:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise DataError(
+                f"{path}: no documents here; give a *.jsonl file with a field `text`, or their folder"
+            )
+        for file in files:
+            yield from read_texts(file, "text")
+
+
+def scores_without(
+    rows: Sequence[dict[str, Any]], shares: dict[str, float], threshold: float
+) -> dict[str, Any]:
+    """Accuracy over all items, over those below `threshold` of overlap, and over the rest.
+
+    `rows` are lines of `samples_<task>.jsonl`. Raises `EvaluationError` when an item has no overlap measured.
+    """
+    if missing := [row["id"] for row in rows if row["id"] not in shares]:
+        raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
+    clean = [row for row in rows if shares[row["id"]] < threshold]
+    overlapping = [row for row in rows if shares[row["id"]] >= threshold]
+    return {"all": _score(rows), "clean": _score(clean), "overlapping": _score(overlapping)}
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    n, correct = len(rows), sum(row["correct"] for row in rows)
+    error = accuracy_standard_error(correct, n) if n > 1 else None
+    return {"n": n, "correct": correct, "accuracy": correct / n if n else None, "stderr": error}

@@ -18,7 +18,7 @@ NOTE = "download.json"
 
 
 @dataclass(frozen=True)
-class Published:
+class PublicSource:
     """A dataset of the hub; `adapter` reads the files that match `pattern`."""
 
     adapter: str
@@ -30,25 +30,31 @@ class Published:
     remark: str = ""
 
 
-PUBLISHED: Mapping[str, Published] = {
-    "numinamath": Published("numinamath", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "Apache-2.0", 1.2),
-    "numinamath_1_5": Published("numinamath", "AI-MO/NuminaMath-1.5", "data/*.parquet", "Apache-2.0", 0.53),
-    "lila": Published(
+PUBLISHED: Mapping[str, PublicSource] = {
+    "numinamath": PublicSource(
+        "numinamath", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "Apache-2.0", 1.2
+    ),
+    "numinamath_1_5": PublicSource(
+        "numinamath", "AI-MO/NuminaMath-1.5", "data/*.parquet", "Apache-2.0", 0.53
+    ),
+    "lila": PublicSource(
         *("lila", "allenai/lila", "iid/lila-train.parquet", "CC-BY-4.0", 0.014, "refs/convert/parquet"),
         remark="the hub's conversion; main holds a script only",
     ),
-    "open_web_math": Published(
+    "open_web_math": PublicSource(
         "open_web_math", "open-web-math/open-web-math", "data/*.parquet", "ODC-By-1.0", 27.4
     ),
-    "infimm_webmath": Published("infimm_webmath", "Infi-MM/InfiMM-WebMath-40B", "*.parquet", "ODC-By", None),
-    "algebraic_stack": Published(
+    "infimm_webmath": PublicSource(
+        "infimm_webmath", "Infi-MM/InfiMM-WebMath-40B", "*.parquet", "ODC-By", None
+    ),
+    "algebraic_stack": PublicSource(
         "algebraic_stack", "EleutherAI/proof-pile-2", "algebraic-stack/train/*", None, None
     ),
-    "starcoder": Published(
+    "starcoder": PublicSource(
         *("starcoder", "bigcode/starcoderdata", "*/*.parquet", None, 783),
         remark="accept its terms on the hub and log in first; size of all languages",
     ),
-    "redpajama": Published(
+    "redpajama": PublicSource(
         *("redpajama", "togethercomputer/RedPajama-Data-1T", "urls/*.txt", None, None),
         remark="only the addresses of its files: fetch those of arxiv, c4 and wikipedia with another tool",
     ),
@@ -107,7 +113,7 @@ def _is(path: Path, known: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == known["bytes"] and hash_file(path) == known["sha256"]
 
 
-def _list_files(source: Published, revision: str) -> tuple[str, dict[str, str | None]]:
+def _list_files(source: PublicSource, revision: str) -> tuple[str, dict[str, str | None]]:
     """The commit that `revision` is, and its files with their SHA-256 where the hub has one."""
     from huggingface_hub import HfApi
 
@@ -116,7 +122,7 @@ def _list_files(source: Published, revision: str) -> tuple[str, dict[str, str | 
     return found.sha or revision, files
 
 
-def _fetch(source: Published, revision: str, files: list[str], out: Path) -> None:
+def _fetch(source: PublicSource, revision: str, files: list[str], out: Path) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot_download(
@@ -138,7 +144,7 @@ def _checked(out: Path, files: Iterable[str], offered: Mapping[str, str | None])
     return checked
 
 
-def _ask(call: Callable[..., Any], source: Published, *rest: Any) -> Any:
+def _ask(call: Callable[..., Any], source: PublicSource, *rest: Any) -> Any:
     """`call(source, *rest)`; what the hub's library raises becomes one `DataError`."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 

@@ -1,69 +1,101 @@
 """datatrove's executors as a build uses them: one process, several, Ray, or arrays of Slurm jobs."""
 
+import ctypes
 import importlib.util
 import os
 import shlex
+import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 from multiprocess.util import register_after_fork
 
 from megatron_mathcpt.config.cluster import ClusterConfig
-from megatron_mathcpt.data.stages import STAGES, Stage, StageStep, die_with_parent
-from megatron_mathcpt.data.work import EXECUTORS, Build
 from megatron_mathcpt.errors import ConfigError
 
+LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _MEGABYTES_A_WORKER = 64  # a process costs a second to start: not worth it for less
 _RAY_MEMORY_GB = 2  # asked for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's own default of MaxArraySize is 1001
 
 
-class _HereExecutor(LocalPipelineExecutor):  # type: ignore[misc]
-    """The tasks one after the other in this process."""
+@dataclass(frozen=True)
+class StageTasks:
+    """The independent tasks of one stage of a build, one a shard or one in all."""
+
+    name: str
+    tasks: Sequence[Callable[[], None]]
+    per_shard: bool = False
+
+
+class _TaskStep(PipelineStep):  # type: ignore[misc]
+    """Tasks as the single step of a datatrove pipeline; `threads` bounds the tokenizer's (0: free)."""
+
+    type = "build"
+
+    def __init__(self, stage: StageTasks, threads: int) -> None:
+        self.name = stage.name
+        super().__init__()
+        self._tasks, self._threads = stage.tasks, threads
+
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Do task `rank`; no document passes on."""
+        if self._threads:
+            os.environ["RAYON_NUM_THREADS"] = str(self._threads)
+        self._tasks[rank]()
+        yield from ()
+
+
+class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+    """One worker does its tasks in this process; several end with it, however it ends."""
 
     def run(self) -> None:
         datatrove_logger.disable("datatrove")
-        for rank in self.get_incomplete_ranks():
-            self._run_for_rank(rank)
-
-
-class _ProcessesExecutor(LocalPipelineExecutor):  # type: ignore[misc]
-    """The tasks in processes that end with this one, however it ends."""
-
-    def run(self) -> None:
-        datatrove_logger.disable("datatrove")
-        register_after_fork(self, die_with_parent)  # for the manager that datatrove forks
+        if self.workers == 1:
+            for rank in self.get_incomplete_ranks():
+                self._run_for_rank(rank)
+            return
+        register_after_fork(self, _die_with_parent)  # for the manager that datatrove forks
         super().run()
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> object:
+    def _launch_run_for_rank(self, *arguments: Any, **more: Any) -> object:
         datatrove_logger.disable("datatrove")
-        die_with_parent()
-        return super()._run_for_rank(rank, local_rank, node_rank)
+        _die_with_parent()
+        return super()._launch_run_for_rank(*arguments, **more)
 
 
-def default_workers(build: Build) -> int:
+def _die_with_parent(_: object = None) -> None:
+    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def default_workers(shards: int, megabytes: float) -> int:
     """As many as there are processors, but at most one a shard and one for each 64 MB of input."""
-    megabytes = sum(shard.bytes for shard in build.shards) / 1e6
-    useful = min(len(build.shards), int(megabytes / _MEGABYTES_A_WORKER))
+    useful = min(shards, int(megabytes / _MEGABYTES_A_WORKER))
     return max(1, min(useful, len(os.sched_getaffinity(0))))
 
 
-def local_executor(build: Build, stage: Stage, workers: int) -> PipelineExecutor:
+def local_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor:
     """The executor of `stage` on this machine; a finished task is not run again."""
-    tasks = stage.tasks(build)
-    alone = min(workers, tasks) == 1
-    kind = _HereExecutor if alone else _ProcessesExecutor
-    step = StageStep(build, stage, threads=0 if alone else 1)
-    return kind([step], tasks=tasks, workers=min(workers, tasks), logging_dir=_folder(build, stage))
+    count = len(stage.tasks)
+    workers = min(workers, count)
+    step = _TaskStep(stage, threads=0 if workers == 1 else 1)
+    return _LocalExecutor([step], tasks=count, workers=workers, logging_dir=_folder(out, stage))
 
 
-def ray_executor(build: Build, stage: Stage, workers: int) -> PipelineExecutor:
+def ray_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor:
     """The executor of `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
 
     At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed.
@@ -71,61 +103,59 @@ def ray_executor(build: Build, stage: Stage, workers: int) -> PipelineExecutor:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
     return RayPipelineExecutor(
-        [StageStep(build, stage, threads=1)],
-        tasks=stage.tasks(build),
+        [_TaskStep(stage, threads=1)],
+        tasks=len(stage.tasks),
         workers=workers,
         cpus_per_task=1,
         mem_per_cpu_gb=_RAY_MEMORY_GB,
-        logging_dir=_folder(build, stage),
+        logging_dir=_folder(out, stage),
     )
 
 
-def slurm_executors(build: Build, cluster: ClusterConfig, workers: int) -> PipelineExecutor:
-    """The last of a chain of executors, each an array that starts when the one before has ended well.
+def slurm_executor(
+    stage: StageTasks,
+    out: Path,
+    cluster: ClusterConfig,
+    name: str,
+    workers: int,
+    depends: PipelineExecutor | None,
+) -> PipelineExecutor:
+    """The executor of `stage` as an array of jobs `name` that starts when `depends` has ended well.
 
     At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` for a folder whose path datatrove
     would not bring through the job script.
     """
-    out = str(build.out.resolve())
-    if shlex.quote(out) != out:
-        raise ConfigError(f"--out {out}: must be without spaces and shell characters for Slurm jobs")
-    last = None
-    for stage in STAGES:
-        last = _slurm_executor(build, stage, cluster, workers, last)
-    assert last is not None
-    return last
-
-
-def queued_jobs() -> set[int]:
-    """Ids of the jobs, or arrays of jobs, in Slurm's queue."""
-    asked = ["squeue", "--noheader", "--format=%F"]
-    return set(map(int, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
-
-
-def _slurm_executor(
-    build: Build, stage: Stage, cluster: ClusterConfig, workers: int, depends: PipelineExecutor | None
-) -> PipelineExecutor:
+    resolved = str(out.resolve())
+    if shlex.quote(resolved) != resolved:
+        raise ConfigError(f"--out {resolved}: must be without spaces and shell characters for Slurm jobs")
     task = cluster.single_task
-    cpus = 1 if stage.done else task.cpus_per_task
-    folder = _folder(build, stage)
+    cpus = 1 if stage.per_shard else task.cpus_per_task
+    folder = _folder(out, stage)
     return SlurmPipelineExecutor(
-        [StageStep(build, stage, threads=cpus)],
-        tasks=stage.tasks(build),
+        [_TaskStep(stage, threads=cpus)],
+        tasks=len(stage.tasks),
         workers=workers,
         time=f"{cluster.time_limit_minutes}",
         partition=task.partition,
         qos=cluster.qos,
         cpus_per_task=cpus,
         mem_per_cpu_gb=max(1, task.memory_gib // task.cpus_per_task),
-        job_name=f"{build.config.name}_{stage.name}",
+        job_name=name,
         env_command=_environment(cluster),
-        sbatch_args=_sbatch_arguments(cluster),
+        sbatch_args={"kill-on-invalid-dep": "yes"}
+        | ({"account": cluster.account} if cluster.account else {}),
         srun_args=_srun_arguments(cluster),
         max_array_size=_MAX_ARRAY,
         logging_dir=folder,
         slurm_logs_folder=f"{folder}/slurm_logs",
         depends=depends,
     )
+
+
+def queued_jobs() -> set[int]:
+    """Ids of the jobs, or arrays of jobs, in Slurm's queue."""
+    asked = ["squeue", "--noheader", "--format=%F"]
+    return set(map(int, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
 
 
 def _environment(cluster: ClusterConfig) -> str:
@@ -139,18 +169,13 @@ def _environment(cluster: ClusterConfig) -> str:
     return "\n".join(lines)
 
 
-def _sbatch_arguments(cluster: ClusterConfig) -> dict[str, str]:
-    account = {"account": cluster.account} if cluster.account else {}
-    return {"kill-on-invalid-dep": "yes", **account}
-
-
 def _srun_arguments(cluster: ClusterConfig) -> dict[str, str]:
     if cluster.container is None:
         return {}
-    mounts: Sequence[str] = cluster.container.mounts
+    mounts = cluster.container.mounts
     shared = {"container-mounts": shlex.quote(",".join(mounts))} if mounts else {}
     return {"container-image": shlex.quote(cluster.container.image), **shared}
 
 
-def _folder(build: Build, stage: Stage) -> str:
-    return str(build.out.resolve() / EXECUTORS / stage.name)
+def _folder(out: Path, stage: StageTasks) -> str:
+    return str(out.resolve() / LOGS / stage.name)

@@ -1,90 +1,132 @@
-"""Quality rules: for each of many documents the first rule that it breaks, by name, or None.
+"""Why a document is dropped: for each of many the first rule that it breaks, by name, with what was measured.
 
-Bad characters are replacement and private-use characters, left by broken decoding. Repeated lines follow the
-repetition rules of Gopher (arXiv 2112.11446, table A1, duplicate line character fraction 0.20 for web pages);
-characters and not lines are counted, as a textbook repeats short lines such as "Solution:".
+Selection: a problem record is judged by what its source says of it, or by counting; nothing is guessed, so
+one that does not say its school stage is left out under a name of its own.
+
+Texts: bad characters are replacement and private-use characters, left by broken decoding. Repeated lines
+follow the repetition rules of Gopher (arXiv 2112.11446, table A1, duplicate line character fraction 0.20 for
+pages); characters and not lines are counted, as a textbook repeats short lines such as "Solution:".
+
+Pages, if asked for: Gopher's rules on quality (section A.1.1) and repetition (table A1). Words are those
+between spaces. Where most of a text is Chinese they are not words: its characters count for `min_words` and
+`max_words`, and the rules on word length, symbols, letters and stop words do not judge it. As in the paper,
+duplicate n-grams are all characters in them, none counted twice; datatrove, which goes on after each one it
+finds, counts fewer. Ours: an n-gram that stands once is no repetition, however much of a short text it is.
+
+Language, if asked for: Chinese by its script, others by py3langid, which ships its model. Mathematics says
+nothing of the language, so formulas, LaTeX commands, numbers and single letters are taken out first; what has
+few letters left is of unknown language and stays. Read are the first letters of a text.
 """
 
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
-from megatron_mathcpt.config.corpus import Filter
-from megatron_mathcpt.data.classifier import classifier_drop
-from megatron_mathcpt.data.drops import Drop, above, below
-from megatron_mathcpt.data.language import language_drop
-from megatron_mathcpt.data.math_score import math_score
-from megatron_mathcpt.data.quality import quality_drops
-from megatron_mathcpt.data.repetition import repetition_drops
-from megatron_mathcpt.data.word_counts import count_words
-from megatron_mathcpt.data.words import BATCH_CHARACTERS
+import numpy as np
 
+from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
+from megatron_mathcpt.data.words import (
+    HAS_IDEOGRAPH,
+    HAS_LETTER,
+    NOT_PUNCTUATION,
+    Hashes,
+    Indices,
+    Words,
+    batches,
+    compiled,
+    cut_at_spaces,
+    ngrams,
+    totals,
+)
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.records import Problem
+
+# The end of a sentence; a full stop within a number ends nothing.
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")
 _BAD = re.compile("[\ufffd\ue000-\uf8ff]")
+_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's
+_STOP_WORD = re.compile(rf"(?<!\S)(?:{'|'.join(_STOP_WORDS)})(?!\S)")
+_PARAGRAPH_ENDS = re.compile(r"\n{2,}")
+_READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, for the language
+_FORMULA = re.compile(r"\$\$?[^$]*\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
+_NO_LETTERS = re.compile(r"[\W\d_]+")
+_SINGLE = re.compile(r"(?<!\S)[A-Za-z](?: [A-Za-z])*(?!\S)")
+# Languages that a text in old characters may be taken for.
+_CHINESE = frozenset(("yue", "wuu", "lzh", "nan", "hak", "gan"))
+_HAN, _KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile("[\u3041-\u30ff]")
+
+
+class Drop(NamedTuple):
+    """A named reason; `measured` and `limit` are None where the reason says all."""
+
+    reason: str
+    measured: float | None = None
+    limit: float | None = None
+
+
+def above(reason: str, measured: float, limit: float | None) -> Drop | None:
+    """A drop if `measured` is above `limit`; None turns the rule off."""
+    return Drop(reason, measured, limit) if limit is not None and measured > limit else None
+
+
+def below(reason: str, measured: float, limit: float | None) -> Drop | None:
+    """A drop if `measured` is below `limit`; None turns the rule off."""
+    return Drop(reason, measured, limit) if limit is not None and measured < limit else None
+
+
+def select_drop(problem: Problem, select: Select) -> Drop | None:
+    """Why `problem` is not taken; None if it is."""
+    if select.stage is not None and problem.stage != select.stage:
+        return Drop("stage_unknown" if problem.stage is None else "other_stage")
+    if select.step_rule is not None:
+        steps = count_steps(problem, select.step_rule)
+        if steps is None:
+            return Drop("steps_unknown")
+        if not (select.min_steps or 0) <= steps <= (select.max_steps or steps):
+            return Drop("other_steps")
+    if select.share is not None:
+        # In [0, 1) and of the record's id only, so that a share is the same in every build.
+        position = int.from_bytes(hashlib.sha256(problem.id.encode()).digest()[:8]) / 2**64
+        return Drop("not_in_share") if position >= select.share else None
+    return None
+
+
+def count_steps(problem: Problem, rule: Literal["field", "lines", "sentences"]) -> int | None:
+    """Reasoning steps: the record's own number (None: it has none), or lines or sentences of the solution."""
+    if rule == "field":
+        return problem.steps
+    if rule == "lines":
+        return sum(1 for line in problem.solution.splitlines() if line.strip())
+    return max(1, len(_SENTENCE_END.findall(problem.solution)))
 
 
 def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     """For each of `texts` the first rule that it breaks."""
-    drops = [_drop(text, rules) for text in texts]
+    drops = [_text_drop(text, rules) for text in texts]
+    rest = [number for number, drop in enumerate(drops) if drop is None]
     if rules.quality or rules.repetition:
-        for numbers in _batches(texts, [number for number, drop in enumerate(drops) if drop is None]):
-            for number, drop in zip(
-                numbers, _page_drops([texts[number] for number in numbers], rules), strict=True
-            ):
+        for numbers in batches(rest, [len(texts[number]) for number in rest]):
+            found = _page_drops([texts[number] for number in numbers], rules)
+            for number, drop in zip(numbers, found, strict=True):
                 drops[number] = drop
-    if rules.min_math_score is not None or rules.languages or rules.classifier:
-        drops = [drop or _content_drop(text, rules) for drop, text in zip(drops, texts, strict=True)]
+    if rules.languages:
+        drops = [
+            drop or language_drop(text, rules.languages) for drop, text in zip(drops, texts, strict=True)
+        ]
     return drops
 
 
-def _content_drop(text: str, rules: Filter) -> Drop | None:
-    drop = None
-    if rules.min_math_score is not None:
-        drop = below("math_score", math_score(text), rules.min_math_score)
-    if rules.languages and not drop:
-        drop = language_drop(text, rules.languages)
-    if rules.classifier and not drop:
-        drop = classifier_drop(text, rules.classifier)
-    return drop
-
-
-def _page_drops(texts: list[str], rules: Filter) -> list[Drop | None]:
-    words = count_words(texts)
-    drops: list[Drop | None] = [None] * len(texts)
-    if rules.quality:
-        drops = quality_drops(texts, words, rules.quality)
-    if rules.repetition:
-        later = repetition_drops(texts, words, rules.repetition)
-        drops = [first or second for first, second in zip(drops, later, strict=True)]
-    return drops
-
-
-def _batches(texts: Sequence[str], numbers: Sequence[int]) -> Iterator[list[int]]:
-    """`numbers` in order, in lists of about `BATCH_CHARACTERS` characters of text."""
-    batch, size = [], 0
-    for number in numbers:
-        batch.append(number)
-        size += len(texts[number])
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _drop(text: str, rules: Filter) -> Drop | None:
+def _text_drop(text: str, rules: Filter) -> Drop | None:
     if not text:
         return Drop("empty")
-    characters = len(text)
-    if drop := below("too_short", characters, rules.min_characters):
-        return drop
-    if drop := above("too_long", characters, rules.max_characters):
-        return drop
-    if rules.max_bad_character_share is not None and (
-        drop := above("bad_characters", _bad_share(text), rules.max_bad_character_share)
-    ):
-        return drop
-    if rules.max_duplicate_line_share is not None:
-        return above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
-    return None
+    return (
+        below("too_short", len(text), rules.min_characters)
+        or above("too_long", len(text), rules.max_characters)
+        or above("bad_characters", _bad_share(text), rules.max_bad_character_share)
+        or above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
+    )
 
 
 def _bad_share(text: str) -> float:
@@ -97,8 +139,193 @@ def _bad_share(text: str) -> float:
 def _duplicate_share(text: str) -> float:
     """Share of the characters that stand in lines already seen."""
     lines = text.split("\n")
-    unique = set(lines)
-    if len(unique) == len(lines):
+    unique, total = set(lines), len(text) - len(lines) + 1
+    if len(unique) == len(lines) or not total:
         return 0.0
-    total = sum(map(len, lines))
-    return 1 - sum(map(len, unique)) / total if total else 0.0
+    return 1 - sum(map(len, unique)) / total
+
+
+def _page_drops(texts: list[str], rules: Filter) -> list[Drop | None]:
+    words, drops = cut_at_spaces(texts), [None for _ in texts]
+    first = _quality_drops(texts, words, rules.quality) if rules.quality else drops
+    second = _repetition_drops(texts, words, rules.repetition) if rules.repetition else drops
+    return [quality or repetition for quality, repetition in zip(first, second, strict=True)]
+
+
+class _WordCounts(NamedTuple):
+    """Counts of one text; `plain` are words that are not all punctuation, `letters` those with a letter."""
+
+    words: int
+    plain: int
+    plain_characters: int
+    letters: int
+    characters: int
+    chinese_characters: int
+
+
+def _quality_drops(texts: list[str], words: Words, rules: Quality) -> list[Drop | None]:
+    lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
+    letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
+    columns = (lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese)
+    counts = zip(*(totals(words, column).tolist() for column in columns), strict=True)
+    return [
+        _quality_drop(text, _WordCounts(*found), rules) for text, found in zip(texts, counts, strict=True)
+    ]
+
+
+def _quality_drop(text: str, found: _WordCounts, rules: Quality) -> Drop | None:
+    chinese = 2 * found.chinese_characters > found.characters
+    words = found.chinese_characters if chinese else found.plain
+    ellipses = text.count("...") + text.count("…")
+    return (
+        below("few_words", words, rules.min_words)
+        or above("many_words", words, rules.max_words)
+        or (None if chinese else _word_drop(text, found, ellipses, rules))
+        or _line_drop(text, ellipses, rules)
+    )
+
+
+def _word_drop(text: str, found: _WordCounts, ellipses: int, rules: Quality) -> Drop | None:
+    length = found.plain_characters / max(1, found.plain)
+    return (
+        below("short_words", length, rules.min_mean_word_length)
+        or above("long_words", length, rules.max_mean_word_length)
+        or above("symbols", max(text.count("#"), ellipses) / found.words, rules.max_symbols_per_word)
+        or below("few_words_with_letters", found.letters / found.words, rules.min_words_with_letters)
+        or _stop_word_drop(text, rules.min_stop_words or 0)
+    )
+
+
+def _stop_word_drop(text: str, limit: int) -> Drop | None:
+    """English text shows enough of them at once; the slower search is for text that does not."""
+    if sum(f" {word} " in text for word in _STOP_WORDS) >= limit:
+        return None
+    return below("few_stop_words", len(set(_STOP_WORD.findall(text))), limit)
+
+
+def _line_drop(text: str, ellipses: int, rules: Quality) -> Drop | None:
+    lines = text.splitlines()
+    drop = None
+    if rules.max_bullet_lines is not None:
+        # Almost any text shows by its first lines that its share cannot exceed the limit.
+        others = int((1 - rules.max_bullet_lines) * len(lines)) + 1
+        if any(map(_has_bullet, lines[:others])):
+            share = sum(map(_has_bullet, lines)) / len(lines)
+            drop = above("bullet_lines", share, rules.max_bullet_lines)
+    if rules.max_ellipsis_lines is not None and ellipses > rules.max_ellipsis_lines * len(lines):
+        share = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
+        drop = drop or above("ellipsis_lines", share, rules.max_ellipsis_lines)
+    return drop
+
+
+def _has_bullet(line: str) -> bool:
+    return line.lstrip().startswith(("•", "-"))
+
+
+def _repetition_drops(texts: list[str], words: Words, rules: Repetition) -> list[Drop | None]:
+    drops = [_repeated_line_drop(text, rules) or _paragraph_drop(text, rules) for text in texts]
+    limits = [(f"top_{n}_gram", n, 0, limit) for n, limit in rules.top_ngrams.items()]
+    limits += [(f"duplicate_{n}_grams", n, 1, limit) for n, limit in rules.duplicate_ngrams.items()]
+    for reason, n, which, limit in limits:
+        for number, found in enumerate(repeated_ngrams(words, n)[which].tolist()):
+            drops[number] = drops[number] or above(reason, found / len(texts[number]), limit)
+    return drops
+
+
+def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
+    """Characters in repeated n-grams of `length` words, two counts for every text.
+
+    The first is of all occurrences of the most frequent n-gram, 0 where none stands twice; a space stands
+    between words, as in datatrove, and of equally frequent ones the longest counts. The second is of the
+    words in n-grams that stood in the text before, none counted twice.
+    """
+    top, copied = _repeated(*ngrams(words, length), words.documents, words.ends - words.starts, length)
+    return top, copied
+
+
+@compiled
+def _repeated(
+    grams: Hashes, firsts: Indices, documents: Indices, sizes: Indices, length: int
+) -> tuple[Indices, Indices]:
+    top, copied = np.zeros(len(documents) - 1, np.int64), np.zeros(len(documents) - 1, np.int64)
+    slots = np.empty(0, np.int64)  # of a hash table: the number of the n-gram that stands first
+    counts = np.zeros(len(grams), np.int64)
+    low = 0
+    for document in range(len(top)):
+        high = low
+        while high < len(firsts) and firsts[high] < documents[document + 1]:
+            high += 1
+        room = 1
+        while room < 2 * (high - low):
+            room *= 2
+        if room > len(slots):
+            slots = np.empty(room, np.int64)
+        slots[:room] = -1
+        covered, often, largest = 0, 1, 0
+        for gram in range(low, high):
+            slot = np.int64(grams[gram] & np.uint64(room - 1))
+            while slots[slot] >= 0 and grams[slots[slot]] != grams[gram]:
+                slot = (slot + 1) & (room - 1)
+            if slots[slot] < 0:
+                slots[slot] = gram
+                counts[gram] = 1
+                continue
+            counts[slots[slot]] += 1
+            first, last = firsts[gram], firsts[gram] + length
+            copied[document] += sizes[max(covered, first) : last].sum()
+            covered = last
+            if counts[slots[slot]] >= often:
+                size = sizes[first:last].sum() + length - 1
+                largest = max(largest, size) if counts[slots[slot]] == often else size
+                often = counts[slots[slot]]
+        top[document] = often * largest
+        low = high
+    return top, copied
+
+
+def _repeated_line_drop(text: str, rules: Repetition) -> Drop | None:
+    if rules.lines is None:
+        return None
+    lines = [line for line in text.split("\n") if line]
+    return above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
+
+
+def _paragraph_drop(text: str, rules: Repetition) -> Drop | None:
+    if "\n\n" not in text:
+        return None
+    paragraphs = _PARAGRAPH_ENDS.split(text)
+    unique = set(paragraphs)
+    copied = sum(map(len, paragraphs)) - sum(map(len, unique))
+    drop = above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
+    return drop or above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
+
+
+def language_drop(text: str, rules: Languages) -> Drop | None:
+    """A drop, with the language in its reason, if another language than those kept is that probable."""
+    words = _NO_LETTERS.sub(" ", _FORMULA.sub(" ", text[:_READ]))
+    letters = " ".join(_SINGLE.sub(" ", words).split())[:_JUDGED]
+    if len(letters) - letters.count(" ") < rules.min_letters:
+        return None
+    language, probability = _identify(letters)
+    if language in rules.keep or probability < rules.min_probability:
+        return None
+    return Drop(f"language_{language}", probability, rules.min_probability)
+
+
+def _identify(letters: str) -> tuple[str, float]:
+    """Code and probability; a text with one Chinese character in five, and no Japanese one, is Chinese."""
+    if 5 * len(_HAN.findall(letters)) >= len(letters) and not _KANA.search(letters):
+        return "zh", 1.0
+    language, probability = _identifier().classify(letters)
+    return "zh" if language in _CHINESE else str(language), float(probability)
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise DataError(
+            "filter.languages needs py3langid, not installed here; install this package's extra 'language'"
+        ) from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

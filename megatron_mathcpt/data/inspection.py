@@ -14,9 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.data.select import count_steps
+from megatron_mathcpt.data.filters import count_steps
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, Shard, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import (
+    SPLITS,
+    CorpusFolder,
+    Kept,
+    RawFile,
+    Selection,
+    corpus_counts,
+)
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.records import Problem
 
@@ -32,7 +39,7 @@ class Gone:
 
     fate: str  # dropped or rejected
     pool: str
-    shard: Shard
+    shard: RawFile
     line: int
     row: dict[str, Any]
 
@@ -142,7 +149,7 @@ def _kept(corpus: CorpusFolder, pool: str, record: str) -> Iterator[Kept]:
     return corpus.documents(pool, (number for number, row in rows if row["id"] == record))
 
 
-def _at(corpus: CorpusFolder, shard: Shard, line: int) -> list[Kept | Gone]:
+def _at(corpus: CorpusFolder, shard: RawFile, line: int) -> list[Kept | Gone]:
     if kept := corpus.at(shard, line):
         return [kept]
     found = (one for fate in ("dropped", REJECTED) for one in _gone(corpus, fate, _json(shard.name)))

@@ -1,11 +1,12 @@
 """First stage, per shard: read, clean, filter, decontaminate, and hash what is left for deduplication."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -13,49 +14,81 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
-from megatron_mathcpt.data.decontaminate import Contamination, Hit, benchmark_files
-from megatron_mathcpt.data.drops import Drop
-from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.formats import Reject
+from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
+from megatron_mathcpt.data.filters import Drop, find_drops, select_drop
 from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
-from megatron_mathcpt.data.select import drop_reason as select_reason
-from megatron_mathcpt.data.sources import Document, Shard, Skipped, read_documents
-from megatron_mathcpt.data.words import BATCH_CHARACTERS, Words, cut_words
-from megatron_mathcpt.data.work import Build, save_array
+from megatron_mathcpt.data.sources import Document, Reject, Skipped, SourceShard, read_documents
+from megatron_mathcpt.data.words import Flags, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import hash_file, write_whole
-
-Flags = npt.NDArray[np.bool_]
+from megatron_mathcpt.formats.files import hash_file, write_atomically, write_whole
 
 
-def prepare(build: Build, task: int) -> None:
-    """Leave kept and dropped documents, hashes and counts of the shard `task`.
+@dataclass(frozen=True)
+class ShardWork:
+    """One shard and the folders where a build's stages leave its results, each complete with `done.json`."""
+
+    shard: SourceShard
+    root: Path
+
+    @property
+    def prepared(self) -> Path:
+        """Of `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
+        return self.root / "prepared" / self.shard.name
+
+    @property
+    def decided(self) -> Path:
+        """Of `decide`: for every kept document its decision, the one it copies, and its split key."""
+        return self.root / "decided" / self.shard.name
+
+    @property
+    def published(self) -> Path:
+        """Of `publish`: kept.jsonl, places, dropped.jsonl and the datasets of both splits."""
+        return self.root / "published" / self.shard.name
+
+
+def read_counts(folder: Path) -> dict[str, Any] | None:
+    """Counts that a stage left for a shard; None while it is not finished."""
+    file = folder / "done.json"
+    return orjson.loads(file.read_bytes()) if file.is_file() else None
+
+
+def write_counts(folder: Path, counts: dict[str, Any]) -> None:
+    """Mark a shard's folder as finished."""
+    write_atomically(folder / "done.json", orjson.dumps(counts))
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Save `array` whole or not at all."""
+    with write_whole(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """An array of `save_array`, mapped from disk."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def prepare(work: ShardWork, config: Corpus) -> None:
+    """Read the raw file of a shard into `work.prepared`.
 
     Raises `DataError` naming file and line when more records are unreadable than the source allows, and
     naming the file when it holds no record at all.
     """
-    shard = build.shards[task]
-    folder = build.folder("prepared", shard)
-    worker = _Worker(build.config, shard, _contamination(build.config.decontaminate))
+    shard, folder = work.shard, work.prepared
     with ExitStack() as stack:
         files = _Files(*(stack.enter_context(write_whole(folder / f"{n}.jsonl")) for n in _Files._fields))
-        for block in read_documents(shard, build.config.sources[shard.source]):
-            worker.take(block, files)
-        worker.check_rejects(last=True)
-    for name, parts in worker.arrays.items():
+        sorter = _Sorter(config, shard, files)
+        for block in read_documents(shard, config.sources[shard.source]):
+            sorter.take(block)
+        sorter.check_rejects(last=True)
+    for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
-    build.finish("prepared", shard, {**worker.counts(), "sha256": shard.hash()})
-
-
-def _contamination(config: Decontaminate | None) -> Contamination | None:
-    if config is None:
-        return None
-    key = tuple(hash_file(file) for file in benchmark_files(config))
-    return _load_contamination(key, config.model_dump_json())
+    dropped = dict(sorted(sorter.dropped.items()))
+    write_counts(folder, {**sorter.counts, "dropped": dropped, "hits": sorter.hits, "sha256": shard.hash()})
 
 
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
-def _load_contamination(key: tuple[str, ...], config: str) -> Contamination:
+def _load_contamination(config: str, hashes: tuple[str, ...]) -> Contamination:
     return Contamination(Decontaminate.model_validate_json(config))
 
 
@@ -68,16 +101,20 @@ class _Files(NamedTuple):
     rejected: BinaryIO
 
 
-class _Worker:
-    """Counts and hashes of one shard while it is read."""
+class _Sorter:
+    """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
-    def __init__(self, config: Corpus, shard: Shard, contamination: Contamination | None) -> None:
-        self._config, self._shard, self._contamination = config, shard, contamination
+    def __init__(self, config: Corpus, shard: SourceShard, files: _Files) -> None:
+        self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
-        self._dropped: Counter[str] = Counter()
-        self._hits: list[dict[str, Any]] = []
-        self._read = self._kept = self._bytes = self._rejected = 0
+        self._contamination: Contamination | None = None
+        if rules := config.decontaminate:
+            hashes = tuple(map(hash_file, benchmark_files(rules)))
+            self._contamination = _load_contamination(rules.model_dump_json(), hashes)
         self._first_reject: Reject | None = None
+        self.counts = {"read": 0, "rejected": 0, "kept": 0, "bytes": 0}
+        self.dropped: Counter[str] = Counter()
+        self.hits: list[dict[str, Any]] = []
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
             name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes", "lines")
         }
@@ -85,44 +122,43 @@ class _Worker:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
             self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
-    def take(self, block: list[Document | Skipped | Reject], files: _Files) -> None:
-        """Sort one block of records into kept, dropped and rejected."""
-        self._read += len(block)
+    def take(self, block: list[Document | Skipped | Reject]) -> None:
+        """Sort one block of records."""
+        self.counts["read"] += len(block)
         good = []
         drops = iter(self._find_drops([record for record in block if isinstance(record, Document)]))
         for record in block:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
-                self._rejected += 1
-                files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
+                self.counts["rejected"] += 1
+                self._files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
             elif isinstance(record, Skipped):
-                self._drop(files.dropped, record.reason, record.line, {"id": record.id})
+                self._drop(record.reason, record.line, {"id": record.id})
             elif drop := next(drops):
-                detail = (
-                    {} if drop.limit is None else {"detail": {"measured": drop.measured, "limit": drop.limit}}
-                )
-                self._drop(files.dropped, drop.reason, record.line, {**_row(record), **detail})
+                row = _row(record)
+                if drop.limit is not None:
+                    row["detail"] = {"measured": drop.measured, "limit": drop.limit}
+                self._drop(drop.reason, record.line, row)
             else:
                 good.append(record)
         self.check_rejects()
-        for batch in batches(good):
-            self._take_batch(batch, files)
+        for batch in batches(good, [len(document.text) for document in good]):
+            self._take_batch(batch)
 
     def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
         """What selection says of each document, else what the filter of the source or of the build says."""
-        drops = {number: drop for number, row in enumerate(documents) if (drop := self._not_selected(row))}
+        select = self._source.select
+        drops = {
+            number: drop
+            for number, document in enumerate(documents)
+            if select and document.problem and (drop := select_drop(document.problem, select))
+        }
         rest = [number for number in range(len(documents)) if number not in drops]
         rules = self._source.filter or self._config.filter
         found = zip(rest, find_drops([documents[number].text for number in rest], rules), strict=True)
         return [drop for _, drop in sorted([*drops.items(), *found], key=itemgetter(0))]
 
-    def _not_selected(self, document: Document) -> Drop | None:
-        if document.problem is None or self._source.select is None:
-            return None
-        reason = select_reason(document.problem, self._source.select)
-        return Drop(reason) if reason else None
-
-    def _take_batch(self, batch: list[Document], files: _Files) -> None:
+    def _take_batch(self, batch: Sequence[Document]) -> None:
         words = cut_words([document.text for document in batch])
         problems = np.array([document.problem is not None for document in batch])
         hits = self._contamination.search(words, problems) if self._contamination else {}
@@ -131,72 +167,46 @@ class _Worker:
         for number, document in enumerate(batch):
             row = _row(document)
             if number in hits:
-                row["detail"] = asdict(hits[number])
-                self._drop(files.dropped, "contaminated", document.line, row)
-                self._note_hit(document, hits[number])
+                hit = asdict(hits[number])
+                self._drop("contaminated", document.line, {**row, "detail": hit})
+                self.hits.append({"document": document.id, **hit})
             else:
-                files.kept.write(_dump(row))
-                files.ids.write(_dump(document.id))
-        self._kept += int(clean.sum())
+                self._files.kept.write(_dump(row))
+                self._files.ids.write(_dump(document.id))
+        self.counts["kept"] += int(clean.sum())
         self._note_hashes(batch, words, problems, clean)
 
-    def _note_hashes(self, batch: list[Document], words: Words, problems: Flags, clean: Flags) -> None:
+    def _note_hashes(self, batch: Sequence[Document], words: Words, problems: Flags, clean: Flags) -> None:
         sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
+        self.counts["bytes"] += int(sizes.sum())
+        lines = np.array([document.line for document in batch], np.uint64)
         self.arrays["whole"].append(whole_hashes(words)[clean])
         self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
         self.arrays["bytes"].append(sizes[clean])
-        self.arrays["lines"].append(np.array([document.line for document in batch], np.uint64)[clean])
-        self._bytes += int(sizes.sum())
+        self.arrays["lines"].append(lines[clean])
         if rule := self._config.deduplicate:
             rows = signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
             self.arrays["signatures"].append(rows)
             self.arrays["bands"].append(band_keys(rows, rule.bands))
 
-    def _drop(self, dropped: BinaryIO, reason: str, line: int, row: dict[str, Any]) -> None:
-        self._dropped[reason] += 1
-        dropped.write(_dump({"reason": reason, **self._where(line), **row}))
+    def _drop(self, reason: str, line: int, row: dict[str, Any]) -> None:
+        self.dropped[reason] += 1
+        self._files.dropped.write(_dump({"reason": reason, **self._where(line), **row}))
 
     def _where(self, line: int) -> dict[str, Any]:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
 
-    def _note_hit(self, document: Document, hit: Hit) -> None:
-        self._hits.append({"document": document.id, **asdict(hit)})
-
     def check_rejects(self, last: bool = False) -> None:
         """Stop at the first reject when none is allowed, else at the end when there are too many."""
         reject, limit = self._first_reject, self._source.reject_limit
-        if last and not self._read:
+        read, rejected = self.counts["read"], self.counts["rejected"]
+        if last and not read:
             raise DataError(f"{self._shard.path}: no records; remove the file or give one with content")
-        if reject and (limit == 0 or (last and self._rejected > limit * self._read)):
+        if reject and (limit == 0 or (last and rejected > limit * read)):
             raise DataError(
                 f"{self._shard.path}:{reject.line}: {reject.reason}; correct the line, or raise sources."
-                f"{self._shard.source}.reject_limit (rejected {self._rejected} of {self._read})"
+                f"{self._shard.source}.reject_limit (rejected {rejected} of {read})"
             )
-
-    def counts(self) -> dict[str, Any]:
-        """Read, rejected, kept, dropped by reason, bytes of text, and decontamination hits."""
-        return {
-            "read": self._read,
-            "rejected": self._rejected,
-            "kept": self._kept,
-            "dropped": dict(sorted(self._dropped.items())),
-            "bytes": self._bytes,
-            "hits": self._hits,
-        }
-
-
-def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """`documents` in order, in lists of about `BATCH_CHARACTERS` characters of text."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _dump(row: Any) -> bytes:

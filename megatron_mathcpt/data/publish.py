@@ -1,6 +1,9 @@
-"""Third and fourth stage: the tokenizer; then, per shard, write what stays and tokenize it."""
+"""Last stages: the tokenizer; per shard, write and tokenize what stays; at the end join and account for
+all."""
 
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import islice
@@ -10,35 +13,74 @@ from typing import Any
 import numpy as np
 import orjson
 
-from megatron_mathcpt.data.decide import DUPLICATES
-from megatron_mathcpt.data.engines import Encoder, EngineName, load_encoder
-from megatron_mathcpt.data.reference import Literals
-from megatron_mathcpt.data.sources import Shard
+from megatron_mathcpt.config.corpus import Corpus, Tokenizer
+from megatron_mathcpt.data.decide import Decisions, pools_of
+from megatron_mathcpt.data.decontaminate import load_items
+from megatron_mathcpt.data.minhash import DUPLICATES
+from megatron_mathcpt.data.prepare import ShardWork, load_array, read_counts, write_counts
 from megatron_mathcpt.data.tokenize import ahead, close_documents
-from megatron_mathcpt.data.tokenizer import TokenizerInfo, install_tokenizer, train_tokenizer
-from megatron_mathcpt.data.work import Build, load_array
-from megatron_mathcpt.formats.corpus_folder import SPLITS, VALIDATION, make_places
-from megatron_mathcpt.formats.files import hash_file, read_lines, write_whole
-from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, token_dtype
+from megatron_mathcpt.data.tokenizer import (
+    Encoder,
+    EngineName,
+    Literals,
+    TokenizerInfo,
+    install_tokenizer,
+    load_encoder,
+    load_tokenizer,
+    train_tokenizer,
+)
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
+from megatron_mathcpt.formats.files import hash_file, read_lines, write_atomically, write_whole
+from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token_dtype
+from megatron_mathcpt.formats.manifest import write_manifest
 
+RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 _SAMPLE = 64  # documents on which a fast tokenizer engine must agree with the reference
 
 
-def publish(build: Build, task: int) -> None:
-    """Leave documents, their places, duplicates and both datasets of the shard `task`, and its counts."""
-    encoder, info = _encoder(build)
-    shard = build.shards[task]
-    folder = build.folder("published", shard)
-    decisions = load_array(build.folder("decided", shard) / "decisions.npy")
-    numbers = load_array(build.folder("prepared", shard) / "lines.npy")
-    writers = [DatasetWriter(folder / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
-    with ExitStack() as stack:
-        kept, places, dropped = (
-            stack.enter_context(write_whole(folder / n)) for n in ("kept.jsonl", "places", "dropped.jsonl")
-        )
-        originals = iter(_originals(build, shard, decisions))
+def install(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
+    """Copy the given tokenizer into `folder`, or train one on what stays of all shards."""
+    if settings.path:
+        install_tokenizer(Path(settings.path), folder)
+        return
+    assert settings.vocab_size is not None
+    size = 0
+    for work in works:
+        stay = load_array(work.decided / "decisions.npy") <= VALIDATION
+        size += int(load_array(work.prepared / "bytes.npy")[stay].sum())
+    share = min(1.0, settings.train_megabytes * 1e6 / max(1, size))
+    train_tokenizer(kept_texts(works, share), settings.vocab_size, folder, settings.added_tokens)
+
+
+def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
+    """Texts of the documents that stay, or of the `share` of them with the smallest split keys."""
+    for work in works:
+        decisions, keys = (load_array(work.decided / f"{n}.npy") for n in ("decisions", "keys"))
         done = 0
-        for _, lines in ahead(read_lines(build.folder("prepared", shard) / "kept.jsonl")):
+        for _, lines in read_lines(work.prepared / "kept.jsonl"):
+            part = slice(done, done + len(lines))
+            done += len(lines)
+            for number in np.flatnonzero((decisions[part] <= VALIDATION) & (keys[part] < share)):
+                yield orjson.loads(lines[number])["text"]
+
+
+def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
+    """Leave documents, their places, duplicates and both datasets of a shard, tokenized as in `folder`.
+
+    `works` are all shards, in whose order documents are numbered.
+    """
+    encoder, info = _encoder(works, settings, folder)
+    task, shard = works.index(work), work.shard
+    decisions: Decisions = load_array(work.decided / "decisions.npy")
+    numbers = load_array(work.prepared / "lines.npy")
+    dtype, out = token_dtype(info.vocab_size), work.published
+    writers = [DatasetWriter(out / split, dtype) for split in SPLITS.values()]
+    with ExitStack() as stack:
+        names = ("kept.jsonl", "places", "dropped.jsonl")
+        kept, places, dropped = (stack.enter_context(write_whole(out / name)) for name in names)
+        originals = iter(_originals(work, works, decisions))
+        done = 0
+        for _, lines in ahead(read_lines(work.prepared / "kept.jsonl")):
             part = slice(done, done + len(lines))
             here, origin = np.array(decisions[part]), np.array(numbers[part])
             done += len(lines)
@@ -47,13 +89,11 @@ def publish(build: Build, task: int) -> None:
                 row = {"reason": DUPLICATES[here[number]], **where, **orjson.loads(lines[number])}
                 dropped.write(orjson.dumps({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
-                chosen = [lines[number] for number in np.flatnonzero(here == split)]
-                if chosen:
-                    texts = [orjson.loads(line)["text"] for line in chosen]
+                texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(here == split)]
+                if texts:
                     writer.write(*close_documents(*encoder.encode(texts), info.eos_id))
             stay = np.flatnonzero(here <= VALIDATION)
-            kept.writelines(lines[number] + b"\n" for number in stay)
-            written = [len(lines[number]) + 1 for number in stay]
+            written = [kept.write(lines[number] + b"\n") for number in stay]
             places.write(make_places(written, task, origin[stay], here[stay]))
     counts: dict[str, Any] = {}
     for name, writer in zip(SPLITS.values(), writers, strict=True):
@@ -61,23 +101,11 @@ def publish(build: Build, task: int) -> None:
         counts[name] = {"documents": documents, "tokens": tokens}
     values, sizes = np.unique(decisions[decisions > VALIDATION], return_counts=True)
     counts["dropped"] = {DUPLICATES[value]: int(size) for value, size in zip(values, sizes, strict=True)}
-    build.finish("published", shard, counts)
+    write_counts(out, counts)
 
 
-def install(build: Build, task: int = 0) -> None:
-    """Copy the given tokenizer into the build, or train one on what stays."""
-    settings, folder = build.config.tokenizer, build.out / "tokenizer"
-    if settings.path:
-        install_tokenizer(Path(settings.path), folder)
-        return
-    assert settings.vocab_size is not None
-    share = min(1.0, settings.train_megabytes * 1e6 / max(1, kept_bytes(build)))
-    train_tokenizer(kept_texts(build, share), settings.vocab_size, folder, settings.added_tokens)
-
-
-def _encoder(build: Build) -> tuple[Encoder, TokenizerInfo]:
-    settings, folder = build.config.tokenizer, build.out / "tokenizer"
-    sample = tuple(islice(kept_texts(build, 1.0), _SAMPLE))
+def _encoder(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> tuple[Encoder, TokenizerInfo]:
+    sample = tuple(islice(kept_texts(works), _SAMPLE))
     key = hash_file(folder / "tokenizer.json")
     return _load_encoder(key, folder, settings.special_literals, settings.engine, sample)
 
@@ -89,43 +117,100 @@ def _load_encoder(
     return load_encoder(folder, literals, engine, sample)
 
 
-def kept_texts(build: Build, share: float) -> Iterator[str]:
-    """Texts of the documents that stay, or of the `share` of them with the smallest split keys."""
-    for shard in build.shards:
-        decisions, keys = (
-            load_array(build.folder("decided", shard) / f"{n}.npy") for n in ("decisions", "keys")
-        )
-        done = 0
-        for _, lines in read_lines(build.folder("prepared", shard) / "kept.jsonl"):
-            part = slice(done, done + len(lines))
-            done += len(lines)
-            for number in np.flatnonzero((decisions[part] <= VALIDATION) & (keys[part] < share)):
-                yield orjson.loads(lines[number])["text"]
-
-
-def kept_bytes(build: Build) -> int:
-    """Bytes of text of all documents that stay."""
-    total = 0
-    for shard in build.shards:
-        stay = load_array(build.folder("decided", shard) / "decisions.npy") <= VALIDATION
-        total += int(load_array(build.folder("prepared", shard) / "bytes.npy")[stay].sum())
-    return total
-
-
-def _originals(build: Build, shard: Shard, decisions: Any) -> list[dict[str, Any]]:
-    """For each duplicate of `shard` in order, id and place of the document that stays."""
-    first = load_array(build.folder("decided", shard) / "first.npy")
+def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions) -> list[dict[str, Any]]:
+    """For each duplicate of a shard in order, id and place of the document that stays."""
+    first = load_array(work.decided / "first.npy")
     wanted = np.array(first[decisions > VALIDATION])
     result: list[dict[str, Any]] = [{}] * len(wanted)
     start = 0
-    for other in build.shards:
-        if not len(wanted):
-            break
-        lines = (build.folder("prepared", other) / "ids.jsonl").read_bytes().split(b"\n")[:-1]
-        numbers = load_array(build.folder("prepared", other) / "lines.npy")
+    for other in works if len(wanted) else ():
+        lines = (other.prepared / "ids.jsonl").read_bytes().split(b"\n")[:-1]
+        numbers = load_array(other.prepared / "lines.npy")
         for place in np.flatnonzero((wanted >= start) & (wanted < start + len(lines))):
             number = wanted[place] - start
-            where = {"shard": other.name, "line": int(numbers[number])}
+            where = {"shard": other.shard.name, "line": int(numbers[number])}
             result[place] = {"kept": orjson.loads(lines[number]), **where}
         start += len(lines)
     return result
+
+
+def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], out: Path) -> None:
+    """Join the shards of each pool in `out`, write `report.json` and last the manifest; the work folder goes.
+
+    `inputs` are hashes of what the build reads beside the shards.
+    """
+    for pool in pools_of(config):
+        _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
+    counts = _counts(works, config, out / "tokenizer")
+    shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
+    report = {**counts, "benchmarks": _benchmarks(works, config), "shards": shards}
+    write_atomically(out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    for name in RESULTS:
+        for leftover in (out / name).rglob(".*.tmp"):  # of a build that was killed
+            leftover.unlink()
+    raw = {work.shard.label: _read(work.prepared)["sha256"] for work in works}
+    dump = config.model_dump(mode="json")
+    write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
+    shutil.rmtree(works[0].root)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    counts = read_counts(folder)
+    assert counts is not None, f"{folder} is not finished"
+    return counts
+
+
+def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
+    early, late = [work.prepared for work in works], [work.published for work in works]
+    _join_files((f / "kept.jsonl" for f in late), out / "documents" / f"{pool}.jsonl")
+    _join_files((f / "places" for f in late), out / "documents" / f"{pool}.places")
+    _join_files((f / "rejected.jsonl" for f in early), out / "rejected" / f"{pool}.jsonl")
+    _join_files((f / "dropped.jsonl" for f in early + late), out / "dropped" / f"{pool}.jsonl")
+    for split in SPLITS.values():
+        merge([f / split for f in late], out / "datasets" / pool / split)
+
+
+def _join_files(parts: Iterable[Path], path: Path) -> None:
+    with write_whole(path) as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, 16 << 20)
+
+
+def _counts(works: Sequence[ShardWork], config: Corpus, tokenizer: Path) -> dict[str, Any]:
+    """Counts of the manifest, as `formats.corpus_folder.CorpusCounts` reads them."""
+    pools: dict[str, Any] = {
+        pool: {split: {"documents": 0, "tokens": 0} for split in SPLITS.values()} for pool in pools_of(config)
+    }
+    sources: dict[str, Any] = {}
+    for work in works:
+        early, late = _read(work.prepared), _read(work.published)
+        source = work.shard.source
+        row = sources.setdefault(source, {"read": 0, "kept": 0, "rejected": 0, "dropped": Counter()})
+        row["read"] += early["read"]
+        row["rejected"] += early["rejected"]
+        row["dropped"].update(early["dropped"])
+        row["dropped"].update(late["dropped"])
+        for split in SPLITS.values():
+            row["kept"] += late[split]["documents"]
+            for unit, number in late[split].items():
+                pools[config.sources[source].pool][split][unit] += number
+    for name, row in sources.items():
+        accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
+        assert row["read"] == accounted, f"documents of {name} lost"
+        row["dropped"] = dict(sorted(row["dropped"].items()))
+    info = load_tokenizer(tokenizer)[1]
+    found = {"vocab_size": info.vocab_size, "eos_id": info.eos_id, "sha256": info.sha256}
+    return {"tokenizer": found, "pools": pools, "sources": sources}
+
+
+def _benchmarks(works: Sequence[ShardWork], config: Corpus) -> dict[str, Any]:
+    """For every benchmark its items, and the documents that went because of it."""
+    if config.decontaminate is None:
+        return {}
+    items = [item for path in config.decontaminate.benchmarks for item in load_items(path)]
+    hits = [hit for work in works for hit in _read(work.prepared)["hits"]]
+    return {
+        name: {"items": number, "hits": [hit for hit in hits if hit["benchmark"] == name]}
+        for name, number in Counter(item.benchmark for item in items).items()
+    }

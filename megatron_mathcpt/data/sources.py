@@ -1,26 +1,59 @@
-"""Records of one source: from rows to documents, each row a document, not taken, or a named reject."""
+"""Records of one source: from files of any known format to cleaned documents.
 
-from collections.abc import Iterator
+Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row is a mapping or a named reject;
+a file that ends in the middle gives a reject for the rest. Every mapping is a document, a record that the
+source does not take, or a named reject.
+
+Text is normalised without touching its mathematics: NFC only, as NFKC would turn x² into x2 and ½ into 1⁄2.
+Removed are byte order marks, control characters other than tab and line feed, zero-width and bidirectional
+marks; line ends become line feeds; blank lines are at most two.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.adapters import adapt
-from megatron_mathcpt.data.clean import clean, mask_pii
-from megatron_mathcpt.data.formats import Reject, Row, read_rows, text_files
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import TEXTS, hash_file, hash_json, list_files
-from megatron_mathcpt.records import Problem, cpt_text
+from megatron_mathcpt.errors import DataError, one_line
+from megatron_mathcpt.formats.files import (
+    MAX_LINE_BYTES,
+    TEXTS,
+    Damage,
+    hash_file,
+    hash_json,
+    list_files,
+    scan_lines,
+)
+from megatron_mathcpt.records import Problem, cpt_text, problem_of_row
 
+Row = dict[str, Any]
+_BATCH_ROWS = 1024  # of Parquet and Arrow, turned into Python objects at once
 _ALIASES = {"language": "lang"}
 _OPTIONAL = ("language", "stage", "steps")
+_REMOVED = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+)
+_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
+_BLANK = re.compile(r"\n{4,}")
+# The rule of datatrove's PIIFormatter, which FineWeb uses. Not its rule for IP addresses: to that the number
+# of a theorem, 1.2.3.4, is one.
+_ADDRESS = re.compile(
+    r"\b[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@(?:(?:[A-Za-z0-9](?:["
+    r"A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?|\[(?:(?:25[0-5]|2[0-4][0-9]|["
+    r"01]?[0-9][0-9]?)\.){3}(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
+)
 
 
 @dataclass(frozen=True)
-class Shard:
+class SourceShard:
     """One input file of a source, or one folder of text files: the unit of work and of restart."""
 
     source: str
@@ -36,7 +69,7 @@ class Shard:
     @property
     def files(self) -> list[Path]:
         """What there is to read."""
-        return text_files(self.path) if self.path.is_dir() else [self.path]
+        return _text_files(self.path) if self.path.is_dir() else [self.path]
 
     @property
     def bytes(self) -> int:
@@ -70,43 +103,72 @@ class Skipped:
     line: int
 
 
-def list_shards(sources: dict[str, Source]) -> list[Shard]:
+@dataclass(frozen=True)
+class Reject:
+    """A line or row that is no record, where it stands (counted from 1) and why."""
+
+    line: int
+    reason: str
+
+
+Rows = Iterator[list[tuple[int, Row] | Reject]]  # in blocks
+
+
+def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
     """All input files in keep order, text files by folder; raises `DataError` naming a source without any."""
-    return [
-        Shard(name, number, path, f"{name}/{_inside(path, Path(source.path))}")
-        for name, source in sources.items()
-        for number, path in enumerate(_units(list_files(source.path, f"source '{name}'")))
-    ]
+    shards = []
+    for name, source in sources.items():
+        root = Path(source.path)  # itself, a file's folder, or that before a glob's first wildcard
+        root = root.parent if root.is_file() else root
+        while not root.is_dir():
+            root = root.parent
+        files = list_files(source.path, f"source '{name}'")
+        units = dict.fromkeys(file.parent if file.suffix in TEXTS else file for file in files)
+        for number, path in enumerate(units):
+            inside = path.name if path == root else str(path.relative_to(root))
+            shards.append(SourceShard(name, number, path, f"{name}/{inside}"))
+    return shards
 
 
-def _inside(path: Path, given: Path) -> str:
-    """`path` below the folder of `given`: itself, a file's, or that before a glob's first wildcard."""
-    root = given.parent if given.is_file() else given
-    while not root.is_dir():
-        root = root.parent
-    return path.name if path == root else str(path.relative_to(root))
-
-
-def _units(files: list[Path]) -> list[Path]:
-    return list(dict.fromkeys(file.parent if file.suffix in TEXTS else file for file in files))
-
-
-def read_documents(shard: Shard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
+def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
     """Blocks of documents, records not taken and rejects in file order."""
     for rows in read_rows(shard.path):
         yield [row if isinstance(row, Reject) else _record(row[1], row[0], shard, source) for row in rows]
 
 
-def _record(row: Row, number: int, shard: Shard, source: Source) -> Document | Skipped | Reject:
+def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Document | Skipped | Reject:
     if source.adapter:
         adapted = adapt(source.adapter, row)
         if isinstance(adapted, str):
             return Skipped(f"{shard.label}#{number}", adapted, number)
         row = adapted
+    given, label = (_field(row, source.fields, name) for name in ("id", "source"))
+    identity = f"{shard.label}#{number}" if given is None else str(given)
+    label = label if isinstance(label, str) and label else shard.source
     try:
-        return (_problem if source.kind == "problem" else _text)(row, number, shard, source)
+        if source.kind == "text":
+            return Document(identity, _cleaned(row, source, "text"), label, number)
+        problem = _problem(row, source, {"id": identity, "source": label})
     except DataError as error:
         return Reject(number, str(error))
+    return Document(identity, cpt_text(problem), label, number, problem)
+
+
+def _problem(row: Row, source: Source, known: Row) -> Problem:
+    for name in ("question", "solution", "answer"):
+        known[name] = _cleaned(row, source, name)
+        if not known[name]:
+            raise DataError(f"record without '{source.fields.get(name, name)}'")
+    known |= {name: value for name in _OPTIONAL if (value := _field(row, source.fields, name)) is not None}
+    used = {*source.fields.values(), *known, *_ALIASES.values()}
+    extra = row.get("extra", {key: value for key, value in row.items() if key not in used})
+    try:
+        return problem_of_row({**known, "extra": extra})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DataError(
+            f"field '{'.'.join(map(str, first['loc']))}': {first['msg']} (found {first['input']!r})"
+        ) from error
 
 
 def _field(row: Row, fields: dict[str, str], name: str) -> Any:
@@ -116,53 +178,164 @@ def _field(row: Row, fields: dict[str, str], name: str) -> Any:
     return row.get(_ALIASES[name]) if value is None and name in _ALIASES else value
 
 
-def _string(row: Row, fields: dict[str, str], name: str) -> str:
-    value = _field(row, fields, name)
-    key = fields.get(name, name)
+def _cleaned(row: Row, source: Source, name: str) -> str:
+    value, key = _field(row, source.fields, name), source.fields.get(name, name)
     if value is None:
         raise DataError(f"record without '{key}'")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        value = str(value)
     if not isinstance(value, str):
         raise DataError(f"field '{key}' is {type(value).__name__}, expected text")
-    return value
+    return mask_pii(clean(value)) if source.mask_pii else clean(value)
 
 
-def _cleaned(row: Row, source: Source, name: str) -> str:
-    text = clean(_string(row, source.fields, name))
-    return mask_pii(text) if source.mask_pii else text
+def clean(text: str) -> str:
+    """`text` in NFC with plain line ends and without invisible characters."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    text = _REMOVED.sub("", text)
+    if " \n" in text or "\t\n" in text:
+        text = _TRAILING.sub("", text)
+    if "\n\n\n\n" in text:
+        text = _BLANK.sub("\n\n\n", text)
+    return text.strip()
 
 
-def _identity(row: Row, number: int, shard: Shard, fields: dict[str, str]) -> tuple[str, str]:
-    given = _field(row, fields, "id")
-    label = _field(row, fields, "source")
-    return (
-        f"{shard.label}#{number}" if given is None else str(given),
-        label if isinstance(label, str) and label else shard.source,
-    )
+def mask_pii(text: str) -> str:
+    """`text` with one stand-in for all e-mail addresses."""
+    return _ADDRESS.sub("email@example.com", text) if "@" in text else text
 
 
-def _text(row: Row, number: int, shard: Shard, source: Source) -> Document:
-    identity, label = _identity(row, number, shard, source.fields)
-    return Document(identity, _cleaned(row, source, "text"), label, number)
+def read_rows(path: Path) -> Rows:
+    """Blocks of numbered rows in file order; blank lines are no rows."""
+    readers = {".parquet": _parquet_rows, ".arrow": _arrow_rows, ".json": _json_rows}
+    return _folder_rows(path) if path.is_dir() else readers.get(path.suffix, _line_rows)(path)
 
 
-def _problem(row: Row, number: int, shard: Shard, source: Source) -> Document:
-    fields = source.fields
-    identity, label = _identity(row, number, shard, fields)
-    known = {"id": identity, "source": label}
-    for name in ("question", "solution", "answer"):
-        known[name] = _cleaned(row, source, name)
-        if not known[name]:
-            raise DataError(f"record without '{fields.get(name, name)}'")
-    optional = {name: value for name in _OPTIONAL if (value := _field(row, fields, name)) is not None}
-    used = {*fields.values(), *known, *optional, *_ALIASES.values()}
-    extra = row.get("extra", {k: v for k, v in row.items() if k not in used})
+def _line_rows(path: Path) -> Rows:
+    for first, lines in scan_lines(path):
+        rows = enumerate(lines, first)
+        yield [_line_row(line, number) for number, line in rows if isinstance(line, Damage) or line.strip()]
+
+
+def _line_row(line: bytes | Damage, number: int) -> tuple[int, Row] | Reject:
+    if isinstance(line, Damage):
+        return Reject(number, line.reason)
     try:
-        problem = Problem.model_validate({**known, **optional, "extra": extra})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as invalid:
+            return Reject(number, f"not valid UTF-8 at byte {invalid.start} of the line")
+        return Reject(number, f"not JSON ({error})")
+    if isinstance(row, dict) and (key := _twice(line, row)):
+        return Reject(number, f"key '{key}' stands twice")
+    return _checked(row, number)
+
+
+def _twice(line: bytes, row: Row) -> str | None:
+    """A key that the object in `line` gives twice; only a line that looks so is parsed again, slowly."""
+    if all(line.count(b'"%b":' % key.encode()) < 2 for key in row):
+        return None
+    try:
+        keys = [key for key, _ in json.loads(line, object_pairs_hook=list)]
+    except RecursionError:
+        return None
+    return next((key for key in row if keys.count(key) > 1), None)
+
+
+def _checked(row: Any, number: int) -> tuple[int, Row] | Reject:
+    if isinstance(row, dict):
+        return number, row
+    return Reject(number, f"expected a JSON object, found {type(row).__name__}")
+
+
+def _json_rows(path: Path) -> Rows:
+    """One JSON array of records, or an object that holds it as `Instances`; else JSON lines."""
+    if path.stat().st_size > MAX_LINE_BYTES:
+        yield from _line_rows(path)
+        return
+    try:
+        tree = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError:
+        yield from _line_rows(path)
+        return
+    rows = tree.get("Instances", [tree]) if isinstance(tree, dict) else tree
+    yield [_checked(row, number) for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1)]
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """The text files that stand in `folder` itself, in order of name."""
+    return sorted(file for file in folder.iterdir() if file.suffix in TEXTS)
+
+
+def _folder_rows(folder: Path) -> Rows:
+    """One document a text file, numbered in order of name and named by it."""
+    for number, file in enumerate(_text_files(folder), 1):
+        if file.stat().st_size > MAX_LINE_BYTES:
+            yield [Reject(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
+            continue
+        try:
+            yield [(number, {"id": file.name, "text": file.read_bytes().decode("utf-8-sig")})]
+        except UnicodeDecodeError as error:
+            yield [Reject(number, f"{file.name}: not valid UTF-8 at byte {error.start} of the file")]
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
         raise DataError(
-            f"field '{'.'.join(map(str, first['loc']))}': {first['msg']} (found {first['input']!r})"
+            "Parquet and Arrow files need pyarrow, not installed here; install this package's extra 'tables'"
         ) from error
-    return Document(identity, cpt_text(problem), label, number, problem)
+    return pyarrow
+
+
+def _parquet_rows(path: Path) -> Rows:
+    arrow = _pyarrow()
+    return _table_rows(lambda: arrow.parquet.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS), arrow)
+
+
+def _arrow_rows(path: Path) -> Rows:
+    """An Arrow stream, as Hugging Face `datasets` saves, or an Arrow file."""
+    arrow = _pyarrow()
+
+    def parts() -> Iterator[Any]:
+        with arrow.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                reader = arrow.ipc.open_file(source)
+                found = map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                source.seek(0)
+                found = iter(arrow.ipc.open_stream(source))
+            for part in found:
+                for low in range(0, part.num_rows, _BATCH_ROWS):
+                    yield part.slice(low, _BATCH_ROWS)
+
+    return _table_rows(parts, arrow)
+
+
+def _table_rows(parts: Callable[[], Iterator[Any]], arrow: Any) -> Rows:
+    number = 1
+    try:
+        for part in parts():
+            yield list(_part_rows(part, number, arrow))
+            number += part.num_rows
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        yield [Reject(number, f"cannot be read from this row on ({one_line(str(error))})")]
+
+
+def _part_rows(part: Any, first: int, arrow: Any) -> Iterator[tuple[int, Row] | Reject]:
+    """Rows of a batch that was checked first, as a damaged file can have Arrow read beyond its end."""
+    try:
+        part.validate(full=True)
+        yield from enumerate(part.to_pylist(), first)
+    except arrow.ArrowInvalid as error:
+        if part.num_rows == 1:
+            yield Reject(first, f"damaged value ({one_line(str(error))})")
+            return
+        for offset in range(part.num_rows):
+            yield from _part_rows(part.slice(offset, 1), first + offset, arrow)

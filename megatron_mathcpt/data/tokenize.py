@@ -6,21 +6,19 @@ Memory does not grow with the input but for 4 bytes a document, the lengths that
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
-import orjson
 
-from megatron_mathcpt.data.engines import EngineName, Tokens, load_encoder
-from megatron_mathcpt.data.reference import Literals
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import read_lines
+from megatron_mathcpt.data.tokenizer import EngineName, Literals, Tokens, load_encoder
+from megatron_mathcpt.formats.files import read_texts
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, Lengths, read_lengths, token_dtype
 
 _DEPTH = 3  # blocks waiting between two threads
 _SAMPLE = 64  # documents of the input on which a fast engine must agree with the reference
-Item = TypeVar("Item")
+Block = TypeVar("Block")
 
 
 def tokenize_files(
@@ -28,9 +26,10 @@ def tokenize_files(
 ) -> dict[str, int | str]:
     """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, each document closed by end of text.
 
-    Returns documents, tokens, bytes of text, engine and vocabulary. Raises `DataError` naming file and line.
+    Returns documents, tokens, characters of text, engine and vocabulary. Raises `DataError` naming file and
+    line.
     """
-    blocks = ahead(texts for file in files for texts in _read_texts(file, field))
+    blocks = ahead(texts for file in files for texts in read_texts(file, field))
     first = next(blocks, [])
     encoder, info = load_encoder(tokenizer, literals, engine, first[:_SAMPLE])
     writer = DatasetWriter(prefix, token_dtype(info.vocab_size))
@@ -38,7 +37,7 @@ def tokenize_files(
 
     def encoded() -> Iterator[tuple[Tokens, Lengths]]:
         nonlocal size
-        for texts in _chain(first, blocks):
+        for texts in chain([first] if first else [], blocks):
             size += sum(map(len, texts))
             yield encoder.encode(texts)
 
@@ -69,33 +68,11 @@ def close_documents(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Toke
     return result, closed
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """`items`, made by another thread up to three ahead of their use; its exceptions are raised here."""
-    iterator, end = iter(items), object()
+def ahead(blocks: Iterable[Block]) -> Iterator[Block]:
+    """`blocks`, made by another thread up to three ahead of their use; its exceptions are raised here."""
+    iterator, end = iter(blocks), object()
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, iterator, end) for _ in range(_DEPTH))
-        while (item := waiting.popleft().result()) is not end:
+        while (block := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, iterator, end))
-            yield cast(Item, item)
-
-
-def _chain(first: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
-    if first:
-        yield first
-    yield from rest
-
-
-def _read_texts(file: Path, field: str) -> Iterator[list[str]]:
-    for number, lines in read_lines(file):
-        texts = []
-        for offset, line in enumerate(lines):
-            if not line or line.isspace():
-                continue
-            try:
-                texts.append(orjson.loads(line)[field])
-            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{file}:{number + offset}: no JSON object with '{field}' ({error})"
-                ) from error
-        if texts:
-            yield texts
+            yield cast(Block, block)

@@ -1,16 +1,19 @@
 """Words of many documents as flat arrays of 64-bit hashes, without a Python object per word.
 
-The one word cutter of deduplication and decontamination. Characters are folded first (NFKC, lower case), so
-case and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
-character and a symbol (operator, punctuation) each stand alone. The loops over characters are compiled by
-numba when first called, and kept beside this file or in the user's cache; where neither can be written, the
-environment must name another folder, NUMBA_CACHE_DIR.
+`cut_words` serves deduplication and decontamination. Characters are folded first (NFKC, lower case), so case
+and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
+character and a symbol (operator, punctuation) each stand alone. `cut_at_spaces` serves the rules for web
+pages, which are defined on words as written. The loops over characters are compiled by numba when first
+called, and kept beside this file or in the user's cache; where neither can be written, the environment must
+name another folder, NUMBA_CACHE_DIR.
 """
 
+import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,24 +25,41 @@ Codes = npt.NDArray[np.int32]
 Kinds = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.uint32]
 Flags = npt.NDArray[np.bool_]
+Item = TypeVar("Item")
 
-SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)
+SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)  # kinds of words of `cut_words`
+HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `cut_at_spaces`
+_WHITE = 8
 BATCH_CHARACTERS = 1 << 19  # texts cut at once: temporary arrays stay in the processor's cache
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 _COMMA, _APOSTROPHE, _LINE_FEED = 44, 39, 10
-_IDEOGRAPHS = ((0x3005, 0x3008), (0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
+# Kana, Chinese characters, and those for compatibility: scripts that put no space between words.
+_SPACELESS = ((0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
+_REPEATED = (0x3005, 0x3008)  # marks that repeat a Chinese character
 _TABLE = 0x20000  # code points above are rare Chinese characters, which nothing folds
+# In hexadecimal; with ASCII's and the control characters, PUNCTUATION_SET of datatrove/utils/text.py.
+_PUNCTUATION = (
+    "ab b4 bb 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 "
+    "17d4-17d6 17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e 1c3b-1c3c 1c7e-1c7f "
+    "2013-2014 2019 201c-201e 2026 203c-203d 2047-2049 2236 2501 25ba 2e2e 2e3c 2e53-2e54 3001-3002 "
+    "3008-300d 3010-3011 a4ff a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 "
+    "abeb fe52 fe56-fe57 ff01 ff05 ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e ff61 10a56-10a57 10f55-10f59 "
+    "10f86-10f89 11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd 111de-111df 11238-11239 1123b-1123c "
+    "112a9 1144b-1144c 115c2-115c3 115c9-115d7 11641-11642 1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c "
+    "11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16e98 1bc9f 1da88"
+)
 
 
 @dataclass(frozen=True)
 class Words:
     """Words of `len(documents) - 1` documents; document i holds words `documents[i]` to `documents[i + 1]`.
 
-    `kinds` are LETTERS, DIGITS, IDEOGRAPH or SYMBOL; `lines` are the numbers of the words that begin a line.
-    `starts` and `ends` are places in `codes`, the folded characters of all texts one after another.
+    `kinds` are LETTERS, DIGITS, IDEOGRAPH or SYMBOL, or bits where words are cut at spaces; `lines` are the
+    numbers of the words that begin a line. `starts` and `ends` are places in `codes`, the folded characters
+    of all texts one after another.
     """
 
     hashes: Hashes
@@ -53,10 +73,10 @@ class Words:
     def select(self, keep: Flags) -> "Words":
         """Only the words where `keep` is true."""
         kept, documents, lines = _select(keep, self.documents, self.lines)
-        hashes, kinds, starts, ends = (
-            part.take(kept) for part in (self.hashes, self.kinds, self.starts, self.ends)
+        hashes, kinds = self.hashes.take(kept), self.kinds.take(kept)
+        return Words(
+            hashes, kinds, documents, lines, self.starts.take(kept), self.ends.take(kept), self.codes
         )
-        return Words(hashes, kinds, documents, lines, starts, ends, self.codes)
 
     def text(self, first: int, last: int) -> str:
         """Folded text from word `first` up to, not including, word `last`."""
@@ -72,7 +92,32 @@ def cut_words(texts: Sequence[str]) -> Words:
     folds, sequences, classes = _tables()
     codes, begins = _fold(points, offsets, folds, sequences)
     kinds, documents, lines, starts, ends = _cut(codes, begins, classes)
-    return Words(_hash(codes, starts, ends), kinds, documents, lines, starts, ends, codes)
+    return Words(_hash(codes, starts, ends, True), kinds, documents, lines, starts, ends, codes)
+
+
+def cut_at_spaces(texts: Sequence[str]) -> Words:
+    """The words of `texts` as `str.split` cuts them, not folded, their kinds as bits; `lines` is empty."""
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
+    kinds, documents, starts, ends = _cut_at_spaces(codes, offsets, _space_table())
+    hashes = _hash(codes, starts, ends, False)
+    return Words(hashes, kinds, documents, np.empty(0, np.int64), starts, ends, codes)
+
+
+def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[Item]]:
+    """`items` in order, in parts of about `BATCH_CHARACTERS` characters of text; `sizes` has each one's."""
+    begin, filled = 0, 0
+    for end, size in enumerate(sizes, 1):
+        filled += size
+        if filled >= BATCH_CHARACTERS or end == len(sizes):
+            yield items[begin:end]
+            begin, filled = end, 0
+
+
+def totals(words: Words, values: npt.NDArray[np.generic]) -> Indices:
+    """Sum of `values`, one for each word, over every document."""
+    sums = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
+    return sums[words.documents[1:]] - sums[words.documents[:-1]]
 
 
 def ngrams(words: Words, length: int, wanted: Flags | None = None) -> tuple[Hashes, Indices]:
@@ -81,8 +126,8 @@ def ngrams(words: Words, length: int, wanted: Flags | None = None) -> tuple[Hash
     With `wanted`, 2^n flags, only those whose hash has a flag at its first n bits.
     """
     flags = np.ones(1, np.bool_) if wanted is None else wanted
-    hashes, first = _ngrams(words.hashes, words.documents, length, flags)
-    return hashes, first
+    found: tuple[Hashes, Indices] = _ngrams(words.hashes, words.documents, length, flags)
+    return found
 
 
 def spans(words: Words, first: Indices, last: Indices) -> Hashes:
@@ -166,15 +211,37 @@ def _joins(codes: Codes, place: int, kind: int) -> bool:
 
 
 @compiled
-def _hash(codes: Codes, starts: Indices, ends: Indices) -> Hashes:
-    """Hashes of the words' UTF-8, eight bytes at a time."""
+def _cut_at_spaces(codes: Codes, begins: Indices, table: Kinds) -> tuple[Kinds, Indices, Indices, Indices]:
+    """Kinds, documents, starts and ends."""
+    room = (len(codes) + len(begins)) // 2 + 1  # one space at least between two words
+    kinds, starts, ends = np.empty(room, np.uint8), np.empty(room, np.int64), np.empty(room, np.int64)
+    documents, count = np.empty_like(begins), 0
+    for document in range(len(begins) - 1):
+        documents[document], inside = count, False
+        for place in range(begins[document], begins[document + 1]):
+            bits = table[min(codes[place], _TABLE)]
+            if bits == _WHITE:
+                inside = False
+                continue
+            if not inside:
+                kinds[count], starts[count], inside = 0, place, True
+                count += 1
+            kinds[count - 1] |= bits
+            ends[count - 1] = place + 1
+    documents[-1] = count
+    return kinds[:count], documents, starts[:count], ends[:count]
+
+
+@compiled
+def _hash(codes: Codes, starts: Indices, ends: Indices, joined: bool) -> Hashes:
+    """Hashes of the words' UTF-8, eight bytes at a time; if `joined`, without what `_joins` has let in."""
     hashes = np.empty(len(starts), np.uint64)
     for word in range(len(starts)):
         value, block, filled = _BASE, np.uint64(0), 0
         for place in range(starts[word], ends[word]):
             code = codes[place]
-            if code in (_COMMA, _APOSTROPHE) and ends[word] - starts[word] > 1:
-                continue  # it joins what stands around it
+            if joined and code in (_COMMA, _APOSTROPHE) and ends[word] - starts[word] > 1:
+                continue
             length = 1 if code < 0x80 else 2 if code < 0x800 else 3 if code < 0x10000 else 4
             for later in range(length - 1, -1, -1):
                 if filled == 8:
@@ -271,6 +338,21 @@ def _tables() -> tuple[Codes, Codes, Kinds]:
             sequences += [len(folded), *map(ord, folded)]
         category = unicodedata.category(character)
         classes[point] = by_category.get(category, by_category.get(category[0], SPACE))
-    for low, high in _IDEOGRAPHS:
+    for low, high in (*_SPACELESS, _REPEATED):
         classes[low:high] = IDEOGRAPH
     return folds, np.array(sequences, np.int32), classes
+
+
+@lru_cache(maxsize=1)
+def _space_table() -> Kinds:
+    """Bits by code point, or `_WHITE`; the last entry stands for those above."""
+    table = np.full(_TABLE + 1, HAS_LETTER | NOT_PUNCTUATION | HAS_IDEOGRAPH, np.uint8)
+    table[:_TABLE] = [HAS_LETTER * chr(point).isalpha() | NOT_PUNCTUATION for point in range(_TABLE)]
+    marks = [part.split("-") for part in _PUNCTUATION.split()]
+    for low, high in (*((int(m[0], 16), int(m[-1], 16) + 1) for m in marks), (0, 32), (127, 160)):
+        table[low:high] &= ~np.uint8(NOT_PUNCTUATION)
+    table[list(map(ord, string.punctuation))] = 0
+    table[[point for point in range(_TABLE) if chr(point).isspace()]] = _WHITE
+    for low, high in _SPACELESS:
+        table[low:high] |= HAS_IDEOGRAPH
+    return table

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 
-KIND = "corpus"
+KIND, SFT_KIND = "corpus", "sft"
+NOT_TRAINED = -1  # label of a position of packed samples that does not count in the loss
 TRAIN, VALIDATION = range(2)
 SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
 BLOCK = 1 << 20  # places looked at together: 17 MB
@@ -99,7 +100,7 @@ def sft_counts(manifest: Manifest) -> SftCounts:
 
 
 @dataclass(frozen=True)
-class Shard:
+class RawFile:
     """One raw file of a source, as the build has named it."""
 
     name: str
@@ -115,7 +116,7 @@ class Kept:
     number: int
     split: str
     index: int
-    shard: Shard
+    shard: RawFile
     line: int
     row: dict[str, Any]
 
@@ -141,7 +142,7 @@ class CorpusFolder:
     root: Path
     manifest: Manifest
     report: dict[str, Any]
-    shards: tuple[Shard, ...]
+    shards: tuple[RawFile, ...]
     pools: dict[str, list[str]] = field(default_factory=dict)  # names of their sources
 
     def places(self, pool: str) -> Places:
@@ -152,7 +153,7 @@ class CorpusFolder:
         """Prefix of an indexed dataset."""
         return self.root / "datasets" / pool / split
 
-    def shard(self, name: str) -> Shard:
+    def shard(self, name: str) -> RawFile:
         """The shard of this name."""
         return next(shard for shard in self.shards if shard.name == name)
 
@@ -241,7 +242,7 @@ class CorpusFolder:
                 shard = self.shards[place["shard"]]
                 yield Kept(pool, number, SPLITS[split], index, shard, int(place["line"]), row)
 
-    def at(self, shard: Shard, line: int) -> Kept | None:
+    def at(self, shard: RawFile, line: int) -> Kept | None:
         """The document made of this line or row of a raw file, if it was kept."""
         pool = next(name for name, sources in self.pools.items() if shard.source in sources)
         number = self.shard_number(shard.name)
@@ -266,7 +267,7 @@ def open_corpus(root: Path) -> CorpusFolder:
     pools: dict[str, list[str]] = {}
     for name, source in manifest.config["sources"].items():
         pools.setdefault(source["pool"], []).append(name)
-    return CorpusFolder(root, manifest, report, tuple(Shard(**shard) for shard in report["shards"]), pools)
+    return CorpusFolder(root, manifest, report, tuple(RawFile(**shard) for shard in report["shards"]), pools)
 
 
 def make_places(

@@ -12,8 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar, cast
+from typing import IO, Any, BinaryIO, Self, TypeVar, cast
 
+import orjson
+import zstandard
 from isal import igzip, igzip_lib
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,6 +25,7 @@ BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
 MAX_RATIO = 250  # an archive of text shrinks 3 to 10 times; one that unpacks to more than this is a trap
 _GZIP_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+_PACKED_BYTES = 4 << 10  # of a .zst file, unpacked at once: 128 MB at the format's highest ratio
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in (".gz", ".zst", ".bz2"))
@@ -103,6 +106,31 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
         yield number, cast(list[bytes], lines)
 
 
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers from 1; raises `DataError` as `read_lines` does."""
+    for first, lines in read_lines(path):
+        for number, line in enumerate(lines, first):
+            if line.strip():
+                yield number, line
+
+
+def read_texts(file: Path, field: str) -> Iterator[list[str]]:
+    """Blocks of the texts in `field` of JSON lines; raises `DataError` naming the line that has none."""
+    for number, lines in read_lines(file):
+        texts = []
+        for offset, line in enumerate(lines):
+            if not line.strip():
+                continue
+            try:
+                texts.append(orjson.loads(line)[field])
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{file}:{number + offset}: no JSON object with '{field}' ({error})"
+                ) from error
+        if texts:
+            yield texts
+
+
 def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | Damage]]]:
     """As `read_lines`, with a `Damage` for a line that is too long, and for all that an archive has lost."""
     number, rest, skipping = 1, b"", False
@@ -138,7 +166,7 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
                 position += len(block)
                 if position > largest:
                     raise DataError(f"unpacks to more than {MAX_RATIO} times its size; not a file of text")
-    except (OSError, EOFError, zlib.error, ValueError, _GZIP_ERROR) as error:
+    except (OSError, EOFError, zlib.error, ValueError, _GZIP_ERROR, zstandard.ZstdError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot be read after byte {position} of its content ({error})") from error
@@ -148,11 +176,35 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast(IO[bytes], igzip.open(path, "rb"))
     if path.suffix == ".zst":
-        import pyarrow
-
-        # The zstandard package ends a truncated archive in silence; Arrow's reader tells.
-        return cast(IO[bytes], pyarrow.input_stream(str(path), compression="zstd", buffer_size=0))
+        return cast(IO[bytes], _ZstandardFile(path))
     return bz2.open(path, "rb") if path.suffix == ".bz2" else path.open("rb")
+
+
+class _ZstandardFile:
+    """Content of a `.zst` file; raises `EOFError` where it is truncated, unlike zstandard's own reader."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        """At least `size` bytes, or what is left."""
+        parts, found = [], 0
+        while found < size and (packed := self._file.read(_PACKED_BYTES)):
+            while packed:
+                if self._frame is None or self._frame.eof:  # a file has one frame or several
+                    self._frame = zstandard.ZstdDecompressor().decompressobj()
+                parts.append(self._frame.decompress(packed))
+                found, packed = found + len(parts[-1]), self._frame.unused_data
+        if not found and self._frame is not None and not self._frame.eof:
+            raise EOFError("truncated")
+        return b"".join(parts)
 
 
 _BYTES = 16 << 20  # handed over at once, or more; each request costs the file system a commit
@@ -199,13 +251,8 @@ def hash_file(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name, sync it, and rename it to `path`: whole, or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with write_whole(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -21,11 +21,11 @@ from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import hash_json
 from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs
-from megatron_mathcpt.train.packing import NOT_TRAINED
 
 
 @dataclass(frozen=True)

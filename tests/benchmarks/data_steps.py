@@ -3,8 +3,8 @@
 python tests/benchmarks/data_steps.py CORPORA BENCHMARKS     (JSON lines, as in the README's two folders)
 
 MB are 10^6 bytes of text; seconds are CPU time of this process; a rate is the median of ROUNDS rounds in
-which the steps take turns. datatrove runs on fewer documents, as it is slower, and where spaCy is installed,
-which its word tokenizer needs.
+which the steps take turns. datatrove runs on fewer documents, as it is slower, and where its extra
+`processing` is installed and spaCy, which its word tokenizer needs.
 """
 
 import argparse
@@ -19,19 +19,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from datatrove.data import Document as DatatroveDocument
-from datatrove.pipeline.dedup import MinhashDedupSignature
-from datatrove.pipeline.dedup.minhash import MinhashConfig
-from datatrove.utils.hashing import HashConfig
 
 from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repetition
-from megatron_mathcpt.data.clean import clean
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
-from megatron_mathcpt.data.prepare import batches
-from megatron_mathcpt.data.sources import Document
-from megatron_mathcpt.data.words import Words, cut_words
+from megatron_mathcpt.data.sources import Document, clean
+from megatron_mathcpt.data.words import Words, batches, cut_words
 from megatron_mathcpt.formats.indexed_dataset import write_index
 
 ROUNDS = 5
@@ -56,7 +50,7 @@ def seconds(step: Callable[[], object]) -> float:
 
 
 def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[], object]]:
-    rules, parts = Filter(), list(batches(documents))
+    rules, parts = Filter(), list(batches(documents, [len(d.text) for d in documents]))
     pages = Filter(repetition=Repetition(), quality=Quality())
     contamination = Contamination(Decontaminate(benchmarks=[str(benchmarks)]))
 
@@ -86,6 +80,11 @@ def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[],
 
 def datatrove_signatures(documents: list[Document], folder: Path) -> Callable[[], object]:
     """Its signature step with the same numbers: word 5-grams, 14 bands of 8 rows, 64 bits."""
+    from datatrove.data import Document as DatatroveDocument
+    from datatrove.pipeline.dedup import MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.utils.hashing import HashConfig
+
     config = MinhashConfig(
         n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64)
     )

@@ -15,12 +15,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from megatron_mathcpt.data.duplicates import KEPT, find_duplicates
-from megatron_mathcpt.data.minhash import Signatures, band_keys, number_hashes, signatures, whole_hashes
-from megatron_mathcpt.data.prepare import batches
+from megatron_mathcpt.data.minhash import (
+    KEPT,
+    Signatures,
+    band_keys,
+    find_duplicates,
+    number_hashes,
+    signatures,
+    whole_hashes,
+)
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
-from megatron_mathcpt.data.sources import Document
-from megatron_mathcpt.data.words import Hashes, cut_words, ngrams
+from megatron_mathcpt.data.words import Hashes, batches, cut_words, ngrams
 from megatron_mathcpt.records import cpt_text
 from tests.benchmarks.data_steps import load
 
@@ -31,9 +36,7 @@ GENERATED = 20_000
 
 def hashed(texts: list[str]) -> tuple[Hashes, Hashes, Signatures]:
     """Whole hash, number hash and signature of each text."""
-    parts = [
-        cut_words([d.text for d in batch]) for batch in batches([Document("", text, "", 0) for text in texts])
-    ]
+    parts = [cut_words(batch) for batch in batches(texts, [len(text) for text in texts])]
     return (
         np.concatenate([whole_hashes(words) for words in parts]),
         np.concatenate([number_hashes(words) for words in parts]),

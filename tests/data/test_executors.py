@@ -6,17 +6,16 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.build import build_corpus, describe_build
-from megatron_mathcpt.data.executors import default_workers, local_executor
-from megatron_mathcpt.data.progress import Progress, describe
-from megatron_mathcpt.data.stages import STAGES
-from megatron_mathcpt.data.work import open_build
+from megatron_mathcpt.data.build import BuildProgress, build_corpus, claim, describe_build, open_build
+from megatron_mathcpt.data.executors import StageTasks, default_workers, local_executor
+from megatron_mathcpt.data.prepare import prepare
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.manifest import Manifest
 from tests.data.made import tree
@@ -44,14 +43,16 @@ def test_several_processes_give_the_same_bytes(config: Corpus, tmp_path: Path) -
 
 
 def test_finished_tasks_are_not_run_again(config: Corpus, tmp_path: Path) -> None:
-    build = open_build(config, tmp_path / "out")
-    build.claim()
-    local_executor(build, STAGES[0], 1).run()
+    build, out = open_build(config, tmp_path / "out"), tmp_path / "out"
+    claim(build)
+    tasks = [partial(prepare, work, config) for work in build.works]
+    stage = StageTasks("prepare", tasks, per_shard=True)
+    local_executor(stage, out, 1).run()
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".work").rglob("*")}
     assert describe_build(config, tmp_path / "out").startswith("prepare: 3 of 3 shards")
-    lost = build.out / ".datatrove" / "prepare" / "completions" / "00001"
+    lost = out / ".datatrove" / "prepare" / "completions" / "00001"
     lost.unlink()
-    local_executor(build, STAGES[0], 1).run()
+    local_executor(stage, out, 1).run()
     again = {path: path.stat().st_mtime_ns for path in files}
     changed = {path.parent.name for path in files if path.is_file() and files[path] != again[path]}
     assert changed == {"math_corpus-00000"}
@@ -74,15 +75,15 @@ def test_killed_build_leaves_no_process_and_goes_on(config: Corpus, tmp_path: Pa
 
 
 def test_progress_by_hand() -> None:
-    before = Progress(shards=1, all_shards=5, bytes=10_000_000, all_bytes=70_000_000, tokens=1_000_000)
-    now = Progress(shards=2, all_shards=5, bytes=40_000_000, all_bytes=70_000_000, tokens=7_000_000)
+    before = BuildProgress(shards=1, all_shards=5, bytes=10_000_000, all_bytes=70_000_000, tokens=1_000_000)
+    now = BuildProgress(shards=2, all_shards=5, bytes=40_000_000, all_bytes=70_000_000, tokens=7_000_000)
     expected = "2 of 5 shards, 40 of 70 MB, 15.0 MB/s, 3.00 Mtokens/s, 2 s left"
-    assert describe(now, before, 2.0) == expected
-    assert describe(now, now, 0) == "2 of 5 shards, 40 of 70 MB"
+    assert now.describe(before, 2.0) == expected
+    assert now.describe(now, 0) == "2 of 5 shards, 40 of 70 MB"
 
 
-def test_small_builds_stay_in_one_process(config: Corpus, tmp_path: Path) -> None:
-    assert default_workers(open_build(config, tmp_path)) == 1
+def test_small_builds_stay_in_one_process() -> None:
+    assert default_workers(100, 127.0) == 1 == default_workers(1, 1e6)
 
 
 def split_corpora(folder: Path, benchmarks: Path, into: Path, share: int) -> Corpus:

@@ -1,5 +1,6 @@
-"""The quality rules: one text a rule, the counts behind them against brute force and against datatrove's."""
+"""Why documents are dropped: one text a rule, the counts behind the rules by brute force and by datatrove."""
 
+import gzip
 import inspect
 import os
 import random
@@ -9,20 +10,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from datatrove.data import Document
-from datatrove.pipeline.filters import GopherQualityFilter, gopher_quality_filter
-from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_top_duplicate
+from pydantic import ValidationError
 
-from megatron_mathcpt.config.corpus import Corpus, Filter, Quality, Repetition
+from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality, Repetition, Select
 from megatron_mathcpt.data.build import build_corpus
-from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.word_counts import (
-    bound_top_characters,
-    copied_characters,
-    count_words,
-    find_ngrams,
-    top_characters,
-)
+from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop, repeated_ngrams, select_drop
+from megatron_mathcpt.data.words import NOT_PUNCTUATION, cut_at_spaces
+from megatron_mathcpt.records import Problem
 from tests.data.made import sentence, tree
 
 GOPHER_REPETITION = {
@@ -106,10 +100,20 @@ def texts_of_few_words(count: int) -> list[str]:
 
 def test_words_are_those_of_split() -> None:
     texts = texts_of_few_words(100)
-    words = count_words(texts)
-    assert np.diff(words.first).tolist() == [len(text.split()) for text in texts]
-    assert words.lengths.tolist() == [len(word) for text in texts for word in text.split()]
+    words = cut_at_spaces(texts)
+    assert np.diff(words.documents).tolist() == [len(text.split()) for text in texts]
+    assert (words.ends - words.starts).tolist() == [len(word) for text in texts for word in text.split()]
     assert len(set(words.hashes.tolist())) == len({word for text in texts for word in text.split()})
+
+
+def test_punctuation_is_datatroves() -> None:
+    pytest.importorskip("regex", reason="datatrove's filters need more than its plain package")
+    from datatrove.utils.text import PUNCTUATION_SET
+
+    characters = [chr(point) for point in range(0x20000) if not chr(point).isspace()]
+    words = cut_at_spaces([" ".join(characters).encode("utf-8", "replace").decode()])
+    plain = [c for c in characters if c not in PUNCTUATION_SET or "\ud800" <= c <= "\udfff"]
+    assert (words.kinds & NOT_PUNCTUATION > 0).sum() == len(plain) - 0x800
 
 
 def brute_top(words: list[str], n: int) -> int:
@@ -128,16 +132,15 @@ def brute_copied(words: list[str], n: int) -> int:
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7])
-def test_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_datatrove_does(n: int) -> None:
+def test_repeated_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_by_datatrove(n: int) -> None:
     texts = texts_of_few_words(60)
-    words = count_words(texts)
-    pairs, ngrams = find_ngrams(words, 2), find_ngrams(words, n)
+    pytest.importorskip("regex", reason="datatrove's filters need more than its plain package")
+    from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_top_duplicate
+
+    top, copied = repeated_ngrams(cut_at_spaces(texts), n)
     split = [text.split() for text in texts]
-    top, copied = top_characters(words, ngrams), copied_characters(words, ngrams, n)
     assert top.tolist() == [brute_top(found, n) for found in split]
     assert copied.tolist() == [brute_copied(found, n) for found in split]
-    assert (bound_top_characters(words, pairs, n) >= top).all()
-    assert (copied_characters(words, pairs, n) >= copied).all()
     for number, found in enumerate(split):
         assert copied[number] >= find_all_duplicate(found, n)
         grams = [" ".join(found[i : i + n]) for i in range(len(found) - n + 1)]
@@ -145,16 +148,22 @@ def test_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_datatrove_doe
             assert top[number] >= find_top_duplicate(grams)
 
 
+def corpus(name: str) -> list[dict[str, Any]]:
+    data = gzip.decompress((Path(os.environ["MATHCPT_CORPORA"]) / f"{name}.jsonl.gz").read_bytes())
+    return [orjson.loads(line) for line in data.splitlines()]
+
+
+def text_of(row: dict[str, Any]) -> str:
+    return row.get("text") or f"{row['question']}\n{row['solution']}"
+
+
 def real_texts() -> list[str]:
     """Up to 200 documents of the corpora where there are some, and made ones."""
-    import gzip
-
     random_ = random.Random(1)
     texts = ["\n".join(sentence(random_) for _ in range(random_.randint(1, 12))) for _ in range(50)]
-    if folder := os.environ.get("MATHCPT_CORPORA"):
-        for file in sorted(Path(folder).glob("*.jsonl.gz")):
-            rows = [orjson.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()[:60]]
-            texts += [row.get("text") or f"{row['question']}\n{row['solution']}" for row in rows]
+    if "MATHCPT_CORPORA" in os.environ:
+        names = ("general", "math_corpus", "problem_solving")
+        texts += [text_of(row) for name in names for row in corpus(name)[:60]]
     return texts
 
 
@@ -168,16 +177,20 @@ PEER = [
     ({"min_words_with_letters": 0.8}, {"max_non_alpha_words_ratio": 0.8}, "few_words_with_letters"),
     ({"min_stop_words": 4}, {"min_stop_words": 4}, "few_stop_words"),
 ]
-OFF = dict.fromkeys(inspect.signature(GopherQualityFilter).parameters.keys() - {"language", "stop_words"})
 
 
 @pytest.mark.parametrize(("ours", "theirs", "reason"), PEER, ids=[reason for *_, reason in PEER])
 def test_quality_rules_are_datatroves_on_the_same_words(
     monkeypatch: pytest.MonkeyPatch, ours: dict[str, Any], theirs: dict[str, Any], reason: str
 ) -> None:
+    pytest.importorskip("regex", reason="datatrove's filters need more than its plain package")
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import GopherQualityFilter, gopher_quality_filter
+
     # Its own words need spaCy; ours are those between spaces.
     monkeypatch.setattr(gopher_quality_filter, "split_into_words", lambda text, language: text.split())
-    peer = GopherQualityFilter(**{**OFF, **theirs})
+    off = dict.fromkeys(inspect.signature(GopherQualityFilter).parameters.keys() - {"language", "stop_words"})
+    peer = GopherQualityFilter(**{**off, **theirs})
     texts = [
         text for text in real_texts() if not any("\u3040" <= character <= "\u9fff" for character in text)
     ]
@@ -209,3 +222,141 @@ def test_defaults_leave_the_new_rules_off() -> None:
     assert Filter().repetition is None and Filter().quality is None
     assert reasons([f"{PROSE} {PROSE}", "word " * 30]) == [None, None]
     assert Repetition().duplicate_ngrams == {10: 0.25}
+
+
+SOLUTION = "She has 3.5 apples.\n\nHe gives 2! So 5.5。"
+
+
+def problem(**fields: object) -> Problem:
+    known = {"id": "a", "question": "q", "solution": SOLUTION, "answer": "5.5"}
+    return Problem.model_validate({**known, **fields})
+
+
+def test_steps_by_each_rule() -> None:
+    assert count_steps(problem(), "field") is None
+    assert count_steps(problem(steps=7), "field") == 7
+    assert count_steps(problem(), "lines") == 2
+    assert count_steps(problem(), "sentences") == 3
+    assert count_steps(problem(solution="x"), "sentences") == 1
+
+
+@pytest.mark.parametrize(
+    ("select", "fields", "reason"),
+    [
+        (Select(stage="middle"), {"stage": "middle"}, None),
+        (Select(stage="middle"), {"stage": "high"}, "other_stage"),
+        (Select(stage="middle"), {}, "stage_unknown"),
+        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 3}, "other_steps"),
+        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 4}, None),
+        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 5}, None),
+        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 6}, "other_steps"),
+        (Select(step_rule="field", min_steps=6), {"steps": 99}, None),
+        (Select(step_rule="field", max_steps=3), {"steps": 0}, None),
+        (Select(step_rule="field", max_steps=3), {}, "steps_unknown"),
+    ],
+)
+def test_reasons(select: Select, fields: dict[str, object], reason: str | None) -> None:
+    drop = select_drop(problem(**fields), select)
+    assert (drop.reason if drop else None) == reason
+
+
+def test_the_three_difficulties_split_everything() -> None:
+    parts = [
+        Select(step_rule="lines", max_steps=3),
+        Select(step_rule="lines", min_steps=4, max_steps=5),
+        Select(step_rule="lines", min_steps=6),
+    ]
+    for lines in range(1, 12):
+        record = problem(solution="\n".join("x" * lines))
+        assert sum(select_drop(record, part) is None for part in parts) == 1
+
+
+def test_a_share_is_the_same_records_and_grows_by_records() -> None:
+    records = [problem(id=f"r{number}") for number in range(10_000)]
+    small, large = (
+        {record.id for record in records if select_drop(record, Select(share=share)) is None}
+        for share in (0.01, 0.1)
+    )
+    assert small < large
+    assert 70 <= len(small) <= 130  # 100 expected, standard deviation 10
+    assert 910 <= len(large) <= 1090
+
+
+def test_bounds_without_a_rule_are_refused() -> None:
+    with pytest.raises(ValidationError, match="step_rule goes with"):
+        Select(min_steps=3)
+    with pytest.raises(ValidationError, match="step_rule goes with"):
+        Select(step_rule="lines")
+
+
+def test_subsets_in_a_build_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"p{number}", "question": f"What is {number} and {number * 7}?", "answer": str(number)}
+        | {
+            "solution": "\n".join(f"step {number} {step}" for step in range(1 + number % 8)),
+            "steps": 1 + number % 8,
+        }
+        for number in range(160)
+    ]
+    (tmp_path / "ps.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    source = {"kind": "problem", "path": str(tmp_path / "ps.jsonl")}
+    config = Corpus.model_validate_json(
+        orjson.dumps(
+            {
+                "name": "subsets",
+                "seed": 1,
+                "sources": {
+                    "easy": source | {"pool": "easy", "select": {"step_rule": "field", "max_steps": 3}},
+                    "hard": source | {"pool": "hard", "select": {"step_rule": "field", "min_steps": 6}},
+                },
+                "deduplicate": None,
+                "decontaminate": None,
+                "tokenizer": {"vocab_size": 400},
+                "validation_fraction": 0.1,
+            }
+        )
+    )
+    manifest = build_corpus(config, tmp_path / "out")
+    for name in ("easy", "hard"):
+        counts = manifest.counts["sources"][name]
+        assert (counts["read"], counts["kept"], counts["dropped"]) == (160, 60, {"other_steps": 100})
+        pool = manifest.counts["pools"][name]
+        assert sum(part["documents"] for part in pool.values()) == 60
+
+
+corpora = pytest.mark.skipif("MATHCPT_CORPORA" not in os.environ, reason="MATHCPT_CORPORA is not set")
+
+
+FRENCH = (
+    r"Soit $f$ une fonction continue sur l'intervalle $[a,b]$, alors il existe un point tel que $f(c)=0$."
+)
+KEPT = [
+    "Let $f$ be a continuous function on the interval $[a,b]$; then it has a largest value there.",
+    "设函数在区间上连续，证明它在该区间上有最大值和最小值，并求出这些值。再求它的导数和积分，然后画出它的图像。最后说明理由。",
+    r"$\int u^{n}du=\frac{u^{n+1}}{n+1}+C$, $\int \frac{du}{u}=\ln|u|+C$, $x_1, x_2, \dots, x_n$",
+    "3x + 5y = 12 \\begin{align} a &= b \\\\ c &= d \\end{align}",
+]
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_kept_languages_and_bare_formulas_stay(text: str) -> None:
+    pytest.importorskip("py3langid")
+    assert language_drop(text, Languages(keep=["en", "zh"])) is None
+
+
+def test_other_languages_go_by_name() -> None:
+    pytest.importorskip("py3langid")
+    rules = Filter(languages=Languages(keep=["en", "zh"]))
+    japanese = "関数が区間で連続であるとき、最大値と最小値が存在することを証明せよ。" * 2
+    drops = find_drops([FRENCH, KEPT[0], japanese], rules)
+    assert [drop.reason if drop else None for drop in drops] == ["language_fr", None, "language_ja"]
+    assert language_drop(FRENCH, Languages(keep=["fr"])) is None
+    assert language_drop(FRENCH, Languages(keep=["en"], min_letters=500)) is None
+
+
+@corpora
+def test_no_document_of_the_corpora_is_taken_for_another_language() -> None:
+    pytest.importorskip("py3langid")
+    rules = Languages(keep=["en", "zh"])
+    rows = corpus("general") + corpus("math_corpus")[::4] + corpus("problem_solving")[::10]
+    assert [row["id"] for row in rows if language_drop(text_of(row), rules)] == []

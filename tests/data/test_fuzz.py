@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.prepare import prepare
-from megatron_mathcpt.data.work import open_build
+from megatron_mathcpt.data.build import open_build
+from megatron_mathcpt.data.prepare import prepare, read_counts
 from megatron_mathcpt.errors import DataError
 from tests.data.made import problem, sentence
 
@@ -137,21 +137,20 @@ def check_case(folder: Path, number: int) -> str:
         {"name": "fuzz", "seed": 0, "sources": {"fuzz": source}, "deduplicate": {}, "decontaminate": None}
         | {"tokenizer": {"vocab_size": 300}, "validation_fraction": 0.0}
     )
-    build = open_build(config, folder / "out")
+    (work,) = open_build(config, folder / "out").works
     try:
-        prepare(build, 0)
+        prepare(work, config)
     except DataError as error:  # nothing but rejects, or nothing at all
         assert str(path if path.suffix != ".txt" else folder) in str(error)
         return "refused"
-    (shard,) = build.shards
-    counts = build.counts("prepared", shard)
+    counts = read_counts(work.prepared)
+    assert counts is not None
     assert counts["read"] == counts["kept"] + counts["rejected"] + sum(counts["dropped"].values())
     assert records is None or counts["read"] == records
-    work = build.folder("prepared", shard)
-    rejects = [orjson.loads(line) for line in (work / "rejected.jsonl").read_bytes().splitlines()]
+    rejects = [orjson.loads(line) for line in (work.prepared / "rejected.jsonl").read_bytes().splitlines()]
     assert len(rejects) == counts["rejected"]
-    assert all(row["file"] == str(shard.path) and row["line"] >= 1 and row["reason"] for row in rejects)
-    assert len((work / "kept.jsonl").read_bytes().splitlines()) == counts["kept"]
+    assert all(row["file"] == str(work.shard.path) and row["line"] >= 1 and row["reason"] for row in rejects)
+    assert len((work.prepared / "kept.jsonl").read_bytes().splitlines()) == counts["kept"]
     path.unlink()
     return "rejects" if rejects else "clean"
 
@@ -187,9 +186,10 @@ def test_lines_of_50_and_70_megabytes(tmp_path: Path) -> None:
             "validation_fraction": 0.0,
         }
     )
-    build = open_build(config, tmp_path / "out")
-    prepare(build, 0)
-    counts = build.counts("prepared", build.shards[0])
+    (work,) = open_build(config, tmp_path / "out").works
+    prepare(work, config)
+    counts = read_counts(work.prepared)
+    assert counts is not None
     assert {key: counts[key] for key in ("read", "kept", "rejected", "dropped")} == {
         "read": 3,
         "kept": 1,

@@ -15,13 +15,14 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.data.pack_sft import Example, PackSettings, fill_sample, group, pack_pool
+from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, SftDataset, document_numbers
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.packing import NOT_TRAINED, Example, PackSettings, fill_sample, group, pack_pool
 from megatron_mathcpt.train.process import free_port, local_world
 
 PROBLEMS = [

@@ -1,4 +1,4 @@
-"""Fast engines against the reference, on hostile text, and the fall-back when they differ."""
+"""gigatoken against the reference on hostile text, the fall-back when they differ, converted tokenizers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_mathcpt.data import engines
-from megatron_mathcpt.data.engines import ReferenceEncoder, load_encoder
+from megatron_mathcpt.data import tokenizer
 from megatron_mathcpt.data.foreign_tokenizer import convert_tokenizer
-from megatron_mathcpt.data.reference import Literals, encode_elsewhere
-from megatron_mathcpt.data.tokenizer import install_tokenizer, train_tokenizer
+from megatron_mathcpt.data.tokenizer import (
+    PROBE,
+    Encoder,
+    Literals,
+    ReferenceEncoder,
+    Tokens,
+    install_tokenizer,
+    load_encoder,
+    train_tokenizer,
+)
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.indexed_dataset import Lengths
 
@@ -106,27 +113,29 @@ def test_chosen_engine_equals_the_reference(any_folder: Path, literals: Literals
     assert np.array_equal(lengths, expected_lengths)
 
 
-_ENCODERS: dict[tuple[Path, str], tuple[engines.Encoder, ReferenceEncoder]] = {}
+_ENCODERS: dict[tuple[Path, str], tuple[Encoder, ReferenceEncoder]] = {}
 
 
-def _cached(folder: Path, literals: Literals) -> tuple[engines.Encoder, ReferenceEncoder]:
+def _cached(folder: Path, literals: Literals) -> tuple[Encoder, ReferenceEncoder]:
     if (folder, literals) not in _ENCODERS:
         _ENCODERS[folder, literals] = (load_encoder(folder, literals)[0], ReferenceEncoder(folder, literals))
     return _ENCODERS[folder, literals]
 
 
-def test_a_fast_engine_is_chosen_for_each_kind_of_tokenizer(any_folder: Path) -> None:
-    pytest.importorskip("fastokens")
-    assert load_encoder(any_folder, "text")[0].name in ("gigatoken", "fastokens")
-    assert load_encoder(any_folder, "text", "tokenizers")[0].name == "tokenizers"
+def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
+    sentencepiece_model: Path, rank_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gigatoken")
+    for model in (sentencepiece_model, rank_file):
+        install_tokenizer(model, tmp_path / model.parent.name)
+        assert load_encoder(tmp_path / model.parent.name, "text")[0].name == "gigatoken"
+        assert load_encoder(tmp_path / model.parent.name, "text", "tokenizers")[0].name == "tokenizers"
 
 
 def test_what_is_no_tokenizer_is_said_whoever_reads_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
-    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
-        encode_elsewhere(tmp_path, "text", ["a"])
     with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
         load_encoder(tmp_path, "text")
     assert "Traceback" not in capfd.readouterr().err
@@ -139,17 +148,16 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
         def __init__(self, *_: object) -> None:
             self._reference = ReferenceEncoder(folder, "text")
 
-        def encode(self, texts: Sequence[str]) -> tuple[engines.Tokens, Lengths]:
+        def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
             ids, lengths = self._reference.encode(texts)
             return (ids[::-1], lengths) if "only here" in texts[0] else (ids, lengths)
 
-    monkeypatch.setattr(engines, "GigatokenEncoder", Wrong)
-    monkeypatch.setattr(engines, "FastokensEncoder", Wrong)
+    monkeypatch.setattr(tokenizer, "GigatokenEncoder", Wrong)
     assert load_encoder(folder, "text")[0].name == "wrong"  # agrees on the probe
     sample = ["a sample that differs only here"]
     assert load_encoder(folder, "text", "auto", sample)[0].name == "tokenizers"
     with pytest.raises(ConfigError, match="gives other ids than the reference for 'a sample"):
-        load_encoder(folder, "text", "fastokens", sample)
+        load_encoder(folder, "text", "gigatoken", sample)
 
 
 def test_sentencepiece_ids_are_kept(sentencepiece_model: Path, tmp_path: Path) -> None:
@@ -175,7 +183,7 @@ def test_other_model_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.model"
     file.write_bytes(b"\x00\x01 not a model")
     with pytest.raises(DataError, match="neither a SentencePiece model nor"):
-        convert_tokenizer(file)
+        convert_tokenizer(file, PROBE)
 
 
 def test_added_tokens_are_one_token_wherever_they_stand(tmp_path: Path) -> None:
@@ -185,4 +193,4 @@ def test_added_tokens_are_one_token_wherever_they_stand(tmp_path: Path) -> None:
     ids, lengths = encoder.encode(["fox<|back|>fox", "<|end_of_text|>"])
     assert list(ids[: lengths[0]]).count(299) == 1
     assert info.eos_id not in ids
-    assert ReferenceEncoder(tmp_path, "text")._tokenizer.decode(list(ids[: lengths[0]])) == "fox<|back|>fox"
+    assert ReferenceEncoder(tmp_path, "text").tokenizer.decode(list(ids[: lengths[0]])) == "fox<|back|>fox"

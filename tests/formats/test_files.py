@@ -1,4 +1,4 @@
-"""What the disk refuses beside the work is said, and nothing that was written is missing."""
+"""What the disk refuses is said, and nothing that was written is missing."""
 
 from pathlib import Path
 

@@ -6,18 +6,20 @@ records one after the other, and attention stays within a record.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
+from megatron_mathcpt.formats.files import read_lines
+from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
-from megatron_mathcpt.records import Problem, cpt_text, prompt_text
-
-NOT_TRAINED = -1  # label of a position that does not count in the loss
+from megatron_mathcpt.records import cpt_text, problem_of_row, prompt_text
 
 
 @dataclass(frozen=True)
@@ -45,31 +47,28 @@ def pack_pool(corpus: Path, pool: str, settings: PackSettings, out: Path) -> Man
     sample. Documents of the validation split are left out, records longer than a sample are dropped and
     counted. Raises `DataError` if the pool holds no problem records.
     """
-    manifest = load_manifest(corpus, "corpus")
+    manifest = load_manifest(corpus, KIND)
+    found = corpus_counts(manifest)
     inputs = {"corpus": manifest.fingerprint()}
     config = {"pool": pool, "seq_length": settings.seq_length, "packed": settings.packed}
-    if is_complete(out, "sft", inputs=inputs, config=config):
-        return load_manifest(out, "sft")
-    examples = list(read_examples(corpus, pool, manifest.counts["tokenizer"]["eos_id"]))
+    if is_complete(out, SFT_KIND, inputs=inputs, config=config):
+        return load_manifest(out, SFT_KIND)
+    examples = list(read_examples(corpus, pool, found.tokenizer.eos_id))
     if not examples:
         raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")
     fitting = [example for example in examples if len(example.tokens) - 1 <= settings.seq_length]
     samples = list(group(fitting, settings))
-    out.mkdir(parents=True, exist_ok=True)
-    trained = _write_arrays(samples, settings.seq_length, out)
-    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
     counts = {
         "samples": len(samples),
         "seq_length": settings.seq_length,
         "records": len(fitting),
         "dropped_too_long": len(examples) - len(fitting),
-        "trained_tokens": trained,
+        "trained_tokens": _write_samples(samples, settings.seq_length, out),
         "tokens": sum(len(example.tokens) for example in fitting),
-        "corpus_tokens": manifest.counts["pools"][pool]["train"]["tokens"],  # the same records as CPT text
-        "tokenizer": manifest.counts["tokenizer"],
+        "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
+        "tokenizer": found.tokenizer.model_dump(),
     }
-    return write_manifest(out, "sft", inputs=inputs, counts=counts, config=config)
+    return write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
 
 
 def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
@@ -77,23 +76,22 @@ def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
-    held_out = set(_split_documents(corpus / "datasets" / pool / "validation"))
-    with (corpus / "documents" / f"{pool}.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
+    held_out = {ids.tobytes() for ids in read_documents(corpus / "datasets" / pool / "validation")}
+    for _, lines in read_lines(corpus / "documents" / f"{pool}.jsonl"):
+        for row in map(orjson.loads, lines):
             if "problem" not in row:
                 continue
-            problem = Problem.model_validate({"id": row["id"], **row["problem"]})
+            problem = problem_of_row({"id": row["id"], **row["problem"]})
             encoded = tokenizer.encode(cpt_text(problem), add_special_tokens=False)
             tokens = [*encoded.ids, eos_id]
-            if tuple(tokens) in held_out:
+            if np.array(tokens, np.int64).tobytes() in held_out:
                 continue
             # A token that reaches over the border counts as prompt.
             border = len(prompt_text(problem.question, problem.language))
             yield Example(row["id"], tokens, sum(start < border for start, _ in encoded.offsets))
 
 
-def group(examples: list[Example], settings: PackSettings) -> Iterator[list[Example]]:
+def group(examples: Sequence[Example], settings: PackSettings) -> Iterator[list[Example]]:
     """Whole records in order, as many to a sample as fit; a record of n tokens takes n - 1 positions."""
     sample: list[Example] = []
     free = settings.seq_length
@@ -107,7 +105,7 @@ def group(examples: list[Example], settings: PackSettings) -> Iterator[list[Exam
         yield sample
 
 
-def fill_sample(sample: list[Example], tokens: Any, labels: Any, documents: Any) -> int:
+def fill_sample(sample: Sequence[Example], tokens: Any, labels: Any, documents: Any) -> int:
     """Write a sample's records into its rows of the three arrays; the number of trained tokens.
 
     Position i of a record predicts its token i + 1, trained if that token is of the response. The rest of
@@ -123,10 +121,13 @@ def fill_sample(sample: list[Example], tokens: Any, labels: Any, documents: Any)
     return int((labels != NOT_TRAINED).sum())
 
 
-def _write_arrays(samples: list[list[Example]], seq_length: int, out: Path) -> int:
-    shape = (len(samples), seq_length)
+def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
+    """Write all files but the manifest; the number of trained tokens."""
+    out.mkdir(parents=True, exist_ok=True)
     arrays = [
-        np.lib.format.open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape)
+        np.lib.format.open_memmap(
+            out / f"{name}.npy", mode="w+", dtype=np.int32, shape=(len(samples), seq_length)
+        )
         for name in ("tokens", "labels", "documents")
     ]
     trained = sum(
@@ -134,17 +135,6 @@ def _write_arrays(samples: list[list[Example]], seq_length: int, out: Path) -> i
     )
     for array in arrays:
         array.flush()
+    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
     return trained
-
-
-def _split_documents(prefix: Path) -> Iterator[tuple[int, ...]]:
-    """Documents of a small indexed dataset (Megatron-Core's MMIDIDX format, version 1)."""
-    with prefix.with_suffix(".idx").open("rb") as file:
-        file.seek(9 + 8)
-        dtype = np.dtype({4: np.int32, 8: np.uint16}[file.read(1)[0]])
-        count = int(np.frombuffer(file.read(8), dtype=np.int64)[0])
-        file.seek(8, 1)
-        lengths = np.frombuffer(file.read(4 * count), dtype=np.int32)
-    tokens = np.fromfile(prefix.with_suffix(".bin"), dtype=dtype)
-    for document in np.split(tokens, np.cumsum(lengths)[:-1]):
-        yield tuple(document.tolist())

@@ -4,8 +4,16 @@ import random
 
 import numpy as np
 
-from megatron_mathcpt.data.duplicates import EXACT, KEPT, NEAR, find_duplicates
-from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.minhash import (
+    EXACT,
+    KEPT,
+    NEAR,
+    band_keys,
+    find_duplicates,
+    number_hashes,
+    signatures,
+    whole_hashes,
+)
 from megatron_mathcpt.data.words import cut_words, ngrams
 from tests.data.made import problem, sentence
 
