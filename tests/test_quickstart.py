@@ -97,7 +97,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 def command(grid: Path, data: Path, out: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "megatron_mathcpt.experiment", "run", str(grid)),
+        *(sys.executable, "-m", "megatron_mathcpt", "run", str(grid)),
         *("--out", str(out), "--data", str(data)),
     ]
 

@@ -1,4 +1,4 @@
-"""What `plan` and `dry-run` print of the study's runs, on a machine without a GPU."""
+"""What `dry-run` prints of the study's runs and its grid, on a machine without a GPU."""
 
 import os
 import subprocess
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.errors import run_command
-from megatron_mathcpt.experiment.__main__ import app
+from megatron_mathcpt.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 FP8 = ["precision.fp8=e4m3", "precision.fp8_recipe=blockwise", "precision.fp8_param_gather=true"]
@@ -18,9 +17,9 @@ def experiment(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit status of the command, run in this process as from the shell."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "150")
-    monkeypatch.setattr(sys, "argv", ["experiment", *arguments])
+    monkeypatch.setattr(sys, "argv", ["mathcpt", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_command(app)
+        main()
     return int(ended.value.code or 0)
 
 
@@ -72,7 +71,7 @@ def test_overrides_are_as_strict_as_in_training(
 def test_overrides_cost_a_grid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["plan", "configs/paper/grid.yaml", "--out", str(tmp_path), "--benchmarks", str(tmp_path)]
+    command = ["dry-run", "configs/paper/grid.yaml", "--out", str(tmp_path), "--benchmarks", str(tmp_path)]
     command += ["--only", "base2", "--expected", "configs/paper/pools.yaml"]
 
     def hours(*arguments: str) -> float:
@@ -87,7 +86,7 @@ def test_overrides_cost_a_grid(
 
 
 def test_the_studys_grid_with_its_cost(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "megatron_mathcpt.experiment", "plan", "configs/paper/grid.yaml"]
+    command = [sys.executable, "-m", "megatron_mathcpt", "dry-run", "configs/paper/grid.yaml"]
     command += ["--out", str(tmp_path / "out"), "--benchmarks", str(tmp_path), "--gpus", "64"]
     command += ["--expected", "configs/paper/pools.yaml"]
     environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,212 @@
+"""From raw text and seed problems to a corpus: what feeds the training."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megatron_mathcpt.commands import inspect_verbs
+from megatron_mathcpt.commands.options import Overrides, print_table, say, typer_of, verb
+from megatron_mathcpt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.config.synthesis import SynthesisConfig
+
+HEADING = "Data"
+app = typer_of()
+
+
+@verb(app, "download", HEADING)
+def download(
+    source: Annotated[str | None, typer.Argument(help="name of the source, see --list")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to fetch to")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="show the sources, their licences and sizes")] = False,
+) -> None:
+    """Fetch a public source from the Hugging Face hub, with checksums; goes on where it was stopped."""
+    from megatron_mathcpt.data.downloads import PUBLISHED
+    from megatron_mathcpt.data.downloads import download as fetch
+
+    if list_:
+        headings = ("source", "dataset", "files", "licence", "GB", "remark")
+        print_table(headings, map(_source_row, PUBLISHED.items()), "Public sources of the study")
+        return
+    if source is None or out is None:
+        raise DataError("give a source and --out, or --list")
+    fetched = fetch(source, out, say)
+    total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
+    done = f"{len(fetched.new)} files fetched" if fetched.new else "complete, verified"
+    say(
+        f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
+        f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
+    )
+
+
+def _source_row(named: tuple[str, Any]) -> tuple[str, ...]:
+    name, found = named
+    size = "unknown" if found.gigabytes is None else f"{found.gigabytes:g}"
+    return name, found.repository, found.pattern, found.licence or "see its page", size, found.remark
+
+
+@verb(app, "corpora", HEADING)
+def corpora(
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    data: Annotated[Path | None, typer.Option(help="folder of own <pool>.jsonl[.gz]")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the problems and of the held-out choice")] = 0,
+) -> None:
+    """Make raw pools and held-out problems: from this machine's Python, or from own data."""
+    from megatron_mathcpt.data.corpora import make_corpora
+
+    manifest = make_corpora(out, data, seed)
+    rows = [
+        (name, str(manifest.counts[Path(name).stem]), f"{file.bytes / 1e6:.2f}")
+        for name, file in manifest.outputs.items()
+    ]
+    print_table(("file", "records", "MB"), rows, f"corpora in {out}")
+
+
+@verb(app, "build", HEADING)
+def build(
+    config: Annotated[Path, typer.Argument(help="YAML file of the build")],
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option(help="folder to build in")],
+    workers: Annotated[int | None, typer.Option(min=1, help="processes here, or tasks at once")] = None,
+    cluster: Annotated[str | None, typer.Option(help="submit to this site (name or YAML file)")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="run on the Ray cluster of RAY_ADDRESS")] = False,
+    status: Annotated[bool, typer.Option("--status", help="only say how far the build is")] = False,
+) -> None:
+    """Read, filter, deduplicate, decontaminate and tokenize a corpus; run again to go on."""
+    from megatron_mathcpt.config.base import load_config
+    from megatron_mathcpt.config.corpus import Corpus
+    from megatron_mathcpt.data.build import build_corpus, describe_build, submit_corpus
+
+    loaded = load_config(config, Corpus, overrides or ())
+    if status:
+        say(describe_build(loaded, out))
+    elif cluster:
+        from megatron_mathcpt.experiment.submit import load_cluster
+
+        job = submit_corpus(loaded, out, load_cluster(cluster), workers)
+        say(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
+    else:
+        _show_counts(build_corpus(loaded, out, workers, ray=ray).counts)
+
+
+def _show_counts(counts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    def number(name: str) -> Column:
+        return Column(name, justify="right", no_wrap=True)
+
+    documents = Table(
+        "source", *map(number, ("read", "kept", "rejected", "dropped")), "by reason", title="Documents"
+    )
+    for name, row in counts["sources"].items():
+        reasons = "\n".join(f"{reason} {count:,}" for reason, count in row["dropped"].items())
+        numbers = (row["read"], row["kept"], row["rejected"], sum(row["dropped"].values()))
+        documents.add_row(name, *(f"{count:,}" for count in numbers), reasons)
+    Console().print(documents)
+    rows = [
+        (pool, split, f"{row['documents']:,}", f"{row['tokens']:,}")
+        for pool, splits in counts["pools"].items()
+        for split, row in splits.items()
+    ]
+    print_table(("pool", "split", "documents", "tokens"), rows, "Datasets", numbers=2)
+
+
+app.add_typer(inspect_verbs.app, name="inspect", rich_help_panel=HEADING)
+
+
+@verb(app, "tokenize", HEADING)
+def tokenize(
+    files: Annotated[list[Path], typer.Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
+    tokenizer: Annotated[Path, typer.Option(help="Hugging Face folder, tokenizer.json or Llama's .model")],
+    out: Annotated[Path, typer.Option(help="prefix of the .bin and .idx files")],
+    field: Annotated[str, typer.Option(help="field that holds the text")] = "text",
+    special_literals: Annotated[str, typer.Option(help="text or control, of a special token")] = "text",
+    engine: Annotated[str, typer.Option(help="auto, gigatoken or tokenizers")] = "auto",
+) -> None:
+    """Tokenize JSON lines to an indexed dataset, without any other step."""
+    from typing import get_args
+
+    from megatron_mathcpt.data.engines import EngineName
+    from megatron_mathcpt.data.reference import Literals
+    from megatron_mathcpt.data.tokenize import tokenize_files
+    from megatron_mathcpt.data.tokenizer import install_tokenizer, tokenizer_file
+
+    choices = (("special-literals", special_literals, Literals), ("engine", engine, EngineName))
+    for option, value, known in choices:
+        if value not in get_args(known):
+            raise ConfigError(f"--{option} {value}: expected one of {', '.join(get_args(known))}")
+    if tokenizer_file(tokenizer).suffix == ".model":
+        tokenizer = install_tokenizer(tokenizer, out.with_name(f"{out.name}_tokenizer")).folder
+    say(str(tokenize_files(files, field, tokenizer, out, special_literals, engine)))  # type: ignore[arg-type]
+
+
+@verb(app, "synthesize", HEADING)
+def synthesize(
+    config: Annotated[Path, typer.Argument(help="YAML file of the synthesis run")],
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option(help="folder of the shards")],
+    shard: Annotated[str, typer.Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
+    pilot: Annotated[int | None, typer.Option(min=2, help="run only so many seeds; predict the rest")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="show the first prompts; spend nothing")] = False,
+    scripted: Annotated[bool, typer.Option("--scripted", help="rehearse: a script serves")] = False,
+    accept_model: Annotated[bool, typer.Option("--accept-model", help="the served model may differ")] = False,
+) -> None:
+    """Make new problem-solving data from seed problems."""
+    from rich.console import Console
+
+    from megatron_mathcpt.config.base import load_config
+    from megatron_mathcpt.config.synthesis import SynthesisConfig
+    from megatron_mathcpt.synthesis.pilot import pilot as run_pilot
+    from megatron_mathcpt.synthesis.run import first_prompts
+    from megatron_mathcpt.synthesis.run import synthesize as run
+    from megatron_mathcpt.synthesis.seeds import Shard
+    from megatron_mathcpt.synthesis.tables import forecast_tables, summary_tables
+
+    settings, console = load_config(config, SynthesisConfig, overrides or ()), Console()
+    if preview:
+        for name, prompt in first_prompts(settings).items():
+            console.rule(name)
+            console.print(prompt, markup=False, highlight=False)
+        return
+    with _rehearsal(settings) if scripted else nullcontext(settings) as settings:
+        tables: list[Any] = (
+            forecast_tables(run_pilot(settings, out, pilot, accept_model=accept_model))
+            if pilot
+            else summary_tables(run(settings, out, Shard.parse(shard), accept_model=accept_model))
+        )
+    for table in tables:
+        console.print(table, "")
+
+
+def _rehearsal(settings: "SynthesisConfig") -> "AbstractContextManager[SynthesisConfig]":
+    """The script passes problems off as new that no seed file of the same run's seed holds."""
+    from megatron_mathcpt.data.problems.mix import ProblemMix, training_problems
+    from megatron_mathcpt.synthesis.scripted import rehearse
+
+    return rehearse(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))
+
+
+@verb(app, "pack-sft", HEADING)
+def pack_sft(
+    corpus: Annotated[Path, typer.Argument(help="corpus folder")],
+    pool: Annotated[str, typer.Argument(help="pool of problem records")],
+    seq_length: Annotated[int, typer.Option(help="tokens of a sample")],
+    out: Annotated[Path, typer.Option(help="folder for `data.sft`")],
+    packed: Annotated[bool, typer.Option(help="several records to a sample")] = True,
+) -> None:
+    """Pack the problem records of a corpus into samples for supervised fine-tuning."""
+    from megatron_mathcpt.train.packing import PackSettings, pack_pool
+
+    counts = pack_pool(corpus, pool, PackSettings(seq_length, packed), out).counts
+    filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
+    say(
+        f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "
+        f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions trained; "
+        f"{counts['tokens']:,} tokens as prompts and responses, {counts['corpus_tokens']:,} as text"
+    )

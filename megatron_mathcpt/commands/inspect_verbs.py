@@ -1,0 +1,140 @@
+"""`mathcpt inspect`: look into a finished corpus."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megatron_mathcpt.commands.options import say, typer_of, verb
+from megatron_mathcpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.data.inspection.terminal import Screen
+    from megatron_mathcpt.formats.corpus_folder import CorpusFolder
+
+app = typer_of("Look into a finished corpus: documents, drops, lengths, duplicates, hits, one record.")
+Folder = Annotated[Path, typer.Argument(help="folder of a finished corpus")]
+Pool = Annotated[str | None, typer.Option(help="only this pool")]
+Source = Annotated[str | None, typer.Option(help="only this source")]
+Limit = Annotated[int, typer.Option(min=1, help="most documents to show")]
+Most = Annotated[int, typer.Option("--characters", min=0, help="characters to show of each; 0: all")]
+Record = Annotated[str, typer.Argument(help="id of a record, or FILE:LINE of a raw file")]
+
+
+def _open(folder: Path, most: int = 0) -> "tuple[CorpusFolder, Screen]":
+    from megatron_mathcpt.data.inspection.terminal import Screen
+    from megatron_mathcpt.formats.corpus_folder import open_corpus
+
+    return open_corpus(folder), Screen(most)
+
+
+@verb(app, "show")
+def show_documents(
+    folder: Folder,
+    pool: Pool = None,
+    source: Source = None,
+    split: Annotated[str | None, typer.Option(help="only train or validation")] = None,
+    number: Annotated[int | None, typer.Option(help="number among these, from 0")] = None,
+    record: Annotated[str | None, typer.Option("--id", help="id of the record")] = None,
+    search: Annotated[str | None, typer.Option(help="text in it, ASCII letters in either case")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="as tokens of the dataset")] = False,
+    limit: Limit = 5,
+    most: Most = 1000,
+) -> None:
+    """Kept documents by number, id or text; with --split, by number in the indexed dataset."""
+    from megatron_mathcpt.data.inspection.search import find_documents
+
+    corpus, screen = _open(folder, most)
+    found = find_documents(corpus, corpus.selections(pool, source, split), number, record, search)
+    screen.documents(corpus, islice(found, limit), tokens)
+
+
+@verb(app, "dropped")
+def show_dropped(
+    folder: Folder,
+    reason: Annotated[str | None, typer.Option(help="only this reason")] = None,
+    source: Source = None,
+    limit: Limit = 2,
+    most: Most = 300,
+) -> None:
+    """Records that did not stay: counts, and examples of each reason with file and line."""
+    from megatron_mathcpt.data.inspection.drops import drop_examples, reasons_of
+
+    corpus, screen = _open(folder, most)
+    corpus.selections(None, source)
+    reasons = reasons_of(corpus, source, reason)
+    screen.drops(corpus, source)
+    for name in reasons:
+        screen.examples(corpus, name, drop_examples(corpus, name, source, limit))
+
+
+@verb(app, "lengths")
+def show_lengths(
+    folder: Folder,
+    pool: Pool = None,
+    source: Source = None,
+    steps: Annotated[str | None, typer.Option(help="count steps by field, lines or sentences")] = None,
+) -> None:
+    """Distributions of tokens a document, and of steps a problem, of each source."""
+    from megatron_mathcpt.data.inspection.lengths import step_counts, token_lengths
+
+    corpus, screen = _open(folder)
+    for selection in corpus.by_source(pool, source):
+        name = str(selection.source)
+        found = token_lengths(corpus, selection)
+        if found.total:
+            screen.distribution(f"{name}: tokens, with the end-of-text token", found, found.by_powers())
+        if counted := step_counts(corpus, selection, steps):
+            screen.steps(name, counted)
+
+
+@verb(app, "near")
+def show_near(folder: Folder, record: Record, most: Most = 1000) -> None:
+    """The document in a duplicate's place, or the duplicates of one, and how alike they are."""
+    from megatron_mathcpt.data.inspection.copies import find_copies
+
+    corpus, screen = _open(folder, most)
+    for group in find_copies(corpus, record):
+        screen.group(corpus, group)
+
+
+@verb(app, "contaminated")
+def show_contaminated(
+    folder: Folder,
+    benchmark: Annotated[str | None, typer.Option(help="only this benchmark")] = None,
+    limit: Limit = 20,
+) -> None:
+    """Documents that went because of a benchmark: which item, which n-gram."""
+    from megatron_mathcpt.data.inspection import drops
+
+    corpus, screen = _open(folder)
+    counts = drops.benchmark_counts(corpus, benchmark)
+    screen.hits(counts, drops.contaminated(corpus, benchmark, limit))
+
+
+@verb(app, "trace")
+def trace_record(folder: Folder, record: Record) -> None:
+    """Follow a record from its source to its fate, its dataset index and its tokens."""
+    from megatron_mathcpt.data.inspection.trace import trace
+
+    corpus, screen = _open(folder)
+    for found in trace(corpus, record):
+        screen.trace(corpus, found)
+
+
+@verb(app, "page")
+def write_page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to write")]) -> None:
+    """One HTML page: counts, plots, a searchable sample, hits, duplicates."""
+    from megatron_mathcpt.data.inspection.content import page_content
+    from megatron_mathcpt.formats.files import write_atomically
+    from megatron_mathcpt.report.corpus_page import render_corpus
+
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; give the name of a file")
+    corpus, _ = _open(folder)
+    try:
+        write_atomically(out, render_corpus(page_content(corpus)).encode())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+    say(f"Page: {out}")
