@@ -2,18 +2,20 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from megatron_mathcpt.commands import inspect_verbs
 from megatron_mathcpt.commands.options import Overrides, print_table, say, typer_of, verb
-from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.errors import DataError
 
 if TYPE_CHECKING:
     from megatron_mathcpt.config.synthesis import SynthesisConfig
 
 HEADING = "Data"
+Engine = Literal["auto", "gigatoken", "tokenizers"]
+Literals = Literal["text", "control"]
 app = typer_of()
 
 
@@ -94,26 +96,19 @@ def build(
 
 
 def _show_counts(counts: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    def number(name: str) -> Column:
-        return Column(name, justify="right", no_wrap=True)
-
-    documents = Table(
-        "source", *map(number, ("read", "kept", "rejected", "dropped")), "by reason", title="Documents"
-    )
+    rows: list[tuple[str, ...]] = []
     for name, row in counts["sources"].items():
         reasons = "\n".join(f"{reason} {count:,}" for reason, count in row["dropped"].items())
         numbers = (row["read"], row["kept"], row["rejected"], sum(row["dropped"].values()))
-        documents.add_row(name, *(f"{count:,}" for count in numbers), reasons)
-    Console().print(documents)
+        rows.append((name, *(f"{count:,}" for count in numbers), reasons))
+    headings = ("source", "read", "kept", "rejected", "dropped", "by reason")
+    print_table(headings, rows, "Documents", numbers=headings[1:5])
     rows = [
         (pool, split, f"{row['documents']:,}", f"{row['tokens']:,}")
         for pool, splits in counts["pools"].items()
         for split, row in splits.items()
     ]
-    print_table(("pool", "split", "documents", "tokens"), rows, "Datasets", numbers=2)
+    print_table(("pool", "split", "documents", "tokens"), rows, "Datasets", numbers=("documents", "tokens"))
 
 
 app.add_typer(inspect_verbs.app, name="inspect", rich_help_panel=HEADING)
@@ -125,24 +120,16 @@ def tokenize(
     tokenizer: Annotated[Path, typer.Option(help="Hugging Face folder, tokenizer.json or Llama's .model")],
     out: Annotated[Path, typer.Option(help="prefix of the .bin and .idx files")],
     field: Annotated[str, typer.Option(help="field that holds the text")] = "text",
-    special_literals: Annotated[str, typer.Option(help="text or control, of a special token")] = "text",
-    engine: Annotated[str, typer.Option(help="auto, gigatoken or tokenizers")] = "auto",
+    special_literals: Annotated[Literals, typer.Option(help="what a special token's text becomes")] = "text",
+    engine: Annotated[Engine, typer.Option(help="who tokenizes; each gives the same tokens")] = "auto",
 ) -> None:
     """Tokenize JSON lines to an indexed dataset, without any other step."""
-    from typing import get_args
-
-    from megatron_mathcpt.data.engines import EngineName
-    from megatron_mathcpt.data.reference import Literals
     from megatron_mathcpt.data.tokenize import tokenize_files
     from megatron_mathcpt.data.tokenizer import install_tokenizer, tokenizer_file
 
-    choices = (("special-literals", special_literals, Literals), ("engine", engine, EngineName))
-    for option, value, known in choices:
-        if value not in get_args(known):
-            raise ConfigError(f"--{option} {value}: expected one of {', '.join(get_args(known))}")
     if tokenizer_file(tokenizer).suffix == ".model":
         tokenizer = install_tokenizer(tokenizer, out.with_name(f"{out.name}_tokenizer")).folder
-    say(str(tokenize_files(files, field, tokenizer, out, special_literals, engine)))  # type: ignore[arg-type]
+    say(str(tokenize_files(files, field, tokenizer, out, special_literals, engine)))
 
 
 @verb(app, "synthesize", HEADING)

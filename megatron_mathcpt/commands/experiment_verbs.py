@@ -127,18 +127,16 @@ def dry_run(
     if not asked.is_grid():
         if not gpus:
             raise ConfigError(f"{files[0]}: is a run; give the GPUs it would have with --gpus")
-        _plan_runs(files, overrides, gpus, hardware, expected)
+        _plan_runs(files, asked, gpus, hardware, expected)
         return
     if out is None or len(files) > 1:
         raise ConfigError(f"{files[0]}: is a grid; give it alone, and its folder of results with --out")
     if overrides and not gpus:
         raise ConfigError(f"override '{overrides[0]}': changes what runs cost, so give --gpus too")
-    _plan_grid(files[0], asked.stages(out, gpus or 2), gpus, hardware, expected)
+    _plan_grid(asked, out, gpus, hardware, expected)
 
 
-def _plan_runs(
-    files: Sequence[Path], overrides: Sequence[str], gpus: int, hardware: str, expected: Path | None
-) -> None:
+def _plan_runs(files: list[Path], asked: Asked, gpus: int, hardware: str, expected: Path | None) -> None:
     from rich.console import Console
 
     from megatron_mathcpt.config.base import load_config
@@ -146,14 +144,12 @@ def _plan_runs(
     from megatron_mathcpt.experiment.dry_run import as_table, load_expected_tokens, plan_run
 
     tokens = load_expected_tokens(expected) if expected else {}
-    loaded = [load_config(path, ExperimentConfig, overrides) for path in files]
+    loaded = [load_config(path, ExperimentConfig, asked.overrides) for path in files]
     runs = {config.name: plan_run(config, gpus, hardware, tokens) for config in loaded}
     Console().print(as_table(runs, f"{gpus} {hardware}"))
 
 
-def _plan_grid(
-    path: Path, stages: "Sequence[Stage]", gpus: int | None, hardware: str, expected: Path | None
-) -> None:
+def _plan_grid(asked: Asked, out: Path, gpus: int | None, hardware: str, expected: Path | None) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -163,8 +159,11 @@ def _plan_grid(
     tokens = load_expected_tokens(expected) if expected else {}
     costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
     columns = (Column(heading, justify="right", no_wrap=True) for heading in costs)
-    table, hours = Table("stage", "needs", Column("state", no_wrap=True), *columns, title=str(path)), 0.0
-    for stage in stages:
+    table, hours = (
+        Table("stage", "needs", Column("state", no_wrap=True), *columns, title=str(asked.config)),
+        0.0,
+    )
+    for stage in asked.stages(out, gpus or 2):
         planned = plan_stage(stage, gpus, hardware, tokens) if gpus else None
         hours += planned.gpu_hours if planned else 0.0
         state = "done" if is_done(stage) else "to do"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megatron_mathcpt.data.inspection.terminal import Screen
     from megatron_mathcpt.formats.corpus_folder import CorpusFolder
 
-app = typer_of("Look into a finished corpus: documents, drops, lengths, duplicates, hits, one record.")
+app = typer_of("Look into a finished corpus: documents, drops, lengths, the way of one record.")
 Folder = Annotated[Path, typer.Argument(help="folder of a finished corpus")]
 Pool = Annotated[str | None, typer.Option(help="only this pool")]
 Source = Annotated[str | None, typer.Option(help="only this source")]
@@ -38,7 +38,6 @@ def show_documents(
     number: Annotated[int | None, typer.Option(help="number among these, from 0")] = None,
     record: Annotated[str | None, typer.Option("--id", help="id of the record")] = None,
     search: Annotated[str | None, typer.Option(help="text in it, ASCII letters in either case")] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="as tokens of the dataset")] = False,
     limit: Limit = 5,
     most: Most = 1000,
 ) -> None:
@@ -47,7 +46,7 @@ def show_documents(
 
     corpus, screen = _open(folder, most)
     found = find_documents(corpus, corpus.selections(pool, source, split), number, record, search)
-    screen.documents(corpus, islice(found, limit), tokens)
+    screen.documents(corpus, islice(found, limit), False)
 
 
 @verb(app, "dropped")
@@ -70,12 +69,7 @@ def show_dropped(
 
 
 @verb(app, "lengths")
-def show_lengths(
-    folder: Folder,
-    pool: Pool = None,
-    source: Source = None,
-    steps: Annotated[str | None, typer.Option(help="count steps by field, lines or sentences")] = None,
-) -> None:
+def show_lengths(folder: Folder, pool: Pool = None, source: Source = None) -> None:
     """Distributions of tokens a document, and of steps a problem, of each source."""
     from megatron_mathcpt.data.inspection.lengths import step_counts, token_lengths
 
@@ -85,32 +79,8 @@ def show_lengths(
         found = token_lengths(corpus, selection)
         if found.total:
             screen.distribution(f"{name}: tokens, with the end-of-text token", found, found.by_powers())
-        if counted := step_counts(corpus, selection, steps):
+        if counted := step_counts(corpus, selection, None):
             screen.steps(name, counted)
-
-
-@verb(app, "near")
-def show_near(folder: Folder, record: Record, most: Most = 1000) -> None:
-    """The document in a duplicate's place, or the duplicates of one, and how alike they are."""
-    from megatron_mathcpt.data.inspection.copies import find_copies
-
-    corpus, screen = _open(folder, most)
-    for group in find_copies(corpus, record):
-        screen.group(corpus, group)
-
-
-@verb(app, "contaminated")
-def show_contaminated(
-    folder: Folder,
-    benchmark: Annotated[str | None, typer.Option(help="only this benchmark")] = None,
-    limit: Limit = 20,
-) -> None:
-    """Documents that went because of a benchmark: which item, which n-gram."""
-    from megatron_mathcpt.data.inspection import drops
-
-    corpus, screen = _open(folder)
-    counts = drops.benchmark_counts(corpus, benchmark)
-    screen.hits(counts, drops.contaminated(corpus, benchmark, limit))
 
 
 @verb(app, "trace")
@@ -125,7 +95,7 @@ def trace_record(folder: Folder, record: Record) -> None:
 
 @verb(app, "page")
 def write_page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to write")]) -> None:
-    """One HTML page: counts, plots, a searchable sample, hits, duplicates."""
+    """One HTML page: counts, plots, a sample of the documents."""
     from megatron_mathcpt.data.inspection.content import page_content
     from megatron_mathcpt.formats.files import write_atomically
     from megatron_mathcpt.report.corpus_page import render_corpus

@@ -14,8 +14,9 @@ EXTRAS = {
     "safetensors": "train",
     "lm_eval": "eval",
     "math_verify": "eval",
+    "sympy": "train",  # its documentation is the mathematics of the quickstart
     "aiohttp": "synthesis",
-    "pyarrow": "parquet",
+    "pyarrow": "arrow",
     "py3langid": "language",
     "gigatoken": "fast",
     "ray": "ray",

@@ -57,17 +57,25 @@ def pairs_of(texts: Sequence[str] | None) -> list[tuple[str, str]]:
 
 
 def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, numbers: int = 0
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    numbers: Sequence[str] = (),
+    *,
+    bare: bool = False,
 ) -> None:
-    """Print a table; its first column is never broken, its last `numbers` are aligned to the right."""
+    """Print a table; columns of `numbers` are aligned to the right, a `bare` table has no frame."""
+    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    words, rest = list(headings[: len(headings) - numbers]), headings[len(headings) - numbers :]
-    columns = [Column(words[0], no_wrap=True), *(Column(word, overflow="fold") for word in words[1:])]
-    columns += [Column(heading, justify="right", no_wrap=True) for heading in rest]
-    table = Table(*columns, title=title)
+    columns = [
+        Column(name, justify="right" if name in numbers else "left", no_wrap=name in (headings[0], *numbers))
+        for name in headings
+    ]
+    box, padding = (SIMPLE_HEAD, (0, 1, 0, 0)) if bare else (HEAVY_HEAD, (0, 1))
+    table = Table(*columns, title=title, box=box, show_edge=not bare, padding=padding)
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)

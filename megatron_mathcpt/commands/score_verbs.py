@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,8 +31,8 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="answers drawn for each item")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
-    backend: Annotated[str, typer.Option(help="hf or megatron")] = "hf",
-    params_dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
+    backend: Annotated[Literal["hf", "megatron"], typer.Option(help="who generates")] = "hf",
+    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="of the weights")] = "auto",
     tensor_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
@@ -59,17 +59,12 @@ def evaluate(
     if not sweep:
         _show_scores(score(model, files, settings, out))
         return
-    for checkpoint in _checkpoints(model):
+    checkpoints = sorted((model / "checkpoints").glob("step_*"))
+    if not checkpoints:
+        raise EvaluationError(f"{model}: no checkpoint in checkpoints/; --sweep takes the folder of a run")
+    for checkpoint in checkpoints:
         _show_scores(score(checkpoint, files, settings, out / checkpoint.name / "evaluation"))
     say(f"paired tests: mathcpt report {out} --compare BASELINE:CANDIDATE, of the folders in it")
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = sorted((run / "checkpoints").glob("step_*"))
-    if not found:
-        raise EvaluationError(f"{run}: no checkpoint in checkpoints/; --sweep takes the folder of a run")
-    return found
 
 
 def _show_scores(results: dict[str, Any]) -> None:
@@ -89,7 +84,7 @@ def _show_scores(results: dict[str, Any]) -> None:
     if mean := results["aggregates"].get("mean_of_four"):
         add("mean of four", ("", "", ""), mean["accuracy"], mean["stderr"])
     headings = ("task", "items", "correct", "ungraded", "accuracy in %", "± s.e.")
-    print_table(headings, rows, results["model"], numbers=5)
+    print_table(headings, rows, results["model"], numbers=headings[1:])
 
 
 @verb(app, "contamination", HEADING)
@@ -141,7 +136,9 @@ def compare(
     first, second = (folder.relative_to(root).as_posix() for folder in folders)
     settings, sentences = compare_two(root, second, first)
     if settings:
-        print_table(("setting", first, second), [(field, old, new) for field, new, old in settings])
+        print_table(
+            ("setting", first, second), [(field, old, new) for field, new, old in settings], bare=True
+        )
     else:
         say("Same settings.")
     for sentence in sentences:
@@ -177,7 +174,7 @@ def status(root: Annotated[Path, typer.Argument(help="folder of results")]) -> N
     """List the runs below a folder: state, steps, tokens, losses, scores."""
     from megatron_mathcpt.report.runs import LIST_HEADINGS, list_runs
 
-    print_table(LIST_HEADINGS, list_runs(root))
+    print_table(LIST_HEADINGS, list_runs(root), bare=True)
 
 
 tracing = typer_of("Where a synthesized record comes from, and what a training step saw.")
@@ -203,12 +200,10 @@ def trace_step(
     step: Annotated[int, typer.Argument(help="optimizer step, from 1")],
 ) -> None:
     """The documents that a step was trained on."""
-    from rich.console import Console
-    from rich.table import Table
-
     from megatron_mathcpt.train.trace import trace_step as find
 
-    table = Table("sample", "pool", "document", "record", "text", box=None)
-    for seen in find(run, step):
-        table.add_row(str(seen.sample), seen.pool, str(seen.document), seen.record or "?", repr(seen.text))
-    Console().print(table)
+    rows = [
+        (str(seen.sample), seen.pool, str(seen.document), seen.record or "?", repr(seen.text))
+        for seen in find(run, step)
+    ]
+    print_table(("sample", "pool", "document", "record", "text"), rows, bare=True)

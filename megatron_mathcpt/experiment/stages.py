@@ -178,8 +178,8 @@ class _Planner:
     def report(self) -> Stage:
         folder = self.out / "report"
         command = _verb("report", self.out, "--out", folder, "--quiet", "--runs", ",".join(self.grid.runs))
-        for pair in self.grid.report.comparisons:
-            command += ("--compare", ",".join(pair))
+        for candidate, baseline in self.grid.report.comparisons:
+            command += ("--compare", f"{baseline}:{candidate}")
         command += ("--study",) if self.grid.report.study else ()
         needs = (*self.grid.builds, *(("synthesis",) if self.grid.synthesis else ()), *self.grid.runs)
         needs += tuple(f"{name}/evaluation" for name in self.grid.scored)

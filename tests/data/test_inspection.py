@@ -47,15 +47,10 @@ def ids(found: Any) -> list[str]:
 
 
 def command(*arguments: object) -> str:
-    """What `tools/inspect_corpus.py` prints; what it refuses is raised."""
-    import importlib.util
+    """What `mathcpt inspect` prints; what it refuses is raised."""
+    from megatron_mathcpt.commands.inspect_verbs import app
 
-    spec = importlib.util.spec_from_file_location("inspect_corpus", ROOT / "tools" / "inspect_corpus.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    done = CliRunner().invoke(module.app, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
