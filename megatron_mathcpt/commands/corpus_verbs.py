@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from megatron_mathcpt.commands import inspect_verbs
 from megatron_mathcpt.commands.options import Overrides, print_table, say, typer_of, verb
@@ -21,9 +21,9 @@ app = typer_of()
 
 @verb(app, "download", HEADING)
 def download(
-    source: Annotated[str | None, typer.Argument(help="name of the source, see --list")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to fetch to")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="show the sources, their licences and sizes")] = False,
+    source: Annotated[str | None, Argument(help="name of the source, see --list")] = None,
+    out: Annotated[Path | None, Option(help="folder to fetch to")] = None,
+    list_: Annotated[bool, Option("--list", help="show the sources, their licences and sizes")] = False,
 ) -> None:
     """Fetch a public source from the Hugging Face hub, with checksums; goes on where it was stopped."""
     from megatron_mathcpt.data.downloads import PUBLISHED
@@ -52,9 +52,9 @@ def _source_row(named: tuple[str, Any]) -> tuple[str, ...]:
 
 @verb(app, "corpora", HEADING)
 def corpora(
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    data: Annotated[Path | None, typer.Option(help="folder of own <pool>.jsonl[.gz]")] = None,
-    seed: Annotated[int, typer.Option(help="seed of the problems and of the held-out choice")] = 0,
+    out: Annotated[Path, Option(help="folder to write")],
+    data: Annotated[Path | None, Option(help="folder of own <pool>.jsonl[.gz]")] = None,
+    seed: Annotated[int, Option(help="seed of the problems and of the held-out choice")] = 0,
 ) -> None:
     """Make raw pools and held-out problems: from this machine's Python, or from own data."""
     from megatron_mathcpt.data.corpora import make_corpora
@@ -69,14 +69,14 @@ def corpora(
 
 @verb(app, "build", HEADING)
 def build(
-    config: Annotated[Path, typer.Argument(help="YAML file of the build")],
+    config: Annotated[Path, Argument(help="YAML file of the build")],
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, typer.Option(help="folder to build in")],
-    workers: Annotated[int | None, typer.Option(min=1, help="processes here, or tasks at once")] = None,
-    cluster: Annotated[str | None, typer.Option(help="submit to this site (name or YAML file)")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="run on the Ray cluster of RAY_ADDRESS")] = False,
-    status: Annotated[bool, typer.Option("--status", help="only say how far the build is")] = False,
+    out: Annotated[Path, Option(help="folder to build in")],
+    workers: Annotated[int | None, Option(min=1, help="processes here, or tasks at once")] = None,
+    cluster: Annotated[str | None, Option(help="submit to this site (name or YAML file)")] = None,
+    ray: Annotated[bool, Option("--ray", help="run on the Ray cluster of RAY_ADDRESS")] = False,
+    status: Annotated[bool, Option("--status", help="only say how far the build is")] = False,
 ) -> None:
     """Read, filter, deduplicate, decontaminate and tokenize a corpus; run again to go on."""
     from megatron_mathcpt.config.base import load_config
@@ -116,12 +116,12 @@ app.add_typer(inspect_verbs.app, name="inspect", rich_help_panel=HEADING)
 
 @verb(app, "tokenize", HEADING)
 def tokenize(
-    files: Annotated[list[Path], typer.Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
-    tokenizer: Annotated[Path, typer.Option(help="Hugging Face folder, tokenizer.json or Llama's .model")],
-    out: Annotated[Path, typer.Option(help="prefix of the .bin and .idx files")],
-    field: Annotated[str, typer.Option(help="field that holds the text")] = "text",
-    special_literals: Annotated[Literals, typer.Option(help="what a special token's text becomes")] = "text",
-    engine: Annotated[Engine, typer.Option(help="who tokenizes; each gives the same tokens")] = "auto",
+    files: Annotated[list[Path], Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
+    tokenizer: Annotated[Path, Option(help="Hugging Face folder, tokenizer.json or Llama's .model")],
+    out: Annotated[Path, Option(help="prefix of the .bin and .idx files")],
+    field: Annotated[str, Option(help="field that holds the text")] = "text",
+    special_literals: Annotated[Literals, Option(help="what a special token's text becomes")] = "text",
+    engine: Annotated[Engine, Option(help="who tokenizes; each gives the same tokens")] = "auto",
 ) -> None:
     """Tokenize JSON lines to an indexed dataset, without any other step."""
     from megatron_mathcpt.data.tokenize import tokenize_files
@@ -134,15 +134,15 @@ def tokenize(
 
 @verb(app, "synthesize", HEADING)
 def synthesize(
-    config: Annotated[Path, typer.Argument(help="YAML file of the synthesis run")],
+    config: Annotated[Path, Argument(help="YAML file of the synthesis run")],
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, typer.Option(help="folder of the shards")],
-    shard: Annotated[str, typer.Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[int | None, typer.Option(min=2, help="run only so many seeds; predict the rest")] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="show the first prompts; spend nothing")] = False,
-    scripted: Annotated[bool, typer.Option("--scripted", help="rehearse: a script serves")] = False,
-    accept_model: Annotated[bool, typer.Option("--accept-model", help="the served model may differ")] = False,
+    out: Annotated[Path, Option(help="folder of the shards")],
+    shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
+    pilot: Annotated[int | None, Option(min=2, help="run only so many seeds; predict the rest")] = None,
+    preview: Annotated[bool, Option("--preview", help="show the first prompts; spend nothing")] = False,
+    scripted: Annotated[bool, Option("--scripted", help="rehearse: a script serves")] = False,
+    accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
 ) -> None:
     """Make new problem-solving data from seed problems."""
     from rich.console import Console
@@ -181,11 +181,11 @@ def _rehearsal(settings: "SynthesisConfig") -> "AbstractContextManager[Synthesis
 
 @verb(app, "pack-sft", HEADING)
 def pack_sft(
-    corpus: Annotated[Path, typer.Argument(help="corpus folder")],
-    pool: Annotated[str, typer.Argument(help="pool of problem records")],
-    seq_length: Annotated[int, typer.Option(help="tokens of a sample")],
-    out: Annotated[Path, typer.Option(help="folder for `data.sft`")],
-    packed: Annotated[bool, typer.Option(help="several records to a sample")] = True,
+    corpus: Annotated[Path, Argument(help="corpus folder")],
+    pool: Annotated[str, Argument(help="pool of problem records")],
+    seq_length: Annotated[int, Option(help="tokens of a sample")],
+    out: Annotated[Path, Option(help="folder for `data.sft`")],
+    packed: Annotated[bool, Option(help="several records to a sample")] = True,
 ) -> None:
     """Pack the problem records of a corpus into samples for supervised fine-tuning."""
     from megatron_mathcpt.train.packing import PackSettings, pack_pool

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from megatron_mathcpt.commands.model_verbs import start_training
 from megatron_mathcpt.commands.options import (
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 
 HEADING = "Experiments"
 app = typer_of()
-Config = Annotated[Path, typer.Argument(help="YAML file of a run or a grid; or quickstart")]
-Out = Annotated[Path, typer.Option(help="folder of the run, or of the grid's results")]
-Data = Annotated[Path | None, typer.Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")]
-Benchmarks = Annotated[Path | None, typer.Option(help="folder of benchmark sets, one sub-folder a set")]
-Processes = Annotated[int | None, typer.Option(min=1, help="processes of a training; of a grid's: 2")]
-Add = Annotated[list[Path] | None, typer.Option(help="YAML file of one more run; may be given again")]
-Only = Annotated[list[str] | None, typer.Option(help="only this run and what it needs; may be given again")]
-Site = Annotated[list[str] | None, typer.Option("--set", help="override the cluster file: nodes=4")]
-Dirty = Annotated[bool, typer.Option("--allow-dirty", help="snapshot uncommitted changes too")]
+Config = Annotated[Path, Argument(help="YAML file of a run or a grid; or quickstart")]
+Out = Annotated[Path, Option(help="folder of the run, or of the grid's results")]
+Data = Annotated[Path | None, Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")]
+Benchmarks = Annotated[Path | None, Option(help="folder of benchmark sets, one sub-folder a set")]
+Processes = Annotated[int | None, Option(min=1, help="processes of a training; of a grid's: 2")]
+Add = Annotated[list[Path] | None, Option(help="YAML file of one more run; may be given again")]
+Only = Annotated[list[str] | None, Option(help="only this run and what it needs; may be given again")]
+Site = Annotated[list[str] | None, Option("--set", help="override the cluster file: nodes=4")]
+Dirty = Annotated[bool, Option("--allow-dirty", help="snapshot uncommitted changes too")]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _config_file(path: Path) -> Path:
 
 @verb(app, "show", HEADING)
 def show(
-    run: Annotated[Path, typer.Argument(help="YAML file of a run, or its folder")],
+    run: Annotated[Path, Argument(help="YAML file of a run, or its folder")],
     overrides: Overrides = None,
 ) -> None:
     """Print the complete config of a run, every field with its value."""
@@ -103,11 +104,11 @@ def show(
 
 @verb(app, "dry-run", HEADING)
 def dry_run(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG ... [section.field=value ...]")],
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each run; a grid may go without")] = None,
+    configs: Annotated[list[str], Argument(metavar="CONFIG ... [section.field=value ...]")],
+    gpus: Annotated[int | None, Option(min=1, help="GPUs of each run; a grid may go without")] = None,
     hardware: Hardware = "h100",
-    expected: Annotated[Path | None, typer.Option(help="tokens of pools not built yet, in billions")] = None,
-    out: Annotated[Path | None, typer.Option(help="a grid's folder of results")] = None,
+    expected: Annotated[Path | None, Option(help="tokens of pools not built yet, in billions")] = None,
+    out: Annotated[Path | None, Option(help="a grid's folder of results")] = None,
     data: Data = None,
     benchmarks: Benchmarks = None,
     add: Add = None,
@@ -226,7 +227,7 @@ def submit(
     out: Out,
     cluster: Cluster,
     site: Site = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the scripts; submit nothing")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="print the scripts; submit nothing")] = False,
     allow_dirty: Dirty = False,
     data: Data = None,
     benchmarks: Benchmarks = None,

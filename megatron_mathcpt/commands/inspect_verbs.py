@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from megatron_mathcpt.commands.options import say, typer_of, verb
 from megatron_mathcpt.errors import ConfigError
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from megatron_mathcpt.formats.corpus_folder import CorpusFolder
 
 app = typer_of("Look into a finished corpus: documents, drops, lengths, the way of one record.")
-Folder = Annotated[Path, typer.Argument(help="folder of a finished corpus")]
-Pool = Annotated[str | None, typer.Option(help="only this pool")]
-Source = Annotated[str | None, typer.Option(help="only this source")]
-Limit = Annotated[int, typer.Option(min=1, help="most documents to show")]
-Most = Annotated[int, typer.Option("--characters", min=0, help="characters to show of each; 0: all")]
-Record = Annotated[str, typer.Argument(help="id of a record, or FILE:LINE of a raw file")]
+Folder = Annotated[Path, Argument(help="folder of a finished corpus")]
+Pool = Annotated[str | None, Option(help="only this pool")]
+Source = Annotated[str | None, Option(help="only this source")]
+Limit = Annotated[int, Option(min=1, help="most documents to show")]
+Most = Annotated[int, Option("--characters", min=0, help="characters to show of each; 0: all")]
+Record = Annotated[str, Argument(help="id of a record, or FILE:LINE of a raw file")]
 
 
 def _open(folder: Path, most: int = 0) -> "tuple[CorpusFolder, Screen]":
@@ -34,10 +34,10 @@ def show_documents(
     folder: Folder,
     pool: Pool = None,
     source: Source = None,
-    split: Annotated[str | None, typer.Option(help="only train or validation")] = None,
-    number: Annotated[int | None, typer.Option(help="number among these, from 0")] = None,
-    record: Annotated[str | None, typer.Option("--id", help="id of the record")] = None,
-    search: Annotated[str | None, typer.Option(help="text in it, ASCII letters in either case")] = None,
+    split: Annotated[str | None, Option(help="only train or validation")] = None,
+    number: Annotated[int | None, Option(help="number among these, from 0")] = None,
+    record: Annotated[str | None, Option("--id", help="id of the record")] = None,
+    search: Annotated[str | None, Option(help="text in it, ASCII letters in either case")] = None,
     limit: Limit = 5,
     most: Most = 1000,
 ) -> None:
@@ -52,7 +52,7 @@ def show_documents(
 @verb(app, "dropped")
 def show_dropped(
     folder: Folder,
-    reason: Annotated[str | None, typer.Option(help="only this reason")] = None,
+    reason: Annotated[str | None, Option(help="only this reason")] = None,
     source: Source = None,
     limit: Limit = 2,
     most: Most = 300,
@@ -94,7 +94,7 @@ def trace_record(folder: Folder, record: Record) -> None:
 
 
 @verb(app, "page")
-def write_page(folder: Folder, out: Annotated[Path, typer.Option(help="HTML file to write")]) -> None:
+def write_page(folder: Folder, out: Annotated[Path, Option(help="HTML file to write")]) -> None:
     """One HTML page: counts, plots, a sample of the documents."""
     from megatron_mathcpt.data.inspection.content import page_content
     from megatron_mathcpt.formats.files import write_atomically

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import typer
+from typer import Argument, Option
 
 from megatron_mathcpt.commands.options import Hardware, Overrides, Verify, say, typer_of, verb
 
@@ -20,16 +20,16 @@ _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
 
 @verb(app, "plan", HEADING)
 def plan(
-    model: Annotated[str, typer.Argument(help="known shape (llama3-8b) or path of a HF config.json")],
+    model: Annotated[str, Argument(help="known shape (llama3-8b) or path of a HF config.json")],
     overrides: Overrides = None,
     *,
-    gpus: Annotated[int, typer.Option(min=1, help="number of GPUs")],
-    global_batch_size: Annotated[int, typer.Option(min=1, help="sequences per step")] = 1024,
-    seq_length: Annotated[int, typer.Option(min=1, help="tokens per sequence")] = 4096,
+    gpus: Annotated[int, Option(min=1, help="number of GPUs")],
+    global_batch_size: Annotated[int, Option(min=1, help="sequences per step")] = 1024,
+    seq_length: Annotated[int, Option(min=1, help="tokens per sequence")] = 4096,
     hardware: Hardware = "h100",
-    memory_gib: Annotated[float | None, typer.Option(help="limit; default 90 % of the card")] = None,
-    train_tokens: Annotated[float, typer.Option(help="token budget of the run")] = 1e10,
-    top: Annotated[int, typer.Option(min=1, help="layouts to show")] = 10,
+    memory_gib: Annotated[float | None, Option(help="limit; default 90 % of the card")] = None,
+    train_tokens: Annotated[float, Option(help="token budget of the run")] = 1e10,
+    top: Annotated[int, Option(min=1, help="layouts to show")] = 10,
 ) -> None:
     """Rank the layouts of a model on some GPUs: memory, step time, GPU-hours.
 
@@ -59,9 +59,9 @@ app.add_typer(conversion, name="convert", rich_help_panel=HEADING)
 
 @verb(conversion, "to-hf")
 def to_hf(
-    run: Annotated[Path, typer.Argument(help="run folder, or one checkpoint of it")],
-    out: Annotated[Path, typer.Option(help="Hugging Face folder to write")],
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer folder; default: the corpus's")] = None,
+    run: Annotated[Path, Argument(help="run folder, or one checkpoint of it")],
+    out: Annotated[Path, Option(help="Hugging Face folder to write")],
+    tokenizer: Annotated[Path | None, Option(help="tokenizer folder; default: the corpus's")] = None,
     verify: Verify = True,
 ) -> None:
     """Write a Hugging Face folder from a run's chosen checkpoint."""
@@ -72,8 +72,8 @@ def to_hf(
 
 @verb(conversion, "from-hf")
 def from_hf(
-    folder: Annotated[Path, typer.Argument(help="Hugging Face folder of a Llama")],
-    out: Annotated[Path, typer.Option(help="checkpoint folder to write, for `init.checkpoint`")],
+    folder: Annotated[Path, Argument(help="Hugging Face folder of a Llama")],
+    out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
     verify: Verify = True,
 ) -> None:
     """Write a checkpoint, for any layout, from Hugging Face weights."""
@@ -91,12 +91,12 @@ def _show(out: Path, done: "Converted") -> None:
 
 @verb(app, "train", HEADING)
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the experiment")],
+    config: Annotated[Path, Argument(help="YAML file of the experiment")],
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, typer.Option(help="run folder; started again, the run goes on there")],
-    processes: Annotated[int | None, typer.Option(help="local workers; default: the layout's size")] = None,
-    check: Annotated[bool, typer.Option("--check", help="check config and data, then stop")] = False,
+    out: Annotated[Path, Option(help="run folder; started again, the run goes on there")],
+    processes: Annotated[int | None, Option(help="local workers; default: the layout's size")] = None,
+    check: Annotated[bool, Option("--check", help="check config and data, then stop")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
     start_training(config, overrides or (), out, processes, check=check)

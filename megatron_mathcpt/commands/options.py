@@ -4,20 +4,21 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from megatron_mathcpt.errors import ConfigError
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[section.field=value ...]", help="put over the file's fields")
+    list[str] | None, Argument(metavar="[section.field=value ...]", help="put over the file's fields")
 ]
-Cluster = Annotated[str, typer.Option(help="name under configs/clusters, or a path ending in .yaml")]
-Hardware = Annotated[str, typer.Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
+Cluster = Annotated[str, Option(help="name under configs/clusters, or a path ending in .yaml")]
+Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
 Pairs = Annotated[
     list[str] | None,
-    typer.Option(metavar="BASELINE:CANDIDATE", help="test the difference of two runs; may be given again"),
+    Option(metavar="BASELINE:CANDIDATE", help="test the difference of two runs; may be given again"),
 ]
-Verify = Annotated[bool, typer.Option(help="compare both models' logits")]
+Verify = Annotated[bool, Option(help="compare both models' logits")]
 
 
 class Verbs(TyperGroup):

@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from megatron_mathcpt.commands.options import Pairs, pairs_of, print_table, say, typer_of, verb
 from megatron_mathcpt.errors import EvaluationError
@@ -17,24 +18,24 @@ app = typer_of()
 @verb(app, "evaluate", HEADING)
 def evaluate(
     *,
-    model: Annotated[Path, typer.Option(help="Hugging Face folder, run folder or checkpoint")],
-    out: Annotated[Path, typer.Option(help="folder of the results")],
-    sweep: Annotated[bool, typer.Option("--sweep", help="every checkpoint of a run, a folder each")] = False,
-    task: Annotated[list[str] | None, typer.Option(help="NAME=FILE, or a folder of files")] = None,
-    benchmarks: Annotated[Path | None, typer.Option(help="folder of sets; `samples`: ours, small")] = None,
-    sets: Annotated[str, typer.Option(help="sets of --benchmarks, with commas; or `all`")] = "",
-    shots: Annotated[int, typer.Option(min=0, help="add a form with so many worked examples")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="items of each task")] = None,
-    benchmark_limit: Annotated[int | None, typer.Option(min=1, help="items of each benchmark set")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="sequences generated at a time")] = 64,
-    samples: Annotated[int, typer.Option(min=1, help="answers drawn for each item")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
-    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
-    backend: Annotated[Literal["hf", "megatron"], typer.Option(help="who generates")] = "hf",
-    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="of the weights")] = "auto",
-    tensor_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
-    pipeline_model_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
+    model: Annotated[Path, Option(help="Hugging Face folder, run folder or checkpoint")],
+    out: Annotated[Path, Option(help="folder of the results")],
+    sweep: Annotated[bool, Option("--sweep", help="every checkpoint of a run, a folder each")] = False,
+    task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
+    benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: ours, small")] = None,
+    sets: Annotated[str, Option(help="sets of --benchmarks, with commas; or `all`")] = "",
+    shots: Annotated[int, Option(min=0, help="add a form with so many worked examples")] = 0,
+    limit: Annotated[int | None, Option(min=1, help="items of each task")] = None,
+    benchmark_limit: Annotated[int | None, Option(min=1, help="items of each benchmark set")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="longest answer in tokens")] = 256,
+    batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64,
+    samples: Annotated[int, Option(min=1, help="answers drawn for each item")] = 1,
+    temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0,
+    seed: Annotated[int, Option(help="of the draws")] = 0,
+    backend: Annotated[Literal["hf", "megatron"], Option(help="who generates")] = "hf",
+    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="of the weights")] = "auto",
+    tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1,
+    pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1,
 ) -> None:
     """Score a model on benchmark files through lm-eval.
 
@@ -70,13 +71,12 @@ def evaluate(
 def _show_scores(results: dict[str, Any]) -> None:
     rows: list[tuple[str, ...]] = []
 
-    def add(name: str, counts: tuple[str, ...], value: float, error: float) -> None:
+    def add(name: str, counts: Sequence[str], value: float, error: float) -> None:
         rows.append((name, *counts, f"{100 * value:.2f}", f"{100 * error:.2f}"))
 
     for name, row in results["tasks"].items():
-        add(
-            name, tuple(str(row[key]) for key in ("n", "correct", "ungraded")), row["accuracy"], row["stderr"]
-        )
+        counts = [str(row[key]) for key in ("n", "correct", "ungraded")]
+        add(name, counts, row["accuracy"], row["stderr"])
         for score, found in row.get("samples", {}).items():
             add(f"  {score}", ("", "", ""), found["value"], found["stderr"])
     for name, best in results["aggregates"].get("higher_of_forms", {}).items():
@@ -90,10 +90,10 @@ def _show_scores(results: dict[str, Any]) -> None:
 @verb(app, "contamination", HEADING)
 def contamination(
     *,
-    evaluation: Annotated[Path, typer.Argument(help="folder that `mathcpt evaluate` wrote")],
-    documents: Annotated[list[Path], typer.Option(help="*.jsonl with a field `text`, or their folder")],
-    task: Annotated[list[str], typer.Option(help="NAME=FILE, as it was evaluated; may be given again")],
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of an item that counts")] = 0.5,
+    evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
+    documents: Annotated[list[Path], Option(help="*.jsonl with a field `text`, or their folder")],
+    task: Annotated[list[str], Option(help="NAME=FILE, as it was evaluated; may be given again")],
+    threshold: Annotated[float, Option(min=0.0, max=1.0, help="share of an item that counts")] = 0.5,
 ) -> None:
     """Overlap of test items with training documents, and the scores without it."""
     from megatron_mathcpt.evaluation.contamination import report as measure
@@ -125,8 +125,8 @@ def _percent(scores: dict[str, Any]) -> str:
 
 @verb(app, "compare", HEADING)
 def compare(
-    baseline: Annotated[Path, typer.Argument(help="folder of a run")],
-    candidate: Annotated[Path, typer.Argument(help="folder of another")],
+    baseline: Annotated[Path, Argument(help="folder of a run")],
+    candidate: Annotated[Path, Argument(help="folder of another")],
 ) -> None:
     """Settings that differ between two runs, and the paired tests CANDIDATE - BASELINE."""
     from megatron_mathcpt.report.runs import compare_two
@@ -147,13 +147,13 @@ def compare(
 
 @verb(app, "report", HEADING)
 def report(
-    root: Annotated[Path, typer.Argument(help="folder of results: one folder a run below it")],
-    out: Annotated[Path | None, typer.Option(help="folder of the report; default ROOT/report")] = None,
-    runs: Annotated[str, typer.Option(help="runs in order, with commas; default all that are finished")] = "",
+    root: Annotated[Path, Argument(help="folder of results: one folder a run below it")],
+    out: Annotated[Path | None, Option(help="folder of the report; default ROOT/report")] = None,
+    runs: Annotated[str, Option(help="runs in order, with commas; default all that are finished")] = "",
     compare: Pairs = None,
-    title: Annotated[str, typer.Option(help="heading of the page; default the name of ROOT")] = "",
-    study: Annotated[bool, typer.Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="write the report, print nothing")] = False,
+    title: Annotated[str, Option(help="heading of the page; default the name of ROOT")] = "",
+    study: Annotated[bool, Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
     from megatron_mathcpt.report.build import build_report
@@ -170,7 +170,7 @@ def report(
 
 
 @verb(app, "status", HEADING)
-def status(root: Annotated[Path, typer.Argument(help="folder of results")]) -> None:
+def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
     """List the runs below a folder: state, steps, tokens, losses, scores."""
     from megatron_mathcpt.report.runs import LIST_HEADINGS, list_runs
 
@@ -183,8 +183,8 @@ app.add_typer(tracing, name="trace", rich_help_panel=HEADING)
 
 @verb(tracing, "record")
 def trace_record(
-    folder: Annotated[Path, typer.Argument(help="folder of a synthesis run, or of one shard")],
-    record: Annotated[str, typer.Argument(help="id of an accepted record")],
+    folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
+    record: Annotated[str, Argument(help="id of an accepted record")],
 ) -> None:
     """A synthesized record's seed, every request and answer, every verdict."""
     from rich.console import Console
@@ -196,8 +196,8 @@ def trace_record(
 
 @verb(tracing, "step")
 def trace_step(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    step: Annotated[int, typer.Argument(help="optimizer step, from 1")],
+    run: Annotated[Path, Argument(help="run folder")],
+    step: Annotated[int, Argument(help="optimizer step, from 1")],
 ) -> None:
     """The documents that a step was trained on."""
     from megatron_mathcpt.train.trace import trace_step as find
