@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "transformers", "megatron.core", "lm_eval", "datatrove", "datasets"}
 BASE = "configs/tiny/quickstart_base.yaml"
 GRID = "configs/tiny/quickstart.yaml"
+BATCH = "train.micro_batch_size=1 train.global_batch_size=16"
+SUBMIT = f"submit {BASE} {BATCH} --cluster test --dry-run --out OUT"
 
 
 def verbs(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -96,6 +98,11 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"dry-run {BASE}", "give the GPUs it would have with --gpus"),
         (f"dry-run {GRID}", "its folder of results with --out"),
         (f"submit {GRID} --cluster none --out OUT", "none.yaml: cannot be read"),
+        (f"{SUBMIT} --set partition=$(x)", "partition: String should match pattern"),
+        (f"{SUBMIT} --set partitoin=x", "partitoin: unknown key; did you mean 'partition'"),
+        (f"{SUBMIT} --set nodes=3 --set gpus_per_node=3", "world size"),
+        (f"{SUBMIT} name=a/b", "cannot be a job's name"),
+        (f"{SUBMIT} --out OUT/a%j", "cannot stand in an #SBATCH line"),
         ("show missing.yaml", "missing.yaml: cannot be read"),
         ("plan llama3-8c --gpus 8", "llama3-8c"),
         ("convert to-hf OUT --out OUT/hf", "holds no complete checkpoint"),
@@ -124,6 +131,15 @@ def test_what_is_wrong_is_said_in_one_line(arguments: str, message: str, tmp_pat
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message.replace("OUT", str(tmp_path)) in done.stderr
+
+
+def test_a_dry_run_prints_the_job_script_and_writes_nothing(tmp_path: Path) -> None:
+    words = SUBMIT.replace("OUT", f"{tmp_path}/run").split()
+    script = run("-m", "megatron_mathcpt", *words, "train.seq_length=128", "--set", "account=math").stdout
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=base\n#SBATCH --account=math\n")
+    out = tmp_path / "run"
+    assert f"-m megatron_mathcpt.train {out}/.slurm/config.yaml --out {out})" in script
+    assert not out.exists()
 
 
 def test_what_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:

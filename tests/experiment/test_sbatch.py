@@ -52,12 +52,7 @@ def test_shellcheck_finds_nothing(name: str, tmp_path: Path) -> None:
     cluster = load_cluster(name)
     path = tmp_path / "job.sbatch"
     path.write_text(render(training(cluster), cluster))
-    done = subprocess.run(
-        ["shellcheck", path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
