@@ -24,7 +24,7 @@ TRAIN = [
     "transformers>=4.57",
     "tensorboard",
 ]
-TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy", "zstandard"]
+TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy"]
 
 setup(
     name="megatron_mathcpt",
@@ -41,7 +41,7 @@ setup(
             "mathcpt-lm-eval = megatron_mathcpt.evaluation.__main__:main",
         ]
     },
-    # Corpora, plans, reports, a grid's runner: 380 MB, of which LLVM is 173.
+    # Corpora, plans, reports, a grid's runner: 410 MB, of which LLVM is 173.
     install_requires=[
         "pydantic>=2.10",
         "ruamel.yaml>=0.18",
@@ -51,6 +51,7 @@ setup(
         "numba>=0.63",  # compiles the loops over characters and words
         "numpy",
         "orjson",
+        "zstandard",
         "isal",  # gzip at twice the speed of the standard library's
         "tokenizers>=0.21",
         "sentencepiece",
@@ -63,7 +64,7 @@ setup(
         "gpu": [*TRAIN, "transformer-engine[core-cu13,pytorch]>=2.9,<2.13"],  # see launch/constraints.txt
         "eval": ["lm-eval[math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
         "synthesis": ["aiohttp>=3.11", "math-verify>=0.8"],
-        "arrow": ["pyarrow"],  # sources as Parquet, Arrow or .zst; eval brings it too
+        "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
         "wandb": ["wandb"],
         "ray": ["ray"],  # corpus builds on a Ray cluster
         "language": ["py3langid>=0.4"],  # language identification, its model in the wheel

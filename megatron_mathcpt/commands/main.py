@@ -16,7 +16,7 @@ EXTRAS = {
     "math_verify": "eval",
     "sympy": "train",  # its documentation is the mathematics of the quickstart
     "aiohttp": "synthesis",
-    "pyarrow": "arrow",
+    "pyarrow": "tables",
     "py3langid": "language",
     "gigatoken": "fast",
     "ray": "ray",
