@@ -5,6 +5,7 @@ problem is rendered as one CPT document, or as prompt and response for SFT and e
 "same data, other stage" holds token for token: `cpt_text(p) == prompt_text(p) + response_text(p)`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +35,19 @@ class Problem(BaseModel):
     steps: int | None = Field(default=None, ge=0)
     source: str = ""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+
+def problem_of_row(row: Mapping[str, Any]) -> Problem:
+    """The problem in a row that has our field names.
+
+    `lang` may stand for `language`; a field that is None is unknown; fields of other names are kept in
+    `extra` unless the row has one. Raises pydantic's `ValidationError`.
+    """
+    known = {name: row[name] for name in Problem.model_fields if row.get(name) is not None}
+    if row.get("lang") is not None:
+        known.setdefault("language", row["lang"])
+    others = {key: value for key, value in row.items() if key not in known and key != "lang"}
+    return Problem.model_validate({"extra": others, **known})
 
 
 def prompt_text(question: str, language: str) -> str:

@@ -139,7 +139,7 @@ def synthesize(
     *,
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[int | None, Option(min=2, help="run only so many seeds; predict the rest")] = None,
+    pilot: Annotated[int | None, Option(min=1, help="run only so many seeds; count what is accepted")] = None,
     preview: Annotated[bool, Option("--preview", help="show the first prompts; spend nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse: a script serves")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
@@ -149,24 +149,20 @@ def synthesize(
 
     from megatron_mathcpt.config.base import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
-    from megatron_mathcpt.synthesis.pilot import pilot as run_pilot
-    from megatron_mathcpt.synthesis.run import first_prompts
-    from megatron_mathcpt.synthesis.run import synthesize as run
-    from megatron_mathcpt.synthesis.seeds import Shard
-    from megatron_mathcpt.synthesis.tables import forecast_tables, summary_tables
+    from megatron_mathcpt.synthesis import synthesize as stage
 
     settings, console = load_config(config, SynthesisConfig, overrides or ()), Console()
     if preview:
-        for name, prompt in first_prompts(settings).items():
+        for name, prompt in stage.first_prompts(settings).items():
             console.rule(name)
             console.print(prompt, markup=False, highlight=False)
         return
     with _rehearsal(settings) if scripted else nullcontext(settings) as settings:
-        tables: list[Any] = (
-            forecast_tables(run_pilot(settings, out, pilot, accept_model=accept_model))
-            if pilot
-            else summary_tables(run(settings, out, Shard.parse(shard), accept_model=accept_model))
-        )
+        if pilot:
+            tables = stage.pilot_tables(stage.pilot(settings, out, pilot, accept_model=accept_model))
+        else:
+            part = stage.SeedShard.parse(shard)
+            tables = stage.summary_tables(stage.synthesize(settings, out, part, accept_model=accept_model))
     for table in tables:
         console.print(table, "")
 

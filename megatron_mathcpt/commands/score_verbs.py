@@ -189,7 +189,7 @@ def trace_record(
     """A synthesized record's seed, every request and answer, every verdict."""
     from rich.console import Console
 
-    from megatron_mathcpt.synthesis.lineage import trace
+    from megatron_mathcpt.synthesis.store import trace
 
     Console().print_json(data=trace(folder, record))
 

@@ -28,15 +28,13 @@ class Server(Section):
     """One model behind one or several OpenAI-compatible addresses, `http://host:port/v1`.
 
     `key_variable` names the environment variable that holds the key; the key itself stands nowhere. Prices
-    are in the unit of your bill, per million tokens. `maximum_in_flight` is per address; the client starts at
-    `initial_in_flight` and finds the rest out.
+    are in the unit of your bill, per million tokens. `maximum_in_flight` is per address.
     """
 
     model: str = Field(min_length=1)
     endpoints: tuple[Url, ...] = Field(min_length=1)
     api: Literal["chat", "completions"] = "chat"
     key_variable: VariableName | None = None
-    initial_in_flight: int = Field(default=32, gt=0)
     maximum_in_flight: int = Field(default=256, gt=0)
     connect_timeout_seconds: float = Field(default=10, gt=0)
     read_timeout_seconds: float = Field(default=300, gt=0)

@@ -21,7 +21,7 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 
-_SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/seeds.py names it
+_SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/synthesize.py names it
 
 
 @dataclass(frozen=True)

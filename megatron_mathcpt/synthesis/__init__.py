@@ -1,7 +1,9 @@
 """New problem-solving data from seed problems: the study's four methods (arXiv 2501.14002, section 4).
 
-A method is a generator: it yields requests, is sent the answers, and returns one outcome, accepted records or
+A method is a generator: it yields requests, is sent the replies, and returns one outcome, accepted records or
 a named rejection. It knows no network and no files, so it can be read, tested and run again from stored
-answers alone. `run` drives the methods over a stream of seeds, `client` talks to the servers, `store` keeps
-every answer and every outcome, `verification` decides by mathematics what the teacher only claims.
+replies alone. In reading order: `synthesize` is the whole run, from seeds to a complete folder; `drive` takes
+many conversations at a time to their outcomes, within the budget; `method` says what a conversation is made
+of, and the four have a file each; `verification` decides by mathematics what the teacher only claims;
+`client` talks to a server; `store` keeps every reply and outcome; `scripted` plays servers in rehearsals.
 """

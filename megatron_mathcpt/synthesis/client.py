@@ -1,206 +1,241 @@
-"""Requests over HTTP: bounded retries with jitter, time-outs, size limits; what no retry mends stops the run.
+"""Requests to OpenAI-compatible servers: a limit in flight, bounded retries, replies of bounded size.
 
 aiohttp, because it takes a twentieth of the CPU time a request that the openai package takes (0.26 ms
 against 5.2 ms at 512 in flight).
 """
 
 import asyncio
+import hashlib
 import os
 import random
 import zlib
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import orjson
 
 from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError, one_line
-from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.synthesis.flow import Endpoint, Flow
-from megatron_mathcpt.synthesis.patience import Patience
-from megatron_mathcpt.synthesis.wire import PATHS, Answer, Decoder, TooLarge, read_answer
+from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
 UNANSWERED = "server: "  # begins the error of a request that got no answer; it is tried again in the next run
-_OVERLOAD = frozenset({429, 502, 503, 504})
-_RETRIED = _OVERLOAD | {408, 425, 500}
+_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: the server is gone
-_LOG = get_logger(__name__)
+
+
+def request_body(request: ServerRequest, server: Server) -> bytes:
+    """The JSON body: model id, prompt, sampling and seed."""
+    body: dict[str, Any] = {"model": server.model, "seed": request.seed, **request.sampling.model_dump()}
+    if server.api == "chat":
+        body["messages"] = request.prompt.as_messages()
+    else:
+        body["prompt"] = request.prompt.as_text()
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+
+
+def request_key(body: bytes, server: Server) -> str:
+    """Hash of the whole request; not of the address, since one model may answer at several."""
+    return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An attempt that may be tried again."""
+    """An attempt at the address `url` that may be tried again."""
 
-    what: str
-    overload: bool
+    what: str = ""
+    url: str = ""
     wait_seconds: float = 0.0
 
 
-class Client:
-    """All servers of a run; use as an asynchronous context."""
+class _Unreadable(Exception):
+    """A body that is too large or damaged."""
 
-    def __init__(self, servers: Mapping[str, Server]) -> None:
-        self._servers = servers
-        self._stack = AsyncExitStack()
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._patience = {
-            name: Patience(s.read_timeout_seconds, s.total_timeout_seconds) for name, s in servers.items()
-        }
+
+class Client:
+    """One server, at all its addresses; use as an asynchronous context."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        self._name, self._server = name, server
+        self._key = ""
+        if server.key_variable:
+            self._key = os.environ.get(server.key_variable, "").strip()
+            if not self._key or not self._key.isprintable():
+                raise ServerError(
+                    f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; "
+                    "export it"
+                )
+        self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
+        self._in_flight: Counter[str] = Counter()  # by address
         self._given_up = 0
-        self.retries = 0
-        self.answers = 0
-        self.busy_seconds = 0.0  # times of all answers together
-        self.flows = {
-            name: Flow([Endpoint(u, s.initial_in_flight, s.maximum_in_flight) for u in s.endpoints])
-            for name, s in servers.items()
-        }
 
     async def __aenter__(self) -> Self:
-        for name, server in self._servers.items():
-            self._sessions[name] = await self._stack.enter_async_context(_open_session(name, server))
+        # `identity` because a bomb is cheapest to refuse by not asking for compression.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        timeout = aiohttp.ClientTimeout(
+            total=self._server.total_timeout_seconds,
+            sock_connect=self._server.connect_timeout_seconds,
+            sock_read=self._server.read_timeout_seconds,
+        )
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+        self._session = aiohttp.ClientSession(
+            headers=headers, timeout=timeout, connector=connector, auto_decompress=False
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        await self._session.close()
 
-    async def send(self, name: str, body: bytes) -> Answer:
-        """The answer of server `name`; its `error` says why it gave none.
+    async def check_served(self) -> None:
+        """Raises `ServerError` unless each address answers, and serves the model if it lists any."""
+        model = self._server.model
+        for url in self._server.endpoints:
+            try:
+                async with self._session.get(f"{url}/models", allow_redirects=False) as response:
+                    if response.status in (401, 403):
+                        raise self._refusal(url, response.status, b"")
+                    rows = orjson.loads(await _read_body(response, 1_000_000)) if response.ok else {}
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise ServerError(
+                    f"server '{self._name}': {url}/models cannot be reached "
+                    f"({one_line(str(error)) or 'time-out'}); start it or mend its address"
+                ) from error
+            except (orjson.JSONDecodeError, _Unreadable):
+                continue
+            listed = rows.get("data") if isinstance(rows, dict) else None
+            if isinstance(listed, list) and listed:
+                models = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
+                if model not in models:
+                    raise ServerError(
+                        f"server '{self._name}': {url} serves {', '.join(models)[:200] or 'nothing'}, "
+                        f"not '{model}'; mend servers' model or start the right one"
+                    )
+
+    async def send(self, body: bytes) -> Reply:
+        """The server's reply; its `error` says why there is none.
 
         Raises `ServerError` for what no retry mends: 400, 401, 404 and the like, or a server that is gone.
         """
-        server, last = self._servers[name], _Failure("", False)
+        server, last = self._server, _Failure()
         for attempt in range(server.attempts):
             if attempt:
-                self.retries += 1
                 most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
                 await asyncio.sleep(last.wait_seconds + random.uniform(0, most))
-            result = await self._attempt(name, server, body)
-            if isinstance(result, Answer):
+            async with self._places:
+                url = self._choose_address(last.url)
+                self._in_flight[url] += 1
+                try:
+                    result = await self._exchange(url, body)
+                finally:
+                    self._in_flight[url] -= 1
+            if isinstance(result, Reply):
                 self._given_up = 0
                 return result
             last = result
         self._given_up += 1
         if self._given_up >= _GIVING_UP_IN_A_ROW:
             raise ServerError(
-                f"server '{name}': {self._given_up} requests in a row failed {server.attempts} times each, "
-                f"last: {last.what}; see to the server and start again, finished work is kept"
+                f"server '{self._name}': {self._given_up} requests in a row failed {server.attempts} times "
+                f"each, last: {last.what}; see to the server and start again, finished work is kept"
             )
-        return Answer("", f"{UNANSWERED}{last.what}")
+        return Reply("", f"{UNANSWERED}{last.what}")
 
-    async def served_models(self, name: str) -> dict[str, list[str]]:
-        """The model ids each address of server `name` lists; an address that lists none is left out."""
-        found = {}
-        for url in self._servers[name].endpoints:
-            try:
-                with self._patience[name].watch():
-                    async with self._sessions[name].get(f"{url}/models", allow_redirects=False) as response:
-                        if response.status in (401, 403):
-                            raise ServerError(_refusal(name, url, response.status, b"", self._servers[name]))
-                        rows = orjson.loads(await response.content.read(1_000_000)) if response.ok else {}
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise ServerError(
-                    f"server '{name}': {url}/models cannot be reached "
-                    f"({one_line(str(error)) or 'time-out'}); start it or mend its address"
-                ) from error
-            except orjson.JSONDecodeError:
-                rows = {}
-            listed = rows.get("data") if isinstance(rows, dict) else None
-            if isinstance(listed, list) and listed:
-                found[url] = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
-        return found
+    def _choose_address(self, failed: str) -> str:
+        """The address with the fewest requests, so the quickest gets the most; if it can be not `failed`.
 
-    async def _attempt(self, name: str, server: Server, body: bytes) -> Answer | _Failure:
-        flow = self.flows[name]
-        endpoint = await flow.take()
-        clock = asyncio.get_running_loop().time
-        started = clock()
+        One has room whenever the server has a place.
+        """
+        most, busy = self._server.maximum_in_flight, self._in_flight
+        return min(self._server.endpoints, key=lambda url: (busy[url] >= most, url == failed, busy[url]))
+
+    async def _exchange(self, url: str, body: bytes) -> Reply | _Failure:
+        server = self._server
         try:
-            result = await self._exchange(name, server, endpoint.url, body)
-            if isinstance(result, Answer):
-                endpoint.succeeded(started, clock())
-                self.answers += 1
-                self.busy_seconds += clock() - started
-            elif result.overload:
-                endpoint.overloaded(started, clock(), result.wait_seconds)
-            return result
-        finally:
-            flow.give_back(endpoint)
-
-    async def _exchange(self, name: str, server: Server, url: str, body: bytes) -> Answer | _Failure:
-        clock = asyncio.get_running_loop().time
-        try:
-            with self._patience[name].watch() as watch:
-                response = await self._sessions[name].post(
-                    url + PATHS[server.api], data=body, allow_redirects=False
-                )
-                try:
-                    decoder = Decoder(
-                        response.headers.get("Content-Encoding", "").lower(), server.maximum_response_bytes
-                    )
-                    while not response.content.at_eof():
-                        decoder.feed(await response.content.readany())
-                        watch.heard = clock()
-                finally:
-                    response.release()  # closes the connection if the body was not read to its end
-            if response.status == 200:
-                return read_answer(decoder.body(), server.api)
-            return _failure(name, url, response, decoder.body(), server)
-        except TooLarge:
-            return Answer("", f"reply larger than {server.maximum_response_bytes} bytes")
-        except zlib.error:
-            return Answer("", "reply cannot be decompressed")
+            async with self._session.post(
+                url + _PATHS[server.api], data=body, allow_redirects=False
+            ) as response:
+                received = await _read_body(response, server.maximum_response_bytes)
+        except _Unreadable as error:
+            return Reply("", str(error), len(body) // BYTES_A_TOKEN)
         except TimeoutError:
-            return _Failure("time-out", overload=True)
+            return _Failure("time-out", url)
         except (aiohttp.ClientError, OSError) as error:
-            return _Failure(f"connection: {type(error).__name__}", overload=False)
-
-
-def _open_session(name: str, server: Server) -> aiohttp.ClientSession:
-    # `identity` because a bomb is cheapest to refuse by not asking for compression.
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    if server.key_variable:
-        key = os.environ.get(server.key_variable, "").strip()
-        if not key or not key.isprintable():
+            return _Failure(f"connection: {type(error).__name__}", url)
+        if response.status == 200:
+            return _read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
+        if response.status not in _RETRIED:
+            raise self._refusal(url, response.status, received)
+        wait = _retry_after(response.headers.get("Retry-After", ""))
+        if wait > server.maximum_wait_seconds:
             raise ServerError(
-                f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; export it"
+                f"server '{self._name}': {url} asks to wait {wait:.0f} s, more than "
+                "maximum_wait_seconds; start again later or raise it"
             )
-        headers["Authorization"] = f"Bearer {key}"
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=server.connect_timeout_seconds)
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-    return aiohttp.ClientSession(
-        headers=headers, timeout=timeout, connector=connector, auto_decompress=False, trust_env=False
-    )
+        return _Failure(f"status {response.status}", url, wait)
+
+    def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
+        said = one_line(body[:300].decode("utf-8", "replace"))
+        if self._key:  # should the server echo it
+            said = said.replace(self._key, "***")
+        advice = "check model, sampling and prompt length"
+        if status in (401, 403, 404):
+            advice = "check endpoints and model" if status == 404 else "check the key in key_variable"
+        return ServerError(f"server '{self._name}': {url} refused with status {status} ({said}); {advice}")
 
 
-def _failure(name: str, url: str, response: aiohttp.ClientResponse, body: bytes, server: Server) -> _Failure:
-    """What another attempt may mend; raises `ServerError` for what it will not."""
-    if response.status not in _RETRIED:
-        raise ServerError(_refusal(name, url, response.status, body, server))
-    wait = _retry_after(response.headers.get("Retry-After", ""))
-    if wait > server.maximum_wait_seconds:
-        raise ServerError(
-            f"server '{name}': {url} asks to wait {wait:.0f} s, more than "
-            "maximum_wait_seconds; start again later or raise it"
+async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body, decompressed where the server insists; never more than `limit` bytes in memory."""
+    body, too_large = bytearray(), f"reply larger than {limit} bytes"
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise _Unreadable(too_large)
+    if response.headers.get("Content-Encoding", "").lower() not in ("gzip", "deflate"):
+        return bytes(body)
+    try:
+        unpacked = zlib.decompressobj(wbits=47).decompress(body, limit + 1)
+    except zlib.error as error:
+        raise _Unreadable("reply cannot be decompressed") from error
+    if len(unpacked) > limit:
+        raise _Unreadable(too_large)
+    return unpacked
+
+
+def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
+    """The first choice of a reply; every departure from the protocol is a named error with the raw text.
+
+    Token counts are estimated where the server reports none.
+    """
+    raw = body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace")
+    try:
+        reply = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return Reply(raw, "reply is not JSON", prompt_tokens, len(raw.encode()) // BYTES_A_TOKEN)
+    fields = reply if isinstance(reply, dict) else {}
+    choices, usage, model = fields.get("choices"), fields.get("usage"), fields.get("model")
+    usage = usage if isinstance(usage, dict) else {}
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
+    part = choice.get("message") if isinstance(choice, dict) and api == "chat" else choice
+    text = part.get("content" if api == "chat" else "text") if isinstance(part, dict) else None
+    error = None
+    if not isinstance(text, str):
+        text, error = raw, "reply without text" if isinstance(choice, dict) else "reply without choices"
+    elif choice.get("finish_reason") == "length":
+        error = "cut off at max_tokens"
+    prompt, completion = (
+        count if isinstance(count, int) and count >= 0 else estimate
+        for count, estimate in (
+            (usage.get("prompt_tokens"), prompt_tokens),
+            (usage.get("completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
         )
-    return _Failure(f"status {response.status}", response.status in _OVERLOAD, wait)
-
-
-def _refusal(name: str, url: str, status: int, body: bytes, server: Server) -> str:
-    """What a final refusal says, without the key, should the server echo it."""
-    said = one_line(body[:300].decode("utf-8", "replace"))
-    if server.key_variable and (key := os.environ.get(server.key_variable, "").strip()):
-        said = said.replace(key, "***")
-    advice = {
-        401: "check the key in key_variable",
-        403: "check the key in key_variable",
-        404: "check endpoints and model",
-    }.get(status, "check model, sampling and prompt length")
-    return f"server '{name}': {url} refused with status {status} ({said}); {advice}"
+    )
+    return Reply(text, error, prompt, completion, model if isinstance(model, str) else "")
 
 
 def _retry_after(value: str) -> float:

@@ -9,19 +9,23 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.synthesis import QueryExpansion, Verification
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.layout import lay_out
 from megatron_mathcpt.synthesis.method import (
     Check,
+    Context,
     Conversation,
     Outcome,
     Rejected,
     Reply,
     make_record,
-    usable_text,
 )
-from megatron_mathcpt.synthesis.tags import find_tag, opening_verdict, read_tags, refuse_tags
-from megatron_mathcpt.synthesis.verification import similarity
+from megatron_mathcpt.synthesis.verification import (
+    find_tag,
+    lay_out,
+    opening_verdict,
+    read_tags,
+    refuse_tags,
+    similarity,
+)
 
 NAME = "query_expansion"
 _TAGS = ("statement", "question_1", "solution_1", "question_2", "solution_2", "check")
@@ -35,7 +39,7 @@ def converse(
     values = {"question": seed.question, "solution": seed.solution}
     request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
     (reply,) = yield (request,)
-    text = usable_text(reply)
+    text = reply.usable_text()
     tags = read_tags(text, _TAGS)
     verdict = opening_verdict(f"<check>{tags['check']}", "check", ("accept", "refuse"))
     claim = "correct" if verdict == "accept" else "wrong"

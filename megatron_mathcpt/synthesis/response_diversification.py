@@ -4,11 +4,16 @@ from itertools import combinations
 
 from megatron_mathcpt.config.synthesis import ResponseDiversification, Verification
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.layout import lay_out
-from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
-from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags, refuse_tags
-from megatron_mathcpt.synthesis.verification import check_answer, require, similarity
+from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Rejected, make_record
+from megatron_mathcpt.synthesis.verification import (
+    check_answer,
+    lay_out,
+    opening_verdict,
+    read_tags,
+    refuse_tags,
+    require,
+    similarity,
+)
 
 NAME = "response_diversification"
 _TAGS = ("response", "solution_2", "solution_3")
@@ -22,7 +27,7 @@ def converse(
     values = {"question": seed.question, "solution": seed.solution}
     request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
     (reply,) = yield (request,)
-    text = usable_text(reply)
+    text = reply.usable_text()
     if opening_verdict(text, "response", ("accept", "refuse")) == "refuse":
         raise Rejected("refused", raw=text)
     tags = read_tags(text, _TAGS)

@@ -9,20 +9,20 @@ import asyncio
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from aiohttp import web
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.records import Language, Problem
-from megatron_mathcpt.synthesis.seeds import Shard, read_seeds
+from megatron_mathcpt.records import Language, Problem, response_text
+from megatron_mathcpt.synthesis.synthesize import SeedShard, read_seeds
 
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
 _QUESTION = re.compile(r"(?:Question: |问题：)(.*)\n(?:Solution:|解答：)\s*\Z", re.DOTALL)
-_FINAL: dict[Language, str] = {"en": "The answer is {answer}.", "zh": "答案是{answer}。"}
 _STEP: dict[Language, str] = {"en": "Step {number}: {line}", "zh": "第{number}步：{line}"}
 _TOGETHER: dict[Language, str] = {"en": "All in one: {lines}.", "zh": "合起来：{lines}。"}
 _WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found} 应为 {right}"}
@@ -33,10 +33,10 @@ def rehearse(config: SynthesisConfig, variants: Sequence[Problem]) -> Iterator[S
     """`config` with all its servers played by a script, for as long as the context lasts."""
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
-    script = Script((seed for _, seed in read_seeds(config.seeds, Shard())), variants)
-    with ScriptedServer(script, [server.model for server in config.servers.values()], student) as played:
+    script = Script((seed for _, seed in read_seeds(config.seeds, SeedShard())), variants)
+    with serve(_application(script, [server.model for server in config.servers.values()], student)) as url:
         servers = {
-            name: server.model_copy(update={"endpoints": (played.url,), "api": "chat", "key_variable": None})
+            name: server.model_copy(update={"endpoints": (url,), "api": "chat", "key_variable": None})
             for name, server in config.servers.items()
         }
         yield config.model_copy(update={"servers": servers})
@@ -61,7 +61,7 @@ class Script:
         if found := _QUESTION.search(prompt):
             problem = self._problem(found[1])
             wrong = student and _number(problem.question) % 2
-            return _attempt(problem) if wrong else _solved(problem.solution, problem)
+            return _attempt(problem) if wrong else _solved(problem, problem.solution)
         raise DataError(f"scripted server: asked something else than the four methods ask: {prompt[:80]!r}")
 
     def _problem(self, question: str) -> Problem:
@@ -75,8 +75,8 @@ class Script:
         together = _TOGETHER[problem.language].format(lines="; ".join(lines))
         return (
             "<response>accept</response>\n"
-            f"<solution_2>{_solved(chr(10).join(steps), problem)}</solution_2>\n"
-            f"<solution_3>{_solved(together, problem)}</solution_3>"
+            f"<solution_2>{_solved(problem, chr(10).join(steps))}</solution_2>\n"
+            f"<solution_3>{_solved(problem, together)}</solution_3>"
         )
 
     def _expand(self, problem: Problem) -> str:
@@ -85,29 +85,27 @@ class Script:
             return "I cannot think of a problem."
         first = _number(problem.question) % len(choices)
         new = (choices[first], choices[(first + len(choices) // 2) % len(choices)])
-        texts = [
-            (f"question_{n}", p.question, f"solution_{n}", _solved(p.solution, p))
-            for n, p in enumerate(new, 1)
-        ]
         pairs = "\n".join(
-            f"<{q}>{question}</{q}>\n<{s}>{solution}</{s}>" for q, question, s, solution in texts
+            f"<question_{n}>{variant.question}</question_{n}>\n"
+            f"<solution_{n}>{_solved(variant, variant.solution)}</solution_{n}>"
+            for n, variant in enumerate(new, 1)
         )
         statement = f"{problem.question} {problem.answer}"
         return f"<statement>{statement}</statement>\n{pairs}\n<check>accept: both were computed</check>"
 
     def _correct(self, problem: Problem, attempt: str) -> str:
-        if attempt.strip() == _solved(problem.solution, problem):
+        if attempt.strip() == _solved(problem, problem.solution):
             return "<check>correct</check>"
         right, found = problem.solution.splitlines()[-1], attempt.strip().splitlines()[-2]
         reason = _WRONG[problem.language].format(found=found, right=right)
         return (
             f"<check>wrong</check>\n<wrong_step>{reason}</wrong_step>\n"
-            f"<correction>{_solved(right, problem)}</correction>"
+            f"<correction>{_solved(problem, right)}</correction>"
         )
 
 
-def _solved(solution: str, problem: Problem) -> str:
-    return f"{solution}\n{_FINAL[problem.language].format(answer=problem.answer)}"
+def _solved(problem: Problem, solution: str, answer: str | None = None) -> str:
+    return response_text(solution, answer or problem.answer, problem.language).lstrip()
 
 
 def _attempt(problem: Problem) -> str:
@@ -117,73 +115,53 @@ def _attempt(problem: Problem) -> str:
     if wrong == problem.answer:
         wrong = "1"
     head, equals, _ = last.rpartition("=")
-    lines = [*before, f"{head}{equals} {wrong}".strip()]
-    return "\n".join([*lines, _FINAL[problem.language].format(answer=wrong)])
+    return _solved(problem, "\n".join([*before, f"{head}{equals} {wrong}".strip()]), wrong)
 
 
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
-class ScriptedServer:
-    """Use as a context: an OpenAI-compatible server on the loopback, in a thread; `url` ends in /v1.
+def _application(script: Script, models: Sequence[str], student: str | None) -> web.Application:
+    """Requests for the model `student` get the student's answers, for the other `models` the teacher's."""
 
-    Requests for the model `student` get the student's answers, those for the other `models` the teacher's.
-    """
+    async def list_models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in models]})
 
-    def __init__(self, script: Script, models: Sequence[str], student: str | None) -> None:
-        self._script, self._models, self._student = script, models, student
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self.url = ""
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._main())
-
-    async def _main(self) -> None:
-        from aiohttp import web
-
-        self._stop = asyncio.Event()
-        app = web.Application(client_max_size=1 << 24)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
-
-    async def _list(self, _: Any) -> Any:
-        from aiohttp import web
-
-        return web.json_response({"data": [{"id": name} for name in self._models]})
-
-    async def _complete(self, request: Any) -> Any:
-        from aiohttp import web
-
+    async def complete(request: web.Request) -> web.Response:
         body = await request.json()
         prompt = body["messages"][-1]["content"]
         try:
-            text = self._script.answer(prompt, student=body["model"] == self._student)
+            text = script.answer(prompt, student=body["model"] == student)
         except DataError as error:
             return web.json_response({"error": {"message": str(error)}}, status=400)
         usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         return web.json_response({"model": body["model"], "choices": [choice], "usage": usage})
+
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_post("/v1/chat/completions", complete)
+    return app
+
+
+@contextmanager
+def serve(app: web.Application) -> Iterator[str]:
+    """Serve `app` on the loopback, in a thread; its address, which ends in /v1."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    run(runner.setup())
+    run(web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start())
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        run(runner.cleanup())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -3,20 +3,28 @@
 What one round of the event loop brings is one transaction, ended before the loop looks for more: a killed
 process loses at most the answers on their way. WAL with an exclusive lock needs no shared memory, so the file
 may lie on a network file system, and a second process on the same shard is refused.
+
+Each record carries its lineage: seed, requests, prompts, models, sampling, verdicts. `trace` adds the
+requests and answers themselves.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.synthesis.method import Reply
+from megatron_mathcpt.formats.files import read_lines
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.method import Outcome, Reply, ServerRequest, hash_seed
 
+STORE = Path(".store") / "synthesis.sqlite"
 # Tables keep SQLite's row numbers, so rows lie as they come. Stored in order of their random keys (WITHOUT
 # ROWID), writing and reading took four times the CPU time, and the file three times the space.
 _SCHEMA = """
@@ -35,41 +43,22 @@ CREATE INDEX IF NOT EXISTS by_position ON outcomes (method, position, sample);
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Requests and tokens that one server was paid for."""
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What one seed took in one method, all samples together; `tokens` are (server, prompt, completion)."""
-
-    requests: int
-    tokens: tuple[tuple[str, int, int], ...]
-    records: int
-    accepted_tokens: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an outcome belongs; `position` is the seed's in the input."""
+class Case:
+    """One seed in one method, and which of its samples; `position` is the seed's in the input."""
 
     method: str
-    seed: str
-    sample: int
     position: int
+    seed: Problem
+    sample: int
 
 
 class Store:
-    """The file of one shard."""
+    """The file of one shard; refused where it was begun with another `identity`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **identity: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, str] = {}  # what `remember` told; the file is locked, so nobody changes it
-        self._base = sqlite3.connect(path, isolation_level=None, timeout=1, check_same_thread=False)
+        self._base = sqlite3.connect(path, isolation_level=None, timeout=1)
         try:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
                 self._base.execute(f"PRAGMA {pragma}")
@@ -79,14 +68,19 @@ class Store:
                 f"{path}: cannot be opened ({error}); another process may be at work on this shard: "
                 "wait for it, or choose another --out"
             ) from error
+        for name, value in identity.items():
+            if self.remember(name, value) != value:
+                self._base.close()
+                raise DataError(
+                    f"{name}: changed since this shard was begun; choose another --out, or delete the folder"
+                )
 
     def close(self) -> None:
         """Commit and close the file."""
-        self.commit()
+        self._commit()
         self._base.close()
 
-    def commit(self) -> None:
-        """Make everything kept so far outlast a kill."""
+    def _commit(self) -> None:
         if self._base.in_transaction:
             self._base.execute("COMMIT")
 
@@ -94,7 +88,7 @@ class Store:
         """Open a transaction that ends first thing in the event loop's next round."""
         if not self._base.in_transaction:
             self._base.execute("BEGIN")
-            asyncio.get_running_loop().call_soon(self.commit)
+            asyncio.get_running_loop().call_soon(self._commit)
 
     def remember(self, name: str, value: str) -> str:
         """The value known under `name`, which is `value` if none was known before."""
@@ -111,41 +105,45 @@ class Store:
 
     def find_reply(self, key: str) -> Reply | None:
         """The stored answer of a request."""
-        columns = "key, text, error, prompt_tokens, completion_tokens"
+        columns = "text, error, prompt_tokens, completion_tokens"
         row = self._base.execute(f"SELECT {columns} FROM requests WHERE key = ?", (key,)).fetchone()
         return Reply(*row) if row else None
 
-    def find_request(self, key: str) -> dict[str, Any] | None:
-        """Body, answer and error of a request, for its lineage."""
+    def find_request(self, key: str) -> dict[str, Any]:
+        """Body, answer and error of a request, for its lineage; nothing where it got no answer."""
         row = self._base.execute("SELECT body, text, error FROM requests WHERE key = ?", (key,)).fetchone()
-        return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else None
+        return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
-    def keep_reply(self, method: str, server: str, body: bytes, reply: Reply) -> None:
+    def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         """Keep an answer that was paid for; within a running event loop."""
         self._begin()
+        tokens = (reply.prompt_tokens, reply.completion_tokens)
         self._base.execute(
             "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(reply.key, method, server, body.decode(), reply.text, reply.error),
-                *(reply.prompt_tokens, reply.completion_tokens),
-            ),
+            (key, method, server, body.decode(), reply.text, reply.error, *tokens),
         )
 
-    def find_outcome(self, method: str, seed: str, sample: int) -> str | None:
-        """The hash of the seed whose outcome is known."""
+    def has_outcome(self, case: Case) -> bool:
+        """Whether the outcome is known; raises `DataError` where it is another seed's of the same id."""
         row = self._base.execute(
             "SELECT seed_sha256 FROM outcomes WHERE method = ? AND seed = ? AND sample = ?",
-            (method, seed, sample),
+            (case.method, case.seed.id, case.sample),
         ).fetchone()
-        return str(row[0]) if row else None
+        if row and row[0] != hash_seed(case.seed):
+            raise DataError(
+                f"seed '{case.seed.id}': stands for two different problems; give every seed its own id"
+            )
+        return bool(row)
 
-    def keep_outcome(self, place: Place, seed_sha256: str, tokens: int, row: dict[str, Any]) -> None:
-        """Keep how a seed ended, once for each method, seed and sample; within a running event loop."""
+    def keep_outcome(self, case: Case, tokens: int, row: dict[str, Any]) -> None:
+        """Keep how a case ended, once for each seed; within a running event loop."""
+        if self.has_outcome(case):
+            return
         self._begin()
-        columns = (place.method, place.seed, place.sample, place.position)
+        place = (case.method, case.seed.id, case.sample, case.position, hash_seed(case.seed))
         self._base.execute(
             "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*columns, seed_sha256, tokens, row["reason"], orjson.dumps(row).decode()),
+            (*place, tokens, row["reason"], orjson.dumps(row).decode()),
         )
 
     def forget_server_failures(self) -> None:
@@ -166,31 +164,65 @@ class Store:
         row = self._base.execute("SELECT sum(tokens) FROM outcomes WHERE method = ?", (method,)).fetchone()
         return int(row[0] or 0)
 
-    def usage(self, method: str, positions: Iterable[int]) -> list[Usage]:
-        """What the seeds at `positions` took, those that have their outcomes."""
-        found = []
-        for position in sorted(positions):
-            rows = self._base.execute(
-                "SELECT tokens, outcome FROM outcomes WHERE method = ? AND position = ?", (method, position)
-            ).fetchall()
-            if rows:
-                outcomes = [orjson.loads(outcome) for _, outcome in rows]
-                paid = [self._tokens_of(key) for outcome in outcomes for key in outcome["requests"]]
-                records = sum(len(outcome["records"]) for outcome in outcomes)
-                found.append(Usage(len(paid), tuple(paid), records, sum(tokens for tokens, _ in rows)))
-        return found
-
-    def _tokens_of(self, key: str) -> tuple[str, int, int]:
-        row = self._base.execute(
-            "SELECT server, prompt_tokens, completion_tokens FROM requests WHERE key = ?", (key,)
-        ).fetchone()
-        return row or ("", 0, 0)
-
-    def spent(self, method: str | None = None) -> dict[str, Spent]:
-        """What each server was paid for, in one method or in all."""
+    def spent(self, method: str | None = None) -> dict[str, tuple[int, int, int]]:
+        """Requests, prompt and completion tokens each server was paid for, in one method or in all."""
         rows = self._base.execute(
             "SELECT server, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests "
             "WHERE ?1 IS NULL OR method = ?1 GROUP BY server ORDER BY server",
             (method,),
         )
-        return {server: Spent(*counts) for server, *counts in rows}
+        return {server: tuple(counts) for server, *counts in rows}
+
+
+def request_lineage(key: str, request: ServerRequest, server: Server) -> dict[str, Any]:
+    """What decided one answer."""
+    return {
+        "key": key,
+        "server": request.server,
+        "model": server.model,
+        "prompt_sha256": request.prompt.template_sha256,
+        "sampling": vars(request.sampling),
+        "seed": request.seed,
+    }
+
+
+def outcome_row(outcome: Outcome, case: Case, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The outcome as JSON values; each record gets an id of its own and its lineage in `extra`."""
+    seed, method, sample = case.seed, case.method, case.sample
+    verdicts = {
+        "claims": outcome.claims,
+        "checks": {name: vars(check) for name, check in outcome.checks.items()},
+        "disagreement": outcome.disagreement,
+    }
+    origin = {"seed": seed.id, "seed_sha256": hash_seed(seed), "method": method, "sample": sample}
+    lineage = {**origin, "requests": requests, **verdicts}
+    records = [
+        vars(record)
+        | {"id": f"{seed.id}/{method}/{sample}.{n}", "source": method, "extra": {"lineage": lineage}}
+        for n, record in enumerate(outcome.records)
+    ]
+    why = {"reason": outcome.reason, "detail": outcome.detail, "raw": outcome.raw}
+    return {**why, **verdicts, "records": records}
+
+
+def trace(folder: Path, record_id: str) -> dict[str, Any]:
+    """A record of a synthesis folder (of one shard or of all) with every request and answer behind it.
+
+    Raises `DataError` when no accepted record has that id.
+    """
+    for path in sorted(folder.rglob("accepted.jsonl")):
+        for _, lines in read_lines(path):
+            for line in lines:
+                row = orjson.loads(line) if record_id.encode() in line else {}
+                if row.get("id") == record_id:
+                    return {"file": str(path), "record": row, "requests": _answered(path, row)}
+    raise DataError(f"{folder}: no accepted record '{record_id}'; ids stand in the accepted.jsonl files")
+
+
+def _answered(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The requests behind a record of `path`, each with its answer."""
+    made = record["extra"]["lineage"]["requests"]
+    if not made:
+        return []
+    with closing(Store(path.parent.parent / STORE)) as store:
+        return [request | store.find_request(request["key"]) for request in made]

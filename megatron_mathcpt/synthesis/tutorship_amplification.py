@@ -2,11 +2,15 @@
 
 from megatron_mathcpt.config.synthesis import TutorshipAmplification, Verification
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.context import Context
-from megatron_mathcpt.synthesis.layout import lay_out
-from megatron_mathcpt.synthesis.method import Conversation, Outcome, Rejected, make_record, usable_text
-from megatron_mathcpt.synthesis.tags import opening_verdict, read_tags, refuse_tags
-from megatron_mathcpt.synthesis.verification import check_answer, require
+from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Rejected, make_record
+from megatron_mathcpt.synthesis.verification import (
+    check_answer,
+    lay_out,
+    opening_verdict,
+    read_tags,
+    refuse_tags,
+    require,
+)
 
 NAME = "tutorship_amplification"
 
@@ -19,7 +23,7 @@ def converse(
     values = {"question": seed.question}
     ask = (settings.student, f"{NAME}.student", seed, values, settings.student_sampling, sample)
     (reply,) = yield (context.request(*ask),)
-    attempt = usable_text(reply).strip()
+    attempt = reply.usable_text().strip()
     refuse_tags(attempt=attempt)
     if not attempt:
         raise Rejected("empty attempt")
@@ -29,7 +33,7 @@ def converse(
         settings.teacher, f"{NAME}.teacher", seed, values, settings.teacher_sampling, sample
     )
     (reply,) = yield (request,)
-    text = usable_text(reply)
+    text = reply.usable_text()
     claims = {"attempt": opening_verdict(text, "check", ("correct", "wrong"))}
     parts: tuple[tuple[str, str], ...] = (("attempt", attempt), ("check", claims["attempt"]))
     if claims["attempt"] == "correct":

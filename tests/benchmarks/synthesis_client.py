@@ -1,21 +1,19 @@
-"""Requests a second and CPU a request of a whole synthesis run, and its memory, against a loopback server.
+"""Requests a second, CPU a request and memory of a whole synthesis run, against a fake server.
 
-    python tests/benchmarks/synthesis_client.py [--seeds 20000] [--concurrency 512] [--profile FILE]
+    python tests/benchmarks/synthesis_client.py [--seeds 20000] [--concurrency 512]
 
-The server runs in a process of its own and answers after 250 ms; verification is what it always is, and is
-timed apart (`grading`), since a bar on the client leaves it out. CPU time depends on the machine and its
-load, so a bare aiohttp loop (post, read, parse) sends bodies of the same size before and after.
+The server runs in a process of its own and answers after 250 ms; verification is what it always is. CPU time
+depends on the machine and its load, so a bare aiohttp loop (post, read, parse) sends bodies of the same size
+before and after. Retrospective enhancement, which asks no server, is measured apart.
 """
 
 import asyncio
-import cProfile
 import json
 import multiprocessing
 import resource
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,11 +26,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.synthesis import tutorship_amplification
-from megatron_mathcpt.synthesis.run import first_prompts, synthesize
-from tests.synthesis.loopback import Loopback, ScriptedModel, make_seeds
+from megatron_mathcpt.synthesis.synthesize import first_prompts, synthesize
+from tests.support.fake_server import Loopback, ScriptedModel, make_seeds
 
-NAME = "tutorship_amplification"
+TUTORSHIP, RETROSPECTIVE = "tutorship_amplification", "retrospective_enhancement"
 
 
 def serve(pipe: Connection) -> None:
@@ -43,65 +40,60 @@ def serve(pipe: Connection) -> None:
 
 
 def main(
-    seeds: Annotated[int, typer.Option()] = 20_000,
-    concurrency: Annotated[int, typer.Option()] = 512,
-    profile: Annotated[Path | None, typer.Option(help="cProfile's file of the run's own thread")] = None,
+    seeds: Annotated[int, typer.Option()] = 20_000, concurrency: Annotated[int, typer.Option()] = 512
 ) -> None:
     """Run and print."""
     ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
-    server.start()
+    multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True).start()
     url = ours.recv()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "seeds.jsonl"
         with path.open("w") as file:
             file.writelines(seed.model_dump_json() + "\n" for seed in make_seeds(seeds))
-        config = SynthesisConfig.model_validate_json(json.dumps(make_tree(url, str(path), concurrency)))
-        prompt = first_prompts(config)[NAME]
-        bare = [bare_milliseconds(url, prompt, seeds, concurrency)]
-        grading = time_grading()
-        began, cpu = time.perf_counter(), cpu_seconds()
-        profiler = cProfile.Profile(time.thread_time) if profile else None
-        with profiler or nullcontext():
-            used = synthesize(config, Path(folder) / "out")["methods"][NAME]
-        seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        if profiler and profile:
-            profiler.dump_stats(profile)
-        bare.append(bare_milliseconds(url, prompt, seeds, concurrency))
-    requests = used["requests"]
-    graded, whole = 1000 * grading[0] / requests, 1000 * cpu / requests
+        config = make_config(url, str(path), concurrency, TUTORSHIP)
+        prompt = first_prompts(config)[TUTORSHIP]
+        before = bare_milliseconds(url, prompt, seeds, concurrency)
+        requests, seconds, cpu = measure(config, Path(folder) / "out", "requests")
+        after = bare_milliseconds(url, prompt, seeds, concurrency)
+        local = make_config(url, str(path), concurrency, RETROSPECTIVE)
+        records, _, local_cpu = measure(local, Path(folder) / "local", "records")
     table = Table("measured")
     table.add_column("value", justify="right")
     for name, value in (
-        ("seeds", f"{seeds:,}"),
         ("requests", f"{requests:,}"),
         ("requests/s", f"{requests / seconds:,.0f}"),
-        ("CPU ms a request, whole", f"{whole:.3f}"),
-        ("CPU ms of it in grading", f"{graded:.3f}"),
-        ("CPU ms a request, bare client", f"{bare[0]:.3f} before, {bare[1]:.3f} after"),
-        ("whole without grading / bare", f"{(whole - graded) / (sum(bare) / 2):.2f}"),
-        ("peak MiB", f"{memory:,.0f}"),
+        ("CPU ms a request", f"{1000 * cpu / requests:.3f}"),
+        ("CPU ms a request, bare client", f"{before:.3f} before, {after:.3f} after"),
+        ("peak MiB", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f}"),
+        ("retrospective records per CPU second", f"{records / local_cpu:,.0f}"),
     ):
         table.add_row(name, value)
     Console().print(table)
     ours.send("end")
 
 
-def make_tree(url: str, seeds: str, concurrency: int) -> dict[str, Any]:
-    """A config of tutorship amplification with one server for both roles."""
+def measure(config: SynthesisConfig, out: Path, what: str) -> tuple[int, float, float]:
+    """How many of `what` a run of one method makes; its seconds, and its CPU seconds."""
+    began, cpu = time.perf_counter(), time.process_time()
+    (counts,) = synthesize(config, out)["methods"].values()
+    return counts[what], time.perf_counter() - began, time.process_time() - cpu
+
+
+def make_config(url: str, seeds: str, concurrency: int, method: str) -> SynthesisConfig:
+    """One method, with one server for both roles."""
     sampling = {"temperature": 1.0, "max_tokens": 256}
-    server = {"model": "test-model", "endpoints": [url], "initial_in_flight": 512, "maximum_in_flight": 512}
-    tutorship = {"student": "s", "teacher": "s", "samples": 1, "right_attempts": "keep"}
-    return {
+    tutorship: dict[str, Any] = {"student": "s", "teacher": "s", "samples": 1, "right_attempts": "keep"}
+    tutorship |= {"student_sampling": sampling, "teacher_sampling": sampling}
+    tree = {
         "name": "benchmark",
         "seed": 1,
         "seeds": [seeds],
-        "servers": {"s": server},
-        "methods": {NAME: tutorship | {"student_sampling": sampling, "teacher_sampling": sampling}},
+        "servers": {"s": {"model": "test-model", "endpoints": [url], "maximum_in_flight": 512}},
+        "methods": {method: tutorship if method == TUTORSHIP else {}},
         "verification": {"disagreement": "keep"},
         "concurrency": concurrency,
     }
+    return SynthesisConfig.model_validate_json(json.dumps(tree))
 
 
 def bare_milliseconds(url: str, prompt: str, count: int, concurrency: int) -> float:
@@ -118,31 +110,9 @@ def bare_milliseconds(url: str, prompt: str, count: int, concurrency: int) -> fl
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             await asyncio.gather(*(work(session) for _ in range(concurrency)))
 
-    began = cpu_seconds()
+    began = time.process_time()
     asyncio.run(run())
-    return 1000 * (cpu_seconds() - began) / count
-
-
-def time_grading() -> list[float]:
-    """CPU seconds in `check_answer`, counted from now on in the one-element list returned."""
-    spent = [0.0]
-    inner = tutorship_amplification.check_answer
-
-    def timed(*arguments: object) -> object:
-        began = time.thread_time()
-        try:
-            return inner(*arguments)  # type: ignore[arg-type]
-        finally:
-            spent[0] += time.thread_time() - began
-
-    tutorship_amplification.check_answer = timed  # type: ignore[assignment]
-    return spent
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    return 1000 * (time.process_time() - began) / count
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.records import Problem
-from tests.synthesis.loopback import make_seeds
+from tests.support.fake_server import make_seeds
 
 SAMPLING = {"temperature": 0.7, "max_tokens": 256}
 # Time-outs are short only where a test wants them: on a busy machine an answer may take seconds.

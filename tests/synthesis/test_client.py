@@ -10,23 +10,23 @@ import pytest
 from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError
 from megatron_mathcpt.synthesis.client import Client, _retry_after
-from megatron_mathcpt.synthesis.wire import Answer
+from megatron_mathcpt.synthesis.method import Reply
+from tests.support.fake_server import LASTING, PASSING, Loopback
 from tests.synthesis.conftest import FAST
-from tests.synthesis.loopback import LASTING, PASSING, Loopback
 
 SILENT = ("silence", "one byte a second")  # end in a time-out, short here; a busy machine may add another
 BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello"}]}'
 
 
-def ask(url: str | list[str], count: int = 1, **changed: Any) -> tuple[list[Answer], Client]:
+def ask(url: str | list[str], count: int = 1, **changed: Any) -> list[Reply]:
     """Ask `count` times at once."""
     endpoints = tuple([url] if isinstance(url, str) else url)
     server = Server(model="test-model", endpoints=endpoints, **(FAST | changed))
 
-    async def run() -> tuple[list[Answer], Client]:
-        async with Client({"s": server}) as client:
+    async def run() -> list[Reply]:
+        async with Client("s", server) as client:
             bodies = [BODY.replace(b"hello", b"hello %d" % n) for n in range(count)]
-            return list(await asyncio.gather(*(client.send("s", body) for body in bodies))), client
+            return list(await asyncio.gather(*(client.send(body) for body in bodies)))
 
     return asyncio.run(run())
 
@@ -38,11 +38,8 @@ def fails_once(fault: str) -> Callable[[str, int], str | None]:
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(fault: str) -> None:
     with Loopback(lambda prompt: prompt.upper(), faults=fails_once(fault)) as server:
-        if fault in SILENT:
-            (answer,), client = ask(server.url, read_timeout_seconds=0.5, total_timeout_seconds=1.0)
-        else:
-            (answer,), client = ask(server.url)
-            assert client.retries == 1
+        short = {"read_timeout_seconds": 0.5, "total_timeout_seconds": 1.0} if fault in SILENT else {}
+        (answer,) = ask(server.url, **short)
     assert (answer.text, answer.error) == ("HELLO 0", None)
     assert server.injected == {fault: 1}
 
@@ -62,7 +59,7 @@ NAMES = {
 @pytest.mark.parametrize("fault", LASTING)
 def test_what_lasts_is_a_named_error_after_one_request(fault: str) -> None:
     with Loopback(lambda prompt: prompt, faults=lambda _p, _a: fault) as server:
-        (answer,), _ = ask(server.url)
+        (answer,) = ask(server.url)
     assert (answer.error, server.requests) == (NAMES[fault], 1)
 
 
@@ -76,11 +73,11 @@ def test_what_no_retry_mends_stops_at_once(status: str) -> None:
 
 def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
     with Loopback(lambda prompt: prompt, faults=lambda _p, _a: "500") as server:
-        (answer,), _ = ask(server.url, attempts=3)
+        (answer,) = ask(server.url, attempts=3)
         assert (answer.error, server.requests) == ("server: status 500", 3)
         with pytest.raises(ServerError, match="in a row"):
             ask(server.url, count=60, attempts=1)
-    (answer,), _ = ask(server.url, attempts=2)  # nobody listens any more
+    (answer,) = ask(server.url, attempts=2)  # nobody listens any more
     assert answer.error == "server: connection: ClientConnectorError"
 
 
@@ -103,7 +100,7 @@ def test_retry_after_in_both_forms() -> None:
 def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-very-secret")
     with Loopback(lambda prompt: prompt, key="sk-very-secret") as server:
-        assert ask(server.url, key_variable="TEST_KEY")[0][0].error is None
+        assert ask(server.url, key_variable="TEST_KEY")[0].error is None
         server.key = "sk-another"
         with pytest.raises(ServerError) as caught:  # the server echoes the key
             ask(server.url, key_variable="TEST_KEY")
@@ -113,15 +110,22 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
             ask(server.url, key_variable="TEST_KEY")
 
 
-def test_requests_in_flight_fall_on_overload_and_rise_again() -> None:
-    """A server that takes eight at a time: the limit ends near it from above and from below."""
-    server = Loopback(lambda prompt: prompt, delay_seconds=0.01)
-    server.faults = lambda _p, _a: "429" if server.in_flight > 8 else None
-    with server:
-        for start in (64, 1):
-            answers, client = ask(server.url, 600, attempts=50, initial_in_flight=start, maximum_in_flight=64)
-            assert not [answer for answer in answers if answer.error]
-            assert 2 <= client.flows["s"].endpoints[0].limit <= 16
+def test_no_address_has_more_requests_than_its_limit() -> None:
+    with (
+        Loopback(lambda prompt: prompt, delay_seconds=0.01) as one,
+        Loopback(lambda prompt: prompt, delay_seconds=0.01) as other,
+    ):
+        one.faults = fails_once("500")  # what failed at one is tried at the other, but for its limit
+        ask([one.url, other.url], 100, maximum_in_flight=8)
+        assert one.most_in_flight == other.most_in_flight == 8
+
+
+def test_an_address_that_is_gone_costs_no_request() -> None:
+    with Loopback(lambda prompt: prompt) as gone:
+        pass
+    with Loopback(lambda prompt: prompt) as server:
+        answers = ask([gone.url, server.url], 20, attempts=2)
+    assert not [answer for answer in answers if answer.error]
 
 
 def test_load_is_shared_by_speed() -> None:
@@ -129,5 +133,5 @@ def test_load_is_shared_by_speed() -> None:
         Loopback(lambda prompt: prompt, delay_seconds=0.01) as quick,
         Loopback(lambda prompt: prompt, delay_seconds=0.5) as slow,
     ):
-        ask([quick.url, slow.url], 400, initial_in_flight=8, maximum_in_flight=8)
+        ask([quick.url, slow.url], 400, maximum_in_flight=8)
         assert quick.requests > 4 * slow.requests > 0

@@ -5,18 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from tests.synthesis.test_synthesis_run import ROOT, accepted
+from tests.synthesis.test_synthesize import ROOT, MakeConfig, accepted
 
 STAND_IN = """#!{python}
 import asyncio, json, pathlib, sys
 sys.path.insert(0, {root!r})
 from aiohttp import web
-from tests.synthesis.loopback import Loopback, ScriptedModel
+from tests.support.fake_server import Loopback, ScriptedModel
 model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
 pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
 server = Loopback(ScriptedModel(), name=model, delay_seconds={delay})
@@ -27,13 +26,13 @@ web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  #
 """
 
 
-def prepare(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a job whose vLLM is `stand_in` and whose scontrol notes what it is told."""
+def start(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> subprocess.Popen[str]:
+    """A job whose vLLM is `stand_in` and whose scontrol notes what it is told."""
     (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "vllm").write_text(stand_in)
-    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n')
-    for name in ("vllm", "scontrol"):
+    scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n'
+    for name, script in (("vllm", stand_in), ("scontrol", scontrol)):
+        (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -45,17 +44,8 @@ def prepare(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> tuple[lis
         "SLURM_ARRAY_TASK_ID": "1",
         "SLURM_ARRAY_TASK_COUNT": "3",
     }
-    return [
-        "bash",
-        "launch/synthesis.sbatch",
-        str(tmp_path / "config.yaml"),
-        str(tmp_path / "out"),
-    ], environment
-
-
-def run(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> subprocess.CompletedProcess[str]:
-    command, environment = prepare(tmp_path, config, stand_in)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = ["bash", "launch/synthesis.sbatch", str(tmp_path / "config.yaml"), str(tmp_path / "out")]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def processes_of(tmp_path: Path) -> list[str]:
@@ -65,12 +55,21 @@ def processes_of(tmp_path: Path) -> list[str]:
     return found.stdout.splitlines()
 
 
-def test_servers_start_serve_one_shard_and_end(
-    make_config: Callable[..., SynthesisConfig], tmp_path: Path
-) -> None:
-    stand_in = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=0)
-    done = run(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in)
-    assert done.returncode == 0, done.stderr
+def assert_all_end(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(tmp_path) == []
+
+
+def stand_in(tmp_path: Path, delay: float) -> str:
+    return STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
+
+
+def test_servers_start_serve_one_shard_and_end(make_config: MakeConfig, tmp_path: Path) -> None:
+    job = start(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in(tmp_path, 0))
+    said = job.communicate()[1]
+    assert job.returncode == 0, said
     records = accepted(tmp_path / "out", "shard-00001-of-00003")
     assert records
     assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
@@ -79,26 +78,15 @@ def test_servers_start_serve_one_shard_and_end(
     assert_all_end(tmp_path)
 
 
-def assert_all_end(tmp_path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while processes_of(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
+def test_a_server_that_dies_ends_the_job(make_config: MakeConfig, tmp_path: Path) -> None:
+    job = start(tmp_path, make_config("http://127.0.0.1:1/v1"), "#!/bin/sh\nexit 3\n")
+    assert "ended before both answered" in job.communicate()[1]
+    assert job.returncode == 1
     assert processes_of(tmp_path) == []
 
 
-def test_a_server_that_dies_ends_the_job(make_config: Callable[..., SynthesisConfig], tmp_path: Path) -> None:
-    done = run(tmp_path, make_config("http://127.0.0.1:1/v1"), "#!/bin/sh\nexit 3\n")
-    assert done.returncode == 1
-    assert "ended before both answered" in done.stderr
-    assert processes_of(tmp_path) == []
-
-
-def test_a_job_near_its_end_goes_back_to_the_queue(
-    make_config: Callable[..., SynthesisConfig], tmp_path: Path
-) -> None:
-    stand_in = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=600)
-    command, environment = prepare(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in)
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as job:
+def test_a_job_near_its_end_goes_back_to_the_queue(make_config: MakeConfig, tmp_path: Path) -> None:
+    with start(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in(tmp_path, 600)) as job:
         while job.poll() is None and not (tmp_path / "out").exists():  # the client is at work
             time.sleep(0.1)
         job.send_signal(signal.SIGUSR1)

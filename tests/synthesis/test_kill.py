@@ -13,9 +13,9 @@ import pytest
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.synthesis.run import synthesize
-from tests.synthesis.loopback import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
-from tests.synthesis.test_synthesis_run import FIRST, METHOD, ROOT, accepted, rejected
+from megatron_mathcpt.synthesis.synthesize import synthesize
+from tests.support.fake_server import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
+from tests.synthesis.test_synthesize import FIRST, METHOD, ROOT, accepted, ends
 
 SEEDS, KILLS = 2000, 20
 
@@ -38,13 +38,8 @@ def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Pat
     with Loopback(model, faults=faults, delay_seconds=0.02) as server:
         config = make_config(server.url, SEEDS, patience_seconds=10)  # no time-outs but those injected
         (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-        command = [
-            sys.executable,
-            "tools/synthesize.py",
-            str(tmp_path / "config.yaml"),
-            "--out",
-            str(tmp_path / "out"),
-        ]
+        command = [sys.executable, "tools/synthesize.py", str(tmp_path / "config.yaml")]
+        command += ["--out", str(tmp_path / "out")]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         chance, kills = random.Random(7), 0
         manifest = tmp_path / "out" / FIRST / "manifest.json"
@@ -59,9 +54,7 @@ def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Pat
                 kills += 1
             assert process.wait(600) in (0, -9)
         assert kills == KILLS
-        ends = [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out")]
-        ends += [row["seed"] for row in rejected(tmp_path / "out")]
-        assert Counter(ends) == Counter(seed.id for seed in make_seeds(SEEDS))
+        assert Counter(ends(tmp_path / "out")) == Counter(seed.id for seed in make_seeds(SEEDS))
         wrong = [r for r in accepted(tmp_path / "out") if int(r["answer"]) != int(r["id"][5:11]) + 7]
         assert not wrong
         # What is on its way at a kill is lost, at most `concurrency` a kill; no more is asked twice.

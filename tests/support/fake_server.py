@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.scripted import serve
 
 Model = Callable[[str], str]
 Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
@@ -42,40 +42,16 @@ class Loopback:
     url: str = ""
 
     def __enter__(self) -> "Loopback":
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self._thread.start()
-        assert ready.wait(60)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(60)
-
-    def _serve(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._main(ready))
-
-    async def _main(self, ready: threading.Event) -> None:
-        self._stop = asyncio.Event()
         app = web.Application(client_max_size=1 << 26)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
-        await site.start()
-        assert site._server is not None
-        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"  # type: ignore[attr-defined]
-        ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
-        silent = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in silent:
-            task.cancel()
-        await asyncio.gather(*silent, return_exceptions=True)
+        self._served = serve(app)
+        self.url = self._served.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._served.__exit__(None, None, None)
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.name}]})
@@ -110,20 +86,11 @@ class Loopback:
         return json.dumps({"model": self.name, "choices": [choice], "usage": usage}).encode()
 
 
-def _status(status: int, **headers: str) -> Any:
-    async def answer(_server: Loopback, _request: web.Request, _prompt: str) -> web.Response:
-        return web.Response(
-            status=status, text="no", headers={k.replace("_", "-"): v for k, v in headers.items()}
-        )
-
-    return answer
-
-
-def _body(make: Callable[[Loopback, str], bytes], **headers: str) -> Any:
+def _answer(status: int = 200, make: Callable[[Loopback, str], bytes] | None = None, **headers: str) -> Any:
     async def answer(server: Loopback, _request: web.Request, prompt: str) -> web.Response:
-        return web.Response(
-            body=make(server, prompt), headers={k.replace("_", "-"): v for k, v in headers.items()}
-        )
+        body = make(server, prompt) if make else b"no"
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=status, body=body, headers=named)
 
     return answer
 
@@ -166,24 +133,19 @@ def _bomb(_server: Loopback, _prompt: str) -> bytes:
 
 IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
 FAULTS: dict[str, Any] = {
-    "429": _status(429),
-    "429 with Retry-After": _status(429, Retry_After="0.2"),
-    "500": _status(500),
-    "503": _status(503),
-    "400": _status(400),
-    "401": _status(401),
-    "404": _status(404),
+    **{str(status): _answer(status) for status in (429, 500, 503, 400, 401, 404)},
+    "429 with Retry-After": _answer(429, Retry_After="0.2"),
     "reset in mid-body": _reset,
     "silence": _silence,
     "one byte a second": _trickle,
-    "HTML": _body(lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
-    "cut JSON": _body(lambda s, p: s.reply(s.model(p))[:-30]),
-    "no choices": _body(lambda _s, _p: b'{"choices": []}'),
-    "null content": _body(lambda s, _p: s.reply(None)),
-    "finish_reason length": _body(lambda s, p: s.reply(s.model(p), "length")),
-    "imitated tags": _body(lambda s, _p: s.reply(IMITATION)),
+    "HTML": _answer(make=lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
+    "cut JSON": _answer(make=lambda s, p: s.reply(s.model(p))[:-30]),
+    "no choices": _answer(make=lambda _s, _p: b'{"choices": []}'),
+    "null content": _answer(make=lambda s, _p: s.reply(None)),
+    "finish_reason length": _answer(make=lambda s, p: s.reply(s.model(p), "length")),
+    "imitated tags": _answer(make=lambda s, _p: s.reply(IMITATION)),
     "1 GB body": _endless,
-    "compressed bomb": _body(_bomb, Content_Encoding="gzip"),
+    "compressed bomb": _answer(make=_bomb, Content_Encoding="gzip"),
 }
 PASSING = ("429", "429 with Retry-After", "500", "503", "reset in mid-body", "silence", "one byte a second")
 LASTING = (
