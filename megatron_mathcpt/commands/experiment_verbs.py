@@ -145,7 +145,7 @@ def _plan_runs(files: list[Path], asked: Asked, gpus: int, hardware: str, expect
     from megatron_mathcpt.experiment.dry_run import as_table, load_expected_tokens, plan_run
 
     tokens = load_expected_tokens(expected) if expected else {}
-    loaded = [load_config(path, ExperimentConfig, asked.overrides) for path in files]
+    loaded = (load_config(path, ExperimentConfig, asked.overrides) for path in files)
     runs = {config.name: plan_run(config, gpus, hardware, tokens) for config in loaded}
     Console().print(as_table(runs, f"{gpus} {hardware}"))
 

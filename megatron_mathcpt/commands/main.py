@@ -1,6 +1,7 @@
 """Join the verbs to one command, and say a user's error in one line."""
 
 import sys
+from importlib.util import find_spec
 
 from megatron_mathcpt.commands import corpus_verbs, experiment_verbs, model_verbs, score_verbs
 from megatron_mathcpt.commands.options import typer_of
@@ -37,7 +38,7 @@ def _run(words: list[str]) -> None:
         app(words, prog_name="mathcpt")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+        if package not in EXTRAS or find_spec(package):
             raise
         extra = f"megatron_mathcpt[{EXTRAS[package]}]"
         raise ConfigError(f"{package}: not installed; it comes with pip install '{extra}'") from error

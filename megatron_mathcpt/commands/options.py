@@ -9,15 +9,10 @@ from typer.core import TyperGroup
 
 from megatron_mathcpt.errors import ConfigError
 
-Overrides = Annotated[
-    list[str] | None, Argument(metavar="[section.field=value ...]", help="put over the file's fields")
-]
+Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Cluster = Annotated[str, Option(help="name under configs/clusters, or a path ending in .yaml")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
-Pairs = Annotated[
-    list[str] | None,
-    Option(metavar="BASELINE:CANDIDATE", help="test the difference of two runs; may be given again"),
-]
+Pairs = Annotated[list[str] | None, Option(metavar="BASELINE:CANDIDATE", help="test their difference")]
 Verify = Annotated[bool, Option(help="compare both models' logits")]
 
 
