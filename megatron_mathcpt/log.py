@@ -1,6 +1,6 @@
 """Messages on stderr with a time stamp, and append-only JSON lines for machines.
 
-Nothing in the package prints; a tool's result goes to stdout through `rich` in `tools/` alone.
+Nothing in the package prints; a verb's result goes to stdout through `rich` in `commands/` alone.
 """
 
 import logging

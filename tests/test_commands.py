@@ -1,30 +1,204 @@
-"""Every command answers `--help` without loading torch, which alone takes seconds."""
+"""The command `mathcpt`: help that is quick and cuts nothing, refusals in one line, shims, and the wheel."""
 
+import os
+import re
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from megatron_mathcpt.commands.main import app
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("megatron_mathcpt.train", "megatron_mathcpt.experiment", "megatron_mathcpt.evaluation")
-COMMANDS = [
-    *([str(path.relative_to(ROOT))] for path in sorted((ROOT / "tools").glob("*.py"))),
-    ["launch/submit.py"],
-    *(["-m", module] for module in MODULES),
+HEAVY = {"torch", "transformers", "megatron.core", "lm_eval", "datatrove", "datasets"}
+BASE = "configs/tiny/quickstart_base.yaml"
+GRID = "configs/tiny/quickstart.yaml"
+BATCH = "train.micro_batch_size=1 train.global_batch_size=16"
+SUBMIT = f"submit {BASE} {BATCH} --cluster test --dry-run --out OUT"
+
+
+def verbs(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group below `command`, by its words."""
+    yield words, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from verbs(below, (*words, name))
+
+
+VERBS = dict(verbs(get_command(app)))
+SHIMS = [
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py")),
+    "launch/submit.py",
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_is_quick(command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def run(*arguments: object, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **variables}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_help_names_every_option_in_full(words: tuple[str, ...]) -> None:
+    done = run("-m", "megatron_mathcpt", *words, "--help")
+    assert done.returncode == 0
+    assert "…" not in done.stdout
+    assert not re.search(r"\w\.\.\.$", done.stdout, re.MULTILINE), "a sentence is cut"
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    shown = set(re.findall(r"\S+", done.stdout))
+    command = VERBS[words]
+    options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    assert options | set(getattr(command, "commands", {})) <= shown
+
+
+@pytest.mark.parametrize(
+    "module", ["megatron_mathcpt", "megatron_mathcpt.train", "megatron_mathcpt.evaluation"]
+)
+def test_help_is_quick(module: str) -> None:
+    """It loads none of what takes seconds; of our own package, `mathcpt` loads its verbs and errors alone."""
+    before = os.times()
+    done = run("-X", "importtime", "-m", module, "--help")
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "typer" in imported or "megatron_mathcpt.evaluation" in imported
-    assert not imported & {"torch", "transformers", "megatron.core", "lm_eval", "datatrove", "datasets"}
     assert done.stdout.strip()
+    assert not imported & HEAVY
+    if module == "megatron_mathcpt":
+        assert not imported & {"pydantic", "rich.table", "numpy"}
+        assert used < 0.5
+
+
+@pytest.mark.parametrize("shim", SHIMS)
+def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
+    done = run(shim, "--help")
+    assert done.stdout.startswith("Usage: mathcpt ")
+    words = tuple(done.stdout.split("[OPTIONS]")[0].split()[2:])
+    assert words in VERBS
+    assert f"`mathcpt {' '.join(words)}`" in (ROOT / shim).read_text(encoding="utf-8")
+    assert len((ROOT / shim).read_text(encoding="utf-8").splitlines()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("build missing.yaml --out OUT", "missing.yaml: cannot be read"),
+        (f"build {BASE} --out OUT", "unknown key"),
+        ("synthesize missing.yaml --out OUT", "missing.yaml: cannot be read"),
+        (f"train {BASE} train.seq_len=8 --out OUT", "train.seq_len: unknown key; did you mean 'seq_length'?"),
+        (f"run {BASE} train.seq_length=8k --out OUT", "train.seq_length: Input should be a valid integer"),
+        (f"run {BASE} --only base --out OUT", "--only: takes effect in a grid"),
+        (f"run {GRID} --compare base2,base1 --out OUT", "as in --compare base1:base2"),
+        (f"run {GRID} seed=x --out OUT", "seed: Input should be a valid integer"),
+        (f"dry-run {BASE}", "give the GPUs it would have with --gpus"),
+        (f"dry-run {GRID}", "its folder of results with --out"),
+        (f"submit {GRID} --cluster none --out OUT", "none.yaml: cannot be read"),
+        (f"{SUBMIT} --set partition=$(x)", "partition: String should match pattern"),
+        (f"{SUBMIT} --set partitoin=x", "partitoin: unknown key; did you mean 'partition'"),
+        (f"{SUBMIT} --set nodes=3 --set gpus_per_node=3", "world size"),
+        (f"{SUBMIT} name=a/b", "cannot be a job's name"),
+        (f"{SUBMIT} --out OUT/a%j", "cannot stand in an #SBATCH line"),
+        ("show missing.yaml", "missing.yaml: cannot be read"),
+        ("plan llama3-8c --gpus 8", "llama3-8c"),
+        ("convert to-hf OUT --out OUT/hf", "holds no complete checkpoint"),
+        ("convert from-hf OUT --out OUT/checkpoint", "OUT"),
+        ("evaluate --model OUT --out OUT/e", "no task: give --task NAME=FILE or --benchmarks DIR"),
+        (
+            "evaluate --model OUT --out OUT/e --benchmarks samples --sweep",
+            "--sweep takes the folder of a run",
+        ),
+        ("contamination OUT --documents OUT --task a=b", "manifest.json: not found"),
+        ("report OUT", "no finished run below this folder"),
+        ("status OUT", "no run below this folder"),
+        ("compare OUT/a OUT/b", "OUT/a"),
+        ("inspect show OUT", "manifest.json: not found"),
+        ("trace record OUT x", "OUT"),
+        ("trace step OUT 1", "OUT"),
+        ("pack-sft OUT pool --seq-length 8 --out OUT/sft", "manifest.json: not found"),
+        ("tokenize OUT/x.jsonl --tokenizer OUT --out OUT/y", "OUT"),
+        ("download open_web_math", "give a source and --out, or --list"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments: str, message: str, tmp_path: Path) -> None:
+    words = arguments.replace("OUT", str(tmp_path)).split()
+    done = run("-m", "megatron_mathcpt", *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message.replace("OUT", str(tmp_path)) in done.stderr
+
+
+def test_a_dry_run_prints_the_job_script_and_writes_nothing(tmp_path: Path) -> None:
+    words = SUBMIT.replace("OUT", f"{tmp_path}/run").split()
+    script = run("-m", "megatron_mathcpt", *words, "train.seq_length=128", "--set", "account=math").stdout
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=base\n#SBATCH --account=math\n")
+    out = tmp_path / "run"
+    assert f"-m megatron_mathcpt.train {out}/.slurm/config.yaml --out {out})" in script
+    assert not out.exists()
+
+
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['aiohttp'] = None\n")
+    config = ROOT / "configs" / "tiny" / "synthesis.yaml"
+    words = ("-m", "megatron_mathcpt", "synthesize", config, "--out", tmp_path / "x")
+    done = run(*words, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert (done.returncode, done.stdout) == (2, "")
+    extra = "it comes with pip install 'megatron_mathcpt[synthesis]'"
+    assert done.stderr == f"error: aiohttp: not installed; {extra}\n"
+
+
+def test_show_prints_a_config_that_reads_back_the_same(tmp_path: Path) -> None:
+    shown = run(
+        "-m", "megatron_mathcpt", "show", "configs/paper/base2.yaml", "train.micro_batch_size=2"
+    ).stdout
+    (tmp_path / "config.yaml").write_text(shown)
+    resolved = load_config(tmp_path / "config.yaml", ExperimentConfig)
+    assert resolved == load_config(
+        ROOT / "configs/paper/base2.yaml", ExperimentConfig, ["train.micro_batch_size=2"]
+    )
+    assert run("-m", "megatron_mathcpt", "show", tmp_path).stdout == shown
+    assert "async_save:" in shown, "defaults are printed too"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, unpacked as an installation would be."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = run_git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file() and name.split("/")[0] in ("megatron_mathcpt", "configs", "setup.py"):
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", folder]
+    done = run("-m", "pip", "wheel", folder / "source", *options)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def run_git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_wheel_holds_all_that_the_package_reads(wheel: Path) -> None:
+    tracked = run_git("ls-files", "megatron_mathcpt").splitlines()
+    assert not [name for name in tracked if not name.endswith(".md") and not (wheel / name).is_file()]
+
+
+def test_the_quickstart_is_found_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    variables = {"PYTHONPATH": str(wheel)}
+    words = ("-m", "megatron_mathcpt", "dry-run", "quickstart", "--out", tmp_path / "out")
+    done = run(*words, folder=tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "base2/evaluation" in done.stdout
+    words = ("-m", "megatron_mathcpt", "submit", "quickstart", "--out", tmp_path / "out", "--cluster", "h100")
+    done = run(*words, folder=tmp_path, **variables)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "give the path of a YAML file" in done.stderr

@@ -30,6 +30,8 @@ ALLOWED = {
     "train": LOW | {"planner"},
     "evaluation": LOW,
     "experiment": LOW | {"data", "synthesis", "planner", "report", "train", "evaluation"},
+    "commands": LOW | {"data", "synthesis", "planner", "report", "train", "evaluation", "experiment"},
+    "__main__": {"commands"},
 }
 TORCH = {"device", "cpu", "parallel", "model", "checkpoint", "train", "evaluation"}
 

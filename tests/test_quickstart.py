@@ -1,9 +1,13 @@
-"""The main job at a size that takes a minute: every stage is real, only data and model are smaller."""
+"""The main job at a size of a minute, and the study's grid with every kind of stage, killed at random.
+
+Every stage is real, only data and model are smaller.
+"""
 
 import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from ruamel.yaml import YAML
+
+from megatron_mathcpt.data.problems import ProblemMix, training_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "tiny"
@@ -33,6 +39,14 @@ SMALL: dict[str, Any] = {
     "logging.interval": 2,
 }
 WORDS = ["the", "of", "a", "number", "line", "point", "set", "sum", "limit", "value", "map", "proof", "state"]
+STUDY_RUNS = ("base", "base1", "tutor_amp", "easy_sft")
+STUDY_CORPORA = {
+    "corpus_base": ("problem_solving", "math_corpus", "general"),
+    "corpus_difficulty": ("easy", "math_corpus", "general"),
+    "corpus_synthesis": ("general", "math_corpus", "problem_solving", "tutor_amp"),
+}
+STUDY_MODEL = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
+KILLS = 20
 
 
 def small_grid(folder: Path) -> Path:
@@ -97,7 +111,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 def command(grid: Path, data: Path, out: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "megatron_mathcpt.experiment", "run", str(grid)),
+        *(sys.executable, "-m", "megatron_mathcpt", "run", str(grid)),
         *("--out", str(out), "--data", str(data)),
     ]
 
@@ -165,4 +179,101 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(
             runner.wait()
         log.close()
     subprocess.run(command(grid, data, out), check=True, timeout=280)
+    assert results_of(out) == results_of(undisturbed)
+
+
+def study_grid(folder: Path) -> Path:
+    """configs/tiny/paper with one run of each kind, at a size of seconds."""
+    yaml = YAML()
+
+    def change(name: str) -> Any:
+        return yaml.load((CONFIGS / "paper" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+    def write(name: str, tree: Any) -> None:
+        with (folder / f"{name}.yaml").open("w", encoding="utf-8") as file:
+            yaml.dump(tree, file)
+
+    for name, sources in STUDY_CORPORA.items():
+        tree = change(name)
+        tree["sources"] = {source: tree["sources"][source] for source in sources}
+        for source in tree["sources"].values():
+            source.get("select", {}).pop("share", None)
+            if not source.get("select", True):
+                del source["select"]
+        if "vocab_size" in tree["tokenizer"]:
+            tree["tokenizer"]["vocab_size"] = 512
+        tree["validation_fraction"] = 0.2
+        write(name, tree)
+    for name in STUDY_RUNS:
+        tree = change(name)
+        if "model" in tree:
+            tree["model"] |= STUDY_MODEL
+        if "train_epochs" in tree["train"]:
+            tree["train"]["train_epochs"] = 1
+        else:
+            tree["train"]["train_tokens"] = 12 * 8 * 128
+        tree["validation"] |= {"interval": 4, "samples": 4}
+        tree["checkpoint"] |= {"interval": 4, "keep": 50}
+        tree["logging"] = {"interval": 2}
+        write(name, tree)
+    synthesis = change("synthesis")
+    synthesis["budget"] = {"seeds": 100}
+    write("synthesis", synthesis)
+    grid = change("grid")
+    grid["corpus"] = {name: f"{name}.yaml" for name in STUDY_CORPORA}
+    grid["runs"] = {name: f"{name}.yaml" for name in STUDY_RUNS}
+    grid["evaluation"] = {"max_new_tokens": 8}
+    grid["report"] = {"comparisons": [["tutor_amp", "base1"], ["easy_sft", "base1"]]}
+    write("grid", grid)
+    return folder / "grid.yaml"
+
+
+def study_pools(folder: Path) -> Path:
+    """Small general and math pools, and generated problems of one to three steps."""
+    small_pools(folder)
+    problems = training_problems(ProblemMix(train_problems=200, step_shares=(0.5, 0.3, 0.2)), 5)
+    rows = [
+        problem.model_dump(mode="json", exclude={"language"}) | {"lang": problem.language}
+        for problem in problems
+    ]
+    write_rows(folder / "problem_solving.jsonl.gz", rows)
+    return folder
+
+
+def trained(out: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, loss) of every row of every run."""
+    found = {}
+    for name in STUDY_RUNS:
+        lines = (out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        found[name] = [(row["step"], row["loss"]) for row in map(json.loads, lines) if "loss" in row]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_random_kills_of_the_studys_grid_change_nothing(tmp_path: Path) -> None:
+    grid, data = study_grid(tmp_path), study_pools(tmp_path / "data")
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    begin = time.monotonic()
+    subprocess.run(command(grid, data, undisturbed), check=True)
+    seconds = time.monotonic() - begin
+    choose = random.Random(int(os.environ.get("MATHCPT_KILL_SEED", "1")))
+    killed = 0
+    while killed < KILLS:
+        runner = subprocess.Popen(command(grid, data, out), stderr=subprocess.DEVNULL)
+        try:
+            assert runner.wait(choose.uniform(0.02, 0.2) * seconds) == 0
+        except subprocess.TimeoutExpired:
+            kill_tree(psutil.Process(runner.pid))
+            runner.wait()
+            killed += 1
+            continue
+        check_same(out, undisturbed)  # finished between two kills: once more from the start
+        shutil.rmtree(out)
+    subprocess.run(command(grid, data, out), check=True)
+    check_same(out, undisturbed)
+
+
+def check_same(out: Path, undisturbed: Path) -> None:
+    assert trained(out) == trained(undisturbed)
     assert results_of(out) == results_of(undisturbed)

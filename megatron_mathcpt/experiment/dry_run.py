@@ -3,7 +3,7 @@
 Token counts come from the corpus folder if it is built, else from a file of expected tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,8 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     machine = load_machine(hardware)
     check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
     assert config.model is not None
-    shape, (training, layout) = (
-        from_llama(config.name, config.model),
-        from_experiment(config, gpus, fused=True),
-    )
+    shape = from_llama(config.name, config.model)
+    training, layout = from_experiment(config, gpus, fused=True)
     check_precision(training, machine.hardware)
     seconds = step_time(shape, training, layout, machine).total
     steps = config.train.train_steps
@@ -87,17 +85,15 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     )
 
 
-def plan_stage(
-    stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float], overrides: Sequence[str] = ()
-) -> DryRun | None:
-    """The same of one stage of a grid, with the overrides that it will run with, then `overrides`.
+def plan_stage(stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun | None:
+    """The same of one stage of a grid, with the overrides that it will run with.
 
     None if it trains nothing, or if only its starting weights tell the model's shape.
     """
     if stage.kind != "run":
         return None
-    path, *own = stage.command[3 : stage.command.index("--out")]
-    config = load_config(Path(path), ExperimentConfig, [*own, *overrides])
+    path, *overrides = stage.command[3 : stage.command.index("--out")]
+    config = load_config(Path(path), ExperimentConfig, overrides)
     return plan_run(config, gpus, hardware, expected) if config.model and config.model.vocab_size else None
 
 
@@ -111,22 +107,12 @@ def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
-    def number(name: str) -> Column:
-        return Column(name, justify="right", no_wrap=True)
+    def numbers(*names: str) -> list[Column]:
+        return [Column(name, justify="right", no_wrap=True) for name in names]
 
-    mixture = Column("of which (passes)", no_wrap=True)
-    results = map(number, ("GiB", "s/step", "GPU-hours"))
-    table = Table(
-        "run",
-        *map(number, ("steps", "tokens")),
-        mixture,
-        "layout",
-        *results,
-        title=title,
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,  # fits 80 columns
-    )
+    columns = [Column("run"), *numbers("steps", "tokens"), Column("of which (passes)", no_wrap=True)]
+    columns += [Column("layout"), *numbers("GiB", "s/step", "GPU-hours")]
+    table = Table(*columns, title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
     for name, run in runs.items():
         mixed = [f"{pool} {plan.tokens / 1e9:.2f}B ({plan.epochs:.2f})" for pool, plan in run.pools.items()]
         table.add_row(

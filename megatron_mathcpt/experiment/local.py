@@ -1,8 +1,8 @@
 """Run a grid's stages on this machine, one after the other, each as its own command.
 
 What is complete is skipped, a failed stage stops only what depends on it, and running again goes on where it
-stopped. A stage that is complete for other inputs or settings is refused, never overwritten; only the report,
-which is derived from the rest, is made anew.
+stopped. Whether a complete folder is of today's inputs and settings is asked of the stage's own command,
+which goes by the manifest: it does nothing, or refuses and never overwrites; only the report is made anew.
 """
 
 import fcntl
@@ -43,13 +43,10 @@ class Outcome:
 
 
 def run_stages(stages: Sequence[Stage], out: Path) -> list[Outcome]:
-    """Run `stages` in order.
-
-    Raises `MathCptError` if another run holds `out`, or a folder is complete for other inputs or settings.
-    """
+    """Run `stages` in order; raises `MathCptError` if another run holds `out`."""
     with _lock(out):
         _end_leftovers(out)
-        records = _Records(out)
+        keys, timings = (_Record(out / name) for name in (".stages.json", "timings.json"))
         folders = {stage.name: stage.folder for stage in stages}
         outcomes: dict[str, Outcome] = {}
         for number, stage in enumerate(stages, 1):
@@ -57,47 +54,32 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[Outcome]:
                 outcomes[stage.name] = Outcome(stage.name, "skipped")
                 continue
             key = stage.key(folders, out)
-            if is_done(stage) and records.is_same(stage, key):
+            complete = is_done(stage)
+            if complete and keys.entries.get(stage.name) == key:  # asked before, with the same answer
                 outcomes[stage.name] = Outcome(stage.name, "done")
                 continue
             _logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, _shown(stage.command))
             outcome = _run(stage, out)
             outcomes[stage.name] = outcome
             if outcome.state == "ran":
-                records.add(stage, key, outcome)
+                if not complete or stage.name not in timings.entries:
+                    timings.add(stage.name, round(outcome.seconds, 1))
+                keys.add(stage.name, key)
             else:
                 _logger.error("%s failed with status %d; fix it and run again", stage.name, outcome.status)
         return list(outcomes.values())
 
 
-class _Records:
-    """Keys and timings of the stages run so far: `.stages.json` and `timings.json` in the results folder."""
+class _Record:
+    """A JSON file of one entry a stage: the key it was last complete for, or the seconds that it took."""
 
-    def __init__(self, out: Path) -> None:
-        self._keys_path, self._timings_path = out / ".stages.json", out / "timings.json"
-        self._keys = _read_json(self._keys_path)
-        self._timings = _read_json(self._timings_path)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.entries: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
 
-    def is_same(self, stage: Stage, key: str) -> bool:
-        """Whether the complete folder was made by this stage; False if a kill came before that was noted."""
-        known = self._keys.get(stage.name)
-        if known is not None and known != key and not stage.derived:
-            raise MathCptError(
-                f"{stage.folder}: complete, but for other inputs or settings than now; "
-                "delete it and what was made from it, or choose another output folder"
-            )
-        return known == key
-
-    def add(self, stage: Stage, key: str, outcome: Outcome) -> None:
-        self._keys[stage.name] = key
-        self._timings[stage.name] = round(outcome.seconds, 1)
-        write_atomically(self._timings_path, json.dumps(self._timings, indent=1).encode())
-        write_atomically(self._keys_path, json.dumps(self._keys, indent=1).encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
+    def add(self, name: str, value: str | float) -> None:
+        self.entries[name] = value
+        write_atomically(self._path, json.dumps(self.entries, indent=1).encode())
 
 
 def _shown(command: Sequence[str]) -> str:
@@ -112,9 +94,7 @@ def _run(stage: Stage, out: Path) -> Outcome:
     memory = _PeakMemory(process.pid)
     try:
         status = process.wait()
-    except (
-        BaseException
-    ):  # Ctrl-C or a signal turned exception: the stage goes down with us, then we go on falling
+    except BaseException:  # Ctrl-C or a signal turned exception: the stage is ended before we are
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise

@@ -1,8 +1,8 @@
 """From a grid to the list of its stages, in an order in which each can run.
 
-A stage is one command of this project that completes one folder. Its key hashes all that decides its result:
-the command, the files it names, and the fingerprints of the folders it reads. Which folders these are follows
-from the paths in its config (see config/grid.py).
+A stage is one verb of `mathcpt` that completes one folder. Its key hashes all that decides its result: the
+verb's words, the files it names, and the fingerprints of the folders it reads. Which folders these are
+follows from the paths in its config (see config/grid.py).
 """
 
 import json
@@ -21,16 +21,14 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-_SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/seeds.py names it
+_SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/synthesize.py names it
 
 
 @dataclass(frozen=True)
 class Stage:
     """One node of the graph: `command` completes `folder`, which holds a manifest of `kind`.
 
-    `needs` names the stages whose folders are read; `files` are further inputs (configs, benchmark items). A
-    stage that is `derived` from the others alone is made anew when they change; others are never overwritten.
+    `needs` names the stages whose folders are read; `files` are further inputs (configs, benchmark items).
     """
 
     name: str
@@ -39,17 +37,15 @@ class Stage:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
-    derived: bool = False
 
     def key(self, folders: dict[str, Path], out: Path) -> str:
         """Hash of the command and its inputs, with `out` left out so that a results folder can be moved.
 
         The folders of `needs` must be complete.
         """
-        words = [word.replace(str(out), "OUT").replace(str(TOOLS), "tools") for word in self.command[1:]]
         return hash_json(
             {
-                "command": words,
+                "command": [word.replace(str(out), "OUT") for word in self.command[1:]],
                 "needs": {name: load_manifest(folders[name], None).fingerprint() for name in self.needs},
                 "files": [[path.name, hash_file(path)] for path in self.files],
             }
@@ -58,12 +54,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line decides: results folder, processes of a training, own corpora, benchmark sets."""
+    """What the command line decides: results folder, processes of a training, own corpora, benchmark sets.
+
+    `overrides` (`section.field=value`) are those of every run.
+    """
 
     out: Path
     processes: int
     data: Path | None = None
     benchmarks: Path | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def build_stages(
@@ -89,7 +89,10 @@ class _Planner:
     def __init__(self, grid: GridConfig, folder: Path, settings: Settings) -> None:
         self.grid, self.folder, self.settings = grid, folder, settings
         self.out = settings.out
-        self.runs = {name: load_config(folder / path, ExperimentConfig) for name, path in grid.runs.items()}
+        self.runs = {
+            name: load_config(folder / path, ExperimentConfig, settings.overrides)
+            for name, path in grid.runs.items()
+        }
         self.packed = self._packed()
         self.names = {
             *(("corpora",) if grid.corpora else ()),
@@ -118,7 +121,7 @@ class _Planner:
         folder, data = self.out / "corpora", self.settings.data
         own = ("--data", data) if data else ()
         files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
-        command = _tool("make_corpora", "--out", folder, "--seed", seed, *own)
+        command = _verb("corpora", "--out", folder, "--seed", seed, *own)
         return Stage("corpora", "corpora", folder, command, files=files)
 
     def corpus(self, name: str, path: Path) -> Stage:
@@ -128,41 +131,38 @@ class _Planner:
             field = "decontaminate.benchmarks"
             sets = moved.get(field, config.decontaminate.benchmarks)
             moved[field] = [*sets, str(self.settings.benchmarks)]
-        command = _tool("build_corpus", path, *_overrides(moved), "--out", self.out / name)
+        command = _verb("build", path, *_overrides(moved), "--out", self.out / name)
         files = (path, *self._benchmark_files())
         return Stage(name, "corpus", self.out / name, command, self._needs(path, config), files)
 
     def synthesis(self, path: Path, scripted: bool) -> Stage:
         config = load_config(path, SynthesisConfig)
-        command = _tool("synthesize", path, *_overrides(self._moved(config)), "--out", self.out / "synthesis")
+        command = _verb("synthesize", path, *_overrides(self._moved(config)), "--out", self.out / "synthesis")
         command += ("--scripted",) if scripted else ()
         folder = self.out / "synthesis" / _SHARD
         return Stage("synthesis", "synthesis", folder, command, self._needs(path, config), (path,))
 
     def sft(self, name: str) -> Stage:
         corpus, pool, seq_length = self.packed[name]
-        command = _tool("pack_sft", self.out / corpus, pool, "--seq-length", seq_length)
+        command = _verb("pack-sft", self.out / corpus, pool, "--seq-length", seq_length)
         return Stage(name, "sft", self.out / name, (*command, "--out", str(self.out / name)), (corpus,))
 
     def run(self, name: str, path: Path) -> Stage:
         config, folder = self.runs[name], self.out / name
-        overrides = _overrides(self._moved(config))
+        overrides = (*self.settings.overrides, *_overrides(self._moved(config)))
         command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides)
         command += ("--out", str(folder), "--processes", str(self.settings.processes))
         return Stage(name, "run", folder, command, self._needs(path, config), (path,))
 
     def convert(self, name: str) -> Stage:
         folder = self.out / name / "hf"
-        command = _tool("convert", "to-hf", self.out / name, "--out", folder)
+        command = _verb("convert", "to-hf", self.out / name, "--out", folder)
         return Stage(f"{name}/hf", "hf", folder, command, needs=(name,))
 
     def evaluate(self, name: str) -> Stage:
-        folder, asked, benchmarks = (
-            self.out / name / "evaluation",
-            self.grid.evaluation,
-            self.settings.benchmarks,
-        )
-        command = _tool("evaluate", "--model", self.out / name / "hf", "--out", folder)
+        folder, benchmarks = self.out / name / "evaluation", self.settings.benchmarks
+        asked = self.grid.evaluation
+        command = _verb("evaluate", "--model", self.out / name / "hf", "--out", folder)
         command += ("--max-new-tokens", str(asked.max_new_tokens))
         if not self.grid.corpora and not benchmarks:
             raise ConfigError(f"grid '{self.grid.name}' makes no problems of its own; give --benchmarks DIR")
@@ -177,13 +177,13 @@ class _Planner:
 
     def report(self) -> Stage:
         folder = self.out / "report"
-        command = _tool("report", self.out, "--out", folder, "--quiet", "--runs", ",".join(self.grid.runs))
-        for pair in self.grid.report.comparisons:
-            command += ("--compare", ",".join(pair))
+        command = _verb("report", self.out, "--out", folder, "--quiet", "--runs", ",".join(self.grid.runs))
+        for candidate, baseline in self.grid.report.comparisons:
+            command += ("--compare", f"{baseline}:{candidate}")
         command += ("--study",) if self.grid.report.study else ()
         needs = (*self.grid.builds, *(("synthesis",) if self.grid.synthesis else ()), *self.grid.runs)
         needs += tuple(f"{name}/evaluation" for name in self.grid.scored)
-        return Stage("report", "report", folder, command, needs=needs, derived=True)
+        return Stage("report", "report", folder, command, needs=needs)
 
     def _packed(self) -> dict[str, tuple[str, str, int]]:
         """Stage name of each folder of packed samples, and the corpus, pool and length it is made from."""
@@ -243,8 +243,8 @@ class _Planner:
         return tuple(sorted(self.settings.benchmarks.glob("*/*.jsonl"))) if self.settings.benchmarks else ()
 
 
-def _tool(name: str, *arguments: object) -> tuple[str, ...]:
-    return (sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments))
+def _verb(name: str, *arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", "megatron_mathcpt", name, *map(str, arguments))
 
 
 def _overrides(values: dict[str, Any]) -> list[str]:

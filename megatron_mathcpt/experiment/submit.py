@@ -1,27 +1,65 @@
 """Hand a run, or the stages of a grid, to Slurm: one job each, its script, code and logs kept in `.slurm`.
 
-There is no engine here: order and failure are Slurm's dependencies, restarts are the job script's.
+There is no engine here: order and failure are Slurm's dependencies, restarts are the job script's. A job runs
+from a copy of the code, so that edits made while it waits or runs do not reach it.
+
+Shell words are quoted by `shlex`. An `#SBATCH` line knows no safe quoting (a newline or a `%` in a value
+changes the job), so what goes there is limited to harmless characters and anything else is refused.
 """
 
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import MathCptError, one_line
-from megatron_mathcpt.experiment.sbatch import Job, render
-from megatron_mathcpt.experiment.snapshot import ROOT, snapshot_code
+from megatron_mathcpt.errors import ConfigError, MathCptError, one_line
 from megatron_mathcpt.experiment.stages import Stage, is_done
 from megatron_mathcpt.formats.files import write_atomically
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".slurm"  # hidden: logs grow after the stage's manifest is written
+TEMPLATE = "job.sbatch.j2"
+COMMIT_FILE = "COMMIT"
+_COPIED = ("megatron_mathcpt", "tools", "configs")
 _STATE = ("progress", "sick_nodes", "owner")
 _JOB_ID = "job_id"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_PATH = re.compile(r"(/[A-Za-z0-9_.+=@~-]+)+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: `command` (the interpreter first) runs as `nodes` x `tasks_per_node` tasks.
+
+    `folder` takes logs and state, `code` is the copy it runs from, `checkpoints` shows its progress, and
+    relative paths in its command count from `work`.
+    """
+
+    name: str
+    folder: Path
+    code: Path
+    work: Path
+    checkpoints: Path
+    command: tuple[str, ...]
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int = 1
+    check_nodes: bool = False
+
+    @property
+    def tasks(self) -> int:
+        """Tasks on all nodes together."""
+        return self.nodes * self.tasks_per_node
 
 
 @dataclass(frozen=True)
@@ -35,7 +73,13 @@ class Submission:
 
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     """The cluster `name` of configs/clusters, or the YAML file of that path."""
-    path = Path(name) if name.endswith(".yaml") else ROOT / "configs" / "clusters" / f"{name}.yaml"
+    folder = ROOT / "configs" / "clusters"
+    if not name.endswith(".yaml") and not folder.is_dir():
+        raise ConfigError(
+            f"cluster '{name}': names are those of configs/clusters, which an installed package has not; "
+            "give the path of a YAML file"
+        )
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     return load_config(path, ClusterConfig, overrides)
 
 
@@ -43,8 +87,18 @@ def run_job(config: ExperimentConfig, cluster: ClusterConfig, out: Path) -> Job:
     """The job that trains `config` into `out`; raises `ConfigError` if it cannot fill the nodes."""
     check_experiment(config, cluster.world_size)
     folder = out / FOLDER
-    arguments = (str(folder / "config.yaml"), "--out", str(out))
-    return _training_job(config.name, ("-m", "megatron_mathcpt.train", *arguments), cluster, out, folder)
+    job = Job(
+        name=config.name,
+        folder=folder,
+        code=folder / "code",
+        work=Path.cwd(),
+        checkpoints=out / "checkpoints",
+        command=(
+            *(cluster.python, "-P", "-m", "megatron_mathcpt.train"),
+            *(str(folder / "config.yaml"), "--out", str(out)),
+        ),
+    )
+    return _on_whole_nodes(job, cluster)
 
 
 def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, allow_dirty: bool) -> int:
@@ -63,21 +117,21 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
 
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     """The job that completes one stage of the grid in `out`; a training gets whole nodes, else one task."""
-    folder = out / FOLDER / stage.name.replace("/", "-")
+    name = stage.name.replace("/", "-")
     code = out / FOLDER / "code"
-    command = tuple(_in_snapshot(word, code) for word in stage.command[1:])
-    if stage.kind == "run":
-        return _training_job(stage.name, command, cluster, stage.folder, folder, code)
-    return Job(
-        name=stage.name.replace("/", "-"),
-        folder=folder,
+    job = Job(
+        name=name,
+        folder=out / FOLDER / name,
         code=code,
         work=Path.cwd(),
         checkpoints=stage.folder / "checkpoints",
-        command=(cluster.python, "-P", *command),
-        gpus_per_node=cluster.single_task.evaluation_gpus if stage.kind == "evaluation" else 0,
-        cpus_per_task=cluster.single_task.cpus_per_task,
+        command=(cluster.python, "-P", *(_in_snapshot(word, code) for word in stage.command[1:])),
     )
+    if stage.kind == "run":
+        return _on_whole_nodes(job, cluster)
+    task = cluster.single_task
+    gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
+    return replace(job, gpus_per_node=gpus, cpus_per_task=task.cpus_per_task)
 
 
 def submit_stages(
@@ -87,68 +141,19 @@ def submit_stages(
 
     A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again goes on.
     """
-    scripts = {stage.name: render(stage_job(stage, cluster, out), cluster) for stage in stages}
-    found = {stage.name: _found(stage, stage_job(stage, cluster, out)) for stage in stages}
-    if all(found.values()):
-        return [submission for submission in found.values() if submission]
-    snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
+    jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
+    scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
+    found = {stage.name: _without_new_job(stage, jobs[stage.name]) for stage in stages}
+    if not all(found.values()):
+        snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
     result: dict[str, Submission] = {}
     for stage in stages:
         ids = [result[name].job_id for name in stage.needs]
         after = [job_id for job_id in ids if job_id is not None]
-        submission = found[stage.name]
-        if submission is None:
-            job = stage_job(stage, cluster, out)
-            submission = Submission(stage.name, "submitted", submit_job(job, scripts[stage.name], after))
-        result[stage.name] = submission
+        result[stage.name] = found[stage.name] or Submission(
+            stage.name, "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
+        )
     return list(result.values())
-
-
-def _training_job(
-    name: str,
-    command: tuple[str, ...],
-    cluster: ClusterConfig,
-    out: Path,
-    folder: Path,
-    code: Path | None = None,
-) -> Job:
-    return Job(
-        name=name,
-        folder=folder,
-        code=code or folder / "code",
-        work=Path.cwd(),
-        checkpoints=out / "checkpoints",
-        command=(cluster.python, "-P", *command),
-        nodes=cluster.nodes,
-        tasks_per_node=cluster.gpus_per_node,
-        gpus_per_node=cluster.gpus_per_node,
-        cpus_per_task=cluster.cpus_per_task,
-        check_nodes=True,
-    )
-
-
-def _in_snapshot(word: str, code: Path) -> str:
-    """`word`, or where the snapshot has it if it is a file of this checkout."""
-    path = Path(word)
-    if path.is_absolute() and path.is_relative_to(ROOT) and path.is_file():
-        return str(code / path.relative_to(ROOT))
-    return word
-
-
-def _found(stage: Stage, job: Job) -> Submission | None:
-    """The stage if it needs no new job."""
-    if is_done(stage):
-        return Submission(stage.name, "done", None)
-    queued = _queued_id(job.folder)
-    return None if queued is None else Submission(stage.name, "queued", queued)
-
-
-def _queued_id(folder: Path) -> int | None:
-    """Id of the job last submitted for `folder` if Slurm still has it in its queue."""
-    if not (folder / _JOB_ID).is_file():
-        return None
-    job_id = int((folder / _JOB_ID).read_text(encoding="ascii"))
-    return job_id if str(job_id) in _slurm("squeue", "--noheader", "--format=%A").split() else None
 
 
 def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
@@ -166,6 +171,41 @@ def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
     return job_id
 
 
+def _on_whole_nodes(job: Job, cluster: ClusterConfig) -> Job:
+    return replace(
+        job,
+        nodes=cluster.nodes,
+        tasks_per_node=cluster.gpus_per_node,
+        gpus_per_node=cluster.gpus_per_node,
+        cpus_per_task=cluster.cpus_per_task,
+        check_nodes=True,
+    )
+
+
+def _in_snapshot(word: str, code: Path) -> str:
+    """`word`, or where the copy of the code has it if it is a file of this checkout."""
+    path = Path(word)
+    if path.is_absolute() and path.is_relative_to(ROOT) and path.is_file():
+        return str(code / path.relative_to(ROOT))
+    return word
+
+
+def _without_new_job(stage: Stage, job: Job) -> Submission | None:
+    """The stage if it is complete or queued."""
+    if is_done(stage):
+        return Submission(stage.name, "done", None)
+    queued = _queued_id(job.folder)
+    return None if queued is None else Submission(stage.name, "queued", queued)
+
+
+def _queued_id(folder: Path) -> int | None:
+    """Id of the job last submitted for `folder` if Slurm still has it in its queue."""
+    if not (folder / _JOB_ID).is_file():
+        return None
+    job_id = int((folder / _JOB_ID).read_text(encoding="ascii"))
+    return job_id if str(job_id) in _slurm("squeue", "--noheader", "--format=%A").split() else None
+
+
 def _slurm(*command: str) -> str:
     if shutil.which(command[0]) is None:
         raise MathCptError(f"{command[0]}: not found; submit from a login node, or use --dry-run")
@@ -173,3 +213,110 @@ def _slurm(*command: str) -> str:
     if done.returncode:
         raise MathCptError(f"{command[0]} refused: {one_line(done.stderr) or f'status {done.returncode}'}")
     return done.stdout
+
+
+def render(job: Job, cluster: ClusterConfig) -> str:
+    """The sbatch script of `job`; raises `ConfigError` for a value that cannot be passed on unchanged."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("megatron_mathcpt.experiment", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # shell, not HTML: every value goes through `quote`
+    )
+    environment.filters["quote"] = _quote
+    template = environment.get_template(TEMPLATE)
+    return template.render(job=job, cluster=cluster, options=_options(job, cluster), quote=_quote)
+
+
+def _quote(value: Any) -> str:
+    """One shell word."""
+    text = str(value)
+    if _CONTROL.search(text):
+        raise ConfigError(
+            f"{text!r}: holds a line break or control character; it cannot go into a job script"
+        )
+    return shlex.quote(text)
+
+
+def _options(job: Job, cluster: ClusterConfig) -> list[str]:
+    """Options of the `#SBATCH` lines, in order."""
+    training = job.gpus_per_node == cluster.gpus_per_node and job.tasks_per_node == cluster.gpus_per_node
+    minutes = cluster.time_limit_minutes
+    options = {
+        "job-name": _job_name(job.name),
+        "account": cluster.account,
+        "partition": cluster.partition if training else cluster.single_task.partition,
+        "qos": cluster.qos,
+        "nodes": job.nodes,
+        "ntasks": job.tasks,
+        "ntasks-per-node": job.tasks_per_node,
+        "cpus-per-task": job.cpus_per_task,
+        "gpus-per-node": job.gpus_per_node or None,
+        "mem": "0" if training else f"{cluster.single_task.memory_gib}G",
+        "exclusive": training,
+        "hint": "nomultithread" if training else None,
+        "time": f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00",
+        "signal": f"B:USR1@{cluster.warning_seconds}",
+        "requeue": True,
+        "chdir": _harmless_path("working folder", job.work),
+        "output": f"{_harmless_path('folder', job.folder)}/%j.log",
+        "open-mode": "append",
+    }
+    return [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in options.items()
+        if value is not None and value is not False
+    ]
+
+
+def _job_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"name: {name!r} cannot be a job's name; use letters, digits and _ . + - only")
+    return name
+
+
+def _harmless_path(field: str, path: Path) -> Path:
+    if not _PATH.fullmatch(str(path)) or ".." in path.parts:
+        raise ConfigError(
+            f"{field}: {str(path)!r} cannot stand in an #SBATCH line; "
+            "use an absolute path of letters, digits and _ . + = @ ~ - only"
+        )
+    return path
+
+
+def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
+    """Copy the code of the checkout `root` to `target` (replaced if there) and return its commit.
+
+    The commit gets `+dirty` and the changes go along when `allow_dirty`; else uncommitted changes, or no
+    checkout at all, raise `ConfigError`.
+    """
+    commit = _git(root, "rev-parse", "HEAD").strip()
+    changes = _git(root, "status", "--porcelain", "--", *_COPIED).splitlines()
+    if changes and not allow_dirty:
+        raise ConfigError(
+            f"{root}: {len(changes)} uncommitted changes ({one_line(changes[0])}, ...); "
+            "commit them or give --allow-dirty"
+        )
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_COPIED)
+    if target.exists():
+        shutil.rmtree(target)
+    for name in filter(None, listed.split("\0")):
+        if (root / name).is_file():  # a deleted file is still listed until the deletion is committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+    commit += "+dirty" if changes else ""
+    write_atomically(target / COMMIT_FILE, f"{commit}\n".encode())
+    return commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise ConfigError("git: not found; it tells which code a job runs") from error
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"{root}: {one_line(error.stderr)}; submit from a git checkout") from error

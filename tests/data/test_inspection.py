@@ -1,7 +1,6 @@
 """Every look into a corpus, against numbers worked out from the raw files, and the command itself."""
 
 import json
-import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,9 @@ def find(
 
 
 def command(*arguments: object) -> str:
-    """What `tools/inspect_corpus.py` prints; what it refuses is raised."""
-    app = runpy.run_path(str(ROOT / "tools" / "inspect_corpus.py"))["app"]
+    """What `mathcpt inspect` prints; what it refuses is raised."""
+    from megatron_mathcpt.commands.inspect_verbs import app
+
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,19 +16,28 @@ from megatron_mathcpt.experiment.stages import Stage
 
 WRITE = """
 import pathlib, sys
-from megatron_mathcpt.formats.manifest import write_manifest
-folder, text = pathlib.Path(sys.argv[1]), sys.argv[2]
+from megatron_mathcpt.errors import run_command
+from megatron_mathcpt.formats.manifest import is_complete, load_manifest, write_manifest
+folder, text, *needs = sys.argv[1:]
+folder = pathlib.Path(folder)
 folder.mkdir(exist_ok=True)
 with (folder.parent / "log").open("a") as log: log.write(folder.name + " ")
 if text == "fail": sys.exit(2)
-(folder / "a.txt").write_text(text)
-write_manifest(folder, "demo", inputs={}, counts={}, config={})
+what = {
+    "inputs": {name: load_manifest(folder.parent / name, None).fingerprint() for name in needs},
+    "config": {"text": text},
+}
+def work():
+    if not is_complete(folder, "demo", **what):
+        (folder / "a.txt").write_text(text)
+        write_manifest(folder, "demo", counts={}, **what)
+run_command(work)
 """
 
 
 def stage(out: Path, name: str, text: str = "x", needs: tuple[str, ...] = ()) -> Stage:
     folder = out / name
-    return Stage(name, "demo", folder, (sys.executable, "-c", WRITE, str(folder), text), needs)
+    return Stage(name, "demo", folder, (sys.executable, "-c", WRITE, str(folder), text, *needs), needs)
 
 
 def ran(out: Path) -> list[str]:
@@ -58,25 +68,31 @@ def test_a_failed_stage_stops_only_what_needs_it(tmp_path: Path) -> None:
     assert ran(tmp_path) == ["a", "c"]
 
 
-def test_changed_settings_or_inputs_are_refused(tmp_path: Path) -> None:
+def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     chain = [stage(tmp_path, "a"), stage(tmp_path, "b", needs=("a",))]
     run_stages(chain, tmp_path)
-    with pytest.raises(MathCptError, match="a: complete, but for other inputs or settings"):
-        run_stages([stage(tmp_path, "a", "y"), chain[1]], tmp_path)
-    manifest = tmp_path / "a" / "manifest.json"
-    manifest.write_text(
-        manifest.read_text()
-        .replace('"inputs":{}', '"inputs":{"q":"1"}')
-        .replace('"inputs": {}', '"inputs": {"q": "1"}')
-    )
-    with pytest.raises(MathCptError, match="b: complete, but for other inputs"):
-        run_stages(chain, tmp_path)
+    changed = run_stages([stage(tmp_path, "a", "y"), chain[1]], tmp_path)
+    assert [(outcome.state, outcome.status) for outcome in changed] == [("failed", 2), ("skipped", 0)]
+    assert "a: already built with another config 'text' ('x', now 'y')" in capfd.readouterr().err
+    assert (tmp_path / "a" / "a.txt").read_text() == "x"
+    shutil.rmtree(tmp_path / "a")
+    remade = run_stages([stage(tmp_path, "a", "y"), chain[1]], tmp_path)
+    assert [outcome.state for outcome in remade] == ["ran", "failed"]
+    assert "b: already built with another input 'a'" in capfd.readouterr().err
 
 
-def test_folder_completed_but_not_noted_is_run_again(tmp_path: Path) -> None:
+def test_a_complete_folder_that_was_not_noted_is_asked_and_kept(tmp_path: Path) -> None:
     run_stages([stage(tmp_path, "a")], tmp_path)
     (tmp_path / ".stages.json").unlink()
+    noted = {"a": 9.5}
+    (tmp_path / "timings.json").write_text(json.dumps(noted))
+    before = (tmp_path / "a" / "manifest.json").stat().st_mtime_ns
     assert run_stages([stage(tmp_path, "a")], tmp_path)[0].state == "ran"
+    assert (tmp_path / "a" / "manifest.json").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "timings.json").read_text()) == noted
+    assert run_stages([stage(tmp_path, "a")], tmp_path)[0].state == "done"
 
 
 RUNNER = """

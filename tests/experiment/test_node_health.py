@@ -31,15 +31,8 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_sick_node_is_named_on_stdout_alone(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "megatron_mathcpt.experiment.node_health",
-        "--folder",
-        tmp_path,
-        "--gpus",
-        "8",
-    ]
+    command = [sys.executable, "-m", "megatron_mathcpt.experiment.node_health"]
+    command += ["--folder", str(tmp_path), "--gpus", "8"]
     environment = {"PATH": str(tmp_path), "SLURMD_NODENAME": "node7"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "node7\n")

@@ -1,4 +1,4 @@
-"""What `plan` and `dry-run` print of the study's runs, on a machine without a GPU."""
+"""What `dry-run` prints of the study's runs and its grid, on a machine without a GPU."""
 
 import os
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.errors import run_command
-from megatron_mathcpt.experiment.__main__ import app
+from megatron_mathcpt.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+BASE2 = "configs/paper/base2.yaml"
 FP8 = ["precision.fp8=e4m3", "precision.fp8_recipe=blockwise", "precision.fp8_param_gather=true"]
 
 
@@ -18,9 +18,9 @@ def experiment(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit status of the command, run in this process as from the shell."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "150")
-    monkeypatch.setattr(sys, "argv", ["experiment", *arguments])
+    monkeypatch.setattr(sys, "argv", ["mathcpt", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_command(app)
+        main()
     return int(ended.value.code or 0)
 
 
@@ -34,35 +34,23 @@ def test_overrides_cost_a_run_as_its_file_would(
         row = next(line for line in capsys.readouterr().out.splitlines() if "TP1 PP1" in line)
         return row.split()[1:]
 
-    plain, twin = cost("configs/paper/base2.yaml"), cost("configs/paper/base2_fp8.yaml")
-    assert cost("configs/paper/base2.yaml", *FP8) == twin
+    plain, twin = cost(BASE2), cost("configs/paper/base2_fp8.yaml")
+    assert cost(BASE2, *FP8) == twin
     assert float(twin[-1].replace(",", "")) < 0.85 * float(plain[-1].replace(",", ""))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["configs/paper/base2.yaml", "precision.fp8=e4m3"], "fp8 needs fp8_recipe"),
-        (
-            ["configs/paper/base2.yaml", "precision.fp9=e4m3"],
-            "precision.fp9: unknown key; did you mean 'fp8'?",
-        ),
-        (
-            ["configs/paper/base2.yaml", "train.seq_length=8k"],
-            "train.seq_length: Input should be a valid integer",
-        ),
+        ([BASE2, "precision.fp8=e4m3"], "fp8 needs fp8_recipe"),
+        ([BASE2, "precision.fp9=e4m3"], "precision.fp9: unknown key; did you mean 'fp8'?"),
+        ([BASE2, "train.seq_length=8k"], "train.seq_length: Input should be a valid integer"),
         (["precision.fp8=e4m3"], "give the YAML file of an experiment too"),
-        (
-            ["configs/paper/base2.yaml", "precision.fp8=e4m3", "precision.fp8_recipe=mxfp8"],
-            "needs Blackwell",
-        ),
+        ([BASE2, "precision.fp8=e4m3", "precision.fp8_recipe=mxfp8"], "needs Blackwell"),
     ],
 )
 def test_overrides_are_as_strict_as_in_training(
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--gpus", "64", "--expected", "configs/paper/pools.yaml"]
     assert experiment(monkeypatch, "dry-run", *arguments, *options) == 2
@@ -72,7 +60,7 @@ def test_overrides_are_as_strict_as_in_training(
 def test_overrides_cost_a_grid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["plan", "configs/paper/grid.yaml", "--out", str(tmp_path), "--benchmarks", str(tmp_path)]
+    command = ["dry-run", "configs/paper/grid.yaml", "--out", str(tmp_path), "--benchmarks", str(tmp_path)]
     command += ["--only", "base2", "--expected", "configs/paper/pools.yaml"]
 
     def hours(*arguments: str) -> float:
@@ -81,13 +69,11 @@ def test_overrides_cost_a_grid(
 
     assert hours("--gpus", "64", *FP8) < 0.85 * hours("--gpus", "64")
     assert experiment(monkeypatch, *command, *FP8) == 2
-    assert (
-        "override 'precision.fp8=e4m3': changes what runs cost, so give --gpus too" in capsys.readouterr().err
-    )
+    assert "changes what runs cost, so give --gpus too" in capsys.readouterr().err
 
 
 def test_the_studys_grid_with_its_cost(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "megatron_mathcpt.experiment", "plan", "configs/paper/grid.yaml"]
+    command = [sys.executable, "-m", "megatron_mathcpt", "dry-run", "configs/paper/grid.yaml"]
     command += ["--out", str(tmp_path / "out"), "--benchmarks", str(tmp_path), "--gpus", "64"]
     command += ["--expected", "configs/paper/pools.yaml"]
     environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(ROOT)}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.snapshot import snapshot_code
+from megatron_mathcpt.experiment.submit import snapshot_code
 
 
 def git(root: Path, *arguments: str) -> str:

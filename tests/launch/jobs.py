@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_mathcpt.config.cluster import ClusterConfig
-from megatron_mathcpt.experiment.sbatch import Job, render
-from megatron_mathcpt.experiment.submit import load_cluster, submit_job
+from megatron_mathcpt.experiment.submit import Job, load_cluster, render, submit_job
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINEE = Path(__file__).with_name("trainee.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.experiment.sbatch import Job
+from megatron_mathcpt.experiment.submit import Job
 from tests.launch.jobs import (
     ROOT,
     field,
@@ -144,17 +144,6 @@ def test_chain_of_three_and_a_failed_link(tmp_path: Path) -> None:
     ]
     times = [(tmp_path / name / "rank_0").stat().st_mtime for name in "abc"]
     assert times == sorted(times)
-
-
-def test_array_of_four_shards(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    job = replace(single(trainee_job(run), "--steps", "1"), shards=4)
-    job_id = submit(job, test_cluster())
-    wait_for(lambda: len(list((job.folder).glob("shard_*/attempts.tsv"))) == 4)
-    wait_for(lambda: all("end 0" in p.read_text() for p in job.folder.glob("shard_*/attempts.tsv")))
-    assert sorted(path.name for path in run.glob("shard_*")) == [f"shard_{i}_of_4" for i in range(4)]
-    assert len(list(job.folder.glob(f"{job_id}_*.log"))) == 4
 
 
 def test_sick_node_is_left_out(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ def main() -> None:
     parser.add_argument("--hold-at", type=int, help="stay at this step of attempt 0 until a signal comes")
     parser.add_argument("--kill-at", help="RANK:STEP:ATTEMPT")
     parser.add_argument("--fail", type=int, help="end with this status at once")
-    parser.add_argument("--shard")
     options = parser.parse_args()
     stopping: list[int] = []
     for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -32,8 +31,6 @@ def main() -> None:
     assert os.environ["MASTER_ADDR"] == "node1" or size == 1
     assert 20000 <= int(os.environ["MASTER_PORT"]) < 32000
     options.run.mkdir(exist_ok=True)
-    if options.shard:
-        (options.run / f"shard_{options.shard.replace('/', '_of_')}").touch()
     if options.fail is not None:
         time.sleep(0.3 * rank)  # rank 0 ends first, the others are ended because of it
         sys.exit(options.fail)

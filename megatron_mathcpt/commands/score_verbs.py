@@ -1,0 +1,199 @@
+"""From weights to a comparison: benchmarks, paired tests, the report, where a result comes from."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+from megatron_mathcpt.commands.options import Pairs, pairs_of, print_table, say, typer_of, verb
+
+HEADING = "Scores"
+app = typer_of()
+
+
+@verb(app, "evaluate", HEADING)
+def evaluate(
+    *,
+    model: Annotated[Path, Option(help="Hugging Face folder, run folder or checkpoint")],
+    out: Annotated[Path, Option(help="folder of the results")],
+    sweep: Annotated[bool, Option("--sweep", help="every checkpoint of a run, a folder each")] = False,
+    task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
+    benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: ours, small")] = None,
+    sets: Annotated[str, Option(help="sets of --benchmarks, with commas; or `all`")] = "",
+    shots: Annotated[int, Option(min=0, help="add a form with so many worked examples")] = 0,
+    limit: Annotated[int | None, Option(min=1, help="items of each task")] = None,
+    benchmark_limit: Annotated[int | None, Option(min=1, help="items of each benchmark set")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="longest answer in tokens")] = 256,
+    batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64,
+    samples: Annotated[int, Option(min=1, help="answers drawn for each item")] = 1,
+    temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0,
+    seed: Annotated[int, Option(help="of the draws")] = 0,
+    backend: Annotated[Literal["hf", "megatron"], Option(help="who generates")] = "hf",
+    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="of the weights")] = "auto",
+    tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1,
+    pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1,
+) -> None:
+    """Score a model on benchmark files through lm-eval.
+
+    The model is a Hugging Face folder, or with --backend megatron a run's checkpoint too. Every answer is
+    kept, and a killed run goes on.
+    """
+    from megatron_mathcpt.evaluation.evaluate import evaluate as score
+    from megatron_mathcpt.evaluation.tasks import Request, plan
+    from megatron_mathcpt.experiment.sweep import sweep as sweep_checkpoints
+
+    files, settings = plan(
+        Request(tuple(task or ()), benchmarks, sets, shots, limit, benchmark_limit),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        samples=samples,
+        temperature=temperature,
+        seed=seed,
+        backend=backend,
+        params_dtype=params_dtype,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+    )
+    if not sweep:
+        _show_scores(score(model, files, settings, out))
+        return
+    found = sweep_checkpoints(model, files, settings, out)
+    print_table(found.headings, found.rows, str(out), numbers=found.headings[1:])
+    for sentence in found.sentences:
+        say(sentence)
+    say(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
+
+
+def _show_scores(results: dict[str, Any]) -> None:
+    rows: list[tuple[str, ...]] = []
+
+    def add(name: str, counts: Sequence[str], value: float, error: float) -> None:
+        rows.append((name, *counts, f"{100 * value:.2f}", f"{100 * error:.2f}"))
+
+    for name, row in results["tasks"].items():
+        counts = [str(row[key]) for key in ("n", "correct", "ungraded")]
+        add(name, counts, row["accuracy"], row["stderr"])
+        for score, found in row.get("samples", {}).items():
+            add(f"  {score}", ("", "", ""), found["value"], found["stderr"])
+    for name, best in results["aggregates"].get("higher_of_forms", {}).items():
+        add(f"higher of forms: {name}", ("", "", ""), best["accuracy"], best["stderr"])
+    if mean := results["aggregates"].get("mean_of_four"):
+        add("mean of four", ("", "", ""), mean["accuracy"], mean["stderr"])
+    headings = ("task", "items", "correct", "ungraded", "accuracy in %", "± s.e.")
+    print_table(headings, rows, results["model"], numbers=headings[1:])
+
+
+@verb(app, "contamination", HEADING)
+def contamination(
+    *,
+    evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
+    documents: Annotated[list[Path], Option(help="*.jsonl with a field `text`, or their folder")],
+    task: Annotated[list[str], Option(help="NAME=FILE, as it was evaluated; may be given again")],
+    threshold: Annotated[float, Option(min=0.0, max=1.0, help="share of an item that counts")] = 0.5,
+) -> None:
+    """Overlap of test items with training documents, and the scores without it."""
+    from megatron_mathcpt.data.decontaminate import overlap_report
+    from megatron_mathcpt.evaluation.tasks import named_files
+    from megatron_mathcpt.formats.files import write_atomically
+
+    files = {name: path for text in task for name, path in named_files(text).items()}
+    result = overlap_report(evaluation, files, documents, threshold)
+    out = evaluation.with_name(f"{evaluation.name}_contamination.json")
+    write_atomically(out, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    rows = []
+    for name, scores in result["tasks"].items():
+        counts = (str(scores[part]["n"]) for part in ("all", "overlapping"))
+        rows.append((name, *counts, _percent(scores["all"]), _percent(scores["clean"])))
+    print_table(("task", "items", "overlapping", "accuracy in %", "without them"), rows, str(out))
+
+
+def _percent(scores: dict[str, Any]) -> str:
+    return "" if scores["accuracy"] is None else f"{100 * scores['accuracy']:.2f}"
+
+
+@verb(app, "compare", HEADING)
+def compare(
+    baseline: Annotated[Path, Argument(help="folder of a run")],
+    candidate: Annotated[Path, Argument(help="folder of another")],
+) -> None:
+    """Settings that differ between two runs, and the paired tests CANDIDATE - BASELINE."""
+    from megatron_mathcpt.report.comparison import compare_two
+
+    folders = baseline.resolve(), candidate.resolve()
+    root = Path(os.path.commonpath([folder.parent for folder in folders]))
+    first, second = (folder.relative_to(root).as_posix() for folder in folders)
+    settings, sentences = compare_two(root, second, first)
+    if settings:
+        print_table(
+            ("setting", first, second), [(field, old, new) for field, new, old in settings], bare=True
+        )
+    else:
+        say("Same settings.")
+    for sentence in sentences:
+        say(sentence)
+
+
+@verb(app, "report", HEADING)
+def report(
+    root: Annotated[Path, Argument(help="folder of results: one folder a run below it")],
+    out: Annotated[Path | None, Option(help="folder of the report; default ROOT/report")] = None,
+    runs: Annotated[str, Option(help="runs in order, with commas; default all that are finished")] = "",
+    compare: Pairs = None,
+    title: Annotated[str, Option(help="heading of the page; default the name of ROOT")] = "",
+    study: Annotated[bool, Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
+) -> None:
+    """Write the report on a folder of results, and print the scores."""
+    from megatron_mathcpt.report.page import build_report, print_report
+    from megatron_mathcpt.report.read import finished_runs
+
+    names = [name for name in runs.split(",") if name] or finished_runs(root)
+    pairs = [(candidate, baseline) for baseline, candidate in pairs_of(compare)]
+    written = build_report(
+        root, out or root / "report", runs=names, comparisons=pairs, title=title, study=study
+    )
+    if not quiet:
+        print_report(written, title or root.resolve().name)
+
+
+@verb(app, "status", HEADING)
+def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
+    """List the runs below a folder: state, steps, tokens, losses, scores."""
+    from megatron_mathcpt.report.read import LIST_HEADINGS, list_runs
+
+    print_table(LIST_HEADINGS, list_runs(root), bare=True)
+
+
+tracing = typer_of("Where a synthesized record comes from, and what a training step saw.")
+app.add_typer(tracing, name="trace", rich_help_panel=HEADING)
+
+
+@verb(tracing, "record")
+def trace_record(
+    folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
+    record: Annotated[str, Argument(help="id of an accepted record")],
+) -> None:
+    """A synthesized record's seed, every request and answer, every verdict."""
+    from rich.console import Console
+
+    from megatron_mathcpt.synthesis.store import trace
+
+    Console().print_json(data=trace(folder, record))
+
+
+@verb(tracing, "step")
+def trace_step(
+    run: Annotated[Path, Argument(help="run folder")],
+    step: Annotated[int, Argument(help="optimizer step, from 1")],
+) -> None:
+    """The documents that a step was trained on."""
+    from megatron_mathcpt.train.trace import trace_step as find
+
+    rows = [
+        (str(seen.sample), seen.pool, str(seen.document), seen.record, repr(seen.text))
+        for seen in find(run, step)
+    ]
+    print_table(("sample", "pool", "document", "record", "text"), rows, bare=True)
