@@ -37,7 +37,7 @@ def sweep(run: Path, files: dict[str, Path], config: EvaluationConfig, out: Path
     """
     paths = {path.name: path for path in reversed(checkpoint_paths(run))}
     if not paths:
-        raise EvaluationError(f"{run}: no checkpoint in checkpoints/; train it first")
+        raise EvaluationError(f"{run}: no checkpoint in checkpoints/; --sweep takes the folder of a run")
     for name, path in paths.items():
         evaluate(path, files, config, out / name / "evaluation")
     seen = {
