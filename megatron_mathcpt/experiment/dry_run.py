@@ -16,11 +16,11 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.planner.layout import from_experiment
 from megatron_mathcpt.planner.machine import load_machine
-from megatron_mathcpt.planner.memory import peak_memory
+from megatron_mathcpt.planner.memory import check_memory, peak_memory
 from megatron_mathcpt.planner.search import check_precision
 from megatron_mathcpt.planner.shapes import from_llama
-from megatron_mathcpt.planner.start import check_memory, from_experiment
 from megatron_mathcpt.planner.step_time import step_time
 
 

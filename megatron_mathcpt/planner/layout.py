@@ -1,19 +1,37 @@
-"""How a model is cut over GPUs, and the batch and precision it is trained with."""
+"""How a model is cut over GPUs, and the batch and precision it is trained with; both from a run's config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
+from megatron_mathcpt.config.base import build_config
 from megatron_mathcpt.config.cross_checks import (
     Division,
     batch_divisions,
+    check_experiment,
     sequence_divisions,
     shape_divisions,
 )
+from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.shapes import ModelShape
 
 Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current", "fp8_blockwise", "fp8_mx"]
 Recompute = Literal["none", "mlp", "full"]
+_PRECISION_OF: dict[str | None, Precision] = {
+    "delayed": "fp8_delayed",
+    "tensorwise": "fp8_current",
+    "blockwise": "fp8_blockwise",
+    "mxfp8": "fp8_mx",
+}
+SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+# Fields of the sections optimizer and parallel that a search takes as given, beside all of precision.
+OPTIMIZER = ("use_precision_aware_optimizer", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+FUSIONS = ("grad_reduce_in_fp32", "gradient_accumulation_fusion", "cross_entropy_loss_fusion")
+_GIVEN = (
+    *(f"optimizer.{name}" for name in OPTIMIZER),
+    *(f"parallel.{name}" for name in ("use_distributed_optimizer", *FUSIONS, "tp_comm_overlap")),
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,6 @@ class Training:
 
     @property
     def weights_in_fp8(self) -> bool:
-        """Whether the block's weights are there in FP8 only."""
         return self.is_fp8 and self.fp8_parameters
 
     @property
@@ -122,7 +139,7 @@ class Layout:
         """Ranks that reduce a gradient together."""
         return self.data_parallel_size * self.context_parallel_size
 
-    @cached_property
+    @property
     def gpus(self) -> int:
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.replicas
 
@@ -130,25 +147,17 @@ class Layout:
     def name(self) -> str:
         """Short text as in `TP4 PP8x5 CP2 DP4 MBS1 recompute full`."""
         virtual = self.virtual_pipeline_model_parallel_size
-        parts = [
-            f"TP{self.tensor_model_parallel_size}",
-            f"PP{self.pipeline_model_parallel_size}" + (f"x{virtual}" if virtual > 1 else ""),
-            f"CP{self.context_parallel_size}",
-            f"DP{self.data_parallel_size}",
-            f"MBS{self.micro_batch_size}",
-        ]
+        name = f"TP{self.tensor_model_parallel_size} PP{self.pipeline_model_parallel_size}"
+        name += f"x{virtual}" if virtual > 1 else ""
+        name += f" CP{self.context_parallel_size} DP{self.data_parallel_size} MBS{self.micro_batch_size}"
         if self.stage_layers:
-            parts.append("head as layer" if self.stage_layers[0] == self.stage_layers[-1] else "uneven")
-        if self.recompute != "none":
-            parts.append(f"recompute {self.recompute}")
-        return " ".join(parts)
+            name += " head as layer" if self.stage_layers[0] == self.stage_layers[-1] else " uneven"
+        return name if self.recompute == "none" else f"{name} recompute {self.recompute}"
 
     def layers(self, shape: ModelShape) -> tuple[int, ...]:
         """Layers of each pipeline stage."""
-        if self.stage_layers:
-            return self.stage_layers
         stages = self.pipeline_model_parallel_size
-        return (shape.num_layers // stages,) * stages
+        return self.stage_layers or (shape.num_layers // stages,) * stages
 
     def recomputed(self, layers: int) -> int:
         """How many of a stage's `layers` are computed again in backward, whole or their MLP."""
@@ -179,8 +188,7 @@ def with_head_as_layer(layout: Layout, shape: ModelShape) -> Layout:
     """`layout` with embedding and head each counted as one layer (`account_for_*_in_pipeline_split`)."""
     stages = layout.pipeline_model_parallel_size
     slots = (shape.num_layers + 2) // stages
-    layers = (slots - 1, *(slots for _ in range(stages - 2)), slots - 1)
-    return replace(layout, stage_layers=layers)
+    return replace(layout, stage_layers=(slots - 1, *[slots] * (stages - 2), slots - 1))
 
 
 def illegal(shape: ModelShape, training: Training, layout: Layout) -> str | None:
@@ -203,3 +211,71 @@ def illegal(shape: ModelShape, training: Training, layout: Layout) -> str | None
         (uneven_chunks, "layers do not divide by PP x virtual stages"),
     ]
     return next((reason for broken, reason in rules if broken), None)
+
+
+def search_config(overrides: Sequence[str], *, seq_length: int, global_batch_size: int) -> ExperimentConfig:
+    """What a search takes as given: a bf16 run with the distributed optimizer, changed by `overrides`.
+
+    Raises `ConfigError` for an override that is wrong in a training config, or that the search would ignore.
+    """
+    for override in overrides:
+        field = override.partition("=")[0]
+        if not field.startswith("precision.") and field not in _GIVEN:
+            raise ConfigError(
+                f"override '{override}': a search cannot take it as given; known are precision.*, "
+                f"{', '.join(_GIVEN)}"
+            )
+    batch = {"seq_length": seq_length, "global_batch_size": global_batch_size}
+    tree = {
+        **{"name": "search", "seed": 0, "init": {"hf": "weights"}, "checkpoint": {"interval": 1}},
+        "data": {"corpus": "corpus", "blend": {"all": 1.0}},
+        "optimizer": {"lr": 1.0},
+        "schedule": {"lr_decay_style": "constant"},
+        "parallel": dict.fromkeys(SIZES, 1) | {"use_distributed_optimizer": True},
+        "precision": {"params_dtype": "bf16"},
+        "train": {"train_tokens": 1, "micro_batch_size": 1, **batch},
+    }
+    config = build_config(tree, ExperimentConfig, overrides, "search")
+    # What overlap needs of the layout is the search's own choice.
+    apart = config.parallel.model_copy(update={"tp_comm_overlap": False})
+    check_experiment(config.model_copy(update={"parallel": apart}), 1)
+    return config
+
+
+def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -> tuple[Training, Layout]:
+    """The planner's view of a run's config; without fused layers (`fused`) nothing else is fused either."""
+    parallel, train, precision = config.parallel, config.train, config.precision
+    ends = (precision.num_layers_at_start_in_bf16, precision.num_layers_at_end_in_bf16)
+    same = {"use_distributed_optimizer", "grad_reduce_in_fp32", "tp_comm_overlap"}
+    training = Training(
+        seq_length=train.seq_length,
+        global_batch_size=train.global_batch_size,
+        precision=_PRECISION_OF.get(precision.fp8_recipe, precision.params_dtype),
+        gradient_accumulation_fusion=parallel.gradient_accumulation_fusion and fused,
+        cross_entropy_fusion_impl="te" if parallel.cross_entropy_loss_fusion and fused else None,
+        fp8_parameters=precision.fp8_param_gather,
+        bf16_layers=ends if precision.first_last_layers_bf16 else (0, 0),
+        fused=fused,
+        **parallel.model_dump(include=same),
+        **config.optimizer.model_dump(include=set(OPTIMIZER)),
+    )
+    layers = None
+    if parallel.has_uneven_stages and config.model is not None:
+        layers = parallel.stage_layers(config.model.num_layers)
+    layout = Layout(
+        **parallel.model_dump(include={*SIZES, "sequence_parallel"}),
+        data_parallel_size=world_size // parallel.model_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size or 1,
+        micro_batch_size=train.micro_batch_size,
+        recompute=_recompute(parallel),
+        recompute_num_layers=parallel.recompute_num_layers if parallel.recompute_method == "block" else None,
+        stage_layers=layers,
+    )
+    return training, layout
+
+
+def _recompute(parallel: ParallelSection) -> Recompute:
+    """The planner's kind; core attention alone saves nothing where attention is fused."""
+    if parallel.recompute_granularity == "full":
+        return "full"
+    return "mlp" if "mlp" in parallel.recompute_modules else "none"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, RootModel
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import ConfigError
@@ -31,13 +31,9 @@ class Hardware(Section):
     source: str
 
 
-class _HardwareTable(Section):
-    hardware: dict[str, Hardware]
-
-
 def load_hardware(name: str) -> Hardware:
     """The entry called `name`; raises `ConfigError` naming the known ones."""
-    table = load_config(_HARDWARE, _HardwareTable).hardware
+    table = load_config(_HARDWARE, RootModel[dict[str, Hardware]]).root
     if name not in table:
         raise ConfigError(f"hardware '{name}': unknown; known are {', '.join(sorted(table))}")
     return table[name]
@@ -98,11 +94,11 @@ class Machine:
 
     def product_seconds(self, m: float, n: float, k: float, *, fp8: bool) -> float:
         """One matrix product, reduced over `k`; filling and draining its tiles is worth a ramp more of k."""
-        peak, efficiency = self.hardware.bf16_tflops, self.constants.bf16_gemm_efficiency
-        ramp = self.constants.bf16_gemm_ramp
+        given, card = self.constants, self.hardware
+        peak, efficiency, ramp = card.bf16_tflops, given.bf16_gemm_efficiency, given.bf16_gemm_ramp
         if fp8:
-            peak, efficiency = self.hardware.fp8_tflops or peak, self.constants.fp8_gemm_efficiency
-            ramp = self.constants.fp8_gemm_ramp
+            assert card.fp8_tflops is not None  # search.check_precision
+            peak, efficiency, ramp = card.fp8_tflops, given.fp8_gemm_efficiency, given.fp8_gemm_ramp
         return 2 * m * n * (k + ramp) / (peak * 1e12 * efficiency)
 
 

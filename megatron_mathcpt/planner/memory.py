@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.planner.layout import Layout, Training, bf16_share
-from megatron_mathcpt.planner.shapes import ModelShape
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.layout import Layout, Training, bf16_share, from_experiment
+from megatron_mathcpt.planner.shapes import ModelShape, from_llama
 
 GIB = 2**30
 # Bytes per logit while the loss is computed, by kind of fusion. None: an fp32 copy that becomes the softmax
@@ -23,8 +24,8 @@ LOGIT_BYTES = {None: 6.0, "native": 12.0, "te": 2.0}
 # for 128 x 128 weights (Transformer Engine's tensor/float8_blockwise_tensor.py); MXFP8: a byte for 32 values.
 FP8_ACTIVATION = {"fp8_delayed": 1.0, "fp8_current": 1.0, "fp8_blockwise": 1 + 4 / 128, "fp8_mx": 1 + 1 / 32}
 FP8_WEIGHT = FP8_ACTIVATION | {"fp8_blockwise": 1 + 4 / 128**2}
-
-
+# CUDA context, NCCL's buffers and cuBLAS workspaces, which the formulae leave out.
+_RUNTIME_GIB = 2.5
 _ADAM_MOMENTS = 8  # bytes a parameter on disk: AdamW's two, in fp32
 
 
@@ -170,6 +171,30 @@ def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> di
         saved["rotary tables"] = 4 * size * shape.head_size / layout.micro_batch_size
         saved["silu and up"] = 2 * size * ffn
     return saved
+
+
+def check_memory(config: ExperimentConfig, world_size: int, *, memory_gib: float, fused: bool = True) -> str:
+    """Predict the peak of `config` on `world_size` GPUs of `memory_gib`; `fused`: with Transformer Engine.
+
+    Returns a sentence of it; needs the resolved config (shape and vocabulary known). Raises `ConfigError` if
+    it cannot fit, with the amount and the settings that help.
+    """
+    if config.model is None:
+        raise ConfigError("model: missing; the memory check needs the shape of the starting weights")
+    training, layout = from_experiment(config, world_size, fused=fused)
+    peak = peak_memory(from_llama(config.name, config.model), training, layout)
+    parts = sorted(peak.parts.items(), key=lambda part: -part[1])
+    shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size >= 0.05 * GIB)
+    found = (
+        f"predicted {peak.gib:.1f} of {memory_gib:.1f} GiB on pipeline stage {peak.stage} "
+        f"({shown or 'less than 0.1 GiB'})"
+    )
+    if peak.gib + _RUNTIME_GIB > memory_gib:
+        raise ConfigError(
+            f"parallel: {found} and {_RUNTIME_GIB} GiB for CUDA and NCCL do not fit; lower "
+            "train.micro_batch_size, raise a parallel size, or ask tools/plan_layout.py for layouts that fit"
+        )
+    return found
 
 
 def checkpoint_bytes(config: ExperimentConfig) -> tuple[int, int]:

@@ -6,10 +6,12 @@ before 2025 do.
 Forward and backward together are three times the forward pass; a multiply-add is two operations.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from megatron_mathcpt.config.base import Section, load_config
+from pydantic import RootModel
+
+from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
@@ -34,12 +36,10 @@ class ModelShape(LlamaShape):
 
     @property
     def query_width(self) -> int:
-        """Channels of all attention heads."""
         return self.num_attention_heads * self.head_size
 
     @property
     def key_width(self) -> int:
-        """Channels of all keys (or of all values)."""
         return self.query_groups * self.head_size
 
     @property
@@ -73,21 +73,15 @@ class ModelShape(LlamaShape):
         return layers + self.embedding + self.head + self.hidden_size
 
 
-class _ShapeTable(Section):
-    shapes: dict[str, LlamaShape]
-
-
 def load_shape(model: str) -> ModelShape:
     """The built-in shape called `model`, or that of the Hugging Face `config.json` at this path.
 
     Raises `ConfigError` when it is neither.
     """
-    shapes = load_config(_TABLE, _ShapeTable).shapes
+    shapes = load_config(_TABLE, RootModel[dict[str, LlamaShape]]).root
     if model in shapes:
         return from_llama(model, shapes[model])
-    path = Path(model)
-    if path.name == "config.json":
-        path = path.parent
+    path = Path(model.removesuffix("config.json"))
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"model '{model}': neither a built-in shape ({', '.join(sorted(shapes))}) "
@@ -103,26 +97,11 @@ def from_llama(name: str, llama: LlamaShape) -> ModelShape:
     return ModelShape(name=name, **dict(llama))
 
 
-@dataclass(frozen=True)
-class FlopsPerToken:
-    """Operations per trained token, forward and backward, without recomputation."""
+class FlopsPerToken(NamedTuple):
+    """Operations per trained token, forward and backward, without recomputation; we report `causal`."""
 
-    layer_matrices: float
-    head: float
-    attention_full: float
-
-    @property
-    def attention_causal(self) -> float:
-        return self.attention_full / 2
-
-    @property
-    def causal(self) -> float:
-        """Total, causal convention; the one this project reports."""
-        return self.layer_matrices + self.head + self.attention_causal
-
-    @property
-    def full(self) -> float:
-        return self.layer_matrices + self.head + self.attention_full
+    causal: float
+    full: float
 
 
 def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
@@ -130,8 +109,6 @@ def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), appendix, without its recomputation.
     """
-    return FlopsPerToken(
-        layer_matrices=6.0 * shape.num_layers * shape.layer_matrices,
-        head=6.0 * shape.padded_vocab_size * shape.hidden_size,
-        attention_full=12.0 * shape.num_layers * seq_length * shape.query_width,
-    )
+    matrices = shape.num_layers * shape.layer_matrices + shape.padded_vocab_size * shape.hidden_size
+    attention = 12.0 * shape.num_layers * seq_length * shape.query_width
+    return FlopsPerToken(6.0 * matrices + attention / 2, 6.0 * matrices + attention)

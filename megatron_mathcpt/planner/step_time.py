@@ -58,11 +58,9 @@ def step_time(shape: ModelShape, training: Training, layout: Layout, machine: Ma
     """Predict the time of a step of `layout`."""
     layers = _average_layers(shape, training, layout, machine)
     counts = layout.layers(shape)
-    pairs = list(zip(layers, counts, strict=True))
-    recompute = [_recompute_seconds(layout, layer, count) for layer, count in pairs]
-    stages = [
-        count * sum(layer.values()) + again for (layer, count), again in zip(pairs, recompute, strict=True)
-    ]
+    recompute = [_recompute_seconds(layout, *pair) for pair in zip(layers, counts, strict=True)]
+    parts = zip(layers, counts, recompute, strict=True)
+    stages = [count * sum(layer.values()) + again for layer, count, again in parts]
     head = _head_seconds(shape, training, layout, machine)
     stages[-1] += head
     slowest = max(range(len(stages)), key=stages.__getitem__)
@@ -82,40 +80,16 @@ def _average_layers(
     shape: ModelShape, training: Training, layout: Layout, machine: Machine
 ) -> list[dict[str, float]]:
     """Terms of the average layer of every pipeline stage, layers that FP8 leaves in bf16 among them."""
-    sizes = (layout.tensor_model_parallel_size, layout.context_parallel_size, layout.micro_batch_size)
-    layer = _layer_terms(shape, training, machine, *sizes)
+    sizes = (layout.tensor_model_parallel_size, layout.context_parallel_size, layout.tokens(training))
+    layer = _layer_terms(_Layer(shape, training, machine, *sizes))
     stages = range(layout.pipeline_model_parallel_size)
     if training.bf16_layers == (0, 0):
         return [layer for _ in stages]
-    left_out = _layer_terms(shape, replace(training, precision="bf16"), machine, *sizes)
+    left_out = _layer_terms(_Layer(shape, replace(training, precision="bf16"), machine, *sizes))
     shares = [bf16_share(shape, training, layout, stage) for stage in stages]
     return [
         {name: value + share * (left_out[name] - value) for name, value in layer.items()} for share in shares
     ]
-
-
-@lru_cache(maxsize=4096)
-def _layer_terms(
-    shape: ModelShape, training: Training, machine: Machine, tensor: int, context: int, micro_batch: int
-) -> dict[str, float]:
-    """Seconds of one layer for one microbatch, forward and backward, by term."""
-    tokens = micro_batch * training.seq_length / context
-    layer = _Layer(shape, training, machine, tensor, tokens)
-    attention = layer.attention_seconds() * (1 + machine.constants.context_loss * (context - 1) / context)
-    accumulated = _accumulated_bytes(training) * shape.layer_matrices / tensor
-    overhead = machine.constants.layer_overhead_us
-    if training.is_fp8:
-        overhead += machine.constants.fp8_layer_overhead_us
-    return {
-        "matrix products": layer.matrix_seconds(),
-        "attention": attention,
-        "context-parallel communication": max(0.0, layer.ring_seconds(context) - attention),
-        "element-wise": layer.elementwise_bytes() * tokens / machine.memory,
-        "FP8 casts": layer.cast_bytes() * tokens / machine.memory,
-        "gradient accumulation": accumulated / machine.memory,
-        "tensor-parallel communication": layer.tensor_seconds(),
-        "kernel launches": overhead * 1e-6,
-    }
 
 
 @dataclass(frozen=True)
@@ -126,14 +100,14 @@ class _Layer:
     training: Training
     machine: Machine
     tensor: int
+    context: int
     tokens: float
 
     def matrix_seconds(self) -> float:
         """The layer's four matrices."""
         shape, tensor = self.shape, self.tensor
-        slower = (
-            self.machine.constants.block_gemm_share if self.training.precision == "fp8_blockwise" else 1.0
-        )
+        by_blocks = self.training.precision == "fp8_blockwise"
+        slower = self.machine.constants.block_gemm_share if by_blocks else 1.0
         query, key = shape.query_width / tensor, shape.key_width / tensor
         matrices = (
             (shape.hidden_size, query + 2 * key),
@@ -147,12 +121,13 @@ class _Layer:
     def attention_seconds(self) -> float:
         """Causal attention, always in bf16."""
         reach = self.training.attended_length or self.training.seq_length
-        return 6.0 * self.tokens * reach * self.shape.query_width / self.tensor / self.machine.attention
+        alone = 6.0 * self.tokens * reach * self.shape.query_width / self.tensor / self.machine.attention
+        return alone * (1 + self.machine.constants.context_loss * (self.context - 1) / self.context)
 
-    def ring_seconds(self, context: int) -> float:
+    def ring_seconds(self) -> float:
         """Keys and values of all other context ranks, bf16: once forward, back again with their gradients."""
-        volume = 3 * 2 * 2.0 * self.tokens * self.shape.key_width / self.tensor * (context - 1)
-        on_node = self.tensor * context <= self.machine.hardware.gpus_per_node
+        volume = 3 * 2 * 2.0 * self.tokens * self.shape.key_width / self.tensor * (self.context - 1)
+        on_node = self.tensor * self.context <= self.machine.hardware.gpus_per_node
         return volume / (self.machine.link if on_node else self.machine.network)
 
     def elementwise_bytes(self) -> float:
@@ -199,13 +174,28 @@ class _Layer:
         return exposed * volume / machine.link + maxima
 
 
+@lru_cache(maxsize=4096)
+def _layer_terms(layer: _Layer) -> dict[str, float]:
+    """Seconds of one layer for one microbatch, forward and backward, by term."""
+    machine, attention = layer.machine, layer.attention_seconds()
+    accumulated = _accumulated_bytes(layer.training) * layer.shape.layer_matrices / layer.tensor
+    fp8_overhead = machine.constants.fp8_layer_overhead_us if layer.training.is_fp8 else 0.0
+    return {
+        "matrix products": layer.matrix_seconds(),
+        "attention": attention,
+        "context-parallel communication": max(0.0, layer.ring_seconds() - attention),
+        "element-wise": layer.elementwise_bytes() * layer.tokens / machine.memory,
+        "FP8 casts": layer.cast_bytes() * layer.tokens / machine.memory,
+        "gradient accumulation": accumulated / machine.memory,
+        "tensor-parallel communication": layer.tensor_seconds(),
+        "kernel launches": (machine.constants.layer_overhead_us + fp8_overhead) * 1e-6,
+    }
+
+
 def _three_products(machine: Machine, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
     """Forward, gradient of the input, gradient of the weight."""
-    return (
-        machine.product_seconds(tokens, outputs, inputs, fp8=fp8)
-        + machine.product_seconds(tokens, inputs, outputs, fp8=fp8)
-        + machine.product_seconds(inputs, outputs, tokens, fp8=fp8)
-    )
+    sizes = ((tokens, outputs, inputs), (tokens, inputs, outputs), (inputs, outputs, tokens))
+    return sum(machine.product_seconds(m, n, k, fp8=fp8) for m, n, k in sizes)
 
 
 def _accumulated_bytes(training: Training) -> float:

@@ -25,8 +25,7 @@ from megatron_mathcpt.model.llama import accumulate_in_products, build_model, ha
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.planner.memory import held_bytes
-from megatron_mathcpt.planner.start import check_memory
+from megatron_mathcpt.planner.memory import check_memory, held_bytes
 from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset, dataset_prefix
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.fused_adam import ensure_fused_adam

@@ -40,10 +40,10 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.layout import from_experiment
 from megatron_mathcpt.planner.machine import Hardware, load_hardware, load_machine
-from megatron_mathcpt.planner.memory import GIB, memory_per_stage
+from megatron_mathcpt.planner.memory import GIB, check_memory, memory_per_stage
 from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
-from megatron_mathcpt.planner.start import check_memory, from_experiment
 from megatron_mathcpt.planner.step_time import speed, step_time
 
 ON_GPU = torch.cuda.is_available()

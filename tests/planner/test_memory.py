@@ -28,20 +28,12 @@ SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)
 
 
-def test_saved_bytes_by_hand() -> None:
-    saved = saved_per_token(SHAPE, TRAINING, Layout())
-    # 2 norm inputs and 2 outputs of 4096; 4096 + 2 x 1024 mixed; 4096 + 1024 rotated; bf16.
-    assert saved["norm inputs"] == saved["norm outputs"] == 2 * 2 * 4096
-    assert saved["query, key, value"] == 2 * 6144
-    assert saved["rotated query, key"] == 2 * 5120
-    assert saved["gate, up"] == 2 * 2 * 14336
-    assert saved["activation"] == 2 * 14336
-    assert sum(saved.values()) == 149_632
-
-
 @pytest.mark.parametrize(
     ("precision", "expected"),
     [
+        # 2 norm inputs and 2 outputs of 4096; 4096 + 2 x 1024 mixed; 4096 + 1024 rotated; the attention's
+        # output and 32 fp32 sums; gate, up and their product; bf16.
+        ("bf16", 2 * (4 * 4096 + 6144 + 5120 + 4096 + 3 * 14336) + 4 * 32),
         # Norm outputs and activation at half; delayed scaling keeps the attention output in one byte more.
         ("fp8_delayed", 149_632 - 2 * 4096 - 14336 + 4096),
         ("fp8_current", 149_632 - 2 * 4096 - 14336),
@@ -50,11 +42,12 @@ def test_saved_bytes_by_hand() -> None:
         ("fp8_mx", 149_632 - 2 * 22528 + 22528 + 22528 / 32),
     ],
 )
-def test_saved_bytes_in_fp8_by_hand(precision: Precision, expected: float) -> None:
+def test_saved_bytes_by_hand(precision: Precision, expected: float) -> None:
     found = saved_per_token(SHAPE, replace(TRAINING, precision=precision), Layout())
     assert sum(found.values()) == expected
 
 
+FP8_WEIGHTS = {"precision": "fp8_delayed", "fp8_parameters": True}
 MATRICES = 32 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336)
 OTHERS = 8_030_261_248 - MATRICES
 
@@ -90,10 +83,9 @@ def test_layers_left_in_bf16_weigh_what_they_weigh_in_bf16() -> None:
         for stage, count in enumerate((1, 0, 0, 3)):
             expected = (8 - count) * plain[stage].parts[part] + count * bf16[stage].parts[part]
             assert mixed[stage].parts[part] == pytest.approx(expected / 8)
-    shares = [bf16_share(SHAPE, replace(fp8, bf16_layers=(10, 32)), layout, stage) for stage in range(4)]
-    assert shares == [1, 1, 1, 1]
-    shares = [bf16_share(SHAPE, replace(fp8, bf16_layers=(10, 0)), layout, stage) for stage in range(4)]
-    assert shares == [1, 0.25, 0, 0]
+    for ends, shares in (((10, 32), [1, 1, 1, 1]), ((10, 0), [1, 0.25, 0, 0])):
+        training = replace(fp8, bf16_layers=ends)
+        assert [bf16_share(SHAPE, training, layout, stage) for stage in range(4)] == shares
 
 
 @pytest.mark.parametrize(("impl", "size"), [(None, 6), ("native", 12), ("te", 2)])
@@ -113,10 +105,7 @@ def test_bytes_of_a_logit(impl: Literal["native", "te"] | None, size: int) -> No
         # Megatron-Core keeps the masters beside blockwise FP8, Transformer Engine beside delayed scaling.
         ({"use_precision_aware_optimizer": True, "precision": "fp8_blockwise"}, 4 + 4 + 4),
         ({"use_precision_aware_optimizer": True, "precision": "fp8_delayed"}, 2 + 4 + 4),
-        (
-            {"use_precision_aware_optimizer": True, "precision": "fp8_delayed", "fp8_parameters": True},
-            4 + 4 + 4,
-        ),
+        ({"use_precision_aware_optimizer": True, **FP8_WEIGHTS}, 4 + 4 + 4),
         ({"precision": "fp32"}, 4 + 4),
     ],
 )
@@ -225,8 +214,8 @@ def test_bytes_of_one_checkpoint() -> None:
     assert checkpoint_bytes(config) == (14 * LLAMA_2_7B, 2 * LLAMA_2_7B)
     full = load("base2", "precision.params_dtype=fp32")
     assert checkpoint_bytes(full) == (16 * LLAMA_2_7B, 4 * LLAMA_2_7B)
-    whole = load("base2", "precision.params_dtype=fp32", "parallel.use_distributed_optimizer=false",
-                 "parallel.overlap_param_gather=false")  # fmt: skip
+    unsharded = ("parallel.use_distributed_optimizer=false", "parallel.overlap_param_gather=false")
+    whole = load("base2", "precision.params_dtype=fp32", *unsharded)
     assert checkpoint_bytes(whole) == (12 * LLAMA_2_7B, 4 * LLAMA_2_7B)
 
 
@@ -257,6 +246,6 @@ def test_the_study_keeps_under_ten_terabytes() -> None:
         train = config.train
         if train.train_epochs is not None:  # SFT: ten parts and a rest
             tokens = (10 * config.checkpoint.interval + 1) * train.tokens_per_step
-            train = train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+            train = train.model_copy(update={"train_tokens": tokens})
         kept += kept_bytes(config.model_copy(update={"model": config.model or shape, "train": train}))
     assert 8e12 < kept < 10e12
