@@ -17,9 +17,8 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.layout import from_experiment
-from megatron_mathcpt.planner.machine import load_machine
+from megatron_mathcpt.planner.machine import check_precision, load_machine
 from megatron_mathcpt.planner.memory import check_memory, peak_memory
-from megatron_mathcpt.planner.search import check_precision
 from megatron_mathcpt.planner.shapes import from_llama
 from megatron_mathcpt.planner.step_time import step_time
 
@@ -67,7 +66,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     assert config.model is not None
     shape = from_llama(config.name, config.model)
     training, layout = from_experiment(config, gpus, fused=True)
-    check_precision(training, machine.hardware)
+    check_precision(training.precision, machine.hardware.capability)
     seconds = step_time(shape, training, layout, machine).total
     steps = config.train.train_steps
     tokens = steps * config.train.tokens_per_step

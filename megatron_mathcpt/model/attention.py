@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-from megatron_mathcpt.model.documents import Documents, Span, context_positions
+from megatron_mathcpt.model.documents import Documents, Span, forbidden
 
 
 class SdpaAttention(torch.nn.Module):
@@ -37,7 +37,9 @@ class SdpaAttention(torch.nn.Module):
         """
         if self.context_group is not None:
             if attention_mask is None:
-                attention_mask = self._context_mask(len(query), query.device)
+                size, rank = self.context_group.size(), self.context_group.rank()
+                one_document = torch.zeros(1, len(query) * size, device=query.device)
+                attention_mask = forbidden(one_document, size, rank)
             key, value = gathered(self.context_group, key, value)
         output = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
@@ -48,14 +50,6 @@ class SdpaAttention(torch.nn.Module):
             enable_gqa=self.grouped,
         )
         return output.permute(2, 0, 1, 3).flatten(2)
-
-    def _context_mask(self, local_length: int, device: torch.device) -> torch.Tensor:
-        """True where a key of the gathered sequence comes after a query of this rank: [queries, keys]."""
-        assert self.context_group is not None
-        size, rank = self.context_group.size(), self.context_group.rank()
-        held = [context_positions(local_length * size, size, other) for other in range(size)]
-        later: torch.Tensor = torch.cat(held)[None, :] > held[rank][:, None]
-        return later.to(device)
 
 
 class DocumentAttention(torch.nn.Module):

@@ -12,8 +12,15 @@ from megatron.core.transformer import TransformerConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.layout import PRECISION_OF
+from megatron_mathcpt.planner.machine import check_precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_OF_SHAPE = {"num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon"}
+# Fields of the section parallel that are the optimizer's and the gradients', or made another way.
+_NOT_OF_LAYERS = {"use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather"} | {
+    *("grad_reduce_in_fp32", "gradient_accumulation_fusion", "recompute_modules"),
+}
 # Delayed scaling looks so many steps back (defaults of Transformer Engine's DelayedScaling; Megatron-Core's
 # own default of one step overflows when a maximum grows).
 _FP8_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
@@ -35,18 +42,8 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
             raise ConfigError(
                 f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out"
             )
-    if precision.fp8 is not None:
-        check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
-
-
-def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
-    """Refuse an FP8 recipe that a GPU of this compute capability cannot follow; `ConfigError`."""
-    if capability < (8, 9):
-        raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")
-    if recipe == "blockwise" and capability[0] != 9:
-        raise ConfigError("precision.fp8_recipe: blockwise is for Hopper; take mxfp8 on Blackwell")
-    if recipe == "mxfp8" and capability[0] < 10:
-        raise ConfigError("precision.fp8_recipe: mxfp8 needs Blackwell; take blockwise on Hopper")
+    if precision.fp8_recipe is not None:
+        check_precision(PRECISION_OF[precision.fp8_recipe], torch.cuda.get_device_capability())
 
 
 def transformer_config(
@@ -57,40 +54,23 @@ def transformer_config(
     Gradients are normalised by the number of trained tokens of the global batch, never per microbatch.
     """
     check_accelerated(parallel, precision, fused=fused)
-    virtual = parallel.virtual_pipeline_model_parallel_size
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     # NVIDIA's apex brings the product that adds the output layer's gradient to its buffer.
     has_apex_kernel = find_spec("fused_weight_gradient_mlp_cuda") is not None
     return TransformerConfig(
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
+        **shape.model_dump(include=_OF_SHAPE),
+        **parallel.model_dump(exclude=_NOT_OF_LAYERS),
         num_query_groups=shape.query_groups,
         kv_channels=shape.head_size,
-        layernorm_epsilon=shape.layernorm_epsilon,
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=virtual,
-        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
-        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-        account_for_embedding_in_pipeline_split=parallel.account_for_embedding_in_pipeline_split,
-        account_for_loss_in_pipeline_split=parallel.account_for_loss_in_pipeline_split,
-        context_parallel_size=parallel.context_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
         params_dtype=DTYPES[precision.params_dtype],
         pipeline_dtype=DTYPES[precision.params_dtype],
         bf16=precision.params_dtype == "bf16",
-        tp_comm_overlap=parallel.tp_comm_overlap,
-        cuda_graph_impl=parallel.cuda_graph_impl,
-        recompute_granularity=parallel.recompute_granularity,
-        recompute_method=parallel.recompute_method,
-        recompute_num_layers=parallel.recompute_num_layers,
         recompute_modules=list(parallel.recompute_modules) or None,
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # train/process.py
         calculate_per_token_loss=True,
@@ -103,7 +83,6 @@ def transformer_config(
         embedding_init_method=torch.nn.init.zeros_,
         # Without Transformer Engine these fusions fail or bring nothing.
         gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel,
-        cross_entropy_loss_fusion=parallel.cross_entropy_loss_fusion,
         cross_entropy_fusion_impl="te",
         bias_activation_fusion=fused,
         bias_dropout_fusion=fused,
@@ -112,8 +91,8 @@ def transformer_config(
         persist_layer_norm=False,
         # On gloo, batched sends of interleaved stages are matched in the wrong order, and freeing a
         # stage's output races with its send: both give wrong losses without an error.
-        overlap_p2p_comm=virtual is not None,
-        batch_p2p_comm=virtual is None,
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,  # a device synchronisation a message, for torch before 1.14 only
         deallocate_pipeline_outputs=fused,
         **_fp8_settings(precision),
@@ -124,12 +103,8 @@ def _fp8_settings(precision: PrecisionSection) -> dict[str, Any]:
     if precision.fp8 is None:
         return {}
     return {
-        "fp8": precision.fp8,
-        "fp8_recipe": precision.fp8_recipe,
+        **precision.model_dump(exclude={"params_dtype", "fp8_param_gather"}),
         "fp8_param": precision.fp8_param_gather,
-        "first_last_layers_bf16": precision.first_last_layers_bf16,
-        "num_layers_at_start_in_bf16": precision.num_layers_at_start_in_bf16,
-        "num_layers_at_end_in_bf16": precision.num_layers_at_end_in_bf16,
         **(_FP8_HISTORY if precision.fp8_recipe == "delayed" else {}),
     }
 

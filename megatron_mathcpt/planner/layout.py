@@ -18,7 +18,7 @@ from megatron_mathcpt.planner.shapes import ModelShape
 
 Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current", "fp8_blockwise", "fp8_mx"]
 Recompute = Literal["none", "mlp", "full"]
-_PRECISION_OF: dict[str | None, Precision] = {
+PRECISION_OF: dict[str | None, Precision] = {
     "delayed": "fp8_delayed",
     "tensorwise": "fp8_current",
     "blockwise": "fp8_blockwise",
@@ -250,7 +250,7 @@ def from_experiment(config: ExperimentConfig, world_size: int, *, fused: bool) -
     training = Training(
         seq_length=train.seq_length,
         global_batch_size=train.global_batch_size,
-        precision=_PRECISION_OF.get(precision.fp8_recipe, precision.params_dtype),
+        precision=PRECISION_OF.get(precision.fp8_recipe, precision.params_dtype),
         gradient_accumulation_fusion=parallel.gradient_accumulation_fusion and fused,
         cross_entropy_fusion_impl="te" if parallel.cross_entropy_loss_fusion and fused else None,
         fp8_parameters=precision.fp8_param_gather,

@@ -26,7 +26,7 @@ class Hardware(Section):
     nvlink_gb_per_second: float = Field(gt=0)
     network_gb_per_second: float = Field(gt=0)  # per GPU
     gpus_per_node: int = Field(gt=0)  # joined by NVLink
-    mxfp8: bool = False  # whether its products take FP8 with a scale for 32 values
+    capability: tuple[int, int]  # CUDA's compute capability
     tuned_overlap: tuple[tuple[int, int], ...]  # (hidden size, TP) that have a user-buffer table
     source: str
 
@@ -37,6 +37,16 @@ def load_hardware(name: str) -> Hardware:
     if name not in table:
         raise ConfigError(f"hardware '{name}': unknown; known are {', '.join(sorted(table))}")
     return table[name]
+
+
+def check_precision(precision: str, capability: tuple[int, int]) -> None:
+    """Refuse a precision that a GPU of this compute capability cannot multiply in; `ConfigError`."""
+    if precision.startswith("fp8") and capability < (8, 9):
+        raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")
+    if precision == "fp8_blockwise" and capability[0] != 9:
+        raise ConfigError("precision.fp8_recipe: blockwise is for Hopper; take mxfp8 on Blackwell")
+    if precision == "fp8_mx" and capability[0] < 10:
+        raise ConfigError("precision.fp8_recipe: mxfp8 needs Blackwell; take blockwise on Hopper")
 
 
 class Constants(Section):

@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Table
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import (
     FUSIONS,
     OPTIMIZER,
@@ -20,7 +19,7 @@ from megatron_mathcpt.planner.layout import (
     illegal,
     with_head_as_layer,
 )
-from megatron_mathcpt.planner.machine import Hardware, Machine
+from megatron_mathcpt.planner.machine import Hardware, Machine, check_precision
 from megatron_mathcpt.planner.memory import GIB, StageMemory, memory_per_stage, peak_memory
 from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token
 from megatron_mathcpt.planner.step_time import StepTime, speed, step_time
@@ -73,7 +72,7 @@ def search(
     """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card)."""
     hardware = machine.hardware
     limit = MEMORY_SHARE * hardware.memory_gib if limit_gib is None else limit_gib
-    check_precision(training, hardware)
+    check_precision(training.precision, hardware.capability)
     plans: list[Plan] = []
     misfits: list[Misfit] = []
     refused: Counter[str] = Counter()
@@ -89,16 +88,6 @@ def search(
     plans.sort(key=lambda plan: plan.time.total)
     misfits.sort(key=lambda misfit: misfit.excess_gib)
     return SearchResult(shape, training, machine, tuple(plans), tuple(misfits), refused)
-
-
-def check_precision(training: Training, hardware: Hardware) -> None:
-    """Raise `ConfigError` where the GPU cannot multiply in the precision of `training`."""
-    if training.is_fp8 and hardware.fp8_tflops is None:
-        raise ConfigError(f"precision {training.precision}: this GPU has no FP8; choose bf16")
-    if training.precision == "fp8_mx" and not hardware.mxfp8:
-        raise ConfigError("precision fp8_mx: needs Blackwell; choose fp8_recipe blockwise on this GPU")
-    if training.precision == "fp8_blockwise" and hardware.mxfp8:
-        raise ConfigError("precision fp8_blockwise: is for Hopper; choose fp8_recipe mxfp8 on this GPU")
 
 
 def _layouts(shape: ModelShape, gpus: int, hardware: Hardware) -> Iterator[Layout]:

@@ -3,12 +3,12 @@
 What this project measured itself lies apart in `planner/measured.yaml` and is never fitted.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import RootModel
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training, with_head_as_layer
@@ -17,8 +17,7 @@ from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage, peak_
 from megatron_mathcpt.planner.shapes import ModelShape, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
-PUBLISHED = Path(__file__).parent / "planner" / "published.yaml"
-MEASURED = Path(__file__).parent / "planner" / "measured.yaml"
+FOLDER = Path(__file__).parent / "planner"
 
 
 class _Group(Section):
@@ -63,15 +62,14 @@ class Peak(Section):
     peak_gb: float
 
     def predict(self) -> StageMemory:
-        """The planner's memory of the stage the figure is from."""
+        """The planner's memory of the stage that the figure is from."""
         shape = self.model or load_shape(self.shape or "")
         stages = memory_per_stage(shape, self.training, self.layout)
         return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
 
     def predict_state(self) -> float:
-        """What stays between steps of it: weights, gradients, optimizer; bytes."""
-        parts = self.predict().parts
-        return parts["weights"] + parts["gradients"] + parts["optimizer"]
+        """What stays between steps of it, in bytes."""
+        return sum(self.predict().parts[name] for name in ("weights", "gradients", "optimizer"))
 
 
 class Gain(Section):
@@ -92,11 +90,9 @@ class Gain(Section):
 
     @property
     def published(self) -> tuple[float, float]:
-        """Throughput and peak memory of FP8 over bf16."""
         return self.fp8_tflops / self.bf16_tflops, self.fp8_gb / self.bf16_gb
 
     def predict(self, machine: Machine) -> tuple[float, float]:
-        """The planner's ratios."""
         bf16 = replace(self.training, precision="bf16")
         seconds = [step_time(self.model, t, self.layout, machine).total for t in (bf16, self.training)]
         memory = [peak_memory(self.model, t, self.layout).total for t in (self.training, bf16)]
@@ -120,7 +116,6 @@ class Measured(Section):
     peak_gib: float
 
     def predict(self, constants: Constants) -> tuple[float, float]:
-        """The planner's seconds and GiB."""
         shape = load_shape(self.shape)
         if self.num_layers:
             shape = shape.model_copy(update={"num_layers": self.num_layers})
@@ -129,76 +124,63 @@ class Measured(Section):
         return seconds, peak_memory(shape, self.training, self.layout).gib
 
 
-class _Measured(Section):
-    runs: tuple[Measured, ...]
-
-
 class _Published(Section):
     sources: dict[str, str]
-    times: tuple[_Group, ...] = Field(min_length=1)
+    times: tuple[_Group, ...]
     gains: tuple[Gain, ...]
-    memory: tuple["Peak", ...]
+    memory: tuple[Peak, ...]
 
 
 @dataclass(frozen=True)
 class Run:
     """A published step time; `is_newest` unless a later edition holds the same model, layout, precision."""
 
-    family: str
-    source: str
-    edition: str
-    hardware: str
+    group: _Group
     shape: ModelShape
     training: Training
     layout: Layout
     seconds: float
     is_newest: bool
-    is_recipe: bool  # a layout its publisher recommends, not one tried beside it
-    series: int  # number of runs of its group: the same case at other numbers of GPUs
 
-    @cached_property
+    @property
+    def series(self) -> int:
+        """Runs of its group: the same case at other numbers of GPUs."""
+        return len(self.group.runs) + len(self.group.rates)
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether its publisher recommends the layout, and did not try it beside it."""
+        return not self.group.trial and self.group.num_layers is None
+
+    @property
     def key(self) -> str:
         """Name of the row."""
         depth = f"/{self.shape.num_layers}" if "405b" in self.shape.name else ""
         return f"{self.shape.name}{depth} {self.training.precision} {self.layout.name}"
 
 
-def load_runs(path: Path = PUBLISHED) -> list[Run]:
+def load_runs() -> list[Run]:
     """Every published step time of the data file."""
-    groups = load_config(path, _Published).times
     newest: dict[tuple[object, ...], str] = {}
-    for group in groups:
+    for group in PUBLISHED.times:
         newest[_case(group)] = max(newest.get(_case(group), ""), group.edition)
-    return [run for group in groups for run in _runs(group, is_newest=group.edition == newest[_case(group)])]
-
-
-def load_peaks(path: Path = PUBLISHED) -> tuple[Peak, ...]:
-    """Every published peak of memory of the data file."""
-    return load_config(path, _Published).memory
-
-
-def load_gains(path: Path = PUBLISHED) -> tuple[Gain, ...]:
-    """Every published gain of FP8 of the data file."""
-    return load_config(path, _Published).gains
-
-
-def load_measured(path: Path = MEASURED) -> tuple[Measured, ...]:
-    """Every run that this project measured."""
-    return load_config(path, _Measured).runs
+    return [
+        run
+        for group in PUBLISHED.times
+        for run in _runs(group, is_newest=group.edition == newest[_case(group)])
+    ]
 
 
 def _case(group: _Group) -> tuple[object, ...]:
     return (group.shape, group.seq_length, group.precision, group.hardware)
 
 
-def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
+def _runs(group: _Group, *, is_newest: bool) -> Iterator[Run]:
     shape = load_shape(group.shape)
     if group.num_layers:
         shape = shape.model_copy(update={"num_layers": group.num_layers})
-    times = [*group.runs]
-    times += [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
-    runs = []
-    for gpus, batch, seconds in times:
+    rates = [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
+    for gpus, batch, seconds in [*group.runs, *rates]:
         training = Training(
             seq_length=group.seq_length,
             global_batch_size=batch,
@@ -209,35 +191,15 @@ def _runs(group: _Group, *, is_newest: bool) -> list[Run]:
             tp_comm_overlap=True,
             attended_length=group.attended_length,
         )
-        layout = _layout(group, shape, gpus)
-        runs.append(
-            Run(
-                family=group.family,
-                source=group.source,
-                edition=group.edition,
-                hardware=group.hardware,
-                shape=shape,
-                training=training,
-                layout=layout,
-                seconds=seconds,
-                is_newest=is_newest,
-                is_recipe=not group.trial and group.num_layers is None,
-                series=len(times),
-            )
+        layout = Layout(
+            *(group.tp, group.pp, group.cp, gpus // (group.tp * group.pp * group.cp), group.vp, group.mbs),
+            recompute=group.recompute,
+            recompute_num_layers=group.recompute_num_layers,
+            stage_layers=group.stage_layers,
         )
-    return runs
+        layout = with_head_as_layer(layout, shape) if group.head_as_layer else layout
+        yield Run(group, shape, training, layout, seconds, is_newest)
 
 
-def _layout(group: _Group, shape: ModelShape, gpus: int) -> Layout:
-    layout = Layout(
-        tensor_model_parallel_size=group.tp,
-        pipeline_model_parallel_size=group.pp,
-        context_parallel_size=group.cp,
-        data_parallel_size=gpus // (group.tp * group.pp * group.cp),
-        virtual_pipeline_model_parallel_size=group.vp,
-        micro_batch_size=group.mbs,
-        recompute=group.recompute,
-        recompute_num_layers=group.recompute_num_layers,
-        stage_layers=group.stage_layers,
-    )
-    return with_head_as_layer(layout, shape) if group.head_as_layer else layout
+PUBLISHED = load_config(FOLDER / "published.yaml", _Published)
+MEASURED = load_config(FOLDER / "measured.yaml", RootModel[dict[str, tuple[Measured, ...]]]).root["runs"]

@@ -36,27 +36,3 @@ def test_local_layers_refuse_what_they_would_ignore(
     )
     with pytest.raises(ConfigError, match=f"^{field}: needs a GPU and Transformer Engine"):
         check_accelerated(*sections, fused=False)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "capability", "message"),
-    [
-        ("delayed", (8, 0), "this GPU has no FP8 products"),
-        ("tensorwise", (8, 9), None),
-        ("blockwise", (9, 0), None),
-        ("blockwise", (10, 0), "take mxfp8 on Blackwell"),
-        ("blockwise", (8, 9), "blockwise is for Hopper"),
-        ("mxfp8", (9, 0), "take blockwise on Hopper"),
-        ("mxfp8", (10, 0), None),
-    ],
-)
-def test_recipes_are_refused_by_name_on_other_gpus(
-    recipe: str, capability: tuple[int, int], message: str | None
-) -> None:
-    from megatron_mathcpt.model.settings import check_recipe
-
-    if message is None:
-        check_recipe(recipe, capability)
-    else:
-        with pytest.raises(ConfigError, match=message):
-            check_recipe(recipe, capability)

@@ -22,7 +22,7 @@ from megatron_mathcpt.planner.memory import (
     stage_parameters,
 )
 from megatron_mathcpt.planner.shapes import load_shape
-from tests.benchmarks.planner_published import Peak, load_peaks
+from tests.benchmarks.planner_published import PUBLISHED, Peak
 
 SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)
@@ -191,7 +191,7 @@ def test_peak_is_the_fullest_of_all_stages() -> None:
         assert peak_memory(shape, TRAINING, layout) == max(stages, key=lambda stage: stage.total)
 
 
-@pytest.mark.parametrize("peak", load_peaks(), ids=lambda peak: peak.name)
+@pytest.mark.parametrize("peak", PUBLISHED.memory, ids=lambda peak: peak.name)
 def test_published_peaks(peak: Peak) -> None:
     found = peak.predict()
     allowed = 0.05 if "TP8" not in peak.name and "MLP" not in peak.name else 0.14

@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,15 @@ from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.layout import Layout, Training, from_experiment, illegal, search_config
-from megatron_mathcpt.planner.machine import load_machine
+from megatron_mathcpt.planner.layout import (
+    Layout,
+    Precision,
+    Training,
+    from_experiment,
+    illegal,
+    search_config,
+)
+from megatron_mathcpt.planner.machine import check_precision, load_machine
 from megatron_mathcpt.planner.memory import GIB, check_memory, peak_memory
 from megatron_mathcpt.planner.search import describe, search, settings, why_slower
 from megatron_mathcpt.planner.shapes import load_shape
@@ -115,13 +123,28 @@ def test_illegal_layouts_say_why(layout: Layout, reason: str) -> None:
     assert reason in (illegal(SHAPE, TRAINING, layout) or "")
 
 
-def test_fp8_on_a_gpu_without_it_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no FP8"):
-        search(SHAPE, replace(TRAINING, precision="fp8_delayed"), 8, load_machine("a100"))
-    with pytest.raises(ConfigError, match="needs Blackwell"):
-        search(SHAPE, replace(TRAINING, precision="fp8_mx"), 8, H100)
-    with pytest.raises(ConfigError, match="is for Hopper"):
-        search(SHAPE, replace(TRAINING, precision="fp8_blockwise"), 8, load_machine("b200"))
+@pytest.mark.parametrize(
+    ("precision", "capability", "message"),
+    [
+        ("bf16", (8, 0), None),
+        ("fp8_delayed", (8, 0), "precision.fp8: this GPU has no FP8 products"),
+        ("fp8_current", (8, 9), None),
+        ("fp8_blockwise", (9, 0), None),
+        ("fp8_blockwise", (10, 0), "take mxfp8 on Blackwell"),
+        ("fp8_blockwise", (8, 9), "blockwise is for Hopper"),
+        ("fp8_mx", (9, 0), "take blockwise on Hopper"),
+        ("fp8_mx", (10, 0), None),
+    ],
+)
+def test_recipes_are_refused_by_name_on_other_gpus(
+    precision: Precision, capability: tuple[int, int], message: str | None
+) -> None:
+    refused = pytest.raises(ConfigError, match=message) if message else nullcontext()
+    with refused:
+        check_precision(precision, capability)
+    hardware = H100.hardware.model_copy(update={"capability": capability})
+    with refused:
+        search(SHAPE, replace(TRAINING, precision=precision), 1, replace(H100, hardware=hardware))
 
 
 def test_a_run_that_fits_says_how_much_it_needs() -> None:

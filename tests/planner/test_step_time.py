@@ -11,8 +11,8 @@ from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.machine import Constants, Hardware, Machine, load_machine
 from megatron_mathcpt.planner.shapes import flops_per_token, load_shape
 from megatron_mathcpt.planner.step_time import step_time
-from tests.benchmarks.planner_calibration import errors, fit, leave_one_family_out, load_priors
-from tests.benchmarks.planner_published import Gain, Measured, load_gains, load_measured, load_runs
+from tests.benchmarks.planner_calibration import errors, fit, leave_one_family_out
+from tests.benchmarks.planner_published import MEASURED, PUBLISHED, Gain, Measured, load_runs
 
 SHAPE = load_shape("llama3-8b")
 TRAINING = Training(seq_length=8192, global_batch_size=128)
@@ -21,7 +21,9 @@ FREE = dict.fromkeys(("memory_gb_per_second", "nvlink_gb_per_second", "network_g
 CARD = {"bf16_tflops": 1000.0, "fp8_tflops": 2000.0, "memory_gib": 80.0, "gpus_per_node": 8, **FREE}
 COSTS = ("_ramp", "_loss", "_sync", "_us", "_ms")  # the rest are shares of a peak
 CONSTANTS = {name: 0.0 if name.endswith(COSTS) else 1.0 for name in Constants.model_fields}
-IDEAL = Machine(Hardware(**CARD, tuned_overlap=(), source="made up"), Constants(**CONSTANTS))
+IDEAL = Machine(
+    Hardware(**CARD, capability=(9, 0), tuned_overlap=(), source="made up"), Constants(**CONSTANTS)
+)
 # The same with memory of 1 GB/s, so that moved bytes can be told in seconds.
 SLOW = replace(IDEAL, hardware=IDEAL.hardware.model_copy(update={"memory_gb_per_second": 1.0}))
 ONE = Training(seq_length=8192, global_batch_size=1)
@@ -198,32 +200,34 @@ def test_terms_add_up_on_a_real_machine() -> None:
 
 def test_shipped_constants_are_the_fit_to_the_newest_editions() -> None:
     pytest.importorskip("scipy")
-    every = [run for run in load_runs() if run.hardware == "h100"]
+    every = [run for run in load_runs() if run.group.hardware == "h100"]
     assert np.abs(errors(every, load_machine("h100"))).max() < 0.15
     runs = [run for run in every if run.is_newest]
-    assert {run.edition for run in runs if run.key.startswith("llama3-8b bf16 TP1 PP1 CP2")} == {"25.04.02"}
-    fitted = fit(runs, load_priors()).constants.model_dump()
+    assert {run.group.edition for run in runs if run.key.startswith("llama3-8b bf16 TP1 PP1 CP2")} == {
+        "25.04.02"
+    }
+    fitted = fit(runs).constants.model_dump()
     assert load_machine("h100").constants.model_dump() == pytest.approx(fitted, rel=5e-3)
-    outside = np.abs(leave_one_family_out(runs, lambda some: fit(some, load_priors())))
+    outside = np.abs(leave_one_family_out(runs))
     assert np.median(outside) < 0.035
     assert outside.max() < 0.10
 
 
 def test_constants_carry_to_another_gpu() -> None:
-    runs = [run for run in load_runs() if run.hardware == "b200"]
+    runs = [run for run in load_runs() if run.group.hardware == "b200"]
     assert {run.training.precision for run in runs} == {"fp8_current", "fp8_mx"}
     for run, error in zip(runs, errors(runs, load_machine("b200")), strict=True):
         assert abs(error) < (0.17 if run.training.precision == "fp8_mx" else 0.12)
 
 
-@pytest.mark.parametrize("gain", load_gains(), ids=lambda gain: gain.name)
+@pytest.mark.parametrize("gain", PUBLISHED.gains, ids=lambda gain: gain.name)
 def test_published_gains_of_fp8_in_continued_pretraining(gain: Gain) -> None:
     (speed, memory), (found_speed, found_memory) = gain.published, gain.predict(load_machine("h100"))
     assert found_speed == pytest.approx(speed, rel=0.10)
     assert found_memory == pytest.approx(memory, rel=0.07)
 
 
-@pytest.mark.parametrize("run", load_measured(), ids=lambda run: run.name)
+@pytest.mark.parametrize("run", MEASURED, ids=lambda run: run.name)
 def test_what_this_project_measured_is_near(run: Measured) -> None:
     seconds, gib = run.predict(load_machine(run.hardware).constants)
     assert -0.10 < seconds / run.seconds - 1 < 0.03
