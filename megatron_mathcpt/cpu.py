@@ -17,22 +17,8 @@ from torch.utils._device import _device_constructors
 
 from megatron_mathcpt.device import on_gpu
 
-_FACTORIES = (
-    "tensor",
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "arange",
-    "rand",
-    "randn",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
-    "full_like",
-    "rand_like",
-    "randn_like",
-)
+_WITH_LIKE = ("zeros", "ones", "empty", "full", "rand", "randn")
+_FACTORIES = ("tensor", "arange", *_WITH_LIKE, *(f"{name}_like" for name in _WITH_LIKE))
 _CPU = torch.device("cpu")
 
 

@@ -82,8 +82,7 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) ->
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them. A collective of
     any group waits `timeout_seconds` for the others.
     """
-    device = _join(timeout=timedelta(seconds=timeout_seconds))
-    return _split(sizes, seed, device, timeout_seconds)
+    return _start(sizes, seed, timeout_seconds, timeout=timedelta(seconds=timeout_seconds))
 
 
 @contextmanager
@@ -97,8 +96,7 @@ def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -
 
 def start_alone(sizes: ParallelSection) -> Layout:
     """A process group of this process only, whatever the environment says."""
-    device = _join(store=HashStore(), rank=0, world_size=1)
-    return _split(sizes, 0, device)
+    return _start(sizes, 0, 1800.0, store=HashStore(), rank=0, world_size=1)
 
 
 def _join(**group: Any) -> torch.device:
@@ -114,9 +112,8 @@ def _join(**group: Any) -> torch.device:
     return device
 
 
-def _split(
-    sizes: ParallelSection, seed: int, device: torch.device, timeout_seconds: float = 1800.0
-) -> Layout:
+def _start(sizes: ParallelSection, seed: int, timeout_seconds: float, **group: Any) -> Layout:
+    device = _join(**group)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import DeviceError
 
@@ -48,3 +49,15 @@ def test_where_torch_sees_gpus(
             DeviceError, match=r"torch sees 2 GPUs, none for local rank 2.*MATHCPT_DEVICE=cpu asks"
         ):
             on_gpu()
+
+
+@HERE
+def test_cuda_calls_land_on_the_cpu() -> None:
+    use_cpu()
+    use_cpu()
+    assert torch.zeros(2, device="cuda", pin_memory=True).device.type == "cpu"
+    assert torch.ones(2).cuda().device.type == "cpu"
+    assert torch.tensor([1.0], device="cuda:0").type() == "torch.cuda.FloatTensor"
+    assert not torch.cuda.is_available()
+    with torch.device("meta"):
+        assert torch.empty(3).device.type == "meta", "transformers loads models under this context"

@@ -17,7 +17,7 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.shapes import ModelShape
 
 Precision = Literal["fp32", "bf16", "fp8_delayed", "fp8_current", "fp8_blockwise", "fp8_mx"]
-Recompute = Literal["none", "mlp", "full"]
+Recompute = Literal["none", "mlp", "full"]  # from light to heavy
 PRECISION_OF: dict[str | None, Precision] = {
     "delayed": "fp8_delayed",
     "tensorwise": "fp8_current",
@@ -163,7 +163,7 @@ class Layout:
         """How many of a stage's `layers` are computed again in backward, whole or their MLP."""
         if self.recompute == "none":
             return 0
-        return layers if self.recompute_num_layers is None else min(layers, self.recompute_num_layers)
+        return min(layers, self.recompute_num_layers or layers)
 
     def microbatches(self, training: Training) -> int:
         """Microbatches that one process sees in a step."""

@@ -50,8 +50,7 @@ def memory_per_stage(
 ) -> list[StageMemory]:
     """Memory of `stages` (None: of every pipeline stage, first to last)."""
     saved = _saved_and_kept(shape, training, layout)
-    in_bf16 = replace(training, precision="bf16") if training.is_fp8 else training
-    left_out = _saved_and_kept(shape, in_bf16, layout)
+    left_out = _saved_and_kept(shape, replace(training, precision="bf16"), layout)
     found = []
     for stage in range(layout.pipeline_model_parallel_size) if stages is None else stages:
         share = bf16_share(shape, training, layout, stage)
@@ -105,8 +104,8 @@ def _stage_memory(
         "logits": 0.0,
     }
     if stage == layout.pipeline_model_parallel_size - 1:
-        # In fp32 everything happens in place.
-        per_logit = 4.0 if training.precision == "fp32" else LOGIT_BYTES[training.cross_entropy_fusion_impl]
+        in_place = training.precision == "fp32"
+        per_logit = 4.0 if in_place else LOGIT_BYTES[training.cross_entropy_fusion_impl]
         rows = shape.padded_vocab_size / layout.tensor_model_parallel_size
         # A recomputed layer comes after the logits are gone: only the larger of the two counts.
         parts["logits"] = max(0.0, per_logit * tokens * rows - parts["recomputed layer"])
@@ -134,11 +133,8 @@ def _saved_and_kept(shape: ModelShape, training: Training, layout: Layout) -> tu
     """Bytes per token that a layer saves for backward, and those that it keeps under recomputation."""
     saved = saved_per_token(shape, training, layout)
     total = sum(saved.values())
-    if layout.recompute == "none":
-        return total, total
-    if layout.recompute == "full":
-        return total, saved["norm inputs"] / 2
-    return total, total - saved["norm outputs"] / 2 - saved["gate, up"] - saved["activation"]
+    without_mlp = total - saved["norm outputs"] / 2 - saved["gate, up"] - saved["activation"]
+    return total, {"none": total, "mlp": without_mlp, "full": saved["norm inputs"] / 2}[layout.recompute]
 
 
 def saved_per_token(shape: ModelShape, training: Training, layout: Layout) -> dict[str, float]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 
@@ -27,7 +27,6 @@ from megatron_mathcpt.planner.step_time import StepTime, speed, step_time
 # What the formulae leave out (CUDA context, NCCL, fragmentation) and their own error fit into the rest.
 MEMORY_SHARE = 0.9
 _MICRO_BATCHES = (1, 2, 4, 8)
-_RECOMPUTES: tuple[Recompute, ...] = ("none", "mlp", "full")
 _LOSSES = "loses by"
 
 
@@ -120,8 +119,8 @@ def _lightest_recompute(
     shape: ModelShape, training: Training, layout: Layout, limit: float
 ) -> tuple[Layout, StageMemory]:
     """`layout` with as little recomputation as fits; the heaviest if none does."""
-    for recompute in _RECOMPUTES:
-        chosen = layout if recompute == "none" else replace(layout, recompute=recompute)
+    for recompute in get_args(Recompute):
+        chosen = replace(layout, recompute=recompute)
         memory = peak_memory(shape, training, chosen)
         if memory.gib <= limit:
             break
@@ -206,12 +205,9 @@ def _memory_table(result: SearchResult) -> Table:
 
 
 def _step_table(plan: Plan) -> Table:
-    total = plan.time.total
-    rows = (
-        (name, f"{seconds:.3f}", f"{100 * seconds / total:.1f} %")
-        for name, seconds in [*plan.time.terms.items(), ("total", total)]
-        if seconds
-    )
+    terms = {**plan.time.terms, "total": plan.time.total}
+    shares = {name: f"{100 * seconds / plan.time.total:.1f} %" for name, seconds in terms.items() if seconds}
+    rows = ((name, f"{terms[name]:.3f}", share) for name, share in shares.items())
     return _table(f"One step of {plan.layout.name}, slowest stage", ("term", "seconds", "share"), rows)
 
 
@@ -240,19 +236,15 @@ def settings(layout: Layout, config: ExperimentConfig) -> list[str]:
     if config.parallel.tp_comm_overlap and layout.tensor_model_parallel_size > 1:
         parallel["tp_comm_overlap"] = True
     precision = config.precision
-    unused = {"first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"}
+    ends = {"first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"}
+    unused = set() if precision.first_last_layers_bf16 else ends
+    train = config.train.model_copy(update={"micro_batch_size": layout.micro_batch_size})
     sections: dict[str, dict[str, Any]] = {
         "parallel": parallel,
         "optimizer": config.optimizer.model_dump(include=set(OPTIMIZER), exclude_defaults=True),
-        "precision": precision.model_dump(exclude=set() if precision.first_last_layers_bf16 else unused),
-        "train": {
-            "seq_length": config.train.seq_length,
-            "micro_batch_size": layout.micro_batch_size,
-            "global_batch_size": config.train.global_batch_size,
-        },
+        "precision": precision.model_dump(exclude=unused) if precision.fp8 else {},
+        "train": train.model_dump(include={"seq_length", "micro_batch_size", "global_batch_size"}),
     }
-    if precision.fp8 is None:
-        del sections["precision"]
     return [
         f"{section}.{name}={'null' if value is None else str(value).lower()}"
         for section, values in sections.items()

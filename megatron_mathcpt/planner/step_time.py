@@ -84,7 +84,7 @@ def _average_layers(
     layer = _layer_terms(_Layer(shape, training, machine, *sizes))
     stages = range(layout.pipeline_model_parallel_size)
     if training.bf16_layers == (0, 0):
-        return [layer for _ in stages]
+        return [layer] * len(stages)
     left_out = _layer_terms(_Layer(shape, replace(training, precision="bf16"), machine, *sizes))
     shares = [bf16_share(shape, training, layout, stage) for stage in stages]
     return [

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from megatron_mathcpt.planner.layout import Layout, Precision, Training
+from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training
 from megatron_mathcpt.planner.machine import Constants, Hardware, Machine, load_machine
 from megatron_mathcpt.planner.shapes import flops_per_token, load_shape
 from megatron_mathcpt.planner.step_time import step_time
@@ -93,10 +93,9 @@ def test_data_parallel_traffic_by_hand() -> None:
 
 
 def test_tensor_parallel_traffic_by_hand() -> None:
-    found = terms(with_hardware(nvlink_gb_per_second=450.0), Layout(tensor_model_parallel_size=8))
+    found = terms(with_hardware(nvlink_gb_per_second=450.0), Layout(8))["tensor-parallel communication"]
     # 10 collectives of 8192 x 4096 bf16 values a layer, 7/8 of each travel.
-    expected = 32 * 10 * 2 * 8192 * 4096 * 7 / 8 / 450e9
-    assert found["tensor-parallel communication"] == pytest.approx(expected)
+    assert found == pytest.approx(32 * 10 * 2 * 8192 * 4096 * 7 / 8 / 450e9)
 
 
 def test_unfused_gradient_accumulation_by_hand() -> None:
@@ -104,8 +103,7 @@ def test_unfused_gradient_accumulation_by_hand() -> None:
     assert fused["gradient accumulation"] == 0
     # A bf16 gradient is read, and added to an fp32 one that is read and written: 10 bytes a weight.
     assert found["gradient accumulation"] == pytest.approx(32 * 10 * LAYER / 1e9)
-    head = found["head and loss"] - fused["head and loss"]
-    assert head == pytest.approx(10 * 4096 * 128256 / 1e9)
+    assert found["head and loss"] - fused["head and loss"] == pytest.approx(10 * 4096 * 128256 / 1e9)
     smaller = terms(gradient_accumulation_fusion=False, grad_reduce_in_fp32=False)
     assert smaller["gradient accumulation"] == pytest.approx(32 * 6 * LAYER / 1e9)
 
@@ -189,13 +187,11 @@ def test_gradients_in_bf16_are_half_the_traffic_and_fp8_weights_less() -> None:
         assert plain - traffic(precision=precision, fp8_parameters=True)[1] == pytest.approx(saved)
 
 
-def test_terms_add_up_on_a_real_machine() -> None:
-    layout = Layout(2, 4, 2, 1, virtual_pipeline_model_parallel_size=2, recompute="full")
-    training = replace(TRAINING, precision="fp8_delayed")
-    time = step_time(SHAPE, training, layout, load_machine("h100"))
-    assert time.total == sum(time.terms.values())
-    assert all(seconds >= 0 for seconds in time.terms.values())
-    assert time.terms["recomputation"] > 0.2 * time.terms["matrix products"]
+@pytest.mark.parametrize(("recompute", "share"), [("none", 0), ("mlp", 0.25), ("full", 1 / 3)])
+def test_recomputation_by_hand(recompute: Recompute, share: float) -> None:
+    found = terms(IDEAL, Layout(recompute=recompute))
+    attention = found["attention"] / 3.5 if recompute == "full" else 0.0
+    assert found["recomputation"] == pytest.approx(share * found["matrix products"] + attention)
 
 
 def test_shipped_constants_are_the_fit_to_the_newest_editions() -> None:
