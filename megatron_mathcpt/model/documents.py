@@ -17,7 +17,7 @@ def context_positions(seq_length: int, size: int, rank: int) -> torch.Tensor:
     Of 2 x size equal chunks each rank gets an early and a late one, so that causal attention costs all the
     same (Megatron-Core's order, which its rotary embedding follows).
     """
-    chunks = torch.arange(seq_length).chunk(2 * size)
+    chunks = torch.arange(seq_length).tensor_split(2 * size)
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
@@ -28,9 +28,8 @@ def forbidden(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Te
     context-parallel rank `rank` of `size`, keys the whole sequence in the order of the ranks.
     """
     length = documents.shape[1]
-    held = [context_positions(length, size, other) for other in range(size)] if size > 1 else None
-    keys = torch.cat(held) if held else torch.arange(length)
-    queries = held[rank] if held else keys
+    held = [context_positions(length, size, other) for other in range(size)]
+    keys, queries = torch.cat(held), held[rank]
     later = keys[None, :] > queries[:, None]
     other = documents[:, queries, None] != documents[:, None, keys]
     return (later.to(documents.device) | other).unsqueeze(1)

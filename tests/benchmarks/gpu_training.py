@@ -41,7 +41,7 @@ from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.layout import from_experiment
-from megatron_mathcpt.planner.machine import Hardware, load_hardware, load_machine
+from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import GIB, check_memory, memory_per_stage
 from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
 from megatron_mathcpt.planner.step_time import speed, step_time
@@ -166,17 +166,19 @@ def predict(
     shape = from_llama(config.name, config.model)
     world = torch.distributed.get_world_size()
     training, cut = from_experiment(config, world, fused=TRANSFORMER_ENGINE)
-    card = known_card()
-    found: dict[str, Any] = {}
-    measured = speed(shape, training, card or load_hardware("h100"), seconds=seconds, gpus=world)
-    found["tokens_per_second_per_gpu"] = measured.tokens_per_second_per_gpu
-    found["tflops_causal"], found["tflops_full"] = measured.tflops_causal, measured.tflops_full
-    stage = memory_per_stage(shape, training, cut)[layout.groups.pp.rank()]
-    found["predicted_gib"] = stage.gib
-    if card is not None:
+    card = card_name()
+    machine = load_machine(card or "h100")
+    measured = speed(shape, training, machine.hardware, seconds=seconds, gpus=world)
+    found = {
+        "tokens_per_second_per_gpu": measured.tokens_per_second_per_gpu,
+        "tflops_causal": measured.tflops_causal,
+        "tflops_full": measured.tflops_full,
+        "predicted_gib": memory_per_stage(shape, training, cut)[layout.groups.pp.rank()].gib,
+    }
+    if card:
         found["mfu"] = measured.mfu
         found["mfu_without_optimizer"] = measured.mfu * seconds / (seconds - optimizer)
-        found["predicted_seconds"] = step_time(shape, training, cut, load_machine(card_name())).total
+        found["predicted_seconds"] = step_time(shape, training, cut, machine).total
     return found
 
 
@@ -184,10 +186,6 @@ def card_name() -> str:
     """The planner's name of this GPU, empty if it knows none."""
     name = torch.cuda.get_device_name().lower() if ON_GPU else ""
     return next((known for known in ("h100", "h200", "a100", "b200") if known in name), "")
-
-
-def known_card() -> Hardware | None:
-    return load_hardware(card_name()) if card_name() else None
 
 
 def profile(state: Any) -> list[tuple[str, float]]:

@@ -55,9 +55,8 @@ def test_mask_and_lengths_say_the_same(size: int) -> None:
     )
     by_sample = [tensor.view(samples, length, heads, channels) for tensor in (query, key, value)]
     for rank in range(size):
-        held = context_positions(length, size, rank) if size > 1 else torch.arange(length)
-        order = torch.cat([context_positions(length, size, other) for other in range(size)])
-        keys = order if size > 1 else held
+        held = context_positions(length, size, rank)
+        keys = torch.cat([context_positions(length, size, other) for other in range(size)])
         q, k, v = (
             tensor[:, at].transpose(1, 2) for tensor, at in zip(by_sample, (held, keys, keys), strict=True)
         )
