@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
-from multiprocess.util import register_after_fork
 
 from megatron_mathcpt.config.cluster import ClusterConfig
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -57,52 +57,47 @@ class _TaskStep(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
-    """One worker does its tasks in this process; several end with it, however it ends."""
-
-    def run(self) -> None:
-        datatrove_logger.disable("datatrove")
-        if self.workers == 1:
-            for rank in self.get_incomplete_ranks():
-                self._run_for_rank(rank)
-            return
-        register_after_fork(self, _die_with_parent)  # for the manager that datatrove forks
-        super().run()
-
-    def _launch_run_for_rank(self, *arguments: Any, **more: Any) -> object:
-        datatrove_logger.disable("datatrove")
-        _die_with_parent()
-        return super()._launch_run_for_rank(*arguments, **more)
-
-
-def _die_with_parent(_: object = None) -> None:
-    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
 def default_workers(shards: int, megabytes: float) -> int:
     """As many as there are processors, but at most one a shard and one for each 64 MB of input."""
     useful = min(shards, int(megabytes / _MEGABYTES_A_WORKER))
     return max(1, min(useful, len(os.sched_getaffinity(0))))
 
 
-def local_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor:
-    """The executor of `stage` on this machine; a finished task is not run again."""
+def run_locally(stage: StageTasks, out: Path, workers: int, report: Callable[[], None]) -> None:
+    """Run the tasks of `stage` that are not finished, `report` after each; one worker is this process."""
     count = len(stage.tasks)
     workers = min(workers, count)
     step = _TaskStep(stage, threads=0 if workers == 1 else 1)
-    return _LocalExecutor([step], tasks=count, workers=workers, logging_dir=_folder(out, stage))
+    executor = LocalPipelineExecutor([step], tasks=count, logging_dir=_folder(out, stage))
+    ranks = executor.get_incomplete_ranks()
+    if workers == 1:
+        datatrove_logger.disable("datatrove")
+        for rank in ranks:
+            executor._run_for_rank(rank)
+            report()
+        return
+    # Not forked: this process has threads. Not its own `run`, whose helpers outlive a killed parent.
+    with get_context("spawn").Pool(workers, _start_worker) as pool:
+        for _ in pool.imap_unordered(executor._run_for_rank, ranks):
+            report()
 
 
-def ray_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor:
-    """The executor of `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+def _start_worker() -> None:
+    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
+    datatrove_logger.disable("datatrove")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
-    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed.
+
+def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
+    """Run `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+
+    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed, and
+    `DataError` naming the logs where a task has failed.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
-    return RayPipelineExecutor(
+    executor = RayPipelineExecutor(
         [_TaskStep(stage, threads=1)],
         tasks=len(stage.tasks),
         workers=workers,
@@ -110,6 +105,9 @@ def ray_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor
         mem_per_cpu_gb=_RAY_MEMORY_GB,
         logging_dir=_folder(out, stage),
     )
+    executor.run()
+    if failed := executor.get_incomplete_ranks():  # it does not raise
+        raise DataError(f"{stage.name}: task {failed[0]} failed; see {_folder(out, stage)}/logs")
 
 
 def slurm_executor(

@@ -14,22 +14,28 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Tokenizer
-from megatron_mathcpt.data.decide import Decisions, pools_of
 from megatron_mathcpt.data.decontaminate import load_items
 from megatron_mathcpt.data.minhash import DUPLICATES
-from megatron_mathcpt.data.prepare import ShardWork, load_array, read_counts, write_counts
-from megatron_mathcpt.data.tokenize import ahead, close_documents
+from megatron_mathcpt.data.prepare import (
+    Decisions,
+    ShardWork,
+    load_array,
+    pools_of,
+    read_counts,
+    write_counts,
+)
 from megatron_mathcpt.data.tokenizer import (
     Encoder,
     EngineName,
     Literals,
-    TokenizerInfo,
+    ahead,
+    close_documents,
     install_tokenizer,
     load_encoder,
     load_tokenizer,
     train_tokenizer,
 )
-from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
 from megatron_mathcpt.formats.files import hash_file, read_lines, write_atomically, write_whole
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
@@ -104,7 +110,9 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     write_counts(out, counts)
 
 
-def _encoder(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> tuple[Encoder, TokenizerInfo]:
+def _encoder(
+    works: Sequence[ShardWork], settings: Tokenizer, folder: Path
+) -> tuple[Encoder, TokenizerCounts]:
     sample = tuple(islice(kept_texts(works), _SAMPLE))
     key = hash_file(folder / "tokenizer.json")
     return _load_encoder(key, folder, settings.special_literals, settings.engine, sample)
@@ -113,7 +121,7 @@ def _encoder(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> t
 @lru_cache(maxsize=1)  # a process that publishes many shards loads it once
 def _load_encoder(
     key: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
-) -> tuple[Encoder, TokenizerInfo]:
+) -> tuple[Encoder, TokenizerCounts]:
     return load_encoder(folder, literals, engine, sample)
 
 
@@ -199,8 +207,7 @@ def _counts(works: Sequence[ShardWork], config: Corpus, tokenizer: Path) -> dict
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
-    info = load_tokenizer(tokenizer)[1]
-    found = {"vocab_size": info.vocab_size, "eos_id": info.eos_id, "sha256": info.sha256}
+    found = load_tokenizer(tokenizer)[1].model_dump()
     return {"tokenizer": found, "pools": pools, "sources": sources}
 
 
