@@ -26,7 +26,6 @@ from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import (
     MAX_LINE_BYTES,
     TEXTS,
-    Damage,
     hash_file,
     hash_json,
     list_files,
@@ -216,13 +215,13 @@ def read_rows(path: Path) -> Rows:
 
 def _line_rows(path: Path) -> Rows:
     for first, lines in scan_lines(path):
-        rows = enumerate(lines, first)
-        yield [_line_row(line, number) for number, line in rows if isinstance(line, Damage) or line.strip()]
+        numbered = enumerate(lines, first)
+        yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
 
-def _line_row(line: bytes | Damage, number: int) -> tuple[int, Row] | Reject:
-    if isinstance(line, Damage):
-        return Reject(number, line.reason)
+def _line_row(line: bytes | DataError, number: int) -> tuple[int, Row] | Reject:
+    if isinstance(line, DataError):
+        return Reject(number, str(line))
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:

@@ -13,7 +13,7 @@ import pytest
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.errors import DataError, ManifestError
-from megatron_mathcpt.formats.corpus_folder import load_places
+from megatron_mathcpt.formats.corpus_folder import open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 from megatron_mathcpt.records import Problem, cpt_text
@@ -109,7 +109,7 @@ def test_places_lead_from_document_to_raw_line_and_dataset(raw: Path, config: Co
     build_corpus(Corpus.model_validate(changed), out)
     shards = orjson.loads((out / "report.json").read_bytes())["shards"]
     tokenizer = Tokenizer.from_file(str(out / "tokenizer" / "tokenizer.json"))
-    places = load_places(out / "documents" / "general.places")
+    places = open_corpus(out).places("general")
     content = (out / "documents" / "general.jsonl").read_bytes()
     assert len(places) == 69
     assert int(places["bytes"].sum()) == len(content)
@@ -239,7 +239,7 @@ def test_truncated_archive_is_named(raw: Path, config: Corpus, tmp_path: Path) -
     (raw / "general.jsonl.gz").write_bytes(data[:-20])
     sources = tree(raw)["sources"]
     sources["general"]["path"] += ".gz"
-    with pytest.raises(DataError, match=r"general\.jsonl\.gz:1: cannot be read after byte"):
+    with pytest.raises(DataError, match=r"general\.jsonl\.gz:60: cannot be read after byte"):
         build_corpus(Corpus.model_validate(tree(raw) | {"sources": sources}), tmp_path / "out")
 
 
