@@ -181,9 +181,9 @@ def pack_sft(
     packed: Annotated[bool, Option(help="several records to a sample")] = True,
 ) -> None:
     """Pack the problem records of a corpus into samples for supervised fine-tuning."""
-    from megatron_mathcpt.data.pack_sft import PackSettings, pack_pool
+    from megatron_mathcpt.data.pack_sft import pack_pool
 
-    counts = pack_pool(corpus, pool, PackSettings(seq_length, packed), out).counts
+    counts = pack_pool(corpus, pool, out, seq_length, packed).counts
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
     say(
         f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "

@@ -26,7 +26,7 @@ from megatron_mathcpt.data.executors import (
     run_on_ray,
     slurm_executor,
 )
-from megatron_mathcpt.data.prepare import ShardWork, decide, prepare, read_counts
+from megatron_mathcpt.data.prepare import ShardWork, decide, is_done, prepare
 from megatron_mathcpt.data.publish import RESULTS, finish, install, publish
 from megatron_mathcpt.data.sources import SourceShard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
@@ -169,7 +169,7 @@ def describe_build(config: Corpus, out: Path) -> str:
 
 def _finished(build: Build, stage: str) -> list[int]:
     """Sizes of the shards that have the marker of `stage`."""
-    return [work.shard.bytes for work in build.works if read_counts(getattr(work, _FOLDERS[stage]))]
+    return [work.shard.bytes for work in build.works if is_done(getattr(work, _FOLDERS[stage]))]
 
 
 def describe_progress(build: Build, finished: Sequence[int], before: int = 0, seconds: float = 0) -> str:

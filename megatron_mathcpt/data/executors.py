@@ -7,17 +7,15 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.config.cluster import ClusterConfig
@@ -32,29 +30,21 @@ _MAX_ARRAY = 1000  # Slurm's own default of MaxArraySize is 1001
 
 @dataclass(frozen=True)
 class StageTasks:
-    """The independent tasks of one stage of a build, one a shard or one in all."""
+    """The independent tasks of one stage of a build, one a shard or one in all: a datatrove step.
+
+    `threads` bounds the tokenizer's (0: free).
+    """
 
     name: str
-    tasks: Sequence[Callable[[], None]]
+    tasks: Sequence[Callable[[], None]] = field(repr=False)  # datatrove logs the step with every task
     per_shard: bool = False
+    threads: int = 0
 
-
-class _TaskStep(PipelineStep):  # type: ignore[misc]
-    """Tasks as the single step of a datatrove pipeline; `threads` bounds the tokenizer's (0: free)."""
-
-    type = "build"
-
-    def __init__(self, stage: StageTasks, threads: int) -> None:
-        self.name = stage.name
-        super().__init__()
-        self._tasks, self._threads = stage.tasks, threads
-
-    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Do task `rank`; no document passes on."""
-        if self._threads:
-            os.environ["RAYON_NUM_THREADS"] = str(self._threads)
-        self._tasks[rank]()
-        yield from ()
+    def __call__(self, data: object, rank: int, world_size: int) -> None:
+        """Do task `rank`."""
+        if self.threads:
+            os.environ["RAYON_NUM_THREADS"] = str(self.threads)
+        self.tasks[rank]()
 
 
 def default_workers(shards: int, megabytes: float) -> int:
@@ -67,7 +57,7 @@ def run_locally(stage: StageTasks, out: Path, workers: int, report: Callable[[],
     """Run the tasks of `stage` that are not finished, `report` after each; one worker is this process."""
     count = len(stage.tasks)
     workers = min(workers, count)
-    step = _TaskStep(stage, threads=0 if workers == 1 else 1)
+    step = replace(stage, threads=0 if workers == 1 else 1)
     executor = LocalPipelineExecutor([step], tasks=count, logging_dir=_folder(out, stage))
     ranks = executor.get_incomplete_ranks()
     if workers == 1:
@@ -98,7 +88,7 @@ def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
     executor = RayPipelineExecutor(
-        [_TaskStep(stage, threads=1)],
+        [replace(stage, threads=1)],
         tasks=len(stage.tasks),
         workers=workers,
         cpus_per_task=1,
@@ -130,7 +120,7 @@ def slurm_executor(
     cpus = 1 if stage.per_shard else task.cpus_per_task
     folder = _folder(out, stage)
     return SlurmPipelineExecutor(
-        [_TaskStep(stage, threads=cpus)],
+        [replace(stage, threads=cpus)],
         tasks=len(stage.tasks),
         workers=workers,
         time=f"{cluster.time_limit_minutes}",
@@ -168,11 +158,9 @@ def _environment(cluster: ClusterConfig) -> str:
 
 
 def _srun_arguments(cluster: ClusterConfig) -> dict[str, str]:
-    if cluster.container is None:
-        return {}
-    mounts = cluster.container.mounts
-    shared = {"container-mounts": shlex.quote(",".join(mounts))} if mounts else {}
-    return {"container-image": shlex.quote(cluster.container.image), **shared}
+    given = cluster.container
+    named = {"container-image": given.image, "container-mounts": ",".join(given.mounts)} if given else {}
+    return {name: shlex.quote(value) for name, value in named.items() if value}
 
 
 def _folder(out: Path, stage: StageTasks) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +54,14 @@ class ShardWork:
         return self.root / "published" / self.shard.name
 
 
-def read_counts(folder: Path) -> dict[str, Any] | None:
-    """Counts that a stage left for a shard; None while it is not finished."""
-    file = folder / "done.json"
-    return orjson.loads(file.read_bytes()) if file.is_file() else None
+def is_done(folder: Path) -> bool:
+    """Whether a stage has finished a shard's folder."""
+    return (folder / "done.json").is_file()
+
+
+def read_counts(folder: Path) -> dict[str, Any]:
+    """Counts that a stage left for a shard that it has finished."""
+    return orjson.loads((folder / "done.json").read_bytes())  # type: ignore[no-any-return]
 
 
 def write_counts(folder: Path, counts: dict[str, Any]) -> None:
@@ -85,7 +88,8 @@ def prepare(work: ShardWork, config: Corpus) -> None:
     """
     shard, folder = work.shard, work.prepared
     with ExitStack() as stack:
-        files = _Files(*(stack.enter_context(write_whole(folder / f"{n}.jsonl")) for n in _Files._fields))
+        names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
+        files = {name: stack.enter_context(write_whole(folder / f"{name}.jsonl")) for name in names}
         sorter = _Sorter(config, shard, files)
         for block in read_documents(shard, config.sources[shard.source]):
             sorter.take(block)
@@ -101,19 +105,10 @@ def _load_contamination(config: str, hashes: tuple[str, ...]) -> Contamination:
     return Contamination(Decontaminate.model_validate_json(config))
 
 
-class _Files(NamedTuple):
-    """Where the lines of a shard go: documents, drops, ids of the documents, rejects."""
-
-    kept: BinaryIO
-    dropped: BinaryIO
-    ids: BinaryIO
-    rejected: BinaryIO
-
-
 class _Sorter:
     """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
-    def __init__(self, config: Corpus, shard: SourceShard, files: _Files) -> None:
+    def __init__(self, config: Corpus, shard: SourceShard, files: dict[str, BinaryIO]) -> None:
         self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
         self._contamination: Contamination | None = None
@@ -121,7 +116,7 @@ class _Sorter:
             hashes = tuple(map(hash_file, benchmark_files(rules)))
             self._contamination = _load_contamination(rules.model_dump_json(), hashes)
         self._first_reject: Reject | None = None
-        self.counts = {"read": 0, "rejected": 0, "kept": 0, "bytes": 0}
+        self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[dict[str, Any]] = []
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
@@ -140,7 +135,7 @@ class _Sorter:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
                 self.counts["rejected"] += 1
-                self._files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
+                self._files["rejected"].write(_dump({**self._where(record.line), "reason": record.reason}))
             elif isinstance(record, Skipped):
                 self._drop(record.reason, record.line, {"id": record.id})
             elif drop := next(drops):
@@ -156,16 +151,11 @@ class _Sorter:
 
     def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
         """What selection says of each document, else what the filter of the source or of the build says."""
-        select = self._source.select
-        drops = {
-            number: drop
-            for number, document in enumerate(documents)
-            if select and document.problem and (drop := select_drop(document.problem, select))
-        }
-        rest = [number for number in range(len(documents)) if number not in drops]
-        rules = self._source.filter or self._config.filter
-        found = zip(rest, find_drops([documents[number].text for number in rest], rules), strict=True)
-        return [drop for _, drop in sorted([*drops.items(), *found], key=itemgetter(0))]
+        select, rules = self._source.select, self._source.filter or self._config.filter
+        drops = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
+        rest = [document.text for document, drop in zip(documents, drops, strict=True) if drop is None]
+        found = iter(find_drops(rest, rules))
+        return [drop or next(found) for drop in drops]
 
     def _take_batch(self, batch: Sequence[Document]) -> None:
         words = cut_words([document.text for document in batch])
@@ -180,14 +170,13 @@ class _Sorter:
                 self._drop("contaminated", document.line, {**row, "detail": hit})
                 self.hits.append({"document": document.id, **hit})
             else:
-                self._files.kept.write(_dump(row))
-                self._files.ids.write(_dump(document.id))
+                self._files["kept"].write(_dump(row))
+                self._files["ids"].write(_dump(document.id))
         self.counts["kept"] += int(clean.sum())
         self._note_hashes(batch, words, problems, clean)
 
     def _note_hashes(self, batch: Sequence[Document], words: Words, problems: Flags, clean: Flags) -> None:
         sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
-        self.counts["bytes"] += int(sizes.sum())
         lines = np.array([document.line for document in batch], np.uint64)
         self.arrays["whole"].append(whole_hashes(words)[clean])
         self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
@@ -200,7 +189,7 @@ class _Sorter:
 
     def _drop(self, reason: str, line: int, row: dict[str, Any]) -> None:
         self.dropped[reason] += 1
-        self._files.dropped.write(_dump({"reason": reason, **self._where(line), **row}))
+        self._files["dropped"].write(_dump({"reason": reason, **self._where(line), **row}))
 
     def _where(self, line: int) -> dict[str, Any]:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}

@@ -6,7 +6,8 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -53,6 +54,14 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def join_files(parts: Iterable[Path], path: Path) -> None:
+    """Write the contents of `parts` in order to `path`, whole or not at all."""
+    with write_whole(path) as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, 16 << 20)
 
 
 def list_files(path: str, what: str) -> list[Path]:

@@ -4,7 +4,6 @@ Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, th
 int64 byte offset a sequence, then the first sequence of every document. Here a sequence is a document.
 """
 
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import EarlySync, temporary_name, write_whole
+from megatron_mathcpt.formats.files import EarlySync, join_files, temporary_name, write_whole
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -103,11 +102,7 @@ def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
         raise DataError(
             f"{prefix}: parts to merge hold different token types; tokenize all with one tokenizer"
         )
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(_file(prefix, ".bin")) as file:
-        for part in parts:
-            with _file(part, ".bin").open("rb") as source:
-                shutil.copyfileobj(source, file, 16 << 20)
+    join_files((_file(part, ".bin") for part in parts), _file(prefix, ".bin"))
     lengths = np.concatenate([lengths for lengths, _ in read])
     write_index(prefix, lengths, dtypes.pop())
     return len(lengths), int(lengths.sum(dtype=np.int64))

@@ -144,7 +144,6 @@ def check_case(folder: Path, number: int) -> str:
         assert str(path if path.suffix != ".txt" else folder) in str(error)
         return "refused"
     counts = read_counts(work.prepared)
-    assert counts is not None
     assert counts["read"] == counts["kept"] + counts["rejected"] + sum(counts["dropped"].values())
     assert records is None or counts["read"] == records
     rejects = [orjson.loads(line) for line in (work.prepared / "rejected.jsonl").read_bytes().splitlines()]
@@ -189,7 +188,6 @@ def test_lines_of_50_and_70_megabytes(tmp_path: Path) -> None:
     (work,) = open_build(config, tmp_path / "out").works
     prepare(work, config)
     counts = read_counts(work.prepared)
-    assert counts is not None
     assert {key: counts[key] for key in ("read", "kept", "rejected", "dropped")} == {
         "read": 3,
         "kept": 1,

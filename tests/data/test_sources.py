@@ -17,6 +17,7 @@ from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.sources import (
     Document,
     Reject,
+    SourceShard,
     clean,
     list_shards,
     mask_pii,
@@ -30,7 +31,7 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).enco
 
 
 def flat(path: Path) -> list[Any]:
-    return [row for block in read_rows(path) for row in block]
+    return [row for block in read_rows(SourceShard("s", 0, path, "s")) for row in block]
 
 
 def write(path: Path) -> Path:
