@@ -131,17 +131,13 @@ def test_killed_at_random_moments_of_a_build_of_real_text(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_tasks_on_ray_give_the_same_bytes(config: Corpus, tmp_path: Path) -> None:
+def test_tasks_on_ray_give_the_same_bytes_and_one_that_fails_stops_the_build(
+    config: Corpus, raw: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray", reason="Ray is an extra of its own")
     built = build_corpus(config, tmp_path / "ray", ray=True)
     assert hashes(built) == hashes(build_corpus(config, tmp_path / "whole"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_task_that_fails_on_ray_stops_the_build(config: Corpus, raw: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is an extra of its own")
     with (raw / "general.jsonl").open("a", encoding="utf-8") as file:
         file.write("{broken\n")
     with pytest.raises(DataError, match=r"prepare: task 2 failed; see .*logs"):
-        build_corpus(config, tmp_path / "ray", ray=True)
+        build_corpus(config, tmp_path / "failed", ray=True)
