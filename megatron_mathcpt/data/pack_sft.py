@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.lib.format import open_memmap
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
@@ -117,15 +118,10 @@ def fill_sample(sample: Sequence[Example], tokens: Any, labels: Any, documents: 
 def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
     """Write all files but the manifest; the number of trained tokens."""
     out.mkdir(parents=True, exist_ok=True)
-    arrays = [
-        np.lib.format.open_memmap(
-            out / f"{name}.npy", mode="w+", dtype=np.int32, shape=(len(samples), seq_length)
-        )
-        for name in ("tokens", "labels", "documents")
-    ]
-    trained = sum(
-        fill_sample(sample, *(array[row] for array in arrays)) for row, sample in enumerate(samples)
-    )
+    names, shape = ("tokens", "labels", "documents"), (len(samples), seq_length)
+    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
+    rows = zip(samples, *arrays, strict=True)
+    trained = sum(fill_sample(sample, *views) for sample, *views in rows)
     for array in arrays:
         array.flush()
     with (out / "records.jsonl").open("w", encoding="utf-8") as file:

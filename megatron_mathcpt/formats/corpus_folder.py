@@ -156,19 +156,14 @@ class CorpusFolder:
     ) -> list[Selection]:
         """What these names select, one of each pool; raises `ConfigError` naming what there is."""
         sources = [name for names in self.pools.values() for name in names]
-        known: Iterable[str]
-        for what, name, known in (
-            ("pool", pool, self.pools),
-            ("source", source, sources),
-            ("split", split, _NUMBERS),
-        ):
+        asked = ("pool", pool, [*self.pools]), ("source", source, sources), ("split", split, [*_NUMBERS])
+        for what, name, known in asked:
             if name is not None and name not in known:
                 raise ConfigError(f"{what} '{name}': not in {self.root}; there is {', '.join(known)}")
         pools = [name for name, names in self.pools.items() if source is None or source in names]
         if pool is not None and pool not in pools:
-            raise ConfigError(
-                f"source '{source}': not in pool '{pool}', which has {', '.join(self.pools[pool])}"
-            )
+            names = ", ".join(self.pools[pool])
+            raise ConfigError(f"source '{source}': not in pool '{pool}', which has {names}")
         return [Selection(name, source, split) for name in pools if pool in (None, name)]
 
     def by_source(self, pool: str | None = None, source: str | None = None) -> list[Selection]:

@@ -218,19 +218,19 @@ class EarlySync:
         """Note that `count` bytes were written; raises `OSError` if the disk could not take earlier ones."""
         self._new += count
         if self._new >= _BYTES and (self._request is None or self._request.done()):
-            self._hand_over()
+            self._check()
+            self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
 
     def finish(self) -> None:
         """Return when the disk has all; raises `OSError` if it could not take it."""
         self._file.flush()
-        self._hand_over().result()
+        self._check()
+        os.fdatasync(self._file.fileno())
         self._thread.shutdown()
 
-    def _hand_over(self) -> "Future[None]":
+    def _check(self) -> None:
         if self._request is not None:
             self._request.result()
-        self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
-        return self._request
 
 
 def hash_json(value: Any) -> str:
