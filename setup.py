@@ -54,7 +54,6 @@ setup(
         "zstandard",
         "isal",  # gzip at twice the speed of the standard library's
         "tokenizers>=0.21",
-        "sentencepiece",
         "datatrove>=0.6",
         "huggingface_hub>=0.34",
         "psutil",  # Megatron-Core's dist_checkpointing needs it too and does not declare it

@@ -117,18 +117,15 @@ app.add_typer(inspect_verbs.app, name="inspect", rich_help_panel=HEADING)
 @verb(app, "tokenize", HEADING)
 def tokenize(
     files: Annotated[list[Path], Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
-    tokenizer: Annotated[Path, Option(help="Hugging Face folder, tokenizer.json or Llama's .model")],
+    tokenizer: Annotated[Path, Option(help="Hugging Face folder or tokenizer.json")],
     out: Annotated[Path, Option(help="prefix of the .bin and .idx files")],
     field: Annotated[str, Option(help="field that holds the text")] = "text",
     special_literals: Annotated[Literals, Option(help="what a special token's text becomes")] = "text",
     engine: Annotated[Engine, Option(help="who tokenizes; each gives the same tokens")] = "auto",
 ) -> None:
     """Tokenize JSON lines to an indexed dataset, without any other step."""
-    from megatron_mathcpt.data.tokenize import tokenize_files
-    from megatron_mathcpt.data.tokenizer import install_tokenizer, tokenizer_file
+    from megatron_mathcpt.data.tokenizer import tokenize_files
 
-    if tokenizer_file(tokenizer).suffix == ".model":
-        tokenizer = install_tokenizer(tokenizer, out.with_name(f"{out.name}_tokenizer")).folder
     say(str(tokenize_files(files, field, tokenizer, out, special_literals, engine)))
 
 
@@ -184,9 +181,9 @@ def pack_sft(
     packed: Annotated[bool, Option(help="several records to a sample")] = True,
 ) -> None:
     """Pack the problem records of a corpus into samples for supervised fine-tuning."""
-    from megatron_mathcpt.data.pack_sft import PackSettings, pack_pool
+    from megatron_mathcpt.data.pack_sft import pack_pool
 
-    counts = pack_pool(corpus, pool, PackSettings(seq_length, packed), out).counts
+    counts = pack_pool(corpus, pool, out, seq_length, packed).counts
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
     say(
         f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "

@@ -23,15 +23,14 @@ def adapt(name: str, row: Row) -> Row | str:
     return ADAPTERS[name](row)
 
 
-def _redpajama(row: Row) -> Row:
-    """`text`, `meta` (an object, or JSON as text) with `url`, for arXiv also `arxiv_id`."""
-    meta = _mapping(row.get("meta"))
-    return {"text": row.get("text"), "id": meta.get("arxiv_id") or meta.get("url")}
+def _by_meta(*keys: str) -> Callable[[Row], Row]:
+    """`text` and `meta`, an object or JSON as text, whose first of `keys` is the id."""
 
+    def adapt_row(row: Row) -> Row:
+        meta = _mapping(row.get("meta"))
+        return {"text": row.get("text"), "id": next((meta[key] for key in keys if meta.get(key)), None)}
 
-def _algebraic_stack(row: Row) -> Row:
-    """Proof-Pile-2's part: `text`, `meta` with the file's `hexsha` where it comes from The Stack."""
-    return {"text": row.get("text"), "id": _mapping(row.get("meta")).get("hexsha")}
+    return adapt_row
 
 
 def _starcoder(row: Row) -> Row:
@@ -42,11 +41,6 @@ def _starcoder(row: Row) -> Row:
         "text": _STARCODER_HEAD.sub("", text) if isinstance(text, str) else text,
         "id": name or row.get("id"),
     }
-
-
-def _open_web_math(row: Row) -> Row:
-    """`url`, `text`, `date`, `metadata`."""
-    return {"text": row.get("text"), "id": row.get("url")}
 
 
 def _infimm_webmath(row: Row) -> Row:
@@ -86,10 +80,10 @@ def _lila(row: Row) -> Row | str:
 
 
 ADAPTERS: Mapping[str, Callable[[Row], Row | str]] = {
-    "redpajama": _redpajama,
-    "algebraic_stack": _algebraic_stack,
+    "redpajama": _by_meta("arxiv_id", "url"),
+    "algebraic_stack": _by_meta("hexsha"),  # of what comes from The Stack
     "starcoder": _starcoder,
-    "open_web_math": _open_web_math,
+    "open_web_math": lambda row: {"text": row.get("text"), "id": row.get("url")},
     "infimm_webmath": _infimm_webmath,
     "numinamath": _numinamath,
     "lila": _lila,
@@ -98,14 +92,12 @@ ADAPTERS: Mapping[str, Callable[[Row], Row | str]] = {
 
 def last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` of `text` with balanced braces; None if there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for place in range(start + 6, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    _, mark, rest = text.rpartition("\\boxed{")
+    depth = 1
+    for place, letter in enumerate(rest if mark else ""):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
         if depth == 0:
-            return text[start + 7 : place]
+            return rest[:place]
     return None
 
 

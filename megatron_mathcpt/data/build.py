@@ -7,44 +7,39 @@ it is whole, so a task that was killed is simply run again.
 """
 
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.decide import decide
 from megatron_mathcpt.data.decontaminate import benchmark_files
 from megatron_mathcpt.data.executors import (
     LOGS,
     StageTasks,
     default_workers,
-    local_executor,
     queued_jobs,
-    ray_executor,
+    run_locally,
+    run_on_ray,
     slurm_executor,
 )
-from megatron_mathcpt.data.prepare import ShardWork, prepare, read_counts
+from megatron_mathcpt.data.prepare import ShardWork, decide, is_done, prepare
 from megatron_mathcpt.data.publish import RESULTS, finish, install, publish
 from megatron_mathcpt.data.sources import SourceShard, list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
-from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
 from megatron_mathcpt.log import get_logger
 
 WORK = ".work"  # in the build's folder: shards' results between stages
 _LOG_SECONDS = 10
+_FOLDERS = {"prepare": "prepared", "publish": "published"}  # where a stage with one task a shard leaves it
 _log = get_logger(__name__)
-
-RunTasks = Callable[[StageTasks], None]
 
 
 @dataclass(frozen=True)
@@ -67,22 +62,23 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: 
     if not _is_built(build):
         claim(build)
         megabytes = sum(work.shard.bytes for work in build.works) / 1e6
-        count = workers or (-1 if ray else default_workers(len(build.works), megabytes))
+        count = workers or default_workers(len(build.works), megabytes)
 
         def run(tasks: StageTasks) -> None:
-            executor = (ray_executor if ray else local_executor)(tasks, out, count)
-            with _reported(build, tasks.name):
-                executor.run()
-            if failed := executor.get_incomplete_ranks():  # Ray's does not raise
-                logs = executor.logging_dir.path
-                raise DataError(f"{tasks.name}: task {failed[0]} failed; see {logs}/logs")
+            _log.info("%s", tasks.name)
+            if ray:
+                run_on_ray(tasks, out, workers or -1)
+                return
+            report = _reporter(build, tasks.name)
+            run_locally(tasks, out, count, report)
+            report(last=True)
 
         run_stages(build, run)
         shutil.rmtree(out / LOGS)
     return load_manifest(out, KIND)
 
 
-def run_stages(build: Build, run: RunTasks) -> None:
+def run_stages(build: Build, run: Callable[[StageTasks], None]) -> None:
     """The build from top to bottom; a stage begins when the one before has ended well."""
     works, config, tokenizer = build.works, build.config, build.out / "tokenizer"
     run(StageTasks("prepare", [partial(prepare, work, config) for work in works], per_shard=True))
@@ -163,82 +159,46 @@ def claim(build: Build) -> None:
     write_atomically(file, key)
 
 
-@dataclass(frozen=True)
-class BuildProgress:
-    """Shards, bytes of raw files, and tokens (0 before they are counted) of one stage."""
-
-    shards: int
-    all_shards: int
-    bytes: int
-    all_bytes: int
-    tokens: int
-
-    def describe(self, start: "BuildProgress", seconds: float) -> str:
-        """`3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 4.1 Mtokens/s, 9 s left`, rates since `start`."""
-        read = self.bytes - start.bytes
-        parts = [
-            f"{self.shards:,} of {self.all_shards:,} shards",
-            f"{self.bytes / 1e6:,.0f} of {self.all_bytes / 1e6:,.0f} MB",
-        ]
-        if read and seconds > 0:
-            parts.append(f"{read / 1e6 / seconds:,.1f} MB/s")
-            if self.tokens > start.tokens:
-                parts.append(f"{(self.tokens - start.tokens) / 1e6 / seconds:,.2f} Mtokens/s")
-            if self.bytes < self.all_bytes:
-                parts.append(f"{(self.all_bytes - self.bytes) * seconds / read:,.0f} s left")
-        return ", ".join(parts)
-
-
-# Where a stage that has one task a shard leaves it.
-_FOLDERS: dict[str, Callable[[ShardWork], Path]] = {
-    "prepare": attrgetter("prepared"),
-    "publish": attrgetter("published"),
-}
-
-
-def read_progress(build: Build, stage: str) -> BuildProgress:
-    """What the markers of a stage that has one task a shard say: here the same as on a cluster."""
-    sizes = [work.shard.bytes for work in build.works]
-    counts = [read_counts(_FOLDERS[stage](work)) for work in build.works]
-    done = [(size, count) for size, count in zip(sizes, counts, strict=True) if count is not None]
-    tokens = sum(count.get(split, {}).get("tokens", 0) for _, count in done for split in SPLITS.values())
-    return BuildProgress(len(done), len(sizes), sum(size for size, _ in done), sum(sizes), tokens)
-
-
 def describe_build(config: Corpus, out: Path) -> str:
-    """One line a stage that has a task for every shard: how much of it is done."""
+    """One line a stage that has a task for every shard: how much of it is done, here or on a cluster."""
     if (out / FILE_NAME).is_file():
         return f"{out}: complete"
     build = open_build(config, out)
-    now = {stage: read_progress(build, stage) for stage in _FOLDERS}
-    return "\n".join(f"{stage}: {progress.describe(progress, 0)}" for stage, progress in now.items())
+    return "\n".join(f"{stage}: {describe_progress(build, _finished(build, stage))}" for stage in _FOLDERS)
 
 
-@contextmanager
-def _reported(build: Build, stage: str) -> Iterator[None]:
-    """Log the progress of `stage` while the block runs, and at its end."""
-    _log.info("%s", stage)
+def _finished(build: Build, stage: str) -> list[int]:
+    """Sizes of the shards that have the marker of `stage`."""
+    return [work.shard.bytes for work in build.works if is_done(getattr(work, _FOLDERS[stage]))]
+
+
+def describe_progress(build: Build, finished: Sequence[int], before: int = 0, seconds: float = 0) -> str:
+    """`3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 9 s left`, from the sizes of the finished shards.
+
+    The rate is that since there were `before` bytes, `seconds` ago.
+    """
+    sizes = [work.shard.bytes for work in build.works]
+    done, total = sum(finished), sum(sizes)
+    text = f"{len(finished):,} of {len(sizes):,} shards, {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+    if done == before or not seconds:
+        return text
+    rate = (done - before) / seconds
+    return f"{text}, {rate / 1e6:,.1f} MB/s, {(total - done) / rate:,.0f} s left"
+
+
+def _reporter(build: Build, stage: str) -> Callable[..., None]:
+    """What logs the progress of `stage` when it is called after a task, but not too often, and at the end."""
     if stage not in _FOLDERS:
-        yield
-        return
-    begin, start, ended = time.monotonic(), read_progress(build, stage), threading.Event()
+        return lambda **_: None
+    begin = shown = time.monotonic()
+    before = sum(_finished(build, stage))
 
-    def log_progress(shown: int) -> int:
-        now = read_progress(build, stage)
-        if now.shards > shown:
-            _log.info("%s: %s", stage, now.describe(start, time.monotonic() - begin))
-        return now.shards
+    def report(*, last: bool = False) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if last or now - shown >= _LOG_SECONDS:
+            shown = now
+            progress = describe_progress(build, _finished(build, stage), before, now - begin)
+            _log.info("%s: %s", stage, progress)
 
-    def watch() -> None:
-        shown = start.shards
-        while not ended.wait(_LOG_SECONDS):
-            shown = log_progress(shown)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-    log_progress(-1)
+    return report

@@ -5,11 +5,11 @@ study used is unknown, so a download takes the newest and notes which it was.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import hash_file, write_atomically
@@ -17,8 +17,7 @@ from megatron_mathcpt.formats.files import hash_file, write_atomically
 NOTE = "download.json"
 
 
-@dataclass(frozen=True)
-class PublicSource:
+class PublicSource(NamedTuple):
     """A dataset of the hub; `adapter` reads the files that match `pattern`."""
 
     adapter: str
@@ -30,39 +29,29 @@ class PublicSource:
     remark: str = ""
 
 
-PUBLISHED: Mapping[str, PublicSource] = {
-    "numinamath": PublicSource(
-        "numinamath", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "Apache-2.0", 1.2
-    ),
-    "numinamath_1_5": PublicSource(
-        "numinamath", "AI-MO/NuminaMath-1.5", "data/*.parquet", "Apache-2.0", 0.53
-    ),
-    "lila": PublicSource(
+_ROWS: Mapping[str, tuple[Any, ...]] = {
+    "numinamath": ("numinamath", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "Apache-2.0", 1.2),
+    "numinamath_1_5": ("numinamath", "AI-MO/NuminaMath-1.5", "data/*.parquet", "Apache-2.0", 0.53),
+    "lila": (
         *("lila", "allenai/lila", "iid/lila-train.parquet", "CC-BY-4.0", 0.014, "refs/convert/parquet"),
-        remark="the hub's conversion; main holds a script only",
+        "the hub's conversion; main holds a script only",
     ),
-    "open_web_math": PublicSource(
-        "open_web_math", "open-web-math/open-web-math", "data/*.parquet", "ODC-By-1.0", 27.4
+    "open_web_math": ("open_web_math", "open-web-math/open-web-math", "data/*.parquet", "ODC-By-1.0", 27.4),
+    "infimm_webmath": ("infimm_webmath", "Infi-MM/InfiMM-WebMath-40B", "*.parquet", "ODC-By", None),
+    "algebraic_stack": ("algebraic_stack", "EleutherAI/proof-pile-2", "algebraic-stack/train/*", None, None),
+    "starcoder": (
+        *("starcoder", "bigcode/starcoderdata", "*/*.parquet", None, 783, "main"),
+        "accept its terms on the hub and log in first; size of all languages",
     ),
-    "infimm_webmath": PublicSource(
-        "infimm_webmath", "Infi-MM/InfiMM-WebMath-40B", "*.parquet", "ODC-By", None
-    ),
-    "algebraic_stack": PublicSource(
-        "algebraic_stack", "EleutherAI/proof-pile-2", "algebraic-stack/train/*", None, None
-    ),
-    "starcoder": PublicSource(
-        *("starcoder", "bigcode/starcoderdata", "*/*.parquet", None, 783),
-        remark="accept its terms on the hub and log in first; size of all languages",
-    ),
-    "redpajama": PublicSource(
-        *("redpajama", "togethercomputer/RedPajama-Data-1T", "urls/*.txt", None, None),
-        remark="only the addresses of its files: fetch those of arxiv, c4 and wikipedia with another tool",
+    "redpajama": (
+        *("redpajama", "togethercomputer/RedPajama-Data-1T", "urls/*.txt", None, None, "main"),
+        "only the addresses of its files: fetch those of arxiv, c4 and wikipedia with another tool",
     ),
 }
+PUBLISHED = {name: PublicSource(*row) for name, row in _ROWS.items()}
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """What stands in a folder now: its files, and which of them were fetched by this call."""
 
     revision: str
@@ -70,43 +59,42 @@ class Fetched:
     new: list[str]
 
 
-def download(name: str, out: Path, report: Callable[[str], None] = lambda _: None) -> Fetched:
+def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
     """Fetch the source `name` of `PUBLISHED` to `out`, go on where a call was stopped, and check every file.
 
-    A folder that is complete is verified without network; files that are missing or damaged are fetched again
-    in the same revision. Raises `DataError` if `out` holds another source, the hub cannot be reached or
-    refuses, or a file's SHA-256 is not the one that the hub gives.
+    A folder that is complete is verified without network; files that are missing or damaged, which `report`
+    is told, are fetched again in the same revision. Raises `DataError` if `out` holds another source, the hub
+    cannot be reached or refuses, or a file's SHA-256 is not the one that the hub gives.
     """
     if name not in PUBLISHED:
         raise DataError(f"no source '{name}'; known are {', '.join(PUBLISHED)}")
     source, note = PUBLISHED[name], _read_note(out / NOTE)
     if note and note["repository"] != source.repository:
         raise DataError(f"{out}: holds {note['repository']}; give another folder for {source.repository}")
-    bad = [file for file, known in note["files"].items() if not _is(out / file, known)] if note else []
+    files = note["files"] if note else {}
+    bad = [file for file, known in files.items() if not _is(out / file, known)]
     if note and not bad:
-        return Fetched(note["revision"], note["files"], [])
+        return Fetched(note["revision"], files, [])
     for file in bad:
         report(f"{out / file}: missing or damaged, fetched again")
         (out / file).unlink(missing_ok=True)
-    revision, offered = _ask(_list_files, source, note["revision"] if note else source.revision)
-    wanted = bad if note else sorted(file for file in offered if fnmatch(file, source.pattern))
-    if not wanted:
-        raise DataError(f"{source.repository}: no file matches {source.pattern} in revision {revision}")
-    _ask(_fetch, source, revision, wanted, out)
-    files = {**(note["files"] if note else {}), **_checked(out, wanted, offered)}
+    with _hub_errors(source):
+        revision, offered = _list_files(source, note["revision"] if note else source.revision)
+        wanted = bad or sorted(file for file in offered if fnmatch(file, source.pattern))
+        if not wanted:
+            raise DataError(f"{source.repository}: no file matches {source.pattern} in revision {revision}")
+        _fetch(source, revision, wanted, out)
+    files |= {file: _checked(out / file, offered[file]) for file in wanted}
     row = {"source": name, "repository": source.repository, "revision": revision, "files": files}
     write_atomically(out / NOTE, json.dumps(row, indent=1).encode())
     return Fetched(revision, files, wanted)
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
     try:
-        note: dict[str, Any] = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes()) if path.is_file() else None  # type: ignore[no-any-return]
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); remove it to check all files anew") from error
-    return note
 
 
 def _is(path: Path, known: dict[str, Any]) -> bool:
@@ -130,29 +118,25 @@ def _fetch(source: PublicSource, revision: str, files: list[str], out: Path) -> 
     )
 
 
-def _checked(out: Path, files: Iterable[str], offered: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
-    checked = {}
-    for file in files:
-        path = out / file
-        if not path.is_file():
-            raise DataError(f"{path}: did not arrive; run the command again")
-        found = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        if offered[file] not in (None, found["sha256"]):
-            path.unlink()
-            raise DataError(f"{path}: not the hub's SHA-256, removed; run the command again")
-        checked[file] = found
-    return checked
+def _checked(path: Path, offered: str | None) -> dict[str, Any]:
+    """Size and SHA-256 of what was fetched, which must be the one `offered`."""
+    if not path.is_file():
+        raise DataError(f"{path}: did not arrive; run the command again")
+    found = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    if offered not in (None, found["sha256"]):
+        path.unlink()
+        raise DataError(f"{path}: not the hub's SHA-256, removed; run the command again")
+    return found
 
 
-def _ask(call: Callable[..., Any], source: PublicSource, *rest: Any) -> Any:
-    """`call(source, *rest)`; what the hub's library raises becomes one `DataError`."""
+@contextmanager
+def _hub_errors(source: PublicSource) -> Iterator[None]:
+    """What the hub's library raises becomes one `DataError`."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-    transport: Any = HfHubHTTPError.__bases__[
-        0
-    ]  # of the HTTP library, which differs by the hub library's version
+    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library, which differs by the hub's version
     try:
-        return call(source, *rest)
+        yield
     except GatedRepoError as error:
         raise DataError(
             f"{source.repository}: gated; accept its terms on its page, then `hf auth login`"

@@ -7,21 +7,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger as datatrove_logger
-from multiprocess.util import register_after_fork
 
 from megatron_mathcpt.config.cluster import ClusterConfig
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -32,53 +30,21 @@ _MAX_ARRAY = 1000  # Slurm's own default of MaxArraySize is 1001
 
 @dataclass(frozen=True)
 class StageTasks:
-    """The independent tasks of one stage of a build, one a shard or one in all."""
+    """The independent tasks of one stage of a build, one a shard or one in all: a datatrove step.
+
+    `threads` bounds the tokenizer's (0: free).
+    """
 
     name: str
-    tasks: Sequence[Callable[[], None]]
+    tasks: Sequence[Callable[[], None]] = field(repr=False)  # datatrove logs the step with every task
     per_shard: bool = False
+    threads: int = 0
 
-
-class _TaskStep(PipelineStep):  # type: ignore[misc]
-    """Tasks as the single step of a datatrove pipeline; `threads` bounds the tokenizer's (0: free)."""
-
-    type = "build"
-
-    def __init__(self, stage: StageTasks, threads: int) -> None:
-        self.name = stage.name
-        super().__init__()
-        self._tasks, self._threads = stage.tasks, threads
-
-    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Do task `rank`; no document passes on."""
-        if self._threads:
-            os.environ["RAYON_NUM_THREADS"] = str(self._threads)
-        self._tasks[rank]()
-        yield from ()
-
-
-class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
-    """One worker does its tasks in this process; several end with it, however it ends."""
-
-    def run(self) -> None:
-        datatrove_logger.disable("datatrove")
-        if self.workers == 1:
-            for rank in self.get_incomplete_ranks():
-                self._run_for_rank(rank)
-            return
-        register_after_fork(self, _die_with_parent)  # for the manager that datatrove forks
-        super().run()
-
-    def _launch_run_for_rank(self, *arguments: Any, **more: Any) -> object:
-        datatrove_logger.disable("datatrove")
-        _die_with_parent()
-        return super()._launch_run_for_rank(*arguments, **more)
-
-
-def _die_with_parent(_: object = None) -> None:
-    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    def __call__(self, data: object, rank: int, world_size: int) -> None:
+        """Do task `rank`."""
+        if self.threads:
+            os.environ["RAYON_NUM_THREADS"] = str(self.threads)
+        self.tasks[rank]()
 
 
 def default_workers(shards: int, megabytes: float) -> int:
@@ -87,29 +53,51 @@ def default_workers(shards: int, megabytes: float) -> int:
     return max(1, min(useful, len(os.sched_getaffinity(0))))
 
 
-def local_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor:
-    """The executor of `stage` on this machine; a finished task is not run again."""
+def run_locally(stage: StageTasks, out: Path, workers: int, report: Callable[[], None]) -> None:
+    """Run the tasks of `stage` that are not finished, `report` after each; one worker is this process."""
     count = len(stage.tasks)
     workers = min(workers, count)
-    step = _TaskStep(stage, threads=0 if workers == 1 else 1)
-    return _LocalExecutor([step], tasks=count, workers=workers, logging_dir=_folder(out, stage))
+    step = replace(stage, threads=0 if workers == 1 else 1)
+    executor = LocalPipelineExecutor([step], tasks=count, logging_dir=_folder(out, stage))
+    ranks = executor.get_incomplete_ranks()
+    if workers == 1:
+        datatrove_logger.disable("datatrove")
+        for rank in ranks:
+            executor._run_for_rank(rank)
+            report()
+        return
+    # Not forked: this process has threads. Not its own `run`, whose helpers outlive a killed parent.
+    with get_context("spawn").Pool(workers, _start_worker) as pool:
+        for _ in pool.imap_unordered(executor._run_for_rank, ranks):
+            report()
 
 
-def ray_executor(stage: StageTasks, out: Path, workers: int) -> PipelineExecutor:
-    """The executor of `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+def _start_worker() -> None:
+    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
+    datatrove_logger.disable("datatrove")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
-    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed.
+
+def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
+    """Run `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+
+    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed, and
+    `DataError` naming the logs where a task has failed.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
-    return RayPipelineExecutor(
-        [_TaskStep(stage, threads=1)],
+    executor = RayPipelineExecutor(
+        [replace(stage, threads=1)],
         tasks=len(stage.tasks),
         workers=workers,
         cpus_per_task=1,
         mem_per_cpu_gb=_RAY_MEMORY_GB,
         logging_dir=_folder(out, stage),
     )
+    executor.run()
+    if failed := executor.get_incomplete_ranks():  # it does not raise
+        raise DataError(f"{stage.name}: task {failed[0]} failed; see {_folder(out, stage)}/logs")
 
 
 def slurm_executor(
@@ -132,7 +120,7 @@ def slurm_executor(
     cpus = 1 if stage.per_shard else task.cpus_per_task
     folder = _folder(out, stage)
     return SlurmPipelineExecutor(
-        [_TaskStep(stage, threads=cpus)],
+        [replace(stage, threads=cpus)],
         tasks=len(stage.tasks),
         workers=workers,
         time=f"{cluster.time_limit_minutes}",
@@ -170,11 +158,9 @@ def _environment(cluster: ClusterConfig) -> str:
 
 
 def _srun_arguments(cluster: ClusterConfig) -> dict[str, str]:
-    if cluster.container is None:
-        return {}
-    mounts = cluster.container.mounts
-    shared = {"container-mounts": shlex.quote(",".join(mounts))} if mounts else {}
-    return {"container-image": shlex.quote(cluster.container.image), **shared}
+    given = cluster.container
+    named = {"container-image": given.image, "container-mounts": ",".join(given.mounts)} if given else {}
+    return {name: shlex.quote(value) for name, value in named.items() if value}
 
 
 def _folder(out: Path, stage: StageTasks) -> str:

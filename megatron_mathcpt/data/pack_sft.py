@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.lib.format import open_memmap
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
@@ -31,39 +32,32 @@ class Example:
     prompt_length: int
 
 
-@dataclass(frozen=True)
-class PackSettings:
-    """Sequence length and packing; `packed` False gives each record a sample of its own."""
-
-    seq_length: int
-    packed: bool = True
-
-
-def pack_pool(corpus: Path, pool: str, settings: PackSettings, out: Path) -> Manifest:
+def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool = True) -> Manifest:
     """Pack the problem records of a corpus folder's pool into `out` (manifest kind "sft").
 
     Files: tokens.npy, labels.npy (int32, `NOT_TRAINED` where the loss does not count) and documents.npy
     (int32, number of the record within the sample), all [samples, seq_length]; records.jsonl, the ids of each
-    sample. Documents of the validation split are left out, records longer than a sample are dropped and
-    counted. Raises `DataError` if the pool holds no problem records.
+    sample. Without `packed` each record has a sample of its own. Documents of the validation split are left
+    out, records longer than a sample are dropped and counted. Raises `DataError` if the pool holds no problem
+    records.
     """
     manifest = load_manifest(corpus, KIND)
     found = corpus_counts(manifest)
     inputs = {"corpus": manifest.fingerprint()}
-    config = {"pool": pool, "seq_length": settings.seq_length, "packed": settings.packed}
+    config = {"pool": pool, "seq_length": seq_length, "packed": packed}
     if is_complete(out, SFT_KIND, inputs=inputs, config=config):
         return load_manifest(out, SFT_KIND)
     examples = list(read_examples(corpus, pool, found.tokenizer.eos_id))
     if not examples:
         raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")
-    fitting = [example for example in examples if len(example.tokens) - 1 <= settings.seq_length]
-    samples = list(group(fitting, settings))
+    fitting = [example for example in examples if len(example.tokens) - 1 <= seq_length]
+    samples = list(group(fitting, seq_length, packed))
     counts = {
         "samples": len(samples),
-        "seq_length": settings.seq_length,
+        "seq_length": seq_length,
         "records": len(fitting),
         "dropped_too_long": len(examples) - len(fitting),
-        "trained_tokens": _write_samples(samples, settings.seq_length, out),
+        "trained_tokens": _write_samples(samples, seq_length, out),
         "tokens": sum(len(example.tokens) for example in fitting),
         "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
         "tokenizer": found.tokenizer.model_dump(),
@@ -91,14 +85,14 @@ def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
             yield Example(row["id"], tokens, sum(start < border for start, _ in encoded.offsets))
 
 
-def group(examples: Sequence[Example], settings: PackSettings) -> Iterator[list[Example]]:
+def group(examples: Sequence[Example], seq_length: int, packed: bool) -> Iterator[list[Example]]:
     """Whole records in order, as many to a sample as fit; a record of n tokens takes n - 1 positions."""
     sample: list[Example] = []
-    free = settings.seq_length
+    free = seq_length
     for example in examples:
-        if sample and (not settings.packed or len(example.tokens) - 1 > free):
+        if sample and (not packed or len(example.tokens) - 1 > free):
             yield sample
-            sample, free = [], settings.seq_length
+            sample, free = [], seq_length
         sample.append(example)
         free -= len(example.tokens) - 1
     if sample:
@@ -124,15 +118,10 @@ def fill_sample(sample: Sequence[Example], tokens: Any, labels: Any, documents: 
 def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
     """Write all files but the manifest; the number of trained tokens."""
     out.mkdir(parents=True, exist_ok=True)
-    arrays = [
-        np.lib.format.open_memmap(
-            out / f"{name}.npy", mode="w+", dtype=np.int32, shape=(len(samples), seq_length)
-        )
-        for name in ("tokens", "labels", "documents")
-    ]
-    trained = sum(
-        fill_sample(sample, *(array[row] for array in arrays)) for row, sample in enumerate(samples)
-    )
+    names, shape = ("tokens", "labels", "documents"), (len(samples), seq_length)
+    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
+    rows = zip(samples, *arrays, strict=True)
+    trained = sum(fill_sample(sample, *views) for sample, *views in rows)
     for array in arrays:
         array.flush()
     with (out / "records.jsonl").open("w", encoding="utf-8") as file:

@@ -1,13 +1,12 @@
-"""First stage, per shard: read, clean, filter, decontaminate, and hash what is left for deduplication."""
+"""First stages: per shard, read, clean, filter and decontaminate; once for all, duplicates and validation."""
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from operator import itemgetter
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,19 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import Drop, find_drops, select_drop
-from megatron_mathcpt.data.minhash import band_keys, number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.minhash import (
+    KEPT,
+    Signatures,
+    band_keys,
+    find_duplicates,
+    number_hashes,
+    signatures,
+    whole_hashes,
+)
 from megatron_mathcpt.data.sources import Document, Reject, Skipped, SourceShard, read_documents
-from megatron_mathcpt.data.words import Flags, Words, batches, cut_words
+from megatron_mathcpt.data.words import Flags, Hashes, Indices, Words, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import hash_file, write_atomically, write_whole
 
 
@@ -46,10 +54,14 @@ class ShardWork:
         return self.root / "published" / self.shard.name
 
 
-def read_counts(folder: Path) -> dict[str, Any] | None:
-    """Counts that a stage left for a shard; None while it is not finished."""
-    file = folder / "done.json"
-    return orjson.loads(file.read_bytes()) if file.is_file() else None
+def is_done(folder: Path) -> bool:
+    """Whether a stage has finished a shard's folder."""
+    return (folder / "done.json").is_file()
+
+
+def read_counts(folder: Path) -> dict[str, Any]:
+    """Counts that a stage left for a shard that it has finished."""
+    return orjson.loads((folder / "done.json").read_bytes())  # type: ignore[no-any-return]
 
 
 def write_counts(folder: Path, counts: dict[str, Any]) -> None:
@@ -76,7 +88,8 @@ def prepare(work: ShardWork, config: Corpus) -> None:
     """
     shard, folder = work.shard, work.prepared
     with ExitStack() as stack:
-        files = _Files(*(stack.enter_context(write_whole(folder / f"{n}.jsonl")) for n in _Files._fields))
+        names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
+        files = {name: stack.enter_context(write_whole(folder / f"{name}.jsonl")) for name in names}
         sorter = _Sorter(config, shard, files)
         for block in read_documents(shard, config.sources[shard.source]):
             sorter.take(block)
@@ -92,19 +105,10 @@ def _load_contamination(config: str, hashes: tuple[str, ...]) -> Contamination:
     return Contamination(Decontaminate.model_validate_json(config))
 
 
-class _Files(NamedTuple):
-    """Where the lines of a shard go: documents, drops, ids of the documents, rejects."""
-
-    kept: BinaryIO
-    dropped: BinaryIO
-    ids: BinaryIO
-    rejected: BinaryIO
-
-
 class _Sorter:
     """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
-    def __init__(self, config: Corpus, shard: SourceShard, files: _Files) -> None:
+    def __init__(self, config: Corpus, shard: SourceShard, files: dict[str, BinaryIO]) -> None:
         self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
         self._contamination: Contamination | None = None
@@ -112,7 +116,7 @@ class _Sorter:
             hashes = tuple(map(hash_file, benchmark_files(rules)))
             self._contamination = _load_contamination(rules.model_dump_json(), hashes)
         self._first_reject: Reject | None = None
-        self.counts = {"read": 0, "rejected": 0, "kept": 0, "bytes": 0}
+        self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[dict[str, Any]] = []
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
@@ -131,7 +135,7 @@ class _Sorter:
             if isinstance(record, Reject):
                 self._first_reject = self._first_reject or record
                 self.counts["rejected"] += 1
-                self._files.rejected.write(_dump({**self._where(record.line), "reason": record.reason}))
+                self._files["rejected"].write(_dump({**self._where(record.line), "reason": record.reason}))
             elif isinstance(record, Skipped):
                 self._drop(record.reason, record.line, {"id": record.id})
             elif drop := next(drops):
@@ -147,16 +151,11 @@ class _Sorter:
 
     def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
         """What selection says of each document, else what the filter of the source or of the build says."""
-        select = self._source.select
-        drops = {
-            number: drop
-            for number, document in enumerate(documents)
-            if select and document.problem and (drop := select_drop(document.problem, select))
-        }
-        rest = [number for number in range(len(documents)) if number not in drops]
-        rules = self._source.filter or self._config.filter
-        found = zip(rest, find_drops([documents[number].text for number in rest], rules), strict=True)
-        return [drop for _, drop in sorted([*drops.items(), *found], key=itemgetter(0))]
+        select, rules = self._source.select, self._source.filter or self._config.filter
+        drops = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
+        rest = [document.text for document, drop in zip(documents, drops, strict=True) if drop is None]
+        found = iter(find_drops(rest, rules))
+        return [drop or next(found) for drop in drops]
 
     def _take_batch(self, batch: Sequence[Document]) -> None:
         words = cut_words([document.text for document in batch])
@@ -171,14 +170,13 @@ class _Sorter:
                 self._drop("contaminated", document.line, {**row, "detail": hit})
                 self.hits.append({"document": document.id, **hit})
             else:
-                self._files.kept.write(_dump(row))
-                self._files.ids.write(_dump(document.id))
+                self._files["kept"].write(_dump(row))
+                self._files["ids"].write(_dump(document.id))
         self.counts["kept"] += int(clean.sum())
         self._note_hashes(batch, words, problems, clean)
 
     def _note_hashes(self, batch: Sequence[Document], words: Words, problems: Flags, clean: Flags) -> None:
         sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
-        self.counts["bytes"] += int(sizes.sum())
         lines = np.array([document.line for document in batch], np.uint64)
         self.arrays["whole"].append(whole_hashes(words)[clean])
         self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
@@ -191,7 +189,7 @@ class _Sorter:
 
     def _drop(self, reason: str, line: int, row: dict[str, Any]) -> None:
         self.dropped[reason] += 1
-        self._files.dropped.write(_dump({"reason": reason, **self._where(line), **row}))
+        self._files["dropped"].write(_dump({"reason": reason, **self._where(line), **row}))
 
     def _where(self, line: int) -> dict[str, Any]:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
@@ -219,3 +217,78 @@ def _row(document: Document) -> dict[str, Any]:
     if document.problem is not None:
         row["problem"] = document.problem.model_dump(exclude={"id", "source"})
     return row
+
+
+Decisions = npt.NDArray[np.uint8]  # the number of a split, or EXACT or NEAR of data/minhash.py
+assert TRAIN == KEPT
+
+
+def decide(works: Sequence[ShardWork], config: Corpus) -> None:
+    """From what `prepare` left of all shards, leave every document's decision in `work.decided`.
+
+    Beside it the place in the corpus of the document that stays for it, and its split key. Raises `DataError`
+    when a pool has no document left.
+    """
+    whole = np.concatenate(_mapped(works, "whole"))
+    decisions, first = _duplicates(works, whole, config)
+    keys = split_keys(whole, config.seed)
+    sizes = [len(part) for part in _mapped(works, "whole")]
+    _split(decisions, keys, np.repeat([config.sources[w.shard.source].pool for w in works], sizes), config)
+    ends = np.cumsum(sizes)
+    for work, low, high in zip(works, [0, *ends[:-1]], ends, strict=True):
+        for name, values in (("decisions", decisions), ("first", first), ("keys", keys)):
+            save_array(work.decided / f"{name}.npy", values[low:high])
+
+
+def split_keys(whole: Hashes, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each document that depends only on its words and the seed."""
+    salt = mix(np.array([seed % (1 << 64)], np.uint64))
+    return (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
+
+
+def pools_of(config: Corpus) -> list[str]:
+    """Pools of the build in order of their first source."""
+    return list(dict.fromkeys(source.pool for source in config.sources.values()))
+
+
+def _mapped(works: Sequence[ShardWork], name: str) -> list[npt.NDArray[Any]]:
+    """An array of every shard, on disk."""
+    return [load_array(work.prepared / f"{name}.npy") for work in works]
+
+
+def _duplicates(works: Sequence[ShardWork], whole: Hashes, config: Corpus) -> tuple[Decisions, Indices]:
+    rule = config.deduplicate
+    if rule is None:
+        return np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
+    keys, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
+    bands = (np.concatenate([part[band] for part in keys]) for band in range(rule.bands))
+    rows = partial(_take, _mapped(works, "signatures"))
+    return find_duplicates(whole, numbers, bands, rows, rule.threshold)
+
+
+def _take(parts: Sequence[Signatures], documents: Indices) -> Signatures:
+    """The rows of `documents`, numbered over all of `parts`."""
+    begins = np.cumsum([0, *map(len, parts)])
+    where = np.searchsorted(begins, documents, side="right") - 1
+    rows = np.empty((len(documents), parts[0].shape[1]), np.uint32)
+    for number in np.unique(where):
+        here = where == number
+        rows[here] = parts[number][documents[here] - begins[number]]
+    return rows
+
+
+def _split(
+    decisions: Decisions, keys: npt.NDArray[np.float64], pools: npt.NDArray[np.str_], config: Corpus
+) -> None:
+    """Send documents to validation; a pool gets one at least, that with the smallest key."""
+    for pool in pools_of(config):
+        inside = np.flatnonzero((pools == pool) & (decisions == TRAIN))
+        if not len(inside):
+            raise DataError(
+                f"pool '{pool}': no document left after filters, deduplication and decontamination; "
+                "loosen the rules or give other sources"
+            )
+        chosen = inside[keys[inside] < config.validation_fraction]
+        if config.validation_fraction and not len(chosen) and len(inside) > 1:
+            chosen = inside[np.argmin(keys[inside])][None]
+        decisions[chosen] = VALIDATION

@@ -3,7 +3,7 @@ all."""
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import islice
@@ -14,23 +14,29 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Tokenizer
-from megatron_mathcpt.data.decide import Decisions, pools_of
 from megatron_mathcpt.data.decontaminate import load_items
 from megatron_mathcpt.data.minhash import DUPLICATES
-from megatron_mathcpt.data.prepare import ShardWork, load_array, read_counts, write_counts
-from megatron_mathcpt.data.tokenize import ahead, close_documents
+from megatron_mathcpt.data.prepare import (
+    Decisions,
+    ShardWork,
+    load_array,
+    pools_of,
+    read_counts,
+    write_counts,
+)
 from megatron_mathcpt.data.tokenizer import (
     Encoder,
     EngineName,
     Literals,
-    TokenizerInfo,
+    ahead,
+    close_documents,
     install_tokenizer,
     load_encoder,
     load_tokenizer,
     train_tokenizer,
 )
-from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
-from megatron_mathcpt.formats.files import hash_file, read_lines, write_atomically, write_whole
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
+from megatron_mathcpt.formats.files import hash_file, join_files, read_lines, write_atomically, write_whole
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 
@@ -69,7 +75,8 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
 
     `works` are all shards, in whose order documents are numbered.
     """
-    encoder, info = _encoder(works, settings, folder)
+    sample, sha256 = tuple(islice(kept_texts(works), _SAMPLE)), hash_file(folder / "tokenizer.json")
+    encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
     task, shard = works.index(work), work.shard
     decisions: Decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
@@ -104,16 +111,10 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     write_counts(out, counts)
 
 
-def _encoder(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> tuple[Encoder, TokenizerInfo]:
-    sample = tuple(islice(kept_texts(works), _SAMPLE))
-    key = hash_file(folder / "tokenizer.json")
-    return _load_encoder(key, folder, settings.special_literals, settings.engine, sample)
-
-
-@lru_cache(maxsize=1)  # a process that publishes many shards loads it once
+@lru_cache(maxsize=1)  # a process that publishes many shards loads it once; `sha256` is the tokenizer's
 def _load_encoder(
-    key: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
-) -> tuple[Encoder, TokenizerInfo]:
+    sha256: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
+) -> tuple[Encoder, TokenizerCounts]:
     return load_encoder(folder, literals, engine, sample)
 
 
@@ -148,43 +149,31 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     for name in RESULTS:
         for leftover in (out / name).rglob(".*.tmp"):  # of a build that was killed
             leftover.unlink()
-    raw = {work.shard.label: _read(work.prepared)["sha256"] for work in works}
+    raw = {work.shard.label: read_counts(work.prepared)["sha256"] for work in works}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
     shutil.rmtree(works[0].root)
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    counts = read_counts(folder)
-    assert counts is not None, f"{folder} is not finished"
-    return counts
-
-
 def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
     early, late = [work.prepared for work in works], [work.published for work in works]
-    _join_files((f / "kept.jsonl" for f in late), out / "documents" / f"{pool}.jsonl")
-    _join_files((f / "places" for f in late), out / "documents" / f"{pool}.places")
-    _join_files((f / "rejected.jsonl" for f in early), out / "rejected" / f"{pool}.jsonl")
-    _join_files((f / "dropped.jsonl" for f in early + late), out / "dropped" / f"{pool}.jsonl")
+    join_files((f / "kept.jsonl" for f in late), out / "documents" / f"{pool}.jsonl")
+    join_files((f / "places" for f in late), out / "documents" / f"{pool}.places")
+    join_files((f / "rejected.jsonl" for f in early), out / "rejected" / f"{pool}.jsonl")
+    join_files((f / "dropped.jsonl" for f in early + late), out / "dropped" / f"{pool}.jsonl")
     for split in SPLITS.values():
         merge([f / split for f in late], out / "datasets" / pool / split)
 
 
-def _join_files(parts: Iterable[Path], path: Path) -> None:
-    with write_whole(path) as file:
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file, 16 << 20)
-
-
 def _counts(works: Sequence[ShardWork], config: Corpus, tokenizer: Path) -> dict[str, Any]:
     """Counts of the manifest, as `formats.corpus_folder.CorpusCounts` reads them."""
-    pools: dict[str, Any] = {
-        pool: {split: {"documents": 0, "tokens": 0} for split in SPLITS.values()} for pool in pools_of(config)
+    pools: dict[str, dict[str, Counter[str]]] = {
+        pool: {split: Counter(documents=0, tokens=0) for split in SPLITS.values()}
+        for pool in pools_of(config)
     }
     sources: dict[str, Any] = {}
     for work in works:
-        early, late = _read(work.prepared), _read(work.published)
+        early, late = read_counts(work.prepared), read_counts(work.published)
         source = work.shard.source
         row = sources.setdefault(source, {"read": 0, "kept": 0, "rejected": 0, "dropped": Counter()})
         row["read"] += early["read"]
@@ -193,14 +182,12 @@ def _counts(works: Sequence[ShardWork], config: Corpus, tokenizer: Path) -> dict
         row["dropped"].update(late["dropped"])
         for split in SPLITS.values():
             row["kept"] += late[split]["documents"]
-            for unit, number in late[split].items():
-                pools[config.sources[source].pool][split][unit] += number
+            pools[config.sources[source].pool][split].update(late[split])
     for name, row in sources.items():
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
-    info = load_tokenizer(tokenizer)[1]
-    found = {"vocab_size": info.vocab_size, "eos_id": info.eos_id, "sha256": info.sha256}
+    found = load_tokenizer(tokenizer)[1].model_dump()
     return {"tokenizer": found, "pools": pools, "sources": sources}
 
 
@@ -209,7 +196,7 @@ def _benchmarks(works: Sequence[ShardWork], config: Corpus) -> dict[str, Any]:
     if config.decontaminate is None:
         return {}
     items = [item for path in config.decontaminate.benchmarks for item in load_items(path)]
-    hits = [hit for work in works for hit in _read(work.prepared)["hits"]]
+    hits = [hit for work in works for hit in read_counts(work.prepared)["hits"]]
     return {
         name: {"items": number, "hits": [hit for hit in hits if hit["benchmark"] == name]}
         for name, number in Counter(item.benchmark for item in items).items()

@@ -12,7 +12,8 @@ marks; line ends become line feeds; blank lines are at most two.
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import (
     MAX_LINE_BYTES,
     TEXTS,
-    Damage,
     hash_file,
     hash_json,
     list_files,
@@ -69,7 +69,9 @@ class SourceShard:
     @property
     def files(self) -> list[Path]:
         """What there is to read."""
-        return _text_files(self.path) if self.path.is_dir() else [self.path]
+        if not self.path.is_dir():
+            return [self.path]
+        return sorted(file for file in self.path.iterdir() if file.suffix in TEXTS)
 
     @property
     def bytes(self) -> int:
@@ -132,7 +134,7 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
 
 def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
     """Blocks of documents, records not taken and rejects in file order."""
-    for rows in read_rows(shard.path):
+    for rows in read_rows(shard):
         yield [row if isinstance(row, Reject) else _record(row[1], row[0], shard, source) for row in rows]
 
 
@@ -208,21 +210,22 @@ def mask_pii(text: str) -> str:
     return _ADDRESS.sub("email@example.com", text) if "@" in text else text
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(shard: SourceShard) -> Rows:
     """Blocks of numbered rows in file order; blank lines are no rows."""
-    readers = {".parquet": _parquet_rows, ".arrow": _arrow_rows, ".json": _json_rows}
-    return _folder_rows(path) if path.is_dir() else readers.get(path.suffix, _line_rows)(path)
+    path = shard.path
+    readers = {".parquet": _table_rows, ".arrow": _table_rows, ".json": _json_rows}
+    return _text_rows(shard.files) if path.is_dir() else readers.get(path.suffix, _line_rows)(path)
 
 
 def _line_rows(path: Path) -> Rows:
     for first, lines in scan_lines(path):
-        rows = enumerate(lines, first)
-        yield [_line_row(line, number) for number, line in rows if isinstance(line, Damage) or line.strip()]
+        numbered = enumerate(lines, first)
+        yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
 
-def _line_row(line: bytes | Damage, number: int) -> tuple[int, Row] | Reject:
-    if isinstance(line, Damage):
-        return Reject(number, line.reason)
+def _line_row(line: bytes | DataError, number: int) -> tuple[int, Row] | Reject:
+    if isinstance(line, DataError):
+        return Reject(number, str(line))
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -255,26 +258,20 @@ def _checked(row: Any, number: int) -> tuple[int, Row] | Reject:
 
 def _json_rows(path: Path) -> Rows:
     """One JSON array of records, or an object that holds it as `Instances`; else JSON lines."""
-    if path.stat().st_size > MAX_LINE_BYTES:
-        yield from _line_rows(path)
-        return
-    try:
-        tree = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError:
+    tree = None
+    if path.stat().st_size <= MAX_LINE_BYTES:
+        with suppress(orjson.JSONDecodeError):
+            tree = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    if tree is None:
         yield from _line_rows(path)
         return
     rows = tree.get("Instances", [tree]) if isinstance(tree, dict) else tree
     yield [_checked(row, number) for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1)]
 
 
-def _text_files(folder: Path) -> list[Path]:
-    """The text files that stand in `folder` itself, in order of name."""
-    return sorted(file for file in folder.iterdir() if file.suffix in TEXTS)
-
-
-def _folder_rows(folder: Path) -> Rows:
+def _text_rows(files: list[Path]) -> Rows:
     """One document a text file, numbered in order of name and named by it."""
-    for number, file in enumerate(_text_files(folder), 1):
+    for number, file in enumerate(files, 1):
         if file.stat().st_size > MAX_LINE_BYTES:
             yield [Reject(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
             continue
@@ -284,58 +281,51 @@ def _folder_rows(folder: Path) -> Rows:
             yield [Reject(number, f"{file.name}: not valid UTF-8 at byte {error.start} of the file")]
 
 
-def _pyarrow() -> Any:
+def _table_rows(path: Path) -> Rows:
     try:
-        import pyarrow.parquet
+        import pyarrow
     except ImportError as error:
         raise DataError(
             "Parquet and Arrow files need pyarrow, not installed here; install this package's extra 'tables'"
         ) from error
-    return pyarrow
-
-
-def _parquet_rows(path: Path) -> Rows:
-    arrow = _pyarrow()
-    return _table_rows(lambda: arrow.parquet.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS), arrow)
-
-
-def _arrow_rows(path: Path) -> Rows:
-    """An Arrow stream, as Hugging Face `datasets` saves, or an Arrow file."""
-    arrow = _pyarrow()
-
-    def parts() -> Iterator[Any]:
-        with arrow.memory_map(str(path)) as source:
-            if source.read(6) == b"ARROW1":
-                reader = arrow.ipc.open_file(source)
-                found = map(reader.get_batch, range(reader.num_record_batches))
-            else:
-                source.seek(0)
-                found = iter(arrow.ipc.open_stream(source))
-            for part in found:
-                for low in range(0, part.num_rows, _BATCH_ROWS):
-                    yield part.slice(low, _BATCH_ROWS)
-
-    return _table_rows(parts, arrow)
-
-
-def _table_rows(parts: Callable[[], Iterator[Any]], arrow: Any) -> Rows:
     number = 1
     try:
-        for part in parts():
-            yield list(_part_rows(part, number, arrow))
+        for part in _table_parts(path):
+            yield list(_part_rows(part, number))
             number += part.num_rows
-    except (OSError, ValueError, arrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         yield [Reject(number, f"cannot be read from this row on ({one_line(str(error))})")]
 
 
-def _part_rows(part: Any, first: int, arrow: Any) -> Iterator[tuple[int, Row] | Reject]:
+def _table_parts(path: Path) -> Iterator[Any]:
+    """Batches of a Parquet file, an Arrow stream, as Hugging Face `datasets` saves, or an Arrow file."""
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        yield from pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS)
+        return
+    with pyarrow.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pyarrow.ipc.open_file(source)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            batches = iter(pyarrow.ipc.open_stream(source))
+        for batch in batches:
+            for low in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(low, _BATCH_ROWS)
+
+
+def _part_rows(part: Any, first: int) -> Iterator[tuple[int, Row] | Reject]:
     """Rows of a batch that was checked first, as a damaged file can have Arrow read beyond its end."""
+    import pyarrow
+
     try:
         part.validate(full=True)
         yield from enumerate(part.to_pylist(), first)
-    except arrow.ArrowInvalid as error:
+    except pyarrow.ArrowInvalid as error:
         if part.num_rows == 1:
             yield Reject(first, f"damaged value ({one_line(str(error))})")
             return
         for offset in range(part.num_rows):
-            yield from _part_rows(part.slice(offset, 1), first + offset, arrow)
+            yield from _part_rows(part.slice(offset, 1), first + offset)

@@ -8,19 +8,22 @@ token.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
-from megatron_mathcpt.formats.files import hash_file, write_whole
-from megatron_mathcpt.formats.indexed_dataset import Lengths
+from megatron_mathcpt.formats.corpus_folder import TokenizerCounts
+from megatron_mathcpt.formats.files import hash_file, read_texts, write_whole
+from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, Lengths, token_dtype
 from megatron_mathcpt.log import get_logger
 
 if TYPE_CHECKING:
@@ -49,34 +52,30 @@ PROBE = (
     "ค่าเฉลี่ย हिन्दी العربية עברית 한국어 日本語テスト",
     "<|end_of_text|> <|begin_of_text|><s></s> <unk>\n<|eot_id|>",
 )
+_DEPTH = 3  # blocks waiting between two threads
+_SAMPLE = 64  # documents of the input on which a fast engine must agree with the reference
+Block = TypeVar("Block")
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class TokenizerInfo:
-    """What a dataset must remember about its tokenizer; `vocab_size` counts every id up to the largest."""
-
-    folder: Path
-    vocab_size: int
-    eos_id: int
-    sha256: str
-
-
 def tokenizer_file(path: Path) -> Path:
-    """The `tokenizer.json` or `.model` file that `path`, a file or folder, stands for.
+    """The `tokenizer.json` that `path`, a file or folder, stands for.
 
-    Raises `DataError` if there is none.
+    Raises `DataError` if there is none; one for a `.model` file, Llama's own, says how to convert it.
     """
-    names = ("tokenizer.json", "tokenizer.model")
-    found = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
-    if not found:
+    file = path if path.is_file() else path / "tokenizer.json"
+    if file.is_file() and file.suffix != ".model":
+        return file
+    model = file if file.suffix == ".model" else path / "tokenizer.model"
+    if model.is_file():
         raise DataError(
-            f"{path}: tokenizer not found; give a folder with {' or '.join(names)}, or such a file"
+            f"{model}: not a tokenizer.json; make one with transformers: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"
         )
-    return found[0]
+    raise DataError(f"{path}: tokenizer not found; give a folder with tokenizer.json, or such a file")
 
 
-def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerInfo]:
+def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCounts]:
     """The tokenizer in `folder`, which may also be the path of a `tokenizer.json`.
 
     Raises `DataError` if it is missing, damaged, or has no end-of-text token.
@@ -90,7 +89,8 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerInfo]
         raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     eos_id = _find_end(file, vocabulary)
-    return tokenizer, TokenizerInfo(file.parent, max(vocabulary.values()) + 1, eos_id, hash_file(file))
+    size = max(vocabulary.values()) + 1  # not all ids below the largest need be used
+    return tokenizer, TokenizerCounts(vocab_size=size, eos_id=eos_id, sha256=hash_file(file))
 
 
 def _find_end(file: Path, vocabulary: dict[str, int]) -> int:
@@ -105,28 +105,18 @@ def _find_end(file: Path, vocabulary: dict[str, int]) -> int:
     )
 
 
-def install_tokenizer(path: Path, folder: Path) -> TokenizerInfo:
-    """Put the tokenizer at `path` into `folder` as a Hugging Face folder; `.model` files are converted.
-
-    Raises `DataError` if it is missing, damaged or of no known kind.
-    """
+def install_tokenizer(path: Path, folder: Path) -> TokenizerCounts:
+    """Copy the tokenizer at `path` into `folder`; raises `DataError` if it is missing or damaged."""
     file = tokenizer_file(path)
-    if file.suffix == ".model":
-        from megatron_mathcpt.data.foreign_tokenizer import convert_tokenizer
-
-        tokenizer, settings = convert_tokenizer(file, PROBE)
-        contents = {"tokenizer_config.json": settings.encode(), "tokenizer.json": tokenizer.encode()}
-    else:
-        load_tokenizer(file)
-        others = (file.with_name(name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
-        contents = {other.name: other.read_bytes() for other in others if other.is_file()}
-        contents["tokenizer.json"] = file.read_bytes()
-    return _write_folder(folder, contents)
+    load_tokenizer(file)
+    others = (file.with_name(name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
+    contents = {other.name: other.read_bytes() for other in others if other.is_file()}
+    return _write_folder(folder, contents | {"tokenizer.json": file.read_bytes()})
 
 
 def train_tokenizer(
     texts: Iterator[str], vocab_size: int, folder: Path, added_tokens: Sequence[str] = ()
-) -> TokenizerInfo:
+) -> TokenizerCounts:
     """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes.
 
     `added_tokens` are not special in the library's sense: they are found in every text, and decoded.
@@ -158,7 +148,7 @@ def train_tokenizer(
     return _write_folder(folder, contents)
 
 
-def _write_folder(folder: Path, contents: dict[str, bytes]) -> TokenizerInfo:
+def _write_folder(folder: Path, contents: dict[str, bytes]) -> TokenizerCounts:
     for name, content in contents.items():
         with write_whole(folder / name) as file:
             file.write(content)
@@ -214,41 +204,38 @@ Encoder = ReferenceEncoder | GigatokenEncoder
 
 def load_encoder(
     folder: Path, literals: Literals, engine: EngineName = "auto", sample: Sequence[str] = ()
-) -> tuple[Encoder, TokenizerInfo]:
+) -> tuple[Encoder, TokenizerCounts]:
     """gigatoken where it is installed and agrees with the reference on the probe and on `sample`.
 
     Raises `ConfigError` when it is asked for by name and is missing or disagrees.
     """
     reference = ReferenceEncoder(folder, literals)
-    if engine != "tokenizers":
-        try:
-            return _load_fast(reference, literals, (*PROBE, *sample)), reference.info
-        except _UnfitEngine as reason:
-            if engine != "auto":
-                raise ConfigError(
-                    f"tokenizer.engine: gigatoken {reason}; use 'auto' or 'tokenizers'"
-                ) from reason
-            _log.info("gigatoken %s, so it is not used", reason)
+    if engine == "tokenizers":
+        return reference, reference.info
+    fast = _load_fast(tokenizer_file(folder), literals, reference, (*PROBE, *sample))
+    if not isinstance(fast, str):
+        return fast, reference.info
+    if engine == "gigatoken":
+        raise ConfigError(f"tokenizer.engine: gigatoken {fast}; use 'auto' or 'tokenizers'")
+    _log.info("gigatoken %s, so it is not used", fast)
     return reference, reference.info
 
 
-class _UnfitEngine(Exception):
-    """Why gigatoken cannot be used."""
-
-
-def _load_fast(reference: ReferenceEncoder, literals: Literals, texts: Sequence[str]) -> Encoder:
+def _load_fast(
+    file: Path, literals: Literals, reference: ReferenceEncoder, texts: Sequence[str]
+) -> Encoder | str:
+    """gigatoken's encoder, or why it cannot be used."""
     if find_spec("gigatoken") is None:
-        raise _UnfitEngine("is not installed")
-    file = tokenizer_file(reference.info.folder)
+        return "is not installed"
     try:
         fast = GigatokenEncoder(_without_special(file) if literals == "text" else file.read_text("utf-8"))
         found = [fast.encode([text])[0] for text in texts]
     # It refuses a tokenizer that it does not know in ways of its own.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise _UnfitEngine(f"cannot take this tokenizer ({one_line(str(error))[:100]})") from error
+        return f"cannot take this tokenizer ({one_line(str(error))[:100]})"
     for text, ids in zip(texts, found, strict=True):
         if not np.array_equal(ids, reference.encode([text])[0]):
-            raise _UnfitEngine(f"gives other ids than the reference for {text[:30]!r}")
+            return f"gives other ids than the reference for {text[:30]!r}"
     return fast
 
 
@@ -258,3 +245,53 @@ def _without_special(file: Path) -> str:
     tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
     tree["post_processor"] = None
     return orjson.dumps(tree).decode()
+
+
+def tokenize_files(
+    files: Sequence[Path], field: str, tokenizer: Path, prefix: Path, literals: Literals, engine: EngineName
+) -> dict[str, Any]:
+    """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, each document closed by end of text.
+
+    A thread reads, the engine encodes on all cores, a thread writes; memory does not grow with the input but
+    for 4 bytes a document, the lengths that the index needs. Returns documents, tokens, characters of text,
+    engine and vocabulary. Raises `DataError` naming file and line.
+    """
+    blocks = ahead(texts for file in files for texts in read_texts(file, field))
+    first = next(blocks, [])
+    encoder, info = load_encoder(tokenizer, literals, engine, first[:_SAMPLE])
+    writer = DatasetWriter(prefix, token_dtype(info.vocab_size))
+    size = 0
+
+    def encoded() -> Iterator[tuple[Tokens, Lengths]]:
+        nonlocal size
+        for texts in chain([first] if first else [], blocks):
+            size += sum(map(len, texts))
+            yield encoder.encode(texts)
+
+    for part in ahead(encoded()):
+        writer.write(*close_documents(*part, info.eos_id))
+    documents, tokens = writer.close()
+    counts = {"documents": documents, "tokens": tokens, "characters": size, "engine": encoder.name}
+    return counts | info.model_dump()
+
+
+def close_documents(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:
+    """Put `eos_id` after each document."""
+    closed = lengths + 1
+    ends = np.cumsum(closed, dtype=np.int64) - 1
+    inside = np.ones(len(tokens) + len(lengths), np.bool_)
+    inside[ends] = False
+    result = np.empty(len(inside), np.int32)
+    result[inside] = tokens
+    result[ends] = eos_id
+    return result, closed
+
+
+def ahead(blocks: Iterable[Block]) -> Iterator[Block]:
+    """`blocks`, made by another thread up to three ahead of their use; its exceptions are raised here."""
+    iterator, end = iter(blocks), object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(_DEPTH))
+        while (block := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, iterator, end))
+            yield cast(Block, block)

@@ -6,16 +6,16 @@ split is its number in the indexed dataset. It is read mapped, so that nothing i
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict
 
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.files import Row
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 
 KIND, SFT_KIND = "corpus", "sft"
@@ -31,13 +31,7 @@ PLACE = np.dtype([("bytes", "<u4"), ("shard", "<u4"), ("line", "<i8"), ("split",
 Places = npt.NDArray[Any]  # of PLACE
 
 
-class _Counts(BaseModel):
-    """Counts as a manifest keeps them."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class TokenizerCounts(_Counts):
+class TokenizerCounts(Row):
     """What must be the same wherever a tokenizer's ids are used."""
 
     vocab_size: int
@@ -45,21 +39,21 @@ class TokenizerCounts(_Counts):
     sha256: str
 
 
-class SplitCounts(_Counts):
+class SplitCounts(Row):
     """Documents and tokens of one split of a pool."""
 
     documents: int = 0
     tokens: int = 0
 
 
-class PoolCounts(_Counts):
+class PoolCounts(Row):
     """Both splits of a pool."""
 
     train: SplitCounts = SplitCounts()
     validation: SplitCounts = SplitCounts()
 
 
-class SourceCounts(_Counts):
+class SourceCounts(Row):
     """Documents of a source: `read` is `kept`, `rejected` and all of `dropped`, which has them by reason."""
 
     read: int
@@ -68,7 +62,7 @@ class SourceCounts(_Counts):
     dropped: dict[str, int]
 
 
-class CorpusCounts(_Counts):
+class CorpusCounts(Row):
     """Counts of a finished corpus, of its manifest and its report."""
 
     tokenizer: TokenizerCounts
@@ -76,7 +70,7 @@ class CorpusCounts(_Counts):
     sources: dict[str, SourceCounts]
 
 
-class SftCounts(_Counts):
+class SftCounts(Row):
     """Counts of a folder of packed samples; `corpus_tokens` has its pool as plain text."""
 
     samples: int
@@ -143,11 +137,11 @@ class CorpusFolder:
     manifest: Manifest
     report: dict[str, Any]
     shards: tuple[RawFile, ...]
-    pools: dict[str, list[str]] = field(default_factory=dict)  # names of their sources
+    pools: dict[str, list[str]]  # names of their sources
 
     def places(self, pool: str) -> Places:
         """The places of a pool's documents, mapped from disk."""
-        return load_places(self.root / "documents" / f"{pool}.places")
+        return np.memmap(self.root / "documents" / f"{pool}.places", PLACE, "r")
 
     def dataset(self, pool: str, split: str) -> Path:
         """Prefix of an indexed dataset."""
@@ -157,28 +151,19 @@ class CorpusFolder:
         """The shard of this name."""
         return next(shard for shard in self.shards if shard.name == name)
 
-    def shard_number(self, name: str) -> int:
-        """Number of the shard in the places."""
-        return [shard.name for shard in self.shards].index(name)
-
     def selections(
         self, pool: str | None, source: str | None = None, split: str | None = None
     ) -> list[Selection]:
         """What these names select, one of each pool; raises `ConfigError` naming what there is."""
         sources = [name for names in self.pools.values() for name in names]
-        known: Iterable[str]
-        for what, name, known in (
-            ("pool", pool, self.pools),
-            ("source", source, sources),
-            ("split", split, _NUMBERS),
-        ):
+        asked = ("pool", pool, [*self.pools]), ("source", source, sources), ("split", split, [*_NUMBERS])
+        for what, name, known in asked:
             if name is not None and name not in known:
                 raise ConfigError(f"{what} '{name}': not in {self.root}; there is {', '.join(known)}")
         pools = [name for name, names in self.pools.items() if source is None or source in names]
         if pool is not None and pool not in pools:
-            raise ConfigError(
-                f"source '{source}': not in pool '{pool}', which has {', '.join(self.pools[pool])}"
-            )
+            names = ", ".join(self.pools[pool])
+            raise ConfigError(f"source '{source}': not in pool '{pool}', which has {names}")
         return [Selection(name, source, split) for name in pools if pool in (None, name)]
 
     def by_source(self, pool: str | None = None, source: str | None = None) -> list[Selection]:
@@ -224,30 +209,25 @@ class CorpusFolder:
 
     def documents(self, pool: str, numbers: Iterable[int]) -> Iterator[Kept]:
         """The documents of `pool` with these numbers, which ascend; one is read when it is asked for."""
-        blocks = self.blocks(Selection(pool))
-        block, low, high, offset = np.empty(0, PLACE), 0, 0, 0
-        ends, before = np.empty(0, np.int64), np.zeros(len(SPLITS), np.int64)
+        places, done, offset, before = self.places(pool), 0, 0, [0] * len(SPLITS)
         with (self.root / "documents" / f"{pool}.jsonl").open("rb") as file:
             for number in numbers:
-                while number >= high:
-                    before += np.bincount(block["split"], minlength=len(SPLITS))
-                    low, block, _ = next(blocks)
-                    high, ends = low + len(block), np.cumsum(block["bytes"], dtype=np.int64) + offset
-                    offset = int(ends[-1])
-                place = block[number - low]
-                file.seek(int(ends[number - low]) - int(place["bytes"]))
+                for low in range(done, number, BLOCK):
+                    passed = places[low : min(low + BLOCK, number)]
+                    offset += int(passed["bytes"].sum(dtype=np.int64))
+                    for split in SPLITS:
+                        before[split] += int((passed["split"] == split).sum())
+                done, place = number, places[number]
+                file.seek(offset)
                 row = orjson.loads(file.read(int(place["bytes"])))
-                split = int(place["split"])
-                index = int(before[split] + (block["split"][: number - low] == split).sum())
-                shard = self.shards[place["shard"]]
-                yield Kept(pool, number, SPLITS[split], index, shard, int(place["line"]), row)
+                split, shard = int(place["split"]), self.shards[place["shard"]]
+                yield Kept(pool, number, SPLITS[split], before[split], shard, int(place["line"]), row)
 
     def at(self, shard: RawFile, line: int) -> Kept | None:
         """The document made of this line or row of a raw file, if it was kept."""
         pool = next(name for name, sources in self.pools.items() if shard.source in sources)
-        number = self.shard_number(shard.name)
         for low, block, _ in self.blocks(Selection(pool)):
-            found = np.flatnonzero((block["shard"] == number) & (block["line"] == line))
+            found = np.flatnonzero((block["shard"] == self.shards.index(shard)) & (block["line"] == line))
             if len(found):
                 return next(self.documents(pool, [int(found[0]) + low]))
         return None
@@ -277,16 +257,3 @@ def make_places(
     places = np.empty(len(sizes), PLACE)
     places["bytes"], places["shard"], places["line"], places["split"] = sizes, shard, lines, splits
     return places.tobytes()
-
-
-def load_places(path: Path) -> Places:
-    """The records of a pool, mapped from disk.
-
-    Raises `DataError` when there is no such file, as in a corpus of an older version, or it is damaged.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: not found; build the corpus again in a new folder to look into it")
-    size = path.stat().st_size
-    if size % PLACE.itemsize:
-        raise DataError(f"{path}: {size} bytes, no whole number of records; build the corpus again")
-    return np.memmap(path, PLACE, "r") if size else np.empty(0, PLACE)

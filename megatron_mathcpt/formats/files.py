@@ -6,17 +6,17 @@ import io
 import json
 import os
 import secrets
-import zlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Self, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import orjson
 import zstandard
-from isal import igzip, igzip_lib
+from isal import isal_zlib
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
@@ -24,8 +24,14 @@ from megatron_mathcpt.errors import DataError, first_error
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
 MAX_RATIO = 250  # an archive of text shrinks 3 to 10 times; one that unpacks to more than this is a trap
-_GZIP_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
-_PACKED_BYTES = 4 << 10  # of a .zst file, unpacked at once: 128 MB at the format's highest ratio
+# All with `decompress`, `eof` and `unused_data`; of a truncated archive zstandard's own file says nothing.
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: isal_zlib.decompressobj(wbits=31),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    ".bz2": bz2.BZ2Decompressor,
+}
+_GZIP_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+_PACKED_BYTES = 4 << 10  # unpacked at once: 128 MB at the highest ratio, that of .zst
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in (".gz", ".zst", ".bz2"))
@@ -48,6 +54,14 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def join_files(parts: Iterable[Path], path: Path) -> None:
+    """Write the contents of `parts` in order to `path`, whole or not at all."""
+    with write_whole(path) as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file, 16 << 20)
 
 
 def list_files(path: str, what: str) -> list[Path]:
@@ -87,22 +101,15 @@ def _is_data(file: Path) -> bool:
         return file != state
 
 
-@dataclass(frozen=True)
-class Damage:
-    """What stands in the place of a line that cannot be given."""
-
-    reason: str
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """Blocks of whole lines with the number of their first line, counted from 1.
 
     Raises `DataError` for a truncated or damaged archive and for a line over `MAX_LINE_BYTES`.
     """
     for number, lines in scan_lines(path):
-        damage = next(((n, line) for n, line in enumerate(lines, number) if isinstance(line, Damage)), None)
-        if damage:
-            raise DataError(f"{path}:{damage[0]}: {damage[1].reason}")
+        for place, line in enumerate(lines, number):
+            if isinstance(line, DataError):
+                raise DataError(f"{path}:{place}: {line}")
         yield number, cast(list[bytes], lines)
 
 
@@ -131,8 +138,8 @@ def read_texts(file: Path, field: str) -> Iterator[list[str]]:
             yield texts
 
 
-def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | Damage]]]:
-    """As `read_lines`, with a `Damage` for a line that is too long, and for all that an archive has lost."""
+def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
+    """As `read_lines`, with an error for a line that is too long, and for all that an archive has lost."""
     number, rest, skipping = 1, b"", False
     try:
         for block in _read_blocks(path):
@@ -142,69 +149,57 @@ def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | Damage]]]:
             number, skipping = number + skipping, False
             found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
             rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
-            lines: list[bytes | Damage] = [line[:-1] for line in found]
+            lines: list[bytes | DataError] = [line[:-1] for line in found]
             if lines:
                 yield number, lines
             number += len(lines)
             if len(rest) > MAX_LINE_BYTES:
-                yield number, [Damage(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
+                yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
                 rest, skipping = b"", True
     except DataError as error:
-        yield number + skipping, [Damage(str(error))]
+        yield number + skipping, [error]
         return
     if rest:
         yield number, [rest]
 
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
-    position = 0
+    """All content that can be read, in blocks; then raises `DataError` if there was to be more."""
     largest = max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
+    parts: list[bytes] = []
+    position, size, damage = 0, 0, ""
     try:
-        with _open(path) as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block if position else block.removeprefix(b"\xef\xbb\xbf")
-                position += len(block)
-                if position > largest:
-                    raise DataError(f"unpacks to more than {MAX_RATIO} times its size; not a file of text")
-    except (OSError, EOFError, zlib.error, ValueError, _GZIP_ERROR, zstandard.ZstdError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"cannot be read after byte {position} of its content ({error})") from error
+        for part in _unpack(path):
+            parts.append(part if position else part.removeprefix(b"\xef\xbb\xbf"))
+            position, size = position + len(part), size + len(part)
+            if position > largest:
+                damage = f"unpacks to more than {MAX_RATIO} times its size; not a file of text"
+                break
+            if size >= BLOCK_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+    except (OSError, EOFError, ValueError, _GZIP_ERROR, zstandard.ZstdError) as error:
+        damage = f"cannot be read after byte {position} of its content ({error})"
+    yield b"".join(parts)
+    if damage:
+        raise DataError(damage)
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], igzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return cast(IO[bytes], _ZstandardFile(path))
-    return bz2.open(path, "rb") if path.suffix == ".bz2" else path.open("rb")
-
-
-class _ZstandardFile:
-    """Content of a `.zst` file; raises `EOFError` where it is truncated, unlike zstandard's own reader."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._frame: Any = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, size: int) -> bytes:
-        """At least `size` bytes, or what is left."""
-        parts, found = [], 0
-        while found < size and (packed := self._file.read(_PACKED_BYTES)):
+def _unpack(path: Path) -> Iterator[bytes]:
+    """Content of a plain or packed file in small parts; raises `EOFError` where it is truncated."""
+    with path.open("rb") as file:
+        if path.suffix not in _UNPACKERS:
+            yield from iter(partial(file.read, BLOCK_BYTES), b"")
+            return
+        frame = None
+        while packed := file.read(_PACKED_BYTES):
             while packed:
-                if self._frame is None or self._frame.eof:  # a file has one frame or several
-                    self._frame = zstandard.ZstdDecompressor().decompressobj()
-                parts.append(self._frame.decompress(packed))
-                found, packed = found + len(parts[-1]), self._frame.unused_data
-        if not found and self._frame is not None and not self._frame.eof:
+                if frame is None or frame.eof:  # an archive has one frame or several
+                    frame = _UNPACKERS[path.suffix]()
+                yield frame.decompress(packed)
+                packed = frame.unused_data
+        if frame is not None and not frame.eof:
             raise EOFError("truncated")
-        return b"".join(parts)
 
 
 _BYTES = 16 << 20  # handed over at once, or more; each request costs the file system a commit
@@ -223,19 +218,19 @@ class EarlySync:
         """Note that `count` bytes were written; raises `OSError` if the disk could not take earlier ones."""
         self._new += count
         if self._new >= _BYTES and (self._request is None or self._request.done()):
-            self._hand_over()
+            self._check()
+            self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
 
     def finish(self) -> None:
         """Return when the disk has all; raises `OSError` if it could not take it."""
         self._file.flush()
-        self._hand_over().result()
+        self._check()
+        os.fdatasync(self._file.fileno())
         self._thread.shutdown()
 
-    def _hand_over(self) -> "Future[None]":
+    def _check(self) -> None:
         if self._request is not None:
             self._request.result()
-        self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
-        return self._request
 
 
 def hash_json(value: Any) -> str:

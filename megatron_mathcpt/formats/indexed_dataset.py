@@ -4,17 +4,16 @@ Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, th
 int64 byte offset a sequence, then the first sequence of every document. Here a sequence is a document.
 """
 
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import EarlySync, temporary_name, write_whole
+from megatron_mathcpt.formats.files import EarlySync, join_files, temporary_name, write_whole
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -30,12 +29,20 @@ def token_dtype(vocab_size: int) -> TokenType:
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
 
 
+def _file(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
 def write_index(prefix: Path, lengths: Lengths, dtype: TokenType) -> None:
     """Write `<prefix>.idx` for documents of these lengths in tokens; 8 MB beyond `lengths` itself."""
-    with write_whole(prefix.with_name(prefix.name + ".idx")) as file:
+    with write_whole(_file(prefix, ".idx")) as file:
         file.write(_HEADER.pack(_MAGIC, 1, _CODES[dtype], len(lengths), len(lengths) + 1))
         lengths.astype("<i4", copy=False).tofile(file)
-        _write_offsets(file, lengths, dtype.itemsize)
+        offset = 0
+        for low in range(0, len(lengths), _BLOCK):
+            ends = np.cumsum(lengths[low : low + _BLOCK], dtype=np.int64) * dtype.itemsize + offset
+            np.concatenate(([offset], ends[:-1])).astype("<i8").tofile(file)
+            offset = int(ends[-1])
         for low in range(0, len(lengths) + 1, _BLOCK):
             np.arange(low, min(low + _BLOCK, len(lengths) + 1), dtype="<i8").tofile(file)
 
@@ -45,7 +52,7 @@ def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
 
     Raises `DataError` when the index is not of this format or its sizes and the `.bin` file disagree.
     """
-    index, tokens = _files(prefix)
+    index, tokens = _file(prefix, ".idx"), _file(prefix, ".bin")
     sequences, dtype = _read_header(index)
     lengths: Lengths = np.empty(0, np.int32)
     if sequences:
@@ -58,7 +65,7 @@ def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
 
 def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[Any]]:
     """Number of a document's first token in the dataset, and its token ids; nothing else is read."""
-    index, tokens = _files(prefix)
+    index, tokens = _file(prefix, ".idx"), _file(prefix, ".bin")
     sequences, dtype = _read_header(index)
     assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
     begin = _HEADER.size
@@ -67,23 +74,15 @@ def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[Any]]:
     return offset // dtype.itemsize, np.fromfile(tokens, dtype, length, offset=offset)
 
 
-def _files(prefix: Path) -> tuple[Path, Path]:
-    """Index and tokens of a dataset, which must be there."""
-    index, tokens = (prefix.with_name(prefix.name + suffix) for suffix in (".idx", ".bin"))
-    for file in (index, tokens):
-        if not file.is_file():
-            raise DataError(f"{file}: not found; build the dataset again")
-    return index, tokens
-
-
 def _read_header(index: Path) -> tuple[int, TokenType]:
     """Number of sequences and token type, the index's size checked."""
+    for file in (index, index.with_suffix(".bin")):
+        if not file.is_file():
+            raise DataError(f"{file}: not found; build the dataset again")
     with index.open("rb") as stream:
         header = stream.read(_HEADER.size)
     codes = {code: dtype for dtype, code in _CODES.items()}
-    if len(header) < _HEADER.size:
-        raise DataError(f"{index}: {len(header)} bytes, too short for an index; build the dataset again")
-    magic, version, code, sequences, documents = _HEADER.unpack(header)
+    magic, version, code, sequences, documents = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
     if magic != _MAGIC or version != 1 or code not in codes:
         raise DataError(f"{index}: not an index of Megatron-Core, version 1; build the dataset again")
     expected = _HEADER.size + 12 * sequences + 8 * documents
@@ -103,11 +102,7 @@ def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
         raise DataError(
             f"{prefix}: parts to merge hold different token types; tokenize all with one tokenizer"
         )
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(prefix.with_name(prefix.name + ".bin")) as file:
-        for part in parts:
-            with part.with_name(part.name + ".bin").open("rb") as source:
-                shutil.copyfileobj(source, file, 16 << 20)
+    join_files((_file(part, ".bin") for part in parts), _file(prefix, ".bin"))
     lengths = np.concatenate([lengths for lengths, _ in read])
     write_index(prefix, lengths, dtypes.pop())
     return len(lengths), int(lengths.sum(dtype=np.int64))
@@ -116,7 +111,7 @@ def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
 def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:
     """Token ids of each document in order."""
     lengths, dtype = read_lengths(prefix)
-    tokens = np.fromfile(prefix.with_name(prefix.name + ".bin"), dtype)
+    tokens = np.fromfile(_file(prefix, ".bin"), dtype)
     yield from (part.astype(np.int64) for part in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths))
 
 
@@ -126,7 +121,7 @@ class DatasetWriter:
     def __init__(self, prefix: Path, dtype: TokenType) -> None:
         self._prefix, self._dtype = prefix, dtype
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_name(prefix.with_name(prefix.name + ".bin"))
+        self._temporary = temporary_name(_file(prefix, ".bin"))
         self._file = self._temporary.open("wb")
         self._lengths: list[Lengths] = []
         self._disk = EarlySync(self._file)
@@ -143,14 +138,6 @@ class DatasetWriter:
         self._disk.finish()
         self._file.close()
         lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
-        self._temporary.replace(self._prefix.with_name(self._prefix.name + ".bin"))
+        self._temporary.replace(_file(self._prefix, ".bin"))
         write_index(self._prefix, lengths, self._dtype)
         return len(lengths), int(lengths.sum(dtype=np.int64))
-
-
-def _write_offsets(file: BinaryIO, lengths: Lengths, itemsize: int) -> None:
-    offset = 0
-    for low in range(0, len(lengths), _BLOCK):
-        ends = np.cumsum(lengths[low : low + _BLOCK], dtype=np.int64) * itemsize + offset
-        np.concatenate(([offset], ends[:-1])).astype("<i8").tofile(file)
-        offset = int(ends[-1])

@@ -9,7 +9,6 @@ memory is all that the process held, mapped index files too. Bar: 4 GB at 10^8 d
 
 import argparse
 import resource
-import struct
 import tempfile
 import time
 from pathlib import Path
@@ -18,37 +17,20 @@ import numpy as np
 from training_step import SHAPE, experiment
 
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.formats.indexed_dataset import write_index
 from megatron_mathcpt.formats.manifest import write_manifest
 
 HOLDS = {"general": 0.6, "math_corpus": 0.3, "problem_solving": 0.1}
 GETS = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
-CHUNK = 10**6
 LENGTH = 4096
 
 
-def write_index(prefix: Path, documents: int, length: int) -> int:
-    """An indexed dataset of uint16 tokens in Megatron-Core's format, a chunk at a time; its tokens."""
+def write_dataset(prefix: Path, documents: int, length: int) -> int:
+    """An indexed dataset of uint16 tokens, which are a sparse file; their number."""
     prefix.parent.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    lengths = prefix.with_suffix(".lengths")
-    total = 0
-    with prefix.with_suffix(".idx").open("wb") as file:
-        uint16 = 8  # megatron.core.datasets.indexed_dataset.DType
-        file.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, uint16, documents, documents + 1))
-        with lengths.open("w+b") as kept:
-            for begin in range(0, documents, CHUNK):
-                count = min(CHUNK, documents - begin)
-                drawn = random.integers(1, 2 * length, count, dtype=np.int32)
-                file.write(drawn.tobytes())
-                kept.write(drawn.tobytes())
-            kept.seek(0)
-            while part := kept.read(4 * CHUNK):
-                ends = total + np.cumsum(np.frombuffer(part, dtype=np.int32), dtype=np.int64)
-                file.write((2 * np.concatenate([[total], ends[:-1]])).tobytes())
-                total = int(ends[-1])
-        for begin in range(0, documents + 1, CHUNK):
-            file.write(np.arange(begin, min(begin + CHUNK, documents + 1), dtype=np.int64).tobytes())
-    lengths.unlink()
+    lengths = np.random.default_rng(0).integers(1, 2 * length, documents, dtype=np.int32)
+    write_index(prefix, lengths, np.dtype(np.uint16))
+    total = int(lengths.sum(dtype=np.int64))
     with prefix.with_suffix(".bin").open("wb") as tokens:
         tokens.truncate(2 * total)
     return total
@@ -75,7 +57,7 @@ def main() -> None:
         pools = {}
         for pool, share in HOLDS.items():
             prefix = folder / "corpus" / "datasets" / pool / "train"
-            tokens = write_index(prefix, round(share * arguments.documents), arguments.length)
+            tokens = write_dataset(prefix, round(share * arguments.documents), arguments.length)
             pools[pool] = {"train": {"tokens": tokens}, "validation": {"tokens": 0}}
         tokenizer = {"vocab_size": 4096, "eos_id": 0, "sha256": "none"}
         counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}

@@ -9,7 +9,6 @@ Memory is the sum of proportional set sizes of a command's processes, its larges
 """
 
 import argparse
-import gzip
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import orjson
 import psutil
-import zstandard
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +57,6 @@ class Variant:
 
     name: str
     command: Callable[[Path, Path], Sequence[object]]
-    suffix: str = ".jsonl"
     slow: bool = False
     output: str = ""
 
@@ -111,8 +108,6 @@ def variants(tokenizer: Path, megatron: Path | None, eos: str) -> list[Variant]:
 
     found = [
         Variant("ours", ours("auto")),
-        Variant("ours, gz", ours("auto"), ".jsonl.gz"),
-        Variant("ours, zst", ours("auto"), ".jsonl.zst"),
         Variant("ours, tokenizers only", ours("tokenizers"), slow=True),
         Variant("datatrove, 1 task", datatrove, slow=True),
     ]
@@ -133,39 +128,16 @@ def variants(tokenizer: Path, megatron: Path | None, eos: str) -> list[Variant]:
     return found
 
 
-def raw_engine(tokenizer: Path, texts: list[str]) -> float | None:
-    """Bytes a second of wall time of gigatoken alone on both cores, in blocks as the tool gives them."""
-    from megatron_mathcpt.data.tokenizer import load_encoder
-    from megatron_mathcpt.errors import ConfigError
-
-    blocks = [texts[at : at + 1000] for at in range(0, len(texts), 1000)]
-    size = sum(len(text.encode()) for text in texts)
-    try:
-        encoder = load_encoder(tokenizer, "control", "gigatoken")[0]
-    except ConfigError as error:
-        print(error)
-        return None
-    start = time.monotonic()
-    for block in blocks:
-        encoder.encode(block)
-    return size / (time.monotonic() - start)
-
-
-def inputs(text: Path, folder: Path) -> tuple[dict[str, Path], Path, Path, float, float]:
-    """The file in three forms, its beginning, one document; megabytes of the whole and of the beginning."""
+def inputs(text: Path, folder: Path) -> tuple[Path, Path, Path, float, float]:
+    """The file, its beginning, one document; megabytes of the whole and of the beginning."""
     lines = text.read_bytes().splitlines(keepends=True)
     sizes = np.cumsum([len(orjson.loads(line)["text"].encode()) for line in lines]) / 1e6
     short = min(int(np.searchsorted(sizes, SLOW_MEGABYTES)) + 1, len(lines))
-    whole = {suffix: folder / f"whole{suffix}" for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst")}
-    joined = b"".join(lines)
-    whole[".jsonl"].write_bytes(joined)
-    whole[".jsonl.gz"].write_bytes(gzip.compress(joined, 6))
-    whole[".jsonl.zst"].write_bytes(zstandard.compress(joined, 3))
-    (folder / "short.jsonl").write_bytes(b"".join(lines[:short]))
-    (folder / "one.jsonl").write_bytes(lines[0])
-    for suffix, compress in ((".gz", gzip.compress), (".zst", zstandard.compress)):
-        (folder / f"one.jsonl{suffix}").write_bytes(compress(lines[0]))
-    return whole, folder / "short.jsonl", folder / "one.jsonl", float(sizes[-1]), float(sizes[short - 1])
+    parts = {"whole": lines, "short": lines[:short], "one": lines[:1]}
+    whole, beginning, one = (folder / f"{name}.jsonl" for name in parts)
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_bytes(b"".join(part))
+    return whole, beginning, one, float(sizes[-1]), float(sizes[short - 1])
 
 
 def main() -> None:
@@ -186,20 +158,14 @@ def main() -> None:
         starts: dict[str, list[Run]] = {variant.name: [] for variant in found}
         for round_ in range(options.rounds):
             for variant in found:
-                file = short if variant.slow else whole[variant.suffix]
-                single = one.with_name(one.name + variant.suffix.removeprefix(".jsonl"))
+                file = short if variant.slow else whole
                 runs[variant.name].append(
                     measure(variant.command(file, folder / f"out{round_}_{variant.name}"))
                 )
-                starts[variant.name].append(
-                    measure(variant.command(single, folder / f"start_{variant.name}"))
-                )
+                starts[variant.name].append(measure(variant.command(one, folder / f"start_{variant.name}")))
                 print(f"round {round_ + 1}: {variant.name} {runs[variant.name][-1]}", flush=True)
         report(found, runs, starts, {True: short_megabytes, False: megabytes})
         compare(found, folder, short, options)
-        texts = [orjson.loads(line)["text"] for line in whole[".jsonl"].read_bytes().splitlines()]
-        if rate := raw_engine(options.tokenizer, texts):
-            print(f"gigatoken alone: {rate / 1e6:.0f} MB/s")
 
 
 def report(

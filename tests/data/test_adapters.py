@@ -4,109 +4,44 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
-import zstandard
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.adapters import ADAPTERS, last_boxed
 from megatron_mathcpt.data.sources import Document, Skipped, list_shards, read_documents
 from megatron_mathcpt.records import Problem
 
-META = {"timestamp": "2023-03-01", "yymm": "0704", "arxiv_id": "0704.0001", "language": "en"}
-TEXTS = [
-    (
-        "redpajama",
-        {"text": "T", "meta": {**META, "url": "https://arxiv.org/abs/0704.0001"}},
-        ("0704.0001", "T"),
-    ),
-    (
-        "redpajama",
-        {
-            "text": "T",
-            "meta": {"timestamp": "2019-04-25", "source": "c4", "language": "en", "url": "http://a.b"},
-        },
-        ("http://a.b", "T"),
-    ),
-    (
-        "redpajama",
-        {
-            "text": "T",
-            "meta": json.dumps({"title": "Pi", "url": "https://en.wikipedia.org/wiki/Pi", "language": "en"}),
-            "red_pajama_subset": "wikipedia",
-        },
-        ("https://en.wikipedia.org/wiki/Pi", "T"),
-    ),
-    (
-        "algebraic_stack",
-        {"text": "T", "meta": {"hexsha": "ab12", "ext": "lean", "lang": "Lean"}},
-        ("ab12", "T"),
-    ),
-    (
-        "starcoder",
-        {
-            "max_stars_repo_path": "src/a.py",
-            "max_stars_repo_name": "me/repo",
-            "max_stars_count": 3,
-            "id": "17",
-            "content": "<reponame>me/repo<filename>src/a.py<gh_stars>1-10\nx = 1 < 2\n",
-        },
-        ("me/repo/src/a.py", "x = 1 < 2"),
-    ),
+ARXIV = {"yymm": "0704", "arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
+WIKI = json.dumps({"title": "Pi", "url": "https://en.wikipedia.org/wiki/Pi", "language": "en"})
+CODE = "<reponame>me/repo<filename>src/a.py<gh_stars>1-10\nx = 1 < 2\n"
+STARRED = {"max_stars_repo_path": "src/a.py", "max_stars_repo_name": "me/repo", "max_stars_count": 3}
+WEB = {"url": "http://a", "text": "T", "date": "2023-01-01 00:00:00", "metadata": '{"extraction_info": {}}'}
+MIXED = {"text_list": ["One", None, "Two"], "image_list": [None, "http://i.png", None], "URL": "http://b"}
+TEXTS: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
+    ("redpajama", {"text": "T", "meta": ARXIV}, ("0704.0001", "T")),
+    ("redpajama", {"text": "T", "meta": {"source": "c4", "url": "http://a.b"}}, ("http://a.b", "T")),
+    ("redpajama", {"text": "T", "meta": WIKI}, ("https://en.wikipedia.org/wiki/Pi", "T")),
+    ("algebraic_stack", {"text": "T", "meta": {"hexsha": "ab12", "lang": "Lean"}}, ("ab12", "T")),
+    ("starcoder", {**STARRED, "id": "17", "content": CODE}, ("me/repo/src/a.py", "x = 1 < 2")),
     ("starcoder", {"id": "17", "content": "<html>\n</html>"}, ("17", "<html>\n</html>")),
-    (
-        "open_web_math",
-        {
-            "url": "http://a",
-            "text": "T",
-            "date": "2023-01-01 00:00:00",
-            "metadata": '{"extraction_info": {}}',
-        },
-        ("http://a", "T"),
-    ),
-    (
-        "infimm_webmath",
-        {
-            "URL": "http://b",
-            "text_list": ["One", None, "Two"],
-            "image_list": [None, "http://i.png", None],
-            "metadata": '{"ft_lang_label": "en"}',
-        },
-        ("http://b", "One\n\nTwo"),
-    ),
+    ("open_web_math", WEB, ("http://a", "T")),
+    ("infimm_webmath", MIXED, ("http://b", "One\n\nTwo")),
 ]
 NUMINA = {"problem": "1+1?", "solution": "It is $\\boxed{2}$.", "source": "cn_k12"}
 LILA = {"input": "1+1?", "output_program": "answer=1+1\nprint(answer)", "split": "train", "dataset": "asdiv"}
+VALID = {"problem_type": "Algebra", "problem_is_valid": "Yes", "solution_is_valid": "Yes", "synthetic": False}
+ADDED = {"Input": "1+1?", "Output Program": ["print(1+1)"], "Output Answer": ["2"], "Split": "train"}
+SOLVED = ("1+1?", "It is $\\boxed{2}$.", "2", "cn_k12")
 PROBLEMS: list[tuple[str, dict[str, Any], tuple[str, ...] | str]] = [
-    (
-        "numinamath",
-        {**NUMINA, "messages": [{"role": "user", "content": "1+1?"}]},
-        ("1+1?", "It is $\\boxed{2}$.", "2", "cn_k12"),
-    ),
-    (
-        "numinamath",
-        {
-            **NUMINA,
-            "answer": "2",
-            "problem_type": "Algebra",
-            "question_type": "math-word-problem",
-            "problem_is_valid": "Yes",
-            "solution_is_valid": "Yes",
-            "synthetic": False,
-        },
-        ("1+1?", "It is $\\boxed{2}$.", "2", "cn_k12"),
-    ),
+    ("numinamath", {**NUMINA, "messages": [{"role": "user", "content": "1+1?"}]}, SOLVED),
+    ("numinamath", {**NUMINA, **VALID, "answer": "2"}, SOLVED),
     ("numinamath", {**NUMINA, "answer": "proof"}, "no_answer"),
     ("numinamath", {**NUMINA, "solution": "Clear."}, "no_answer"),
     ("numinamath", {**NUMINA, "answer": "2", "problem_is_valid": "Incomplete"}, "invalid_at_source"),
     ("lila", {**LILA, "output_answer": "2"}, ("1+1?", "answer=1+1\nprint(answer)", "2", "asdiv")),
-    (
-        "lila",
-        {"Input": "1+1?", "Output Program": ["print(1+1)"], "Output Answer": ["2"], "Split": "train"},
-        ("1+1?", "print(1+1)", "2", "made"),
-    ),
+    ("lila", ADDED, ("1+1?", "print(1+1)", "2", "made")),
     ("lila", {**LILA, "output_answer": ""}, "no_answer"),
-    ("lila", {"Input": "1+1?", "Output Program": [], "Output Answer": ["2"]}, "no_solution"),
+    ("lila", {**ADDED, "Output Program": []}, "no_solution"),
 ]
 
 
@@ -150,25 +85,3 @@ def test_last_boxed_takes_balanced_braces() -> None:
     assert last_boxed(r"\boxed{1} then \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
     assert last_boxed(r"\boxed{1") is None
     assert last_boxed("none") is None
-
-
-def test_published_containers(tmp_path: Path) -> None:
-    """OpenWebMath comes as Parquet, AlgebraicStack as JSON lines in zst, Lila as JSON with `Instances`."""
-    rows = [{"url": "u", "text": "T", "date": "d", "metadata": "{}"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train-00000-of-00114.parquet")
-    line = json.dumps({"text": "T", "meta": {}}).encode()
-    (tmp_path / "agda0000.jsonl.zst").write_bytes(zstandard.compress(line))
-    lila = {
-        "Categories": ["math"],
-        "Instances": [{"Input": "Q", "Output Program": ["p"], "Output Answer": ["1"]}],
-    }
-    (tmp_path / "addsub.json").write_text(json.dumps(lila))
-    for pattern, kind, adapter in (
-        ("*.parquet", "text", "open_web_math"),
-        ("*.zst", "text", "algebraic_stack"),
-        ("*.json", "problem", "lila"),
-    ):
-        values = {"pool": "p", "path": str(tmp_path / pattern), "kind": kind, "adapter": adapter}
-        source = Source.model_validate(values)
-        (shard,) = list_shards({"made": source})
-        assert isinstance(next(read_documents(shard, source))[0], Document)

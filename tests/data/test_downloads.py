@@ -65,13 +65,11 @@ class Hub(BaseHTTPRequestHandler):
         return {"id": "AI-MO/NuminaMath-CoT", "sha": COMMIT, "siblings": files, "tags": [], "private": False}
 
     def _tree(self) -> list[dict[str, Any]]:
-        return [
-            {
-                **{"type": "file", "path": name, "size": len(data), "oid": "b"},
-                "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134},
-            }
-            for name, data in FILES.items()
-        ]
+        rows = []
+        for name, data in FILES.items():
+            lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+            rows.append({"type": "file", "path": name, "size": len(data), "oid": "b", "lfs": lfs})
+        return rows
 
     def _file(self, data: bytes, body: bool) -> None:
         etag = f'"{hashlib.sha256(data).hexdigest()}"'

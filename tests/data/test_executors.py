@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.build import BuildProgress, build_corpus, claim, describe_build, open_build
-from megatron_mathcpt.data.executors import StageTasks, default_workers, local_executor
+from megatron_mathcpt.data.build import build_corpus, claim, describe_build, describe_progress, open_build
+from megatron_mathcpt.data.executors import StageTasks, default_workers, run_locally
 from megatron_mathcpt.data.prepare import prepare
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.manifest import Manifest
@@ -47,12 +47,12 @@ def test_finished_tasks_are_not_run_again(config: Corpus, tmp_path: Path) -> Non
     claim(build)
     tasks = [partial(prepare, work, config) for work in build.works]
     stage = StageTasks("prepare", tasks, per_shard=True)
-    local_executor(stage, out, 1).run()
+    run_locally(stage, out, 1, lambda: None)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".work").rglob("*")}
     assert describe_build(config, tmp_path / "out").startswith("prepare: 3 of 3 shards")
     lost = out / ".datatrove" / "prepare" / "completions" / "00001"
     lost.unlink()
-    local_executor(stage, out, 1).run()
+    run_locally(stage, out, 1, lambda: None)
     again = {path: path.stat().st_mtime_ns for path in files}
     changed = {path.parent.name for path in files if path.is_file() and files[path] != again[path]}
     assert changed == {"math_corpus-00000"}
@@ -74,12 +74,13 @@ def test_killed_build_leaves_no_process_and_goes_on(config: Corpus, tmp_path: Pa
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_progress_by_hand() -> None:
-    before = BuildProgress(shards=1, all_shards=5, bytes=10_000_000, all_bytes=70_000_000, tokens=1_000_000)
-    now = BuildProgress(shards=2, all_shards=5, bytes=40_000_000, all_bytes=70_000_000, tokens=7_000_000)
-    expected = "2 of 5 shards, 40 of 70 MB, 15.0 MB/s, 3.00 Mtokens/s, 2 s left"
-    assert now.describe(before, 2.0) == expected
-    assert now.describe(now, 0) == "2 of 5 shards, 40 of 70 MB"
+def test_progress_by_hand(config: Corpus, raw: Path, tmp_path: Path) -> None:
+    for size, name in enumerate(("general", "math_corpus", "problem_solving"), 1):
+        (raw / f"{name}.jsonl").write_bytes(bytes(size * 10_000_000))
+    build = open_build(config, tmp_path / "out")
+    assert describe_progress(build, [10_000_000]) == "1 of 3 shards, 10 of 60 MB"
+    expected = "2 of 3 shards, 40 of 60 MB, 15.0 MB/s, 1 s left"
+    assert describe_progress(build, [30_000_000, 10_000_000], 10_000_000, 2.0) == expected
 
 
 def test_small_builds_stay_in_one_process() -> None:
@@ -130,17 +131,13 @@ def test_killed_at_random_moments_of_a_build_of_real_text(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_tasks_on_ray_give_the_same_bytes(config: Corpus, tmp_path: Path) -> None:
+def test_tasks_on_ray_give_the_same_bytes_and_one_that_fails_stops_the_build(
+    config: Corpus, raw: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray", reason="Ray is an extra of its own")
     built = build_corpus(config, tmp_path / "ray", ray=True)
     assert hashes(built) == hashes(build_corpus(config, tmp_path / "whole"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_task_that_fails_on_ray_stops_the_build(config: Corpus, raw: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is an extra of its own")
     with (raw / "general.jsonl").open("a", encoding="utf-8") as file:
         file.write("{broken\n")
     with pytest.raises(DataError, match=r"prepare: task 2 failed; see .*logs"):
-        build_corpus(config, tmp_path / "ray", ray=True)
+        build_corpus(config, tmp_path / "failed", ray=True)

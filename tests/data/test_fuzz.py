@@ -39,19 +39,8 @@ def flip_bytes(line: bytes, random_: random.Random) -> bytes:
 
 def splice(line: bytes, random_: random.Random) -> bytes:
     place = random_.randrange(len(line))
-    hostile = (
-        b"\xff\xfe",
-        b"\\ud800",
-        b"\x00",
-        b"\xef\xbb\xbf",
-        b"\\u0000",
-        b'"',
-        b"{",
-        b"\r",
-        b"\n",
-        b"\xc3\xa9",
-    )
-    hostile += ("\u202e\u200b\u2028".encode(), b"1e999", b"NaN", "😀".encode(), b"[" * 3000, b"\xed\xa0\x80")
+    hostile = [b"\xff\xfe", b"\\ud800", b"\x00", b"\xef\xbb\xbf", b"\\u0000", b'"', b"{", b"\r", b"\n"]
+    hostile += ["\u202e\u200b\u2028".encode(), b"1e999", b"NaN", "😀".encode(), b"[" * 3000, b"\xed\xa0\x80"]
     return line[:place] + random_.choice(hostile) + line[place:]
 
 
@@ -144,7 +133,6 @@ def check_case(folder: Path, number: int) -> str:
         assert str(path if path.suffix != ".txt" else folder) in str(error)
         return "refused"
     counts = read_counts(work.prepared)
-    assert counts is not None
     assert counts["read"] == counts["kept"] + counts["rejected"] + sum(counts["dropped"].values())
     assert records is None or counts["read"] == records
     rejects = [orjson.loads(line) for line in (work.prepared / "rejected.jsonl").read_bytes().splitlines()]
@@ -165,34 +153,3 @@ def test_300_mutated_inputs(tmp_path: Path) -> None:
 def test_10_000_mutated_inputs(tmp_path: Path) -> None:
     for number in range(300, 10_300):
         check_case(tmp_path, number)
-
-
-@pytest.mark.slow
-def test_lines_of_50_and_70_megabytes(tmp_path: Path) -> None:
-    """One is a document (too long to keep), the other is no line to hold in memory."""
-    path = tmp_path / "a.jsonl"
-    lines = [b'{"text": "%b"}' % (b"word " * (size * 200_000)) for size in (50, 70)]
-    path.write_bytes(b"\n".join([*lines, b'{"text": "a short one, but long enough to keep"}']))
-    config = Corpus.model_validate(
-        {
-            "name": "long",
-            "seed": 0,
-            "sources": {"long": {"pool": "p", "path": str(path), "reject_limit": 0.5}},
-        }
-        | {
-            "deduplicate": {},
-            "decontaminate": None,
-            "tokenizer": {"vocab_size": 300},
-            "validation_fraction": 0.0,
-        }
-    )
-    (work,) = open_build(config, tmp_path / "out").works
-    prepare(work, config)
-    counts = read_counts(work.prepared)
-    assert counts is not None
-    assert {key: counts[key] for key in ("read", "kept", "rejected", "dropped")} == {
-        "read": 3,
-        "kept": 1,
-        "rejected": 1,
-        "dropped": {"too_long": 1},
-    }

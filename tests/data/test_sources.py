@@ -17,6 +17,7 @@ from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.sources import (
     Document,
     Reject,
+    SourceShard,
     clean,
     list_shards,
     mask_pii,
@@ -30,7 +31,7 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).enco
 
 
 def flat(path: Path) -> list[Any]:
-    return [row for block in read_rows(path) for row in block]
+    return [row for block in read_rows(SourceShard("s", 0, path, "s")) for row in block]
 
 
 def write(path: Path) -> Path:
@@ -79,12 +80,8 @@ def test_too_long_line_is_left_out_and_the_next_one_is_read(
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n' + long)
     rows = flat(path)
-    assert [row if isinstance(row, tuple) else row.line for row in rows] == [
-        (1, {"text": "a"}),
-        2,
-        (3, {"text": "b"}),
-        4,
-    ]
+    expected = [(1, {"text": "a"}), 2, (3, {"text": "b"}), 4]
+    assert [row if isinstance(row, tuple) else row.line for row in rows] == expected
 
 
 def test_archive_that_unpacks_without_end_is_stopped(tmp_path: Path) -> None:
@@ -140,9 +137,8 @@ def test_text_files_of_a_folder_are_one_shard_and_one_document_each(tmp_path: Pa
 
 def test_readme_beside_data_is_no_document(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.jsonl").write_bytes(LINES)
-    assert files.list_files(str(tmp_path), "source") == [tmp_path / "sub" / "a.jsonl"]
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    assert files.list_files(str(tmp_path), "source") == [tmp_path / "a.jsonl"]
 
 
 def test_saved_hugging_face_dataset_is_read_by_its_own_list_of_files(tmp_path: Path) -> None:
@@ -195,27 +191,7 @@ def test_mathematics_is_left_as_it_is(text: str) -> None:
 
 PIECES = [
     *(r"\frac{a}{b}", "$", "$$", r"\(", r"\)", r"\[", r"\begin{align}", "&", r"\\", "^{2}", "_{n}", "{", "}"),
-    *(
-        "x²",
-        "½",
-        "∑",
-        "∫",
-        "√",
-        "≤",
-        "≠",
-        "±",
-        "°",
-        "α",
-        "é",
-        "数",
-        "，",
-        "#",
-        "%",
-        "~",
-        "'",
-        "3.14",
-        "1,000",
-    ),
+    *(*"x½∑∫√≤≠±°αé数，#%~'", "x²", "3.14", "1,000"),
 ]
 
 
@@ -225,13 +201,6 @@ def test_only_white_space_and_invisible_characters_ever_go(pieces: list[str]) ->
     cleaned = clean("".join(pieces))
     assert "".join(cleaned.split()) == visible
     assert clean(cleaned) == cleaned
-
-
-def test_addresses_are_masked_alike_whatever_came_before() -> None:
-    text = "Write to jane.doe@uni-x.edu or bob@b.org."
-    expected = "Write to email@example.com or email@example.com."
-    assert mask_pii(text) == expected
-    assert mask_pii(text) == expected
 
 
 def test_addresses_are_those_of_datatroves_rule() -> None:
@@ -246,9 +215,10 @@ def test_addresses_are_those_of_datatroves_rule() -> None:
 @pytest.mark.parametrize("mask", [False, True])
 def test_masking_is_a_choice_of_the_source(tmp_path: Path, mask: bool) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"text": "Mail me at me@here.org."}))
+    path.write_text(json.dumps({"text": "Mail jane.doe@uni-x.edu or me@b.org."}))
     source = Source(pool="p", path=str(path), mask_pii=mask)
     (shard,) = list_shards({"own": source})
     (document,) = next(read_documents(shard, source))
     assert isinstance(document, Document)
-    assert ("me@here.org" in document.text) is not mask
+    masked = "Mail email@example.com or email@example.com."
+    assert document.text == (masked if mask else "Mail jane.doe@uni-x.edu or me@b.org.")

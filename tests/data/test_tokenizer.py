@@ -1,23 +1,24 @@
-"""gigatoken against the reference on hostile text, the fall-back when they differ, converted tokenizers."""
+"""gigatoken against the reference on hostile text, the fall-back when they differ, what is refused."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from megatron_mathcpt.data import tokenizer
-from megatron_mathcpt.data.foreign_tokenizer import convert_tokenizer
 from megatron_mathcpt.data.tokenizer import (
-    PROBE,
     Encoder,
     Literals,
     ReferenceEncoder,
     Tokens,
-    install_tokenizer,
     load_encoder,
+    tokenizer_file,
     train_tokenizer,
 )
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -38,57 +39,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of Llama 2's kind: BPE, byte fallback, single digits, dummy prefix, no normalising."""
-    import sentencepiece
-
-    path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
-    with path.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS * 50),
-            model_writer=file,
-            vocab_size=360,
-            model_type="bpe",
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            character_coverage=0.9995,
-            minloglevel=2,
-        )
-    return path
-
-
-@pytest.fixture(scope="module")
-def rank_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rank file of Llama 3's kind, whose merges were written down by hand."""
-    import base64
-
-    pieces = [bytes([byte]) for byte in range(256)] + [
-        b"th",
-        b"the",
-        b" t",
-        b" th",
-        b" the",
-        b"12",
-        b"123",
-        b"he",
-    ]
-    path = tmp_path_factory.mktemp("ranks") / "tokenizer.model"
-    path.write_bytes(b"".join(base64.b64encode(p) + f" {rank}\n".encode() for rank, p in enumerate(pieces)))
-    return path
-
-
-@pytest.fixture(scope="module", params=["bpe", "sentencepiece", "ranks"])
-def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "bpe":
-        return request.getfixturevalue("folder")  # type: ignore[no-any-return]
-    model = request.getfixturevalue(
-        "sentencepiece_model" if request.param == "sentencepiece" else "rank_file"
+def save_llama2(folder: Path) -> None:
+    """A tokenizer of Llama 2's kind: BPE over whole texts, with a byte for each unknown character."""
+    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(
+        vocab_size=360, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     )
-    path = tmp_path_factory.mktemp("installed")
-    install_tokenizer(model, path)
+    trained.train_from_iterator(TEXTS[:2] * 50, trainer)
+    tree = json.loads(trained.to_str())
+    vocabulary = tree["model"]["vocab"]
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    tree["model"]["byte_fallback"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+
+
+def save_llama3(folder: Path) -> None:
+    """A tokenizer of Llama 3's kind: byte-level BPE over words cut by its pattern."""
+    pattern = tokenizers.Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    trained = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(pattern, "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(TEXTS * 50, trainer)
+    trained.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module", params=["ours", "llama2", "llama3"])
+def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "ours":
+        return request.getfixturevalue("folder")  # type: ignore[no-any-return]
+    path = tmp_path_factory.mktemp(request.param)
+    {"llama2": save_llama2, "llama3": save_llama3}[request.param](path)
     return path
 
 
@@ -122,14 +112,14 @@ def _cached(folder: Path, literals: Literals) -> tuple[Encoder, ReferenceEncoder
     return _ENCODERS[folder, literals]
 
 
+@pytest.mark.parametrize("save", [save_llama2, save_llama3])
 def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
-    sentencepiece_model: Path, rank_file: Path, tmp_path: Path
+    save: Callable[[Path], None], tmp_path: Path
 ) -> None:
     pytest.importorskip("gigatoken")
-    for model in (sentencepiece_model, rank_file):
-        install_tokenizer(model, tmp_path / model.parent.name)
-        assert load_encoder(tmp_path / model.parent.name, "text")[0].name == "gigatoken"
-        assert load_encoder(tmp_path / model.parent.name, "text", "tokenizers")[0].name == "tokenizers"
+    save(tmp_path)
+    assert load_encoder(tmp_path, "text")[0].name == "gigatoken"
+    assert load_encoder(tmp_path, "text", "tokenizers")[0].name == "tokenizers"
 
 
 def test_what_is_no_tokenizer_is_said_whoever_reads_it(
@@ -160,30 +150,14 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
         load_encoder(folder, "text", "gigatoken", sample)
 
 
-def test_sentencepiece_ids_are_kept(sentencepiece_model: Path, tmp_path: Path) -> None:
-    import sentencepiece
-
-    theirs = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
-    info = install_tokenizer(sentencepiece_model, tmp_path)
-    ours = ReferenceEncoder(tmp_path, "text")
-    assert (info.vocab_size, info.eos_id) == (theirs.get_piece_size(), theirs.eos_id())
-    for text in [*TEXTS, "unseen: Ω ≤ 5 \U0001f600", "  two  spaces ", "a\nb"]:
-        assert ours.encode([text])[0].tolist() == theirs.encode(text), text
-
-
-def test_llama3_ranks_by_hand(rank_file: Path, tmp_path: Path) -> None:
-    info = install_tokenizer(rank_file, tmp_path)
-    assert (info.vocab_size, info.eos_id) == (264 + 256, 264 + 1)
-    # th 256, the 257, " t" 258, " th" 259, " the" 260, 12 261, 123 262, he 263; digits go in threes: 121 23
-    ids, _ = ReferenceEncoder(tmp_path, "text").encode(["the the 12123 he"])
-    assert ids.tolist() == [257, 260, 32, 261, 49, 50, 51, 32, 263]
-
-
-def test_other_model_files_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "tokenizer.model"
-    file.write_bytes(b"\x00\x01 not a model")
-    with pytest.raises(DataError, match="neither a SentencePiece model nor"):
-        convert_tokenizer(file, PROBE)
+def test_a_model_file_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    model = tmp_path / "tokenizer.model"
+    model.write_bytes(b"pieces")
+    for path in (tmp_path, model):
+        with pytest.raises(DataError, match=r"tokenizer\.model: .*AutoTokenizer\.from_pretrained\(DIR\)"):
+            tokenizer_file(path)
+    train_tokenizer(iter(TEXTS), 300, tmp_path)
+    assert tokenizer_file(tmp_path) == tmp_path / "tokenizer.json"  # beside a .model, as Llama 2 comes
 
 
 def test_added_tokens_are_one_token_wherever_they_stand(tmp_path: Path) -> None:

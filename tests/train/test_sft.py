@@ -15,7 +15,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.data.pack_sft import Example, PackSettings, fill_sample, group, pack_pool
+from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
@@ -82,13 +82,13 @@ def test_labels_of_a_packed_sample_by_hand() -> None:
 
 def test_records_are_packed_whole_and_in_order() -> None:
     examples = [Example(str(n), [1] * (length + 1), 1) for n, length in enumerate((4, 3, 3, 5, 2, 10))]
-    packed = list(group(examples, PackSettings(10)))
+    packed = list(group(examples, 10, True))
     assert [[example.id for example in sample] for sample in packed] == [["0", "1", "2"], ["3", "4"], ["5"]]
-    assert len(list(group(examples, PackSettings(10, packed=False)))) == 6
+    assert len(list(group(examples, 10, False))) == 6
 
 
 def test_trained_tokens_are_the_response(problem_corpus: Path, tmp_path: Path) -> None:
-    counts = pack_pool(problem_corpus, "problem_solving", PackSettings(128), tmp_path / "sft").counts
+    counts = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 128).counts
     assert counts["records"] == len(PROBLEMS) - 3, "the validation split must be left out"
     assert counts["dropped_too_long"] == 0
     assert counts["tokens"] == counts["corpus_tokens"], "same data, other stage: token for token"
@@ -109,7 +109,7 @@ def test_trained_tokens_are_the_response(problem_corpus: Path, tmp_path: Path) -
 
 
 def test_every_epoch_shows_each_sample_once_in_another_order(problem_corpus: Path, tmp_path: Path) -> None:
-    size = pack_pool(problem_corpus, "problem_solving", PackSettings(64), tmp_path / "sft").counts["samples"]
+    size = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64).counts["samples"]
     dataset = SftDataset(tmp_path / "sft", 2 * size, seed=1)
     epochs = [[dataset.row(epoch * size + place) for place in range(size)] for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(size))
@@ -158,7 +158,7 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradient(
     model: Any, problem_corpus: Path, tmp_path: Path
 ) -> None:
     for name, packed in (("packed", True), ("single", False)):
-        pack_pool(problem_corpus, "problem_solving", PackSettings(128, packed), tmp_path / name)
+        pack_pool(problem_corpus, "problem_solving", tmp_path / name, 128, packed)
     loss, gradient = loss_and_gradient(model, tmp_path / "packed")
     single_loss, single_gradient = loss_and_gradient(model, tmp_path / "single")
     assert loss == pytest.approx(single_loss, rel=1e-6)
@@ -167,7 +167,7 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradient(
 
 def test_prompt_labels_do_not_matter(model: Any, problem_corpus: Path, tmp_path: Path) -> None:
     """Other labels where the loss is masked leave the gradient as it is, bit for bit."""
-    pack_pool(problem_corpus, "problem_solving", PackSettings(128), tmp_path / "sft")
+    pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 128)
     _, gradient = loss_and_gradient(model, tmp_path / "sft")
     labels = np.load(tmp_path / "sft" / "labels.npy")
     assert (labels == NOT_TRAINED).any()
@@ -191,9 +191,7 @@ def test_epochs_become_tokens_and_the_loss_falls(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    samples = pack_pool(problem_corpus, "problem_solving", PackSettings(64), tmp_path / "sft").counts[
-        "samples"
-    ]
+    samples = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64).counts["samples"]
     for name, value in local_world(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
     config = config_of(
@@ -231,7 +229,7 @@ def test_the_gate_knows_where_documents_end(
         init_method_std=0.2,
     )
     write_hf_folder(RandomWeights(shape, 3), shape, tmp_path / "hf", eos_id=EOS)
-    pack_pool(problem_corpus, "problem_solving", PackSettings(64), tmp_path / "sft")
+    pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64)
     for name, value in local_world(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
     init = {"scratch": False, "hf": str(tmp_path / "hf"), "initial_loss": "transformers"}
