@@ -200,7 +200,7 @@ def run(
     from rich.console import Console
 
     from megatron_mathcpt.experiment.local import exit_status, handle_termination, run_stages
-    from megatron_mathcpt.report.page import load_report, print_report
+    from megatron_mathcpt.report.page import print_report
 
     asked = Asked(_config_file(config), overrides or (), data, benchmarks, add, compare, only)
     if not asked.is_grid():
@@ -214,7 +214,7 @@ def run(
         memory = f"peak memory {peak.peak_memory_gib:.1f} GiB ({peak.stage})"
         Console(stderr=True).print(f"{len(ran)} stages in {minutes:.1f} min, {memory}")
     if not exit_status(outcomes):
-        print_report(load_report(out / "report"), out.resolve().name)
+        print_report(out / "report", out.resolve().name)
     sys.exit(exit_status(outcomes))
 
 

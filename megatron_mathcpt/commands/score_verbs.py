@@ -152,11 +152,10 @@ def report(
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     pairs = [(candidate, baseline) for baseline, candidate in pairs_of(compare)]
-    written = build_report(
-        root, out or root / "report", runs=names, comparisons=pairs, title=title, study=study
-    )
+    out = out or root / "report"
+    build_report(root, out, runs=names, comparisons=pairs, title=title, study=study)
     if not quiet:
-        print_report(written, title or root.resolve().name)
+        print_report(out, title or root.resolve().name)
 
 
 @verb(app, "status", HEADING)

@@ -5,7 +5,7 @@ one, later checkpoints are added, and a report can be written on it.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
@@ -14,9 +14,8 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.run_folder import RunCounts, checkpoint_paths, load_sealed
 from megatron_mathcpt.report.comparison import Comparison, compare_runs
-from megatron_mathcpt.report.figures import points, tokens
+from megatron_mathcpt.report.figures import line_plot, points, tokens
 from megatron_mathcpt.report.page import curve_svg
-from megatron_mathcpt.report.plot import line_plot
 from megatron_mathcpt.report.read import Run, load_runs
 
 
@@ -71,7 +70,7 @@ def _write(out: Path, runs: tuple[Run, ...], seen: dict[str, int], compared: tup
             }
             for run in runs
         ],
-        "comparisons": [asdict(row) | {"verdict": row.verdict, "sentence": row.sentence} for row in compared],
+        "comparisons": [row.as_json() for row in compared],
     }
     write_atomically(out / "sweep.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
     curves = [

@@ -5,7 +5,7 @@ one subset (school stage or difficulty). The words follow from the corrected p-v
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class Comparison(PairedComparison):
             "not distinguishable": f"{self.second} and {self.first} are not distinguishable{where}",
         }
         return f"{words[self.verdict]}: {counts} ({figures})."
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with its words."""
+        return asdict(self) | {"verdict": self.verdict, "sentence": self.sentence}
 
 
 def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple[Comparison, ...]:

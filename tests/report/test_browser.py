@@ -13,7 +13,7 @@ from tests.report.report_folder import write_grid
 def page(results: Path) -> Path:
     names = ("base", "base1", "base2")
     pairs = [("base2", "base1")]
-    return build_report(results, results / "report", runs=names, comparisons=pairs).page
+    return build_report(results, results / "report", runs=names, comparisons=pairs)
 
 
 def column(table: str, number: int) -> str:
@@ -100,7 +100,7 @@ def test_a_phone_need_not_scroll_sideways(chromium: str, tmp_path: Path) -> None
     right = {name: {"zhongkao_public": [True, False, number > 1] * 5} for number, name in enumerate(names)}
     root = write_grid(tmp_path / "a-folder-with-quite-a-long-name-of-its-own", right)
     pairs = [(names[0], names[1]), (names[2], names[0])]
-    page = build_report(root, root / "report", runs=names, comparisons=pairs, study=True).page
+    page = build_report(root, root / "report", runs=names, comparisons=pairs, study=True)
 
     async def check(opened: Page) -> None:
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390

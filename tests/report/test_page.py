@@ -37,8 +37,8 @@ class Checker(HTMLParser):
 @pytest.fixture
 def page(results: Path) -> str:
     pairs = [("base2", "base1"), ("base1", "base")]
-    report = build_report(results, results / "report", runs=("base", "base1", "base2"), comparisons=pairs)
-    return report.page.read_text(encoding="utf-8")
+    written = build_report(results, results / "report", runs=("base", "base1", "base2"), comparisons=pairs)
+    return written.read_text(encoding="utf-8")
 
 
 @pytest.fixture

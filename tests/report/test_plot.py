@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_mathcpt.report.graph import Graph, Node, graph_plot
-from megatron_mathcpt.report.plot import Axis, Interval, interval_plot, line_plot, round_values
+from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot
+from megatron_mathcpt.report.graph import Graph, Node
 
 
 @pytest.mark.parametrize(
@@ -15,22 +15,20 @@ from megatron_mathcpt.report.plot import Axis, Interval, interval_plot, line_plo
         (7.0, 7.0001, [7.0, 7.00002, 7.00004, 7.00006, 7.00008, 7.0001]),
     ],
 )
-def test_ticks_are_round(low: float, high: float, values: list[float]) -> None:
-    assert round_values(low, high) == pytest.approx(values)
-
-
-def test_an_axis_maps_its_ends() -> None:
-    axis = Axis(2.0, 4.0, 200.0, 100.0)
-    assert (axis.at(2.0), axis.at(3.0), axis.at(4.0)) == (200.0, 150.0, 100.0)
+def test_an_axis_has_round_ticks_and_maps_its_ends(low: float, high: float, values: list[float]) -> None:
+    axis = Axis(low, high, 200.0, 100.0)
+    assert axis.ticks == pytest.approx(values)
+    assert (axis.at(low), axis.at(low + (high - low) / 2), axis.at(high)) == (200.0, 150.0, 100.0)
 
 
 def test_a_line_starts_and_ends_where_its_values_lie() -> None:
-    plot = line_plot("loss", [("a", 0, [(0.0, 4.0), (100.0, 2.0)])])
+    curve = [(0.0, 4.0), (100.0, 2.0)]
+    plot = line_plot("loss", [("a", 0, curve)])
     assert plot is not None
     # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
     top = 212 - (4.0 - 1.88) / 2.24 * 200
     bottom = 212 - (2.0 - 1.88) / 2.24 * 200
-    assert plot.lines[0].path == f"M46,{top:.2f}L426,{bottom:.2f}"
+    assert plot.path(curve) == f"M46,{top:.2f}L426,{bottom:.2f}"
 
 
 def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
@@ -40,23 +38,17 @@ def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
     assert line_plot("loss", [("a", 0, [])]) is None
 
 
-def chain() -> Graph:
-    nodes = tuple(Node(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
-    return Graph(nodes, (("base", "base1"), ("corpus", "base"), ("corpus", "base1")))
-
-
 def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
-    graph = chain()
-    assert graph.depths() == {"corpus": 0, "base": 1, "base1": 2}
-    assert graph.direct_edges() == (("base", "base1"), ("corpus", "base"))
-    plot = graph_plot(graph)
-    assert [box.x for box in plot.boxes] == [2.0, 180.0, 358.0]
-    assert len(plot.paths) == 2
+    nodes = tuple(Node(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
+    graph = Graph(nodes, (("base", "base1"), ("corpus", "base"), ("corpus", "base1")))
+    assert graph.depths == {"corpus": 0, "base": 1, "base1": 2}
+    assert list(graph.direct_edges()) == [("base", "base1"), ("corpus", "base")]
+    assert [x for x, _ in graph.places.values()] == [2.0, 180.0, 358.0]
 
 
 def test_a_long_name_widens_the_plot_and_never_meets_an_interval() -> None:
     names = ("middle_school_cpt_matched − middle_school_sft", "a − b")
-    plot = interval_plot("t", [Interval(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
+    plot = interval_plot("t", [(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
     assert plot.x.start == 14 + 6.4 * len(names[0])
     assert plot.width == pytest.approx(440 + 6.4 * (len(names[0]) - 34))
-    assert min(row.low for row in plot.rows) >= plot.x.start
+    assert plot.x.at(-0.2) >= plot.x.start
