@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from megatron_mathcpt.commands.main import app
+from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 
@@ -31,7 +31,7 @@ def verbs(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from verbs(below, (*words, name))
 
 
-VERBS = dict(verbs(get_command(app)))
+VERBS = dict(verbs(get_command(build_app())))
 SHIMS = [
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py")),
     "launch/submit.py",
