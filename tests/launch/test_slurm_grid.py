@@ -29,10 +29,9 @@ write_manifest(folder, "demo", inputs={}, counts={}, config={})
 """
 
 
-def stage(out: Path, name: str, *needs: str, kind: str = "demo") -> Stage:
-    return Stage(
-        name, kind, out / name, (sys.executable, str(out / "stage.py"), str(out / name), *needs), needs
-    )
+def stage(out: Path, name: str, *needs: str) -> Stage:
+    command = (sys.executable, str(out / "stage.py"), str(out / name), *needs)
+    return Stage(name, "demo", out / name, command, needs)
 
 
 def test_stages_follow_each_other_and_go_on_after_a_failure(
@@ -56,12 +55,7 @@ def test_stages_follow_each_other_and_go_on_after_a_failure(
     assert field(first["b"].job_id or 0, "ExitCode") == "2:0"
     (out / "fail_b").unlink()
     second = submit()
-    assert {name: s.state for name, s in second.items()} == {
-        "a": "done",
-        "b": "submitted",
-        "c": "submitted",
-        "d": "done",
-    }
+    assert [second[name].state for name in "abcd"] == ["done", "submitted", "submitted", "done"]
     assert [wait_for_end(second[name].job_id or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]
     third = submit()
     assert {submission.state for submission in third.values()} == {"done"}
