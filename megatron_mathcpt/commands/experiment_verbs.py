@@ -231,7 +231,7 @@ def submit(
             typer.echo("\n".join(slurm.render(slurm.stage_job(stage, place, out), place) for stage in stages))
             return
         done = slurm.submit_stages(stages, place, out, allow_dirty=allow_dirty)
-        rows = [(one.stage, one.state, str(one.job_id or "")) for one in done]
+        rows = [(name, state, str(job_id or "")) for name, (state, job_id) in done.items()]
         print_table(("stage", "state", "job"), rows, f"{config} on {place.name}")
         return
     settings = _load_run(asked.config, overrides)

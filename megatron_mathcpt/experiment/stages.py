@@ -148,9 +148,9 @@ class _Planner:
 
     def run(self, name: str, path: Path) -> Stage:
         moved, needs = self._from_results(path, self.runs[name])
-        words = (str(path), *self.settings.overrides, *_overrides(moved), "--out", str(self.out / name))
-        command = (sys.executable, "-m", "megatron_mathcpt.train", *words)
-        command = (*command, "--processes", str(self.settings.processes))
+        overrides = (*self.settings.overrides, *_overrides(moved))
+        options = ("--out", str(self.out / name), "--processes", str(self.settings.processes))
+        command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides, *options)
         return Stage(name, "run", self.out / name, command, needs, (path,))
 
     def convert(self, name: str) -> Stage:

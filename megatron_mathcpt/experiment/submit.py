@@ -60,15 +60,6 @@ class Job:
         return self.nodes * self.tasks_per_node
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What became of a stage: its Slurm job, or None if it was complete or queued already."""
-
-    stage: str
-    state: str  # "submitted", "queued" or "done"
-    job_id: int | None
-
-
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     """The cluster `name` of configs/clusters, or the YAML file of that path."""
     folder = ROOT / "configs" / "clusters"
@@ -119,9 +110,10 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
 
 def submit_stages(
     stages: Sequence[Stage], cluster: ClusterConfig, out: Path, *, allow_dirty: bool
-) -> list[Submission]:
+) -> dict[str, tuple[str, int | None]]:
     """Submit every stage that is neither complete nor queued, each after those it needs.
 
+    Gives of each stage whether it is `done`, `queued` or `submitted`, and its job, if it has one.
     A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again goes on.
     """
     jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
@@ -130,15 +122,17 @@ def submit_stages(
     queued = {name: _queued_id(job.folder) for name, job in jobs.items() if name not in done}
     if None in queued.values():
         snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
-    result: dict[str, Submission] = {}
+    result: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
         name = stage.name
-        state, job_id = ("done", None) if name in done else ("queued", queued[name])
-        if state == "queued" and job_id is None:
-            after = [found for need in stage.needs if (found := result[need].job_id) is not None]
-            state, job_id = "submitted", submit_job(jobs[name], scripts[name], after)
-        result[name] = Submission(name, state, job_id)
-    return list(result.values())
+        if name in done:
+            result[name] = "done", None
+        elif queued[name] is not None:
+            result[name] = "queued", queued[name]
+        else:
+            after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
+            result[name] = "submitted", submit_job(jobs[name], scripts[name], after)
+    return result
 
 
 def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
