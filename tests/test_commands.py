@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from megatron_mathcpt.commands.main import app
+from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 
@@ -31,11 +31,8 @@ def verbs(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from verbs(below, (*words, name))
 
 
-VERBS = dict(verbs(get_command(app)))
-SHIMS = [
-    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").glob("*.py")),
-    "launch/submit.py",
-]
+VERBS = dict(verbs(get_command(build_app())))
+SHIMS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("tools/*.py"), ROOT / "launch/submit.py"))
 
 
 def run(*arguments: object, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -57,9 +54,7 @@ def test_help_names_every_option_in_full(words: tuple[str, ...]) -> None:
     assert options | set(getattr(command, "commands", {})) <= shown
 
 
-@pytest.mark.parametrize(
-    "module", ["megatron_mathcpt", "megatron_mathcpt.train", "megatron_mathcpt.evaluation"]
-)
+@pytest.mark.parametrize("module", [f"megatron_mathcpt{part}" for part in ("", ".train", ".evaluation")])
 def test_help_is_quick(module: str) -> None:
     """It loads none of what takes seconds; of our own package, `mathcpt` loads its verbs and errors alone."""
     before = os.times()
@@ -108,10 +103,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         ("convert to-hf OUT --out OUT/hf", "holds no complete checkpoint"),
         ("convert from-hf OUT --out OUT/checkpoint", "OUT"),
         ("evaluate --model OUT --out OUT/e", "no task: give --task NAME=FILE or --benchmarks DIR"),
-        (
-            "evaluate --model OUT --out OUT/e --benchmarks samples --sweep",
-            "--sweep takes the folder of a run",
-        ),
+        ("evaluate --model OUT --out OUT/e --benchmarks samples --sweep", "--sweep takes the folder of a"),
         ("contamination OUT --documents OUT --task a=b", "manifest.json: not found"),
         ("report OUT", "no finished run below this folder"),
         ("status OUT", "no run below this folder"),
@@ -153,14 +145,11 @@ def test_what_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
 
 
 def test_show_prints_a_config_that_reads_back_the_same(tmp_path: Path) -> None:
-    shown = run(
-        "-m", "megatron_mathcpt", "show", "configs/paper/base2.yaml", "train.micro_batch_size=2"
-    ).stdout
+    config, override = "configs/paper/base2.yaml", "train.micro_batch_size=2"
+    shown = run("-m", "megatron_mathcpt", "show", config, override).stdout
     (tmp_path / "config.yaml").write_text(shown)
     resolved = load_config(tmp_path / "config.yaml", ExperimentConfig)
-    assert resolved == load_config(
-        ROOT / "configs/paper/base2.yaml", ExperimentConfig, ["train.micro_batch_size=2"]
-    )
+    assert resolved == load_config(ROOT / config, ExperimentConfig, [override])
     assert run("-m", "megatron_mathcpt", "show", tmp_path).stdout == shown
     assert "async_save:" in shown, "defaults are printed too"
 

@@ -78,28 +78,15 @@ def small_pools(folder: Path) -> Path:
     choose = random.Random(5)
     folder.mkdir()
     for pool in ("general", "math_corpus"):
-        rows = [
-            {
-                "id": f"{pool}-{i}",
-                "source": pool,
-                "text": f"{pool} {i}. " + " ".join(choose.choices(WORDS, k=120)),
-            }
-            for i in range(80)
-        ]
+        texts = [f"{pool} {i}. " + " ".join(choose.choices(WORDS, k=120)) for i in range(80)]
+        rows = [{"id": f"{pool}-{i}", "source": pool, "text": text} for i, text in enumerate(texts)]
         write_rows(folder / f"{pool}.jsonl.gz", rows)
     problems = []
     for i in range(120):
         a, b = choose.randrange(100), choose.randrange(100)
-        problems.append(
-            {
-                "id": f"p-{i}",
-                "question": f"Ann has {a} cards and buys {b} in box {i} of {choose.choice(WORDS)}. How many?",
-                "solution": f"{a} + {b} = {a + b}.",
-                "answer": str(a + b),
-                "lang": "en",
-                "source": "cards",
-            }
-        )
+        question = f"Ann has {a} cards and buys {b} in box {i} of {choose.choice(WORDS)}. How many?"
+        solved = {"question": question, "solution": f"{a} + {b} = {a + b}.", "answer": str(a + b)}
+        problems.append({"id": f"p-{i}", "lang": "en", "source": "cards"} | solved)
     write_rows(folder / "problem_solving.jsonl.gz", problems)
     return folder
 
@@ -110,10 +97,8 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def command(grid: Path, data: Path, out: Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "megatron_mathcpt", "run", str(grid)),
-        *("--out", str(out), "--data", str(data)),
-    ]
+    words = [sys.executable, "-m", "megatron_mathcpt", "run", str(grid)]
+    return [*words, "--out", str(out), "--data", str(data)]
 
 
 def results_of(out: Path) -> bytes:
@@ -144,9 +129,8 @@ def test_every_stage_is_complete_and_the_report_holds_the_scores(finished: tuple
 
 def test_running_again_changes_nothing(finished: tuple[Path, Path, Path]) -> None:
     grid, data, out = finished
-    before = {
-        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"
-    }
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    before = {path: path.stat().st_mtime_ns for path in files}
     subprocess.run(command(grid, data, out), check=True, timeout=60)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -232,10 +216,7 @@ def study_pools(folder: Path) -> Path:
     """Small general and math pools, and generated problems of one to three steps."""
     small_pools(folder)
     problems = training_problems(ProblemMix(train_problems=200, step_shares=(0.5, 0.3, 0.2)), 5)
-    rows = [
-        problem.model_dump(mode="json", exclude={"language"}) | {"lang": problem.language}
-        for problem in problems
-    ]
+    rows = [one.model_dump(mode="json", exclude={"language"}) | {"lang": one.language} for one in problems]
     write_rows(folder / "problem_solving.jsonl.gz", rows)
     return folder
 

@@ -1,17 +1,14 @@
 """From raw text and seed problems to a corpus: what feeds the training."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from megatron_mathcpt.commands import inspect_verbs
-from megatron_mathcpt.commands.options import Overrides, print_table, say, typer_of, verb
+from megatron_mathcpt.commands.main import Overrides, print_table, say, typer_of, verb
 from megatron_mathcpt.errors import DataError
-
-if TYPE_CHECKING:
-    from megatron_mathcpt.config.synthesis import SynthesisConfig
 
 HEADING = "Data"
 Engine = Literal["auto", "gigatoken", "tokenizers"]
@@ -30,8 +27,12 @@ def download(
     from megatron_mathcpt.data.downloads import download as fetch
 
     if list_:
+        rows = []
+        for name, one in PUBLISHED.items():
+            size = "unknown" if one.gigabytes is None else f"{one.gigabytes:g}"
+            rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
         headings = ("source", "dataset", "files", "licence", "GB", "remark")
-        print_table(headings, map(_source_row, PUBLISHED.items()), "Public sources of the study")
+        print_table(headings, rows, "Public sources of the study")
         return
     if source is None or out is None:
         raise DataError("give a source and --out, or --list")
@@ -42,12 +43,6 @@ def download(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
         f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
     )
-
-
-def _source_row(named: tuple[str, Any]) -> tuple[str, ...]:
-    name, found = named
-    size = "unknown" if found.gigabytes is None else f"{found.gigabytes:g}"
-    return name, found.repository, found.pattern, found.licence or "see its page", size, found.remark
 
 
 @verb(app, "corpora", HEADING)
@@ -154,7 +149,14 @@ def synthesize(
             console.rule(name)
             console.print(prompt, markup=False, highlight=False)
         return
-    with _rehearsal(settings) if scripted else nullcontext(settings) as settings:
+    served: Any = nullcontext(settings)
+    if scripted:
+        from megatron_mathcpt.data.problems import ProblemMix, training_problems
+        from megatron_mathcpt.synthesis.scripted import rehearse
+
+        # It passes problems off as new that no seed file of the same run's seed holds.
+        served = rehearse(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))
+    with served as settings:
         if pilot:
             tables = stage.pilot_tables(stage.pilot(settings, out, pilot, accept_model=accept_model))
         else:
@@ -162,14 +164,6 @@ def synthesize(
             tables = stage.summary_tables(stage.synthesize(settings, out, part, accept_model=accept_model))
     for table in tables:
         console.print(table, "")
-
-
-def _rehearsal(settings: "SynthesisConfig") -> "AbstractContextManager[SynthesisConfig]":
-    """The script passes problems off as new that no seed file of the same run's seed holds."""
-    from megatron_mathcpt.data.problems import ProblemMix, training_problems
-    from megatron_mathcpt.synthesis.scripted import rehearse
-
-    return rehearse(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))
 
 
 @verb(app, "pack-sft", HEADING)

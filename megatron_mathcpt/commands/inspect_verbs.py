@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_mathcpt.commands.options import say, typer_of, verb
+from megatron_mathcpt.commands.main import say, typer_of, verb
 from megatron_mathcpt.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -4,17 +4,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from typer import Argument, Option
 
-from megatron_mathcpt.commands.options import Hardware, Overrides, Verify, say, typer_of, verb
-
-if TYPE_CHECKING:
-    from megatron_mathcpt.checkpoint.convert import Converted
+from megatron_mathcpt.commands.main import Hardware, Overrides, say, typer_of, verb
 
 HEADING = "Model"
 app = typer_of()
+Verify = Annotated[bool, Option(help="compare both models' logits")]
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
 
 
@@ -80,7 +78,8 @@ def from_hf(
     _show(out, import_from_hf(folder, out, verify=verify))
 
 
-def _show(out: Path, done: "Converted") -> None:
+def _show(out: Path, done: Any) -> None:
+    """Tell what became of a conversion, a `checkpoint.convert.Converted`."""
     state = "already there" if done.was_there else "written"
     difference = done.max_abs_logit_difference
     proof = "logits not compared" if difference is None else f"largest logit difference {difference:.2e}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from megatron_mathcpt.commands.options import Pairs, pairs_of, print_table, say, typer_of, verb
+from megatron_mathcpt.commands.main import Pairs, pairs_of, print_table, say, typer_of, verb
 
 HEADING = "Scores"
 app = typer_of()
@@ -59,12 +59,12 @@ def evaluate(
     )
     if not sweep:
         _show_scores(score(model, files, settings, out))
-        return
-    found = sweep_checkpoints(model, files, settings, out)
-    print_table(found.headings, found.rows, str(out), numbers=found.headings[1:])
-    for sentence in found.sentences:
-        say(sentence)
-    say(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
+    elif found := sweep_checkpoints(model, files, settings, out):
+        headings = ("checkpoint", "trained tokens", *settings.tasks)
+        print_table(headings, found[0], str(out), numbers=headings[1:])
+        for sentence in found[1]:
+            say(sentence)
+        say(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
 
 
 def _show_scores(results: dict[str, Any]) -> None:
@@ -152,11 +152,10 @@ def report(
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     pairs = [(candidate, baseline) for baseline, candidate in pairs_of(compare)]
-    written = build_report(
-        root, out or root / "report", runs=names, comparisons=pairs, title=title, study=study
-    )
+    out = out or root / "report"
+    build_report(root, out, runs=names, comparisons=pairs, title=title, study=study)
     if not quiet:
-        print_report(written, title or root.resolve().name)
+        print_report(out, title or root.resolve().name)
 
 
 @verb(app, "status", HEADING)

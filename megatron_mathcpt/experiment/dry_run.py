@@ -24,33 +24,25 @@ from megatron_mathcpt.planner.step_time import step_time
 
 
 @dataclass(frozen=True)
-class PoolPlan:
-    """Tokens drawn from one pool, and how many passes over it that is."""
-
-    tokens: float
-    epochs: float
-
-
-@dataclass(frozen=True)
 class DryRun:
-    """One run: optimizer steps, tokens seen, its pools, and the planner's prediction of its layout."""
+    """One run: optimizer steps, tokens seen, the planner's prediction of its layout.
+
+    `pools` has the tokens drawn from each, and how many passes over it that is.
+    """
 
     steps: int
     tokens: int
-    pools: Mapping[str, PoolPlan]
+    pools: Mapping[str, tuple[float, float]]
     layout: str
     memory_gib: float
     step_seconds: float
     gpu_hours: float
 
 
-class ExpectedTokens(RootModel[dict[str, float]]):
-    """Tokens of each pool in billions."""
-
-
 def load_expected_tokens(path: Path) -> dict[str, float]:
     """Tokens of each pool, from a YAML file in billions."""
-    return {pool: billions * 1e9 for pool, billions in load_config(path, ExpectedTokens).root.items()}
+    billions = load_config(path, RootModel[dict[str, float]]).root
+    return {pool: tokens * 1e9 for pool, tokens in billions.items()}
 
 
 def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
@@ -74,9 +66,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     return DryRun(
         steps=steps,
         tokens=tokens,
-        pools={
-            pool: PoolPlan(share * tokens, share * tokens / available[pool]) for pool, share in shares.items()
-        },
+        pools={pool: (share * tokens, share * tokens / available[pool]) for pool, share in shares.items()},
         layout=layout.name,
         memory_gib=peak_memory(shape, training, layout).gib,
         step_seconds=seconds,
@@ -113,17 +103,9 @@ def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
     columns += [Column("layout"), *numbers("GiB", "s/step", "GPU-hours")]
     table = Table(*columns, title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
     for name, run in runs.items():
-        mixed = [f"{pool} {plan.tokens / 1e9:.2f}B ({plan.epochs:.2f})" for pool, plan in run.pools.items()]
-        table.add_row(
-            name,
-            f"{run.steps:,}",
-            f"{run.tokens / 1e9:.1f}B",
-            "\n".join(mixed),
-            run.layout,
-            f"{run.memory_gib:.1f}",
-            f"{run.step_seconds:.2f}",
-            f"{run.gpu_hours:,.0f}",
-        )
+        steps, tokens, memory, hours = as_cells(run)
+        mixed = "\n".join(f"{pool} {n / 1e9:.2f}B ({passes:.2f})" for pool, (n, passes) in run.pools.items())
+        table.add_row(name, steps, tokens, mixed, run.layout, memory, f"{run.step_seconds:.2f}", hours)
     return table
 
 
@@ -135,17 +117,17 @@ def _with_tokens(
     counts = {}
     if config.data.corpus is not None and (config.data.corpus / FILE_NAME).is_file():
         counts = load_manifest(config.data.corpus, "corpus").counts["pools"]
-    available = {pool: counts[pool]["train"]["tokens"] for pool in pools if pool in counts}
+    built = {pool: float(counts[pool]["train"]["tokens"]) for pool in pools if pool in counts}
+    available = {**expected, **built}
     for pool in pools:
-        if pool not in available and pool not in expected:
+        if pool not in available:
             raise ConfigError(
                 f"data: nothing says how many tokens pool '{pool}' has; build {config.data.corpus} "
                 "or give the pool a line in the file of expected tokens"
             )
-    available = {pool: float(available.get(pool, expected.get(pool, 0.0))) for pool in pools}
     if config.train.train_epochs is None:
         return config, available
-    tokens = round(config.train.train_epochs * sum(available.values()))
+    tokens = round(config.train.train_epochs * sum(available[pool] for pool in pools))
     train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
     return config.model_copy(update={"train": train}), available
 

@@ -11,10 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,41 +90,24 @@ def _run(stage: Stage, out: Path) -> Outcome:
     start = time.monotonic()
     environment = {**os.environ, OWNER_VARIABLE: str(out.resolve())}
     process = subprocess.Popen(stage.command, env=environment)
-    memory = _PeakMemory(process.pid)
+    root, peak, status = psutil.Process(process.pid), 0, None
     try:
-        status = process.wait()
+        while status is None:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(SAMPLE_SECONDS)
+            peak = max(peak, _tree_memory_bytes(root))
     except BaseException:  # Ctrl-C or a signal turned exception: the stage is ended before we are
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
-    finally:
-        peak = memory.stop()
     if status == 0 and not is_done(stage):
         raise MathCptError(f"{stage.name}: ended well but left no manifest in {stage.folder}; this is a bug")
-    return Outcome(stage.name, "failed" if status else "ran", time.monotonic() - start, peak, status)
-
-
-class _PeakMemory:
-    """Largest proportional set size of a process and all below it, sampled in a thread; in GiB."""
-
-    def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
-        self._peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> float:
-        self._stop.set()
-        self._thread.join()
-        return self._peak / 2**30
-
-    def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, _tree_memory_bytes(self._root))
+    state = "failed" if status else "ran"
+    return Outcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
 
 
 def _tree_memory_bytes(root: psutil.Process) -> int:
+    """Proportional set size of a process and all below it."""
     total = 0
     try:
         for process in [root, *root.children(recursive=True)]:

@@ -73,14 +73,15 @@ def build_stages(
 
     Raises `ConfigError` for a config that cannot be read, for a path that no stage makes, and for a cycle.
     """
-    stages = list(_Planner(grid, grid_folder, settings).stages())
-    if only:
-        known = {stage.name: stage for stage in stages}
-        if unknown := sorted(set(only) - set(grid.runs)):
-            raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(grid.runs)}")
-        needed = _ancestors(known, only)
-        stages = list(_Planner(grid.restricted(needed, only), grid_folder, settings).stages())
-    return _in_order(stages)
+    if unknown := sorted(set(only) - set(grid.runs)):
+        raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(grid.runs)}")
+    stages = _in_order(list(_Planner(grid, grid_folder, settings).stages()))
+    if not only:
+        return stages
+    needed = set(only)
+    for stage in reversed(stages):
+        needed.update(stage.needs if stage.name in needed else ())
+    return _in_order(list(_Planner(grid.restricted(needed, only), grid_folder, settings).stages()))
 
 
 class _Planner:
@@ -126,21 +127,19 @@ class _Planner:
 
     def corpus(self, name: str, path: Path) -> Stage:
         config = load_config(path, Corpus)
-        moved = self._moved(config)
+        moved, needs = self._from_results(path, config)
         if config.decontaminate and self.settings.benchmarks:
             field = "decontaminate.benchmarks"
             sets = moved.get(field, config.decontaminate.benchmarks)
             moved[field] = [*sets, str(self.settings.benchmarks)]
         command = _verb("build", path, *_overrides(moved), "--out", self.out / name)
-        files = (path, *self._benchmark_files())
-        return Stage(name, "corpus", self.out / name, command, self._needs(path, config), files)
+        return Stage(name, "corpus", self.out / name, command, needs, (path, *self._benchmark_files()))
 
     def synthesis(self, path: Path, scripted: bool) -> Stage:
-        config = load_config(path, SynthesisConfig)
-        command = _verb("synthesize", path, *_overrides(self._moved(config)), "--out", self.out / "synthesis")
+        moved, needs = self._from_results(path, load_config(path, SynthesisConfig))
+        command = _verb("synthesize", path, *_overrides(moved), "--out", self.out / "synthesis")
         command += ("--scripted",) if scripted else ()
-        folder = self.out / "synthesis" / _SHARD
-        return Stage("synthesis", "synthesis", folder, command, self._needs(path, config), (path,))
+        return Stage("synthesis", "synthesis", self.out / "synthesis" / _SHARD, command, needs, (path,))
 
     def sft(self, name: str) -> Stage:
         corpus, pool, seq_length = self.packed[name]
@@ -148,11 +147,11 @@ class _Planner:
         return Stage(name, "sft", self.out / name, (*command, "--out", str(self.out / name)), (corpus,))
 
     def run(self, name: str, path: Path) -> Stage:
-        config, folder = self.runs[name], self.out / name
-        overrides = (*self.settings.overrides, *_overrides(self._moved(config)))
-        command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides)
-        command += ("--out", str(folder), "--processes", str(self.settings.processes))
-        return Stage(name, "run", folder, command, self._needs(path, config), (path,))
+        moved, needs = self._from_results(path, self.runs[name])
+        overrides = (*self.settings.overrides, *_overrides(moved))
+        options = ("--out", str(self.out / name), "--processes", str(self.settings.processes))
+        command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides, *options)
+        return Stage(name, "run", self.out / name, command, needs, (path,))
 
     def convert(self, name: str) -> Stage:
         folder = self.out / name / "hf"
@@ -211,33 +210,22 @@ class _Planner:
             return None
         return Path(path).relative_to(root)
 
-    def _moved(self, config: Section) -> dict[str, Any]:
-        """Fields of `config` with paths below the folder of results, and these paths as they are here."""
-
-        def move(text: str) -> str:
-            inside = self._inside(text)
-            return text if inside is None else str(self.out / inside)
-
-        leaves = _leaves(config.model_dump(mode="json"))
-        moved = {
-            field: [move(v) for v in value] if isinstance(value, list) else move(value)
-            for field, value in leaves
-        }
-        return {field: moved[field] for field, value in leaves if moved[field] != value}
-
-    def _needs(self, path: Path, config: Section) -> tuple[str, ...]:
-        """The stages that make what `config` reads below the folder of results."""
+    def _from_results(self, path: Path, config: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Fields of `config` with paths below the folder of results, as they are here, and who makes them."""
+        moved: dict[str, Any] = {}
         needs: dict[str, None] = {}
         for field, value in _leaves(config.model_dump(mode="json")):
-            for text in value if isinstance(value, list) else [value]:
-                inside = self._inside(text)
+            places = [(text, self._inside(text)) for text in (value if isinstance(value, list) else [value])]
+            here = [text if inside is None else str(self.out / inside) for text, inside in places]
+            for text, inside in places:
                 if inside is None:
                     continue
                 makers = [name for name in self.names if inside.is_relative_to(name)]
                 if not makers:
                     raise ConfigError(f"{path}: {field}: no stage of grid '{self.grid.name}' makes {text}")
                 needs[max(makers, key=len)] = None
-        return tuple(needs)
+                moved[field] = here if isinstance(value, list) else here[0]
+        return moved, tuple(needs)
 
     def _benchmark_files(self) -> tuple[Path, ...]:
         return tuple(sorted(self.settings.benchmarks.glob("*/*.jsonl"))) if self.settings.benchmarks else ()
@@ -260,18 +248,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             found += _leaves(value, f"{prefix}{name}.")
         elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             found.append((prefix + name, value))
-    return found
-
-
-def _ancestors(stages: dict[str, Stage], names: Sequence[str]) -> set[str]:
-    """`names` and all that they need."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += stages[name].needs
     return found
 
 

@@ -26,8 +26,6 @@ from megatron_mathcpt.formats.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".slurm"  # hidden: logs grow after the stage's manifest is written
-TEMPLATE = "job.sbatch.j2"
-COMMIT_FILE = "COMMIT"
 _COPIED = ("megatron_mathcpt", "tools", "configs")
 _STATE = ("progress", "sick_nodes", "owner")
 _JOB_ID = "job_id"
@@ -62,15 +60,6 @@ class Job:
         return self.nodes * self.tasks_per_node
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What became of a stage: its Slurm job, or None if it was complete or queued already."""
-
-    stage: str
-    state: str  # "submitted", "queued" or "done"
-    job_id: int | None
-
-
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     """The cluster `name` of configs/clusters, or the YAML file of that path."""
     folder = ROOT / "configs" / "clusters"
@@ -87,17 +76,9 @@ def run_job(config: ExperimentConfig, cluster: ClusterConfig, out: Path) -> Job:
     """The job that trains `config` into `out`; raises `ConfigError` if it cannot fill the nodes."""
     check_experiment(config, cluster.world_size)
     folder = out / FOLDER
-    job = Job(
-        name=config.name,
-        folder=folder,
-        code=folder / "code",
-        work=Path.cwd(),
-        checkpoints=out / "checkpoints",
-        command=(
-            *(cluster.python, "-P", "-m", "megatron_mathcpt.train"),
-            *(str(folder / "config.yaml"), "--out", str(out)),
-        ),
-    )
+    words = ("-P", "-m", "megatron_mathcpt.train", str(folder / "config.yaml"), "--out", str(out))
+    command = (cluster.python, *words)
+    job = Job(config.name, folder, folder / "code", Path.cwd(), out / "checkpoints", command)
     return _on_whole_nodes(job, cluster)
 
 
@@ -117,16 +98,9 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
 
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     """The job that completes one stage of the grid in `out`; a training gets whole nodes, else one task."""
-    name = stage.name.replace("/", "-")
-    code = out / FOLDER / "code"
-    job = Job(
-        name=name,
-        folder=out / FOLDER / name,
-        code=code,
-        work=Path.cwd(),
-        checkpoints=stage.folder / "checkpoints",
-        command=(cluster.python, "-P", *(_in_snapshot(word, code) for word in stage.command[1:])),
-    )
+    name, code = stage.name.replace("/", "-"), out / FOLDER / "code"
+    command = (cluster.python, "-P", *(_in_snapshot(word, code) for word in stage.command[1:]))
+    job = Job(name, out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints", command)
     if stage.kind == "run":
         return _on_whole_nodes(job, cluster)
     task = cluster.single_task
@@ -136,24 +110,29 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
 
 def submit_stages(
     stages: Sequence[Stage], cluster: ClusterConfig, out: Path, *, allow_dirty: bool
-) -> list[Submission]:
+) -> dict[str, tuple[str, int | None]]:
     """Submit every stage that is neither complete nor queued, each after those it needs.
 
+    Gives of each stage whether it is `done`, `queued` or `submitted`, and its job, if it has one.
     A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again goes on.
     """
     jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
     scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
-    found = {stage.name: _without_new_job(stage, jobs[stage.name]) for stage in stages}
-    if not all(found.values()):
+    done = {stage.name for stage in stages if is_done(stage)}
+    queued = {name: _queued_id(job.folder) for name, job in jobs.items() if name not in done}
+    if None in queued.values():
         snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
-    result: dict[str, Submission] = {}
+    result: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
-        ids = [result[name].job_id for name in stage.needs]
-        after = [job_id for job_id in ids if job_id is not None]
-        result[stage.name] = found[stage.name] or Submission(
-            stage.name, "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
-        )
-    return list(result.values())
+        name = stage.name
+        if name in done:
+            result[name] = "done", None
+        elif queued[name] is not None:
+            result[name] = "queued", queued[name]
+        else:
+            after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
+            result[name] = "submitted", submit_job(jobs[name], scripts[name], after)
+    return result
 
 
 def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
@@ -172,14 +151,10 @@ def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
 
 
 def _on_whole_nodes(job: Job, cluster: ClusterConfig) -> Job:
-    return replace(
-        job,
-        nodes=cluster.nodes,
-        tasks_per_node=cluster.gpus_per_node,
-        gpus_per_node=cluster.gpus_per_node,
-        cpus_per_task=cluster.cpus_per_task,
-        check_nodes=True,
-    )
+    """A task a GPU."""
+    gpus, cpus = cluster.gpus_per_node, cluster.cpus_per_task
+    job = replace(job, tasks_per_node=gpus, gpus_per_node=gpus, cpus_per_task=cpus)
+    return replace(job, nodes=cluster.nodes, check_nodes=True)
 
 
 def _in_snapshot(word: str, code: Path) -> str:
@@ -188,14 +163,6 @@ def _in_snapshot(word: str, code: Path) -> str:
     if path.is_absolute() and path.is_relative_to(ROOT) and path.is_file():
         return str(code / path.relative_to(ROOT))
     return word
-
-
-def _without_new_job(stage: Stage, job: Job) -> Submission | None:
-    """The stage if it is complete or queued."""
-    if is_done(stage):
-        return Submission(stage.name, "done", None)
-    queued = _queued_id(job.folder)
-    return None if queued is None else Submission(stage.name, "queued", queued)
 
 
 def _queued_id(folder: Path) -> int | None:
@@ -227,7 +194,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         autoescape=False,  # shell, not HTML: every value goes through `quote`
     )
     environment.filters["quote"] = _quote
-    template = environment.get_template(TEMPLATE)
+    template = environment.get_template("job.sbatch.j2")
     return template.render(job=job, cluster=cluster, options=_options(job, cluster), quote=_quote)
 
 
@@ -308,7 +275,7 @@ def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, target / name)
     commit += "+dirty" if changes else ""
-    write_atomically(target / COMMIT_FILE, f"{commit}\n".encode())
+    write_atomically(target / "COMMIT", f"{commit}\n".encode())
     return commit
 
 

@@ -5,45 +5,37 @@ one, later checkpoints are added, and a report can be written on it.
 """
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.run_folder import RunCounts, checkpoint_paths, load_sealed
+from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_paths, load_sealed
+from megatron_mathcpt.log import is_first_process
 from megatron_mathcpt.report.comparison import Comparison, compare_runs
-from megatron_mathcpt.report.figures import points, tokens
+from megatron_mathcpt.report.figures import line_plot, points, tokens
 from megatron_mathcpt.report.page import curve_svg
-from megatron_mathcpt.report.plot import line_plot
 from megatron_mathcpt.report.read import Run, load_runs
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A table of text, one row a checkpoint, and the pooled comparisons with the first, in words."""
-
-    headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    sentences: list[str]
-
-
-def sweep(run: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> Sweep:
+def sweep(
+    run: Path, files: dict[str, Path], config: EvaluationConfig, out: Path
+) -> tuple[list[tuple[str, ...]], list[str]] | None:
     """Evaluate the checkpoints of `run`, oldest first, each into `out`; write `sweep.json` and `sweep.svg`.
 
-    Compared are the first answers to each item, by the report's tests. Raises `EvaluationError` when the run
-    has no checkpoint.
+    Gives a row of text a checkpoint (name, trained tokens, score on each task), and the pooled comparisons
+    with the first in words: of the first answers to each item, by the report's tests. None in all processes
+    but the first, which alone writes and reads. Raises `EvaluationError` when the run has no checkpoint.
     """
     paths = {path.name: path for path in reversed(checkpoint_paths(run))}
     if not paths:
         raise EvaluationError(f"{run}: no checkpoint in checkpoints/; --sweep takes the folder of a run")
     for name, path in paths.items():
         evaluate(path, files, config, out / name / "evaluation")
-    seen = {
-        name: RunCounts.model_validate(load_sealed(path).counts).consumed_tokens
-        for name, path in paths.items()
-    }
+    if not is_first_process():
+        return None
+    seen = {name: checkpoint_counts(load_sealed(path)).consumed_tokens for name, path in paths.items()}
     names = list(paths)
     scored = load_runs(out, names)
     compared = compare_runs(scored, [(name, names[0]) for name in names[1:]])
@@ -53,7 +45,7 @@ def sweep(run: Path, files: dict[str, Path], config: EvaluationConfig, out: Path
         for found in scored
     ]
     pooled = [row.sentence for row in compared[: len(names) - 1]]
-    return Sweep(("checkpoint", "trained tokens", *config.tasks), rows, pooled)
+    return rows, pooled
 
 
 def _cell(run: Run, task: str) -> str:
@@ -71,7 +63,7 @@ def _write(out: Path, runs: tuple[Run, ...], seen: dict[str, int], compared: tup
             }
             for run in runs
         ],
-        "comparisons": [asdict(row) | {"verdict": row.verdict, "sentence": row.sentence} for row in compared],
+        "comparisons": [row.as_json() for row in compared],
     }
     write_atomically(out / "sweep.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
     curves = [

@@ -4,8 +4,8 @@ Three families of tests are corrected by Holm, each in itself: all pooled compar
 one subset (school stage or difficulty). The words follow from the corrected p-value alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from megatron_mathcpt.statistics import PairedComparison, compare_paired, holm, 
 
 ALPHA = 0.05  # family-wise
 POOLED = "all tasks"
+_Pair = tuple[str, str, str, list[bool], list[bool]]  # second, first, task, their outcomes item by item
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Comparison(PairedComparison):
         }
         return f"{words[self.verdict]}: {counts} ({figures})."
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with its words."""
+        return asdict(self) | {"verdict": self.verdict, "sentence": self.sentence}
+
 
 def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple[Comparison, ...]:
     """Every pair (second, first) over all tasks both were scored on; then on each task; then on each subset.
@@ -66,57 +71,49 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
     """
     by_name = {run.name: run for run in runs}
-    pooled, single, subsets = [], [], []
+    pooled: list[_Pair] = []
+    single: list[_Pair] = []
+    subsets: list[_Pair] = []
     for pair in pairs:
-        second, first = (_known(by_name, name) for name in pair)
+        for name in pair:
+            if name not in by_name:
+                raise EvaluationError(f"comparison names run '{name}'; there are: {', '.join(by_name)}")
+        second, first = (by_name[name] for name in pair)
         tasks = [task for task in second.scores if task in first.scores]
         if not tasks:
             raise EvaluationError(
                 f"{second.folder / 'evaluation'}: no task in common with {first.name}; "
                 "evaluate both runs on the same tasks"
             )
-        outcomes = {task: (first.outcomes[task], second.outcomes[task]) for task in tasks}
-        pooled.append(_compare(*pair, POOLED, list(outcomes.values())))
-        single += [_compare(*pair, task, [outcomes[task]]) for task in tasks]
+        pooled.append((*pair, POOLED, _right(second, tasks), _right(first, tasks)))
+        single += [(*pair, task, _right(second, [task]), _right(first, [task])) for task in tasks]
         if second.scores.keys() == first.scores.keys():
             subsets += [
-                _compare(*pair, name, [(first.subsets[name], second.subsets[name])])
+                (*pair, name, [*second.subsets[name].values()], [*first.subsets[name].values()])
                 for name in second.subsets
             ]
-    return (*_corrected(pooled), *_corrected(single), *_corrected(subsets))
+    return tuple(row for family in (pooled, single, subsets) for row in _compare(family))
 
 
-def _known(runs: dict[str, Run], name: str) -> Run:
-    if name not in runs:
-        raise EvaluationError(f"comparison names run '{name}'; there are: {', '.join(runs)}")
-    return runs[name]
+def _right(run: Run, tasks: Sequence[str]) -> list[bool]:
+    return [right for task in tasks for right in run.outcomes[task].values()]
 
 
-def _compare(
-    second: str, first: str, task: str, outcomes: Sequence[tuple[dict[str, bool], dict[str, bool]]]
-) -> Comparison:
-    before = [correct for items, _ in outcomes for correct in items.values()]
-    after = [correct for _, items in outcomes for correct in items.values()]
-    test = compare_paired(before, after)
-    return Comparison(
-        **vars(test),
-        second=second,
-        first=first,
-        task=task,
-        correct_second=sum(after),
-        correct_first=sum(before),
-        detectable=minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n),
-        p_holm=test.p_value,
-        tests=1,
-    )
-
-
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    adjusted = holm([comparison.p_value for comparison in comparisons])
-    return [
-        replace(comparison, p_holm=p, tests=len(comparisons))
-        for comparison, p in zip(comparisons, adjusted, strict=True)
-    ]
+def _compare(family: Sequence[_Pair]) -> Iterator[Comparison]:
+    tests = [compare_paired(before, after) for *_, after, before in family]
+    adjusted = holm([test.p_value for test in tests])
+    for (second, first, task, after, before), test, p in zip(family, tests, adjusted, strict=True):
+        yield Comparison(
+            **vars(test),
+            second=second,
+            first=first,
+            task=task,
+            correct_second=sum(after),
+            correct_first=sum(before),
+            detectable=minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n),
+            p_holm=p,
+            tests=len(family),
+        )
 
 
 def compare_two(root: Path, second: str, first: str) -> tuple[list[tuple[str, str, str]], list[str]]:

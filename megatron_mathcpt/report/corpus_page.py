@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_mathcpt.report.figures import bar_plot
 from megatron_mathcpt.report.page import environment
-from megatron_mathcpt.report.plot import bar_plot
 
 _MOST_PLOTS = 24
 

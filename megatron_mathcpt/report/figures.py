@@ -1,4 +1,13 @@
-"""How numbers look in tables and sentences: true minus signs, percent with one decimal, short counts."""
+"""How figures look: numbers as text, and values as plots in the user units of an SVG, which templates draw.
+
+The page's script turns coordinates back into values with the axes of the plot, so a page of fifty runs stays
+small.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 MISSING = "–"
 
@@ -48,3 +57,89 @@ def seconds(value: float) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number with `digits` decimals."""
     return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+WIDTH, HEIGHT = 440.0, 250.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 38.0
+ROW_HEIGHT, LETTER_WIDTH, MOST_LETTERS = 26.0, 6.4, 34  # names beyond so many letters widen the plot
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear map from values `low`..`high` to coordinates `start`..`end`, with round ticks."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Coordinate of `value`, to a hundredth of a unit."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+    @property
+    def ticks(self) -> list[float]:
+        """About five values within the axis: multiples of 1, 2 or 5 times a power of ten."""
+        raw = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Rows over a pair of axes, as `line_plot`, `interval_plot` and `bar_plot` say."""
+
+    title: str
+    rows: Sequence[Any]
+    x: Axis
+    y: Axis
+    width: float = WIDTH
+    height: float = HEIGHT
+    unit: str = ""
+
+    def path(self, curve: Iterable[Point]) -> str:
+        """The SVG path through some points."""
+        return "M" + "L".join(f"{self.x.at(a):g},{self.y.at(b):g}" for a, b in curve)
+
+
+def line_plot(
+    title: str, curves: Iterable[tuple[str, int, Sequence[Point]]], *, from_zero: bool = True
+) -> Plot | None:
+    """Curves as (name, index of colour and dashes, points), tokens from zero on; None without a point."""
+    rows = [curve for curve in curves if curve[2]]
+    if not rows:
+        return None
+    across, up = zip(*(point for _, _, curve in rows for point in curve), strict=True)
+    ends = _padded([0.0, *across], 0.0) if from_zero else _padded(across, 0.06)
+    return Plot(title, rows, Axis(*ends, LEFT, WIDTH - RIGHT), Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP))
+
+
+def interval_plot(
+    title: str, rows: Sequence[tuple[str, int, float, float, float, str]], low: float, high: float
+) -> Plot:
+    """Rows, from `low` to `high`: name, index of colour, low end, value, high end, text shown on hover."""
+    letters = max(len(name) for name, *_ in rows)
+    width = WIDTH + LETTER_WIDTH * max(0, letters - MOST_LETTERS)
+    x = Axis(*_padded([low, high], 0.0), 14 + LETTER_WIDTH * letters, width - RIGHT)
+    y = Axis(0, len(rows), TOP, TOP + len(rows) * ROW_HEIGHT)
+    return Plot(title, rows, x, y, width, y.end + BOTTOM - 12)
+
+
+def bar_plot(title: str, unit: str, bars: Sequence[tuple[str, int, str]]) -> Plot:
+    """Bars as (label, height, text on hover); of labels too long to stand side by side only some stay."""
+    x = Axis(0, max(1, len(bars)), LEFT, WIDTH - RIGHT)
+    y = Axis(*_padded([0.0, *(float(height) for _, height, _ in bars)], 0.0), HEIGHT - BOTTOM, TOP)
+    letters = max((len(label) for label, _, _ in bars), default=0)
+    every = math.ceil((letters + 1) * LETTER_WIDTH / (x.at(1) - x.start))
+    rows = [("" if number % every else label, *bar) for number, (label, *bar) in enumerate(bars)]
+    return Plot(title, rows, x, y, height=HEIGHT - 14, unit=unit)  # no name of an axis below
+
+
+def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * share
+    return (low - room, high + room) if high > low else (low - 0.5, high + 0.5)

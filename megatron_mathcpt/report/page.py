@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,14 @@ from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED
-from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests, graph_plot
-from megatron_mathcpt.report.plot import Interval, IntervalPlot, LinePlot, interval_plot, line_plot
+from megatron_mathcpt.report.figures import Plot, interval_plot, line_plot
+from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
 from megatron_mathcpt.report.read import load_runs, load_timings
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 from megatron_mathcpt.report.study import load_published
 
 MOST_INTERVAL_ROWS = 40
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a terminal shows: a row of headings and one a run, the pooled comparisons in words, the page."""
-
-    rows: tuple[tuple[str, ...], ...]
-    sentences: tuple[str, ...]
-    page: Path
 
 
 def build_report(
@@ -42,8 +32,8 @@ def build_report(
     comparisons: Sequence[tuple[str, str]],
     title: str = "",
     study: bool = False,
-) -> Report:
-    """Write the report on `runs` (folders below `root`) and on the pairs (second, first) of `comparisons`.
+) -> Path:
+    """Write the report on `runs` (folders below `root`) and on the pairs (second, first); return its page.
 
     With `study`, runs that carry the names of published.yaml are set beside the published figures.
 
@@ -58,9 +48,8 @@ def build_report(
         "timings": build_timings(loaded, load_timings(root / "timings.json")),
         "versions": build_versions(manifests),
     }
-    report = json.loads(json.dumps(report, allow_nan=False))
-    (out / FILE_NAME).unlink(missing_ok=True)
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (out / FILE_NAME).unlink(missing_ok=True)
     write_atomically(out / "report.json", text.encode() + b"\n")
     up = Path(os.path.relpath(root, out)).as_posix()
     page = render(report, graph, title or root.resolve().name, up)
@@ -77,34 +66,28 @@ def build_report(
             "study": study,
         },
     )
-    return load_report(out)
+    return out / "index.html"
 
 
-def load_report(out: Path) -> Report:
-    """What a terminal shows of the complete report in `out`; raises `ManifestError` if it is not complete."""
+def print_report(out: Path, title: str) -> None:
+    """Print the score table of the report in `out`, each comparison in words, and the path of the page.
+
+    Raises `ManifestError` if the report is not complete.
+    """
     load_manifest(out, "report")
     results = json.loads((out / "report.json").read_bytes())["results"]
-    rows = [
-        (name, *(_cell(run["scores"].get(task)) for task in results["tasks"]), _cell(run["total"]))
-        for name, run in results["runs"].items()
-        if run["scores"]
-    ]
-    sentences = tuple(row["sentence"] for row in _pooled(results["comparisons"]))
-    return Report((("run", *results["tasks"], POOLED), *rows), sentences, out / "index.html")
-
-
-def print_report(report: Report, title: str) -> None:
-    """Print the score table, each comparison in words, and the path of the page to stdout."""
-    table = Table(*report.rows[0][:1], title=f"{title}: accuracy in % ± standard error")
-    for heading in report.rows[0][1:]:
+    table = Table("run", title=f"{title}: accuracy in % ± standard error")
+    for heading in (*results["tasks"], POOLED):
         table.add_column(heading, justify="right")
-    for row in report.rows[1:]:
-        table.add_row(*row)
+    for name, run in results["runs"].items():
+        if run["scores"]:
+            cells = (_cell(run["scores"].get(task)) for task in results["tasks"])
+            table.add_row(name, *cells, _cell(run["total"]))
     console = Console(markup=False)
     console.print(table)
-    for sentence in report.sentences:
-        console.print(sentence, highlight=False)
-    console.print(f"Report: {report.page}", soft_wrap=True, highlight=False)
+    for row in _pooled(results["comparisons"]):
+        console.print(row["sentence"], highlight=False)
+    console.print(f"Report: {out / 'index.html'}", soft_wrap=True, highlight=False)
 
 
 def _cell(score: dict[str, Any] | None) -> str:
@@ -121,26 +104,22 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
     """`index.html` for the content of report.json; `up` leads from the page to the results."""
     results = report["results"]
     runs = results["runs"]
-    return (
-        environment()
-        .get_template("index.html.j2")
-        .render(
-            title=title,
-            up=up,
-            alpha=ALPHA,
-            pooled=POOLED,
-            **report,
-            index={name: number for number, name in enumerate(runs)},
-            pools=sorted(
-                {pool for run in runs.values() for pool in run["tokens_by_source"] | run["final_validation"]}
-            ),
-            score_plots=_score_plots(results),
-            token_plot=_token_plot(runs),
-            many_comparisons=len(results["comparisons"]) > MOST_INTERVAL_ROWS,
-            difference_plot=_difference_plot(results["comparisons"]),
-            loss_plots=_loss_plots(runs),
-            graph=graph_plot(graph),
-        )
+    pools = {pool for run in runs.values() for pool in (*run["tokens_by_source"], *run["final_validation"])}
+    template = environment().get_template("index.html.j2")
+    return template.render(
+        title=title,
+        up=up,
+        alpha=ALPHA,
+        pooled=POOLED,
+        **report,
+        index={name: number for number, name in enumerate(runs)},
+        pools=sorted(pools),
+        score_plots=_score_plots(results),
+        token_plot=_token_plot(runs),
+        many_comparisons=len(results["comparisons"]) > MOST_INTERVAL_ROWS,
+        difference_plot=_difference_plot(results["comparisons"]),
+        loss_plots=_loss_plots(runs),
+        graph=graph,
     )
 
 
@@ -159,29 +138,24 @@ def environment() -> Environment:
     return found
 
 
-def curve_svg(plot: LinePlot) -> str:
+def curve_svg(plot: Plot) -> str:
     """Curves as an SVG file of their own."""
     return environment().get_template("curve.svg.j2").render(plot=plot)
 
 
-def _score_plots(results: Mapping[str, Any]) -> list[IntervalPlot]:
+def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
     """One plot a task: every run's accuracy with its interval, all on one scale."""
     runs = results["runs"]
-    scores = [score for run in runs.values() for score in run["scores"].values()]
-    top = max((score["high"] for score in scores), default=0.0)
-    return [
-        interval_plot(
-            task,
-            [
-                Interval(name, index, s["low"], s["accuracy"], s["high"], _score_text(name, s))
-                for index, (name, run) in enumerate(runs.items())
-                if (s := run["scores"].get(task))
-            ],
-            0.0,
-            top,
-        )
-        for task in results["tasks"]
-    ]
+    top = max((score["high"] for run in runs.values() for score in run["scores"].values()), default=0.0)
+    plots = []
+    for task in results["tasks"]:
+        rows = [
+            (name, index, s["low"], s["accuracy"], s["high"], _score_text(name, s))
+            for index, (name, run) in enumerate(runs.items())
+            if (s := run["scores"].get(task))
+        ]
+        plots.append(interval_plot(task, rows, 0.0, top))
+    return plots
 
 
 def _score_text(name: str, score: Mapping[str, Any]) -> str:
@@ -189,28 +163,25 @@ def _score_text(name: str, score: Mapping[str, Any]) -> str:
     return f"{name}: {accuracy} % ({score['correct']} of {score['n']}), 95% {low} to {high}"
 
 
-def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> IntervalPlot | None:
+def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Every comparison's difference with its interval; of too many, the pooled ones."""
     shown = comparisons if len(comparisons) <= MOST_INTERVAL_ROWS else _pooled(comparisons)
     if not shown:
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
     rows = [
-        Interval(
+        (
             f"{row['second']} − {row['first']}" if several else row["task"],
             _COLOURS[row["verdict"]],
-            row["low"],
-            row["difference"],
-            row["high"],
-            row["sentence"],
+            *(row[key] for key in ("low", "difference", "high", "sentence")),
         )
         for row in shown
     ]
-    low, high = min(0.0, *(row.low for row in rows)), max(0.0, *(row.high for row in rows))
+    low, high = min(0.0, *(row["low"] for row in shown)), max(0.0, *(row["high"] for row in shown))
     return interval_plot("difference, percentage points", rows, low, high)
 
 
-def _token_plot(runs: Mapping[str, Any]) -> LinePlot | None:
+def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
     """Each run's accuracy over all tasks against the tokens of mathematics it and its parents saw."""
     points = [
         (name, index, [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
@@ -220,11 +191,11 @@ def _token_plot(runs: Mapping[str, Any]) -> LinePlot | None:
     return line_plot("accuracy, all tasks", points, from_zero=False)
 
 
-def _loss_plots(runs: Mapping[str, Any]) -> list[LinePlot]:
-    pools = dict.fromkeys(pool for run in runs.values() for pool in run["validation_loss"])
-    curves = {"training loss": [(n, i, run["train_loss"]) for i, (n, run) in enumerate(runs.items())]}
-    for pool in pools:
-        curves[f"validation loss, {pool}"] = [
-            (n, i, run["validation_loss"].get(pool, [])) for i, (n, run) in enumerate(runs.items())
-        ]
+def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
+    curves = {
+        "training loss": [(name, index, run["train_loss"]) for index, (name, run) in enumerate(runs.items())]
+    }
+    for index, (name, run) in enumerate(runs.items()):
+        for pool, curve in run["validation_loss"].items():
+            curves.setdefault(f"validation loss, {pool}", []).append((name, index, curve))
     return [plot for title, lines in curves.items() if (plot := line_plot(title, lines))]

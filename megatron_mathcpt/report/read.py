@@ -22,7 +22,7 @@ from megatron_mathcpt.formats.evaluation_folder import (
 )
 from megatron_mathcpt.formats.files import explain, read_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
-from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, RunCounts, read_metrics
+from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
 from megatron_mathcpt.report import figures
 
 # Least number of reasoning steps. The study splits by steps too; its boundaries are unknown, these ours.
@@ -94,16 +94,9 @@ class Run:
     folder: Path
     manifest: Manifest | None
     metrics: tuple[MetricRow, ...]
-    conversion: Manifest | None
     scores: dict[str, TaskScore]
     outcomes: dict[str, dict[str, bool]]
     subsets: dict[str, dict[str, bool]]
-    ungraded: dict[str, int]
-
-    @property
-    def counts(self) -> RunCounts | None:
-        """Counts of the run's manifest."""
-        return RunCounts.model_validate(self.manifest.counts) if self.manifest else None
 
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
@@ -144,25 +137,20 @@ def load_timings(path: Path) -> dict[str, float]:
 
 def _load_run(folder: Path, name: str) -> Run:
     scored = folder / "evaluation"
-    evaluation = _load_if_there(scored, KIND)
-    trained = (folder / METRICS).exists() or evaluation is None
-    scores = load_results(scored).tasks if evaluation else {}
+    if _is_complete(scored):
+        load_manifest(scored, KIND)
+    trained = (folder / METRICS).exists() or not _is_complete(scored)
+    scores = load_results(scored).tasks if _is_complete(scored) else {}
     answers = {task: load_first_answers(scored, task, score) for task, score in scores.items()}
     return Run(
         name=name,
         folder=folder,
         manifest=load_manifest(folder, "run") if trained else None,
         metrics=read_metrics(folder / METRICS) if trained else (),
-        conversion=_load_if_there(folder / "hf", "hf"),
         scores=scores,
         outcomes={task: {row.id: row.correct for row in rows} for task, rows in answers.items()},
         subsets=_subsets(answers),
-        ungraded={task: sum(row.verdict == "ungraded" for row in rows) for task, rows in answers.items()},
     )
-
-
-def _load_if_there(folder: Path, kind: str) -> Manifest | None:
-    return load_manifest(folder, kind) if _is_complete(folder) else None
 
 
 def _subsets(answers: dict[str, list[Sample]]) -> dict[str, dict[str, bool]]:

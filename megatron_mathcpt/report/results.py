@@ -5,21 +5,24 @@ Shares are of 1, losses in nats a token.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore
 from megatron_mathcpt.formats.manifest import Manifest
-from megatron_mathcpt.formats.run_folder import RunCounts
+from megatron_mathcpt.formats.run_folder import MetricRow, run_counts
 from megatron_mathcpt.report.comparison import compare_runs
+from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.plot import train_curve, validation_curves
 from megatron_mathcpt.report.read import SUBSETS, Run, load_answers, tasks_of
 from megatron_mathcpt.report.study import Published, build_study, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
+MOST_POINTS = 120  # of a curve
 GENERAL = "general"
 MOST_ITEMS = 24  # of those shown with what the runs wrote
 MOST_CHARACTERS = 700
@@ -39,20 +42,14 @@ def build_results(
     """
     asked = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
     comparisons = compare_runs(runs, asked)
-    sizes = {run.name: _parameters(run) for run in runs}
     tokens = _mathematics_tokens(manifests, graph)
+    rows = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
-        "runs": {
-            run.name: _run(run)
-            | {"parameters": sizes[run.name], "mathematics_tokens": tokens.get(run.name, 0)}
-            for run in runs
-        },
-        "comparisons": [
-            {**asdict(found), "verdict": found.verdict, "sentence": found.sentence} for found in comparisons
-        ],
-        "study": build_study(published, runs, comparisons, sizes) if published else None,
+        "runs": rows,
+        "comparisons": [found.as_json() for found in comparisons],
+        "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
         "samples": choose_samples(runs, asked),
@@ -62,27 +59,15 @@ def build_results(
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, Any]:
     """Seconds of each stage; each run's median tokens a second, and the seconds it really trained."""
-    steps = {run.name: _steps(run) for run in runs}
-    return {
-        "stage_seconds": stages,
-        "tokens_per_second": {
-            name: sorted(rate for _, rate in rows)[len(rows) // 2] for name, rows in steps.items() if rows
-        },
-        "training_seconds": {
-            name: sum(tokens / rate for tokens, rate in rows) for name, rows in steps.items() if rows
-        },
-    }
-
-
-def _steps(run: Run) -> list[tuple[int, float]]:
-    """Tokens and tokens a second of each training step."""
-    rows = [row for row in run.metrics if row.tokens_per_second]
-    before = [0, *(row.consumed_tokens for row in rows)]
-    return [
-        (row.consumed_tokens - start, row.tokens_per_second)
-        for row, start in zip(rows, before, strict=False)
-        if row.tokens_per_second
-    ]
+    found: dict[str, Any] = {"stage_seconds": stages, "tokens_per_second": {}, "training_seconds": {}}
+    for run in runs:
+        steps = [(row.consumed_tokens, rate) for row in run.metrics if (rate := row.tokens_per_second)]
+        if steps:
+            rates = sorted(rate for _, rate in steps)
+            found["tokens_per_second"][run.name] = rates[len(rates) // 2]
+            seconds = ((end - start) / rate for (start, _), (end, rate) in pairwise([(0, 0.0), *steps]))
+            found["training_seconds"][run.name] = sum(seconds)
+    return found
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
@@ -94,40 +79,58 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
     return {package: sorted(found) for package, found in sorted(versions.items())}
 
 
-def _run(run: Run) -> dict[str, Any]:
-    counts = run.counts
+def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> dict[str, Any]:
+    counts = run_counts(run.manifest) if run.manifest else None
     validation = counts.final_validation or {} if counts else {}
     sources = counts.tokens_by_source if counts else {}
+    hf = run.folder / "hf"  # its parameters are counted only where its config has come along
+    converted = manifests.get(f"{run.name}/hf")
     return {
-        "scores": {task: _score(score, run.ungraded[task]) for task, score in run.scores.items()},
+        "scores": {task: _score(score) for task, score in run.scores.items()},
         "subsets": {name: _share(sum(found.values()), len(found)) for name, found in run.subsets.items()},
-        "total": _total(run) if run.scores else None,
+        "total": _total(run.scores.values()) if run.scores else None,
         "steps": counts and counts.steps,
         "consumed_tokens": counts and counts.consumed_tokens,
+        "mathematics_tokens": mathematics_tokens,
+        "parameters": read_hf_shape(hf).num_parameters() if (hf / "config.json").is_file() else None,
         "tokens_by_source": {pool: part.model_dump() for pool, part in sources.items()},
         "final_validation": {pool: _number(loss) for pool, loss in validation.items()},
-        "train_loss": train_curve(run.metrics),
-        "validation_loss": validation_curves(run.metrics),
-        "max_abs_logit_difference": run.conversion and run.conversion.counts.get("max_abs_logit_difference"),
+        "train_loss": _train_curve(run.metrics),
+        "validation_loss": _validation_curves(run.metrics),
+        "max_abs_logit_difference": converted and converted.counts.get("max_abs_logit_difference"),
     }
 
 
-def _score(score: TaskScore, ungraded: int) -> dict[str, Any]:
-    return _share(score.correct, score.n) | {
-        "accuracy": score.accuracy,
-        "stderr": _number(score.stderr),
-        "ungraded": ungraded,
-        "truncated_prompts": score.truncated_prompts,
-        "language": score.language,
-        "data_sha256": score.data_sha256,
-    }
+def _train_curve(rows: Sequence[MetricRow]) -> list[Point]:
+    """Training loss against consumed tokens: at most `MOST_POINTS` means over equal numbers of rows."""
+    points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
+    size = _thinning(points)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
 
 
-def _total(run: Run) -> dict[str, Any]:
+def _validation_curves(rows: Sequence[MetricRow]) -> dict[str, list[Point]]:
+    """Validation loss of each pool against consumed tokens; of many rows every n-th, and the last."""
+    curves: dict[str, list[Point]] = {}
+    for row in rows:
+        for pool, loss in (row.validation or {}).items():
+            curves.setdefault(pool, []).append((float(row.consumed_tokens), loss))
+    return {pool: points[::-1][:: _thinning(points)][::-1] for pool, points in curves.items()}
+
+
+def _thinning(points: Sequence[Point]) -> int:
+    return -(-len(points) // MOST_POINTS) or 1
+
+
+def _score(score: TaskScore) -> dict[str, Any]:
+    about = score.model_dump(include={"ungraded", "truncated_prompts", "language", "data_sha256"})
+    return _share(score.correct, score.n) | about
+
+
+def _total(scores: Collection[TaskScore]) -> dict[str, Any]:
     """Share right of all items of all tasks, and the plain mean of the tasks' accuracies."""
-    scores = run.scores.values()
     return _share(sum(score.correct for score in scores), sum(score.n for score in scores)) | {
-        "ungraded": sum(run.ungraded.values()),
+        "ungraded": sum(score.ungraded for score in scores),
         "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores),
     }
 
@@ -149,21 +152,14 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _parameters(run: Run) -> int | None:
-    """Parameters of the model, from the Hugging Face folder made of it."""
-    folder = run.folder / "hf"
-    return read_hf_shape(folder).num_parameters() if (folder / "config.json").is_file() else None
-
-
 def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
     """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
     own = {
         name: sum(
-            part.seen
-            for pool, part in RunCounts.model_validate(counts).tokens_by_source.items()
-            if pool != GENERAL
+            part.seen for pool, part in run_counts(manifest).tokens_by_source.items() if pool != GENERAL
         )
-        for name, counts in _counts(manifests, "run").items()
+        for name, manifest in manifests.items()
+        if manifest.kind == "run"
     }
     total: dict[str, int] = {}
     for node in graph.nodes:
@@ -177,16 +173,12 @@ def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, dict[str, An
 
 
 def _synthesis(folders: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What each method of each folder came to: its counts, the share accepted of its outcomes, its cost."""
+    """What each method of each folder came to: the share accepted of its outcomes, its counts, its cost."""
     found = {}
     for path, counts in folders.items():
         for method, made in counts["methods"].items():
             share = made["accepted"] / made["outcomes"] if made["outcomes"] else 0.0
-            numbers = {
-                name: value
-                for name, value in made.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
+            numbers = {name: value for name, value in made.items() if type(value) in (int, float)}
             found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | numbers
     return found
 
@@ -199,25 +191,21 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> lis
     """
     by_name = {run.name: run for run in runs}
     cells = [
-        ((second, first), task, kind, ids)
-        for second, first in pairs
-        for task, kind, ids in _kinds(by_name[second], by_name[first])
+        (pair, task, kind, ids)
+        for pair in pairs
+        for task, kind, ids in _kinds(*(by_name[name] for name in pair))
     ]
-    per_cell = max(1, MOST_ITEMS // max(1, len(cells)))
-    answers: dict[tuple[str, str], dict[str, Sample]] = {}
+    answers = cache(lambda name, task: load_answers(by_name[name], task))
     chosen = []
     for pair, task, kind, ids in cells:
         names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
         shown = [name for name in names if task in by_name[name].scores]
-        for name in shown:
-            if (name, task) not in answers:
-                answers[name, task] = load_answers(by_name[name], task)
-        for item in sorted(ids, key=lambda item: hashlib.sha256(item.encode()).hexdigest())[:per_cell]:
-            rows = {name: answers[name, task][item] for name in shown}
-            about = {"pair": list(pair), "task": task, "kind": kind, "id": item}
+        ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
+        for item in ids[: max(1, MOST_ITEMS // len(cells))]:
+            rows = {name: answers(name, task)[item] for name in shown}
             any_row = rows[shown[0]]
             chosen.append(
-                about
+                {"pair": pair, "task": task, "kind": kind, "id": item}
                 | {"question": any_row.question, "gold": any_row.gold}
                 | {"runs": {name: _shown(row) for name, row in rows.items()}}
             )
@@ -232,13 +220,12 @@ def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
         (True, True): "both",
         (False, False): "neither",
     }
-    for task in second.scores:
-        if task in first.scores:
-            before, after = first.outcomes[task], second.outcomes[task]
-            for outcome, kind in names.items():
-                ids = [item for item, right in after.items() if (right, before[item]) == outcome]
-                if ids:
-                    yield task, kind, ids
+    for task, after in second.outcomes.items():
+        before = first.outcomes.get(task, {})
+        for outcome, kind in names.items():
+            ids = [item for item, right in before.items() if (after[item], right) == outcome]
+            if ids:
+                yield task, kind, ids
 
 
 def _shown(row: Sample) -> dict[str, Any]:

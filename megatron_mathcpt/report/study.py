@@ -4,8 +4,7 @@ Published figures live in published.yaml. Only the study's own public sets (GSM8
 a result is judged by the Holm-corrected paired tests of our runs alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +65,6 @@ class Published(Section):
     results: tuple[StudyResult, ...]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What some pairs say together: `holds` if all come out as the study says, `fails` if one is opposite."""
-
-    verdict: str
-    sentence: str
-    tests: tuple[str, ...]
-
-
 def load_published() -> Published:
     """The study's figures."""
     return load_config(FILE, Published)
@@ -88,86 +78,80 @@ def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
 
 
 def build_study(
-    published: Published, runs: Sequence[Run], comparisons: Sequence[Comparison], sizes: dict[str, int | None]
+    published: Published, runs: Mapping[str, Any], comparisons: Sequence[Comparison]
 ) -> dict[str, Any]:
-    """Tables with a row of ours, and a judgement of each result, as JSON can hold it.
+    """Tables with a row of ours, and a judgement of each result; `runs` are those of report.json."""
 
-    `sizes` gives the parameters of each run, where known.
-    """
-    by_name = {run.name: run for run in runs}
+    def ours(run: str) -> list[dict[str, Any] | None]:
+        """Our score on each of the study's sets; `whole` tells whether it is on all items of the set."""
+        scores = runs[run]["scores"] if run in runs else {}
+        return [
+            {name: score[name] for name in ("accuracy", "stderr", "n")} | {"whole": score["n"] == found.items}
+            if (score := scores.get(found.task))
+            else None
+            for found in published.sets
+        ]
+
     return {
         "sets": [
-            found.model_dump() | {"ours": any(found.task in run.scores for run in runs)}
+            found.model_dump() | {"ours": any(found.task in run["scores"] for run in runs.values())}
             for found in published.sets
         ],
         "tables": [
             {
                 "title": table.title,
                 "note": table.note,
-                "rows": [
-                    row.model_dump() | {"ours": _ours(by_name.get(row.run), published.sets)}
-                    for row in table.rows
-                ],
+                "rows": [row.model_dump() | {"ours": ours(row.run)} for row in table.rows],
             }
             for table in published.tables
-            if any(row.run in by_name for row in table.rows)
+            if any(row.run in runs for row in table.rows)
         ],
-        "results": [_result(result, comparisons, by_name, sizes) for result in published.results],
+        "results": [_result(result, comparisons, runs) for result in published.results],
     }
 
 
 def judge(
     pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
-) -> Judgement:
-    """What the comparisons say about `pairs`; a pair that was not run on the items asked for is left out."""
+) -> dict[str, Any]:
+    """What the comparisons say about `pairs`; a pair that was not run on the items asked for is left out.
+
+    The verdict is `holds` if all come out as the study says, `fails` if one is opposite.
+    """
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
     for second, first in pairs:
         rows = (by_name.get((second, first, task)) for task in where.get(second, (POOLED,)))
         found += [row for row in rows if row][:1]
+    tests = [row.sentence for row in found]
     if not found:
-        return Judgement("not tested", "Not tested: none of its pairs of runs is here.", ())
+        sentence = "Not tested: none of its pairs of runs is here."
+        return {"verdict": "not tested", "sentence": sentence, "tests": tests}
     better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
     verdict = "fails" if worse else "holds" if better == len(found) else "not distinguishable"
     counts = f"{better} of {len(found)} comparisons as the study says, {worse} the other way round"
     left_out = f"; {len(pairs) - len(found)} not run" if len(found) < len(pairs) else ""
-    return Judgement(
-        verdict, f"{_WORDS[verdict]} here: {counts}{left_out}.", tuple(row.sentence for row in found)
-    )
+    sentence = f"{_WORDS[verdict]} here: {counts}{left_out}."
+    return {"verdict": verdict, "sentence": sentence, "tests": tests}
 
 
 def _result(
-    result: StudyResult, comparisons: Sequence[Comparison], runs: dict[str, Run], sizes: dict[str, int | None]
+    result: StudyResult, comparisons: Sequence[Comparison], runs: Mapping[str, Any]
 ) -> dict[str, Any]:
     own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
-    names = [name for pair in result.pairs for name in pair if name in runs]
-    return vars(own) | {
+    rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
+    return own | {
         "text": result.text,
         "published": result.published,
-        "size": _size([runs[name] for name in names], sizes) if own.tests else "",
-        "matched": vars(matched) if result.matched else None,
+        "size": _size(rows) if own["tests"] else "",
+        "matched": matched if result.matched else None,
     }
 
 
-def _size(runs: Sequence[Run], sizes: dict[str, int | None]) -> str:
+def _size(runs: Sequence[Mapping[str, Any]]) -> str:
     """Parameters and tokens of the runs, as a range where they differ."""
-    parameters = _range([sizes[run.name] for run in runs], "parameters")
-    tokens = _range([run.counts.consumed_tokens if run.counts else None for run in runs], "tokens a run")
-    return ", ".join(part for part in (parameters, tokens) if part)
-
-
-def _range(counts: Sequence[int | None], unit: str) -> str:
-    known = [count for count in counts if count is not None]
-    ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max) if known)
-    return f"{' to '.join(ends)} {unit}" if known else ""
-
-
-def _ours(run: Run | None, sets: Sequence[PublishedSet]) -> list[dict[str, Any] | None]:
-    """Our score on each of the study's sets; `whole` tells whether it is on all items of the set."""
-    scores = [run.scores.get(found.task) if run and found.task else None for found in sets]
-    return [
-        score.model_dump(include={"accuracy", "stderr", "n"}) | {"whole": score.n == found.items}
-        if score
-        else None
-        for score, found in zip(scores, sets, strict=True)
-    ]
+    parts = []
+    for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens a run")):
+        if known := [run[field] for run in runs if run[field] is not None]:
+            ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
+            parts.append(f"{' to '.join(ends)} {unit}")
+    return ", ".join(parts)

@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = write_grid(Path(folder), right)
         start = time.process_time()
-        page = build_report(root, root / "report", runs=list(right), comparisons=pairs).page
+        page = build_report(root, root / "report", runs=list(right), comparisons=pairs)
         seconds = time.process_time() - start
         opened = [asyncio.run(_open(page)) for _ in range(OPENINGS)] if shutil.which("chromium") else []
         table = Table("runs", "paired tests", "build, CPU s", "page, MB", "open, ms (median)")

@@ -1,7 +1,5 @@
 """What `dry-run` prints of the study's runs and its grid, on a machine without a GPU."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 from megatron_mathcpt.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = ["--gpus", "64", "--expected", "configs/paper/pools.yaml"]
 BASE2 = "configs/paper/base2.yaml"
 FP8 = ["precision.fp8=e4m3", "precision.fp8_recipe=blockwise", "precision.fp8_param_gather=true"]
 
@@ -27,10 +26,9 @@ def experiment(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_overrides_cost_a_run_as_its_file_would(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--gpus", "64", "--expected", "configs/paper/pools.yaml"]
 
     def cost(*arguments: str) -> list[str]:
-        assert experiment(monkeypatch, "dry-run", *arguments, *options) == 0
+        assert experiment(monkeypatch, "dry-run", *arguments, *OPTIONS) == 0
         row = next(line for line in capsys.readouterr().out.splitlines() if "TP1 PP1" in line)
         return row.split()[1:]
 
@@ -52,8 +50,7 @@ def test_overrides_cost_a_run_as_its_file_would(
 def test_overrides_are_as_strict_as_in_training(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--gpus", "64", "--expected", "configs/paper/pools.yaml"]
-    assert experiment(monkeypatch, "dry-run", *arguments, *options) == 2
+    assert experiment(monkeypatch, "dry-run", *arguments, *OPTIONS) == 2
     assert message in capsys.readouterr().err
 
 
@@ -72,19 +69,19 @@ def test_overrides_cost_a_grid(
     assert "changes what runs cost, so give --gpus too" in capsys.readouterr().err
 
 
-def test_the_studys_grid_with_its_cost(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "megatron_mathcpt", "dry-run", "configs/paper/grid.yaml"]
-    command += ["--out", str(tmp_path / "out"), "--benchmarks", str(tmp_path), "--gpus", "64"]
-    command += ["--expected", "configs/paper/pools.yaml"]
-    environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    rows = {line.split("│")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("│")}
+def test_the_studys_grid_with_its_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["dry-run", "configs/paper/grid.yaml", "--out", str(tmp_path / "out"), *OPTIONS]
+    assert experiment(monkeypatch, *command, "--benchmarks", str(tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("│")[1].strip(): line for line in lines if line.startswith("│")}
     assert len([name for name in rows if name]) == 6 + 7 + 3 * 32 + 1
     cells = [cell.strip() for cell in rows["base2"].split("│")[2:-1]]
     assert cells[:4] == ["corpus_base", "to do", "25,000", "104.9B"]
     # 6 x 6.74e9 x 104.9e9 FLOP and attention are 4.6e21; at 989 TFLOP/s and a third to two thirds of it.
     assert 1_900 < float(cells[5].replace(",", "")) < 3_900
-    total = float(done.stdout.splitlines()[-1].split(" ")[0].replace(",", ""))
+    total = float(lines[-1].split(" ")[0].replace(",", ""))
     hours = [float(line.split("│")[-2].replace(",", "")) for line in rows.values() if "B │" in line]
     assert len(hours) == 32
     assert abs(total - sum(hours)) < len(hours)

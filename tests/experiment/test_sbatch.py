@@ -1,4 +1,4 @@
-"""The job script's text: golden files, shellcheck, and values that try to become commands."""
+"""A job's script: golden files, shellcheck, values that try to become commands; and the code it runs from."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.config.cluster import ClusterConfig, Container
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.submit import Job, load_cluster, render
+from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "sbatch"
@@ -38,20 +38,13 @@ def training(cluster: ClusterConfig) -> Job:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_golden_text(name: str) -> None:
+def test_golden_text_in_which_shellcheck_finds_nothing(name: str) -> None:
     cluster = load_cluster(name)
     text = render(training(cluster), cluster)
     path = GOLDEN / f"{name}.sbatch"
     if os.environ.get("MATHCPT_WRITE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
-
-
-@pytest.mark.parametrize("name", CLUSTERS)
-def test_shellcheck_finds_nothing(name: str, tmp_path: Path) -> None:
-    cluster = load_cluster(name)
-    path = tmp_path / "job.sbatch"
-    path.write_text(render(training(cluster), cluster))
     done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -98,15 +91,10 @@ def run_with_stubs(script: str, folder: Path) -> list[str]:
             (stubs / name).chmod(0o755)
     out = folder / "srun_words"
     out.unlink(missing_ok=True)
-    environment = {
-        "PATH": f"{stubs}:{os.environ['PATH']}",
-        "STUB_OUT": str(out),
-        "SLURM_JOB_ID": "1",
-        "SLURM_JOB_NODELIST": "node1",
-    }
-    subprocess.run(
-        ["bash", "-s"], input=script, text=True, cwd=folder, env=environment, check=False, capture_output=True
-    )
+    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STUB_OUT": str(out)}
+    environment |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node1"}
+    options = {"input": script, "text": True, "cwd": folder, "env": environment, "capture_output": True}
+    subprocess.run(["bash", "-s"], check=False, **options)
     return out.read_text().split("\0")[:-1] if out.exists() else []
 
 
@@ -130,18 +118,16 @@ def test_no_value_becomes_a_command(field: str, value: str, tmp_path_factory: py
     folder = tmp_path_factory.mktemp("job")
     plain = load_cluster("test")
     plain_job = training(plain)
-    job = replace(
-        plain_job, folder=folder / "job", code=folder, work=folder, checkpoints=folder / "checkpoints"
-    )
+    places = {"folder": folder / "job", "code": folder, "work": folder, "checkpoints": folder / "checkpoints"}
+    job = replace(plain_job, **places)
     try:
         cluster, job = changed(field, value, plain, job)
         script = render(job, cluster)
     except (ConfigError, ValidationError):
         return
     options = [line for line in script.split("\n") if line.startswith("#SBATCH ")]
-    assert len(options) == len(render(plain_job, plain).split("\n#SBATCH ")) - 1 + (
-        field in ("account", "qos")
-    )
+    more = field in ("account", "qos")
+    assert len(options) == len(render(plain_job, plain).split("\n#SBATCH ")) - 1 + more
     assert all(len(shlex.split(line.removeprefix("#SBATCH "))) == 1 for line in options)
     assert not any("/../" in line or "%" in line.replace("%j.log", "") for line in options)
     words = run_with_stubs(script, folder)
@@ -172,3 +158,57 @@ def test_mounts(mount: str) -> None:
 def test_bad_job_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be a job's name"):
         render(replace(JOB, name=name), load_cluster("test"))
+
+
+def git(root: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    command = ["git", "-C", str(root), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "megatron_mathcpt").mkdir(parents=True)
+    (root / "tools").mkdir()
+    (root / "megatron_mathcpt" / "a.py").write_text("1")
+    (root / "tools" / "b.py").write_text("2")
+    (root / ".gitignore").write_text("ignored.py\nruns/\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "x")
+    return root
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_clean_checkout_is_copied_whole_and_an_old_copy_replaced(checkout: Path) -> None:
+    target = checkout / "runs" / "code"
+    target.mkdir(parents=True)
+    (target / "old.py").touch()
+    (checkout / "megatron_mathcpt" / "ignored.py").touch()
+    commit = snapshot_code(target, allow_dirty=False, root=checkout)
+    assert commit == git(checkout, "rev-parse", "HEAD")
+    assert files(target) == {"megatron_mathcpt/a.py": "1", "tools/b.py": "2", "COMMIT": f"{commit}\n"}
+
+
+@pytest.mark.parametrize("change", ["edited", "new", "deleted"])
+def test_a_dirty_checkout_is_refused_unless_told(checkout: Path, tmp_path: Path, change: str) -> None:
+    path = checkout / "megatron_mathcpt" / ("new.py" if change == "new" else "a.py")
+    path.unlink() if change == "deleted" else path.write_text("changed")
+    target = tmp_path / "code"
+    with pytest.raises(ConfigError, match=f"1 uncommitted changes .*{path.name}.*--allow-dirty"):
+        snapshot_code(target, allow_dirty=False, root=checkout)
+    assert not target.exists()
+    commit = snapshot_code(target, allow_dirty=True, root=checkout)
+    assert commit.endswith("+dirty")
+    assert files(target).get(f"megatron_mathcpt/{path.name}") == (None if change == "deleted" else "changed")
+
+
+def test_outside_a_checkout(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="submit from a git checkout"):
+        snapshot_code(tmp_path / "code", allow_dirty=True, root=tmp_path)

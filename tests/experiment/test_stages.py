@@ -146,14 +146,15 @@ def test_cycle(tmp_path: Path) -> None:
 def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
     stages(tmp_path)
     grid = load_config(tmp_path / "grid.yaml", GridConfig)
-    more = grid.with_runs({"mine": tmp_path / "child.yaml"}, [["mine", "child"]])
+    mine = {"mine": tmp_path / "child.yaml"}
+    more = grid.with_runs(mine, [["mine", "child"]])
     found = [stage.name for stage in build_stages(more, tmp_path, Settings(tmp_path / "out", 2))]
     assert found[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
     assert more.report.comparisons == (("mine", "child"),)
     with pytest.raises(ConfigError, match="run 'base': the grid has one of this name"):
         grid.with_runs({"base": tmp_path / "base.yaml"}, [])
     with pytest.raises(ConfigError, match="comparisons names 'yours'"):
-        grid.with_runs({"mine": tmp_path / "child.yaml"}, [["mine", "yours"]])
+        grid.with_runs(mine, [["mine", "yours"]])
 
 
 def test_only_some_runs(tmp_path: Path) -> None:

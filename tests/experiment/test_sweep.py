@@ -40,9 +40,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_checkpoint_is_compared_with_the_first(run: Path) -> None:
     out = run.parent / "sweep"
     found = sweep.sweep(run, {"sums": run}, EvaluationConfig(tasks=("sums",)), out)
-    assert found.headings == ("checkpoint", "trained tokens", "sums")
-    assert found.rows == [(STEPS[0], "100 k", "20.0 ± 9.2"), (STEPS[1], "200 k", "60.0 ± 11.2")]
-    (sentence,) = found.sentences
+    assert found is not None
+    rows, (sentence,) = found
+    assert rows == [(STEPS[0], "100 k", "20.0 ± 9.2"), (STEPS[1], "200 k", "60.0 ± 11.2")]
     assert sentence.startswith("step_00000200 answers more than step_00000100: 12 against 4 of 20")
     result = json.loads((out / "sweep.json").read_text())
     assert [row["consumed_tokens"] for row in result["checkpoints"]] == [100_000, 200_000]
@@ -50,6 +50,16 @@ def test_each_checkpoint_is_compared_with_the_first(run: Path) -> None:
     picture = minidom.parse(str(out / "sweep.svg"))
     assert len(picture.getElementsByTagName("path")) == 1
     assert picture.getElementsByTagName("text")[-1].firstChild.data == "sums"
+
+
+def test_only_the_first_process_reads_what_it_alone_writes(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "evaluate", lambda *_: None)  # the first process has not written yet
+    monkeypatch.setenv("RANK", "1")
+    out = run.parent / "sweep"
+    assert sweep.sweep(run, {"sums": run}, EvaluationConfig(tasks=("sums",)), out) is None
+    assert not out.exists()
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path: Path) -> None:

@@ -24,18 +24,9 @@ test_cluster.__test__ = False  # type: ignore[attr-defined]
 
 def trainee_job(run: Path, *arguments: str) -> Job:
     """2 nodes x 2 tasks of the trainee."""
-    return Job(
-        name=run.name,
-        folder=run / ".slurm",
-        code=ROOT,
-        work=run.parent,
-        checkpoints=run / "checkpoints",
-        command=(sys.executable, "-P", str(TRAINEE), str(run), *arguments),
-        nodes=2,
-        tasks_per_node=2,
-        gpus_per_node=2,
-        check_nodes=False,
-    )
+    command = (sys.executable, "-P", str(TRAINEE), str(run), *arguments)
+    places = (run / ".slurm", ROOT, run.parent, run / "checkpoints")
+    return Job(run.name, *places, command, nodes=2, tasks_per_node=2, gpus_per_node=2)
 
 
 def submit(job: Job, cluster: ClusterConfig | None = None, after: tuple[int, ...] = ()) -> int:
@@ -48,9 +39,8 @@ def single(job: Job, *arguments: str) -> Job:
 
 
 def field(job_id: int, name: str) -> str:
-    shown = subprocess.run(
-        ["scontrol", "-o", "show", "job", str(job_id)], capture_output=True, text=True, check=True
-    ).stdout
+    command = ["scontrol", "-o", "show", "job", str(job_id)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     words = shown.split("\n")[0].split(" ")
     return next(word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}="))
 

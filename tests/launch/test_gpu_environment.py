@@ -16,13 +16,10 @@ from megatron_mathcpt.experiment.submit import load_cluster
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "script", [*sorted(ROOT.glob("launch/*.sh")), *sorted(ROOT.glob("tests/*.sh"))], ids=str
-)
+@pytest.mark.parametrize("script", sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/*.sh")]), ids=str)
 def test_shellcheck_finds_nothing(script: Path) -> None:
-    done = subprocess.run(
-        ["shellcheck", "--external-sources", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["shellcheck", "--external-sources", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -35,23 +32,18 @@ def test_a_torch_for_the_cpu_is_refused_before_anything_is_built(tmp_path: Path)
     python.write_text("#!/bin/sh\necho 2.13.0+cpu None\n")
     python.chmod(0o755)
     environment = {**os.environ, "MATHCPT_VENV": str(tmp_path)}
-    done = subprocess.run(
-        ["bash", ROOT / "launch/gpu.sh"], env=environment, capture_output=True, text=True, check=False
-    )
+    command = ["bash", ROOT / "launch/gpu.sh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "torch 2.13.0+cpu for CUDA None, not 13" in done.stderr
     assert not done.stdout
 
 
 def test_pinned_versions_are_allowed_by_the_gpu_extra() -> None:
-    pins = dict(
-        re.findall(
-            r"^(transformer-engine\S*)==([\d.]+)$", (ROOT / "launch/constraints.txt").read_text(), re.M
-        )
-    )
-    found = re.findall(r'"(transformer-engine\[.*?)"', (ROOT / "setup.py").read_text())
-    assert len(found) == 1
-    wanted = Requirement(found[0])
+    constraints = (ROOT / "launch/constraints.txt").read_text()
+    pins = dict(re.findall(r"^(transformer-engine\S*)==([\d.]+)$", constraints, re.M))
+    (found,) = re.findall(r'"(transformer-engine\[.*?)"', (ROOT / "setup.py").read_text())
+    wanted = Requirement(found)
     assert set(pins) == {"transformer-engine", "transformer-engine-cu13", "transformer-engine-torch"}
     assert set(pins.values()) == {pins["transformer-engine"]}, "its parts refuse other versions of each other"
     assert pins["transformer-engine"] in wanted.specifier
@@ -60,9 +52,8 @@ def test_pinned_versions_are_allowed_by_the_gpu_extra() -> None:
 
 
 def test_the_cluster_names_the_image_that_the_dockerfile_makes() -> None:
-    (tag,) = re.findall(
-        r"^FROM nvcr.io/nvidia/pytorch:(\S+)$", (ROOT / "launch/Dockerfile").read_text(), re.M
-    )
+    text = (ROOT / "launch/Dockerfile").read_text()
+    (tag,) = re.findall(r"^FROM nvcr.io/nvidia/pytorch:(\S+)$", text, re.M)
     container = load_cluster("h100_pyxis").container
     assert container is not None
     assert Path(container.image).name == f"megatron_mathcpt-{tag}.sqsh"

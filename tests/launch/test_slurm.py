@@ -106,11 +106,8 @@ def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: P
     first_id = submit(first, small)
     wait_for((run / "rank_0").exists)
     script = (first.folder / "job.sbatch").read_text()
-    second_id = int(
-        subprocess.run(
-            ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=True
-        ).stdout
-    )
+    sbatch = ["sbatch", "--parsable"]
+    second_id = int(subprocess.run(sbatch, input=script, capture_output=True, text=True, check=True).stdout)
     assert wait_for_end(second_id) == "FAILED"
     assert field(second_id, "ExitCode") == "2:0"
     assert f"is in use by job {first_id}" in log(first, second_id)
@@ -124,51 +121,34 @@ def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: P
     assert "takes over from job 999999" in log(first, third_id)
 
 
-def chain_job(run: Path, *arguments: str) -> Job:
-    return single(trainee_job(run), "--steps", "2", *arguments)
-
-
-def test_chain_of_three_and_a_failed_link(tmp_path: Path) -> None:
-    small = test_cluster("requeues_without_progress=0")
-    names = ("a", "b", "c", "bad", "after_bad")
-    jobs = {name: chain_job(tmp_path / name, *(("--fail", "2") if name == "bad" else ())) for name in names}
-    a = submit(jobs["a"], small)
-    b = submit(jobs["b"], small, (a,))
-    c = submit(jobs["c"], small, (a, b))
-    bad = submit(jobs["bad"], small, (a,))
-    after = submit(jobs["after_bad"], small, (bad,))
-    assert [wait_for_end(job_id) for job_id in (a, b, c, bad, after)] == [
-        *["COMPLETED"] * 3,
-        "FAILED",
-        "CANCELLED",
-    ]
-    times = [(tmp_path / name / "rank_0").stat().st_mtime for name in "abc"]
-    assert times == sorted(times)
+def health_job(folder: Path, nvidia_smi: str) -> tuple[Job, int]:
+    """A job of one step on one node that is questioned first, where `nvidia_smi` is the tool's script."""
+    tool = folder / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\n{nvidia_smi}")
+    tool.chmod(0o755)
+    (folder / "run").mkdir()
+    job = trainee_job(folder / "run", "--steps", "1")
+    job = replace(job, nodes=1, check_nodes=True, tasks_per_node=1)
+    if (folder / "code").exists():
+        job = replace(job, code=folder / "code")
+    path = f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
+    return job, submit(job, test_cluster("nodes=1", "check_gpus=true", path))
 
 
 def test_sick_node_is_left_out(tmp_path: Path) -> None:
     """nvidia-smi finds one GPU too few on the first node; the job comes back without that node."""
-    tool, first = tmp_path / "bin" / "nvidia-smi", tmp_path / "first"
-    tool.parent.mkdir()
-    tool.write_text(
-        f'#!/bin/sh\n[ -s {first} ] || echo "$SLURMD_NODENAME" >{first}\n'
-        f'echo 0\n[ "$SLURMD_NODENAME" = "$(cat {first})" ] || echo 0\n'
-    )
-    tool.chmod(0o755)
-    code = tmp_path / "code"  # the job's own, with a torch for nodes that have GPUs in name only
-    code.mkdir()
+    first, code = tmp_path / "first", tmp_path / "code"
+    code.mkdir()  # the job's own, with a torch for nodes that have GPUs in name only
     (code / "megatron_mathcpt").symlink_to(ROOT / "megatron_mathcpt")
     (code / "torch.py").write_text("def zeros(*_, device): return 0.0\n")
-    run = tmp_path / "run"
-    run.mkdir()
-    job = replace(trainee_job(run, "--steps", "1"), code=code, nodes=1, check_nodes=True, tasks_per_node=1)
-    cluster = test_cluster(
-        "nodes=1", "check_gpus=true", f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
+    job, job_id = health_job(
+        tmp_path,
+        f'[ -s {first} ] || echo "$SLURMD_NODENAME" >{first}\n'
+        f'echo 0\n[ "$SLURMD_NODENAME" = "$(cat {first})" ] || echo 0\n',
     )
-    job_id = submit(job, cluster)
     assert wait_for_end(job_id) == "COMPLETED"
-    told = log(job, job_id)
-    sick = first.read_text().strip()
+    told, sick = log(job, job_id), first.read_text().strip()
     assert f"health check failed with status 1 on: {sick}" in told
     assert f"{sick}: 1 GPUs, expected 2" in told
     assert field(job_id, "ExcNodeList") == sick
@@ -177,17 +157,7 @@ def test_sick_node_is_left_out(tmp_path: Path) -> None:
 
 def test_torch_finds_a_node_sick_whose_driver_answers(tmp_path: Path) -> None:
     """nvidia-smi counts both GPUs of every node; torch sees none of them."""
-    tool = tmp_path / "bin" / "nvidia-smi"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho 0\necho 0\n")
-    tool.chmod(0o755)
-    run = tmp_path / "run"
-    run.mkdir()
-    job = replace(trainee_job(run, "--steps", "1"), nodes=1, check_nodes=True, tasks_per_node=1)
-    cluster = test_cluster(
-        "nodes=1", "check_gpus=true", f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
-    )
-    job_id = submit(job, cluster)
+    job, job_id = health_job(tmp_path, "echo 0\necho 0\n")
     wait_for(lambda: "health check failed with status 1 on: node" in log(job, job_id))
     assert "GPU 0: torch: status 1" in log(job, job_id)
 
@@ -204,13 +174,8 @@ def test_values_arrive_unchanged(tmp_path: Path) -> None:
     cluster = test_cluster("account=math-1", f"environment={json.dumps({'NCCL_DEBUG': nasty})}")
     job_id = submit(job, cluster)
     assert wait_for_end(job_id) == "COMPLETED"
-    shown = {name: field(job_id, name) for name in ("JobName", "Account", "WorkDir", "StdOut", "NumNodes")}
-    assert shown == {
-        "JobName": "n.1_x-y+z",
-        "Account": "math-1",
-        "WorkDir": str(work),
-        "StdOut": f"{run}/.slurm/{job_id}.log",
-        "NumNodes": "1",
-    }
+    assert (field(job_id, "JobName"), field(job_id, "Account")) == ("n.1_x-y+z", "math-1")
+    assert (field(job_id, "WorkDir"), field(job_id, "NumNodes")) == (str(work), "1")
+    assert field(job_id, "StdOut") == f"{run}/.slurm/{job_id}.log"
     assert (run / "seen").read_text() == nasty * 2
     assert not list(tmp_path.rglob("canary"))

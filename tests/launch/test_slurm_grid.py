@@ -10,7 +10,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus, submit_corpus
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage
-from megatron_mathcpt.experiment.submit import Submission, submit_stages
+from megatron_mathcpt.experiment.submit import submit_stages
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.data.conftest import config, raw
 from tests.launch.jobs import field, test_cluster, wait_for_end
@@ -29,10 +29,9 @@ write_manifest(folder, "demo", inputs={}, counts={}, config={})
 """
 
 
-def stage(out: Path, name: str, *needs: str, kind: str = "demo") -> Stage:
-    return Stage(
-        name, kind, out / name, (sys.executable, str(out / "stage.py"), str(out / name), *needs), needs
-    )
+def stage(out: Path, name: str, *needs: str) -> Stage:
+    command = (sys.executable, str(out / "stage.py"), str(out / name), *needs)
+    return Stage(name, "demo", out / name, command, needs)
 
 
 def test_stages_follow_each_other_and_go_on_after_a_failure(
@@ -45,26 +44,19 @@ def test_stages_follow_each_other_and_go_on_after_a_failure(
     (out / "fail_b").touch()
     stages = [stage(out, "a"), stage(out, "b", "a"), stage(out, "c", "b"), stage(out, "d", "a")]
 
-    def submit() -> dict[str, Submission]:
-        found = submit_stages(stages, test_cluster(), out, allow_dirty=True)
-        return {submission.stage: submission for submission in found}
+    def submit() -> dict[str, tuple[str, int | None]]:
+        return submit_stages(stages, test_cluster(), out, allow_dirty=True)
 
     first = submit()
-    assert {submission.state for submission in first.values()} == {"submitted"}
-    ends = {name: wait_for_end(submission.job_id or 0) for name, submission in first.items()}
+    assert {state for state, _ in first.values()} == {"submitted"}
+    ends = {name: wait_for_end(job_id or 0) for name, (_, job_id) in first.items()}
     assert ends == {"a": "COMPLETED", "b": "FAILED", "c": "CANCELLED", "d": "COMPLETED"}
-    assert field(first["b"].job_id or 0, "ExitCode") == "2:0"
+    assert field(first["b"][1] or 0, "ExitCode") == "2:0"
     (out / "fail_b").unlink()
     second = submit()
-    assert {name: s.state for name, s in second.items()} == {
-        "a": "done",
-        "b": "submitted",
-        "c": "submitted",
-        "d": "done",
-    }
-    assert [wait_for_end(second[name].job_id or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]
-    third = submit()
-    assert {submission.state for submission in third.values()} == {"done"}
+    assert [second[name][0] for name in "abcd"] == ["done", "submitted", "submitted", "done"]
+    assert [wait_for_end(second[name][1] or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]
+    assert {state for state, _ in submit().values()} == {"done"}
 
 
 @pytest.mark.slow

@@ -10,17 +10,9 @@ from typing import Any
 
 import aiohttp
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--remote-debugging-port=0",
-)
+OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
+ON = ("headless", "no-sandbox", "no-first-run", "remote-debugging-port=0")
+FLAGS = [f"--{name}" for name in (*ON, *(f"disable-{name}" for name in OFF))]
 
 
 class Page:
@@ -81,14 +73,8 @@ class Page:
 async def open_page(chromium: str, page: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
     """A browser of its own on `page`, ended afterwards."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = await asyncio.create_subprocess_exec(
-            chromium,
-            *FLAGS,
-            f"--user-data-dir={profile}",
-            f"--window-size={width},{height}",
-            "about:blank",
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank")
+        process = await asyncio.create_subprocess_exec(chromium, *options, stderr=asyncio.subprocess.DEVNULL)
         try:
             address = await _debugger_address(Path(profile) / "DevToolsActivePort")
             async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:

@@ -5,7 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.formats.manifest import Manifest, write_manifest
+from megatron_mathcpt.formats import evaluation_folder
+from megatron_mathcpt.formats.evaluation_folder import Results, Sample, TaskScore
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest, write_manifest
+from megatron_mathcpt.formats.run_folder import RunCounts, SourceTokens
+from megatron_mathcpt.statistics import accuracy_standard_error
 
 # Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
 EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}
@@ -15,12 +19,8 @@ POOLS = ("general", "math_corpus", "problem_solving")
 
 def outcomes(counts: Mapping[str, int]) -> tuple[list[bool], list[bool]]:
     """Outcomes (first, second), item by item, with these counts of the four kinds."""
-    kinds = {
-        "only_second": (False, True),
-        "only_first": (True, False),
-        "both": (True, True),
-        "neither": (False, False),
-    }
+    kinds = {"only_second": (False, True), "only_first": (True, False)}
+    kinds |= {"both": (True, True), "neither": (False, False)}
     pairs = [kinds[kind] for kind, count in counts.items() for _ in range(count)]
     return [first for first, _ in pairs], [second for _, second in pairs]
 
@@ -36,31 +36,22 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         row = {"step": step, "consumed_samples": 8 * step, "consumed_tokens": 1000 * step}
-        rows.append(
-            row
-            | {
-                "loss": 4 - step / 20,
-                "grad_norm": 1.0,
-                "learning_rate": 1e-3,
-                "tokens_per_second": 100.0 + step,
-            }
-        )
+        rows.append(row | {"loss": 4 - step / 20, "grad_norm": 1.0, "tokens_per_second": 100.0 + step})
         if step % 10 == 0:
             rows.append(row | {"validation": {pool: 3.5 - step / 40 for pool in POOLS}})
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
-    counts = {
-        "step": steps,
-        "steps": steps,
-        "consumed_samples": 8 * steps,
-        "consumed_tokens": 1000 * steps,
-        "tokens_by_source": {
-            "general": {"asked": 30000, "seen": 29700},
-            "math_corpus": {"asked": 10000, "seen": 10300},
-        },
-        "final_validation": {pool: 2.5 for pool in POOLS},
-    }
-    return write_manifest(folder, "run", inputs=inputs, counts=counts, config={})
+    seen = {"general": SourceTokens(asked=30000, seen=29700)}
+    seen |= {"math_corpus": SourceTokens(asked=10000, seen=10300)}
+    counts = RunCounts(
+        step=steps,
+        steps=steps,
+        consumed_samples=8 * steps,
+        consumed_tokens=1000 * steps,
+        tokens_by_source=seen,
+        final_validation={pool: 2.5 for pool in POOLS},
+    )
+    return write_manifest(folder, "run", inputs=inputs, counts=counts.model_dump(), config={})
 
 
 def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]]) -> None:
@@ -69,74 +60,61 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
     hf.mkdir(parents=True)
     converted = write_manifest(hf, "hf", inputs={}, counts={"max_abs_logit_difference": 1.5e-6}, config={})
     folder = root / name / "evaluation"
-    scores = {}
+    folder.mkdir()
+    scores, samples = {}, {}
     for task, right in tasks.items():
         n, correct = len(right), sum(right)
-        rate = correct / n
-        scores[task] = {
-            "n": n,
-            "correct": correct,
-            "accuracy": rate,
-            "stderr": (rate * (1 - rate) / (n - 1)) ** 0.5,
-            "data_sha256": "0" * 64,
-            "language": task[-2:],
-        }
-        write_json_lines(
-            folder / f"samples_{task}.jsonl",
-            [
-                {
-                    "id": f"{task}-{item}",
-                    "correct": ok,
-                    "verdict": "equal" if ok else "different",
-                    "extracted": "12" if ok else None,
-                    "method": "phrase",
-                    "gold": "12",
-                    "stage": ("middle", "high")[item % 2],
-                    "steps": 2 + item % 5,
-                    "question": f"小明有 {item} 个苹果 <script>alert({item})</script>?",
-                    "output": f" {name} writes: 5 + 7 = 12 & so on.\nThe answer is 12.",
-                }
-                for item, ok in enumerate(right)
-            ],
+        error = accuracy_standard_error(correct, n)
+        scores[task] = TaskScore(
+            n=n, correct=correct, accuracy=correct / n, stderr=error, data_sha256="0" * 64, language=task[-2:]
         )
-    (folder / "results.json").write_text(json.dumps({"model": name, "tasks": scores}), encoding="utf-8")
-    write_manifest(folder, "evaluation", inputs={"hf": converted.fingerprint()}, counts={}, config={})
-
-
-def write_corpus(root: Path) -> Manifest:
-    """A built corpus with one source a pool."""
-    sources = {pool: {"read": 100, "kept": 91, "dropped": {"too_short": 5, "duplicate": 4}} for pool in POOLS}
-    part = {"train": {"documents": 86, "tokens": 51234}, "validation": {"documents": 5, "tokens": 2710}}
-    counts = {"sources": sources, "pools": {pool: part for pool in POOLS}}
-    (root / "corpus").mkdir(parents=True)
-    (root / "corpus" / "report.json").write_text("{}", encoding="utf-8")
-    return write_manifest(root / "corpus", "corpus", inputs={}, counts=counts, config={})
-
-
-def write_results(root: Path) -> Path:
-    """Corpus, base, base1 and base2 with the outcomes of `EN` and `ZH`."""
-    corpus = write_corpus(root).fingerprint()
-    base = write_run(root, "base", {"corpus": corpus}).fingerprint()
-    (first_en, second_en), (first_zh, second_zh) = outcomes(EN), outcomes(ZH)
-    right = {"base1": (first_en, first_zh), "base2": (second_en, second_zh)}
-    write_evaluation(root, "base", {"heldout_en": [False] * 20, "heldout_zh": [False] * 20})
-    for name, (en, zh) in right.items():
-        write_run(root, name, {"corpus": corpus, "init": base})
-        write_evaluation(root, name, {"heldout_en": en, "heldout_zh": zh})
-    (root / "timings.json").write_text('{"corpus": 12.5, "base": 300.0, "base1": 250.5}', encoding="utf-8")
-    return root
+        samples[task] = [
+            Sample(
+                id=f"{task}-{item}",
+                correct=ok,
+                verdict="equal" if ok else "different",
+                extracted="12" if ok else None,
+                gold="12",
+                stage="high" if item % 2 else "middle",
+                steps=2 + item % 5,
+                question=f"小明有 {item} 个苹果 <script>alert({item})</script>?",
+                output=f" {name} writes: 5 + 7 = 12 & so on.\nThe answer is 12.",
+            )
+            for item, ok in enumerate(right)
+        ]
+    results, inputs = Results(model=name, tasks=scores), {"hf": converted.fingerprint()}
+    evaluation_folder.write_evaluation(folder, results, samples, inputs=inputs, config={})
 
 
 def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
-    """A corpus, one synthesis folder, and for each name a run that got these items of these tasks right."""
-    corpus = write_corpus(root).fingerprint()
-    (root / "synthesis").mkdir(parents=True)
+    """A corpus, a synthesis, a base, and for each name a run that got these items of these tasks right."""
+    sources = {pool: {"read": 100, "kept": 91, "dropped": {"too_short": 5, "duplicate": 4}} for pool in POOLS}
+    part = {"train": {"documents": 86, "tokens": 51234}, "validation": {"documents": 5, "tokens": 2710}}
     made = {"outcomes": 100, "accepted": 85, "rejected": {"check": 15}, "records": 85, "tokens": 34000}
     made |= {"capped": False, "requests": 200, "cost": 1.7, "cost_per_record": 0.02}
-    counts = {"stopped": None, "budget": {"seeds": 100}, "methods": {"tutor_amp": made}}
-    write_manifest(root / "synthesis", "synthesis", inputs={}, counts=counts, config={})
+    counts = {
+        "corpus": {"sources": sources, "pools": {pool: part for pool in POOLS}},
+        "synthesis": {"stopped": None, "budget": {"seeds": 100}, "methods": {"tutor_amp": made}},
+    }
+    for kind, counted in counts.items():
+        (root / kind).mkdir(parents=True)
+        write_manifest(root / kind, kind, inputs={}, counts=counted, config={})
+    corpus = load_manifest(root / "corpus", "corpus").fingerprint()
     base = write_run(root, "base", {"corpus": corpus}).fingerprint()
     for name, tasks in right.items():
-        write_run(root, name, {"corpus": corpus, "init": base})
+        if name != "base":
+            write_run(root, name, {"corpus": corpus, "init": base})
         write_evaluation(root, name, tasks)
+    return root
+
+
+def write_results(root: Path) -> Path:
+    """The same with base, base1 and base2, of the outcomes of `EN` and `ZH`."""
+    (first_en, second_en), (first_zh, second_zh) = outcomes(EN), outcomes(ZH)
+    none = {"heldout_en": [False] * 20, "heldout_zh": [False] * 20}
+    first = {"heldout_en": first_en, "heldout_zh": first_zh}
+    write_grid(
+        root, {"base": none, "base1": first, "base2": {"heldout_en": second_en, "heldout_zh": second_zh}}
+    )
+    (root / "timings.json").write_text('{"corpus": 12.5, "base": 300.0, "base1": 250.5}', encoding="utf-8")
     return root

@@ -10,24 +10,16 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.report.comparison import compare_two
 from megatron_mathcpt.report.read import finished_runs, list_runs
-from tests.report.report_folder import write_json_lines
+from tests.report.report_folder import POOLS, write_json_lines
 
 
 def test_every_run_is_listed_with_its_state(results: Path) -> None:
     (results / "base" / "manifest.json").unlink()
-    write_json_lines(
-        results / "later" / "metrics.jsonl",
-        [{"step": 7, "consumed_tokens": 7000, "loss": 3.25, "grad_norm": 1}],
-    )
+    row = {"step": 7, "consumed_tokens": 7000, "loss": 3.25, "grad_norm": 1}
+    write_json_lines(results / "later" / "metrics.jsonl", [row])
     rows = {row[0]: row[1:] for row in list_runs(results)}
-    assert rows["base2"] == (
-        "scored",
-        "40",
-        "40.0 k",
-        "2.000",
-        "general 2.500, math_corpus 2.500, problem_solving 2.500",
-        "heldout_en 60.0, heldout_zh 25.0",
-    )
+    losses, scores = ", ".join(f"{pool} 2.500" for pool in POOLS), "heldout_en 60.0, heldout_zh 25.0"
+    assert rows["base2"] == ("scored", "40", "40.0 k", "2.000", losses, scores)
     assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–")
     assert list(rows) == ["base", "base1", "base2", "later"]
 

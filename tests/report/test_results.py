@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +10,38 @@ import pytest
 
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
-from megatron_mathcpt.report.page import Report, build_report
+from megatron_mathcpt.report.page import build_report, print_report
 from tests.report.report_folder import POOLS, write_json_lines, write_run
 
 RUNS = ("base", "base1", "base2")
 
 
-def build(root: Path) -> Report:
-    return build_report(root, root / "report", runs=RUNS, comparisons=[("base2", "base1")])
-
-
-def read(root: Path) -> dict[str, Any]:
+def built(root: Path, pairs: Sequence[tuple[str, str]] = (("base2", "base1"),)) -> dict[str, Any]:
+    """What report.json then holds."""
+    build_report(root, root / "report", runs=RUNS, comparisons=pairs)
     return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))
 
 
-def built(root: Path) -> dict[str, Any]:
-    build(root)
-    return read(root)["results"]
-
-
-def test_scores_have_hand_worked_errors_and_intervals(results: Path) -> None:
-    report = build(results)
-    score = read(results)["results"]["runs"]["base2"]["scores"]["heldout_en"]
+def test_scores_have_hand_worked_errors_and_intervals(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = built(results)["results"]
+    score = found["runs"]["base2"]["scores"]["heldout_en"]
     # 12 of 20: p = 0.6, sqrt(0.6 * 0.4 / 19) = 0.11239; Wilson 95%: (0.38658, 0.78119)
     assert (score["n"], score["correct"], score["accuracy"]) == (20, 12, 0.6)
     assert score["stderr"] == pytest.approx(0.112390, abs=1e-6)
     assert (score["low"], score["high"]) == pytest.approx((0.386582, 0.781193), abs=1e-6)
-    assert report.rows[0] == ("run", "heldout_en", "heldout_zh", "all tasks")
+    monkeypatch.setenv("COLUMNS", "300")
+    print_report(results / "report", "t")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[2].split("┃")[1:-1] == [" run   ", "  heldout_en ", " heldout_zh ", "  all tasks "]
     # pooled 12 + 5 of 40: 42.5 %, sqrt(0.425 * 0.575 / 39) = 0.07916
-    assert report.rows[3] == ("base2", "60.0 ± 11.2", "25.0 ± 9.9", "42.5 ± 7.9")
+    assert shown[6] == "│ base2 │ 60.0 ± 11.2 │ 25.0 ± 9.9 │ 42.5 ± 7.9 │"
+    assert shown[8:] == [found["comparisons"][0]["sentence"], f"Report: {results / 'report' / 'index.html'}"]
 
 
 def test_paired_tests_pooled_and_by_task(results: Path) -> None:
-    report = build(results)
-    pooled, english, chinese, *_ = read(results)["results"]["comparisons"]
+    pooled, english, chinese, *_ = built(results)["results"]["comparisons"]
     # 9:1 gives 2 (C(10,0) + C(10,1)) / 2^10 = 22/1024; Holm over the two tasks doubles the smaller p
     assert english["p_value"] == pytest.approx(22 / 1024)
     assert english["p_holm"] == pytest.approx(44 / 1024)
@@ -51,31 +49,21 @@ def test_paired_tests_pooled_and_by_task(results: Path) -> None:
     assert (chinese["p_value"], chinese["p_holm"], chinese["verdict"]) == (1.0, 1.0, "not distinguishable")
     # pooled 12:4 gives 2 (1 + 16 + 120 + 560 + 1820) / 2^16 = 5034/65536; a family of one is not corrected
     assert pooled["p_value"] == pooled["p_holm"] == pytest.approx(5034 / 65536)
-    assert report.sentences == (pooled["sentence"],)
     assert pooled["sentence"].startswith("base2 and base1 are not distinguishable: 17 against 9 of 40 (+20.0")
     assert pooled["sentence"].endswith("exact McNemar p = 0.077).")
     assert english["sentence"].startswith("base2 answers more than base1 on heldout_en: 12 against 4 of 20")
-
-
-def test_the_order_of_a_pair_decides_the_words(results: Path) -> None:
-    build_report(results, results / "report", runs=RUNS, comparisons=[("base1", "base2")])
-    _, english, *_ = read(results)["results"]["comparisons"]
-    assert (english["verdict"], english["difference"]) == ("worse", pytest.approx(-8 / 20))
-    assert english["sentence"].startswith("base1 answers fewer than base2 on heldout_en: 4 against 12 of 20")
+    _, turned, *_ = built(results, [("base1", "base2")])["results"]["comparisons"]
+    assert (turned["verdict"], turned["difference"]) == ("worse", pytest.approx(-8 / 20))
+    assert turned["sentence"].startswith("base1 answers fewer than base2 on heldout_en: 4 against 12 of 20")
 
 
 def test_curves_tokens_and_speed(results: Path) -> None:
-    build(results)
-    report = read(results)
+    report = built(results)
     run = report["results"]["runs"]["base1"]
     assert run["train_loss"][0] == [1000.0, pytest.approx(3.95)]
     assert len(run["train_loss"]) == 40
-    assert run["validation_loss"]["general"] == [
-        [10000.0, 3.25],
-        [20000.0, 3.0],
-        [30000.0, 2.75],
-        [40000.0, 2.5],
-    ]
+    losses = [[10000.0, 3.25], [20000.0, 3.0], [30000.0, 2.75], [40000.0, 2.5]]
+    assert run["validation_loss"]["general"] == losses
     assert run["tokens_by_source"]["general"] == {"asked": 30000, "seen": 29700}
     assert report["timings"]["tokens_per_second"]["base1"] == 121.0  # median of 101..140, the upper one
     assert report["timings"]["stage_seconds"]["corpus"] == 12.5
@@ -84,7 +72,7 @@ def test_curves_tokens_and_speed(results: Path) -> None:
 def test_a_long_run_is_thinned_to_means(results: Path) -> None:
     shutil.rmtree(results / "base")
     write_run(results, "base", {}, steps=360)
-    run = built(results)["runs"]["base"]
+    run = built(results)["results"]["runs"]["base"]
     # windows of 3 steps: the mean of 4 - s/20 over 1..3 is that of step 2, drawn at the last token
     assert len(run["train_loss"]) == 120
     assert run["train_loss"][0] == [3000.0, pytest.approx(3.9)]
@@ -96,7 +84,7 @@ def test_a_step_done_again_counts_once_and_a_torn_line_not_at_all(results: Path)
     rows = (results / "base" / "metrics.jsonl").read_text() + json.dumps(again) + '\n{"step": 41, "cons'
     (results / "base" / "metrics.jsonl").write_text(rows)
     complete_again(results / "base", "run")
-    curve = built(results)["runs"]["base"]["train_loss"]
+    curve = built(results)["results"]["runs"]["base"]["train_loss"]
     assert len(curve) == 40
     assert curve[-1] == [40000.0, 1.5]
 
@@ -108,13 +96,10 @@ def complete_again(folder: Path, kind: str) -> None:
 
 
 def test_samples_show_every_kind_with_all_outputs(results: Path) -> None:
-    samples = built(results)["samples"]
+    samples = built(results)["results"]["samples"]
     kinds = {(sample["task"], sample["kind"]) for sample in samples}
-    assert kinds == {
-        (task, kind)
-        for task in ("heldout_en", "heldout_zh")
-        for kind in ("only base2", "only base1", "both", "neither")
-    }
+    names = ("only base2", "only base1", "both", "neither")
+    assert kinds == {(task, kind) for task in ("heldout_en", "heldout_zh") for kind in names}
     for sample in samples:
         right = {name for name, row in sample["runs"].items() if row["correct"]}
         expected = {"both": {"base1", "base2"}, "neither": set()}.get(
@@ -125,67 +110,50 @@ def test_samples_show_every_kind_with_all_outputs(results: Path) -> None:
 
 
 def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path: Path) -> None:
-    build(results)
+    first = json.dumps(built(results)["results"])
     copy = tmp_path / "elsewhere" / "quickstart"
     shutil.copytree(results, copy)
     shutil.rmtree(copy / "report")
     (copy / "timings.json").write_text('{"corpus": 99}')
-    build(copy)
-    first, second = (json.dumps(read(root)["results"]) for root in (results, copy))
-    assert first == second
+    assert json.dumps(built(copy)["results"]) == first
     assert str(tmp_path) not in (copy / "report" / "report.json").read_text(encoding="utf-8")
     assert load_manifest(copy / "report", "report").counts == {"runs": 3, "comparisons": 1}
 
 
-def test_the_graph_follows_the_fingerprints(results: Path) -> None:
-    graph = built(results)["graph"]
-    assert [node["name"] for node in graph["nodes"]] == ["corpus", "base", "base1", "base2"]
-    assert graph["nodes"][1]["kinds"] == ["run", "hf", "evaluation"]
-    assert graph["nodes"][1]["config"] == "base/config.yaml"
-    assert graph["edges"] == [
-        ["base", "base1"],
-        ["base", "base2"],
-        ["corpus", "base"],
-        ["corpus", "base1"],
-        ["corpus", "base2"],
-    ]
-
-
-def test_corpus_counts_are_kept(results: Path) -> None:
-    sources = built(results)["corpora"]["corpus"]["sources"]
+def test_the_graph_follows_the_fingerprints_and_corpus_counts_are_kept(results: Path) -> None:
+    found = built(results)["results"]
+    nodes = found["graph"]["nodes"]
+    assert [node["name"] for node in nodes] == ["corpus", "synthesis", "base", "base1", "base2"]
+    assert (nodes[2]["kinds"], nodes[2]["config"]) == (["run", "hf", "evaluation"], "base/config.yaml")
+    below = [["base", "base1"], ["base", "base2"]]
+    assert found["graph"]["edges"] == [*below, *(["corpus", name] for name in RUNS)]
+    sources = found["corpora"]["corpus"]["sources"]
     assert set(sources) == set(POOLS)
     assert sources["general"]["dropped"] == {"too_short": 5, "duplicate": 4}
 
 
-def change(old: str, new: str) -> Callable[[str], str]:
-    return lambda text: text.replace(old, new)
-
-
-SAMPLES = "evaluation/samples_heldout_en.jsonl"
+SAMPLES, RESULTS = "evaluation/samples_heldout_en.jsonl", "evaluation/results.json"
+NO_ITEMS = '{"model": "m", "tasks": {"t": {"n": 0}}}'
 
 
 @pytest.mark.parametrize(
     ("run", "file", "damage", "message"),
     [
-        ("base1", "evaluation/results.json", lambda _: "{", "results.json: not valid JSON"),
-        (
-            "base1",
-            "evaluation/results.json",
-            lambda _: '{"model": "m", "tasks": {"t": {"n": 0}}}',
-            "results.json: tasks.t.n: Input should be greater",
-        ),
+        ("base1", RESULTS, lambda _: "{", "results.json: not valid JSON"),
+        ("base1", RESULTS, lambda _: NO_ITEMS, "results.json: tasks.t.n: Input should be greater"),
         (
             "base1",
             SAMPLES,
-            lambda text: "".join(text.splitlines(keepends=True)[:-1]),
-            "samples_heldout_en.jsonl: 4 of 19 different items",
+            lambda text: text[: text.rindex("{")],
+            "heldout_en.jsonl: 4 of 19 different items",
         ),
-        ("base2", SAMPLES, change("heldout_en-3", "heldout_en-x"), f"base2/{SAMPLES}: other items"),
+        ("base2", SAMPLES, lambda text: text.replace("en-3", "en-x"), f"base2/{SAMPLES}: other items"),
+        ("base", "metrics.jsonl", "[]\n".__add__, "base/metrics.jsonl:1: Input should be an object"),
         (
-            "base",
-            "metrics.jsonl",
-            lambda text: "[]\n" + text,
-            "base/metrics.jsonl:1: Input should be an object",
+            "",
+            "timings.json",
+            lambda _: '{"corpus": "long"}',
+            "timings.json: corpus: Input should be a valid num",
         ),
     ],
 )
@@ -194,30 +162,27 @@ def test_damage_is_named(
 ) -> None:
     path = results / run / file
     path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
-    complete_again(path.parent, "run" if path.parent.name == run else "evaluation")
+    if run:
+        complete_again(path.parent, "run" if path.parent.name == run else "evaluation")
     with pytest.raises(MathCptError) as caught:
-        build(results)
+        built(results)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (results / "report").exists()
 
 
 def test_several_answers_are_compared_by_the_first(results: Path) -> None:
-    before = built(results)
+    before = built(results)["results"]["comparisons"]
     path = results / "base1" / SAMPLES
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     twice = [
-        row | {"sample": number, "correct": row["correct"] or number} for row in rows for number in (0, 1)
+        row | {"sample": number, "correct": row["correct"] or number == 1}
+        for row in rows
+        for number in (0, 1)
     ]
-    write_json_lines(path, [row | {"correct": bool(row["correct"])} for row in twice])
+    write_json_lines(path, twice)
     complete_again(path.parent, "evaluation")
-    assert built(results)["comparisons"] == before["comparisons"]
-
-
-def test_wrong_times_are_named(results: Path) -> None:
-    (results / "timings.json").write_text('{"corpus": "long"}')
-    with pytest.raises(MathCptError, match=r"timings\.json: corpus: Input should be a valid number"):
-        build(results)
+    assert built(results)["results"]["comparisons"] == before
 
 
 @pytest.mark.parametrize(
@@ -234,12 +199,11 @@ def test_what_cannot_be_compared_is_refused(
     if removed:
         (results / removed).unlink()
     with pytest.raises(MathCptError, match=message):
-        build_report(results, results / "report", runs=RUNS, comparisons=[pair])
+        built(results, [pair])
 
 
 def test_runs_without_scores_still_have_a_page(results: Path) -> None:
     for name in RUNS:
         shutil.rmtree(results / name / "evaluation")
-    report = build_report(results, results / "report", runs=RUNS, comparisons=[])
-    assert report.rows == (("run", "all tasks"),)
-    assert "No run was evaluated" in report.page.read_text(encoding="utf-8")
+    page = build_report(results, results / "report", runs=RUNS, comparisons=[])
+    assert "No run was evaluated" in page.read_text(encoding="utf-8")
