@@ -193,7 +193,7 @@ def test_other_task_files_and_bad_documents_are_named(tmp_path: Path) -> None:
     report(tmp_path, {"t": [" ".join(WORDS)]}, ["text"])
     evaluation, files = tmp_path / "evaluation", {"t": tmp_path / "t.jsonl"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no documents here"):
+    with pytest.raises(DataError, match="empty: documents not found"):
         overlap_report(evaluation, files, [tmp_path / "empty"], 0.5)
     bad = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"texts": "b"}])
     with pytest.raises(DataError, match=r"x\.jsonl:2: no JSON object with 'text'"):
