@@ -25,7 +25,6 @@ from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, trai
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
-from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Language, Problem, problem_of_row
 
 KIND = "corpora"
@@ -35,7 +34,6 @@ _MAXIMUM_HELD_OUT = 0.2  # of own problems in one language, so that a small set 
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
 _MINIMUM_CHARACTERS = 80  # shorter ones are remarks, not documents
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-_LOG = get_logger(__name__)
 
 
 def make_corpora(
@@ -102,7 +100,6 @@ def split_problems(
         )
     kept_back = {bare(problem) for own in held_out.values() for problem in own}
     training = [problem for problem in problems if bare(problem) not in kept_back]
-    _LOG.info("problems: %d for training, %d held out", len(training), sum(map(len, held_out.values())))
     return training, held_out
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -125,34 +126,31 @@ def test_answer_type(answer: str, kind: str) -> None:
     assert answer_type(problem) == kind
 
 
-BAD_LINES = {
-    b"": ": empty",
-    b"{not json}\n": ":1: not JSON",
-    b'{"question": "\xff"}\n': ":1: not UTF-8",
-    b"[1]\n": ":1: expected a JSON object",
-    b'\n{"id": "1", "solution": "s", "answer": "1"}\n': ":2: record without question",
-    b'{"question": "", "solution": "s", "answer": "1"}\n': ":1: record without question",
-    b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n': ":1: field 'language'",
-}
+PROBLEMS = "problem_solving.jsonl"
+BAD_LINES = [
+    (PROBLEMS, b"", ": empty"),
+    (PROBLEMS, b"{not json}\n", ":1: not JSON"),
+    (PROBLEMS, b'{"question": "\xff"}\n', ":1: not UTF-8"),
+    (PROBLEMS, b"[1]\n", ":1: expected a JSON object"),
+    (PROBLEMS, b'\n{"id": "1", "solution": "s", "answer": "1"}\n', ":2: record without question"),
+    (PROBLEMS, b'{"question": "", "solution": "s", "answer": "1"}\n', ":1: record without question"),
+    (PROBLEMS, b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n', ":1: field 'language'"),
+    (PROBLEMS, None, ": not found"),
+    ("math_corpus.jsonl", b'{"id": "1", "text": " "}\n', ":1: record without text"),
+]
 
 
-@pytest.mark.parametrize(("content", "expected"), BAD_LINES.items(), ids=BAD_LINES.values())
-def test_a_bad_line_is_named_by_file_and_number(content: bytes, expected: str, tmp_path: Path) -> None:
-    own = write_own(tmp_path / "own", [])
-    (own / "problem_solving.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=rf"problem_solving\.jsonl{expected}"):
+@pytest.mark.parametrize(("name", "content", "message"), BAD_LINES)
+def test_a_bad_line_is_named_by_file_and_number(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    own = write_own(tmp_path / "own", [problem_row(number) for number in range(40)])
+    (own / name).unlink()
+    if content is not None:
+        (own / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"{name}{message}")):
         make_corpora(tmp_path / "out", own)
     assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_a_missing_pool_and_a_text_record_without_text_are_named(tmp_path: Path) -> None:
-    own = write_own(tmp_path / "own", [problem_row(number) for number in range(40)])
-    (own / "math_corpus.jsonl").write_text('{"id": "1", "text": " "}\n')
-    with pytest.raises(DataError, match=r"math_corpus\.jsonl:1: record without text"):
-        make_corpora(tmp_path / "out", own)
-    (own / "math_corpus.jsonl").unlink()
-    with pytest.raises(DataError, match=r"math_corpus\.jsonl: not found"):
-        make_corpora(tmp_path / "out", own)
 
 
 def test_local_corpora(corpora_dir: Path, tmp_path: Path) -> None:
