@@ -193,28 +193,27 @@ def test_distributions_by_hand() -> None:
     assert sum(count for _, count in found.by_value()) == 7
 
 
-def test_the_command_shows_documents(root: Path) -> None:
+def test_the_command_shows_documents_and_drops(root: Path) -> None:
     shown = command("show", root, "--source", "wiki", "--id", HOSTILE_ID, "--characters", 13)
     assert "\x1b" not in shown
     assert "hostile\\x1b[2J" in shown
     assert f"Ends the page … ({len(HOSTILE) - 13} more characters)" in shown
     assert f"{root.parent / 'raw' / 'wiki' / 'b.jsonl'}:5" in shown
     assert command("show", root, "--limit", 3).count("tokens") == 3
-
-
-def test_the_command_shows_drops(root: Path) -> None:
     shown = command("dropped", root)
     wiki = next(line for line in shown.splitlines() if line.startswith("│ wiki"))
     # read, kept; contaminated, exact, near, no_answer, other_steps, rejected, too_short
     assert wiki.replace("│", " ").split() == ["wiki", "17", "12", "1", "1", "1", "0", "0", "1", "1"]
     assert f"{root.parent / 'raw' / 'wiki' / 'a.jsonl'}:5" in shown
-    assert "stays: wiki1" in shown
+    for part in (
+        "stays: wiki1",
+        "b.jsonl:3  leak",
+        "benchmark: benchmark/test; item: b0; ngram: a farmer keeps",
+    ):
+        assert part in shown
     shown = command("dropped", root, "--reason", "other_steps", "--source", "hard", "--limit", 1)
     assert "problems.jsonl:1  p0" in shown
     assert "p1" not in shown
-    shown = command("dropped", root, "--reason", "contaminated")
-    assert "b.jsonl:3  leak" in shown
-    assert "benchmark: benchmark/test; item: b0; ngram: a farmer keeps seventeen grey goats" in shown
 
 
 def test_the_command_traces_and_measures(root: Path, corpus: CorpusFolder) -> None:
