@@ -23,9 +23,8 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import hash_file, read_lines, write_atomically
+from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
-from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Language, Problem, problem_of_row
 
 KIND = "corpora"
@@ -35,7 +34,6 @@ _MAXIMUM_HELD_OUT = 0.2  # of own problems in one language, so that a small set 
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
 _MINIMUM_CHARACTERS = 80  # shorter ones are remarks, not documents
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-_LOG = get_logger(__name__)
 
 
 def make_corpora(
@@ -48,32 +46,30 @@ def make_corpora(
     `out` was made from other inputs.
     """
     mix = mix or ProblemMix()
-    files = None if data is None else _own_files(data)
-    if files is None:  # what decides the text, apart from this package
+    if data is None:  # what decides the text, apart from this package
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         inputs = {"python": platform.python_version(), **versions}
     else:
+        files = {pool: _own_file(data, pool) for pool in ("general", "math_corpus", "problem_solving")}
         inputs = {pool: hash_file(file) for pool, file in files.items()}
     config = {"seed": seed, "mix": mix.model_dump(mode="json")}
     if is_complete(out, KIND, inputs=inputs, config=config):
         return load_manifest(out, KIND)
-    if files is None:
-        documents = {
-            "general": standard_library(),
-            "math_corpus": (row for name in PACKAGES for row in package(name)),
-        }
+    rows: dict[str, Iterable[dict[str, Any]]]
+    if data is None:
+        mathematics = (row for name in PACKAGES for row in package(name))
+        rows = {"general": standard_library(), "math_corpus": mathematics}
         training = training_problems(mix, seed)
         held_out = {language: evaluation_problems(mix, language, seed) for language in LANGUAGES}
     else:
-        documents = {pool: _own_documents(files[pool]) for pool in ("general", "math_corpus")}
+        rows = {pool: _own_documents(files[pool]) for pool in ("general", "math_corpus")}
         own = [_own_problem(where, row) for where, row in _own_rows(files["problem_solving"])]
         training, held_out = split_problems(own, mix, seed)
-    rows = {**documents, "problem_solving": (problem.model_dump(mode="json") for problem in training)}
-    counts = {pool: _write_rows(out / f"{pool}.jsonl", found) for pool, found in rows.items()}
+    rows["problem_solving"] = (problem.model_dump(mode="json") for problem in training)
     for language, problems in held_out.items():
         if problems:
-            name = f"heldout_{language}"
-            counts[name] = _write_rows(out / "evaluation" / f"{name}.jsonl", map(evaluation_item, problems))
+            rows[f"evaluation/heldout_{language}"] = map(evaluation_item, problems)
+    counts = {Path(name).name: _write_rows(out / f"{name}.jsonl", found) for name, found in rows.items()}
     return write_manifest(out, KIND, inputs=inputs, counts=counts, config=config)
 
 
@@ -104,7 +100,6 @@ def split_problems(
         )
     kept_back = {bare(problem) for own in held_out.values() for problem in own}
     training = [problem for problem in problems if bare(problem) not in kept_back]
-    _LOG.info("problems: %d for training, %d held out", len(training), sum(map(len, held_out.values())))
     return training, held_out
 
 
@@ -137,15 +132,12 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return len(lines)
 
 
-def _own_files(folder: Path) -> dict[str, Path]:
-    """The file of each pool; raises `DataError` naming the first that is missing."""
-    found = {}
-    for pool in ("general", "math_corpus", "problem_solving"):
-        names = [folder / f"{pool}.jsonl", folder / f"{pool}.jsonl.gz"]
-        found[pool] = next((name for name in names if name.is_file()), names[0])
-        if not found[pool].is_file():
-            raise DataError(f"{names[0]}: not found, nor with .gz; put one JSON record a line there")
-    return found
+def _own_file(folder: Path, pool: str) -> Path:
+    names = [folder / f"{pool}.jsonl", folder / f"{pool}.jsonl.gz"]
+    for name in names:
+        if name.is_file():
+            return name
+    raise DataError(f"{names[0]}: not found, nor with .gz; put one JSON record a line there")
 
 
 def _own_documents(path: Path) -> Iterator[dict[str, Any]]:
@@ -153,11 +145,8 @@ def _own_documents(path: Path) -> Iterator[dict[str, Any]]:
         text = row.get("text")
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: record without text; give a non-empty string 'text' or drop the line")
-        yield {
-            "id": str(row.get("id", where)),
-            "text": text,
-            "source": str(row.get("source", path.name)),
-        }
+        found = {"id": str(row.get("id", where)), "text": text}
+        yield found | {"source": str(row.get("source", path.name))}
 
 
 def _own_problem(where: str, row: dict[str, Any]) -> Problem:
@@ -167,17 +156,17 @@ def _own_problem(where: str, row: dict[str, Any]) -> Problem:
         return problem_of_row({"id": where, **known})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = first["loc"][0]
-        if first["type"] == "missing" or not row.get(str(field), True):
+        field = str(first["loc"][0])
+        if first["type"] == "missing" or not row.get(field, True):
             raise DataError(f"{where}: record without {field}; add it or drop the line") from error
         raise DataError(f"{where}: field '{field}': {first['msg']}; mend it or drop the line") from error
 
 
 def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`file:line`, object) of every line that is not blank; raises `DataError` for an empty file."""
-    numbered = (pair for first, lines in read_lines(path) for pair in enumerate(lines, first))
     where = None
-    for where, line in ((f"{path}:{number}", line) for number, line in numbered if line.strip()):
+    for number, line in numbered_lines(path):
+        where = f"{path}:{number}"
         try:
             row = orjson.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -194,21 +183,15 @@ def _own_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def standard_library() -> Iterator[dict[str, Any]]:
     """Documentation topics, then docstrings of the standard library, in order of name."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    path = folder / "pydoc_data" / "topics.py"
     try:
-        tree = ast.parse(path.read_bytes())
-    except OSError as error:
+        from pydoc_data.topics import topics
+    except ImportError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); install Python's standard library in full"
+            "Python's documentation topics: not found; install its standard library in full"
         ) from error
-    values = [node.value for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
-    topics: dict[str, str] = next(
-        (ast.literal_eval(value) for value in values if isinstance(value, ast.Dict)), {}
-    )
     for name in sorted(topics):
         yield {"id": f"pydoc_data.topics:{name}", "text": topics[name].strip(), "source": "python topics"}
-    yield from _docstrings(folder, "", "python standard library")
+    yield from _docstrings(Path(sysconfig.get_path("stdlib")), "", "python standard library")
 
 
 def package(name: str) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ found all over, so it counts only as a line of its own, with or without our ques
 be indexed in no way is an error, never a hole in the index.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -37,10 +37,10 @@ from megatron_mathcpt.statistics import accuracy_standard_error
 
 _LINE = 0  # in the table of n-gram lengths: whole lines
 _TABLE_BITS = 20  # flags of a megabyte: within the processor's cache
+_Found = tuple[int, int, int, int]  # item, its n-gram, first word, word after the last
 
 
-@dataclass(frozen=True)
-class BenchmarkQuestion:
+class BenchmarkQuestion(NamedTuple):
     """One item's question and where it stands."""
 
     benchmark: str
@@ -60,56 +60,6 @@ class Hit:
     masked: bool
 
 
-class _Found(NamedTuple):
-    """One n-gram of one item at one word of one document."""
-
-    item: int
-    gram: int
-    first: int
-    last: int
-
-
-class _Grams:
-    """Sorted n-gram hashes of one length with the items that hold them."""
-
-    def __init__(self, hashes: Hashes, items: Indices) -> None:
-        order = np.argsort(hashes, kind="stable")
-        self.hashes, self.items = hashes[order], items[order]
-
-    def find(self, hashes: Hashes) -> tuple[Indices, Indices]:
-        """Every pair (place in `hashes`, place in the index) of equal hashes."""
-        low = np.searchsorted(self.hashes, hashes, side="left")
-        high = np.searchsorted(self.hashes, hashes, side="right")
-        counts = high - low
-        starts = np.repeat(low - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
-        return np.repeat(np.arange(len(hashes)), counts), starts + np.arange(counts.sum())
-
-
-class _Heads:
-    """The first words of every n-gram, as many of each: where they stand in a document, there is more to see.
-
-    A table of bits refuses most places at once, the sorted hashes the rest.
-    """
-
-    def __init__(self, hashes: Hashes) -> None:
-        self._hashes = np.unique(hashes)
-        self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
-        self._maybe[self._slot(self._hashes)] = True
-
-    @staticmethod
-    def _slot(hashes: Hashes) -> Hashes:
-        return hashes >> np.uint64(64 - _TABLE_BITS)
-
-    def find(self, words: Words, length: int) -> Indices:
-        """The words of `words` that begin an n-gram."""
-        hashes, first = ngrams(words, length, self._maybe)
-        if not len(self._hashes):
-            return first
-        nearest = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        begins: Indices = first[self._hashes[nearest] == hashes]
-        return begins
-
-
 class _Variant:
     """Index over one form of the words: as they stand, or with numbers masked."""
 
@@ -117,23 +67,21 @@ class _Variant:
         self.masked = masked
         self._config = config
         self._head_words = min(config.short_words, config.short_characters)
-        self.totals = np.ones(len(items), np.int64)
-        collected: dict[int, list[tuple[Hashes, int]]] = {}
-        heads = [np.empty(0, np.uint64)]
         self._longest_line = 0  # in words, of those that count as lines
-        for number, item in enumerate(items):
-            length, hashes, begins = self._grams_of(item)
-            collected.setdefault(length, []).append((hashes, number))
-            heads.append(begins)
-            self.totals[number] = len(hashes) if length else 1
-        self._heads = _Heads(np.concatenate(heads))
-        self._grams = {
-            length: _Grams(
-                np.concatenate([hashes for hashes, _ in parts]),
-                np.concatenate([np.full(len(hashes), number) for hashes, number in parts]),
-            )
-            for length, parts in sorted(collected.items())
-        }
+        cut = [self._grams_of(item) for item in items]
+        self.totals = np.array([len(hashes) if length else 1 for length, hashes, _ in cut])
+        # Where the first words of an n-gram, as many of each, stand in a document, there is more to see. A
+        # table of bits refuses most places at once, the sorted hashes the rest.
+        self._heads = np.unique(np.concatenate([heads for *_, heads in cut]))
+        self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
+        self._maybe[self._heads & np.uint64(len(self._maybe) - 1)] = True
+        self._grams: dict[int, tuple[Hashes, Indices]] = {}  # by length: sorted, with the item of each
+        for length in sorted({length for length, *_ in cut}):
+            parts = [(hashes, number) for number, (own, hashes, _) in enumerate(cut) if own == length]
+            hashes = np.concatenate([hashes for hashes, _ in parts])
+            owners = np.concatenate([np.full(len(hashes), number) for hashes, number in parts])
+            order = np.argsort(hashes, kind="stable")
+            self._grams[length] = hashes[order], owners[order]
 
     def form(self, words: Words) -> Words:
         """`words` in this variant's form, without symbols."""
@@ -150,9 +98,11 @@ class _Variant:
     def find(self, words: Words) -> list[_Found]:
         """All n-grams of items in `words`, which have this variant's form."""
         found: list[_Found] = []
-        begins = self._heads.find(words, self._head_words)
+        hashes, begins = ngrams(words, self._head_words, self._maybe)
+        nearest = np.minimum(np.searchsorted(self._heads, hashes), len(self._heads) - 1)
+        begins = begins[self._heads[nearest] == hashes]
         ends = words.documents[np.searchsorted(words.documents, begins, side="right")]
-        for length, grams in self._grams.items():
+        for length, (grams, owners) in self._grams.items():
             if length == _LINE:
                 first, last = words.lines, np.append(words.lines[1:], len(words.hashes))
                 short = last - first <= self._longest_line
@@ -160,18 +110,19 @@ class _Variant:
             else:
                 first = begins[begins + length <= ends]
                 last = first + length
-            places, entries = grams.find(spans(words, first, last))
+            hashes = spans(words, first, last)
+            low, high = np.searchsorted(grams, hashes, "left"), np.searchsorted(grams, hashes, "right")
             found += [
-                _Found(int(grams.items[e]), int(e), int(first[p]), int(last[p]))
-                for p, e in zip(places, entries, strict=True)
+                (int(owners[gram]), gram, int(first[place]), int(last[place]))
+                for place in np.flatnonzero(low < high)
+                for gram in range(low[place], high[place])
             ]
         return found
 
     def _grams_of(self, item: BenchmarkQuestion) -> tuple[int, Hashes, Hashes]:
         """Length, hashes of all n-grams and of their first words; a line has none of those."""
         words = self.form(cut_words([item.question]))
-        count = len(words.hashes)
-        if count == 0:
+        if not (count := len(words.hashes)):
             raise DataError(
                 f"{item.where}: item '{item.id}' has no word to index; correct the item or remove it"
             )
@@ -205,17 +156,17 @@ class Contamination:
             formed = variant.form(words)
             found = variant.find(formed)
             by_pair: dict[tuple[int, int], list[_Found]] = {}
-            documents = np.searchsorted(formed.documents, [f.first for f in found], side="right") - 1
-            for document, one in zip(documents, found, strict=True):
-                by_pair.setdefault((int(document), one.item), []).append(one)
+            documents = np.searchsorted(formed.documents, [first for *_, first, _ in found], side="right") - 1
+            for document, one in zip(documents.tolist(), found, strict=True):
+                by_pair.setdefault((document, one[0]), []).append(one)
             for (document, number), grams in sorted(by_pair.items()):
-                share = min(1.0, len({gram.gram for gram in grams}) / int(variant.totals[number]))
+                share = min(1.0, len({gram for _, gram, *_ in grams}) / int(variant.totals[number]))
                 needed = self._config.problem_overlap if problems[document] else 0.0
                 if share < needed or (document in hits and hits[document].share >= share):
                     continue
-                item, gram = self.items[number], grams[0]
-                text = formed.text(gram.first, gram.last)
-                hits[document] = Hit(item.benchmark, item.id, text, round(share, 3), variant.masked)
+                text = formed.text(*grams[0][2:])
+                benchmark, item, *_ = self.items[number]
+                hits[document] = Hit(benchmark, item, text, round(share, 3), variant.masked)
         return hits
 
     def shares(self, documents: Iterable[list[str]]) -> list[float]:
@@ -223,8 +174,7 @@ class Contamination:
         variant, seen = self._variants[0], set[tuple[int, int]]()
         for block in documents:
             for texts in batches(block, list(map(len, block))):
-                found = variant.find(variant.form(cut_words(texts)))
-                seen.update((one.item, one.gram) for one in found)
+                seen.update(one[:2] for one in variant.find(variant.form(cut_words(texts))))
         counts = np.bincount([item for item, _ in seen], minlength=len(self.items))
         return list(np.minimum(1.0, counts / variant.totals).tolist())
 
@@ -236,25 +186,22 @@ def load_items(path: str) -> list[BenchmarkQuestion]:
     """
     items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
-        name = f"{file.parent.name}/{file.name.split('.')[0]}"
-        found = [_item(line, name, f"{file}:{number}") for number, line in numbered_lines(file)]
-        if not found:
+        name, before = f"{file.parent.name}/{file.name.split('.')[0]}", len(items)
+        for number, line in numbered_lines(file):
+            where = f"{file}:{number}"
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{where}: not JSON ({error}); correct the benchmark file") from error
+            question = row.get("question") if isinstance(row, dict) else None
+            if not isinstance(question, str) or not question.strip():
+                raise DataError(f"{where}: item without 'question'; correct the benchmark file")
+            items.append(BenchmarkQuestion(name, str(row.get("id", where)), question, where))
+        if len(items) == before:
             raise DataError(
                 f"{file}: no items; decontamination against an empty benchmark would hide overlaps"
             )
-        items += found
     return items
-
-
-def _item(line: bytes, benchmark: str, where: str) -> BenchmarkQuestion:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error}); correct the benchmark file") from error
-    question = row.get("question") if isinstance(row, dict) else None
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: item without 'question'; correct the benchmark file")
-    return BenchmarkQuestion(benchmark, str(row.get("id", where)), question, where)
 
 
 def benchmark_files(config: Decontaminate) -> list[Path]:
@@ -267,8 +214,8 @@ def overlap_report(
 ) -> dict[str, Any]:
     """Overlap of an evaluation folder's items with training documents, and its scores without those items.
 
-    `tasks` are the files of the tasks, `documents` JSON lines with a field `text`, or folders of `*.jsonl`,
-    as a build's `documents/`; an item overlaps from a share `threshold` of its n-grams on. Raises
+    `tasks` are the files of the tasks, `documents` JSON lines with a field `text`, or folders of them, as a
+    build's `documents/`; an item overlaps from a share `threshold` of its n-grams on. Raises
     `EvaluationError` when a task was scored on another file, `DataError` for documents that cannot be read.
     """
     manifest = load_manifest(evaluation, "evaluation")
@@ -277,7 +224,9 @@ def overlap_report(
             raise EvaluationError(f"{path}: not the file that task '{task}' of {evaluation} was scored on")
     rules = Decontaminate(benchmarks=list(map(str, tasks.values())))
     index = Contamination(rules)
-    shares = iter(zip(index.items, index.shares(_read_blocks(documents)), strict=True))
+    files = [file for path in documents for file in list_files(str(path), "documents")]
+    blocks = (block for file in files for block in read_texts(file, "text"))
+    shares = iter(zip(index.items, index.shares(blocks), strict=True))
     found = {}
     for task, path in tasks.items():
         own = {item.id: share for item, share in islice(shares, len(load_items(str(path))))}
@@ -286,17 +235,6 @@ def overlap_report(
         found[task] = scores_without(rows, own, threshold) | {"overlap": overlap}
     lengths = {"words": rules.ngram_words, "characters": rules.ngram_characters}
     return {"threshold": threshold, **lengths, "tasks": found}
-
-
-def _read_blocks(paths: Sequence[Path]) -> Iterator[list[str]]:
-    for path in paths:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
-            raise DataError(
-                f"{path}: no documents here; give a *.jsonl file with a field `text`, or their folder"
-            )
-        for file in files:
-            yield from read_texts(file, "text")
 
 
 def scores_without(
@@ -308,12 +246,14 @@ def scores_without(
     """
     if missing := [row["id"] for row in rows if row["id"] not in shares]:
         raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
-    clean = [row for row in rows if shares[row["id"]] < threshold]
-    overlapping = [row for row in rows if shares[row["id"]] >= threshold]
-    return {"all": _score(rows), "clean": _score(clean), "overlapping": _score(overlapping)}
-
-
-def _score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    n, correct = len(rows), sum(row["correct"] for row in rows)
-    error = accuracy_standard_error(correct, n) if n > 1 else None
-    return {"n": n, "correct": correct, "accuracy": correct / n if n else None, "stderr": error}
+    parts = {
+        "all": rows,
+        "clean": [row for row in rows if shares[row["id"]] < threshold],
+        "overlapping": [row for row in rows if shares[row["id"]] >= threshold],
+    }
+    scores: dict[str, Any] = {}
+    for name, part in parts.items():
+        n, correct = len(part), sum(row["correct"] for row in part)
+        error = accuracy_standard_error(correct, n) if n > 1 else None
+        scores[name] = {"n": n, "correct": correct, "accuracy": correct / n if n else None, "stderr": error}
+    return scores

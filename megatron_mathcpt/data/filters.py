@@ -66,13 +66,11 @@ class Drop(NamedTuple):
     limit: float | None = None
 
 
-def above(reason: str, measured: float, limit: float | None) -> Drop | None:
-    """A drop if `measured` is above `limit`; None turns the rule off."""
+def _above(reason: str, measured: float, limit: float | None) -> Drop | None:
     return Drop(reason, measured, limit) if limit is not None and measured > limit else None
 
 
-def below(reason: str, measured: float, limit: float | None) -> Drop | None:
-    """A drop if `measured` is below `limit`; None turns the rule off."""
+def _below(reason: str, measured: float, limit: float | None) -> Drop | None:
     return Drop(reason, measured, limit) if limit is not None and measured < limit else None
 
 
@@ -108,13 +106,15 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     rest = [number for number, drop in enumerate(drops) if drop is None]
     if rules.quality or rules.repetition:
         for numbers in batches(rest, [len(texts[number]) for number in rest]):
-            found = _page_drops([texts[number] for number in numbers], rules)
-            for number, drop in zip(numbers, found, strict=True):
-                drops[number] = drop
+            part = [texts[number] for number in numbers]
+            words = cut_at_spaces(part)
+            quality = _quality_drops(part, words, rules.quality)
+            repetition = _repetition_drops(part, words, rules.repetition)
+            for number, first, second in zip(numbers, quality, repetition, strict=True):
+                drops[number] = first or second
     if rules.languages:
-        drops = [
-            drop or language_drop(text, rules.languages) for drop, text in zip(drops, texts, strict=True)
-        ]
+        for number in rest:
+            drops[number] = drops[number] or language_drop(texts[number], rules.languages)
     return drops
 
 
@@ -122,15 +122,15 @@ def _text_drop(text: str, rules: Filter) -> Drop | None:
     if not text:
         return Drop("empty")
     return (
-        below("too_short", len(text), rules.min_characters)
-        or above("too_long", len(text), rules.max_characters)
-        or above("bad_characters", _bad_share(text), rules.max_bad_character_share)
-        or above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
+        _below("too_short", len(text), rules.min_characters)
+        or _above("too_long", len(text), rules.max_characters)
+        or _above("bad_characters", _bad_share(text), rules.max_bad_character_share)
+        or _above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
     )
 
 
 def _bad_share(text: str) -> float:
-    """The bytes that begin all such characters in UTF-8 are looked for first, at ten times the speed."""
+    # The bytes that begin all such characters in UTF-8 are looked for first, at ten times the speed.
     if text.isascii() or not (b"\xee" in (data := text.encode()) or b"\xef" in data):
         return 0.0
     return len(_BAD.findall(text)) / len(text)
@@ -145,62 +145,40 @@ def _duplicate_share(text: str) -> float:
     return 1 - sum(map(len, unique)) / total
 
 
-def _page_drops(texts: list[str], rules: Filter) -> list[Drop | None]:
-    words, drops = cut_at_spaces(texts), [None for _ in texts]
-    first = _quality_drops(texts, words, rules.quality) if rules.quality else drops
-    second = _repetition_drops(texts, words, rules.repetition) if rules.repetition else drops
-    return [quality or repetition for quality, repetition in zip(first, second, strict=True)]
-
-
-class _WordCounts(NamedTuple):
-    """Counts of one text; `plain` are words that are not all punctuation, `letters` those with a letter."""
-
-    words: int
-    plain: int
-    plain_characters: int
-    letters: int
-    characters: int
-    chinese_characters: int
-
-
-def _quality_drops(texts: list[str], words: Words, rules: Quality) -> list[Drop | None]:
+def _quality_drops(texts: list[str], words: Words, rules: Quality | None) -> list[Drop | None]:
+    if rules is None:
+        return [None for _ in texts]
     lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
     letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
     columns = (lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese)
     counts = zip(*(totals(words, column).tolist() for column in columns), strict=True)
-    return [
-        _quality_drop(text, _WordCounts(*found), rules) for text, found in zip(texts, counts, strict=True)
-    ]
+    return [_quality_drop(text, found, rules) for text, found in zip(texts, counts, strict=True)]
 
 
-def _quality_drop(text: str, found: _WordCounts, rules: Quality) -> Drop | None:
-    chinese = 2 * found.chinese_characters > found.characters
-    words = found.chinese_characters if chinese else found.plain
+def _quality_drop(text: str, counts: tuple[int, ...], rules: Quality) -> Drop | None:
+    # Plain are words that are not all punctuation, letters those with a letter.
+    words, plain, plain_characters, letters, characters, chinese_characters = counts
+    chinese = 2 * chinese_characters > characters
+    size = chinese_characters if chinese else plain
     ellipses = text.count("...") + text.count("…")
-    return (
-        below("few_words", words, rules.min_words)
-        or above("many_words", words, rules.max_words)
-        or (None if chinese else _word_drop(text, found, ellipses, rules))
-        or _line_drop(text, ellipses, rules)
-    )
-
-
-def _word_drop(text: str, found: _WordCounts, ellipses: int, rules: Quality) -> Drop | None:
-    length = found.plain_characters / max(1, found.plain)
-    return (
-        below("short_words", length, rules.min_mean_word_length)
-        or above("long_words", length, rules.max_mean_word_length)
-        or above("symbols", max(text.count("#"), ellipses) / found.words, rules.max_symbols_per_word)
-        or below("few_words_with_letters", found.letters / found.words, rules.min_words_with_letters)
-        or _stop_word_drop(text, rules.min_stop_words or 0)
-    )
+    drop = _below("few_words", size, rules.min_words) or _above("many_words", size, rules.max_words)
+    if not (drop or chinese):
+        length, symbols = plain_characters / max(1, plain), max(text.count("#"), ellipses)
+        drop = (
+            _below("short_words", length, rules.min_mean_word_length)
+            or _above("long_words", length, rules.max_mean_word_length)
+            or _above("symbols", symbols / words, rules.max_symbols_per_word)
+            or _below("few_words_with_letters", letters / words, rules.min_words_with_letters)
+            or _stop_word_drop(text, rules.min_stop_words or 0)
+        )
+    return drop or _line_drop(text, ellipses, rules)
 
 
 def _stop_word_drop(text: str, limit: int) -> Drop | None:
     """English text shows enough of them at once; the slower search is for text that does not."""
     if sum(f" {word} " in text for word in _STOP_WORDS) >= limit:
         return None
-    return below("few_stop_words", len(set(_STOP_WORD.findall(text))), limit)
+    return _below("few_stop_words", len(set(_STOP_WORD.findall(text))), limit)
 
 
 def _line_drop(text: str, ellipses: int, rules: Quality) -> Drop | None:
@@ -211,10 +189,10 @@ def _line_drop(text: str, ellipses: int, rules: Quality) -> Drop | None:
         others = int((1 - rules.max_bullet_lines) * len(lines)) + 1
         if any(map(_has_bullet, lines[:others])):
             share = sum(map(_has_bullet, lines)) / len(lines)
-            drop = above("bullet_lines", share, rules.max_bullet_lines)
+            drop = _above("bullet_lines", share, rules.max_bullet_lines)
     if rules.max_ellipsis_lines is not None and ellipses > rules.max_ellipsis_lines * len(lines):
         share = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
-        drop = drop or above("ellipsis_lines", share, rules.max_ellipsis_lines)
+        drop = drop or _above("ellipsis_lines", share, rules.max_ellipsis_lines)
     return drop
 
 
@@ -222,13 +200,15 @@ def _has_bullet(line: str) -> bool:
     return line.lstrip().startswith(("•", "-"))
 
 
-def _repetition_drops(texts: list[str], words: Words, rules: Repetition) -> list[Drop | None]:
+def _repetition_drops(texts: list[str], words: Words, rules: Repetition | None) -> list[Drop | None]:
+    if rules is None:
+        return [None for _ in texts]
     drops = [_repeated_line_drop(text, rules) or _paragraph_drop(text, rules) for text in texts]
     limits = [(f"top_{n}_gram", n, 0, limit) for n, limit in rules.top_ngrams.items()]
     limits += [(f"duplicate_{n}_grams", n, 1, limit) for n, limit in rules.duplicate_ngrams.items()]
     for reason, n, which, limit in limits:
         for number, found in enumerate(repeated_ngrams(words, n)[which].tolist()):
-            drops[number] = drops[number] or above(reason, found / len(texts[number]), limit)
+            drops[number] = drops[number] or _above(reason, found / len(texts[number]), limit)
     return drops
 
 
@@ -239,8 +219,7 @@ def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
     between words, as in datatrove, and of equally frequent ones the longest counts. The second is of the
     words in n-grams that stood in the text before, none counted twice.
     """
-    top, copied = _repeated(*ngrams(words, length), words.documents, words.ends - words.starts, length)
-    return top, copied
+    return _repeated(*ngrams(words, length), words.documents, words.ends - words.starts, length)
 
 
 @compiled
@@ -287,7 +266,7 @@ def _repeated_line_drop(text: str, rules: Repetition) -> Drop | None:
     if rules.lines is None:
         return None
     lines = [line for line in text.split("\n") if line]
-    return above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
+    return _above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
 
 
 def _paragraph_drop(text: str, rules: Repetition) -> Drop | None:
@@ -296,28 +275,26 @@ def _paragraph_drop(text: str, rules: Repetition) -> Drop | None:
     paragraphs = _PARAGRAPH_ENDS.split(text)
     unique = set(paragraphs)
     copied = sum(map(len, paragraphs)) - sum(map(len, unique))
-    drop = above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
-    return drop or above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
+    drop = _above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
+    return drop or _above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
 
 
 def language_drop(text: str, rules: Languages) -> Drop | None:
-    """A drop, with the language in its reason, if another language than those kept is that probable."""
+    """A drop, with the language in its reason, if another language than those kept is that probable.
+
+    A text with one Chinese character in five, and no Japanese one, is Chinese.
+    """
     words = _NO_LETTERS.sub(" ", _FORMULA.sub(" ", text[:_READ]))
     letters = " ".join(_SINGLE.sub(" ", words).split())[:_JUDGED]
     if len(letters) - letters.count(" ") < rules.min_letters:
         return None
-    language, probability = _identify(letters)
+    language, probability = "zh", 1.0
+    if 5 * len(_HAN.findall(letters)) < len(letters) or _KANA.search(letters):
+        language, probability = _identifier().classify(letters)
+    language = "zh" if language in _CHINESE else language
     if language in rules.keep or probability < rules.min_probability:
         return None
-    return Drop(f"language_{language}", probability, rules.min_probability)
-
-
-def _identify(letters: str) -> tuple[str, float]:
-    """Code and probability; a text with one Chinese character in five, and no Japanese one, is Chinese."""
-    if 5 * len(_HAN.findall(letters)) >= len(letters) and not _KANA.search(letters):
-        return "zh", 1.0
-    language, probability = _identifier().classify(letters)
-    return "zh" if language in _CHINESE else str(language), float(probability)
+    return Drop(f"language_{language}", float(probability), rules.min_probability)
 
 
 @lru_cache(maxsize=1)

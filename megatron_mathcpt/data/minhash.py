@@ -21,8 +21,14 @@ DUPLICATES = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 
 def signatures(words: Words, shingle_words: int, values: int) -> Signatures:
     """One row of `values` minima a document; a document shorter than a shingle is one shingle."""
-    rows: Signatures = _minima(words.hashes, words.documents, shingle_words, *_permutations(values))
-    return rows
+    return _minima(words.hashes, words.documents, shingle_words, *_permutations(values))
+
+
+@lru_cache(maxsize=1)
+def _permutations(values: int) -> tuple[Signatures, Signatures]:
+    random = np.random.Generator(np.random.PCG64(2107_06499))
+    factors = random.integers(0, 1 << 32, values, dtype=np.uint32) | np.uint32(1)
+    return factors, random.integers(0, 1 << 32, values, dtype=np.uint32)
 
 
 @compiled
@@ -58,13 +64,6 @@ def number_hashes(words: Words) -> Hashes:
     return whole_hashes(words.select(words.kinds == DIGITS))
 
 
-@lru_cache(maxsize=4)
-def _permutations(values: int) -> tuple[Signatures, Signatures]:
-    random = np.random.Generator(np.random.PCG64(2107_06499))
-    factors = random.integers(0, 1 << 32, values, dtype=np.uint32) | np.uint32(1)
-    return factors, random.integers(0, 1 << 32, values, dtype=np.uint32)
-
-
 def find_duplicates(
     whole: Hashes, numbers: Hashes, bands: Iterable[Hashes], rows: TakeRows, threshold: float
 ) -> tuple[npt.NDArray[np.uint8], Indices]:
@@ -81,7 +80,8 @@ def find_duplicates(
         left, right = _edges(keys ^ salt)
         agree = _agreement(rows, left, right) >= threshold
         edges.append((left[agree], right[agree]))
-    first = _components(len(whole), edges)
+    left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+    first = _components(len(whole), left, right)
     verdict = np.where(first == np.arange(len(whole)), KEPT, NEAR).astype(np.uint8)
     verdict[exact[1]] = EXACT
     return verdict, first
@@ -91,33 +91,33 @@ def _edges(keys: Hashes) -> tuple[Indices, Indices]:
     """From the first document of each group of equal keys to each other one."""
     order = np.argsort(keys, kind="stable")
     grouped = keys[order]
-    new = np.concatenate(([True], grouped[1:] != grouped[:-1])) if len(keys) else np.empty(0, np.bool_)
+    new = np.append(True, grouped[1:] != grouped[:-1])[: len(keys)]
     heads = order[np.flatnonzero(new)][np.cumsum(new) - 1]
     return heads[~new], order[~new]
 
 
 def _agreement(rows: TakeRows, left: Indices, right: Indices) -> npt.NDArray[np.float64]:
     """Share of equal values in two signatures, the estimate of their Jaccard similarity, in blocks."""
-    step = 1 << 16
-    parts = [
-        (rows(left[low : low + step]) == rows(right[low : low + step])).mean(axis=1)
-        for low in range(0, len(left), step)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0)
+    found, step = np.empty(len(left)), 1 << 16
+    for low in range(0, len(left), step):
+        block = slice(low, low + step)
+        found[block] = (rows(left[block]) == rows(right[block])).mean(axis=1)
+    return found
 
 
-def _components(count: int, edges: list[tuple[Indices, Indices]]) -> Indices:
-    """Smallest document of each one's connected component, by repeated minimum and pointer jumping."""
-    left = np.concatenate([pair[0] for pair in edges])
-    right = np.concatenate([pair[1] for pair in edges])
-    label = np.arange(count)
-    while True:
-        before = label.copy()
-        smallest = np.minimum(label[left], label[right])
-        np.minimum.at(label, left, smallest)
-        np.minimum.at(label, right, smallest)
-        np.minimum.at(label, before[left], smallest)
-        np.minimum.at(label, before[right], smallest)
-        label = label[label]
-        if np.array_equal(label, before):
-            return label
+@compiled
+def _components(count: int, left: Indices, right: Indices) -> Indices:
+    """Smallest document of each one's connected component."""
+    parent = np.arange(count)  # never above the document itself
+    for edge in range(len(left)):
+        one, other = left[edge], right[edge]
+        while parent[one] != one:
+            parent[one] = parent[parent[one]]
+            one = parent[one]
+        while parent[other] != other:
+            parent[other] = parent[parent[other]]
+            other = parent[other]
+        parent[max(one, other)] = min(one, other)
+    for document in range(count):
+        parent[document] = parent[parent[document]]
+    return parent

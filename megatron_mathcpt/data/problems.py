@@ -14,7 +14,6 @@ import operator
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,10 +114,9 @@ class Template(Section):
                 # A number that is not stated would make two keys of one problem.
                 if hidden := [n for n in numbers if any(f"{{{n}}}" not in one for one in questions)]:
                     raise ValueError(f"a question in '{language}' does not state '{hidden[0]}'")
-        except KeyError as error:
-            raise ValueError(f"unknown name {error}") from error
-        except (TypeError, SyntaxError) as error:
-            raise ValueError(str(error)) from error
+        except (KeyError, TypeError, SyntaxError) as error:
+            unknown = "unknown name " if isinstance(error, KeyError) else ""
+            raise ValueError(f"{unknown}{error}") from error
         return self
 
     def draw(self, chance: random.Random, small: int | None) -> Values:
@@ -144,7 +142,7 @@ class Template(Section):
 
     def texts(self, language: Language) -> tuple[list[str], list[str]]:
         """Questions, and the lead-in of each step."""
-        questions = self.en if language == "en" else self.zh
+        questions = {"en": self.en, "zh": self.zh}[language]
         return questions, self.leads.get(language, []) if self.leads else [""] * len(self.steps)
 
 
@@ -153,11 +151,6 @@ class Words(Section):
 
     names: list[str]
     things: dict[str, str]
-
-    def draw(self, language: Language, chance: random.Random) -> dict[str, str]:
-        """Two different names, a thing and its other form."""
-        names, thing = chance.sample(self.names, 2), chance.choice(list(self.things.items()))
-        return dict(zip(_WORDS[language], (*names, *thing), strict=True))
 
 
 class ProblemFile(Section):
@@ -173,42 +166,37 @@ def load_templates(path: Path = TEMPLATES) -> ProblemFile:
     return load_config(path, ProblemFile)
 
 
-@dataclass(frozen=True)
-class Instance:
-    """A template with its numbers: the unit that belongs either to training or to evaluation."""
+def instance_key(name: str, numbers: Values) -> str:
+    """A template with its numbers, the same in every language and wording: what a split has to itself."""
+    return f"{name}({','.join(f'{number}={value}' for number, value in sorted(numbers.items()))})"
 
-    name: str
-    numbers: Values
 
-    def key(self) -> str:
-        """Template and numbers, the same in every language and wording."""
-        numbers = ",".join(f"{name}={value}" for name, value in sorted(self.numbers.items()))
-        return f"{self.name}({numbers})"
+def is_held_out(key: str, share: float) -> bool:
+    """Whether the instance belongs to evaluation, where about `share` of all go."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % _BUCKETS < share * _BUCKETS
 
-    def is_held_out(self, share: float) -> bool:
-        """Whether the pair belongs to evaluation, where about `share` of all pairs go."""
-        digest = hashlib.sha256(self.key().encode()).digest()
-        return int.from_bytes(digest[:8], "big") % _BUCKETS < share * _BUCKETS
 
-    def render(self, language: Language, chance: random.Random, number: int) -> Problem:
-        """The problem in words drawn by `chance`; `number` makes the id unique."""
-        template = load_templates().templates[self.name]
-        values, equations = template.solve(self.numbers)
-        filled = {**values, **load_templates().words[language].draw(language, chance)}
-        questions, leads = template.texts(language)
-        question = chance.choice(questions).format_map(filled)
-        lines = [lead.format_map(filled) + line for lead, line in zip(leads, equations, strict=True)]
-        return Problem(
-            id=f"{self.name}-{language}-{number:06d}",
-            question=question[0].upper() + question[1:],
-            solution="\n".join(lines),
-            answer=str(values[template.steps[-1][0]]),
-            language=language,
-            stage=template.kind.stage,
-            steps=len(equations),
-            source="templates",
-            extra={"template": self.name, "topic": template.kind.topic, "instance": self.key()},
-        )
+def _render(name: str, numbers: Values, language: Language, chance: random.Random, number: int) -> Problem:
+    """The problem in words drawn by `chance`; `number` makes the id unique."""
+    template, words = load_templates().templates[name], load_templates().words[language]
+    values, equations = template.solve(numbers)
+    drawn = (*chance.sample(words.names, 2), *chance.choice(list(words.things.items())))
+    filled = {**values, **dict(zip(_WORDS[language], drawn, strict=True))}
+    questions, leads = template.texts(language)
+    question = chance.choice(questions).format_map(filled)
+    lines = [lead.format_map(filled) + line for lead, line in zip(leads, equations, strict=True)]
+    return Problem(
+        id=f"{name}-{language}-{number:06d}",
+        question=question[0].upper() + question[1:],
+        solution="\n".join(lines),
+        answer=str(values[template.steps[-1][0]]),
+        language=language,
+        stage=template.kind.stage,
+        steps=len(equations),
+        source="templates",
+        extra={"template": name, "topic": template.kind.topic, "instance": instance_key(name, numbers)},
+    )
 
 
 def training_problems(mix: ProblemMix, seed: int) -> list[Problem]:
@@ -236,15 +224,21 @@ def _take(
 
     Training problems differ in the question; evaluation problems in template or numbers, to be independent.
     """
+    templates = load_templates().templates
     seen: set[str] = set()
     for number in range(count):
-        wanted = chance.choices((1, 2, 3), mix.step_shares)[0]
+        wanted = chance.choices((1, 2, 3), mix.step_shares)[0]  # 3 stands for more, too
+        names = [name for name, template in templates.items() if min(len(template.steps), 3) == wanted]
+        weights = [templates[name].kind.weight for name in names]
         for _ in range(_PATIENCE):
-            instance = _draw(mix, wanted, chance)
-            if instance.is_held_out(mix.held_out_share) != held_out:
+            name = chance.choices(names, weights)[0]
+            small = mix.small_maximum if chance.random() < mix.small_share else None
+            numbers = templates[name].draw(chance, small)
+            key = instance_key(name, numbers)
+            if is_held_out(key, mix.held_out_share) != held_out:
                 continue
-            problem = instance.render(language, chance, number)
-            identity = instance.key() if held_out else problem.question
+            problem = _render(name, numbers, language, chance, number)
+            identity = key if held_out else problem.question
             if identity not in seen:
                 break
         else:
@@ -256,21 +250,31 @@ def _take(
         yield problem
 
 
-def _draw(mix: ProblemMix, steps: int, chance: random.Random) -> Instance:
-    """An instance of `steps` steps (3 stands for more, too): the template by weight, then its numbers."""
-    templates = load_templates().templates
-    names = [name for name, template in templates.items() if min(len(template.steps), 3) == steps]
-    name = chance.choices(names, [templates[name].kind.weight for name in names])[0]
-    small = chance.random() < mix.small_share
-    return Instance(name, templates[name].draw(chance, mix.small_maximum if small else None))
-
-
 def evaluate(expression: str, values: Values, draws: Functions | None = None) -> Fraction:
     """The exact value of `expression`: arithmetic on the names in `values`, `sqrt` of squares, and `draws`.
 
     Raises ValueError for any other construct and for a root that is not rational, KeyError for a name.
     """
-    return _value(_parse(expression), values, {"sqrt": _root, **(draws or {})})
+    functions: Functions = {"sqrt": _root, **(draws or {})}
+
+    def value(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(number)):
+                return Fraction(number)
+            case ast.Name(id=name):
+                return values[name]
+            case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
+                return Fraction(_OPERATORS[type(op)](value(left), value(right)))
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
+                return Fraction(functions[name](*map(value, arguments)))
+        raise ValueError(f"{ast.unparse(node)}: not part of the language of steps")
+
+    return value(_parse(expression))
+
+
+@functools.cache
+def _parse(expression: str) -> ast.expr:
+    return ast.parse(expression, mode="eval").body
 
 
 def substitute(expression: str, values: Values) -> str:
@@ -279,25 +283,6 @@ def substitute(expression: str, values: Values) -> str:
     written = {n: f"{v}" if v >= 0 and v.denominator == 1 else f"({v})" for n, v in values.items()}
     found = re.sub(r"[a-z]\w*", lambda match: written.get(match[0], match[0]), expression)
     return found.replace("**", "^")
-
-
-@functools.cache
-def _parse(expression: str) -> ast.expr:
-    return ast.parse(expression, mode="eval").body
-
-
-def _value(node: ast.expr, values: Values, functions: Functions) -> Fraction:
-    match node:
-        case ast.Constant(value=int(number)):
-            return Fraction(number)
-        case ast.Name(id=name):
-            return values[name]
-        case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
-            sides = _value(left, values, functions), _value(right, values, functions)
-            return Fraction(_OPERATORS[type(op)](*sides))
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
-            return Fraction(functions[name](*(_value(one, values, functions) for one in arguments)))
-    raise ValueError(f"{ast.unparse(node)}: not part of the language of steps")
 
 
 def _root(value: Fraction) -> Fraction:

@@ -10,10 +10,10 @@ name another folder, NUMBA_CACHE_DIR.
 
 import string
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,10 @@ Kinds = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.uint32]
 Flags = npt.NDArray[np.bool_]
 Item = TypeVar("Item")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)  # kinds of words of `cut_words`
 HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `cut_at_spaces`
-_WHITE = 8
 BATCH_CHARACTERS = 1 << 19  # texts cut at once: temporary arrays stay in the processor's cache
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
@@ -39,6 +39,7 @@ _COMMA, _APOSTROPHE, _LINE_FEED = 44, 39, 10
 # Kana, Chinese characters, and those for compatibility: scripts that put no space between words.
 _SPACELESS = ((0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
 _REPEATED = (0x3005, 0x3008)  # marks that repeat a Chinese character
+_ALL = np.ones(1, np.bool_)
 _TABLE = 0x20000  # code points above are rare Chinese characters, which nothing folds
 # In hexadecimal; with ASCII's and the control characters, PUNCTUATION_SET of datatrove/utils/text.py.
 _PUNCTUATION = (
@@ -71,8 +72,11 @@ class Words:
     codes: Codes
 
     def select(self, keep: Flags) -> "Words":
-        """Only the words where `keep` is true."""
-        kept, documents, lines = _select(keep, self.documents, self.lines)
+        """Only the words where `keep` is true; a line that has none of them is no line."""
+        kept = np.flatnonzero(keep)
+        documents = np.searchsorted(kept, self.documents)
+        begins = np.searchsorted(kept, np.append(self.lines, len(keep)))
+        lines = begins[:-1][begins[:-1] < begins[1:]]
         hashes, kinds = self.hashes.take(kept), self.kinds.take(kept)
         return Words(
             hashes, kinds, documents, lines, self.starts.take(kept), self.ends.take(kept), self.codes
@@ -86,8 +90,7 @@ class Words:
 def cut_words(texts: Sequence[str]) -> Words:
     """The words of `texts`, which should hold about `BATCH_CHARACTERS` in all; lone surrogates become `?`."""
     composed = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
-    offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(text) for text in composed], out=offsets[1:])
+    offsets = np.cumsum([0, *map(len, composed)], dtype=np.int64)
     points = np.frombuffer("".join(composed).encode("utf-32-le", "replace"), np.uint32)
     folds, sequences, classes = _tables()
     codes, begins = _fold(points, offsets, folds, sequences)
@@ -96,12 +99,13 @@ def cut_words(texts: Sequence[str]) -> Words:
 
 
 def cut_at_spaces(texts: Sequence[str]) -> Words:
-    """The words of `texts` as `str.split` cuts them, not folded, their kinds as bits; `lines` is empty."""
+    """The words of `texts` as `str.split` cuts them, not folded, their kinds as bits."""
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
-    kinds, documents, starts, ends = _cut_at_spaces(codes, offsets, _space_table())
-    hashes = _hash(codes, starts, ends, False)
-    return Words(hashes, kinds, documents, np.empty(0, np.int64), starts, ends, codes)
+    classes, bits = _space_tables()
+    _, documents, lines, starts, ends = _cut(codes, offsets, classes)
+    kinds = _join_bits(codes, starts, ends, bits)
+    return Words(_hash(codes, starts, ends, False), kinds, documents, lines, starts, ends, codes)
 
 
 def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[Item]]:
@@ -120,20 +124,17 @@ def totals(words: Words, values: npt.NDArray[np.generic]) -> Indices:
     return sums[words.documents[1:]] - sums[words.documents[:-1]]
 
 
-def ngrams(words: Words, length: int, wanted: Flags | None = None) -> tuple[Hashes, Indices]:
+def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
     """Hashes of all n-grams of `length` words that stay within a document, and their first words.
 
-    With `wanted`, 2^n flags, only those whose hash has a flag at its first n bits.
+    With `wanted`, 2^n flags, only those whose hash has a flag at its last n bits.
     """
-    flags = np.ones(1, np.bool_) if wanted is None else wanted
-    found: tuple[Hashes, Indices] = _ngrams(words.hashes, words.documents, length, flags)
-    return found
+    return _ngrams(words.hashes, words.documents, length, wanted)
 
 
 def spans(words: Words, first: Indices, last: Indices) -> Hashes:
     """Hash of the words `first[i]` up to, not including, `last[i]`, for every i."""
-    hashes: Hashes = _spans(words.hashes, first, last)
-    return hashes
+    return _spans(words.hashes, first, last)
 
 
 def mix(values: Hashes) -> Hashes:
@@ -142,8 +143,12 @@ def mix(values: Hashes) -> Hashes:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-compiled = njit(cache=True)  # numba's loops, in machine code
-_mix = compiled(mix)
+def compiled(function: Function) -> Function:
+    """`function` in numba's machine code."""
+    return cast(Function, njit(cache=True)(function))
+
+
+_mix = cast(Callable[[np.uint64], np.uint64], compiled(mix))
 
 
 @compiled
@@ -182,7 +187,7 @@ def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices,
         line_begins, kind, last = True, np.uint8(SPACE), begins[document + 1]
         for place in range(begins[document], last):
             code = codes[place]
-            found = classes[code] if code < _TABLE else np.uint8(IDEOGRAPH)
+            found = classes[min(code, _TABLE)]
             if found == SYMBOL and _joins(codes[:last], place, kind):
                 continue
             line_begins |= code == _LINE_FEED
@@ -201,7 +206,7 @@ def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices,
 
 
 @compiled
-def _joins(codes: Codes, place: int, kind: int) -> bool:
+def _joins(codes: Codes, place: int, kind: np.uint8) -> bool:
     """Whether a comma stands inside a number, or an apostrophe inside a word: `1,000` is `1000`."""
     code = codes[place]
     if kind in (SPACE, SYMBOL) or place + 1 == len(codes) or code not in (_COMMA, _APOSTROPHE):
@@ -211,25 +216,12 @@ def _joins(codes: Codes, place: int, kind: int) -> bool:
 
 
 @compiled
-def _cut_at_spaces(codes: Codes, begins: Indices, table: Kinds) -> tuple[Kinds, Indices, Indices, Indices]:
-    """Kinds, documents, starts and ends."""
-    room = (len(codes) + len(begins)) // 2 + 1  # one space at least between two words
-    kinds, starts, ends = np.empty(room, np.uint8), np.empty(room, np.int64), np.empty(room, np.int64)
-    documents, count = np.empty_like(begins), 0
-    for document in range(len(begins) - 1):
-        documents[document], inside = count, False
-        for place in range(begins[document], begins[document + 1]):
-            bits = table[min(codes[place], _TABLE)]
-            if bits == _WHITE:
-                inside = False
-                continue
-            if not inside:
-                kinds[count], starts[count], inside = 0, place, True
-                count += 1
-            kinds[count - 1] |= bits
-            ends[count - 1] = place + 1
-    documents[-1] = count
-    return kinds[:count], documents, starts[:count], ends[:count]
+def _join_bits(codes: Codes, starts: Indices, ends: Indices, bits: Kinds) -> Kinds:
+    kinds = np.zeros(len(starts), np.uint8)
+    for word in range(len(starts)):
+        for place in range(starts[word], ends[word]):
+            kinds[word] |= bits[min(codes[place], _TABLE)]
+    return kinds
 
 
 @compiled
@@ -268,8 +260,7 @@ def span_hash(hashes: Hashes, first: int, last: int) -> np.uint64:
     for word in range(first, last):
         value += hashes[word] * power
         power *= _BASE
-    mixed: np.uint64 = _mix(value)
-    return mixed
+    return _mix(value)
 
 
 @compiled
@@ -284,11 +275,9 @@ def _spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
 def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> tuple[Hashes, Indices]:
     found = np.empty(len(hashes), np.uint64)
     firsts = np.empty(len(hashes), np.int64)
-    last_power, bits, count = np.uint64(1), 0, 0
+    last_power, bits, count = np.uint64(1), np.uint64(len(wanted) - 1), 0
     for _ in range(length - 1):
         last_power *= _BASE
-    while 1 << bits < len(wanted):
-        bits += 1
     for document in range(len(documents) - 1):
         value, power = np.uint64(0), np.uint64(1)
         for word in range(documents[document], documents[document + 1]):
@@ -300,34 +289,18 @@ def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> t
                 value = (value - hashes[first - 1]) * _INVERSE + hashes[word] * last_power
             if first >= documents[document]:
                 found[count], firsts[count] = _mix(value), first
-                # A shift by 64 bits is undefined.
-                count += wanted[found[count] >> np.uint64(64 - bits) if bits else np.uint64(0)]
+                count += wanted[found[count] & bits]
     return found[:count], firsts[:count]
-
-
-@compiled
-def _select(keep: Flags, documents: Indices, lines: Indices) -> tuple[Indices, Indices, Indices]:
-    """The words that stay, the first of every document among them, and those that begin a line."""
-    before, kept = np.empty(len(keep) + 1, np.int64), np.empty(len(keep), np.int64)
-    count = 0
-    for word in range(len(keep)):
-        before[word] = count
-        kept[count] = word
-        count += keep[word]
-    before[-1] = count
-    firsts, line_count = np.empty(len(lines), np.int64), 0
-    for line in lines:  # where a line has no word left, the next line's first word stands once
-        if before[line] < count and (line_count == 0 or firsts[line_count - 1] != before[line]):
-            firsts[line_count] = before[line]
-            line_count += 1
-    return kept[:count], before[documents], firsts[:line_count]
 
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Codes, Codes, Kinds]:
-    """By code point: the folded one, or minus its place among the sequences (length first); the class."""
+    """By code point: the folded one, or minus its place among the sequences (length first); the class.
+
+    The last class is of those above.
+    """
     folds = np.empty(_TABLE, np.int32)
-    classes = np.empty(_TABLE, np.uint8)
+    classes = np.full(_TABLE + 1, IDEOGRAPH, np.uint8)
     sequences = [0]
     by_category = {"L": LETTERS, "M": LETTERS, "N": LETTERS, "P": SYMBOL, "S": SYMBOL, "Nd": DIGITS}
     for point in range(_TABLE):
@@ -344,15 +317,17 @@ def _tables() -> tuple[Codes, Codes, Kinds]:
 
 
 @lru_cache(maxsize=1)
-def _space_table() -> Kinds:
-    """Bits by code point, or `_WHITE`; the last entry stands for those above."""
-    table = np.full(_TABLE + 1, HAS_LETTER | NOT_PUNCTUATION | HAS_IDEOGRAPH, np.uint8)
-    table[:_TABLE] = [HAS_LETTER * chr(point).isalpha() | NOT_PUNCTUATION for point in range(_TABLE)]
+def _space_tables() -> tuple[Kinds, Kinds]:
+    """By code point: SPACE or LETTERS; the bits, of those above in the last entry."""
+    bits = np.full(_TABLE + 1, HAS_LETTER | NOT_PUNCTUATION | HAS_IDEOGRAPH, np.uint8)
+    bits[:_TABLE] = [HAS_LETTER * chr(point).isalpha() | NOT_PUNCTUATION for point in range(_TABLE)]
     marks = [part.split("-") for part in _PUNCTUATION.split()]
     for low, high in (*((int(m[0], 16), int(m[-1], 16) + 1) for m in marks), (0, 32), (127, 160)):
-        table[low:high] &= ~np.uint8(NOT_PUNCTUATION)
-    table[list(map(ord, string.punctuation))] = 0
-    table[[point for point in range(_TABLE) if chr(point).isspace()]] = _WHITE
+        bits[low:high] &= ~np.uint8(NOT_PUNCTUATION)
+    bits[list(map(ord, string.punctuation))] = 0
     for low, high in _SPACELESS:
-        table[low:high] |= HAS_IDEOGRAPH
-    return table
+        bits[low:high] |= HAS_IDEOGRAPH
+    spaces = [point for point in range(_TABLE) if chr(point).isspace()]
+    classes = np.full(_TABLE + 1, LETTERS, np.uint8)
+    classes[spaces], bits[spaces] = SPACE, 0
+    return classes, bits

@@ -14,7 +14,7 @@ from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED
-from megatron_mathcpt.report.figures import Plot, interval_plot, line_plot
+from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
 from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
 from megatron_mathcpt.report.read import load_runs, load_timings
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
@@ -199,3 +199,20 @@ def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
         for pool, curve in run["validation_loss"].items():
             curves.setdefault(f"validation loss, {pool}", []).append((name, index, curve))
     return [plot for title, lines in curves.items() if (plot := line_plot(title, lines))]
+
+
+_MOST_PLOTS = 24
+
+
+def render_corpus(content: Mapping[str, Any]) -> str:
+    """The page of the content that data/inspection.py gathers."""
+    plots = [
+        bar_plot(row["source"], row["unit"], [_bar(label, count, row) for label, count in row["bars"]])
+        for row in content["lengths"][:_MOST_PLOTS]
+    ]
+    return environment().get_template("corpus.html.j2").render(title=content["name"], plots=plots, **content)
+
+
+def _bar(label: str, count: int, row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """Label, height, and text on hover of a bar."""
+    return label, count, f"{label} {row['unit']}: {count:,} ({count / row['numbers'].total:.1%})"

@@ -2,8 +2,7 @@
 
 import gzip
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
 from megatron_mathcpt.records import Problem
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
 
 
@@ -112,53 +110,47 @@ def test_a_small_set_keeps_four_fifths_for_training() -> None:
     problems = [Problem(id=str(n), question=f"{n}?", solution="s", answer="1") for n in range(10)]
     training, held_out = split_problems(problems, ProblemMix(), seed=0)
     assert (len(training), len(held_out["en"]), len(held_out["zh"])) == (8, 2, 0)
+    with pytest.raises(DataError, match="4 problems are too few to hold any out"):
+        split_problems(problems[:4], ProblemMix(), seed=0)
 
 
-def test_answer_type() -> None:
-    types = {
-        "12": "number",
-        "-1,200.5": "number",
-        "3/4": "number",
-        "B": "choice",
-        "C": "latex",
-        "2x": "latex",
-    }
-    for answer, expected in types.items():
-        problem = Problem(id="1", question="Which?\nA. 1\nB. 2", solution="s", answer=answer)
-        assert answer_type(problem) == expected
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        *(("12", "number"), ("-1,200.5", "number"), ("3/4", "number")),
+        *(("B", "choice"), ("C", "latex"), ("2x", "latex")),
+    ],
+)
+def test_answer_type(answer: str, kind: str) -> None:
+    problem = Problem(id="1", question="Which?\nA. 1\nB. 2", solution="s", answer=answer)
+    assert answer_type(problem) == kind
 
 
-BAD_LINES = {
-    b"": ":empty",
-    b"{not json}\n": ":1: not JSON",
-    b'{"question": "\xff"}\n': ":1: not UTF-8",
-    b"[1]\n": ":1: expected a JSON object",
-    b'\n{"id": "1", "solution": "s", "answer": "1"}\n': ":2: record without question",
-    b'{"question": "", "solution": "s", "answer": "1"}\n': ":1: record without question",
-    b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n': ":1: field 'language'",
-}
+PROBLEMS = "problem_solving.jsonl"
+BAD_LINES = [
+    (PROBLEMS, b"", ": empty"),
+    (PROBLEMS, b"{not json}\n", ":1: not JSON"),
+    (PROBLEMS, b'{"question": "\xff"}\n', ":1: not UTF-8"),
+    (PROBLEMS, b"[1]\n", ":1: expected a JSON object"),
+    (PROBLEMS, b'\n{"id": "1", "solution": "s", "answer": "1"}\n', ":2: record without question"),
+    (PROBLEMS, b'{"question": "", "solution": "s", "answer": "1"}\n', ":1: record without question"),
+    (PROBLEMS, b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n', ":1: field 'language'"),
+    (PROBLEMS, None, ": not found"),
+    ("math_corpus.jsonl", b'{"id": "1", "text": " "}\n', ":1: record without text"),
+]
 
 
-@pytest.mark.parametrize(("content", "expected"), BAD_LINES.items(), ids=BAD_LINES.values())
-def test_a_bad_line_is_one_line_with_file_and_number(content: bytes, expected: str, tmp_path: Path) -> None:
-    own = write_own(tmp_path / "own", [])
-    (own / "problem_solving.jsonl").write_bytes(content)
-    command = [sys.executable, "tools/make_corpora.py", "--out", str(tmp_path / "out"), "--data", str(own)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert f"problem_solving.jsonl{expected}".replace("::", ":").replace(":empty", ": empty") in done.stderr
-    assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_a_missing_pool_and_a_text_record_without_text_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "content", "message"), BAD_LINES)
+def test_a_bad_line_is_named_by_file_and_number(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
     own = write_own(tmp_path / "own", [problem_row(number) for number in range(40)])
-    (own / "math_corpus.jsonl").write_text('{"id": "1", "text": " "}\n')
-    with pytest.raises(DataError, match=r"math_corpus\.jsonl:1: record without text"):
+    (own / name).unlink()
+    if content is not None:
+        (own / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"{name}{message}")):
         make_corpora(tmp_path / "out", own)
-    (own / "math_corpus.jsonl").unlink()
-    with pytest.raises(DataError, match=r"math_corpus\.jsonl: not found"):
-        make_corpora(tmp_path / "out", own)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_local_corpora(corpora_dir: Path, tmp_path: Path) -> None:
@@ -167,9 +159,3 @@ def test_local_corpora(corpora_dir: Path, tmp_path: Path) -> None:
     assert manifest.counts["problem_solving"] + 300 <= 13_203
     items = rows(tmp_path / "out" / "evaluation" / "heldout_en.jsonl")
     assert {row["type"] for row in items} == {"number", "choice"}
-
-
-def test_too_few_problems_to_hold_any_out_are_refused(tmp_path: Path) -> None:
-    own = write_own(tmp_path / "own", [problem_row(number) for number in range(4)])
-    with pytest.raises(DataError, match="4 problems are too few to hold any out"):
-        make_corpora(tmp_path / "out", own)

@@ -65,18 +65,23 @@ def test_clean_text_is_left_alone(tmp_path: Path) -> None:
     )
 
 
-def test_short_items_match_whole(tmp_path: Path) -> None:
-    index = contamination(tmp_path, SHORT)
-    found = search(index, f"Well. {SHORT.lower()} Yes", "how many edges has a cube")
-    assert list(found) == [0]
-    assert found[0].share == 1.0
-
-
 @pytest.mark.parametrize(
-    "line", [TINY, "compute 7!-5!", f"Question: {TINY}\nSolution: 4920", f"First.\n{TINY}\nThen."]
+    ("item", "text", "found"),
+    [
+        (SHORT, f"Well. {SHORT.lower()} Yes", [0]),
+        (SHORT, "how many edges has a cube", []),
+        (TINY, TINY, [0]),
+        (TINY, "compute 7!-5!", [0]),
+        (TINY, f"Question: {TINY}\nSolution: 4920", [0]),
+        (TINY, f"First.\n{TINY}\nThen.", [0]),
+    ],
 )
-def test_tiny_items_match_as_a_line(tmp_path: Path, line: str) -> None:
-    assert list(search(contamination(tmp_path, TINY), line)) == [0]
+def test_short_items_match_whole_and_tiny_ones_as_a_line(
+    tmp_path: Path, item: str, text: str, found: list[int]
+) -> None:
+    hits = search(contamination(tmp_path, item), text)
+    assert list(hits) == found
+    assert all(hit.share == 1.0 for hit in hits.values())
 
 
 def test_problems_of_the_items_template_stay_unless_numbers_are_masked(tmp_path: Path) -> None:
@@ -193,7 +198,7 @@ def test_other_task_files_and_bad_documents_are_named(tmp_path: Path) -> None:
     report(tmp_path, {"t": [" ".join(WORDS)]}, ["text"])
     evaluation, files = tmp_path / "evaluation", {"t": tmp_path / "t.jsonl"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no documents here"):
+    with pytest.raises(DataError, match="empty: documents not found"):
         overlap_report(evaluation, files, [tmp_path / "empty"], 0.5)
     bad = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"texts": "b"}])
     with pytest.raises(DataError, match=r"x\.jsonl:2: no JSON object with 'text'"):

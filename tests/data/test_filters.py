@@ -12,7 +12,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality, Repetition, Select
+from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality, Select
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop, repeated_ngrams, select_drop
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, cut_at_spaces
@@ -41,13 +41,10 @@ def reasons(texts: list[str], **rules: Any) -> list[str | None]:
     return [drop.reason if drop else None for drop in find_drops(texts, Filter.model_validate(rules))]
 
 
-def test_prose_and_formulas_stay() -> None:
-    for text in (PROSE, INTEGRALS):
-        assert reasons([text], quality={}, repetition={}) == [None]
-    assert reasons([INTEGRALS], quality=GOPHER_QUALITY) == ["long_words"]
-
-
 CASES = [
+    (PROSE, {"quality": {}, "repetition": {}}, None),
+    (INTEGRALS, {"quality": {}, "repetition": {}}, None),
+    (INTEGRALS, {"quality": GOPHER_QUALITY}, "long_words"),
     ("", {}, "empty"),
     ("short", {}, "too_short"),
     ("a longer text with \ufffd\ufffd in it", {}, "bad_characters"),
@@ -107,7 +104,7 @@ def test_words_are_those_of_split() -> None:
 
 
 def test_punctuation_is_datatroves() -> None:
-    pytest.importorskip("regex", reason="datatrove's filters need more than its plain package")
+    pytest.importorskip("regex", reason="datatrove's filters need it")
     from datatrove.utils.text import PUNCTUATION_SET
 
     characters = [chr(point) for point in range(0x20000) if not chr(point).isspace()]
@@ -134,7 +131,7 @@ def brute_copied(words: list[str], n: int) -> int:
 @pytest.mark.parametrize("n", [2, 3, 4, 7])
 def test_repeated_ngrams_are_counted_as_by_brute_force_and_never_fewer_than_by_datatrove(n: int) -> None:
     texts = texts_of_few_words(60)
-    pytest.importorskip("regex", reason="datatrove's filters need more than its plain package")
+    pytest.importorskip("regex", reason="datatrove's filters need it")
     from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_top_duplicate
 
     top, copied = repeated_ngrams(cut_at_spaces(texts), n)
@@ -183,7 +180,7 @@ PEER = [
 def test_quality_rules_are_datatroves_on_the_same_words(
     monkeypatch: pytest.MonkeyPatch, ours: dict[str, Any], theirs: dict[str, Any], reason: str
 ) -> None:
-    pytest.importorskip("regex", reason="datatrove's filters need more than its plain package")
+    pytest.importorskip("regex", reason="datatrove's filters need it")
     from datatrove.data import Document
     from datatrove.pipeline.filters import GopherQualityFilter, gopher_quality_filter
 
@@ -218,12 +215,6 @@ def test_a_source_may_have_its_own_rules_and_drops_say_what_was_measured(raw: Pa
     assert dropped["few"]["text"] == "the few words of this document"
 
 
-def test_defaults_leave_the_new_rules_off() -> None:
-    assert Filter().repetition is None and Filter().quality is None
-    assert reasons([f"{PROSE} {PROSE}", "word " * 30]) == [None, None]
-    assert Repetition().duplicate_ngrams == {10: 0.25}
-
-
 SOLUTION = "She has 3.5 apples.\n\nHe gives 2! So 5.5。"
 
 
@@ -232,43 +223,39 @@ def problem(**fields: object) -> Problem:
     return Problem.model_validate({**known, **fields})
 
 
-def test_steps_by_each_rule() -> None:
-    assert count_steps(problem(), "field") is None
-    assert count_steps(problem(steps=7), "field") == 7
-    assert count_steps(problem(), "lines") == 2
-    assert count_steps(problem(), "sentences") == 3
-    assert count_steps(problem(solution="x"), "sentences") == 1
+@pytest.mark.parametrize(
+    ("rule", "fields", "steps"),
+    [
+        ("field", {}, None),
+        ("field", {"steps": 7}, 7),
+        ("lines", {}, 2),
+        ("sentences", {}, 3),
+        ("sentences", {"solution": "x"}, 1),
+    ],
+)
+def test_steps_by_each_rule(rule: Any, fields: dict[str, object], steps: int | None) -> None:
+    assert count_steps(problem(**fields), rule) == steps
 
 
 @pytest.mark.parametrize(
     ("select", "fields", "reason"),
     [
-        (Select(stage="middle"), {"stage": "middle"}, None),
-        (Select(stage="middle"), {"stage": "high"}, "other_stage"),
-        (Select(stage="middle"), {}, "stage_unknown"),
-        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 3}, "other_steps"),
-        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 4}, None),
-        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 5}, None),
-        (Select(step_rule="field", min_steps=4, max_steps=5), {"steps": 6}, "other_steps"),
-        (Select(step_rule="field", min_steps=6), {"steps": 99}, None),
-        (Select(step_rule="field", max_steps=3), {"steps": 0}, None),
-        (Select(step_rule="field", max_steps=3), {}, "steps_unknown"),
+        ({"stage": "middle"}, {"stage": "middle"}, None),
+        ({"stage": "middle"}, {"stage": "high"}, "other_stage"),
+        ({"stage": "middle"}, {}, "stage_unknown"),
+        ({"min_steps": 4, "max_steps": 5}, {"steps": 3}, "other_steps"),
+        ({"min_steps": 4, "max_steps": 5}, {"steps": 4}, None),
+        ({"min_steps": 4, "max_steps": 5}, {"steps": 5}, None),
+        ({"min_steps": 4, "max_steps": 5}, {"steps": 6}, "other_steps"),
+        ({"min_steps": 6}, {"steps": 99}, None),
+        ({"max_steps": 3}, {"steps": 0}, None),
+        ({"max_steps": 3}, {}, "steps_unknown"),
     ],
 )
-def test_reasons(select: Select, fields: dict[str, object], reason: str | None) -> None:
-    drop = select_drop(problem(**fields), select)
+def test_selection(select: dict[str, Any], fields: dict[str, object], reason: str | None) -> None:
+    rule = None if "stage" in select else "field"
+    drop = select_drop(problem(**fields), Select(step_rule=rule, **select))
     assert (drop.reason if drop else None) == reason
-
-
-def test_the_three_difficulties_split_everything() -> None:
-    parts = [
-        Select(step_rule="lines", max_steps=3),
-        Select(step_rule="lines", min_steps=4, max_steps=5),
-        Select(step_rule="lines", min_steps=6),
-    ]
-    for lines in range(1, 12):
-        record = problem(solution="\n".join("x" * lines))
-        assert sum(select_drop(record, part) is None for part in parts) == 1
 
 
 def test_a_share_is_the_same_records_and_grows_by_records() -> None:
@@ -282,49 +269,10 @@ def test_a_share_is_the_same_records_and_grows_by_records() -> None:
     assert 910 <= len(large) <= 1090
 
 
-def test_bounds_without_a_rule_are_refused() -> None:
+@pytest.mark.parametrize("fields", [{"min_steps": 3}, {"step_rule": "lines"}])
+def test_bounds_without_a_rule_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="step_rule goes with"):
-        Select(min_steps=3)
-    with pytest.raises(ValidationError, match="step_rule goes with"):
-        Select(step_rule="lines")
-
-
-def test_subsets_in_a_build_are_counted(tmp_path: Path) -> None:
-    rows = [
-        {"id": f"p{number}", "question": f"What is {number} and {number * 7}?", "answer": str(number)}
-        | {
-            "solution": "\n".join(f"step {number} {step}" for step in range(1 + number % 8)),
-            "steps": 1 + number % 8,
-        }
-        for number in range(160)
-    ]
-    (tmp_path / "ps.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    source = {"kind": "problem", "path": str(tmp_path / "ps.jsonl")}
-    config = Corpus.model_validate_json(
-        orjson.dumps(
-            {
-                "name": "subsets",
-                "seed": 1,
-                "sources": {
-                    "easy": source | {"pool": "easy", "select": {"step_rule": "field", "max_steps": 3}},
-                    "hard": source | {"pool": "hard", "select": {"step_rule": "field", "min_steps": 6}},
-                },
-                "deduplicate": None,
-                "decontaminate": None,
-                "tokenizer": {"vocab_size": 400},
-                "validation_fraction": 0.1,
-            }
-        )
-    )
-    manifest = build_corpus(config, tmp_path / "out")
-    for name in ("easy", "hard"):
-        counts = manifest.counts["sources"][name]
-        assert (counts["read"], counts["kept"], counts["dropped"]) == (160, 60, {"other_steps": 100})
-        pool = manifest.counts["pools"][name]
-        assert sum(part["documents"] for part in pool.values()) == 60
-
-
-corpora = pytest.mark.skipif("MATHCPT_CORPORA" not in os.environ, reason="MATHCPT_CORPORA is not set")
+        Select(**fields)
 
 
 FRENCH = (
@@ -338,23 +286,17 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize("text", KEPT)
-def test_kept_languages_and_bare_formulas_stay(text: str) -> None:
-    pytest.importorskip("py3langid")
-    assert language_drop(text, Languages(keep=["en", "zh"])) is None
-
-
-def test_other_languages_go_by_name() -> None:
+def test_other_languages_go_by_name_and_bare_formulas_stay() -> None:
     pytest.importorskip("py3langid")
     rules = Filter(languages=Languages(keep=["en", "zh"]))
     japanese = "関数が区間で連続であるとき、最大値と最小値が存在することを証明せよ。" * 2
-    drops = find_drops([FRENCH, KEPT[0], japanese], rules)
-    assert [drop.reason if drop else None for drop in drops] == ["language_fr", None, "language_ja"]
+    drops = find_drops([FRENCH, japanese, *KEPT], rules)
+    assert [drop and drop.reason for drop in drops] == ["language_fr", "language_ja", *[None] * len(KEPT)]
     assert language_drop(FRENCH, Languages(keep=["fr"])) is None
     assert language_drop(FRENCH, Languages(keep=["en"], min_letters=500)) is None
 
 
-@corpora
+@pytest.mark.skipif("MATHCPT_CORPORA" not in os.environ, reason="MATHCPT_CORPORA is not set")
 def test_no_document_of_the_corpora_is_taken_for_another_language() -> None:
     pytest.importorskip("py3langid")
     rules = Languages(keep=["en", "zh"])

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.data.inspection_views import page_content
+from megatron_mathcpt.data.inspection import page_content
 from megatron_mathcpt.formats.corpus_folder import open_corpus
-from megatron_mathcpt.report.corpus_page import render_corpus
+from megatron_mathcpt.report.page import render_corpus
 from tests.data.inspected import build_inspected
 from tests.report.browser import Page, in_browser
 
