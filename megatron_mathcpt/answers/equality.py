@@ -193,7 +193,7 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
     names = [_names(items) for items in (first, second)]
     stems = [_stems(each) for each in names]
     if all(names) and set(names[0]) == set(names[1]):
-        if len(set(names[0])) == len(names[0]) == len(names[1]):
+        if len(set(names[0])) == len(first) == len(second):
             other = dict(zip(names[1], second, strict=True))
             return _all(same(item, other[name]) for name, item in zip(names[0], first, strict=True))
     elif all(names) and len({*stems[0], *stems[1]}) == 1:  # values of one unknown

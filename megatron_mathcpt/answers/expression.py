@@ -52,8 +52,8 @@ def parse_expression(text: str) -> Node:
     parser = _Parser(_tokens(text))
     try:
         node = parser.sum()
-    except RecursionError as error:  # bounded by _MAX_DEPTH; kept for exotic chains
-        raise NotAnExpression("nested too deep") from error
+    except (RecursionError, ValueError) as error:  # what Fraction and int refuse: a lone point, 10_二
+        raise NotAnExpression(str(error)) from error
     if parser.position != len(parser.tokens):
         raise NotAnExpression(f"unexpected '{parser.tokens[parser.position]}'")
     return node

@@ -146,3 +146,10 @@ def test_different_local_golds_are_equal_only_where_mathematics_says_so(benchmar
         assert verdict is grade(second, first, "latex").equal, (first, second)
         if verdict:  # by hand: the only equal pairs are of the same digits in the same order
             assert re.sub(r"\D", "", first) == re.sub(r"\D", "", second), (first, second)
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction"), [("3", ". 3"), ("3", "101_二"), ("3", "52_{2.5}"), ("1x=1, y=21", "1 x=1, y=2 1")]
+)
+def test_odd_text_is_graded_not_refused(gold: str, prediction: str) -> None:
+    assert grade(gold, prediction, "latex").equal is False
