@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
-from megatron_mathcpt.answers.number_words import is_words, same_time, same_words
+from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
 from megatron_mathcpt.answers.region import (
     LIST_SEPARATOR,
     Equation,
@@ -57,9 +57,8 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         verdict = rule(gold, prediction)
         if verdict is not None:
             return verdict, name
-    if all(_parse(split_unit(text).body) for text in (gold, prediction)):
-        return None, UNDECIDED
-    return None, "outside the rules"
+    parsed = all(_parse(split_unit(text)[0]) for text in (gold, prediction))
+    return None, UNDECIDED if parsed else "outside the rules"
 
 
 def same(gold: str, prediction: str) -> bool | None:
@@ -128,7 +127,7 @@ def _regions(gold: str, prediction: str) -> bool | None:
         return same_region(first, second)
     # A side that is no region but can be read is something else.
     other = prediction if first else gold
-    return False if (first or second) and _parse(split_unit(other).body) else None
+    return False if (first or second) and _parse(split_unit(other)[0]) else None
 
 
 def _matrices(gold: str, prediction: str) -> bool | None:
@@ -170,19 +169,14 @@ def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
         for text in (gold, prediction)
     )
     sizes = {len(first), len(second)}
-    if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
-        if _number(gold) is not None and _number(gold) == _number(prediction):
-            return True
-        if 1 in sizes:
-            return None
-    if sizes == {1}:
+    thousands = _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction)
+    bare = [text.replace(",", "") for text in (gold, prediction)]
+    numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
+    if thousands and len(numbers) == 2 and numbers[0] == numbers[1]:
+        return True
+    if sizes == {1} or (thousands and 1 in sizes):
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
-
-
-def _number(text: str) -> Fraction | None:
-    bare = text.replace(",", "")
-    return Fraction(bare) if re.fullmatch(r"-?\d+(\.\d+)?", bare) else None
 
 
 def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool | None:
@@ -191,7 +185,8 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
         if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
             return _same_sequence(group.items, items, ordered=not group.is_set)
     names = [_names(items) for items in (first, second)]
-    stems = [_stems(each) for each in names]
+    # x_1 and x_2 are two values of one unknown.
+    stems = [[re.sub(r"_.*", "", name) for name in each] for each in names]
     if all(names) and set(names[0]) == set(names[1]):
         if len(set(names[0])) == len(first) == len(second):
             other = dict(zip(names[1], second, strict=True))
@@ -207,11 +202,6 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
 def _names(items: list[str]) -> list[str]:
     equations = [read_equation(item) for item in items]
     return [equation.name for equation in equations if equation and equation.name] if all(equations) else []
-
-
-def _stems(names: list[str]) -> list[str]:
-    """x_1 and x_2 are two values of one unknown."""
-    return [re.sub(r"_.*", "", name) for name in names]
 
 
 def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool) -> bool | None:
@@ -273,10 +263,10 @@ def _equations(gold: str, prediction: str) -> bool | None:
         return _two_equations(first, second)
     equation, other = (first or second), (prediction if first else gold)
     assert equation is not None
-    left = _parse(equation.sides[0])
+    left = _parse(equation.left)
     if equation.name or (left and not left.symbols()):
         return same(equation.right, other) if first else same(other, equation.right)
-    return False if _parse(split_unit(other).body) else None
+    return False if _parse(split_unit(other)[0]) else None
 
 
 def _two_equations(first: Equation, second: Equation) -> bool | None:
@@ -284,8 +274,8 @@ def _two_equations(first: Equation, second: Equation) -> bool | None:
         names = {first.name, second.name}
         if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
             return same(first.right, second.right)
-    sides = [[_parse(side) for side in (equation.sides[0], equation.right)] for equation in (first, second)]
-    nodes = [node for pair in sides for node in pair if node]
+    sides = (first.left, first.right, second.left, second.right)
+    nodes = [node for side in sides if (node := _parse(side))]
     if len(nodes) < 4:
         return False if first.name and second.name else None
     return same_curve(Node("subtract", tuple(nodes[:2])), Node("subtract", tuple(nodes[2:])))
@@ -299,18 +289,14 @@ def _parse(text: str) -> Node | None:
 
 
 def _quantities(gold: str, prediction: str) -> bool | None:
-    first = split_unit(gold)
-    second = split_unit(prediction, bare_letters=bool(first.unit or re.fullmatch(r"[\d.,/%\s-]*", gold)))
-    nodes = [_parse(first.body), _parse(second.body)]
-    if nodes[0] is None or nodes[1] is None:
+    body, unit = split_unit(gold)
+    plain = bool(unit or re.fullmatch(r"[\d.,/%\s-]*", gold))
+    other_body, other = split_unit(prediction, bare_letters=plain)
+    first, second = _parse(body), _parse(other_body)
+    if first is None or second is None:
         return None
-    return _same_measure(nodes[0], first.unit, nodes[1], second.unit)
-
-
-def _same_measure(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
     stated = [found for found in (unit, other) if found and found.dimensions]
-    angles = {"degree", "radian"}
-    if any(dict(found.dimensions).keys() & angles for found in stated):
+    if any(dict(found.dimensions).keys() & {"degree", "radian"} for found in stated):
         return _same_angle(first, unit, second, other)
     if len(stated) < 2:  # a unit may be left out
         return same_value(first, second)

@@ -74,14 +74,6 @@ class Unit:
     factor: Fraction
 
 
-@dataclass(frozen=True)
-class Measured:
-    """An answer without its unit, and the unit; None when none was written."""
-
-    body: str
-    unit: Unit | None
-
-
 @lru_cache(maxsize=1)
 def _units() -> dict[str, Unit]:
     found = {word: Unit((), Fraction(1)) for word in _COUNTERS}
@@ -92,18 +84,17 @@ def _units() -> dict[str, Unit]:
     return found
 
 
-def split_unit(text: str, *, bare_letters: bool = False) -> Measured:
-    """Take the unit off a normalised answer.
+def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
+    """A normalised answer without its unit, and the unit; None when none is written.
 
     A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
     5m may be five times m.
     """
     money = re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text)
     if money:
-        return Measured(text[money.end() :].strip(), _units()[money.group(1)])
+        return text[money.end() :].strip(), _units()[money[1]]
     text = _TRAILING.sub("", text)
-    several = _sum_of_parts(text)
-    if several:
+    if several := _sum_of_parts(text):
         return several
     for found in _START.finditer(text):
         start = found.start()
@@ -112,13 +103,12 @@ def split_unit(text: str, *, bare_letters: bool = False) -> Measured:
         may_be_unit = bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
         if not body or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body) or (letter and not may_be_unit):
             continue
-        unit = _read_unit(words)
-        if unit is not None:
-            return Measured(body.removesuffix("\\cdot").rstrip(), unit)
-    return Measured(text, None)
+        if unit := _read_unit(words):
+            return body.removesuffix("\\cdot").rstrip(), unit
+    return text, None
 
 
-def _sum_of_parts(text: str) -> Measured | None:
+def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
     """2 hours 30 minutes, 3元6角: one quantity in base units."""
     parts = _PART.findall(text)
     if len(parts) < 2 or _PART.sub("", text).strip():
@@ -134,7 +124,7 @@ def _sum_of_parts(text: str) -> Measured | None:
     if len({unit.dimensions for unit in units}) > 1:
         return None
     total = sum(Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True))
-    return Measured(f"{total.numerator}/{total.denominator}", Unit(units[0].dimensions, Fraction(1)))
+    return f"{total.numerator}/{total.denominator}", Unit(units[0].dimensions, Fraction(1))
 
 
 def _read_unit(text: str) -> Unit | None:
@@ -176,8 +166,8 @@ def _read_word(text: str) -> Unit | None:
         if candidate in known:
             return known[candidate]
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
-    if chinese and chinese.group(1) in known and not known[chinese.group(1)].dimensions:
-        return Unit((), Fraction(1))  # 24个苹果: a counter and what is counted
+    if chinese and chinese[1] in known and not known[chinese[1]].dimensions:
+        return known[chinese[1]]  # 24个苹果: a counter and what is counted
     if re.fullmatch(r"[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)
