@@ -12,7 +12,7 @@ from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.sampling import greedy, sampler
+from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
 from megatron_mathcpt.model.weights import RandomWeights, fill
 
 GROUPED = LlamaShape(
@@ -67,9 +67,7 @@ def _prompts(lengths: list[int]) -> list[list[int]]:
     return [torch.randint(1, 300, (length,), generator=generator).tolist() for length in lengths]
 
 
-def _limits(end_token: int = -1) -> Any:
-    from megatron_mathcpt.evaluation.decoder import Limits
-
+def _limits(end_token: int = -1) -> Limits:
     return Limits(NEW, end_token, lambda _: False)
 
 
