@@ -73,8 +73,7 @@ def _alternatives(gold: str, prediction: str) -> bool | None:
 
 def _families(gold: str, prediction: str) -> bool | None:
     """Answers with a whole-number parameter, x = k\\pi, k \\in Z: the same family however it is counted."""
-    found = [_PARAMETER.search(text) for text in (gold, prediction)]
-    stated = {(match["name"], match["set"]) for match in found if match}
+    stated = {(m["name"], m["set"]) for text in (gold, prediction) if (m := _PARAMETER.search(text))}
     if len(stated) != 1:
         return False if len({domain for _, domain in stated}) > 1 else None
     bodies = [_PARAMETER.sub("", text, count=1) for text in (gold, prediction)]
@@ -104,8 +103,7 @@ def _ratios(gold: str, prediction: str) -> bool | None:
 
 def _statements(gold: str, prediction: str) -> bool | None:
     """Numbers of true statements, (1)(3): a set, not a product."""
-    found = [re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)]
-    if not any(found):
+    if not any(re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)):
         return None
     return set(re.findall(r"\d+", gold)) == set(re.findall(r"\d+", prediction))
 
@@ -114,9 +112,7 @@ def _words(gold: str, prediction: str) -> bool | None:
     words = is_words(gold), is_words(prediction)
     if all(words):
         return same_words(gold, prediction)
-    if words[1] and re.search(r"\d|\\", gold):
-        return False
-    return False if words[0] else None
+    return False if words[0] or (words[1] and re.search(r"\d|\\", gold)) else None
 
 
 def _regions(gold: str, prediction: str) -> bool | None:
@@ -249,8 +245,7 @@ def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> boo
     if first.is_set != second.is_set:  # the one solution, as a set or alone
         one, other = (first, prediction) if first.is_set else (second, gold)
         return same(one.items[0], other) if len(one.items) == 1 else False
-    interval_like = len(first.items) == 2 and not first.is_set
-    if interval_like and (first.opening, first.closing) != (second.opening, second.closing):
+    if len(first.items) == 2 and not first.is_set and first.brackets != second.brackets:  # like intervals
         return False
     return _same_sequence(first.items, second.items, ordered=not first.is_set)
 

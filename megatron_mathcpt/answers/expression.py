@@ -276,11 +276,9 @@ class _Parser:
         self.take("}")
         return "".join(parts)
 
-    def command(self, name: str) -> Node:  # noqa: PLR0911 - one line a command
-        if name == "frac":
-            return Node("divide", (self.argument(), self.argument()))
-        if name == "binom":
-            return Node("binomial", (self.argument(), self.argument()))
+    def command(self, name: str) -> Node:
+        if name in ("frac", "binom"):
+            return Node("divide" if name == "frac" else "binomial", (self.argument(), self.argument()))
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:

@@ -12,18 +12,18 @@ _YES = "yes true correct right 是 对 正确 真 真命题 能 可以".split() 
 _NO = "no false incorrect wrong 否 不是 错 错误 假 假命题 不能 不可以".split()  # noqa: SIM905
 _SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
 _FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
-_ONES = "one two three four five six seven eight nine".split()  # noqa: SIM905
-_TEENS = (  # noqa: SIM905
+_SMALL = (  # noqa: SIM905
+    "zero one two three four five six seven eight nine "
     "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 _NUMBER_WORDS = {
-    **{word: str(value) for value, word in enumerate(("zero", *_ONES, *_TEENS))},
+    **{word: str(value) for value, word in enumerate(_SMALL)},
     **dict.fromkeys(("half", "one half"), "\\frac{1}{2}"),
     **{"one third": "\\frac{1}{3}", "two thirds": "\\frac{2}{3}"},
     **{"one quarter": "\\frac{1}{4}", "three quarters": "\\frac{3}{4}"},
     **{word: str(10 * value) for value, word in enumerate(_TENS, start=2)},
-    **{f"{ten}-{one}": str(10 * a + b) for a, ten in enumerate(_TENS, 2) for b, one in enumerate(_ONES, 1)},
+    **{f"{t}-{_SMALL[b]}": str(10 * a + b) for a, t in enumerate(_TENS, 2) for b in range(1, 10)},
 }
 # Words with a symbol of their own.
 _PHRASES = {
@@ -154,6 +154,8 @@ _SYMBOLS = {
     **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}", "。": ".", "∧": " and ", "∨": " or "},
 }
 _TRANSLATION = str.maketrans(_SYMBOLS)
+_CHARACTERS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":"}
+_CHARACTERS |= {"langle": "(", "rangle": ")"}
 
 # Commands that mean the same, or nothing; longer patterns first where one is the start of another.
 _REWRITES = [
@@ -173,13 +175,8 @@ _REWRITES = [
         (r"\\gt(?![A-Za-z])|&gt;", ">"),
         (r"\\(?:times|cdot|ast|bullet)(?![A-Za-z])|(?<!\*)\*(?!\*)", r" \\cdot "),
         (r"\*\*", "^"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"\\colon(?![A-Za-z])", ":"),
         (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])|\\\|", "|"),
-        (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m.group()[1] == "l" else r"\}"),
-        (r"\\(?:lbrack|rbrack)(?![A-Za-z])", lambda m: "[" if m.group()[1] == "l" else "]"),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
+        (rf"\\({'|'.join(_CHARACTERS)})(?![A-Za-z])", lambda m: _CHARACTERS[m[1]]),
         (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
         (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"\\(?:varnothing|empty)(?![A-Za-z])|\\phi\s*$(?<=^\\phi)", r"\\emptyset "),
@@ -229,7 +226,7 @@ def normalize(text: str) -> str:
     text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)  # NFKC makes plain digits of these
     text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
     text = re.sub("([①-⑳])", r"(\1)", text)  # numbers of statements
-    text = re.sub("[\u00bc-\u00be\u2150-\u215e\u2189]", _vulgar_fraction, text)
+    text = re.sub("[\u00bc-\u00be\u2150-\u215e\u2189]", _vulgar, text)
     text = unicodedata.normalize("NFKC", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
     text = _currency(text)
@@ -238,7 +235,7 @@ def normalize(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     boxed = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*(\{.*\})\s*", text)
-    text = boxed.group(1)[1:-1] if boxed and closes_at_end(boxed.group(1)) else text
+    text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
         text, count = _WRAPPER.subn(_unwrap, text)
         if not count:
@@ -262,9 +259,8 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{bottom}}}"
 
 
-def _vulgar_fraction(match: re.Match[str]) -> str:
-    top, _, bottom = unicodedata.normalize("NFKC", match.group()).partition("\u2044")
-    return f"\\frac{{{top}}}{{{bottom}}}"
+def _vulgar(match: re.Match[str]) -> str:
+    return "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match[0]).split("\u2044"))
 
 
 def _currency(text: str) -> str:

@@ -40,15 +40,11 @@ _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
 @dataclass(frozen=True)
 class Group:
-    """Items between brackets; `opening` is one of ( [ {."""
+    """Items between brackets; `is_set` for those in braces."""
 
-    opening: str
+    brackets: str
     items: tuple[str, ...]
-    closing: str
-
-    @property
-    def is_set(self) -> bool:
-        return self.opening == "{"
+    is_set: bool
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,7 @@ def read_list(text: str) -> list[str]:
     """Items of an answer that names several; one item when it names one."""
     if not re.fullmatch(r"-?[\d,.]+", text):  # 24,112 alone may be two numbers; in other company it is one
         text = _THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
-    pieces = split_top(text, LIST_SEPARATOR)
-    return [found for piece in pieces for found in _signs(piece)]
+    return [found for piece in split_top(text, LIST_SEPARATOR) for found in _signs(piece)]
 
 
 def _signs(text: str) -> list[str]:
@@ -100,13 +95,13 @@ def read_group(text: str) -> Group | None:
     closing = re.search(r"(\\\}|[)\]])$", text)
     if not opening or not closing or not closes_at_end(text, "([{", ")]}"):
         return None
-    inside = text[opening.end() : closing.start()]
-    items = split_top(inside, r",|;" if opening.group() != "\\{" else LIST_SEPARATOR)
-    if len(items) < 2 and opening.group() != "\\{":
-        return None
-    if opening.group() == "\\{":
+    inside, is_set = text[opening.end() : closing.start()], opening[0] == "\\{"
+    items = split_top(inside, LIST_SEPARATOR if is_set else ",|;")
+    if is_set:
         items = [found for item in items for found in _signs(item)]
-    return Group(opening.group()[-1], tuple(items), closing.group()[-1])
+    elif len(items) < 2:
+        return None
+    return Group(opening[0][-1] + closing[0][-1], tuple(items), is_set)
 
 
 def read_equation(text: str) -> Equation | None:
@@ -117,7 +112,7 @@ def read_equation(text: str) -> Equation | None:
     if len(sides) < 2:
         return None
     left = sides[0]
-    chinese = re.fullmatch(r"[^=]*[一-鿿][^=]*", left)
+    chinese = "=" not in left and re.search("[一-鿿]", left)
     named = chinese or (_NAME.fullmatch(left) and not re.fullmatch(r"[\d.]+", left))
     return Equation(left, sides[-1], re.sub(r"\s", "", left) if named else "")
 
@@ -129,8 +124,8 @@ def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     )
     if not found:
         return None
-    rows = [row for row in re.split(r"\\\\|\\cr", found.group(2)) if row.strip()]
-    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows)
+    rows = re.split(r"\\\\|\\cr", found[2])
+    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows if row.strip())
 
 
 @dataclass(frozen=True)

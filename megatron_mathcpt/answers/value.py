@@ -148,13 +148,10 @@ def _bounded(value: Value) -> Value:
     return value
 
 
-def _exact_or_rounded(operation: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
-    def compute(first: Value, second: Value) -> Value:
-        if isinstance(first, Fraction) and isinstance(second, Fraction):
-            return operation(first, second)
-        return operation(as_number(first), as_number(second))
-
-    return compute
+def _alike(first: Value, second: Value) -> tuple[Value, Value]:
+    """Both exact or both rounded."""
+    exact = isinstance(first, Fraction) and isinstance(second, Fraction)
+    return (first, second) if exact else (as_number(first), as_number(second))
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -191,10 +188,10 @@ def _floor(value: Value) -> Value:
 
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
-    "add": _exact_or_rounded(operator.add),
-    "subtract": _exact_or_rounded(operator.sub),
-    "multiply": _exact_or_rounded(operator.mul),
-    "divide": _exact_or_rounded(operator.truediv),
+    "add": lambda a, b: operator.add(*_alike(a, b)),
+    "subtract": lambda a, b: operator.sub(*_alike(a, b)),
+    "multiply": lambda a, b: operator.mul(*_alike(a, b)),
+    "divide": lambda a, b: operator.truediv(*_alike(a, b)),
     "power": _power,
     "root": lambda radicand, degree: _power(radicand, 1 / degree),
     "negate": lambda a: -a,
