@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
-from megatron_mathcpt.answers.number_words import is_words, same_time, same_words
+from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
 from megatron_mathcpt.answers.region import (
     LIST_SEPARATOR,
     Equation,
@@ -57,9 +57,8 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         verdict = rule(gold, prediction)
         if verdict is not None:
             return verdict, name
-    if all(_parse(split_unit(text).body) for text in (gold, prediction)):
-        return None, UNDECIDED
-    return None, "outside the rules"
+    parsed = all(_parse(split_unit(text)[0]) for text in (gold, prediction))
+    return None, UNDECIDED if parsed else "outside the rules"
 
 
 def same(gold: str, prediction: str) -> bool | None:
@@ -74,8 +73,7 @@ def _alternatives(gold: str, prediction: str) -> bool | None:
 
 def _families(gold: str, prediction: str) -> bool | None:
     """Answers with a whole-number parameter, x = k\\pi, k \\in Z: the same family however it is counted."""
-    found = [_PARAMETER.search(text) for text in (gold, prediction)]
-    stated = {(match["name"], match["set"]) for match in found if match}
+    stated = {(m["name"], m["set"]) for text in (gold, prediction) if (m := _PARAMETER.search(text))}
     if len(stated) != 1:
         return False if len({domain for _, domain in stated}) > 1 else None
     bodies = [_PARAMETER.sub("", text, count=1) for text in (gold, prediction)]
@@ -105,8 +103,7 @@ def _ratios(gold: str, prediction: str) -> bool | None:
 
 def _statements(gold: str, prediction: str) -> bool | None:
     """Numbers of true statements, (1)(3): a set, not a product."""
-    found = [re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)]
-    if not any(found):
+    if not any(re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)):
         return None
     return set(re.findall(r"\d+", gold)) == set(re.findall(r"\d+", prediction))
 
@@ -115,9 +112,7 @@ def _words(gold: str, prediction: str) -> bool | None:
     words = is_words(gold), is_words(prediction)
     if all(words):
         return same_words(gold, prediction)
-    if words[1] and re.search(r"\d|\\", gold):
-        return False
-    return False if words[0] else None
+    return False if words[0] or (words[1] and re.search(r"\d|\\", gold)) else None
 
 
 def _regions(gold: str, prediction: str) -> bool | None:
@@ -128,7 +123,7 @@ def _regions(gold: str, prediction: str) -> bool | None:
         return same_region(first, second)
     # A side that is no region but can be read is something else.
     other = prediction if first else gold
-    return False if (first or second) and _parse(split_unit(other).body) else None
+    return False if (first or second) and _parse(split_unit(other)[0]) else None
 
 
 def _matrices(gold: str, prediction: str) -> bool | None:
@@ -170,19 +165,14 @@ def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
         for text in (gold, prediction)
     )
     sizes = {len(first), len(second)}
-    if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
-        if _number(gold) is not None and _number(gold) == _number(prediction):
-            return True
-        if 1 in sizes:
-            return None
-    if sizes == {1}:
+    thousands = _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction)
+    bare = [text.replace(",", "") for text in (gold, prediction)]
+    numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
+    if thousands and len(numbers) == 2 and numbers[0] == numbers[1]:
+        return True
+    if sizes == {1} or (thousands and 1 in sizes):
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
-
-
-def _number(text: str) -> Fraction | None:
-    bare = text.replace(",", "")
-    return Fraction(bare) if re.fullmatch(r"-?\d+(\.\d+)?", bare) else None
 
 
 def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool | None:
@@ -191,9 +181,10 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
         if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
             return _same_sequence(group.items, items, ordered=not group.is_set)
     names = [_names(items) for items in (first, second)]
-    stems = [_stems(each) for each in names]
+    # x_1 and x_2 are two values of one unknown.
+    stems = [[re.sub(r"_.*", "", name) for name in each] for each in names]
     if all(names) and set(names[0]) == set(names[1]):
-        if len(set(names[0])) == len(names[0]) == len(names[1]):
+        if len(set(names[0])) == len(first) == len(second):
             other = dict(zip(names[1], second, strict=True))
             return _all(same(item, other[name]) for name, item in zip(names[0], first, strict=True))
     elif all(names) and len({*stems[0], *stems[1]}) == 1:  # values of one unknown
@@ -207,11 +198,6 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
 def _names(items: list[str]) -> list[str]:
     equations = [read_equation(item) for item in items]
     return [equation.name for equation in equations if equation and equation.name] if all(equations) else []
-
-
-def _stems(names: list[str]) -> list[str]:
-    """x_1 and x_2 are two values of one unknown."""
-    return [re.sub(r"_.*", "", name) for name in names]
 
 
 def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool) -> bool | None:
@@ -259,8 +245,7 @@ def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> boo
     if first.is_set != second.is_set:  # the one solution, as a set or alone
         one, other = (first, prediction) if first.is_set else (second, gold)
         return same(one.items[0], other) if len(one.items) == 1 else False
-    interval_like = len(first.items) == 2 and not first.is_set
-    if interval_like and (first.opening, first.closing) != (second.opening, second.closing):
+    if len(first.items) == 2 and not first.is_set and first.brackets != second.brackets:  # like intervals
         return False
     return _same_sequence(first.items, second.items, ordered=not first.is_set)
 
@@ -273,10 +258,10 @@ def _equations(gold: str, prediction: str) -> bool | None:
         return _two_equations(first, second)
     equation, other = (first or second), (prediction if first else gold)
     assert equation is not None
-    left = _parse(equation.sides[0])
+    left = _parse(equation.left)
     if equation.name or (left and not left.symbols()):
         return same(equation.right, other) if first else same(other, equation.right)
-    return False if _parse(split_unit(other).body) else None
+    return False if _parse(split_unit(other)[0]) else None
 
 
 def _two_equations(first: Equation, second: Equation) -> bool | None:
@@ -284,8 +269,8 @@ def _two_equations(first: Equation, second: Equation) -> bool | None:
         names = {first.name, second.name}
         if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
             return same(first.right, second.right)
-    sides = [[_parse(side) for side in (equation.sides[0], equation.right)] for equation in (first, second)]
-    nodes = [node for pair in sides for node in pair if node]
+    sides = (first.left, first.right, second.left, second.right)
+    nodes = [node for side in sides if (node := _parse(side))]
     if len(nodes) < 4:
         return False if first.name and second.name else None
     return same_curve(Node("subtract", tuple(nodes[:2])), Node("subtract", tuple(nodes[2:])))
@@ -299,18 +284,14 @@ def _parse(text: str) -> Node | None:
 
 
 def _quantities(gold: str, prediction: str) -> bool | None:
-    first = split_unit(gold)
-    second = split_unit(prediction, bare_letters=bool(first.unit or re.fullmatch(r"[\d.,/%\s-]*", gold)))
-    nodes = [_parse(first.body), _parse(second.body)]
-    if nodes[0] is None or nodes[1] is None:
+    body, unit = split_unit(gold)
+    plain = bool(unit or re.fullmatch(r"[\d.,/%\s-]*", gold))
+    other_body, other = split_unit(prediction, bare_letters=plain)
+    first, second = _parse(body), _parse(other_body)
+    if first is None or second is None:
         return None
-    return _same_measure(nodes[0], first.unit, nodes[1], second.unit)
-
-
-def _same_measure(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
     stated = [found for found in (unit, other) if found and found.dimensions]
-    angles = {"degree", "radian"}
-    if any(dict(found.dimensions).keys() & angles for found in stated):
+    if any(dict(found.dimensions).keys() & {"degree", "radian"} for found in stated):
         return _same_angle(first, unit, second, other)
     if len(stated) < 2:  # a unit may be left out
         return same_value(first, second)

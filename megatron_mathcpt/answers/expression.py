@@ -28,6 +28,10 @@ class Node:
         return own.union(*(argument.symbols() for argument in self.arguments))
 
 
+_DECORATIONS = dict.fromkeys(("overline", "bar"), "overline") | dict.fromkeys(
+    ("vec", "overrightarrow"), "vec"
+)
+_DECORATIONS |= dict.fromkeys(("hat", "widehat"), "hat") | {"tilde": "tilde", "dot": "dot"}
 _MAX_TOKENS = 600
 _MAX_DEPTH = 60
 _GREEK = (  # noqa: SIM905
@@ -52,8 +56,8 @@ def parse_expression(text: str) -> Node:
     parser = _Parser(_tokens(text))
     try:
         node = parser.sum()
-    except RecursionError as error:  # bounded by _MAX_DEPTH; kept for exotic chains
-        raise NotAnExpression("nested too deep") from error
+    except (RecursionError, ValueError) as error:  # what Fraction and int refuse: a lone point, 10_二
+        raise NotAnExpression(str(error)) from error
     if parser.position != len(parser.tokens):
         raise NotAnExpression(f"unexpected '{parser.tokens[parser.position]}'")
     return node
@@ -107,23 +111,25 @@ class _Parser:
         self.position += 1
         return token
 
+    def accept(self, *tokens: str) -> str:
+        """Take the next token if it is one of these."""
+        return self.take() if self.peek() in tokens else ""
+
     def sum(self) -> Node:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise NotAnExpression("nested too deep")
         node = self.product()
-        while self.peek() in ("+", "-"):
-            operator = "add" if self.take() == "+" else "subtract"
-            node = Node(operator, (node, self.product()))
+        while sign := self.accept("+", "-"):
+            node = Node("add" if sign == "+" else "subtract", (node, self.product()))
         self.depth -= 1
         return node
 
     def product(self) -> Node:
         node = self.signed()
         while True:
-            if self.peek() in ("\\cdot", "/", ":"):
-                operator = "multiply" if self.take() == "\\cdot" else "divide"
-                node = Node(operator, (node, self.signed()))
+            if sign := self.accept("\\cdot", "/", ":"):
+                node = Node("multiply" if sign == "\\cdot" else "divide", (node, self.signed()))
             elif self.starts_factor():
                 node = Node("multiply", (node, self.power(after_factor=True)))
             else:
@@ -139,8 +145,8 @@ class _Parser:
 
     def signed(self) -> Node:
         signs = 0
-        while self.peek() in ("+", "-"):
-            signs += self.take() == "-"
+        while sign := self.accept("+", "-"):
+            signs += sign == "-"
             if signs > 20:
                 raise NotAnExpression("too many signs")
         node = self.power()
@@ -150,8 +156,7 @@ class _Parser:
         if after_factor and self.peek()[0].isdigit() and self.tokens[self.position - 1][-1:].isdigit():
             raise NotAnExpression("two numbers side by side")
         node = self.postfix(self.atom())
-        if self.peek() == "^":
-            self.take()
+        if self.accept("^"):
             node = self.postfix(Node("power", (node, self.exponent())))
         return node
 
@@ -159,10 +164,8 @@ class _Parser:
         if self.peek() in ("-", "+"):
             return self.signed()
         node = self.braced() if self.peek() == "{" else self.atom()
-        if self.peek() == "^":  # a tower is read from the top
-            self.take()
-            return Node("power", (node, self.exponent()))
-        return node
+        # A tower is read from the top.
+        return Node("power", (node, self.exponent())) if self.accept("^") else node
 
     def postfix(self, node: Node) -> Node:
         while True:
@@ -190,40 +193,32 @@ class _Parser:
         raise NotAnExpression(f"unexpected '{token}'")
 
     def number(self, token: str) -> Node:
-        value = Fraction(token.replace(",", ""))
-        if self.peek() == "_":
+        if self.accept("_"):
             return self.based(token)
-        if value.denominator == 1 and "." not in token:
-            mixed = self.proper_fraction()
-            if mixed is not None:
-                return Node("number", value=value + mixed)
-        return Node("number", value=value)
+        value = Fraction(token.replace(",", ""))
+        return _number(value if "." in token else value + self.proper_fraction())
 
     def based(self, token: str) -> Node:
         """A whole number in another base: 1101_2 or 52_{8}."""
-        self.take("_")
-        base = self.braced() if self.peek() == "{" else Node("number", value=Fraction(self.take()[:2]))
-        if base.operator != "number" or not 2 <= (radix := int(str(base.value))) <= 10 or not token.isdigit():
+        base = self.braced() if self.peek() == "{" else _number(self.take()[:2])
+        radix = int(str(base.value))
+        if not 2 <= radix <= 10:
             raise NotAnExpression("subscript of a number that is no base")
-        if any(int(digit) >= radix for digit in token):
-            raise NotAnExpression(f"digit outside base {radix}")
-        return Node("number", value=Fraction(int(token, radix)))
+        return _number(int(token, radix))
 
-    def proper_fraction(self) -> Fraction | None:
-        """The fraction of a mixed number, if the next tokens are one."""
+    def proper_fraction(self) -> Fraction:
+        """The fraction of a mixed number, if the next tokens are one, else 0."""
         text = " ".join(self.tokens[self.position : self.position + 7])
-        found = re.match(r"\\frac \{ (\d+) \} \{ (\d+) \}", text)
-        width = 7
-        if not found:
-            found, width = re.match(r"(\d+) / (\d+)", text), 3
-            if found and self.peek(3) in ("^", "!", "_"):
-                found = None
-        if not found and (compact := re.match(r"\\frac (\d)(\d)(?= |$)", text)):
-            found, width = compact, 2
-        if not found or not 0 < int(found.group(1)) < int(found.group(2)):
-            return None
-        self.position += width
-        return Fraction(int(found.group(1)), int(found.group(2)))
+        for pattern, width in (
+            (r"\\frac \{ (\d+) \} \{ (\d+) \}", 7),
+            (r"\\frac (\d)(\d)(?= |$)", 2),
+            (r"(\d+) / (\d+)(?!\d| [\^!_])", 3),
+        ):
+            found = re.match(pattern, text)
+            if found and 0 < int(found[1]) < int(found[2]):
+                self.position += width
+                return Fraction(int(found[1]), int(found[2]))
+        return Fraction(0)
 
     def group(self, opening: str) -> Node:
         self.bars, outer = int(opening == "|"), self.bars
@@ -248,7 +243,7 @@ class _Parser:
             if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
                 self.position -= 1
                 self.tokens[self.position] = token[1:]
-            return Node("number", value=Fraction(token[0]))
+            return _number(token[0])
         self.position -= 1
         return self.postfix(self.atom())
 
@@ -258,22 +253,17 @@ class _Parser:
             name += self.take()
         if len(name) == 1 and letter in "ie":
             return Node("constant", value=letter)
-        if letter in "CAP" and len(name) > 1 and self.peek() == "^":
+        if letter in "CAP" and len(name) > 1 and self.accept("^"):
             return self.choose(letter, name)
         return Node("symbol", value=name)
 
     def choose(self, letter: str, name: str) -> Node:
         """C_n^k and A_n^k, as Chinese papers write combinations and arrangements."""
-        self.take("^")
         lower = parse_expression(name.removeprefix(letter).removeprefix("_"))
-        upper = self.braced() if self.peek() == "{" else self.argument()
-        return Node("binomial" if letter == "C" else "arrangements", (lower, upper))
+        return Node("binomial" if letter == "C" else "arrangements", (lower, self.argument()))
 
     def subscript(self) -> str:
-        if self.peek() != "_":
-            return ""
-        self.take("_")
-        return "_" + self.raw()
+        return "_" + self.raw() if self.accept("_") else ""
 
     def raw(self) -> str:
         """A token or the tokens of a brace group, as written: they only name something."""
@@ -286,46 +276,32 @@ class _Parser:
         self.take("}")
         return "".join(parts)
 
-    def command(self, name: str) -> Node:  # noqa: PLR0911 - one line a command
-        if name == "frac":
-            return Node("divide", (self.argument(), self.argument()))
-        if name == "binom":
-            return Node("binomial", (self.argument(), self.argument()))
+    def command(self, name: str) -> Node:
+        if name in ("frac", "binom"):
+            return Node("divide" if name == "frac" else "binomial", (self.argument(), self.argument()))
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
             return self.function(name)
         if name in ("pi", "infty"):
             return Node("constant", value=name)
-        if name in ("overline", "bar", "vec", "hat", "tilde", "overrightarrow", "dot", "widehat"):
-            return self.decorated(name)
+        if name in _DECORATIONS:
+            return Node("symbol", value=f"\\{_DECORATIONS[name]}{{{self.raw()}}}" + self.subscript())
         if name in _GREEK:
             return Node("symbol", value=f"\\{name}" + self.subscript())
         raise NotAnExpression(f"unknown command '\\{name}'")
 
-    def decorated(self, name: str) -> Node:
-        inner = self.raw()
-        name = {"overrightarrow": "vec", "bar": "overline", "widehat": "hat"}.get(name, name)
-        return Node("symbol", value=f"\\{name}{{{inner}}}" + self.subscript())
-
     def root(self) -> Node:
         degree = _number(2)
-        if self.peek() == "[":
-            self.take()
+        if self.accept("["):
             degree = self.sum()
             self.take("]")
         radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
         return Node("root", (radicand, degree))
 
     def function(self, name: str) -> Node:
-        base = None
-        if self.peek() == "_" and name == "log":
-            self.take()
-            base = self.argument()
-        exponent = None
-        if self.peek() == "^" and self.peek(1) != "\\circ":
-            self.take()
-            exponent = self.exponent()
+        base = self.argument() if name == "log" and self.accept("_") else None
+        exponent = self.exponent() if self.peek(1) != "\\circ" and self.accept("^") else None
         if exponent == Node("negate", (_number(1),)) and f"arc{name}" in FUNCTIONS:
             name, exponent = f"arc{name}", None
         arguments = self.function_arguments()
@@ -333,13 +309,11 @@ class _Parser:
         return Node("power", (node, exponent)) if exponent else node
 
     def function_arguments(self) -> tuple[Node, ...]:
-        if self.peek() in ("(", "\\{"):
-            closing = _CLOSING[self.take()]
+        if opening := self.accept("(", "\\{"):
             found = [self.sum()]
-            while self.peek() == ",":
-                self.take()
+            while self.accept(","):
                 found.append(self.sum())
-            self.take(closing)
+            self.take(_CLOSING[opening])
             return tuple(found)
         node = self.power()
         while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() != "(":
@@ -350,5 +324,5 @@ class _Parser:
         return (node,)
 
 
-def _number(value: int) -> Node:
+def _number(value: int | str | Fraction) -> Node:
     return Node("number", value=Fraction(value))

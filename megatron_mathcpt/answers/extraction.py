@@ -59,8 +59,8 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
         return _choice(text, phrase, kind)
     if phrase:
         return Extraction(_number_in(phrase) if kind == "number" else phrase, "phrase")
-    numbers = _NUMBER.findall(text)
-    return Extraction(numbers[-1].strip(), "last_number") if numbers else Extraction("", "none")
+    number = _last_number(text)
+    return Extraction(number, "last_number" if number else "none")
 
 
 def first_answer(output: str) -> str:
@@ -124,7 +124,10 @@ def _choice(text: str, phrase: str, kind: str) -> Extraction:
 def _number_in(phrase: str) -> str:
     """A phrase of several words cut down to its last number; anything short is left to the grader."""
     bare = phrase.replace("$", "").strip()
-    if len(bare.split()) <= 3 and not re.search(r"[一-鿿]{3,}", bare):
-        return phrase
-    numbers = _NUMBER.findall(phrase)
-    return numbers[-1].strip() if numbers else phrase
+    short = len(bare.split()) <= 3 and not re.search(r"[一-鿿]{3,}", bare)
+    return phrase if short else _last_number(phrase) or phrase
+
+
+def _last_number(text: str) -> str:
+    numbers: list[str] = _NUMBER.findall(text)
+    return numbers[-1].strip() if numbers else ""

@@ -2,16 +2,25 @@
 
 Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be left out
 but not differ; 50% is 0.5 but 12% is not 12; blanks keep their order, solutions do not; expanding is equal.
+What our rules leave open goes to math-verify, in a worker process that is killed when it takes too long.
 """
 
+import json
+import logging
+import os
 import re
+import resource
+import select
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
-from megatron_mathcpt.answers.normalize import normalize
-from megatron_mathcpt.answers.number_words import words_as_symbols
-from megatron_mathcpt.answers.symbolic import verify
+from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
 
 Status = Literal["correct", "wrong", "ungraded"]
 MAX_CHARACTERS = 2000  # longer answers are left ungraded before anything is parsed
@@ -62,9 +71,11 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
         if len(letters) > 1:
             return Verdict(set(first) == letters, "letters")
     equal, reason = equivalent(first, second, ordered=kind in ("cloze", "blanks") or ";" in first)
-    if equal is None and reason != UNDECIDED:
-        return _grade_symbolically(first, second)
-    return Verdict(equal, reason)
+    if equal is not None or reason == UNDECIDED:
+        return Verdict(equal, reason)
+    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", second):
+        return Verdict(False, "not an answer of this form")
+    return _worker(os.getpid()).ask(first, second)
 
 
 def _depth(text: str) -> int:
@@ -84,10 +95,105 @@ def _letters(text: str) -> set[str]:
     return set(re.findall(rf"(?<![a-zA-Z]){_LETTER}(?![a-z])|(?<={_LETTER}){_LETTER}(?![a-z])", text))
 
 
-def _grade_symbolically(gold: str, prediction: str) -> Verdict:
-    """Last resort: math-verify, both ways, for mathematics outside our grammar."""
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", prediction):
-        return Verdict(False, "not an answer of this form")
-    equal, reason = verify(gold, prediction)
-    unread = equal is None and reason == "math-verify"
-    return Verdict(False, "cannot be read") if unread else Verdict(equal, reason)
+TIMEOUT_SECONDS = 3.0  # of CPU time: a verdict must not depend on how busy the machine is
+_MEMORY_BYTES = 2 * 2**30
+_PATIENCE = 10  # times that in all, for a worker that gets no CPU
+
+
+class Worker:
+    """math-verify in one worker process, started at first use and again after a kill.
+
+    It reads pairs of answers and writes verdicts as JSON lines on its standard streams, so nothing is pickled
+    or executed; its memory is limited too.
+    """
+
+    def __init__(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, gold: str, prediction: str) -> Verdict:
+        """Whether math-verify takes each for the other; what it cannot read is wrong."""
+        with self._lock:
+            process = self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(json.dumps([gold, prediction]).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline() if self._answers(process) else b""
+            except BrokenPipeError:
+                line = b""
+            if not line:
+                self.close()
+                reason = f"math-verify gave no verdict in {self._timeout_seconds:g} s of CPU time"
+                return Verdict(None, reason)
+            equal = json.loads(line)
+            return Verdict(bool(equal), "cannot be read" if equal is None else "math-verify")
+
+    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait for an answer; False when the process, of one thread, has had its CPU time."""
+        assert process.stdout is not None
+        end = time.monotonic() + _PATIENCE * self._timeout_seconds
+        limit = _cpu_seconds(process.pid) + self._timeout_seconds
+        while time.monotonic() < end and (rest := limit - _cpu_seconds(process.pid)) > 0:
+            if select.select([process.stdout], [], [], max(rest, 0.01))[0]:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-c", f"from {__name__} import main; main()"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            assert self._process.stdout is not None
+            self._process.stdout.readline()  # its imports do not count against the first answer
+        return self._process
+
+
+def _cpu_seconds(process_id: int) -> float:
+    """User and system time of another process: Linux numbers its CPU clocks so (clock_getcpuclockid)."""
+    return time.clock_gettime((~process_id << 3) | 2)
+
+
+@lru_cache(maxsize=1)
+def _worker(_process_id: int) -> Worker:
+    """The worker of this process; a fork gets its own."""
+    return Worker()
+
+
+def main() -> None:
+    """The worker process: answer until the input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    logging.disable(logging.CRITICAL)
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def read(text: str) -> list[object]:
+        # Only its LaTeX grammar: the plain-text one goes through sympy's parse_expr, which evaluates.
+        return list(
+            parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+        )
+
+    def equal(gold: str, prediction: str) -> bool | None:
+        first, second = read(gold), read(prediction)
+        if not first or not second:
+            return None
+        return all(verify(a, b, timeout_seconds=None) for a, b in ((first, second), (second, first)))
+
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        try:
+            verdict = equal(*json.loads(line))
+        except (MemoryError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
+            verdict = None
+        sys.stdout.write(json.dumps(verdict) + "\n")
+        sys.stdout.flush()

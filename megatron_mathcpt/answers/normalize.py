@@ -1,16 +1,139 @@
-"""One spelling for the many ways of typing the same answer: Unicode, LaTeX and plain text.
+"""One spelling for the many ways of typing the same answer: Unicode, LaTeX, plain text, words.
 
 The result is LaTeX of a small vocabulary (`\\frac`, `\\sqrt`, `\\cdot`, `\\le`, ...); words stay words.
 """
 
+import math
 import re
 import unicodedata
+from fractions import Fraction
 
-from megatron_mathcpt.answers.number_words import arabic_numerals
+_YES = "yes true correct right 是 对 正确 真 真命题 能 可以".split()  # noqa: SIM905
+_NO = "no false incorrect wrong 否 不是 错 错误 假 假命题 不能 不可以".split()  # noqa: SIM905
+_SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
+_FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
+_SMALL = (  # noqa: SIM905
+    "zero one two three four five six seven eight nine "
+    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_NUMBER_WORDS = {
+    **{word: str(value) for value, word in enumerate(_SMALL)},
+    **dict.fromkeys(("half", "one half"), "\\frac{1}{2}"),
+    **{"one third": "\\frac{1}{3}", "two thirds": "\\frac{2}{3}"},
+    **{"one quarter": "\\frac{1}{4}", "three quarters": "\\frac{3}{4}"},
+    **{word: str(10 * value) for value, word in enumerate(_TENS, start=2)},
+    **{f"{t}-{_SMALL[b]}": str(10 * a + b) for a, t in enumerate(_TENS, 2) for b in range(1, 10)},
+}
+# Words with a symbol of their own.
+_PHRASES = {
+    r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set": "\\emptyset",
+    r"(?:方程)?无(?:实数)?解|空集": "\\emptyset",
+    r"(?:all|any|every) reals?(?: numbers?)?|全体实数|任意实数|一切实数|实数集": "\\mathbb{R}",
+    r"undefined|does not exist|dne|不存在|无意义": "undefined",
+}
 
-_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-_SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")
+
+def words_as_symbols(text: str) -> str:
+    """`text` with a phrase that is the whole answer as its symbol: no solution, all real numbers, seven."""
+    lower = text.lower().strip()
+    for pattern, symbol in _PHRASES.items():
+        if re.fullmatch(pattern, lower):
+            return symbol
+    if dozens := re.fullmatch(r"(\d+) dozens?", lower):
+        return str(12 * int(dozens[1]))
+    return _NUMBER_WORDS.get(lower, text)
+
+
+def is_words(text: str) -> bool:
+    """Whether the answer is prose: words or Chinese characters, no digits, no LaTeX, no operators."""
+    return bool(re.search(r"[A-Za-z]{3,}|[一-鿿]", text)) and not re.search(r"[\d\\=+^_<>/|]", text)
+
+
+def same_words(first: str, second: str) -> bool:
+    """Equal but for case, articles, fillers and synonyms; parts of an enumeration may change places."""
+    parts = [
+        sorted(_canonical(part) for part in re.split(r",|;|和|与|\band\b", text)) for text in (first, second)
+    ]
+    return parts[0] == parts[1] or _canonical(first) == _canonical(second)
+
+
+def _canonical(text: str) -> str:
+    text = text.lower().strip()
+    text = _SYNONYMS.get(text, text).replace("雉", "锥").replace("星期", "周").replace("非", "不")
+    return _FILLER.sub("", text) or text
+
+
+def same_time(first: str, second: str) -> bool | None:
+    """Compare two times of day, 4:30 p.m.; None unless one of them says which half of the day it is."""
+    pattern = r"(\d{1,2})(?:\s*:\s*(\d{2}))?\s*([ap])?\.?\s*(?:m\.?)?"
+    found = [re.fullmatch(pattern, text.lower()) for text in (first, second)]
+    times = [(int(time[1]), int(time[2] or 0), time[3]) for time in found if time]
+    if len(times) < 2 or not (times[0][2] or times[1][2]):
+        return None
+    clock = [(hour % 12, minute) for hour, minute, _ in times]
+    afternoon = [half == "p" if half else hour >= 12 for hour, _, half in times]
+    if any(hour > 12 for hour, _, _ in times):
+        return clock[0] == clock[1] and afternoon[0] == afternoon[1]
+    return clock[0] == clock[1] and len({half for _, _, half in times if half}) == 1
+
+
+_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_POWERS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
+_INTEGER = "[零〇一二两三四五六七八九十百千万亿]+"
+_PLAIN = rf"(?:{_INTEGER}|\d+(?:\.\d+)?)"
+_DIGIT = "[零〇一二三四五六七八九]"
+
+
+def arabic_numerals(text: str) -> str:
+    """`text` with every Chinese numeral in digits; a word that merely starts with one is left alone."""
+    if not re.search("[零〇一二两三四五六七八九十百千万亿每又根]", text):
+        return text
+    decimals = rf"({_INTEGER})点({_DIGIT}+)"
+    text = re.sub(decimals, lambda m: f"{_read(m[1])}.{''.join(str(_DIGITS[d]) for d in m[2])}", text)
+    text = re.sub(rf"百分之({_PLAIN}(?:点{_DIGIT}+)?)", lambda m: f"{_read(m[1])}%", text)
+    text = re.sub(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})", _fraction, text)
+    text = re.sub(r"(?<=\d)又(?=\d+/\d|\\frac)", " ", text)
+    text = re.sub(rf"根号({_PLAIN})", lambda m: f"\\sqrt{{{_read(m[1])}}}", text)
+    text = re.sub(r"(\d+(?:,\d{3})*(?:\.\d+)?)\s*(万亿|亿|千万|百万|十万|万)(?![分])", _scaled, text)
+    tenths = "^([一二三四五六七八九])成([一二三四五六七八九])?$"  # 八成 and 八成五 are per cent
+    text = re.sub(tenths, lambda m: f"{_DIGITS[m[1]]}{_DIGITS[m[2] or '零']}%", text)
+    text = re.sub("^每(小时|分钟|秒|天|年|月|周|时)(.+)$", r"\2/\1", text)
+    # 一个 is a count, 一次函数 a kind of function: only a numeral that is alone or has a unit is read.
+    return re.sub(
+        rf"^(负?)({_INTEGER})(?=$|[^一-鿿]|[个只本人元米岁天名件条张辆棵次种倍度])",
+        lambda m: ("-" if m[1] else "") + _read(m[2]),
+        text,
+    )
+
+
+def _fraction(match: re.Match[str]) -> str:
+    whole, bottom, root, top = match.groups()
+    above = f"\\sqrt{{{_read(top)}}}" if root else _read(top)
+    return (_read(whole) if whole else "") + f"\\frac{{{above}}}{{{_read(bottom)}}}"
+
+
+def _scaled(match: re.Match[str]) -> str:
+    value = Fraction(match[1].replace(",", "")) * math.prod(_POWERS[name] for name in match[2])
+    return str(value) if value.denominator == 1 else match.group()
+
+
+def _read(text: str) -> str:
+    """Digits of a numeral such as 一百二十三, 两千零五, 一二三; Arabic ones pass."""
+    if not re.fullmatch(_INTEGER, text):
+        return text
+    if len(text) > 1 and all(character in _DIGITS for character in text):
+        return "".join(str(_DIGITS[character]) for character in text)
+    total, section, digit = 0, 0, 0
+    for character in text:
+        if character in _DIGITS:
+            digit = _DIGITS[character]
+        elif _POWERS[character] < 10**4:
+            section, digit = section + (digit or 1) * _POWERS[character], 0
+        else:
+            total, section, digit = (total + section + digit) * _POWERS[character], 0, 0
+    return str(total + section + digit)
+
 
 _BINARY = "ne approx cup cap in pm mp".split()  # noqa: SIM905
 _NAMES = (  # noqa: SIM905
@@ -31,15 +154,16 @@ _SYMBOLS = {
     **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}", "。": ".", "∧": " and ", "∨": " or "},
 }
 _TRANSLATION = str.maketrans(_SYMBOLS)
+_CHARACTERS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":"}
+_CHARACTERS |= {"langle": "(", "rangle": ")"}
 
 # Commands that mean the same, or nothing; longer patterns first where one is the start of another.
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:left|right)\s*\.", ""),
+        (r"\\(?:left|right)\s*\.|\\!\s*", ""),
         (r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?)(?![A-Za-z])", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![A-Za-z])", ""),
-        (r"\\!\s*", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]*\}|&nbsp;", " "),
         (r"\{,\}", ","),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -51,13 +175,8 @@ _REWRITES = [
         (r"\\gt(?![A-Za-z])|&gt;", ">"),
         (r"\\(?:times|cdot|ast|bullet)(?![A-Za-z])|(?<!\*)\*(?!\*)", r" \\cdot "),
         (r"\*\*", "^"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"\\colon(?![A-Za-z])", ":"),
         (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])|\\\|", "|"),
-        (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m.group()[1] == "l" else r"\}"),
-        (r"\\(?:lbrack|rbrack)(?![A-Za-z])", lambda m: "[" if m.group()[1] == "l" else "]"),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
+        (rf"\\({'|'.join(_CHARACTERS)})(?![A-Za-z])", lambda m: _CHARACTERS[m[1]]),
         (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
         (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"\\(?:varnothing|empty)(?![A-Za-z])|\\phi\s*$(?<=^\\phi)", r"\\emptyset "),
@@ -104,10 +223,10 @@ _PREFIX = re.compile(
 
 def normalize(text: str) -> str:
     """`text` in the one spelling that the rules read; no mathematics is done here."""
-    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", lambda m: "^{" + m.group().translate(_SUPERSCRIPT) + "}", text)
-    text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", lambda m: "_{" + m.group().translate(_SUBSCRIPT) + "}", text)
-    text = re.sub("[①-⑳]", lambda m: f"({ord(m.group()) - 0x245F})", text)  # numbers of statements
-    text = _VULGAR.sub(_vulgar_fraction, text)
+    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)  # NFKC makes plain digits of these
+    text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
+    text = re.sub("([①-⑳])", r"(\1)", text)  # numbers of statements
+    text = re.sub("[\u00bc-\u00be\u2150-\u215e\u2189]", _vulgar, text)
     text = unicodedata.normalize("NFKC", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
     text = _currency(text)
@@ -116,7 +235,7 @@ def normalize(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     boxed = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*(\{.*\})\s*", text)
-    text = boxed.group(1)[1:-1] if boxed and closes_at_end(boxed.group(1)) else text
+    text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
         text, count = _WRAPPER.subn(_unwrap, text)
         if not count:
@@ -134,15 +253,14 @@ def normalize(text: str) -> str:
 
 def _repeating(match: re.Match[str]) -> str:
     """0.1\\overline{6} as the fraction it is: (16 - 1) / 90."""
-    whole, fixed = match.group(1), match.group(2)
-    period = match.group(3) or "".join(filter(str.isdigit, match.group(4)))
+    whole, fixed = match[1], match[2]
+    period = match[3] or "".join(filter(str.isdigit, match[4]))
     bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
     return f"\\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{bottom}}}"
 
 
-def _vulgar_fraction(match: re.Match[str]) -> str:
-    top, _, bottom = unicodedata.normalize("NFKC", match.group()).partition("\u2044")
-    return f"\\frac{{{top}}}{{{bottom}}}"
+def _vulgar(match: re.Match[str]) -> str:
+    return "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match[0]).split("\u2044"))
 
 
 def _currency(text: str) -> str:

@@ -40,28 +40,20 @@ _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
 @dataclass(frozen=True)
 class Group:
-    """Items between brackets; `opening` is one of ( [ {."""
+    """Items between brackets; `is_set` for those in braces."""
 
-    opening: str
+    brackets: str
     items: tuple[str, ...]
-    closing: str
-
-    @property
-    def is_set(self) -> bool:
-        return self.opening == "{"
+    is_set: bool
 
 
 @dataclass(frozen=True)
 class Equation:
-    """Sides of `a = b (= c ...)`; `name` is the left side when that only names the right one."""
+    """First and last side of `a = b (= c ...)`; `name` is the left one when that only names the right one."""
 
-    sides: tuple[str, ...]
+    left: str
+    right: str
     name: str
-
-    @property
-    def right(self) -> str:
-        """The simplest one in a chain."""
-        return self.sides[-1]
 
 
 def split_top(text: str, separator: str) -> list[str]:
@@ -84,8 +76,7 @@ def read_list(text: str) -> list[str]:
     """Items of an answer that names several; one item when it names one."""
     if not re.fullmatch(r"-?[\d,.]+", text):  # 24,112 alone may be two numbers; in other company it is one
         text = _THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
-    pieces = split_top(text, LIST_SEPARATOR)
-    return [found for piece in pieces for found in _signs(piece)]
+    return [found for piece in split_top(text, LIST_SEPARATOR) for found in _signs(piece)]
 
 
 def _signs(text: str) -> list[str]:
@@ -104,30 +95,26 @@ def read_group(text: str) -> Group | None:
     closing = re.search(r"(\\\}|[)\]])$", text)
     if not opening or not closing or not closes_at_end(text, "([{", ")]}"):
         return None
-    inside = text[opening.end() : closing.start()]
-    items = split_top(inside, r",|;" if opening.group() != "\\{" else LIST_SEPARATOR)
-    if len(items) < 2 and opening.group() != "\\{":
-        return None
-    if opening.group() == "\\{":
+    inside, is_set = text[opening.end() : closing.start()], opening[0] == "\\{"
+    items = split_top(inside, LIST_SEPARATOR if is_set else ",|;")
+    if is_set:
         items = [found for item in items for found in _signs(item)]
-    return Group(opening.group()[-1], tuple(items), closing.group()[-1])
+    elif len(items) < 2:
+        return None
+    return Group(opening[0][-1] + closing[0][-1], tuple(items), is_set)
 
 
 def read_equation(text: str) -> Equation | None:
     """The equation that `text` is; None for an inequality or anything else."""
-    if "=" not in text or has_relation(text):
+    if "=" not in text or re.search(_ORDER, text):
         return None
-    sides = tuple(split_top(text, "="))
+    sides = split_top(text, "=")
     if len(sides) < 2:
         return None
     left = sides[0]
-    chinese = re.fullmatch(r"[^=]*[一-鿿][^=]*", left)
+    chinese = "=" not in left and re.search("[一-鿿]", left)
     named = chinese or (_NAME.fullmatch(left) and not re.fullmatch(r"[\d.]+", left))
-    return Equation(sides, re.sub(r"\s", "", left) if named else "")
-
-
-def has_relation(text: str) -> bool:
-    return bool(re.search(_ORDER, text))
+    return Equation(left, sides[-1], re.sub(r"\s", "", left) if named else "")
 
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
@@ -137,8 +124,8 @@ def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     )
     if not found:
         return None
-    rows = [row for row in re.split(r"\\\\|\\cr", found.group(2)) if row.strip()]
-    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows)
+    rows = re.split(r"\\\\|\\cr", found[2])
+    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows if row.strip())
 
 
 @dataclass(frozen=True)
@@ -155,9 +142,8 @@ class Region:
 
 def looks_like_region(text: str) -> bool:
     """Whether the text can only be a set of numbers: it has a relation, a union, an infinite end, or is R."""
-    return has_relation(text) or bool(
-        re.search(r"\\(?:cup|cap|in|infty|mathbb|emptyset|setminus|backslash)(?![A-Za-z])", text)
-    )
+    signs = r"\\(?:cup|cap|in|infty|mathbb|emptyset|setminus|backslash)(?![A-Za-z])"
+    return bool(re.search(f"{_ORDER}|{signs}", text))
 
 
 def read_region(text: str) -> Region | None:
@@ -195,27 +181,24 @@ def _main(names: set[str]) -> str:
     return ranked[0] if ranked else "x"
 
 
-def _read(text: str, variable: str) -> Region:  # noqa: C901, PLR0911 - one line a notation
-    text = _strip(text)
+def _read(text: str, variable: str) -> Region:  # noqa: PLR0911 - one line a notation
+    text = re.sub(r"^(?:when|for|if|当|时)\s*|\s*(?:时)$", "", text.strip().rstrip(",;"))
     builder = re.fullmatch(r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\{R\})?\s*[|:,]\s*(.*)\\\}", text)
     if builder:
         return _read(builder.group(1), variable)
-    pieces = split_top(text, _OR)
-    if len(pieces) > 1:
-        return _combine([_read(piece, variable) for piece in pieces], any)
-    pieces = split_top(text, r"\\cap(?![A-Za-z])")
-    if len(pieces) > 1:
-        return _combine([_read(piece, variable) for piece in pieces], all)
-    pieces = split_top(text, r"\\setminus(?![A-Za-z])|\\backslash(?![A-Za-z])")
-    if len(pieces) == 2:
-        return _difference(_read(pieces[0], variable), _read(pieces[1], variable))
+    for separator, rule in (
+        (_OR, any),
+        (r"\\cap(?![A-Za-z])", all),
+        (r"\\(?:setminus|backslash)(?![A-Za-z])", lambda inside: inside[0] and not any(inside[1:])),
+    ):
+        pieces = split_top(text, separator)
+        if len(pieces) > 1:
+            return _combine([_read(piece, variable) for piece in pieces], rule)
     pieces = split_top(text, r"\\in(?![A-Za-z])")
     if len(pieces) == 2:
         return _read(pieces[1], variable)
-    if text in ("\\mathbb{R}", "R"):
-        return Region(lambda value, point: True, lambda point: [], frozenset())
-    if text == "\\emptyset":
-        return Region(lambda value, point: False, lambda point: [], frozenset())
+    if text in ("\\mathbb{R}", "R", "\\emptyset"):
+        return Region(lambda value, point: text != "\\emptyset", lambda point: [], frozenset())
     interval = re.fullmatch(r"([(\[])(.*)([)\]])", text)
     if interval and len(ends := split_top(interval.group(2), ",")) == 2:
         low, high = map(parse_expression, ends)
@@ -229,23 +212,11 @@ def _read(text: str, variable: str) -> Region:  # noqa: C901, PLR0911 - one line
     return _relation(text, variable)
 
 
-def _strip(text: str) -> str:
-    return re.sub(r"^(?:when|for|if|当|时)\s*|\s*(?:时)$", "", text.strip().rstrip(",;"))
-
-
 def _combine(parts: list[Region], rule: Callable[[list[bool]], bool]) -> Region:
     return Region(
         lambda value, point: rule([part.contains(value, point) for part in parts]),
         lambda point: [number for part in parts for number in part.critical(point)],
         frozenset().union(*(part.variables for part in parts)),
-    )
-
-
-def _difference(whole: Region, removed: Region) -> Region:
-    return Region(
-        lambda value, point: whole.contains(value, point) and not removed.contains(value, point),
-        lambda point: whole.critical(point) + removed.critical(point),
-        whole.variables | removed.variables,
     )
 
 
@@ -306,27 +277,28 @@ def _values(nodes: list[Node], point: Point) -> list[Value]:
 
 def _roots(node: Node, variable: str, point: Point) -> list[Value]:
     """Roots between -50 and 50 where the sign changes on a grid of quarters, or that lie on the grid."""
+
+    def function(place: Value) -> Value:
+        return real(evaluate(node, {**point, variable: place}))
+
     found: list[Value] = []
     before: tuple[Fraction, Value] | None = None
     for step in range(-200, 201):
         place = Fraction(step, 4)
         try:
-            value = real(evaluate(node, {**point, variable: place}))
+            value = function(place)
         except Undefined:
             before = None
             continue
         if value == 0:
             found.append(place)
         elif before and before[1] != 0 and (before[1] < 0) != (value < 0):
-            found.append(_bisect(node, variable, point, before[0], place))
+            found.append(_bisect(function, before[0], place))
         before = (place, value)
     return found
 
 
-def _bisect(node: Node, variable: str, point: Point, low: Fraction, high: Fraction) -> Value:
-    def function(place: Value) -> Value:
-        return real(evaluate(node, {**point, variable: place}))
-
+def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -> Value:
     a, b = as_number(low), as_number(high)
     negative_at_a = function(a) < 0
     for _ in range(190):

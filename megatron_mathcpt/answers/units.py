@@ -16,7 +16,7 @@ _TABLE: list[tuple[str, str, str]] = [
     ("length", "1/10", "dm decimeter decimetre 分米"),
     ("length", "1/1000", "mm millimeter millimetre 毫米"),
     ("length", "1000", "km kilometer kilometre 千米 公里"),
-    ("length", "127/5000", "inch inches in 英寸"),
+    ("length", "127/5000", "inch in 英寸"),
     ("length", "381/1250", "foot feet ft 英尺"),
     ("length", "1143/1250", "yard yd 码"),
     ("length", "201168/125", "mile mi 英里"),
@@ -28,7 +28,7 @@ _TABLE: list[tuple[str, str, str]] = [
     ("mass", "1/1000000", "mg milligram 毫克"),
     ("mass", "1000", "tonne 吨"),
     ("mass", "1/2", "斤"),
-    ("pound", "1", "pound lb lbs"),
+    ("pound", "1", "pound lb"),
     ("pound", "1/16", "ounce oz"),
     ("time", "1", "s sec second 秒 秒钟"),
     ("time", "60", "min minute 分钟"),
@@ -37,7 +37,7 @@ _TABLE: list[tuple[str, str, str]] = [
     ("time", "604800", "week 周 星期"),
     ("year", "1/12", "month 个月 月"),
     ("year", "1", "year yr 年 岁"),
-    ("dollar", "1", "dollar dollars usd buck"),
+    ("dollar", "1", "dollar usd buck"),
     ("dollar", "1/100", "cent 美分"),
     ("yuan", "1", "yuan rmb 元 块 块钱 元钱 人民币"),
     ("yuan", "1/10", "角"),
@@ -50,11 +50,10 @@ _TABLE: list[tuple[str, str, str]] = [
     ("speed", "5/18", "kmph kph"),
 ]
 _COUNTERS = (  # noqa: SIM905
-    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 块 片 根 颗 粒 朵 匹 双 "
+    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 "
     "桶 对 副 套 组 层 座 栋 间 道 "
     "题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 份 段 扇 盏 "
-    "unit units way ways number numbers integer integers value values time times piece pieces people person "
-    "persons item items solution solutions thing things point points"
+    "unit way number integer value time piece people person item solution thing point"  # plurals are read too
 ).split()
 _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
@@ -74,36 +73,26 @@ class Unit:
     factor: Fraction
 
 
-@dataclass(frozen=True)
-class Measured:
-    """An answer without its unit, and the unit; None when none was written."""
-
-    body: str
-    unit: Unit | None
-
-
 @lru_cache(maxsize=1)
 def _units() -> dict[str, Unit]:
     found = {word: Unit((), Fraction(1)) for word in _COUNTERS}
     for dimension, factor, words in _TABLE:
         exponents = _COMPOSED.get(dimension, ((dimension, 1),))
         found |= {word: Unit(exponents, Fraction(factor)) for word in words.split()}
-    found["块"] = found["元"]
     return found
 
 
-def split_unit(text: str, *, bare_letters: bool = False) -> Measured:
-    """Take the unit off a normalised answer.
+def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
+    """A normalised answer without its unit, and the unit; None when none is written.
 
     A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
     5m may be five times m.
     """
     money = re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text)
     if money:
-        return Measured(text[money.end() :].strip(), _units()[money.group(1)])
+        return text[money.end() :].strip(), _units()[money[1]]
     text = _TRAILING.sub("", text)
-    several = _sum_of_parts(text)
-    if several:
+    if several := _sum_of_parts(text):
         return several
     for found in _START.finditer(text):
         start = found.start()
@@ -112,13 +101,12 @@ def split_unit(text: str, *, bare_letters: bool = False) -> Measured:
         may_be_unit = bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
         if not body or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body) or (letter and not may_be_unit):
             continue
-        unit = _read_unit(words)
-        if unit is not None:
-            return Measured(body.removesuffix("\\cdot").rstrip(), unit)
-    return Measured(text, None)
+        if unit := _read_unit(words):
+            return body.removesuffix("\\cdot").rstrip(), unit
+    return text, None
 
 
-def _sum_of_parts(text: str) -> Measured | None:
+def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
     """2 hours 30 minutes, 3元6角: one quantity in base units."""
     parts = _PART.findall(text)
     if len(parts) < 2 or _PART.sub("", text).strip():
@@ -134,7 +122,7 @@ def _sum_of_parts(text: str) -> Measured | None:
     if len({unit.dimensions for unit in units}) > 1:
         return None
     total = sum(Fraction(number) * unit.factor for (number, _), unit in zip(parts, units, strict=True))
-    return Measured(f"{total.numerator}/{total.denominator}", Unit(units[0].dimensions, Fraction(1)))
+    return f"{total.numerator}/{total.denominator}", Unit(units[0].dimensions, Fraction(1))
 
 
 def _read_unit(text: str) -> Unit | None:
@@ -176,8 +164,8 @@ def _read_word(text: str) -> Unit | None:
         if candidate in known:
             return known[candidate]
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
-    if chinese and chinese.group(1) in known and not known[chinese.group(1)].dimensions:
-        return Unit((), Fraction(1))  # 24个苹果: a counter and what is counted
+    if chinese and chinese[1] in known and not known[chinese[1]].dimensions:
+        return known[chinese[1]]  # 24个苹果: a counter and what is counted
     if re.fullmatch(r"[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)

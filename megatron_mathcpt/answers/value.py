@@ -6,6 +6,7 @@ Two expressions are equal when they agree to 45 digits, at several points if the
 
 import math
 import operator
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -50,7 +51,7 @@ def evaluate(node: Node, point: Mapping[str, Fraction] | None = None) -> Value:
     arguments = [evaluate(argument, point) for argument in node.arguments]
     try:
         return _bounded(_OPERATIONS[node.operator](*arguments))
-    except (ZeroDivisionError, OverflowError, TypeError, KeyError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise Undefined(f"{node.operator}: {error}") from error
 
 
@@ -147,13 +148,10 @@ def _bounded(value: Value) -> Value:
     return value
 
 
-def _exact_or_rounded(operation: Callable[[Value, Value], Value]) -> Callable[[Value, Value], Value]:
-    def compute(first: Value, second: Value) -> Value:
-        if isinstance(first, Fraction) and isinstance(second, Fraction):
-            return operation(first, second)
-        return operation(as_number(first), as_number(second))
-
-    return compute
+def _alike(first: Value, second: Value) -> tuple[Value, Value]:
+    """Both exact or both rounded."""
+    exact = isinstance(first, Fraction) and isinstance(second, Fraction)
+    return (first, second) if exact else (as_number(first), as_number(second))
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -172,18 +170,6 @@ def _power(base: Value, exponent: Value) -> Value:
     return base**exponent
 
 
-def _root(radicand: Value, degree: Value) -> Value:
-    if degree == 0:
-        raise ValueError("root of degree 0")
-    return _power(radicand, 1 / degree)
-
-
-def _factorial(value: Value) -> Value:
-    if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 1500:
-        raise ValueError("factorial of anything but a small whole number")
-    return _arrangements(value, value)
-
-
 def _arrangements(items: Value, taken: Value) -> Value:
     if items.denominator != 1 or taken.denominator != 1 or not 0 <= taken <= min(items, 1500):
         raise ValueError("arrangements of anything but small whole numbers")
@@ -196,25 +182,21 @@ def _natural(value: Value) -> Value:
     return arithmetic().log(as_number(value))
 
 
-def _elementary(name: str) -> Callable[[Value], Value]:
-    return lambda value: getattr(arithmetic(), name)(as_number(value))
-
-
 def _floor(value: Value) -> Value:
     exact = value if isinstance(value, Fraction) else arithmetic().floor(real(value))
     return Fraction(int(exact // 1))
 
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
-    "add": _exact_or_rounded(operator.add),
-    "subtract": _exact_or_rounded(operator.sub),
-    "multiply": _exact_or_rounded(operator.mul),
-    "divide": _exact_or_rounded(operator.truediv),
+    "add": lambda a, b: operator.add(*_alike(a, b)),
+    "subtract": lambda a, b: operator.sub(*_alike(a, b)),
+    "multiply": lambda a, b: operator.mul(*_alike(a, b)),
+    "divide": lambda a, b: operator.truediv(*_alike(a, b)),
     "power": _power,
-    "root": _root,
+    "root": lambda radicand, degree: _power(radicand, 1 / degree),
     "negate": lambda a: -a,
     "abs": abs,
-    "factorial": _factorial,
+    "factorial": lambda count: _arrangements(count, count),
     "binomial": lambda items, taken: _arrangements(items, taken) / _arrangements(taken, taken),
     "arrangements": _arrangements,
     "degree": lambda a: as_number(a) * arithmetic().pi / 180,
@@ -225,11 +207,23 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     "max": max,
     "min": min,
     "exp": lambda a: _power(arithmetic().e, a),
-    **{
-        name: _elementary(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
-    },
-    **{f"arc{name}": _elementary(f"a{name}") for name in ("sin", "cos", "tan", "cot")},
 }
+for _name in (
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asin",
+    "acos",
+    "atan",
+    "acot",
+):
+    _OPERATIONS[re.sub("^a", "arc", _name)] = lambda a, name=_name: getattr(arithmetic(), name)(as_number(a))
 
 _STARTS = ("0.7+0.4j", "-1.3+0.9j", "2.1-1.7j", "-0.4-2.3j", "3.9+0.1j", "-5.2+0.2j")
 

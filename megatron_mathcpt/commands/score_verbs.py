@@ -42,11 +42,16 @@ def evaluate(
     kept, and a killed run goes on.
     """
     from megatron_mathcpt.evaluation.evaluate import evaluate as score
-    from megatron_mathcpt.evaluation.tasks import Request, plan
+    from megatron_mathcpt.evaluation.tasks import plan
     from megatron_mathcpt.experiment.sweep import sweep as sweep_checkpoints
 
     files, settings = plan(
-        Request(tuple(task or ()), benchmarks, sets, shots, limit, benchmark_limit),
+        task or (),
+        benchmarks,
+        sets,
+        shots=shots,
+        limit=limit,
+        benchmark_limit=benchmark_limit,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         samples=samples,

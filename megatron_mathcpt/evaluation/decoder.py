@@ -1,8 +1,8 @@
 """Generation with a key-value cache, and log-likelihoods, by a Megatron-Core model in any layout."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.evaluation.key_value_cache import Cache, Replay, Step, padded, use_own_cache
-from megatron_mathcpt.evaluation.sampling import Pick
+from megatron_mathcpt.evaluation.sampling import Limits, Pick
 from megatron_mathcpt.parallel import Layout
 
 # A batch is made smaller when this share or less of it still runs; with graphs a new size costs some steps.
@@ -25,30 +25,19 @@ BATCH_BYTES = 16 * 2**30
 _LOGIT_BYTES, _BYTES_PER_LOGIT = 2**30, 24
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Where a sequence ends: after `new_tokens`, at `end_token`, or when `stopped(new tokens)` says so."""
-
-    new_tokens: int
-    end_token: int
-    stopped: Callable[[list[int]], bool]
-
-
 class Decoder:
     """One replica of the model, over tensor- and pipeline-parallel processes that all make the same calls.
 
     It makes the model its own: attention and head are no longer those of training. `graphs` captures steps as
-    CUDA graphs; left out, where one process on a GPU holds the whole model.
+    CUDA graphs, where one process on a GPU holds the whole model.
     """
 
-    def __init__(self, model: Any, shape: LlamaShape, layout: Layout, *, graphs: bool | None = None) -> None:
+    def __init__(self, model: Any, shape: LlamaShape, layout: Layout) -> None:
         self._model = model.eval()
         self._shape = shape
         self._layout = layout
         self._dtype = next(model.parameters()).dtype
-        self.graphs = (
-            layout.sizes.model_size == 1 and layout.device.type == "cuda" if graphs is None else graphs
-        )
+        self.graphs = layout.sizes.model_size == 1 and layout.device.type == "cuda"
         use_own_cache(model)
         # Fusions of torch.compile take tens of seconds at every start and new shape.
         model.config.bias_activation_fusion = model.config.bias_dropout_fusion = False
@@ -103,7 +92,7 @@ class Decoder:
         while running:
             tokens = self._share(pick(step(tokens, cache), rows))
             for row, token in zip(rows, tokens.tolist(), strict=True):
-                if row in running and self._finish(found[row], token, limits):
+                if row in running and limits.add(found[row], token):
                     running.remove(row)
             cache.advance()
             if running and len(running) <= leave_share * len(rows):
@@ -134,11 +123,9 @@ class Decoder:
         else:
             result = torch.empty(2, len(rows), dtype=torch.float64, device=self._layout.device)
         scores, likeliest = self._share(result).tolist()
-        found = []
-        for count in answers:
-            found.append((math.fsum(scores[:count]), all(likeliest[:count])))
-            del scores[:count], likeliest[:count]
-        return found
+        ends = list(accumulate(answers))
+        parts = [slice(end - count, end) for end, count in zip(ends, answers, strict=True)]
+        return [(math.fsum(scores[part]), all(likeliest[part])) for part in parts]
 
     def _score_tokens(self, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Log-probability of each token and whether it is the likeliest, [2, tokens] in fp64."""
@@ -201,13 +188,6 @@ class Decoder:
         """Rows of tokens [rows, longest], zeros after their ends: no token sees what comes after it."""
         tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
         return pad_sequence(tokens, batch_first=True).to(self._layout.device)
-
-    @staticmethod
-    def _finish(new: list[int], token: int, limits: Limits) -> bool:
-        if token == limits.end_token:
-            return True
-        new.append(token)
-        return len(new) == limits.new_tokens or limits.stopped(new)
 
     def _receive(self, batch: int, length: int) -> None:
         group = self._layout.groups.pp

@@ -3,14 +3,15 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.tasks import AnsweredTask, aggregates, build_tasks, judge, summarize
-from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
+from megatron_mathcpt.evaluation.tasks import aggregates, build_tasks, judge, summarize
+from megatron_mathcpt.formats.benchmark import Item, ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import (
     KIND,
     RESPONSES,
@@ -45,20 +46,21 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
     if is_complete(out, KIND, inputs=inputs, config=recorded):
         logger.info("%s: already complete", out)
         return load_results(out).as_json()
-    tasks = _answer(model, identity, sets, config, out)
-    scores = {task.name: summarize(task, config) for task in tasks}
+    answers = _answer(model, identity, sets, config, out)
+    scores = {name: summarize(name, sets[name], *found, config) for name, found in answers.items()}
     results = Results(
         model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
     )
     if is_first_process():
-        samples = {task.name: _samples(task) for task in tasks}
+        samples = {name: rows for name, (rows, _) in answers.items()}
         write_evaluation(out, results, samples, inputs=inputs, config=recorded)
     return results.as_json()
 
 
 def _answer(
     model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path
-) -> list[AnsweredTask]:
+) -> dict[str, tuple[list[Sample], int]]:
+    """Every answer by task, and how many prompts were cut for leaving no room for the longest answer."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars of milliseconds; ours shows the answers
     from lm_eval.evaluator import evaluate as lm_evaluate
 
@@ -78,40 +80,36 @@ def _answer(
     try:
         recorder = RecordedLM(lm, out / RESPONSES, decisive, config.batch_size)
         found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
-        return [_answered(name, sets[name], samples, lm, config) for name, samples in found.items()]
+        return {
+            name: _judged(spread(sets[name].items, config.limits.get(name)), samples, lm, config)
+            for name, samples in found.items()
+        }
     finally:
         if config.backend == "megatron":
             lm.close()
 
 
-def _answered(
-    name: str, file: ItemFile, samples: list[dict[str, Any]], lm: Any, config: EvaluationConfig
-) -> AnsweredTask:
-    """One task of lm-eval's result; a prompt that leaves no room for the longest answer was cut."""
+def _judged(
+    items: Sequence[Item], samples: list[dict[str, Any]], lm: Any, config: EvaluationConfig
+) -> tuple[list[Sample], int]:
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     room = lm.max_length - config.max_new_tokens
     truncated = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in ordered)
-    items = spread(file.items, config.limits.get(name))
-    outputs = [list(sample["resps"][0]) for sample in ordered]
-    judged = [[judge(item, text) for text in texts] for item, texts in zip(items, outputs, strict=True)]
-    return AnsweredTask(name, file, items, outputs, judged, truncated)
-
-
-def _samples(task: AnsweredTask) -> list[Sample]:
-    return [
+    rows = [
         Sample(
             id=item.id,
-            sample=number if len(outputs) > 1 else None,
-            **judged.fields(),
+            sample=number if config.samples > 1 else None,
+            **judge(item, output),
             stage=item.stage,
             steps=item.steps,
             gold=item.answer,
             question=item.question,
             output=output,
         )
-        for item, outputs, answers in zip(task.items, task.outputs, task.judged, strict=True)
-        for number, (output, judged) in enumerate(zip(outputs, answers, strict=True))
+        for item, sample in zip(items, ordered, strict=True)
+        for number, output in enumerate(sample["resps"][0])
     ]
+    return rows, truncated
 
 
 def model_name(folder: Path) -> str:

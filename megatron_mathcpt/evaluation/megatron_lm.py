@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences
@@ -24,7 +23,7 @@ from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.sampling import Pick, greedy, request_seeds, sampler
+from megatron_mathcpt.evaluation.sampling import Limits, Pick, greedy, request_seeds, sampler
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.model.weights import WeightSource, fill
 
@@ -49,8 +48,7 @@ class MegatronLM(TemplateLM):
     """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; `options` as above.
 
     A request may bring a `seed` of its own in its generation settings (`takes_seeds`).
-    Under torchrun or srun what the sizes leave of the processes are replicas. `truncated` counts prompts that
-    were cut at the left to fit the window.
+    Under torchrun or srun what the sizes leave of the processes are replicas.
     """
 
     takes_seeds = True
@@ -77,7 +75,7 @@ class MegatronLM(TemplateLM):
         fill([chunk], source)
         self._decoder = Decoder(chunk, self.shape, self.layout)
         self.max_length = self.shape.max_position_embeddings
-        self.truncated = 0
+        self._device = self.layout.device  # lm-eval's `device`
         self._texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
 
     @property
@@ -97,11 +95,6 @@ class MegatronLM(TemplateLM):
     def tokenizer_name(self) -> str:
         """Name for lm-eval's request cache."""
         return str(self.tokenizer.name_or_path)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of this process."""
-        return self.layout.device
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of `string`; special tokens by the tokenizer's own default, as in lm-eval's `hf`."""
@@ -125,8 +118,6 @@ class MegatronLM(TemplateLM):
         return [texts[index] for index in range(len(requests))]
 
     def _generate(self, prompts: list[str], options: dict[str, Any], seeds: list[int]) -> list[str]:
-        from megatron_mathcpt.evaluation.decoder import Limits
-
         end = self.tokenizer.decode([self.eot_token_id])
         stops = handle_stop_sequences(options.get("until"), eos=end)
         new_tokens = int(options.get("max_gen_toks", self.options.max_gen_toks))
@@ -135,7 +126,8 @@ class MegatronLM(TemplateLM):
                 f"max_gen_toks {new_tokens}: the model's window is {self.max_length} tokens; ask for fewer, "
                 "and for one at least"
             )
-        encoded = [self._fit(self.tok_encode(prompt), self.max_length - new_tokens) for prompt in prompts]
+        room = self.max_length - new_tokens
+        encoded = [(self.tok_encode(prompt) or [self.eot_token_id])[-room:] for prompt in prompts]
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
         may_stop = self._tokens_that_may_stop(stops)
         # A token is at least a byte; a few more, for a character cut at the start of what is decoded.
@@ -164,11 +156,6 @@ class MegatronLM(TemplateLM):
         last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # a piece of a character may complete one
         return {token for token, text in enumerate(self._texts) if last & set(text)}
 
-    def _fit(self, tokens: list[int], room: int) -> list[int]:
-        tokens = tokens or [self.eot_token_id]
-        self.truncated += len(tokens) > room
-        return tokens[-room:]
-
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
@@ -187,7 +174,6 @@ class MegatronLM(TemplateLM):
                     f"an answer of {len(answer)} tokens: the model's window is {self.max_length}; leave the "
                     "item out"
                 )
-            self.truncated += len(context) + len(answer) > self.max_length + 1
             sequences.append((context + answer)[-(self.max_length + 1) :])
             answers.append(len(answer))
         return self._decoder.score(sequences, answers)

@@ -98,7 +98,7 @@ class RecordedLM(LM):
                 place=place,
                 task=request.task_name,
                 id=item.id,
-                **judge(item, output).fields(),
+                **judge(item, output),
                 prompt=request.args[0],
                 output=output,
                 tokens=len(self._model.tok_encode(output)),

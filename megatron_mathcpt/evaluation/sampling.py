@@ -1,12 +1,29 @@
-"""Choosing the next token: greedy, or drawn with a seed that belongs to the request alone."""
+"""Choosing the next token, greedy or drawn with a seed that is the request's alone; and where a text ends."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 Pick = Callable[[torch.Tensor, list[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a sequence ends: after `new_tokens`, at `end_token`, or when `stopped(new tokens)` says so."""
+
+    new_tokens: int
+    end_token: int
+    stopped: Callable[[list[int]], bool]
+
+    def add(self, new: list[int], token: int) -> bool:
+        """Add `token` to `new`, unless it is the end token; whether the sequence ends here."""
+        if token == self.end_token:
+            return True
+        new.append(token)
+        return len(new) == self.new_tokens or self.stopped(new)
 
 
 def greedy(logits: torch.Tensor, _rows: list[int]) -> torch.Tensor:

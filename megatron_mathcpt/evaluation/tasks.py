@@ -9,26 +9,24 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.answers import Extraction, Verdict, extract_answer, grade
+from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.formats.benchmark import (
     STUDY_SETS,
     Item,
     ItemFile,
-    check_examples,
     choose_sets,
     examples_for,
     load_items,
     spread,
 )
-from megatron_mathcpt.formats.evaluation_folder import SampleScore, TaskScore
+from megatron_mathcpt.formats.evaluation_folder import Sample, SampleScore, TaskScore
 from megatron_mathcpt.records import cpt_text
 from megatron_mathcpt.statistics import accuracy_standard_error, score_samples, wilson_interval
 
@@ -38,36 +36,36 @@ FEW_SHOT = "_few_shot"
 STOP = ["\n\n", "\nQuestion:", "\n问题："]
 
 
-@dataclass(frozen=True)
-class Request:
-    """Tasks (NAME=FILE or folders), a benchmarks folder, its sets by name, shots of a second form, limits."""
+def plan(
+    tasks: Sequence[str],
+    benchmarks: Path | None,
+    sets: str,
+    *,
+    shots: int = 0,
+    limit: int | None = None,
+    benchmark_limit: int | None = None,
+    **settings: Any,
+) -> tuple[dict[str, Path], EvaluationConfig]:
+    """Files by task name, and the config; raises `EvaluationError` for what cannot be scored.
 
-    tasks: tuple[str, ...]
-    benchmarks: Path | None
-    sets: str
-    shots: int
-    limit: int | None
-    benchmark_limit: int | None
-
-
-def plan(request: Request, **settings: Any) -> tuple[dict[str, Path], EvaluationConfig]:
-    """Files by task name, and the config; raises `EvaluationError` for what cannot be scored."""
-    files = {name: file for text in request.tasks for name, file in named_files(text).items()}
-    limits = dict.fromkeys(files, request.limit)
-    if request.benchmarks:
-        found = choose_sets(str(request.benchmarks), request.sets)
+    `tasks` are NAME=FILE or folders, `sets` are those of the folder `benchmarks` by name; with `shots` each
+    comes in a second form.
+    """
+    files = {name: file for text in tasks for name, file in named_files(text).items()}
+    limits = dict.fromkeys(files, limit)
+    if benchmarks:
+        found = choose_sets(str(benchmarks), sets)
         files |= found
-        limits |= dict.fromkeys(found, request.benchmark_limit or request.limit)
+        limits |= dict.fromkeys(found, benchmark_limit or limit)
     if not files:
         raise EvaluationError("no task: give --task NAME=FILE or --benchmarks DIR")
-    shots: dict[str, int] = {}
-    if request.shots:
-        shots = {name + FEW_SHOT: request.shots for name in files}
+    few_shot = dict.fromkeys([name + FEW_SHOT for name in files], shots) if shots else {}
+    if shots:
         limits |= {name + FEW_SHOT: limit for name, limit in limits.items()}
         files |= {name + FEW_SHOT: file for name, file in files.items()}
     limited = {name: count for name, count in limits.items() if count}
     try:
-        config = EvaluationConfig(tasks=tuple(files), limits=limited, shots=shots, **settings)
+        config = EvaluationConfig(tasks=tuple(files), limits=limited, shots=few_shot, **settings)
     except ValidationError as error:
         field, message = first_error(error)
         raise EvaluationError(f"{field or 'settings'}: {message.removeprefix('Value error, ')}") from error
@@ -143,10 +141,9 @@ def rows(items: tuple[Item, ...], path: Path, shots: int) -> dict[str, Any]:
     from datasets import Dataset
 
     prefixes = {
-        language: "".join(cpt_text(example) + "\n\n" for example in examples_for(path, language, shots))
-        for language in {item.lang for item in items}
+        language: "".join(cpt_text(example) + "\n\n" for example in examples)
+        for language, examples in examples_for(items, path, shots).items()
     }
-    check_examples(items, path, shots)
     return {
         "test": Dataset.from_list([item.model_dump() | {"prefix": prefixes[item.lang]} for item in items])
     }
@@ -160,45 +157,29 @@ def prompt(doc: dict[str, Any]) -> str:
 def score(doc: dict[str, Any], outputs: list[Any]) -> dict[str, float]:
     """lm-eval's metrics of one item: its share of right samples, and of those the grader could not tell."""
     found = outputs[0] if isinstance(outputs[0], list) else outputs
-    verdicts = [judge(Item.model_validate(doc), output).verdict.equal for output in found]
-    return {
-        "accuracy": sum(equal is True for equal in verdicts) / len(verdicts),
-        "ungraded": sum(equal is None for equal in verdicts) / len(verdicts),
-    }
+    verdicts = [judge(Item.model_validate(doc), output)["verdict"] for output in found]
+    right, unclear = (verdicts.count(status) / len(verdicts) for status in ("correct", "ungraded"))
+    return {"accuracy": right, "ungraded": unclear}
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What was found in an output, and what the grader says of it."""
+def judge(item: Item, output: str) -> dict[str, Any]:
+    """What samples and responses record of an output: its answer, how it was found, and the verdict.
 
-    extraction: Extraction
-    verdict: Verdict
-
-    @property
-    def correct(self) -> bool:
-        """Whether the answer is right; one that could not be graded is not."""
-        return self.verdict.equal is True
-
-    def fields(self) -> dict[str, Any]:
-        """What samples and responses record of it."""
-        return {
-            "correct": self.correct,
-            "verdict": self.verdict.status,
-            "reason": self.verdict.reason,
-            "extracted": self.extraction.text,
-            "method": self.extraction.method,
-        }
-
-
-def judge(item: Item, output: str) -> Judged:
-    """Extract and grade; a choice may be answered by its letter or by the text of the right option."""
+    A choice may be answered by its letter or by the text of the right option.
+    """
     extraction = extract_answer(output, item.lang, item.type)
     verdict = grade(item.answer, extraction.text, item.type)
     text = _option_text(item)
     if verdict.equal is not True and text and extraction.method in ("box", "phrase"):
         by_text = grade(text, extraction.text)
         verdict = by_text if by_text.equal else verdict
-    return Judged(extraction, verdict)
+    return {
+        "correct": verdict.equal is True,
+        "verdict": verdict.status,
+        "reason": verdict.reason,
+        "extracted": extraction.text,
+        "method": extraction.method,
+    }
 
 
 def _option_text(item: Item) -> str:
@@ -209,46 +190,37 @@ def _option_text(item: Item) -> str:
     return item.answer_text or ""
 
 
-@dataclass(frozen=True)
-class AnsweredTask:
-    """The items of one task that were scored, with outputs and verdicts, [item][sample] each."""
-
-    name: str
-    file: ItemFile
-    items: tuple[Item, ...]
-    outputs: list[list[str]]
-    judged: list[list[Judged]]
-    truncated_prompts: int
-
-
-def summarize(task: AnsweredTask, config: EvaluationConfig) -> TaskScore:
-    """Scores of one task."""
-    first = [answers[0] for answers in task.judged]
-    correct = sum(answer.correct for answer in first)
+def summarize(
+    name: str, file: ItemFile, samples: list[Sample], truncated: int, config: EvaluationConfig
+) -> TaskScore:
+    """Scores of one task by its answers, in the items' order; `truncated` prompts were cut."""
+    first = [row for row in samples if not row.sample]
+    correct = sum(row.correct for row in first)
+    items = spread(file.items, config.limits.get(name))
     return TaskScore(
         n=len(first),
-        items_in_file=len(task.file.items),
-        shots=config.shots.get(task.name, 0),
+        items_in_file=len(file.items),
+        shots=config.shots.get(name, 0),
         correct=correct,
-        ungraded=sum(answer.verdict.equal is None for answer in first),
+        ungraded=sum(row.verdict == "ungraded" for row in first),
         accuracy=correct / len(first),
         stderr=accuracy_standard_error(correct, len(first)),
         wilson_95=list(wilson_interval(correct, len(first))),
-        methods=dict(sorted(Counter(answer.extraction.method for answer in first).items())),
-        language="+".join(sorted({item.lang for item in task.items})),
-        data_sha256=task.file.sha256,
-        truncated_prompts=task.truncated_prompts,
-        samples=_sample_scores(task) if config.samples > 1 else None,
+        methods=dict(sorted(Counter(row.method for row in first).items())),
+        language="+".join(sorted({item.lang for item in items})),
+        data_sha256=file.sha256,
+        truncated_prompts=truncated,
+        samples=_sample_scores(items, samples, config.samples) if config.samples > 1 else None,
     )
 
 
-def _sample_scores(task: AnsweredTask) -> dict[str, SampleScore]:
+def _sample_scores(items: Sequence[Item], samples: list[Sample], count: int) -> dict[str, SampleScore]:
+    answers = [samples[start : start + count] for start in range(0, len(samples), count)]
     voted = []
-    for item, answers in zip(task.items, task.judged, strict=True):
-        most = majority([answer.extraction.text for answer in answers], item.type)
-        voted.append(bool(most) and any(a.correct for a in answers if a.extraction.text == most))
-    right = [[answer.correct for answer in answers] for answers in task.judged]
-    scores = score_samples(right, voted)
+    for item, rows in zip(items, answers, strict=True):
+        most = majority([row.extracted or "" for row in rows], item.type)
+        voted.append(bool(most) and any(row.correct for row in rows if row.extracted == most))
+    scores = score_samples([[row.correct for row in rows] for rows in answers], voted)
     return {name: SampleScore(value=value, stderr=error) for name, (value, error) in scores.items()}
 
 

@@ -1,8 +1,9 @@
 """Read benchmark files: one item a line, checked whole before a model is loaded."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,14 +21,13 @@ STUDY_SETS = {
     "gaokao_public": "gaokao/test.jsonl",
     "zhongkao_public": "zhongkao/test.jsonl",
 }
-FURTHER_SETS = {
+SETS = STUDY_SETS | {
     name: f"{name}/test.jsonl"
     for name in (
         *("agieval_gaokao_mathqa", "agieval_gaokao_mathcloze", "agieval_sat_math"),
         *("gaokao_bench", "cmath", "aime24"),
     )
 }
-SETS = STUDY_SETS | FURTHER_SETS
 
 
 class Item(BaseModel):
@@ -56,10 +56,9 @@ class Item(BaseModel):
         return prompt_text(self.question + options, self.lang)
 
 
-class ItemFile(BaseModel):
+class ItemFile(NamedTuple):
     """The items of one file, in its order, and the file's SHA-256."""
 
-    model_config = ConfigDict(frozen=True)
     path: Path
     items: tuple[Item, ...]
     sha256: str
@@ -97,31 +96,21 @@ def load_items(path: Path) -> ItemFile:
 def choose_sets(root: str, names: str) -> dict[str, Path]:
     """Files of a benchmarks folder's sets: those named, with commas between, `all` there are, or the study's.
 
-    `samples` as `root` is the small sets of this package. Raises `EvaluationError` for a set that is unknown
-    or not there.
+    `samples` as `root` is the small sets of this package. Raises `EvaluationError` for a set that is unknown,
+    and with the whole list of what is expected where, if any file is missing.
     """
     folder = SAMPLES if root == "samples" else Path(root)
-    if not names:
-        return find_sets(folder, STUDY_SETS)
+    chosen = names.split(",") if names else list(STUDY_SETS)
     if names == "all":
-        there = {name: path for name, path in SETS.items() if name in STUDY_SETS or (folder / path).is_file()}
-        return find_sets(folder, there)
-    unknown = sorted(set(names.split(",")) - set(SETS))
+        chosen = [name for name, path in SETS.items() if name in STUDY_SETS or (folder / path).is_file()]
+    unknown = sorted(set(chosen) - set(SETS))
     if unknown:
         raise EvaluationError(f"set '{unknown[0]}': unknown; known are {', '.join(SETS)}")
-    return find_sets(folder, {name: SETS[name] for name in names.split(",")})
-
-
-def find_sets(root: Path, sets: dict[str, str]) -> dict[str, Path]:
-    """Path of each set's file below a benchmarks folder.
-
-    Raises `EvaluationError` with the whole list of what is expected where, if any file is missing.
-    """
-    paths = {name: root / relative for name, relative in sets.items()}
+    paths = {name: folder / SETS[name] for name in chosen}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
         expected = ", ".join(f"{name}: {path}" for name, path in paths.items())
-        raise EvaluationError(f"{missing[0]}: no such file; expected in {root}: {expected}")
+        raise EvaluationError(f"{missing[0]}: no such file; expected in {folder}: {expected}")
     return paths
 
 
@@ -132,49 +121,46 @@ def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
     return tuple(items[index * len(items) // limit] for index in range(limit))
 
 
-def examples_for(path: Path, language: str, shots: int) -> tuple[Problem, ...]:
-    """The first `shots` worked examples: of `fewshot.jsonl` beside the test file, else of this package.
+def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language, list[Problem]]:
+    """The first `shots` worked examples by language of `items`, which are of the test file `path`.
 
-    Raises `EvaluationError` when there are fewer.
+    They are of `fewshot.jsonl` beside it, else of this package. Raises `EvaluationError` when there are
+    fewer, or one is a test item.
     """
+    questions = {"".join(item.question.split()) for item in items}
+    found: dict[Language, list[Problem]] = {}
+    for language in {item.lang for item in items}:
+        file, examples = _examples(path, language)
+        if len(examples) < shots:
+            raise EvaluationError(
+                f"{file}: {len(examples)} worked examples in '{language}', {shots} shots are asked for"
+            )
+        found[language] = examples[:shots]
+        for example in found[language]:
+            if "".join(example.question.split()) in questions:
+                raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; take it out")
+    return found
+
+
+def _examples(path: Path, language: Language) -> tuple[Path, list[Problem]]:
     own = path.with_name("fewshot.jsonl")
     if own.is_file():
         items = [item for item in load_items(own).items if item.lang == language and item.solution]
-        found = [
-            Problem(id=item.id, question=item.question, solution=item.solution or "", answer=item.answer)
-            for item in items
-        ]
+        rows = [item.model_dump(include={"id", "question", "solution", "answer"}) for item in items]
     else:
-        lines = (_EXAMPLES / f"{language}.jsonl").read_text(encoding="utf-8").splitlines()
-        own, found = _EXAMPLES / f"{language}.jsonl", [Problem.model_validate_json(line) for line in lines]
-    if len(found) < shots:
-        raise EvaluationError(
-            f"{own}: {len(found)} worked examples in '{language}', {shots} shots are asked for"
-        )
-    return tuple(example.model_copy(update={"language": language}) for example in found[:shots])
-
-
-def check_examples(items: tuple[Item, ...], path: Path, shots: int) -> None:
-    """Raises `EvaluationError` when a worked example is a test item."""
-    questions = {"".join(item.question.split()) for item in items}
-    for language in {item.lang for item in items}:
-        for example in examples_for(path, language, shots):
-            if "".join(example.question.split()) in questions:
-                raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; take it out")
+        own = _EXAMPLES / f"{language}.jsonl"
+        rows = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
+    return own, [Problem.model_validate(row | {"language": language}) for row in rows]
 
 
 def _parse(line: str, where: str) -> Item:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise EvaluationError(f"{where}: expected an object, found {type(row).__name__}")
-    try:
-        item = Item.model_validate(row)
+        item = Item.model_validate_json(line)
     except ValidationError as error:
         field, message = first_error(error)
-        raise EvaluationError(f"{where}: field '{field}': {message}") from error
+        raise EvaluationError(
+            f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
+        ) from error
     if not item.question.strip() or not item.answer.strip():
         raise EvaluationError(f"{where}: question and answer must not be blank")
     return item

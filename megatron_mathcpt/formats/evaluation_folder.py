@@ -102,12 +102,6 @@ class Results(Row):
         return self.model_dump(exclude_none=True)
 
 
-class EvaluationCounts(Row):
-    """What the manifest counts: the accuracy of each task."""
-
-    accuracy: dict[str, float]
-
-
 def samples_path(folder: Path, task: str) -> Path:
     """Where the answers of `task` stand."""
     return folder / f"samples_{task}.jsonl"
@@ -127,8 +121,8 @@ def write_evaluation(
         write_atomically(samples_path(folder, task), "".join(lines).encode())
     text = json.dumps(results.as_json(), indent=1, ensure_ascii=False)
     write_atomically(folder / RESULTS, text.encode())
-    counts = EvaluationCounts(accuracy={name: score.accuracy for name, score in results.tasks.items()})
-    write_manifest(folder, KIND, inputs=inputs, counts=counts.model_dump(), config=config)
+    counts = {"accuracy": {name: score.accuracy for name, score in results.tasks.items()}}
+    write_manifest(folder, KIND, inputs=inputs, counts=counts, config=config)
 
 
 def load_results(folder: Path) -> Results:

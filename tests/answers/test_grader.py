@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.answers import grade
-from megatron_mathcpt.answers.symbolic import Worker
+from megatron_mathcpt.answers import Verdict, grade
+from megatron_mathcpt.answers.grader import Worker
 from tests.answers.conftest import Pair, load_pairs
 
 PAIRS = load_pairs()
@@ -98,20 +98,20 @@ def test_hostile_text_is_bounded(text: str) -> None:
 def test_worker_is_killed_when_it_hangs_and_used_again() -> None:
     worker = Worker(timeout_seconds=1.5)  # of CPU time: a busy machine changes nothing
     try:
-        assert worker.ask("\\int_0^1 2x\\,dx", "1") == (True, "math-verify")
+        assert worker.ask("\\int_0^1 2x\\,dx", "1") == Verdict(True, "math-verify")
         first = worker._process
-        verdict, reason = worker.ask("10000000!", "2")
-        assert (verdict, reason) == (None, "math-verify gave no verdict in 1.5 s of CPU time")
+        late = Verdict(None, "math-verify gave no verdict in 1.5 s of CPU time")
+        assert worker.ask("10000000!", "2") == late
         assert first is not None
         assert first.poll() is not None, "the process that hung is gone"
-        assert worker.ask("\\sum_{k=1}^{3} k", "6") == (True, "math-verify")
+        assert worker.ask("\\sum_{k=1}^{3} k", "6") == Verdict(True, "math-verify")
     finally:
         worker.close()
 
 
 def test_worker_ends_with_its_parent() -> None:
     code = (
-        "from megatron_mathcpt.answers.symbolic import Worker; worker = Worker(); "
+        "from megatron_mathcpt.answers.grader import Worker; worker = Worker(); "
         "worker.ask('\\\\int_0^1 x', '2'); print(worker._process.pid)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
@@ -146,3 +146,17 @@ def test_different_local_golds_are_equal_only_where_mathematics_says_so(benchmar
         assert verdict is grade(second, first, "latex").equal, (first, second)
         if verdict:  # by hand: the only equal pairs are of the same digits in the same order
             assert re.sub(r"\D", "", first) == re.sub(r"\D", "", second), (first, second)
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction"),
+    [
+        ("3", ". 3"),
+        ("3", "101_二"),
+        ("3", "52_{2.5}"),
+        ("3", "\\binom{\\pi}{2}"),
+        ("1x=1, y=21", "1 x=1, y=2 1"),
+    ],
+)
+def test_odd_text_is_graded_not_refused(gold: str, prediction: str) -> None:
+    assert grade(gold, prediction, "latex").equal is False

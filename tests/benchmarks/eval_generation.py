@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,18 +29,11 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.sampling import greedy, sampler
+from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
 
 ON_GPU = torch.cuda.is_available()
 BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
-SIZES = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "ffn_hidden_size",
-    "vocab_size",
-)
+SIZES = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size")
 Tokens = list[list[int]]
 Measured = tuple[Any, float, float]  # result, wall seconds, CPU seconds
 
@@ -54,12 +48,8 @@ class Report:
         self._found: dict[str, Any] = {"device": device, "torch": torch.__version__}
 
     def add(self, name: str, **values: Any) -> None:
-        """Add one measurement."""
         self._found[name] = values
-        shown = (
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in values.items()
-        )
+        shown = (f"{key} {value:.4g}" for key, value in values.items())
         self._console.print(f"[bold]{name}[/bold]: " + ", ".join(shown), highlight=False, soft_wrap=True)
         if self._out is not None:
             self._out.write_text(json.dumps(self._found, indent=2) + "\n")
@@ -81,7 +71,9 @@ class Held:
 
 def make_shape(sizes: str, **more: float) -> LlamaShape:
     """The shape whose `SIZES` are listed in `sizes`."""
-    return LlamaShape.model_validate(dict(zip(SIZES, map(int, sizes.split(",")), strict=True)) | more)
+    return LlamaShape.model_validate(
+        dict(zip((*SIZES, "vocab_size"), map(int, sizes.split(",")), strict=True)) | more
+    )
 
 
 def build(shape: LlamaShape, layout: parallel.Layout, dtype: Literal["fp32", "bf16"]) -> tuple[Any, Any]:
@@ -111,8 +103,6 @@ def make_prompts(rows: int, longest: int, vocabulary: int) -> Tokens:
 
 def ours(decoder: Any, prompts: Tokens, new_tokens: int) -> Tokens:
     """Greedy tokens of our decoder."""
-    from megatron_mathcpt.evaluation.decoder import Limits
-
     found: Tokens = decoder.generate(prompts, Limits(new_tokens, -1, lambda _: False), greedy)
     return found
 
@@ -122,14 +112,8 @@ def theirs(reference: Any, prompts: Tokens, new_tokens: int) -> Tokens:
     longest = max(map(len, prompts))
     rows = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    device = reference.device
-    found = reference.generate(
-        rows.to(device),
-        attention_mask=seen.to(device),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-    )
+    given = {"inputs": rows.to(reference.device), "attention_mask": seen.to(reference.device)}
+    found = reference.generate(**given, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
     return list(found[:, longest:].tolist())
 
 
@@ -152,8 +136,7 @@ def agreement(first: Tokens, second: Tokens) -> dict[str, float]:
     """Share of rows that are all the same, and of tokens before each row's first difference."""
     alike = 0
     for one, other in zip(first, second, strict=True):
-        pairs = list(zip(one, other, strict=True))
-        alike += next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        alike += len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=True))))
     rows = sum(one == other for one, other in zip(first, second, strict=True))
     return {"same rows": rows / len(first), "same tokens": alike / sum(map(len, first))}
 
@@ -189,15 +172,9 @@ def decode(
     best = measure(works, chosen.turns)
     expected = expected or best["transformers"]
     for name, (found, wall, cpu) in best.items():
-        report.add(
-            f"greedy, {name}",
-            **{
-                "tokens/s": chosen.batch * chosen.new_tokens / wall,
-                "of transformers": expected[1] / wall,
-                "of its CPU time": cpu / expected[2],
-            },
-            **agreement(found, expected[0]),
-        )
+        speed = {"tokens/s": chosen.batch * chosen.new_tokens / wall, "of transformers": expected[1] / wall}
+        speed |= {"of its CPU time": cpu / expected[2]}
+        report.add(f"greedy, {name}", **speed, **agreement(found, expected[0]))
     return expected
 
 
@@ -227,10 +204,8 @@ def sample(report: Report, rows: int, vocabulary: int, turns: int) -> None:
     logits = torch.randn(rows, vocabulary, generator=generator)
     found = {}
     for device in ["cuda", "cpu"] if ON_GPU else ["cpu"]:
-        here, picks = (
-            logits.to(device),
-            [sampler(list(range(rows)), temperature=1.0, top_p=0.95) for _ in "ab"],
-        )
+        here = logits.to(device)
+        picks = [sampler(list(range(rows)), temperature=1.0, top_p=0.95) for _ in "ab"]
         best = measure({"pick": lambda: picks[0](here, list(range(rows))).tolist()}, turns)  # noqa: B023
         found[device] = picks[1](here, list(range(rows))).tolist()
         report.add(f"sampling on {device}", **{"seconds a step": best["pick"][1]})
@@ -239,13 +214,10 @@ def sample(report: Report, rows: int, vocabulary: int, turns: int) -> None:
 
 
 def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shape", default=BILLION if ON_GPU else TINY, help="layers,hidden,heads,groups,ffn,words"
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    shape = BILLION if ON_GPU else TINY
+    parser.add_argument("--shape", default=shape, help="layers,hidden,heads,groups,ffn,words")
     for name, value in (("batch", 32), ("prompt", 128), ("new-tokens", 128), ("turns", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16" if ON_GPU else "fp32")
@@ -255,9 +227,8 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     use_cpu()  # before the first import of Megatron-Core
     report = Report(chosen.out)
-    layout = parallel.start_alone(
-        ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    )
+    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    layout = parallel.start_alone(sizes)
     small = build(make_shape("4,256,8,2,704,1000", init_method_std=0.1), layout, "fp32")
     small[0].graphs = False
     check_parity(report, *small, "eager")

@@ -6,9 +6,9 @@ math-verify is called as the minerva task of lm-eval calls it: boxed gold, predi
 saw these pairs while they were written; what they got right before stands in `pairs.tsv`.
 """
 
-import json
 import multiprocessing
 import multiprocessing.connection
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +20,9 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 LIMIT_SECONDS = 12
+# What other graders raise on hostile answers: one that fails has not called the pair equal.
+FAILURES = (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError, AssertionError)
+TIMES = ("median ms", "slowest s", "sum s")
 
 
 def ours(gold: str, prediction: str, kind: str) -> bool:
@@ -41,10 +44,6 @@ def minerva(gold: str, prediction: str, _kind: str) -> bool:
     return bool(is_equiv(normalize_final_answer(prediction), normalize_final_answer(gold)))
 
 
-def strings(gold: str, prediction: str, _kind: str) -> bool:
-    return "".join(gold.split()) == "".join(prediction.split())
-
-
 def _serve(grader: Callable[[str, str, str], bool], link: multiprocessing.connection.Connection) -> None:
     import logging
 
@@ -52,8 +51,7 @@ def _serve(grader: Callable[[str, str, str], bool], link: multiprocessing.connec
     while True:
         try:
             link.send(grader(*link.recv()))
-        # What other graders raise on hostile answers: one that fails has not called the pair equal.
-        except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError, AssertionError):
+        except FAILURES:
             link.send(False)
 
 
@@ -84,60 +82,40 @@ def measure(grader: Callable[[str, str, str], bool]) -> tuple[list[bool], list[f
     return verdicts, seconds, hangs
 
 
+def times(seconds: list[float]) -> tuple[str, str, str]:
+    return f"{1000 * statistics.median(seconds):.2f}", f"{max(seconds):.2f}", f"{sum(seconds):.1f}"
+
+
 def compare_graders() -> Table:
     from tests.answers.conftest import load_pairs
 
     pairs = load_pairs()
-    table = Table(
-        "grader", "right", "false equal", "false different", "hangs", "median ms", "slowest s", "sum s"
-    )
+    table = Table("grader", "right", "false equal", "false different", "hangs", *TIMES)
     table.title = f"{len(pairs)} pairs, {sum(not pair.equal for pair in pairs)} of them different"
-    for name, grader in (
-        ("ours", ours),
-        ("math-verify", math_verify),
-        ("minerva", minerva),
-        ("strings", strings),
-    ):
+    for name, grader in (("ours", ours), ("math-verify", math_verify), ("minerva", minerva)):
         right, seconds, hangs = measure(grader)
         false_equal = sum(not ok and not pair.equal for ok, pair in zip(right, pairs, strict=True))
         false_different = sum(not ok and pair.equal for ok, pair in zip(right, pairs, strict=True))
-        middle = 1000 * sorted(seconds)[len(seconds) // 2]
         counts = [str(count) for count in (false_equal, false_different, hangs)]
-        table.add_row(
-            name,
-            f"{sum(right) / len(pairs):.3f}",
-            *counts,
-            f"{middle:.2f}",
-            f"{max(seconds):.1f}",
-            f"{sum(seconds):.1f}",
-        )
+        table.add_row(name, f"{sum(right) / len(pairs):.3f}", *counts, *times(seconds))
     return table
 
 
 def time_math(root: Path) -> Table:
-    """5,000 gradings of MATH golds: half against themselves in a box, half against the next item's gold."""
+    """5,000 gradings of MATH golds: half against themselves in a box, half against the last item's gold."""
     from megatron_mathcpt.answers import extract_answer, grade
+    from megatron_mathcpt.formats.benchmark import load_items
 
-    rows = [json.loads(line) for line in (root / "math" / "test.jsonl").read_text("utf-8").splitlines()]
-    golds = [row["answer"] for row in rows][:2500]
+    golds = [item.answer for item in load_items(root / "math" / "test.jsonl").items[:2500]]
     outputs = [(gold, f"We get \\boxed{{{gold}}}.") for gold in golds]
-    outputs += [
-        (gold, f"The answer is ${other}$.") for gold, other in zip(golds, golds[1:] + golds[:1], strict=True)
-    ]
+    outputs += [(gold, f"The answer is ${golds[place - 1]}$.") for place, gold in enumerate(golds)]
     seconds = []
     for gold, output in outputs:
         start = time.perf_counter()
         grade(gold, extract_answer(output, "en", "latex").text, "latex")
         seconds.append(time.perf_counter() - start)
-    table = Table(
-        "gradings", "median ms", "slowest s", "sum s", title="MATH golds, extraction and grading, one core"
-    )
-    table.add_row(
-        str(len(outputs)),
-        f"{1000 * sorted(seconds)[len(seconds) // 2]:.2f}",
-        f"{max(seconds):.2f}",
-        f"{sum(seconds):.1f}",
-    )
+    table = Table("gradings", *TIMES, title="MATH golds, extraction and grading, one core")
+    table.add_row(str(len(outputs)), *times(seconds))
     return table
 
 

@@ -18,15 +18,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from megatron_mathcpt.formats.evaluation_folder import KIND, Sample, load_results, load_samples
 from megatron_mathcpt.formats.manifest import load_manifest
-from tests.benchmarks.eval_graders import math_verify
-
-
-def by_math_verify(sample: Sample) -> bool:
-    """Its verdict on what was extracted; a failure of its parser is no."""
-    try:
-        return bool(sample.extracted) and math_verify(sample.gold, sample.extracted or "", "")
-    except (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError, AssertionError):
-        return False
+from tests.benchmarks.eval_graders import FAILURES, math_verify
 
 
 def compare(samples: list[Sample]) -> tuple[Counter[str], list[Sample]]:
@@ -34,7 +26,10 @@ def compare(samples: list[Sample]) -> tuple[Counter[str], list[Sample]]:
     counts: Counter[str] = Counter()
     apart = []
     for sample in samples:
-        theirs = by_math_verify(sample)
+        try:
+            theirs = math_verify(sample.gold, sample.extracted or "", "")
+        except FAILURES:
+            theirs = False
         counts[f"{'right' if sample.correct else 'wrong'}, {'right' if theirs else 'wrong'}"] += 1
         if theirs != sample.correct:
             apart.append(sample)
@@ -42,9 +37,8 @@ def compare(samples: list[Sample]) -> tuple[Counter[str], list[Sample]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--show", type=int, default=20, help="disagreements printed of each task")
     chosen = parser.parse_args()

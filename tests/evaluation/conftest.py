@@ -10,13 +10,7 @@ QUESTIONS = [
     {"id": "a1", "question": "Tom has 3 apples and gets 4 more. How many?", "answer": "7", "type": "number"},
     {"id": "a2", "question": "What is half of 18?", "answer": "9", "type": "number"},
     {"id": "a3", "question": "Simplify 4/8.", "answer": "\\frac{1}{2}", "type": "latex"},
-    {
-        "id": "a4",
-        "question": "Which is prime?",
-        "answer": "B",
-        "type": "choice",
-        "choices": ["4", "5", "6", "8"],
-    },
+    {"id": "a4", "question": "Prime?", "answer": "B", "type": "choice", "choices": ["4", "5", "6", "8"]},
     {"id": "a5", "question": "1+1=?", "answer": "2", "type": "number"},
 ]
 

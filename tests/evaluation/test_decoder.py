@@ -12,7 +12,7 @@ from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.sampling import greedy, sampler
+from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
 from megatron_mathcpt.model.weights import RandomWeights, fill
 
 GROUPED = LlamaShape(
@@ -25,13 +25,9 @@ GROUPED = LlamaShape(
     max_position_embeddings=512,
     init_method_std=0.1,
 )
-TIED = GROUPED.model_copy(
-    update={
-        "num_query_groups": None,
-        "share_embeddings_and_output_weights": True,
-        "init_method_std": 0.3,  # less, and tied weights say the last token again
-    }
-)
+# With a smaller deviation tied weights say the last token again.
+_TIED = {"num_query_groups": None, "share_embeddings_and_output_weights": True, "init_method_std": 0.3}
+TIED = GROUPED.model_copy(update=_TIED)
 NEW = 40
 LENGTHS = {"equal": [6, 6, 6], "unequal": [1, 120, 7, 100, 33]}  # 120 and 100 grow past a granule, 128
 
@@ -67,9 +63,7 @@ def _prompts(lengths: list[int]) -> list[list[int]]:
     return [torch.randint(1, 300, (length,), generator=generator).tolist() for length in lengths]
 
 
-def _limits(end_token: int = -1) -> Any:
-    from megatron_mathcpt.evaluation.decoder import Limits
-
+def _limits(end_token: int = -1) -> Limits:
     return Limits(NEW, end_token, lambda _: False)
 
 
@@ -139,23 +133,19 @@ def test_scores_equal_transformers_in_any_chunks(
     assert [score for score, _ in chunked] == pytest.approx([score for score, _ in whole], abs=1e-6)
 
 
-def test_batches_are_bounded_by_memory_and_rows(
+def test_batches_are_bounded_by_memory_that_is_the_caches_and_by_rows(
     pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, _ = pair
     # Two layers of 2 groups of 8 channels, keys and values; 4 x 64 hidden, 3 x 176 in the MLP; fp32.
     assert decoder.token_bytes == (2 * 2 * 2 * 8 + 4 * 64 + 3 * 176) * 4
+    cache = decoder._read(_prompts([100, 30]), NEW)
+    held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
+    assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
     monkeypatch.setattr("megatron_mathcpt.evaluation.decoder.BATCH_BYTES", decoder.token_bytes * 128 * 6)
     lengths = [10, 129, 300, 128, 20, 1000, 30, 40, 50, 60, 70]
     # 1000 tokens take eight granules of 128 and go alone, 300 take three, the third of a pair being left.
     assert decoder.batches(lengths, 5) == [[5], [2, 1], [3, 10, 9, 8, 7], [6, 4, 0]]
-
-
-def test_the_cache_is_what_the_bound_counts(pair: tuple[Any, Any]) -> None:
-    decoder, _ = pair
-    cache = decoder._read(_prompts([100, 30]), NEW)
-    held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
-    assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
 
 
 def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) -> None:

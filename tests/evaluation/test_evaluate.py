@@ -13,7 +13,7 @@ from megatron_mathcpt.errors import EvaluationError, ManifestError
 from megatron_mathcpt.evaluation.evaluate import evaluate, fingerprint
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.evaluation.conftest import make_model, write_lines
+from tests.evaluation.conftest import QUESTIONS, make_model, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
@@ -21,15 +21,12 @@ CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from tests.evaluation.conftest import QUESTIONS
-
     folder = tmp_path_factory.mktemp("tasks")
-    chinese = [
-        {"id": f"z{n}", "question": f"小明有{n}个苹果", "answer": "1", "type": "number"} for n in range(3)
-    ]
+    common = {"answer": "1", "type": "number", "lang": "zh", "stage": "primary", "steps": 2}
+    chinese = [{"id": f"z{n}", "question": f"小明有{n}个苹果", **common} for n in range(3)]
     return {
         "en": write_lines(folder / "en.jsonl", [{"lang": "en", **row} for row in QUESTIONS]),
-        "zh": write_lines(folder / "zh.jsonl", [{"lang": "zh", **row} for row in chinese]),
+        "zh": write_lines(folder / "zh.jsonl", chinese),
     }
 
 
@@ -59,17 +56,6 @@ def test_samples_equal_plain_greedy_generation(
         assert row["question"] == item.question
 
 
-def test_stage_and_steps_go_from_the_file_to_the_samples(model_folder: Path, tmp_path: Path) -> None:
-    common = {"question": "1+1=?", "answer": "2", "type": "number", "lang": "en"}
-    rows = [{"id": "a", **common, "stage": "primary", "steps": 2}, {"id": "b", **common}]
-    file = write_lines(tmp_path / "q.jsonl", rows)
-    config = EvaluationConfig(tasks=("q",), max_new_tokens=2)
-    evaluate(model_folder, {"q": file}, config, tmp_path / "out")
-    known, unknown = read_json_lines(tmp_path / "out" / "samples_q.jsonl")
-    assert (known["stage"], known["steps"]) == ("primary", 2)
-    assert not {"stage", "steps"} & set(unknown)
-
-
 def test_results_count_the_samples(result_folder: Path, files: dict[str, Path]) -> None:
     results = json.loads((result_folder / "results.json").read_text())
     assert set(results["tasks"]) == {"en", "zh"}
@@ -80,15 +66,22 @@ def test_results_count_the_samples(result_folder: Path, files: dict[str, Path]) 
         assert sum(task["methods"].values()) == len(rows)
         assert task["data_sha256"] == load_items(files[name]).sha256
         assert task["truncated_prompts"] == 0
+        stages = {(row.get("stage"), row.get("steps")) for row in rows}
+        assert stages == ({("primary", 2)} if name == "zh" else {(None, None)})
 
 
-def test_second_run_and_other_batch_size_give_the_same_bytes(
+def test_other_batch_size_and_a_folder_without_manifest_give_the_same_bytes(
     model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
 ) -> None:
-    again = tmp_path / "again"
+    again, killed = tmp_path / "again", tmp_path / "killed"
+    shutil.copytree(result_folder, killed)
+    (killed / "manifest.json").unlink()
+    (killed / "samples_zh.jsonl").write_text("half a li")
+    evaluate(model_folder, files, CONFIG, killed)
     evaluate(model_folder, files, CONFIG.model_copy(update={"batch_size": 1}), again)
     for name in ("samples_en.jsonl", "samples_zh.jsonl", "results.json"):
-        assert (again / name).read_bytes() == (result_folder / name).read_bytes()
+        for folder in (again, killed):
+            assert (folder / name).read_bytes() == (result_folder / name).read_bytes()
 
 
 def test_another_model_is_never_taken_for_this_one(
@@ -97,9 +90,6 @@ def test_another_model_is_never_taken_for_this_one(
     other = make_model(tmp_path / "other", seed=1)
     with pytest.raises(ManifestError, match="another input 'model'"):
         evaluate(other, files, CONFIG, result_folder)
-    evaluate(other, files, CONFIG, tmp_path / "out")
-    first, second = (folder / "samples_en.jsonl" for folder in (result_folder, tmp_path / "out"))
-    assert first.read_bytes() != second.read_bytes()
 
 
 def test_complete_folder_is_left_alone(
@@ -109,18 +99,6 @@ def test_complete_folder_is_left_alone(
     results = evaluate(model_folder, files, CONFIG, result_folder)
     assert (result_folder / "manifest.json").stat().st_mtime_ns == before
     assert results == json.loads((result_folder / "results.json").read_text())
-
-
-def test_folder_without_manifest_is_done_again(
-    model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
-) -> None:
-    killed = tmp_path / "killed"
-    shutil.copytree(result_folder, killed)
-    (killed / "manifest.json").unlink()
-    (killed / "samples_zh.jsonl").write_text("half a li")
-    evaluate(model_folder, files, CONFIG, killed)
-    for name in ("samples_en.jsonl", "samples_zh.jsonl", "results.json"):
-        assert (killed / name).read_bytes() == (result_folder / name).read_bytes()
 
 
 def test_weights_and_tokenizer_decide_whose_result_it_is(model_folder: Path, tmp_path: Path) -> None:

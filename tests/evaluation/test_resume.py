@@ -21,16 +21,8 @@ NAMES = ("results.json", "samples_sums.jsonl")
 
 @pytest.fixture
 def items(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "id": f"q{n}",
-            "question": f"What is {n} + {n * 7 % 5}?",
-            "answer": "1",
-            "type": "number",
-            "lang": "en",
-        }
-        for n in range(40)
-    ]
+    common = {"answer": "1", "type": "number", "lang": "en"}
+    rows = [{"id": f"q{n}", "question": f"What is {n} + {n * 7 % 5}?", **common} for n in range(40)]
     return write_lines(tmp_path / "sums.jsonl", rows)
 
 
@@ -90,15 +82,9 @@ def test_two_models_with_one_folder_share_no_answer(model_folder: Path, items: P
 def test_drawn_answers_repeat_and_differ(
     model_folder: Path, items: Path, tmp_path: Path, backend: str
 ) -> None:
-    config = EvaluationConfig(
-        tasks=("sums",),
-        limits={"sums": 3},
-        max_new_tokens=8,
-        samples=4,
-        temperature=1.0,
-        batch_size=4,
-        seed=5,
-    ).model_copy(update={"backend": backend})
+    drawn = {"samples": 4, "temperature": 1.0, "batch_size": 4, "seed": 5, "backend": backend}
+    common = {"tasks": ("sums",), "limits": {"sums": 3}, "max_new_tokens": 8}
+    config = EvaluationConfig.model_validate(common | drawn)
     found = []
     for name in ("one", "two"):
         command = "import sys; from pathlib import Path; from megatron_mathcpt.config.evaluation import *; "

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.answers import grade
+from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import tasks
 from megatron_mathcpt.evaluation.tasks import aggregates, majority
-from megatron_mathcpt.formats.benchmark import SAMPLES, SETS, STUDY_SETS, examples_for, find_sets, load_items
+from megatron_mathcpt.formats.benchmark import SETS, choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.evaluation_folder import TaskScore
 from megatron_mathcpt.records import cpt_text
 
@@ -30,36 +30,31 @@ def test_every_set_has_both_forms() -> None:
 
 
 def test_package_samples_are_right_and_small() -> None:
-    for path in find_sets(SAMPLES, STUDY_SETS).values():
+    for path in choose_sets("samples", "").values():
         items = load_items(path).items
         assert 4 <= len(items) <= 8
         assert all(grade(item.answer, item.answer, item.type).equal for item in items)
 
 
-def test_prompts_of_both_forms() -> None:
-    tasks = _load(["mathcpt_gsm8k", "mathcpt_gsm8k_few_shot"], benchmarks="samples")["tasks"]
-    docs = [task.dataset["test"][0] for task in tasks.values()]
-    zero, few = (task.doc_to_text(doc) for task, doc in zip(tasks.values(), docs, strict=True))
-    assert zero.startswith("Question: Mara reads 14 pages")
-    assert few.endswith("\n\n" + zero)
-    assert few.count("Question:") == 5
-    assert few.count("The answer is") == 4
-
-
-def test_examples_are_in_the_items_language() -> None:
-    task = _load(["mathcpt_gaokao_public_few_shot"], benchmarks="samples")["tasks"][
-        "mathcpt_gaokao_public_few_shot"
-    ]
-    for doc in task.dataset["test"]:
-        marker = "问题：" if doc["lang"] == "zh" else "Question:"
-        assert task.doc_to_text(doc).count(marker) == 5
+def test_prompts_of_both_forms_are_in_the_items_language() -> None:
+    names = ["mathcpt_gaokao_public", "mathcpt_gaokao_public_few_shot"]
+    zero, few = _load(names, benchmarks="samples")["tasks"].values()
+    assert {doc["lang"] for doc in zero.dataset["test"]} == {"en", "zh"}
+    for doc, other in zip(zero.dataset["test"], few.dataset["test"], strict=True):
+        question, answer = ("问题：", "答案是") if doc["lang"] == "zh" else ("Question: ", "The answer is")
+        alone, after = zero.doc_to_text(doc), few.doc_to_text(other)
+        assert alone.startswith(question + doc["question"])
+        assert after.endswith("\n\n" + alone)
+        assert (after.count(question), after.count(answer)) == (5, 4)
 
 
 def test_examples_answer_by_their_own_rules() -> None:
-    from megatron_mathcpt.answers import extract_answer
-
-    for language in ("en", "zh"):
-        for example in examples_for(Path("none") / "test.jsonl", language, 4):
+    path = choose_sets("samples", "zhongkao_public")["zhongkao_public"]
+    items = [
+        item.model_copy(update={"lang": lang}) for item in load_items(path).items for lang in ("en", "zh")
+    ]
+    for language, examples in examples_for(items, path, 4).items():
+        for example in examples:
             found = extract_answer(cpt_text(example), language)
             assert grade(example.answer, found.text).equal is True, example.id
 
@@ -90,28 +85,19 @@ def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         _load(["mathcpt_gsm8k"])
 
 
-class _Oracle:
-    """Answers the items whose question holds a word, through lm-eval's model interface."""
-
-    def __new__(cls) -> Any:
-        from lm_eval.api.model import LM
-
-        class Oracle(LM):
-            def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-                return [" The answer is 120." if "Mara" in request.args[0] else " ?" for request in requests]
-
-            def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
-                raise AssertionError("our tasks generate")
-
-            loglikelihood_rolling = loglikelihood
-
-        return Oracle()
-
-
 def test_group_is_the_plain_mean_of_its_sets() -> None:
+    from lm_eval.api.model import LM
     from lm_eval.evaluator import evaluate
 
-    found = evaluate(_Oracle(), _load(["mathcpt_four"], benchmarks="samples"), bootstrap_iters=0)
+    class Oracle(LM):
+        """Knows the answer to one item of one set."""
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            return [" The answer is 120." if "Mara" in request.args[0] else " ?" for request in requests]
+
+        loglikelihood = loglikelihood_rolling = generate_until  # our tasks generate
+
+    found = evaluate(Oracle(), _load(["mathcpt_four"], benchmarks="samples"), bootstrap_iters=0)
     assert found["results"]["mathcpt_gsm8k"]["accuracy,none"] == 0.25
     assert found["groups"]["mathcpt_four"]["accuracy,none"] == pytest.approx(0.25 / 4)
 
@@ -127,21 +113,11 @@ def _task(accuracy: float) -> TaskScore:
 
 
 def test_higher_form_and_mean_of_four() -> None:
-    scores = {
-        "gsm8k": _task(0.2),
-        "gsm8k_few_shot": _task(0.3),
-        "math": _task(0.1),
-        "math_few_shot": _task(0.05),
-        "gaokao_public": _task(0.4),
-        "zhongkao_public": _task(0.5),
-    }
-    found = aggregates(scores)
-    assert found["higher_of_forms"]["gsm8k"] == {
-        "form": "gsm8k_few_shot",
-        "accuracy": 0.3,
-        "stderr": 0.02,
-        "n": 100,
-    }
+    values = {"gsm8k": 0.2, "gsm8k_few_shot": 0.3, "math": 0.1, "math_few_shot": 0.05}
+    values |= {"gaokao_public": 0.4, "zhongkao_public": 0.5}
+    found = aggregates({name: _task(value) for name, value in values.items()})
+    higher = {"form": "gsm8k_few_shot", "accuracy": 0.3, "stderr": 0.02, "n": 100}
+    assert found["higher_of_forms"]["gsm8k"] == higher
     assert found["higher_of_forms"]["math"]["form"] == "math"
     assert found["mean_of_four"]["accuracy"] == pytest.approx((0.3 + 0.1 + 0.4 + 0.5) / 4)
     assert found["mean_of_four"]["stderr"] == pytest.approx(0.02 / 2)

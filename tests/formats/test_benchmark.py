@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.formats.benchmark import STUDY_SETS, find_sets, load_items, spread
+from megatron_mathcpt.formats.benchmark import choose_sets, load_items, spread
 
 GOOD = {"id": "1", "question": "1+1?", "answer": "2", "type": "number", "lang": "en"}
 
@@ -18,8 +18,8 @@ def _without(field: str) -> str:
 @pytest.mark.parametrize(
     ("second_line", "message"),
     [
-        ("{", r"x\.jsonl:2: not JSON"),
-        ("[1]", r"x\.jsonl:2: expected an object, found list"),
+        ("{", r"x\.jsonl:2: Invalid JSON: .* column 1"),
+        ("[1]", r"x\.jsonl:2: Input should be an object"),
         (_without("question"), r"x\.jsonl:2: field 'question': Field required"),
         (_without("lang"), r"x\.jsonl:2: field 'lang'"),
         (json.dumps(GOOD | {"id": "2", "answer": ""}), r"x\.jsonl:2: field 'answer'"),
@@ -53,8 +53,10 @@ def test_bad_file_is_named(tmp_path: Path, data: bytes, message: str) -> None:
 def test_missing_set_lists_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "gsm8k").mkdir()
     (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps(GOOD), encoding="utf-8")
+    with pytest.raises(EvaluationError, match="set 'gsm9k': unknown; known are gsm8k, math"):
+        choose_sets(str(tmp_path), "gsm9k")
     with pytest.raises(EvaluationError, match=r"math.test\.jsonl: no such file.*zhongkao_public"):
-        find_sets(tmp_path, STUDY_SETS)
+        choose_sets(str(tmp_path), "")
 
 
 def test_choices_stand_in_the_prompt(tmp_path: Path) -> None:
@@ -73,6 +75,6 @@ def test_limit_is_spread_over_the_file(tmp_path: Path) -> None:
 
 
 def test_local_sets_are_read(benchmarks_dir: Path) -> None:
-    paths = find_sets(benchmarks_dir, STUDY_SETS)
+    paths = choose_sets(str(benchmarks_dir), "")
     found = {name: len(load_items(path).items) for name, path in paths.items()}
     assert found == {"gsm8k": 660, "math": 2496, "gaokao_public": 92, "zhongkao_public": 244}

@@ -10,7 +10,6 @@ import pytest
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import (
     KIND,
-    EvaluationCounts,
     Results,
     Sample,
     TaskScore,
@@ -48,7 +47,7 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert json.dumps(found.as_json()) == json.dumps(results.as_json())  # NaN is not equal to itself
     assert load_samples(tmp_path, "sums") == ROWS
     assert load_first_answers(tmp_path, "sums", found.tasks["sums"]) == [ROWS[0], ROWS[2]]
-    assert EvaluationCounts.model_validate(load_manifest(tmp_path, KIND).counts).accuracy == {"sums": 0.5}
+    assert load_manifest(tmp_path, KIND).counts == {"accuracy": {"sums": 0.5}}
     assert found.tasks["sums"].headline.value == 0.25
     assert _score(2, 1).headline.value == 0.5
 
