@@ -1,4 +1,4 @@
-"""Requests to OpenAI-compatible servers: a limit in flight, bounded retries, replies of bounded size.
+"""Requests to OpenAI-compatible servers: within the budget, bounded in flight, in retries and in size.
 
 aiohttp, because it takes a twentieth of the CPU time a request that the openai package takes (0.26 ms
 against 5.2 ms at 512 in flight).
@@ -10,15 +10,15 @@ import os
 import random
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import orjson
 
-from megatron_mathcpt.config.synthesis import Server
+from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
 from megatron_mathcpt.errors import ServerError, one_line
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
@@ -43,12 +43,51 @@ def request_key(body: bytes, server: Server) -> str:
     return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An attempt at the address `url` that may be tried again."""
+class BudgetReached(Exception):
+    """The next request could go over the limit."""
+
+
+class Meter:
+    """Tokens and money of one run; never over the limits, however many requests are open.
+
+    An open request counts at its worst until it is answered.
+    """
+
+    def __init__(self, config: SynthesisConfig, spent: Mapping[str, tuple[int, int, int]]) -> None:
+        self._budget, self._servers = config.budget, config.servers
+        self._open_tokens = self._open_cost = 0.0
+        self.tokens = sum(prompt + completion for _, prompt, completion in spent.values())
+        self.cost = sum(self._servers[name].cost(*tokens) for name, (_, *tokens) in spent.items())
+
+    def reserve(self, request: ServerRequest, body: bytes) -> tuple[int, float]:
+        """Set aside the most that `request` can use; raises `BudgetReached` if that is too much.
+
+        A token is at least one byte, so a prompt has no more tokens than its body has bytes.
+        """
+        most = len(body) + request.sampling.max_tokens
+        price = self._servers[request.server].cost(len(body), request.sampling.max_tokens)
+        tokens, money = self._budget.maximum_tokens, self._budget.maximum_cost
+        if tokens is not None and self.tokens + self._open_tokens + most > tokens:
+            raise BudgetReached(f"maximum_tokens of {tokens}")
+        if money is not None and self.cost + self._open_cost + price > money:
+            raise BudgetReached(f"maximum_cost of {money:g}")
+        self._open_tokens += most
+        self._open_cost += price
+        return most, price
+
+    def settle(self, reserved: tuple[int, float], server: str, reply: Reply | None) -> None:
+        """Replace what was set aside by what was used; nothing where no answer came."""
+        self._open_tokens -= reserved[0]
+        self._open_cost -= reserved[1]
+        if reply is not None:
+            self.tokens += reply.prompt_tokens + reply.completion_tokens
+            self.cost += self._servers[server].cost(reply.prompt_tokens, reply.completion_tokens)
+
+
+class _Failure(NamedTuple):
+    """An attempt that may be tried again."""
 
     what: str = ""
-    url: str = ""
     wait_seconds: float = 0.0
 
 
@@ -122,13 +161,13 @@ class Client:
 
         Raises `ServerError` for what no retry mends: 400, 401, 404 and the like, or a server that is gone.
         """
-        server, last = self._server, _Failure()
+        server, last, url = self._server, _Failure(), ""
         for attempt in range(server.attempts):
             if attempt:
                 most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
                 await asyncio.sleep(last.wait_seconds + random.uniform(0, most))
             async with self._places:
-                url = self._choose_address(last.url)
+                url = self._choose_address(url)
                 self._in_flight[url] += 1
                 try:
                     result = await self._exchange(url, body)
@@ -164,9 +203,9 @@ class Client:
         except _Unreadable as error:
             return Reply("", str(error), len(body) // BYTES_A_TOKEN)
         except TimeoutError:
-            return _Failure("time-out", url)
+            return _Failure("time-out")
         except (aiohttp.ClientError, OSError) as error:
-            return _Failure(f"connection: {type(error).__name__}", url)
+            return _Failure(f"connection: {type(error).__name__}")
         if response.status == 200:
             return _read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
         if response.status not in _RETRIED:
@@ -177,7 +216,7 @@ class Client:
                 f"server '{self._name}': {url} asks to wait {wait:.0f} s, more than "
                 "maximum_wait_seconds; start again later or raise it"
             )
-        return _Failure(f"status {response.status}", url, wait)
+        return _Failure(f"status {response.status}", wait)
 
     def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
         said = one_line(body[:300].decode("utf-8", "replace"))

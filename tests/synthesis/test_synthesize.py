@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,23 +16,14 @@ from typing import Any
 
 import pytest
 import zstandard
-from rich.console import Console
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.store import trace
-from megatron_mathcpt.synthesis.synthesize import (
-    SeedShard,
-    check_seeds,
-    first_prompts,
-    pilot,
-    read_seeds,
-    summary_tables,
-    synthesize,
-)
+from megatron_mathcpt.synthesis.store import SeedShard, check_seeds, read_seeds, trace
+from megatron_mathcpt.synthesis.synthesize import first_prompts, pilot, synthesize
 from tests.support.fake_server import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
 from tests.synthesis.conftest import SAMPLING, TUTORSHIP
 from tests.synthesis.test_client import NAMES
@@ -325,25 +315,3 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(make_config: MakeConfig, t
         summary = synthesize(config, tmp_path / "out")["methods"][METHOD]
         assert server.requests == 600
     assert summary["outcomes"] == 300
-
-
-def test_no_number_of_a_summary_is_cut_at_80_columns() -> None:
-    numbers = {"outcomes": 14_000_001, "accepted": 13_999_002, "records": 27_999_003, "requests": 56_000_004}
-    row = numbers | {
-        "tokens": 13_900_123_456,
-        "cost": 123_456.789,
-        "cost_per_record": 0.004409,
-        "cost_per_token": 8.882e-6,
-        "rejected": {"teacher and mathematics disagree": 1_234_567, "expected <check> with " * 4: 5},
-        "verdicts": {"question_1: server correct, mathematics ungraded": 7_654_321},
-    }
-    methods = dict.fromkeys(("response_diversification", "retrospective_enhancement"), row)
-    console = Console(width=80, file=io.StringIO())
-    for table in summary_tables({"stopped": "maximum_cost of 1000", "methods": methods}):
-        console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "…" not in text
-    shown = ("13,900,123,456", "123,456.7890", "0.004409", "0.008882", "1,234,567", "7,654,321")
-    for number in (*(f"{n:,}" for n in numbers.values()), *shown):
-        assert text.count(number) == 2, number
-    assert max(map(len, text.splitlines())) <= 80

@@ -2,8 +2,7 @@
 
 import pytest
 
-from megatron_mathcpt.synthesis.method import Rejected
-from megatron_mathcpt.synthesis.verification import find_tag, opening_verdict, read_tags
+from megatron_mathcpt.synthesis.method import Rejected, find_tag, opening_verdict, read_tags
 
 NAMES = ("check", "wrong_step", "correction")
 GOOD = "<check>wrong</check>\n<wrong_step> 2 + 2 </wrong_step><correction>2 + 2 = 4</correction>\n"
