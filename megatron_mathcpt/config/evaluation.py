@@ -1,9 +1,8 @@
 """How one model is scored: which items, and how its answers are generated."""
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
 
@@ -33,11 +32,9 @@ class EvaluationConfig(Section):
     tensor_model_parallel_size: int = Field(default=1, ge=1)
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
 
-    @model_validator(mode="after")
-    def _samples_are_drawn(self) -> Self:
+    def check(self) -> None:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 would all be the same at temperature 0; set a temperature")
-        return self
 
     def generation(self) -> dict[str, Any]:
         """lm-eval's generation settings."""
@@ -45,20 +42,3 @@ class EvaluationConfig(Section):
         if self.temperature > 0:
             settings |= {"temperature": self.temperature, "top_p": self.top_p}
         return settings
-
-
-class Baseline(Section):
-    """A Hugging Face folder, and its `size` in billions of parameters."""
-
-    hf: Path
-    size: float = Field(gt=0)
-
-
-class BaselinesConfig(Section):
-    """An evaluation list: every model on the same sets, zero-shot and with a set's `shots` examples."""
-
-    name: str = Field(min_length=1)
-    models: dict[str, Baseline] = Field(min_length=1)
-    sets: tuple[str, ...] = Field(min_length=1)
-    shots: dict[str, int] = Field(default_factory=dict)
-    max_new_tokens: int = Field(gt=0)

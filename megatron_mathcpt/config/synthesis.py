@@ -5,9 +5,9 @@ question, the final layout of the text, what happened to refused and to already 
 here where it decides the result; `layout` and `right_attempts` say which guess a run makes.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.cluster import VariableName
@@ -78,13 +78,11 @@ class QueryExpansion(Section):
     layout: Layout = "prose"
     maximum_similarity: float = Field(default=0.9, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         if self.agreeing > self.solutions:
             raise ValueError(
                 f"agreeing is {self.agreeing}, more than the {self.solutions} solutions asked for"
             )
-        return self
 
 
 class RetrospectiveEnhancement(Section):
@@ -172,11 +170,9 @@ class SynthesisConfig(Section):
             if hasattr(settings, role)
         }
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         for where, server in sorted(self.asked.items()):
             if server not in self.servers:
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
         if not self.chosen:
             raise ValueError("methods: none given; give at least one of the four")
-        return self

@@ -30,11 +30,9 @@ _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: t
 
 def request_body(request: ServerRequest, server: Server) -> bytes:
     """The JSON body: model id, prompt, sampling and seed."""
-    body: dict[str, Any] = {"model": server.model, "seed": request.seed, **request.sampling.model_dump()}
-    if server.api == "chat":
-        body["messages"] = request.prompt.as_messages()
-    else:
-        body["prompt"] = request.prompt.as_text()
+    prompt = request.prompt
+    asked = {"messages": prompt.as_messages()} if server.api == "chat" else {"prompt": prompt.as_text()}
+    body = {"model": server.model, "seed": request.seed, **request.sampling.model_dump(), **asked}
     return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
@@ -100,14 +98,11 @@ class Client:
 
     def __init__(self, name: str, server: Server) -> None:
         self._name, self._server = name, server
-        self._key = ""
-        if server.key_variable:
-            self._key = os.environ.get(server.key_variable, "").strip()
-            if not self._key or not self._key.isprintable():
-                raise ServerError(
-                    f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; "
-                    "export it"
-                )
+        self._key = os.environ.get(server.key_variable or "", "").strip()
+        if server.key_variable and not (self._key and self._key.isprintable()):
+            raise ServerError(
+                f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; export it"
+            )
         self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
         self._in_flight: Counter[str] = Counter()  # by address
         self._given_up = 0
@@ -147,7 +142,7 @@ class Client:
                 ) from error
             except (orjson.JSONDecodeError, _Unreadable):
                 continue
-            listed = rows.get("data") if isinstance(rows, dict) else None
+            listed = _at(rows, "data")
             if isinstance(listed, list) and listed:
                 models = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
                 if model not in models:
@@ -256,25 +251,24 @@ def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
         reply = orjson.loads(body)
     except orjson.JSONDecodeError:
         return Reply(raw, "reply is not JSON", prompt_tokens, len(raw.encode()) // BYTES_A_TOKEN)
-    fields = reply if isinstance(reply, dict) else {}
-    choices, usage, model = fields.get("choices"), fields.get("usage"), fields.get("model")
-    usage = usage if isinstance(usage, dict) else {}
-    choice: Any = choices[0] if isinstance(choices, list) and choices else None
-    part = choice.get("message") if isinstance(choice, dict) and api == "chat" else choice
-    text = part.get("content" if api == "chat" else "text") if isinstance(part, dict) else None
-    error = None
+    choices, usage, model = (_at(reply, name) for name in ("choices", "usage", "model"))
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    text = _at(_at(choice, "message"), "content") if api == "chat" else _at(choice, "text")
+    error = "cut off at max_tokens" if _at(choice, "finish_reason") == "length" else None
     if not isinstance(text, str):
         text, error = raw, "reply without text" if isinstance(choice, dict) else "reply without choices"
-    elif choice.get("finish_reason") == "length":
-        error = "cut off at max_tokens"
     prompt, completion = (
         count if isinstance(count, int) and count >= 0 else estimate
         for count, estimate in (
-            (usage.get("prompt_tokens"), prompt_tokens),
-            (usage.get("completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
+            (_at(usage, "prompt_tokens"), prompt_tokens),
+            (_at(usage, "completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
         )
     )
     return Reply(text, error, prompt, completion, model if isinstance(model, str) else "")
+
+
+def _at(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _retry_after(value: str) -> float:

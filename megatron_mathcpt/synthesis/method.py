@@ -1,8 +1,13 @@
-"""What a method is made of: requests out, replies in, one outcome at the end.
+"""What a method is made of: requests out, replies in, read strictly and verified, one outcome at the end.
 
 Prompts are files, one per method, role and language, that state the variables they take: a file's first line
 is `variables: a, b`; then sections headed `### system` and `### user`. Variables are written `$a`. Values are
 put in once and never looked at again, so a `$b` in a seed's text stays text.
+
+Tags are just those asked for, in their order, once each, nothing outside. Only what a server wrote is ever
+read; a seed or a student's attempt that holds one of our tags is rejected before a request is made
+(`refuse_tags`), so no text of theirs can pass for a verdict. Final answers are compared by mathematics: the
+teacher's word is recorded beside it, never taken for it.
 """
 
 import hashlib

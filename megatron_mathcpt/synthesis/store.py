@@ -78,9 +78,9 @@ def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
     Reads every seed once, before anything is spent. Where no server is asked, lines are only counted and
     hashed: nothing is lost by meeting a bad one later.
     """
-    digest, count = hashlib.sha256(), 0
+    digest, count, check = hashlib.sha256(), 0, bool(config.asked)
     for place, line in _seed_lines(config.seeds):
-        if config.asked:
+        if check:
             _parse_seed(place, line)
         digest.update(line + b"\n")
         count += 1
@@ -148,7 +148,6 @@ class Store:
                 )
 
     def close(self) -> None:
-        """Commit and close the file."""
         self._commit()
         self._base.close()
 
@@ -171,12 +170,10 @@ class Store:
         return self._known[name]
 
     def forget(self, name: str) -> None:
-        """Know nothing under `name`."""
         self._known.pop(name, None)
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
     def find_reply(self, key: str) -> Reply | None:
-        """The stored answer of a request."""
         columns = "text, error, prompt_tokens, completion_tokens"
         row = self._base.execute(f"SELECT {columns} FROM requests WHERE key = ?", (key,)).fetchone()
         return Reply(*row) if row else None
@@ -187,7 +184,6 @@ class Store:
         return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
-        """Keep an answer that was paid for; within a running event loop."""
         self._begin()
         tokens = (reply.prompt_tokens, reply.completion_tokens)
         self._base.execute(

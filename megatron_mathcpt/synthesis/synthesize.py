@@ -240,10 +240,10 @@ class _Run:
 
     def cases(self, method: str) -> Iterator[Case]:
         """Each seed of the shard as often as the method wants samples, up to the seeds of the budget."""
-        seeds = read_seeds(self.config.seeds, self.shard)
+        seeds, samples = read_seeds(self.config.seeds, self.shard), self.config.chosen[method].samples
         for position, seed in islice(seeds, self.shard.share(self.config.budget.seeds)):
             if self.positions is None or position in self.positions:
-                for sample in range(self.config.chosen[method].samples):
+                for sample in range(samples):
                     yield Case(method, position, seed, sample)
 
     def _tell(self, method: str, ends: Counter[str]) -> None:
@@ -305,8 +305,9 @@ class _Run:
         if method != LOCAL:
             yield from self.store.outcomes(method)
             return
+        settings = self.config.chosen[method]
         for case in self.cases(method):
-            outcome = enhance(case.seed, case.sample, self.config.chosen[method], self.config.seed)
+            outcome = enhance(case.seed, case.sample, settings, self.config.seed)
             tokens = sum(map(self.count_tokens, outcome.records))
             yield case.seed.id, case.sample, tokens, outcome_row(outcome, case, [])
 

@@ -11,7 +11,6 @@ from megatron_mathcpt.config import load_config
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.evaluation import BaselinesConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
 from megatron_mathcpt.config.shape import read_hf_shape
@@ -40,8 +39,6 @@ def kind(path: Path) -> Any:
     text = path.read_text()
     if "\nmethods:" in text:
         return SynthesisConfig
-    if "\nmodels:" in text:
-        return BaselinesConfig
     return GridConfig if "\nruns:" in text else ExperimentConfig
 
 
