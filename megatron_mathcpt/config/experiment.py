@@ -5,7 +5,7 @@ Fields that reach Megatron-Core keep its names.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,7 +51,7 @@ class DataSection(Section):
     """
 
     corpus: Path | None = None
-    blend: dict[str, float] = Field(default_factory=dict)
+    blend: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     max_epochs: dict[str, float] = Field(default_factory=dict)
     reset_attention_mask: bool = False
     sft: Path | None = None
@@ -59,9 +59,6 @@ class DataSection(Section):
     def check(self) -> None:
         if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
             raise ValueError("set either corpus and blend, or sft")
-        for pool, weight in self.blend.items():
-            if not weight > 0:
-                raise ValueError(f"blend.{pool} must be above 0; leave an unused pool out")
         for pool in self.max_epochs:
             if pool not in self.blend:
                 raise ValueError(f"max_epochs.{pool} names no pool of the blend")
@@ -99,10 +96,7 @@ class OptimizerSection(Section):
     def check(self) -> None:
         types = {self.main_params_dtype, self.exp_avg_dtype, self.exp_avg_sq_dtype}
         if types != {"fp32"} and not self.use_precision_aware_optimizer:
-            raise ValueError(
-                "main_params_dtype, exp_avg_dtype, exp_avg_sq_dtype: have no effect without "
-                "use_precision_aware_optimizer"
-            )
+            raise ValueError("main_params_dtype, exp_avg*_dtype: need use_precision_aware_optimizer")
 
 
 class ScheduleSection(Section):
@@ -229,9 +223,7 @@ class PrecisionSection(Section):
     def check(self) -> None:
         ends = (self.num_layers_at_start_in_bf16, self.num_layers_at_end_in_bf16)
         if self.fp8 is None and (self.fp8_recipe or self.fp8_param_gather or self.first_last_layers_bf16):
-            raise ValueError(
-                "fp8_recipe, fp8_param_gather, first_last_layers_bf16: have no effect without fp8"
-            )
+            raise ValueError("fp8_recipe, fp8_param_gather, first_last_layers_bf16: no effect without fp8")
         if self.fp8 is not None and self.fp8_recipe is None:
             raise ValueError("fp8 needs fp8_recipe: delayed, tensorwise, blockwise or mxfp8")
         if self.fp8 is not None and self.params_dtype != "bf16":
@@ -290,9 +282,8 @@ class CheckpointSection(Section):
     validation set `keep_best`. Of those only the weights stay, a seventh of the bytes, and no run goes on
     from them, unless `keep_optimizer`. `choose` says which stands for the finished run wherever its folder
     is given as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then
-    stays too.
-    `async_save` goes on training while a checkpoint is written, from a copy of it in host memory. `evaluate`
-    is a command and its arguments that is run for each one, its folder added as the last argument; it should
+    stays too. `async_save` trains on while a checkpoint is written from a copy in host memory. `evaluate` is
+    a command and its arguments that is run for each one, its folder added as the last argument; it should
     hand the work on and return, as sbatch does, and `keep_every` keeps what is scored later.
     """
 

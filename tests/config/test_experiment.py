@@ -71,7 +71,7 @@ def test_a_combination_that_cannot_run_names_its_field(
         ("init.scratch=false", "set just one of scratch"),
         ("init.initial_loss_samples=4", "have no effect without initial_loss"),
         ("init.initial_loss_band=.inf", "finite number"),
-        ("data.blend.general=0", r"blend.general must be above 0"),
+        ("data.blend.general=0", r"blend.general: Input should be greater than 0"),
         ("data.max_epochs.other=2", r"max_epochs.other names no pool"),
         ("model.num_query_groups=3", "no multiple of num_query_groups"),
         ("train.seq_len=5", "did you mean 'seq_length'"),
