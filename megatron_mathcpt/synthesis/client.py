@@ -28,17 +28,13 @@ _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: the server is gone
 
 
-def request_body(request: ServerRequest, server: Server) -> bytes:
-    """The JSON body: model id, prompt, sampling and seed."""
+def encode(request: ServerRequest, server: Server) -> tuple[str, bytes]:
+    """The JSON body, and the hash of the whole request; not of the address: a model may answer at several."""
     prompt = request.prompt
     asked = {"messages": prompt.as_messages()} if server.api == "chat" else {"prompt": prompt.as_text()}
-    body = {"model": server.model, "seed": request.seed, **request.sampling.model_dump(), **asked}
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
-
-
-def request_key(body: bytes, server: Server) -> str:
-    """Hash of the whole request; not of the address, since one model may answer at several."""
-    return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
+    fields = {"model": server.model, "seed": request.seed, **request.sampling.model_dump(), **asked}
+    body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest(), body
 
 
 class BudgetReached(Exception):

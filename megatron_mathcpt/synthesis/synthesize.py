@@ -26,14 +26,7 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manif
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
-from megatron_mathcpt.synthesis.client import (
-    UNANSWERED,
-    BudgetReached,
-    Client,
-    Meter,
-    request_body,
-    request_key,
-)
+from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode
 from megatron_mathcpt.synthesis.method import (
     Context,
     Conversation,
@@ -277,8 +270,7 @@ class _Run:
     async def _ask(self, method: str, request: ServerRequest, made: list[dict[str, Any]]) -> Reply:
         """The stored reply, or the server's; paid once, whatever happens later."""
         server = self.config.servers[request.server]
-        body = request_body(request, server)
-        key = request_key(body, server)
+        key, body = encode(request, server)
         made.append(request_lineage(key, request, server))
         if stored := self.store.find_reply(key):
             return stored
