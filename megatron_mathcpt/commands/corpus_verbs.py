@@ -1,14 +1,18 @@
 """From raw text and seed problems to a corpus: what feeds the training."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from megatron_mathcpt.commands import inspect_verbs
 from megatron_mathcpt.commands.main import Overrides, print_table, say, typer_of, verb
 from megatron_mathcpt.errors import DataError
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
+    from megatron_mathcpt.synthesis.client import Client
 
 HEADING = "Data"
 Engine = Literal["auto", "gigatoken", "tokenizers"]
@@ -142,6 +146,8 @@ def synthesize(
     from megatron_mathcpt.config.base import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.synthesis import synthesize as stage
+    from megatron_mathcpt.synthesis.client import Client
+    from megatron_mathcpt.synthesis.store import SeedShard
 
     settings, console = load_config(config, SynthesisConfig, overrides or ()), Console()
     if preview:
@@ -149,21 +155,25 @@ def synthesize(
             console.rule(name)
             console.print(prompt, markup=False, highlight=False)
         return
-    served: Any = nullcontext(settings)
-    if scripted:
-        from megatron_mathcpt.data.problems import ProblemMix, training_problems
-        from megatron_mathcpt.synthesis.scripted import rehearse
+    connect = _scripted(settings) if scripted else Client
+    if pilot:
+        ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
+        rows = [(name, what, f"{count:,}") for name, counts in ends.items() for what, count in counts.items()]
+        title = "pilot"
+    else:
+        part = SeedShard.parse(shard)
+        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
+        rows = list(stage.summary_rows(summary["methods"]))
+        title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
+    print_table(("method", "what", "number"), rows, title, ("number",), bare=True)
 
-        # It passes problems off as new that no seed file of the same run's seed holds.
-        served = rehearse(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))
-    with served as settings:
-        if pilot:
-            tables = stage.pilot_tables(stage.pilot(settings, out, pilot, accept_model=accept_model))
-        else:
-            part = stage.SeedShard.parse(shard)
-            tables = stage.summary_tables(stage.synthesize(settings, out, part, accept_model=accept_model))
-    for table in tables:
-        console.print(table, "")
+
+def _scripted(settings: "SynthesisConfig") -> "Callable[[str, Server], Client]":
+    """The script passes problems off as new that no seed file of the same run's seed holds."""
+    from megatron_mathcpt.data.problems import ProblemMix, training_problems
+    from megatron_mathcpt.synthesis.scripted import scripted_client
+
+    return scripted_client(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))
 
 
 @verb(app, "pack-sft", HEADING)

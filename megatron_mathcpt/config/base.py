@@ -8,9 +8,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -21,6 +21,14 @@ class Section(BaseModel):
     """Base of every config model: unknown keys are errors, nothing is converted, nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def check(self) -> None:
+        """Raise `ValueError` for fields that contradict each other."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check()
+        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)

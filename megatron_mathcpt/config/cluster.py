@@ -3,9 +3,9 @@
 Every text here reaches an `#SBATCH` line or a shell word, so control characters are refused at once.
 """
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 
@@ -62,11 +62,9 @@ class ClusterConfig(Section):
     container: Container | None = None
     single_task: SingleTask
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         if self.warning_seconds >= 60 * self.time_limit_minutes:
             raise ValueError("warning_seconds must be less than time_limit_minutes")
-        return self
 
     @property
     def world_size(self) -> int:

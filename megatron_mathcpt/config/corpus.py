@@ -3,9 +3,9 @@
 Sources are listed in keep order: of two duplicates the one from the source listed first stays.
 """
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 
@@ -27,13 +27,11 @@ class Select(Section):
     max_steps: int | None = Field(default=None, ge=0)
     share: float | None = Field(default=None, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         if (self.step_rule is None) != (self.min_steps is None and self.max_steps is None):
             raise ValueError("step_rule goes with min_steps or max_steps, one does nothing without the other")
         if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:
             raise ValueError("min_steps is above max_steps")
-        return self
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -124,19 +122,13 @@ class Source(Section):
     select: Select | None = None
     filter: Filter | None = None
 
-    @model_validator(mode="after")
-    def _only_problems_are_selected(self) -> Self:
+    def check(self) -> None:
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
-        return self
-
-    @model_validator(mode="after")
-    def _adapter_gives_this_kind(self) -> Self:
         if self.adapter is not None:
             kind = "text" if self.adapter in get_args(TextAdapter) else "problem"
             if self.kind != kind or self.fields:
                 raise ValueError(f"adapter {self.adapter} needs kind: {kind}, and no fields")
-        return self
 
 
 class Deduplicate(Section):
@@ -169,11 +161,9 @@ class Decontaminate(Section):
     problem_overlap: float = Field(default=0.5, ge=0, le=1)
     mask_numbers: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         if self.short_words > self.ngram_words or self.short_characters > self.ngram_characters:
             raise ValueError("short_words and short_characters must not exceed the n-gram lengths")
-        return self
 
 
 class Tokenizer(Section):
@@ -193,13 +183,11 @@ class Tokenizer(Section):
     special_literals: Literal["text", "control"] = "text"
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
             raise ValueError("give exactly one of path (existing) and vocab_size (train one)")
         if self.path is not None and self.added_tokens:
             raise ValueError("added_tokens goes with vocab_size; an existing tokenizer has its own")
-        return self
 
 
 class Corpus(Section):
@@ -214,9 +202,7 @@ class Corpus(Section):
     tokenizer: Tokenizer
     validation_fraction: float = Field(ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         for name in self.sources:
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"source name '{name}' may hold letters, digits, '_' and '-' only")
-        return self

@@ -1,9 +1,9 @@
 """How one model is scored: which items, and how its answers are generated."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
 
@@ -33,11 +33,9 @@ class EvaluationConfig(Section):
     tensor_model_parallel_size: int = Field(default=1, ge=1)
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
 
-    @model_validator(mode="after")
-    def _samples_are_drawn(self) -> Self:
+    def check(self) -> None:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 would all be the same at temperature 0; set a temperature")
-        return self
 
     def generation(self) -> dict[str, Any]:
         """lm-eval's generation settings."""

@@ -5,9 +5,9 @@ Fields that reach Megatron-Core keep its names.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.shape import LlamaShape
@@ -30,8 +30,7 @@ class InitSection(Section):
     initial_loss_band: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     initial_loss_samples: int = Field(default=8, gt=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> "InitSection":
+    def check(self) -> None:
         if self.scratch + (self.checkpoint is not None) + (self.hf is not None) != 1:
             raise ValueError("set just one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
         if self.initial_loss == "transformers" and self.hf is None:
@@ -40,7 +39,6 @@ class InitSection(Section):
             raise ValueError("load_optimizer needs init.checkpoint")
         if self.initial_loss is None and (self.initial_loss_band, self.initial_loss_samples) != (0.05, 8):
             raise ValueError("initial_loss_band, initial_loss_samples: have no effect without initial_loss")
-        return self
 
 
 class DataSection(Section):
@@ -53,22 +51,17 @@ class DataSection(Section):
     """
 
     corpus: Path | None = None
-    blend: dict[str, float] = Field(default_factory=dict)
+    blend: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     max_epochs: dict[str, float] = Field(default_factory=dict)
     reset_attention_mask: bool = False
     sft: Path | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> "DataSection":
+    def check(self) -> None:
         if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
             raise ValueError("set either corpus and blend, or sft")
-        for pool, weight in self.blend.items():
-            if not weight > 0:
-                raise ValueError(f"blend.{pool} must be above 0; leave an unused pool out")
         for pool in self.max_epochs:
             if pool not in self.blend:
                 raise ValueError(f"max_epochs.{pool} names no pool of the blend")
-        return self
 
     def shares(self) -> dict[str, float]:
         """Share of each pool in the token budget; they add up to 1."""
@@ -100,15 +93,10 @@ class OptimizerSection(Section):
     exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
     exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
 
-    @model_validator(mode="after")
-    def _check(self) -> "OptimizerSection":
+    def check(self) -> None:
         types = {self.main_params_dtype, self.exp_avg_dtype, self.exp_avg_sq_dtype}
         if types != {"fp32"} and not self.use_precision_aware_optimizer:
-            raise ValueError(
-                "main_params_dtype, exp_avg_dtype, exp_avg_sq_dtype: have no effect without "
-                "use_precision_aware_optimizer"
-            )
-        return self
+            raise ValueError("main_params_dtype, exp_avg*_dtype: need use_precision_aware_optimizer")
 
 
 class ScheduleSection(Section):
@@ -118,11 +106,17 @@ class ScheduleSection(Section):
     lr_warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     lr_wsd_decay_fraction: float = Field(default=0.1, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> "ScheduleSection":
+    def check(self) -> None:
         if self.lr_decay_style == "wsd" and self.lr_warmup_fraction + self.lr_wsd_decay_fraction > 1:
             raise ValueError("lr_warmup_fraction + lr_wsd_decay_fraction must not be above 1")
-        return self
+
+
+# Whether method, number of layers and modules of recomputation must be given, and what else to say.
+_RECOMPUTE: dict[str | None, tuple[tuple[bool, ...], str]] = {
+    "full": ((True, True, False), "full needs recompute_method and recompute_num_layers, and no modules"),
+    "selective": ((False, False, True), "selective needs recompute_modules, and no method or num_layers"),
+    None: ((False, False, False), "have no effect without recompute_granularity"),
+}
 
 
 class ParallelSection(Section):
@@ -159,27 +153,16 @@ class ParallelSection(Section):
     recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ()
     cuda_graph_impl: Literal["none", "local"] = "none"
 
-    @model_validator(mode="after")
-    def _check(self) -> "ParallelSection":
-        layers = (self.recompute_method, self.recompute_num_layers)
-        match self.recompute_granularity:
-            case "full" if None in layers or self.recompute_modules:
-                raise ValueError(
-                    "recompute_granularity: full needs recompute_method and recompute_num_layers, and takes "
-                    "no recompute_modules"
-                )
-            case "selective" if layers != (None, None) or not self.recompute_modules:
-                raise ValueError(
-                    "recompute_granularity: selective needs recompute_modules, and takes neither "
-                    "recompute_method nor recompute_num_layers"
-                )
-            case None if layers != (None, None) or self.recompute_modules:
-                raise ValueError("recompute_*: has no effect without recompute_granularity")
+    def check(self) -> None:
+        layers = [self.recompute_method, self.recompute_num_layers]
+        given = (*(value is not None for value in layers), bool(self.recompute_modules))
+        wanted, otherwise = _RECOMPUTE[self.recompute_granularity]
+        if given != wanted:
+            raise ValueError(f"recompute_*: {otherwise}")
         if self.has_uneven_stages and self.pipeline_model_parallel_size == 1:
             raise ValueError("uneven stages have no effect with pipeline_model_parallel_size 1")
-        if self.cuda_graph_impl != "none" and self.recompute_granularity is not None:
+        if self.cuda_graph_impl != "none" and self.recompute_granularity:
             raise ValueError("cuda_graph_impl: cannot capture a layer whose activations are recomputed")
-        return self
 
     @property
     def model_size(self) -> int:
@@ -237,13 +220,10 @@ class PrecisionSection(Section):
     num_layers_at_start_in_bf16: int = Field(default=1, ge=0)
     num_layers_at_end_in_bf16: int = Field(default=1, ge=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> "PrecisionSection":
+    def check(self) -> None:
         ends = (self.num_layers_at_start_in_bf16, self.num_layers_at_end_in_bf16)
         if self.fp8 is None and (self.fp8_recipe or self.fp8_param_gather or self.first_last_layers_bf16):
-            raise ValueError(
-                "fp8_recipe, fp8_param_gather, first_last_layers_bf16: have no effect without fp8"
-            )
+            raise ValueError("fp8_recipe, fp8_param_gather, first_last_layers_bf16: no effect without fp8")
         if self.fp8 is not None and self.fp8_recipe is None:
             raise ValueError("fp8 needs fp8_recipe: delayed, tensorwise, blockwise or mxfp8")
         if self.fp8 is not None and self.params_dtype != "bf16":
@@ -252,7 +232,6 @@ class PrecisionSection(Section):
             raise ValueError("first_last_layers_bf16: delayed scaling runs all layers in FP8; use tensorwise")
         if not self.first_last_layers_bf16 and ends != (1, 1):
             raise ValueError("num_layers_at_*_in_bf16: have no effect without first_last_layers_bf16")
-        return self
 
 
 class TrainSection(Section):
@@ -269,11 +248,9 @@ class TrainSection(Section):
     global_batch_size: int = Field(gt=0)
     deterministic: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> "TrainSection":
+    def check(self) -> None:
         if (self.train_tokens is None) == (self.train_epochs is None):
             raise ValueError("set just one of train_tokens and train_epochs")
-        return self
 
     @property
     def tokens_per_step(self) -> int:
@@ -305,9 +282,8 @@ class CheckpointSection(Section):
     validation set `keep_best`. Of those only the weights stay, a seventh of the bytes, and no run goes on
     from them, unless `keep_optimizer`. `choose` says which stands for the finished run wherever its folder
     is given as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then
-    stays too.
-    `async_save` goes on training while a checkpoint is written, from a copy of it in host memory. `evaluate`
-    is a command and its arguments that is run for each one, its folder added as the last argument; it should
+    stays too. `async_save` trains on while a checkpoint is written from a copy in host memory. `evaluate` is
+    a command and its arguments that is run for each one, its folder added as the last argument; it should
     hand the work on and return, as sbatch does, and `keep_every` keeps what is scored later.
     """
 

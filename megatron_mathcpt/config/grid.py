@@ -5,14 +5,14 @@ A path below `runs/<name of the grid>/` in any of its configs means the grid's f
 say which stage needs which, and move with `--out`. So every config also runs alone, as it stands.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError
 
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, first_error
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -82,9 +82,8 @@ class GridConfig(Section):
         try:
             return type(self).model_validate(tree)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"])) or "grid"
-            raise ConfigError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+            field, message = first_error(error)
+            raise ConfigError(f"{field or 'grid'}: {message.removeprefix('Value error, ')}") from error
 
     def restricted(self, names: Container[str], scored: Sequence[str]) -> Self:
         """This grid with the stages `names` alone, and the runs `scored` scored and compared."""
@@ -100,17 +99,12 @@ class GridConfig(Section):
             }
         )
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
+    def check(self) -> None:
         compared = {name for pair in self.report.comparisons for name in pair}
         for field, names in (("evaluation.runs", set(self.scored)), ("report.comparisons", compared)):
             if unknown := sorted(names - set(self.runs)):
                 raise ValueError(f"{field} names '{unknown[0]}', which is not under runs")
         if unscored := sorted(compared - set(self.scored)):
             raise ValueError(f"report.comparisons names '{unscored[0]}', which is not under evaluation.runs")
-        if taken := sorted(self._taken()):
+        if taken := sorted(set(self.runs) & {*RESERVED, *self.builds}):
             raise ValueError(f"runs.{taken[0]}: another stage has this folder; choose another name")
-        return self
-
-    def _taken(self) -> Iterator[str]:
-        return (name for name in self.runs if name in RESERVED or name in self.builds)

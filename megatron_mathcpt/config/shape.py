@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.errors import ConfigError, one_line
+from megatron_mathcpt.errors import ConfigError, first_error, one_line
 
 VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every layout
 
@@ -48,13 +48,11 @@ class LlamaShape(Section):
     share_embeddings_and_output_weights: bool = False
     init_method_std: float = Field(default=0.02, gt=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> "LlamaShape":
+    def check(self) -> None:
         if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
             raise ValueError("hidden_size is no multiple of num_attention_heads; set kv_channels")
         if self.num_attention_heads % self.query_groups:
             raise ValueError("num_attention_heads is no multiple of num_query_groups")
-        return self
 
     @property
     def query_groups(self) -> int:
@@ -124,8 +122,7 @@ def read_hf_shape(folder: Path) -> LlamaShape:
     try:
         return LlamaShape.model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {': '.join(first_error(error))}") from error
 
 
 def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:

@@ -5,9 +5,9 @@ question, the final layout of the text, what happened to refused and to already 
 here where it decides the result; `layout` and `right_attempts` say which guess a run makes.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.cluster import VariableName
@@ -46,6 +46,10 @@ class Server(Section):
     prompt_price: float = Field(default=0, ge=0)
     completion_price: float = Field(default=0, ge=0)
 
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Price of one or many requests, in the unit of the bill."""
+        return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
+
 
 class ResponseDiversification(Section):
     """Two further solutions of the seed's question."""
@@ -74,13 +78,11 @@ class QueryExpansion(Section):
     layout: Layout = "prose"
     maximum_similarity: float = Field(default=0.9, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
         if self.agreeing > self.solutions:
             raise ValueError(
                 f"agreeing is {self.agreeing}, more than the {self.solutions} solutions asked for"
             )
-        return self
 
 
 class RetrospectiveEnhancement(Section):
@@ -153,18 +155,24 @@ class SynthesisConfig(Section):
     concurrency: int = Field(default=512, gt=0)
     progress_seconds: float = Field(default=10, gt=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        used = {
-            (f"{name}.{role}", getattr(method, role))
-            for name, method in self.methods
-            if method is not None
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Settings of the methods to run, by name."""
+        return {name: settings for name, settings in self.methods if settings is not None}
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """The server that each role of a method to run asks, by `method.role`."""
+        return {
+            f"{name}.{role}": getattr(settings, role)
+            for name, settings in self.chosen.items()
             for role in ("server", "solver", "student", "teacher")
-            if hasattr(method, role)
+            if hasattr(settings, role)
         }
-        for where, server in sorted(used):
+
+    def check(self) -> None:
+        for where, server in sorted(self.asked.items()):
             if server not in self.servers:
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
-        if all(method is None for _, method in self.methods):
+        if not self.chosen:
             raise ValueError("methods: none given; give at least one of the four")
-        return self

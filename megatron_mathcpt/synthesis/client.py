@@ -1,4 +1,4 @@
-"""Requests to OpenAI-compatible servers: a limit in flight, bounded retries, replies of bounded size.
+"""Requests to OpenAI-compatible servers: within the budget, bounded in flight, in retries and in size.
 
 aiohttp, because it takes a twentieth of the CPU time a request that the openai package takes (0.26 ms
 against 5.2 ms at 512 in flight).
@@ -10,15 +10,15 @@ import os
 import random
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import orjson
 
-from megatron_mathcpt.config.synthesis import Server
+from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
 from megatron_mathcpt.errors import ServerError, one_line
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
@@ -28,27 +28,60 @@ _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: the server is gone
 
 
-def request_body(request: ServerRequest, server: Server) -> bytes:
-    """The JSON body: model id, prompt, sampling and seed."""
-    body: dict[str, Any] = {"model": server.model, "seed": request.seed, **request.sampling.model_dump()}
-    if server.api == "chat":
-        body["messages"] = request.prompt.as_messages()
-    else:
-        body["prompt"] = request.prompt.as_text()
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+def encode(request: ServerRequest, server: Server) -> tuple[str, bytes]:
+    """The JSON body, and the hash of the whole request; not of the address: a model may answer at several."""
+    prompt = request.prompt
+    asked = {"messages": prompt.as_messages()} if server.api == "chat" else {"prompt": prompt.as_text()}
+    fields = {"model": server.model, "seed": request.seed, **request.sampling.model_dump(), **asked}
+    body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest(), body
 
 
-def request_key(body: bytes, server: Server) -> str:
-    """Hash of the whole request; not of the address, since one model may answer at several."""
-    return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
+class BudgetReached(Exception):
+    """The next request could go over the limit."""
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An attempt at the address `url` that may be tried again."""
+class Meter:
+    """Tokens and money of one run; never over the limits, however many requests are open.
+
+    An open request counts at its worst until it is answered.
+    """
+
+    def __init__(self, config: SynthesisConfig, spent: Mapping[str, tuple[int, int, int]]) -> None:
+        self._budget, self._servers = config.budget, config.servers
+        self._open_tokens = self._open_cost = 0.0
+        self.tokens = sum(prompt + completion for _, prompt, completion in spent.values())
+        self.cost = sum(self._servers[name].cost(*tokens) for name, (_, *tokens) in spent.items())
+
+    def reserve(self, request: ServerRequest, body: bytes) -> tuple[int, float]:
+        """Set aside the most that `request` can use; raises `BudgetReached` if that is too much.
+
+        A token is at least one byte, so a prompt has no more tokens than its body has bytes.
+        """
+        most = len(body) + request.sampling.max_tokens
+        price = self._servers[request.server].cost(len(body), request.sampling.max_tokens)
+        tokens, money = self._budget.maximum_tokens, self._budget.maximum_cost
+        if tokens is not None and self.tokens + self._open_tokens + most > tokens:
+            raise BudgetReached(f"maximum_tokens of {tokens}")
+        if money is not None and self.cost + self._open_cost + price > money:
+            raise BudgetReached(f"maximum_cost of {money:g}")
+        self._open_tokens += most
+        self._open_cost += price
+        return most, price
+
+    def settle(self, reserved: tuple[int, float], server: str, reply: Reply | None) -> None:
+        """Replace what was set aside by what was used; nothing where no answer came."""
+        self._open_tokens -= reserved[0]
+        self._open_cost -= reserved[1]
+        if reply is not None:
+            self.tokens += reply.prompt_tokens + reply.completion_tokens
+            self.cost += self._servers[server].cost(reply.prompt_tokens, reply.completion_tokens)
+
+
+class _Failure(NamedTuple):
+    """An attempt that may be tried again."""
 
     what: str = ""
-    url: str = ""
     wait_seconds: float = 0.0
 
 
@@ -61,14 +94,11 @@ class Client:
 
     def __init__(self, name: str, server: Server) -> None:
         self._name, self._server = name, server
-        self._key = ""
-        if server.key_variable:
-            self._key = os.environ.get(server.key_variable, "").strip()
-            if not self._key or not self._key.isprintable():
-                raise ServerError(
-                    f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; "
-                    "export it"
-                )
+        self._key = os.environ.get(server.key_variable or "", "").strip()
+        if server.key_variable and not (self._key and self._key.isprintable()):
+            raise ServerError(
+                f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; export it"
+            )
         self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
         self._in_flight: Counter[str] = Counter()  # by address
         self._given_up = 0
@@ -108,7 +138,7 @@ class Client:
                 ) from error
             except (orjson.JSONDecodeError, _Unreadable):
                 continue
-            listed = rows.get("data") if isinstance(rows, dict) else None
+            listed = _at(rows, "data")
             if isinstance(listed, list) and listed:
                 models = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
                 if model not in models:
@@ -122,13 +152,13 @@ class Client:
 
         Raises `ServerError` for what no retry mends: 400, 401, 404 and the like, or a server that is gone.
         """
-        server, last = self._server, _Failure()
+        server, last, url = self._server, _Failure(), ""
         for attempt in range(server.attempts):
             if attempt:
                 most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
                 await asyncio.sleep(last.wait_seconds + random.uniform(0, most))
             async with self._places:
-                url = self._choose_address(last.url)
+                url = self._choose_address(url)
                 self._in_flight[url] += 1
                 try:
                     result = await self._exchange(url, body)
@@ -164,9 +194,9 @@ class Client:
         except _Unreadable as error:
             return Reply("", str(error), len(body) // BYTES_A_TOKEN)
         except TimeoutError:
-            return _Failure("time-out", url)
+            return _Failure("time-out")
         except (aiohttp.ClientError, OSError) as error:
-            return _Failure(f"connection: {type(error).__name__}", url)
+            return _Failure(f"connection: {type(error).__name__}")
         if response.status == 200:
             return _read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
         if response.status not in _RETRIED:
@@ -177,7 +207,7 @@ class Client:
                 f"server '{self._name}': {url} asks to wait {wait:.0f} s, more than "
                 "maximum_wait_seconds; start again later or raise it"
             )
-        return _Failure(f"status {response.status}", url, wait)
+        return _Failure(f"status {response.status}", wait)
 
     def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
         said = one_line(body[:300].decode("utf-8", "replace"))
@@ -217,25 +247,24 @@ def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
         reply = orjson.loads(body)
     except orjson.JSONDecodeError:
         return Reply(raw, "reply is not JSON", prompt_tokens, len(raw.encode()) // BYTES_A_TOKEN)
-    fields = reply if isinstance(reply, dict) else {}
-    choices, usage, model = fields.get("choices"), fields.get("usage"), fields.get("model")
-    usage = usage if isinstance(usage, dict) else {}
-    choice: Any = choices[0] if isinstance(choices, list) and choices else None
-    part = choice.get("message") if isinstance(choice, dict) and api == "chat" else choice
-    text = part.get("content" if api == "chat" else "text") if isinstance(part, dict) else None
-    error = None
+    choices, usage, model = (_at(reply, name) for name in ("choices", "usage", "model"))
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    text = _at(_at(choice, "message"), "content") if api == "chat" else _at(choice, "text")
+    error = "cut off at max_tokens" if _at(choice, "finish_reason") == "length" else None
     if not isinstance(text, str):
         text, error = raw, "reply without text" if isinstance(choice, dict) else "reply without choices"
-    elif choice.get("finish_reason") == "length":
-        error = "cut off at max_tokens"
     prompt, completion = (
         count if isinstance(count, int) and count >= 0 else estimate
         for count, estimate in (
-            (usage.get("prompt_tokens"), prompt_tokens),
-            (usage.get("completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
+            (_at(usage, "prompt_tokens"), prompt_tokens),
+            (_at(usage, "completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
         )
     )
     return Reply(text, error, prompt, completion, model if isinstance(model, str) else "")
+
+
+def _at(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _retry_after(value: str) -> float:

@@ -1,22 +1,30 @@
-"""What a method is made of: requests out, replies in, one outcome at the end.
+"""What a method is made of: requests out, replies in, read strictly and verified, one outcome at the end.
 
 Prompts are files, one per method, role and language, that state the variables they take: a file's first line
 is `variables: a, b`; then sections headed `### system` and `### user`. Variables are written `$a`. Values are
 put in once and never looked at again, so a `$b` in a seed's text stays text.
+
+Tags are just those asked for, in their order, once each, nothing outside. Only what a server wrote is ever
+read; a seed or a student's attempt that holds one of our tags is rejected before a request is made
+(`refuse_tags`), so no text of theirs can pass for a verdict. Final answers are compared by mathematics: the
+teacher's word is recorded beside it, never taken for it.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.answers.grader import Status
-from megatron_mathcpt.config.synthesis import Sampling
+from megatron_mathcpt.config.synthesis import Layout, Sampling, Verification
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.records import Language, Problem, cpt_text
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected answer that is kept to be looked at
@@ -114,18 +122,38 @@ class Context:
     prompt_folder: str | None = None
 
     def request(
-        self,
-        server: str,
-        prompt: str,
-        seed: Problem,
-        values: Mapping[str, str],
-        sampling: Sampling,
-        sample: int,
+        self, seed: Problem, sample: int, server: str, prompt: str, sampling: Sampling, **values: str
     ) -> ServerRequest:
         """A request to `server` with the prompt file `prompt` in the seed's language."""
         rendered = load_prompt(prompt, seed.language, self.prompt_folder)(values)
         number = request_seed(self.run_seed, seed.id, f"{prompt} {server}", sample)
         return ServerRequest(server, rendered, sampling, number)
+
+
+TokenCounter = Callable[[Problem], int]
+
+
+def token_counter(tokenizer: str | None, mark: str | None = None) -> TokenCounter:
+    """Counts a record's tokens, as it is trained on, with a tokenizer.json; else four UTF-8 bytes a token.
+
+    Raises `ConfigError` when the file cannot be read, or `mark` is no special token in it.
+    """
+    if tokenizer is None:
+        return lambda record: -(-len(cpt_text(record).encode()) // BYTES_A_TOKEN)
+    from tokenizers import Tokenizer
+
+    try:
+        loaded = Tokenizer.from_file(tokenizer)
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(
+            f"tokenizer: {tokenizer} cannot be read ({error}); give a tokenizer.json"
+        ) from error
+    if mark and mark not in loaded.encode(f"a{mark}b", add_special_tokens=False).tokens:
+        raise ConfigError(
+            f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}; "
+            "add it as a special token when the tokenizer is made"
+        )
+    return lambda record: len(loaded.encode(cpt_text(record), add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True)
@@ -175,21 +203,12 @@ class Rejected(Exception):
         )
 
 
-def make_record(
-    seed: Problem, solution: str, question: str | None = None, answer: str | None = None
-) -> Problem:
+def make_record(seed: Problem, solution: str, **changed: str) -> Problem:
     """The seed with another solution, and another question and answer where given.
 
     Its id and lineage are filled in where the conversation ends, the same way for every method.
     """
-    return Problem(
-        id=seed.id,
-        question=question or seed.question,
-        solution=solution,
-        answer=answer or seed.answer,
-        language=seed.language,
-        stage=seed.stage,
-    )
+    return seed.model_copy(update={"solution": solution, "steps": None, **changed})
 
 
 def hash_seed(seed: Problem) -> str:
@@ -209,3 +228,118 @@ def advance(
         return end.value
     except Rejected as rejected:
         return rejected.outcome
+
+
+TAGS = (
+    *("response", "solution_2", "solution_3"),
+    *("statement", "question_1", "solution_1", "question_2", "check"),
+    *("wrong_step", "correction"),
+)
+
+_ANY_TAG = re.compile(rf"<\s*[/\\]?\s*(?:{'|'.join(TAGS)})\b[^>]{{0,40}}>", re.IGNORECASE)
+
+_WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+
+
+def find_tag(text: str) -> str | None:
+    """The first of our tags in `text`, in any spelling."""
+    found = _ANY_TAG.search(text)
+    return found.group() if found else None
+
+
+def refuse_tags(what: str, text: str) -> None:
+    """`Rejected` if `text`, which others wrote, holds one of our tags."""
+    if tag := find_tag(text):
+        raise Rejected(f"{what} imitates our tags", tag, text)
+
+
+def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
+    """The content of each tag; `Rejected` as malformed, with what was expected, for anything else."""
+    values = {}
+    rest = text.strip()
+    for name in names:
+        opening, closing = f"<{name}>", f"</{name}>"
+        if not rest.startswith(opening):
+            raise Rejected("malformed", f"expected {opening}, found {rest[:60]!r}", text)
+        content, closed, rest = rest.removeprefix(opening).partition(closing)
+        if not closed or not content.strip() or find_tag(content):
+            raise Rejected("malformed", f"{opening} is empty, not closed, or holds another tag", text)
+        values[name] = content.strip()
+        rest = rest.lstrip()
+    if rest:
+        raise Rejected("malformed", f"text after the last tag: {rest[:60]!r}", text)
+    return values
+
+
+def opening_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
+    """The first word of tag `name` at the start of `text`, one of `allowed`; what follows it is a reason."""
+    start = re.match(rf"\s*<{name}>\s*([a-z]+)", text)
+    if not start or start.group(1) not in allowed:
+        raise Rejected("malformed", f"expected <{name}> with one of {', '.join(allowed)}", text)
+    return start.group(1)
+
+
+def check_answer(seed: Problem, text: str) -> Check:
+    """The final answer of `text` against the seed's."""
+    found = extract_answer(text, seed.language).text
+    if not found:
+        return Check("", "wrong", "no final answer")
+    verdict = grade(seed.answer, found)
+    return Check(found[:200], verdict.status, verdict.reason)
+
+
+def require(
+    needed: dict[str, Check],
+    rules: Verification,
+    claims: dict[str, str],
+    raw: str,
+    recorded: dict[str, Check] | None = None,
+) -> None:
+    """`Rejected` unless every needed check is correct, or not gradable and kept by the rules."""
+    for name, check in needed.items():
+        if check.verdict == "wrong" or (check.verdict == "ungraded" and rules.ungraded == "drop"):
+            reason = "wrong final answer" if check.verdict == "wrong" else "answer not gradable"
+            raise Rejected(reason, f"{name}: {check.reason}", raw, claims=claims, checks=recorded or needed)
+
+
+def similarity(first: str, second: str) -> float:
+    """Jaccard similarity, 0 to 1, of the adjacent pairs of words, numbers and signs (Chinese: characters)."""
+    a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
+    if not a or not b:
+        return float(first.split() == second.split())
+    common = len(a & b)
+    return common / (len(a) + len(b) - common)
+
+
+_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是)[^\n]*\Z")
+
+# What leads a part in prose; the student's attempt and the solution of a new question need nothing.
+_LEADS: dict[str, dict[Language, str]] = {
+    "check": {"en": "Let me check this. It is {text}.", "zh": "检查一下，这个解答{text}。"},
+    "wrong_step": {"en": "The first wrong step: ", "zh": "第一个错误的步骤："},
+    "correction": {"en": "Correction: ", "zh": "更正："},
+    "solution_2": {"en": "First way: ", "zh": "解法一："},
+    "solution_3": {"en": "Second way: ", "zh": "解法二："},
+}
+_VERDICTS: dict[str, dict[Language, str]] = {
+    "correct": {"en": "right", "zh": "正确"},
+    "wrong": {"en": "wrong", "zh": "有误"},
+}
+
+
+def lay_out(parts: tuple[tuple[str, str], ...], layout: Layout, language: Language) -> str:
+    """The parts, (tag, text) in order, as one solution; an attempt never stands in a tag.
+
+    The teacher's verdicts `accept` and `refuse` are no part of prose.
+    """
+    if layout == "tags":
+        return "\n".join(text if tag == "attempt" else f"<{tag}>{text}</{tag}>" for tag, text in parts)
+    lines = []
+    for tag, text in parts:
+        if tag == "check":
+            lines.append(_LEADS[tag][language].format(text=_VERDICTS[text][language]))
+        elif tag != "response":
+            lines.append((_LEADS[tag][language] if tag in _LEADS else "") + text)
+    prose = "\n".join(lines)
+    # The final answer is written once, where the record becomes text (records.cpt_text).
+    return _FINAL_ANSWER.sub("", prose).rstrip() or prose

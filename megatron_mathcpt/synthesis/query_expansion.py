@@ -16,11 +16,9 @@ from megatron_mathcpt.synthesis.method import (
     Outcome,
     Rejected,
     Reply,
-    make_record,
-)
-from megatron_mathcpt.synthesis.verification import (
     find_tag,
     lay_out,
+    make_record,
     opening_verdict,
     read_tags,
     refuse_tags,
@@ -35,10 +33,9 @@ def converse(
     seed: Problem, sample: int, settings: QueryExpansion, rules: Verification, context: Context
 ) -> Conversation:
     """One record for each new question that is confirmed; a refusal stands unless `disagreement` keeps it."""
-    refuse_tags(seed=f"{seed.question}\n{seed.solution}")
-    values = {"question": seed.question, "solution": seed.solution}
-    request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
-    (reply,) = yield (request,)
+    refuse_tags("seed", f"{seed.question}\n{seed.solution}")
+    ask = (seed, sample, settings.server, NAME, settings.sampling)
+    (reply,) = yield (context.request(*ask, question=seed.question, solution=seed.solution),)
     text = reply.usable_text()
     tags = read_tags(text, _TAGS)
     verdict = opening_verdict(f"<check>{tags['check']}", "check", ("accept", "refuse"))
@@ -49,17 +46,11 @@ def converse(
     for first, second in combinations((seed.question, *questions), 2):
         if similarity(first, second) > settings.maximum_similarity:
             raise Rejected("questions alike", raw=text)
+    solve = (settings.solver, f"{NAME}.solver", settings.solver_sampling)
     solver = [
-        context.request(
-            settings.solver,
-            f"{NAME}.solver",
-            seed,
-            {"question": question},
-            settings.solver_sampling,
-            sample * settings.solutions + number,
-        )
+        context.request(seed, number, *solve, question=question)
         for question in questions
-        for number in range(settings.solutions)
+        for number in range(sample * settings.solutions, (sample + 1) * settings.solutions)
     ]
     replies = yield tuple(solver)
     by_question = (replies[: settings.solutions], replies[settings.solutions :])

@@ -4,10 +4,14 @@ from itertools import combinations
 
 from megatron_mathcpt.config.synthesis import ResponseDiversification, Verification
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Rejected, make_record
-from megatron_mathcpt.synthesis.verification import (
+from megatron_mathcpt.synthesis.method import (
+    Context,
+    Conversation,
+    Outcome,
+    Rejected,
     check_answer,
     lay_out,
+    make_record,
     opening_verdict,
     read_tags,
     refuse_tags,
@@ -23,10 +27,9 @@ def converse(
     seed: Problem, sample: int, settings: ResponseDiversification, rules: Verification, context: Context
 ) -> Conversation:
     """Both solutions must reach the seed's answer, and differ from each other and from the given one."""
-    refuse_tags(seed=f"{seed.question}\n{seed.solution}")
-    values = {"question": seed.question, "solution": seed.solution}
-    request = context.request(settings.server, NAME, seed, values, settings.sampling, sample)
-    (reply,) = yield (request,)
+    refuse_tags("seed", f"{seed.question}\n{seed.solution}")
+    ask = (seed, sample, settings.server, NAME, settings.sampling)
+    (reply,) = yield (context.request(*ask, question=seed.question, solution=seed.solution),)
     text = reply.usable_text()
     if opening_verdict(text, "response", ("accept", "refuse")) == "refuse":
         raise Rejected("refused", raw=text)

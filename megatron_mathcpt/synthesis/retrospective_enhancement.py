@@ -30,7 +30,8 @@ def enhance(seed: Problem, sample: int, settings: RetrospectiveEnhancement, run_
     end = steps[after][1]
     begin, stop = steps[early]
     detour = f"{text[:end]}{mark}{text[begin:stop]}{mark}{text[end:]}"
-    assert remove_detour(detour, mark) == text, seed.id
+    head, _, tail = detour.split(mark)
+    assert head + tail == text, seed.id
     return Outcome(records=(make_record(seed, detour),))
 
 
@@ -46,10 +47,3 @@ def split_steps(text: str) -> list[tuple[int, int]]:
     if text[begin:].strip():
         steps.append((begin, len(text)))
     return steps
-
-
-def remove_detour(text: str, mark: str) -> str:
-    """The text without what stands between the two marks; the marks go too."""
-    before, _, rest = text.partition(mark)
-    _, _, after = rest.partition(mark)
-    return before + after

@@ -1,24 +1,22 @@
-"""A server of scripted answers: the whole of synthesis, client and verification for real, without a model.
+"""Servers played by a script, in this process: the whole of synthesis and verification without a model.
 
 It knows the seeds' solutions, and other problems to pass off as new ones. What it answers depends on the
 prompt alone. Half of the student's attempts go wrong in the last step, which the teacher finds and corrects.
 For rehearsals and tests: the data has the form of synthesized data, not its worth.
 """
 
-import asyncio
 import hashlib
 import re
-import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from aiohttp import web
+import orjson
 
-from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Language, Problem, response_text
-from megatron_mathcpt.synthesis.synthesize import SeedShard, read_seeds
+from megatron_mathcpt.synthesis.client import Client
+from megatron_mathcpt.synthesis.method import Reply
+from megatron_mathcpt.synthesis.store import SeedShard, read_seeds
 
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
@@ -28,18 +26,29 @@ _TOGETHER: dict[Language, str] = {"en": "All in one: {lines}.", "zh": "合起来
 _WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found} 应为 {right}"}
 
 
-@contextmanager
-def rehearse(config: SynthesisConfig, variants: Sequence[Problem]) -> Iterator[SynthesisConfig]:
-    """`config` with all its servers played by a script, for as long as the context lasts."""
+def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Callable[[str, Server], Client]:
+    """What makes the client of each server of `config`, all played by one script."""
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
     script = Script((seed for _, seed in read_seeds(config.seeds, SeedShard())), variants)
-    with serve(_application(script, [server.model for server in config.servers.values()], student)) as url:
-        servers = {
-            name: server.model_copy(update={"endpoints": (url,), "api": "chat", "key_variable": None})
-            for name, server in config.servers.items()
-        }
-        yield config.model_copy(update={"servers": servers})
+    return lambda name, server: _ScriptedClient(name, server, script, student=server.model == student)
+
+
+class _ScriptedClient(Client):
+    """A client that needs no key and, in place of each exchange with a server, asks the script."""
+
+    def __init__(self, name: str, server: Server, script: "Script", *, student: bool) -> None:
+        super().__init__(name, server.model_copy(update={"key_variable": None}))
+        self._script, self._student = script, student
+
+    async def check_served(self) -> None:
+        pass
+
+    async def _exchange(self, url: str, body: bytes) -> Reply:
+        asked = orjson.loads(body)
+        prompt = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
+        text = self._script.answer(prompt, student=self._student)
+        return Reply(text, None, len(prompt) // 4, len(text) // 4, asked["model"])
 
 
 class Script:
@@ -120,48 +129,3 @@ def _attempt(problem: Problem) -> str:
 
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
-
-
-def _application(script: Script, models: Sequence[str], student: str | None) -> web.Application:
-    """Requests for the model `student` get the student's answers, for the other `models` the teacher's."""
-
-    async def list_models(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": name} for name in models]})
-
-    async def complete(request: web.Request) -> web.Response:
-        body = await request.json()
-        prompt = body["messages"][-1]["content"]
-        try:
-            text = script.answer(prompt, student=body["model"] == student)
-        except DataError as error:
-            return web.json_response({"error": {"message": str(error)}}, status=400)
-        usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4}
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        return web.json_response({"model": body["model"], "choices": [choice], "usage": usage})
-
-    app = web.Application(client_max_size=1 << 24)
-    app.router.add_get("/v1/models", list_models)
-    app.router.add_post("/v1/chat/completions", complete)
-    return app
-
-
-@contextmanager
-def serve(app: web.Application) -> Iterator[str]:
-    """Serve `app` on the loopback, in a thread; its address, which ends in /v1."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def run(coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, loop).result()
-
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    run(runner.setup())
-    run(web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start())
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        run(runner.cleanup())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()

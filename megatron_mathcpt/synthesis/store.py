@@ -1,4 +1,4 @@
-"""Every answer and every outcome, in one SQLite file a shard; the reason why nothing is paid twice.
+"""The seeds of a shard, and every answer and outcome in one SQLite file: why nothing is paid twice.
 
 What one round of the event loop brings is one transaction, ended before the loop looks for more: a killed
 process loses at most the answers on their way. WAL with an exclusive lock needs no shared memory, so the file
@@ -9,19 +9,22 @@ requests and answers themselves.
 """
 
 import asyncio
+import hashlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
+from pydantic import ValidationError
 
-from megatron_mathcpt.config.synthesis import Server
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import read_lines
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
+from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.formats.files import list_files, numbered_lines
+from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Outcome, Reply, ServerRequest, hash_seed
 
 STORE = Path(".store") / "synthesis.sqlite"
@@ -40,6 +43,75 @@ CREATE TABLE IF NOT EXISTS outcomes (
 );
 CREATE INDEX IF NOT EXISTS by_position ON outcomes (method, position, sample);
 """
+
+
+@dataclass(frozen=True)
+class SeedShard:
+    """Which seeds are ours: those whose position leaves `number` when divided by `count`."""
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise DataError(f"shard {self.number} of {self.count}: expected 0 to {self.count - 1}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `INDEX/COUNT`; raises `DataError` for anything else."""
+        if not (found := re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)):
+            raise DataError(f"shard '{text}': expected INDEX/COUNT, such as 0/16")
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def folder_name(self) -> str:
+        return f"shard-{self.number:05d}-of-{self.count:05d}"
+
+    def share(self, whole: int | None) -> int | None:
+        """This shard's part of a cap."""
+        return None if whole is None else len(range(self.number, whole, self.count))
+
+
+def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
+    """Number of seeds, and the hash of all their lines; raises `DataError` naming the line of a bad one.
+
+    Reads every seed once, before anything is spent. Where no server is asked, lines are only counted and
+    hashed: nothing is lost by meeting a bad one later.
+    """
+    digest, count, check = hashlib.sha256(), 0, bool(config.asked)
+    for place, line in _seed_lines(config.seeds):
+        if check:
+            _parse_seed(place, line)
+        digest.update(line + b"\n")
+        count += 1
+    if not count:
+        raise DataError(f"{', '.join(config.seeds)}: no seeds; give files of one JSON problem a line")
+    return count, digest.hexdigest()
+
+
+def read_seeds(paths: tuple[str, ...], shard: SeedShard) -> Iterator[tuple[int, Problem]]:
+    """(position over all files, seed) of this shard, in order; millions of them never sit in memory."""
+    for position, (place, line) in enumerate(_seed_lines(paths)):
+        if position % shard.count == shard.number:
+            yield position, _parse_seed(place, line)
+
+
+def _seed_lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """(file:line, line) of all lines that hold something."""
+    for path in (path for given in paths for path in list_files(given, "seeds")):
+        for number, line in numbered_lines(path):
+            yield f"{path}:{number}", line
+
+
+def _parse_seed(place: str, line: bytes) -> Problem:
+    try:
+        return problem_of_row(orjson.loads(line))
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON in UTF-8 ({error}); mend or drop the line") from error
+    except ValidationError as error:
+        raise DataError(f"{place}: seed's {': '.join(first_error(error))}; mend or drop the line") from error
+    except (AttributeError, TypeError) as error:
+        raise DataError(f"{place}: expected a JSON object; mend or drop the line") from error
 
 
 @dataclass(frozen=True)
@@ -76,7 +148,6 @@ class Store:
                 )
 
     def close(self) -> None:
-        """Commit and close the file."""
         self._commit()
         self._base.close()
 
@@ -99,12 +170,10 @@ class Store:
         return self._known[name]
 
     def forget(self, name: str) -> None:
-        """Know nothing under `name`."""
         self._known.pop(name, None)
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
     def find_reply(self, key: str) -> Reply | None:
-        """The stored answer of a request."""
         columns = "text, error, prompt_tokens, completion_tokens"
         row = self._base.execute(f"SELECT {columns} FROM requests WHERE key = ?", (key,)).fetchone()
         return Reply(*row) if row else None
@@ -115,7 +184,6 @@ class Store:
         return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
-        """Keep an answer that was paid for; within a running event loop."""
         self._begin()
         tokens = (reply.prompt_tokens, reply.completion_tokens)
         self._base.execute(
@@ -211,18 +279,12 @@ def trace(folder: Path, record_id: str) -> dict[str, Any]:
     Raises `DataError` when no accepted record has that id.
     """
     for path in sorted(folder.rglob("accepted.jsonl")):
-        for _, lines in read_lines(path):
-            for line in lines:
-                row = orjson.loads(line) if record_id.encode() in line else {}
-                if row.get("id") == record_id:
-                    return {"file": str(path), "record": row, "requests": _answered(path, row)}
+        for _, line in numbered_lines(path):
+            row = orjson.loads(line) if record_id.encode() in line else {}
+            if row.get("id") == record_id:
+                made = row["extra"]["lineage"]["requests"]
+                if made:
+                    with closing(Store(path.parents[1] / STORE)) as store:
+                        made = [request | store.find_request(request["key"]) for request in made]
+                return {"file": str(path), "record": row, "requests": made}
     raise DataError(f"{folder}: no accepted record '{record_id}'; ids stand in the accepted.jsonl files")
-
-
-def _answered(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The requests behind a record of `path`, each with its answer."""
-    made = record["extra"]["lineage"]["requests"]
-    if not made:
-        return []
-    with closing(Store(path.parent.parent / STORE)) as store:
-        return [request | store.find_request(request["key"]) for request in made]

@@ -3,73 +3,84 @@
 <out>/shard-00000-of-00004/
   <method>/accepted.jsonl   records for the data tools     <method>/rejected.jsonl   named rejections
   summary.json              counts, verdicts, prices       .store/                   every answer and outcome
+
+Many conversations run at a time, within the budget; each ends in the store with one outcome.
 """
 
 import asyncio
-import hashlib
-import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Container, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
-from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import list_files, read_lines, write_atomically
+from megatron_mathcpt.config.synthesis import Server, SynthesisConfig, Verification
+from megatron_mathcpt.errors import DataError, ServerError
+from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.records import Problem, problem_of_row
-from megatron_mathcpt.synthesis.drive import CONVERSATIONS, TokenCounter, chosen, cost, drive, token_counter
-from megatron_mathcpt.synthesis.method import Context, Outcome, advance
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
+from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode
+from megatron_mathcpt.synthesis.method import (
+    Context,
+    Conversation,
+    Outcome,
+    Reply,
+    ServerRequest,
+    TokenCounter,
+    advance,
+    token_counter,
+)
 from megatron_mathcpt.synthesis.retrospective_enhancement import NAME as LOCAL
 from megatron_mathcpt.synthesis.retrospective_enhancement import enhance
-from megatron_mathcpt.synthesis.store import STORE, Case, Store, outcome_row
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from megatron_mathcpt.synthesis.store import (
+    STORE,
+    Case,
+    SeedShard,
+    Store,
+    check_seeds,
+    outcome_row,
+    read_seeds,
+    request_lineage,
+)
 
 KIND = "synthesis"
+# Methods that ask servers; retrospective enhancement asks none.
+CONVERSATIONS: dict[str, Callable[[Problem, int, Any, Verification, Context], Conversation]] = {
+    module.NAME: module.converse
+    for module in (response_diversification, query_expansion, tutorship_amplification)
+}
 _FREE_TO_CHANGE = ("budget", "concurrency", "progress_seconds")  # and how servers are reached
 _LOG = get_logger(__name__)
 
+Connect = Callable[[str, Server], Client]
 
-@dataclass(frozen=True)
-class SeedShard:
-    """Which seeds are ours: those whose position leaves `number` when divided by `count`."""
 
-    number: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.count:
-            raise DataError(f"shard {self.number} of {self.count}: expected 0 to {self.count - 1}")
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From `INDEX/COUNT`; raises `DataError` for anything else."""
-        if not (found := re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)):
-            raise DataError(f"shard '{text}': expected INDEX/COUNT, such as 0/16")
-        return cls(int(found[1]), int(found[2]))
-
-    @property
-    def folder_name(self) -> str:
-        """Name of the shard's folder."""
-        return f"shard-{self.number:05d}-of-{self.count:05d}"
-
-    def share(self, whole: int | None) -> int | None:
-        """This shard's part of a cap."""
-        return None if whole is None else len(range(self.number, whole, self.count))
+def first_prompts(config: SynthesisConfig) -> dict[str, str]:
+    """The first request of each method that asks a server, as the server will see it."""
+    _, seed = next(read_seeds(config.seeds, SeedShard()))
+    context = Context(config.seed, config.prompts)
+    shown = {}
+    for name, settings in config.chosen.items():
+        if name in CONVERSATIONS:
+            step = advance(CONVERSATIONS[name](seed, 0, settings, config.verification, context), None)
+            shown[name] = f"none: {step.reason}" if isinstance(step, Outcome) else step[0].prompt.as_text()
+    return shown
 
 
 def synthesize(
-    config: SynthesisConfig, out: Path, shard: SeedShard | None = None, *, accept_model: bool = False
+    config: SynthesisConfig,
+    out: Path,
+    shard: SeedShard | None = None,
+    connect: Connect = Client,
+    *,
+    accept_model: bool = False,
 ) -> dict[str, Any]:
     """Run all methods over one shard of the seeds and complete its folder; the summary.
 
@@ -86,74 +97,51 @@ def synthesize(
         if counts["budget"] == budget:
             return counts
         (folder / FILE_NAME).unlink()
-    count_tokens = _prepare(config)
-    with closing(_open_store(folder, seeds_sha256, recorded)) as store:
-        read = partial(_read_cases, config, shard)
-        cap = shard.share(config.budget.accepted_tokens)
-        stopped = asyncio.run(drive(config, store, read, cap, count_tokens, accept_model=accept_model))
-        methods = {}
-        for name in chosen(config.methods):
-            outcomes = store.outcomes(name) if name != LOCAL else _enhanced(config, read, count_tokens)
-            counts = _write_outcomes(folder / name, outcomes, cap)
-            methods[name] = counts | _prices(config, store, name, counts)
-    summary = {"stopped": stopped, "budget": budget, "methods": methods}
+    with _begin(config, folder, shard, seeds_sha256) as run:
+        asyncio.run(run.drive(connect, accept_model=accept_model))
+        methods = {name: run.write(name, folder / name) for name in config.chosen}
+    summary = {"stopped": run.stopped, "budget": budget, "methods": methods}
     write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
     write_manifest(folder, KIND, inputs=inputs, counts=summary, config=recorded)
     return summary
 
 
-def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
-    """Number of seeds, and the hash of all their lines; raises `DataError` naming the line of a bad one.
+def pilot(
+    config: SynthesisConfig, out: Path, count: int, connect: Connect = Client, *, accept_model: bool = False
+) -> dict[str, Counter[str]]:
+    """How the outcomes of each method end, after `count` seeds, spread evenly over the whole input.
 
-    Reads every seed once, before anything is spent. Where no server is asked, lines are only counted and
-    hashed: nothing is lost by meeting a bad one later.
+    Writes no records, but the answers are kept for the run. Methods that ask no server need no pilot.
     """
-    check = any(name in CONVERSATIONS for name in chosen(config.methods))
-    digest, count = hashlib.sha256(), 0
-    for place, line in _seed_lines(config.seeds):
-        if check:
-            _parse_seed(place, line)
-        digest.update(line + b"\n")
-        count += 1
-    if not count:
-        raise DataError(f"{', '.join(config.seeds)}: no seeds; give files of one JSON problem a line")
-    return count, digest.hexdigest()
+    seeds, sha256 = check_seeds(config)
+    seeds = min(seeds, config.budget.seeds or seeds)
+    count = min(count, seeds)
+    with _begin(config, out / SeedShard().folder_name, SeedShard(), sha256) as run:
+        run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
+        asyncio.run(run.drive(connect, accept_model=accept_model))
+        return {
+            name: Counter(row["reason"] or "accepted" for *_, row in run.outcomes(name))
+            for name in config.chosen
+            if name in CONVERSATIONS
+        }
 
 
-def read_seeds(paths: tuple[str, ...], shard: SeedShard) -> Iterator[tuple[int, Problem]]:
-    """(position over all files, seed) of this shard, in order; millions of them never sit in memory."""
-    for position, (place, line) in enumerate(_seed_lines(paths)):
-        if position % shard.count == shard.number:
-            yield position, _parse_seed(place, line)
-
-
-def _seed_lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """(file:line, line) of all lines that hold something."""
-    for given in paths:
-        for path in list_files(given, "seeds"):
-            for first, lines in read_lines(path):
-                for number, line in enumerate(lines, first):
-                    if line.strip():
-                        yield f"{path}:{number}", line
-
-
-def _parse_seed(place: str, line: bytes) -> Problem:
-    try:
-        return problem_of_row(orjson.loads(line))
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON in UTF-8 ({error}); mend or drop the line") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DataError(
-            f"{place}: seed's {first['loc'][0]}: {first['msg']}; mend or drop the line"
-        ) from error
-    except (AttributeError, TypeError) as error:
-        raise DataError(f"{place}: expected a JSON object; mend or drop the line") from error
-
-
-def _open_store(folder: Path, seeds_sha256: str, recorded: dict[str, Any]) -> Store:
-    identity = orjson.dumps(recorded, option=orjson.OPT_SORT_KEYS).decode()
-    return Store(folder / STORE, seeds=seeds_sha256, config=identity)
+def summary_rows(methods: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(method, what, number) of all that was counted, rejected and paid, for a table."""
+    for method, found in methods.items():
+        for what in ("outcomes", "accepted", "records", "tokens", "requests"):
+            yield method, what, f"{found[what]:,}"
+        yield method, "cost", f"{found['cost']:,.4f}"
+        for what, price, count in (
+            ("a record", "cost_per_record", 1),
+            ("1,000 tokens", "cost_per_token", 1000),
+        ):
+            if found[price] is not None:
+                yield method, f"cost of {what}", f"{count * found[price]:.6f}"
+        for reason, count in found["rejected"].items():
+            yield method, f"rejected: {reason}", f"{count:,}"
+        for verdict, count in found["verdicts"].items():
+            yield method, verdict, f"{count:,}"
 
 
 def _recorded(config: SynthesisConfig) -> dict[str, Any]:
@@ -164,170 +152,205 @@ def _recorded(config: SynthesisConfig) -> dict[str, Any]:
     return recorded
 
 
-def _read_cases(config: SynthesisConfig, shard: SeedShard, method: str) -> Iterator[Case]:
-    """Each seed of the shard as often as the method wants samples, up to the seeds of the budget."""
-    samples = chosen(config.methods)[method].samples
-    for position, seed in islice(read_seeds(config.seeds, shard), shard.share(config.budget.seeds)):
-        for sample in range(samples):
-            yield Case(method, position, seed, sample)
-
-
-def _prepare(config: SynthesisConfig) -> TokenCounter:
-    """How tokens are counted; logs the first prompts, before anything is spent."""
+@contextmanager
+def _begin(config: SynthesisConfig, folder: Path, shard: SeedShard, seeds_sha256: str) -> "Iterator[_Run]":
+    """The shard's run with its store; tokenizer and prompts, which are logged, are read before that."""
     local = config.methods.retrospective_enhancement
     count_tokens = token_counter(config.tokenizer, local.mark if local else None)
     for name, prompt in first_prompts(config).items():
         _LOG.info("first prompt of %s:\n%s", name, prompt)
-    return count_tokens
+    identity = orjson.dumps(_recorded(config), option=orjson.OPT_SORT_KEYS).decode()
+    with closing(Store(folder / STORE, seeds=seeds_sha256, config=identity)) as store:
+        yield _Run(config, store, shard, count_tokens, Meter(config, store.spent()))
 
 
-def first_prompts(config: SynthesisConfig) -> dict[str, str]:
-    """The first request of each method that asks a server, as the server will see it."""
-    _, seed = next(read_seeds(config.seeds, SeedShard()))
-    context = Context(config.seed, config.prompts)
-    shown = {}
-    for name, settings in chosen(config.methods).items():
-        if name in CONVERSATIONS:
-            step = advance(CONVERSATIONS[name](seed, 0, settings, config.verification, context), None)
-            shown[name] = f"none: {step.reason}" if isinstance(step, Outcome) else step[0].prompt.as_text()
-    return shown
+@dataclass
+class _Run:
+    """One shard's run; `stopped` names the budget that ended it, `positions` are a pilot's seeds."""
 
+    config: SynthesisConfig
+    store: Store
+    shard: SeedShard
+    count_tokens: TokenCounter
+    meter: Meter
+    clients: dict[str, Client] = field(default_factory=dict)
+    positions: Container[int] | None = None
+    stopped: str | None = None
+    told: float = field(default_factory=time.monotonic)
 
-def _enhanced(
-    config: SynthesisConfig, read_cases: Callable[[str], Iterator[Case]], count_tokens: TokenCounter
-) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """As `Store.outcomes`, of the method that asks no server: straight through, nothing is stored."""
-    settings = config.methods.retrospective_enhancement
-    assert settings is not None
-    for case in read_cases(LOCAL):
-        outcome = enhance(case.seed, case.sample, settings, config.seed)
-        tokens = sum(map(count_tokens, outcome.records))
-        yield case.seed.id, case.sample, tokens, outcome_row(outcome, case, [])
+    @property
+    def cap(self) -> int | None:
+        """Accepted tokens at which a method stops."""
+        return self.shard.share(self.config.budget.accepted_tokens)
 
+    async def drive(self, connect: Connect, *, accept_model: bool) -> None:
+        """Bring the cases of each method to their outcomes, unless a budget ends it before.
 
-def _write_outcomes(
-    folder: Path, outcomes: Iterable[tuple[str, int, int, dict[str, Any]]], cap: int | None
-) -> dict[str, Any]:
-    """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens; the counts.
+        Raises `ServerError` for servers that are not what the config says, or are gone.
+        """
+        self.store.forget_server_failures()
+        async with AsyncExitStack() as stack:
+            for name in sorted(set(self.config.asked.values())):
+                client = await stack.enter_async_context(connect(name, self.config.servers[name]))
+                await client.check_served()
+                self.clients[name] = client
+                if accept_model:
+                    self.store.forget(f"replies as {name}")
+            for method in self.config.chosen:
+                if method in CONVERSATIONS and not self.stopped:
+                    await self._drive_method(method)
 
-    The cap ends the output before the first seed whose records would go over it, so that methods capped
-    alike differ by less than one seed's records. `verdicts` sets the servers' word against mathematics.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    accepted = records = tokens = 0
-    rejected, verdicts = Counter[str](), Counter[str]()
-    capped = False
-    with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
-        for seed, sample, added, row in outcomes:
-            if cap is not None and tokens + added > cap:
-                capped = True
-                break
-            tokens += added
-            for name, check in row["checks"].items():
-                claim = row["claims"].get(name, "-")
-                verdicts[f"{name}: server {claim}, mathematics {check['verdict']}"] += 1
-            made = row.pop("records")
-            if made:
-                accepted += 1
-                records += len(made)
-                good.writelines(orjson.dumps(record) + b"\n" for record in made)
-            else:
-                rejected[row["reason"]] += 1
-                bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
-    return {
-        "outcomes": accepted + rejected.total(),
-        "accepted": accepted,
-        "rejected": dict(sorted(rejected.items())),
-        "records": records,
-        "tokens": tokens,
-        "capped": capped,
-        "verdicts": dict(sorted(verdicts.items())),
-    }
+    async def _drive_method(self, method: str) -> None:
+        """Bring every case to its outcome, unless a budget or `cap` accepted tokens end it before.
 
+        What is under way when a budget is reached is brought to its end, so that outcomes have no gaps.
+        """
+        accepted, cap, cases = self.store.accepted_tokens(method), self.cap, self.cases(method)
+        ends: Counter[str] = Counter()
 
-def _prices(config: SynthesisConfig, store: Store, method: str, counts: dict[str, Any]) -> dict[str, Any]:
-    """What one method cost, for each accepted record and token; None where nothing was accepted."""
-    spent = store.spent(method)
-    total = sum(cost(config.servers[name], *tokens) for name, (_, *tokens) in spent.items())
-    requests, prompt_tokens, completion_tokens = map(sum, zip(*spent.values(), (0, 0, 0), strict=True))
-    return {
-        "requests": requests,
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "cost": total,
-        "cost_per_record": total / counts["records"] if counts["records"] else None,
-        "cost_per_token": total / counts["tokens"] if counts["tokens"] else None,
-    }
+        async def work() -> None:
+            nonlocal accepted
+            for case in cases:
+                if self.stopped or (cap is not None and accepted >= cap):
+                    return
+                if self.store.has_outcome(case):
+                    continue
+                try:
+                    reason, tokens = await self._finish(case)
+                except BudgetReached as reached:
+                    self.stopped = str(reached)
+                    return
+                accepted += tokens
+                ends[reason or "accepted"] += 1
+                self._tell(method, ends)
 
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.config.concurrency):
+                    group.create_task(work())
+        except* (DataError, ServerError) as errors:
+            raise errors.exceptions[0] from None
 
-def pilot(
-    config: SynthesisConfig, out: Path, count: int, *, accept_model: bool = False
-) -> dict[str, Counter[str]]:
-    """How the outcomes of each method end, after `count` seeds, spread evenly over the whole input.
+    def cases(self, method: str) -> Iterator[Case]:
+        """Each seed of the shard as often as the method wants samples, up to the seeds of the budget."""
+        seeds, samples = read_seeds(self.config.seeds, self.shard), self.config.chosen[method].samples
+        for position, seed in islice(seeds, self.shard.share(self.config.budget.seeds)):
+            if self.positions is None or position in self.positions:
+                for sample in range(samples):
+                    yield Case(method, position, seed, sample)
 
-    Writes no records, but the answers are kept for the run. Methods that ask no server need no pilot.
-    """
-    seeds, sha256 = check_seeds(config)
-    seeds = min(seeds, config.budget.seeds or seeds)
-    count = min(count, seeds)
-    positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
+    def _tell(self, method: str, ends: Counter[str]) -> None:
+        """One line of progress, every `progress_seconds`."""
+        now = time.monotonic()
+        if now - self.told >= self.config.progress_seconds:
+            self.told = now
+            reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
+            _LOG.info("%s: %d outcomes: %s; cost %.2f", method, ends.total(), reasons, self.meter.cost)
 
-    def read(method: str) -> Iterator[Case]:
-        return (case for case in _read_cases(config, SeedShard(), method) if case.position in positions)
+    async def _finish(self, case: Case) -> tuple[str | None, int]:
+        """One conversation from first request to stored outcome; its reason, and the tokens it brought."""
+        config, converse = self.config, CONVERSATIONS[case.method]
+        context, settings = Context(config.seed, config.prompts), config.chosen[case.method]
+        conversation = converse(case.seed, case.sample, settings, config.verification, context)
+        made: list[dict[str, Any]] = []
+        step = advance(conversation, None)
+        while not isinstance(step, Outcome):
+            asked = [asyncio.ensure_future(self._ask(case.method, request, made)) for request in step]
+            # All are awaited even if one meets the budget: what is paid for is kept.
+            await asyncio.gather(*asked, return_exceptions=True)
+            replies = tuple(request.result() for request in asked)
+            # In a thread: a grade may take seconds, and no request must wait for it.
+            step = await asyncio.to_thread(advance, conversation, replies)
+        tokens = sum(map(self.count_tokens, step.records))
+        row = outcome_row(step, case, made)
+        row["requests"] = [request["key"] for request in made]
+        self.store.keep_outcome(case, tokens, row)
+        return step.reason, tokens
 
-    count_tokens = _prepare(config)
-    with closing(_open_store(out / SeedShard().folder_name, sha256, _recorded(config))) as store:
-        cap = config.budget.accepted_tokens
-        asyncio.run(drive(config, store, read, cap, count_tokens, accept_model=accept_model))
-        return {
-            name: Counter(row["reason"] or "accepted" for _, _, _, row in store.outcomes(name))
-            for name in chosen(config.methods)
-            if name in CONVERSATIONS
+    async def _ask(self, method: str, request: ServerRequest, made: list[dict[str, Any]]) -> Reply:
+        """The stored reply, or the server's; paid once, whatever happens later."""
+        server = self.config.servers[request.server]
+        key, body = encode(request, server)
+        made.append(request_lineage(key, request, server))
+        if stored := self.store.find_reply(key):
+            return stored
+        reserved = self.meter.reserve(request, body)
+        paid = None
+        try:
+            reply = await self.clients[request.server].send(body)
+            if reply.error and reply.error.startswith(UNANSWERED):
+                return reply
+            paid = reply
+            known = self.store.remember(f"replies as {request.server}", reply.model) if reply.model else ""
+            if known != reply.model:
+                raise ServerError(
+                    f"server '{request.server}': answers as model '{reply.model}', before as '{known}'; "
+                    "serve the same model, or accept the change with --accept-model"
+                )
+            self.store.keep_reply(key, method, request.server, body, reply)
+            return reply
+        finally:
+            self.meter.settle(reserved, request.server, paid)
+
+    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+        """(seed, sample, tokens, outcome) in order of the seeds; of the local method nothing is stored."""
+        if method != LOCAL:
+            yield from self.store.outcomes(method)
+            return
+        settings = self.config.chosen[method]
+        for case in self.cases(method):
+            outcome = enhance(case.seed, case.sample, settings, self.config.seed)
+            tokens = sum(map(self.count_tokens, outcome.records))
+            yield case.seed.id, case.sample, tokens, outcome_row(outcome, case, [])
+
+    def write(self, method: str, folder: Path) -> dict[str, Any]:
+        """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens; counts and prices.
+
+        The cap ends the output before the first seed whose records would go over it, so that methods capped
+        alike differ by less than one seed's records. `verdicts` sets the servers' word against mathematics.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        accepted = records = tokens = 0
+        rejected, verdicts = Counter[str](), Counter[str]()
+        cap, capped = self.cap, False
+        with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
+            for seed, sample, added, row in self.outcomes(method):
+                if cap is not None and tokens + added > cap:
+                    capped = True
+                    break
+                tokens += added
+                for name, check in row["checks"].items():
+                    claim = row["claims"].get(name, "-")
+                    verdicts[f"{name}: server {claim}, mathematics {check['verdict']}"] += 1
+                made = row.pop("records")
+                if made:
+                    accepted += 1
+                    records += len(made)
+                    good.writelines(orjson.dumps(record) + b"\n" for record in made)
+                else:
+                    rejected[row["reason"]] += 1
+                    bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
+        counts = {
+            "outcomes": accepted + rejected.total(),
+            "accepted": accepted,
+            "rejected": dict(sorted(rejected.items())),
+            "records": records,
+            "tokens": tokens,
+            "capped": capped,
+            "verdicts": dict(sorted(verdicts.items())),
         }
+        return counts | self._prices(method, records, tokens)
 
-
-def summary_tables(summary: dict[str, Any]) -> "list[Table]":
-    """Counts and prices of each method, rejections by reason, the servers' word against mathematics."""
-    ends = f", stopped at {summary['stopped']}" if summary["stopped"] else ""
-    methods, counts, prices = summary["methods"], [], []
-    counted = ("outcomes", "accepted", "records", "tokens")
-    for name, row in methods.items():
-        each = [(row["cost_per_record"], 1), (row["cost_per_token"], 1000)]
-        shown = ("-" if price is None else f"{count * price:.6f}" for price, count in each)
-        counts.append((name, *(f"{row[key]:,}" for key in counted)))
-        prices.append((name, f"{row['requests']:,}", f"{row['cost']:,.4f}", *shown))
-    verdicts = {name: row["verdicts"] for name, row in methods.items()}
-    tables = [
-        _table(f"synthesis{ends}", ("method",), counted, counts),
-        _table("prices", ("method",), ("requests", "cost", "a record", "1,000 tokens"), prices),
-        _count_table("rejections", "rejected for", {name: row["rejected"] for name, row in methods.items()}),
-        _count_table("the server's word against mathematics", "verdicts", verdicts),
-    ]
-    return [table for table in tables if table.row_count]
-
-
-def pilot_tables(ends: Mapping[str, Mapping[str, int]]) -> "list[Table]":
-    """How many outcomes each method accepted, and rejected for what."""
-    return [_count_table("pilot", "accepted, or rejected for", ends)]
-
-
-def _count_table(title: str, heading: str, counts: Mapping[str, Mapping[str, int]]) -> "Table":
-    rows = [(name, what, f"{count:,}") for name, row in counts.items() for what, count in row.items()]
-    return _table(title, ("method", heading), ("outcomes",), rows)
-
-
-def _table(
-    title: str, texts: Iterable[str], numbers: Iterable[str], rows: Iterable[tuple[str, ...]]
-) -> "Table":
-    """For a terminal of 80 columns: text is folded to make room, numbers never."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in texts:
-        table.add_column(heading, overflow="fold")
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    def _prices(self, method: str, records: int, tokens: int) -> dict[str, Any]:
+        """What one method cost, for each accepted record and token; None where nothing was accepted."""
+        spent = self.store.spent(method)
+        cost = sum(self.config.servers[name].cost(*used) for name, (_, *used) in spent.items())
+        requests, prompt_tokens, completion_tokens = map(sum, zip(*spent.values(), (0, 0, 0), strict=True))
+        return {
+            "requests": requests,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "cost": cost,
+            "cost_per_record": cost / records if records else None,
+            "cost_per_token": cost / tokens if tokens else None,
+        }

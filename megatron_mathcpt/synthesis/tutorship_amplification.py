@@ -2,10 +2,14 @@
 
 from megatron_mathcpt.config.synthesis import TutorshipAmplification, Verification
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.method import Context, Conversation, Outcome, Rejected, make_record
-from megatron_mathcpt.synthesis.verification import (
+from megatron_mathcpt.synthesis.method import (
+    Context,
+    Conversation,
+    Outcome,
+    Rejected,
     check_answer,
     lay_out,
+    make_record,
     opening_verdict,
     read_tags,
     refuse_tags,
@@ -19,20 +23,16 @@ def converse(
     seed: Problem, sample: int, settings: TutorshipAmplification, rules: Verification, context: Context
 ) -> Conversation:
     """The attempt, the teacher's verdict and, where it is wrong, the correction, as one solution."""
-    refuse_tags(seed=seed.question)
-    values = {"question": seed.question}
-    ask = (settings.student, f"{NAME}.student", seed, values, settings.student_sampling, sample)
-    (reply,) = yield (context.request(*ask),)
+    refuse_tags("seed", seed.question)
+    ask = (settings.student, f"{NAME}.student", settings.student_sampling)
+    (reply,) = yield (context.request(seed, sample, *ask, question=seed.question),)
     attempt = reply.usable_text().strip()
-    refuse_tags(attempt=attempt)
+    refuse_tags("attempt", attempt)
     if not attempt:
         raise Rejected("empty attempt")
     checks = {"attempt": check_answer(seed, attempt)}
-    values = {"question": seed.question, "attempt": attempt}
-    request = context.request(
-        settings.teacher, f"{NAME}.teacher", seed, values, settings.teacher_sampling, sample
-    )
-    (reply,) = yield (request,)
+    ask = (settings.teacher, f"{NAME}.teacher", settings.teacher_sampling)
+    (reply,) = yield (context.request(seed, sample, *ask, question=seed.question, attempt=attempt),)
     text = reply.usable_text()
     claims = {"attempt": opening_verdict(text, "check", ("correct", "wrong"))}
     parts: tuple[tuple[str, str], ...] = (("attempt", attempt), ("check", claims["attempt"]))

@@ -8,7 +8,6 @@ before and after. Retrospective enhancement, which asks no server, is measured a
 """
 
 import asyncio
-import json
 import multiprocessing
 import resource
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import aiohttp
 import orjson
@@ -27,9 +26,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.synthesis.synthesize import first_prompts, synthesize
-from tests.support.fake_server import Loopback, ScriptedModel, make_seeds
-
-TUTORSHIP, RETROSPECTIVE = "tutorship_amplification", "retrospective_enhancement"
+from tests.support.fake_server import Loopback, ScriptedModel
+from tests.synthesis.conftest import build_config
 
 
 def serve(pipe: Connection) -> None:
@@ -47,15 +45,12 @@ def main(
     multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True).start()
     url = ours.recv()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "seeds.jsonl"
-        with path.open("w") as file:
-            file.writelines(seed.model_dump_json() + "\n" for seed in make_seeds(seeds))
-        config = make_config(url, str(path), concurrency, TUTORSHIP)
-        prompt = first_prompts(config)[TUTORSHIP]
+        config = build_config(Path(folder), url, seeds, concurrency=concurrency)
+        prompt = first_prompts(config)["tutorship_amplification"]
         before = bare_milliseconds(url, prompt, seeds, concurrency)
         requests, seconds, cpu = measure(config, Path(folder) / "out", "requests")
         after = bare_milliseconds(url, prompt, seeds, concurrency)
-        local = make_config(url, str(path), concurrency, RETROSPECTIVE)
+        local = build_config(Path(folder), url, seeds, methods={"retrospective_enhancement": {}})
         records, _, local_cpu = measure(local, Path(folder) / "local", "records")
     table = Table("measured")
     table.add_column("value", justify="right")
@@ -77,23 +72,6 @@ def measure(config: SynthesisConfig, out: Path, what: str) -> tuple[int, float, 
     began, cpu = time.perf_counter(), time.process_time()
     (counts,) = synthesize(config, out)["methods"].values()
     return counts[what], time.perf_counter() - began, time.process_time() - cpu
-
-
-def make_config(url: str, seeds: str, concurrency: int, method: str) -> SynthesisConfig:
-    """One method, with one server for both roles."""
-    sampling = {"temperature": 1.0, "max_tokens": 256}
-    tutorship: dict[str, Any] = {"student": "s", "teacher": "s", "samples": 1, "right_attempts": "keep"}
-    tutorship |= {"student_sampling": sampling, "teacher_sampling": sampling}
-    tree = {
-        "name": "benchmark",
-        "seed": 1,
-        "seeds": [seeds],
-        "servers": {"s": {"model": "test-model", "endpoints": [url], "maximum_in_flight": 512}},
-        "methods": {method: tutorship if method == TUTORSHIP else {}},
-        "verification": {"disagreement": "keep"},
-        "concurrency": concurrency,
-    }
-    return SynthesisConfig.model_validate_json(json.dumps(tree))
 
 
 def bare_milliseconds(url: str, prompt: str, count: int, concurrency: int) -> float:

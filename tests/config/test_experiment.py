@@ -13,10 +13,7 @@ from megatron_mathcpt.config.shape import hf_config, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(
-    path for path in (ROOT / "configs").rglob("*.yaml") if "optimizer:" in path.read_text(encoding="utf-8")
-)
-BASE = next(path for path in CONFIGS if path.name == "quickstart_base.yaml")
+BASE = next((ROOT / "configs").rglob("quickstart_base.yaml"))
 
 UNEVEN = ["parallel.pipeline_model_parallel_size=2"]
 UNEVEN += [f"parallel.num_layers_in_{end}_pipeline_stage=1" for end in ("first", "last")]
@@ -25,12 +22,6 @@ TENSOR_1 = "parallel.tensor_model_parallel_size=1"
 FULL = ["parallel.recompute_granularity=full", "parallel.recompute_method=uniform"]
 FP8 = ["precision.params_dtype=bf16", "precision.fp8=hybrid", "precision.fp8_recipe=tensorwise"]
 SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_aware_optimizer=true"]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_config_passes_its_checks(path: Path) -> None:
-    config = load_config(path, ExperimentConfig)
-    check_experiment(config, config.parallel.model_size)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +71,7 @@ def test_a_combination_that_cannot_run_names_its_field(
         ("init.scratch=false", "set just one of scratch"),
         ("init.initial_loss_samples=4", "have no effect without initial_loss"),
         ("init.initial_loss_band=.inf", "finite number"),
-        ("data.blend.general=0", r"blend.general must be above 0"),
+        ("data.blend.general=0", r"blend.general: Input should be greater than 0"),
         ("data.max_epochs.other=2", r"max_epochs.other names no pool"),
         ("model.num_query_groups=3", "no multiple of num_query_groups"),
         ("train.seq_len=5", "did you mean 'seq_length'"),

@@ -12,6 +12,7 @@ from megatron_mathcpt.config import load_config
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.evaluation import BaselinesConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.grid import GridConfig
@@ -67,6 +68,8 @@ def test_every_file_is_valid_and_named_after_itself(path: Path) -> None:
     config = load_config(path, kind(path))
     if isinstance(config, Section) and path.parent.name in ("paper", "clusters") and path.stem != "grid":
         assert config.name == path.stem  # type: ignore[attr-defined]
+    if isinstance(config, ExperimentConfig):
+        check_experiment(config, config.parallel.model_size)
 
 
 def test_the_studys_runs_and_their_twins_are_there() -> None:

@@ -9,15 +9,15 @@ import gzip
 import hashlib
 import json
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.scripted import serve
 
 Model = Callable[[str], str]
 Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
@@ -41,17 +41,30 @@ class Loopback:
     injected: Counter[str] = field(default_factory=Counter)
     url: str = ""
 
-    def __enter__(self) -> "Loopback":
+    def application(self) -> web.Application:
         app = web.Application(client_max_size=1 << 26)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/chat/completions", self._complete)
-        app.router.add_post("/v1/completions", self._complete)
-        self._served = serve(app)
-        self.url = self._served.__enter__()
+        posts = [web.post(f"/v1/{path}", self._complete) for path in ("chat/completions", "completions")]
+        app.add_routes([web.get("/v1/models", self._models), *posts])
+        return app
+
+    def __enter__(self) -> "Loopback":
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=0.1)
+        self._run(self._runner.setup())
+        self._run(web.TCPSite(self._runner, "127.0.0.1", 0, backlog=2048).start())
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._served.__exit__(None, None, None)
+        self._run(self._runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": self.name}]})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +36,27 @@ def write_seeds(path: Path, seeds: list[Problem]) -> str:
     return str(path)
 
 
+def build_config(
+    folder: Path, url: str, seeds: list[Problem] | int = 20, patience_seconds: float = 60.0, **changed: Any
+) -> SynthesisConfig:
+    """Tutorship amplification with both servers at one address; any section can be replaced."""
+    rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
+    patience = dict.fromkeys(("read_timeout_seconds", "total_timeout_seconds"), patience_seconds)
+    prices = {"prompt_price": 1.0, "completion_price": 2.0}
+    server = {"model": "test-model", "endpoints": [url], **prices, **FAST, **patience}
+    tree = {
+        "name": "test",
+        "seed": 1,
+        "seeds": [write_seeds(folder / "seeds.jsonl", rows)],
+        "servers": {"student": server, "teacher": server},
+        "methods": {"tutorship_amplification": TUTORSHIP},
+        "verification": {"disagreement": "drop"},
+        "concurrency": 32,
+        **changed,
+    }
+    return SynthesisConfig.model_validate_json(json.dumps(tree))
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., SynthesisConfig]:
-    """A config for tutorship amplification with both servers at one address; any section can be replaced."""
-
-    def make(
-        url: str, seeds: list[Problem] | int = 20, patience_seconds: float = 60.0, **changed: Any
-    ) -> SynthesisConfig:
-        rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
-        server = {
-            "model": "test-model",
-            "endpoints": [url],
-            "prompt_price": 1.0,
-            "completion_price": 2.0,
-            **FAST,
-            "read_timeout_seconds": patience_seconds,
-            "total_timeout_seconds": patience_seconds,
-        }
-        tree = {
-            "name": "test",
-            "seed": 1,
-            "seeds": [write_seeds(tmp_path / "seeds.jsonl", rows)],
-            "servers": {"student": server, "teacher": server},
-            "methods": {"tutorship_amplification": TUTORSHIP},
-            "verification": {"disagreement": "drop"},
-            "concurrency": 32,
-            **changed,
-        }
-        return SynthesisConfig.model_validate_json(json.dumps(tree))
-
-    return make
+    return partial(build_config, tmp_path)

@@ -37,7 +37,7 @@ def fails_once(fault: str) -> Callable[[str, int], str | None]:
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(fault: str) -> None:
-    with Loopback(lambda prompt: prompt.upper(), faults=fails_once(fault)) as server:
+    with Loopback(str.upper, faults=fails_once(fault)) as server:
         short = {"read_timeout_seconds": 0.5, "total_timeout_seconds": 1.0} if fault in SILENT else {}
         (answer,) = ask(server.url, **short)
     assert (answer.text, answer.error) == ("HELLO 0", None)
@@ -58,21 +58,21 @@ NAMES = {
 
 @pytest.mark.parametrize("fault", LASTING)
 def test_what_lasts_is_a_named_error_after_one_request(fault: str) -> None:
-    with Loopback(lambda prompt: prompt, faults=lambda _p, _a: fault) as server:
+    with Loopback(str, faults=lambda _p, _a: fault) as server:
         (answer,) = ask(server.url)
     assert (answer.error, server.requests) == (NAMES[fault], 1)
 
 
 @pytest.mark.parametrize("status", ["400", "401", "404"])
 def test_what_no_retry_mends_stops_at_once(status: str) -> None:
-    with Loopback(lambda prompt: prompt, faults=lambda _p, _a: status) as server:
+    with Loopback(str, faults=lambda _p, _a: status) as server:
         with pytest.raises(ServerError, match=f"refused with status {status}"):
             ask(server.url)
         assert server.requests == 1
 
 
 def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
-    with Loopback(lambda prompt: prompt, faults=lambda _p, _a: "500") as server:
+    with Loopback(str, faults=lambda _p, _a: "500") as server:
         (answer,) = ask(server.url, attempts=3)
         assert (answer.error, server.requests) == ("server: status 500", 3)
         with pytest.raises(ServerError, match="in a row"):
@@ -82,7 +82,7 @@ def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
 
 
 def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
-    with Loopback(lambda prompt: prompt, faults=fails_once("429 with Retry-After")) as server:
+    with Loopback(str, faults=fails_once("429 with Retry-After")) as server:
         began = time.monotonic()
         ask(server.url)
         assert time.monotonic() - began >= 0.2
@@ -99,7 +99,7 @@ def test_retry_after_in_both_forms() -> None:
 
 def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-very-secret")
-    with Loopback(lambda prompt: prompt, key="sk-very-secret") as server:
+    with Loopback(str, key="sk-very-secret") as server:
         assert ask(server.url, key_variable="TEST_KEY")[0].error is None
         server.key = "sk-another"
         with pytest.raises(ServerError) as caught:  # the server echoes the key
@@ -111,27 +111,21 @@ def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyP
 
 
 def test_no_address_has_more_requests_than_its_limit() -> None:
-    with (
-        Loopback(lambda prompt: prompt, delay_seconds=0.01) as one,
-        Loopback(lambda prompt: prompt, delay_seconds=0.01) as other,
-    ):
+    with Loopback(str, delay_seconds=0.01) as one, Loopback(str, delay_seconds=0.01) as other:
         one.faults = fails_once("500")  # what failed at one is tried at the other, but for its limit
         ask([one.url, other.url], 100, maximum_in_flight=8)
         assert one.most_in_flight == other.most_in_flight == 8
 
 
 def test_an_address_that_is_gone_costs_no_request() -> None:
-    with Loopback(lambda prompt: prompt) as gone:
+    with Loopback(str) as gone:
         pass
-    with Loopback(lambda prompt: prompt) as server:
+    with Loopback(str) as server:
         answers = ask([gone.url, server.url], 20, attempts=2)
     assert not [answer for answer in answers if answer.error]
 
 
 def test_load_is_shared_by_speed() -> None:
-    with (
-        Loopback(lambda prompt: prompt, delay_seconds=0.01) as quick,
-        Loopback(lambda prompt: prompt, delay_seconds=0.5) as slow,
-    ):
+    with Loopback(str, delay_seconds=0.01) as quick, Loopback(str, delay_seconds=0.5) as slow:
         ask([quick.url, slow.url], 400, maximum_in_flight=8)
         assert quick.requests > 4 * slow.requests > 0

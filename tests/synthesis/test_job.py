@@ -18,10 +18,7 @@ from aiohttp import web
 from tests.support.fake_server import Loopback, ScriptedModel
 model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
 pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
-server = Loopback(ScriptedModel(), name=model, delay_seconds={delay})
-app = web.Application()
-app.router.add_get("/v1/models", server._models)
-app.router.add_post("/v1/chat/completions", server._complete)
+app = Loopback(ScriptedModel(), name=model, delay_seconds={delay}).application()
 web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not a minute for what is open
 """
 

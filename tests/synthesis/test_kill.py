@@ -15,7 +15,7 @@ from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import LASTING, PASSING, Loopback, ScriptedModel, chance_of, make_seeds
-from tests.synthesis.test_synthesize import FIRST, METHOD, ROOT, accepted, ends
+from tests.synthesis.test_synthesize import FIRST, METHOD, ROOT, accepted, assert_same_bytes, ends
 
 SEEDS, KILLS = 2000, 20
 
@@ -69,6 +69,4 @@ def test_twenty_kills(make_config: Callable[..., SynthesisConfig], tmp_path: Pat
         summary = synthesize(whole, tmp_path / "whole")["methods"][METHOD]
     caught = summary["verdicts"]["correction: server -, mathematics wrong"]
     print(f"{len(model.lies['correction'])} wrong corrections injected, {caught} read and caught")
-    for name in ("accepted.jsonl", "rejected.jsonl"):
-        unbroken = (tmp_path / "whole" / FIRST / METHOD / name).read_bytes()
-        assert (tmp_path / "out" / FIRST / METHOD / name).read_bytes() == unbroken
+    assert_same_bytes(tmp_path / "out", tmp_path / "whole")

@@ -4,7 +4,6 @@ The teacher is scripted: the seeds' own solutions are known, so it can judge and
 is the road, with a model whose attempts nobody wrote: prompts, sampling, parsing, verification, lineage.
 """
 
-import json
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +89,15 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server gave no answer")
 
 
-class ScriptedTeacher:
-    """Knows the seeds' solutions."""
-
-    def __init__(self, seeds: list[Problem]) -> None:
-        self._seeds = {seed.question: seed for seed in seeds}
-
-    def __call__(self, prompt: str) -> str:
-        question, attempt = re.findall(r"Problem:\n(.*)\n\nAttempt:\n(.*?)\n\nIf every", prompt, re.DOTALL)[0]
-        seed = self._seeds[question]
-        found = extract_answer(attempt, "en").text
-        if found == seed.answer:
-            return "<check>correct</check>"
-        step = f"The answer {found or '(none)'} is not right."
-        correction = f"{seed.solution}\nThe answer is {seed.answer}."
-        return f"<check>wrong</check><wrong_step>{step}</wrong_step><correction>{correction}</correction>"
+def judge(seeds: dict[str, Problem], prompt: str) -> str:
+    """A teacher that knows the solutions of the seeds, which are given by question."""
+    question, attempt = re.findall(r"Problem:\n(.*)\n\nAttempt:\n(.*?)\n\nIf every", prompt, re.DOTALL)[0]
+    seed, found = seeds[question], extract_answer(attempt, "en").text
+    if found == seed.answer:
+        return "<check>correct</check>"
+    step = f"The answer {found or '(none)'} is not right."
+    correction = f"{seed.solution}\nThe answer is {seed.answer}."
+    return f"<check>wrong</check><wrong_step>{step}</wrong_step><correction>{correction}</correction>"
 
 
 @pytest.mark.slow
@@ -115,7 +109,7 @@ def test_tutorship_with_a_real_student(
     url, model = student_server
     mix = ProblemMix(evaluation_problems={"en": 20}, step_shares=(0.0, 0.6, 0.4))
     seeds = evaluation_problems(mix, "en", seed=1)
-    with Loopback(ScriptedTeacher(seeds)) as teacher:
+    with Loopback(partial(judge, {seed.question: seed for seed in seeds})) as teacher:
         common = {"read_timeout_seconds": 300.0, "total_timeout_seconds": 300.0}
         servers: dict[str, Any] = {
             "student": {"model": model, "endpoints": [url], "maximum_in_flight": 2, **common},
@@ -135,6 +129,3 @@ def test_tutorship_with_a_real_student(
         *("cut off at max_tokens", "attempt imitates our tags", "empty attempt", "answer not gradable"),
         *("wrong final answer", "teacher and mathematics disagree"),
     }
-    print(json.dumps(summary, indent=1))
-    for record in accepted(tmp_path / "out")[:3]:
-        print(f"\nQuestion: {record['question']}\n{record['solution']}\nThe answer is {record['answer']}.")
