@@ -12,7 +12,7 @@ gives it up.
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,8 @@ from megatron_mathcpt.formats.manifest import OPTIMIZER, OutputFile, sync_and_de
 from megatron_mathcpt.parallel import Layout
 
 HostCopies = dict[MetadataIndex, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Written:
-    """torch's records of what one rank wrote, for the index, and its files' sizes and checksums."""
-
-    results: list[WriteResult]
-    files: dict[str, OutputFile]
+# torch's records of what one rank wrote, for the index, and its files' sizes and checksums.
+Written = tuple[list[WriteResult], dict[str, OutputFile]]
 
 
 class ShardWriter(FileSystemWriter):
@@ -71,8 +65,7 @@ class ShardWriter(FileSystemWriter):
         """Take what `plan` names; torch calls it in the middle of its save."""
         self._plan = plan
         self._taken = {item.index: planner.resolve_data(item) for item in plan.items}
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the state is now there for every thread and stream
+        torch.cuda.synchronize()  # the state is now there for every thread and stream
         nothing_yet: TorchFuture[list[WriteResult]] = TorchFuture()
         nothing_yet.set_result([])
         return nothing_yet
@@ -83,14 +76,13 @@ class ShardWriter(FileSystemWriter):
 
     def copy(self, copies: HostCopies) -> None:
         """Copy the state into host memory; `copies` is filled again in every save, new memory costs more."""
-        with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
+        with torch.cuda.stream(torch.cuda.Stream()):  # stand-ins on a CPU (cpu.py)
             for index, data in self._taken.items():
                 if isinstance(data, torch.Tensor):  # an object is serialized already
                     if index not in copies:
                         copies[index] = torch.empty_like(data, device="cpu", pin_memory=data.is_cuda)
                     self._taken[index] = copies[index].copy_(data.detach(), non_blocking=True)
-            if torch.cuda.is_available():
-                torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream().synchronize()
 
     def write(self) -> Written:
         """Write, sync and hash this rank's files: weights in one, the optimizer's state in another."""
@@ -106,7 +98,7 @@ class ShardWriter(FileSystemWriter):
                 results += super().write_data(plan, _Taken(self._taken)).wait()
         names = {result.storage_data.relative_path for result in results}
         self._taken = {}
-        return Written(results, sync_and_describe(Path(self.path), names))
+        return results, sync_and_describe(Path(self.path), names)
 
     def write_index(self, results: list[list[WriteResult]]) -> None:
         """Write which rank wrote what; rank 0 calls it when all have written."""
@@ -279,8 +271,8 @@ class Saver:
         if not self._layout.is_writer:
             return
         writing, record = folders.hidden_path(pending.path), pending.record
-        pending.writer.write_index([part.results for part in written])
-        outputs = {name: file for part in written for name, file in part.files.items()}
+        pending.writer.write_index([results for results, _ in written])
+        outputs = {name: file for _, files in written for name, file in files.items()}
         others = {path.name for path in writing.iterdir()} - outputs.keys()
         manifest = write_manifest(
             writing,
@@ -299,7 +291,7 @@ class Saver:
     def _prune(self) -> None:
         """Remove what need not stay, which takes a quarter of the save's own time; rank 0 only."""
         if self._layout.is_writer:
-            folders.prune(folders.checkpoint_paths(self._run_folder), self._retention)
+            folders.prune(self._run_folder, self._retention)
 
 
 class _Plan(TorchDistSaveShardedStrategy):

@@ -112,17 +112,12 @@ def dump_counts(counts: BaseModel) -> dict[str, Any]:
 
 def hash_folder(folder: Path) -> dict[str, OutputFile]:
     """Size and hash of every file of `folder` but hidden ones and its manifest, by relative path."""
-    described = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and name != Path(FILE_NAME):
-            described[name.as_posix()] = describe_file(path)
-    return described
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return {name.as_posix(): _describe(folder / name) for name in visible if name != Path(FILE_NAME)}
 
 
-def describe_file(path: Path) -> OutputFile:
-    """Size and hash of one file."""
+def _describe(path: Path) -> OutputFile:
     return OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
@@ -132,7 +127,7 @@ def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFil
     with ThreadPoolExecutor(1) as beside:
         for name in sorted(names):
             synced = beside.submit(_sync, folder / name)
-            described[name] = describe_file(folder / name)
+            described[name] = _describe(folder / name)
             synced.result()
     return described
 

@@ -61,10 +61,6 @@ class TrainState:
         """Samples used so far; the position in the data is computed from it."""
         return self.step * self.config.train.global_batch_size
 
-    @property
-    def consumed_tokens(self) -> int:
-        return self.step * self.config.train.tokens_per_step
-
 
 def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""

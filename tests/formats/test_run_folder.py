@@ -46,16 +46,16 @@ def test_a_save_cut_short_is_never_found_and_is_removed_by_the_next(tmp_path: Pa
 def test_the_newest_stay(tmp_path: Path) -> None:
     kept = [make(tmp_path, step) for step in (1, 2, 3, 4)][2:]
     retention = run_folder.Retention(2, verified={path.name for path in kept})
-    run_folder.prune(run_folder.checkpoint_paths(tmp_path), retention)
+    run_folder.prune(tmp_path, retention)
     assert run_folder.checkpoint_paths(tmp_path) == kept[::-1]
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def test_nothing_goes_before_newer_ones_are_verified(tmp_path: Path) -> None:
     paths = [make(tmp_path, step) for step in (1, 2, 3, 4)][::-1]
-    run_folder.prune(paths, run_folder.Retention(2, verified={paths[0].name}))
+    run_folder.prune(tmp_path, run_folder.Retention(2, verified={paths[0].name}))
     assert run_folder.checkpoint_paths(tmp_path) == paths
-    run_folder.prune(paths, run_folder.Retention(2, verified={paths[0].name, paths[2].name}))
+    run_folder.prune(tmp_path, run_folder.Retention(2, verified={paths[0].name, paths[2].name}))
     assert run_folder.checkpoint_paths(tmp_path) == paths[:3]
 
 
@@ -70,7 +70,7 @@ def test_every_nth_and_the_best_stay(tmp_path: Path) -> None:
         run_folder.seal(writing)
         run_folder.commit(path)
         paths.insert(0, path)
-    run_folder.prune(paths, run_folder.Retention(1, every=30, best=("math",), verified={paths[0].name}))
+    run_folder.prune(tmp_path, run_folder.Retention(1, every=30, best=("math",), verified={paths[0].name}))
     assert [run_folder.step_of(path) for path in run_folder.checkpoint_paths(tmp_path)] == [50, 30, 20]
 
 
@@ -90,9 +90,9 @@ def make_whole(run: Path, step: int) -> Path:
 def test_beside_the_newest_only_weights_stay(tmp_path: Path) -> None:
     paths = [make_whole(tmp_path, step) for step in (10, 20, 30, 40)][::-1]
     fingerprints = [run_folder.load_sealed(path).fingerprint() for path in paths]
-    run_folder.prune(paths, run_folder.Retention(1, every=10, optimizer=True, verified={paths[0].name}))
+    run_folder.prune(tmp_path, run_folder.Retention(1, every=10, optimizer=True, verified={paths[0].name}))
     assert not any(run_folder.is_weights_only(run_folder.load_sealed(path)) for path in paths)
-    run_folder.prune(paths, run_folder.Retention(2, every=10, verified={paths[0].name, paths[1].name}))
+    run_folder.prune(tmp_path, run_folder.Retention(2, every=10, verified={paths[0].name, paths[1].name}))
     manifests = [run_folder.load_sealed(path) for path in paths]
     assert [run_folder.is_weights_only(manifest) for manifest in manifests] == [False, False, True, True]
     assert [manifest.fingerprint() for manifest in manifests] == fingerprints
@@ -213,7 +213,7 @@ def test_counts_come_back_as_they_were_written(tmp_path: Path) -> None:
     )
     manifest = write_manifest(tmp_path, "run", inputs={}, counts=done, config={})
     assert "skipped_steps" not in manifest.counts
-    found = run_folder.run_counts(load_manifest(tmp_path, "run"))
+    found = run_folder.RunCounts.model_validate(load_manifest(tmp_path, "run").counts)
     assert found.final_validation is not None
     assert math.isnan(found.final_validation["a"])
     assert found.model_copy(update={"final_validation": None}) == done.model_copy(
@@ -243,8 +243,7 @@ def finished_run(folder: Path, choose: str) -> Path:
 
 def test_lowest_mean_over_the_sets_the_first_of_equals(tmp_path: Path) -> None:
     run = finished_run(tmp_path, "lowest_validation_loss")
-    assert run_folder.lowest_validation_step(run / "metrics.jsonl") == 20  # 2.0, 1.5, 1.85, 1.5
-    assert run_folder.chosen_checkpoint(run) == run_folder.checkpoint_path(run, 20)
+    assert run_folder.chosen_checkpoint(run) == run_folder.checkpoint_path(run, 20)  # 2.0, 1.5, 1.85, 1.5
     assert run_folder.chosen_checkpoint(run_folder.checkpoint_path(run, 10)) == run_folder.checkpoint_path(
         run, 10
     )
@@ -270,6 +269,10 @@ def test_a_chosen_checkpoint_that_was_pruned_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_choose_by(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "consumed_tokens": 1, "loss": 2.0}\n')
+    run = finished_run(tmp_path, "lowest_validation_loss")
+    (run / "metrics.jsonl").write_text('{"step": 1, "consumed_tokens": 1, "loss": 2.0}\n')
+    (run / "manifest.json").unlink()
+    config = {"checkpoint": {"choose": "lowest_validation_loss"}}
+    write_manifest(run, "run", inputs={}, counts={}, config=config)
     with pytest.raises(CheckpointError, match="no validation loss to choose by"):
-        run_folder.lowest_validation_step(tmp_path / "metrics.jsonl")
+        run_folder.chosen_checkpoint(run)
