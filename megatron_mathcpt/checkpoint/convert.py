@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError, ConfigError
+from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import (
     Manifest,
@@ -19,15 +20,7 @@ from megatron_mathcpt.formats.manifest import (
     verify_hashes,
     write_manifest,
 )
-from megatron_mathcpt.formats.run_folder import (
-    CheckpointCounts,
-    checkpoint_counts,
-    chosen_checkpoint,
-    hidden_path,
-    load_sealed,
-    newest_checkpoint,
-    seal,
-)
+from megatron_mathcpt.formats.run_folder import CheckpointCounts, load_sealed
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     given. Raises `CheckpointError` if the two models' logits differ by more than rounding. Imports torch
     only if there is work to do.
     """
-    checkpoint = chosen_checkpoint(run)
+    checkpoint = folders.chosen_checkpoint(run)
     manifest = load_sealed(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}
@@ -58,7 +51,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_hf_folder
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    shape, theirs = LlamaShape.model_validate(manifest.config["model"]), checkpoint_counts(manifest)
+    shape, theirs = LlamaShape.model_validate(manifest.config["model"]), folders.checkpoint_counts(manifest)
     source = CheckpointWeights(checkpoint, shape)
     weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
     copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
@@ -92,7 +85,7 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     )
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    writing = hidden_path(out)
+    writing = folders.hidden_path(out)
     shutil.rmtree(writing, ignore_errors=True)
     (writing / "tokenizer").mkdir(parents=True)
     copy_tokenizer(folder, writing / "tokenizer")
@@ -101,14 +94,13 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     outputs = _described(writing)
     counts = CheckpointCounts(step=0, eos_id=read_eos_id(folder), max_abs_logit_difference=difference)
     write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
-    seal(writing)
+    folders.seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
 
 
 def _found(manifest: Manifest) -> Converted:
-    """What an earlier conversion came to."""
-    return Converted(checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
+    return Converted(folders.checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
 
 
 def _described(folder: Path, known: Container[str] = ()) -> dict[str, OutputFile]:
@@ -146,10 +138,7 @@ def _sample_hash(path: Path) -> str:
 
 
 def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
-    """Folder of the tokenizer a checkpoint was trained with: its own, its corpus', or its starting weights'.
-
-    Raises `CheckpointError` if the checkpoint tells of none.
-    """
+    """Folder of the tokenizer a checkpoint was trained with; `CheckpointError` if it tells of none."""
     data, init = manifest.config.get("data", {}), manifest.config.get("init", {})
     if (checkpoint / "tokenizer").is_dir():
         return checkpoint / "tokenizer"
@@ -158,7 +147,7 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
     if init.get("hf"):
         return Path(init["hf"])
     if init.get("checkpoint"):
-        start = newest_checkpoint(Path(init["checkpoint"]))
+        start = folders.newest_checkpoint(Path(init["checkpoint"]))
         return own_tokenizer(start, load_sealed(start))
     raise CheckpointError(f"{checkpoint}: tells of no tokenizer; give its folder with --tokenizer")
 

@@ -39,10 +39,7 @@ _EXTRA = "_extra_state"
 
 
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
-    """The newest checkpoint to go on from whose files verify: never one of weights only.
-
-    None if the run has none, an error if none of them will do.
-    """
+    """The newest checkpoint to go on from whose files verify; None if the run has none, else an error."""
     paths = folders.checkpoint_paths(run_folder)
     if (found := next((path for path in paths if _holds_all(path, layout)), None)) is not None:
         return found
@@ -65,10 +62,7 @@ def _holds_all(path: Path, layout: Layout) -> bool:
 
 
 def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
-    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files.
-
-    Without `optimizer` those of its state are left out, which may go meanwhile.
-    """
+    """The manifest of `path`, each rank verifying a share of the files (of weights, without `optimizer`)."""
     problem = ""
     try:
         manifest = folders.load_sealed(path)

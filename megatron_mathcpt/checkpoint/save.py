@@ -107,8 +107,6 @@ class ShardWriter(FileSystemWriter):
 
 
 class _Taken(DefaultSavePlanner):
-    """Gives the writer what was taken."""
-
     def __init__(self, taken: dict[MetadataIndex, Any]) -> None:
         super().__init__()
         self._data = taken
@@ -136,23 +134,14 @@ def without_crc32() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class CheckpointRecord:
-    """What a checkpoint's manifest says beside its files: resolved config, inputs, and how far the run is."""
-
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    counts: folders.CheckpointCounts
-
-
-@dataclass(frozen=True)
 class _Pending:
-    """A save on its way: where to, what its manifest will say, and what this rank's thread is at.
+    """A save on its way: where to, what its manifest will count, and what this rank's thread is at.
 
     `work` is what must be done before the next of "writing", "committing" and "pruning".
     """
 
     path: Path
-    record: CheckpointRecord
+    counts: folders.CheckpointCounts
     writer: ShardWriter
     copying: Future[None] | None
     work: Future[Any]
@@ -172,10 +161,13 @@ class Saver:
         run_folder: Path,
         layout: Layout,
         retention: folders.Retention,
+        config: dict[str, Any],
+        inputs: dict[str, str],
         on_commit: Callable[[Path], None] | None = None,
     ) -> None:
         self._run_folder, self._layout = run_folder, layout
         self._retention, self._on_commit = retention, on_commit
+        self._config, self._inputs = config, inputs
         # A new thread would use the first GPU, whichever this process has.
         self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
         self._copies: HostCopies = {}
@@ -190,20 +182,20 @@ class Saver:
         self._thread.shutdown()
 
     def save(
-        self, model: list[Any], optimizer: Any, record: CheckpointRecord, *, beside: bool = False
+        self, model: list[Any], optimizer: Any, counts: folders.CheckpointCounts, *, beside: bool = False
     ) -> None:
-        """Save the state after step `record.counts.step`; what need not stay is removed beside the steps.
+        """Save the state after step `counts.step`; what need not stay is removed beside the steps.
 
         It is committed on return; with `beside` in later calls of `poll`, and the state must not change
         before `wait_for_copy` has returned. A save that is still on its way is waited for.
         """
         self.finish()
-        path = folders.checkpoint_path(self._run_folder, record.counts.step)
+        path = folders.checkpoint_path(self._run_folder, counts.step)
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
             raise _unwritable(path, "less room than the newest checkpoint takes")
         writer = self._take(path, model, optimizer)
         copying = self._thread.submit(writer.copy, self._copies) if beside else None
-        self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
+        self._pending = _Pending(path, counts, writer, copying, self._thread.submit(writer.write))
         while not beside and self._pending is not None and self._pending.at != "pruning":
             self._advance(self._pending)
 
@@ -270,16 +262,16 @@ class Saver:
         """Complete the folder with index and manifest, and rename it; rank 0 only."""
         if not self._layout.is_writer:
             return
-        writing, record = folders.hidden_path(pending.path), pending.record
+        writing = folders.hidden_path(pending.path)
         pending.writer.write_index([results for results, _ in written])
         outputs = {name: file for _, files in written for name, file in files.items()}
         others = {path.name for path in writing.iterdir()} - outputs.keys()
         manifest = write_manifest(
             writing,
             "checkpoint",
-            inputs=record.inputs,
-            counts=record.counts,
-            config=record.config,
+            inputs=self._inputs,
+            counts=pending.counts,
+            config=self._config,
             outputs=outputs | sync_and_describe(writing, others),
         )
         folders.write_light_manifest(writing, manifest)

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats.files import Row, hash_file, read_rows, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, dump_counts, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
 
 FOLDER = "checkpoints"
 POINTER = "latest"
@@ -145,8 +145,8 @@ def write_light_manifest(folder: Path, manifest: Manifest) -> None:
     """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
     outputs = manifest.without_optimizer()
     if outputs != manifest.outputs:
-        counts = checkpoint_counts(manifest).model_copy(update={"weights_only": True})
-        light = manifest.model_copy(update={"outputs": outputs, "counts": dump_counts(counts)})
+        counts = manifest.counts | {"weights_only": True}
+        light = manifest.model_copy(update={"outputs": outputs, "counts": counts})
         write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
 
 
@@ -211,7 +211,7 @@ class Retention:
                 found = checkpoint_counts(load_sealed(path)).validation
                 loss = sum(found.get(name, math.inf) for name in self.best)
                 losses[path] = math.inf if math.isnan(loss) else loss
-        return spared | ({min(losses, key=lambda path: losses[path])} if losses else set())
+        return spared | ({min(losses, key=losses.__getitem__)} if losses else set())
 
 
 def prune(run_folder: Path, retention: Retention) -> None:
@@ -286,10 +286,7 @@ def read_metrics(path: Path) -> tuple[MetricRow, ...]:
 
 
 def chosen_checkpoint(folder: Path) -> Path:
-    """The one that a finished run's `checkpoint.choose` says, else the newest; `folder` if it is one itself.
-
-    Raises `CheckpointError` if there is none, or if the chosen one was removed.
-    """
+    """The one that a finished run's `checkpoint.choose` says, else the newest; an error if there is none."""
     if not (folder / FILE_NAME).is_file() or not (folder / METRICS).is_file():
         return newest_checkpoint(folder)
     choose = load_manifest(folder, "run").config["checkpoint"].get("choose", "newest")

@@ -77,9 +77,14 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     model = wrap_model(model, config, layout)
     optimizer = build_optimizer(model, config)
     guard = StepGuard(config.faults)
-    command = config.checkpoint.evaluate
-    on_commit = partial(start_evaluation, command) if command else None
-    saver = Saver(run_folder, layout, build_retention(config, resumed), on_commit)
+    saver = Saver(
+        run_folder,
+        layout,
+        build_retention(config, resumed),
+        config.model_dump(mode="json"),
+        inputs.fingerprints,
+        on_commit=partial(start_evaluation, command) if (command := config.checkpoint.evaluate) else None,
+    )
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer, layout)

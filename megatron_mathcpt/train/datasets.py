@@ -115,10 +115,7 @@ class SftDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
-    """A blend whose samples say which pool they are from, if asked, and which document each token is of.
-
-    A document ends with `eos_id`; None asks for no documents.
-    """
+    """A blend that says each sample's pool, if asked, and each token's document, if `eos_id` ends them."""
 
     def __init__(self, blend: BlendedDataset, *, sources: bool, eos_id: int | None) -> None:
         self._blend, self._sources, self._eos_id = blend, sources, eos_id
@@ -147,10 +144,7 @@ TrainDataset: TypeAlias = SftDataset | NumberedBlend
 
 
 def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
-    """Packed SFT samples, or the blend over the token budget.
-
-    The blend's indices are built once, by rank 0, and renamed into place.
-    """
+    """Packed SFT samples, or the blend, whose indices rank 0 builds once and renames into place."""
     config = inputs.config
     if config.data.sft is not None:
         return SftDataset(config.data.sft, config.train.train_samples, config.seed)

@@ -50,10 +50,7 @@ class Inputs:
 
 
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
-    """Check data and starting weights against `config` and fill in what they decide.
-
-    Raises `ManifestError`, `DataError` or `ConfigError` naming the folder or field at fault.
-    """
+    """Check data and starting weights, fill in what they decide; errors name the folder or field."""
     config, fingerprints, tokenizer = _resolve_data(config)
     checkpoint = None
     if config.init.checkpoint is not None:
@@ -151,8 +148,7 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
 
 
 def _fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a config tree by their full path."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {}  # leaves by their full path
     for name, value in tree.items():
         path = f"{prefix}{name}"
         fields |= _fields(value, f"{path}.") if isinstance(value, dict) else {path: value}

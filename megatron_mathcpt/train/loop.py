@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from megatron_mathcpt.checkpoint.save import CheckpointRecord
 from megatron_mathcpt.errors import TrainingDiverged
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, SourceTokens
 from megatron_mathcpt.log import get_logger
@@ -116,11 +115,8 @@ def save(state: TrainState, *, beside: bool) -> None:
         guard=state.guard.state(),
         **measured,
     )
-    record = CheckpointRecord(
-        config=state.config.model_dump(mode="json"), inputs=state.inputs.fingerprints, counts=counts
-    )
     gather_parameters(state)
-    state.saver.save(unwrap(state.model), state.optimizer, record, beside=beside)
+    state.saver.save(unwrap(state.model), state.optimizer, counts, beside=beside)
 
 
 def progress(state: TrainState) -> RunCounts:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.log import get_logger
@@ -171,27 +170,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _acquire(file):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise ConfigError(
-                    f"{folder}: in use by {file.read().strip() or 'another job'}; "
-                    "wait for it to end, stop it, or choose another --out"
-                )
-            time.sleep(0.1)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise ConfigError(
+                        f"{folder}: in use by {file.read().strip() or 'another job'}; "
+                        "wait for it to end, stop it, or choose another --out"
+                    ) from error
+                time.sleep(0.1)
         file.truncate(0)
         job = os.environ.get("SLURM_JOB_ID")
         file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}\n")
         file.flush()
         yield
-
-
-def _acquire(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Watchdog:
@@ -238,10 +233,7 @@ def set_deterministic(wanted: bool) -> None:
 
 
 def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
-    """Run `command CHECKPOINT`, which hands the work on (sbatch does) and returns; no shell reads it.
-
-    That it fails, or takes longer than a minute, is logged: the training is worth more than a score.
-    """
+    """Run `command CHECKPOINT`, which hands the work on (as sbatch does); that it fails is only logged."""
     environment = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
         subprocess.run(

@@ -69,10 +69,7 @@ def masked_loss(
 
 
 def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -> StepResult:
-    """Forward, backward and update on the global batch that follows `consumed_samples`.
-
-    The state's guard says, the same on every process, whether the update is applied.
-    """
+    """Forward, backward and, if the state's guard allows it, update on the batch after `consumed_samples`."""
     for chunk in state.model:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
