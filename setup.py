@@ -43,7 +43,7 @@ setup(
     },
     # Corpora, plans, reports, a grid's runner: 410 MB, of which LLVM is 173.
     install_requires=[
-        "pydantic>=2.10",
+        "pydantic>=2.12",
         "ruamel.yaml>=0.18",
         "typer>=0.19",
         "rich>=13",

@@ -7,17 +7,11 @@ from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import DeviceError
 
-HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 
-
-@HERE
-def test_without_a_word_the_device_is_what_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_an_expected_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MATHCPT_DEVICE", raising=False)
     assert on_gpu() is False
-
-
-@HERE
-def test_an_expected_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
     with pytest.raises(DeviceError, match=r"a GPU is expected .* torch 2\..* sees none: .*(CUDA|NVIDIA)"):
         on_gpu()
@@ -51,7 +45,7 @@ def test_where_torch_sees_gpus(
             on_gpu()
 
 
-@HERE
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_cuda_calls_land_on_the_cpu() -> None:
     use_cpu()
     use_cpu()

@@ -1,13 +1,16 @@
 """Checkpoint to Hugging Face folder and back, proven by the logits of both models."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mathcpt.checkpoint.hf_folder import copy_tokenizer, hf_fingerprint, own_tokenizer, read_eos_id
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
-from megatron_mathcpt.errors import CheckpointError
+from megatron_mathcpt.errors import CheckpointError, ConfigError
+from megatron_mathcpt.formats import run_folder as folders
+from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import (
     Manifest,
     OutputFile,
@@ -17,14 +20,7 @@ from megatron_mathcpt.formats.manifest import (
     verify_hashes,
     write_manifest,
 )
-from megatron_mathcpt.formats.run_folder import (
-    CheckpointCounts,
-    checkpoint_counts,
-    chosen_checkpoint,
-    hidden_path,
-    load_sealed,
-    seal,
-)
+from megatron_mathcpt.formats.run_folder import CheckpointCounts, load_sealed
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     given. Raises `CheckpointError` if the two models' logits differ by more than rounding. Imports torch
     only if there is work to do.
     """
-    checkpoint = chosen_checkpoint(run)
+    checkpoint = folders.chosen_checkpoint(run)
     manifest = load_sealed(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}
@@ -55,7 +51,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_hf_folder
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    shape, theirs = LlamaShape.model_validate(manifest.config["model"]), checkpoint_counts(manifest)
+    shape, theirs = LlamaShape.model_validate(manifest.config["model"]), folders.checkpoint_counts(manifest)
     source = CheckpointWeights(checkpoint, shape)
     weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
     copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
@@ -89,7 +85,7 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     )
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    writing = hidden_path(out)
+    writing = folders.hidden_path(out)
     shutil.rmtree(writing, ignore_errors=True)
     (writing / "tokenizer").mkdir(parents=True)
     copy_tokenizer(folder, writing / "tokenizer")
@@ -98,17 +94,75 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     outputs = _described(writing)
     counts = CheckpointCounts(step=0, eos_id=read_eos_id(folder), max_abs_logit_difference=difference)
     write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
-    seal(writing)
+    folders.seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
 
 
 def _found(manifest: Manifest) -> Converted:
-    """What an earlier conversion came to."""
-    return Converted(checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
+    return Converted(folders.checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
 
 
 def _described(folder: Path, known: Container[str] = ()) -> dict[str, OutputFile]:
     """Every file but `known` of a folder without manifest, hidden ones too, synced and described."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sync_and_describe(folder, (name for name in names if name not in known))
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_BLOCK, _BLOCKS = 2**16, 64
+
+
+def hf_fingerprint(folder: Path) -> str:
+    """Identity of foreign weights: the config's hash, and size and sampled content of the weight files.
+
+    Other weights of the same shape differ everywhere, so a sample tells them apart without reading 140 GB
+    at every start; that no bit is damaged is for the download's own checksum.
+    """
+    weights = {path.name: _sample_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+    if not weights:
+        raise ConfigError(f"{folder}: holds no *.safetensors; other weight formats are not read")
+    return hash_json({"config": hash_file(folder / "config.json"), "weights": weights})
+
+
+def _sample_hash(path: Path) -> str:
+    """SHA-256 of a file's size and of 64 blocks of 64 KiB spread over it; of all of it if it is small."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    step = max(_BLOCK, -(-(size - _BLOCK) // (_BLOCKS - 1)))  # rounded up, so that the last block ends it
+    with path.open("rb") as file:
+        for begin in range(0, size, step):
+            file.seek(begin)
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
+    """Folder of the tokenizer a checkpoint was trained with; `CheckpointError` if it tells of none."""
+    data, init = manifest.config.get("data", {}), manifest.config.get("init", {})
+    if (checkpoint / "tokenizer").is_dir():
+        return checkpoint / "tokenizer"
+    if data.get("corpus"):
+        return Path(data["corpus"]) / "tokenizer"
+    if init.get("hf"):
+        return Path(init["hf"])
+    if init.get("checkpoint"):
+        start = folders.newest_checkpoint(Path(init["checkpoint"]))
+        return own_tokenizer(start, load_sealed(start))
+    raise CheckpointError(f"{checkpoint}: tells of no tokenizer; give its folder with --tokenizer")
+
+
+def read_eos_id(folder: Path) -> int | None:
+    """The end-of-sequence token of `config.json`, the first if it lists several."""
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    first = found[0] if isinstance(found, list) else found
+    return None if first is None else int(first)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files; `CheckpointError` if there are none."""
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not found:
+        raise CheckpointError(f"{source}: no tokenizer there; give its folder with --tokenizer")
+    for name in found:
+        shutil.copyfile(source / name, folder / name)

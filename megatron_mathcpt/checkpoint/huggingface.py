@@ -120,10 +120,7 @@ class HuggingFaceWeights:
 def write_hf_folder(
     source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
 ) -> dict[str, OutputFile]:
-    """Write `config.json` and `model.safetensors` for transformers; a tensor is read while one is written.
-
-    Returns the weights' size and checksum, taken from memory, so that the file need not be read again.
-    """
+    """Write `config.json` and `model.safetensors`; the latter's size and checksum, taken from memory."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = source.read("decoder.final_layernorm.weight", None).dtype
     keys = list(tensor_keys(shape))

@@ -18,9 +18,10 @@ from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAM
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
@@ -38,20 +39,10 @@ _EXTRA = "_extra_state"
 
 
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
-    """The newest checkpoint to go on from whose files verify: never one of weights only.
-
-    None if the run has none, an error if none of them will do.
-    """
+    """The newest checkpoint to go on from whose files verify; None if the run has none, else an error."""
     paths = folders.checkpoint_paths(run_folder)
-    for path in paths:
-        try:
-            manifest = verify_checkpoint(path, layout)
-        except CheckpointError as error:
-            if layout.is_writer:
-                logger.warning("%s; trying the checkpoint before it", error)
-            continue
-        if not folders.is_weights_only(manifest):
-            return path
+    if (found := next((path for path in paths if _holds_all(path, layout)), None)) is not None:
+        return found
     if paths:
         raise CheckpointError(
             f"{run_folder / folders.FOLDER}: no checkpoint verifies that holds more than weights; restore "
@@ -60,11 +51,18 @@ def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
     return None
 
 
-def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
-    """The manifest of `path`, all files' checksums compared; each rank reads its share of the files.
+def _holds_all(path: Path, layout: Layout) -> bool:
+    """Whether a run can go on from `path`: its files verify, and they are more than the weights."""
+    try:
+        return not folders.is_weights_only(verify_checkpoint(path, layout))
+    except CheckpointError as error:
+        if layout.is_writer:
+            logger.warning("%s; passed over for an older checkpoint", error)
+        return False
 
-    Without `optimizer` those of its state are left out, which may go meanwhile.
-    """
+
+def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
+    """The manifest of `path`, each rank verifying a share of the files (of weights, without `optimizer`)."""
     problem = ""
     try:
         manifest = folders.load_sealed(path)
@@ -88,17 +86,9 @@ def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) 
     (paths,) = listed
     whole = 1
     for path in paths if len(paths) >= retention.keep else ():
-        if whole == retention.keep:
-            break
-        if path.name not in retention.verified:
-            try:
-                manifest = verify_checkpoint(path, layout)
-            except CheckpointError:
-                continue
-            if folders.is_weights_only(manifest):
-                continue
+        if whole < retention.keep and (path.name in retention.verified or _holds_all(path, layout)):
             retention.verified.add(path.name)
-        whole += 1
+            whole += 1
 
 
 def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layout) -> None:
@@ -195,23 +185,12 @@ class CheckpointWeights:
         return target if layer is None else target[0]
 
 
-class _IntoTensor(LoadPlanner):
+class _IntoTensor(DefaultLoadPlanner):
     """Puts what is read into one tensor."""
 
     def __init__(self, target: torch.Tensor) -> None:
+        super().__init__()
         self._target = target
 
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        part = self._target
-        for axis, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            part = part.narrow(axis, offset, length)
-        return part
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        pass
-
-    def _not_called(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError("only tensors are read, by a plan that is made already")
-
-    # torch's protocol asks for these; `read_data` above is handed a finished plan and calls none of them.
-    load_bytes = set_up_planner = create_local_plan = create_global_plan = finish_plan = _not_called
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        return self._target

@@ -12,7 +12,7 @@ gives it up.
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,8 @@ from megatron_mathcpt.formats.manifest import OPTIMIZER, OutputFile, sync_and_de
 from megatron_mathcpt.parallel import Layout
 
 HostCopies = dict[MetadataIndex, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Written:
-    """torch's records of what one rank wrote, for the index, and its files' sizes and checksums."""
-
-    results: list[WriteResult]
-    files: dict[str, OutputFile]
+# torch's records of what one rank wrote, for the index, and its files' sizes and checksums.
+Written = tuple[list[WriteResult], dict[str, OutputFile]]
 
 
 class ShardWriter(FileSystemWriter):
@@ -71,8 +65,7 @@ class ShardWriter(FileSystemWriter):
         """Take what `plan` names; torch calls it in the middle of its save."""
         self._plan = plan
         self._taken = {item.index: planner.resolve_data(item) for item in plan.items}
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the state is now there for every thread and stream
+        torch.cuda.synchronize()  # the state is now there for every thread and stream
         nothing_yet: TorchFuture[list[WriteResult]] = TorchFuture()
         nothing_yet.set_result([])
         return nothing_yet
@@ -83,14 +76,13 @@ class ShardWriter(FileSystemWriter):
 
     def copy(self, copies: HostCopies) -> None:
         """Copy the state into host memory; `copies` is filled again in every save, new memory costs more."""
-        with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
+        with torch.cuda.stream(torch.cuda.Stream()):  # stand-ins on a CPU (cpu.py)
             for index, data in self._taken.items():
                 if isinstance(data, torch.Tensor):  # an object is serialized already
                     if index not in copies:
                         copies[index] = torch.empty_like(data, device="cpu", pin_memory=data.is_cuda)
                     self._taken[index] = copies[index].copy_(data.detach(), non_blocking=True)
-            if torch.cuda.is_available():
-                torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream().synchronize()
 
     def write(self) -> Written:
         """Write, sync and hash this rank's files: weights in one, the optimizer's state in another."""
@@ -106,7 +98,7 @@ class ShardWriter(FileSystemWriter):
                 results += super().write_data(plan, _Taken(self._taken)).wait()
         names = {result.storage_data.relative_path for result in results}
         self._taken = {}
-        return Written(results, sync_and_describe(Path(self.path), names))
+        return results, sync_and_describe(Path(self.path), names)
 
     def write_index(self, results: list[list[WriteResult]]) -> None:
         """Write which rank wrote what; rank 0 calls it when all have written."""
@@ -115,8 +107,6 @@ class ShardWriter(FileSystemWriter):
 
 
 class _Taken(DefaultSavePlanner):
-    """Gives the writer what was taken."""
-
     def __init__(self, taken: dict[MetadataIndex, Any]) -> None:
         super().__init__()
         self._data = taken
@@ -144,23 +134,14 @@ def without_crc32() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class CheckpointRecord:
-    """What a checkpoint's manifest says beside its files: resolved config, inputs, and how far the run is."""
-
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    counts: folders.CheckpointCounts
-
-
-@dataclass(frozen=True)
 class _Pending:
-    """A save on its way: where to, what its manifest will say, and what this rank's thread is at.
+    """A save on its way: where to, what its manifest will count, and what this rank's thread is at.
 
     `work` is what must be done before the next of "writing", "committing" and "pruning".
     """
 
     path: Path
-    record: CheckpointRecord
+    counts: folders.CheckpointCounts
     writer: ShardWriter
     copying: Future[None] | None
     work: Future[Any]
@@ -180,10 +161,13 @@ class Saver:
         run_folder: Path,
         layout: Layout,
         retention: folders.Retention,
+        config: dict[str, Any],
+        inputs: dict[str, str],
         on_commit: Callable[[Path], None] | None = None,
     ) -> None:
         self._run_folder, self._layout = run_folder, layout
         self._retention, self._on_commit = retention, on_commit
+        self._config, self._inputs = config, inputs
         # A new thread would use the first GPU, whichever this process has.
         self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
         self._copies: HostCopies = {}
@@ -198,20 +182,20 @@ class Saver:
         self._thread.shutdown()
 
     def save(
-        self, model: list[Any], optimizer: Any, record: CheckpointRecord, *, beside: bool = False
+        self, model: list[Any], optimizer: Any, counts: folders.CheckpointCounts, *, beside: bool = False
     ) -> None:
-        """Save the state after step `record.counts.step`; what need not stay is removed beside the steps.
+        """Save the state after step `counts.step`; what need not stay is removed beside the steps.
 
         It is committed on return; with `beside` in later calls of `poll`, and the state must not change
         before `wait_for_copy` has returned. A save that is still on its way is waited for.
         """
         self.finish()
-        path = folders.checkpoint_path(self._run_folder, record.counts.step)
+        path = folders.checkpoint_path(self._run_folder, counts.step)
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
             raise _unwritable(path, "less room than the newest checkpoint takes")
         writer = self._take(path, model, optimizer)
         copying = self._thread.submit(writer.copy, self._copies) if beside else None
-        self._pending = _Pending(path, record, writer, copying, self._thread.submit(writer.write))
+        self._pending = _Pending(path, counts, writer, copying, self._thread.submit(writer.write))
         while not beside and self._pending is not None and self._pending.at != "pruning":
             self._advance(self._pending)
 
@@ -278,16 +262,16 @@ class Saver:
         """Complete the folder with index and manifest, and rename it; rank 0 only."""
         if not self._layout.is_writer:
             return
-        writing, record = folders.hidden_path(pending.path), pending.record
-        pending.writer.write_index([part.results for part in written])
-        outputs = {name: file for part in written for name, file in part.files.items()}
+        writing = folders.hidden_path(pending.path)
+        pending.writer.write_index([results for results, _ in written])
+        outputs = {name: file for _, files in written for name, file in files.items()}
         others = {path.name for path in writing.iterdir()} - outputs.keys()
         manifest = write_manifest(
             writing,
             "checkpoint",
-            inputs=record.inputs,
-            counts=record.counts,
-            config=record.config,
+            inputs=self._inputs,
+            counts=pending.counts,
+            config=self._config,
             outputs=outputs | sync_and_describe(writing, others),
         )
         folders.write_light_manifest(writing, manifest)
@@ -299,7 +283,7 @@ class Saver:
     def _prune(self) -> None:
         """Remove what need not stay, which takes a quarter of the save's own time; rank 0 only."""
         if self._layout.is_writer:
-            folders.prune(folders.checkpoint_paths(self._run_folder), self._retention)
+            folders.prune(self._run_folder, self._retention)
 
 
 class _Plan(TorchDistSaveShardedStrategy):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
+from megatron_mathcpt.checkpoint.convert import hf_fingerprint
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.tasks import aggregates, build_tasks, judge, summarize

@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pydantic import BaseModel, ConfigDict
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.hf_folder import own_tokenizer
+from megatron_mathcpt.checkpoint.convert import own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection

@@ -64,10 +64,7 @@ class Manifest(BaseModel):
     created: str
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the folder's content: kind, inputs, config and output hashes.
-
-        A checkpoint keeps it when it becomes weights-only.
-        """
+        """SHA-256 of kind, inputs, config and output hashes; a checkpoint keeps it as weights-only."""
         outputs = {name: file.sha256 for name, file in self.without_optimizer().items()}
         return hash_json(
             {"kind": self.kind, "inputs": self.inputs, "config": self.config, "outputs": outputs}
@@ -94,7 +91,10 @@ def write_manifest(
         kind=kind,
         inputs=inputs,
         outputs=hash_folder(folder) if outputs is None else outputs,
-        counts=dump_counts(counts) if isinstance(counts, BaseModel) else counts,
+        # Typed counts as they were set, without defaults.
+        counts=counts.model_dump(mode="json", exclude_unset=True)
+        if isinstance(counts, BaseModel)
+        else counts,
         config=config,
         versions=_versions(),
         commit=_commit(),
@@ -105,24 +105,14 @@ def write_manifest(
     return manifest
 
 
-def dump_counts(counts: BaseModel) -> dict[str, Any]:
-    """Typed counts as a manifest keeps them: what was set, defaults are left out."""
-    return counts.model_dump(mode="json", exclude_unset=True)
-
-
 def hash_folder(folder: Path) -> dict[str, OutputFile]:
     """Size and hash of every file of `folder` but hidden ones and its manifest, by relative path."""
-    described = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and name != Path(FILE_NAME):
-            described[name.as_posix()] = describe_file(path)
-    return described
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return {name.as_posix(): _describe(folder / name) for name in visible if name != Path(FILE_NAME)}
 
 
-def describe_file(path: Path) -> OutputFile:
-    """Size and hash of one file."""
+def _describe(path: Path) -> OutputFile:
     return OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
@@ -132,7 +122,7 @@ def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFil
     with ThreadPoolExecutor(1) as beside:
         for name in sorted(names):
             synced = beside.submit(_sync, folder / name)
-            described[name] = describe_file(folder / name)
+            described[name] = _describe(folder / name)
             synced.result()
     return described
 
@@ -189,10 +179,7 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict[str, Any]) -> bool:
-    """Whether `folder` already holds this stage's result for just these inputs and this config.
-
-    Raises `ManifestError` when it is complete for others: results are never overwritten in silence.
-    """
+    """Whether `folder` has the result for just these inputs and config; `ManifestError` if for others."""
     if not (folder / FILE_NAME).is_file():
         return False
     manifest = load_manifest(folder, kind)

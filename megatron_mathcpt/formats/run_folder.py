@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats.files import Row, hash_file, read_rows, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, dump_counts, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
 
 FOLDER = "checkpoints"
 POINTER = "latest"
@@ -67,11 +67,6 @@ class CheckpointCounts(RunCounts):
     max_abs_logit_difference: float | None = None
 
 
-def run_counts(manifest: Manifest) -> RunCounts:
-    """The counts of a finished run's manifest."""
-    return RunCounts.model_validate(manifest.counts)
-
-
 def checkpoint_counts(manifest: Manifest) -> CheckpointCounts:
     """The counts of a checkpoint's or a converted folder's manifest."""
     return CheckpointCounts.model_validate(manifest.counts)
@@ -89,11 +84,12 @@ def checkpoint_paths(run_folder: Path) -> list[Path]:
 
 def newest_checkpoint(folder: Path) -> Path:
     """`folder` itself if it is a checkpoint, else the newest checkpoint of the run folder it is."""
-    if (folder / FILE_NAME).is_file() and folder.name.startswith(_PREFIX):
+    complete = (folder / FILE_NAME).is_file()
+    if complete and folder.name.startswith(_PREFIX):
         return folder
     if (found := checkpoint_paths(folder)) and (found[0] / FILE_NAME).is_file():
         return found[0]
-    if (folder / FILE_NAME).is_file():
+    if complete:
         load_manifest(folder, "checkpoint")
         return folder
     raise CheckpointError(f"{folder}: holds no complete checkpoint; give a run folder or a checkpoint")
@@ -102,12 +98,9 @@ def newest_checkpoint(folder: Path) -> Path:
 def newest_readable(run_folder: Path) -> Path | None:
     """The newest checkpoint to go on from whose manifest is undamaged, its other files not looked at."""
     for path in checkpoint_paths(run_folder):
-        try:
-            if is_weights_only(load_sealed(path)):
-                continue
-        except ManifestError:
-            continue
-        return path
+        with suppress(ManifestError):
+            if not is_weights_only(load_sealed(path)):
+                return path
     return None
 
 
@@ -133,15 +126,14 @@ def load_sealed(path: Path) -> Manifest:
 def _load_sealed(path: Path) -> Manifest:
     manifest = load_manifest(path, "checkpoint")
     sealed = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
-    if sealed != _seal_of(path) and not _is_renamed(path, sealed):
-        raise ManifestError(f"{path / FILE_NAME}: checksum differs from {SEAL}; this checkpoint is damaged")
+    if sealed != _seal_of(path):
+        # The seal of both stays for a moment after the light one was renamed to be the manifest.
+        line = f"{hash_file(path / FILE_NAME)}  {LIGHT}\n".encode()
+        if (path / LIGHT).exists() or not sealed.endswith(line):
+            raise ManifestError(
+                f"{path / FILE_NAME}: checksum differs from {SEAL}; this checkpoint is damaged"
+            )
     return manifest
-
-
-def _is_renamed(path: Path, sealed: bytes) -> bool:
-    """Whether the manifest is the light one, and the seal still that of both."""
-    line = f"{hash_file(path / FILE_NAME)}  {LIGHT}\n".encode()
-    return not (path / LIGHT).exists() and sealed.endswith(line)
 
 
 def is_weights_only(manifest: Manifest) -> bool:
@@ -153,8 +145,8 @@ def write_light_manifest(folder: Path, manifest: Manifest) -> None:
     """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
     outputs = manifest.without_optimizer()
     if outputs != manifest.outputs:
-        counts = checkpoint_counts(manifest).model_copy(update={"weights_only": True})
-        light = manifest.model_copy(update={"outputs": outputs, "counts": dump_counts(counts)})
+        counts = manifest.counts | {"weights_only": True}
+        light = manifest.model_copy(update={"outputs": outputs, "counts": counts})
         write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
 
 
@@ -175,11 +167,10 @@ def drop_optimizer(path: Path) -> None:
 
 def begin(path: Path) -> Path:
     """An empty hidden folder to write the checkpoint `path` into; leftovers of a kill are removed."""
-    temporary = hidden_path(path)
     for leftover in path.parent.glob(f".{_PREFIX}*"):
         shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
-    return temporary
+    hidden_path(path).mkdir(parents=True)
+    return hidden_path(path)
 
 
 def hidden_path(path: Path) -> Path:
@@ -220,16 +211,16 @@ class Retention:
                 found = checkpoint_counts(load_sealed(path)).validation
                 loss = sum(found.get(name, math.inf) for name in self.best)
                 losses[path] = math.inf if math.isnan(loss) else loss
-        return spared | ({min(losses, key=lambda path: losses[path])} if losses else set())
+        return spared | ({min(losses, key=losses.__getitem__)} if losses else set())
 
 
-def prune(paths: list[Path], retention: Retention) -> None:
-    """Remove what need not stay of `paths`, newest first; each is hidden first, so no half one is ever seen.
+def prune(run_folder: Path, retention: Retention) -> None:
+    """Remove the checkpoints that need not stay; each is hidden first, so no half one is ever seen.
 
     Nothing goes, no optimizer's state either, before `keep` newer ones are known to be whole: damaged ones
     do not count.
     """
-    whole = 0
+    whole, paths = 0, checkpoint_paths(run_folder)
     spared = retention.spares(paths)
     for path in paths:
         if whole < retention.keep:
@@ -250,7 +241,7 @@ def check_space(run_folder: Path, needed: int) -> None:
 
     Raises `CheckpointError` with both amounts. A quota or a full storage target shows only when it is hit.
     """
-    there = sum(file.stat().st_size for path in checkpoint_paths(run_folder) for file in path.iterdir())
+    there = sum(map(_size, checkpoint_paths(run_folder)))
     free = shutil.disk_usage(run_folder).free
     if free < needed - there:
         raise CheckpointError(
@@ -261,10 +252,12 @@ def check_space(run_folder: Path, needed: int) -> None:
 
 def has_room(run_folder: Path) -> bool:
     """Whether one more checkpoint as large as the newest fits."""
-    newest = next(iter(checkpoint_paths(run_folder)), None)
-    if newest is None:
-        return True
-    return shutil.disk_usage(newest).free >= sum(file.stat().st_size for file in newest.iterdir())
+    newest = checkpoint_paths(run_folder)[:1]
+    return all(shutil.disk_usage(path).free >= _size(path) for path in newest)
+
+
+def _size(checkpoint: Path) -> int:
+    return sum(file.stat().st_size for file in checkpoint.iterdir())
 
 
 def sync_folder(folder: Path) -> None:
@@ -293,34 +286,25 @@ def read_metrics(path: Path) -> tuple[MetricRow, ...]:
 
 
 def chosen_checkpoint(folder: Path) -> Path:
-    """The one that a finished run's `checkpoint.choose` says, else the newest; `folder` if it is one itself.
-
-    Raises `CheckpointError` if there is none, or if the chosen one was removed.
-    """
+    """The one that a finished run's `checkpoint.choose` says, else the newest; an error if there is none."""
     if not (folder / FILE_NAME).is_file() or not (folder / METRICS).is_file():
         return newest_checkpoint(folder)
     choose = load_manifest(folder, "run").config["checkpoint"].get("choose", "newest")
     if choose == "newest":
         return newest_checkpoint(folder)
-    step = lowest_validation_step(folder / METRICS)
+    losses = {  # every set counts alike
+        row.step: sum(row.validation.values()) / len(row.validation)
+        for row in read_metrics(folder / METRICS)
+        if row.validation
+    }
+    if not losses:
+        raise CheckpointError(
+            f"{folder / METRICS}: no validation loss to choose by; set checkpoint.choose: newest"
+        )
+    step = min(losses, key=losses.__getitem__)  # the first of equals
     path = checkpoint_path(folder, step)
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: not there, but step {step} has the lowest validation loss; raise checkpoint.keep"
         )
     return path
-
-
-def lowest_validation_step(metrics: Path) -> int:
-    """The step whose mean loss over the validation sets is lowest; the first of equals.
-
-    Every set counts alike.
-    """
-    losses = {
-        row.step: sum(row.validation.values()) / len(row.validation)
-        for row in read_metrics(metrics)
-        if row.validation
-    }
-    if not losses:
-        raise CheckpointError(f"{metrics}: no validation loss to choose by; set checkpoint.choose: newest")
-    return min(losses, key=losses.__getitem__)

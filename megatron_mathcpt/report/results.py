@@ -14,7 +14,7 @@ from typing import Any
 from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore
 from megatron_mathcpt.formats.manifest import Manifest
-from megatron_mathcpt.formats.run_folder import MetricRow, run_counts
+from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
 from megatron_mathcpt.report.comparison import compare_runs
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.graph import Graph
@@ -80,7 +80,7 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
 
 
 def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> dict[str, Any]:
-    counts = run_counts(run.manifest) if run.manifest else None
+    counts = RunCounts.model_validate(run.manifest.counts) if run.manifest else None
     validation = counts.final_validation or {} if counts else {}
     sources = counts.tokens_by_source if counts else {}
     hf = run.folder / "hf"  # its parameters are counted only where its config has come along
@@ -156,7 +156,9 @@ def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[st
     """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
     own = {
         name: sum(
-            part.seen for pool, part in run_counts(manifest).tokens_by_source.items() if pool != GENERAL
+            part.seen
+            for pool, part in RunCounts.model_validate(manifest.counts).tokens_by_source.items()
+            if pool != GENERAL
         )
         for name, manifest in manifests.items()
         if manifest.kind == "run"

@@ -48,61 +48,60 @@ def main(
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
     world = process.joined_world(os.environ)
     if world is None:
-        run_command(
-            lambda: _launch(load_config(config, ExperimentConfig, overrides or ()), out, processes, check)
-        )
+        run_command(lambda: _launch(config, overrides or [], out, processes, check))
     else:
         os.environ.update(world)
         _run_worker(config, overrides or [], out)
 
 
-def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: bool) -> None:
+def _launch(path: Path, overrides: list[str], out: Path, processes: int | None, check: bool) -> None:
     """Check everything that can be checked without torch, then start the workers."""
+    config = load_config(path, ExperimentConfig, overrides)
     size = config.parallel.model_size if processes is None else processes
-    check_experiment(config, size)
-    inputs = resolve_inputs(config)
-    check_experiment(inputs.config, size)
+    inputs = _checked(config, size)
     if check:
         verify_data(config)
-    if is_finished(out, inputs):
+    if _is_finished(out, inputs):
         logger.info("%s: already trained, in %s", config.name, out)
         return
     if (resumed := newest_readable(out)) is not None:
         check_resumable(inputs, resumed)
     if not check:
         status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
-        if status and (stacks := process.stack_files(out)):
-            logger.error("a process stood still; stacks: %s", ", ".join(map(str, stacks)))
+        stacks = [str(path) for path in sorted((out / process.STACKS).glob("*")) if path.stat().st_size]
+        if status and stacks:
+            logger.error("a process stood still; stacks: %s", ", ".join(stacks))
         sys.exit(status)
 
 
-def is_finished(out: Path, inputs: Inputs) -> bool:
+def _checked(config: ExperimentConfig, world_size: int) -> Inputs:
+    """What the run reads; the config is checked once more with what the data and weights decide."""
+    check_experiment(config, world_size)
+    inputs = resolve_inputs(config)
+    check_experiment(inputs.config, world_size)
+    return inputs
+
+
+def _is_finished(out: Path, inputs: Inputs) -> bool:
     """Whether `out` already holds this run's result; `ManifestError` if it holds another's."""
     return is_complete(out, "run", inputs=inputs.fingerprints, config=inputs.config.model_dump(mode="json"))
 
 
-def _run_worker(config: Path, overrides: list[str], out: Path) -> None:
-    """One worker; a user's error is said once, by rank 0, though every rank ends on it.
+def _run_worker(path: Path, overrides: list[str], out: Path) -> NoReturn:
+    """Check again what a launcher may not have seen, train, and leave with the exit status.
 
-    A GPU may be missing on one node only: each process that misses its own says so.
+    A user's error is said once, by rank 0, though every rank ends on it. A GPU may be missing on one node
+    only: each process that misses its own says so.
     """
     process.die_with_parent()
     try:
-        _work(config, overrides, out)
+        config = load_config(path, ExperimentConfig, overrides)
+        inputs = _checked(config, int(os.environ["WORLD_SIZE"]))
+        finished = _is_finished(out, inputs) or train_experiment(inputs, out)
     except MathCptError as error:
         if os.environ["RANK"] == "0" or isinstance(error, DeviceError):
             print_error(error)
         sys.exit(EXIT_BAD_INPUT)
-
-
-def _work(config_path: Path, overrides: list[str], out: Path) -> NoReturn:
-    """Check again what the launcher may not have seen, train, and leave with the exit status."""
-    config = load_config(config_path, ExperimentConfig, overrides)
-    world_size = int(os.environ["WORLD_SIZE"])
-    check_experiment(config, world_size)
-    inputs = resolve_inputs(config)
-    check_experiment(inputs.config, world_size)
-    finished = is_finished(out, inputs) or train_experiment(inputs, out)
     sys.exit(0 if finished else EXIT_REQUEUE)
 
 

@@ -60,10 +60,6 @@ class TrainState:
         """Samples used so far; the position in the data is computed from it."""
         return self.step * self.config.train.global_batch_size
 
-    @property
-    def consumed_tokens(self) -> int:
-        return self.step * self.config.train.tokens_per_step
-
 
 def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
@@ -80,9 +76,14 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     model = wrap_model(model, config, layout)
     optimizer = build_optimizer(model, config)
     guard = StepGuard(config.faults)
-    command = config.checkpoint.evaluate
-    on_commit = partial(start_evaluation, command) if command else None
-    saver = Saver(run_folder, layout, build_retention(config, resumed), on_commit)
+    saver = Saver(
+        run_folder,
+        layout,
+        build_retention(config, resumed),
+        config.model_dump(mode="json"),
+        inputs.fingerprints,
+        on_commit=partial(start_evaluation, command) if (command := config.checkpoint.evaluate) else None,
+    )
     state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
     if resumed is not None:
         load_state(resumed, unwrap(model), optimizer, layout)

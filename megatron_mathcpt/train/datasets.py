@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,13 +54,10 @@ class Batch:
         The samples' own `documents` number each one's documents. `fused` is for a model with packed
         attention, to which a sample without them is one document.
         """
-        names = [
-            field.name for field in fields(cls) if field.name in samples[0] and field.name != "documents"
-        ]
-        stacked = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        names = [field.name for field in fields(cls) if field.name in samples[0].keys() - {"documents"}]
         numbers = [sample.get("documents", torch.zeros_like(sample["tokens"])) for sample in samples]
         held = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
-        here: dict[str, Any] = {name: tensor[:, held] for name, tensor in stacked.items()}
+        here: Any = {name: torch.stack([sample[name] for sample in samples])[:, held] for name in names}
         batch = cls(**here)
         if fused:
             return replace(batch, documents=packed(torch.stack(numbers), size, rank))
@@ -76,9 +74,9 @@ class Batch:
         return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        found = vars(self).items()
-        changed = {name: change(value) for name, value in found if isinstance(value, torch.Tensor)}
-        return replace(self, **changed)  # type: ignore[arg-type]
+        tensors = ((name, value) for name, value in vars(self).items() if isinstance(value, torch.Tensor))
+        changed: Any = {name: change(tensor) for name, tensor in tensors}
+        return replace(self, **changed)
 
 
 class SftDataset(Dataset[dict[str, torch.Tensor]]):
@@ -117,10 +115,7 @@ class SftDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
-    """A blend whose samples say which pool they are from, if asked, and which document each token is of.
-
-    A document ends with `eos_id`; None asks for no documents.
-    """
+    """A blend that says each sample's pool, if asked, and each token's document, if `eos_id` ends them."""
 
     def __init__(self, blend: BlendedDataset, *, sources: bool, eos_id: int | None) -> None:
         self._blend, self._sources, self._eos_id = blend, sources, eos_id
@@ -145,14 +140,11 @@ def document_numbers(tokens: torch.Tensor, eos_id: int) -> torch.Tensor:
     return ends.cumsum(0) - ends.long()
 
 
-TrainDataset: TypeAlias = SftDataset | NumberedBlend | BlendedDataset
+TrainDataset: TypeAlias = SftDataset | NumberedBlend
 
 
 def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
-    """Packed SFT samples, or the blend over the token budget.
-
-    The blend's indices are built once, by rank 0, and renamed into place.
-    """
+    """Packed SFT samples, or the blend, whose indices rank 0 builds once and renames into place."""
     config = inputs.config
     if config.data.sft is not None:
         return SftDataset(config.data.sft, config.train.train_samples, config.seed)
@@ -163,11 +155,8 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
         build_blend(inputs, building)
         building.rename(cache)
     dist.barrier()
-    blend = build_blend(inputs, cache)
-    sources, documents = config.logging.loss_by_source, config.data.reset_attention_mask
-    if not (sources or documents):
-        return blend
-    return NumberedBlend(blend, sources=sources, eos_id=inputs.eos_id if documents else None)
+    eos_id = inputs.eos_id if config.data.reset_attention_mask else None
+    return NumberedBlend(build_blend(inputs, cache), sources=config.logging.loss_by_source, eos_id=eos_id)
 
 
 def index_cache(inputs: Inputs, run_folder: Path) -> Path:
@@ -178,30 +167,22 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
     return run_folder / ".index_cache" / key[:16]
 
 
-class _Tokenizer:
-    """What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id."""
-
-    pad = -1
-    vocab_size = None
-
-    def __init__(self, eod: int) -> None:
-        self.eod = eod
-        self.unique_identifiers = {"eod": eod}
-
-
 def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
     """Megatron-Core's blend of the pools, its indices read from `cache` or built there."""
     config = inputs.config
     shares = config.data.shares()
     assert config.data.corpus is not None
     prefixes = [str(dataset_prefix(config.data.corpus, pool, "train")) for pool in shares]
+    # What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id.
+    eod = inputs.eos_id
+    tokenizer: Any = SimpleNamespace(pad=-1, vocab_size=None, eod=eod, unique_identifiers={"eod": eod})
     settings = GPTDatasetConfig(
         random_seed=config.seed,
         sequence_length=config.train.seq_length,
         path_to_cache=str(cache),
         blend=(prefixes, list(shares.values())),
         split="1,0,0",
-        tokenizer=_Tokenizer(inputs.eos_id),
+        tokenizer=tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
@@ -286,8 +267,7 @@ class ValidationSet:
     """A pool's validation split cut into sequences in order, each token predicted just once."""
 
     def __init__(self, prefix: Path, seq_length: int, max_samples: int | None) -> None:
-        indexed = IndexedDataset(str(prefix), mmap=True)
-        dtype = indexed.index.dtype
+        dtype = IndexedDataset(str(prefix), mmap=True).index.dtype
         self._tokens = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
         self._seq_length = seq_length
         samples = -(-(len(self._tokens) - 1) // seq_length)
@@ -299,12 +279,7 @@ class ValidationSet:
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         length = self._seq_length
         text = torch.from_numpy(self._tokens[index * length : (index + 1) * length + 1].astype(np.int64))
-        mask = torch.zeros(length)
-        mask[: len(text) - 1] = 1.0
+        positions = torch.arange(length)
+        mask = (positions < len(text) - 1).float()
         text = torch.nn.functional.pad(text, (0, length + 1 - len(text)))
-        return {
-            "tokens": text[:-1],
-            "labels": text[1:],
-            "loss_mask": mask,
-            "position_ids": torch.arange(length),
-        }
+        return {"tokens": text[:-1], "labels": text[1:], "loss_mask": mask, "position_ids": positions}

@@ -27,36 +27,30 @@ class FusedAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Apply one step to every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             params = [param for param in group["params"] if param.grad is not None]
+            for param in params:
+                if not self.state[param]:
+                    self.state[param] = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
             if params:
-                self._update(group, params)
-
-    def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        for param in params:
-            if not self.state[param]:
-                self.state[param]["exp_avg"] = torch.zeros_like(param)
-                self.state[param]["exp_avg_sq"] = torch.zeros_like(param)
-        beta1, beta2 = group["betas"]
-        step = torch.full((), float(group["step"]), device=params[0].device)
-        torch._fused_adamw_(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [self.state[param]["exp_avg"] for param in params],
-            [self.state[param]["exp_avg_sq"] for param in params],
-            [],
-            [step] * len(params),
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+                step = torch.full((), float(group["step"]), device=params[0].device)
+                torch._fused_adamw_(
+                    params,
+                    [param.grad for param in params],
+                    [self.state[param]["exp_avg"] for param in params],
+                    [self.state[param]["exp_avg_sq"] for param in params],
+                    [],
+                    [step] * len(params),
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )
 
 
 def ensure_fused_adam() -> None:

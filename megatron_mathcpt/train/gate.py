@@ -55,54 +55,50 @@ def check_initial_loss(state: TrainState, alive: Callable[[], None]) -> None:
 
 def transformers_loss(folder: Path, samples: Any, layout: Layout, alive: Callable[[], None]) -> float:
     """Loss per token of the Hugging Face weights on `samples`, computed by rank 0; all ranks call it."""
-    reference = Reference(folder, layout.device) if layout.is_writer else None
+    reference = _reference(folder, layout.device) if layout.is_writer else None
     total = torch.zeros(2, dtype=torch.float64)
     for index in range(len(samples)):
         sums = torch.zeros(2, dtype=torch.float64, device=layout.device)
         if reference is not None:
-            sums = reference.sums(Batch.of([samples[index]]))
+            sums = _reference_sums(reference, Batch.of([samples[index]]).to(layout.device))
         dist.broadcast(sums, src=0)
         total += sums.cpu()  # waits, so that every rank is alive for as long as rank 0 computes
         alive()
     return mean_loss(total.tolist())
 
 
-class Reference:
+def _reference(folder: Path, device: torch.device) -> Any:
     """transformers' Llama in fp32 on `device`, its weights in host memory, brought over layer by layer.
 
     Beside the run's own model the device holds one layer in fp32, its activations of one sample and the
     logits of some positions: some 5 GB for Llama-3-8B at 8192 tokens, less than a training step takes later.
     The host holds the folder's weights once.
     """
+    from transformers import LlamaForCausalLM
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import LlamaForCausalLM
+    model: Any = LlamaForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype="auto", attn_implementation="sdpa"
+    ).eval()
+    model.model.rotary_emb.to(device)
+    for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
+        _bring_over(part, device)
+    return model
 
-        self._model = LlamaForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype="auto", attn_implementation="sdpa"
-        ).eval()
-        self._device = device
-        backbone = self._model.model
-        backbone.rotary_emb.to(device)
-        for part in (backbone.embed_tokens, *backbone.layers, backbone.norm):
-            _bring_over(part, device)
 
-    @torch.no_grad()
-    def sums(self, batch: Batch) -> torch.Tensor:
-        """[loss sum, tokens] of a batch of one sample in float64; attention stays within its documents."""
-        batch = batch.to(self._device)
-        # Always a mask, True where attention goes: without one, grouped queries in fp32 may end in a kernel
-        # that holds all scores.
-        length = batch.tokens.shape[1]
-        causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=self._device).tril()
-        mask = causal if batch.mask is None else ~batch.mask
-        hidden = self._model.model(batch.tokens, attention_mask=mask, use_cache=False).last_hidden_state
-        head = self._model.lm_head
-        with _in_fp32(head, self._device):
-            pieces = zip(hidden[0].split(_ROWS), batch.labels[0].split(_ROWS), strict=True)
-            losses = [cross_entropy(head(rows), labels, reduction="none") for rows, labels in pieces]
-        counted = batch.loss_mask[0].double()
-        return torch.stack([(torch.cat(losses).double() * counted).sum(), counted.sum()])
+@torch.no_grad()
+def _reference_sums(model: Any, batch: Batch) -> torch.Tensor:
+    """[loss sum, tokens] of a batch of one sample in float64; attention stays within its documents."""
+    # Always a mask, True where attention goes: without one, grouped queries in fp32 may end in a kernel
+    # that holds all scores.
+    length, device = batch.tokens.shape[1], batch.tokens.device
+    causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
+    mask = causal if batch.mask is None else ~batch.mask
+    hidden = model.model(batch.tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    with _in_fp32(model.lm_head, device):
+        pieces = zip(hidden[0].split(_ROWS), batch.labels[0].split(_ROWS), strict=True)
+        losses = [cross_entropy(model.lm_head(rows), labels, reduction="none") for rows, labels in pieces]
+    counted = batch.loss_mask[0].double()
+    return torch.stack([(torch.cat(losses).double() * counted).sum(), counted.sum()])
 
 
 def _bring_over(part: Any, device: torch.device) -> None:

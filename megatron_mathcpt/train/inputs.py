@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint
+from megatron_mathcpt.checkpoint.convert import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -50,10 +50,7 @@ class Inputs:
 
 
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
-    """Check data and starting weights against `config` and fill in what they decide.
-
-    Raises `ManifestError`, `DataError` or `ConfigError` naming the folder or field at fault.
-    """
+    """Check data and starting weights, fill in what they decide; errors name the folder or field."""
     config, fingerprints, tokenizer = _resolve_data(config)
     checkpoint = None
     if config.init.checkpoint is not None:
@@ -69,7 +66,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     else:
         assert config.model is not None
         shape = config.model
-    if config.model is not None and not config.init.scratch and config.model != shape:
+    if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
     if shape.vocab_size is None:
         shape = shape.model_copy(update={"vocab_size": tokenizer.vocab_size})
@@ -84,10 +81,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
 
 
 def verify_data(config: ExperimentConfig) -> None:
-    """Compare every file of the data with its manifest's checksum; a start compares the sizes only.
-
-    Raises `ManifestError` naming the file.
-    """
+    """Compare every file of the data with its checksum, raise `ManifestError`; a start compares the sizes."""
     for folder in (config.data.corpus, config.data.sft):
         if folder is not None:
             verify_hashes(folder, load_manifest(folder, None))
@@ -134,8 +128,8 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     Layout, microbatch size and the intervals may change: the samples and their order stay the same.
     """
     manifest = load_sealed(checkpoint)
-    # Validated again, so that a field that came later has its default on both sides.
-    then = ExperimentConfig.model_validate_json(json.dumps(manifest.config))
+    # Validated again: a field that came later has its default on both sides, one that is gone counts nowhere.
+    then = ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
     old, new = (_fields(config.model_dump(mode="json")) for config in (then, inputs.config))
     differing = sorted(
         name
@@ -154,8 +148,7 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
 
 
 def _fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a config tree by their full path."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {}  # leaves by their full path
     for name, value in tree.items():
         path = f"{prefix}{name}"
         fields |= _fields(value, f"{path}.") if isinstance(value, dict) else {path: value}

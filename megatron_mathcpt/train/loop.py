@@ -3,8 +3,8 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from megatron_mathcpt.checkpoint.save import CheckpointRecord
 from megatron_mathcpt.errors import TrainingDiverged
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, SourceTokens
 from megatron_mathcpt.log import get_logger
@@ -17,12 +17,11 @@ from megatron_mathcpt.train.step import StepResult, forward_only, learning_rate,
 
 logger = get_logger(__name__)
 _SHOWN_SAMPLES = 64
-GARBAGE_COLLECTION_STEPS = 100  # in step on all ranks, so that none waits for another's collector
+_GARBAGE_COLLECTION_STEPS = 100  # in step on all ranks, so that none waits for another's collector
 
 
 @contextmanager
-def manual_garbage_collection() -> Iterator[None]:
-    """Leave collection to the loop's own schedule."""
+def _manual_garbage_collection() -> Iterator[None]:
     gc.disable()
     try:
         yield
@@ -30,11 +29,10 @@ def manual_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-@manual_garbage_collection()
+@_manual_garbage_collection()
 def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdog) -> bool:
     """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
-    config = state.config
-    last = config.train.train_steps
+    config, last = state.config, state.config.train.train_steps
     while state.step < last:
         samples = state.consumed_samples + config.train.global_batch_size
         rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
@@ -43,7 +41,8 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
         watchdog.alive()
         metrics.add(state.step, rate, result)
         if is_due(state.step, config.faults.replica_check_interval):
-            compare_replicas(state)
+            gather_parameters(state)
+            check_replicas(unwrap(state.model), state.layout, state.step)
         state.saver.poll()
         stopping = state.layout.any_true(stop.requested)
         saving = stopping or state.step == last or state.step % config.checkpoint.interval == 0
@@ -60,7 +59,7 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
             watchdog.alive()
         if stopping:
             return state.step == last
-        if state.step % GARBAGE_COLLECTION_STEPS == 0:
+        if state.step % _GARBAGE_COLLECTION_STEPS == 0:
             gc.collect()
     return True
 
@@ -78,12 +77,6 @@ def take_step(state: TrainState, rate: float) -> StepResult:
     return result
 
 
-def compare_replicas(state: TrainState) -> None:
-    """Stop with `TrainingDiverged` if processes that should hold the same weights do not."""
-    gather_parameters(state)
-    check_replicas(unwrap(state.model), state.layout, state.step)
-
-
 def is_validation_step(state: TrainState) -> bool:
     """Whether the validation sets are due after this step."""
     due = is_due(state.step, state.config.validation.interval)
@@ -96,7 +89,7 @@ def is_due(step: int, interval: int | None) -> bool:
 
 
 def describe_samples(state: TrainState, step: int) -> str:
-    """The samples that `step` sees, and where they come from; tools/trace_step.py says more."""
+    """The samples that `step` sees, and where they come from; `mathcpt trace step` says more."""
     size, dataset = state.config.train.global_batch_size, state.dataset
     samples = range((step - 1) * size, step * size)
     if isinstance(dataset, SftDataset):
@@ -115,36 +108,30 @@ def validate(state: TrainState) -> dict[str, float]:
 
 def save(state: TrainState, *, beside: bool) -> None:
     """Save a checkpoint of this step, written before the training goes on or beside it."""
+    measured: dict[str, Any] = {"validation": state.losses} if is_validation_step(state) else {}
     counts = CheckpointCounts(
         **progress(state).model_dump(exclude_unset=True),
         eos_id=state.inputs.eos_id,
         guard=state.guard.state(),
-    )
-    if is_validation_step(state):
-        counts = counts.model_copy(update={"validation": state.losses})
-    record = CheckpointRecord(
-        config=state.config.model_dump(mode="json"), inputs=state.inputs.fingerprints, counts=counts
+        **measured,
     )
     gather_parameters(state)
-    state.saver.save(unwrap(state.model), state.optimizer, record, beside=beside)
+    state.saver.save(unwrap(state.model), state.optimizer, counts, beside=beside)
 
 
 def progress(state: TrainState) -> RunCounts:
-    """How far the run is: steps, samples, and tokens of each source asked for and seen."""
+    """How far the run is, and of each pool, or the SFT data, tokens that the budget asks for and seen."""
+    budget, data = state.config.train.train_tokens, state.config.data
+    assert budget is not None
+    seen = SourceCounter(state.dataset, state.config).up_to(state.step)
+    shares = data.shares() or dict.fromkeys(seen, 1.0)
     return RunCounts(
         step=state.step,
         steps=state.step,
         consumed_samples=state.consumed_samples,
-        consumed_tokens=state.consumed_tokens,
+        consumed_tokens=state.step * state.config.train.tokens_per_step,
         skipped_steps=tuple(state.guard.skipped),
-        tokens_by_source=tokens_by_source(state),
+        tokens_by_source={
+            pool: SourceTokens(asked=round(share * budget), seen=seen[pool]) for pool, share in shares.items()
+        },
     )
-
-
-def tokens_by_source(state: TrainState) -> dict[str, SourceTokens]:
-    """Tokens of each pool, or of the SFT data, that the budget asks for and that were seen."""
-    budget = state.config.train.train_tokens
-    assert budget is not None
-    seen = SourceCounter(state.dataset, state.config).up_to(state.step)
-    shares = state.config.data.shares() or dict.fromkeys(seen, 1.0)
-    return {pool: SourceTokens(asked=round(shares[pool] * budget), seen=seen[pool]) for pool in shares}

@@ -8,7 +8,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,10 @@ class Metrics:
             drop_rows_after(run_folder / METRICS, step)
             self._file = JsonLines(run_folder / METRICS)
             if config.logging.tensorboard:
-                self._board = _tensorboard(run_folder / ".tensorboard", step)
+                from torch.utils.tensorboard import SummaryWriter
+
+                # Hide what was written after `step`: rows after a checkpoint come again.
+                self._board = SummaryWriter(str(run_folder / ".tensorboard"), purge_step=step + 1)
             if config.logging.wandb_project is not None:
                 self._wandb = _wandb(config, run_folder)
         assert config.model is not None
@@ -81,38 +84,32 @@ class Metrics:
         results = [result for _, _, result in self._window]
         sums = torch.stack([torch.cat([result.loss[None], result.by_source]) for result in results])
         dist.all_reduce(sums)
-        losses = [mean_loss(step[0]) for step in sums.tolist()]
         now = time.monotonic()
         train = self._config.train
         rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
         speed = self._speed(rate)
-        for (step, lr, result), loss, parts in zip(self._window, losses, sums[:, 1:].tolist(), strict=True):
-            self._write(
-                {
-                    "step": step,
-                    "consumed_samples": step * train.global_batch_size,
-                    "consumed_tokens": step * train.tokens_per_step,
-                    "tokens_by_source": self._tokens.up_to(step),
-                    "loss": loss if math.isfinite(loss) else None,
-                    "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
-                    **({} if result.skipped is None else {"skipped": result.skipped}),
-                    **self._by_source(parts),
-                    "learning_rate": lr,
-                    "loader_seconds": round(result.loader_seconds, 6),
-                    **speed,
-                }
-            )
+        for (step, lr, result), (whole, *parts) in zip(self._window, sums.tolist(), strict=True):
+            loss, row = mean_loss(whole), dict[str, Any]()
+            row["step"] = step
+            row["consumed_samples"] = step * train.global_batch_size
+            row["consumed_tokens"] = step * train.tokens_per_step
+            row["tokens_by_source"] = self._tokens.up_to(step)
+            row["loss"] = loss if math.isfinite(loss) else None
+            row["grad_norm"] = result.grad_norm if math.isfinite(result.grad_norm) else None
+            if result.skipped is not None:
+                row["skipped"] = result.skipped
+            if parts:  # of each pool that the step saw tokens of
+                pools = zip(self._config.data.blend, parts, strict=True)
+                row["loss_by_source"] = {pool: mean_loss(part) for pool, part in pools if part[1]}
+            row["learning_rate"] = lr
+            row["loader_seconds"] = round(result.loader_seconds, 6)
+            self._write(row | speed)
         if self._file is not None:
-            self._show(self._window[-1][0], losses[-1], rate, now)
+            left = (now - self._begun) / (step - self._first_step) * (train.train_steps - step)
+            shown = f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left"
+            logger.info("%s step %s", self._config.name, shown)
         self._window = []
         self._window_begun = now
-
-    def _by_source(self, parts: list[list[float]]) -> dict[str, dict[str, float]]:
-        """Loss of each pool that the step saw tokens of, if it was asked for."""
-        if not parts:
-            return {}
-        pools = zip(self._config.data.blend, parts, strict=True)
-        return {"loss_by_source": {pool: mean_loss(part) for pool, part in pools if part[1]}}
 
     def _speed(self, rate: float) -> dict[str, float]:
         """What depends on the window's `rate` in tokens per second, and the memory; see TIMINGS."""
@@ -151,21 +148,6 @@ class Metrics:
                 self._board.add_scalar(name, value, row["step"])
         if self._wandb is not None:
             self._wandb.log(values, step=row["step"])
-
-    def _show(self, step: int, loss: float, rate: float, now: float) -> None:
-        steps = self._config.train.train_steps
-        left = (now - self._begun) / (step - self._first_step) * (steps - step)
-        logger.info(
-            "%s step %d/%d  loss %.4f  %s tokens/s  %s left",
-            *(self._config.name, step, steps, loss, f"{rate:,.0f}", clock(left)),
-        )
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer that hides what was written after `step`; rows after a checkpoint come again."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _wandb(config: ExperimentConfig, run_folder: Path) -> Any:
@@ -221,34 +203,22 @@ def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: i
 
     The trace opens in Perfetto or chrome://tracing. Raises `ConfigError` for a memory snapshot without a GPU.
     """
-    with ExitStack() as stack:
-        if layout.is_writer and step in (settings.profile_step, settings.memory_snapshot_step):
-            (run_folder / _PROFILES).mkdir(parents=True, exist_ok=True)
-        path = run_folder / _PROFILES / f"step_{step}"
-        if layout.is_writer and step == settings.profile_step:
-            stack.enter_context(_trace(path.with_suffix(".trace.json")))
-        if step == settings.memory_snapshot_step:
-            if layout.device.type != "cuda":
-                raise ConfigError("logging.memory_snapshot_step: only a GPU has an allocator to record")
-            if layout.is_writer:
-                stack.enter_context(_memory(path.with_suffix(".memory")))
+    if step == settings.memory_snapshot_step and layout.device.type != "cuda":
+        raise ConfigError("logging.memory_snapshot_step: only a GPU has an allocator to record")
+    traced, recorded = (
+        layout.is_writer and step == wanted
+        for wanted in (settings.profile_step, settings.memory_snapshot_step)
+    )
+    path = run_folder / _PROFILES / f"step_{step}"
+    if traced or recorded:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if recorded:
+        torch.cuda.memory._record_memory_history()
+    # Without `activities` torch records the CPU, and the GPU where there is one.
+    with torch.profiler.profile() if traced else nullcontext() as profiler:
         yield
-
-
-@contextmanager
-def _trace(path: Path) -> Iterator[None]:
-    kinds = torch.profiler.ProfilerActivity
-    activities = [kinds.CPU] + ([kinds.CUDA] if torch.cuda.is_available() else [])
-    with torch.profiler.profile(activities=activities) as profiler:
-        yield
-    profiler.export_chrome_trace(str(path))
-
-
-@contextmanager
-def _memory(path: Path) -> Iterator[None]:
-    torch.cuda.memory._record_memory_history()
-    try:
-        yield
-        torch.cuda.memory._dump_snapshot(str(path))
-    finally:
+    if profiler is not None:
+        profiler.export_chrome_trace(f"{path}.trace.json")
+    if recorded:
+        torch.cuda.memory._dump_snapshot(f"{path}.memory")
         torch.cuda.memory._record_memory_history(enabled=None)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.log import get_logger
@@ -63,7 +62,7 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     wishes = {"OMP_NUM_THREADS": "1"}
-    if expects_gpu(os.environ):
+    if _expects_gpu():
         wishes = {
             "MATHCPT_DEVICE": "cuda",
             # Megatron-Core orders tensor-parallel communication by it.
@@ -73,11 +72,12 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     return world | {name: os.environ.get(name, wish) for name, wish in wishes.items()}
 
 
-def expects_gpu(environment: Mapping[str, str]) -> bool:
+def _expects_gpu() -> bool:
     """Whether workers started here should find a GPU: as MATHCPT_DEVICE says, else if a driver is loaded."""
-    if "MATHCPT_DEVICE" in environment:
-        return environment["MATHCPT_DEVICE"] == "cuda"
-    return environment.get("CUDA_VISIBLE_DEVICES") != "" and _NVIDIA_DRIVER.exists()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return (
+        os.environ.get("MATHCPT_DEVICE", "cuda" if _NVIDIA_DRIVER.exists() and not hidden else "") == "cuda"
+    )
 
 
 def free_port() -> int:
@@ -115,7 +115,8 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
     try:
-        return exit_status(_wait(workers))
+        status = _wait(workers)
+        return 128 - status if status < 0 else status  # killed by signal n is 128 + n, as in a shell
     finally:
         for worker in workers:
             worker.kill()
@@ -132,11 +133,6 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
         if None not in codes or time.monotonic() > deadline:
             return failed
         time.sleep(_POLL_SECONDS)
-
-
-def exit_status(code: int) -> int:
-    """A child's return code as an exit status: killed by signal n is 128 + n, as in a shell."""
-    return 128 - code if code < 0 else code
 
 
 def die_with_parent() -> None:
@@ -174,27 +170,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _acquire(file):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise ConfigError(
-                    f"{folder}: in use by {file.read().strip() or 'another job'}; "
-                    "wait for it to end, stop it, or choose another --out"
-                )
-            time.sleep(0.1)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise ConfigError(
+                        f"{folder}: in use by {file.read().strip() or 'another job'}; "
+                        "wait for it to end, stop it, or choose another --out"
+                    ) from error
+                time.sleep(0.1)
         file.truncate(0)
         job = os.environ.get("SLURM_JOB_ID")
         file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}\n")
         file.flush()
         yield
-
-
-def _acquire(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Watchdog:
@@ -206,7 +198,7 @@ class Watchdog:
     """
 
     def __init__(self, run_folder: Path, seconds: float) -> None:
-        self._path = run_folder / STACKS / f"rank_{int(os.environ.get('RANK', '0')):05d}.txt"
+        self._path = run_folder / STACKS / f"rank_{int(os.environ['RANK']):05d}.txt"
         self._seconds = seconds
 
     def __enter__(self) -> "Watchdog":
@@ -221,11 +213,6 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
-
-
-def stack_files(run_folder: Path) -> list[Path]:
-    found = sorted((run_folder / STACKS).glob("rank_*.txt"))
-    return [path for path in found if path.stat().st_size]
 
 
 def set_deterministic(wanted: bool) -> None:
@@ -246,10 +233,7 @@ def set_deterministic(wanted: bool) -> None:
 
 
 def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
-    """Run `command CHECKPOINT`, which hands the work on (sbatch does) and returns; no shell reads it.
-
-    That it fails, or takes longer than a minute, is logged: the training is worth more than a score.
-    """
+    """Run `command CHECKPOINT`, which hands the work on (as sbatch does); that it fails is only logged."""
     environment = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
         subprocess.run(

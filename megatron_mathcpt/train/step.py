@@ -33,26 +33,13 @@ class StepResult:
     skipped: str | None = None
 
 
-class Waiting:
-    """Counts the seconds spent in the iterators it wraps."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def on(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, their making timed."""
-        while True:
-            begun = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds += time.perf_counter() - begun
-            if batch is None:
-                return
-            yield batch
-
-
-def forward_step(batches: Iterator[Batch], model: Any, *, sources: int = 0) -> tuple[torch.Tensor, Any]:
+def forward_step(
+    batches: Iterator[Batch], model: Any, *, sources: int, waited: list[float]
+) -> tuple[torch.Tensor, Any]:
     """Run one microbatch; Megatron-Core calls the returned loss function on the last stage."""
+    begun = time.perf_counter()
     batch = next(batches)
+    waited.append(time.perf_counter() - begun)
     output = model(
         batch.tokens,
         batch.position_ids,
@@ -82,16 +69,12 @@ def masked_loss(
 
 
 def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -> StepResult:
-    """Forward, backward and update on the global batch that follows `consumed_samples`.
-
-    The state's guard says, the same on every process, whether the update is applied.
-    """
+    """Forward, backward and, if the state's guard allows it, update on the batch after `consumed_samples`."""
     for chunk in state.model:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    train = state.config.train
-    waiting = Waiting()
-    report = run_schedule(state, state.dataset, consumed_samples, train.global_batch_size, waiting)
+    size, waited = state.config.train.global_batch_size, list[float]()
+    report = run_schedule(state, state.dataset, consumed_samples, size, waited)
     loss, by_source = report[:2], report[2:].view(-1, 2)
     norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
     mean = reduce_losses([loss])[0] if state.guard.needs_loss else None
@@ -99,7 +82,7 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
     if skipped is None:
         state.saver.wait_for_copy()
         state.optimizer.step_with_ready_grads()
-    return StepResult(loss, norm, waiting.seconds, by_source, skipped)
+    return StepResult(loss, norm, sum(waited), by_source, skipped)
 
 
 def prepare_gradients(
@@ -132,21 +115,21 @@ def forward_only(state: TrainState, dataset: Any, samples: int) -> torch.Tensor:
     with torch.no_grad():
         for chunk in state.model:
             chunk.eval()
-        loss = run_schedule(state, dataset, 0, samples, None)
+        loss = run_schedule(state, dataset, 0, samples)
         for chunk in state.model:
             chunk.train()
     return loss
 
 
 def run_schedule(
-    state: TrainState, dataset: Any, first: int, samples: int, training: Waiting | None
+    state: TrainState, dataset: Any, first: int, samples: int, waited: list[float] | None = None
 ) -> torch.Tensor:
     """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process.
 
-    In training the same two of each pool follow, if the config asks for them. `training` counts the wait for
-    samples; None runs forward only.
+    In training the same two of each pool follow, if the config asks for them, and `waited` gets the seconds
+    that each microbatch was waited for; None runs forward only.
     """
-    layout, train = state.layout, state.config.train
+    layout, train, training = state.layout, state.config.train, waited is not None
     size = train.micro_batch_size
     stride = size * layout.data_size
     count = -(-samples // stride)
@@ -156,19 +139,16 @@ def run_schedule(
         assert stages == len(state.model)
     wanted = range(first, first + count * stride)
     fused = state.config.data.document_attention and has_transformer_engine()
-    by_source = state.config.logging.loss_by_source and training is not None
-    sources = len(state.config.data.blend) if by_source else 0
+    sources = len(state.config.data.blend) if training and state.config.logging.loss_by_source else 0
     iterators = [microbatches(dataset, wanted, size, layout, fused=fused) for _ in state.model]
-    if training is not None:
-        iterators = [training.on(batches) for batches in iterators]
     reports = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, sources=sources),
+        forward_step_func=partial(forward_step, sources=sources, waited=[] if waited is None else waited),
         data_iterator=iterators if len(iterators) > 1 else iterators[0],
         model=state.model,
         num_microbatches=count,
         seq_length=train.seq_length,
         micro_batch_size=size,
-        forward_only=training is None,
+        forward_only=not training,
     )
     if not layout.reports_loss:
         return torch.zeros(2 + 2 * sources, dtype=torch.float64, device=layout.device)
@@ -184,22 +164,17 @@ def learning_rate(
     straight line, along half a cosine, or (wsd) constant first and a straight line over the last
     `lr_wsd_decay_fraction` (arXiv 2404.06395).
     """
-    progress = min(1.0, consumed_samples / train_samples)
-    warmup = schedule.lr_warmup_fraction
+    progress, warmup = min(1.0, consumed_samples / train_samples), schedule.lr_warmup_fraction
     if progress < warmup:
         return optimizer.lr * progress / warmup
-    return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * _height(schedule, progress)
-
-
-def _height(schedule: ScheduleSection, progress: float) -> float:
-    """Share of the way from `min_lr` to `lr` that is left."""
-    decayed = (progress - schedule.lr_warmup_fraction) / (1.0 - schedule.lr_warmup_fraction)
+    decayed = (progress - warmup) / (1.0 - warmup)
     match schedule.lr_decay_style:
         case "constant":
-            return 1.0
+            left = 1.0
         case "linear":
-            return 1.0 - decayed
+            left = 1.0 - decayed
         case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * decayed))
+            left = 0.5 * (1.0 + math.cos(math.pi * decayed))
         case "wsd":
-            return min(1.0, (1.0 - progress) / schedule.lr_wsd_decay_fraction)
+            left = min(1.0, (1.0 - progress) / schedule.lr_wsd_decay_fraction)
+    return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * left

@@ -29,10 +29,7 @@ class Seen:
 
 
 def trace_step(run_folder: Path, step: int) -> list[Seen]:
-    """Every document that step `step` (from 1) of a run trained on, in the order of its samples.
-
-    Raises `ConfigError` if the run has no such step, `ManifestError` if its data is not there any more.
-    """
+    """Every document that step `step` (from 1) trained on, in order; `ConfigError` without such a step."""
     config = load_config(run_folder / "config.yaml", ExperimentConfig)
     if not 1 <= step <= config.train.train_steps:
         raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")

@@ -18,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.files import hash_file
 
@@ -51,19 +54,11 @@ def by_safetensors(source: Path, out: Path) -> None:
         os.fsync(file.fileno())
 
 
-def to_checkpoint(source: Path, out: Path) -> None:
-    from megatron_mathcpt.checkpoint.convert import import_from_hf
-
-    import_from_hf(source, out, verify=False)
-
-
-def to_hf(source: Path, out: Path) -> None:
-    from megatron_mathcpt.checkpoint.convert import export_to_hf
-
-    export_to_hf(source, out, verify=False)
-
-
-WAYS = {"safetensors": by_safetensors, "to a checkpoint": to_checkpoint, "back": to_hf}
+WAYS: dict[str, Callable[[Path, Path], object]] = {
+    "safetensors": by_safetensors,
+    "to a checkpoint": partial(import_from_hf, verify=False),
+    "back": partial(export_to_hf, tokenizer=None, verify=False),
+}
 
 
 def work(way: str, source: Path, out: Path) -> None:

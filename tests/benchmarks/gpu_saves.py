@@ -65,7 +65,7 @@ class Trained:
         from megatron_mathcpt.formats.run_folder import Retention
 
         self.state = build(config, layout)
-        self.state.saver = Saver(folder, layout, Retention(2))
+        self.state.saver = Saver(folder, layout, Retention(2), {}, {})
 
     def step(self) -> tuple[float, float]:
         """Loss and seconds of one step."""
@@ -79,13 +79,12 @@ class Trained:
 
     def save(self, *, beside: bool) -> float:
         """Seconds until training may go on."""
-        from megatron_mathcpt.checkpoint.save import CheckpointRecord
         from megatron_mathcpt.formats.run_folder import CheckpointCounts
         from megatron_mathcpt.train.components import unwrap
 
-        record = CheckpointRecord(config={}, inputs={}, counts=CheckpointCounts(step=self.state.step))
+        counts = CheckpointCounts(step=self.state.step)
         begin = time.perf_counter()
-        self.state.saver.save(unwrap(self.state.model), self.state.optimizer, record, beside=beside)
+        self.state.saver.save(unwrap(self.state.model), self.state.optimizer, counts, beside=beside)
         return time.perf_counter() - begin
 
     def load(self, path: Path) -> float:

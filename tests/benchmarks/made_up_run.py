@@ -120,6 +120,6 @@ def build(config: ExperimentConfig, layout: parallel.Layout) -> Any:
     data = MadeUpTokens(config.model.vocab_size, config.train.seq_length, documents=documents)
     inputs = Inputs(config, {}, 0, None)
     guard = StepGuard(config.faults)
-    saver = Saver(Path(), layout, Retention(1))
+    saver = Saver(Path(), layout, Retention(1), {}, {})
     optimizer = build_optimizer(model, config)
     return TrainState(inputs, layout, Path(), model, optimizer, data, {}, guard, saver)

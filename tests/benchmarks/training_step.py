@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,8 @@ from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.process import free_port, local_world
 
 VOCABULARY, LENGTH, BATCH = 4096, 512, 4
-SHAPE = {
-    "num_layers": 6,
-    "hidden_size": 384,
-    "ffn_hidden_size": 1024,
-    "num_attention_heads": 6,
-    "num_query_groups": 3,
-}
+SHAPE = {"num_layers": 6, "hidden_size": 384, "ffn_hidden_size": 1024, "num_attention_heads": 6}
+SHAPE |= {"num_query_groups": 3}
 
 
 def write_corpus(folder: Path, tokens: int) -> Path:
@@ -60,13 +56,8 @@ def write_corpus(folder: Path, tokens: int) -> Path:
 
 
 LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, tensor parallel size
-LAYOUT_SHAPE = {
-    "num_layers": 4,
-    "hidden_size": 512,
-    "ffn_hidden_size": 1408,
-    "num_attention_heads": 8,
-    "num_query_groups": 4,
-}
+LAYOUT_SHAPE = {"num_layers": 4, "hidden_size": 512, "ffn_hidden_size": 1408, "num_attention_heads": 8}
+LAYOUT_SHAPE |= {"num_query_groups": 4}
 
 
 def experiment(corpus: Path, length: int, shape: dict[str, int] = SHAPE) -> ExperimentConfig:
@@ -91,16 +82,28 @@ def experiment(corpus: Path, length: int, shape: dict[str, int] = SHAPE) -> Expe
     return ExperimentConfig.model_validate_json(json.dumps(tree))
 
 
-def our_step(state: Any, metrics: Any) -> Callable[[], None]:
-    """The training loop's work for one step."""
+@contextmanager
+def our_step(config: ExperimentConfig, run: Path) -> Iterator[tuple[Callable[[], None], Any]]:
+    """The training loop's work for one step, and its layout; one thread."""
+    torch.set_num_threads(1)
+    use_cpu()
+    from megatron_mathcpt import parallel
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.inputs import resolve_inputs
     from megatron_mathcpt.train.loop import take_step
+    from megatron_mathcpt.train.metrics import Metrics
+
+    inputs = resolve_inputs(config)
 
     def step() -> None:
         metrics.add(state.step + 1, 1e-4, take_step(state, 1e-4))
         if state.step % state.config.logging.interval == 0:
             metrics.flush()
 
-    return step
+    with parallel.joined(inputs.config.parallel, 1) as layout:
+        state = build(inputs, layout, run)
+        metrics = Metrics(inputs.config, layout, run, 0, state.dataset)
+        yield step, layout
 
 
 def their_step(corpus: Path) -> Callable[[], None]:
@@ -139,34 +142,27 @@ def seconds_of(work: Callable[[], None]) -> float:
     return time.process_time() - begun
 
 
-def loader_rate(state: Any, samples: int) -> float:
+def loader_rate(config: ExperimentConfig, layout: Any, run: Path, samples: int) -> float:
     """Tokens a second of one core, collation included."""
-    from megatron_mathcpt.train.datasets import microbatches
+    from megatron_mathcpt.train.datasets import build_train_dataset, microbatches
+    from megatron_mathcpt.train.inputs import resolve_inputs
+
+    dataset = build_train_dataset(resolve_inputs(config), run)
 
     def read() -> None:
-        for _ in microbatches(state.dataset, range(samples), BATCH, state.layout):
+        for _ in microbatches(dataset, range(samples), BATCH, layout):
             pass
 
     read()
-    return samples * state.config.train.seq_length / seconds_of(read)
+    return samples * config.train.seq_length / seconds_of(read)
 
 
 def layout_worker(corpus: Path, run: Path, tensor: int, steps: int) -> None:
     """One rank: prints its CPU seconds of each step."""
-    torch.set_num_threads(1)
-    use_cpu()
-    from megatron_mathcpt import parallel
-    from megatron_mathcpt.train.components import build
-    from megatron_mathcpt.train.inputs import resolve_inputs
-    from megatron_mathcpt.train.metrics import Metrics
-
     config = experiment(corpus, LENGTH, LAYOUT_SHAPE)
     sizes = config.parallel.model_copy(update={"tensor_model_parallel_size": tensor})
     train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": BATCH})
-    inputs = resolve_inputs(config.model_copy(update={"parallel": sizes, "train": train}))
-    with parallel.joined(sizes, 1) as layout:
-        state = build(inputs, layout, run)
-        step = our_step(state, Metrics(inputs.config, layout, run, 0, state.dataset))
+    with our_step(config.model_copy(update={"parallel": sizes, "train": train}), run) as (step, _):
         print(json.dumps([seconds_of(step) for _ in range(steps + 2)][2:]))
 
 
@@ -217,24 +213,13 @@ def main() -> None:
 
 
 def compare_with_transformers(steps: int) -> None:
-    torch.set_num_threads(1)
-    use_cpu()
-    from megatron_mathcpt import parallel
-    from megatron_mathcpt.train.components import build
-    from megatron_mathcpt.train.inputs import resolve_inputs
-    from megatron_mathcpt.train.metrics import Metrics
-
     os.environ.update(local_world(0, 1, free_port()))
     with tempfile.TemporaryDirectory() as folder:
         corpus = write_corpus(Path(folder) / "corpus", 2_000_000)
-        inputs = resolve_inputs(experiment(corpus, LENGTH))
-        with parallel.joined(inputs.config.parallel, 1) as layout:
-            state = build(inputs, layout, Path(folder) / "run")
-            ours = our_step(state, Metrics(inputs.config, layout, Path(folder) / "run", 0, state.dataset))
+        with our_step(experiment(corpus, LENGTH), Path(folder) / "run") as (ours, layout):
             theirs = their_step(corpus)
             pairs = [(seconds_of(ours), seconds_of(theirs)) for _ in range(steps + 2)][2:]
-            long = resolve_inputs(experiment(corpus, 4096))
-            rate = loader_rate(build(long, layout, Path(folder) / "long"), 200)
+            rate = loader_rate(experiment(corpus, 4096), layout, Path(folder) / "long", 200)
     mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     print(

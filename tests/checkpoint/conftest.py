@@ -65,14 +65,11 @@ def make_model(layout: parallel.Layout) -> Any:
 def make_saver(run: Path, layout: parallel.Layout, keep: int = 9) -> Any:
     from megatron_mathcpt.checkpoint.save import Saver
 
-    return Saver(run, layout, Retention(keep))
+    return Saver(run, layout, Retention(keep), {}, {})
 
 
 def save(saver: Any, model: Any, step: int, optimizer: Any = None, *, beside: bool = False) -> None:
-    from megatron_mathcpt.checkpoint.save import CheckpointRecord
-
-    record = CheckpointRecord({}, {}, CheckpointCounts(step=step))
-    saver.save([model], optimizer, record, beside=beside)
+    saver.save([model], optimizer, CheckpointCounts(step=step), beside=beside)
 
 
 def saved(model: Any, run: Path, layout: parallel.Layout, optimizer: Any = None) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_mathcpt.checkpoint.hf_folder import hf_fingerprint, own_tokenizer
+from megatron_mathcpt.checkpoint.convert import hf_fingerprint, own_tokenizer
 from megatron_mathcpt.checkpoint.huggingface import QKV, pack
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError

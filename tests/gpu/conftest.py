@@ -24,6 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=missing))
 
 
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected, in float64."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
     """`figure(name, value)` prints a measured value, and adds it to the file `MATHCPT_FIGURES` as JSON."""

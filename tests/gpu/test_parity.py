@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import read_hf_shape
-from tests.gpu.precision import relative_error
+from tests.gpu.conftest import relative_error
 
 SIZES = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
 Figure = Callable[[str, object], None]
@@ -109,41 +109,27 @@ def test_packed_documents_have_the_losses_of_documents_alone(
     generator = torch.Generator().manual_seed(2)
     lengths = [100, 37, 250, 125]
     texts = [torch.randint(vocabulary, (length + 1,), generator=generator) for length in lengths]
-    numbers = torch.cat([torch.full((length,), number) for number, length in enumerate(lengths)])
-    row = {
-        "tokens": torch.cat([text[:-1] for text in texts]),
-        "labels": torch.cat([text[1:] for text in texts]),
-        "loss_mask": torch.ones(LENGTH),
-        "position_ids": torch.arange(LENGTH),
-        "documents": numbers,
-    }
-    batch = Batch.of([row], fused=True).to(torch.device("cuda"))
     model = ours(weights, layout, "bf16", documents=True)
-    losses = model(
-        batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.documents
-    )
-    losses.sum().backward()
-    packed, norm = losses[0].detach().float(), gradient_norm(model)
+
+    def losses_of(texts: list[torch.Tensor]) -> torch.Tensor:
+        """Losses of the texts packed into one sample, their gradient added up in the model."""
+        tokens = torch.cat([text[:-1] for text in texts])
+        row = {
+            "tokens": tokens,
+            "labels": torch.cat([text[1:] for text in texts]),
+            "loss_mask": torch.ones(len(tokens)),
+            "position_ids": torch.arange(len(tokens)),
+            "documents": torch.cat([torch.full((len(text) - 1,), n) for n, text in enumerate(texts)]),
+        }
+        batch = Batch.of([row], fused=True).to(torch.device("cuda"))
+        given = {"labels": batch.labels, "packed_seq_params": batch.documents}
+        losses = model(batch.tokens, batch.position_ids, None, **given)
+        losses.sum().backward()
+        return losses[0].detach().float()
+
+    packed, norm = losses_of(texts), gradient_norm(model)
     model.zero_grad()
-    alone = []
-    for text in texts:
-        single = Batch.of(
-            [
-                {
-                    "tokens": text[:-1],
-                    "labels": text[1:],
-                    "loss_mask": torch.ones(len(text) - 1),
-                    "position_ids": torch.arange(len(text) - 1),
-                }
-            ],
-            fused=True,
-        ).to(torch.device("cuda"))
-        found = model(
-            single.tokens, single.position_ids, None, labels=single.labels, packed_seq_params=single.documents
-        )
-        found.sum().backward()
-        alone.append(found[0].detach().float())
-    error = relative_error(packed, torch.cat(alone))
+    error = relative_error(packed, torch.cat([losses_of([text]) for text in texts]))
     figure("packed against alone: losses, gradient norms", [error, norm, gradient_norm(model)])
     assert error < 2e-3  # positions differ, so rotations round otherwise
     assert norm == pytest.approx(gradient_norm(model), rel=5e-3)
@@ -162,11 +148,8 @@ def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
     shape = read_hf_shape(weights)
     plain = dict(ours(weights, layout, "bf16").named_parameters())
     for recipe in ("delayed", "tensorwise", "blockwise"):
-        precision = PrecisionSection.model_validate_json(
-            json.dumps(
-                {"params_dtype": "bf16", "fp8": "hybrid", "fp8_recipe": recipe, "fp8_param_gather": True}
-            )
-        )
+        fp8 = {"params_dtype": "bf16", "fp8": "hybrid", "fp8_recipe": recipe, "fp8_param_gather": True}
+        precision = PrecisionSection.model_validate_json(json.dumps(fp8))
         junk = torch.full((2**28,), 1e30, device="cuda")
         del junk  # what the parameters' memory held before must not matter
         (model,) = build_model(shape, layout, precision)
@@ -178,6 +161,5 @@ def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
         }
         assert len(errors) == 4 * shape.num_layers, sorted(errors)
         figure(f"{recipe}: largest relative error of a weight", max(errors.values()))
-        assert (
-            max(errors.values()) < 4e-2
-        )  # E4M3 keeps 3 bits behind the point: at most 1/16, on average 1/40
+        # E4M3 keeps 3 bits behind the point: at most 1/16, on average 1/40.
+        assert max(errors.values()) < 4e-2

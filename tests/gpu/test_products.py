@@ -1,13 +1,14 @@
 """Transformer Engine's matrix products and packed attention on this GPU, against float64."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.gpu.precision import relative_error
+from tests.gpu.conftest import relative_error
 
 # Rounding of the operands, relative: bf16 keeps 8 bits, E4M3 4 and E5M2 (gradients) 3; of sums of random
 # signs it averages out to about a third of the unit in the last place.
@@ -51,18 +52,6 @@ def test_a_product_forward_and_backward(name: str, figure: Figure) -> None:
     assert max(backward, weights) < BARS[name][1]
 
 
-def config_of_heads(heads: int, groups: int, channels: int) -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        kv_channels=channels,
-        tensor_model_parallel_size=1,
-        context_parallel_size=1,
-    )
-
-
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size: int, figure: Figure) -> None:
@@ -75,7 +64,9 @@ def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size:
     documents = (torch.rand(rows, length, generator=generator) < 0.02).long().cumsum(1)
     shapes = ((length, rows, heads, channels), *[(length, rows, groups, channels)] * 2)
     query, key, value = (torch.randn(shape, generator=generator).cuda().bfloat16() for shape in shapes)
-    module = DocumentAttention(config_of_heads(heads, groups, channels), 1)
+    sizes = {"num_attention_heads": heads, "num_query_groups": groups, "kv_channels": channels}
+    alone: Any = SimpleNamespace(**sizes, tensor_model_parallel_size=1, context_parallel_size=1)
+    module = DocumentAttention(alone, 1)
     for rank in range(size):
         held = context_positions(length, size, rank) if size > 1 else torch.arange(length)
         order = torch.cat([context_positions(length, size, other) for other in range(size)])

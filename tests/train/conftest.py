@@ -13,11 +13,13 @@ import pytest
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.metrics import TIMINGS
 from megatron_mathcpt.train.process import free_port, local_world
 
+ConfigOf = Callable[..., ExperimentConfig]
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
 
@@ -31,6 +33,27 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
     for document in documents:
         builder.add_document(tensor(document), [len(document)])
     builder.finalize(f"{prefix}.idx")
+
+
+SHAPE = LlamaShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=176,
+    num_attention_heads=8,
+    num_query_groups=4,
+    vocab_size=VOCAB_SIZE,
+    init_method_std=0.1,
+)
+
+
+def write_hf(folder: Path, shape: LlamaShape = SHAPE) -> Path:
+    """A Hugging Face folder of random weights."""
+    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.model.weights import RandomWeights
+
+    write_hf_folder(RandomWeights(shape, 9), shape, folder, eos_id=EOS_ID)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
 
 
 def make_documents(count: int, seed: int) -> list[list[int]]:
@@ -106,7 +129,7 @@ def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> Experi
 
 
 @pytest.fixture(scope="session")
-def config_of(settings: dict[str, Any]) -> Callable[..., ExperimentConfig]:
+def config_of(settings: dict[str, Any]) -> ConfigOf:
     """`config_of(section={field: value})`: the tiny run's config with some fields replaced."""
     return lambda **sections: build_config(settings, **sections)
 
@@ -137,3 +160,8 @@ def rows_without_timings(out: Path) -> list[dict[str, Any]]:
     """The metrics that are the same bits in a run that is done again."""
     rows = read_json_lines(out / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def losses_of(out: Path) -> list[float]:
+    """The loss of every step."""
+    return [row["loss"] for row in read_json_lines(out / "metrics.jsonl") if "loss" in row]

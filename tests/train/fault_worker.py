@@ -1,9 +1,12 @@
-"""The training command with a fault on one rank, before the n-th update.
+"""The training command with a fault at the n-th call of a function, on one rank; alone it starts two workers.
 
-Arguments: `kind:rank:n`, then those of the command. Kinds: `nan` in a gradient, `flip` a bit of a weight,
-`stop` by SIGSTOP, `hang` in Python.
+Arguments: `module:function:before|after:n:kind:rank`, then those of the command. Kinds: `kill` by SIGKILL,
+`stop` by SIGSTOP, `hang` in Python, and, of the optimizer that is the function's first argument, `nan` in a
+gradient and `flip` a bit of a weight.
 """
 
+import importlib
+import itertools
 import os
 import signal
 import sys
@@ -12,51 +15,49 @@ from typing import Any
 
 from megatron_mathcpt.train.process import run_workers
 
-LAUNCHED = "RANK" in os.environ
-kind, rank, number = sys.argv[1].split(":")
-if LAUNCHED:
-    sys.argv.pop(1)
 
-
-def install() -> None:
-    from megatron_mathcpt.cpu import use_cpu
-
-    use_cpu()
-    from megatron_mathcpt.train import step
-
-    original = step.prepare_gradients
-    calls = 0
-
-    def faulty(optimizer: Any, settings: Any, learning_rate: float) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == int(number) and os.environ["RANK"] == rank:
-            cause(optimizer)
-        return original(optimizer, settings, learning_rate)
-
-    step.prepare_gradients = faulty
-
-
-def cause(optimizer: Any) -> None:
+def cause(kind: str, arguments: tuple[Any, ...]) -> None:
     import torch
 
-    weight = optimizer.param_groups[0]["params"][0]
     match kind:
-        case "nan":
-            weight.main_grad.view(-1)[3] = float("nan")
-        case "flip":
-            weight.data.view(torch.int32).view(-1)[5] ^= 1 << 20
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "hang":
             time.sleep(600)
+        case "nan":
+            arguments[0].param_groups[0]["params"][0].main_grad.view(-1)[3] = float("nan")
+        case "flip":
+            weight = arguments[0].param_groups[0]["params"][0]
+            weight.data.view(torch.int32).view(-1)[5] ^= 1 << 20
+
+
+def install(target: str, function: str, moment: str, number: str, kind: str) -> None:
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()
+    module = importlib.import_module(target)
+    original, calls = getattr(module, function), itertools.count(1)
+
+    def faulty(*arguments: Any, **named: Any) -> Any:
+        due = next(calls) == int(number)
+        if due and moment == "before":
+            cause(kind, arguments)
+        result = original(*arguments, **named)
+        if due and moment == "after":
+            cause(kind, arguments)
+        return result
+
+    setattr(module, function, faulty)
 
 
 if __name__ == "__main__":
-    if LAUNCHED:
-        install()
-        from megatron_mathcpt.train.__main__ import app
-
-        app()
-    else:
+    if "RANK" not in os.environ:
         sys.exit(run_workers("tests.train.fault_worker", sys.argv[1:], 2))
+    *fault, rank = sys.argv.pop(1).split(":")
+    if os.environ["RANK"] == rank:
+        install(*fault)
+    from megatron_mathcpt.train.__main__ import app
+
+    app()

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_mathcpt.config.base import load_config
@@ -27,14 +28,12 @@ def start(config: Path, out: Path) -> list[int]:
     for rank in range(RANKS):
         child = os.fork()
         if child == 0:
-            status = 1
+            finished = False
             try:
                 os.environ.update(local_world(rank, RANKS, port))
-                status = (
-                    0 if train_experiment(resolve_inputs(load_config(config, ExperimentConfig)), out) else 1
-                )
+                finished = train_experiment(resolve_inputs(load_config(config, ExperimentConfig)), out)
             finally:
-                os._exit(status)
+                os._exit(not finished)
         children.append(child)
     return children
 
@@ -44,25 +43,22 @@ def newest(out: Path) -> str:
     return max((path.name for path in (out / "checkpoints").glob("step_*")), default="")
 
 
-def alive(children: list[int]) -> list[int]:
-    """Those that have not ended; an end without error of all is not told apart here."""
-    return [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
-
-
 def attempt(config: Path, out: Path, dice: random.Random | None) -> bool:
     """One start; killed after a save and a random while if there are dice. True if the run is finished."""
     before, children = newest(out), start(config, out)
-    while dice is not None and children and newest(out) == before:
-        time.sleep(0.005)
-        children = alive(children)
+
+    def wait(done: Callable[[], bool]) -> None:
+        while children and not done():
+            time.sleep(0.005)
+            children[:] = [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
+
     if dice is not None:
+        wait(lambda: newest(out) != before)
         time.sleep(dice.uniform(0.0, 0.5))
         for child in dice.sample(children, dice.randint(1, len(children))) if children else ():
             os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + (10 if dice else 600)
-    while children and time.monotonic() < deadline:
-        time.sleep(0.005)
-        children = alive(children)
+    wait(lambda: time.monotonic() > deadline)
     for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -1,14 +1,12 @@
 """What a user sees of the training command: one line for each mistake, before any process starts."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_mathcpt.config.experiment import ExperimentConfig
-from tests.train.conftest import command, run
+from tests.train.conftest import ConfigOf, command, run
 
 
 @pytest.mark.parametrize(
@@ -25,7 +23,7 @@ from tests.train.conftest import command, run
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path, arguments: list[str], message: str
+    config_of: ConfigOf, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     done = run([*command(config_of(), tmp_path / "out"), *arguments])
     assert (done.returncode, done.stdout) == (2, "")
@@ -34,9 +32,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_check_only_reads_all_of_the_data(
-    config_of: Callable[..., ExperimentConfig], corpus: Path, tmp_path: Path
-) -> None:
+def test_check_only_reads_all_of_the_data(config_of: ConfigOf, corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "corpus")
     arguments = command(config_of(data={"corpus": str(tmp_path / "corpus")}), tmp_path / "out")
     assert run([*arguments, "--check"]).returncode == 0
@@ -52,7 +48,7 @@ def test_check_only_reads_all_of_the_data(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real workers end before they wait for each other, and each says what its torch sees."""
     monkeypatch.setenv("MATHCPT_DEVICE", "cuda")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_mathcpt.train.datasets import ValidationSet, microbatches, samples_per_pool
+from tests.train.conftest import write_indexed
 
 
 class Numbers:
@@ -49,13 +50,8 @@ def test_past_the_end_there_are_empty_samples() -> None:
 
 @pytest.mark.parametrize(("length", "samples"), [(10, 3), (29, 1), (7, 5), (1, 29)])
 def test_validation_predicts_each_token_once(tmp_path: Path, length: int, samples: int) -> None:
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
     tokens = np.arange(100, 130)
-    builder = IndexedDatasetBuilder(str(tmp_path / "validation.bin"), dtype=np.uint16)
-    builder.add_document(torch.tensor(tokens[:12]), [12])
-    builder.add_document(torch.tensor(tokens[12:]), [18])
-    builder.finalize(str(tmp_path / "validation.idx"))
+    write_indexed(tmp_path / "validation", [tokens[:12].tolist(), tokens[12:].tolist()])
     validation = ValidationSet(tmp_path / "validation", length, None)
     assert len(validation) == samples
     pairs = []

@@ -1,18 +1,17 @@
 """`train.deterministic` reaches every library, and two runs give the same bits."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import rows_without_timings
+from tests.train.conftest import ConfigOf, rows_without_timings
 
 VARIABLES = ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")
 
@@ -30,7 +29,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, alone: None) -> Iterator[None]:
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_it_reaches_megatron_core_and_two_runs_are_equal(
-    config_of: Callable[..., ExperimentConfig],
+    config_of: ConfigOf,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     deterministic: bool,

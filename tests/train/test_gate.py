@@ -9,40 +9,22 @@ import pytest
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
-from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.train.conftest import ConfigOf, write_hf
 from tests.train.test_layouts import SHARDED, train_layouts
-
-SHAPE = LlamaShape(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=176,
-    num_attention_heads=8,
-    num_query_groups=4,
-    vocab_size=500,
-    init_method_std=0.1,
-)
 
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of random weights."""
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
-    from megatron_mathcpt.model.weights import RandomWeights
-
-    folder = tmp_path_factory.mktemp("hf")
-    write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=0)
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
+    return write_hf(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture
-def train(config_of: Callable[..., ExperimentConfig], alone: None, tmp_path: Path) -> Callable[..., float]:
+def train(config_of: ConfigOf, alone: None, tmp_path: Path) -> Callable[..., float]:
     """Train two steps in this process from an `init` section; the first loss."""
 
     def run(**init: object) -> float:
@@ -91,7 +73,7 @@ class Recorded:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("global_batch_size", [8, 1024])
 def test_the_gate_costs_the_same_for_every_batch(
-    config_of: Callable[..., ExperimentConfig], hf: Path, tmp_path: Path, global_batch_size: int
+    config_of: ConfigOf, hf: Path, tmp_path: Path, global_batch_size: int
 ) -> None:
     """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
     use_cpu()
@@ -113,7 +95,7 @@ def test_the_gate_costs_the_same_for_every_batch(
 
 
 def test_the_gate_is_right_with_fewer_samples_than_replicas(
-    config_of: Callable[..., ExperimentConfig], hf: Path, tmp_path: Path
+    config_of: ConfigOf, hf: Path, tmp_path: Path
 ) -> None:
     """One sample for two replicas: the second gets a masked one, which counts nowhere."""
     init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_samples": 1}

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
 from megatron_mathcpt.train.process import free_port, local_world
+from tests.train.conftest import ConfigOf
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "tiny_losses.json"
 WORKER = Path(__file__).with_name("layout_worker.py")
@@ -56,7 +56,8 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
 }
 # Two per parallelism are enough for every commit; the rest runs with the slow tests.
 FAST = ("tensor", "pipeline", "data", "uneven pipeline, parts recomputed")
-Rows = list[dict[str, Any]]
+SLOW = [name for name in (*TWO_PROCESSES, *FOUR_PROCESSES) if name not in FAST]
+KEPT: dict[str, Any] = {"checkpoint": {"keep": 9}}
 
 
 def train_layouts(configs: dict[str, ExperimentConfig], processes: int, folder: Path) -> dict[str, "Run"]:
@@ -87,7 +88,7 @@ class Run:
     """A trained experiment: its metrics rows, and its weights and moments whatever layout wrote them."""
 
     folder: Path
-    rows: Rows
+    rows: list[dict[str, Any]]
 
     def tensors(self, step: int) -> dict[str, torch.Tensor]:
         path = checkpoint_path(self.folder, step)
@@ -101,38 +102,23 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def reference(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run on one process."""
-    return train_layouts({"one": config_of(checkpoint={"keep": 9})}, 1, tmp_path_factory.mktemp("one"))["one"]
+def reference(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_layouts({"one": config_of(**KEPT)}, 1, tmp_path_factory.mktemp("one"))["one"]
 
 
 @pytest.fixture(scope="module")
-def fast_runs(
-    config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Run]:
-    """The runs on two processes that every commit makes."""
-    configs = {name: config_of(checkpoint={"keep": 9}, parallel=TWO_PROCESSES[name]) for name in FAST}
+def fast_runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    configs = {name: config_of(**KEPT, parallel=TWO_PROCESSES[name]) for name in FAST}
     return train_layouts(configs, 2, tmp_path_factory.mktemp("fast"))
 
 
 @pytest.fixture(scope="module")
-def slow_runs(
-    config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Run]:
-    """All others, on two processes and on four."""
-    two = {
-        name: config_of(checkpoint={"keep": 9}, parallel=sizes)
-        for name, sizes in TWO_PROCESSES.items()
-        if name not in FAST
-    }
-    four = {name: config_of(checkpoint={"keep": 9}, parallel=sizes) for name, sizes in FOUR_PROCESSES.items()}
-    runs = train_layouts(two, 2, tmp_path_factory.mktemp("two"))
-    return runs | train_layouts(four, 4, tmp_path_factory.mktemp("four"))
-
-
-@pytest.mark.parametrize("layout", FAST)
-def test_two_processes_train_as_one(reference: Run, fast_runs: dict[str, Run], layout: str) -> None:
-    compare(reference, fast_runs[layout])
+def slow_runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    found: dict[str, Run] = {}
+    for processes, layouts in ((2, TWO_PROCESSES), (4, FOUR_PROCESSES)):
+        configs = {n: config_of(**KEPT, parallel=sizes) for n, sizes in layouts.items() if n in SLOW}
+        found |= train_layouts(configs, processes, tmp_path_factory.mktemp(str(processes)))
+    return found
 
 
 def test_replicas_write_half_each(fast_runs: dict[str, Run]) -> None:
@@ -145,9 +131,9 @@ def test_replicas_write_half_each(fast_runs: dict[str, Run]) -> None:
 
 
 def test_documents_train_the_same_over_context_parallel_ranks(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path, reference: Run
+    config_of: ConfigOf, tmp_path: Path, reference: Run
 ) -> None:
-    documents: dict[str, Any] = {"data": {"reset_attention_mask": True}, "checkpoint": {"keep": 9}}
+    documents = KEPT | {"data": {"reset_attention_mask": True}}
     one = train_layouts({"one": config_of(**documents)}, 1, tmp_path)["one"]
     context = config_of(**documents, parallel={"context_parallel_size": 2})
     two = train_layouts({"two": context}, 2, tmp_path)["two"]
@@ -156,10 +142,11 @@ def test_documents_train_the_same_over_context_parallel_ranks(
     assert one.rows[0]["loss"] != pytest.approx(reference.rows[0]["loss"], rel=1e-4), "documents saw others"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", [*(name for name in TWO_PROCESSES if name not in FAST), *FOUR_PROCESSES])
-def test_every_layout_trains_as_one_process(reference: Run, slow_runs: dict[str, Run], layout: str) -> None:
-    compare(reference, slow_runs[layout])
+@pytest.mark.parametrize("layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_every_layout_trains_as_one_process(
+    reference: Run, layout: str, request: pytest.FixtureRequest
+) -> None:
+    compare(reference, request.getfixturevalue("fast_runs" if layout in FAST else "slow_runs")[layout])
 
 
 def compare(reference: Run, other: Run) -> None:

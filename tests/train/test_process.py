@@ -13,8 +13,6 @@ import pytest
 
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.train.process import (
-    exit_status,
-    expects_gpu,
     folder_lock,
     joined_world,
     local_world,
@@ -109,10 +107,6 @@ def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pyte
         pass
 
 
-def test_exit_status_of_a_signal() -> None:
-    assert (exit_status(-15), exit_status(3)) == (143, 3)
-
-
 def test_joined_world() -> None:
     assert joined_world({}) is None
     assert joined_world({"RANK": "1", "WORLD_SIZE": "2"}) == {}
@@ -123,8 +117,13 @@ def test_joined_world() -> None:
 
 
 def test_workers_are_told_of_an_expected_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS"):
+    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS", "MATHCPT_DEVICE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("megatron_mathcpt.train.process._NVIDIA_DRIVER", Path("/dev/null"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local_world(1, 2, 9)["MATHCPT_DEVICE"] == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden, and so not expected
+    assert "MATHCPT_DEVICE" not in local_world(1, 2, 9)
     monkeypatch.setenv("MATHCPT_DEVICE", "cpu")
     assert local_world(1, 2, 9)["OMP_NUM_THREADS"] == "1"
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in local_world(1, 2, 9)
@@ -135,11 +134,6 @@ def test_workers_are_told_of_an_expected_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert (told["OMP_NUM_THREADS"], local_world(1, 32, 9)["OMP_NUM_THREADS"]) == ("8", "3")
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     assert local_world(1, 8, 9)["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
-
-
-def test_a_hidden_gpu_is_not_expected() -> None:
-    assert not expects_gpu({"CUDA_VISIBLE_DEVICES": ""})
-    assert expects_gpu({"CUDA_VISIBLE_DEVICES": "", "MATHCPT_DEVICE": "cuda"})
 
 
 def test_the_command_gets_the_checkpoint_and_is_no_worker(

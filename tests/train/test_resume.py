@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import EXIT_REQUEUE
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
 from megatron_mathcpt.formats.run_folder import (
@@ -23,7 +21,7 @@ from megatron_mathcpt.formats.run_folder import (
     newest_checkpoint,
     step_of,
 )
-from tests.train.conftest import command, rows_without_timings
+from tests.train.conftest import ConfigOf, command, rows_without_timings
 from tests.train.test_layouts import SHARDED, TWO_PROCESSES, train_layouts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +51,7 @@ def check_same_run(whole: Path, resumed: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undisturbed run on one process."""
     out = tmp_path_factory.mktemp("whole") / "run"
     subprocess.run(command(config_of(), out), check=True, timeout=200)
@@ -64,7 +62,7 @@ def whole(config_of: Callable[..., ExperimentConfig], tmp_path_factory: pytest.T
     "saves", [{}, pytest.param({"interval": 1, "async_save": True}, marks=pytest.mark.slow)]
 )
 def test_a_stopped_run_goes_on_with_the_same_bits(
-    whole: Path, config_of: Callable[..., ExperimentConfig], tmp_path: Path, saves: dict[str, Any]
+    whole: Path, config_of: ConfigOf, tmp_path: Path, saves: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
     arguments = command(config_of(checkpoint=saves), out)
@@ -78,9 +76,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     check_same_run(whole, out)
 
 
-def test_a_finished_run_is_left_alone_without_torch(
-    whole: Path, config_of: Callable[..., ExperimentConfig]
-) -> None:
+def test_a_finished_run_is_left_alone_without_torch(whole: Path, config_of: ConfigOf) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     arguments = [sys.executable, "-X", "importtime", *command(config_of(), whole)[1:]]
     done = subprocess.run(arguments, check=True, timeout=60, capture_output=True, text=True)
@@ -91,9 +87,7 @@ def test_a_finished_run_is_left_alone_without_torch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["launcher", "worker"])
-def test_a_killed_run_goes_on_with_the_same_bits(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path, victim: str
-) -> None:
+def test_a_killed_run_goes_on_with_the_same_bits(config_of: ConfigOf, tmp_path: Path, victim: str) -> None:
     config = config_of(parallel={"tensor_model_parallel_size": 2})
     whole, out = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(config, whole), check=True, timeout=200)
@@ -112,9 +106,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("beside", [False, True])
-def test_random_kills_change_no_bit(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path, beside: bool
-) -> None:
+def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside: bool) -> None:
     config = config_of(
         parallel={"tensor_model_parallel_size": 2},
         train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
@@ -139,7 +131,7 @@ def test_random_kills_change_no_bit(
     "layout", ["tensor", *(pytest.param(x, marks=pytest.mark.slow) for x in ("pipeline", "data, overlapped"))]
 )
 def test_all_ranks_write_what_they_would_have_written_waiting(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path, layout: str
+    config_of: ConfigOf, tmp_path: Path, layout: str
 ) -> None:
     link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # stands for a job that scores a checkpoint
     (tmp_path / "scored").mkdir()
@@ -163,9 +155,7 @@ def test_all_ranks_write_what_they_would_have_written_waiting(
 
 
 @pytest.mark.slow
-def test_a_tensor_parallel_run_goes_on_in_other_layouts(
-    config_of: Callable[..., ExperimentConfig], tmp_path: Path
-) -> None:
+def test_a_tensor_parallel_run_goes_on_in_other_layouts(config_of: ConfigOf, tmp_path: Path) -> None:
     keep = {"keep": 9}
     whole = train_layouts({"whole": config_of(parallel=TENSOR, checkpoint=keep)}, 2, tmp_path)["whole"]
     shutil.rmtree(whole.folder / "checkpoints" / "step_00000016")

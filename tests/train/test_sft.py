@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,32 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, SftDataset, document_numbers
 from megatron_mathcpt.train.inputs import resolve_inputs
-from megatron_mathcpt.train.process import free_port, local_world
+from tests.train.conftest import ConfigOf, losses_of, write_hf, write_indexed
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
     for n in range(1, 41)
 ] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
 EOS = 0
+SMALL = LlamaShape(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    vocab_size=300,
+    init_method_std=0.2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +58,8 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"id": "text", "text": "no problem"}]]
     (folder / "documents" / "problem_solving.jsonl").write_text("\n".join(lines) + "\n")
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    prefix = folder / "datasets" / "problem_solving" / "validation"
-    prefix.parent.mkdir(parents=True)
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    for problem in PROBLEMS[37:40]:
-        ids = [*tokenizer.encode(cpt_text(problem)).ids, EOS]
-        builder.add_document(torch.tensor(ids), [len(ids)])
-    builder.finalize(f"{prefix}.idx")
+    held_out = [[*tokenizer.encode(cpt_text(problem)).ids, EOS] for problem in PROBLEMS[37:40]]
+    write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
     training = [*PROBLEMS[:37], *PROBLEMS[40:]]
     tokens = sum(len(tokenizer.encode(cpt_text(problem)).ids) + 1 for problem in training)
     counts = {
@@ -125,30 +126,26 @@ def model() -> Iterator[Any]:
     from megatron_mathcpt.model.llama import build_model
     from megatron_mathcpt.model.weights import RandomWeights, fill
 
-    shape = LlamaShape(
-        num_layers=2,
-        hidden_size=32,
-        ffn_hidden_size=64,
-        num_attention_heads=4,
-        vocab_size=300,
-        init_method_std=0.2,
-    )
-    (built,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"), document_attention=True)
-    fill([built], RandomWeights(shape, 1))
+    (built,) = build_model(SMALL, layout, PrecisionSection(params_dtype="fp32"), document_attention=True)
+    fill([built], RandomWeights(SMALL, 1))
     yield built
     parallel.stop()
 
 
-def loss_and_gradient(
-    model: Any, folder: Path, mask: Callable[[Any], Any] = lambda batch: batch.loss_mask
-) -> Any:
-    """Mean loss over the trained tokens of a folder, and the embedding's gradient."""
+def loss_and_gradient(model: Any, folder: Path, masked_label: int | None = None) -> Any:
+    """Mean loss over the trained tokens of a folder, and the embedding's gradient.
+
+    `masked_label` stands for the labels where the loss is masked.
+    """
     samples = json.loads((folder / "manifest.json").read_text())["counts"]["samples"]
     dataset = SftDataset(folder, samples, seed=1)
     batch = Batch.of([dataset[index] for index in range(samples)])
-    losses = model(batch.tokens, batch.position_ids, batch.mask, labels=batch.labels)
-    counted = mask(batch)
-    loss = (losses * counted).sum() / counted.sum()
+    labels = batch.labels
+    if masked_label is not None:
+        labels = torch.where(batch.loss_mask == 1.0, labels, masked_label)
+        assert not torch.equal(labels, batch.labels)
+    losses = model(batch.tokens, batch.position_ids, batch.mask, labels=labels)
+    loss = (losses * batch.loss_mask).sum() / batch.loss_mask.sum()
     model.zero_grad()
     loss.backward()
     return loss.item(), model.embedding.word_embeddings.weight.grad.clone()
@@ -168,16 +165,10 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradient(
 def test_prompt_labels_do_not_matter(model: Any, problem_corpus: Path, tmp_path: Path) -> None:
     """Other labels where the loss is masked leave the gradient as it is, bit for bit."""
     pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 128)
-    _, gradient = loss_and_gradient(model, tmp_path / "sft")
-    labels = np.load(tmp_path / "sft" / "labels.npy")
-    assert (labels == NOT_TRAINED).any()
-    dataset = SftDataset(tmp_path / "sft", len(labels), seed=1)
-    batch = Batch.of([dataset[index] for index in range(len(labels))])
-    changed = torch.where(batch.loss_mask == 1.0, batch.labels, 7)
-    losses = model(batch.tokens, batch.position_ids, batch.mask, labels=changed)
-    model.zero_grad()
-    ((losses * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
-    assert torch.equal(model.embedding.word_embeddings.weight.grad, gradient)
+    loss, gradient = loss_and_gradient(model, tmp_path / "sft")
+    other_loss, other_gradient = loss_and_gradient(model, tmp_path / "sft", masked_label=7)
+    assert other_loss == loss
+    assert torch.equal(other_gradient, gradient)
 
 
 def test_documents_of_a_cpt_sample_end_with_eos() -> None:
@@ -185,15 +176,12 @@ def test_documents_of_a_cpt_sample_end_with_eos() -> None:
     assert documents.tolist() == [0, 0, 0, 1, 1, 2]
 
 
+@pytest.mark.usefixtures("alone")
 def test_epochs_become_tokens_and_the_loss_falls(
-    config_of: Callable[..., ExperimentConfig],
-    problem_corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config_of: ConfigOf, problem_corpus: Path, tmp_path: Path
 ) -> None:
-    samples = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64).counts["samples"]
-    for name, value in local_world(0, 1, free_port()).items():
-        monkeypatch.setenv(name, value)
+    packed = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64)
+    samples = packed.counts["samples"]
     config = config_of(
         data={"sft": str(tmp_path / "sft"), "corpus": None, "blend": {}},
         train={"train_tokens": None, "train_epochs": 1.5, "global_batch_size": 4},
@@ -204,37 +192,20 @@ def test_epochs_become_tokens_and_the_loss_falls(
     inputs = resolve_inputs(config)
     assert inputs.config.train.train_tokens == math.ceil(1.5 * samples) * 64
     assert train_experiment(inputs, tmp_path / "run")
-    rows = read_json_lines(tmp_path / "run" / "metrics.jsonl")
-    assert rows[-1]["step"] == -(-math.ceil(1.5 * samples) // 4)
-    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) == -(-math.ceil(1.5 * samples) // 4)
+    assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_gate_knows_where_documents_end(
-    config_of: Callable[..., ExperimentConfig],
-    problem_corpus: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config_of: ConfigOf, problem_corpus: Path, tmp_path: Path
 ) -> None:
     """transformers' loss of packed samples, attention kept within each: 1e-5 from ours."""
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
-    from megatron_mathcpt.model.weights import RandomWeights
-
-    shape = LlamaShape(
-        num_layers=2,
-        hidden_size=32,
-        ffn_hidden_size=64,
-        num_attention_heads=4,
-        num_query_groups=2,
-        vocab_size=300,
-        init_method_std=0.2,
-    )
-    write_hf_folder(RandomWeights(shape, 3), shape, tmp_path / "hf", eos_id=EOS)
+    hf = str(write_hf(tmp_path / "hf", SMALL))
     pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64)
-    for name, value in local_world(0, 1, free_port()).items():
-        monkeypatch.setenv(name, value)
-    init = {"scratch": False, "hf": str(tmp_path / "hf"), "initial_loss": "transformers"}
     config = config_of(
-        init=init | {"initial_loss_band": 1e-5},
+        init={"scratch": False, "hf": hf, "initial_loss": "transformers", "initial_loss_band": 1e-5},
         data={"sft": str(tmp_path / "sft"), "corpus": None, "blend": {}},
         train={"train_tokens": 256},
         validation={"sets": []},

@@ -1,12 +1,11 @@
 """From a step back to its documents, against the tokens that the step was given."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from megatron_mathcpt import parallel
@@ -19,30 +18,27 @@ from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.datasets import build_blend, index_cache
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.trace import trace_step
+from tests.train.conftest import ConfigOf, write_indexed
 
 EOS = 0
 
 
 @pytest.fixture
-def run(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> Path:
+def run(config_of: ConfigOf, tmp_path: Path) -> Path:
     """A run folder with a config, on two pools of one-letter documents; the first and last are equal."""
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
     corpus = tmp_path / "corpus"
     words = Tokenizer(models.WordLevel({"<eos>": EOS} | {chr(96 + n): n for n in range(1, 27)}, "<eos>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     pools, shards = {}, []
     (corpus / "documents").mkdir(parents=True)
     for shard, (pool, letters) in enumerate((("general", "abcdefga"), ("problem_solving", "stuvwxys"))):
-        prefix = corpus / "datasets" / pool / "train"
-        prefix.parent.mkdir(parents=True)
-        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
         rows = [{"id": f"{pool}-validation", "text": " ".join(letters[0] * 5)}]
+        documents = []
         for number, letter in enumerate(letters):
             length = 5 + number % 7
-            builder.add_document(torch.tensor([ord(letter) - 96] * length + [EOS]), [length + 1])
+            documents.append([ord(letter) - 96] * length + [EOS])
             rows.append({"id": f"{pool}-{number}", "text": " ".join(letter * length)})
-        builder.finalize(f"{prefix}.idx")
+        write_indexed(corpus / "datasets" / pool / "train", documents)
         lines = [json.dumps(row).encode() + b"\n" for row in rows]
         (corpus / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
         splits = np.array([VALIDATION] + [TRAIN] * 8, np.uint8)
@@ -67,14 +63,22 @@ def run(config_of: Callable[..., ExperimentConfig], tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
+def blend_of(run: Path) -> Any:
+    """What the run reads, its index built."""
     inputs = resolve_inputs(load_config(run / "config.yaml", ExperimentConfig))
-    with pytest.raises(DataError, match="sample index is not there"):
-        trace_step(run, 1)
     use_cpu()
     parallel.start_alone(inputs.config.parallel)
     blend = build_blend(inputs, index_cache(inputs, run))
     parallel.stop()
+    return blend
+
+
+def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
+    with pytest.raises(DataError, match="sample index is not there"):
+        trace_step(run, 1)
+    with pytest.raises(ConfigError, match="has steps 1 to 4"):
+        trace_step(run, 5)
+    blend = blend_of(run)
     for step in (1, 3):
         seen = trace_step(run, step)
         assert {one.sample for one in seen} == set(range(4 * step - 4, 4 * step))
@@ -87,17 +91,8 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
 
 
 def test_equal_texts_are_told_apart(run: Path) -> None:
-    inputs = resolve_inputs(load_config(run / "config.yaml", ExperimentConfig))
-    use_cpu()
-    parallel.start_alone(inputs.config.parallel)
-    build_blend(inputs, index_cache(inputs, run))
-    parallel.stop()
+    blend_of(run)
     seen = [one for step in range(1, 5) for one in trace_step(run, step)]
     for pool, text in (("general", "a a a a a"), ("problem_solving", "s s s s s")):
         equal = {(one.document, one.record) for one in seen if (one.pool, one.text) == (pool, text)}
         assert equal == {(0, f"{pool}-0"), (7, f"{pool}-7")}
-
-
-def test_a_step_that_is_not_there_is_named(run: Path) -> None:
-    with pytest.raises(ConfigError, match="has steps 1 to 4"):
-        trace_step(run, 5)
