@@ -82,7 +82,8 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) ->
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them. A collective of
     any group waits `timeout_seconds` for the others.
     """
-    return _start(sizes, seed, timeout_seconds, timeout=timedelta(seconds=timeout_seconds))
+    device = _join(timeout=timedelta(seconds=timeout_seconds))
+    return _split(sizes, seed, device, timeout_seconds)
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -
 
 def start_alone(sizes: ParallelSection) -> Layout:
     """A process group of this process only, whatever the environment says."""
-    return _start(sizes, 0, 1800.0, store=HashStore(), rank=0, world_size=1)
+    return _split(sizes, 0, _join(store=HashStore(), rank=0, world_size=1))
 
 
 def _join(**group: Any) -> torch.device:
@@ -112,8 +113,9 @@ def _join(**group: Any) -> torch.device:
     return device
 
 
-def _start(sizes: ParallelSection, seed: int, timeout_seconds: float, **group: Any) -> Layout:
-    device = _join(**group)
+def _split(
+    sizes: ParallelSection, seed: int, device: torch.device, timeout_seconds: float = 1800.0
+) -> Layout:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,

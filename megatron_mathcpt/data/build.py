@@ -34,7 +34,7 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
-from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.log import get_logger, progress
 
 WORK = ".work"  # in the build's folder: shards' results between stages
 _LOG_SECONDS = 10
@@ -173,17 +173,14 @@ def _finished(build: Build, stage: str) -> list[int]:
 
 
 def describe_progress(build: Build, finished: Sequence[int], before: int = 0, seconds: float = 0) -> str:
-    """`3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 9 s left`, from the sizes of the finished shards.
+    """`3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 0:09 left`, from the sizes of the finished shards.
 
     The rate is that since there were `before` bytes, `seconds` ago.
     """
     sizes = [work.shard.bytes for work in build.works]
     done, total = sum(finished), sum(sizes)
-    text = f"{len(finished):,} of {len(sizes):,} shards, {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-    if done == before or not seconds:
-        return text
-    rate = (done - before) / seconds
-    return f"{text}, {rate / 1e6:,.1f} MB/s, {(total - done) / rate:,.0f} s left"
+    read = progress(done / 1e6, total / 1e6, "MB", before / 1e6, seconds)
+    return f"{len(finished):,} of {len(sizes):,} shards, {read}"
 
 
 def _reporter(build: Build, stage: str) -> Callable[..., None]:
@@ -198,7 +195,7 @@ def _reporter(build: Build, stage: str) -> Callable[..., None]:
         now = time.monotonic()
         if last or now - shown >= _LOG_SECONDS:
             shown = now
-            progress = describe_progress(build, _finished(build, stage), before, now - begin)
-            _log.info("%s: %s", stage, progress)
+            shards = describe_progress(build, _finished(build, stage), before, now - begin)
+            _log.info("%s: %s", stage, shards)
 
     return report

@@ -165,10 +165,10 @@ def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
 
 def _read_blocks(path: Path) -> Iterator[bytes]:
     """All content that can be read, in blocks; then raises `DataError` if there was to be more."""
-    largest = max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
     parts: list[bytes] = []
     position, size, damage = 0, 0, ""
     try:
+        largest = max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
         for part in _unpack(path):
             parts.append(part if position else part.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(part), size + len(part)

@@ -10,7 +10,7 @@ Many conversations run at a time, within the budget; each ends in the store with
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +23,7 @@ from megatron_mathcpt.config.synthesis import Server, SynthesisConfig, Verificat
 from megatron_mathcpt.errors import DataError, ServerError
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, write_manifest
-from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.log import get_logger, progress
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import query_expansion, response_diversification, tutorship_amplification
 from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode
@@ -89,7 +89,7 @@ def synthesize(
     """
     shard = shard or SeedShard()
     folder = out / shard.folder_name
-    _, seeds_sha256 = check_seeds(config)
+    seeds, seeds_sha256 = check_seeds(config)
     inputs, recorded = {"seeds": seeds_sha256}, _recorded(config)
     budget = config.budget.model_dump(mode="json")
     if is_complete(folder, KIND, inputs=inputs, config=recorded):
@@ -97,7 +97,7 @@ def synthesize(
         if counts["budget"] == budget:
             return counts
         (folder / FILE_NAME).unlink()
-    with _begin(config, folder, shard, seeds_sha256) as run:
+    with _begin(config, folder, shard, seeds, seeds_sha256) as run:
         asyncio.run(run.drive(connect, accept_model=accept_model))
         methods = {name: run.write(name, folder / name) for name in config.chosen}
     summary = {"stopped": run.stopped, "budget": budget, "methods": methods}
@@ -116,7 +116,7 @@ def pilot(
     seeds, sha256 = check_seeds(config)
     seeds = min(seeds, config.budget.seeds or seeds)
     count = min(count, seeds)
-    with _begin(config, out / SeedShard().folder_name, SeedShard(), sha256) as run:
+    with _begin(config, out / SeedShard().folder_name, SeedShard(), seeds, sha256) as run:
         run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
         asyncio.run(run.drive(connect, accept_model=accept_model))
         return {
@@ -153,7 +153,9 @@ def _recorded(config: SynthesisConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _begin(config: SynthesisConfig, folder: Path, shard: SeedShard, seeds_sha256: str) -> "Iterator[_Run]":
+def _begin(
+    config: SynthesisConfig, folder: Path, shard: SeedShard, seeds: int, seeds_sha256: str
+) -> "Iterator[_Run]":
     """The shard's run with its store; tokenizer and prompts, which are logged, are read before that."""
     local = config.methods.retrospective_enhancement
     count_tokens = token_counter(config.tokenizer, local.mark if local else None)
@@ -161,20 +163,23 @@ def _begin(config: SynthesisConfig, folder: Path, shard: SeedShard, seeds_sha256
         _LOG.info("first prompt of %s:\n%s", name, prompt)
     identity = orjson.dumps(_recorded(config), option=orjson.OPT_SORT_KEYS).decode()
     with closing(Store(folder / STORE, seeds=seeds_sha256, config=identity)) as store:
-        yield _Run(config, store, shard, count_tokens, Meter(config, store.spent()))
+        yield _Run(config, store, shard, seeds, count_tokens, Meter(config, store.spent()))
 
 
 @dataclass
 class _Run:
-    """One shard's run; `stopped` names the budget that ended it, `positions` are a pilot's seeds."""
+    """One shard's run; `seeds` are those of all shards, `stopped` names the budget that
+    ended it, `positions` are a pilot's seeds.
+    """
 
     config: SynthesisConfig
     store: Store
     shard: SeedShard
+    seeds: int
     count_tokens: TokenCounter
     meter: Meter
     clients: dict[str, Client] = field(default_factory=dict)
-    positions: Container[int] | None = None
+    positions: Collection[int] | None = None
     stopped: str | None = None
     told: float = field(default_factory=time.monotonic)
 
@@ -207,13 +212,15 @@ class _Run:
         """
         accepted, cap, cases = self.store.accepted_tokens(method), self.cap, self.cases(method)
         ends: Counter[str] = Counter()
+        begun, had = time.monotonic(), 0
 
         async def work() -> None:
-            nonlocal accepted
+            nonlocal accepted, had
             for case in cases:
                 if self.stopped or (cap is not None and accepted >= cap):
                     return
                 if self.store.has_outcome(case):
+                    had += 1
                     continue
                 try:
                     reason, tokens = await self._finish(case)
@@ -222,7 +229,7 @@ class _Run:
                     return
                 accepted += tokens
                 ends[reason or "accepted"] += 1
-                self._tell(method, ends)
+                self._tell(method, ends, had, begun)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -239,13 +246,16 @@ class _Run:
                 for sample in range(samples):
                     yield Case(method, position, seed, sample)
 
-    def _tell(self, method: str, ends: Counter[str]) -> None:
-        """One line of progress, every `progress_seconds`."""
+    def _tell(self, method: str, ends: Counter[str], had: int, begun: float) -> None:
+        """One line every `progress_seconds`; `had` of the cases were at their end before this process began."""
         now = time.monotonic()
         if now - self.told >= self.config.progress_seconds:
             self.told = now
+            seeds = self.shard.share(min(self.seeds, self.config.budget.seeds or self.seeds)) or 0
+            cases = len(self.positions or range(seeds)) * self.config.chosen[method].samples
+            shown = progress(had + ends.total(), cases, "outcomes", had, now - begun)
             reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
-            _LOG.info("%s: %d outcomes: %s; cost %.2f", method, ends.total(), reasons, self.meter.cost)
+            _LOG.info("%s: %s; %s; cost %.2f", method, shown, reasons, self.meter.cost)
 
     async def _finish(self, case: Case) -> tuple[str | None, int]:
         """One conversation from first request to stored outcome; its reason, and the tokens it brought."""

@@ -19,7 +19,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig, LoggingSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines, write_atomically
 from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
-from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.log import clock, get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.machine import load_hardware
 from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
@@ -181,13 +181,6 @@ def last_validation(run_folder: Path) -> dict[str, float]:
     """Losses of the newest validation row; empty if there is none."""
     rows = [row.validation for row in read_metrics(run_folder / METRICS) if row.validation]
     return rows[-1] if rows else {}
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def drop_rows_after(path: Path, step: int) -> None:

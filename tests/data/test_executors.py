@@ -79,7 +79,7 @@ def test_progress_by_hand(config: Corpus, raw: Path, tmp_path: Path) -> None:
         (raw / f"{name}.jsonl").write_bytes(bytes(size * 10_000_000))
     build = open_build(config, tmp_path / "out")
     assert describe_progress(build, [10_000_000]) == "1 of 3 shards, 10 of 60 MB"
-    expected = "2 of 3 shards, 40 of 60 MB, 15.0 MB/s, 1 s left"
+    expected = "2 of 3 shards, 40 of 60 MB, 15.0 MB/s, 0:01 left"
     assert describe_progress(build, [30_000_000, 10_000_000], 10_000_000, 2.0) == expected
 
 
