@@ -247,7 +247,7 @@ class _Run:
                     yield Case(method, position, seed, sample)
 
     def _tell(self, method: str, ends: Counter[str], had: int, begun: float) -> None:
-        """One line every `progress_seconds`; `had` of the cases were at their end before this process began."""
+        """One line every `progress_seconds`; `had` of the cases had ended before this process began."""
         now = time.monotonic()
         if now - self.told >= self.config.progress_seconds:
             self.told = now
