@@ -129,7 +129,7 @@ def fingerprint(folder: Path, config: EvaluationConfig) -> str:
         if config.backend == "megatron":
             return load_sealed(chosen_checkpoint(folder)).fingerprint()
         raise EvaluationError(
-            f"{folder}: no config.json here; give a Hugging Face model folder, as tools/convert.py makes it"
+            f"{folder}: no config.json here; give a Hugging Face model folder, as `mathcpt convert` makes it"
         )
     if (folder / FILE_NAME).is_file():
         return load_manifest(folder, "hf").fingerprint()

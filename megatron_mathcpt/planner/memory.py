@@ -188,7 +188,7 @@ def check_memory(config: ExperimentConfig, world_size: int, *, memory_gib: float
     if peak.gib + _RUNTIME_GIB > memory_gib:
         raise ConfigError(
             f"parallel: {found} and {_RUNTIME_GIB} GiB for CUDA and NCCL do not fit; lower "
-            "train.micro_batch_size, raise a parallel size, or ask tools/plan_layout.py for layouts that fit"
+            "train.micro_batch_size, raise a parallel size, or ask `mathcpt plan` for layouts that fit"
         )
     return found
 
