@@ -146,7 +146,7 @@ class Template(Section):
         return questions, self.leads.get(language, []) if self.leads else [""] * len(self.steps)
 
 
-class Words(Section):
+class WordLists(Section):
     """Names, and things with their plural (English) or their measure word (Chinese)."""
 
     names: list[str]
@@ -156,7 +156,7 @@ class Words(Section):
 class ProblemFile(Section):
     """Templates by name, and the words that fill them."""
 
-    words: dict[Language, Words]
+    words: dict[Language, WordLists]
     templates: dict[str, Template]
 
 

@@ -31,7 +31,7 @@ _logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """What became of a stage: `done` (was complete), `ran`, `failed` or `skipped`."""
 
     stage: str
@@ -41,21 +41,21 @@ class Outcome:
     status: int = 0
 
 
-def run_stages(stages: Sequence[Stage], out: Path) -> list[Outcome]:
+def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
     """Run `stages` in order; raises `MathCptError` if another run holds `out`."""
     with _lock(out):
         _end_leftovers(out)
         keys, timings = (_Record(out / name) for name in (".stages.json", "timings.json"))
         folders = {stage.name: stage.folder for stage in stages}
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, StageOutcome] = {}
         for number, stage in enumerate(stages, 1):
             if any(outcomes[name].state in ("failed", "skipped") for name in stage.needs):
-                outcomes[stage.name] = Outcome(stage.name, "skipped")
+                outcomes[stage.name] = StageOutcome(stage.name, "skipped")
                 continue
             key = stage.key(folders, out)
             complete = is_done(stage)
             if complete and keys.entries.get(stage.name) == key:  # asked before, with the same answer
-                outcomes[stage.name] = Outcome(stage.name, "done")
+                outcomes[stage.name] = StageOutcome(stage.name, "done")
                 continue
             _logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, _shown(stage.command))
             outcome = _run(stage, out)
@@ -86,7 +86,7 @@ def _shown(command: Sequence[str]) -> str:
     return " ".join(["python", *(word.replace(here, "") for word in command[1:])])
 
 
-def _run(stage: Stage, out: Path) -> Outcome:
+def _run(stage: Stage, out: Path) -> StageOutcome:
     start = time.monotonic()
     environment = {**os.environ, OWNER_VARIABLE: str(out.resolve())}
     process = subprocess.Popen(stage.command, env=environment)
@@ -103,7 +103,7 @@ def _run(stage: Stage, out: Path) -> Outcome:
     if status == 0 and not is_done(stage):
         raise MathCptError(f"{stage.name}: ended well but left no manifest in {stage.folder}; this is a bug")
     state = "failed" if status else "ran"
-    return Outcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
+    return StageOutcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
 
 
 def _tree_memory_bytes(root: psutil.Process) -> int:
@@ -149,7 +149,7 @@ def _end_leftovers(out: Path) -> None:
             continue
 
 
-def exit_status(outcomes: Sequence[Outcome]) -> int:
+def exit_status(outcomes: Sequence[StageOutcome]) -> int:
     """0, or the status of the first stage that failed."""
     return next((outcome.status for outcome in outcomes if outcome.state == "failed"), 0)
 

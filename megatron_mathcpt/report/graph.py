@@ -16,7 +16,7 @@ _RUN_STAGES = ("run", "hf", "evaluation")
 
 
 @dataclass(frozen=True)
-class Node:
+class GraphNode:
     """One folder of results: the stages in it (`run`, `hf`, `evaluation`) and its config, from the root."""
 
     name: str
@@ -32,7 +32,7 @@ class Graph:
     """
 
     box: ClassVar = (132.0, 44.0)
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     edges: tuple[tuple[str, str], ...]
 
     @cached_property
@@ -114,7 +114,7 @@ def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
         kinds = {manifest.kind for path, manifest in manifests.items() if owner[path] == name}
         own = f"{name}/config.yaml"
         config = own if (root / own).is_file() else f"{name}/{FILE_NAME}"
-        nodes.append(Node(name, _stages(kinds), config))
+        nodes.append(GraphNode(name, _stages(kinds), config))
     graph = Graph(tuple(nodes), tuple(sorted(found)))
     return replace(graph, nodes=tuple(sorted(nodes, key=lambda node: graph.depths[node.name])))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot, p_value, points, seconds, tokens
-from megatron_mathcpt.report.graph import Graph, Node
+from megatron_mathcpt.report.graph import Graph, GraphNode
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
 
 
 def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
-    nodes = tuple(Node(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
+    nodes = tuple(GraphNode(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
     graph = Graph(nodes, (("base", "base1"), ("corpus", "base"), ("corpus", "base1")))
     assert graph.depths == {"corpus": 0, "base": 1, "base1": 2}
     assert list(graph.direct_edges()) == [("base", "base1"), ("corpus", "base")]
