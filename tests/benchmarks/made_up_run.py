@@ -14,15 +14,9 @@ import torch
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
+from tests.support.shapes import tiny
 
-TINY = LlamaShape(
-    num_layers=4,
-    hidden_size=256,
-    ffn_hidden_size=704,
-    num_attention_heads=8,
-    num_query_groups=4,
-    vocab_size=1024,
-)
+TINY = tiny(num_layers=4, hidden_size=256, ffn_hidden_size=704, vocab_size=1024, init_method_std=0.02)
 FP8_RECIPES = {"fp8_delayed": "delayed", "fp8_current": "tensorwise", "fp8_blockwise": "blockwise"}
 CHANGES = ("documents", "unfused", "small")
 DOCUMENT_TOKENS = 512

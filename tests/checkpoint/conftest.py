@@ -8,18 +8,12 @@ import pytest
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import RopeScaling
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, Retention, checkpoint_path
+from tests.support.shapes import tiny
 
-LLAMA2 = LlamaShape(
-    num_layers=4,
-    hidden_size=64,
-    ffn_hidden_size=176,
-    num_attention_heads=16,
-    vocab_size=320,
-    init_method_std=0.1,
-)
+LLAMA2 = tiny(num_layers=4, num_attention_heads=16, num_query_groups=None, vocab_size=320)
 LLAMA3 = {"num_query_groups": 8, "vocab_size": 501, "rotary_base": 5e5}
 TIED = {"share_embeddings_and_output_weights": True}
 SHAPES = {  # heads to groups, tying, odd vocabularies

@@ -14,17 +14,9 @@ from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
 from megatron_mathcpt.model.weights import RandomWeights, fill
+from tests.support.shapes import tiny
 
-GROUPED = LlamaShape(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=176,
-    num_attention_heads=8,
-    num_query_groups=2,
-    vocab_size=300,  # padded to 384
-    max_position_embeddings=512,
-    init_method_std=0.1,
-)
+GROUPED = tiny(num_query_groups=2, max_position_embeddings=512)
 # With a smaller deviation tied weights say the last token again.
 _TIED = {"num_query_groups": None, "share_embeddings_and_output_weights": True, "init_method_std": 0.3}
 TIED = GROUPED.model_copy(update=_TIED)

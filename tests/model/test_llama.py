@@ -9,19 +9,11 @@ import torch
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import RopeScaling
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.model.weights import RandomWeights, fill
+from tests.support.shapes import TINY
 
-TINY = LlamaShape(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=176,
-    num_attention_heads=8,
-    num_query_groups=4,
-    vocab_size=300,  # padded to 384
-    init_method_std=0.1,
-)
 SHAPES = {
     "grouped": TINY,
     "full heads, tied": TINY.model_copy(

@@ -20,15 +20,15 @@ from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.planner.layout import Layout, Precision, Training
 from megatron_mathcpt.planner.memory import saved_per_token
 from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
+from tests.support.shapes import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPED = LlamaShape(
-    num_layers=2,
+GROUPED = tiny(
     hidden_size=128,
     ffn_hidden_size=336,
-    num_attention_heads=8,
     num_query_groups=2,
-    vocab_size=500,  # padded to 512
+    vocab_size=500,
+    init_method_std=0.02,
 )
 SHAPES = {
     "grouped": GROUPED,

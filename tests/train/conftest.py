@@ -18,6 +18,7 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.metrics import TIMINGS
 from megatron_mathcpt.train.process import free_port, local_world
+from tests.support.shapes import tiny
 
 ConfigOf = Callable[..., ExperimentConfig]
 VOCAB_SIZE, EOS_ID = 500, 0
@@ -35,15 +36,7 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
     builder.finalize(f"{prefix}.idx")
 
 
-SHAPE = LlamaShape(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=176,
-    num_attention_heads=8,
-    num_query_groups=4,
-    vocab_size=VOCAB_SIZE,
-    init_method_std=0.1,
-)
+SHAPE = tiny(vocab_size=VOCAB_SIZE)
 
 
 def write_hf(folder: Path, shape: LlamaShape = SHAPE) -> Path:

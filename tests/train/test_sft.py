@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
@@ -22,6 +21,7 @@ from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, SftDataset, document_numbers
 from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.support.shapes import tiny
 from tests.train.conftest import ConfigOf, losses_of, write_hf, write_indexed
 
 PROBLEMS = [
@@ -29,14 +29,8 @@ PROBLEMS = [
     for n in range(1, 41)
 ] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
 EOS = 0
-SMALL = LlamaShape(
-    num_layers=2,
-    hidden_size=32,
-    ffn_hidden_size=64,
-    num_attention_heads=4,
-    num_query_groups=2,
-    vocab_size=300,
-    init_method_std=0.2,
+SMALL = tiny(
+    hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2, init_method_std=0.2
 )
 
 
