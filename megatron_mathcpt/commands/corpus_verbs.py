@@ -1,26 +1,23 @@
-"""From raw text and seed problems to a corpus: what feeds the training."""
+"""From raw text and seed problems to a corpus, what feeds the training; and `inspect`, a look into it."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands import inspect_verbs
-from megatron_mathcpt.commands.main import Overrides, print_table, say, typer_of, verb
-from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.commands.main import Overrides, group, print_table, verb
+from megatron_mathcpt.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
-    from megatron_mathcpt.synthesis.client import Client
-
-HEADING = "Data"
 Engine = Literal["auto", "gigatoken", "tokenizers"]
 Literals = Literal["text", "control"]
-app = typer_of()
+Folder = Annotated[Path, Argument(help="folder of a finished corpus")]
+Pool = Annotated[str | None, Option(help="only this pool")]
+Source = Annotated[str | None, Option(help="only this source")]
+Limit = Annotated[int, Option(min=1, help="most documents to show")]
+Most = Annotated[int, Option("--characters", min=0, help="characters to show of each; 0: all")]
 
 
-@verb(app, "download", HEADING)
+@verb("download")
 def download(
     source: Annotated[str | None, Argument(help="name of the source, see --list")] = None,
     out: Annotated[Path | None, Option(help="folder to fetch to")] = None,
@@ -40,16 +37,16 @@ def download(
         return
     if source is None or out is None:
         raise DataError("give a source and --out, or --list")
-    fetched = fetch(source, out, say)
+    fetched = fetch(source, out, echo)
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
     done = f"{len(fetched.new)} files fetched" if fetched.new else "complete, verified"
-    say(
+    echo(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
         f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
     )
 
 
-@verb(app, "corpora", HEADING)
+@verb("corpora")
 def corpora(
     out: Annotated[Path, Option(help="folder to write")],
     data: Annotated[Path | None, Option(help="folder of own <pool>.jsonl[.gz]")] = None,
@@ -59,14 +56,12 @@ def corpora(
     from megatron_mathcpt.data.corpora import make_corpora
 
     manifest = make_corpora(out, data, seed)
-    rows = [
-        (name, str(manifest.counts[Path(name).stem]), f"{file.bytes / 1e6:.2f}")
-        for name, file in manifest.outputs.items()
-    ]
+    files = manifest.outputs.items()
+    rows = [(name, manifest.counts[Path(name).stem], file.bytes / 1e6) for name, file in files]
     print_table(("file", "records", "MB"), rows, f"corpora in {out}")
 
 
-@verb(app, "build", HEADING)
+@verb("build")
 def build(
     config: Annotated[Path, Argument(help="YAML file of the build")],
     overrides: Overrides = None,
@@ -78,42 +73,38 @@ def build(
     status: Annotated[bool, Option("--status", help="only say how far the build is")] = False,
 ) -> None:
     """Read, filter, deduplicate, decontaminate and tokenize a corpus; run again to go on."""
-    from megatron_mathcpt.config.base import load_config
+    from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.corpus import Corpus
     from megatron_mathcpt.data.build import build_corpus, describe_build, submit_corpus
+    from megatron_mathcpt.experiment.submit import load_cluster
 
     loaded = load_config(config, Corpus, overrides or ())
     if status:
-        say(describe_build(loaded, out))
+        echo(describe_build(loaded, out))
     elif cluster:
-        from megatron_mathcpt.experiment.submit import load_cluster
-
         job = submit_corpus(loaded, out, load_cluster(cluster), workers)
-        say(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
+        echo(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
     else:
         _show_counts(build_corpus(loaded, out, workers, ray=ray).counts)
 
 
 def _show_counts(counts: dict[str, Any]) -> None:
-    rows: list[tuple[str, ...]] = []
-    for name, row in counts["sources"].items():
-        reasons = "\n".join(f"{reason} {count:,}" for reason, count in row["dropped"].items())
-        numbers = (row["read"], row["kept"], row["rejected"], sum(row["dropped"].values()))
-        rows.append((name, *(f"{count:,}" for count in numbers), reasons))
     headings = ("source", "read", "kept", "rejected", "dropped", "by reason")
-    print_table(headings, rows, "Documents", numbers=headings[1:5])
-    rows = [
-        (pool, split, f"{row['documents']:,}", f"{row['tokens']:,}")
+    rows = []
+    for name, row in counts["sources"].items():
+        dropped = row["dropped"]
+        reasons = "\n".join(f"{reason} {count:,}" for reason, count in dropped.items())
+        rows.append((name, row["read"], row["kept"], row["rejected"], sum(dropped.values()), reasons))
+    print_table(headings, rows, "Documents")
+    datasets = [
+        (pool, split, row["documents"], row["tokens"])
         for pool, splits in counts["pools"].items()
         for split, row in splits.items()
     ]
-    print_table(("pool", "split", "documents", "tokens"), rows, "Datasets", numbers=("documents", "tokens"))
+    print_table(("pool", "split", "documents", "tokens"), datasets, "Datasets")
 
 
-app.add_typer(inspect_verbs.app, name="inspect", rich_help_panel=HEADING)
-
-
-@verb(app, "tokenize", HEADING)
+@verb("tokenize")
 def tokenize(
     files: Annotated[list[Path], Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
     tokenizer: Annotated[Path, Option(help="Hugging Face folder or tokenizer.json")],
@@ -125,10 +116,10 @@ def tokenize(
     """Tokenize JSON lines to an indexed dataset, without any other step."""
     from megatron_mathcpt.data.tokenizer import tokenize_files
 
-    say(str(tokenize_files(files, field, tokenizer, out, special_literals, engine)))
+    echo(tokenize_files(files, field, tokenizer, out, special_literals, engine))
 
 
-@verb(app, "synthesize", HEADING)
+@verb("synthesize")
 def synthesize(
     config: Annotated[Path, Argument(help="YAML file of the synthesis run")],
     overrides: Overrides = None,
@@ -141,42 +132,36 @@ def synthesize(
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
 ) -> None:
     """Make new problem-solving data from seed problems."""
-    from rich.console import Console
-
-    from megatron_mathcpt.config.base import load_config
+    from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
+    from megatron_mathcpt.data.problems import ProblemMix, training_problems
+    from megatron_mathcpt.synthesis import client, store
+    from megatron_mathcpt.synthesis import scripted as script
     from megatron_mathcpt.synthesis import synthesize as stage
-    from megatron_mathcpt.synthesis.client import Client
-    from megatron_mathcpt.synthesis.store import SeedShard
 
-    settings, console = load_config(config, SynthesisConfig, overrides or ()), Console()
+    settings = load_config(config, SynthesisConfig, overrides or ())
     if preview:
         for name, prompt in stage.first_prompts(settings).items():
-            console.rule(name)
-            console.print(prompt, markup=False, highlight=False)
+            echo(f"── {name} ──\n{prompt}")
         return
-    connect = _scripted(settings) if scripted else Client
+    connect: stage.Connect = client.Client
+    if scripted:
+        # It passes problems off as new that no seed file of the same run's seed holds.
+        new = training_problems(ProblemMix(train_problems=6000), settings.seed + 1)
+        connect = script.scripted_client(settings, new)
+    title, rows = "pilot", list[tuple[str, str, str | int]]()
     if pilot:
         ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
-        rows = [(name, what, f"{count:,}") for name, counts in ends.items() for what, count in counts.items()]
-        title = "pilot"
+        rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
     else:
-        part = SeedShard.parse(shard)
+        part = store.SeedShard.parse(shard)
         summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-        rows = list(stage.summary_rows(summary["methods"]))
+        rows += stage.summary_rows(summary["methods"])
         title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
-    print_table(("method", "what", "number"), rows, title, ("number",), bare=True)
+    print_table(("method", "what", "number"), rows, title, bare=True)
 
 
-def _scripted(settings: "SynthesisConfig") -> "Callable[[str, Server], Client]":
-    """The script passes problems off as new that no seed file of the same run's seed holds."""
-    from megatron_mathcpt.data.problems import ProblemMix, training_problems
-    from megatron_mathcpt.synthesis.scripted import scripted_client
-
-    return scripted_client(settings, training_problems(ProblemMix(train_problems=6000), settings.seed + 1))
-
-
-@verb(app, "pack-sft", HEADING)
+@verb("pack-sft")
 def pack_sft(
     corpus: Annotated[Path, Argument(help="corpus folder")],
     pool: Annotated[str, Argument(help="pool of problem records")],
@@ -189,8 +174,76 @@ def pack_sft(
 
     counts = pack_pool(corpus, pool, out, seq_length, packed).counts
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
-    say(
+    echo(
         f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "
         f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions trained; "
         f"{counts['tokens']:,} tokens as prompts and responses, {counts['corpus_tokens']:,} as text"
     )
+
+
+inspect = group("inspect", "Look into a finished corpus: documents, drops, lengths, the way of one record.")
+
+
+def _screen(folder: Path, most: int = 0) -> Any:
+    from megatron_mathcpt.data.inspection import Screen
+
+    return Screen(folder, most)
+
+
+@verb("show", inspect)
+def show_documents(
+    folder: Folder,
+    pool: Pool = None,
+    source: Source = None,
+    split: Annotated[str | None, Option(help="only train or validation")] = None,
+    number: Annotated[int | None, Option(help="number among these, from 0")] = None,
+    record: Annotated[str | None, Option("--id", help="id of the record")] = None,
+    limit: Limit = 5,
+    most: Most = 1000,
+) -> None:
+    """Kept documents by number or id; with --split, by number in the indexed dataset."""
+    _screen(folder, most).documents((pool, source, split), number, record, limit)
+
+
+@verb("dropped", inspect)
+def show_dropped(
+    folder: Folder,
+    reason: Annotated[str | None, Option(help="only this reason")] = None,
+    source: Source = None,
+    limit: Limit = 2,
+    most: Most = 300,
+) -> None:
+    """Records that did not stay: counts, and examples of each reason with file and line."""
+    _screen(folder, most).drops(reason, source, limit)
+
+
+@verb("lengths", inspect)
+def show_lengths(folder: Folder, pool: Pool = None, source: Source = None) -> None:
+    """Distributions of tokens a document, and of steps a problem, of each source."""
+    _screen(folder).lengths(pool, source)
+
+
+@verb("trace", inspect)
+def trace_record(
+    folder: Folder, record: Annotated[str, Argument(help="id of a record, or FILE:LINE of a raw file")]
+) -> None:
+    """Follow a record from its source to its fate, its dataset index and its tokens."""
+    _screen(folder).trace(record)
+
+
+@verb("page", inspect)
+def write_page(folder: Folder, out: Annotated[Path, Option(help="HTML file to write")]) -> None:
+    """One HTML page: sources, drops by reason, lengths, origin."""
+    from megatron_mathcpt.data.inspection import page_content
+    from megatron_mathcpt.formats.corpus_folder import open_corpus
+    from megatron_mathcpt.formats.files import write_atomically
+    from megatron_mathcpt.report.page import render_corpus
+
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; give the name of a file")
+    content = page_content(open_corpus(folder))
+    try:
+        write_atomically(out, render_corpus(content).encode())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+    echo(f"Page: {out}")

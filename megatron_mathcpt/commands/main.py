@@ -1,8 +1,12 @@
 """The command `mathcpt`: what its verbs share, and how a user's error is said."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import is_dataclass
+from functools import wraps
 from importlib.util import find_spec
+from inspect import Signature, signature
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
@@ -14,100 +18,122 @@ from megatron_mathcpt.errors import ConfigError, run_command
 Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
 Pairs = Annotated[list[str] | None, Option(metavar="BASELINE:CANDIDATE", help="test their difference")]
+ROAD = {
+    "Data": ("download", "corpora", "build", "tokenize", "synthesize", "pack-sft", "inspect"),
+    "Model": ("plan", "train", "convert"),
+    "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
+    "Experiments": ("show", "dry-run", "run", "submit"),
+}
+# Packages by the extra of setup.py that brings them; sympy's documentation is mathematics of the quickstart.
+EXTRAS = {
+    "train": ("torch", "megatron", "transformers", "safetensors", "sympy"),
+    "eval": ("lm_eval", "math_verify"),
+    "synthesis": ("aiohttp",),
+    "tables": ("pyarrow",),
+    "language": ("py3langid",),
+    "fast": ("gigatoken",),
+    "ray": ("ray",),
+}
 
 
 class Verbs(TyperGroup):
     """A help page of sections, in the order of the road; no name or option on it is cut."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The verbs under the headings they were given."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command: Any = self.get_command(ctx, name)
-            section = sections.setdefault(getattr(command, "rich_help_panel", None) or "Commands", [])
-            section.append((name, command.get_short_help_str(100)))
-        for heading, rows in sections.items():
+        """The verbs under their headings."""
+        sections = {"Commands": tuple(self.commands)} if ctx.parent else ROAD
+        for heading, names in sections.items():
             with formatter.section(heading):
-                formatter.write_dl(rows)
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in names])
 
 
-def typer_of(text: str = "") -> typer.Typer:
+def typer_of(text: str) -> typer.Typer:
     """A typer of ours; its help is plain text, which neither cuts names nor loads rich."""
     return typer.Typer(
         cls=Verbs, help=text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
 
 
-def verb(app: typer.Typer, name: str, heading: str | None = None) -> Any:
-    """Decorator of the function that is the verb `name` of `app`."""
-    return app.command(name, no_args_is_help=True, rich_help_panel=heading)
+app = typer_of("Continued pretraining of Llama models on mathematics: from raw text to a scored model.")
+
+
+def group(name: str, text: str) -> typer.Typer:
+    """Verbs that go by `name` first."""
+    below = typer_of(text)
+    app.add_typer(below, name=name)
+    return below
+
+
+def verb(name: str, of: typer.Typer = app) -> Any:
+    """Decorator of the function that is the verb `name`.
+
+    Of a last parameter that is a dataclass, each field is an option of the verb.
+    """
+    register = of.command(name, no_args_is_help=True)
+    return lambda function: register(_with_options(function))
+
+
+def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    *own, last = signature(function).parameters.values()
+    if not is_dataclass(last.annotation):
+        return function
+    record: Any = last.annotation
+    options = signature(record).parameters
+
+    @wraps(function)
+    def command(**given: Any) -> Any:
+        asked = record(**{option: given.pop(option) for option in options})
+        return function(**given, **{last.name: asked})
+
+    found = [*own, *(option.replace(kind=last.KEYWORD_ONLY) for option in options.values())]
+    command.__signature__ = Signature(found)  # type: ignore[attr-defined]
+    return command
 
 
 def pairs_of(texts: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Baseline and candidate of each `--compare`; raises `ConfigError` for another form."""
-    pairs = [text.partition(":")[::2] for text in texts or ()]
-    for text, pair in zip(texts or (), pairs, strict=True):
-        if not all(pair) or any("," in name or ":" in name for name in pair):
+    """(candidate, baseline) of each `--compare`; raises `ConfigError` for another form."""
+    pairs = []
+    for text in texts or ():
+        baseline, _, candidate = text.partition(":")
+        if not (baseline and candidate) or "," in text or ":" in candidate:
             raise ConfigError(f"--compare {text}: expected two runs, as in --compare base1:base2")
+        pairs.append((candidate, baseline))
     return pairs
 
 
 def print_table(
     headings: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[str | float]],
     title: str | None = None,
-    numbers: Sequence[str] = (),
     *,
     bare: bool = False,
 ) -> None:
-    """Print a table; columns of `numbers` are aligned to the right, a `bare` table has no frame."""
-    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
+    """Print a table, columns of numbers aligned to the right; a `bare` one has no frame.
+
+    Counts get commas, other numbers two decimals; texts stay as they are.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
     from rich.text import Text
 
-    columns = [
-        Column(name, justify="right" if name in numbers else "left", no_wrap=name in (headings[0], *numbers))
-        for name in headings
-    ]
-    box, padding = (SIMPLE_HEAD, (0, 1, 0, 0)) if bare else (HEAVY_HEAD, (0, 1))
-    table = Table(*columns, title=title, box=box, show_edge=not bare, padding=padding)
-    for row in rows:
+    frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)} if bare else {}
+    table = Table(title=title, **frame)
+    forms = {str: "", int: ",", float: ".2f"}
+    texts = [[format(cell, forms[type(cell)]) for cell in row] for row in rows]
+    for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
+        number = all(cell[:1] in "+-–−0123456789" for cell in cells)
+        first = heading == headings[0]
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number or first)
+    for row in texts:
         table.add_row(*map(Text, row))
     Console().print(table)
 
 
-def say(text: str) -> None:
-    """Print one line as it is, however long."""
-    from rich.console import Console
-
-    Console(soft_wrap=True, markup=False, highlight=False).print(text)
-
-
-# The extra of setup.py that brings a package, by the package's first name.
-EXTRAS = {
-    "torch": "train",
-    "megatron": "train",
-    "transformers": "train",
-    "safetensors": "train",
-    "lm_eval": "eval",
-    "math_verify": "eval",
-    "sympy": "train",  # its documentation is the mathematics of the quickstart
-    "aiohttp": "synthesis",
-    "pyarrow": "tables",
-    "py3langid": "language",
-    "gigatoken": "fast",
-    "ray": "ray",
-}
-
-
 def build_app() -> typer.Typer:
     """The command with all its verbs."""
-    from megatron_mathcpt.commands import corpus_verbs, experiment_verbs, model_verbs, score_verbs
+    from megatron_mathcpt.commands import corpus_verbs, run_verbs, score_verbs  # noqa: F401
 
-    app = typer_of("Continued pretraining of Llama models on mathematics: from raw text to a scored model.")
-    for verbs in (corpus_verbs, model_verbs, score_verbs, experiment_verbs):
-        app.add_typer(verbs.app)
     return app
 
 
@@ -121,7 +147,8 @@ def _run(words: list[str]) -> None:
         build_app()(words, prog_name="mathcpt")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in EXTRAS or find_spec(package):
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None or find_spec(package):
             raise
-        extra = f"megatron_mathcpt[{EXTRAS[package]}]"
-        raise ConfigError(f"{package}: not installed; it comes with pip install '{extra}'") from error
+        install = f"pip install 'megatron_mathcpt[{extra}]'"
+        raise ConfigError(f"{package}: not installed; it comes with {install}") from error

@@ -2,19 +2,35 @@
 
 import json
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands.main import Pairs, pairs_of, print_table, say, typer_of, verb
-
-HEADING = "Scores"
-app = typer_of()
+from megatron_mathcpt.commands.main import Pairs, group, pairs_of, print_table, verb
+from megatron_mathcpt.log import is_first_process
 
 
-@verb(app, "evaluate", HEADING)
+@dataclass(frozen=True)
+class Answering:
+    """How many items are answered, and how; the keyword arguments of `evaluation.tasks.plan`."""
+
+    shots: Annotated[int, Option(min=0, help="add a form with so many worked examples")] = 0
+    limit: Annotated[int | None, Option(min=1, help="items of each task")] = None
+    benchmark_limit: Annotated[int | None, Option(min=1, help="items of each benchmark set")] = None
+    max_new_tokens: Annotated[int, Option(min=1, help="longest answer in tokens")] = 256
+    batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64
+    samples: Annotated[int, Option(min=1, help="answers drawn for each item")] = 1
+    temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0
+    seed: Annotated[int, Option(help="of the draws")] = 0
+    backend: Annotated[Literal["hf", "megatron"], Option(help="who generates")] = "hf"
+    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="of the weights")] = "auto"
+    tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1
+    pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1
+
+
+@verb("evaluate")
 def evaluate(
     *,
     model: Annotated[Path, Option(help="Hugging Face folder, run folder or checkpoint")],
@@ -23,18 +39,7 @@ def evaluate(
     task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
     benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: ours, small")] = None,
     sets: Annotated[str, Option(help="sets of --benchmarks, with commas; or `all`")] = "",
-    shots: Annotated[int, Option(min=0, help="add a form with so many worked examples")] = 0,
-    limit: Annotated[int | None, Option(min=1, help="items of each task")] = None,
-    benchmark_limit: Annotated[int | None, Option(min=1, help="items of each benchmark set")] = None,
-    max_new_tokens: Annotated[int, Option(min=1, help="longest answer in tokens")] = 256,
-    batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64,
-    samples: Annotated[int, Option(min=1, help="answers drawn for each item")] = 1,
-    temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0,
-    seed: Annotated[int, Option(help="of the draws")] = 0,
-    backend: Annotated[Literal["hf", "megatron"], Option(help="who generates")] = "hf",
-    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="of the weights")] = "auto",
-    tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1,
-    pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1,
+    answering: Answering,
 ) -> None:
     """Score a model on benchmark files through lm-eval.
 
@@ -45,53 +50,35 @@ def evaluate(
     from megatron_mathcpt.evaluation.tasks import plan
     from megatron_mathcpt.experiment.sweep import sweep as sweep_checkpoints
 
-    files, settings = plan(
-        task or (),
-        benchmarks,
-        sets,
-        shots=shots,
-        limit=limit,
-        benchmark_limit=benchmark_limit,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        samples=samples,
-        temperature=temperature,
-        seed=seed,
-        backend=backend,
-        params_dtype=params_dtype,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-    )
+    files, settings = plan(task or (), benchmarks, sets, **vars(answering))
     if not sweep:
-        _show_scores(score(model, files, settings, out))
+        results = score(model, files, settings, out)
+        if is_first_process():
+            _show_scores(results)
     elif found := sweep_checkpoints(model, files, settings, out):
         headings = ("checkpoint", "trained tokens", *settings.tasks)
-        print_table(headings, found[0], str(out), numbers=headings[1:])
+        print_table(headings, found[0], str(out))
         for sentence in found[1]:
-            say(sentence)
-        say(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
+            echo(sentence)
+        echo(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
 
 
 def _show_scores(results: dict[str, Any]) -> None:
-    rows: list[tuple[str, ...]] = []
-
-    def add(name: str, counts: Sequence[str], value: float, error: float) -> None:
-        rows.append((name, *counts, f"{100 * value:.2f}", f"{100 * error:.2f}"))
-
+    rows: list[tuple[str | float, ...]] = []
     for name, row in results["tasks"].items():
-        counts = [str(row[key]) for key in ("n", "correct", "ungraded")]
-        add(name, counts, row["accuracy"], row["stderr"])
+        counts = (row["n"], row["correct"], row["ungraded"])
+        rows.append((name, *counts, 100 * row["accuracy"], 100 * row["stderr"]))
         for score, found in row.get("samples", {}).items():
-            add(f"  {score}", ("", "", ""), found["value"], found["stderr"])
-    for name, best in results["aggregates"].get("higher_of_forms", {}).items():
-        add(f"higher of forms: {name}", ("", "", ""), best["accuracy"], best["stderr"])
-    if mean := results["aggregates"].get("mean_of_four"):
-        add("mean of four", ("", "", ""), mean["accuracy"], mean["stderr"])
+            rows.append((f"  {score}", "", "", "", 100 * found["value"], 100 * found["stderr"]))
+    higher, mean = (results["aggregates"].get(name) for name in ("higher_of_forms", "mean_of_four"))
+    best = {f"higher of forms: {name}": found for name, found in (higher or {}).items()}
+    for name, found in (best | ({"mean of four": mean} if mean else {})).items():
+        rows.append((name, "", "", "", 100 * found["accuracy"], 100 * found["stderr"]))
     headings = ("task", "items", "correct", "ungraded", "accuracy in %", "± s.e.")
-    print_table(headings, rows, results["model"], numbers=headings[1:])
+    print_table(headings, rows, results["model"])
 
 
-@verb(app, "contamination", HEADING)
+@verb("contamination")
 def contamination(
     *,
     evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
@@ -110,16 +97,13 @@ def contamination(
     write_atomically(out, json.dumps(result, indent=1, ensure_ascii=False).encode())
     rows = []
     for name, scores in result["tasks"].items():
-        counts = (str(scores[part]["n"]) for part in ("all", "overlapping"))
-        rows.append((name, *counts, _percent(scores["all"]), _percent(scores["clean"])))
+        found = (scores[part]["accuracy"] for part in ("all", "clean"))
+        shares = ("" if accuracy is None else 100 * accuracy for accuracy in found)
+        rows.append((name, scores["all"]["n"], scores["overlapping"]["n"], *shares))
     print_table(("task", "items", "overlapping", "accuracy in %", "without them"), rows, str(out))
 
 
-def _percent(scores: dict[str, Any]) -> str:
-    return "" if scores["accuracy"] is None else f"{100 * scores['accuracy']:.2f}"
-
-
-@verb(app, "compare", HEADING)
+@verb("compare")
 def compare(
     baseline: Annotated[Path, Argument(help="folder of a run")],
     candidate: Annotated[Path, Argument(help="folder of another")],
@@ -132,16 +116,13 @@ def compare(
     first, second = (folder.relative_to(root).as_posix() for folder in folders)
     settings, sentences = compare_two(root, second, first)
     if settings:
-        print_table(
-            ("setting", first, second), [(field, old, new) for field, new, old in settings], bare=True
-        )
-    else:
-        say("Same settings.")
-    for sentence in sentences:
-        say(sentence)
+        rows = [(field, old, new) for field, new, old in settings]
+        print_table(("setting", first, second), rows, bare=True)
+    for sentence in sentences if settings else ("Same settings.", *sentences):
+        echo(sentence)
 
 
-@verb(app, "report", HEADING)
+@verb("report")
 def report(
     root: Annotated[Path, Argument(help="folder of results: one folder a run below it")],
     out: Annotated[Path | None, Option(help="folder of the report; default ROOT/report")] = None,
@@ -156,14 +137,13 @@ def report(
     from megatron_mathcpt.report.read import finished_runs
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
-    pairs = [(candidate, baseline) for baseline, candidate in pairs_of(compare)]
     out = out or root / "report"
-    build_report(root, out, runs=names, comparisons=pairs, title=title, study=study)
+    build_report(root, out, runs=names, comparisons=pairs_of(compare), title=title, study=study)
     if not quiet:
         print_report(out, title or root.resolve().name)
 
 
-@verb(app, "status", HEADING)
+@verb("status")
 def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
     """List the runs below a folder: state, steps, tokens, losses, scores."""
     from megatron_mathcpt.report.read import LIST_HEADINGS, list_runs
@@ -171,11 +151,10 @@ def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
     print_table(LIST_HEADINGS, list_runs(root), bare=True)
 
 
-tracing = typer_of("Where a synthesized record comes from, and what a training step saw.")
-app.add_typer(tracing, name="trace", rich_help_panel=HEADING)
+tracing = group("trace", "Where a synthesized record comes from, and what a training step saw.")
 
 
-@verb(tracing, "record")
+@verb("record", tracing)
 def trace_record(
     folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
     record: Annotated[str, Argument(help="id of an accepted record")],
@@ -188,7 +167,7 @@ def trace_record(
     Console().print_json(data=trace(folder, record))
 
 
-@verb(tracing, "step")
+@verb("step", tracing)
 def trace_step(
     run: Annotated[Path, Argument(help="run folder")],
     step: Annotated[int, Argument(help="optimizer step, from 1")],
@@ -196,8 +175,6 @@ def trace_step(
     """The documents that a step was trained on."""
     from megatron_mathcpt.train.trace import trace_step as find
 
-    rows = [
-        (str(seen.sample), seen.pool, str(seen.document), seen.record, repr(seen.text))
-        for seen in find(run, step)
-    ]
+    seen = find(run, step)
+    rows = [(str(one.sample), one.pool, str(one.document), one.record, repr(one.text)) for one in seen]
     print_table(("sample", "pool", "document", "record", "text"), rows, bare=True)

@@ -56,7 +56,7 @@ def find(
 
 def command(*arguments: object) -> str:
     """What `mathcpt inspect` prints; what it refuses is raised."""
-    from megatron_mathcpt.commands.inspect_verbs import app
+    from megatron_mathcpt.commands.corpus_verbs import inspect as app
 
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
