@@ -96,7 +96,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"{SUBMIT} --set partition=$(x)", "partition: String should match pattern"),
         (f"{SUBMIT} --set partitoin=x", "partitoin: unknown key; did you mean 'partition'"),
         (f"{SUBMIT} --set nodes=3 --set gpus_per_node=3", "world size"),
-        (f"{SUBMIT} name=a/b", "cannot be a job's name"),
+        (f"{SUBMIT} name=a/b", "cannot stand in an #SBATCH line"),
         (f"{SUBMIT} --out OUT/a%j", "cannot stand in an #SBATCH line"),
         ("show missing.yaml", "missing.yaml: cannot be read"),
         ("plan llama3-8c --gpus 8", "llama3-8c"),

@@ -215,7 +215,7 @@ def dry_run(
 def _plan_grid(
     stages: "Sequence[Stage]", title: str, gpus: int | None, hardware: str, tokens: Mapping[str, float]
 ) -> None:
-    from megatron_mathcpt.experiment.dry_run import as_cells, plan_stage
+    from megatron_mathcpt.experiment.dry_run import plan_stage
     from megatron_mathcpt.experiment.stages import is_done
 
     rows, hours = [], 0.0
@@ -224,7 +224,7 @@ def _plan_grid(
         hours += planned.gpu_hours if planned else 0.0
         more = f" and {len(stage.needs) - 4} more" if len(stage.needs) > 5 else ""
         needs = ", ".join(stage.needs[:4] if more else stage.needs) + more
-        cost = as_cells(planned) if planned else ()
+        cost = planned.cells() if planned else ()
         rows.append((stage.name, needs, "done" if is_done(stage) else "to do", *cost))
     costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
     print_table(("stage", "needs", "state", *costs), rows, title)

@@ -3,7 +3,7 @@
 Token counts come from the corpus folder if it is built, else from a file of expected tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ class DryRun:
     step_seconds: float
     gpu_hours: float
 
+    def cells(self) -> tuple[str, ...]:
+        """Steps, tokens, memory in GiB and GPU-hours as texts."""
+        return (
+            f"{self.steps:,}",
+            f"{self.tokens / 1e9:.1f}B",
+            f"{self.memory_gib:.1f}",
+            f"{self.gpu_hours:,.0f}",
+        )
+
 
 def load_expected_tokens(path: Path) -> dict[str, float]:
     """Tokens of each pool, from a YAML file in billions."""
@@ -51,7 +60,15 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit into the
     card's memory, or if nothing tells how many tokens a pool has. Needs `model` in the config.
     """
-    config, available = _with_tokens(config, expected)
+    # Of an SFT run the packed folder is named after its pool.
+    shares = {config.data.sft.name: 1.0} if config.data.sft else config.data.shares()
+    available = _tokens_of(shares, config.data.corpus, expected)
+    if config.train.train_epochs is not None:
+        seen = {
+            "train_tokens": round(config.train.train_epochs * sum(available.values())),
+            "train_epochs": None,
+        }
+        config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
     machine = load_machine(hardware)
     check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
@@ -62,7 +79,6 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     seconds = step_time(shape, training, layout, machine).total
     steps = config.train.train_steps
     tokens = steps * config.train.tokens_per_step
-    shares = config.data.shares() if config.data.blend else {_sft_pool(config): 1.0}
     return DryRun(
         steps=steps,
         tokens=tokens,
@@ -72,6 +88,23 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         step_seconds=seconds,
         gpu_hours=steps * seconds * gpus / 3600,
     )
+
+
+def _tokens_of(pools: Iterable[str], corpus: Path | None, expected: Mapping[str, float]) -> dict[str, float]:
+    """Training tokens of each pool: of the corpus if it is built, else as expected."""
+    built = {}
+    if corpus is not None and (corpus / FILE_NAME).is_file():
+        built = load_manifest(corpus, "corpus").counts["pools"]
+    found = {}
+    for pool in pools:
+        tokens = built[pool]["train"]["tokens"] if pool in built else expected.get(pool)
+        if tokens is None:
+            raise ConfigError(
+                f"data: nothing says how many tokens pool '{pool}' has; build {corpus} "
+                "or give the pool a line in the file of expected tokens"
+            )
+        found[pool] = float(tokens)
+    return found
 
 
 def plan_stage(stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun | None:
@@ -86,53 +119,17 @@ def plan_stage(stage: Stage, gpus: int, hardware: str, expected: Mapping[str, fl
     return plan_run(config, gpus, hardware, expected) if config.model and config.model.vocab_size else None
 
 
-def as_cells(run: DryRun) -> tuple[str, ...]:
-    """Steps, tokens, memory in GiB and GPU-hours as texts."""
-    return f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", f"{run.memory_gib:.1f}", f"{run.gpu_hours:,.0f}"
-
-
 def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
     """A rich table of several runs."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Column, Table
+    from rich.table import Table
 
-    def numbers(*names: str) -> list[Column]:
-        return [Column(name, justify="right", no_wrap=True) for name in names]
-
-    columns = [Column("run"), *numbers("steps", "tokens"), Column("of which (passes)", no_wrap=True)]
-    columns += [Column("layout"), *numbers("GiB", "s/step", "GPU-hours")]
-    table = Table(*columns, title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
+    for name in ("run", "steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "GPU-hours"):
+        left, wrapped = name in ("run", "of which (passes)", "layout"), name in ("run", "layout")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not wrapped)
     for name, run in runs.items():
-        steps, tokens, memory, hours = as_cells(run)
+        steps, tokens, memory, hours = run.cells()
         mixed = "\n".join(f"{pool} {n / 1e9:.2f}B ({passes:.2f})" for pool, (n, passes) in run.pools.items())
         table.add_row(name, steps, tokens, mixed, run.layout, memory, f"{run.step_seconds:.2f}", hours)
     return table
-
-
-def _with_tokens(
-    config: ExperimentConfig, expected: Mapping[str, float]
-) -> tuple[ExperimentConfig, dict[str, float]]:
-    """The config with epochs as tokens, and the training tokens of its pools."""
-    pools = list(config.data.blend) or [_sft_pool(config)]
-    counts = {}
-    if config.data.corpus is not None and (config.data.corpus / FILE_NAME).is_file():
-        counts = load_manifest(config.data.corpus, "corpus").counts["pools"]
-    built = {pool: float(counts[pool]["train"]["tokens"]) for pool in pools if pool in counts}
-    available = {**expected, **built}
-    for pool in pools:
-        if pool not in available:
-            raise ConfigError(
-                f"data: nothing says how many tokens pool '{pool}' has; build {config.data.corpus} "
-                "or give the pool a line in the file of expected tokens"
-            )
-    if config.train.train_epochs is None:
-        return config, available
-    tokens = round(config.train.train_epochs * sum(available[pool] for pool in pools))
-    train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
-    return config.model_copy(update={"train": train}), available
-
-
-def _sft_pool(config: ExperimentConfig) -> str:
-    """The pool of an SFT run: its packed folder is named after it."""
-    assert config.data.sft is not None
-    return config.data.sft.name

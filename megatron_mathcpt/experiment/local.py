@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
@@ -43,53 +43,45 @@ class StageOutcome:
 
 def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
     """Run `stages` in order; raises `MathCptError` if another run holds `out`."""
+    # Of each stage, the key it was last complete for, and the seconds it took.
+    keys, timings = out / ".stages.json", out / "timings.json"
+    folders = {stage.name: stage.folder for stage in stages}
+    outcomes: dict[str, StageOutcome] = {}
     with _lock(out):
         _end_leftovers(out)
-        keys, timings = (_Record(out / name) for name in (".stages.json", "timings.json"))
-        folders = {stage.name: stage.folder for stage in stages}
-        outcomes: dict[str, StageOutcome] = {}
         for number, stage in enumerate(stages, 1):
-            if any(outcomes[name].state in ("failed", "skipped") for name in stage.needs):
-                outcomes[stage.name] = StageOutcome(stage.name, "skipped")
+            name = stage.name
+            if any(outcomes[need].state in ("failed", "skipped") for need in stage.needs):
+                outcomes[name] = StageOutcome(name, "skipped")
                 continue
-            key = stage.key(folders, out)
-            complete = is_done(stage)
-            if complete and keys.entries.get(stage.name) == key:  # asked before, with the same answer
-                outcomes[stage.name] = StageOutcome(stage.name, "done")
+            key, complete = stage.key(folders, out), is_done(stage)
+            if complete and _noted(keys).get(name) == key:  # asked before, with the same answer
+                outcomes[name] = StageOutcome(name, "done")
                 continue
-            _logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, _shown(stage.command))
-            outcome = _run(stage, out)
-            outcomes[stage.name] = outcome
-            if outcome.state == "ran":
-                if not complete or stage.name not in timings.entries:
-                    timings.add(stage.name, round(outcome.seconds, 1))
-                keys.add(stage.name, key)
-            else:
-                _logger.error("%s failed with status %d; fix it and run again", stage.name, outcome.status)
-        return list(outcomes.values())
+            command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
+            _logger.info("[%d/%d] %s: python %s", number, len(stages), name, command)
+            outcomes[name] = outcome = _run(stage, out)
+            if outcome.status:
+                _logger.error("%s failed with status %d; fix it and run again", name, outcome.status)
+                continue
+            if not complete or name not in _noted(timings):
+                _note(timings, name, round(outcome.seconds, 1))
+            _note(keys, name, key)
+    return list(outcomes.values())
 
 
-class _Record:
-    """A JSON file of one entry a stage: the key it was last complete for, or the seconds that it took."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.entries: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-
-    def add(self, name: str, value: str | float) -> None:
-        self.entries[name] = value
-        write_atomically(self._path, json.dumps(self.entries, indent=1).encode())
+def _noted(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found
 
 
-def _shown(command: Sequence[str]) -> str:
-    here = str(Path.cwd()) + os.sep
-    return " ".join(["python", *(word.replace(here, "") for word in command[1:])])
+def _note(path: Path, name: str, value: str | float) -> None:
+    write_atomically(path, json.dumps(_noted(path) | {name: value}, indent=1).encode())
 
 
 def _run(stage: Stage, out: Path) -> StageOutcome:
     start = time.monotonic()
-    environment = {**os.environ, OWNER_VARIABLE: str(out.resolve())}
-    process = subprocess.Popen(stage.command, env=environment)
+    process = subprocess.Popen(stage.command, env={**os.environ, OWNER_VARIABLE: str(out.resolve())})
     root, peak, status = psutil.Process(process.pid), 0, None
     try:
         while status is None:
@@ -109,17 +101,15 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
 def _tree_memory_bytes(root: psutil.Process) -> int:
     """Proportional set size of a process and all below it."""
     total = 0
-    try:
+    with suppress(psutil.Error):  # a process ended while it was read; the next sample is seconds away
         for process in [root, *root.children(recursive=True)]:
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)
-    except psutil.Error:  # a process ended while it was read; the next sample is seconds away
-        return total
     return total
 
 
 @contextmanager
-def _lock(out: Path) -> Iterator[TextIO]:
+def _lock(out: Path) -> Iterator[None]:
     """Hold `out` for one runner; raises `MathCptError` naming the process that has it."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a+", encoding="utf-8") as file:
@@ -127,31 +117,28 @@ def _lock(out: Path) -> Iterator[TextIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            raise MathCptError(
-                f"{out}: in use by process {one_line(file.read())}; wait for it or end it"
-            ) from error
+            owner = one_line(file.read())
+            raise MathCptError(f"{out}: in use by process {owner}; wait for it or end it") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield file
+        yield
 
 
 def _end_leftovers(out: Path) -> None:
     """Kill stages that a killed runner of this folder left running; they would write beside ours."""
     mine = str(out.resolve())
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.pid != os.getpid() and process.environ().get(OWNER_VARIABLE) == mine:
                 process.kill()
                 process.wait(10)
                 _logger.info("ended process %d, left by a run that was killed", process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
 
 
 def exit_status(outcomes: Sequence[StageOutcome]) -> int:
     """0, or the status of the first stage that failed."""
-    return next((outcome.status for outcome in outcomes if outcome.state == "failed"), 0)
+    return next((outcome.status for outcome in outcomes if outcome.status), 0)
 
 
 def handle_termination() -> None:

@@ -88,63 +88,52 @@ class _Planner:
     """One grid with its settings; a method a kind of stage."""
 
     def __init__(self, grid: GridConfig, folder: Path, settings: Settings) -> None:
-        self.grid, self.folder, self.settings = grid, folder, settings
-        self.out = settings.out
+        self.grid, self.folder, self.settings, self.out = grid, folder, settings, settings.out
         self.runs = {
             name: load_config(folder / path, ExperimentConfig, settings.overrides)
             for name, path in grid.runs.items()
         }
         self.packed = self._packed()
-        self.names = {
-            *(("corpora",) if grid.corpora else ()),
-            *(("synthesis",) if grid.synthesis else ()),
-            *grid.builds,
-            *grid.runs,
-            *self.packed,
-        }
+        self.corpora = ("corpora",) if grid.corpora else ()
+        self.synthesis = ("synthesis",) if grid.synthesis else ()
+        self.names = {*self.corpora, *self.synthesis, *grid.builds, *grid.runs, *self.packed}
+        self.items = tuple(sorted(settings.benchmarks.glob("*/*.jsonl"))) if settings.benchmarks else ()
 
     def stages(self) -> Iterator[Stage]:
+        out, data = self.out, self.settings.data
         if self.grid.corpora:
-            yield self.corpora(self.grid.corpora.seed)
+            own = ("--data", data) if data else ()
+            files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
+            command = _verb("corpora", "--out", out / "corpora", "--seed", self.grid.corpora.seed, *own)
+            yield Stage("corpora", "corpora", out / "corpora", command, files=files)
         for name, path in self.grid.builds.items():
             yield self.corpus(name, self.folder / path)
         if self.grid.synthesis:
-            yield self.synthesis(self.folder / self.grid.synthesis.config, self.grid.synthesis.scripted)
-        yield from (self.sft(name) for name in self.packed)
+            path, folder = self.folder / self.grid.synthesis.config, out / "synthesis"
+            moved, needs = self._from_results(path, load_config(path, SynthesisConfig))
+            rehearsed = ("--scripted",) if self.grid.synthesis.scripted else ()
+            command = _verb("synthesize", path, *_overrides(moved), "--out", folder, *rehearsed)
+            yield Stage("synthesis", "synthesis", folder / _SHARD, command, needs, (path,))
+        for name, (corpus, pool, seq_length) in self.packed.items():
+            words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
+            yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
         for name, path in self.grid.runs.items():
             yield self.run(name, self.folder / path)
             if name in self.grid.scored:
-                yield self.convert(name)
+                folder = out / name / "hf"
+                command = _verb("convert", "to-hf", out / name, "--out", folder)
+                yield Stage(f"{name}/hf", "hf", folder, command, (name,))
                 yield self.evaluate(name)
         yield self.report()
 
-    def corpora(self, seed: int) -> Stage:
-        folder, data = self.out / "corpora", self.settings.data
-        own = ("--data", data) if data else ()
-        files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
-        command = _verb("corpora", "--out", folder, "--seed", seed, *own)
-        return Stage("corpora", "corpora", folder, command, files=files)
-
     def corpus(self, name: str, path: Path) -> Stage:
-        config = load_config(path, Corpus)
+        config, benchmarks = load_config(path, Corpus), self.settings.benchmarks
         moved, needs = self._from_results(path, config)
-        if config.decontaminate and self.settings.benchmarks:
+        if config.decontaminate and benchmarks:
             field = "decontaminate.benchmarks"
-            sets = moved.get(field, config.decontaminate.benchmarks)
-            moved[field] = [*sets, str(self.settings.benchmarks)]
+            moved[field] = [*moved.get(field, config.decontaminate.benchmarks), str(benchmarks)]
         command = _verb("build", path, *_overrides(moved), "--out", self.out / name)
-        return Stage(name, "corpus", self.out / name, command, needs, (path, *self._benchmark_files()))
-
-    def synthesis(self, path: Path, scripted: bool) -> Stage:
-        moved, needs = self._from_results(path, load_config(path, SynthesisConfig))
-        command = _verb("synthesize", path, *_overrides(moved), "--out", self.out / "synthesis")
-        command += ("--scripted",) if scripted else ()
-        return Stage("synthesis", "synthesis", self.out / "synthesis" / _SHARD, command, needs, (path,))
-
-    def sft(self, name: str) -> Stage:
-        corpus, pool, seq_length = self.packed[name]
-        command = _verb("pack-sft", self.out / corpus, pool, "--seq-length", seq_length)
-        return Stage(name, "sft", self.out / name, (*command, "--out", str(self.out / name)), (corpus,))
+        return Stage(name, "corpus", self.out / name, command, needs, (path, *self.items))
 
     def run(self, name: str, path: Path) -> Stage:
         moved, needs = self._from_results(path, self.runs[name])
@@ -153,36 +142,27 @@ class _Planner:
         command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides, *options)
         return Stage(name, "run", self.out / name, command, needs, (path,))
 
-    def convert(self, name: str) -> Stage:
-        folder = self.out / name / "hf"
-        command = _verb("convert", "to-hf", self.out / name, "--out", folder)
-        return Stage(f"{name}/hf", "hf", folder, command, needs=(name,))
-
     def evaluate(self, name: str) -> Stage:
-        folder, benchmarks = self.out / name / "evaluation", self.settings.benchmarks
-        asked = self.grid.evaluation
-        command = _verb("evaluate", "--model", self.out / name / "hf", "--out", folder)
-        command += ("--max-new-tokens", str(asked.max_new_tokens))
-        if not self.grid.corpora and not benchmarks:
+        folder, benchmarks, asked = self.out / name, self.settings.benchmarks, self.grid.evaluation
+        if not self.corpora and not benchmarks:
             raise ConfigError(f"grid '{self.grid.name}' makes no problems of its own; give --benchmarks DIR")
-        if self.grid.corpora:
-            command += ("--task", str(self.out / "corpora" / "evaluation"))
-        if benchmarks:
-            command += ("--benchmarks", str(benchmarks))
-            if asked.benchmark_limit:
-                command += ("--benchmark-limit", str(asked.benchmark_limit))
-        needs = (*(("corpora",) if self.grid.corpora else ()), f"{name}/hf")
-        return Stage(f"{name}/evaluation", "evaluation", folder, command, needs, self._benchmark_files())
+        words: list[object] = ["--model", folder / "hf", "--out", folder / "evaluation"]
+        words += ["--max-new-tokens", asked.max_new_tokens]
+        words += ["--task", self.out / "corpora" / "evaluation"] if self.corpora else []
+        words += ["--benchmarks", benchmarks] if benchmarks else []
+        words += ["--benchmark-limit", asked.benchmark_limit] if benchmarks and asked.benchmark_limit else []
+        needs, command = (*self.corpora, f"{name}/hf"), _verb("evaluate", *words)
+        return Stage(f"{name}/evaluation", "evaluation", folder / "evaluation", command, needs, self.items)
 
     def report(self) -> Stage:
-        folder = self.out / "report"
-        command = _verb("report", self.out, "--out", folder, "--quiet", "--runs", ",".join(self.grid.runs))
-        for candidate, baseline in self.grid.report.comparisons:
-            command += ("--compare", f"{baseline}:{candidate}")
-        command += ("--study",) if self.grid.report.study else ()
-        needs = (*self.grid.builds, *(("synthesis",) if self.grid.synthesis else ()), *self.grid.runs)
-        needs += tuple(f"{name}/evaluation" for name in self.grid.scored)
-        return Stage("report", "report", folder, command, needs=needs)
+        folder, asked, runs = self.out / "report", self.grid.report, tuple(self.grid.runs)
+        words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
+        for candidate, baseline in asked.comparisons:
+            words += ["--compare", f"{baseline}:{candidate}"]
+        words += ["--study"] if asked.study else []
+        scores = (f"{name}/evaluation" for name in self.grid.scored)
+        needs = (*self.grid.builds, *self.synthesis, *runs, *scores)
+        return Stage("report", "report", folder, _verb("report", *words), needs)
 
     def _packed(self) -> dict[str, tuple[str, str, int]]:
         """Stage name of each folder of packed samples, and the corpus, pool and length it is made from."""
@@ -215,24 +195,24 @@ class _Planner:
         moved: dict[str, Any] = {}
         needs: dict[str, None] = {}
         for field, value in _leaves(config.model_dump(mode="json")):
-            places = [(text, self._inside(text)) for text in (value if isinstance(value, list) else [value])]
-            here = [text if inside is None else str(self.out / inside) for text, inside in places]
-            for text, inside in places:
-                if inside is None:
-                    continue
-                makers = [name for name in self.names if inside.is_relative_to(name)]
-                if not makers:
-                    raise ConfigError(f"{path}: {field}: no stage of grid '{self.grid.name}' makes {text}")
-                needs[max(makers, key=len)] = None
+            texts = value if isinstance(value, list) else [value]
+            here = list(texts)
+            for number, text in enumerate(texts):
+                if inside := self._inside(text):
+                    makers = [name for name in self.names if inside.is_relative_to(name)]
+                    if not makers:
+                        raise ConfigError(
+                            f"{path}: {field}: no stage of grid '{self.grid.name}' makes {text}"
+                        )
+                    needs[max(makers, key=len)] = None
+                    here[number] = str(self.out / inside)
+            if here != texts:
                 moved[field] = here if isinstance(value, list) else here[0]
         return moved, tuple(needs)
 
-    def _benchmark_files(self) -> tuple[Path, ...]:
-        return tuple(sorted(self.settings.benchmarks.glob("*/*.jsonl"))) if self.settings.benchmarks else ()
 
-
-def _verb(name: str, *arguments: object) -> tuple[str, ...]:
-    return (sys.executable, "-m", "megatron_mathcpt", name, *map(str, arguments))
+def _verb(name: str, *words: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", "megatron_mathcpt", name, *map(str, words))
 
 
 def _overrides(values: dict[str, Any]) -> list[str]:

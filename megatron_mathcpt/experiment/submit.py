@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ FOLDER = ".slurm"  # hidden: logs grow after the stage's manifest is written
 _COPIED = ("megatron_mathcpt", "tools", "configs")
 _STATE = ("progress", "sick_nodes", "owner")
 _JOB_ID = "job_id"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-_PATH = re.compile(r"(/[A-Za-z0-9_.+=@~-]+)+")
+# What may stand in an #SBATCH line, with the words for it.
+_NAME = (r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits and _ . + -")
+_PATH = (r"(/(?!\.\.(/|$))[A-Za-z0-9_.+=@~-]+)+", "an absolute path of letters, digits and _ . + = @ ~ -")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
@@ -62,13 +63,7 @@ class Job:
 
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
     """The cluster `name` of configs/clusters, or the YAML file of that path."""
-    folder = ROOT / "configs" / "clusters"
-    if not name.endswith(".yaml") and not folder.is_dir():
-        raise ConfigError(
-            f"cluster '{name}': names are those of configs/clusters, which an installed package has not; "
-            "give the path of a YAML file"
-        )
-    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else ROOT / "configs" / "clusters" / f"{name}.yaml"
     return load_config(path, ClusterConfig, overrides)
 
 
@@ -77,9 +72,8 @@ def run_job(config: ExperimentConfig, cluster: ClusterConfig, out: Path) -> Job:
     check_experiment(config, cluster.world_size)
     folder = out / FOLDER
     words = ("-P", "-m", "megatron_mathcpt.train", str(folder / "config.yaml"), "--out", str(out))
-    command = (cluster.python, *words)
-    job = Job(config.name, folder, folder / "code", Path.cwd(), out / "checkpoints", command)
-    return _on_whole_nodes(job, cluster)
+    places = (folder, folder / "code", Path.cwd(), out / "checkpoints")
+    return Job(config.name, *places, (cluster.python, *words), **_whole_nodes(cluster))
 
 
 def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, allow_dirty: bool) -> int:
@@ -100,12 +94,12 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     """The job that completes one stage of the grid in `out`; a training gets whole nodes, else one task."""
     name, code = stage.name.replace("/", "-"), out / FOLDER / "code"
     command = (cluster.python, "-P", *(_in_snapshot(word, code) for word in stage.command[1:]))
-    job = Job(name, out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints", command)
-    if stage.kind == "run":
-        return _on_whole_nodes(job, cluster)
     task = cluster.single_task
     gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
-    return replace(job, gpus_per_node=gpus, cpus_per_task=task.cpus_per_task)
+    alone: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
+    size = _whole_nodes(cluster) if stage.kind == "run" else alone
+    places = (out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints")
+    return Job(name, *places, command, **size)
 
 
 def submit_stages(
@@ -150,11 +144,10 @@ def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
     return job_id
 
 
-def _on_whole_nodes(job: Job, cluster: ClusterConfig) -> Job:
+def _whole_nodes(cluster: ClusterConfig) -> dict[str, Any]:
     """A task a GPU."""
-    gpus, cpus = cluster.gpus_per_node, cluster.cpus_per_task
-    job = replace(job, tasks_per_node=gpus, gpus_per_node=gpus, cpus_per_task=cpus)
-    return replace(job, nodes=cluster.nodes, check_nodes=True)
+    gpus, size = cluster.gpus_per_node, cluster.model_dump(include={"nodes", "cpus_per_task"})
+    return size | {"tasks_per_node": gpus, "gpus_per_node": gpus, "check_nodes": True}
 
 
 def _in_snapshot(word: str, code: Path) -> str:
@@ -184,28 +177,22 @@ def _slurm(*command: str) -> str:
 
 def render(job: Job, cluster: ClusterConfig) -> str:
     """The sbatch script of `job`; raises `ConfigError` for a value that cannot be passed on unchanged."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
+    # Shell, not HTML: every value goes through `quote`.
     environment = Environment(
-        loader=PackageLoader("megatron_mathcpt.experiment", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # shell, not HTML: every value goes through `quote`
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
     )
     environment.filters["quote"] = _quote
-    template = environment.get_template("job.sbatch.j2")
+    template = environment.from_string(Path(__file__).with_name("job.sbatch.j2").read_text(encoding="utf-8"))
     return template.render(job=job, cluster=cluster, options=_options(job, cluster), quote=_quote)
 
 
-def _quote(value: Any) -> str:
+def _quote(value: object) -> str:
     """One shell word."""
-    text = str(value)
-    if _CONTROL.search(text):
-        raise ConfigError(
-            f"{text!r}: holds a line break or control character; it cannot go into a job script"
-        )
-    return shlex.quote(text)
+    if _CONTROL.search(str(value)):
+        raise ConfigError(f"{str(value)!r}: holds a control character; it cannot go into a job script")
+    return shlex.quote(str(value))
 
 
 def _options(job: Job, cluster: ClusterConfig) -> list[str]:
@@ -213,7 +200,7 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     training = job.gpus_per_node == cluster.gpus_per_node and job.tasks_per_node == cluster.gpus_per_node
     minutes = cluster.time_limit_minutes
     options = {
-        "job-name": _job_name(job.name),
+        "job-name": _harmless("name", job.name, _NAME),
         "account": cluster.account,
         "partition": cluster.partition if training else cluster.single_task.partition,
         "qos": cluster.qos,
@@ -228,30 +215,19 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         "time": f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00",
         "signal": f"B:USR1@{cluster.warning_seconds}",
         "requeue": True,
-        "chdir": _harmless_path("working folder", job.work),
-        "output": f"{_harmless_path('folder', job.folder)}/%j.log",
+        "chdir": _harmless("working folder", job.work, _PATH),
+        "output": f"{_harmless('folder', job.folder, _PATH)}/%j.log",
         "open-mode": "append",
     }
-    return [
-        f"--{name}" if value is True else f"--{name}={value}"
-        for name, value in options.items()
-        if value is not None and value is not False
-    ]
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
-def _job_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"name: {name!r} cannot be a job's name; use letters, digits and _ . + - only")
-    return name
-
-
-def _harmless_path(field: str, path: Path) -> Path:
-    if not _PATH.fullmatch(str(path)) or ".." in path.parts:
-        raise ConfigError(
-            f"{field}: {str(path)!r} cannot stand in an #SBATCH line; "
-            "use an absolute path of letters, digits and _ . + = @ ~ - only"
-        )
-    return path
+def _harmless(field: str, value: object, allowed: tuple[str, str]) -> object:
+    pattern, words = allowed
+    if not re.fullmatch(pattern, str(value)):
+        raise ConfigError(f"{field}: {str(value)!r} cannot stand in an #SBATCH line; use {words} only")
+    return value
 
 
 def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:

@@ -13,10 +13,10 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_paths, load_sealed
 from megatron_mathcpt.log import is_first_process
-from megatron_mathcpt.report.comparison import Comparison, compare_runs
+from megatron_mathcpt.report.comparison import compare_runs
 from megatron_mathcpt.report.figures import line_plot, points, tokens
 from megatron_mathcpt.report.page import curve_svg
-from megatron_mathcpt.report.read import Run, load_runs
+from megatron_mathcpt.report.read import load_runs
 
 
 def sweep(
@@ -36,40 +36,23 @@ def sweep(
     if not is_first_process():
         return None
     seen = {name: checkpoint_counts(load_sealed(path)).consumed_tokens for name, path in paths.items()}
-    names = list(paths)
-    scored = load_runs(out, names)
-    compared = compare_runs(scored, [(name, names[0]) for name in names[1:]])
-    _write(out, scored, seen, compared)
-    rows = [
-        (found.name, tokens(seen[found.name]), *(_cell(found, task) for task in config.tasks))
-        for found in scored
-    ]
-    pooled = [row.sentence for row in compared[: len(names) - 1]]
-    return rows, pooled
-
-
-def _cell(run: Run, task: str) -> str:
-    score = run.scores[task].headline
-    return f"{points(score.value)} ± {points(score.stderr)}"
-
-
-def _write(out: Path, runs: tuple[Run, ...], seen: dict[str, int], compared: tuple[Comparison, ...]) -> None:
-    result = {
-        "checkpoints": [
-            {
-                "name": run.name,
-                "consumed_tokens": seen[run.name],
-                "tasks": {task: score.headline.model_dump() for task, score in run.scores.items()},
-            }
-            for run in runs
-        ],
-        "comparisons": [row.as_json() for row in compared],
-    }
+    first, *later = paths
+    runs = load_runs(out, list(paths))
+    compared = compare_runs(runs, [(name, first) for name in later])
+    scores = {run.name: {task: score.headline for task, score in run.scores.items()} for run in runs}
+    checkpoints, rows = [], list[tuple[str, ...]]()
+    for name, of_tasks in scores.items():
+        shown = {task: score.model_dump() for task, score in of_tasks.items()}
+        checkpoints.append({"name": name, "consumed_tokens": seen[name], "tasks": shown})
+        asked = (of_tasks[task] for task in config.tasks)
+        cells = (f"{points(score.value)} ± {points(score.stderr)}" for score in asked)
+        rows.append((name, tokens(seen[name]), *cells))
+    result = {"checkpoints": checkpoints, "comparisons": [row.as_json() for row in compared]}
     write_atomically(out / "sweep.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
     curves = [
-        (task, index, [(float(seen[run.name]), 100 * run.scores[task].headline.value) for run in runs])
-        for index, task in enumerate(runs[0].scores)
+        (task, index, [(float(seen[name]), 100 * scores[name][task].value) for name in paths])
+        for index, task in enumerate(scores[first])
     ]
-    plot = line_plot("accuracy in percent", curves, from_zero=False)
-    if plot:
+    if plot := line_plot("accuracy in percent", curves, from_zero=False):
         write_atomically(out / "sweep.svg", curve_svg(plot).encode())
+    return rows, [row.sentence for row in compared[: len(later)]]

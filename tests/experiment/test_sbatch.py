@@ -156,7 +156,7 @@ def test_mounts(mount: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "-x", "../x", "a b", "a\nb", "a%j", "a/b"])
 def test_bad_job_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be a job's name"):
+    with pytest.raises(ConfigError, match="cannot stand in an #SBATCH line"):
         render(replace(JOB, name=name), load_cluster("test"))
 
 
