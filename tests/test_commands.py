@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from megatron_mathcpt.commands.main import build_app
+from megatron_mathcpt.commands.main import build_app, main
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 
@@ -154,40 +154,54 @@ def test_show_prints_a_config_that_reads_back_the_same(tmp_path: Path) -> None:
     assert "async_save:" in shown, "defaults are printed too"
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, unpacked as an installation would be."""
-    folder = tmp_path_factory.mktemp("wheel")
-    tracked = run_git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in filter(None, tracked):
-        if (ROOT / name).is_file() and name.split("/")[0] in ("megatron_mathcpt", "configs", "setup.py"):
-            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", folder]
-    done = run("-m", "pip", "wheel", folder / "source", *options)
+def test_under_torchrun_only_the_first_process_prints_the_scores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    row = {"n": 1319, "correct": 660, "ungraded": 3, "accuracy": 0.5, "stderr": 0.01}
+    draws = {"samples": {"pass@4": {"value": 0.75, "stderr": 0.0125}}}
+    aggregates = {"mean_of_four": {"accuracy": 0.4, "stderr": 0.02}}
+    results = {"model": "base2", "tasks": {"sums": row | draws}, "aggregates": aggregates}
+    monkeypatch.setattr("megatron_mathcpt.evaluation.evaluate.evaluate", lambda *_: results)
+    monkeypatch.setattr(sys, "argv", f"mathcpt evaluate --model m --out {tmp_path} --task sums=f".split())
+    printed = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        printed.append(capsys.readouterr().out)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed[0].splitlines()]
+    assert [row for row in cells if row] == [
+        ["sums", "1,319", "660", "3", "50.00", "1.00"],
+        ["pass@4", "", "", "", "75.00", "1.25"],
+        ["mean of four", "", "", "", "40.00", "2.00"],
+    ]
+    assert printed[1] == ""
+
+
+def test_a_wheel_holds_all_that_the_package_reads_and_the_quickstart(tmp_path: Path) -> None:
+    listing = ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
+    kept = [name for name in names if name.split("/")[0] in ("megatron_mathcpt", "configs", "setup.py")]
+    for name in filter(os.path.isfile, kept):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", tmp_path]
+    done = run("-m", "pip", "wheel", tmp_path / "source", *options)
     assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl")
+    (built,) = tmp_path.glob("*.whl")
+    wheel = tmp_path / "installed"
     with zipfile.ZipFile(built) as archive:
-        archive.extractall(folder / "installed")
-    return folder / "installed"
-
-
-def run_git(*arguments: str) -> str:
-    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def test_the_wheel_holds_all_that_the_package_reads(wheel: Path) -> None:
-    tracked = run_git("ls-files", "megatron_mathcpt").splitlines()
-    assert not [name for name in tracked if not name.endswith(".md") and not (wheel / name).is_file()]
-
-
-def test_the_quickstart_is_found_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
-    variables = {"PYTHONPATH": str(wheel)}
+        archive.extractall(wheel)
+    source = {
+        path.relative_to(tmp_path / "source") for path in tmp_path.glob("source/megatron_mathcpt/**/*.*")
+    }
+    assert not [name for name in source if name.suffix != ".md" and not (wheel / name).is_file()]
     words = ("-m", "megatron_mathcpt", "dry-run", "quickstart", "--out", tmp_path / "out")
-    done = run(*words, folder=tmp_path, **variables)
+    done = run(*words, folder=tmp_path, PYTHONPATH=str(wheel))
     assert done.returncode == 0, done.stderr
     assert "base2/evaluation" in done.stdout
     words = ("-m", "megatron_mathcpt", "submit", "quickstart", "--out", tmp_path / "out", "--cluster", "h100")
-    done = run(*words, folder=tmp_path, **variables)
+    done = run(*words, folder=tmp_path, PYTHONPATH=str(wheel))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "give the path of a YAML file" in done.stderr

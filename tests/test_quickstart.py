@@ -1,4 +1,4 @@
-"""The main job at a size of a minute, and the study's grid with every kind of stage, killed at random.
+"""The main job at a size of a minute, and the study's grid with every kind of stage, killed in every stage.
 
 Every stage is real, only data and model are smaller.
 """
@@ -7,93 +7,92 @@ import gzip
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from ruamel.yaml import YAML
+from pydantic import RootModel
 
+from megatron_mathcpt.config import load_config
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "tiny"
-SMALL: dict[str, Any] = {
-    "model.num_layers": 2,
-    "model.hidden_size": 64,
-    "model.ffn_hidden_size": 128,
-    "model.num_attention_heads": 4,
-    "train.train_tokens": 8 * 8 * 64,
-    "train.seq_length": 64,
-    "train.micro_batch_size": 4,
-    "train.global_batch_size": 8,
-    "validation.samples": 8,
-    "validation.interval": 4,
-    "checkpoint.interval": 3,
-    "logging.interval": 2,
+MODEL = "model.hidden_size=64 model.ffn_hidden_size=128 model.num_attention_heads=4"
+SMALL = (
+    "train.train_tokens=4096 train.seq_length=64 train.global_batch_size=8 validation.samples=8 "
+    "validation.interval=4 checkpoint.interval=3 logging.interval=2"
+)
+SHORT = (
+    "validation.interval=4 validation.samples=4 checkpoint.interval=4 checkpoint.keep=50 logging.interval=2"
+)
+TOKENS = "train.train_tokens=12288"
+# The grid comes first; of each file, what is smaller than in configs/tiny, in words without a space.
+GRIDS = {
+    "quickstart": {
+        "quickstart": "runs={base:quickstart_base.yaml,base2:quickstart_base2.yaml} "
+        "evaluation={runs:[base,base2],max_new_tokens:16} report.comparisons=[[base2,base]]",
+        "quickstart_corpus": "tokenizer.vocab_size=512 validation_fraction=0.2",
+        "quickstart_base": f"{MODEL} {SMALL}",
+        "quickstart_base2": SMALL,
+    },
+    "study": {
+        "paper/grid": "corpus={corpus_base:corpus_base.yaml,corpus_difficulty:corpus_difficulty.yaml,"
+        "corpus_synthesis:corpus_synthesis.yaml} runs={base:base.yaml,base1:base1.yaml,"
+        "tutor_amp:tutor_amp.yaml,easy_sft:easy_sft.yaml} evaluation={max_new_tokens:8} "
+        "report.comparisons=[[tutor_amp,base1],[easy_sft,base1]]",
+        "paper/corpus_base": "sources.problem_solving.select.share=1.0 tokenizer.vocab_size=512 "
+        "validation_fraction=0.2",
+        "paper/corpus_difficulty": "sources.easy.select.share=1.0 validation_fraction=0.2",
+        "paper/corpus_synthesis": "validation_fraction=0.2",
+        "paper/synthesis": "budget={seeds:100}",
+        "paper/base": f"{MODEL} {SHORT} {TOKENS}",
+        "paper/base1": f"{SHORT} {TOKENS}",
+        "paper/tutor_amp": f"{SHORT} {TOKENS}",
+        "paper/easy_sft": f"{SHORT} train.train_epochs=1",
+    },
 }
 WORDS = ["the", "of", "a", "number", "line", "point", "set", "sum", "limit", "value", "map", "proof", "state"]
-STUDY_RUNS = ("base", "base1", "tutor_amp", "easy_sft")
-STUDY_CORPORA = {
-    "corpus_base": ("problem_solving", "math_corpus", "general"),
-    "corpus_difficulty": ("easy", "math_corpus", "general"),
-    "corpus_synthesis": ("general", "math_corpus", "problem_solving", "tutor_amp"),
-}
-STUDY_MODEL = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
-KILLS = 20
 
 
-def small_grid(folder: Path) -> Path:
-    """The quickstart's grid with one child run, at a tenth of a percent of its size."""
-    yaml = YAML()
-    for source in CONFIGS.glob("quickstart*.yaml"):
-        tree = yaml.load(source.read_text(encoding="utf-8"))
-        if source.stem == "quickstart":
-            del tree["runs"]["base1"]
-            tree["evaluation"] = {"runs": ["base", "base2"], "max_new_tokens": 16}
-            tree["report"] = {"comparisons": [["base2", "base"]]}
-        elif source.stem == "quickstart_corpus":
-            tree["tokenizer"]["vocab_size"] = 512
-            tree["validation_fraction"] = 0.2
-        else:
-            for field, value in SMALL.items():
-                section, key = field.split(".")
-                if section != "model" or "model" in tree:
-                    tree.setdefault(section, {})[key] = value
-            if tree["data"].get("max_epochs"):
-                tree["data"]["max_epochs"] = {}
-        with (folder / source.name).open("w", encoding="utf-8") as file:
-            yaml.dump(tree, file)
-    return folder / "quickstart.yaml"
+class Finished(NamedTuple):
+    """Files and results of one undisturbed run."""
+
+    grid: Path
+    data: Path
+    out: Path
 
 
-def small_pools(folder: Path) -> Path:
+def write_configs(folder: Path, changes: dict[str, str]) -> Path:
+    for name, words in changes.items():
+        overrides = [word.replace(":", ": ") if "{" in word else word for word in words.split()]
+        tree = load_config(CONFIGS / f"{name}.yaml", RootModel[dict[str, Any]], overrides).root
+        (folder / f"{Path(name).name}.yaml").write_text(json.dumps(tree), encoding="utf-8")
+    return folder / f"{Path(next(iter(changes))).name}.yaml"
+
+
+def write_pools(folder: Path) -> Path:
     """Three pools as a user would bring them."""
     choose = random.Random(5)
     folder.mkdir()
+    pools: dict[str, list[dict[str, Any]]] = {}
     for pool in ("general", "math_corpus"):
         texts = [f"{pool} {i}. " + " ".join(choose.choices(WORDS, k=120)) for i in range(80)]
-        rows = [{"id": f"{pool}-{i}", "source": pool, "text": text} for i, text in enumerate(texts)]
-        write_rows(folder / f"{pool}.jsonl.gz", rows)
-    problems = []
-    for i in range(120):
-        a, b = choose.randrange(100), choose.randrange(100)
-        question = f"Ann has {a} cards and buys {b} in box {i} of {choose.choice(WORDS)}. How many?"
-        solved = {"question": question, "solution": f"{a} + {b} = {a + b}.", "answer": str(a + b)}
-        problems.append({"id": f"p-{i}", "lang": "en", "source": "cards"} | solved)
-    write_rows(folder / "problem_solving.jsonl.gz", problems)
+        pools[pool] = [{"id": f"{pool}-{i}", "source": pool, "text": text} for i, text in enumerate(texts)]
+    problems = training_problems(ProblemMix(train_problems=200, step_shares=(0.5, 0.3, 0.2)), 5)
+    pools["problem_solving"] = [
+        one.model_dump(mode="json", exclude={"language"}) | {"lang": one.language} for one in problems
+    ]
+    for pool, rows in pools.items():
+        with gzip.open(folder / f"{pool}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     return folder
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def command(grid: Path, data: Path, out: Path) -> list[str]:
@@ -101,160 +100,72 @@ def command(grid: Path, data: Path, out: Path) -> list[str]:
     return [*words, "--out", str(out), "--data", str(data)]
 
 
-def results_of(out: Path) -> bytes:
-    return json.dumps(json.loads((out / "report" / "report.json").read_text())["results"]).encode()
+@pytest.fixture(scope="module", params=["quickstart", pytest.param("study", marks=pytest.mark.slow)])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp(request.param)
+    grid, data = write_configs(folder, GRIDS[request.param]), write_pools(folder / "data")
+    done = Finished(grid, data, folder / "out")
+    subprocess.run(command(*done), check=True, timeout=1200)
+    return done
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, Path]]:
-    """Grid, pools and results of one undisturbed run."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    grid, data, out = small_grid(folder), small_pools(folder / "data"), folder / "out"
-    subprocess.run(command(grid, data, out), check=True, timeout=280)
-    yield grid, data, out
+def counts(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["counts"]
+    return found
 
 
-def test_every_stage_is_complete_and_the_report_holds_the_scores(finished: tuple[Path, Path, Path]) -> None:
-    _, _, out = finished
+def test_every_stage_is_complete_and_the_report_holds_the_scores(finished: Finished) -> None:
+    out = finished.out
     report = json.loads((out / "report" / "report.json").read_text())
-    evaluation = json.loads((out / "base2" / "evaluation" / "results.json").read_text())
-    assert evaluation["tasks"]["heldout_en"]["n"] > 0
-    assert "base2" in json.dumps(report["results"])
-    run = json.loads((out / "base2" / "manifest.json").read_text())["counts"]
-    seen = {pool: row["seen"] for pool, row in run["tokens_by_source"].items()}
-    assert sum(seen.values()) == run["consumed_tokens"] == 8 * 8 * 64
-    hf = json.loads((out / "base2" / "hf" / "manifest.json").read_text())["counts"]
-    assert hf["max_abs_logit_difference"] < 1e-4
+    runs = [path.parent.name for path in out.glob("*/hf")]
+    for name in runs:
+        assert json.loads((out / name / "evaluation" / "results.json").read_text())["tasks"]["heldout_en"][
+            "n"
+        ]
+        assert name in report["results"]["runs"]
+        seen = {pool: row["seen"] for pool, row in counts(out / name).get("tokens_by_source", {}).items()}
+        assert sum(seen.values()) == counts(out / name)["consumed_tokens"]
+        assert counts(out / name / "hf")["max_abs_logit_difference"] < 1e-4
+    assert len(runs) >= 2
 
 
-def test_running_again_changes_nothing(finished: tuple[Path, Path, Path]) -> None:
-    grid, data, out = finished
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+def test_running_again_changes_nothing(finished: Finished) -> None:
+    files = [path for path in finished.out.rglob("*") if path.is_file() and path.name != ".lock"]
     before = {path: path.stat().st_mtime_ns for path in files}
-    subprocess.run(command(grid, data, out), check=True, timeout=60)
+    subprocess.run(command(*finished), check=True, timeout=60)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def kill_tree(process: psutil.Process) -> None:
     """`kill -9` of a process and all below it, as a node's death would."""
     for one in [*process.children(recursive=True), process]:
-        try:
+        with suppress(psutil.NoSuchProcess):
             one.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
 
 
-@pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_results(
-    finished: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
-    grid, data, undisturbed = finished
-    out = tmp_path / "out"
-    seconds = json.loads((undisturbed / "timings.json").read_text())
-    choose = random.Random(int(os.environ.get("MATHCPT_KILL_SEED", "1")))
-    for stage in seconds:
-        log = (tmp_path / "log").open("w+")
-        runner = subprocess.Popen(command(grid, data, out), stderr=log)
-        while runner.poll() is None and f"] {stage}:" not in (tmp_path / "log").read_text():
-            time.sleep(0.1)
-        time.sleep(choose.uniform(0.2, 0.9) * seconds[stage])
-        if runner.poll() is None:
-            kill_tree(psutil.Process(runner.pid))
-            runner.wait()
-        log.close()
-    subprocess.run(command(grid, data, out), check=True, timeout=280)
-    assert results_of(out) == results_of(undisturbed)
-
-
-def study_grid(folder: Path) -> Path:
-    """configs/tiny/paper with one run of each kind, at a size of seconds."""
-    yaml = YAML()
-
-    def change(name: str) -> Any:
-        return yaml.load((CONFIGS / "paper" / f"{name}.yaml").read_text(encoding="utf-8"))
-
-    def write(name: str, tree: Any) -> None:
-        with (folder / f"{name}.yaml").open("w", encoding="utf-8") as file:
-            yaml.dump(tree, file)
-
-    for name, sources in STUDY_CORPORA.items():
-        tree = change(name)
-        tree["sources"] = {source: tree["sources"][source] for source in sources}
-        for source in tree["sources"].values():
-            source.get("select", {}).pop("share", None)
-            if not source.get("select", True):
-                del source["select"]
-        if "vocab_size" in tree["tokenizer"]:
-            tree["tokenizer"]["vocab_size"] = 512
-        tree["validation_fraction"] = 0.2
-        write(name, tree)
-    for name in STUDY_RUNS:
-        tree = change(name)
-        if "model" in tree:
-            tree["model"] |= STUDY_MODEL
-        if "train_epochs" in tree["train"]:
-            tree["train"]["train_epochs"] = 1
-        else:
-            tree["train"]["train_tokens"] = 12 * 8 * 128
-        tree["validation"] |= {"interval": 4, "samples": 4}
-        tree["checkpoint"] |= {"interval": 4, "keep": 50}
-        tree["logging"] = {"interval": 2}
-        write(name, tree)
-    synthesis = change("synthesis")
-    synthesis["budget"] = {"seeds": 100}
-    write("synthesis", synthesis)
-    grid = change("grid")
-    grid["corpus"] = {name: f"{name}.yaml" for name in STUDY_CORPORA}
-    grid["runs"] = {name: f"{name}.yaml" for name in STUDY_RUNS}
-    grid["evaluation"] = {"max_new_tokens": 8}
-    grid["report"] = {"comparisons": [["tutor_amp", "base1"], ["easy_sft", "base1"]]}
-    write("grid", grid)
-    return folder / "grid.yaml"
-
-
-def study_pools(folder: Path) -> Path:
-    """Small general and math pools, and generated problems of one to three steps."""
-    small_pools(folder)
-    problems = training_problems(ProblemMix(train_problems=200, step_shares=(0.5, 0.3, 0.2)), 5)
-    rows = [one.model_dump(mode="json", exclude={"language"}) | {"lang": one.language} for one in problems]
-    write_rows(folder / "problem_solving.jsonl.gz", rows)
-    return folder
-
-
-def trained(out: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, loss) of every row of every run."""
-    found = {}
-    for name in STUDY_RUNS:
-        lines = (out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found[name] = [(row["step"], row["loss"]) for row in map(json.loads, lines) if "loss" in row]
-    return found
+def results_of(out: Path) -> tuple[Any, dict[str, list[tuple[int, float]]]]:
+    """The report's figures, and (step, loss) of every row of every run."""
+    losses = {}
+    for path in out.glob("*/metrics.jsonl"):
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        losses[path.parent.name] = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    return json.loads((out / "report" / "report.json").read_text())["results"], losses
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_random_kills_of_the_studys_grid_change_nothing(tmp_path: Path) -> None:
-    grid, data = study_grid(tmp_path), study_pools(tmp_path / "data")
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    begin = time.monotonic()
-    subprocess.run(command(grid, data, undisturbed), check=True)
-    seconds = time.monotonic() - begin
+def test_killed_in_every_stage_it_ends_with_the_same_results(finished: Finished, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    seconds = json.loads((finished.out / "timings.json").read_text())
     choose = random.Random(int(os.environ.get("MATHCPT_KILL_SEED", "1")))
-    killed = 0
-    while killed < KILLS:
-        runner = subprocess.Popen(command(grid, data, out), stderr=subprocess.DEVNULL)
-        try:
-            assert runner.wait(choose.uniform(0.02, 0.2) * seconds) == 0
-        except subprocess.TimeoutExpired:
-            kill_tree(psutil.Process(runner.pid))
-            runner.wait()
-            killed += 1
-            continue
-        check_same(out, undisturbed)  # finished between two kills: once more from the start
-        shutil.rmtree(out)
-    subprocess.run(command(grid, data, out), check=True)
-    check_same(out, undisturbed)
-
-
-def check_same(out: Path, undisturbed: Path) -> None:
-    assert trained(out) == trained(undisturbed)
-    assert results_of(out) == results_of(undisturbed)
+    for stage in seconds:
+        with log.open("w") as file:
+            runner = subprocess.Popen(command(*finished[:2], out), stderr=file)
+            while runner.poll() is None and f"] {stage}:" not in log.read_text():
+                time.sleep(0.1)
+            time.sleep(choose.uniform(0.2, 0.9) * seconds[stage])
+            if runner.poll() is None:
+                kill_tree(psutil.Process(runner.pid))
+                runner.wait()
+    subprocess.run(command(*finished[:2], out), check=True, timeout=600)
+    assert results_of(out) == results_of(finished.out)

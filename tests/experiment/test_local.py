@@ -40,59 +40,47 @@ def stage(out: Path, name: str, text: str = "x", needs: tuple[str, ...] = ()) ->
     return Stage(name, "demo", folder, (sys.executable, "-c", WRITE, str(folder), text, *needs), needs)
 
 
-def ran(out: Path) -> list[str]:
-    return (out / "log").read_text().split()
+def states(stages: list[Stage], out: Path) -> list[str]:
+    return [outcome.state for outcome in run_stages(stages, out)]
 
 
-def test_complete_stages_are_skipped_even_after_a_move(tmp_path: Path) -> None:
+def test_complete_stages_are_skipped_even_after_a_move_and_asked_if_not_noted(tmp_path: Path) -> None:
     out = tmp_path / "one"
-    first = run_stages([stage(out, "a"), stage(out, "b", needs=("a",))], out)
-    assert [outcome.state for outcome in first] == ["ran", "ran"]
+    assert states([stage(out, "a"), stage(out, "b", needs=("a",))], out) == ["ran", "ran"]
     moved = out.rename(tmp_path / "two")
-    again = run_stages([stage(moved, "a"), stage(moved, "b", needs=("a",))], moved)
-    assert [outcome.state for outcome in again] == ["done", "done"]
-    assert ran(moved) == ["a", "b"]
-    assert set(json.loads((moved / "timings.json").read_text())) == {"a", "b"}
+    chain = [stage(moved, "a"), stage(moved, "b", needs=("a",))]
+    assert states(chain, moved) == ["done", "done"]
+    assert (moved / "log").read_text().split() == ["a", "b"]
+    timings = json.loads((moved / "timings.json").read_text())
+    assert set(timings) == {"a", "b"}
+    (moved / ".stages.json").unlink()
+    (moved / "timings.json").write_text(json.dumps(timings | {"a": 9.5}))
+    before = (moved / "a" / "manifest.json").stat().st_mtime_ns
+    assert states(chain, moved) == ["ran", "ran"]
+    assert (moved / "a" / "manifest.json").stat().st_mtime_ns == before
+    assert json.loads((moved / "timings.json").read_text()) == timings | {"a": 9.5}
+    assert states(chain, moved) == ["done", "done"]
 
 
 def test_a_failed_stage_stops_only_what_needs_it(tmp_path: Path) -> None:
-    stages = [
-        stage(tmp_path, "a", "fail"),
-        stage(tmp_path, "b", needs=("a",)),
-        stage(tmp_path, "c"),
-        stage(tmp_path, "d", needs=("b", "c")),
-    ]
-    outcomes = run_stages(stages, tmp_path)
+    first, last = stage(tmp_path, "a", "fail"), stage(tmp_path, "d", needs=("b", "c"))
+    outcomes = run_stages([first, stage(tmp_path, "b", needs=("a",)), stage(tmp_path, "c"), last], tmp_path)
     assert [outcome.state for outcome in outcomes] == ["failed", "skipped", "ran", "skipped"]
     assert exit_status(outcomes) == 2
-    assert ran(tmp_path) == ["a", "c"]
+    assert (tmp_path / "log").read_text().split() == ["a", "c"]
 
 
 def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chain = [stage(tmp_path, "a"), stage(tmp_path, "b", needs=("a",))]
-    run_stages(chain, tmp_path)
-    changed = run_stages([stage(tmp_path, "a", "y"), chain[1]], tmp_path)
-    assert [(outcome.state, outcome.status) for outcome in changed] == [("failed", 2), ("skipped", 0)]
+    changed, last = stage(tmp_path, "a", "y"), stage(tmp_path, "b", needs=("a",))
+    run_stages([stage(tmp_path, "a"), last], tmp_path)
+    assert states([changed, last], tmp_path) == ["failed", "skipped"]
     assert "a: already built with another config 'text' ('x', now 'y')" in capfd.readouterr().err
     assert (tmp_path / "a" / "a.txt").read_text() == "x"
     shutil.rmtree(tmp_path / "a")
-    remade = run_stages([stage(tmp_path, "a", "y"), chain[1]], tmp_path)
-    assert [outcome.state for outcome in remade] == ["ran", "failed"]
+    assert states([changed, last], tmp_path) == ["ran", "failed"]
     assert "b: already built with another input 'a'" in capfd.readouterr().err
-
-
-def test_a_complete_folder_that_was_not_noted_is_asked_and_kept(tmp_path: Path) -> None:
-    run_stages([stage(tmp_path, "a")], tmp_path)
-    (tmp_path / ".stages.json").unlink()
-    noted = {"a": 9.5}
-    (tmp_path / "timings.json").write_text(json.dumps(noted))
-    before = (tmp_path / "a" / "manifest.json").stat().st_mtime_ns
-    assert run_stages([stage(tmp_path, "a")], tmp_path)[0].state == "ran"
-    assert (tmp_path / "a" / "manifest.json").stat().st_mtime_ns == before
-    assert json.loads((tmp_path / "timings.json").read_text()) == noted
-    assert run_stages([stage(tmp_path, "a")], tmp_path)[0].state == "done"
 
 
 RUNNER = """
@@ -115,6 +103,6 @@ def test_second_runner_is_refused_and_a_killed_one_leaves_nothing_running(tmp_pa
         run_stages([stage(tmp_path, "a")], tmp_path)
     os.kill(runner.pid, signal.SIGKILL)
     runner.wait()
-    assert run_stages([stage(tmp_path, "a")], tmp_path)[0].state == "ran"
+    assert states([stage(tmp_path, "a")], tmp_path) == ["ran"]
     # The orphan held the pipe's other end; it is gone when the pipe is closed.
     assert runner.stdout.read() == ""

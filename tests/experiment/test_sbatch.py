@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.cluster import ClusterConfig, Container
+from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code
 
@@ -49,25 +48,6 @@ def test_golden_text_in_which_shellcheck_finds_nothing(name: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_every_gpu_is_one_task_and_the_world_is_the_clusters() -> None:
-    cluster = load_cluster("h100_pyxis", ["nodes=16"])
-    lines = render(training(cluster), cluster).splitlines()
-    assert cluster.world_size == 128
-    assert "#SBATCH --ntasks=128" in lines
-    assert "#SBATCH --ntasks-per-node=8" in lines
-    assert "#SBATCH --signal=B:USR1@600" in lines
-    assert "#SBATCH --time=1-00:00:00" in lines
-
-
-def test_the_images_variables_do_not_win(tmp_path: Path) -> None:
-    """Pyxis keeps what an image sets unless it is named; the snapshot comes by PYTHONPATH."""
-    cluster = load_cluster("h100_pyxis", ["check_gpus=false"])
-    place = {"folder": tmp_path / "job", "code": tmp_path, "work": tmp_path}
-    words = run_with_stubs(render(replace(training(cluster), **place), cluster), tmp_path)
-    named = {word.removeprefix("--container-env=") for word in words if word.startswith("--container-env=")}
-    assert {name for names in named for name in names.split(",")} == {"PYTHONPATH", *cluster.environment}
-
-
 # Whatever may end a word, a line or an option, with a command that leaves a trace.
 COMMANDS = ["touch canary", "`touch canary`", "$(touch canary)", ">canary", "<("]
 PIECES = [*COMMANDS, "#SBATCH ", "--wrap=x", "../", "%j", "${IFS}", *"'\";&|\\-/,=!*~éx \n\r\0\u2028"]
@@ -98,21 +78,19 @@ def run_with_stubs(script: str, folder: Path) -> list[str]:
     return out.read_text().split("\0")[:-1] if out.exists() else []
 
 
-SITE: dict[str, Callable[[str], dict[str, Any]]] = {
-    "account": lambda value: {"account": value},
-    "partition": lambda value: {"partition": value},
-    "qos": lambda value: {"qos": value},
-    "python": lambda value: {"python": value},
-    "setup_script": lambda value: {"setup_script": value},
-    "variable": lambda value: {"environment": {"NCCL_DEBUG": value}},
-    "image": lambda value: {"container": {"image": value}},
-    "mount": lambda value: {"container": {"image": "x", "mounts": [value]}},
-}
+def site(value: str) -> dict[str, dict[str, Any]]:
+    """`value` in every field of a cluster that takes a text."""
+    plain = {name: {name: value} for name in ("account", "partition", "qos", "python", "setup_script")}
+    image, mount = {"image": value}, {"image": "x", "mounts": [value]}
+    nested = {"image": {"container": image}, "mount": {"container": mount}}
+    return plain | nested | {"variable": {"environment": {"NCCL_DEBUG": value}}}
+
+
 PLACES = ("name", "folder", "work", "checkpoints", "code", "command")
 
 
 @settings(max_examples=150, deadline=None)
-@given(field=st.sampled_from((*SITE, *PLACES)), value=NASTY)
+@given(field=st.sampled_from((*site(""), *PLACES)), value=NASTY)
 def test_no_value_becomes_a_command(field: str, value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A value reaches srun unchanged, or is refused; the canary's command never runs."""
     folder = tmp_path_factory.mktemp("job")
@@ -141,17 +119,22 @@ def test_no_value_becomes_a_command(field: str, value: str, tmp_path_factory: py
 
 def changed(field: str, value: str, cluster: ClusterConfig, job: Job) -> tuple[ClusterConfig, Job]:
     """`value` put into one field of the cluster or the job, as a config or an option would."""
-    if field in SITE:
-        tree = cluster.model_dump(mode="json") | SITE[field](value)
-        return ClusterConfig.model_validate_json(json.dumps(tree)), job
     if field in ("name", "command"):
         return cluster, replace(job, **{field: value if field == "name" else (*job.command, value)})
-    return cluster, replace(job, **{field: getattr(job, field) / value.replace("\0", "")})
+    if field in PLACES:
+        return cluster, replace(job, **{field: getattr(job, field) / value.replace("\0", "")})
+    tree = cluster.model_dump(mode="json") | site(value)[field]
+    return ClusterConfig.model_validate_json(json.dumps(tree)), job
 
 
-@pytest.mark.parametrize("mount", ["/a:/b", "/a:/b:ro"])
-def test_mounts(mount: str) -> None:
-    assert Container(image="x", mounts=(mount,)).mounts == (mount,)
+def test_the_images_variables_do_not_win(tmp_path: Path) -> None:
+    """Pyxis keeps what an image sets unless it is named; the snapshot comes by PYTHONPATH."""
+    cluster = load_cluster("h100_pyxis", ["check_gpus=false", "container.mounts=['/a:/b:ro', '/c:/c']"])
+    place = {"folder": tmp_path / "job", "code": tmp_path, "work": tmp_path}
+    words = run_with_stubs(render(replace(training(cluster), **place), cluster), tmp_path)
+    assert "--container-mounts=/a:/b:ro,/c:/c" in words
+    named = {word.removeprefix("--container-env=") for word in words if word.startswith("--container-env=")}
+    assert {name for names in named for name in names.split(",")} == {"PYTHONPATH", *cluster.environment}
 
 
 @pytest.mark.parametrize("name", ["", "-x", "../x", "a b", "a\nb", "a%j", "a/b"])
@@ -166,49 +149,34 @@ def git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    (root / "megatron_mathcpt").mkdir(parents=True)
-    (root / "tools").mkdir()
-    (root / "megatron_mathcpt" / "a.py").write_text("1")
-    (root / "tools" / "b.py").write_text("2")
-    (root / ".gitignore").write_text("ignored.py\nruns/\n")
-    git(root, "init", "--quiet")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "-m", "x")
-    return root
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()
-    }
-
-
-def test_a_clean_checkout_is_copied_whole_and_an_old_copy_replaced(checkout: Path) -> None:
-    target = checkout / "runs" / "code"
-    target.mkdir(parents=True)
-    (target / "old.py").touch()
-    (checkout / "megatron_mathcpt" / "ignored.py").touch()
-    commit = snapshot_code(target, allow_dirty=False, root=checkout)
-    assert commit == git(checkout, "rev-parse", "HEAD")
-    assert files(target) == {"megatron_mathcpt/a.py": "1", "tools/b.py": "2", "COMMIT": f"{commit}\n"}
-
-
-@pytest.mark.parametrize("change", ["edited", "new", "deleted"])
-def test_a_dirty_checkout_is_refused_unless_told(checkout: Path, tmp_path: Path, change: str) -> None:
-    path = checkout / "megatron_mathcpt" / ("new.py" if change == "new" else "a.py")
-    path.unlink() if change == "deleted" else path.write_text("changed")
-    target = tmp_path / "code"
-    with pytest.raises(ConfigError, match=f"1 uncommitted changes .*{path.name}.*--allow-dirty"):
-        snapshot_code(target, allow_dirty=False, root=checkout)
-    assert not target.exists()
-    commit = snapshot_code(target, allow_dirty=True, root=checkout)
-    assert commit.endswith("+dirty")
-    assert files(target).get(f"megatron_mathcpt/{path.name}") == (None if change == "deleted" else "changed")
-
-
-def test_outside_a_checkout(tmp_path: Path) -> None:
+def test_a_snapshot_is_a_copy_of_a_clean_checkout_unless_told(tmp_path: Path) -> None:
+    root, target = tmp_path / "root", tmp_path / "root" / "runs" / "code"
     with pytest.raises(ConfigError, match="submit from a git checkout"):
-        snapshot_code(tmp_path / "code", allow_dirty=True, root=tmp_path)
+        snapshot_code(target, allow_dirty=True, root=tmp_path)
+    for path in (target / "old.py", root / "tools" / "b.py", root / "megatron_mathcpt" / "ignored.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    (root / ".gitignore").write_text("ignored.py\nruns/\n")
+
+    def commit() -> str:
+        for words in ("add .", "commit --quiet -m x"):
+            git(root, *words.split())
+        return git(root, "rev-parse", "HEAD")
+
+    def copied() -> dict[str, str]:
+        files = (path for path in target.rglob("*") if path.is_file())
+        return {path.relative_to(target).as_posix(): path.read_text() for path in files}
+
+    git(root, "init", "--quiet")
+    clean = commit()
+    assert snapshot_code(target, allow_dirty=False, root=root) == clean
+    assert copied() == {"tools/b.py": "1", "COMMIT": f"{clean}\n"}
+    for name, text in (("tools/new.py", "new"), ("tools/b.py", "edited"), ("tools/b.py", None)):
+        before, path = copied(), root / name
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(ConfigError, match=f"1 uncommitted changes .*{path.name}.*--allow-dirty"):
+            snapshot_code(target, allow_dirty=False, root=root)
+        assert copied() == before
+        assert snapshot_code(target, allow_dirty=True, root=root) == f"{git(root, 'rev-parse', 'HEAD')}+dirty"
+        assert copied().get(name) == text
+        commit()

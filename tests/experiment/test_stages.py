@@ -1,3 +1,5 @@
+"""A grid's stages follow from the paths in its configs."""
+
 from pathlib import Path
 
 import pytest
@@ -16,15 +18,6 @@ runs: {tuned: tuned.yaml, child: child.yaml, base: base.yaml}
 evaluation: {runs: [child], max_new_tokens: 8}
 report: {comparisons: [], study: true}
 """
-CORPUS = """
-name: corpus
-seed: 1
-sources: {problems: {pool: problems, kind: problem, path: PATH}}
-deduplicate: null
-decontaminate: {benchmarks: [runs/demo/corpora/evaluation, elsewhere]}
-tokenizer: TOKENIZER
-validation_fraction: 0.1
-"""
 SYNTHESIS = """
 name: synthesis
 seed: 1
@@ -32,51 +25,63 @@ seeds: [runs/demo/corpora/problem_solving.jsonl]
 methods: {retrospective_enhancement: {}}
 verification: {disagreement: drop}
 """
-RUN = """
-name: demo
+
+
+def corpus(path: str, tokenizer: str) -> str:
+    return f"""
+name: corpus
 seed: 1
-init: INIT
-data: DATA
-optimizer: {lr: 1e-3}
-schedule: {lr_decay_style: constant}
-parallel: {tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1}
-precision: {params_dtype: fp32}
-train: {train_tokens: 64, seq_length: 16, micro_batch_size: 1, global_batch_size: 2}
-checkpoint: {interval: 1}
+sources: {{problems: {{pool: problems, kind: problem, path: {path}}}}}
+deduplicate: null
+decontaminate: {{benchmarks: [runs/demo/corpora/evaluation, elsewhere]}}
+tokenizer: {tokenizer}
+validation_fraction: 0.1
 """
 
 
 def run(init: str, data: str) -> str:
-    return RUN.replace("INIT", init).replace("DATA", data)
+    return f"""
+name: demo
+seed: 1
+init: {init}
+data: {data}
+optimizer: {{lr: 1e-3}}
+schedule: {{lr_decay_style: constant}}
+parallel: {{tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1}}
+precision: {{params_dtype: fp32}}
+train: {{train_tokens: 64, seq_length: 16, micro_batch_size: 1, global_batch_size: 2}}
+checkpoint: {{interval: 1}}
+"""
 
 
+LATE = "{checkpoint: runs/demo/child/checkpoints/step_2}"
 FILES = {
     "grid": GRID,
     "synthesis": SYNTHESIS,
-    "raw": CORPUS.replace("PATH", "runs/demo/corpora/problem_solving.jsonl").replace(
-        "TOKENIZER", "{vocab_size: 512}"
-    ),
-    "made": CORPUS.replace("PATH", "runs/demo/synthesis/shard-*/x/accepted.jsonl").replace(
-        "TOKENIZER", "{path: runs/demo/raw/tokenizer}"
-    ),
+    "raw": corpus("runs/demo/corpora/problem_solving.jsonl", "{vocab_size: 512}"),
+    "made": corpus("runs/demo/synthesis/shard-*/x/accepted.jsonl", "{path: runs/demo/raw/tokenizer}"),
     "base": run("{hf: models/elsewhere}", "{corpus: runs/demo/raw, blend: {problems: 1}}"),
     "child": run("{checkpoint: runs/demo/base}", "{corpus: runs/demo/made, blend: {problems: 1}}"),
-    "tuned": run(
-        "{checkpoint: runs/demo/child/checkpoints/step_2}",
-        "{corpus: runs/demo/raw, sft: runs/demo/sft/problems}",
-    ),
+    "tuned": run(LATE, "{corpus: runs/demo/raw, sft: runs/demo/sft/problems}"),
+    "other": run(LATE, "{corpus: runs/demo/made, sft: runs/demo/sft/problems}"),
 }
 
 
-def stages(folder: Path, benchmarks: Path | None = None, **changed: str) -> dict[str, Stage]:
+def grid_of(folder: Path, **changed: str) -> GridConfig:
     for name, text in (FILES | changed).items():
         (folder / f"{name}.yaml").write_text(text)
-    grid = load_config(folder / "grid.yaml", GridConfig)
-    return {s.name: s for s in build_stages(grid, folder, Settings(folder / "out", 2, None, benchmarks))}
+    return load_config(folder / "grid.yaml", GridConfig)
+
+
+def stages(
+    folder: Path, grid: GridConfig, benchmarks: Path | None = None, only: tuple[str, ...] = ()
+) -> dict[str, Stage]:
+    settings = Settings(folder / "out", 2, None, benchmarks)
+    return {stage.name: stage for stage in build_stages(grid, folder, settings, only)}
 
 
 def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_results(tmp_path: Path) -> None:
-    found = stages(tmp_path)
+    found = stages(tmp_path, grid_of(tmp_path), tmp_path / "sets")
     assert {name: stage.needs for name, stage in found.items()} == {
         "corpora": (),
         "raw": ("corpora",),
@@ -95,6 +100,8 @@ def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_result
         assert done.issuperset(stage.needs), name
         done.add(name)
     out = tmp_path / "out"
+    sets = f'["{out}/corpora/evaluation", "elsewhere", "{tmp_path}/sets"]'
+    assert f"decontaminate.benchmarks={sets}" in found["raw"].command
     assert f'init.checkpoint="{out}/child/checkpoints/step_2"' in found["tuned"].command
     assert f'data.sft="{out}/sft/problems"' in found["tuned"].command
     assert not any("models/elsewhere" in word for word in found["base"].command)
@@ -104,52 +111,28 @@ def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_result
     assert found["report"].command[-1] == "--study"
 
 
-def test_benchmarks_join_those_of_the_config(tmp_path: Path) -> None:
-    command = stages(tmp_path, tmp_path / "sets")["raw"].command
-    sets = f'["{tmp_path}/out/corpora/evaluation", "elsewhere", "{tmp_path}/sets"]'
-    assert f"decontaminate.benchmarks={sets}" in command
-
-
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("file", "old", "new", "message"),
     [
-        ("runs: [child]", "runs: [kid]", "evaluation.runs names 'kid'"),
-        ("comparisons: []", "comparisons: [[base, child]]", "'base', which is not under evaluation.runs"),
-        ("base: base.yaml", "sft: base.yaml", "runs.sft: another stage has this folder"),
-        ("base: base.yaml", "raw: base.yaml", "runs.raw: another stage has this folder"),
-        ("base: base.yaml", "../base: base.yaml", "String should match pattern"),
+        ("grid", "runs: [child]", "runs: [kid]", "evaluation.runs names 'kid'"),
+        ("grid", "comparisons: []", "comparisons: [[base, child]]", "'base', which is not under evaluation"),
+        ("grid", "base: base.yaml", "sft: base.yaml", "runs.sft: another stage has this folder"),
+        ("grid", "base: base.yaml", "raw: base.yaml", "runs.raw: another stage has this folder"),
+        ("grid", "base: base.yaml", "../base: base.yaml", "String should match pattern"),
+        ("grid", "runs: {", "runs: {other: other.yaml, ", "runs.tuned: runs/demo/sft/problems is made from"),
+        ("child", "demo/base", "demo/bass", r"child.yaml: init.checkpoint: no stage .* makes runs/demo/bass"),
+        ("base", "hf: models/elsewhere", "checkpoint: runs/demo/child", r"in a cycle among .*child, .*base"),
     ],
 )
-def test_wrong_names_are_errors(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_wrong_names_are_errors(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        stages(tmp_path, grid=GRID.replace(old, new))
-
-
-def test_a_path_that_no_stage_makes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"child.yaml: init.checkpoint: no stage .* makes runs/demo/bass"):
-        stages(tmp_path, child=FILES["child"].replace("demo/base", "demo/bass"))
-
-
-def test_one_folder_of_packed_samples_is_made_in_one_way(tmp_path: Path) -> None:
-    other = FILES["tuned"].replace("runs/demo/raw", "runs/demo/made")
-    grid = GRID.replace("runs: {", "runs: {other: other.yaml, ")
-    with pytest.raises(ConfigError, match=r"runs.tuned: runs/demo/sft/problems is made from"):
-        stages(tmp_path, grid=grid, other=other)
-
-
-def test_cycle(tmp_path: Path) -> None:
-    cycle = FILES["base"].replace("hf: models/elsewhere", "checkpoint: runs/demo/child")
-    with pytest.raises(ConfigError, match=r"in a cycle among .*child, .*base"):
-        stages(tmp_path, base=cycle)
+        stages(tmp_path, grid_of(tmp_path, **{file: FILES[file].replace(old, new)}))
 
 
 def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
-    stages(tmp_path)
-    grid = load_config(tmp_path / "grid.yaml", GridConfig)
-    mine = {"mine": tmp_path / "child.yaml"}
+    grid, mine = grid_of(tmp_path), {"mine": tmp_path / "child.yaml"}
     more = grid.with_runs(mine, [["mine", "child"]])
-    found = [stage.name for stage in build_stages(more, tmp_path, Settings(tmp_path / "out", 2))]
-    assert found[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
+    assert list(stages(tmp_path, more))[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
     assert more.report.comparisons == (("mine", "child"),)
     with pytest.raises(ConfigError, match="run 'base': the grid has one of this name"):
         grid.with_runs({"base": tmp_path / "base.yaml"}, [])
@@ -158,14 +141,12 @@ def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_only_some_runs(tmp_path: Path) -> None:
-    stages(tmp_path)
-    grid = load_config(tmp_path / "grid.yaml", GridConfig)
-    settings = Settings(tmp_path / "out", 2)
-    found = {stage.name: stage for stage in build_stages(grid, tmp_path, settings, ["base"])}
+    grid = grid_of(tmp_path)
+    found = stages(tmp_path, grid, only=("base",))
     assert list(found) == ["corpora", "raw", "base", "base/hf", "base/evaluation", "report"]
     assert found["report"].needs == ("raw", "base", "base/evaluation")
-    whole = [stage.name for stage in build_stages(grid, tmp_path, settings, ["tuned"])]
-    assert {"child", "synthesis", "made"} <= set(whole)
+    whole = set(stages(tmp_path, grid, only=("tuned",)))
+    assert {"child", "synthesis", "made"} <= whole
     assert "child/evaluation" not in whole
     with pytest.raises(ConfigError, match="--only kid: no such run; there are: tuned, child, base"):
-        build_stages(grid, tmp_path, settings, ["kid"])
+        stages(tmp_path, grid, only=("kid",))

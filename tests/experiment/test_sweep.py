@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.dom import minidom
 
 import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
-from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.experiment import sweep
 from tests.report.report_folder import EN, outcomes, write_evaluation
 
@@ -18,8 +18,6 @@ STEPS = ("step_00000100", "step_00000200")
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of two checkpoints whose evaluations come out as `EN`: 4 and 12 of 20 right."""
-    from types import SimpleNamespace
-
     for name in STEPS:
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
     right = dict(zip(STEPS, outcomes(EN), strict=True))
@@ -27,13 +25,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def evaluate(model: Path, *_: Any) -> None:
         write_evaluation(tmp_path / "sweep", model.name, {"sums": right[model.name]})
 
-    def load_sealed(path: Path) -> SimpleNamespace:
-        step = int(path.name.removeprefix("step_"))
-        counts = {"step": step, "steps": 200, "consumed_samples": step, "consumed_tokens": step * 1000}
-        return SimpleNamespace(counts=counts)
+    def counts(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(consumed_tokens=int(path.name.removeprefix("step_")) * 1000)
 
     monkeypatch.setattr(sweep, "evaluate", evaluate)
-    monkeypatch.setattr(sweep, "load_sealed", load_sealed)
+    monkeypatch.setattr(sweep, "load_sealed", lambda path: path)
+    monkeypatch.setattr(sweep, "checkpoint_counts", counts)
     return tmp_path / "run"
 
 
@@ -57,11 +54,5 @@ def test_only_the_first_process_reads_what_it_alone_writes(
 ) -> None:
     monkeypatch.setattr(sweep, "evaluate", lambda *_: None)  # the first process has not written yet
     monkeypatch.setenv("RANK", "1")
-    out = run.parent / "sweep"
-    assert sweep.sweep(run, {"sums": run}, EvaluationConfig(tasks=("sums",)), out) is None
-    assert not out.exists()
-
-
-def test_a_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no checkpoint in checkpoints/"):
-        sweep.sweep(tmp_path, {}, EvaluationConfig(tasks=("sums",)), tmp_path / "out")
+    assert sweep.sweep(run, {"sums": run}, EvaluationConfig(tasks=("sums",)), run.parent / "sweep") is None
+    assert not (run.parent / "sweep").exists()
