@@ -183,12 +183,11 @@ class _Planner:
                 )
         return packed
 
-    def _inside(self, path: Path | str | None) -> Path | None:
-        """`path` below the folder of results, or None if it lies elsewhere."""
+    def _inside(self, path: Any) -> Path | None:
+        """`path` below the folder of results; None if it lies elsewhere or is no path."""
         root = Path("runs") / self.grid.name
-        if path is None or not Path(path).is_relative_to(root):
-            return None
-        return Path(path).relative_to(root)
+        inside = isinstance(path, str | Path) and Path(path).is_relative_to(root)
+        return Path(path).relative_to(root) if inside else None
 
     def _from_results(self, path: Path, config: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Fields of `config` with paths below the folder of results, as they are here, and who makes them."""
@@ -220,30 +219,25 @@ def _overrides(values: dict[str, Any]) -> list[str]:
     return [f"{field}={json.dumps(value, ensure_ascii=False)}" for field, value in values.items()]
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Texts, and lists of texts, of nested settings by their full path."""
-    found: list[tuple[str, Any]] = []
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by their full path."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-            found.append((prefix + name, value))
-    return found
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:
     """The stages, each after those it needs, else as they were given."""
-    ordered: list[Stage] = []
-    waiting, done = list(stages), set[str]()
-    while waiting:
-        ready = next((stage for stage in waiting if done.issuperset(stage.needs)), None)
+    ordered: dict[str, Stage] = {}
+    while waiting := [stage for stage in stages if stage.name not in ordered]:
+        ready = next((stage for stage in waiting if ordered.keys() >= set(stage.needs)), None)
         if ready is None:
             names = ", ".join(stage.name for stage in waiting)
             raise ConfigError(f"stages wait for each other in a cycle among {names}; mend a path in one")
-        waiting.remove(ready)
-        ordered.append(ready)
-        done.add(ready.name)
-    return ordered
+        ordered[ready.name] = ready
+    return list(ordered.values())
 
 
 def is_done(stage: Stage) -> bool:

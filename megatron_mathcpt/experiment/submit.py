@@ -112,21 +112,18 @@ def submit_stages(
     """
     jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
     scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
-    done = {stage.name for stage in stages if is_done(stage)}
-    queued = {name: _queued_id(job.folder) for name, job in jobs.items() if name not in done}
-    if None in queued.values():
-        snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
     result: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
-        name = stage.name
-        if name in done:
-            result[name] = "done", None
-        elif queued[name] is not None:
-            result[name] = "queued", queued[name]
-        else:
-            after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
-            result[name] = "submitted", submit_job(jobs[name], scripts[name], after)
-    return result
+        if is_done(stage):
+            result[stage.name] = "done", None
+        elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:
+            result[stage.name] = "queued", job_id
+    if len(result) < len(jobs):
+        snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
+    for name, needs in ((stage.name, stage.needs) for stage in stages if stage.name not in result):
+        after = [job_id for need in needs if (job_id := result[need][1]) is not None]
+        result[name] = "submitted", submit_job(jobs[name], scripts[name], after)
+    return {name: result[name] for name in jobs}
 
 
 def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
@@ -139,7 +136,7 @@ def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
     options = ["--parsable", "--kill-on-invalid-dep=yes"]
     if after:
         options.append("--dependency=afterok:" + ":".join(map(str, after)))
-    job_id = int(_slurm("sbatch", *options, str(path)).strip().split(";")[0])
+    job_id = int(_ask("sbatch", *options, str(path)).strip().split(";")[0])
     write_atomically(job.folder / _JOB_ID, f"{job_id}\n".encode())
     return job_id
 
@@ -153,7 +150,7 @@ def _whole_nodes(cluster: ClusterConfig) -> dict[str, Any]:
 def _in_snapshot(word: str, code: Path) -> str:
     """`word`, or where the copy of the code has it if it is a file of this checkout."""
     path = Path(word)
-    if path.is_absolute() and path.is_relative_to(ROOT) and path.is_file():
+    if path.is_relative_to(ROOT) and path.is_file():
         return str(code / path.relative_to(ROOT))
     return word
 
@@ -163,16 +160,18 @@ def _queued_id(folder: Path) -> int | None:
     if not (folder / _JOB_ID).is_file():
         return None
     job_id = int((folder / _JOB_ID).read_text(encoding="ascii"))
-    return job_id if str(job_id) in _slurm("squeue", "--noheader", "--format=%A").split() else None
+    return job_id if str(job_id) in _ask("squeue", "--noheader", "--format=%A").split() else None
 
 
-def _slurm(*command: str) -> str:
-    if shutil.which(command[0]) is None:
-        raise MathCptError(f"{command[0]}: not found; submit from a login node, or use --dry-run")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MathCptError(f"{command[0]} refused: {one_line(done.stderr) or f'status {done.returncode}'}")
-    return done.stdout
+def _ask(*command: str) -> str:
+    """What a program answers; raises `MathCptError` if it is not there or refuses."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        why = "not found"
+    except subprocess.CalledProcessError as error:
+        why = one_line(error.stderr) or f"status {error.returncode}"
+    raise MathCptError(f"{shlex.join(command)}: {why}; submit from a git checkout, on a login node")
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:
@@ -233,17 +232,17 @@ def _harmless(field: str, value: object, allowed: tuple[str, str]) -> object:
 def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
     """Copy the code of the checkout `root` to `target` (replaced if there) and return its commit.
 
-    The commit gets `+dirty` and the changes go along when `allow_dirty`; else uncommitted changes, or no
-    checkout at all, raise `ConfigError`.
+    The commit gets `+dirty` and the changes go along when `allow_dirty`; else they raise `ConfigError`.
     """
-    commit = _git(root, "rev-parse", "HEAD").strip()
-    changes = _git(root, "status", "--porcelain", "--", *_COPIED).splitlines()
+    git = ("git", "-C", str(root))
+    commit = _ask(*git, "rev-parse", "HEAD").strip()
+    changes = _ask(*git, "status", "--porcelain", "--", *_COPIED).splitlines()
     if changes and not allow_dirty:
         raise ConfigError(
             f"{root}: {len(changes)} uncommitted changes ({one_line(changes[0])}, ...); "
             "commit them or give --allow-dirty"
         )
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_COPIED)
+    listed = _ask(*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_COPIED)
     if target.exists():
         shutil.rmtree(target)
     for name in filter(None, listed.split("\0")):
@@ -253,13 +252,3 @@ def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
     commit += "+dirty" if changes else ""
     write_atomically(target / "COMMIT", f"{commit}\n".encode())
     return commit
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError as error:
-        raise ConfigError("git: not found; it tells which code a job runs") from error
-    except subprocess.CalledProcessError as error:
-        raise ConfigError(f"{root}: {one_line(error.stderr)}; submit from a git checkout") from error

@@ -1,4 +1,4 @@
-"""Stages here are real commands that write a folder and its manifest, only smaller than the project's own."""
+"""A grid run here: what is skipped, stopped, refused, and what a killed runner leaves."""
 
 import json
 import os
@@ -13,31 +13,7 @@ import pytest
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.experiment.local import exit_status, run_stages
 from megatron_mathcpt.experiment.stages import Stage
-
-WRITE = """
-import pathlib, sys
-from megatron_mathcpt.errors import run_command
-from megatron_mathcpt.formats.manifest import is_complete, load_manifest, write_manifest
-folder, text, *needs = sys.argv[1:]
-folder = pathlib.Path(folder)
-folder.mkdir(exist_ok=True)
-with (folder.parent / "log").open("a") as log: log.write(folder.name + " ")
-if text == "fail": sys.exit(2)
-what = {
-    "inputs": {name: load_manifest(folder.parent / name, None).fingerprint() for name in needs},
-    "config": {"text": text},
-}
-def work():
-    if not is_complete(folder, "demo", **what):
-        (folder / "a.txt").write_text(text)
-        write_manifest(folder, "demo", counts={}, **what)
-run_command(work)
-"""
-
-
-def stage(out: Path, name: str, text: str = "x", needs: tuple[str, ...] = ()) -> Stage:
-    folder = out / name
-    return Stage(name, "demo", folder, (sys.executable, "-c", WRITE, str(folder), text, *needs), needs)
+from tests.support.stages import demo_stage as stage
 
 
 def states(stages: list[Stage], out: Path) -> list[str]:
@@ -46,9 +22,9 @@ def states(stages: list[Stage], out: Path) -> list[str]:
 
 def test_complete_stages_are_skipped_even_after_a_move_and_asked_if_not_noted(tmp_path: Path) -> None:
     out = tmp_path / "one"
-    assert states([stage(out, "a"), stage(out, "b", needs=("a",))], out) == ["ran", "ran"]
+    assert states([stage(out, "a"), stage(out, "b", "a")], out) == ["ran", "ran"]
     moved = out.rename(tmp_path / "two")
-    chain = [stage(moved, "a"), stage(moved, "b", needs=("a",))]
+    chain = [stage(moved, "a"), stage(moved, "b", "a")]
     assert states(chain, moved) == ["done", "done"]
     assert (moved / "log").read_text().split() == ["a", "b"]
     timings = json.loads((moved / "timings.json").read_text())
@@ -63,8 +39,8 @@ def test_complete_stages_are_skipped_even_after_a_move_and_asked_if_not_noted(tm
 
 
 def test_a_failed_stage_stops_only_what_needs_it(tmp_path: Path) -> None:
-    first, last = stage(tmp_path, "a", "fail"), stage(tmp_path, "d", needs=("b", "c"))
-    outcomes = run_stages([first, stage(tmp_path, "b", needs=("a",)), stage(tmp_path, "c"), last], tmp_path)
+    first, last = stage(tmp_path, "a", text="fail"), stage(tmp_path, "d", "b", "c")
+    outcomes = run_stages([first, stage(tmp_path, "b", "a"), stage(tmp_path, "c"), last], tmp_path)
     assert [outcome.state for outcome in outcomes] == ["failed", "skipped", "ran", "skipped"]
     assert exit_status(outcomes) == 2
     assert (tmp_path / "log").read_text().split() == ["a", "c"]
@@ -73,7 +49,7 @@ def test_a_failed_stage_stops_only_what_needs_it(tmp_path: Path) -> None:
 def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    changed, last = stage(tmp_path, "a", "y"), stage(tmp_path, "b", needs=("a",))
+    changed, last = stage(tmp_path, "a", text="y"), stage(tmp_path, "b", "a")
     run_stages([stage(tmp_path, "a"), last], tmp_path)
     assert states([changed, last], tmp_path) == ["failed", "skipped"]
     assert "a: already built with another config 'text' ('x', now 'y')" in capfd.readouterr().err

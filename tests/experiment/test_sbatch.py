@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.cluster import ClusterConfig
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +151,7 @@ def git(root: Path, *arguments: str) -> str:
 
 def test_a_snapshot_is_a_copy_of_a_clean_checkout_unless_told(tmp_path: Path) -> None:
     root, target = tmp_path / "root", tmp_path / "root" / "runs" / "code"
-    with pytest.raises(ConfigError, match="submit from a git checkout"):
+    with pytest.raises(MathCptError, match="submit from a git checkout"):
         snapshot_code(target, allow_dirty=True, root=tmp_path)
     for path in (target / "old.py", root / "tools" / "b.py", root / "megatron_mathcpt" / "ignored.py"):
         path.parent.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """The test cluster: a real Slurm, started by the scripts that `MATHCPT_SLURM` names."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ def slurm() -> Iterator[None]:
         pytest.skip("MATHCPT_SLURM names no folder with start-test-cluster.sh")
     if os.getuid() != 0:
         pytest.skip("the test cluster needs root")
-    up = _succeeds("scontrol", "ping")
+    ping = ["scontrol", "ping"]
+    up = shutil.which("scontrol") and not subprocess.run(ping, check=False, capture_output=True).returncode
     started = subprocess.run([folder / "start-test-cluster.sh"], capture_output=True, text=True, check=False)
     if started.returncode:
         pytest.skip(f"the test cluster does not start: {started.stderr.strip()[-200:]}")
@@ -27,21 +29,13 @@ def slurm() -> Iterator[None]:
         subprocess.run([folder / "stop-test-cluster.sh"], check=False, capture_output=True)
 
 
-def _succeeds(*command: str) -> bool:
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 @pytest.fixture
 def _no_jobs_left(slurm: None, tmp_path: Path) -> Iterator[None]:
     """Cancel what a test leaves in the queue, known by the working folder."""
     yield
-    queue = subprocess.run(
-        ["squeue", "--noheader", "--format=%A %Z"], capture_output=True, text=True, check=True
-    )
-    jobs = [line.split(" ")[0] for line in queue.stdout.splitlines() if str(tmp_path) in line]
+    command = ["squeue", "--noheader", "--format=%A %Z"]
+    queue = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    jobs = [line.split(" ")[0] for line in queue if str(tmp_path) in line]
     if jobs:
         subprocess.run(["scancel", *jobs], check=False)
         subprocess.run(["scancel", "--full", "--signal=KILL", *jobs], check=False, capture_output=True)

@@ -15,11 +15,8 @@ TRAINEE = Path(__file__).with_name("trainee.py")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
-def test_cluster(*overrides: str) -> ClusterConfig:
+def slurm_cluster(*overrides: str) -> ClusterConfig:
     return load_cluster("test", [f'python="{sys.executable}"', *overrides])
-
-
-test_cluster.__test__ = False  # type: ignore[attr-defined]
 
 
 def trainee_job(run: Path, *arguments: str) -> Job:
@@ -29,13 +26,13 @@ def trainee_job(run: Path, *arguments: str) -> Job:
     return Job(run.name, *places, command, nodes=2, tasks_per_node=2, gpus_per_node=2)
 
 
-def submit(job: Job, cluster: ClusterConfig | None = None, after: tuple[int, ...] = ()) -> int:
-    return submit_job(job, render(job, cluster or test_cluster()), after)
+def submit(job: Job, *overrides: str) -> int:
+    return submit_job(job, render(job, slurm_cluster(*overrides)))
 
 
-def single(job: Job, *arguments: str) -> Job:
-    """The same as one task on one node."""
-    return replace(job, nodes=1, tasks_per_node=1, gpus_per_node=0, command=(*job.command[:4], *arguments))
+def single(job: Job, *command: str) -> Job:
+    """The same as one task on one node, with other words behind the interpreter."""
+    return replace(job, nodes=1, tasks_per_node=1, gpus_per_node=0, command=(*job.command[:2], *command))
 
 
 def field(job_id: int, name: str) -> str:
@@ -43,10 +40,6 @@ def field(job_id: int, name: str) -> str:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     words = shown.split("\n")[0].split(" ")
     return next(word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}="))
-
-
-def state(job_id: int) -> str:
-    return field(job_id, "JobState")
 
 
 def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
@@ -57,8 +50,8 @@ def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
 
 
 def wait_for_end(job_id: int, seconds: float = 90) -> str:
-    wait_for(lambda: state(job_id) in ENDED, seconds)
-    return state(job_id)
+    wait_for(lambda: field(job_id, "JobState") in ENDED, seconds)
+    return field(job_id, "JobState")
 
 
 def log(job: Job, job_id: int) -> str:
@@ -68,3 +61,9 @@ def log(job: Job, job_id: int) -> str:
 
 def signal_batch(job_id: int, name: str) -> None:
     subprocess.run(["scancel", "--batch", f"--signal={name}", str(job_id)], check=True)
+
+
+def preempt() -> None:
+    """A job that takes both nodes from the partition `low`."""
+    options = ["--partition=gpu", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
+    subprocess.run(["sbatch", *options], check=True)

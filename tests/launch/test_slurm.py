@@ -11,13 +11,13 @@ import pytest
 from megatron_mathcpt.experiment.submit import Job
 from tests.launch.jobs import (
     ROOT,
+    TRAINEE,
     field,
     log,
+    preempt,
     signal_batch,
     single,
-    state,
     submit,
-    test_cluster,
     trainee_job,
     wait_for,
     wait_for_end,
@@ -28,95 +28,82 @@ pytestmark = pytest.mark.usefixtures("_no_jobs_left")
 
 def steps(run: Path, rank: int) -> list[tuple[int, int]]:
     """(attempt, step) of everything that `rank` did."""
-    return [tuple(map(int, line.split())) for line in (run / f"rank_{rank}").read_text().splitlines()]  # type: ignore[misc]
+    path = run / f"rank_{rank}"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(attempt), int(step)) for attempt, step in map(str.split, lines)]
 
 
-def reached(run: Path, step: int) -> bool:
-    files = [run / f"rank_{rank}" for rank in range(4)]
-    return all(path.exists() and f" {step}\n" in path.read_text() for path in files)
+def held(run: Path, *overrides: str, more: tuple[str, ...] = ()) -> tuple[Job, int]:
+    """A job whose four ranks stand at step 7 of their first attempt."""
+    job = trainee_job(run, "hold-at=7", *more)
+    job_id = submit(job, *overrides)
+    wait_for(lambda: all((0, 7) in steps(run, rank) for rank in range(4)))
+    return job, job_id
 
 
 def test_warning_then_killed_rank_then_done(tmp_path: Path) -> None:
     """S1: saved at the next step, requeued, nothing done twice. S4: goes on from the last checkpoint."""
     run = tmp_path / "run"
-    job = trainee_job(run, "--hold-at", "7", "--kill-at", "2:13:1")
-    job_id = submit(job)
-    wait_for(lambda: reached(run, 7))
+    job, job_id = held(run, more=("kill-at=2:13:1",))
     signal_batch(job_id, "USR1")
     assert wait_for_end(job_id) == "COMPLETED"
     assert field(job_id, "Restarts") == "2"
     for rank in range(4):
-        done = steps(run, rank)
-        assert [step for attempt, step in done if attempt == 0] == list(range(1, 9))
-        assert [step for attempt, step in done if attempt == 1][:2] == [9, 10]
-        assert [step for attempt, step in done if attempt == 2] == list(range(11, 21))
+        first, second, third = ([step for at, step in steps(run, rank) if at == n] for n in range(3))
+        assert (first, second[:2], third) == (list(range(1, 9)), [9, 10], list(range(11, 21)))
     told = log(job, job_id)
     assert "status 75, newest checkpoint step_00000008: requeues" in told
     assert "task 2 on node2 was the first to fail, with status 137" in told
     assert not (job.folder / "owner").is_symlink()
 
 
+def test_preempted_job_saves_and_comes_back(tmp_path: Path) -> None:
+    """S2: TERM reaches the tasks alone, the script asks for the requeue."""
+    _, job_id = held(tmp_path / "run", "partition=low")
+    preempt()
+    assert wait_for_end(job_id) == "COMPLETED"
+    assert field(job_id, "Restarts") == "1"
+    for rank in range(4):
+        assert [step for _, step in steps(tmp_path / "run", rank)] == list(range(1, 21))
+
+
 def test_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
     """S3: the last checkpoint is whole, no requeue."""
-    run = tmp_path / "run"
-    job = trainee_job(run, "--hold-at", "7")
-    job_id = submit(job)
-    wait_for(lambda: reached(run, 7))
+    job, job_id = held(tmp_path / "run")
     subprocess.run(["scancel", str(job_id)], check=True)
     wait_for(lambda: "cancelled or ended by Slurm" in log(job, job_id), 15)
     assert wait_for_end(job_id) == "CANCELLED"
     assert field(job_id, "Restarts") == "0"
-    assert (run / "checkpoints" / "step_00000005" / "manifest.json").exists()
+    assert (job.checkpoints / "step_00000005" / "manifest.json").exists()
 
 
 def test_bad_input_is_not_requeued_and_a_crash_loop_ends(tmp_path: Path) -> None:
     """Status 2 of the first task decides, whatever the others end with. S8: gives up after the limit."""
-    bad, crash = trainee_job(tmp_path / "bad", "--fail", "2"), trainee_job(tmp_path / "crash", "--fail", "1")
-    bad_id = submit(bad)
-    crash_id = submit(crash, test_cluster("requeues_without_progress=1"))
-    assert wait_for_end(bad_id) == "FAILED"
-    assert (field(bad_id, "ExitCode"), field(bad_id, "Restarts")) == ("2:0", "0")
-    assert wait_for_end(crash_id) == "FAILED"
-    assert (field(crash_id, "ExitCode"), field(crash_id, "Restarts")) == ("1:0", "1")
-    assert "gives up: 1 requeues brought no checkpoint newer than none" in log(crash, crash_id)
-
-
-def test_preempted_job_saves_and_comes_back(tmp_path: Path) -> None:
-    """S2: TERM reaches the tasks alone, the script asks for the requeue."""
-    run = tmp_path / "run"
-    job = trainee_job(run, "--hold-at", "7")
-    job_id = submit(job, test_cluster("partition=low"))
-    wait_for(lambda: reached(run, 7))
-    subprocess.run(
-        ["sbatch", "--partition=gpu", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"],
-        check=True,
-    )
-    assert wait_for_end(job_id) == "COMPLETED"
-    assert field(job_id, "Restarts") == "1"
-    for rank in range(4):
-        assert [step for _, step in steps(run, rank)] == list(range(1, 21))
+    bad, crash = trainee_job(tmp_path / "bad", "fail=2"), trainee_job(tmp_path / "crash", "fail=1")
+    ids = submit(bad), submit(crash, "requeues_without_progress=1")
+    for job_id, code, restarts in zip(ids, ("2:0", "1:0"), "01", strict=True):
+        assert wait_for_end(job_id) == "FAILED"
+        assert (field(job_id, "ExitCode"), field(job_id, "Restarts")) == (code, restarts)
+    assert "gives up: 1 requeues brought no checkpoint newer than none" in log(crash, ids[1])
 
 
 def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: Path) -> None:
     """S9."""
     run = tmp_path / "run"
     run.mkdir()
-    small = test_cluster("nodes=1")
-    first = single(trainee_job(run), "--hold-at", "3")
-    first_id = submit(first, small)
+    first = single(trainee_job(run), str(TRAINEE), str(run), "hold-at=3")
+    owner = first.folder / "owner"
+    first_id = submit(first, "nodes=1")
     wait_for((run / "rank_0").exists)
-    script = (first.folder / "job.sbatch").read_text()
-    sbatch = ["sbatch", "--parsable"]
-    second_id = int(subprocess.run(sbatch, input=script, capture_output=True, text=True, check=True).stdout)
+    sbatch = ["sbatch", "--parsable", first.folder / "job.sbatch"]
+    second_id = int(subprocess.run(sbatch, capture_output=True, text=True, check=True).stdout)
     assert wait_for_end(second_id) == "FAILED"
     assert field(second_id, "ExitCode") == "2:0"
     assert f"is in use by job {first_id}" in log(first, second_id)
     subprocess.run(["scancel", "--signal=KILL", "--full", str(first_id)], check=True)
-    wait_for(lambda: state(first_id) not in ("RUNNING", "COMPLETING"), 30)
-    (first.folder / "owner").unlink(missing_ok=True)
-    (first.folder / "owner").symlink_to("999999")
-    third_id = submit(replace(first, command=first.command[:4]), small)
-    (first.folder / "owner").symlink_to("999999")
+    wait_for(lambda: field(first_id, "JobState") not in ("RUNNING", "COMPLETING"), 30)
+    third_id = submit(single(first, str(TRAINEE), str(run)), "nodes=1")
+    owner.symlink_to("999999")
     assert wait_for_end(third_id) == "COMPLETED"
     assert "takes over from job 999999" in log(first, third_id)
 
@@ -128,12 +115,11 @@ def health_job(folder: Path, nvidia_smi: str) -> tuple[Job, int]:
     tool.write_text(f"#!/bin/sh\n{nvidia_smi}")
     tool.chmod(0o755)
     (folder / "run").mkdir()
-    job = trainee_job(folder / "run", "--steps", "1")
-    job = replace(job, nodes=1, check_nodes=True, tasks_per_node=1)
-    if (folder / "code").exists():
-        job = replace(job, code=folder / "code")
+    job = trainee_job(folder / "run", "steps=1")
+    code = folder / "code" if (folder / "code").exists() else job.code
+    job = replace(job, nodes=1, check_nodes=True, tasks_per_node=1, code=code)
     path = f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
-    return job, submit(job, test_cluster("nodes=1", "check_gpus=true", path))
+    return job, submit(job, "nodes=1", "check_gpus=true", path)
 
 
 def test_sick_node_is_left_out(tmp_path: Path) -> None:
@@ -169,10 +155,8 @@ def test_values_arrive_unchanged(tmp_path: Path) -> None:
     run = work / "r.1_x-y"
     run.mkdir(parents=True)
     record = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2] + os.environ['NCCL_DEBUG'])"
-    job = replace(single(trainee_job(run)), name="n.1_x-y+z")
-    job = replace(job, command=(*job.command[:2], "-c", record, str(run / "seen"), nasty))
-    cluster = test_cluster("account=math-1", f"environment={json.dumps({'NCCL_DEBUG': nasty})}")
-    job_id = submit(job, cluster)
+    job = single(replace(trainee_job(run), name="n.1_x-y+z"), "-c", record, str(run / "seen"), nasty)
+    job_id = submit(job, "account=math-1", f"environment={json.dumps({'NCCL_DEBUG': nasty})}")
     assert wait_for_end(job_id) == "COMPLETED"
     assert (field(job_id, "JobName"), field(job_id, "Account")) == ("n.1_x-y+z", "math-1")
     assert (field(job_id, "WorkDir"), field(job_id, "NumNodes")) == (str(work), "1")

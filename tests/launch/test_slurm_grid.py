@@ -1,7 +1,6 @@
 """A grid's stages as jobs of a real Slurm, and a corpus build as arrays."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,29 +8,14 @@ import pytest
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus, submit_corpus
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.experiment.submit import submit_stages
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.data.conftest import config, raw
-from tests.launch.jobs import field, test_cluster, wait_for_end
+from tests.launch.jobs import field, slurm_cluster, wait_for_end
+from tests.support.stages import demo_stage
 
 __all__ = ["config", "raw"]
 pytestmark = pytest.mark.usefixtures("_no_jobs_left")
-
-WRITE = """
-import pathlib, sys
-from megatron_mathcpt.formats.manifest import write_manifest
-folder = pathlib.Path(sys.argv[1])
-for need in sys.argv[2:]: assert (folder.parent / need / "manifest.json").is_file(), need
-folder.mkdir(exist_ok=True)
-if (folder.parent / ("fail_" + folder.name)).exists(): sys.exit(2)
-write_manifest(folder, "demo", inputs={}, counts={}, config={})
-"""
-
-
-def stage(out: Path, name: str, *needs: str) -> Stage:
-    command = (sys.executable, str(out / "stage.py"), str(out / name), *needs)
-    return Stage(name, "demo", out / name, command, needs)
 
 
 def test_stages_follow_each_other_and_go_on_after_a_failure(
@@ -39,31 +23,28 @@ def test_stages_follow_each_other_and_go_on_after_a_failure(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "grid"
-    out.mkdir()
-    (out / "stage.py").write_text(WRITE)
-    (out / "fail_b").touch()
-    stages = [stage(out, "a"), stage(out, "b", "a"), stage(out, "c", "b"), stage(out, "d", "a")]
 
-    def submit() -> dict[str, tuple[str, int | None]]:
-        return submit_stages(stages, test_cluster(), out, allow_dirty=True)
+    def submit(text: str) -> dict[str, tuple[str, int | None]]:
+        others = [demo_stage(out, "c", "b"), demo_stage(out, "d", "a")]
+        stages = [demo_stage(out, "a"), demo_stage(out, "b", "a", text=text), *others]
+        return submit_stages(stages, slurm_cluster(), out, allow_dirty=True)
 
-    first = submit()
+    first = submit("fail")
     assert {state for state, _ in first.values()} == {"submitted"}
     ends = {name: wait_for_end(job_id or 0) for name, (_, job_id) in first.items()}
     assert ends == {"a": "COMPLETED", "b": "FAILED", "c": "CANCELLED", "d": "COMPLETED"}
     assert field(first["b"][1] or 0, "ExitCode") == "2:0"
-    (out / "fail_b").unlink()
-    second = submit()
+    second = submit("x")
     assert [second[name][0] for name in "abcd"] == ["done", "submitted", "submitted", "done"]
     assert [wait_for_end(second[name][1] or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]
-    assert {state for state, _ in submit().values()} == {"done"}
+    assert {state for state, _ in submit("x").values()} == {"done"}
 
 
 @pytest.mark.slow
 def test_arrays_on_two_nodes_give_the_same_bytes(config: Corpus, tmp_path: Path) -> None:
     local = build_corpus(config, tmp_path / "local")
     out = tmp_path / "slurm"
-    alone = test_cluster("single_task.memory_gib=600")  # of the 1 TB of a node: one task a node
+    alone = slurm_cluster("single_task.memory_gib=600")  # of the 1 TB of a node: one task a node
     last = submit_corpus(config, out, alone)
     with pytest.raises(ConfigError, match=f"job {last} of an earlier submission"):
         submit_corpus(config, out, alone)
@@ -73,6 +54,6 @@ def test_arrays_on_two_nodes_give_the_same_bytes(config: Corpus, tmp_path: Path)
     assert built.counts == local.counts
     array = min(int(log.name.split("_")[0]) for log in out.glob(".datatrove/prepare/slurm_logs/*.out"))
     question = ["scontrol", "-o", "show", "job", str(array)]
-    shown = subprocess.run(question, capture_output=True, text=True, check=True)
-    assert {"NodeList=node1", "NodeList=node2"} <= set(shown.stdout.split())
-    assert submit_corpus(config, out, test_cluster()) is None
+    shown = subprocess.run(question, capture_output=True, text=True, check=True).stdout.split()
+    assert {"NodeList=node1", "NodeList=node2"} <= set(shown)
+    assert submit_corpus(config, out, slurm_cluster()) is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.launch.conftest import ROOT
-from tests.launch.jobs import field, signal_batch, wait_for, wait_for_end
+from tests.launch.jobs import field, preempt, signal_batch, wait_for, wait_for_end
 from tests.train.conftest import build_config, corpus, settings  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_no_jobs_left"), pytest.mark.timeout(900)]
@@ -58,8 +58,7 @@ def pid_of_task(job_id: int, rank: int) -> int:
 def submit(config: Path, run: Path, *overrides: str) -> int:
     command = [sys.executable, ROOT / "launch" / "submit.py", config, "--cluster", "test", "--out", run]
     command += ["--allow-dirty", "--set", f"python={json.dumps(sys.executable)}"]
-    for override in overrides:
-        command += ["--set", override]
+    command += [word for override in overrides for word in ("--set", override)]
     done = subprocess.run(command, cwd=run.parent, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[1].rstrip(":"))
 
@@ -68,8 +67,7 @@ def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, 
     """S1 warning, S2 preemption, S4 one rank killed, S5 node lost: in one run, one after the other."""
     config, plain, run = write_config(tmp_path, settings), tmp_path / "plain", tmp_path / "run"
     train = [sys.executable, "-m", "megatron_mathcpt.train", config, "--out", plain, "--processes", "4"]
-    undisturbed = subprocess.Popen(train, cwd=ROOT)
-    assert undisturbed.wait() == 0
+    subprocess.run(train, cwd=ROOT, check=True)
     job_id = submit(config, run, "partition=low")
 
     def after(restarts: int, step: int) -> None:
@@ -78,8 +76,7 @@ def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, 
     after(0, 10)
     signal_batch(job_id, "USR1")
     after(1, rows(run)[-1]["step"] + 10)
-    wrap = ["sbatch", "--partition=gpu", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
-    subprocess.run(wrap, check=True)
+    preempt()
     wait_for(lambda: field(job_id, "Restarts") == "2", 60)
     after(2, rows(run)[-1]["step"] + 10)
     os.kill(pid_of_task(job_id, 3), signal.SIGKILL)
@@ -94,9 +91,8 @@ def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, 
     assert field(job_id, "Restarts") == "4"
     keys = ("step", "consumed_samples", "loss", "grad_norm", "learning_rate")
     assert len(rows(run)) == STEPS
-    assert [[row[key] for key in keys] for row in rows(run)] == [
-        [row[key] for key in keys] for row in rows(plain)
-    ]
+    resumed, undisturbed = ([[row[key] for key in keys] for row in rows(folder)] for folder in (run, plain))
+    assert resumed == undisturbed
     told = [line.split("\t")[3] for line in (run / ".slurm" / "attempts.tsv").read_text().splitlines()]
     assert [line.split()[0] for line in told].count("start") == 5
     assert told[-1] == "end 0"

@@ -4,25 +4,18 @@ It joins from the environment, counts steps, saves when a signal asks for it, an
 Every rank appends `attempt step` to its own file: the trace of what was done.
 """
 
-import argparse
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
-STEP_SECONDS = 0.05
+STEP_SECONDS, STEPS, INTERVAL = 0.05, 20, 5
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--interval", type=int, default=5)
-    parser.add_argument("--hold-at", type=int, help="stay at this step of attempt 0 until a signal comes")
-    parser.add_argument("--kill-at", help="RANK:STEP:ATTEMPT")
-    parser.add_argument("--fail", type=int, help="end with this status at once")
-    options = parser.parse_args()
+def main(folder: str, *words: str) -> None:
+    """`hold-at=STEP`: of attempt 0, until a signal comes; `kill-at=RANK:STEP:ATTEMPT`; `fail=STATUS`."""
+    run, asked = Path(folder), dict(word.split("=") for word in words)
     stopping: list[int] = []
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: stopping.append(number))
@@ -30,31 +23,30 @@ def main() -> None:
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
     assert os.environ["MASTER_ADDR"] == "node1" or size == 1
     assert 20000 <= int(os.environ["MASTER_PORT"]) < 32000
-    options.run.mkdir(exist_ok=True)
-    if options.fail is not None:
+    run.mkdir(exist_ok=True)
+    if "fail" in asked:
         time.sleep(0.3 * rank)  # rank 0 ends first, the others are ended because of it
-        sys.exit(options.fail)
-    done = sorted((options.run / "checkpoints").glob("step_*/manifest.json"))
+        sys.exit(int(asked["fail"]))
+    done = sorted((run / "checkpoints").glob("step_*/manifest.json"))
     step = int(done[-1].parent.name.removeprefix("step_")) if done else 0
-    trace = (options.run / f"rank_{rank}").open("a")
-    while step < options.steps:
-        while options.hold_at == step and attempt == "0" and not stopping:
+    steps = int(asked.get("steps", STEPS))
+    while step < steps:
+        while asked.get("hold-at") == str(step) and attempt == "0" and not stopping:
             time.sleep(0.02)
         time.sleep(STEP_SECONDS)
-        if options.kill_at == f"{rank}:{step}:{attempt}":
+        if asked.get("kill-at") == f"{rank}:{step}:{attempt}":
             os.kill(os.getpid(), signal.SIGKILL)
         step += 1
-        trace.write(f"{attempt} {step}\n")
-        trace.flush()
-        if stopping or step % options.interval == 0 or step == options.steps:
-            save(options.run, step, rank, size)
-        if stopping and step < options.steps:
+        with (run / f"rank_{rank}").open("a") as trace:
+            trace.write(f"{attempt} {step}\n")
+        if stopping or step % INTERVAL == 0 or step == steps:
+            save(run / "checkpoints" / f"step_{step:08d}", rank, size)
+        if stopping and step < steps:
             sys.exit(75)
 
 
-def save(run: Path, step: int, rank: int, size: int) -> None:
+def save(folder: Path, rank: int, size: int) -> None:
     """Rank 0 commits once all ranks came; nobody leaves before."""
-    folder = run / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(rank)).touch()
     while rank == 0 and sum((folder / str(other)).exists() for other in range(size)) < size:
@@ -66,4 +58,4 @@ def save(run: Path, step: int, rank: int, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
