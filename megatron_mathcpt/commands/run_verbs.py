@@ -117,9 +117,7 @@ class GridOptions:
     benchmarks: Annotated[Path | None, Option(help="folder of benchmark sets, one sub-folder a set")] = None
     add: Annotated[list[Path] | None, Option(help="YAML file of one more run; may be given again")] = None
     compare: Pairs = None
-    only: Annotated[list[str] | None, Option(help="only this run and what it needs; may be given again")] = (
-        None
-    )
+    only: Annotated[list[str] | None, Option(help="only this run and its needs; may be given again")] = None
 
     def stages(
         self, config: Path, overrides: Sequence[str], out: Path | None, processes: int
