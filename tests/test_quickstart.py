@@ -17,13 +17,10 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from pydantic import RootModel
 
-from megatron_mathcpt.config import load_config
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
+from tests.support.stages import copy_config
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs" / "tiny"
 MODEL = "model.hidden_size=64 model.ffn_hidden_size=128 model.num_attention_heads=4"
 SMALL = (
     "train.train_tokens=4096 train.seq_length=64 train.global_batch_size=8 validation.samples=8 "
@@ -72,8 +69,7 @@ class Finished(NamedTuple):
 def write_configs(folder: Path, changes: dict[str, str]) -> Path:
     for name, words in changes.items():
         overrides = [word.replace(":", ": ") if "{" in word else word for word in words.split()]
-        tree = load_config(CONFIGS / f"{name}.yaml", RootModel[dict[str, Any]], overrides).root
-        (folder / f"{Path(name).name}.yaml").write_text(json.dumps(tree), encoding="utf-8")
+        copy_config(name, folder / f"{Path(name).name}.yaml", *overrides)
     return folder / f"{Path(next(iter(changes))).name}.yaml"
 
 

@@ -160,11 +160,9 @@ def trace_record(
     record: Annotated[str, Argument(help="id of an accepted record")],
 ) -> None:
     """A synthesized record's seed, every request and answer, every verdict."""
-    from rich.console import Console
-
     from megatron_mathcpt.synthesis.store import trace
 
-    Console().print_json(data=trace(folder, record))
+    echo(json.dumps(trace(folder, record), indent=2, ensure_ascii=False))
 
 
 @verb("step", tracing)

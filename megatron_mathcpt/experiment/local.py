@@ -22,7 +22,7 @@ import psutil
 
 from megatron_mathcpt.errors import MathCptError, one_line
 from megatron_mathcpt.experiment.stages import Stage, is_done
-from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.log import get_logger
 
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment: finds what a killed runner left behind
@@ -71,8 +71,7 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
 
 
 def _noted(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
 def _note(path: Path, name: str, value: str | float) -> None:

@@ -172,9 +172,7 @@ class _Planner:
             if folder is None:
                 continue
             if corpus is None:
-                raise ConfigError(
-                    f"runs.{name}: data.corpus must say which corpus {config.data.sft} is made of"
-                )
+                raise ConfigError(f"runs.{name}: data.corpus must say what {config.data.sft} is made of")
             made_from = (str(corpus), folder.name, config.train.seq_length)
             if packed.setdefault(str(folder), made_from) != made_from:
                 raise ConfigError(

@@ -93,13 +93,16 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     """The job that completes one stage of the grid in `out`; a training gets whole nodes, else one task."""
     name, code = stage.name.replace("/", "-"), out / FOLDER / "code"
-    command = (cluster.python, "-P", *(_in_snapshot(word, code) for word in stage.command[1:]))
+    command = [cluster.python, "-P"]
+    for word in stage.command[1:]:
+        ours = Path(word).is_relative_to(ROOT) and Path(word).is_file()  # then the copy has it
+        command.append(str(code / Path(word).relative_to(ROOT)) if ours else word)
     task = cluster.single_task
     gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
     alone: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
     size = _whole_nodes(cluster) if stage.kind == "run" else alone
     places = (out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints")
-    return Job(name, *places, command, **size)
+    return Job(name, *places, tuple(command), **size)
 
 
 def submit_stages(
@@ -145,14 +148,6 @@ def _whole_nodes(cluster: ClusterConfig) -> dict[str, Any]:
     """A task a GPU."""
     gpus, size = cluster.gpus_per_node, cluster.model_dump(include={"nodes", "cpus_per_task"})
     return size | {"tasks_per_node": gpus, "gpus_per_node": gpus, "check_nodes": True}
-
-
-def _in_snapshot(word: str, code: Path) -> str:
-    """`word`, or where the copy of the code has it if it is a file of this checkout."""
-    path = Path(word)
-    if path.is_relative_to(ROOT) and path.is_file():
-        return str(code / path.relative_to(ROOT))
-    return word
 
 
 def _queued_id(folder: Path) -> int | None:

@@ -8,68 +8,43 @@ from megatron_mathcpt.config import load_config
 from megatron_mathcpt.config.grid import GridConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Settings, Stage, build_stages
+from tests.support.stages import copy_config
 
-GRID = """
-name: demo
-corpora: {seed: 1}
-corpus: {raw: raw.yaml, made: made.yaml}
-synthesis: {config: synthesis.yaml, scripted: true}
-runs: {tuned: tuned.yaml, child: child.yaml, base: base.yaml}
-evaluation: {runs: [child], max_new_tokens: 8}
-report: {comparisons: [], study: true}
-"""
-SYNTHESIS = """
-name: synthesis
-seed: 1
-seeds: [runs/demo/corpora/problem_solving.jsonl]
-methods: {retrospective_enhancement: {}}
-verification: {disagreement: drop}
-"""
-
-
-def corpus(path: str, tokenizer: str) -> str:
-    return f"""
-name: corpus
-seed: 1
-sources: {{problems: {{pool: problems, kind: problem, path: {path}}}}}
-deduplicate: null
-decontaminate: {{benchmarks: [runs/demo/corpora/evaluation, elsewhere]}}
-tokenizer: {tokenizer}
-validation_fraction: 0.1
-"""
-
-
-def run(init: str, data: str) -> str:
-    return f"""
-name: demo
-seed: 1
-init: {init}
-data: {data}
-optimizer: {{lr: 1e-3}}
-schedule: {{lr_decay_style: constant}}
-parallel: {{tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1}}
-precision: {{params_dtype: fp32}}
-train: {{train_tokens: 64, seq_length: 16, micro_batch_size: 1, global_batch_size: 2}}
-checkpoint: {{interval: 1}}
-"""
-
-
-LATE = "{checkpoint: runs/demo/child/checkpoints/step_2}"
+LATE = "init={checkpoint: runs/demo/child/checkpoints/step_2}"
+SFT = "data={corpus: runs/demo/CORPUS, sft: runs/demo/sft/problems}"
+BLEND = "data={corpus: runs/demo/CORPUS, blend: {problems: 1}}"
+SOURCE = "sources={problems: {pool: problems, kind: problem, path: PATH}}"
+SETS = "decontaminate.benchmarks=[runs/demo/corpora/evaluation, elsewhere]"
+# Each file by the one of configs/tiny that it is but for these words.
 FILES = {
-    "grid": GRID,
-    "synthesis": SYNTHESIS,
-    "raw": corpus("runs/demo/corpora/problem_solving.jsonl", "{vocab_size: 512}"),
-    "made": corpus("runs/demo/synthesis/shard-*/x/accepted.jsonl", "{path: runs/demo/raw/tokenizer}"),
-    "base": run("{hf: models/elsewhere}", "{corpus: runs/demo/raw, blend: {problems: 1}}"),
-    "child": run("{checkpoint: runs/demo/base}", "{corpus: runs/demo/made, blend: {problems: 1}}"),
-    "tuned": run(LATE, "{corpus: runs/demo/raw, sft: runs/demo/sft/problems}"),
-    "other": run(LATE, "{corpus: runs/demo/made, sft: runs/demo/sft/problems}"),
+    "grid": (
+        "quickstart",
+        "name=demo",
+        "corpus={raw: raw.yaml, made: made.yaml}",
+        "synthesis={config: synthesis.yaml, scripted: true}",
+        "runs={tuned: tuned.yaml, child: child.yaml, base: base.yaml}",
+        "evaluation={runs: [child], max_new_tokens: 8}",
+        "report={study: true}",
+    ),
+    "synthesis": ("synthesis", "seeds=[runs/demo/corpora/problem_solving.jsonl]"),
+    "raw": ("quickstart_corpus", SOURCE.replace("PATH", "runs/demo/corpora/problem_solving.jsonl"), SETS),
+    "made": (
+        "quickstart_corpus",
+        SOURCE.replace("PATH", "runs/demo/synthesis/shard-*/x/accepted.jsonl"),
+        SETS,
+        "tokenizer={path: runs/demo/raw/tokenizer}",
+    ),
+    "base": ("quickstart_base2", "init={hf: models/elsewhere}", BLEND.replace("CORPUS", "raw")),
+    "child": ("quickstart_base2", "init={checkpoint: runs/demo/base}", BLEND.replace("CORPUS", "made")),
+    "tuned": ("quickstart_base2", LATE, SFT.replace("CORPUS", "raw")),
+    "other": ("quickstart_base2", LATE, SFT.replace("CORPUS", "made")),
 }
 
 
 def grid_of(folder: Path, **changed: str) -> GridConfig:
-    for name, text in (FILES | changed).items():
-        (folder / f"{name}.yaml").write_text(text)
+    for name, (source, *overrides) in FILES.items():
+        more = [changed[name]] if name in changed else []
+        copy_config(source, folder / f"{name}.yaml", *overrides, *more)
     return load_config(folder / "grid.yaml", GridConfig)
 
 
@@ -105,28 +80,32 @@ def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_result
     assert f'init.checkpoint="{out}/child/checkpoints/step_2"' in found["tuned"].command
     assert f'data.sft="{out}/sft/problems"' in found["tuned"].command
     assert not any("models/elsewhere" in word for word in found["base"].command)
-    pack = [str(out / "raw"), "problems", "--seq-length", "16", "--out", str(out / "sft" / "problems")]
+    pack = [str(out / "raw"), "problems", "--seq-length", "128", "--out", str(out / "sft" / "problems")]
     assert list(found["sft/problems"].command[1:]) == ["-m", "megatron_mathcpt", "pack-sft", *pack]
     assert found["synthesis"].command[-1] == "--scripted"
     assert found["report"].command[-1] == "--study"
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "message"),
+    ("file", "override", "message"),
     [
-        ("grid", "runs: [child]", "runs: [kid]", "evaluation.runs names 'kid'"),
-        ("grid", "comparisons: []", "comparisons: [[base, child]]", "'base', which is not under evaluation"),
-        ("grid", "base: base.yaml", "sft: base.yaml", "runs.sft: another stage has this folder"),
-        ("grid", "base: base.yaml", "raw: base.yaml", "runs.raw: another stage has this folder"),
-        ("grid", "base: base.yaml", "../base: base.yaml", "String should match pattern"),
-        ("grid", "runs: {", "runs: {other: other.yaml, ", "runs.tuned: runs/demo/sft/problems is made from"),
-        ("child", "demo/base", "demo/bass", r"child.yaml: init.checkpoint: no stage .* makes runs/demo/bass"),
-        ("base", "hf: models/elsewhere", "checkpoint: runs/demo/child", r"in a cycle among .*child, .*base"),
+        ("grid", "evaluation.runs=[kid]", "evaluation.runs names 'kid'"),
+        ("grid", "report.comparisons=[[base, child]]", "'base', which is not under evaluation.runs"),
+        ("grid", "runs.sft=base.yaml", "runs.sft: another stage has this folder"),
+        ("grid", "runs.raw=base.yaml", "runs.raw: another stage has this folder"),
+        ("grid", "runs={../base: base.yaml}", "String should match pattern"),
+        ("grid", "runs.other=other.yaml", "runs.other: runs/demo/sft/problems is made from"),
+        (
+            "child",
+            "init.checkpoint=runs/demo/bass",
+            "child.yaml: init.checkpoint: no stage .* runs/demo/bass",
+        ),
+        ("base", "init={checkpoint: runs/demo/child}", "in a cycle among .*child, .*base"),
     ],
 )
-def test_wrong_names_are_errors(file: str, old: str, new: str, message: str, tmp_path: Path) -> None:
+def test_wrong_names_are_errors(file: str, override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        stages(tmp_path, grid_of(tmp_path, **{file: FILES[file].replace(old, new)}))
+        stages(tmp_path, grid_of(tmp_path, **{file: override}))
 
 
 def test_runs_added_on_the_command_line(tmp_path: Path) -> None:

@@ -1,9 +1,23 @@
-"""Stages that are real commands: each writes a folder and its manifest, smaller than the project's own."""
+"""Grids for tests: copies of configs with other values; stages that only write a folder and its manifest."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from pydantic import RootModel
+
+from megatron_mathcpt.config import load_config
 from megatron_mathcpt.experiment.stages import Stage
+
+TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny"
+
+
+def copy_config(source: str, target: Path, *overrides: str) -> None:
+    """Write the file `source` of configs/tiny to `target` with `section.field=value` changed or added."""
+    tree = load_config(TINY / f"{source}.yaml", RootModel[dict[str, Any]], overrides).root
+    target.write_text(json.dumps(tree), encoding="utf-8")
+
 
 WRITE = """
 import pathlib, sys
