@@ -1,6 +1,7 @@
 """Layouts, conversion, training; what a run or a grid of runs costs, started here or handed to Slurm."""
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,6 @@ def _plan_grid(
     stages: "Sequence[Stage]", title: str, gpus: int | None, hardware: str, tokens: Mapping[str, float]
 ) -> None:
     from megatron_mathcpt.experiment.dry_run import plan_stage
-    from megatron_mathcpt.experiment.stages import is_done
 
     rows, hours = [], 0.0
     for stage in stages:
@@ -223,7 +223,7 @@ def _plan_grid(
         more = f" and {len(stage.needs) - 4} more" if len(stage.needs) > 5 else ""
         needs = ", ".join(stage.needs[:4] if more else stage.needs) + more
         cost = planned.cells() if planned else ()
-        rows.append((stage.name, needs, "done" if is_done(stage) else "to do", *cost))
+        rows.append((stage.name, needs, "done" if stage.is_done() else "to do", *cost))
     costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
     print_table(("stage", "needs", "state", *costs), rows, title)
     if gpus:
@@ -243,13 +243,14 @@ def run(
 
     `run quickstart` is the whole road at a size for two cores. Overrides are those of every run.
     """
-    from megatron_mathcpt.experiment.local import exit_status, handle_termination, run_stages
+    from megatron_mathcpt.experiment.local import run_stages
     from megatron_mathcpt.report.page import print_report
 
     stages = asked.stages(_config_file(config), overrides or (), out, processes or 2)
     if stages is None:
         start_training(config, overrides or (), out, processes)
-    handle_termination()
+    # As an exception, SIGTERM has the running stage ended before this process is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outcomes = run_stages(stages, out.resolve())
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
     if ran:
@@ -257,9 +258,10 @@ def run(
         minutes = sum(outcome.seconds for outcome in ran) / 60
         memory = f"peak memory {peak.peak_memory_gib:.1f} GiB ({peak.stage})"
         echo(f"{len(ran)} stages in {minutes:.1f} min, {memory}", err=True)
-    if not exit_status(outcomes):
+    status = next((outcome.status for outcome in outcomes if outcome.status), 0)
+    if not status:
         print_report(out / "report", out.resolve().name)
-    sys.exit(exit_status(outcomes))
+    sys.exit(status)
 
 
 @verb("submit")

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from typing import Any
 import psutil
 
 from megatron_mathcpt.errors import MathCptError, one_line
-from megatron_mathcpt.experiment.stages import Stage, is_done
+from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.log import get_logger
 
@@ -54,7 +53,7 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
             if any(outcomes[need].state in ("failed", "skipped") for need in stage.needs):
                 outcomes[name] = StageOutcome(name, "skipped")
                 continue
-            key, complete = stage.key(folders, out), is_done(stage)
+            key, complete = stage.key(folders, out), stage.is_done()
             if complete and _noted(keys).get(name) == key:  # asked before, with the same answer
                 outcomes[name] = StageOutcome(name, "done")
                 continue
@@ -91,7 +90,7 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
-    if status == 0 and not is_done(stage):
+    if status == 0 and not stage.is_done():
         raise MathCptError(f"{stage.name}: ended well but left no manifest in {stage.folder}; this is a bug")
     state = "failed" if status else "ran"
     return StageOutcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
@@ -133,13 +132,3 @@ def _end_leftovers(out: Path) -> None:
                 process.kill()
                 process.wait(10)
                 _logger.info("ended process %d, left by a run that was killed", process.pid)
-
-
-def exit_status(outcomes: Sequence[StageOutcome]) -> int:
-    """0, or the status of the first stage that failed."""
-    return next((outcome.status for outcome in outcomes if outcome.status), 0)
-
-
-def handle_termination() -> None:
-    """Turn SIGTERM into an exception, so that the running stage is ended before this process is."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

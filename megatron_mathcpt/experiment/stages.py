@@ -38,6 +38,10 @@ class Stage:
     needs: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
+    def is_done(self) -> bool:
+        """Whether the folder is complete."""
+        return (self.folder / FILE_NAME).is_file()
+
     def key(self, folders: dict[str, Path], out: Path) -> str:
         """Hash of the command and its inputs, with `out` left out so that a results folder can be moved.
 
@@ -236,8 +240,3 @@ def _in_order(stages: Sequence[Stage]) -> list[Stage]:
             raise ConfigError(f"stages wait for each other in a cycle among {names}; mend a path in one")
         ordered[ready.name] = ready
     return list(ordered.values())
-
-
-def is_done(stage: Stage) -> bool:
-    """Whether the stage's folder is complete."""
-    return (stage.folder / FILE_NAME).is_file()

@@ -21,7 +21,7 @@ from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError, one_line
-from megatron_mathcpt.experiment.stages import Stage, is_done
+from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def submit_stages(
     scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
     result: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
-        if is_done(stage):
+        if stage.is_done():
             result[stage.name] = "done", None
         elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:
             result[stage.name] = "queued", job_id

@@ -63,14 +63,11 @@ esac
 
 def run_with_stubs(script: str, folder: Path) -> list[str]:
     """Run a job script with srun and its kin replaced; every word that srun was given."""
-    stubs = folder / "stubs"
-    if not stubs.exists():
-        stubs.mkdir()
-        for name in ("srun", "squeue", "scontrol"):
-            (stubs / name).write_text(STUB)
-            (stubs / name).chmod(0o755)
-    out = folder / "srun_words"
-    out.unlink(missing_ok=True)
+    stubs, out = folder / "stubs", folder / "srun_words"
+    stubs.mkdir()
+    for name in ("srun", "squeue", "scontrol"):
+        (stubs / name).write_text(STUB)
+        (stubs / name).chmod(0o755)
     environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STUB_OUT": str(out)}
     environment |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node1"}
     options = {"input": script, "text": True, "cwd": folder, "env": environment, "capture_output": True}

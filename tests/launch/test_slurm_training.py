@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.launch.conftest import ROOT
@@ -37,21 +39,14 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
-def has_step(run: Path, step: int) -> bool:
-    return bool(found := rows(run)) and found[-1]["step"] >= step
-
-
 def pid_of_task(job_id: int, rank: int) -> int:
     """The training process of one rank, by its environment."""
-    wanted = {f"SLURM_JOB_ID={job_id}", f"SLURM_PROCID={rank}"}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = set((path / "environ").read_text().split("\0"))
-            command = (path / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        if wanted <= environment and "megatron_mathcpt.train" in command and "bash" not in command[0]:
-            return int(path.name)
+    wanted = {"SLURM_JOB_ID": str(job_id), "SLURM_PROCID": str(rank)}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if wanted.items() <= process.environ().items() and "megatron_mathcpt.train" in command[1:5]:
+                return process.pid
     raise AssertionError(f"no process of rank {rank}")
 
 
@@ -70,18 +65,18 @@ def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, 
     subprocess.run(train, cwd=ROOT, check=True)
     job_id = submit(config, run, "partition=low")
 
-    def after(restarts: int, step: int) -> None:
-        wait_for(lambda: field(job_id, "Restarts") == str(restarts) and has_step(run, step), 200)
+    def after(restarts: int, steps: int) -> None:
+        wait_for(lambda: field(job_id, "Restarts") == str(restarts), 60)
+        start = rows(run)[-1]["step"] if rows(run) else 0
+        wait_for(lambda: rows(run) and rows(run)[-1]["step"] >= start + steps, 200)
 
     after(0, 10)
     signal_batch(job_id, "USR1")
-    after(1, rows(run)[-1]["step"] + 10)
+    after(1, 10)
     preempt()
-    wait_for(lambda: field(job_id, "Restarts") == "2", 60)
-    after(2, rows(run)[-1]["step"] + 10)
+    after(2, 10)
     os.kill(pid_of_task(job_id, 3), signal.SIGKILL)
-    wait_for(lambda: field(job_id, "Restarts") == "3", 60)
-    after(3, rows(run)[-1]["step"] + 4)
+    after(3, 4)
     (pid_file,) = Path("/run").glob("*/slurmd.node2.pid")
     os.kill(int(pid_file.read_text()), signal.SIGKILL)
     start = Path(os.environ.get("MATHCPT_SLURM", ROOT.parent / "shared" / "slurm")) / "start-test-cluster.sh"
