@@ -35,17 +35,15 @@ def plan(
     """
     from rich.console import Console
 
-    from megatron_mathcpt.planner.layout import from_experiment, search_config
     from megatron_mathcpt.planner.machine import load_machine
-    from megatron_mathcpt.planner.search import describe, search
+    from megatron_mathcpt.planner.search import describe, given_config, search
     from megatron_mathcpt.planner.shapes import load_shape
 
-    shape, machine = load_shape(model), load_machine(hardware)
-    config = search_config(overrides or (), seq_length=seq_length, global_batch_size=global_batch_size)
-    training, _ = from_experiment(config, 1, fused=True)
-    result = search(shape, training, gpus, machine, limit_gib=memory_gib)
+    batch = {"seq_length": seq_length, "global_batch_size": global_batch_size}
+    given = given_config(load_shape(model), overrides or (), **batch)
+    result = search(given, gpus, load_machine(hardware), limit_gib=memory_gib)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-    for part in describe(result, config, train_tokens=train_tokens, top=top):
+    for part in describe(result, train_tokens=train_tokens, top=top):
         console.print(part, soft_wrap=isinstance(part, str))
 
 
