@@ -78,7 +78,7 @@ def test_saved_bytes_of_a_layer_equal_what_hooks_see(alone: parallel.Layout, nam
 
 def predicted(shape: LlamaShape, dtype: str, **layout: Any) -> float:
     batch = {"seq_length": LENGTH, "global_batch_size": SEQUENCES, "mbs": SEQUENCES}
-    given = planned(f"precision.params_dtype={dtype}", shape=from_llama("", shape), **batch, **layout)
+    given = planned(f"precision.params_dtype={dtype}", shape=from_llama("tiny", shape), **batch, **layout)
     run = PlannedRun(given.config, given.gpus, fused=False)
     return run.tokens * sum(saved_per_token(run, None).values())
 
