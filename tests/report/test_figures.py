@@ -61,15 +61,12 @@ def test_a_line_starts_and_ends_where_its_values_lie() -> None:
     plot = line_plot("loss", [("a", 0, curve)])
     assert plot is not None
     # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
-    top = 212 - (4.0 - 1.88) / 2.24 * 200
-    bottom = 212 - (2.0 - 1.88) / 2.24 * 200
+    top, bottom = (212 - (value - 1.88) / 2.24 * 200 for value in (4.0, 2.0))
     assert plot.path(curve) == f"M46,{top:.2f}L426,{bottom:.2f}"
-
-
-def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
-    plot = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
-    assert plot is not None
-    assert plot.y.low < 3.0 < plot.y.high
+    # one point alone still has axes, and none no plot
+    alone = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
+    assert alone is not None
+    assert alone.y.low < 3.0 < alone.y.high
     assert line_plot("loss", [("a", 0, [])]) is None
 
 
