@@ -97,18 +97,11 @@ def _compare(family: Sequence[_Pair]) -> Iterator[Comparison]:
     tests = [compare_paired(before, after) for *_, after, before in family]
     adjusted = holm([test.p_value for test in tests])
     for (second, first, task, after, before), test, p in zip(family, tests, adjusted, strict=True):
-        detectable = minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n)
-        yield Comparison(
-            **vars(test),
-            second=second,
-            first=first,
-            task=task,
-            correct_second=sum(after),
-            correct_first=sum(before),
-            detectable=detectable,
-            p_holm=p,
-            tests=len(family),
-        )
+        found: dict[str, Any] = {"correct_second": sum(after), "correct_first": sum(before), "p_holm": p}
+        discordant = (test.only_first + test.only_second) / test.n
+        found["detectable"] = minimum_detectable_difference(test.n, discordant)
+        found |= {"second": second, "first": first, "task": task, "tests": len(family)}
+        yield Comparison(**vars(test), **found)
 
 
 def compare_two(root: Path, second: str, first: str) -> tuple[list[tuple[str, str, str]], list[str]]:

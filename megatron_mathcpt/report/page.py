@@ -152,16 +152,13 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
     if not shown:
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
-    rows = [
-        (
-            f"{row['second']} − {row['first']}" if several else row["task"],
-            _COLOURS[row["verdict"]],
-            *(row[key] for key in ("low", "difference", "high", "sentence")),
-        )
-        for row in shown
-    ]
-    low, high = min(0.0, *(row["low"] for row in shown)), max(0.0, *(row["high"] for row in shown))
-    return interval_plot("difference, percentage points", rows, low, high)
+    rows, ends = [], [0.0]
+    for row in shown:
+        name = f"{row['second']} − {row['first']}" if several else row["task"]
+        low, share, high = (row[key] for key in ("low", "difference", "high"))
+        rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
+        ends += [low, high]
+    return interval_plot("difference, percentage points", rows, min(ends), max(ends))
 
 
 def _token_plot(runs: Mapping[str, Any]) -> Plot | None:

@@ -144,15 +144,12 @@ def _number(value: float | None) -> float | None:
 
 def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
     """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
-    own = {}
-    for name, manifest in manifests.items():
-        if manifest.kind == "run":
-            sources = RunCounts.model_validate(manifest.counts).tokens_by_source
-            own[name] = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
     total: dict[str, int] = {}
-    for node in graph.nodes:
-        parents = (start for start, end in graph.edges if end == node.name)
-        total[node.name] = own.get(node.name, 0) + sum(total[parent] for parent in parents)
+    for node in graph.nodes:  # in an order in which parents come first
+        manifest = manifests[node.name]
+        sources = RunCounts.model_validate(manifest.counts).tokens_by_source if manifest.kind == "run" else {}
+        own = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
+        total[node.name] = own + sum(total[start] for start, end in graph.edges if end == node.name)
     return total
 
 

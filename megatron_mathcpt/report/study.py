@@ -15,7 +15,6 @@ from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.read import Run
 
-FILE = Path(__file__).with_name("published.yaml")
 Pair = tuple[str, str]
 _WORDS = {"holds": "Holds", "fails": "Does not hold", "not distinguishable": "Not distinguishable"}
 
@@ -67,7 +66,7 @@ class Published(Section):
 
 def load_published() -> Published:
     """The study's figures."""
-    return load_config(FILE, Published)
+    return load_config(Path(__file__).with_name("published.yaml"), Published)
 
 
 def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
