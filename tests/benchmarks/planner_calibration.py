@@ -89,8 +89,9 @@ def report() -> tuple[Constants, str]:
     newest = [row for row in here if row.is_newest]
     machine, everywhere = fit(newest), leave_one_family_out(here)
     inside, outside = errors(newest, machine), everywhere[[row.is_newest for row in here]]
-    families = {name: [row.group.family == name for row in newest] for name in _families(newest)}
-    times = [(*_case(row), row.group.edition, f"{row.seconds:.2f}") for row in newest]
+    names = sorted({row.group.family for row in newest})
+    families = {name: [row.group.family == name for row in newest] for name in names}
+    times = [(row.key, row.run.gpus, row.group.edition, f"{row.seconds:.2f}") for row in newest]
     parts = [
         f"Step time of {len(newest)} runs, fitted to all: {_summary(inside)}.\n"
         f"**Each family left out of its own fit: {_summary(outside)}.**\n"
@@ -124,14 +125,6 @@ def report() -> tuple[Constants, str]:
         ),
     ]
     return machine.constants, "\n".join(parts)
-
-
-def _families(rows: Sequence[PublishedTime]) -> list[str]:
-    return sorted({row.group.family for row in rows})
-
-
-def _case(row: PublishedTime) -> tuple[str, int]:
-    return row.key, row.run.gpus
 
 
 def _table(heading: str, rows: Iterable[Sequence[object]]) -> str:
@@ -180,7 +173,7 @@ def _regret(row: PublishedTime, machine: Machine) -> Sequence[object]:
     given, gpus = row.group.given(), row.run.gpus
     best = [search(given, gpus, machine, limit_gib=limit, plan=row.group.on).plans[0] for limit in limits]
     lost = (f"{100 * (own / plan.time.total - 1):.1f} %" for plan in best)
-    return *_case(row), f"{gib:.1f}", *lost, best[0].run.name
+    return row.key, gpus, f"{gib:.1f}", *lost, best[0].run.name
 
 
 def main() -> None:

@@ -54,20 +54,20 @@ class Row(Section):
     overrides: tuple[str, ...] = ()
     attended_length: int | None = None
 
-    @property
-    def model(self) -> ModelShape:
-        shape = _load_shape(self.shape) if isinstance(self.shape, str) else self.shape
-        return shape.model_copy(update={"num_layers": self.num_layers or shape.num_layers})
-
     def given(self) -> ExperimentConfig:
         """What a search for a better layout takes as given."""
-        overrides = [*self.overrides, "parallel.tp_comm_overlap=true"]
-        overrides.append(f"parallel.grad_reduce_in_fp32={self.grad_reduce_in_fp32}".lower())
+        shape = _load_shape(self.shape) if isinstance(self.shape, str) else self.shape
+        shape = shape.model_copy(update={"num_layers": self.num_layers or shape.num_layers})
+        settings = {
+            "parallel.grad_reduce_in_fp32": self.grad_reduce_in_fp32,
+            "parallel.tp_comm_overlap": True,
+        }
         if self.precision != "bf16":
-            overrides += ["precision.fp8=hybrid", f"precision.fp8_recipe={self.precision}"]
-            overrides.append(f"precision.fp8_param_gather={self.fp8_parameters}".lower())
+            settings |= {"precision.fp8": "hybrid", "precision.fp8_recipe": self.precision}
+            settings["precision.fp8_param_gather"] = self.fp8_parameters
+        changes = [*self.overrides, *(f"{name}={str(value).lower()}" for name, value in settings.items())]
         batch = {"seq_length": self.seq_length, "global_batch_size": self.global_batch_size}
-        return given_config(self.model, overrides, **batch)
+        return given_config(shape, changes, **batch)
 
     def on(self, config: ExperimentConfig, gpus: int) -> PlannedRun:
         """`config` with what a config of ours cannot ask for."""
@@ -91,11 +91,9 @@ class Row(Section):
             "recompute_num_layers": self.recompute_num_layers,
             **_RECOMPUTE[self.recompute],
         }
-        update = {
-            "parallel": given.parallel.model_copy(update=parallel),
-            "train": given.train.model_copy(update={"micro_batch_size": self.mbs}),
-        }
-        run = self.on(given.model_copy(update=update), self.gpus)
+        parallel_section = given.parallel.model_copy(update=parallel)
+        train = given.train.model_copy(update={"micro_batch_size": self.mbs})
+        run = self.on(given.model_copy(update={"parallel": parallel_section, "train": train}), self.gpus)
         run.layers = self.stage_layers or run.layers
         return run
 
@@ -113,10 +111,6 @@ class Group(Row):
     trial: bool = False
     runs: tuple[tuple[int, int, float], ...] = ()
     rates: tuple[tuple[int, int, float], ...] = ()
-
-    @property
-    def case(self) -> tuple[object, ...]:
-        return self.shape, self.seq_length, self.precision, self.hardware
 
 
 class Peak(Section):
@@ -218,15 +212,15 @@ class PublishedTime:
 def load_times() -> list[PublishedTime]:
     """Every published step time of the data file."""
     newest: dict[tuple[object, ...], str] = {}
-    for group in PUBLISHED.times:
-        newest[group.case] = max(newest.get(group.case, ""), group.edition)
     found = []
+    for group in sorted(PUBLISHED.times, key=lambda group: group.edition):
+        newest[group.shape, group.seq_length, group.precision, group.hardware] = group.edition
     for group in PUBLISHED.times:
+        is_newest = newest[group.shape, group.seq_length, group.precision, group.hardware] == group.edition
         rates = [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
         cases = [*group.runs, *rates]
         for gpus, batch, seconds in cases:
             row = group.model_copy(update={"gpus": gpus, "global_batch_size": batch})
-            is_newest = group.edition == newest[group.case]
             found.append(PublishedTime(row, row.planned(), seconds, is_newest, len(cases)))
     return found
 

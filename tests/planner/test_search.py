@@ -111,6 +111,11 @@ def test_recipes_are_refused_by_name_on_other_gpus(
         check_recipe(recipe, capability)
 
 
+def test_a_search_refuses_a_recipe_that_its_gpu_lacks() -> None:
+    with pytest.raises(ConfigError, match="mxfp8 needs Blackwell"):
+        search(given_config(SHAPE, BLOCKS.replace("blockwise", "mxfp8").split(), **BATCH), 8, H100)
+
+
 def test_a_run_that_fits_says_how_much_it_needs() -> None:
     config = planned(cp=2).config
     # 2 + 4 bytes a parameter, 12/64 of the optimizer, 32 layers of 4096 tokens, 6 bytes a logit.

@@ -46,25 +46,22 @@ def test_tables_sort_by_value_and_keep_rows_by_their_words(chromium: str, page: 
 
 
 def test_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
-    def choose(field: str, value: str) -> str:
-        return (
-            f"(f => {{ f.value = {value!r}; f.dispatchEvent(new Event('input')); }})"
-            f"(document.querySelector('[data-field={field}]'))"
-        )
-
     shown = "[...document.querySelectorAll('.sample')].filter(s => s.offsetHeight).map(s => s.dataset.kind)"
 
     async def check(opened: Page) -> None:
+        async def chosen(field: str, value: str) -> list[str]:
+            given = f"document.querySelector('[data-field={field}]')"
+            await opened.evaluate(f"{given}.value = {value!r}; {given}.dispatchEvent(new Event('input'))")
+            return await opened.evaluate(shown)
+
         first = len(await opened.evaluate(shown))
         await opened.evaluate("document.getElementById('more').click()")
         assert first == 16 < len(await opened.evaluate(shown))
-        await opened.evaluate(choose("task", "heldout_en"))
-        await opened.evaluate(choose("kind", "only base1"))
-        assert await opened.evaluate(shown) == ["only base1"]
+        await chosen("task", "heldout_en")
+        assert await chosen("kind", "only base1") == ["only base1"]
         count = await opened.evaluate("document.getElementById('sample-count').textContent")
         assert count == "1 of 1 shown"
-        await opened.evaluate(choose("words", "no such word"))
-        assert await opened.evaluate(shown) == []
+        assert await chosen("words", "no such word") == []
 
     in_browser(chromium, page, check)
 
