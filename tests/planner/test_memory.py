@@ -9,16 +9,7 @@ import pytest
 
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.planner.memory import (
-    checkpoint_bytes,
-    held_bytes,
-    in_flight_stages,
-    kept_bytes,
-    memory_per_stage,
-    peak_memory,
-    saved_per_token,
-    stage_parameters,
-)
+from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import load_shape
 from tests.benchmarks.planner_published import PUBLISHED, Peak
@@ -32,7 +23,7 @@ FULL = {"recompute": "full"}
 
 
 def parts(run: PlannedRun) -> Mapping[str, float]:
-    return memory_per_stage(run)[0].parts
+    return memory.memory_per_stage(run)[0].parts
 
 
 @pytest.mark.parametrize(
@@ -52,7 +43,7 @@ def parts(run: PlannedRun) -> Mapping[str, float]:
 )
 def test_saved_bytes_and_weights_by_hand(precision: str, saved: float, copies: float) -> None:
     run = planned(precision=precision)
-    assert sum(saved_per_token(run, run.recipe).values()) == saved
+    assert sum(memory.saved_per_token(run, run.recipe).values()) == saved
     assert parts(run)["weights"] == pytest.approx((2 + copies) * MATRICES + 2 * OTHERS, rel=1e-12)
     alone = parts(planned(precision=precision, fp8_parameters=True))["weights"]
     assert alone == pytest.approx((copies or 2) * MATRICES + 2 * OTHERS, rel=1e-12)
@@ -61,7 +52,7 @@ def test_saved_bytes_and_weights_by_hand(precision: str, saved: float, copies: f
 def test_layers_left_in_bf16_weigh_what_they_weigh_in_bf16() -> None:
     fp8: dict[str, Any] = {"pp": 4, "precision": "tensorwise", "fp8_parameters": True}
     runs = planned(**fp8), planned(*bf16_ends(1, 3), **fp8), planned(pp=4)
-    plain, mixed, bf16 = map(memory_per_stage, runs)
+    plain, mixed, bf16 = map(memory.memory_per_stage, runs)
     for part in ("weights", "activations"):
         # One of eight layers of the first stage, three of the last.
         for stage, count in enumerate((1, 0, 0, 3)):
@@ -118,7 +109,7 @@ def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> N
 )
 def test_stages_hold_every_parameter_once(tensor: int, stages: int, head_as_layer: bool) -> None:
     run = planned(tp=tensor, pp=stages, head_as_layer=head_as_layer)
-    pairs = (stage_parameters(run, stage) for stage in range(stages))
+    pairs = (memory.stage_parameters(run, stage) for stage in range(stages))
     matrices, others = map(sum, zip(*pairs, strict=True))
     assert matrices * tensor == MATRICES
     # Norms are on every tensor-parallel rank.
@@ -139,7 +130,7 @@ def test_in_flight_equals_the_schedule_of_megatron_core(stages: int, virtual: in
         place = SimpleNamespace(pp_group=group, virtual_pipeline_model_parallel_size=virtual_size)
         *_, warmup, later = get_pp_rank_microbatches(microbatches, virtual, stages, p2p_communicator=place)
         # Each later forward pass comes before the backward pass that frees a place.
-        assert in_flight_stages(run, stage) * virtual == pytest.approx(warmup + (later > 0))
+        assert memory.in_flight_stages(run, stage) * virtual == pytest.approx(warmup + (later > 0))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +138,7 @@ def test_in_flight_equals_the_schedule_of_megatron_core(stages: int, virtual: in
 )
 def test_peak_is_the_fullest_of_all_stages(stages: dict[str, Any]) -> None:
     run = planned(shape=load_shape("llama3.1-405b"), tp=8, pp=8, cp=2, dp=4, vp=8, **stages)
-    assert peak_memory(run) == max(memory_per_stage(run), key=lambda stage: stage.total)
+    assert memory.peak_memory(run) == max(memory.memory_per_stage(run), key=lambda stage: stage.total)
 
 
 @pytest.mark.parametrize("peak", PUBLISHED.memory, ids=lambda peak: peak.name)
@@ -167,13 +158,17 @@ def load(name: str, *overrides: str) -> ExperimentConfig:
     return load_config(PAPER / f"{name}.yaml", ExperimentConfig, overrides)
 
 
-def test_bytes_of_one_checkpoint() -> None:
-    """bf16 weights, and in fp32 a copy and two moments: 2 + 4 + 8 bytes a parameter."""
-    assert checkpoint_bytes(load("base2")) == (14 * LLAMA_2_7B, 2 * LLAMA_2_7B)
-    full = "precision.params_dtype=fp32"
-    assert checkpoint_bytes(load("base2", full)) == (16 * LLAMA_2_7B, 4 * LLAMA_2_7B)
-    unsharded = ("parallel.use_distributed_optimizer=false", "parallel.overlap_param_gather=false")
-    assert checkpoint_bytes(load("base2", full, *unsharded)) == (12 * LLAMA_2_7B, 4 * LLAMA_2_7B)
+FULL_PRECISION = ("precision.params_dtype=fp32",)
+UNSHARDED = ("parallel.use_distributed_optimizer=false", "parallel.overlap_param_gather=false")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "whole", "weights"),
+    [((), 2 + 4 + 8, 2), (FULL_PRECISION, 4 + 4 + 8, 4), (FULL_PRECISION + UNSHARDED, 4 + 8, 4)],
+)
+def test_bytes_of_one_checkpoint(overrides: tuple[str, ...], whole: int, weights: int) -> None:
+    """Weights, in fp32 a copy if they are bf16 or sharded, and two moments."""
+    assert memory.checkpoint_bytes(load("base2", *overrides)) == (whole * LLAMA_2_7B, weights * LLAMA_2_7B)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +182,9 @@ def test_bytes_of_one_checkpoint() -> None:
 )
 def test_what_stays_of_25_saves(overrides: tuple[str, ...], wholes: int, weights: int) -> None:
     config = load("base2", *overrides)
-    assert kept_bytes(config) == (14 * wholes + 2 * weights) * LLAMA_2_7B
+    assert memory.kept_bytes(config) == (14 * wholes + 2 * weights) * LLAMA_2_7B
     while_written = 0 if wholes == 25 else 14 * LLAMA_2_7B
-    assert held_bytes(config) == kept_bytes(config) + while_written
+    assert memory.held_bytes(config) == memory.kept_bytes(config) + while_written
 
 
 def test_the_study_keeps_under_ten_terabytes() -> None:
@@ -204,5 +199,5 @@ def test_the_study_keeps_under_ten_terabytes() -> None:
         if train.train_epochs is not None:  # SFT: ten parts and a rest
             tokens = (10 * config.checkpoint.interval + 1) * train.tokens_per_step
             train = train.model_copy(update={"train_tokens": tokens})
-        kept += kept_bytes(config.model_copy(update={"model": config.model or shape, "train": train}))
+        kept += memory.kept_bytes(config.model_copy(update={"model": config.model or shape, "train": train}))
     assert 8e12 < kept < 10e12

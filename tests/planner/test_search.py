@@ -17,7 +17,7 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.search import SearchResult, describe, given_config, search, settings
 from megatron_mathcpt.planner.shapes import load_shape
 from megatron_mathcpt.planner.step_time import step_time
-from tests.planner.planned import PARAMETERS, SHAPE, planned
+from tests.planner.planned import PARAMETERS, SHAPE, SMALL, SMALL_MOMENTS, bf16_ends, planned
 
 H100 = load_machine("h100")
 BATCH = {"seq_length": 8192, "global_batch_size": 128}
@@ -94,14 +94,15 @@ def test_nothing_fits_says_by_how_much() -> None:
 @pytest.mark.parametrize(
     ("recipe", "capability", "message"),
     [
-        (None, (8, 0), None),
+        *(
+            (recipe, card, None)
+            for recipe, card in ((None, (8, 0)), ("tensorwise", (8, 9)), ("blockwise", (9, 0)))
+        ),
+        ("mxfp8", (10, 0), None),
         ("delayed", (8, 0), "precision.fp8: this GPU has no FP8 products"),
-        ("tensorwise", (8, 9), None),
-        ("blockwise", (9, 0), None),
         ("blockwise", (10, 0), "take mxfp8 on Blackwell"),
         ("blockwise", (8, 9), "blockwise is for Hopper"),
         ("mxfp8", (9, 0), "take blockwise on Hopper"),
-        ("mxfp8", (10, 0), None),
     ],
 )
 def test_recipes_are_refused_by_name_on_other_gpus(
@@ -113,7 +114,7 @@ def test_recipes_are_refused_by_name_on_other_gpus(
 
 def test_a_search_refuses_a_recipe_that_its_gpu_lacks() -> None:
     with pytest.raises(ConfigError, match="mxfp8 needs Blackwell"):
-        search(given_config(SHAPE, BLOCKS.replace("blockwise", "mxfp8").split(), **BATCH), 8, H100)
+        search(given_config(SHAPE, SCALED.split(), **BATCH), 8, H100)
 
 
 def test_a_run_that_fits_says_how_much_it_needs() -> None:
@@ -144,10 +145,7 @@ def test_nothing_is_fused_where_the_layers_are_not() -> None:
         ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: Input should be a valid boolean"),
         ("parallel.tensor_model_parallel_size=2", "a search cannot take it as given; known are precision"),
         ("optimizer.lr=1e-4", "a search cannot take it as given"),
-        (
-            "optimizer.use_precision_aware_optimizer=true parallel.use_distributed_optimizer=false",
-            "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer",
-        ),
+        (f"{SMALL[0]} parallel.use_distributed_optimizer=false", "needs parallel.use_distributed_optimizer"),
     ],
 )
 def test_an_override_that_a_search_cannot_follow_is_refused(override: str, message: str) -> None:
@@ -155,23 +153,17 @@ def test_an_override_that_a_search_cannot_follow_is_refused(override: str, messa
         given_config(SHAPE, override.split(), **BATCH)
 
 
-UNUSUAL = (
-    "parallel.tp_comm_overlap=true parallel.grad_reduce_in_fp32=false "
-    "parallel.gradient_accumulation_fusion=false parallel.cross_entropy_loss_fusion=true "
-    "optimizer.use_precision_aware_optimizer=true optimizer.main_params_dtype=fp16 "
-    "optimizer.exp_avg_dtype=bf16 optimizer.exp_avg_sq_dtype=bf16"
+UNUSUAL = " ".join(SMALL_MOMENTS) + (
+    " optimizer.main_params_dtype=fp16 parallel.tp_comm_overlap=true parallel.grad_reduce_in_fp32=false "
+    "parallel.gradient_accumulation_fusion=false parallel.cross_entropy_loss_fusion=true"
 )
-SPARED = (
-    "precision.fp8=hybrid precision.fp8_recipe=tensorwise precision.first_last_layers_bf16=true "
-    "precision.num_layers_at_start_in_bf16=2 precision.num_layers_at_end_in_bf16=4"
-)
-BLOCKS = "precision.fp8=e4m3 precision.fp8_recipe=blockwise precision.fp8_param_gather=true"
 DELAYED = "precision.fp8=hybrid precision.fp8_recipe=delayed"
+SPARED = " ".join((DELAYED.replace("delayed", "tensorwise"), *bf16_ends(2, 4)))
+BLOCKS = "precision.fp8=e4m3 precision.fp8_recipe=blockwise precision.fp8_param_gather=true"
+SCALED = BLOCKS.replace("blockwise", "mxfp8")
 
 
-@pytest.mark.parametrize(
-    "overrides", ["", UNUSUAL, DELAYED, SPARED, BLOCKS, BLOCKS.replace("blockwise", "mxfp8")]
-)
+@pytest.mark.parametrize("overrides", ["", UNUSUAL, DELAYED, SPARED, BLOCKS, SCALED])
 def test_printed_settings_give_a_config_the_planned_layout(overrides: str) -> None:
     given = given_config(SHAPE, overrides.split(), **BATCH)
     found = search(given, 16, load_machine("b200" if "mxfp8" in overrides else "h100"), limit_gib=71.6)
