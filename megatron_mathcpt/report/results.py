@@ -108,27 +108,22 @@ def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
     Training's are means over equal numbers of rows, each at its last one; a pool's every n-th, and the last.
     """
     points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
-    size = _thinning(points)
+    size = -(-len(points) // MOST_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     pools: dict[str, list[Point]] = {}
     for row in rows:
         for pool, loss in (row.validation or {}).items():
             pools.setdefault(pool, []).append((float(row.consumed_tokens), loss))
-    return {
-        "train_loss": [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups],
-        "validation_loss": {pool: curve[::-1][:: _thinning(curve)][::-1] for pool, curve in pools.items()},
-    }
-
-
-def _thinning(points: Sequence[Point]) -> int:
-    return -(-len(points) // MOST_POINTS) or 1
+    thinned = {pool: curve[::-1][:: -(-len(curve) // MOST_POINTS)][::-1] for pool, curve in pools.items()}
+    means = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+    return {"train_loss": means, "validation_loss": thinned}
 
 
 def _total(scores: Collection[TaskScore]) -> dict[str, Any]:
     """Share right of all items of all tasks, and the plain mean of the tasks' accuracies."""
     correct, n, ungraded = (sum(getattr(s, field) for s in scores) for field in ("correct", "n", "ungraded"))
-    mean = sum(score.accuracy for score in scores) / len(scores)
-    return _share(correct, n) | {"ungraded": ungraded, "mean_of_tasks": mean}
+    about = {"ungraded": ungraded, "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores)}
+    return _share(correct, n) | about
 
 
 def _share(correct: int, n: int) -> dict[str, Any]:

@@ -136,8 +136,7 @@ def _result(
             ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
             size.append(f"{' to '.join(ends)} {unit}")
     return own | {
-        "text": result.text,
-        "published": result.published,
+        **result.model_dump(include={"text", "published"}),
         "size": ", ".join(size) if own["tests"] else "",
         "matched": matched if result.matched else None,
     }
