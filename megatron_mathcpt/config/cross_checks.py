@@ -147,20 +147,14 @@ def _recompute_divides(config: ExperimentConfig) -> bool:
 def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
     """What must divide what in the whole run, in the order to report; the planner's search asks it too."""
     parallel, train, shape = config.parallel, config.train, config.model
-    tensor, context, length = (
-        parallel.tensor_model_parallel_size,
-        parallel.context_parallel_size,
-        train.seq_length,
-    )
-    stages, batch = parallel.pipeline_model_parallel_size, train.global_batch_size
-    replica_batch = train.micro_batch_size * max(1, world_size // parallel.model_size)
-    tokens = "train.micro_batch_size x seq_length / context size"
+    tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    length, batch, stages = train.seq_length, train.global_batch_size, parallel.pipeline_model_parallel_size
+    replicas = train.micro_batch_size * max(1, world_size // parallel.model_size)
     sizes = f"{_TENSOR_SIZE} x pipeline_model_parallel_size x context_parallel_size"
+    tokens = "train.micro_batch_size x seq_length / context size"
     rules = [
         Division("world size (--processes or the launcher's)", world_size, parallel.model_size, sizes),
-        Division(
-            "train.global_batch_size", batch, replica_batch, "train.micro_batch_size x data parallel size"
-        ),
+        Division("train.global_batch_size", batch, replicas, "train.micro_batch_size x data parallel size"),
     ]
     if context > 1:  # each rank has two chunks of a sequence
         rules.append(Division("train.seq_length", length, 2 * context, "2 x context_parallel_size"))
@@ -168,7 +162,7 @@ def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
         rules.append(Division("train.seq_length", length, tensor * context, "tensor x context size"))
     if parallel.virtual_pipeline_model_parallel_size:  # interleaved stages take turns
         field, what = "train.global_batch_size in microbatches", "parallel.pipeline_model_parallel_size"
-        rules.append(Division(field, batch // replica_batch, stages, what))
+        rules.append(Division(field, batch // replicas, stages, what))
     fp8, needed = _FP8_MULTIPLE if config.precision.fp8 else 1, "what FP8 needs"
     rules.append(Division(tokens, train.micro_batch_size * length // context, fp8, needed))
     if shape is None:
