@@ -42,15 +42,13 @@ def plan(
     """
     from rich.console import Console
 
-    from megatron_mathcpt.planner import layout, machine, search, shapes
+    from megatron_mathcpt.planner import machine, search, shapes
 
-    shape, card = shapes.load_shape(model), machine.load_machine(hardware)
     size = {"seq_length": seq_length, "global_batch_size": global_batch_size}
-    config = layout.search_config(overrides or (), **size)
-    training, _ = layout.from_experiment(config, 1, fused=True)
-    result = search.search(shape, training, gpus, card, limit_gib=memory_gib)
+    config = search.given_config(shapes.load_shape(model), overrides or (), **size)
+    result = search.search(config, gpus, machine.load_machine(hardware), limit_gib=memory_gib)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-    for part in search.describe(result, config, train_tokens=train_tokens, top=top):
+    for part in search.describe(result, train_tokens=train_tokens, top=top):
         console.print(part, soft_wrap=isinstance(part, str))
 
 

@@ -16,10 +16,9 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
-from megatron_mathcpt.planner.layout import from_experiment
-from megatron_mathcpt.planner.machine import check_precision, load_machine
+from megatron_mathcpt.planner.machine import check_recipe, load_machine
 from megatron_mathcpt.planner.memory import check_memory, peak_memory
-from megatron_mathcpt.planner.shapes import from_llama
+from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.step_time import step_time
 
 
@@ -72,19 +71,17 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     check_experiment(config, gpus)
     machine = load_machine(hardware)
     check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
-    assert config.model is not None
-    shape = from_llama(config.name, config.model)
-    training, layout = from_experiment(config, gpus, fused=True)
-    check_precision(training.precision, machine.hardware.capability)
-    seconds = step_time(shape, training, layout, machine).total
+    check_recipe(config.precision.fp8_recipe, machine.hardware.capability)
+    run = PlannedRun(config, gpus)
+    seconds = step_time(run, machine).total
     steps = config.train.train_steps
     tokens = steps * config.train.tokens_per_step
     return DryRun(
         steps=steps,
         tokens=tokens,
         pools={pool: (share * tokens, share * tokens / available[pool]) for pool, share in shares.items()},
-        layout=layout.name,
-        memory_gib=peak_memory(shape, training, layout).gib,
+        layout=run.name,
+        memory_gib=peak_memory(run).gib,
         step_seconds=seconds,
         gpu_hours=steps * seconds * gpus / 3600,
     )

@@ -12,8 +12,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.layout import PRECISION_OF
-from megatron_mathcpt.planner.machine import check_precision
+from megatron_mathcpt.planner.machine import check_recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OF_SHAPE = {"num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon"}
@@ -43,7 +42,7 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
                 f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out"
             )
     if precision.fp8_recipe is not None:
-        check_precision(PRECISION_OF[precision.fp8_recipe], torch.cuda.get_device_capability())
+        check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
 
 
 def transformer_config(

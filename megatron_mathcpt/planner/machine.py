@@ -1,6 +1,5 @@
 """The machine as data: a GPU's data sheet, constants fitted to published runs, and the rates they make."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, RootModel
@@ -39,13 +38,13 @@ def load_hardware(name: str) -> Hardware:
     return table[name]
 
 
-def check_precision(precision: str, capability: tuple[int, int]) -> None:
-    """Refuse a precision that a GPU of this compute capability cannot multiply in; `ConfigError`."""
-    if precision.startswith("fp8") and capability < (8, 9):
+def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
+    """Refuse an FP8 recipe that a GPU of this compute capability cannot multiply in; `ConfigError`."""
+    if recipe is not None and capability < (8, 9):
         raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")
-    if precision == "fp8_blockwise" and capability[0] != 9:
+    if recipe == "blockwise" and capability[0] != 9:
         raise ConfigError("precision.fp8_recipe: blockwise is for Hopper; take mxfp8 on Blackwell")
-    if precision == "fp8_mx" and capability[0] < 10:
+    if recipe == "mxfp8" and capability[0] < 10:
         raise ConfigError("precision.fp8_recipe: mxfp8 needs Blackwell; take blockwise on Hopper")
 
 
@@ -75,41 +74,27 @@ class Constants(Section):
     network_efficiency: float
 
 
-@dataclass(frozen=True)
 class Machine:
-    """Sustained rates; operations and bytes per second."""
+    """Sustained rates of a GPU: operations and bytes a second, those of links in one direction."""
 
-    hardware: Hardware
-    constants: Constants
+    def __init__(self, hardware: Hardware, constants: Constants) -> None:
+        self.hardware, self.constants = hardware, constants
+        self.memory = (
+            hardware.memory_gb_per_second * 1e9 * constants.memory_efficiency
+        )  # element-wise kernels
+        self.link = hardware.nvlink_gb_per_second * 1e9 * constants.link_efficiency  # between GPUs of a node
+        self.network = hardware.network_gb_per_second * 1e9 * constants.network_efficiency  # of one GPU
+        self.attention = hardware.bf16_tflops * 1e12 * constants.attention_efficiency  # causal, both ways
 
-    @property
-    def memory(self) -> float:
-        """Bytes/s of element-wise kernels."""
-        return self.hardware.memory_gb_per_second * 1e9 * self.constants.memory_efficiency
-
-    @property
-    def link(self) -> float:
-        """Bytes/s and direction between GPUs of a node."""
-        return self.hardware.nvlink_gb_per_second * 1e9 * self.constants.link_efficiency
-
-    @property
-    def network(self) -> float:
-        """Bytes/s and direction of one GPU to other nodes."""
-        return self.hardware.network_gb_per_second * 1e9 * self.constants.network_efficiency
-
-    @property
-    def attention(self) -> float:
-        """Operations/s of causal attention, forward and backward."""
-        return self.hardware.bf16_tflops * 1e12 * self.constants.attention_efficiency
-
-    def product_seconds(self, m: float, n: float, k: float, *, fp8: bool) -> float:
-        """One matrix product, reduced over `k`; filling and draining its tiles is worth a ramp more of k."""
+    def products_seconds(self, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
+        """A matrix forward and both gradients; to fill its tiles is worth a ramp more of the reduction."""
         given, card = self.constants, self.hardware
         peak, efficiency, ramp = card.bf16_tflops, given.bf16_gemm_efficiency, given.bf16_gemm_ramp
         if fp8:
-            assert card.fp8_tflops is not None  # search.check_precision
+            assert card.fp8_tflops is not None  # check_recipe
             peak, efficiency, ramp = card.fp8_tflops, given.fp8_gemm_efficiency, given.fp8_gemm_ramp
-        return 2 * m * n * (k + ramp) / (peak * 1e12 * efficiency)
+        sizes = ((tokens, outputs, inputs), (tokens, inputs, outputs), (inputs, outputs, tokens))
+        return sum(2 * m * n * (k + ramp) / (peak * 1e12 * efficiency) for m, n, k in sizes)
 
 
 def load_machine(name: str) -> Machine:

@@ -1,130 +1,183 @@
 """All legal layouts of a model on some GPUs, ranked by predicted step time, and why the others lose."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, get_args
+from typing import Any, NamedTuple
 
-from rich.table import Table
+from rich.table import Column, Table
 
+from megatron_mathcpt.config.base import build_config
+from megatron_mathcpt.config.cross_checks import check_experiment, divisions
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.planner.layout import (
-    FUSIONS,
-    OPTIMIZER,
-    SIZES,
-    Layout,
-    Recompute,
-    Training,
-    illegal,
-    with_head_as_layer,
-)
-from megatron_mathcpt.planner.machine import Hardware, Machine, check_precision
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.machine import Machine, check_recipe
 from megatron_mathcpt.planner.memory import GIB, StageMemory, memory_per_stage, peak_memory
+from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token
 from megatron_mathcpt.planner.step_time import StepTime, speed, step_time
 
 # What the formulae leave out (CUDA context, NCCL, fragmentation) and their own error fit into the rest.
 MEMORY_SHARE = 0.9
 _MICRO_BATCHES = (1, 2, 4, 8)
-_LOSSES = "loses by"
+_FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+_SELECTIVE = {"recompute_granularity": "selective", "recompute_modules": ("mlp",)}
+_RECOMPUTE: list[Mapping[str, object]] = [{}, _SELECTIVE, _FULL]  # from light to heavy
+_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+_FUSIONS = ("grad_reduce_in_fp32", "gradient_accumulation_fusion", "cross_entropy_loss_fusion")
+_OVERLAPS = ("overlap_grad_reduce", "overlap_param_gather")
+_COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+_OPTIMIZER = ("use_precision_aware_optimizer", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+# Fields that a plan prints of the section parallel: always, and those beside that are set, in this order.
+_ALWAYS = (*_SIZES, "virtual_pipeline_model_parallel_size", "sequence_parallel", "use_distributed_optimizer")
+_PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modules", "tp_comm_overlap")
+# Fields that a search takes as given, beside all of the section precision.
+_GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
+_GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
+
+# Fields and divisors of `divisions`, in the order in which a layout is counted, and how a search says it.
+_REFUSALS = {
+    "model.num_attention_heads": "attention heads do not divide by TP",
+    "model.num_query_groups": "query groups do not divide by TP",
+    "model.ffn_hidden_size": "feed-forward width does not divide by TP",
+    "2 x context_parallel_size": "sequence does not divide by 2 CP",
+    "tensor x context size": "sequence does not divide by TP x CP",
+    "train.global_batch_size": "global batch does not divide by DP x micro batch",
+    "train.global_batch_size in microbatches": "interleaving needs microbatches that divide by PP",
+    "model.num_layers": "layers do not divide by PP",
+    "what FP8 needs": "sizes do not divide by what FP8 needs",
+}
 
 
-@dataclass(frozen=True)
-class Plan:
+def given_config(
+    shape: ModelShape, overrides: Sequence[str], *, seq_length: int, global_batch_size: int
+) -> ExperimentConfig:
+    """What a search takes as given: a bf16 run with the distributed optimizer, changed by `overrides`.
+
+    Raises `ConfigError` for an override that is wrong in a training config, or that the search would ignore.
+    """
+    for override in overrides:
+        field = override.partition("=")[0]
+        if not field.startswith("precision.") and field not in _GIVEN:
+            raise ConfigError(
+                f"override '{override}': a search cannot take it as given; known are precision.*, "
+                f"{', '.join(_GIVEN)}"
+            )
+    batch = {"seq_length": seq_length, "global_batch_size": global_batch_size, "micro_batch_size": 1}
+    tree = {
+        **{"name": shape.name, "seed": 0, "init": {"hf": "weights"}, "checkpoint": {"interval": 1}},
+        **{"data": {"corpus": "corpus", "blend": {"all": 1.0}}, "train": {"train_tokens": 1, **batch}},
+        **{"optimizer": {"lr": 1.0}, "schedule": {"lr_decay_style": "constant"}},
+        "parallel": dict.fromkeys(_SIZES, 1) | {"use_distributed_optimizer": True},
+        "precision": {"params_dtype": "bf16"},
+    }
+    config = build_config(tree, ExperimentConfig, overrides, "search")
+    # What overlap needs of the layout is the search's own choice.
+    check_experiment(_changed(config, tp_comm_overlap=False), 1)
+    return config.model_copy(update={"model": shape})
+
+
+class Plan(NamedTuple):
     """A layout that fits, with its prediction."""
 
-    layout: Layout
+    run: PlannedRun
     memory: StageMemory
     time: StepTime
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """A layout that does not fit even with every layer recomputed."""
+class SearchResult(NamedTuple):
+    """Plans from fastest to slowest; why others lose.
 
-    layout: Layout
-    memory: StageMemory
-    excess_gib: float
+    `misfits`, from closest to farthest, do not fit into `limit_gib` even with every layer recomputed;
+    `refused` counts the layouts that a training would refuse, by reason.
+    """
 
-    @property
-    def reason(self) -> str:
-        largest = max(self.memory.parts, key=lambda name: self.memory.parts[name])
-        return f"{self.excess_gib:.1f} GiB too much on stage {self.memory.stage}, most of it {largest}"
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Plans from fastest to slowest, misfits from closest to farthest, refused layouts counted by reason."""
-
-    shape: ModelShape
-    training: Training
+    given: ExperimentConfig
     machine: Machine
-    plans: tuple[Plan, ...]
-    misfits: tuple[Misfit, ...]
+    limit_gib: float
+    plans: Sequence[Plan]
+    misfits: Sequence[tuple[PlannedRun, StageMemory]]
     refused: Mapping[str, int]
 
 
 def search(
-    shape: ModelShape, training: Training, gpus: int, machine: Machine, *, limit_gib: float | None = None
+    given: ExperimentConfig,
+    gpus: int,
+    machine: Machine,
+    *,
+    limit_gib: float | None = None,
+    plan: Callable[[ExperimentConfig, int], PlannedRun] = PlannedRun,
 ) -> SearchResult:
-    """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card)."""
-    hardware = machine.hardware
-    limit = MEMORY_SHARE * hardware.memory_gib if limit_gib is None else limit_gib
-    check_precision(training.precision, hardware.capability)
+    """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card).
+
+    `plan` makes a run of a config on GPUs; calibration adds what published runs have beside.
+    """
+    limit = MEMORY_SHARE * machine.hardware.memory_gib if limit_gib is None else limit_gib
+    check_recipe(given.precision.fp8_recipe, machine.hardware.capability)
     plans: list[Plan] = []
-    misfits: list[Misfit] = []
+    misfits: list[tuple[PlannedRun, StageMemory]] = []
     refused: Counter[str] = Counter()
-    for layout in _layouts(shape, gpus, hardware):
-        if reason := illegal(shape, training, layout):
-            refused[reason] += 1
+    for config in _layouts(given, gpus, machine.hardware.gpus_per_node):
+        rules = [rule for rule in divisions(config, gpus) if rule.found % rule.divisor]
+        if rules:
+            broken = {name for rule in rules for name in (rule.field, rule.what)}
+            refused[next(text for name, text in _REFUSALS.items() if name in broken)] += 1
             continue
-        chosen, memory = _lightest_recompute(shape, training, layout, limit)
-        if memory.gib <= limit:
-            plans.append(Plan(chosen, memory, step_time(shape, training, chosen, machine)))
+        for recompute in _RECOMPUTE:  # as little as fits
+            run = plan(_changed(config, **recompute), gpus)
+            memory = peak_memory(run)
+            if memory.gib <= limit:
+                plans.append(Plan(run, memory, step_time(run, machine)))
+                break
         else:
-            misfits.append(Misfit(chosen, memory, memory.gib - limit))
+            misfits.append((run, memory))
     plans.sort(key=lambda plan: plan.time.total)
-    misfits.sort(key=lambda misfit: misfit.excess_gib)
-    return SearchResult(shape, training, machine, tuple(plans), tuple(misfits), refused)
+    misfits.sort(key=lambda misfit: misfit[1].total)
+    return SearchResult(given, machine, limit, plans, misfits, refused)
 
 
-def _layouts(shape: ModelShape, gpus: int, hardware: Hardware) -> Iterator[Layout]:
-    """Every cut of `gpus`; tensor parallelism stays inside a node."""
-    node = hardware.gpus_per_node
+def _changed(config: ExperimentConfig, **parallel: object) -> ExperimentConfig:
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
+
+
+def _layouts(given: ExperimentConfig, gpus: int, node: int) -> Iterator[ExperimentConfig]:
+    """Every cut of `gpus`, tensor parallelism inside a node, with each micro-batch size."""
     in_a_node = [2**power for power in range(node.bit_length())]
+    micro_batches = [given.train.model_copy(update={"micro_batch_size": size}) for size in _MICRO_BATCHES]
     for tensor, context in product(in_a_node, in_a_node):
         left, rest = divmod(gpus, tensor * context)
         for stages in _divisors(left) if rest == 0 else ():
-            if stages <= shape.num_layers:
-                sizes = (tensor, stages, context, left // stages)
-                yield from _batched(shape, Layout(*sizes, sequence_parallel=tensor > 1))
+            replicas = gpus // (tensor * stages)
+            overlaps = (replicas > 1, replicas > 1 and given.parallel.use_distributed_optimizer)
+            cut = _changed(
+                given,
+                **dict(zip(_SIZES, (tensor, stages, context), strict=True)),
+                **dict(zip(_OVERLAPS, overlaps, strict=True)),
+                sequence_parallel=tensor > 1,
+                tp_comm_overlap=given.parallel.tp_comm_overlap and tensor > 1,
+            )
+            for staged, train in product(_staged(cut, stages), micro_batches):
+                yield staged.model_copy(update={"train": train})
 
 
-def _batched(shape: ModelShape, base: Layout) -> Iterator[Layout]:
-    """`base` with every number of virtual stages and micro-batch size, also with the head as a layer."""
-    stages = base.pipeline_model_parallel_size
-    cuts = [(base, shape.num_layers)]
-    if stages > 1 and (shape.num_layers + 2) % stages == 0 and (shape.num_layers + 2) // stages > 1:
-        cuts.append((with_head_as_layer(base, shape), shape.num_layers + 2))
-    for cut, slots in cuts:
-        virtuals = _divisors(slots // stages) if stages > 1 and slots % stages == 0 else [1]
-        if len(set(cut.stage_layers or ())) == 1:
-            virtuals = virtuals[1:]  # without interleaving the same as the even cut
-        for virtual, micro_batch in product(virtuals, _MICRO_BATCHES):
-            yield replace(cut, virtual_pipeline_model_parallel_size=virtual, micro_batch_size=micro_batch)
+def _staged(cut: ExperimentConfig, stages: int) -> Iterator[ExperimentConfig]:
+    """`cut` with every number of virtual stages; also with embedding and head as a layer each."""
+    assert cut.model is not None
+    for counted in (0, 2):
+        counts = dict.fromkeys(_COUNTED, counted > 0)
+        each, rest = divmod(cut.model.num_layers + counted, stages)
+        if each <= counted / 2 or (counted and (stages == 1 or rest)):
+            continue
+        for virtual in _divisors(each) if stages > 1 and not rest else [1]:
+            if counted and stages == 2 and virtual == 1:
+                continue  # the same as the even cut
+            size = None if virtual == 1 else virtual
+            yield _changed(cut, virtual_pipeline_model_parallel_size=size, **counts)
 
 
-def _lightest_recompute(
-    shape: ModelShape, training: Training, layout: Layout, limit: float
-) -> tuple[Layout, StageMemory]:
-    """`layout` with as little recomputation as fits; the heaviest if none does."""
-    for recompute in get_args(Recompute):
-        chosen = replace(layout, recompute=recompute)
-        memory = peak_memory(shape, training, chosen)
-        if memory.gib <= limit:
-            break
-    return chosen, memory
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def why_slower(plan: Plan, best: Plan) -> str:
@@ -135,37 +188,35 @@ def why_slower(plan: Plan, best: Plan) -> str:
     return ", ".join(f"{name} +{100 * share:.1f} %" for name, share in worst if share > 1e-3)
 
 
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def describe(
-    result: SearchResult, config: ExperimentConfig, *, train_tokens: float, top: int
-) -> Iterator[Table | str]:
-    """A search for `config` as tables: the best layouts, memory and step of the first, why others lose."""
-    flops = flops_per_token(result.shape, result.training.seq_length)
+def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator[Table | str]:
+    """A search as tables: the best layouts, memory and step of the first, why others lose."""
+    shape = result.given.model
+    assert isinstance(shape, ModelShape)
+    flops = flops_per_token(shape, result.given.train.seq_length)
     yield (
-        f"{result.shape.name}: {result.shape.total / 1e9:.2f} B parameters, "
+        f"{shape.name}: {shape.total / 1e9:.2f} B parameters, "
         f"{flops.causal / 1e9:.1f} GFLOP a token with causal attention ({flops.full / 1e9:.1f} with full)"
     )
     if result.plans:
-        yield _ranking(result, top, train_tokens)
-        yield _memory_table(result)
-        yield _step_table(result.plans[0])
-        yield "Settings of a run: " + " ".join(settings(result.plans[0].layout, config))
+        best = result.plans[0]
+        yield from (_ranking(result, top, train_tokens), _memory_table(best.run), _step_table(best))
+        yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
-    for misfit in result.misfits[:3]:
-        yield f"  closest miss: {misfit.layout.name}: {misfit.reason}"
+    for run, memory in result.misfits[:3]:
+        largest = max(memory.parts, key=lambda name: memory.parts[name])
+        excess = f"{memory.gib - result.limit_gib:.1f} GiB too much on stage {memory.stage}"
+        yield f"  closest miss: {run.name}: {excess}, most of it {largest}"
     for reason, count in sorted(result.refused.items(), key=lambda item: -item[1]):
         yield f"  {count} refused: {reason}"
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of numbers, after a first column of names."""
-    table = Table(title=title, title_justify="left")
-    for place, heading in enumerate(columns):
-        names = place == 0 or heading == _LOSSES
-        table.add_column(heading, justify="left" if names else "right", no_wrap=heading == "layout")
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: str = "") -> Table:
+    """A table of numbers, but for a first column of names and a last one headed `words`."""
+    first = Column(columns[0], no_wrap=columns[0] == "layout")
+    table = Table(first, *(Column(name, justify="right") for name in columns[1:]), title=title)
+    table.title_justify = "left"
+    if words:
+        table.add_column(words)
     for row in rows:
         table.add_row(*row)
     return table
@@ -174,79 +225,52 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
     rows = []
     for plan in result.plans[:top]:
-        seconds, gpus = plan.time.total, plan.layout.gpus
-        hardware = result.machine.hardware
-        found = speed(result.shape, result.training, hardware, seconds=seconds, gpus=gpus)
-        hours = train_tokens / result.training.tokens_per_step * seconds / 3600
-        rows.append(
-            (
-                plan.layout.name,
-                *(f"{plan.memory.gib:.1f}", f"{seconds:.2f}", f"{found.tokens_per_second_per_gpu:,.0f}"),
-                *(f"{found.tflops_causal:.0f}", f"{100 * found.mfu:.1f}"),
-                *(f"{hours / 24:.2f}", f"{hours * gpus:,.0f}", why_slower(plan, result.plans[0])),
-            )
-        )
+        seconds = plan.time.total
+        found = speed(plan.run, result.machine.hardware, seconds)
+        hours = train_tokens / result.given.train.tokens_per_step * seconds / 3600
+        numbers = [plan.memory.gib, seconds, found.tokens_per_second_per_gpu, found.tflops_causal]
+        numbers += [100 * found.mfu, hours / 24, hours * plan.run.gpus]
+        shown = map(format, numbers, (".1f", ".2f", ",.0f", ".0f", ".1f", ".2f", ",.0f"))
+        rows.append((plan.run.name, *shown, why_slower(plan, result.plans[0])))
     title = "Layouts that fit, fastest first (MFU: causal attention, bf16 peak)"
-    columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h", _LOSSES)
-    return _table(title, columns, rows)
+    columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h")
+    return _table(title, columns, rows, "loses by")
 
 
-def _memory_table(result: SearchResult) -> Table:
-    """Memory of the best plan's stages that differ most: the first two and the last."""
-    layout = result.plans[0].layout
-    stages = memory_per_stage(result.shape, result.training, layout)
+def _memory_table(run: PlannedRun) -> Table:
+    """Memory of the stages that differ most: the first two, one in the middle and the last."""
+    stages = memory_per_stage(run)
     shown = stages if len(stages) <= 4 else [*stages[:2], stages[len(stages) // 2], stages[-1]]
     names = [name for name in shown[0].parts if any(stage.parts[name] for stage in shown)]
     rows = (
         (str(stage.stage), *(f"{stage.parts[name] / GIB:.1f}" for name in names), f"{stage.gib:.1f}")
         for stage in shown
     )
-    return _table(f"Memory of {layout.name}, GiB", ("stage", *names, "total"), rows)
+    return _table(f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows)
 
 
 def _step_table(plan: Plan) -> Table:
-    terms = {**plan.time.terms, "total": plan.time.total}
-    shares = {name: f"{100 * seconds / plan.time.total:.1f} %" for name, seconds in terms.items() if seconds}
-    rows = ((name, f"{terms[name]:.3f}", share) for name, share in shares.items())
-    return _table(f"One step of {plan.layout.name}, slowest stage", ("term", "seconds", "share"), rows)
+    total = plan.time.total
+    terms = {name: seconds for name, seconds in plan.time.terms.items() if seconds} | {"total": total}
+    rows = ((name, f"{seconds:.3f}", f"{100 * seconds / total:.1f} %") for name, seconds in terms.items())
+    return _table(f"One step of {plan.run.name}, slowest stage", ("term", "seconds", "share"), rows)
 
 
-def settings(layout: Layout, config: ExperimentConfig) -> list[str]:
-    """Overrides that give a training config a layout of the search, and what the search was given."""
-    virtual, sharded = layout.virtual_pipeline_model_parallel_size, config.parallel.use_distributed_optimizer
-    parallel: dict[str, Any] = {
-        **{name: getattr(layout, name) for name in SIZES},
-        "virtual_pipeline_model_parallel_size": None if virtual == 1 else virtual,
-        "sequence_parallel": layout.sequence_parallel,
-        "use_distributed_optimizer": sharded,
-        **config.parallel.model_dump(include=set(FUSIONS), exclude_defaults=True),
-        "overlap_grad_reduce": layout.replicas > 1,
-        "overlap_param_gather": layout.replicas > 1 and sharded,
-    }
-    if layout.stage_layers:  # a search knows no other uneven stages
-        parallel |= {f"account_for_{part}_in_pipeline_split": True for part in ("embedding", "loss")}
-    if layout.recompute == "mlp":
-        parallel |= {"recompute_granularity": "selective", "recompute_modules": "[mlp]"}
-    elif layout.recompute == "full":
-        parallel |= {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
-    if config.parallel.tp_comm_overlap and layout.tensor_model_parallel_size > 1:
-        parallel["tp_comm_overlap"] = True
-    precision = config.precision
+def settings(config: ExperimentConfig) -> list[str]:
+    """Overrides that give a training config the layout of a plan, and what its search was given."""
+    precision, changed = config.precision, config.parallel.model_dump(exclude_defaults=True)
+    always = {name: getattr(config.parallel, name) for name in (*_ALWAYS, *_OVERLAPS)}
+    parallel = always | changed
     ends = {"first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"}
     unused = set() if precision.first_last_layers_bf16 else ends
-    train = config.train.model_copy(update={"micro_batch_size": layout.micro_batch_size})
     sections: dict[str, dict[str, Any]] = {
-        "parallel": parallel,
-        "optimizer": config.optimizer.model_dump(include=set(OPTIMIZER), exclude_defaults=True),
+        "parallel": {name: parallel[name] for name in _PRINTED if name in parallel},
+        "optimizer": config.optimizer.model_dump(include=set(_OPTIMIZER), exclude_defaults=True),
         "precision": precision.model_dump(exclude=unused) if precision.fp8 else {},
-        "train": train.model_dump(include={"seq_length", "micro_batch_size", "global_batch_size"}),
+        "train": config.train.model_dump(include={"seq_length", "micro_batch_size", "global_batch_size"}),
     }
     return [
-        f"{section}.{name}={'null' if value is None else str(value).lower()}"
+        f"{section}.{name}=" + json.dumps(value).replace('"', "")
         for section, values in sections.items()
         for name, value in values.items()
     ]

@@ -54,10 +54,6 @@ class ModelShape(LlamaShape):
         return self.hidden_size * (attention + self.fc1_width + self.ffn_hidden_size)
 
     @property
-    def layer_norms(self) -> int:
-        return 2 * self.hidden_size
-
-    @property
     def embedding(self) -> int:
         return (self.padded_vocab_size + self.learned_positions) * self.hidden_size
 
@@ -69,7 +65,7 @@ class ModelShape(LlamaShape):
     @property
     def total(self) -> int:
         """All parameters of the model, its vocabulary padded."""
-        layers = self.num_layers * (self.layer_matrices + self.layer_norms)
+        layers = self.num_layers * (self.layer_matrices + 2 * self.hidden_size)
         return layers + self.embedding + self.head + self.hidden_size
 
 
@@ -92,6 +88,8 @@ def load_shape(model: str) -> ModelShape:
 
 def from_llama(name: str, llama: LlamaShape) -> ModelShape:
     """The shape of a run's config; raises `ConfigError` if it leaves the vocabulary to the tokenizer."""
+    if isinstance(llama, ModelShape):
+        return llama
     if llama.vocab_size is None:
         raise ConfigError(f"model '{name}': vocab_size is missing; the memory of the embedding needs it")
     return ModelShape(name=name, **dict(llama))

@@ -54,11 +54,11 @@ class Comparison(PairedComparison):
             f"{points(self.high, sign=True)}; exact McNemar p {p_value(self.p_value, equals=True)}{corrected}"
         )
         words = {
-            "better": f"{self.second} answers more than {self.first}{where}",
-            "worse": f"{self.second} answers fewer than {self.first}{where}",
-            "not distinguishable": f"{self.second} and {self.first} are not distinguishable{where}",
+            "better": "{} answers more than {}",
+            "worse": "{} answers fewer than {}",
+            "not distinguishable": "{} and {} are not distinguishable",
         }
-        return f"{words[self.verdict]}: {counts} ({figures})."
+        return f"{words[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with its words."""
@@ -71,9 +71,7 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
     """
     by_name = {run.name: run for run in runs}
-    pooled: list[_Pair] = []
-    single: list[_Pair] = []
-    subsets: list[_Pair] = []
+    families: tuple[list[_Pair], ...] = [], [], []
     for pair in pairs:
         for name in pair:
             if name not in by_name:
@@ -85,35 +83,25 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple
                 f"{second.folder / 'evaluation'}: no task in common with {first.name}; "
                 "evaluate both runs on the same tasks"
             )
-        pooled.append((*pair, POOLED, _right(second, tasks), _right(first, tasks)))
-        single += [(*pair, task, _right(second, [task]), _right(first, [task])) for task in tasks]
+        sides = [[(task, [*run.outcomes[task].values()]) for task in tasks] for run in (second, first)]
+        after, before = ([right for _, outcomes in side for right in outcomes] for side in sides)
+        families[0].append((*pair, POOLED, after, before))
+        families[1].extend((*pair, task, a, b) for (task, a), (_, b) in zip(*sides, strict=True))
         if second.scores.keys() == first.scores.keys():
-            subsets += [
-                (*pair, name, [*second.subsets[name].values()], [*first.subsets[name].values()])
-                for name in second.subsets
-            ]
-    return tuple(row for family in (pooled, single, subsets) for row in _compare(family))
-
-
-def _right(run: Run, tasks: Sequence[str]) -> list[bool]:
-    return [right for task in tasks for right in run.outcomes[task].values()]
+            for name, found in second.subsets.items():
+                families[2].append((*pair, name, [*found.values()], [*first.subsets[name].values()]))
+    return tuple(row for family in families for row in _compare(family))
 
 
 def _compare(family: Sequence[_Pair]) -> Iterator[Comparison]:
     tests = [compare_paired(before, after) for *_, after, before in family]
     adjusted = holm([test.p_value for test in tests])
     for (second, first, task, after, before), test, p in zip(family, tests, adjusted, strict=True):
-        yield Comparison(
-            **vars(test),
-            second=second,
-            first=first,
-            task=task,
-            correct_second=sum(after),
-            correct_first=sum(before),
-            detectable=minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n),
-            p_holm=p,
-            tests=len(family),
-        )
+        found: dict[str, Any] = {"correct_second": sum(after), "correct_first": sum(before), "p_holm": p}
+        discordant = (test.only_first + test.only_second) / test.n
+        found["detectable"] = minimum_detectable_difference(test.n, discordant)
+        found |= {"second": second, "first": first, "task": task, "tests": len(family)}
+        yield Comparison(**vars(test), **found)
 
 
 def compare_two(root: Path, second: str, first: str) -> tuple[list[tuple[str, str, str]], list[str]]:

@@ -22,9 +22,7 @@ def points(share: float | None, *, sign: bool = False) -> str:
 
 def significant(value: float | None) -> str:
     """Two significant digits, as in `0.021` and `1.5e−6`."""
-    if value is None:
-        return MISSING
-    return f"{value:.2g}".replace("e-0", "e-").replace("-", "−")
+    return MISSING if value is None else f"{value:.2g}".replace("e-0", "e-").replace("-", "−")
 
 
 def p_value(value: float, *, equals: bool = False) -> str:
@@ -47,11 +45,8 @@ def tokens(count: float | None, *, tick: bool = False) -> str:
 
 def seconds(value: float) -> str:
     """Seconds below two minutes, minutes below two hours, else hours."""
-    if value < 120:
-        return f"{value:.1f} s"
-    if value < 7200:
-        return f"{value / 60:.1f} min"
-    return f"{value / 3600:.1f} h"
+    unit, size = ("s", 1) if value < 120 else ("min", 60) if value < 7200 else ("h", 3600)
+    return f"{value / size:.1f} {unit}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

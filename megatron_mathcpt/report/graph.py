@@ -2,17 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar
 
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 
 COLUMN_GAP, ROW_GAP = 46.0, 14.0
-_RUN_STAGES = ("run", "hf", "evaluation")
+_RUN_STAGES = ("run", "hf", "evaluation")  # in the order in which they are done
 
 
 @dataclass(frozen=True)
@@ -24,44 +22,31 @@ class GraphNode:
     config: str
 
 
-@dataclass(frozen=True)
 class Graph:
     """Folders in an order in which each comes after those it was made from, and edges (from, to).
 
-    Its picture is in the user units of an SVG: boxes in centred columns by depth, which templates draw.
+    Its picture is in the user units of an SVG: boxes in centred columns by depth, which is the length of the
+    longest way from a source; `places` are upper left corners. Templates draw it.
     """
 
-    box: ClassVar = (132.0, 44.0)
-    nodes: tuple[GraphNode, ...]
-    edges: tuple[tuple[str, str], ...]
+    box = (132.0, 44.0)
 
-    @cached_property
-    def depths(self) -> dict[str, int]:
-        """Length of the longest way from a source to each node."""
-        depths = {node.name: 0 for node in self.nodes}
-        for _ in self.nodes:
-            for start, end in self.edges:
-                depths[end] = max(depths[end], depths[start] + 1)
-        return depths
-
-    @property
-    def width(self) -> float:
-        return len({*self.depths.values()}) * (self.box[0] + COLUMN_GAP) - COLUMN_GAP + 4
-
-    @property
-    def height(self) -> float:
-        return max(Counter(self.depths.values()).values(), default=0) * (self.box[1] + ROW_GAP) + ROW_GAP
-
-    @cached_property
-    def places(self) -> dict[str, tuple[float, float]]:
-        """Upper left corner of each box."""
-        counts, down = Counter(self.depths.values()), self.box[1] + ROW_GAP
+    def __init__(self, nodes: Sequence[GraphNode], edges: Sequence[tuple[str, str]]) -> None:
+        self.edges, self.depths = edges, {node.name: 0 for node in nodes}
+        for _ in nodes:
+            for start, end in edges:
+                self.depths[end] = max(self.depths[end], self.depths[start] + 1)
+        self.nodes = sorted(nodes, key=lambda node: self.depths[node.name])
+        counts = Counter(self.depths.values())
+        across, down = self.box[0] + COLUMN_GAP, self.box[1] + ROW_GAP
+        self.width = len(counts) * across - COLUMN_GAP + 4
+        self.height = max(counts.values(), default=0) * down + ROW_GAP
         below = {depth: (self.height - count * down + ROW_GAP) / 2 for depth, count in counts.items()}
-        found = {}
-        for name, depth in self.depths.items():
-            found[name] = 2 + depth * (self.box[0] + COLUMN_GAP), below[depth]
+        self.places: dict[str, tuple[float, float]] = {}
+        for node in self.nodes:
+            depth = self.depths[node.name]
+            self.places[node.name] = 2 + depth * across, below[depth]
             below[depth] += down
-        return found
 
     def direct_edges(self) -> Iterator[tuple[str, str]]:
         """The edges that no longer way through other folders implies."""
@@ -102,33 +87,24 @@ def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
         path: next(head for head in accumulate(path.split("/"), "{}/{}".format) if head in manifests)
         for path in manifests
     }
-    made_by = _fingerprints(manifests, owner)
-    found = {
+    owners: dict[str, set[str]] = {}  # of each fingerprint and file's hash
+    kinds: dict[str, set[str]] = {}
+    for path, manifest in manifests.items():
+        kinds.setdefault(owner[path], set()).add(manifest.kind)
+        for value in (manifest.fingerprint(), *(file.sha256 for file in manifest.outputs.values())):
+            owners.setdefault(value, set()).add(owner[path])
+    # What lies in several folders alike points nowhere.
+    made_by = {value: min(names) for value, names in owners.items() if len(names) == 1}
+    edges = {
         (made_by[value], owner[path])
         for path, manifest in manifests.items()
         for value in manifest.inputs.values()
         if value in made_by and made_by[value] != owner[path]
     }
     nodes = []
-    for name in dict.fromkeys(owner.values()):
-        kinds = {manifest.kind for path, manifest in manifests.items() if owner[path] == name}
-        own = f"{name}/config.yaml"
-        config = own if (root / own).is_file() else f"{name}/{FILE_NAME}"
-        nodes.append(GraphNode(name, _stages(kinds), config))
-    graph = Graph(tuple(nodes), tuple(sorted(found)))
-    return replace(graph, nodes=tuple(sorted(nodes, key=lambda node: graph.depths[node.name])))
-
-
-def _stages(kinds: set[str]) -> tuple[str, ...]:
-    """A run's stages in the order in which they are done; its checkpoints are part of it."""
-    own = [kind for kind in _RUN_STAGES if kind in kinds]
-    return (*own, *sorted(kinds - {*own, "checkpoint"}))
-
-
-def _fingerprints(manifests: dict[str, Manifest], owner: dict[str, str]) -> dict[str, str]:
-    """Fingerprint or file hash to its folder; what lies in several folders alike points nowhere."""
-    owners: dict[str, set[str]] = {}
-    for path, manifest in manifests.items():
-        for value in (manifest.fingerprint(), *(file.sha256 for file in manifest.outputs.values())):
-            owners.setdefault(value, set()).add(owner[path])
-    return {value: min(names) for value, names in owners.items() if len(names) == 1}
+    for name, found in kinds.items():
+        own = tuple(kind for kind in _RUN_STAGES if kind in found)
+        config = f"{name}/{'config.yaml' if (root / name / 'config.yaml').is_file() else FILE_NAME}"
+        others = sorted(found - {*own, "checkpoint"})  # a run's checkpoints are part of it
+        nodes.append(GraphNode(name, (*own, *others), config))
+    return Graph(nodes, sorted(edges))

@@ -20,7 +20,7 @@ from megatron_mathcpt.report.read import load_runs, load_timings
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 from megatron_mathcpt.report.study import load_published
 
-MOST_INTERVAL_ROWS = 40
+MOST_INTERVAL_ROWS, MOST_LENGTH_PLOTS = 40, 24
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
 
@@ -59,12 +59,7 @@ def build_report(
         "report",
         inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
         counts={"runs": len(runs), "comparisons": len(comparisons)},
-        config={
-            "runs": list(runs),
-            "comparisons": [list(pair) for pair in comparisons],
-            "title": title,
-            "study": study,
-        },
+        config={"runs": [*runs], "comparisons": [*map(list, comparisons)], "title": title, "study": study},
     )
     return out / "index.html"
 
@@ -81,19 +76,14 @@ def print_report(out: Path, title: str) -> None:
         table.add_column(heading, justify="right")
     for name, run in results["runs"].items():
         if run["scores"]:
-            cells = (_cell(run["scores"].get(task)) for task in results["tasks"])
-            table.add_row(name, *cells, _cell(run["total"]))
+            scores = [*(run["scores"].get(task) or {} for task in results["tasks"]), run["total"]]
+            pairs = ([figures.points(s[key]) for key in ("accuracy", "stderr") if s] for s in scores)
+            table.add_row(name, *(" ± ".join(pair) or figures.MISSING for pair in pairs))
     console = Console(markup=False)
     console.print(table)
     for row in _pooled(results["comparisons"]):
         console.print(row["sentence"], highlight=False)
     console.print(f"Report: {out / 'index.html'}", soft_wrap=True, highlight=False)
-
-
-def _cell(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return figures.MISSING
-    return f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
 
 
 def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -105,8 +95,8 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
     results = report["results"]
     runs = results["runs"]
     pools = {pool for run in runs.values() for pool in (*run["tokens_by_source"], *run["final_validation"])}
-    template = environment().get_template("index.html.j2")
-    return template.render(
+    return _filled(
+        "index.html.j2",
         title=title,
         up=up,
         alpha=ALPHA,
@@ -123,24 +113,20 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
     )
 
 
-def environment() -> Environment:
-    """The templates of the report's pages, with our filters."""
-    found = Environment(
-        loader=PackageLoader("megatron_mathcpt.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _filled(template: str, **content: Any) -> str:
+    """A template of the report's pages, with our filters."""
+    loader = PackageLoader("megatron_mathcpt.report")
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    found.trim_blocks = found.lstrip_blocks = True
     names = ("points", "significant", "p_value", "tokens", "seconds", "number")
     found.filters |= {name: getattr(figures, name) for name in names}
     found.filters["lower_first"] = lambda text: text[:1].lower() + text[1:]
-    return found
+    return found.get_template(template).render(content)
 
 
 def curve_svg(plot: Plot) -> str:
     """Curves as an SVG file of their own."""
-    return environment().get_template("curve.svg.j2").render(plot=plot)
+    return _filled("curve.svg.j2", plot=plot)
 
 
 def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
@@ -149,18 +135,15 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
     top = max((score["high"] for run in runs.values() for score in run["scores"].values()), default=0.0)
     plots = []
     for task in results["tasks"]:
-        rows = [
-            (name, index, s["low"], s["accuracy"], s["high"], _score_text(name, s))
-            for index, (name, run) in enumerate(runs.items())
-            if (s := run["scores"].get(task))
-        ]
+        rows = []
+        for index, (name, run) in enumerate(runs.items()):
+            if score := run["scores"].get(task):
+                low, share, high = (score[key] for key in ("low", "accuracy", "high"))
+                counts, ends = f"{score['correct']} of {score['n']}", map(figures.points, (low, high))
+                text = f"{name}: {figures.points(share)} % ({counts}), 95% {' to '.join(ends)}"
+                rows.append((name, index, low, share, high, text))
         plots.append(interval_plot(task, rows, 0.0, top))
     return plots
-
-
-def _score_text(name: str, score: Mapping[str, Any]) -> str:
-    accuracy, low, high = (figures.points(score[key]) for key in ("accuracy", "low", "high"))
-    return f"{name}: {accuracy} % ({score['correct']} of {score['n']}), 95% {low} to {high}"
 
 
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -169,16 +152,13 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
     if not shown:
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
-    rows = [
-        (
-            f"{row['second']} − {row['first']}" if several else row["task"],
-            _COLOURS[row["verdict"]],
-            *(row[key] for key in ("low", "difference", "high", "sentence")),
-        )
-        for row in shown
-    ]
-    low, high = min(0.0, *(row["low"] for row in shown)), max(0.0, *(row["high"] for row in shown))
-    return interval_plot("difference, percentage points", rows, low, high)
+    rows, ends = [], [0.0]
+    for row in shown:
+        name = f"{row['second']} − {row['first']}" if several else row["task"]
+        low, share, high = (row[key] for key in ("low", "difference", "high"))
+        rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
+        ends += [low, high]
+    return interval_plot("difference, percentage points", rows, min(ends), max(ends))
 
 
 def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
@@ -192,27 +172,19 @@ def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
 
 
 def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
-    curves = {
-        "training loss": [(name, index, run["train_loss"]) for index, (name, run) in enumerate(runs.items())]
-    }
+    curves: dict[str, list[tuple[str, int, Sequence[figures.Point]]]] = {"training loss": []}
     for index, (name, run) in enumerate(runs.items()):
+        curves["training loss"].append((name, index, run["train_loss"]))
         for pool, curve in run["validation_loss"].items():
             curves.setdefault(f"validation loss, {pool}", []).append((name, index, curve))
     return [plot for title, lines in curves.items() if (plot := line_plot(title, lines))]
 
 
-_MOST_PLOTS = 24
-
-
 def render_corpus(content: Mapping[str, Any]) -> str:
     """The page of the content that data/inspection.py gathers."""
-    plots = [
-        bar_plot(row["source"], row["unit"], [_bar(label, count, row) for label, count in row["bars"]])
-        for row in content["lengths"][:_MOST_PLOTS]
-    ]
-    return environment().get_template("corpus.html.j2").render(title=content["name"], plots=plots, **content)
-
-
-def _bar(label: str, count: int, row: Mapping[str, Any]) -> tuple[str, int, str]:
-    """Label, height, and text on hover of a bar."""
-    return label, count, f"{label} {row['unit']}: {count:,} ({count / row['numbers'].total:.1%})"
+    plots = []
+    for row in content["lengths"][:MOST_LENGTH_PLOTS]:
+        unit, total = row["unit"], row["numbers"].total
+        bars = [(label, n, f"{label} {unit}: {n:,} ({n / total:.1%})") for label, n in row["bars"]]
+        plots.append(bar_plot(row["source"], unit, bars))
+    return _filled("corpus.html.j2", title=content["name"], plots=plots, **content)

@@ -5,7 +5,7 @@ that were converted and scored. Times are kept apart from results, which are the
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,53 +33,45 @@ LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "
 
 def list_runs(root: Path) -> list[tuple[str, ...]]:
     """One row a run below `root`, as `LIST_HEADINGS` says; raises `DataError` if there is none."""
-    names = list(_find(root))
-    if not names:
-        raise DataError(f"{root}: no run below this folder; give a folder of results")
-    return [_status(root / name, name) for name in names]
+    return [_status(root / name, name) for name in _find(root, "run")]
 
 
 def finished_runs(root: Path) -> list[str]:
     """Names of the runs below `root` that are finished or scored; raises `DataError` if there is none."""
-    names = [name for name in _find(root) if _is_complete(root / name) or _is_scored(root / name)]
-    if not names:
-        raise DataError(f"{root}: no finished run below this folder; give a folder of results")
-    return names
+    return _find(root, "finished run")
 
 
-def _find(root: Path) -> Iterator[str]:
+def _find(root: Path, what: str) -> list[str]:
     """Folders that were trained in or scored, by path relative to `root`, sorted."""
-    for folder, below, files in os.walk(root):
+    found = []
+    for name, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "checkpoints")
-        if METRICS in files or _is_scored(Path(folder)):
-            yield Path(folder).relative_to(root).as_posix()
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / FILE_NAME).is_file()
+        done = FILE_NAME in files or what == "run"
+        if (METRICS in files and done) or _is_scored(Path(name)):
+            found.append(Path(name).relative_to(root).as_posix())
+    if not found:
+        raise DataError(f"{root}: no {what} below this folder; give a folder of results")
+    return found
 
 
 def _is_scored(folder: Path) -> bool:
-    return _is_complete(folder / "evaluation")
+    return (folder / "evaluation" / FILE_NAME).is_file()
 
 
 def _status(folder: Path, name: str) -> tuple[str, ...]:
     rows = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else ()
     scores = load_results(folder / "evaluation").tasks if _is_scored(folder) else {}
-    state = "scored" if scores else "done" if _is_complete(folder) else "not finished"
+    state = "scored" if scores else "done" if (folder / FILE_NAME).is_file() else "not finished"
     losses = [row.loss for row in rows if row.loss is not None]
-    validations = [row.validation for row in rows if row.validation]
-    return (
-        name,
-        state,
-        str(rows[-1].step) if rows else figures.MISSING,
+    validation = next((row.validation for row in reversed(rows) if row.validation), {})
+    cells = (
+        str(rows[-1].step) if rows else "",
         figures.tokens(rows[-1].consumed_tokens if rows else None),
         figures.number(losses[-1] if losses else None),
-        ", ".join(f"{pool} {loss:.3f}" for pool, loss in (validations or [{}])[-1].items())
-        or figures.MISSING,
-        ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items())
-        or figures.MISSING,
+        ", ".join(f"{pool} {loss:.3f}" for pool, loss in validation.items()),
+        ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items()),
     )
+    return name, state, *(cell or figures.MISSING for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -120,11 +112,6 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def load_answers(run: Run, task: str) -> dict[str, Sample]:
-    """The run's first answer to every item of `task`, by item."""
-    return {row.id: row for row in load_first_answers(run.folder / "evaluation", task, run.scores[task])}
-
-
 def load_timings(path: Path) -> dict[str, float]:
     """Seconds of each stage; none if the runner left no file."""
     if not path.is_file():
@@ -136,11 +123,11 @@ def load_timings(path: Path) -> dict[str, float]:
 
 
 def _load_run(folder: Path, name: str) -> Run:
-    scored = folder / "evaluation"
-    if _is_complete(scored):
+    scored, scores = folder / "evaluation", {}
+    if _is_scored(folder):
         load_manifest(scored, KIND)
-    trained = (folder / METRICS).exists() or not _is_complete(scored)
-    scores = load_results(scored).tasks if _is_complete(scored) else {}
+        scores = load_results(scored).tasks
+    trained = (folder / METRICS).exists() or not _is_scored(folder)
     answers = {task: load_first_answers(scored, task, score) for task, score in scores.items()}
     return Run(
         name=name,

@@ -12,13 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 from megatron_mathcpt.config.shape import read_hf_shape
-from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore
+from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
 from megatron_mathcpt.report.comparison import compare_runs
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.read import SUBSETS, Run, load_answers, tasks_of
+from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.study import Published, build_study, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
@@ -26,6 +26,7 @@ MOST_POINTS = 120  # of a curve
 GENERAL = "general"
 MOST_ITEMS = 24  # of those shown with what the runs wrote
 MOST_CHARACTERS = 700
+_ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256"}
 ALL_RUNS_UP_TO = 4  # with more runs an item shows the two compared alone
 
 
@@ -59,15 +60,14 @@ def build_results(
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, Any]:
     """Seconds of each stage; each run's median tokens a second, and the seconds it really trained."""
-    found: dict[str, Any] = {"stage_seconds": stages, "tokens_per_second": {}, "training_seconds": {}}
+    speeds, trained = {}, {}
     for run in runs:
         steps = [(row.consumed_tokens, rate) for row in run.metrics if (rate := row.tokens_per_second)]
         if steps:
-            rates = sorted(rate for _, rate in steps)
-            found["tokens_per_second"][run.name] = rates[len(rates) // 2]
-            seconds = ((end - start) / rate for (start, _), (end, rate) in pairwise([(0, 0.0), *steps]))
-            found["training_seconds"][run.name] = sum(seconds)
-    return found
+            speeds[run.name] = sorted(rate for _, rate in steps)[len(steps) // 2]
+            pairs = pairwise([(0, 0.0), *steps])
+            trained[run.name] = sum((end - start) / rate for (start, _), (end, rate) in pairs)
+    return {"stage_seconds": stages, "tokens_per_second": speeds, "training_seconds": trained}
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
@@ -86,7 +86,10 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
     hf = run.folder / "hf"  # its parameters are counted only where its config has come along
     converted = manifests.get(f"{run.name}/hf")
     return {
-        "scores": {task: _score(score) for task, score in run.scores.items()},
+        "scores": {
+            task: _share(score.correct, score.n) | score.model_dump(include=_ABOUT_SCORE)
+            for task, score in run.scores.items()
+        },
         "subsets": {name: _share(sum(found.values()), len(found)) for name, found in run.subsets.items()},
         "total": _total(run.scores.values()) if run.scores else None,
         "steps": counts and counts.steps,
@@ -95,56 +98,38 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
         "parameters": read_hf_shape(hf).num_parameters() if (hf / "config.json").is_file() else None,
         "tokens_by_source": {pool: part.model_dump() for pool, part in sources.items()},
         "final_validation": {pool: _number(loss) for pool, loss in validation.items()},
-        "train_loss": _train_curve(run.metrics),
-        "validation_loss": _validation_curves(run.metrics),
         "max_abs_logit_difference": converted and converted.counts.get("max_abs_logit_difference"),
-    }
+    } | _curves(run.metrics)
 
 
-def _train_curve(rows: Sequence[MetricRow]) -> list[Point]:
-    """Training loss against consumed tokens: at most `MOST_POINTS` means over equal numbers of rows."""
+def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
+    """Losses against consumed tokens, thinned to about `MOST_POINTS`.
+
+    Training's are means over equal numbers of rows, each at its last one; a pool's every n-th, and the last.
+    """
     points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
-    size = _thinning(points)
+    size = -(-len(points) // MOST_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
-
-
-def _validation_curves(rows: Sequence[MetricRow]) -> dict[str, list[Point]]:
-    """Validation loss of each pool against consumed tokens; of many rows every n-th, and the last."""
-    curves: dict[str, list[Point]] = {}
+    pools: dict[str, list[Point]] = {}
     for row in rows:
         for pool, loss in (row.validation or {}).items():
-            curves.setdefault(pool, []).append((float(row.consumed_tokens), loss))
-    return {pool: points[::-1][:: _thinning(points)][::-1] for pool, points in curves.items()}
-
-
-def _thinning(points: Sequence[Point]) -> int:
-    return -(-len(points) // MOST_POINTS) or 1
-
-
-def _score(score: TaskScore) -> dict[str, Any]:
-    about = score.model_dump(include={"ungraded", "truncated_prompts", "language", "data_sha256"})
-    return _share(score.correct, score.n) | about
+            pools.setdefault(pool, []).append((float(row.consumed_tokens), loss))
+    thinned = {pool: curve[::-1][:: -(-len(curve) // MOST_POINTS)][::-1] for pool, curve in pools.items()}
+    means = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+    return {"train_loss": means, "validation_loss": thinned}
 
 
 def _total(scores: Collection[TaskScore]) -> dict[str, Any]:
     """Share right of all items of all tasks, and the plain mean of the tasks' accuracies."""
-    return _share(sum(score.correct for score in scores), sum(score.n for score in scores)) | {
-        "ungraded": sum(score.ungraded for score in scores),
-        "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores),
-    }
+    correct, n, ungraded = (sum(getattr(s, field) for s in scores) for field in ("correct", "n", "ungraded"))
+    about = {"ungraded": ungraded, "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores)}
+    return _share(correct, n) | about
 
 
 def _share(correct: int, n: int) -> dict[str, Any]:
     low, high = wilson_interval(correct, n)
-    return {
-        "n": n,
-        "correct": correct,
-        "accuracy": correct / n,
-        "stderr": _number(accuracy_standard_error(correct, n)),
-        "low": low,
-        "high": high,
-    }
+    counts, error = {"n": n, "correct": correct}, _number(accuracy_standard_error(correct, n))
+    return counts | {"accuracy": correct / n, "stderr": error, "low": low, "high": high}
 
 
 def _number(value: float | None) -> float | None:
@@ -154,19 +139,12 @@ def _number(value: float | None) -> float | None:
 
 def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
     """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
-    own = {
-        name: sum(
-            part.seen
-            for pool, part in RunCounts.model_validate(manifest.counts).tokens_by_source.items()
-            if pool != GENERAL
-        )
-        for name, manifest in manifests.items()
-        if manifest.kind == "run"
-    }
     total: dict[str, int] = {}
-    for node in graph.nodes:
-        parents = (start for start, end in graph.edges if end == node.name)
-        total[node.name] = own.get(node.name, 0) + sum(total[parent] for parent in parents)
+    for node in graph.nodes:  # in an order in which parents come first
+        manifest = manifests[node.name]
+        sources = RunCounts.model_validate(manifest.counts).tokens_by_source if manifest.kind == "run" else {}
+        own = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
+        total[node.name] = own + sum(total[start] for start, end in graph.edges if end == node.name)
     return total
 
 
@@ -192,20 +170,20 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> lis
     of the item's id, so nobody picks them and every rerun picks the same. About `MOST_ITEMS` at most.
     """
     by_name = {run.name: run for run in runs}
-    cells = [
-        (pair, task, kind, ids)
-        for pair in pairs
-        for task, kind, ids in _kinds(*(by_name[name] for name in pair))
-    ]
-    answers = cache(lambda name, task: load_answers(by_name[name], task))
+    cells = [(pair, *cell) for pair in pairs for cell in _kinds(*(by_name[name] for name in pair))]
+
+    @cache
+    def answers(run: str, task: str) -> dict[str, Sample]:
+        folder, score = by_name[run].folder / "evaluation", by_name[run].scores[task]
+        return {row.id: row for row in load_first_answers(folder, task, score)}
+
     chosen = []
     for pair, task, kind, ids in cells:
         names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
-        shown = [name for name in names if task in by_name[name].scores]
         ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
         for item in ids[: max(1, MOST_ITEMS // len(cells))]:
-            rows = {name: answers(name, task)[item] for name in shown}
-            any_row = rows[shown[0]]
+            rows = {name: answers(name, task)[item] for name in names if task in by_name[name].scores}
+            any_row = next(iter(rows.values()))
             chosen.append(
                 {"pair": pair, "task": task, "kind": kind, "id": item}
                 | {"question": any_row.question, "gold": any_row.gold}
@@ -216,21 +194,15 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> lis
 
 def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
     """Of each common task the kinds in which the two runs come out, with their items."""
-    names = {
-        (True, False): f"only {second.name}",
-        (False, True): f"only {first.name}",
-        (True, True): "both",
-        (False, False): "neither",
-    }
+    only = {(True, False): f"only {second.name}", (False, True): f"only {first.name}"}
     for task, after in second.outcomes.items():
         before = first.outcomes.get(task, {})
-        for outcome, kind in names.items():
+        for outcome, kind in (only | {(True, True): "both", (False, False): "neither"}).items():
             ids = [item for item, right in before.items() if (after[item], right) == outcome]
             if ids:
                 yield task, kind, ids
 
 
 def _shown(row: Sample) -> dict[str, Any]:
-    text = row.output
-    cut = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
+    cut = row.output[:MOST_CHARACTERS] + (" …" if len(row.output) > MOST_CHARACTERS else "")
     return row.model_dump(include={"correct", "verdict", "extracted"}) | {"output": cut}

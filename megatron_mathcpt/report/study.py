@@ -15,7 +15,6 @@ from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.read import Run
 
-FILE = Path(__file__).with_name("published.yaml")
 Pair = tuple[str, str]
 _WORDS = {"holds": "Holds", "fails": "Does not hold", "not distinguishable": "Not distinguishable"}
 
@@ -67,7 +66,7 @@ class Published(Section):
 
 def load_published() -> Published:
     """The study's figures."""
-    return load_config(FILE, Published)
+    return load_config(Path(__file__).with_name("published.yaml"), Published)
 
 
 def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
@@ -92,19 +91,13 @@ def build_study(
             for found in published.sets
         ]
 
+    tables = [table for table in published.tables if any(row.run in runs for row in table.rows)]
+    scored = {task for run in runs.values() for task in run["scores"]}
     return {
-        "sets": [
-            found.model_dump() | {"ours": any(found.task in run["scores"] for run in runs.values())}
-            for found in published.sets
-        ],
+        "sets": [found.model_dump() | {"ours": found.task in scored} for found in published.sets],
         "tables": [
-            {
-                "title": table.title,
-                "note": table.note,
-                "rows": [row.model_dump() | {"ours": ours(row.run)} for row in table.rows],
-            }
-            for table in published.tables
-            if any(row.run in runs for row in table.rows)
+            table.model_dump() | {"rows": [row.model_dump() | {"ours": ours(row.run)} for row in table.rows]}
+            for table in tables
         ],
         "results": [_result(result, comparisons, runs) for result in published.results],
     }
@@ -122,16 +115,14 @@ def judge(
     for second, first in pairs:
         rows = (by_name.get((second, first, task)) for task in where.get(second, (POOLED,)))
         found += [row for row in rows if row][:1]
-    tests = [row.sentence for row in found]
-    if not found:
-        sentence = "Not tested: none of its pairs of runs is here."
-        return {"verdict": "not tested", "sentence": sentence, "tests": tests}
     better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
     verdict = "fails" if worse else "holds" if better == len(found) else "not distinguishable"
     counts = f"{better} of {len(found)} comparisons as the study says, {worse} the other way round"
     left_out = f"; {len(pairs) - len(found)} not run" if len(found) < len(pairs) else ""
     sentence = f"{_WORDS[verdict]} here: {counts}{left_out}."
-    return {"verdict": verdict, "sentence": sentence, "tests": tests}
+    if not found:
+        verdict, sentence = "not tested", "Not tested: none of its pairs of runs is here."
+    return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
 def _result(
@@ -139,19 +130,13 @@ def _result(
 ) -> dict[str, Any]:
     own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
+    size = []  # parameters and tokens of the runs, as a range where they differ
+    for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens a run")):
+        if known := [run[field] for run in rows if run[field] is not None]:
+            ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
+            size.append(f"{' to '.join(ends)} {unit}")
     return own | {
-        "text": result.text,
-        "published": result.published,
-        "size": _size(rows) if own["tests"] else "",
+        **result.model_dump(include={"text", "published"}),
+        "size": ", ".join(size) if own["tests"] else "",
         "matched": matched if result.matched else None,
     }
-
-
-def _size(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Parameters and tokens of the runs, as a range where they differ."""
-    parts = []
-    for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens a run")):
-        if known := [run[field] for run in runs if run[field] is not None]:
-            ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
-            parts.append(f"{' to '.join(ends)} {unit}")
-    return ", ".join(parts)

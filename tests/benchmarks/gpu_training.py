@@ -40,9 +40,9 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.layout import from_experiment
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import GIB, check_memory, memory_per_stage
+from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
 from megatron_mathcpt.planner.step_time import speed, step_time
 
@@ -162,23 +162,20 @@ def predict(
     config: ExperimentConfig, layout: parallel.Layout, seconds: float, optimizer: float
 ) -> dict[str, Any]:
     """Tokens/s and TFLOP/s of `seconds`, and the planner's figures for this card if it is known."""
-    assert config.model is not None
-    shape = from_llama(config.name, config.model)
-    world = torch.distributed.get_world_size()
-    training, cut = from_experiment(config, world, fused=TRANSFORMER_ENGINE)
+    planned = PlannedRun(config, torch.distributed.get_world_size(), fused=TRANSFORMER_ENGINE)
     card = card_name()
     machine = load_machine(card or "h100")
-    measured = speed(shape, training, machine.hardware, seconds=seconds, gpus=world)
+    measured = speed(planned, machine.hardware, seconds)
     found = {
         "tokens_per_second_per_gpu": measured.tokens_per_second_per_gpu,
         "tflops_causal": measured.tflops_causal,
         "tflops_full": measured.tflops_full,
-        "predicted_gib": memory_per_stage(shape, training, cut)[layout.groups.pp.rank()].gib,
+        "predicted_gib": memory_per_stage(planned)[layout.groups.pp.rank()].gib,
     }
     if card:
         found["mfu"] = measured.mfu
         found["mfu_without_optimizer"] = measured.mfu * seconds / (seconds - optimizer)
-        found["predicted_seconds"] = step_time(shape, training, cut, machine).total
+        found["predicted_seconds"] = step_time(planned, machine).total
     return found
 
 

@@ -3,34 +3,40 @@
 What this project measured itself lies apart in `planner/measured.yaml` and is never fitted.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import RootModel
 
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.planner.layout import Layout, Precision, Recompute, Training, with_head_as_layer
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.planner.machine import Constants, Machine, load_hardware
 from megatron_mathcpt.planner.memory import StageMemory, memory_per_stage, peak_memory
+from megatron_mathcpt.planner.planned_run import PlannedRun
+from megatron_mathcpt.planner.search import given_config
 from megatron_mathcpt.planner.shapes import ModelShape, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
 FOLDER = Path(__file__).parent / "planner"
+_RECOMPUTE: dict[str | None, dict[str, Any]] = {
+    "mlp": {"recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+    "full": {"recompute_granularity": "full", "recompute_method": "block"},
+    None: {},
+}
+_load_shape = cache(load_shape)
 
 
-class _Group(Section):
-    """One model, layout and precision of one edition of a page; short names to keep a row on a line."""
+class Row(Section):
+    """A model, its layout and precision as published; short names keep a row on a line."""
 
-    source: str
-    edition: str
-    family: str
-    shape: str
-    seq_length: int
-    precision: Precision
-    hardware: str = "h100"
+    shape: str | ModelShape
     num_layers: int | None = None
+    seq_length: int
+    precision: Literal["bf16", "delayed", "tensorwise", "blockwise", "mxfp8"] = "bf16"
+    gpus: int = 0  # of a group each run has its own, and its own batch
+    global_batch_size: int = 0
     tp: int = 1
     pp: int = 1
     cp: int = 1
@@ -38,33 +44,88 @@ class _Group(Section):
     mbs: int = 1
     head_as_layer: bool = False
     stage_layers: tuple[int, ...] | None = None
-    trial: bool = False
-    recompute: Recompute = "none"
+    sequence_parallel: bool = True
+    recompute: Literal["mlp", "full"] | None = None
     recompute_num_layers: int | None = None
+    grad_reduce_in_fp32: bool = False
     fp8_parameters: bool = False
-    cross_entropy_fusion_impl: Literal["native", "te"] = "native"
+    fp8_copies: int = 2
+    loss_fusion: Literal["native", "te"] | None = "native"
+    overrides: tuple[str, ...] = ()
     attended_length: int | None = None
+
+    def given(self) -> ExperimentConfig:
+        """What a search for a better layout takes as given."""
+        shape = _load_shape(self.shape) if isinstance(self.shape, str) else self.shape
+        shape = shape.model_copy(update={"num_layers": self.num_layers or shape.num_layers})
+        settings = {
+            "parallel.grad_reduce_in_fp32": self.grad_reduce_in_fp32,
+            "parallel.tp_comm_overlap": True,
+        }
+        if self.precision != "bf16":
+            settings |= {"precision.fp8": "hybrid", "precision.fp8_recipe": self.precision}
+            settings["precision.fp8_param_gather"] = self.fp8_parameters
+        changes = [*self.overrides, *(f"{name}={str(value).lower()}" for name, value in settings.items())]
+        batch = {"seq_length": self.seq_length, "global_batch_size": self.global_batch_size}
+        return given_config(shape, changes, **batch)
+
+    def on(self, config: ExperimentConfig, gpus: int) -> PlannedRun:
+        """`config` with what a config of ours cannot ask for."""
+        run = PlannedRun(config, gpus)
+        run.loss_fusion, run.fp8_copies = self.loss_fusion, self.fp8_copies
+        run.attended_length = self.attended_length or self.seq_length
+        return run
+
+    def planned(self) -> PlannedRun:
+        """The run in its own layout."""
+        given = self.given()
+        parallel = {
+            "tensor_model_parallel_size": self.tp,
+            "pipeline_model_parallel_size": self.pp,
+            "context_parallel_size": self.cp,
+            "virtual_pipeline_model_parallel_size": self.vp if self.vp > 1 else None,
+            "account_for_embedding_in_pipeline_split": self.head_as_layer,
+            "account_for_loss_in_pipeline_split": self.head_as_layer,
+            "num_layers_in_last_pipeline_stage": self.stage_layers and self.stage_layers[-1],
+            "sequence_parallel": self.sequence_parallel,
+            "recompute_num_layers": self.recompute_num_layers,
+            **_RECOMPUTE[self.recompute],
+        }
+        parallel_section = given.parallel.model_copy(update=parallel)
+        train = given.train.model_copy(update={"micro_batch_size": self.mbs})
+        run = self.on(given.model_copy(update={"parallel": parallel_section, "train": train}), self.gpus)
+        run.layers = self.stage_layers or run.layers
+        return run
+
+
+class Group(Row):
+    """Step times of one edition of a page: (GPUs, global batch, seconds), or tokens/s/GPU as the last.
+
+    A `trial` is a layout that its publisher tried beside the one that it recommends.
+    """
+
+    source: str
+    edition: str
+    family: str
+    hardware: str = "h100"
+    trial: bool = False
     runs: tuple[tuple[int, int, float], ...] = ()
     rates: tuple[tuple[int, int, float], ...] = ()
 
 
 class Peak(Section):
-    """A published peak of memory; the model is a built-in `shape` or spelled out."""
+    """A published peak of memory."""
 
     name: str
     source: str
-    shape: str | None = None
-    model: ModelShape | None = None
-    training: Training
-    layout: Layout
+    row: Row
     stage: int | None = None
     state_gb: float | None = None
     peak_gb: float
 
     def predict(self) -> StageMemory:
         """The planner's memory of the stage that the figure is from."""
-        shape = self.model or load_shape(self.shape or "")
-        stages = memory_per_stage(shape, self.training, self.layout)
+        stages = memory_per_stage(self.row.planned())
         return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
 
     def predict_state(self) -> float:
@@ -75,14 +136,12 @@ class Peak(Section):
 class Gain(Section):
     """A published pair of runs that differ in FP8 only: throughput and peak memory of FP8 over bf16.
 
-    `training` is the FP8 run's; what its source leaves open is a guess that hardly moves the ratios.
+    `row` is the FP8 run's; what its source leaves open is a guess that hardly moves the ratios.
     """
 
     name: str
     source: str
-    model: ModelShape
-    training: Training
-    layout: Layout
+    row: Row
     bf16_tflops: float
     fp8_tflops: float
     bf16_gb: float
@@ -93,10 +152,9 @@ class Gain(Section):
         return self.fp8_tflops / self.bf16_tflops, self.fp8_gb / self.bf16_gb
 
     def predict(self, machine: Machine) -> tuple[float, float]:
-        bf16 = replace(self.training, precision="bf16")
-        seconds = [step_time(self.model, t, self.layout, machine).total for t in (bf16, self.training)]
-        memory = [peak_memory(self.model, t, self.layout).total for t in (self.training, bf16)]
-        return seconds[0] / seconds[1], memory[0] / memory[1]
+        fp8, bf16 = (self.row.model_copy(update=change).planned() for change in ({}, {"precision": "bf16"}))
+        seconds = [step_time(run, machine).total for run in (bf16, fp8)]
+        return seconds[0] / seconds[1], peak_memory(fp8).total / peak_memory(bf16).total
 
 
 class Measured(Section):
@@ -108,44 +166,34 @@ class Measured(Section):
     date: str
     commit: str
     hardware: str = "h100"
-    shape: str
-    num_layers: int | None = None
-    training: Training
-    layout: Layout
+    row: Row
     seconds: float
     peak_gib: float
 
     def predict(self, constants: Constants) -> tuple[float, float]:
-        shape = load_shape(self.shape)
-        if self.num_layers:
-            shape = shape.model_copy(update={"num_layers": self.num_layers})
-        machine = Machine(load_hardware(self.hardware), constants)
-        seconds = step_time(shape, self.training, self.layout, machine).total
-        return seconds, peak_memory(shape, self.training, self.layout).gib
+        run, machine = self.row.planned(), Machine(load_hardware(self.hardware), constants)
+        return step_time(run, machine).total, peak_memory(run).gib
 
 
 class _Published(Section):
     sources: dict[str, str]
-    times: tuple[_Group, ...]
+    times: tuple[Group, ...]
     gains: tuple[Gain, ...]
     memory: tuple[Peak, ...]
 
 
 @dataclass(frozen=True)
-class Run:
-    """A published step time; `is_newest` unless a later edition holds the same model, layout, precision."""
+class PublishedTime:
+    """A published step time; `is_newest` unless a later edition holds the same model and precision.
 
-    group: _Group
-    shape: ModelShape
-    training: Training
-    layout: Layout
+    `series` is how many runs of its group differ in nothing but the number of GPUs.
+    """
+
+    group: Group
+    run: PlannedRun
     seconds: float
     is_newest: bool
-
-    @property
-    def series(self) -> int:
-        """Runs of its group: the same case at other numbers of GPUs."""
-        return len(self.group.runs) + len(self.group.rates)
+    series: int
 
     @property
     def is_recipe(self) -> bool:
@@ -154,51 +202,27 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Name of the row."""
-        depth = f"/{self.shape.num_layers}" if "405b" in self.shape.name else ""
-        return f"{self.shape.name}{depth} {self.training.precision} {self.layout.name}"
+        """Name of the row: model, precision, layout."""
+        shape, precision = self.run.shape, self.group.precision
+        depth = f"/{shape.num_layers}" if "405b" in shape.name else ""
+        shown = precision if precision == "bf16" else f"FP8 {precision}"
+        return f"{shape.name}{depth} {shown} {self.run.name}"
 
 
-def load_runs() -> list[Run]:
+def load_times() -> list[PublishedTime]:
     """Every published step time of the data file."""
     newest: dict[tuple[object, ...], str] = {}
+    found = []
+    for group in sorted(PUBLISHED.times, key=lambda group: group.edition):
+        newest[group.shape, group.seq_length, group.precision, group.hardware] = group.edition
     for group in PUBLISHED.times:
-        newest[_case(group)] = max(newest.get(_case(group), ""), group.edition)
-    return [
-        run
-        for group in PUBLISHED.times
-        for run in _runs(group, is_newest=group.edition == newest[_case(group)])
-    ]
-
-
-def _case(group: _Group) -> tuple[object, ...]:
-    return (group.shape, group.seq_length, group.precision, group.hardware)
-
-
-def _runs(group: _Group, *, is_newest: bool) -> Iterator[Run]:
-    shape = load_shape(group.shape)
-    if group.num_layers:
-        shape = shape.model_copy(update={"num_layers": group.num_layers})
-    rates = [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
-    for gpus, batch, seconds in [*group.runs, *rates]:
-        training = Training(
-            seq_length=group.seq_length,
-            global_batch_size=batch,
-            precision=group.precision,
-            grad_reduce_in_fp32=False,
-            cross_entropy_fusion_impl=group.cross_entropy_fusion_impl,
-            fp8_parameters=group.fp8_parameters,
-            tp_comm_overlap=True,
-            attended_length=group.attended_length,
-        )
-        layout = Layout(
-            *(group.tp, group.pp, group.cp, gpus // (group.tp * group.pp * group.cp), group.vp, group.mbs),
-            recompute=group.recompute,
-            recompute_num_layers=group.recompute_num_layers,
-            stage_layers=group.stage_layers,
-        )
-        layout = with_head_as_layer(layout, shape) if group.head_as_layer else layout
-        yield Run(group, shape, training, layout, seconds, is_newest)
+        is_newest = newest[group.shape, group.seq_length, group.precision, group.hardware] == group.edition
+        rates = [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
+        cases = [*group.runs, *rates]
+        for gpus, batch, seconds in cases:
+            row = group.model_copy(update={"gpus": gpus, "global_batch_size": batch})
+            found.append(PublishedTime(row, row.planned(), seconds, is_newest, len(cases)))
+    return found
 
 
 PUBLISHED = load_config(FOLDER / "published.yaml", _Published)

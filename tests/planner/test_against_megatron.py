@@ -1,4 +1,4 @@
-"""Parameters, operations and saved activations against a Megatron-Core model built on the CPU."""
+"""Parameters, operations and saved activations against built models, released weights and published rates."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -15,27 +15,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.planner.layout import Layout, Precision, Training
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.planner.machine import load_hardware
 from megatron_mathcpt.planner.memory import saved_per_token
-from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
+from megatron_mathcpt.planner.planned_run import PlannedRun
+from megatron_mathcpt.planner.shapes import flops_per_token, from_llama, load_shape
+from megatron_mathcpt.planner.step_time import speed
+from tests.planner.planned import LAYER, SHAPE, SMALL, planned
 from tests.support.shapes import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPED = tiny(
-    hidden_size=128,
-    ffn_hidden_size=336,
-    num_query_groups=2,
-    vocab_size=500,
-    init_method_std=0.02,
-)
+GROUPED = tiny(hidden_size=128, ffn_hidden_size=336, num_query_groups=2, vocab_size=500, init_method_std=0.02)
 SHAPES = {
     "grouped": GROUPED,
     "full heads": GROUPED.model_copy(update={"num_query_groups": None}),
     "wide heads": GROUPED.model_copy(update={"kv_channels": 32, "ffn_hidden_size": 208}),
     "tied": GROUPED.model_copy(update={"share_embeddings_and_output_weights": True, "num_layers": 3}),
 }
+SEQUENCES, LENGTH = 2, 96
 
 
 @pytest.fixture(scope="module")
@@ -45,51 +44,52 @@ def alone() -> Iterator[parallel.Layout]:
     parallel.stop()
 
 
-def build(shape: LlamaShape, alone: parallel.Layout, dtype: str = "fp32") -> Any:
+def build(shape: LlamaShape, layout: parallel.Layout, dtype: str = "fp32") -> Any:
     from megatron_mathcpt.model.llama import build_model
 
-    (model,) = build_model(shape, alone, PrecisionSection(params_dtype=dtype))
+    (model,) = build_model(shape, layout, PrecisionSection(params_dtype=dtype))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.02)
     return model
 
 
-def loss_of(model: Any, sequences: int, length: int) -> torch.Tensor:
-    tokens = torch.randint(500, (sequences, length))
-    loss: torch.Tensor = model(tokens, torch.arange(length).expand(sequences, -1), None, labels=tokens).mean()
+def loss_of(model: Any) -> torch.Tensor:
+    tokens, places = torch.randint(500, (SEQUENCES, LENGTH)), torch.arange(LENGTH).expand(SEQUENCES, -1)
+    loss: torch.Tensor = model(tokens, places, None, labels=tokens).mean()
     return loss
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_parameters_are_equal(alone: parallel.Layout, name: str) -> None:
-    counted = sum(weight.numel() for weight in build(SHAPES[name], alone).parameters())
-    assert from_llama(name, SHAPES[name]).total == counted
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_operations_equal_a_direct_count(alone: parallel.Layout, name: str) -> None:
-    model = build(SHAPES[name], alone)
+def test_parameters_and_operations_equal_those_of_a_built_model(alone: parallel.Layout, name: str) -> None:
+    model, shape = build(SHAPES[name], alone), from_llama(name, SHAPES[name])
+    assert shape.total == sum(weight.numel() for weight in model.parameters())
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss_of(model, 2, 96).backward()
-    expected = flops_per_token(from_llama(name, SHAPES[name]), 96)
+        loss_of(model).backward()
     # The mathematical attention multiplies the whole score matrix, masked half too: the full convention.
-    assert counter.get_total_flops() == pytest.approx(2 * 96 * expected.full, rel=1e-3)
+    expected = SEQUENCES * LENGTH * flops_per_token(shape, LENGTH).full
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_saved_bytes_of_a_layer_equal_what_hooks_see(alone: parallel.Layout, name: str, dtype: str) -> None:
-    shape, sequences, length = SHAPES[name], 2, 96
+    assert predicted(SHAPES[name], dtype) == pytest.approx(measured(SHAPES[name], alone, dtype), rel=0.02)
+
+
+def predicted(shape: LlamaShape, dtype: str, **layout: Any) -> float:
+    batch = {"seq_length": LENGTH, "global_batch_size": SEQUENCES, "mbs": SEQUENCES}
+    given = planned(f"precision.params_dtype={dtype}", shape=from_llama("tiny", shape), **batch, **layout)
+    run = PlannedRun(given.config, given.gpus, fused=False)
+    return run.tokens * sum(saved_per_token(run, None).values())
+
+
+def measured(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> int:
+    """Bytes that one more layer saves."""
     deeper = shape.model_copy(update={"num_layers": shape.num_layers + 1})
-    measured = saved_bytes(build(deeper, alone, dtype), sequences, length) - saved_bytes(
-        build(shape, alone, dtype), sequences, length
-    )
-    training = Training(length, sequences, "fp32" if dtype == "fp32" else "bf16", fused=False)
-    saved = saved_per_token(from_llama(name, shape), training, Layout(micro_batch_size=sequences))
-    assert sequences * length * sum(saved.values()) == pytest.approx(measured, rel=0.02)
+    return saved_bytes(build(deeper, layout, dtype)) - saved_bytes(build(shape, layout, dtype))
 
 
-def saved_bytes(model: Any, sequences: int, length: int) -> int:
+def saved_bytes(model: Any) -> int:
     """Bytes of the distinct storages that the graph of one forward pass holds, parameters left out."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -101,7 +101,7 @@ def saved_bytes(model: Any, sequences: int, length: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of(model, sequences, length)
+        loss = loss_of(model)
     assert loss.isfinite()
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -109,34 +109,18 @@ def saved_bytes(model: Any, sequences: int, length: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_saved_bytes_under_tensor_parallelism(sequence_parallel: bool) -> None:
-    worker = Path(__file__).with_name("saved_worker.py")
-    mode = "sequence_parallel" if sequence_parallel else "whole_sequence"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    printed = subprocess.run(
-        [*command, str(worker), mode], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    measured = json.loads(printed.strip().splitlines()[-1])
-    layout = Layout(2, micro_batch_size=2, sequence_parallel=sequence_parallel)
-    for dtype in ("fp32", "bf16"):
-        training = Training(96, 2, dtype, fused=False)  # type: ignore[arg-type]
-        saved = saved_per_token(from_llama("grouped", GROUPED), training, layout)
-        assert 2 * 96 * sum(saved.values()) == pytest.approx(measured[dtype], rel=0.02)
+    command += [__file__, str(int(sequence_parallel))]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    for dtype, found in json.loads(printed.strip().splitlines()[-1]).items():
+        layout = {"tp": 2, "sequence_parallel": sequence_parallel}
+        assert predicted(GROUPED, dtype, **layout) == pytest.approx(found, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "precision"),
-    [
-        (None, "bf16"),
-        ("delayed", "fp8_delayed"),
-        ("tensorwise", "fp8_current"),
-        ("blockwise", "fp8_blockwise"),
-    ],
-)
+@pytest.mark.parametrize("recipe", [None, "delayed", "tensorwise", "blockwise"])
 @pytest.mark.parametrize("main", ["fp32", "fp16"])
-def test_who_holds_the_masters_is_what_megatron_core_says(
-    recipe: str | None, precision: Precision, main: Literal["fp32", "fp16"]
-) -> None:
+def test_who_holds_the_masters_is_what_megatron_core_says(recipe: str | None, main: str) -> None:
     pytest.importorskip("transformer_engine.pytorch", reason="Megatron-Core asks for its optimizer")
     from megatron.core.optimizer import OptimizerConfig
 
@@ -149,5 +133,66 @@ def test_who_holds_the_masters_is_what_megatron_core_says(
         main_params_dtype={"fp32": torch.float32, "fp16": torch.float16}[main],
         fp8_recipe=recipe,
     )
-    training = Training(1, 1, precision, use_precision_aware_optimizer=True, main_params_dtype=main)
-    assert training.optimizer_owns_masters == asked.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+    run = planned(*SMALL, f"optimizer.main_params_dtype={main}", precision=recipe or "bf16")
+    assert run.optimizer_owns_masters == asked.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+
+
+# Elements in the safetensors files of the released weights.
+RELEASED = {
+    **{"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192},
+    **{"llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "llama3.1-405b": 405_853_388_800},
+    **{"llama3.2-1b": 1_235_814_400, "llama3.2-3b": 3_212_749_824},
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_parameters_are_those_of_the_released_weights(name: str) -> None:
+    shape = load_shape(name)
+    assert shape.total == shape.num_parameters() == RELEASED[name]
+
+
+def test_operations_by_hand() -> None:
+    flops = flops_per_token(SHAPE, 8192)
+    matrices = 6 * 32 * LAYER + 6 * 128256 * 4096
+    assert flops == (matrices + 6 * 32 * 8192 * 4096, matrices + 12 * 32 * 8192 * 4096)
+    assert flops.causal / 1e9 == pytest.approx(51.47, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rate", "model", "length", "convention", "published"),
+    [
+        # Megatron-Bridge 25.11 counts causal attention: 14451 tokens/s are 744 TFLOP/s.
+        (14451, "llama3-8b", 8192, "tflops_causal", 744),
+        # NeMo 24.07 counts the whole of it: 12273 tokens/s are 711, 16934 are 780 TFLOP/s.
+        (12273, "llama3-8b", 8192, "tflops_full", 711),
+        (16934, "llama2-7b", 4096, "tflops_full", 780),
+    ],
+)
+def test_both_conventions_give_the_published_tflops(
+    rate: float, model: str, length: int, convention: str, published: float
+) -> None:
+    run = planned(dp=8, shape=model, seq_length=length)
+    found = speed(run, load_hardware("h100"), 128 * length / rate / 8)
+    assert found.tokens_per_second_per_gpu == pytest.approx(rate)
+    assert getattr(found, convention) == pytest.approx(published, rel=2e-3)
+    assert found.mfu == pytest.approx(found.tflops_causal / 989)
+
+
+def test_a_shape_comes_from_a_config_json_and_an_unknown_one_names_the_known(tmp_path: Path) -> None:
+    known = SHAPE.model_copy(update={"rotary_base": 500000.0})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(hf_config(known, dtype="bfloat16", bos_id=None, eos_id=None)))
+    found = load_shape(str(path))
+    assert found == known.model_copy(update={"name": tmp_path.name, "kv_channels": 128})
+    assert load_shape(str(tmp_path)) == found
+    with pytest.raises(ConfigError, match=r"model 'llama9': neither a built-in shape \(.*llama3-8b"):
+        load_shape("llama9")
+
+
+if __name__ == "__main__":  # one of two tensor-parallel processes
+    use_cpu()
+    halves = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 1}
+    with parallel.joined(ParallelSection(**halves, sequence_parallel=sys.argv[1] == "1"), 1) as both:
+        bytes_of = {dtype: measured(GROUPED, both, dtype) for dtype in ("fp32", "bf16")}
+        if both.is_writer:
+            print(json.dumps(bytes_of))

@@ -19,10 +19,9 @@ POOLS = ("general", "math_corpus", "problem_solving")
 
 def outcomes(counts: Mapping[str, int]) -> tuple[list[bool], list[bool]]:
     """Outcomes (first, second), item by item, with these counts of the four kinds."""
-    kinds = {"only_second": (False, True), "only_first": (True, False)}
-    kinds |= {"both": (True, True), "neither": (False, False)}
-    pairs = [kinds[kind] for kind, count in counts.items() for _ in range(count)]
-    return [first for first, _ in pairs], [second for _, second in pairs]
+    firsts, seconds = ("only_first", "both"), ("only_second", "both")
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    return [kind in firsts for kind in kinds], [kind in seconds for kind in kinds]
 
 
 def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -41,14 +40,14 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
             rows.append(row | {"validation": {pool: 3.5 - step / 40 for pool in POOLS}})
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
-    seen = {"general": SourceTokens(asked=30000, seen=29700)}
-    seen |= {"math_corpus": SourceTokens(asked=10000, seen=10300)}
     counts = RunCounts(
         step=steps,
         steps=steps,
-        consumed_samples=8 * steps,
-        consumed_tokens=1000 * steps,
-        tokens_by_source=seen,
+        **{"consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
+        tokens_by_source={
+            "general": SourceTokens(asked=30000, seen=29700),
+            "math_corpus": SourceTokens(asked=10000, seen=10300),
+        },
         final_validation={pool: 2.5 for pool in POOLS},
     )
     return write_manifest(folder, "run", inputs=inputs, counts=counts.model_dump(), config={})
@@ -64,19 +63,13 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
     scores, samples = {}, {}
     for task, right in tasks.items():
         n, correct = len(right), sum(right)
-        error = accuracy_standard_error(correct, n)
-        scores[task] = TaskScore(
-            n=n, correct=correct, accuracy=correct / n, stderr=error, data_sha256="0" * 64, language=task[-2:]
-        )
+        share = {"accuracy": correct / n, "stderr": accuracy_standard_error(correct, n)}
+        scores[task] = TaskScore(n=n, correct=correct, **share, data_sha256="0" * 64, language=task[-2:])
         samples[task] = [
             Sample(
-                id=f"{task}-{item}",
-                correct=ok,
-                verdict="equal" if ok else "different",
-                extracted="12" if ok else None,
-                gold="12",
+                **{"id": f"{task}-{item}", "correct": ok, "gold": "12", "steps": 2 + item % 5},
+                **{"verdict": "equal" if ok else "different", "extracted": "12" if ok else None},
                 stage="high" if item % 2 else "middle",
-                steps=2 + item % 5,
                 question=f"小明有 {item} 个苹果 <script>alert({item})</script>?",
                 output=f" {name} writes: 5 + 7 = 12 & so on.\nThe answer is 12.",
             )
@@ -110,11 +103,11 @@ def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) ->
 
 def write_results(root: Path) -> Path:
     """The same with base, base1 and base2, of the outcomes of `EN` and `ZH`."""
-    (first_en, second_en), (first_zh, second_zh) = outcomes(EN), outcomes(ZH)
+    both = [
+        dict(zip(("heldout_en", "heldout_zh"), pair, strict=True))
+        for pair in zip(outcomes(EN), outcomes(ZH), strict=True)
+    ]
     none = {"heldout_en": [False] * 20, "heldout_zh": [False] * 20}
-    first = {"heldout_en": first_en, "heldout_zh": first_zh}
-    write_grid(
-        root, {"base": none, "base1": first, "base2": {"heldout_en": second_en, "heldout_zh": second_zh}}
-    )
+    write_grid(root, {"base": none, "base1": both[0], "base2": both[1]})
     (root / "timings.json").write_text('{"corpus": 12.5, "base": 300.0, "base1": 250.5}', encoding="utf-8")
     return root

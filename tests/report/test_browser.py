@@ -1,10 +1,14 @@
-"""The page in a real browser: it sorts, filters, shows values, stays quiet and loads nothing."""
+"""Pages in a browser: they sort, filter, show values, stay quiet, load nothing, run no hostile names."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_mathcpt.report.page import build_report
+from megatron_mathcpt.data.inspection import page_content
+from megatron_mathcpt.formats.corpus_folder import open_corpus
+from megatron_mathcpt.report.page import build_report, render_corpus
+from tests.data.inspected import build_inspected
 from tests.report.browser import Page, in_browser
 from tests.report.report_folder import write_grid
 
@@ -42,25 +46,22 @@ def test_tables_sort_by_value_and_keep_rows_by_their_words(chromium: str, page: 
 
 
 def test_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
-    def choose(field: str, value: str) -> str:
-        return (
-            f"(f => {{ f.value = {value!r}; f.dispatchEvent(new Event('input')); }})"
-            f"(document.querySelector('[data-field={field}]'))"
-        )
-
     shown = "[...document.querySelectorAll('.sample')].filter(s => s.offsetHeight).map(s => s.dataset.kind)"
 
     async def check(opened: Page) -> None:
+        async def chosen(field: str, value: str) -> list[str]:
+            given = f"document.querySelector('[data-field={field}]')"
+            await opened.evaluate(f"{given}.value = {value!r}; {given}.dispatchEvent(new Event('input'))")
+            return await opened.evaluate(shown)
+
         first = len(await opened.evaluate(shown))
         await opened.evaluate("document.getElementById('more').click()")
         assert first == 16 < len(await opened.evaluate(shown))
-        await opened.evaluate(choose("task", "heldout_en"))
-        await opened.evaluate(choose("kind", "only base1"))
-        assert await opened.evaluate(shown) == ["only base1"]
+        await chosen("task", "heldout_en")
+        assert await chosen("kind", "only base1") == ["only base1"]
         count = await opened.evaluate("document.getElementById('sample-count').textContent")
         assert count == "1 of 1 shown"
-        await opened.evaluate(choose("words", "no such word"))
-        assert await opened.evaluate(shown) == []
+        assert await chosen("words", "no such word") == []
 
     in_browser(chromium, page, check)
 
@@ -83,14 +84,60 @@ def test_plots_show_values_and_hide_runs_and_the_theme_switches(chromium: str, p
     in_browser(chromium, page, check)
 
 
-def test_a_phone_need_not_scroll_sideways(chromium: str, tmp_path: Path) -> None:
+@pytest.fixture
+def long_page(tmp_path: Path) -> Path:
     names = ("middle-school-cpt", "middle-school-sft", "an-ablation-with-a-name-longer-than-most")
     right = {name: {"zhongkao_public": [True, False, number > 1] * 5} for number, name in enumerate(names)}
     root = write_grid(tmp_path / "a-folder-with-quite-a-long-name-of-its-own", right)
     pairs = [(names[0], names[1]), (names[2], names[0])]
-    page = build_report(root, root / "report", runs=names, comparisons=pairs, study=True)
+    return build_report(root, root / "report", runs=names, comparisons=pairs, study=True)
 
+
+@pytest.mark.parametrize("kind", ["long_page", "corpus_page"])
+def test_a_phone_need_not_scroll_sideways(chromium: str, kind: str, request: pytest.FixtureRequest) -> None:
     async def check(opened: Page) -> None:
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390
 
-    in_browser(chromium, page, check, width=390)
+    in_browser(chromium, request.getfixturevalue(kind), check, width=390)
+
+
+CELLS = "[...document.querySelectorAll('#{} tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+
+
+@pytest.fixture(scope="module")
+def corpus_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspected")
+    content = page_content(open_corpus(build_inspected(folder)))
+    content["config"] += "</pre><script>window.hacked = 1</script>"
+    path = folder / "page.html"
+    path.write_text(render_corpus(content), encoding="utf-8")
+    return path
+
+
+def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> None:
+    async def check(opened: Page) -> None:
+        rows: list[Any] = await opened.evaluate(CELLS.format("source-table"))
+        heads = "[...document.querySelectorAll('#source-table th')].map(h => h.textContent)"
+        names = "source,pool,read,kept,contaminated,exact duplicate,near duplicate,no answer,other steps"
+        assert await opened.evaluate(heads) == [*names.split(","), "rejected", "too short"]
+        assert [row[:1] + row[2:] for row in rows] == [
+            ["easy", "21", "12", "–", "1", "–", "–", "8", "–", "–"],
+            ["hard", "21", "8", "–", "–", "–", "–", "13", "–", "–"],
+            ["wiki", "17", "12", "1", "1", "1", "–", "–", "1", "1"],
+            ["web", "3", "2", "–", "1", "–", "–", "–", "–", "–"],
+            ["numina", "2", "1", "–", "–", "–", "1", "–", "–", "–"],
+        ]
+        steps = {row[0]: row[1:3] for row in await opened.evaluate(CELLS.format("step-table"))}
+        assert steps == {"easy": ["12", "1.0"], "hard": ["8", "3.5"]}
+        assert await opened.evaluate("document.querySelectorAll('#length-plots svg').length") == 7
+        tip = await opened.hover("#length-plots figure:nth-child(2) g:nth-of-type(2)")
+        assert tip == "1 steps a problem: 4 (33.3%)"
+        bars = "[...document.querySelectorAll('#length-plots figure:nth-child(2) .dot')]"
+        heights = await opened.evaluate(f"{bars}.map(bar => bar.height.baseVal.value)")
+        assert (len(heights), len(set(heights))) == (3, 1)
+        lead = "document.querySelector('.lead').textContent"
+        assert await opened.evaluate(lead) == "35 of 64 records stayed (54.7\u00a0%)."
+        assert await opened.evaluate("typeof window.hacked") == "undefined"
+        assert await opened.evaluate("document.scripts.length") == 1
+
+    in_browser(chromium, corpus_page, check)

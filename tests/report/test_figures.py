@@ -1,44 +1,28 @@
 """Numbers as text; axes, paths and the layout of the graph."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot, p_value, points, seconds, tokens
 from megatron_mathcpt.report.graph import Graph, GraphNode
 
-
-@pytest.mark.parametrize(
-    ("show", "value", "text"),
-    [
-        (points, 0.12345, "12.3"),
-        (points, None, "–"),
-        (p_value, 22 / 1024, "0.021"),
-        (p_value, 1.0, "1"),
-        (p_value, 2.1e-9, "2.1e−9"),
-        (p_value, 1e-30, "< 1e−15"),
-        (p_value, 3e-12, "3e−12"),
-        (tokens, 63.0e9, "63.0 B"),
-        (tokens, 999_600, "1.00 M"),
-        (tokens, 999_400, "999 k"),
-        (tokens, 99_960, "100 k"),
-        (tokens, 14_700, "14.7 k"),
-        (tokens, 17, "17"),
-        (tokens, 104_857_600_000, "105 B"),
-        (seconds, 12.34, "12.3 s"),
-        (seconds, 300, "5.0 min"),
-        (seconds, 7300, "2.0 h"),
-    ],
-)
-def test_a_number_in_a_table(show: Callable[[float | None], str], value: float | None, text: str) -> None:
-    assert show(value) == text
+NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
+    points: {0.12345: "12.3", None: "–"},
+    p_value: {22 / 1024: "0.021", 1.0: "1", 2.1e-9: "2.1e−9", 1e-30: "< 1e−15", 3e-12: "3e−12"},
+    partial(p_value, equals=True): {0.5: "= 0.5", 0.0: "< 1e−15"},
+    partial(points, sign=True): {-0.051: "−5.1", 0.051: "+5.1", -1e-9: "0.0"},
+    tokens: {63.0e9: "63.0 B", 999_600: "1.00 M", 999_400: "999 k", 99_960: "100 k"}
+    | {14_700: "14.7 k", 17: "17", 104_857_600_000: "105 B"},
+    partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B"},
+    seconds: {12.34: "12.3 s", 300: "5.0 min", 7300: "2.0 h"},
+}
 
 
-def test_signs_relations_and_ticks() -> None:
-    assert [points(share, sign=True) for share in (-0.051, 0.051, -1e-9)] == ["−5.1", "+5.1", "0.0"]
-    assert [p_value(value, equals=True) for value in (0.5, 0.0)] == ["= 0.5", "< 1e−15"]
-    ticks = [tokens(count, tick=True) for count in (20_000, 2.5e6, 150e9)]
-    assert ticks == ["20 k", "2.5 M", "150 B"]
+@pytest.mark.parametrize("show", NUMBERS)
+def test_a_number_in_a_table(show: Callable[..., str]) -> None:
+    assert {value: show(value) for value in NUMBERS[show]} == NUMBERS[show]
 
 
 @pytest.mark.parametrize(
@@ -61,15 +45,12 @@ def test_a_line_starts_and_ends_where_its_values_lie() -> None:
     plot = line_plot("loss", [("a", 0, curve)])
     assert plot is not None
     # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
-    top = 212 - (4.0 - 1.88) / 2.24 * 200
-    bottom = 212 - (2.0 - 1.88) / 2.24 * 200
+    top, bottom = (212 - (value - 1.88) / 2.24 * 200 for value in (4.0, 2.0))
     assert plot.path(curve) == f"M46,{top:.2f}L426,{bottom:.2f}"
-
-
-def test_one_point_alone_still_has_axes_and_none_no_plot() -> None:
-    plot = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
-    assert plot is not None
-    assert plot.y.low < 3.0 < plot.y.high
+    # one point alone still has axes, and none no plot
+    alone = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
+    assert alone is not None
+    assert alone.y.low < 3.0 < alone.y.high
     assert line_plot("loss", [("a", 0, [])]) is None
 
 

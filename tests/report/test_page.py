@@ -41,48 +41,34 @@ def page(results: Path) -> str:
     return written.read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def checked(page: str) -> Checker:
+def test_every_table_and_plot_is_whole_and_nothing_is_loaded_from_outside(results: Path, page: str) -> None:
     checker = Checker()
     checker.feed(page)
     checker.close()
-    return checker
-
-
-def test_every_table_and_plot_is_there_whole(checked: Checker) -> None:
-    assert checked.open == []
-    ids = [found["id"] for _, found in checked.elements if "id" in found]
+    assert checker.open == []
+    ids = [found["id"] for _, found in checker.elements if "id" in found]
     assert len(ids) == len(set(ids))
     tables = ("score", "subset", "comparison", "run", "token", "time", "version")
     assert {f"{name}-table" for name in tables} <= set(ids)
-    labels = [found["aria-label"] for tag, found in checked.elements if tag == "svg"]
-    losses = [
-        f"{name} against tokens" for name in ("training loss", *(f"validation loss, {p}" for p in POOLS))
-    ]
+    labels = [found["aria-label"] for tag, found in checker.elements if tag == "svg"]
+    losses = [f"{n} against tokens" for n in ("training loss", *(f"validation loss, {p}" for p in POOLS))]
     scores = ["heldout_en", "heldout_zh", "accuracy, all tasks against tokens"]
     assert labels == [*scores, "difference, percentage points", *losses, "graph of the stages"]
-    lines = [found for tag, found in checked.elements if tag == "path" and "data-run" in found]
+    lines = [found for tag, found in checker.elements if tag == "path" and "data-run" in found]
     assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 5
-
-
-def test_nothing_is_loaded_from_outside(page: str, checked: Checker) -> None:
-    for tag, found in checked.elements:
+    for tag, found in checker.elements:
         assert tag not in {"img", "iframe", "object", "embed"}
         assert "src" not in found
         for name in ("href", "action", "xlink:href"):
             assert not re.match(r"[a-z]+:(?!,)|//", found.get(name) or ""), found
+    links = [found["href"] for tag, found in checker.elements if tag == "a"]
+    assert "../base1/config.yaml" in links
+    for link in links:
+        assert link
+        assert link.startswith("#") or (results / "report" / link).is_file(), link
     assert "url(" not in page
     assert "@import" not in page
     assert page.count("<script>") == 1
     assert "<script>alert" not in page  # what a model writes stays text
     assert "&lt;script&gt;alert" in page
     assert "5 + 7 = 12 &amp; so on." in page
-
-
-def test_links_lead_to_files(results: Path, checked: Checker) -> None:
-    links = [found["href"] for tag, found in checked.elements if tag == "a"]
-    assert "../base1/config.yaml" in links
-    for link in links:
-        assert link
-        if not link.startswith("#"):
-            assert (results / "report" / link).is_file(), link

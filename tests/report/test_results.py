@@ -1,4 +1,4 @@
-"""The report on a small results folder, against figures worked by hand."""
+"""The report on a small results folder, against figures worked by hand; its runs as rows."""
 
 import json
 import shutil
@@ -8,18 +8,27 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.errors import MathCptError
+from megatron_mathcpt.errors import DataError, MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
+from megatron_mathcpt.report.comparison import compare_two
 from megatron_mathcpt.report.page import build_report, print_report
+from megatron_mathcpt.report.read import finished_runs, list_runs
 from tests.report.report_folder import POOLS, write_json_lines, write_run
 
 RUNS = ("base", "base1", "base2")
+PAIR = ("base2", "base1")
 
 
-def built(root: Path, pairs: Sequence[tuple[str, str]] = (("base2", "base1"),)) -> dict[str, Any]:
+def built(root: Path, pairs: Sequence[tuple[str, str]] = (PAIR,)) -> dict[str, Any]:
     """What report.json then holds."""
     build_report(root, root / "report", runs=RUNS, comparisons=pairs)
     return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))
+
+
+def complete_again(folder: Path, config: dict[str, Any] | None = None) -> None:
+    """Complete a changed folder anew, so that only the report can notice."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, manifest["kind"], inputs={}, counts=manifest["counts"], config=config or {})
 
 
 def test_scores_have_hand_worked_errors_and_intervals(
@@ -58,54 +67,35 @@ def test_paired_tests_pooled_and_by_task(results: Path) -> None:
 
 
 def test_curves_tokens_and_speed(results: Path) -> None:
+    metrics = results / "base2" / "metrics.jsonl"  # a step done again counts once, a torn line not at all
+    again = {"step": 40, "consumed_tokens": 40000, "loss": 1.5}
+    metrics.write_text(metrics.read_text() + json.dumps(again) + '\n{"step": 41, "cons')
+    complete_again(metrics.parent)
+    shutil.rmtree(results / "base")
+    write_run(results, "base", {}, steps=360)
     report = built(results)
-    run = report["results"]["runs"]["base1"]
+    long, run, torn = report["results"]["runs"].values()
     assert run["train_loss"][0] == [1000.0, pytest.approx(3.95)]
-    assert len(run["train_loss"]) == 40
+    assert len(run["train_loss"]) == len(torn["train_loss"]) == 40
+    assert torn["train_loss"][-1] == [40000.0, 1.5]
     losses = [[10000.0, 3.25], [20000.0, 3.0], [30000.0, 2.75], [40000.0, 2.5]]
     assert run["validation_loss"]["general"] == losses
     assert run["tokens_by_source"]["general"] == {"asked": 30000, "seen": 29700}
     assert report["timings"]["tokens_per_second"]["base1"] == 121.0  # median of 101..140, the upper one
     assert report["timings"]["stage_seconds"]["corpus"] == 12.5
-
-
-def test_a_long_run_is_thinned_to_means(results: Path) -> None:
-    shutil.rmtree(results / "base")
-    write_run(results, "base", {}, steps=360)
-    run = built(results)["results"]["runs"]["base"]
     # windows of 3 steps: the mean of 4 - s/20 over 1..3 is that of step 2, drawn at the last token
-    assert len(run["train_loss"]) == 120
-    assert run["train_loss"][0] == [3000.0, pytest.approx(3.9)]
-    assert run["train_loss"][-1] == [360000.0, pytest.approx(4 - 359 / 20)]
-
-
-def test_a_step_done_again_counts_once_and_a_torn_line_not_at_all(results: Path) -> None:
-    again = {"step": 40, "consumed_tokens": 40000, "loss": 1.5}
-    rows = (results / "base" / "metrics.jsonl").read_text() + json.dumps(again) + '\n{"step": 41, "cons'
-    (results / "base" / "metrics.jsonl").write_text(rows)
-    complete_again(results / "base", "run")
-    curve = built(results)["results"]["runs"]["base"]["train_loss"]
-    assert len(curve) == 40
-    assert curve[-1] == [40000.0, 1.5]
-
-
-def complete_again(folder: Path, kind: str) -> None:
-    """Complete a changed folder anew, so that only the report can notice."""
-    counts = json.loads((folder / "manifest.json").read_text())["counts"]
-    write_manifest(folder, kind, inputs={}, counts=counts, config={})
+    assert len(long["train_loss"]) == 120
+    assert long["train_loss"][0] == [3000.0, pytest.approx(3.9)]
+    assert long["train_loss"][-1] == [360000.0, pytest.approx(4 - 359 / 20)]
 
 
 def test_samples_show_every_kind_with_all_outputs(results: Path) -> None:
     samples = built(results)["results"]["samples"]
-    kinds = {(sample["task"], sample["kind"]) for sample in samples}
-    names = ("only base2", "only base1", "both", "neither")
-    assert kinds == {(task, kind) for task in ("heldout_en", "heldout_zh") for kind in names}
+    rights = {"both": {*PAIR}, "neither": set()} | {f"only {name}": {name} for name in PAIR}
+    tasks = ("heldout_en", "heldout_zh")
+    assert {(s["task"], s["kind"]) for s in samples} == {(task, kind) for task in tasks for kind in rights}
     for sample in samples:
-        right = {name for name, row in sample["runs"].items() if row["correct"]}
-        expected = {"both": {"base1", "base2"}, "neither": set()}.get(
-            sample["kind"], {sample["kind"].removeprefix("only ")}
-        )
-        assert right == expected
+        assert {name for name, row in sample["runs"].items() if row["correct"]} == rights[sample["kind"]]
         assert list(sample["runs"]) == list(RUNS)
 
 
@@ -134,6 +124,7 @@ def test_the_graph_follows_the_fingerprints_and_corpus_counts_are_kept(results: 
 
 SAMPLES, RESULTS = "evaluation/samples_heldout_en.jsonl", "evaluation/results.json"
 NO_ITEMS = '{"model": "m", "tasks": {"t": {"n": 0}}}'
+LONG = '{"corpus": "long"}'
 
 
 @pytest.mark.parametrize(
@@ -149,21 +140,21 @@ NO_ITEMS = '{"model": "m", "tasks": {"t": {"n": 0}}}'
         ),
         ("base2", SAMPLES, lambda text: text.replace("en-3", "en-x"), f"base2/{SAMPLES}: other items"),
         ("base", "metrics.jsonl", "[]\n".__add__, "base/metrics.jsonl:1: Input should be an object"),
-        (
-            "",
-            "timings.json",
-            lambda _: '{"corpus": "long"}',
-            "timings.json: corpus: Input should be a valid num",
-        ),
+        ("", "timings.json", lambda _: LONG, "timings.json: corpus: Input should be a valid num"),
+        ("base1", "manifest.json", None, "base1/manifest.json: not found"),
+        ("base1", "evaluation/manifest.json", None, "no task in common with base1"),
     ],
 )
 def test_damage_is_named(
-    results: Path, run: str, file: str, damage: Callable[[str], str], message: str
+    results: Path, run: str, file: str, damage: Callable[[str], str] | None, message: str
 ) -> None:
     path = results / run / file
-    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
-    if run:
-        complete_again(path.parent, "run" if path.parent.name == run else "evaluation")
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+        if run:
+            complete_again(path.parent)
     with pytest.raises(MathCptError) as caught:
         built(results)
     assert message in str(caught.value)
@@ -171,35 +162,43 @@ def test_damage_is_named(
     assert not (results / "report").exists()
 
 
+def test_an_unknown_run_names_the_known(results: Path) -> None:
+    with pytest.raises(MathCptError, match="names run 'base9'; there are: base, base1, base2"):
+        built(results, [("base9", "base1")])
+
+
 def test_several_answers_are_compared_by_the_first(results: Path) -> None:
     before = built(results)["results"]["comparisons"]
     path = results / "base1" / SAMPLES
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    twice = [
-        row | {"sample": number, "correct": row["correct"] or number == 1}
-        for row in rows
-        for number in (0, 1)
-    ]
-    write_json_lines(path, twice)
-    complete_again(path.parent, "evaluation")
+    second = [row | {"sample": 1, "correct": True} for row in rows]
+    write_json_lines(path, [row | {"sample": 0} for row in rows] + second)
+    complete_again(path.parent)
     assert built(results)["results"]["comparisons"] == before
 
 
-@pytest.mark.parametrize(
-    ("removed", "pair", "message"),
-    [
-        ("base1/manifest.json", ("base2", "base1"), r"base1/manifest\.json: not found"),
-        ("base1/evaluation/manifest.json", ("base2", "base1"), "no task in common with base1"),
-        (None, ("base9", "base1"), "names run 'base9'; there are: base, base1, base2"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(
-    results: Path, removed: str | None, pair: tuple[str, str], message: str
-) -> None:
-    if removed:
-        (results / removed).unlink()
-    with pytest.raises(MathCptError, match=message):
-        built(results, [pair])
+def test_every_run_is_listed_with_its_state_and_finished_ones_are_the_default(results: Path) -> None:
+    (results / "base" / "manifest.json").unlink()
+    row = {"step": 7, "consumed_tokens": 7000, "loss": 3.25, "grad_norm": 1}
+    write_json_lines(results / "later" / "metrics.jsonl", [row])
+    rows = {row[0]: row[1:] for row in list_runs(results)}
+    losses, scores = ", ".join(f"{pool} 2.500" for pool in POOLS), "heldout_en 60.0, heldout_zh 25.0"
+    assert rows["base2"] == ("scored", "40", "40.0 k", "2.000", losses, scores)
+    assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–")
+    assert list(rows) == ["base", "base1", "base2", "later"]
+    (results / "base1" / "manifest.json").unlink()
+    shutil.rmtree(results / "base1" / "evaluation")
+    assert finished_runs(results) == ["base", "base2"]
+    with pytest.raises(DataError, match="no run below this folder"):
+        list_runs(results / "corpus")
+
+
+def test_two_runs_differ_by_their_settings(results: Path) -> None:
+    for name, rate in (("base1", 1e-4), ("base2", 2e-4)):
+        complete_again(results / name, {"optimizer": {"lr": rate, "clip_grad": 1.0}, "seed": 1})
+    settings, sentences = compare_two(results, *PAIR)
+    assert settings == [("optimizer.lr", "0.0002", "0.0001")]
+    assert sentences[1].startswith("base2 answers more than base1 on heldout_en")
 
 
 def test_runs_without_scores_still_have_a_page(results: Path) -> None:
