@@ -119,20 +119,12 @@ def _boxes_of(
 
 def boxes(begin: int, end: int, shape: tuple[int, ...]) -> Iterator[Box]:
     """Boxes that hold elements `begin` to `end` of a row-major tensor of `shape`, in their order."""
-    if begin >= end:
-        return
-    if len(shape) == 1:
-        yield (begin,), (end - begin,)
-        return
-    row = math.prod(shape[1:])
-    (first, head), (last, tail) = divmod(begin, row), divmod(end, row)
-    if head:
-        for offset, size in boxes(head, row if last > first else tail, shape[1:]):
-            yield (first, *offset), (1, *size)
-        if last == first:
-            return
-        first += 1
-    if last > first:
-        yield (first, *(0,) * len(shape[1:])), (last - first, *shape[1:])
-    for offset, size in boxes(0, tail, shape[1:]):
-        yield (last, *offset), (1, *size)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    while begin < end:
+        # The first axis of whose slices one starts here and ends in time, and as many of them as do.
+        fitting = (begin % stride == 0 and begin + stride <= end for stride in strides)
+        axis = list(fitting).index(True)
+        offset = tuple(begin // stride % size for stride, size in zip(strides, shape, strict=True))
+        count = min((end - begin) // strides[axis], shape[axis] - offset[axis])
+        yield offset, (1,) * axis + (count,) + shape[axis + 1 :]
+        begin += count * strides[axis]

@@ -64,9 +64,9 @@ class Held:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         """Megatron-Core's tensor `key`."""
-        from megatron_mathcpt.checkpoint.huggingface import hf_names, pack
+        from megatron_mathcpt.checkpoint.huggingface import hf_sizes, pack
 
-        return pack(key, [self._state[name] for name in hf_names(key, layer)], self._shape)
+        return pack(key, [self._state[name] for name in hf_sizes(self._shape, key, layer)], self._shape)
 
 
 def make_shape(sizes: str, **more: float) -> LlamaShape:

@@ -72,8 +72,12 @@ def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pyt
     from megatron_mathcpt.checkpoint import huggingface
 
     source = make_folder(tmp_path / "hf", LLAMA2)
-    q, k, v = huggingface.LAYER_NAMES[huggingface.QKV]
-    monkeypatch.setitem(huggingface.LAYER_NAMES, huggingface.QKV, (k, q, v))
+    original = huggingface.pack
+
+    def swapped(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
+        return original(key, [parts[1], parts[0], parts[2]] if len(parts) == 3 else parts, shape)
+
+    monkeypatch.setattr(huggingface, "pack", swapped)
     with pytest.raises(CheckpointError, match=r"logits .* differ by"):
         import_from_hf(source, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()

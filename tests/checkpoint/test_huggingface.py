@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint, own_tokenizer
-from megatron_mathcpt.checkpoint.huggingface import QKV, pack
+from megatron_mathcpt.checkpoint.huggingface import pack
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path, load_sealed, seal
+from megatron_mathcpt.model.weights import LAYERS, QKV
 
 SHAPE = LlamaShape(
     num_layers=2, hidden_size=8, ffn_hidden_size=6, num_attention_heads=4, num_query_groups=2, vocab_size=5
@@ -23,7 +24,7 @@ def test_query_key_and_value_of_a_group_lie_together_and_gate_above_up() -> None
     packed = pack(QKV, rows, SHAPE).flatten().tolist()
     assert packed == [0, 1, 2, 3, 10, 11, 20, 21, 4, 5, 6, 7, 12, 13, 22, 23]
     parts = [torch.zeros(6, 8), torch.ones(6, 8)]
-    assert pack("mlp.linear_fc1.weight", parts, SHAPE)[:, 0].tolist() == [0.0] * 6 + [1.0] * 6
+    assert pack(f"{LAYERS}mlp.linear_fc1.weight", parts, SHAPE)[:, 0].tolist() == [0.0] * 6 + [1.0] * 6
 
 
 @pytest.mark.parametrize("size", [1000, 2**16, 5 * 2**20])

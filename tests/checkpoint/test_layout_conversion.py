@@ -17,7 +17,7 @@ from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, tensor_k
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.model.weights import LAYERS, RandomWeights, tensor_sizes
+from megatron_mathcpt.model.weights import RandomWeights, tensor_sizes
 from tests.checkpoint.conftest import SHAPES, SMOLLM2
 
 CASES = [(name, tp, pp) for name, tp, pp in product(SHAPES, (1, 2, 4, 8), (1, 2, 4))] + [
@@ -57,7 +57,7 @@ class Assembled:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         whole = self._stored[key] if layer is None else self._stored[key][layer]
-        rows = tensor_sizes(self._shape)[key.removeprefix(LAYERS)][0]
+        rows = tensor_sizes(self._shape)[key][0]
         assert not whole[:rows].isnan().any(), f"{key} is not whole"
         return whole[:rows]
 

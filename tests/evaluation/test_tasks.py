@@ -73,7 +73,7 @@ def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
 def test_local_examples_are_not_test_items(benchmarks_dir: Path) -> None:
     path = benchmarks_dir / "gsm8k" / "test.jsonl"
     data = tasks.rows(load_items(path).items[:3], path, 8)["test"]
-    assert data[0]["prefix"].startswith("Question: Natalia sold clips")
+    assert data[0]["prompt"].startswith("Question: Natalia sold clips")
 
 
 def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
