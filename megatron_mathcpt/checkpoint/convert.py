@@ -87,7 +87,9 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     written = CheckpointWeights(writing, shape)
     difference = huggingface.compare_logits(written, shape, folder) if verify else None
     outputs = sync_and_describe(writing, _files(writing))
-    counts = CheckpointCounts(step=0, eos_id=read_eos_id(folder), max_abs_logit_difference=difference)
+    eos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
+    counts = CheckpointCounts(step=0, eos_id=eos_id, max_abs_logit_difference=difference)
     write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
     folders.seal(writing)
     writing.rename(out)
@@ -143,13 +145,6 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
         start = folders.newest_checkpoint(Path(init["checkpoint"]))
         return own_tokenizer(start, load_sealed(start))
     raise CheckpointError(f"{checkpoint}: tells of no tokenizer; give its folder with --tokenizer")
-
-
-def read_eos_id(folder: Path) -> int | None:
-    """The end-of-sequence token of `config.json`, the first if it lists several."""
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    first = found[0] if isinstance(found, list) else found
-    return None if first is None else int(first)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

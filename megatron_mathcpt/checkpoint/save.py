@@ -58,11 +58,9 @@ class ShardWriter(FileSystemWriter):
     The state must stay as it is until then, or until `copy` has returned.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, sync_files=False)
-        self._plan: SavePlan | None = None
-        self._metadata: Metadata | None = None
-        self._taken: dict[MetadataIndex, Any] = {}
+    _plan: SavePlan
+    _metadata: Metadata
+    _taken: dict[MetadataIndex, Any]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         """Take what `plan` names; torch calls it in the middle of its save."""
@@ -89,7 +87,6 @@ class ShardWriter(FileSystemWriter):
 
     def write(self) -> Written:
         """Write, sync and hash this rank's files: weights in one, the optimizer's state in another."""
-        assert self._plan is not None
         kinds: dict[str, list[WriteItem]] = {}
         for item in self._plan.items:
             kinds.setdefault(OPTIMIZER if item.index.fqn.startswith(PREFIX) else "", []).append(item)
@@ -113,7 +110,6 @@ class ShardWriter(FileSystemWriter):
 
     def write_index(self, results: list[list[WriteResult]]) -> None:
         """Write which rank wrote what; rank 0 calls it when all have written."""
-        assert self._metadata is not None
         super().finish(self._metadata, results)
 
 
@@ -211,7 +207,7 @@ class Saver:
         if self._layout.is_writer:
             folders.begin(self._path)
         dist.barrier()
-        writer = ShardWriter(folders.hidden_path(self._path))
+        writer = ShardWriter(folders.hidden_path(self._path), sync_files=False)
         try:
             state = sharded_model(model)
             if optimizer is not None:

@@ -159,16 +159,11 @@ class Replay:
         if len(tokens) != self._rows:
             self._rows, self._end, self._graph = len(tokens), 0, None
             return self._step(tokens, cache)
-        if cache.end != self._end:
-            self._capture(tokens, cache)
+        if cache.end != self._end or self._graph is None:
+            self._end, self._tokens, self._graph = cache.end, tokens.clone(), torch.cuda.CUDAGraph()
+            # Other threads, such as NCCL's watchdog, may go on with their calls meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._result = self._step(self._tokens, cache)
         self._tokens.copy_(tokens)
-        assert self._graph is not None
         self._graph.replay()
         return self._result
-
-    def _capture(self, tokens: Tensor, cache: Cache) -> None:
-        self._end, self._tokens = cache.end, tokens.clone()
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's watchdog, may go on with their calls meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._result = self._step(self._tokens, cache)

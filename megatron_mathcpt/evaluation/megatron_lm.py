@@ -23,7 +23,8 @@ from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.sampling import Limits, Pick, greedy, request_seeds, sampler
+from megatron_mathcpt.evaluation.decoder import Decoder, Limits, Pick, greedy, sampler
+from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.model.weights import WeightSource, fill
 
@@ -58,7 +59,6 @@ class MegatronLM(TemplateLM):
         use_cpu()
         from transformers import AutoTokenizer
 
-        from megatron_mathcpt.evaluation.decoder import Decoder
         from megatron_mathcpt.model.llama import build_model
 
         self.options = MegatronOptions.model_validate(options)

@@ -5,9 +5,11 @@ makes the very batches, and so the very bytes, of one that was never killed. A b
 fingerprint, the settings, every prompt and every seed: no two models, and no two draws, share an answer.
 """
 
+import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +20,6 @@ from lm_eval.api.instance import Instance
 from rich.console import Console
 from rich.progress import track
 
-from megatron_mathcpt.evaluation.sampling import request_seeds
 from megatron_mathcpt.evaluation.tasks import judge
 from megatron_mathcpt.formats.benchmark import Item
 from megatron_mathcpt.formats.evaluation_folder import Response
@@ -114,3 +115,14 @@ def _generate(lm: Any, batch: list[Question], options: list[dict[str, Any]], key
         )
         for place, (question, output) in enumerate(zip(batch, outputs, strict=True))
     ]
+
+
+def request_seeds(prompts: list[str], seed: int) -> list[int]:
+    """A seed for each request from its prompt, which repeat of it this is, and `seed`."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        digest = hashlib.sha256(f"{seed}:{seen[prompt]}:{prompt}".encode()).digest()
+        seeds.append(int.from_bytes(digest[:7], "big"))
+        seen[prompt] += 1
+    return seeds

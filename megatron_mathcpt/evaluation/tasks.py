@@ -88,7 +88,7 @@ def dataset(
     items_per_set: int | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """Rows of one of `SETS` for lm-eval.
+    """lm-eval's dataset of one of `SETS`, each item with its prompt.
 
     `benchmarks` (from `--metadata`) or MATHCPT_BENCHMARKS names the folder; `samples` is the small sets of
     this package. Raises `EvaluationError` when a file is missing or wrong.
@@ -99,14 +99,10 @@ def dataset(
             "MATHCPT_BENCHMARKS is not set: name the folder of benchmark sets, or `samples` for the small "
             "ones of this package"
         )
-    path = choose_sets(root, benchmark_set)[benchmark_set]
-    return rows(spread(load_items(path).items, items_per_set), path, shots)
-
-
-def rows(items: tuple[Item, ...], path: Path, shots: int) -> dict[str, Any]:
-    """`items` of the file `path` as lm-eval's dataset, each with its prompt."""
     from datasets import Dataset
 
+    path = choose_sets(root, benchmark_set)[benchmark_set]
+    items = spread(load_items(path).items, items_per_set)
     texts = zip(items, prompts(items, path, shots), strict=True)
     return {"test": Dataset.from_list([item.model_dump() | {"prompt": text} for item, text in texts])}
 

@@ -12,7 +12,7 @@ from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
+from megatron_mathcpt.evaluation.decoder import Limits, greedy, sampler
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from tests.support.shapes import tiny
 

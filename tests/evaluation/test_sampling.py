@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_mathcpt.evaluation.sampling import greedy, request_seeds, sampler
+from megatron_mathcpt.evaluation.decoder import greedy, sampler
+from megatron_mathcpt.evaluation.responses import request_seeds
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 

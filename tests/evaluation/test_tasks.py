@@ -65,15 +65,15 @@ def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "a", **row}))
     path.with_name("fewshot.jsonl").write_text(json.dumps({"id": "b", **row, "question": " 1 + 1?"}))
     with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
-        tasks.rows(load_items(path).items, path, 1)
+        tasks.prompts(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
-        tasks.rows(load_items(path).items, path, 2)
+        tasks.prompts(load_items(path).items, path, 2)
 
 
 def test_local_examples_are_not_test_items(benchmarks_dir: Path) -> None:
     path = benchmarks_dir / "gsm8k" / "test.jsonl"
-    data = tasks.rows(load_items(path).items[:3], path, 8)["test"]
-    assert data[0]["prompt"].startswith("Question: Natalia sold clips")
+    texts = tasks.prompts(load_items(path).items[:3], path, 8)
+    assert texts[0].startswith("Question: Natalia sold clips")
 
 
 def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
