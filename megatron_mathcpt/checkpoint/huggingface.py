@@ -29,18 +29,7 @@ from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_si
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import EarlySync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
-from megatron_mathcpt.model.weights import (
-    EMBEDDING,
-    FINAL_NORM,
-    LAYERS,
-    OUTPUT,
-    QKV,
-    Sizes,
-    WeightSource,
-    fill,
-    packed_sizes,
-    tensor_sizes,
-)
+from megatron_mathcpt.model import weights as tensors
 
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -55,22 +44,22 @@ _TEXT = (
 
 def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
     """Key and layer of every tensor of a model, in the order of the forward pass."""
-    first, *keys = packed_sizes(shape)
+    first, *keys = tensors.packed_sizes(shape)
     yield first, None
     for layer in range(shape.num_layers):
-        yield from ((key, layer) for key in keys if key.startswith(LAYERS))
-    yield from ((key, None) for key in keys if not key.startswith(LAYERS))
+        yield from ((key, layer) for key in keys if key.startswith(tensors.LAYERS))
+    yield from ((key, None) for key in keys if not key.startswith(tensors.LAYERS))
 
 
-def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> Sizes:
+def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> tensors.Sizes:
     """Hugging Face's tensors that Megatron-Core's `key` packs: names, in order, and sizes."""
     before = "" if layer is None else f"model.layers.{layer}."
-    return {before + name: size for name, size in packed_sizes(shape)[key].items()}
+    return {before + name: size for name, size in tensors.packed_sizes(shape)[key].items()}
 
 
 def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
-    if key != QKV:
+    if key != tensors.QKV:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
     grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -78,8 +67,8 @@ def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor
 
 def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tensor]:
     """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
-    rows = [size[0] for size in packed_sizes(shape)[key].values()]
-    if key != QKV:
+    rows = [size[0] for size in tensors.packed_sizes(shape)[key].values()]
+    if key != tensors.QKV:
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
@@ -107,18 +96,20 @@ class HuggingFaceWeights:
 
 
 def write_hf_folder(
-    source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
+    source: tensors.WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
 ) -> dict[str, OutputFile]:
     """Write `config.json` and `model.safetensors`; the latter's size and checksum, taken from memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = source.read(FINAL_NORM, None).dtype
+    dtype = source.read(tensors.FINAL_NORM, None).dtype
     weights = _write_safetensors(folder / WEIGHTS, source, shape, dtype)
     config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return {WEIGHTS: weights}
 
 
-def _write_safetensors(path: Path, source: WeightSource, shape: LlamaShape, dtype: torch.dtype) -> OutputFile:
+def _write_safetensors(
+    path: Path, source: tensors.WeightSource, shape: LlamaShape, dtype: torch.dtype
+) -> OutputFile:
     """Write the tensors one by one, the next one read and the last one hashed beside; size and checksum.
 
     Layout: 8 bytes header length, JSON header with the byte range of each tensor, then the bytes
@@ -155,7 +146,7 @@ def _write_safetensors(path: Path, source: WeightSource, shape: LlamaShape, dtyp
     return OutputFile(bytes=len(start) + end, sha256=digest.hexdigest())
 
 
-def write_checkpoint_files(source: WeightSource, shape: LlamaShape, folder: Path) -> None:
+def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> None:
     """Write every tensor of `source` into `folder`, which is there and empty; it is not synced yet.
 
     The files are those of Megatron-Core's torch_dist format, which any layout loads, each layer's tensor one
@@ -167,12 +158,12 @@ def write_checkpoint_files(source: WeightSource, shape: LlamaShape, folder: Path
         """The tensor that torch's writer asks for, its vocabulary padded."""
         assert item.tensor_data is not None
         key, place = item.index.fqn, item.tensor_data.chunk
-        tensor = source.read(key, place.offsets[0] if key.startswith(LAYERS) else None)
+        tensor = source.read(key, place.offsets[0] if key.startswith(tensors.LAYERS) else None)
         missing = place.sizes[-tensor.dim()] - len(tensor)
         tensor = F.pad(tensor, (0, 0, 0, missing)) if missing else tensor
         return tensor.reshape(place.sizes)
 
-    dtype = source.read(FINAL_NORM, None).dtype
+    dtype = source.read(tensors.FINAL_NORM, None).dtype
     items = [_write_item(key, layer, shape, dtype) for key, layer in tensor_keys(shape)]
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(True)
@@ -187,8 +178,8 @@ def write_checkpoint_files(source: WeightSource, shape: LlamaShape, folder: Path
 
 def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
     """One tensor's place in the stored whole, for torch's writer."""
-    size = tensor_sizes(shape)[key]
-    if key in (EMBEDDING, OUTPUT):
+    size = tensors.tensor_sizes(shape)[key]
+    if key in (tensors.EMBEDDING, tensors.OUTPUT):
         size = (padded_vocab_size(size[0]), *size[1:])
     whole, offset = size, (0,) * len(size)
     if layer is not None:
@@ -198,7 +189,7 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
     return WriteItem(MetadataIndex(key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
 
-def compare_logits(source: WeightSource, shape: LlamaShape, folder: Path) -> float:
+def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> float:
     """Largest difference of a logit between Megatron-Core's model of `source` and transformers' of `folder`.
 
     In fp32, on random and real tokens; Megatron-Core's model runs in this process alone, in a process group
@@ -233,7 +224,7 @@ def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _megatron_logits(source: WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
+def _megatron_logits(source: tensors.WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [samples, sequence, vocabulary] of Megatron-Core's model filled from `source`, in fp32."""
     from megatron_mathcpt.model.llama import build_model
 
@@ -241,7 +232,7 @@ def _megatron_logits(source: WeightSource, shape: LlamaShape, tokens: torch.Tens
     layout = parallel.start_alone(sizes)
     try:
         (model,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
-        fill([model], source)
+        tensors.fill([model], source)
         positions = torch.arange(tokens.shape[1], device=layout.device).expand_as(tokens)
         logits = model.eval()(tokens.to(layout.device), positions, None)
     finally:
