@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import (
     Manifest,
-    OutputFile,
     is_complete,
     load_manifest,
     sync_and_describe,
@@ -57,7 +55,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
     difference = compare_logits(source, shape, out) if verify else None
     counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
-    outputs = weights | _described(out, weights)
+    outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
     write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
     return Converted(difference, was_there=False)
 
@@ -78,21 +76,20 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.huggingface import (
-        HuggingFaceWeights,
-        compare_logits,
-        write_checkpoint_files,
-    )
+    from megatron_mathcpt.checkpoint import huggingface
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     writing = folders.hidden_path(out)
     shutil.rmtree(writing, ignore_errors=True)
     (writing / "tokenizer").mkdir(parents=True)
     copy_tokenizer(folder, writing / "tokenizer")
-    write_checkpoint_files(HuggingFaceWeights(folder, shape), shape, writing)
-    difference = compare_logits(CheckpointWeights(writing, shape), shape, folder) if verify else None
-    outputs = _described(writing)
-    counts = CheckpointCounts(step=0, eos_id=read_eos_id(folder), max_abs_logit_difference=difference)
+    huggingface.write_checkpoint_files(huggingface.HuggingFaceWeights(folder, shape), shape, writing)
+    written = CheckpointWeights(writing, shape)
+    difference = huggingface.compare_logits(written, shape, folder) if verify else None
+    outputs = sync_and_describe(writing, _files(writing))
+    eos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
+    counts = CheckpointCounts(step=0, eos_id=eos_id, max_abs_logit_difference=difference)
     write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
     folders.seal(writing)
     writing.rename(out)
@@ -103,10 +100,8 @@ def _found(manifest: Manifest) -> Converted:
     return Converted(folders.checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
 
 
-def _described(folder: Path, known: Container[str] = ()) -> dict[str, OutputFile]:
-    """Every file but `known` of a folder without manifest, hidden ones too, synced and described."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sync_and_describe(folder, (name for name in names if name not in known))
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
@@ -119,7 +114,7 @@ def hf_fingerprint(folder: Path) -> str:
     Other weights of the same shape differ everywhere, so a sample tells them apart without reading 140 GB
     at every start; that no bit is damaged is for the download's own checksum.
     """
-    weights = {path.name: _sample_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+    weights = {path.name: _sample_hash(path) for path in folder.glob("*.safetensors")}
     if not weights:
         raise ConfigError(f"{folder}: holds no *.safetensors; other weight formats are not read")
     return hash_json({"config": hash_file(folder / "config.json"), "weights": weights})
@@ -150,13 +145,6 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
         start = folders.newest_checkpoint(Path(init["checkpoint"]))
         return own_tokenizer(start, load_sealed(start))
     raise CheckpointError(f"{checkpoint}: tells of no tokenizer; give its folder with --tokenizer")
-
-
-def read_eos_id(folder: Path) -> int | None:
-    """The end-of-sequence token of `config.json`, the first if it lists several."""
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    first = found[0] if isinstance(found, list) else found
-    return None if first is None else int(first)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

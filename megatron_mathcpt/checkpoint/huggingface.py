@@ -7,29 +7,29 @@ The whole model is never in memory but for the comparison of logits.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.save import without_crc32
+from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size
-from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import EarlySync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
-from megatron_mathcpt.model.weights import EMBEDDING, LAYERS, OUTPUT, WeightSource, fill, tensor_sizes
+from megatron_mathcpt.model import weights as tensors
 
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -40,45 +40,26 @@ _TEXT = (
     "A train covers 90 km in 1.5 hours. How fast is it? 90 / 1.5 = 60, so the answer is 60 km/h. "
     "已知函数 $f(x)=\\frac{x^2-1}{x+1}$，求 $f(3)$ 的值。解：$f(3)=\\frac{8}{4}=2$，故答案为 2。\n"
 )
-QKV = "self_attention.linear_qkv.weight"
-
-# Megatron-Core's key in a layer -> the names under `model.layers.N.` that it packs, in order.
-LAYER_NAMES: dict[str, tuple[str, ...]] = {
-    "self_attention.linear_qkv.layer_norm_weight": ("input_layernorm.weight",),
-    QKV: ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    "self_attention.linear_proj.weight": ("self_attn.o_proj.weight",),
-    "mlp.linear_fc1.layer_norm_weight": ("post_attention_layernorm.weight",),
-    "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
-}
-MODEL_NAMES: dict[str, tuple[str, ...]] = {
-    EMBEDDING: ("model.embed_tokens.weight",),
-    "decoder.final_layernorm.weight": ("model.norm.weight",),
-    OUTPUT: ("lm_head.weight",),
-}
 
 
 def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
     """Key and layer of every tensor of a model, in the order of the forward pass."""
-    yield EMBEDDING, None
+    first, *keys = tensors.packed_sizes(shape)
+    yield first, None
     for layer in range(shape.num_layers):
-        for key in LAYER_NAMES:
-            yield LAYERS + key, layer
-    yield "decoder.final_layernorm.weight", None
-    if not shape.share_embeddings_and_output_weights:
-        yield OUTPUT, None
+        yield from ((key, layer) for key in keys if key.startswith(tensors.LAYERS))
+    yield from ((key, None) for key in keys if not key.startswith(tensors.LAYERS))
 
 
-def hf_names(key: str, layer: int | None) -> tuple[str, ...]:
-    """Hugging Face's names of the tensors that Megatron-Core's `key` packs."""
-    if layer is None:
-        return MODEL_NAMES[key]
-    return tuple(f"model.layers.{layer}.{name}" for name in LAYER_NAMES[key.removeprefix(LAYERS)])
+def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> tensors.Sizes:
+    """Hugging Face's tensors that Megatron-Core's `key` packs: names, in order, and sizes."""
+    before = "" if layer is None else f"model.layers.{layer}."
+    return {before + name: size for name, size in tensors.packed_sizes(shape)[key].items()}
 
 
 def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
-    if not key.endswith(QKV):
+    if key != tensors.QKV:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
     grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -86,13 +67,11 @@ def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor
 
 def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tensor]:
     """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
-    if key.endswith(QKV):
-        heads = shape.num_attention_heads // shape.query_groups
-        grouped = whole.unflatten(0, (shape.query_groups, -1))
-        rows = [heads * shape.head_size, shape.head_size, shape.head_size]
-        return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]
-    count = len(LAYER_NAMES.get(key.removeprefix(LAYERS), ("",)))
-    return list(whole.chunk(count))
+    rows = [size[0] for size in tensors.packed_sizes(shape)[key].values()]
+    if key != tensors.QKV:
+        return list(whole.split(rows))
+    grouped = whole.unflatten(0, (shape.query_groups, -1))
+    return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
 
 
 class HuggingFaceWeights:
@@ -106,103 +85,92 @@ class HuggingFaceWeights:
                 self._file_of |= dict.fromkeys(file.keys(), path)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        """Megatron-Core's tensor `key`; `CheckpointError` if a part is missing or of another size."""
-        return pack(key, [self._part(name) for name in hf_names(key, layer)], self._shape)
+        """Megatron-Core's tensor `key`; `CheckpointError` if a part is missing."""
+        return pack(key, [self._part(name) for name in hf_sizes(self._shape, key, layer)], self._shape)
 
     def _part(self, name: str) -> torch.Tensor:
-        path = self._file_of.get(name)
-        if path is None:
+        if name not in self._file_of:
             raise CheckpointError(f"{self._folder}: no tensor '{name}' in its *.safetensors")
-        with safe_open(path, framework="pt") as file:
+        with safe_open(self._file_of[name], framework="pt") as file:
             return torch.as_tensor(file.get_tensor(name))
 
 
 def write_hf_folder(
-    source: WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
+    source: tensors.WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
 ) -> dict[str, OutputFile]:
     """Write `config.json` and `model.safetensors`; the latter's size and checksum, taken from memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = source.read("decoder.final_layernorm.weight", None).dtype
-    keys = list(tensor_keys(shape))
-    wholes = _ahead(source.read(key, layer) for key, layer in keys)
-    tensors = (
-        part.to(dtype)
-        for (key, _), whole in zip(keys, wholes, strict=True)
-        for part in unpack(key, whole, shape)
-    )
-    weights = write_safetensors(folder / WEIGHTS, _sizes(shape), dtype, tensors)
+    dtype = source.read(tensors.FINAL_NORM, None).dtype
+    weights = _write_safetensors(folder / WEIGHTS, source, shape, dtype)
     config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return {WEIGHTS: weights}
 
 
-def _ahead(tensors: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same tensors, each read in a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as beside:
-        coming = beside.submit(next, tensors, None)
-        while (tensor := coming.result()) is not None:
-            coming = beside.submit(next, tensors, None)
-            yield tensor
-
-
-def _sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Size of every Hugging Face tensor by name, in the order of the forward pass."""
-    whole = tensor_sizes(shape)
-    sizes: dict[str, tuple[int, ...]] = {}
-    for key, layer in tensor_keys(shape):
-        parts = unpack(key, torch.empty(whole[key.removeprefix(LAYERS)], device="meta"), shape)
-        sizes |= {name: tuple(part.shape) for name, part in zip(hf_names(key, layer), parts, strict=True)}
-    return sizes
-
-
-def write_safetensors(
-    path: Path, sizes: dict[str, tuple[int, ...]], dtype: torch.dtype, tensors: Iterable[torch.Tensor]
+def _write_safetensors(
+    path: Path, source: tensors.WeightSource, shape: LlamaShape, dtype: torch.dtype
 ) -> OutputFile:
-    """Write a safetensors file from a stream of tensors in the order of `sizes`; its size and checksum.
+    """Write the tensors one by one, the next one read and the last one hashed beside; size and checksum.
 
     Layout: 8 bytes header length, JSON header with the byte range of each tensor, then the bytes
     (github.com/huggingface/safetensors, "Format").
     """
+    keys = list(tensor_keys(shape))
+    sizes = {name: size for key in keys for name, size in hf_sizes(shape, *key).items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, size in sizes.items():
-        begin, end = end, end + torch.Size(size).numel() * dtype.itemsize
+        begin, end = end, end + math.prod(size) * dtype.itemsize
         header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": size, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(start)
-    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
         disk = EarlySync(file)
         file.write(start)
-        hashing = beside.submit(digest.update, b"")
-        for (name, size), tensor in zip(sizes.items(), tensors, strict=True):
-            assert tuple(tensor.shape) == size, name
-            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
-            hashing.result()
-            hashing = beside.submit(digest.update, data)
-            file.write(data)
-            disk.wrote(data.nbytes)
+        hashing = hasher.submit(digest.update, b"")
+        coming = reader.submit(source.read, *keys[0])
+        for (key, _), following in zip(keys, [*keys[1:], None], strict=True):
+            whole = coming.result()
+            if following is not None:
+                coming = reader.submit(source.read, *following)
+            for part in unpack(key, whole, shape):
+                data = part.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data
+                hashing.result()
+                hashing = hasher.submit(digest.update, data)
+                file.write(data)
+                disk.wrote(data.nbytes)
         hashing.result()
         disk.finish()
     return OutputFile(bytes=len(start) + end, sha256=digest.hexdigest())
 
 
-def write_checkpoint_files(source: WeightSource, shape: LlamaShape, folder: Path) -> None:
+def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> None:
     """Write every tensor of `source` into `folder`, which is there and empty; it is not synced yet.
 
     The files are those of Megatron-Core's torch_dist format, which any layout loads, each layer's tensor one
     chunk of the stacked whole; no process group and no model is needed, so a machine with little memory can
     convert a large one.
     """
-    dtype = source.read("decoder.final_layernorm.weight", None).dtype
+
+    def read(item: WriteItem) -> torch.Tensor:
+        """The tensor that torch's writer asks for, its vocabulary padded."""
+        assert item.tensor_data is not None
+        key, place = item.index.fqn, item.tensor_data.chunk
+        tensor = source.read(key, place.offsets[0] if key.startswith(tensors.LAYERS) else None)
+        missing = place.sizes[-tensor.dim()] - len(tensor)
+        tensor = F.pad(tensor, (0, 0, 0, missing)) if missing else tensor
+        return tensor.reshape(place.sizes)
+
+    dtype = source.read(tensors.FINAL_NORM, None).dtype
     items = [_write_item(key, layer, shape, dtype) for key, layer in tensor_keys(shape)]
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(True)
     plans, metadata = create_default_global_save_plan([SavePlan(items)])
     (plan,) = writer.prepare_global_plan(plans)
     with without_crc32():
-        results = writer.write_data(plan, _FromSource(source)).wait()
+        results = writer.write_data(plan, DataOf(read)).wait()
     writer.finish(metadata, [results])
     torch.save({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
@@ -210,37 +178,18 @@ def write_checkpoint_files(source: WeightSource, shape: LlamaShape, folder: Path
 
 def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
     """One tensor's place in the stored whole, for torch's writer."""
-    size = tensor_sizes(shape)[key.removeprefix(LAYERS)]
-    if key in (EMBEDDING, OUTPUT):
-        assert shape.vocab_size is not None
-        size = (padded_vocab_size(shape.vocab_size), *size[1:])
+    size = tensors.tensor_sizes(shape)[key]
+    if key in (tensors.EMBEDDING, tensors.OUTPUT):
+        size = (padded_vocab_size(size[0]), *size[1:])
     whole, offset = size, (0,) * len(size)
     if layer is not None:
         whole, offset, size = (shape.num_layers, *size), (layer, *offset), (1, *size)
     chunk = ChunkStorageMetadata(offsets=torch.Size(offset), sizes=torch.Size(size))
     data = TensorWriteData(chunk=chunk, properties=TensorProperties(dtype=dtype), size=torch.Size(whole))
-    index = MetadataIndex(key, chunk.offsets)
-    return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
+    return WriteItem(MetadataIndex(key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
 
-class _FromSource(DefaultSavePlanner):
-    """Reads each tensor when the writer asks for it, and pads the vocabulary."""
-
-    def __init__(self, source: WeightSource) -> None:
-        super().__init__()
-        self._source = source
-
-    def resolve_data(self, write_item: WriteItem) -> Any:
-        assert write_item.tensor_data is not None
-        key, place = write_item.index.fqn, write_item.tensor_data.chunk
-        tensor = self._source.read(key, place.offsets[0] if key.startswith(LAYERS) else None)
-        missing = place.sizes[-len(tensor.shape)] - len(tensor)
-        if missing:
-            tensor = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
-        return tensor.reshape(place.sizes)
-
-
-def compare_logits(source: WeightSource, shape: LlamaShape, folder: Path) -> float:
+def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> float:
     """Largest difference of a logit between Megatron-Core's model of `source` and transformers' of `folder`.
 
     In fp32, on random and real tokens; Megatron-Core's model runs in this process alone, in a process group
@@ -266,29 +215,26 @@ def compare_logits(source: WeightSource, shape: LlamaShape, folder: Path) -> flo
 def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
     """Random rows, and one of text in two languages where `folder` has a tokenizer."""
     assert shape.vocab_size is not None
-    random = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
-    if not (folder / "tokenizer.json").is_file():
-        return random
-    text = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
-    real = [token for token in text if token < shape.vocab_size] * _LENGTH
-    return torch.cat([random, torch.tensor([real[:_LENGTH]])]) if real else random
+    rows = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
+    if (folder / "tokenizer.json").is_file():
+        text = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
+        real = [token for token in text if token < shape.vocab_size] * _LENGTH
+        rows = torch.cat([rows, torch.tensor([real[:_LENGTH]])]) if real else rows
+    return rows
 
 
-def _megatron_logits(source: WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def _megatron_logits(source: tensors.WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [samples, sequence, vocabulary] of Megatron-Core's model filled from `source`, in fp32."""
-    use_cpu()
     from megatron_mathcpt.model.llama import build_model
 
     sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     layout = parallel.start_alone(sizes)
     try:
         (model,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
-        fill([model], source)
-        model.eval()
-        tokens = tokens.to(layout.device)
+        tensors.fill([model], source)
         positions = torch.arange(tokens.shape[1], device=layout.device).expand_as(tokens)
-        with torch.no_grad():
-            logits = model(tokens, positions, None)
+        logits = model.eval()(tokens.to(layout.device), positions, None)
     finally:
         parallel.stop()
     return torch.as_tensor(logits)[..., : shape.vocab_size].float().cpu()

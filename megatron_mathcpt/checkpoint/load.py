@@ -41,8 +41,9 @@ _EXTRA = "_extra_state"
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
     """The newest checkpoint to go on from whose files verify; None if the run has none, else an error."""
     paths = folders.checkpoint_paths(run_folder)
-    if (found := next((path for path in paths if _holds_all(path, layout)), None)) is not None:
-        return found
+    for path in paths:
+        if _holds_all(path, layout):
+            return path
     if paths:
         raise CheckpointError(
             f"{run_folder / folders.FOLDER}: no checkpoint verifies that holds more than weights; restore "
@@ -68,8 +69,8 @@ def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> 
         manifest = folders.load_sealed(path)
         outputs = manifest.outputs if optimizer else manifest.without_optimizer()
         for name in sorted(outputs)[layout.rank :: dist.get_world_size()]:
-            if hash_file(path / name) != outputs[name].sha256:
-                problem = problem or f"{path / name}: checksum differs from the manifest"
+            if not problem and hash_file(path / name) != outputs[name].sha256:
+                problem = f"{path / name}: checksum differs from the manifest"
     except ManifestError as error:
         problem = str(error)
     problems: list[str] = [""] * dist.get_world_size()
@@ -83,9 +84,8 @@ def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) 
     """Verify what is to stay beside a new checkpoint, so that older ones may go; all ranks together."""
     listed: list[Any] = [folders.checkpoint_paths(run_folder) if layout.is_writer else None]
     dist.broadcast_object_list(listed, src=0)
-    (paths,) = listed
     whole = 1
-    for path in paths if len(paths) >= retention.keep else ():
+    for path in listed[0] if len(listed[0]) >= retention.keep else ():
         if whole < retention.keep and (path.name in retention.verified or _holds_all(path, layout)):
             retention.verified.add(path.name)
             whole += 1
@@ -171,16 +171,13 @@ class CheckpointWeights:
         stored = self._metadata.state_dict_metadata.get(key)
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
-        size = list(stored.size)
+        first, rows = (0, stored.size[0]) if layer is None else (layer, 1)
         if key.endswith((EMBEDDING, OUTPUT)):
             assert self._shape.vocab_size is not None
-            size[0] = self._shape.vocab_size
-        offset = [0] * len(size)
-        if layer is not None:
-            offset[0], size[0] = layer, 1
+            rows = self._shape.vocab_size
+        offset, size = torch.Size([first, *[0] * len(stored.size[1:])]), torch.Size([rows, *stored.size[1:]])
         target = torch.empty(size, dtype=stored.properties.dtype)
-        wanted = ChunkStorageMetadata(offsets=torch.Size(offset), sizes=torch.Size(size))
-        items = create_read_items_for_chunk_list(key, stored, [wanted])
+        items = create_read_items_for_chunk_list(key, stored, [ChunkStorageMetadata(offset, size)])
         self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
         return target if layer is None else target[0]
 

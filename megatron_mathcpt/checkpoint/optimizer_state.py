@@ -59,16 +59,14 @@ def _own_shards(optimizer: DistributedOptimizer) -> dict[Any, dict[str, torch.Te
             for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items()
             if key != "step"  # torch's AdamW has it as a tensor, and in its groups too
         }
-        for buffer in optimizer.gbuf_ranges
-        for buckets in buffer.values()
-        for bucket in buckets
-        for parameter in bucket["param_map"]
+        for parameter in optimizer.model_param_gbuf_map
     }
 
 
 def _parts(
     optimizer: DistributedOptimizer, shards: dict[Any, dict[str, torch.Tensor]], model_state: dict[str, Any]
 ) -> Iterator[ShardedTensor]:
+    """All elements of `shards` as boxes of the tensors that are stored."""
     tensors, _ = extract_sharded_tensors_and_factories(model_state)
     places = {place.data: place for place in nested_values(tensors)}
     for parameter, states in shards.items():
@@ -77,19 +75,15 @@ def _parts(
         # Only one data-parallel rank has these elements, but each tensor-parallel one may have them.
         replica = (*place.replica_id[:2], optimizer.distributed_optimizer_instance_id)
         for name, flat in states.items():
-            key = f"{PREFIX}state.{name}.{place.key}"
-            for whole in _stored_tensors(place, key, flat.dtype):
-                yield from _boxes_of(whole, flat, begin, replica)
-
-
-def _stored_tensors(
-    place: ShardedTensor | ShardedTensorFactory, key: str, dtype: torch.dtype
-) -> list[ShardedTensor]:
-    """The stored tensors that a parameter is, each a view of it without memory: gate and up are two."""
-    empty = torch.empty(place.data.shape, dtype=dtype, device="meta")
-    if isinstance(place, ShardedTensorFactory):
-        return list(nested_values(replace(place, key=key, data=empty).build()))
-    return [replace(place, key=key, data=empty, dtype=dtype)]
+            # What is stored, as views of the parameter without memory: gate and up are two.
+            empty = torch.empty(place.data.shape, dtype=flat.dtype, device="meta")
+            named = {"key": f"{PREFIX}state.{name}.{place.key}", "data": empty}
+            if isinstance(place, ShardedTensorFactory):
+                stored = list(nested_values(replace(place, **named).build()))
+            else:
+                stored = [replace(place, **named, dtype=flat.dtype)]
+            for tensor in stored:
+                yield from _boxes_of(tensor, flat, begin, replica)
 
 
 def _boxes_of(
@@ -119,20 +113,12 @@ def _boxes_of(
 
 def boxes(begin: int, end: int, shape: tuple[int, ...]) -> Iterator[Box]:
     """Boxes that hold elements `begin` to `end` of a row-major tensor of `shape`, in their order."""
-    if begin >= end:
-        return
-    if len(shape) == 1:
-        yield (begin,), (end - begin,)
-        return
-    row = math.prod(shape[1:])
-    (first, head), (last, tail) = divmod(begin, row), divmod(end, row)
-    if head:
-        for offset, size in boxes(head, row if last > first else tail, shape[1:]):
-            yield (first, *offset), (1, *size)
-        if last == first:
-            return
-        first += 1
-    if last > first:
-        yield (first, *(0,) * len(shape[1:])), (last - first, *shape[1:])
-    for offset, size in boxes(0, tail, shape[1:]):
-        yield (last, *offset), (1, *size)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    while begin < end:
+        # The first axis of whose slices one starts here and ends in time, and as many of them as do.
+        fitting = (begin % stride == 0 and begin + stride <= end for stride in strides)
+        axis = list(fitting).index(True)
+        offset = tuple(begin // stride % size for stride, size in zip(strides, shape, strict=True))
+        count = min((end - begin) // strides[axis], shape[axis] - offset[axis])
+        yield offset, (1,) * axis + (count,) + shape[axis + 1 :]
+        begin += count * strides[axis]

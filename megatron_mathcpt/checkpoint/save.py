@@ -10,10 +10,10 @@ gives it up.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
+from torch.utils.serialization import config as serialization
 
 from megatron_mathcpt.checkpoint.load import sharded_model, verify_kept
 from megatron_mathcpt.checkpoint.optimizer_state import PREFIX, OptimizerState
@@ -47,6 +48,8 @@ from megatron_mathcpt.parallel import Layout
 HostCopies = dict[MetadataIndex, torch.Tensor]
 # torch's records of what one rank wrote, for the index, and its files' sizes and checksums.
 Written = tuple[list[WriteResult], dict[str, OutputFile]]
+# Gives what this rank must have done before it is sent what all ranks' last step gave.
+Saving = Generator[Future[Any], list[Any], None]
 
 
 class ShardWriter(FileSystemWriter):
@@ -55,11 +58,9 @@ class ShardWriter(FileSystemWriter):
     The state must stay as it is until then, or until `copy` has returned.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, sync_files=False)
-        self._plan: SavePlan | None = None
-        self._metadata: Metadata | None = None
-        self._taken: dict[MetadataIndex, Any] = {}
+    _plan: SavePlan
+    _metadata: Metadata
+    _taken: dict[MetadataIndex, Any]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         """Take what `plan` names; torch calls it in the middle of its save."""
@@ -86,7 +87,6 @@ class ShardWriter(FileSystemWriter):
 
     def write(self) -> Written:
         """Write, sync and hash this rank's files: weights in one, the optimizer's state in another."""
-        assert self._plan is not None
         kinds: dict[str, list[WriteItem]] = {}
         for item in self._plan.items:
             kinds.setdefault(OPTIMIZER if item.index.fqn.startswith(PREFIX) else "", []).append(item)
@@ -95,57 +95,38 @@ class ShardWriter(FileSystemWriter):
             for kind, items in kinds.items():
                 prefix = replace(self._plan.storage_data, prefix=kind + self._plan.storage_data.prefix)
                 plan = replace(self._plan, items=items, storage_data=prefix)
-                results += super().write_data(plan, _Taken(self._taken)).wait()
+                results += super().write_data(plan, DataOf(self._data_of)).wait()
         names = {result.storage_data.relative_path for result in results}
         self._taken = {}
         return results, sync_and_describe(Path(self.path), names)
 
+    def _data_of(self, item: WriteItem) -> Any:
+        data = self._taken[item.index]
+        if not isinstance(data, torch.Tensor) or data.device.type != "cpu":
+            return data
+        # The same memory as a tensor of its own: of a part of one torch's writer makes a copy first.
+        own = data.detach().contiguous().view(-1).view(torch.uint8).numpy()
+        return torch.frombuffer(own, dtype=data.dtype).view(data.shape)
+
     def write_index(self, results: list[list[WriteResult]]) -> None:
         """Write which rank wrote what; rank 0 calls it when all have written."""
-        assert self._metadata is not None
         super().finish(self._metadata, results)
 
 
-class _Taken(DefaultSavePlanner):
-    def __init__(self, taken: dict[MetadataIndex, Any]) -> None:
+class DataOf(DefaultSavePlanner):
+    """For torch's writer: what to write for an item of a plan is what the function gives."""
+
+    def __init__(self, function: Callable[[WriteItem], Any]) -> None:
         super().__init__()
-        self._data = taken
+        self._function = function
 
     def resolve_data(self, write_item: WriteItem) -> Any:
-        data = self._data[write_item.index]
-        return _apart(data) if isinstance(data, torch.Tensor) and data.device.type == "cpu" else data
+        return self._function(write_item)
 
 
-def _apart(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a tensor of its own: of a part of one torch's writer makes a copy first."""
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
-    return torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
-
-
-@contextmanager
-def without_crc32() -> Iterator[None]:
+def without_crc32() -> AbstractContextManager[None]:
     """Leave out torch.save's own checksum: we have a better one, and it holds the interpreter's lock."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A save on its way: where to, what its manifest will count, and what this rank's thread is at.
-
-    `work` is what must be done before the next of "writing", "committing" and "pruning".
-    """
-
-    path: Path
-    counts: folders.CheckpointCounts
-    writer: ShardWriter
-    copying: Future[None] | None
-    work: Future[Any]
-    at: str = "writing"
+    return serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined,no-any-return]
 
 
 class Saver:
@@ -171,7 +152,10 @@ class Saver:
         # A new thread would use the first GPU, whichever this process has.
         self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
         self._copies: HostCopies = {}
-        self._pending: _Pending | None = None
+        # The save on its way, and what this rank's thread is at for it.
+        self._saving: Saving | None = None
+        self._path, self._work = run_folder, Future[Any]()
+        self._copying: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
         return self
@@ -190,100 +174,111 @@ class Saver:
         before `wait_for_copy` has returned. A save that is still on its way is waited for.
         """
         self.finish()
-        path = folders.checkpoint_path(self._run_folder, counts.step)
+        self._path = folders.checkpoint_path(self._run_folder, counts.step)
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
-            raise _unwritable(path, "less room than the newest checkpoint takes")
-        writer = self._take(path, model, optimizer)
-        copying = self._thread.submit(writer.copy, self._copies) if beside else None
-        self._pending = _Pending(path, counts, writer, copying, self._thread.submit(writer.write))
-        while not beside and self._pending is not None and self._pending.at != "pruning":
-            self._advance(self._pending)
+            raise self._unwritable("less room than the newest checkpoint takes")
+        writer = self._take(model, optimizer)
+        self._copying = self._thread.submit(writer.copy, self._copies) if beside else None
+        self._saving = self._steps(writer, counts)
+        self._work = next(self._saving)
+        for _ in () if beside else ("written", "committed"):
+            self._advance()
 
     def wait_for_copy(self) -> None:
         """Return when the state may change; call it before every update."""
-        if self._pending is not None and self._pending.copying is not None:
-            self._pending.copying.result()
+        if self._saving is not None and self._copying is not None:
+            self._copying.result()
 
     def poll(self) -> None:
         """Take the save on its way one step further if every rank is ready."""
-        if self._pending is not None and not self._layout.any_true(not self._pending.work.done()):
-            self._advance(self._pending)
+        if self._saving is not None and not self._layout.any_true(not self._work.done()):
+            self._advance()
 
     def finish(self) -> None:
         """Wait for the save on its way, if there is one: it is committed, and what need not stay is gone.
 
         Raises `CheckpointError` on every rank if one could not write.
         """
-        while self._pending is not None:
-            self._advance(self._pending)
+        while self._saving is not None:
+            self._advance()
 
-    def _take(self, path: Path, model: list[Any], optimizer: Any) -> ShardWriter:
+    def _take(self, model: list[Any], optimizer: Any) -> ShardWriter:
         """Agree with the other ranks on who writes what, and take this rank's share of the state."""
         if self._layout.is_writer:
-            folders.begin(path)
+            folders.begin(self._path)
         dist.barrier()
-        writing = folders.hidden_path(path)
-        writer = ShardWriter(writing)
+        writer = ShardWriter(folders.hidden_path(self._path), sync_files=False)
         try:
             state = sharded_model(model)
             if optimizer is not None:
                 state["optimizer"] = OptimizerState(optimizer, state, loading=False).sharded
             share = FullyParallelSaveStrategyWrapper(_Plan(writer), self._layout.groups.dp_cp)
-            dist_checkpointing.save(state, str(writing), share)
+            dist_checkpointing.save(state, str(writer.path), share)
         except (CheckpointException, OSError) as error:
-            raise _unwritable(path, _cause(error)) from error
+            raise self._unwritable(_cause(error)) from error
         return writer
 
-    def _advance(self, pending: _Pending) -> None:
-        """From written by every rank to committed by rank 0, to pruned by it, to the end."""
-        self._pending = None
-        parts = self._gather(pending)
-        if pending.at == "writing":
-            verify_kept(self._run_folder, self._retention, self._layout)
-            self._retention.verified.add(pending.path.name)  # its bytes were read again for the checksums
-            work = self._thread.submit(self._commit, pending, parts)
-            self._pending = replace(pending, work=work, at="committing")
-        elif pending.at == "committing":
-            self._pending = replace(pending, work=self._thread.submit(self._prune), at="pruning")
+    def _steps(self, writer: ShardWriter, counts: folders.CheckpointCounts) -> Saving:
+        """The thread's work for one save, a step at a time; when all ranks are done, the next is sent for."""
+        written = yield self._thread.submit(writer.write)
+        verify_kept(self._run_folder, self._retention, self._layout)
+        self._retention.verified.add(self._path.name)  # its bytes were read again for the checksums
+        yield self._thread.submit(self._commit, writer, counts, written)
+        yield self._thread.submit(self._prune)
 
-    def _gather(self, pending: _Pending) -> list[Any]:
+    def _advance(self) -> None:
+        """Wait for this step of the save on all ranks, and start the next."""
+        assert self._saving is not None
+        saving, self._saving = self._saving, None
+        results = self._gather()
+        with suppress(StopIteration):
+            self._work = saving.send(results)
+            self._saving = saving
+
+    def _gather(self) -> list[Any]:
         """What the work of every rank gave, on rank 0; `CheckpointError` on all if one of them failed."""
-        error = pending.work.exception()
-        mine = pending.work.result() if error is None else _cause(error)
+        error = self._work.exception()
+        mine = self._work.result() if error is None else _cause(error)
         parts: list[Any] = [None] * dist.get_world_size() if self._layout.is_writer else []
         dist.gather_object(mine, parts or None, dst=0)
         problem = [next((part for part in parts if isinstance(part, str)), None)]
         dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
-            raise _unwritable(pending.path, problem[0]) from error
+            raise self._unwritable(problem[0]) from error
         return parts
 
-    def _commit(self, pending: _Pending, written: list[Written]) -> None:
+    def _commit(self, writer: ShardWriter, counts: folders.CheckpointCounts, written: list[Written]) -> None:
         """Complete the folder with index and manifest, and rename it; rank 0 only."""
         if not self._layout.is_writer:
             return
-        writing = folders.hidden_path(pending.path)
-        pending.writer.write_index([results for results, _ in written])
+        writer.write_index([results for results, _ in written])
         outputs = {name: file for _, files in written for name, file in files.items()}
-        others = {path.name for path in writing.iterdir()} - outputs.keys()
+        others = {path.name for path in Path(writer.path).iterdir()} - outputs.keys()
         manifest = write_manifest(
-            writing,
+            Path(writer.path),
             "checkpoint",
             inputs=self._inputs,
-            counts=pending.counts,
+            counts=counts,
             config=self._config,
-            outputs=outputs | sync_and_describe(writing, others),
+            outputs=outputs | sync_and_describe(Path(writer.path), others),
         )
-        folders.write_light_manifest(writing, manifest)
-        folders.seal(writing)
-        folders.commit(pending.path)
+        folders.write_light_manifest(Path(writer.path), manifest)
+        folders.seal(Path(writer.path))
+        folders.commit(self._path)
         if self._on_commit is not None:
-            self._on_commit(pending.path)
+            self._on_commit(self._path)
 
     def _prune(self) -> None:
         """Remove what need not stay, which takes a quarter of the save's own time; rank 0 only."""
         if self._layout.is_writer:
             folders.prune(self._run_folder, self._retention)
+
+    def _unwritable(self, cause: str) -> CheckpointError:
+        free = shutil.disk_usage(self._path.parent).free
+        return CheckpointError(
+            f"{self._path}: cannot be written ({cause}; {free:,} bytes free there); the checkpoints "
+            "before it are whole, make room or choose another folder and start again"
+        )
 
 
 class _Plan(TorchDistSaveShardedStrategy):
@@ -303,14 +298,6 @@ class _Plan(TorchDistSaveShardedStrategy):
             storage_writer=self._writer,
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
-
-
-def _unwritable(path: Path, cause: str) -> CheckpointError:
-    free = shutil.disk_usage(path.parent).free
-    return CheckpointError(
-        f"{path}: cannot be written ({cause}; {free:,} bytes free there); the checkpoints "
-        "before it are whole, make room or choose another folder and start again"
-    )
 
 
 def _cause(error: BaseException) -> str:

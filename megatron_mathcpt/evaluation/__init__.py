@@ -1,8 +1,7 @@
 """Score models on mathematics through lm-eval, with our own tasks, extraction and grading.
 
-In reading order: `tasks` (an lm-eval task: chosen, built, prompted, judged, summed up), `evaluate` (a model
-on task files, into a complete folder), `responses` (answers kept as they come, so that a killed run goes on),
-`megatron_lm` (a checkpoint as an lm-eval model), `decoder` (generation and log-likelihoods in any layout),
-`key_value_cache`, `sampling` (the next token). `__main__` is lm-eval's own command line with all that. What
-is written is typed in `formats/evaluation_folder`.
+In reading order: `tasks` (chosen, prompted, judged, summed up), `evaluate` (a model on task files, into a
+complete folder), `responses` (answers kept as they come, so that a killed run goes on), `megatron_lm` (a
+checkpoint as an lm-eval model), `decoder` (generation and log-likelihoods in any layout), `key_value_cache`.
+`__main__` is lm-eval's own command line with our tasks. What is written is `formats/evaluation_folder`'s.
 """

@@ -1,20 +1,25 @@
-"""Generation with a key-value cache, and log-likelihoods, by a Megatron-Core model in any layout."""
+"""Generation with a key-value cache, and log-likelihoods, by a Megatron-Core model in any layout.
+
+The next token is the likeliest, or drawn with a seed that is the request's alone.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.evaluation.key_value_cache import Cache, Replay, Step, padded, use_own_cache
-from megatron_mathcpt.evaluation.sampling import Limits, Pick
 from megatron_mathcpt.parallel import Layout
 
+Pick = Callable[[Tensor, list[int]], Tensor]  # tokens [rows] from logits [rows, vocabulary] and the rows
 # A batch is made smaller when this share or less of it still runs; with graphs a new size costs some steps.
 _LEAVE_SHARE, _LEAVE_SHARE_OF_GRAPHS = 0.75, 0.5
 # cuDNN's attention is left out: it makes a plan, some milliseconds, for every new length.
@@ -23,6 +28,49 @@ _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 BATCH_BYTES = 16 * 2**30
 # What scoring may take for logits at a time; one is 2 or 4 bytes, then fp32, fp64 and its log-probability.
 _LOGIT_BYTES, _BYTES_PER_LOGIT = 2**30, 24
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a sequence ends: after `new_tokens`, at `end_token`, or when `stopped(new tokens)` says so."""
+
+    new_tokens: int
+    end_token: int
+    stopped: Callable[[list[int]], bool]
+
+    def add(self, new: list[int], token: int) -> bool:
+        """Add `token` to `new`, unless it is the end token; whether the sequence ends here."""
+        if token == self.end_token:
+            return True
+        new.append(token)
+        return len(new) == self.new_tokens or self.stopped(new)
+
+
+def greedy(logits: Tensor, _rows: list[int]) -> Tensor:
+    """The likeliest token of each row; logits [rows, vocabulary]."""
+    return logits.argmax(-1)
+
+
+def sampler(seeds: list[int], *, temperature: float, top_p: float) -> Pick:
+    """Draw from the softmax at `temperature`, cut to the `top_p` nucleus, each row with its own generator.
+
+    What a request draws depends on no other request, batch or layout, and is the same on every
+    tensor-parallel process. Only the uniform draws are made on the CPU.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def pick(logits: Tensor, rows: list[int]) -> Tensor:
+        # Sorting, the longest part, is done in the logits' type; fp64 after it makes all devices agree.
+        ordered, order = logits.sort(descending=True, stable=True)
+        ordered = torch.softmax(ordered.double() / temperature, -1)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        drawn = torch.cat([torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows])
+        threshold = drawn.to(logits.device)[:, None] * ordered.sum(-1, keepdim=True)
+        place = (ordered.cumsum(-1) <= threshold).sum(-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
+        return order.gather(-1, place)[:, 0]
+
+    return pick
 
 
 class Decoder:
@@ -108,26 +156,24 @@ class Decoder:
 
         The head is applied to those positions alone, few at a time.
         """
-        rows = [row for row, count in enumerate(answers) for _ in range(count)]
         places = [
-            len(sequence) - 1 - left
-            for sequence, count in zip(sequences, answers, strict=True)
+            (row, len(sequence) - 1 - left)
+            for row, (sequence, count) in enumerate(zip(sequences, answers, strict=True))
             for left in range(count, 0, -1)
         ]
-        wanted = [sequences[row][place + 1] for row, place in zip(rows, places, strict=True)]
+        wanted = [sequences[row][place + 1] for row, place in places]
         hidden = self._hidden(self._filled([sequence[:-1] for sequence in sequences]))
         if self._layout.is_last_stage:
-            result = self._score_tokens(
-                hidden[self._tensor(places), self._tensor(rows)], self._tensor(wanted)
-            )
+            row, place = self._tensor(places).unbind(-1)
+            result = self._score_tokens(hidden[place, row], self._tensor(wanted))
         else:
-            result = torch.empty(2, len(rows), dtype=torch.float64, device=self._layout.device)
+            result = torch.empty(2, len(wanted), dtype=torch.float64, device=self._layout.device)
         scores, likeliest = self._share(result).tolist()
         ends = list(accumulate(answers))
         parts = [slice(end - count, end) for end, count in zip(ends, answers, strict=True)]
         return [(math.fsum(scores[part]), all(likeliest[part])) for part in parts]
 
-    def _score_tokens(self, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def _score_tokens(self, hidden: Tensor, wanted: Tensor) -> Tensor:
         """Log-probability of each token and whether it is the likeliest, [2, tokens] in fp64."""
         assert self._shape.vocab_size is not None
         chunk = max(1, _LOGIT_BYTES // (_BYTES_PER_LOGIT * self._shape.vocab_size))
@@ -148,25 +194,32 @@ class Decoder:
         cache.reading = False
         return cache
 
-    def _step(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [rows, vocabulary] of the tokens after `tokens` [rows]; zeros [rows, 1] on other stages."""
         cache.aim()
         hidden = self._hidden(tokens[:, None], cache)
         return self._logits(hidden[0]) if self._layout.is_last_stage else hidden.new_zeros(len(tokens), 1)
 
-    def _hidden(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """What this stage makes of tokens [batch, sequence]: hidden states [sequence, batch, hidden size]."""
+    def _hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """What this stage makes of tokens [batch, sequence]: hidden states [sequence, batch, hidden size].
+
+        They come from the stage before and go to the next.
+        """
         batch, length = tokens.shape
-        self._receive(batch, length)
+        group, mask = self._layout.groups.pp, cache.mask if cache else None
+        if not self._layout.is_first_stage:
+            size = (length, batch, self._shape.hidden_size)
+            given = torch.empty(size, dtype=self._dtype, device=self._layout.device)
+            dist.recv(given, dist.get_global_rank(group, group.rank() - 1), group=group)
+            self._model.set_input_tensor(given)
         positions = torch.arange(length, device=tokens.device).expand(batch, -1)
-        mask = cache.mask if cache else None
         with sdpa_kernel(_KERNELS):
             hidden = self._model(tokens, positions, mask, inference_context=cache, runtime_gather_output=True)
         if not self._layout.is_last_stage:
-            self._send(hidden)
+            dist.send(hidden.contiguous(), dist.get_global_rank(group, group.rank() + 1), group=group)
         return torch.as_tensor(hidden)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         """Logits in fp32 [positions, vocabulary] of states [positions, hidden size], on the last stage.
 
         The padded vocabulary is cut off.
@@ -174,30 +227,17 @@ class Decoder:
         output, _ = self._model.output_layer(hidden[:, None], weight=self._head, runtime_gather_output=True)
         return torch.as_tensor(output)[:, 0, : self._shape.vocab_size].float()
 
-    def _share(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _share(self, tensor: Tensor) -> Tensor:
         """`tensor` of the last pipeline stage on every stage."""
         group = self._layout.groups.pp
         if group.size() > 1:
             dist.broadcast(tensor, dist.get_global_rank(group, group.size() - 1), group=group)
         return tensor
 
-    def _tensor(self, values: list[int]) -> torch.Tensor:
+    def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self._layout.device)
 
-    def _filled(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _filled(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Rows of tokens [rows, longest], zeros after their ends: no token sees what comes after it."""
         tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
         return pad_sequence(tokens, batch_first=True).to(self._layout.device)
-
-    def _receive(self, batch: int, length: int) -> None:
-        group = self._layout.groups.pp
-        if group.rank() == 0:
-            return
-        size = (length, batch, self._shape.hidden_size)
-        hidden = torch.empty(size, dtype=self._dtype, device=self._layout.device)
-        dist.recv(hidden, dist.get_global_rank(group, group.rank() - 1), group=group)
-        self._model.set_input_tensor(hidden)
-
-    def _send(self, hidden: torch.Tensor) -> None:
-        group = self._layout.groups.pp
-        dist.send(hidden.contiguous(), dist.get_global_rank(group, group.rank() + 1), group=group)

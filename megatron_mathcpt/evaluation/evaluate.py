@@ -3,15 +3,15 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.tasks import aggregates, build_tasks, judge, summarize
-from megatron_mathcpt.formats.benchmark import Item, ItemFile, load_items, spread
+from megatron_mathcpt.evaluation.tasks import STOP, aggregates, judge, prompts, summarize
+from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import (
     KIND,
     RESPONSES,
@@ -46,28 +46,31 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
     if is_complete(out, KIND, inputs=inputs, config=recorded):
         logger.info("%s: already complete", out)
         return load_results(out).as_json()
-    answers = _answer(model, identity, sets, config, out)
-    scores = {name: summarize(name, sets[name], *found, config) for name, found in answers.items()}
+    samples, truncated = _answer(model, identity, sets, config, out)
+    scores = {
+        name: summarize(name, file, samples[name], truncated[name], config) for name, file in sets.items()
+    }
     results = Results(
         model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
     )
     if is_first_process():
-        samples = {name: rows for name, (rows, _) in answers.items()}
         write_evaluation(out, results, samples, inputs=inputs, config=recorded)
     return results.as_json()
 
 
 def _answer(
     model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path
-) -> dict[str, tuple[list[Sample], int]]:
+) -> tuple[dict[str, list[Sample]], Counter[str]]:
     """Every answer by task, and how many prompts were cut for leaving no room for the longest answer."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars of milliseconds; ours shows the answers
-    from lm_eval.evaluator import evaluate as lm_evaluate
-
-    from megatron_mathcpt.evaluation.responses import RecordedLM
+    from megatron_mathcpt.evaluation.responses import Question, answer
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options of its command line
-    built = build_tasks(sets, config)  # its data is checked before the model is loaded
+    questions = []  # put together, and so checked, before the model is loaded
+    for name, file in sets.items():
+        items = spread(file.items, config.limits.get(name))
+        for item, text in zip(items, prompts(items, file.path, config.shots.get(name, 0)), strict=True):
+            questions += [Question(name, item, text)] * config.samples
     lm = load(model, config)
     # What decides an answer beside its prompt and generation settings.
     decisive = {
@@ -77,39 +80,32 @@ def _answer(
         "device": str(lm.device),
         "seed": config.seed,
     }
+    settings = {"until": STOP, **config.generation()}
     try:
-        recorder = RecordedLM(lm, out / RESPONSES, decisive, config.batch_size)
-        found = lm_evaluate(recorder, built, bootstrap_iters=0)["samples"]
-        return {
-            name: _judged(spread(sets[name].items, config.limits.get(name)), samples, lm, config)
-            for name, samples in found.items()
-        }
+        texts = answer(
+            lm, questions, settings, out / RESPONSES, identity=decisive, batch_size=config.batch_size
+        )
     finally:
         if config.backend == "megatron":
             lm.close()
-
-
-def _judged(
-    items: Sequence[Item], samples: list[dict[str, Any]], lm: Any, config: EvaluationConfig
-) -> tuple[list[Sample], int]:
-    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     room = lm.max_length - config.max_new_tokens
-    truncated = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in ordered)
-    rows = [
-        Sample(
-            id=item.id,
-            sample=number if config.samples > 1 else None,
-            **judge(item, output),
-            stage=item.stage,
-            steps=item.steps,
-            gold=item.answer,
-            question=item.question,
-            output=output,
+    each = questions[:: config.samples]
+    truncated = Counter(asked.task for asked in each if len(lm.tok_encode(asked.prompt)) > room)
+    samples: dict[str, list[Sample]] = {name: [] for name in sets}
+    for index, ((task, item, _), output) in enumerate(zip(questions, texts, strict=True)):
+        samples[task].append(
+            Sample(
+                id=item.id,
+                sample=index % config.samples if config.samples > 1 else None,
+                **judge(item, output),
+                stage=item.stage,
+                steps=item.steps,
+                gold=item.answer,
+                question=item.question,
+                output=output,
+            )
         )
-        for item, sample in zip(items, ordered, strict=True)
-        for number, output in enumerate(sample["resps"][0])
-    ]
-    return rows, truncated
+    return samples, truncated
 
 
 def model_name(folder: Path) -> str:
@@ -133,34 +129,20 @@ def fingerprint(folder: Path, config: EvaluationConfig) -> str:
         )
     if (folder / FILE_NAME).is_file():
         return load_manifest(folder, "hf").fingerprint()
-    _check_parts(folder)
+    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
+    if index.is_file():  # of a sharded model; a copy that was cut short lacks some of its files
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise EvaluationError(f"{folder / missing[0]}: missing, the model folder is not complete")
     # Beside the weights, what decides prompts and their tokens.
     small = sorted(path for pattern in ("*.json", "*.model") for path in folder.glob(pattern))
     return hash_json({"weights": hf_fingerprint(folder)} | {path.name: hash_file(path) for path in small})
 
 
-def _check_parts(folder: Path) -> None:
-    """A sharded model's index names its files; a copy that was cut short lacks some."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise EvaluationError(f"{folder / missing[0]}: missing, the model folder is not complete")
-
-
 def load(folder: Path, config: EvaluationConfig) -> Any:
     """lm-eval's model object; raises `EvaluationError` when the window leaves no room for a question."""
-    if config.backend == "megatron":
-        from megatron_mathcpt.cpu import use_cpu
-
-        use_cpu()  # before the first import of Megatron-Core
-        from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
-
-        model: Any = MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
-    else:
-        model = _load_hf(folder, config)
+    model: Any = _load_megatron(folder, config) if config.backend == "megatron" else _load_hf(folder, config)
     if model.max_length <= config.max_new_tokens:
         raise EvaluationError(
             f"max_new_tokens {config.max_new_tokens}: the model's window is {model.max_length} tokens, "
@@ -169,19 +151,24 @@ def load(folder: Path, config: EvaluationConfig) -> Any:
     return model
 
 
+def _load_megatron(folder: Path, config: EvaluationConfig) -> Any:
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
+    from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
+
+    return MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
+
+
 def _load_hf(folder: Path, config: EvaluationConfig) -> Any:
     """lm-eval's `hf` model, on a GPU if there is one; there `auto` is the folder's precision, else fp32."""
     from lm_eval.models.huggingface import HFLM
 
     from megatron_mathcpt.device import on_gpu
 
-    cuda = on_gpu()
+    device, automatic = ("cuda", "auto") if on_gpu() else ("cpu", "float32")
+    dtype = _DTYPES.get(config.params_dtype, automatic)
     try:
-        return HFLM(
-            pretrained=str(folder),
-            device="cuda" if cuda else "cpu",
-            dtype=_DTYPES.get(config.params_dtype, "auto" if cuda else "float32"),
-            batch_size=config.batch_size,
-        )
+        return HFLM(pretrained=str(folder), device=device, dtype=dtype, batch_size=config.batch_size)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EvaluationError(f"{folder}: cannot be loaded as a model: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.inference.contexts import StaticInferenceContext
+from torch import Tensor
 
 from megatron_mathcpt.model.attention import SdpaAttention
 
@@ -33,7 +34,7 @@ class Cache(StaticInferenceContext):
     are the tokens that each row holds before its next one; while `reading` is true, whole prompts are read.
     """
 
-    def __init__(self, lengths: list[int], longest: int, angles: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, lengths: list[int], longest: int, angles: Tensor, dtype: torch.dtype) -> None:
         super().__init__(len(lengths), padded(longest))
         sine = angles.sin()
         sine[..., : sine.shape[-1] // 2].neg_()  # a half turn is (-second half, first half)
@@ -42,7 +43,7 @@ class Cache(StaticInferenceContext):
         self.places = torch.tensor(lengths, device=angles.device)
         self.rows = torch.arange(len(lengths), device=angles.device)
         self.reading = True
-        self.mask: torch.Tensor | None = None
+        self.mask: Tensor | None = None
         self._turn = self._cosines, self._sines
 
     @property
@@ -70,44 +71,34 @@ class Cache(StaticInferenceContext):
         for layer, memory in self.key_value_memory_dict.items():
             self.key_value_memory_dict[layer] = tuple(part.index_select(0, index) for part in memory)
 
-    def rotate(self, tensor: torch.Tensor) -> torch.Tensor:
+    def rotate(self, tensor: Tensor) -> Tensor:
         """Rotary embedding of [new tokens, rows, heads, channels]."""
         cosine, sine = (part[: len(tensor)] for part in self._turn)
         return torch.addcmul(tensor * cosine, tensor.roll(tensor.shape[-1] // 2, -1), sine)
 
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Store keys and values [new tokens, rows, heads, channels]; return all cached, in that order."""
-        memory = self._memory(layer, key)
-        for part, new in zip(memory, (key, value), strict=True):
+        held: dict[int, tuple[Tensor, ...]] = self.key_value_memory_dict
+        if layer not in held:
+            _, rows, heads, channels = key.shape
+            size = (rows, heads, self.max_sequence_length, channels)
+            # Zeros: a masked value still takes part, times nothing, and nothing times garbage may be NaN.
+            held[layer] = key.new_zeros(size), key.new_zeros(size)
+        for part, new in zip(held[layer], (key, value), strict=True):
             if self.reading:
                 part[:, :, : len(new)] = new.permute(1, 2, 0, 3)
             else:
                 part[self.rows, :, self.places] = new[0]
         end = len(key) if self.reading else self.end
-        return tuple(part[:, :, :end].permute(2, 0, 1, 3) for part in memory)
-
-    def _memory(self, layer: int, key: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keys and values of one layer, [rows, heads, padded(longest), channels] each."""
-        found: dict[int, tuple[torch.Tensor, ...]] = self.key_value_memory_dict
-        if layer not in found:
-            _, rows, heads, channels = key.shape
-            size = (rows, heads, self.max_sequence_length, channels)
-            # Zeros: a masked value still takes part, times nothing, and nothing times garbage may be NaN.
-            found[layer] = tuple(key.new_zeros(size) for _ in range(2))
-        return found[layer]
+        return tuple(part[:, :, :end].permute(2, 0, 1, 3) for part in held[layer])
 
 
 class CachedAttention(SdpaAttention):
     """Causal attention, or with a mask one new token's over the cached ones; the mask is added to scores."""
 
     def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **_: Any,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+    ) -> Tensor:
         """As `SdpaAttention`; with a mask [rows, 1, 1, keys], query is [1, rows, heads, channels].
 
         The query heads of a group stand as queries of one head, so keys need not be repeated for them: with a
@@ -132,29 +123,22 @@ def use_own_cache(model: Any) -> None:
 
 
 def _append(
-    attention: Any,
-    cache: Cache | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rotary: Any,
-    *_: Any,
-    **__: Any,
+    layer: Any, cache: Cache | None, query: Tensor, key: Tensor, value: Tensor, *more: Any, **_: Any
 ) -> tuple[Any, ...]:
     """What `Attention._adjust_key_value_for_inference` of megatron-core 0.16 to 0.19 returns.
 
     Query, key and value are [new tokens, rows, heads, channels]; the keys and values returned hold the cached
-    tokens too. The rotary embedding comes back as None: it has been applied.
+    tokens too. The rotary embedding, first of `more`, comes back as None: it has been applied.
     """
     if cache is None:
-        return query, key, value, rotary, attention.attn_mask_type, None
+        return query, key, value, more[0], layer.attn_mask_type, None
     heads = [query.shape[2], key.shape[2]]
     query, key = cache.rotate(torch.cat((query, key), 2)).split(heads, 2)
-    key, value = cache.append(attention.layer_number, key, value)
-    return query, key, value, None, attention.attn_mask_type, None
+    key, value = cache.append(layer.layer_number, key, value)
+    return query, key, value, None, layer.attn_mask_type, None
 
 
-Step = Callable[[torch.Tensor, Cache], torch.Tensor]
+Step = Callable[[Tensor, Cache], Tensor]
 
 
 class Replay:
@@ -170,21 +154,16 @@ class Replay:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._tokens = self._result = torch.empty(0)
 
-    def __call__(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
         """What `step` gives for `tokens` [rows] and the cache."""
         if len(tokens) != self._rows:
             self._rows, self._end, self._graph = len(tokens), 0, None
             return self._step(tokens, cache)
-        if cache.end != self._end:
-            self._capture(tokens, cache)
+        if cache.end != self._end or self._graph is None:
+            self._end, self._tokens, self._graph = cache.end, tokens.clone(), torch.cuda.CUDAGraph()
+            # Other threads, such as NCCL's watchdog, may go on with their calls meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._result = self._step(self._tokens, cache)
         self._tokens.copy_(tokens)
-        assert self._graph is not None
         self._graph.replay()
         return self._result
-
-    def _capture(self, tokens: torch.Tensor, cache: Cache) -> None:
-        self._end, self._tokens = cache.end, tokens.clone()
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's watchdog, may go on with their calls meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._result = self._step(self._tokens, cache)

@@ -5,7 +5,7 @@ exchange the answers, so lm-eval sees one process and its own sharding, which mi
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.sampling import Limits, Pick, greedy, request_seeds, sampler
+from megatron_mathcpt.evaluation.decoder import Decoder, Limits, Pick, greedy, sampler
+from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.model.weights import WeightSource, fill
 
@@ -58,11 +59,10 @@ class MegatronLM(TemplateLM):
         use_cpu()
         from transformers import AutoTokenizer
 
-        from megatron_mathcpt.evaluation.decoder import Decoder
         from megatron_mathcpt.model.llama import build_model
 
         self.options = MegatronOptions.model_validate(options)
-        source, self.shape, own = _open(Path(model))
+        source, shape, own = _open(Path(model))
         tokenizer = self.options.tokenizer or own
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         if self.tokenizer.eos_token_id is None:
@@ -71,10 +71,10 @@ class MegatronLM(TemplateLM):
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
         self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
         precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
-        (chunk,) = build_model(self.shape, self.layout, precision)
+        (chunk,) = build_model(shape, self.layout, precision)
         fill([chunk], source)
-        self._decoder = Decoder(chunk, self.shape, self.layout)
-        self.max_length = self.shape.max_position_embeddings
+        self._decoder = Decoder(chunk, shape, self.layout)
+        self.max_length = shape.max_position_embeddings
         self._device = self.layout.device  # lm-eval's `device`
         self._texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
 
@@ -91,11 +91,6 @@ class MegatronLM(TemplateLM):
         """Wait for all processes."""
         dist.barrier()
 
-    @property
-    def tokenizer_name(self) -> str:
-        """Name for lm-eval's request cache."""
-        return str(self.tokenizer.name_or_path)
-
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of `string`; special tokens by the tokenizer's own default, as in lm-eval's `hf`."""
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
@@ -104,22 +99,21 @@ class MegatronLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts of the requests, in their order, cut before the first stop string."""
         drawn = request_seeds([request.args[0] for request in requests], self.options.seed)
-        seeds = [request.args[1].get("seed", seed) for request, seed in zip(requests, drawn, strict=True)]
         groups: dict[str, list[int]] = {}  # of the same settings, but for the seed
         for index, request in enumerate(requests):
             kind = {name: value for name, value in request.args[1].items() if name != "seed"}
             groups.setdefault(repr(sorted(kind.items())), []).append(index)
-        texts: dict[int, str] = {}
+        texts = [""] * len(requests)
         for members in groups.values():
             prompts = [requests[index].args[0] for index in members]
-            options = requests[members[0]].args[1]
-            found = self._generate(prompts, options, [seeds[index] for index in members])
-            texts |= dict(zip(members, found, strict=True))
-        return [texts[index] for index in range(len(requests))]
+            seeds = [requests[index].args[1].get("seed", drawn[index]) for index in members]
+            found = self._generate(prompts, requests[members[0]].args[1], seeds)
+            for index, text in zip(members, found, strict=True):
+                texts[index] = text
+        return texts
 
     def _generate(self, prompts: list[str], options: dict[str, Any], seeds: list[int]) -> list[str]:
-        end = self.tokenizer.decode([self.eot_token_id])
-        stops = handle_stop_sequences(options.get("until"), eos=end)
+        stops = handle_stop_sequences(options.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
         new_tokens = int(options.get("max_gen_toks", self.options.max_gen_toks))
         if not 0 < new_tokens < self.max_length:
             raise EvaluationError(
@@ -129,7 +123,23 @@ class MegatronLM(TemplateLM):
         room = self.max_length - new_tokens
         encoded = [(self.tok_encode(prompt) or [self.eot_token_id])[-room:] for prompt in prompts]
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
-        may_stop = self._tokens_that_may_stop(stops)
+        top_p = float(options.get("top_p", 1.0))
+        limits = Limits(new_tokens, self.eot_token_id, self._stopped_by(stops))
+
+        def texts_of(batch: list[int]) -> list[str]:
+            pick: Pick = greedy
+            if temperature > 0:
+                pick = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
+            found = self._decoder.generate([encoded[index] for index in batch], limits, pick)
+            return [_cut(self.tokenizer.decode(new), stops) for new in found]
+
+        return self._by_all([len(tokens) + new_tokens for tokens in encoded], texts_of)
+
+    def _stopped_by(self, stops: Sequence[str]) -> Callable[[list[int]], bool]:
+        """Whether new tokens end with one of the strings `stops`, or a character or so after it."""
+        # The last token's text holds the last character of a stop string: the rest needs no decoding.
+        last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # a piece of a character may complete one
+        may_stop = {token for token, text in enumerate(self._texts) if last & set(text)}
         # A token is at least a byte; a few more, for a character cut at the start of what is decoded.
         tail = max((len(stop.encode()) for stop in stops), default=0) + 4
 
@@ -139,48 +149,31 @@ class MegatronLM(TemplateLM):
             text = self.tokenizer.decode(new[-tail:])
             return any(stop in text for stop in stops)
 
-        limits = Limits(new_tokens, self.eot_token_id, stopped)
-        done: dict[int, str] = {}
-        for batch in self._my_batches([len(tokens) + new_tokens for tokens in encoded]):
-            pick: Pick = greedy
-            if temperature > 0:
-                top_p = float(options.get("top_p", 1.0))
-                pick = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
-            found = self._decoder.generate([encoded[index] for index in batch], limits, pick)
-            for index, new in zip(batch, found, strict=True):
-                done[index] = _cut(self.tokenizer.decode(new), stops)
-        return self._gather(done, len(prompts))
-
-    def _tokens_that_may_stop(self, stops: Sequence[str]) -> set[int]:
-        """Tokens whose text holds the last character of a stop string: the rest needs no decoding."""
-        last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # a piece of a character may complete one
-        return {token for token, text in enumerate(self._texts) if last & set(text)}
+        return stopped
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """Sum of the continuation's log-probabilities, and whether it is what greedy generation gives."""
-        done: dict[int, tuple[float, bool]] = {}
-        for batch in self._my_batches([len(context) + len(answer) for _, context, answer in requests]):
-            pairs = [requests[index][1:] for index in batch]
-            done |= dict(zip(batch, self._score(pairs), strict=True))
-        return self._gather(done, len(requests))
+        answers = [len(answer) for _, _, answer in requests]
+        if max(answers, default=0) > self.max_length:
+            raise EvaluationError(
+                f"an answer of {max(answers)} tokens: the model's window is {self.max_length}; leave the "
+                "item out"
+            )
+        sequences = [(context + answer)[-(self.max_length + 1) :] for _, context, answer in requests]
 
-    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        sequences, answers = [], []
-        for context, answer in pairs:
-            if len(answer) > self.max_length:
-                raise EvaluationError(
-                    f"an answer of {len(answer)} tokens: the model's window is {self.max_length}; leave the "
-                    "item out"
-                )
-            sequences.append((context + answer)[-(self.max_length + 1) :])
-            answers.append(len(answer))
-        return self._decoder.score(sequences, answers)
+        def scores_of(batch: list[int]) -> list[tuple[float, bool]]:
+            return self._decoder.score(
+                [sequences[index] for index in batch], [answers[index] for index in batch]
+            )
+
+        return self._by_all([len(context) + len(answer) for _, context, answer in requests], scores_of)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in windows of the model's length that do not overlap."""
-        windows, owners = [], []
+        windows: list[tuple[None, list[int], list[int]]] = []
+        owners: list[int] = []
         for index, request in enumerate(requests):
             rolling = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
@@ -188,26 +181,24 @@ class MegatronLM(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            for context, answer in map(make_disjoint_window, rolling):
-                windows.append((None, context, answer))
-                owners.append(index)
+            windows += [(None, *make_disjoint_window(window)) for window in rolling]
+            owners += [index] * (len(windows) - len(owners))
         totals = [0.0] * len(requests)
         for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[owner] += score
         return totals
 
-    def _my_batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """This replica's batches of request indices."""
+    def _by_all(self, lengths: Sequence[int], results_of: Callable[[list[int]], list[Any]]) -> list[Any]:
+        """Results by request index, each replica making those of its batches of indices."""
         batches = self._decoder.batches(lengths, self.options.batch_size)
-        return batches[self.layout.data_rank :: self.layout.data_size]
-
-    def _gather(self, mine: dict[int, Any], count: int) -> list[Any]:
-        """Results of all replicas, by request index."""
+        mine: dict[int, Any] = {}
+        for batch in batches[self.layout.data_rank :: self.layout.data_size]:
+            mine |= dict(zip(batch, results_of(batch), strict=True))
         parts = [mine] * self.layout.data_size
         if self.layout.data_size > 1:
             dist.all_gather_object(parts, mine, group=self.layout.groups.dp)
         whole = {index: result for part in parts for index, result in part.items()}
-        return [whole[index] for index in range(count)]
+        return [whole[index] for index in range(len(lengths))]
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

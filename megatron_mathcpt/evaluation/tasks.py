@@ -59,10 +59,9 @@ def plan(
         limits |= dict.fromkeys(found, benchmark_limit or limit)
     if not files:
         raise EvaluationError("no task: give --task NAME=FILE or --benchmarks DIR")
-    few_shot = dict.fromkeys([name + FEW_SHOT for name in files], shots) if shots else {}
-    if shots:
-        limits |= {name + FEW_SHOT: limit for name, limit in limits.items()}
-        files |= {name + FEW_SHOT: file for name, file in files.items()}
+    few_shot = {name + FEW_SHOT: shots for name in files if shots}
+    limits |= {name + FEW_SHOT: limit for name, limit in limits.items() if shots}
+    files |= {name + FEW_SHOT: file for name, file in files.items() if shots}
     limited = {name: count for name, count in limits.items() if count}
     try:
         config = EvaluationConfig(tasks=tuple(files), limits=limited, shots=few_shot, **settings)
@@ -82,38 +81,6 @@ def named_files(text: str) -> dict[str, Path]:
     return {name: Path(file)}
 
 
-def build_tasks(files: dict[str, ItemFile], config: EvaluationConfig) -> dict[str, Any]:
-    """lm-eval's task dictionary: one `generate_until` task for each name, with the items that are scored."""
-    from lm_eval.tasks import TaskManager
-
-    specs = [_spec(name, file, config) for name, file in files.items()]
-    return dict(TaskManager(include_defaults=False).load(specs))
-
-
-def _spec(name: str, file: ItemFile, config: EvaluationConfig) -> dict[str, Any]:
-    shots = config.shots.get(name, 0)
-    items = spread(file.items, config.limits.get(name))
-    metrics = [("accuracy", True), ("ungraded", False)]
-    return {
-        "task": name,
-        "custom_dataset": lambda **_: rows(items, file.path, shots),
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": prompt,
-        "doc_to_target": "{{answer}}",
-        "process_results": score,
-        "num_fewshot": 0,
-        "repeats": config.samples,
-        "filter_list": [{"name": "all", "filter": [{"function": "take_first_k", "k": config.samples}]}],
-        "generation_kwargs": {"until": STOP, **config.generation()},
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": better}
-            for metric, better in metrics
-        ],
-        "metadata": {"version": 1, "num_fewshot": shots},
-    }
-
-
 def dataset(
     benchmark_set: str,
     shots: int = 0,
@@ -121,7 +88,7 @@ def dataset(
     items_per_set: int | None = None,
     **_: Any,
 ) -> dict[str, Any]:
-    """Rows of one of `SETS` for lm-eval.
+    """lm-eval's dataset of one of `SETS`, each item with its prompt.
 
     `benchmarks` (from `--metadata`) or MATHCPT_BENCHMARKS names the folder; `samples` is the small sets of
     this package. Raises `EvaluationError` when a file is missing or wrong.
@@ -132,26 +99,21 @@ def dataset(
             "MATHCPT_BENCHMARKS is not set: name the folder of benchmark sets, or `samples` for the small "
             "ones of this package"
         )
-    path = choose_sets(root, benchmark_set)[benchmark_set]
-    return rows(spread(load_items(path).items, items_per_set), path, shots)
-
-
-def rows(items: tuple[Item, ...], path: Path, shots: int) -> dict[str, Any]:
-    """`items` of the file `path` as lm-eval's dataset, each with its `shots` worked examples."""
     from datasets import Dataset
 
+    path = choose_sets(root, benchmark_set)[benchmark_set]
+    items = spread(load_items(path).items, items_per_set)
+    texts = zip(items, prompts(items, path, shots), strict=True)
+    return {"test": Dataset.from_list([item.model_dump() | {"prompt": text} for item, text in texts])}
+
+
+def prompts(items: tuple[Item, ...], path: Path, shots: int) -> list[str]:
+    """The prompt of each of `items`, of the file `path`: `shots` worked examples, then the question."""
     prefixes = {
         language: "".join(cpt_text(example) + "\n\n" for example in examples)
         for language, examples in examples_for(items, path, shots).items()
     }
-    return {
-        "test": Dataset.from_list([item.model_dump() | {"prefix": prefixes[item.lang]} for item in items])
-    }
-
-
-def prompt(doc: dict[str, Any]) -> str:
-    """Prompt of one row: worked examples, then the question."""
-    return str(doc["prefix"]) + Item.model_validate(doc).prompt()
+    return [prefixes[item.lang] + item.prompt() for item in items]
 
 
 def score(doc: dict[str, Any], outputs: list[Any]) -> dict[str, float]:
@@ -169,10 +131,10 @@ def judge(item: Item, output: str) -> dict[str, Any]:
     """
     extraction = extract_answer(output, item.lang, item.type)
     verdict = grade(item.answer, extraction.text, item.type)
-    text = _option_text(item)
-    if verdict.equal is not True and text and extraction.method in ("box", "phrase"):
-        by_text = grade(text, extraction.text)
-        verdict = by_text if by_text.equal else verdict
+    if item.type == "choice" and verdict.equal is not True and extraction.method in ("box", "phrase"):
+        option = item.choices["ABCDEFGH".index(item.answer)] if item.choices else item.answer_text
+        by_text = grade(option or "", extraction.text)
+        verdict = by_text if option and by_text.equal else verdict
     return {
         "correct": verdict.equal is True,
         "verdict": verdict.status,
@@ -180,14 +142,6 @@ def judge(item: Item, output: str) -> dict[str, Any]:
         "extracted": extraction.text,
         "method": extraction.method,
     }
-
-
-def _option_text(item: Item) -> str:
-    if item.type != "choice":
-        return ""
-    if item.choices:
-        return item.choices["ABCDEFGH".index(item.answer)]
-    return item.answer_text or ""
 
 
 def summarize(
@@ -226,15 +180,11 @@ def _sample_scores(items: Sequence[Item], samples: list[Sample], count: int) -> 
 
 def majority(answers: Sequence[str], kind: str) -> str:
     """The answer that most of `answers` are equal to; the first of those with the same count, '' if none."""
-    groups: list[list[str]] = []
+    counts: Counter[str] = Counter()  # by the first of those that are equal
     for answer in filter(None, answers):
-        for group in groups:
-            if group[0] == answer or grade(group[0], answer, kind).equal:
-                group.append(answer)
-                break
-        else:
-            groups.append([answer])
-    return max(groups, key=len)[0] if groups else ""
+        same = (first for first in counts if first == answer or grade(first, answer, kind).equal)
+        counts[next(same, answer)] += 1
+    return max(counts, key=counts.__getitem__, default="")
 
 
 def aggregates(tasks: dict[str, TaskScore]) -> dict[str, Any]:
@@ -249,12 +199,11 @@ def aggregates(tasks: dict[str, TaskScore]) -> dict[str, Any]:
             form, found = (name + FEW_SHOT, few) if few.accuracy > zero.accuracy else (name, zero)
             higher[name] = {"form": form, "accuracy": found.accuracy, "stderr": found.stderr, "n": found.n}
             best[name] = found
-    four = [best.get(name) or tasks.get(name + FEW_SHOT) for name in STUDY_SETS]
-    known = [found for found in four if found]
+    known = [score for name in STUDY_SETS if (score := best.get(name) or tasks.get(name + FEW_SHOT))]
     result: dict[str, Any] = {"higher_of_forms": higher} if higher else {}
     if len(known) == len(STUDY_SETS):
         result["mean_of_four"] = {
-            "accuracy": sum(found.accuracy for found in known) / len(known),
-            "stderr": math.sqrt(sum(found.stderr**2 for found in known)) / len(known),
+            "accuracy": sum(score.accuracy for score in known) / len(known),
+            "stderr": math.sqrt(sum(score.stderr**2 for score in known)) / len(known),
         }
     return result

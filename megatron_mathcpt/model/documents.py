@@ -4,6 +4,7 @@ One description, a row of document numbers a sample, becomes a dense mask (`forb
 attention) or the lengths that packed attention takes (`Documents`, for Transformer Engine's).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -41,7 +42,7 @@ class Span:
 
     `queries` is a part of this rank's tokens, `keys` of all, rows of a microbatch one after the other.
     `query_ends` and `key_ends` are packed attention's cu_seqlens (int32, the first 0); `longest` and
-    `longest_keys` bounds on what lies between two of them; `aligned` says that both are the same.
+    `longest_keys` bounds on what lies between two of them.
     """
 
     queries: slice
@@ -50,7 +51,11 @@ class Span:
     key_ends: torch.Tensor
     longest: int
     longest_keys: int
-    aligned: bool
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the first query may see its own key alone, so that both ends are the same."""
+        return bool(self.queries.stop - self.queries.start == self.keys.stop - self.keys.start)
 
 
 class Documents(PackedSeqParams):  # type: ignore[misc]
@@ -60,19 +65,18 @@ class Documents(PackedSeqParams):  # type: ignore[misc]
     `order` brings the gathered parts of all context-parallel ranks into the sample's order.
     """
 
-    def __init__(self, length: int, spans: tuple[Span, ...], order: torch.Tensor | None) -> None:
+    def __init__(self, length: int, spans: Iterable[Span], order: torch.Tensor | None) -> None:
         super().__init__(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length)
-        self.spans, self.order = spans, order
+        self.spans, self.order = tuple(spans), order
 
     def to(self, device: torch.device) -> "Documents":
         """The same, its tensors on `device`."""
         move = partial(torch.Tensor.to, device=device, non_blocking=True)
-        spans = tuple(
+        spans = (
             replace(span, query_ends=move(span.query_ends), key_ends=move(span.key_ends))
             for span in self.spans
         )
-        order = None if self.order is None else move(self.order)
-        return Documents(self.max_seqlen_q, spans, order)
+        return Documents(self.max_seqlen_q, spans, None if self.order is None else move(self.order))
 
 
 def packed(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
@@ -81,36 +85,25 @@ def packed(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
     Without context parallelism all samples are one span; with it each sample has the rank's two chunks.
     """
     samples, length = documents.shape
-    starts = document_starts(documents)
+    # Where documents start in the samples one after the other, each of which starts one.
+    new = torch.ones_like(documents, dtype=torch.bool)
+    new[:, 1:] = documents.diff() != 0
+    starts = new.flatten().nonzero().flatten()
     if size == 1:
-        return Documents(length, (_span(starts, (0, samples * length), 0),), None)
-    chunk = length // (2 * size)
-    spans = tuple(
-        _span(starts, (row * length + place * chunk, chunk), (2 * row + late) * chunk)
-        for row in range(samples)
-        for late, place in enumerate((rank, 2 * size - 1 - rank))
-    )
+        return Documents(length, [_span(starts, 0, samples * length, 0)], None)
+    count = length // (2 * size)
+    begins = [row * length + place * count for row in range(samples) for place in (rank, 2 * size - 1 - rank)]
+    spans = (_span(starts, begin, count, index * count) for index, begin in enumerate(begins))
     order = torch.cat([context_positions(length, size, other) for other in range(size)]).argsort()
     return Documents(length, spans, order)
 
 
-def document_starts(documents: torch.Tensor) -> torch.Tensor:
-    """Where documents start in the samples one after the other, each of which starts one; the end too."""
-    new = torch.ones_like(documents, dtype=torch.bool)
-    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    end = torch.tensor([documents.numel()])
-    return torch.cat([new.flatten().nonzero().flatten(), end])
-
-
-def _span(starts: torch.Tensor, chunk: tuple[int, int], held_at: int) -> Span:
-    """The span of `chunk` (first token, number of tokens) of all tokens, held by its rank at `held_at`."""
-    begin, count = chunk
+def _span(starts: torch.Tensor, begin: int, count: int, held_at: int) -> Span:
+    """The span of `count` tokens from `begin` of all, held by its rank from `held_at`."""
     end = begin + count
-    inside = starts[(starts > begin) & (starts < end)]
     first_key = int(starts[starts <= begin][-1])
-    ends = torch.cat([inside, torch.tensor([end])])
-    query_ends = torch.cat([torch.tensor([begin]), ends]) - begin
-    key_ends = torch.cat([torch.tensor([first_key]), ends]) - first_key
+    inside = starts[(starts > begin) & (starts < end)].tolist()
+    query_ends, key_ends = (torch.tensor([first, *inside, end]) - first for first in (begin, first_key))
     return Span(
         slice(held_at, held_at + count),
         slice(first_key, end),
@@ -118,7 +111,6 @@ def _span(starts: torch.Tensor, chunk: tuple[int, int], held_at: int) -> Span:
         key_ends.int(),
         _bound(query_ends),
         _bound(key_ends),
-        first_key == begin,
     )
 
 

@@ -53,7 +53,7 @@ class Llama(GPTModel):
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Loss per token, [batch, sequence]; `logits` is [sequence, batch, vocabulary / tensor size]."""
         width = logits.shape[-1]
-        first_padded = max(0, self.valid_vocab_size - self.pg_collection.tp.rank() * width)
+        first_padded = self.valid_vocab_size - self.pg_collection.tp.rank() * width
         if first_padded < width:
             padded = torch.arange(width, device=logits.device) >= first_padded
             logits = logits.masked_fill(padded, torch.finfo(logits.dtype).min)
@@ -70,30 +70,28 @@ def build_model(
     """
     assert shape.vocab_size is not None
     config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
-    stages = layout.sizes.virtual_pipeline_model_parallel_size
-    scaling = shape.rope_scaling
+    virtual = layout.sizes.virtual_pipeline_model_parallel_size
+    stages = range(virtual) if virtual else (None,)
     chunks = []
-    for stage in range(stages or 1):
-        virtual_stage = stage if stages else None
+    for stage in stages:
         chunk = Llama(
             config=config,
-            transformer_layer_spec=block_spec(config, layout, virtual_stage, documents=document_attention),
+            transformer_layer_spec=_layer_spec(config, layout, stage, documents=document_attention),
             vocab_size=padded_vocab_size(shape.vocab_size),
             max_sequence_length=shape.max_position_embeddings,
-            pre_process=layout.is_first_stage and stage == 0,
-            post_process=layout.is_last_stage and stage == (stages or 1) - 1,
+            pre_process=layout.is_first_stage and stage == stages[0],
+            post_process=layout.is_last_stage and stage == stages[-1],
             parallel_output=True,
             share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
             position_embedding_type="rope",
             rotary_base=shape.rotary_base,
-            rope_scaling=scaling is not None,
-            rope_scaling_factor=scaling.factor if scaling else 1.0,
+            rope_scaling=shape.rope_scaling is not None,
+            rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
             pg_collection=layout.groups,
-            vp_stage=virtual_stage,
+            vp_stage=stage,
         )
         chunk.valid_vocab_size = shape.vocab_size
-        chunk.to(layout.device)
-        chunks.append(chunk)
+        chunks.append(chunk.to(layout.device))
     return chunks
 
 
@@ -112,7 +110,7 @@ def accumulate_in_products(chunk: Any) -> None:
     chunk.config.gradient_accumulation_fusion = True
 
 
-def block_spec(config: Any, layout: Layout, stage: int | None, *, documents: bool) -> Any:
+def _layer_spec(config: Any, layout: Layout, stage: int | None, *, documents: bool) -> Any:
     """Transformer Engine's fused layers on a GPU; else local ones with SDPA and our RMSNorm.
 
     With `documents` the fused ones attend within documents only.
@@ -123,8 +121,7 @@ def block_spec(config: Any, layout: Layout, stage: int | None, *, documents: boo
             fused.submodules.self_attention.submodules.core_attention = DocumentAttention
         return fused
     spec: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    layer.self_attention.submodules.core_attention = SdpaAttention
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.self_attention.submodules.core_attention = SdpaAttention
     layers = get_num_layers_to_build(config, vp_stage=stage, pp_rank=layout.groups.pp.rank())
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)

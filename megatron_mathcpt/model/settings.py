@@ -17,9 +17,21 @@ from megatron_mathcpt.planner.machine import check_recipe
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OF_SHAPE = {"num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon"}
 # Fields of the section parallel that are the optimizer's and the gradients', or made another way.
-_NOT_OF_LAYERS = {"use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather"} | {
-    *("grad_reduce_in_fp32", "gradient_accumulation_fusion", "recompute_modules"),
+_NOT_OF_LAYERS = {
+    *("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather", "grad_reduce_in_fp32"),
+    *("gradient_accumulation_fusion", "recompute_modules"),
 }
+# What fails without Transformer Engine, or brings nothing; on gloo, freeing a pipeline stage's output races
+# with its send, which gives wrong losses without an error.
+_FUSIONS = (
+    *("bias_activation_fusion", "bias_dropout_fusion", "masked_softmax_fusion", "apply_rope_fusion"),
+    "deallocate_pipeline_outputs",
+)
+# weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which parameters
+# are tensor-parallel shards; unmarked ones would be missing from the gradient norm. It writes zeros: FP8
+# parameters are quantised there, and what a reused block of memory held would set the scale of delayed
+# scaling for its whole history.
+_INITIALISED = ("init_method", "output_layer_init_method", "embedding_init_method")
 # Delayed scaling looks so many steps back (defaults of Transformer Engine's DelayedScaling; Megatron-Core's
 # own default of one step overflows when a maximum grows).
 _FP8_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
@@ -36,11 +48,9 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
         "parallel.cuda_graph_impl": parallel.cuda_graph_impl != "none",
         "parallel.cross_entropy_loss_fusion": parallel.cross_entropy_loss_fusion,
     }
-    for field, needed in asked.items():
-        if needed and not fused:
-            raise ConfigError(
-                f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out"
-            )
+    if not fused and any(asked.values()):
+        field = next(filter(asked.get, asked))
+        raise ConfigError(f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out")
     if precision.fp8_recipe is not None:
         check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
 
@@ -56,6 +66,11 @@ def transformer_config(
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     # NVIDIA's apex brings the product that adds the output layer's gradient to its buffer.
     has_apex_kernel = find_spec("fused_weight_gradient_mlp_cuda") is not None
+    fp8: dict[str, Any] = {}
+    if precision.fp8 is not None:
+        fp8 = precision.model_dump(exclude={"params_dtype", "fp8_param_gather"})
+        fp8 |= {"fp8_param": precision.fp8_param_gather}
+        fp8 |= _FP8_HISTORY if precision.fp8_recipe == "delayed" else {}
     return TransformerConfig(
         **shape.model_dump(include=_OF_SHAPE),
         **parallel.model_dump(exclude=_NOT_OF_LAYERS),
@@ -73,39 +88,17 @@ def transformer_config(
         recompute_modules=list(parallel.recompute_modules) or None,
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # train/process.py
         calculate_per_token_loss=True,
-        # weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which
-        # parameters are tensor-parallel shards; unmarked ones would be missing from the gradient norm. It
-        # writes zeros: FP8 parameters are quantised there, and what a reused block of memory held would set
-        # the scale of delayed scaling for its whole history.
-        init_method=torch.nn.init.zeros_,
-        output_layer_init_method=torch.nn.init.zeros_,
-        embedding_init_method=torch.nn.init.zeros_,
-        # Without Transformer Engine these fusions fail or bring nothing.
         gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel,
         cross_entropy_fusion_impl="te",
-        bias_activation_fusion=fused,
-        bias_dropout_fusion=fused,
-        masked_softmax_fusion=fused,
-        apply_rope_fusion=fused,
         persist_layer_norm=False,
-        # On gloo, batched sends of interleaved stages are matched in the wrong order, and freeing a
-        # stage's output races with its send: both give wrong losses without an error.
+        # On gloo, batched sends of interleaved stages are matched in the wrong order.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,  # a device synchronisation a message, for torch before 1.14 only
-        deallocate_pipeline_outputs=fused,
-        **_fp8_settings(precision),
+        **dict.fromkeys(_FUSIONS, fused),
+        **dict.fromkeys(_INITIALISED, torch.nn.init.zeros_),
+        **fp8,
     )
-
-
-def _fp8_settings(precision: PrecisionSection) -> dict[str, Any]:
-    if precision.fp8 is None:
-        return {}
-    return {
-        **precision.model_dump(exclude={"params_dtype", "fp8_param_gather"}),
-        "fp8_param": precision.fp8_param_gather,
-        **(_FP8_HISTORY if precision.fp8_recipe == "delayed" else {}),
-    }
 
 
 @contextmanager

@@ -18,11 +18,14 @@ from megatron.core.fp8_utils import is_float8tensor
 from megatron_mathcpt.config.shape import LlamaShape
 
 EMBEDDING = "embedding.word_embeddings.weight"
+FINAL_NORM = "decoder.final_layernorm.weight"
 OUTPUT = "output_layer.weight"
 LAYERS = "decoder.layers."
+QKV = f"{LAYERS}self_attention.linear_qkv.weight"
 _E4M3_LARGEST = 448.0  # weights are E4M3 in both FP8 formats
 # Residual-path outputs start smaller, by 1 / sqrt(2 layers) (Megatron-Core's scaled_init_method_normal).
-_SCALED = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+_SCALED = (f"{LAYERS}self_attention.linear_proj.weight", f"{LAYERS}mlp.linear_fc2.weight")
+Sizes = dict[str, tuple[int, ...]]
 
 
 class WeightSource(Protocol):
@@ -45,37 +48,33 @@ def fill(chunks: Iterable[Any], source: WeightSource) -> None:
             if isinstance(sharded, ShardedTensor):
                 _fill_part(sharded, source)
         for name, copy in copies.items():
-            scale_for(chunk.get_parameter(name), copy)
+            _set_scale(chunk.get_parameter(name)._quantizer, copy)
         requantize(chunk, copies)
 
 
+@torch.no_grad()
 def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
     """Copy the part of the whole tensor that `sharded` stands for; padded vocabulary rows become zero."""
     prefix = sharded.prepend_axis_num
-    layer = sharded.global_offset[0] if prefix else None
-    whole = source.read(sharded.key, layer)
-    begin, length = sharded.global_offset[prefix], sharded.local_shape[0]
-    part = whole[begin : begin + length]
-    for axis in range(1, len(sharded.local_shape)):
-        part = part.narrow(axis, sharded.global_offset[prefix + axis], sharded.local_shape[axis])
-    with torch.no_grad():
-        sharded.data[: part.shape[0]].copy_(part)
-        sharded.data[part.shape[0] :].zero_()
+    whole = source.read(sharded.key, sharded.global_offset[0] if prefix else None)
+    ends = zip(sharded.global_offset[prefix:], sharded.local_shape, strict=True)
+    part = whole[tuple(slice(begin, begin + length) for begin, length in ends)]
+    sharded.data[: len(part)].copy_(part)
+    sharded.data[len(part) :].zero_()
 
 
-def scale_for(parameter: Any, value: torch.Tensor) -> None:
+def _set_scale(quantizer: Any, value: torch.Tensor) -> None:
     """Let a parameter of delayed scaling start on the scale of `value`, where a fresh one has scale 1.
 
     Its largest element becomes the format's largest number, as the recipe's own update does with a margin
     of 0 (Transformer Engine, common/recipe/delayed_scaling.cu). Other recipes' casts compute their own.
     """
-    quantizer = parameter._quantizer
-    if isinstance(getattr(quantizer, "scale", None), torch.Tensor):
-        largest = value.abs().max().float()
-        if largest > 0:
-            quantizer.scale.fill_(_E4M3_LARGEST / largest)
+    scale = getattr(quantizer, "scale", None)
+    if isinstance(scale, torch.Tensor) and (largest := value.abs().max().float()) > 0:
+        scale.fill_(_E4M3_LARGEST / largest)
 
 
+@torch.no_grad()
 def requantize(chunk: Any, values: Mapping[str, Any]) -> None:
     """Set FP8 parameters to `values`, on the scales they have now; the optimizer starts from `values` too.
 
@@ -83,51 +82,63 @@ def requantize(chunk: Any, values: Mapping[str, Any]) -> None:
     copies is in `_high_precision_init_val` (Transformer Engine, module/base.py), which Megatron-Core makes
     its fp32 weights from; initialisation leaves ours zero.
     """
-    with torch.no_grad():
-        for name, parameter in chunk.named_parameters():
-            if name in values and is_float8tensor(parameter):
-                parameter.copy_(values[name])
-                if hasattr(parameter, "_high_precision_init_val"):
-                    parameter._high_precision_init_val = values[name].detach().cpu()
+    for name, parameter in chunk.named_parameters():
+        if name in values and is_float8tensor(parameter):
+            parameter.copy_(values[name])
+            if hasattr(parameter, "_high_precision_init_val"):
+                parameter._high_precision_init_val = values[name].detach().cpu()
 
 
 class RandomWeights:
     """Weights drawn from a seed: normal with the shape's deviation, norms one; independent of the layout."""
 
     def __init__(self, shape: LlamaShape, seed: int) -> None:
-        self.shape = shape
-        self.seed = seed
+        self._shape, self._seed = shape, seed
         self._sizes = tensor_sizes(shape)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         """Draw the tensor of `key`; each has a generator of its own, seeded by key and layer."""
-        name = key.removeprefix(LAYERS)
-        size = self._sizes[name]
+        size = self._sizes[key]
         if len(size) == 1:
             return torch.ones(size)
-        deviation = self.shape.init_method_std
-        if name in _SCALED:
-            deviation /= (2 * self.shape.num_layers) ** 0.5
-        digest = hashlib.sha256(f"{self.seed}/{key}/{layer}".encode()).digest()
+        deviation = self._shape.init_method_std
+        if key in _SCALED:
+            deviation /= (2 * self._shape.num_layers) ** 0.5
+        digest = hashlib.sha256(f"{self._seed}/{key}/{layer}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return torch.empty(size).normal_(0.0, deviation, generator=generator)
 
 
-def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Whole size of every tensor by Megatron-Core's key, a layer's without its prefix."""
+def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
+    """By Megatron-Core's key, in the order of the forward pass, the tensors that it packs along dimension 0.
+
+    They are Hugging Face's by name, with their sizes; a layer's lack `model.layers.N.` before their names.
+    """
     assert shape.vocab_size is not None
-    hidden, ffn, channels = shape.hidden_size, shape.ffn_hidden_size, shape.head_size
-    heads, groups = shape.num_attention_heads, shape.query_groups
-    sizes: dict[str, tuple[int, ...]] = {
-        EMBEDDING: (shape.vocab_size, hidden),
-        "self_attention.linear_qkv.layer_norm_weight": (hidden,),
-        "self_attention.linear_qkv.weight": ((heads + 2 * groups) * channels, hidden),
-        "self_attention.linear_proj.weight": (hidden, heads * channels),
-        "mlp.linear_fc1.layer_norm_weight": (hidden,),
-        "mlp.linear_fc1.weight": (2 * ffn, hidden),
-        "mlp.linear_fc2.weight": (hidden, ffn),
-        "decoder.final_layernorm.weight": (hidden,),
+    hidden, ffn, vocabulary = shape.hidden_size, shape.ffn_hidden_size, (shape.vocab_size, shape.hidden_size)
+    heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.query_groups))
+    qkv = {"q": heads, "k": groups, "v": groups}
+    sizes: dict[str, Sizes] = {
+        EMBEDDING: {"model.embed_tokens.weight": vocabulary},
+        f"{LAYERS}self_attention.linear_qkv.layer_norm_weight": {"input_layernorm.weight": (hidden,)},
+        QKV: {f"self_attn.{name}_proj.weight": (rows, hidden) for name, rows in qkv.items()},
+        f"{LAYERS}self_attention.linear_proj.weight": {"self_attn.o_proj.weight": (hidden, heads)},
+        f"{LAYERS}mlp.linear_fc1.layer_norm_weight": {"post_attention_layernorm.weight": (hidden,)},
+        f"{LAYERS}mlp.linear_fc1.weight": {
+            f"mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")
+        },
+        f"{LAYERS}mlp.linear_fc2.weight": {"mlp.down_proj.weight": (hidden, ffn)},
+        FINAL_NORM: {"model.norm.weight": (hidden,)},
+        OUTPUT: {"lm_head.weight": vocabulary},
     }
-    if not shape.share_embeddings_and_output_weights:
-        sizes[OUTPUT] = (shape.vocab_size, hidden)
+    if shape.share_embeddings_and_output_weights:
+        del sizes[OUTPUT]
     return sizes
+
+
+def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """Whole size of every tensor by Megatron-Core's key; a layer's own, all layers having one key."""
+    return {
+        key: (sum(size[0] for size in parts.values()), *next(iter(parts.values()))[1:])
+        for key, parts in packed_sizes(shape).items()
+    }

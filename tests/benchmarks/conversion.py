@@ -44,7 +44,7 @@ class Bf16Noise:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         generator = torch.Generator().manual_seed(len(key) + 1000 * (layer or 0))
-        size = self._sizes[key.removeprefix("decoder.layers.")]
+        size = self._sizes[key]
         return torch.randint(0x3F80, size, dtype=torch.int16, generator=generator).view(torch.bfloat16)
 
 

@@ -29,7 +29,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
+from megatron_mathcpt.evaluation.decoder import Limits, greedy, sampler
 
 ON_GPU = torch.cuda.is_available()
 BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
@@ -64,9 +64,9 @@ class Held:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         """Megatron-Core's tensor `key`."""
-        from megatron_mathcpt.checkpoint.huggingface import hf_names, pack
+        from megatron_mathcpt.checkpoint.huggingface import hf_sizes, pack
 
-        return pack(key, [self._state[name] for name in hf_names(key, layer)], self._shape)
+        return pack(key, [self._state[name] for name in hf_sizes(self._shape, key, layer)], self._shape)
 
 
 def make_shape(sizes: str, **more: float) -> LlamaShape:

@@ -3,16 +3,24 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
-from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+from megatron_mathcpt.checkpoint.convert import (
+    export_to_hf,
+    hf_fingerprint,
+    import_from_hf,
+    own_tokenizer,
+)
+from megatron_mathcpt.checkpoint.huggingface import pack, write_hf_folder
 from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError
-from megatron_mathcpt.model.weights import RandomWeights
+from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.run_folder import checkpoint_path, load_sealed, seal
+from megatron_mathcpt.model.weights import LAYERS, QKV, RandomWeights
 from tests.checkpoint.conftest import LLAMA2, LLAMA3, SHAPES, SMOLLM2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,19 +31,10 @@ MORE = SHAPES | {
 }
 
 
-class InType:
-    """A source in another type."""
-
-    def __init__(self, shape: LlamaShape, dtype: torch.dtype) -> None:
-        self.source = RandomWeights(shape, 5)
-        self.dtype = dtype
-
-    def read(self, key: str, layer: int | None) -> torch.Tensor:
-        return self.source.read(key, layer).to(self.dtype)
-
-
 def make_folder(folder: Path, shape: LlamaShape, dtype: torch.dtype = torch.float32) -> Path:
-    write_hf_folder(InType(shape, dtype), shape, folder, eos_id=2)
+    drawn = RandomWeights(shape, 5)
+    source = SimpleNamespace(read=lambda *key: drawn.read(*key).to(dtype))
+    write_hf_folder(source, shape, folder, eos_id=2)
     train_tokenizer(iter(["already there, 已知"] * 9), 300, folder)
     return folder
 
@@ -49,8 +48,9 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtyp
     back = export_to_hf(tmp_path / "checkpoint", tmp_path / "back")
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "back" / file).read_bytes() == (source / file).read_bytes(), file
-    assert there.max_abs_logit_difference is not None
-    assert max(there.max_abs_logit_difference, back.max_abs_logit_difference or 0.0) <= 1e-5
+    for done in (there, back):
+        assert done.max_abs_logit_difference is not None
+        assert done.max_abs_logit_difference <= 1e-5
 
 
 def test_again_does_nothing_and_needs_no_torch(tmp_path: Path) -> None:
@@ -71,25 +71,66 @@ def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pyt
     """Query and key swapped on the way in: every size fits, only the logits tell."""
     from megatron_mathcpt.checkpoint import huggingface
 
+    def swapped(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
+        return pack(key, [parts[1], parts[0], parts[2]] if key == QKV else parts, shape)
+
     source = make_folder(tmp_path / "hf", LLAMA2)
-    q, k, v = huggingface.LAYER_NAMES[huggingface.QKV]
-    monkeypatch.setitem(huggingface.LAYER_NAMES, huggingface.QKV, (k, q, v))
+    monkeypatch.setattr(huggingface, "pack", swapped)
     with pytest.raises(CheckpointError, match=r"logits .* differ by"):
         import_from_hf(source, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    source = make_folder(tmp_path / "hf", LLAMA2)
+    source, out = make_folder(tmp_path / "hf", LLAMA2), tmp_path / "checkpoint"
     for file in source.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(CheckpointError, match="no tokenizer there"):
-        import_from_hf(source, tmp_path / "checkpoint")
+        import_from_hf(source, out)
     (source / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
-        import_from_hf(source, tmp_path / "checkpoint")
+        import_from_hf(source, out)
+    config = (source / "config.json").read_bytes()
     make_folder(source, LLAMA2.model_copy(update={"num_layers": 3}))
-    make_config = make_folder(tmp_path / "four", LLAMA2)
-    (source / "config.json").write_bytes((make_config / "config.json").read_bytes())
+    (source / "config.json").write_bytes(config)
     with pytest.raises(CheckpointError, match=r"no tensor 'model\.layers\.3\."):
-        import_from_hf(source, tmp_path / "checkpoint")
+        import_from_hf(source, out)
+
+
+def test_query_key_and_value_of_a_group_lie_together_and_gate_above_up() -> None:
+    shape = LLAMA2.model_copy(update={"hidden_size": 8, "num_attention_heads": 4, "num_query_groups": 2})
+    # 4 heads of 2 channels in 2 groups; rows are numbered: q 0-7, k 10-13, v 20-23.
+    rows = [torch.arange(start, start + count).unsqueeze(1) for start, count in ((0, 8), (10, 4), (20, 4))]
+    packed = pack(QKV, rows, shape).flatten().tolist()
+    assert packed == [0, 1, 2, 3, 10, 11, 20, 21, 4, 5, 6, 7, 12, 13, 22, 23]
+    parts = [torch.zeros(6, 8), torch.ones(6, 8)]
+    assert pack(f"{LAYERS}mlp.linear_fc1.weight", parts, shape)[:, 0].tolist() == [0.0] * 6 + [1.0] * 6
+
+
+@pytest.mark.parametrize("size", [1000, 2**16, 5 * 2**20])
+def test_other_weights_of_the_same_size_have_another_fingerprint(tmp_path: Path, size: int) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = []
+    # Of the last one the last byte alone differs, which a block must hold.
+    for content in (bytes(size), bytes(size), b"\x01" * size, bytes(size - 1) + b"\x01"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        found.append(hf_fingerprint(tmp_path))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_a_tokenizer_is_found_where_the_run_had_it_from(tmp_path: Path) -> None:
+    def found(run: str, **config: object) -> Path:
+        path = checkpoint_path(tmp_path / run, 1)
+        path.mkdir(parents=True)
+        write_manifest(path, "checkpoint", inputs={}, counts={}, config=config)
+        seal(path)
+        return own_tokenizer(path, load_sealed(path))
+
+    assert found("base", data={"corpus": "corpus"}, init={"scratch": True}) == Path("corpus/tokenizer")
+    # Fine-tuning needs no corpus.
+    tuned = found("tuned", data={"corpus": None}, init={"checkpoint": str(tmp_path / "base")})
+    assert tuned == Path("corpus/tokenizer")
+    assert found("hf", data={"corpus": None}, init={"hf": "weights"}) == Path("weights")
+    with pytest.raises(CheckpointError, match="tells of no tokenizer"):
+        found("none")

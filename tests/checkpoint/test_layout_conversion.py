@@ -3,7 +3,6 @@
 One process plays all ranks in turn: torch's fake process group makes the groups without partners.
 """
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, tensor_keys, write_hf_folder
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.model.weights import LAYERS, RandomWeights, tensor_sizes
+from megatron_mathcpt.model.weights import RandomWeights, tensor_sizes
 from tests.checkpoint.conftest import SHAPES, SMOLLM2
+from tests.support.models import build
 
 CASES = [(name, tp, pp) for name, tp, pp in product(SHAPES, (1, 2, 4, 8), (1, 2, 4))] + [
     ("SmolLM2-135M", 1, pp) for pp in (1, 2, 4)
@@ -26,21 +26,11 @@ CASES = [(name, tp, pp) for name, tp, pp in product(SHAPES, (1, 2, 4, 8), (1, 2,
 QUICK = [("Llama-3-8B", 4, 2), ("Llama-3.2-1B", 8, 4), ("SmolLM2-135M", 1, 4)]
 
 
-def every_rank(sizes: ParallelSection) -> Iterator[parallel.Layout]:
-    """The layout as each rank sees it, one after the other."""
-    for rank in range(sizes.model_size):
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=sizes.model_size)
-        try:
-            yield parallel._split(sizes, 0, torch.device("cpu"))
-        finally:
-            parallel.stop()
-
-
 class Assembled:
     """Whole tensors put together from all ranks' parameters; every element must come from some rank."""
 
     def __init__(self, shape: LlamaShape) -> None:
-        self._shape = shape
+        self._rows = {key: size[0] for key, size in tensor_sizes(shape).items()}
         self._stored: dict[str, torch.Tensor] = {}
 
     def add(self, model: object) -> None:
@@ -57,9 +47,8 @@ class Assembled:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         whole = self._stored[key] if layer is None else self._stored[key][layer]
-        rows = tensor_sizes(self._shape)[key.removeprefix(LAYERS)][0]
-        assert not whole[:rows].isnan().any(), f"{key} is not whole"
-        return whole[:rows]
+        assert not whole[: self._rows[key]].isnan().any(), f"{key} is not whole"
+        return whole[: self._rows[key]]
 
 
 @pytest.mark.parametrize(
@@ -70,18 +59,17 @@ def test_every_layout_holds_the_weights_bit_for_bit(
     tmp_path: Path, name: str, tensor: int, pipeline: int
 ) -> None:
     use_cpu()
-    from megatron_mathcpt.model.llama import build_model
-    from megatron_mathcpt.model.weights import fill
-
     shape = SHAPES.get(name, SMOLLM2)
     write_hf_folder(RandomWeights(shape, 5), shape, tmp_path / "hf", eos_id=2)
     source, assembled = HuggingFaceWeights(tmp_path / "hf", shape), Assembled(shape)
     sizes = ParallelSection(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
-    for layout in every_rank(sizes):
-        model = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
-        fill(model, source)
-        for chunk in model:
-            assembled.add(chunk)
+    for rank in range(sizes.model_size):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=sizes.model_size)
+        try:
+            layout = parallel._split(sizes, 0, torch.device("cpu"))
+            assembled.add(build(shape, layout, source))
+        finally:
+            parallel.stop()
     write_hf_folder(assembled, shape, tmp_path / "back", eos_id=2)
     first, second = (tmp_path / folder / "model.safetensors" for folder in ("hf", "back"))
     assert second.read_bytes() == first.read_bytes()

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.models import layout, write_llama  # noqa: F401
+
 QUESTIONS = [
     {"id": "a1", "question": "Tom has 3 apples and gets 4 more. How many?", "answer": "7", "type": "number"},
     {"id": "a2", "question": "What is half of 18?", "answer": "9", "type": "number"},
@@ -17,9 +19,8 @@ QUESTIONS = [
 
 def make_model(folder: Path, seed: int = 0, window: int = 256) -> Path:
     """Write a random Llama of 2 layers and 64 dimensions with a tokenizer of bytes."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(["<eos>", *alphabet])}
@@ -27,20 +28,8 @@ def make_model(folder: Path, seed: int = 0, window: int = 256) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=window,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    sizes = {"intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": len(vocabulary)}
+    return write_llama(folder, seed, 64, 4, window, **sizes, bos_token_id=None, eos_token_id=0)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -1,20 +1,21 @@
 """Generation and scores by the decoder against transformers on the same weights, and its bounds on memory."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.sampling import Limits, greedy, sampler
-from megatron_mathcpt.model.weights import RandomWeights, fill
+from tests.support.models import build_both
 from tests.support.shapes import tiny
+
+use_cpu()  # before the first import of Megatron-Core
+from megatron_mathcpt.evaluation import decoder as decoding  # noqa: E402
+from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler  # noqa: E402
 
 GROUPED = tiny(num_query_groups=2, max_position_embeddings=512)
 # With a smaller deviation tied weights say the last token again.
@@ -22,27 +23,14 @@ _TIED = {"num_query_groups": None, "share_embeddings_and_output_weights": True, 
 TIED = GROUPED.model_copy(update=_TIED)
 NEW = 40
 LENGTHS = {"equal": [6, 6, 6], "unequal": [1, 120, 7, 100, 33]}  # 120 and 100 grow past a granule, 128
-
-
-@pytest.fixture(scope="module")
-def layout() -> Iterator[parallel.Layout]:
-    """This process alone."""
-    use_cpu()
-    yield parallel.start_alone(ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1))
-    parallel.stop()
+LIMITS = Limits(NEW, -1, lambda _: False)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def _pair(layout: parallel.Layout, folder: Path, shape: LlamaShape) -> tuple[Any, Any]:
     """The decoder, and transformers' model of the same weights."""
-    from transformers import LlamaForCausalLM
-
-    from megatron_mathcpt.evaluation.decoder import Decoder
-    from megatron_mathcpt.model.llama import build_model
-
-    write_hf_folder(RandomWeights(shape, 3), shape, folder, eos_id=None)
-    (model,) = build_model(shape, layout, PrecisionSection(params_dtype="fp32"))
-    fill([model], HuggingFaceWeights(folder, shape))
-    return Decoder(model, shape, layout), LlamaForCausalLM.from_pretrained(folder).eval()
+    model, reference = build_both(shape, layout, folder)
+    return Decoder(model, shape, layout), reference
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +41,6 @@ def pair(layout: parallel.Layout, tmp_path_factory: pytest.TempPathFactory) -> t
 def _prompts(lengths: list[int]) -> list[list[int]]:
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(1, 300, (length,), generator=generator).tolist() for length in lengths]
-
-
-def _limits(end_token: int = -1) -> Limits:
-    return Limits(NEW, end_token, lambda _: False)
 
 
 def _by_transformers(reference: Any, prompt: list[int]) -> list[int]:
@@ -72,7 +56,7 @@ def test_greedy_equals_transformers(
 ) -> None:
     decoder, reference = _pair(layout, tmp_path, shape)
     prompts = _prompts(LENGTHS[lengths])
-    found = decoder.generate(prompts, _limits(), greedy)
+    found = decoder.generate(prompts, LIMITS, greedy)
     assert found == [_by_transformers(reference, prompt) for prompt in prompts]
     assert min(len(set(new)) for new in found) > 3, "a row that repeats one token would agree anyway"
 
@@ -80,20 +64,20 @@ def test_greedy_equals_transformers(
 def test_rows_that_end_leave_the_others_as_they_were(pair: tuple[Any, Any]) -> None:
     decoder, _ = pair
     prompts = _prompts(LENGTHS["unequal"])
-    whole = decoder.generate(prompts, _limits(), greedy)
+    whole = decoder.generate(prompts, LIMITS, greedy)
     end = whole[1][3]
     cut = [new[: new.index(end)] if end in new else new for new in whole]
     assert len({len(new) for new in cut}) > 2
-    assert decoder.generate(prompts, _limits(end), greedy) == cut
+    assert decoder.generate(prompts, Limits(NEW, end, lambda _: False), greedy) == cut
 
 
 def test_a_sampled_row_is_the_same_in_every_batch(pair: tuple[Any, Any]) -> None:
     decoder, _ = pair
     prompts = _prompts(LENGTHS["unequal"])
-    together = decoder.generate(prompts, _limits(), sampler([1, 2, 3, 4, 5], temperature=1.0, top_p=0.9))
-    alone = decoder.generate(prompts[3:4], _limits(), sampler([4], temperature=1.0, top_p=0.9))
+    together = decoder.generate(prompts, LIMITS, sampler([1, 2, 3, 4, 5], temperature=1.0, top_p=0.9))
+    alone = decoder.generate(prompts[3:4], LIMITS, sampler([4], temperature=1.0, top_p=0.9))
     assert together[3] == alone[0]
-    assert together[3] != decoder.generate(prompts[3:4], _limits(), greedy)[0]
+    assert together[3] != decoder.generate(prompts[3:4], LIMITS, greedy)[0]
 
 
 def test_scores_equal_transformers_in_any_chunks(
@@ -101,7 +85,7 @@ def test_scores_equal_transformers_in_any_chunks(
 ) -> None:
     decoder, reference = pair
     sequences = [[*prompt, 9] for prompt in _prompts(LENGTHS["unequal"])]
-    sequences.append(sequences[1][:100] + decoder.generate([sequences[1][:100]], _limits(), greedy)[0])
+    sequences.append(sequences[1][:100] + decoder.generate([sequences[1][:100]], LIMITS, greedy)[0])
     answers = [1, 50, 3, 100, 33, NEW]
     with torch.no_grad():
         expected = []
@@ -112,7 +96,7 @@ def test_scores_equal_transformers_in_any_chunks(
             expected.append((score, bool((logits.argmax(-1) == wanted).all())))
     assert [exact for _, exact in expected] == [False] * 5 + [True]
     whole = decoder.score(sequences, answers)
-    monkeypatch.setattr("megatron_mathcpt.evaluation.decoder._LOGIT_BYTES", 7 * 24 * 300)  # seven tokens
+    monkeypatch.setattr(decoding, "_LOGIT_BYTES", 7 * 24 * 300)  # seven tokens
     heads: list[int] = []
     decoder._model.output_layer.register_forward_hook(lambda _, given, __: heads.append(len(given[0])))
     chunked = decoder.score(sequences, answers)
@@ -134,7 +118,7 @@ def test_batches_are_bounded_by_memory_that_is_the_caches_and_by_rows(
     cache = decoder._read(_prompts([100, 30]), NEW)
     held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
     assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
-    monkeypatch.setattr("megatron_mathcpt.evaluation.decoder.BATCH_BYTES", decoder.token_bytes * 128 * 6)
+    monkeypatch.setattr(decoding, "BATCH_BYTES", decoder.token_bytes * 128 * 6)
     lengths = [10, 129, 300, 128, 20, 1000, 30, 40, 50, 60, 70]
     # 1000 tokens take eight granules of 128 and go alone, 300 take three, the third of a pair being left.
     assert decoder.batches(lengths, 5) == [[5], [2, 1], [3, 10, 9, 8, 7], [6, 4, 0]]
@@ -146,7 +130,7 @@ def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) ->
 
     decoder, _ = pair
     prompts = _prompts([6, 30])
-    expected = decoder.generate(prompts, _limits(), greedy)
+    expected = decoder.generate(prompts, LIMITS, greedy)
     with torch.inference_mode():
         cache = decoder._read(prompts, NEW)
         tokens = torch.tensor([prompt[-1] for prompt in prompts])
@@ -158,3 +142,23 @@ def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) ->
             new.append(recorded(new[-1]).argmax(-1))
             cache.advance()
     assert torch.stack(new, 1).tolist() == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_draw_is_the_inverse_of_the_nucleus_on_every_device(device: str) -> None:
+    """By NumPy on the CPU; logits are rounded, so that many are equal and their order counts."""
+    seeds, steps = [11, 12, 13], 5
+    generator = torch.Generator().manual_seed(0)
+    pick = sampler(seeds, temperature=0.7, top_p=0.9)
+    uniforms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for _ in range(steps):
+        logits = (torch.randn(3, 5000, generator=generator) * 16).round() / 8
+        found = pick(logits.to(device), [0, 1, 2])
+        assert found.device.type == device
+        for row, token in enumerate(found.tolist()):
+            likely = np.exp(logits[row].double().numpy() / 0.7)
+            order = np.argsort(-likely, kind="stable")
+            reached = np.cumsum(likely[order] / likely.sum())
+            kept = reached[: np.searchsorted(reached, 0.9) + 1]
+            uniform = torch.rand(1, generator=uniforms[row], dtype=torch.float64).item()
+            assert token == order[np.searchsorted(kept, uniform * kept[-1], side="right")]

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.evaluation.evaluate import evaluate
+from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.evaluation_folder import RESPONSES
 from tests.evaluation.conftest import make_model, write_lines
 
@@ -26,9 +28,10 @@ def items(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "sums.jsonl", rows)
 
 
-def _start(model: Path, items: Path, out: Path) -> subprocess.Popen[bytes]:
+def _start(model: Path, items: Path, out: Path, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--model", str(model), "--out", str(out)]
-    command += ["--task", f"sums={items}", "--max-new-tokens", "48", "--batch-size", "2"]
+    command += ["--task", f"sums={items}"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -37,7 +40,7 @@ def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Pat
     whole = tmp_path / "whole"
     evaluate(model_folder, {"sums": items}, config, whole)
     killed = tmp_path / "killed"
-    process = _start(model_folder, items, killed)
+    process = _start(model_folder, items, killed, max_new_tokens=48, batch_size=2)
     file = killed / RESPONSES
     deadline = time.monotonic() + 300
     while (not file.is_file() or file.read_bytes().count(b"\n") < 3) and time.monotonic() < deadline:
@@ -67,14 +70,13 @@ def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Pat
 
 def test_two_models_with_one_folder_share_no_answer(model_folder: Path, items: Path, tmp_path: Path) -> None:
     config = EvaluationConfig(tasks=("sums",), limits={"sums": 6}, max_new_tokens=8)
-    out = tmp_path / "out"
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
     evaluate(model_folder, {"sums": items}, config, out)
     first = (out / NAMES[1]).read_bytes()
     (out / "manifest.json").unlink()  # what a user does who wants the folder for another model
     other = make_model(tmp_path / "other", seed=3)
-    evaluate(other, {"sums": items}, config, out)
-    fresh = tmp_path / "fresh"
-    evaluate(other, {"sums": items}, config, fresh)
+    for folder in (out, fresh):
+        evaluate(other, {"sums": items}, config, folder)
     assert (out / NAMES[1]).read_bytes() == (fresh / NAMES[1]).read_bytes() != first
 
 
@@ -82,18 +84,11 @@ def test_two_models_with_one_folder_share_no_answer(model_folder: Path, items: P
 def test_drawn_answers_repeat_and_differ(
     model_folder: Path, items: Path, tmp_path: Path, backend: str
 ) -> None:
-    drawn = {"samples": 4, "temperature": 1.0, "batch_size": 4, "seed": 5, "backend": backend}
-    common = {"tasks": ("sums",), "limits": {"sums": 3}, "max_new_tokens": 8}
-    config = EvaluationConfig.model_validate(common | drawn)
-    found = []
+    drawn = {"samples": 4, "temperature": 1.0, "batch_size": 3, "seed": 5, "backend": backend}
+    common = {"limit": 3, "max_new_tokens": 8}
     for name in ("one", "two"):
-        command = "import sys; from pathlib import Path; from megatron_mathcpt.config.evaluation import *; "
-        command += "from megatron_mathcpt.evaluation.evaluate import evaluate; a = sys.argv; "
-        command += "config = EvaluationConfig.model_validate_json(a[3]); "
-        command += "evaluate(Path(a[1]), {'sums': Path(a[2])}, config, Path(a[4]))"
-        arguments = [str(model_folder), str(items), config.model_dump_json(), str(tmp_path / name)]
-        subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, check=True, capture_output=True)
-        found.append((tmp_path / name / NAMES[1]).read_bytes())
+        assert _start(model_folder, items, tmp_path / name, **common, **drawn).wait() == 0
+    found = [(tmp_path / name / NAMES[1]).read_bytes() for name in ("one", "two")]
     assert found[0] == found[1]
     rows = [json.loads(line) for line in found[0].splitlines()]
     assert [(row["id"], row["sample"]) for row in rows[:5]] == [*(("q0", n) for n in range(4)), ("q13", 0)]
@@ -101,3 +96,9 @@ def test_drawn_answers_repeat_and_differ(
         assert len({row["output"] for row in rows if row["id"] == item}) == 4
     scores = json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]["sums"]["samples"]
     assert set(scores) == {"avg@4", "pass@1", "pass@2", "pass@4", "maj@4"}
+
+
+def test_repeats_and_prompts_have_their_own_seeds() -> None:
+    seeds = request_seeds(["a", "b", "a"], 0)
+    assert len({*seeds, *request_seeds(["a"], 1)}) == 4
+    assert request_seeds(["b", "a", "a"], 0) == [seeds[1], seeds[0], seeds[2]]

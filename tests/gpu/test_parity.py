@@ -1,7 +1,6 @@
 """Our Llama on this GPU against transformers: logits, loss, gradient norm; documents packed and alone."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import read_hf_shape
 from tests.gpu.conftest import relative_error
+from tests.support.models import build, write_llama
 
-SIZES = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
 Figure = Callable[[str, object], None]
 LENGTH = 512
 
@@ -22,46 +20,16 @@ LENGTH = 512
 @pytest.fixture(scope="module", params=[32_000, 500])
 def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of random weights: 4 layers, hidden 1024, 8 heads of 128 in 2 groups."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(11)
-    config = LlamaConfig(
-        vocab_size=request.param,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-    )
-    folder = tmp_path_factory.mktemp("hf")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    sizes = {"intermediate_size": 2816, "num_hidden_layers": 4, "vocab_size": request.param}
+    return write_llama(tmp_path_factory.mktemp("hf"), 11, 1024, 8, 2048, **sizes, tie_word_embeddings=False)
 
 
-@pytest.fixture(scope="module")
-def layout() -> Iterator[parallel.Layout]:
-    yield parallel.start_alone(SIZES)
-    parallel.stop()
-
-
-def ours(folder: Path, layout: parallel.Layout, dtype: str, *, documents: bool = False) -> Any:
+def ours(folder: Path, layout: parallel.Layout, *, documents: bool = False, **precision: Any) -> Any:
     from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
-    from megatron_mathcpt.model.llama import build_model
-    from megatron_mathcpt.model.weights import fill
 
     shape = read_hf_shape(folder)
-    precision = PrecisionSection.model_validate_json(json.dumps({"params_dtype": dtype}))
-    (model,) = build_model(shape, layout, precision, document_attention=documents)
-    fill([model], HuggingFaceWeights(folder, shape))
-    return model
-
-
-def theirs(folder: Path, dtype: torch.dtype) -> Any:
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype).cuda()
+    source = HuggingFaceWeights(folder, shape)
+    return build(shape, layout, source, documents=documents, params_dtype="bf16", **precision)
 
 
 def gradient_norm(model: Any) -> float:
@@ -71,17 +39,19 @@ def gradient_norm(model: Any) -> float:
 
 def test_logits_loss_and_gradient_norm(weights: Path, layout: parallel.Layout, figure: Figure) -> None:
     """In bf16 we are as near to transformers' fp32 as its own bf16 is."""
+    from transformers import LlamaForCausalLM
+
     vocabulary = read_hf_shape(weights).vocab_size
     tokens = torch.randint(vocabulary, (2, LENGTH + 1), generator=torch.Generator().manual_seed(1)).cuda()
     given, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        model = theirs(weights, dtype)
+        model = LlamaForCausalLM.from_pretrained(weights, dtype=dtype).cuda()
         logits = model(given).logits.float()
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
         found[name] = (logits.detach(), float(loss), gradient_norm(model))
-    model = ours(weights, layout, "bf16")
+    model = ours(weights, layout)
     positions = torch.arange(LENGTH, device="cuda").expand(2, -1)
     with torch.no_grad():
         logits = model(given, positions, None)[..., :vocabulary].float()
@@ -109,7 +79,7 @@ def test_packed_documents_have_the_losses_of_documents_alone(
     generator = torch.Generator().manual_seed(2)
     lengths = [100, 37, 250, 125]
     texts = [torch.randint(vocabulary, (length + 1,), generator=generator) for length in lengths]
-    model = ours(weights, layout, "bf16", documents=True)
+    model = ours(weights, layout, documents=True)
 
     def losses_of(texts: list[torch.Tensor]) -> torch.Tensor:
         """Losses of the texts packed into one sample, their gradient added up in the model."""
@@ -141,25 +111,17 @@ def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
     """Delayed scaling would start on scale 1, where weights of 0.02 have two bits left."""
     from megatron.core.fp8_utils import is_float8tensor
 
-    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
-    from megatron_mathcpt.model.llama import build_model
-    from megatron_mathcpt.model.weights import fill
-
-    shape = read_hf_shape(weights)
-    plain = dict(ours(weights, layout, "bf16").named_parameters())
+    plain = dict(ours(weights, layout).named_parameters())
     for recipe in ("delayed", "tensorwise", "blockwise"):
-        fp8 = {"params_dtype": "bf16", "fp8": "hybrid", "fp8_recipe": recipe, "fp8_param_gather": True}
-        precision = PrecisionSection.model_validate_json(json.dumps(fp8))
         junk = torch.full((2**28,), 1e30, device="cuda")
         del junk  # what the parameters' memory held before must not matter
-        (model,) = build_model(shape, layout, precision)
-        fill([model], HuggingFaceWeights(weights, shape))
+        model = ours(weights, layout, fp8="hybrid", fp8_recipe=recipe, fp8_param_gather=True)
         errors = {
             name: relative_error(weight.dequantize(), plain[name])
             for name, weight in model.named_parameters()
             if is_float8tensor(weight)
         }
-        assert len(errors) == 4 * shape.num_layers, sorted(errors)
+        assert len(errors) == 4 * read_hf_shape(weights).num_layers, sorted(errors)
         figure(f"{recipe}: largest relative error of a weight", max(errors.values()))
         # E4M3 keeps 3 bits behind the point: at most 1/16, on average 1/40.
         assert max(errors.values()) < 4e-2
