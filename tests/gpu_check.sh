@@ -96,7 +96,7 @@ phase 7 50 generation "$python" tests/benchmarks/eval_generation.py --out "$OUT/
 rows="bf16,unfused fp8_delayed,unfused" # deterministic, as the fused loss is not
 if [ -n "${NO_TE:-}" ]; then rows="bf16"; fi
 # shellcheck disable=SC2086
-phase 5 110 saves "$python" tests/benchmarks/gpu_saves.py --rows $rows --out "$OUT/saves.json"
+phase 5 110 saves "$python" tests/benchmarks/saves.py --rows $rows --out "$OUT/saves.json"
 
 sort -s -k1,1n "$work"/*.row | awk -F '\t' '{printf "%-2s %-15s %-13s %4s s  %s\n", $1, $2, $3, $4, $5}' | tee "$OUT/table.txt"
 for log in "$work"/*.log; do

@@ -1,36 +1,49 @@
 """CPU rates of the steps of a corpus build, beside datatrove's on the same text, and of writing an index.
 
-python tests/benchmarks/data_steps.py CORPORA BENCHMARKS     (JSON lines, as in the README's two folders)
+    python tests/benchmarks/data_steps.py CORPORA BENCHMARKS     (JSON lines, as in the README's two folders)
+    python tests/benchmarks/data_steps.py CORPORA --planted 3000           recall of near-duplicate removal
 
 MB are 10^6 bytes of text; seconds are CPU time of this process; a rate is the median of ROUNDS rounds in
 which the steps take turns. datatrove runs on fewer documents, as it is slower, and where its extra
 `processing` is installed and spaCy, which its word tokenizer needs.
+
+With `--planted`, copies of documents get a random share of their words replaced. The Jaccard similarity of a
+pair is counted on its sets of word 5-grams; it is found when its copy is dropped. Beside it the recall that
+14 bands of 8 rows have in theory, 1 - (1 - s^8)^14, before signatures are compared. Then how many generated
+problems are taken for near duplicates, and how many of them by mistake.
 """
 
-import argparse
 import gzip
 import importlib.util
 import json
-import statistics
+import random
 import tempfile
-import time
 from collections.abc import Callable
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
+from measuring import by_turns, cost, medians, print_table
 
 from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repetition
+from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.minhash import number_hashes, signatures, whole_hashes
+from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.data.sources import Document, clean
-from megatron_mathcpt.data.words import Words, batches, cut_words
+from megatron_mathcpt.data.words import Hashes, Words, batches, cut_words, ngrams
 from megatron_mathcpt.formats.indexed_dataset import write_index
+from megatron_mathcpt.records import cpt_text
 
 ROUNDS = 5
 PEER_DOCUMENTS = 60
-PEER = "datatrove signatures"
+WORDS, SIGNATURES = "words (shared by the next two)", "MinHash signatures, 112 values"
+SEARCH, PEER = "decontamination search", "datatrove signatures"
+SHINGLE, BANDS, ROWS, THRESHOLD = 5, 14, 8, 0.7
+BINS = ((0.9, 1.0), (0.8, 0.9), (0.7, 0.8), (0.6, 0.7), (0.0, 0.6))
+GENERATED = 20_000
 
 
 def load(folder: Path) -> list[Document]:
@@ -43,38 +56,30 @@ def load(folder: Path) -> list[Document]:
     return documents
 
 
-def seconds(step: Callable[[], object]) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
+def hashes(words: Words) -> tuple[Hashes, Hashes, minhash.Signatures]:
+    """Whole hash, number hash and signature of each text."""
+    signatures = minhash.signatures(words, SHINGLE, BANDS * ROWS)
+    return minhash.whole_hashes(words), minhash.number_hashes(words), signatures
 
 
 def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[], object]]:
-    rules, parts = Filter(), list(batches(documents, [len(d.text) for d in documents]))
     pages = Filter(repetition=Repetition(), quality=Quality())
     contamination = Contamination(Decontaminate(benchmarks=[str(benchmarks)]))
+    parts = list(batches(documents, [len(d.text) for d in documents]))
 
     def words() -> list[Words]:
         return [cut_words([d.text for d in part]) for part in parts]
 
     cut = words()
-
-    def search() -> None:
-        for part, found in zip(parts, cut, strict=True):
-            contamination.search(found, np.zeros(len(part), np.bool_))
-
-    def hashes() -> None:
-        for found in cut:
-            signatures(found, 5, 112)
-            whole_hashes(found)
-            number_hashes(found)
-
     return {
-        "clean and filter": lambda: find_drops([clean(d.text) for d in documents], rules),
+        "clean and filter": lambda: find_drops([clean(d.text) for d in documents], Filter()),
         "clean and filter, rules for pages": lambda: find_drops([clean(d.text) for d in documents], pages),
-        "words (shared by the next two)": words,
-        "MinHash signatures, 112 values": hashes,
-        "decontamination search": search,
+        WORDS: words,
+        SIGNATURES: lambda: [hashes(words) for words in cut],
+        SEARCH: lambda: [
+            contamination.search(found, np.zeros(len(part), np.bool_))
+            for part, found in zip(parts, cut, strict=True)
+        ],
     }
 
 
@@ -86,62 +91,98 @@ def datatrove_signatures(documents: list[Document], folder: Path) -> Callable[[]
     from datatrove.utils.hashing import HashConfig
 
     config = MinhashConfig(
-        n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64)
+        n_grams=SHINGLE, num_buckets=BANDS, hashes_per_bucket=ROWS, hash_config=HashConfig(precision=64)
     )
     step = MinhashDedupSignature(output_folder=str(folder), config=config)
     peers = [DatatroveDocument(text=d.text, id=d.id) for d in documents]
+    step.run(iter(peers), 0, 1)  # loads its word tokenizer
     return lambda: step.run(iter(peers), 0, 1)
 
 
-def index_rates(folder: Path, documents: int) -> tuple[float, float]:
+def index_seconds(folder: Path, documents: int) -> tuple[float, float]:
     """CPU seconds to write the index of so many documents: ours, and Megatron-Core's own writer."""
     from megatron.core.datasets.indexed_dataset import _IndexWriter
 
     lengths = np.random.default_rng(0).integers(1, 1300, documents).astype(np.int32)
-    ours = seconds(lambda: write_index(folder / "ours", lengths, np.dtype(np.int32)))
     as_list, ends = lengths.tolist(), list(range(documents + 1))
 
     def megatron() -> None:
         with _IndexWriter(str(folder / "peer.idx"), np.int32) as writer:
             writer.write(as_list, None, ends)
 
-    theirs = seconds(megatron)
+    ours = cost(lambda: write_index(folder / "ours", lengths, np.dtype(np.int32)))
+    theirs = cost(megatron)
     assert (folder / "ours.idx").read_bytes() == (folder / "peer.idx").read_bytes()
-    return ours, theirs
+    return ours.cpu, theirs.cpu
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpora", type=Path)
-    parser.add_argument("benchmarks", type=Path)
-    parser.add_argument("--index-documents", type=int, default=10_000_000)
-    options = parser.parse_args()
-    documents = load(options.corpora)
-    megabytes = sum(len(d.text.encode()) for d in documents) / 1e6
-    few = list(islice(documents, 0, None, max(1, len(documents) // PEER_DOCUMENTS)))
-    few_megabytes = sum(len(d.text.encode()) for d in few) / 1e6
+def rates(documents: list[Document], benchmarks: Path, index_documents: int) -> None:
+    few = documents[:: max(1, len(documents) // PEER_DOCUMENTS)]
+    megabytes, few_megabytes = (sum(len(d.text.encode()) for d in part) / 1e6 for part in (documents, few))
     with tempfile.TemporaryDirectory() as name:
-        ours = steps(documents, options.benchmarks)
-        runs = dict(ours)
+        works = steps(documents, benchmarks)
         if importlib.util.find_spec("spacy"):
-            runs[PEER] = datatrove_signatures(few, Path(name))
-            runs[PEER]()  # loads its word tokenizer
-        times: dict[str, list[float]] = {step: [] for step in runs}
-        for _ in range(ROUNDS):
-            for step, run in runs.items():
-                times[step].append(seconds(run))
-        sizes = dict.fromkeys(ours, megabytes) | {PEER: few_megabytes}
-        rates = {step: sizes[step] / statistics.median(times[step]) for step in runs}
-        print(f"{len(documents):,} documents, {megabytes:.1f} MB; {ROUNDS} rounds")
-        for step, rate in rates.items():
-            print(f"{step:34} {rate:8.1f} MB per CPU second")
-        words = megabytes / rates["words (shared by the next two)"]
-        for step in ("MinHash signatures, 112 values", "decontamination search"):
-            whole = megabytes / (megabytes / rates[step] + words)
-            print(f"{step + ', words too':34} {whole:8.1f} MB per CPU second")
-        mine, theirs = index_rates(Path(name), options.index_documents)
-        print(f".idx of {options.index_documents:,} documents: {mine:.2f} s, Megatron-Core {theirs:.2f} s")
+            works[PEER] = datatrove_signatures(few, Path(name))
+        found = by_turns({step: partial(cost, work) for step, work in works.items()}, ROUNDS)
+        mine, theirs = index_seconds(Path(name), index_documents)
+    seconds = {step: medians(costs, "cpu")[0] for step, costs in found.items()}
+    seconds |= {f"{step}, words too": seconds[step] + seconds[WORDS] for step in (SIGNATURES, SEARCH)}
+    rows = [(step, (few_megabytes if step == PEER else megabytes) / used) for step, used in seconds.items()]
+    title = f"{len(documents):,} documents, {megabytes:.1f} MB; {ROUNDS} rounds"
+    print_table("step | MB per CPU second", rows, title)
+    print(f".idx of {index_documents:,} documents: {mine:.2f} s, Megatron-Core {theirs:.2f} s")
+
+
+def duplicates(texts: list[str], *, with_numbers: bool) -> tuple[np.ndarray, np.ndarray, Hashes]:
+    """Verdict and first of its kind of each text, and the number hashes, which count only if asked to."""
+    parts = [hashes(cut_words(batch)) for batch in batches(texts, [len(text) for text in texts])]
+    whole, numbers, rows = map(np.concatenate, zip(*parts, strict=True))
+    apart, bands = numbers if with_numbers else np.zeros_like(numbers), minhash.band_keys(rows, BANDS)
+    return *minhash.find_duplicates(whole, apart, bands, rows.__getitem__, THRESHOLD), numbers
+
+
+def jaccard(one: str, other: str) -> float:
+    first, second = (set(ngrams(cut_words([text]), SHINGLE)[0].tolist()) for text in (one, other))
+    return len(first & second) / len(first | second)
+
+
+def near_duplicates(documents: list[Document], planted: int) -> None:
+    draw = random.Random(0)
+    texts = [d.text for d in documents if len(d.text.split()) >= 60]
+    originals = draw.sample(texts, min(planted, len(texts)))
+    copies = []
+    for original in originals:
+        share, words = draw.uniform(0, 0.08), original.split(" ")
+        copies.append(" ".join(w if draw.random() >= share else f"w{draw.randrange(10**9)}" for w in words))
+    gone = duplicates([*texts, *copies], with_numbers=False)[0][len(texts) :] != minhash.KEPT
+    similarity = np.array([*map(jaccard, originals, copies)])
+    theory = 1 - (1 - similarity**ROWS) ** BANDS
+    rows = []
+    for low, high in BINS:
+        here = (similarity >= low) & ((similarity < high) | (high == 1.0))
+        recalls = [gone[here].mean(), theory[here].mean()] if here.any() else []
+        rows.append((f"{low} to {high}", here.sum(), gone[here].sum(), *recalls))
+    print_table("Jaccard similarity | planted | found | recall | bands alone, in theory", rows)
+
+    problems = [cpt_text(record) for record in training_problems(ProblemMix(train_problems=GENERATED), 5)]
+    verdict, first, numbers = duplicates(problems, with_numbers=True)
+    dropped = np.flatnonzero(verdict != minhash.KEPT)
+    other = (numbers[dropped] != numbers[first[dropped]]).sum()
+    print(f"{GENERATED:,} generated problems: {len(dropped)} dropped, {other} with other numbers")
+
+
+def main(
+    corpora: Path,
+    benchmarks: Annotated[Path | None, typer.Argument()] = None,
+    index_documents: int = 10_000_000,
+    planted: int = 0,
+) -> None:
+    documents = load(corpora)
+    if benchmarks:
+        rates(documents, benchmarks, index_documents)
+    if planted:
+        near_duplicates(documents, planted)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

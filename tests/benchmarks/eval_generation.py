@@ -9,20 +9,18 @@ on the left). First a small fp32 model, whose tokens must all be the same. Wall 
 keeps what is printed as JSON, written as it comes. Needs no lm-eval.
 """
 
-import argparse
 import json
 import os
-import sys
-import time
 from collections.abc import Callable
-from itertools import takewhile
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # Transformer Engine multiplies fp32 in TF32 otherwise
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
-from rich.console import Console
+import typer
+from made_up_run import ON_GPU, device_cost, shape_of
+from measuring import Cost, by_turns
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mathcpt import parallel
@@ -31,11 +29,8 @@ from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.decoder import Limits, greedy, sampler
 
-ON_GPU = torch.cuda.is_available()
 BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
-SIZES = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size")
 Tokens = list[list[int]]
-Measured = tuple[Any, float, float]  # result, wall seconds, CPU seconds
 
 
 class Report:
@@ -43,14 +38,12 @@ class Report:
 
     def __init__(self, out: Path | None) -> None:
         self._out = out
-        self._console = Console()
         device = torch.cuda.get_device_name() if ON_GPU else "CPU"
         self._found: dict[str, Any] = {"device": device, "torch": torch.__version__}
 
-    def add(self, name: str, **values: Any) -> None:
+    def add(self, name: str, **values: float) -> None:
         self._found[name] = values
-        shown = (f"{key} {value:.4g}" for key, value in values.items())
-        self._console.print(f"[bold]{name}[/bold]: " + ", ".join(shown), highlight=False, soft_wrap=True)
+        print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in values.items())}", flush=True)
         if self._out is not None:
             self._out.write_text(json.dumps(self._found, indent=2) + "\n")
 
@@ -59,8 +52,7 @@ class Held:
     """Source of the weights that a transformers model holds."""
 
     def __init__(self, model: Any, shape: LlamaShape) -> None:
-        self._state = model.state_dict()
-        self._shape = shape
+        self._state, self._shape = model.state_dict(), shape
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         """Megatron-Core's tensor `key`."""
@@ -69,14 +61,7 @@ class Held:
         return pack(key, [self._state[name] for name in hf_sizes(self._shape, key, layer)], self._shape)
 
 
-def make_shape(sizes: str, **more: float) -> LlamaShape:
-    """The shape whose `SIZES` are listed in `sizes`."""
-    return LlamaShape.model_validate(
-        dict(zip((*SIZES, "vocab_size"), map(int, sizes.split(",")), strict=True)) | more
-    )
-
-
-def build(shape: LlamaShape, layout: parallel.Layout, dtype: Literal["fp32", "bf16"]) -> tuple[Any, Any]:
+def build(shape: LlamaShape, layout: parallel.Layout, dtype: Any) -> tuple[Any, Any]:
     """Our decoder and transformers' model, with the same random weights."""
     from megatron_mathcpt.evaluation.decoder import Decoder
     from megatron_mathcpt.model.llama import build_model
@@ -91,7 +76,9 @@ def build(shape: LlamaShape, layout: parallel.Layout, dtype: Literal["fp32", "bf
         reference = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
     (model,) = build_model(shape, layout, PrecisionSection(params_dtype=dtype))
     fill([model], Held(reference, shape))
-    return Decoder(model, shape, layout), reference
+    decoder = Decoder(model, shape, layout)
+    decoder.graphs = False
+    return decoder, reference
 
 
 def make_prompts(rows: int, longest: int, vocabulary: int) -> Tokens:
@@ -120,10 +107,9 @@ def theirs(reference: Any, prompts: Tokens, new_tokens: int) -> Tokens:
 @torch.inference_mode()
 def their_scores(reference: Any, sequences: Tokens, answer: int) -> list[float]:
     """Log-likelihoods of the last `answer` tokens of sequences of any length, as lm-eval's `hf` has them."""
-    rows = torch.zeros(len(sequences), max(map(len, sequences)) - 1, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        rows[row, : len(sequence) - 1] = torch.tensor(sequence[:-1])
-    logits = torch.log_softmax(reference(rows.to(reference.device)).logits, -1, dtype=torch.float32)
+    inputs = [torch.tensor(sequence[:-1]) for sequence in sequences]
+    rows = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(reference.device)
+    logits = torch.log_softmax(reference(rows).logits, -1, dtype=torch.float32)
     found = []
     for row, sequence in enumerate(sequences):
         part = logits[row, len(sequence) - 1 - answer : len(sequence) - 1]
@@ -134,27 +120,18 @@ def their_scores(reference: Any, sequences: Tokens, answer: int) -> list[float]:
 
 def agreement(first: Tokens, second: Tokens) -> dict[str, float]:
     """Share of rows that are all the same, and of tokens before each row's first difference."""
-    alike = 0
-    for one, other in zip(first, second, strict=True):
-        alike += len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=True))))
-    rows = sum(one == other for one, other in zip(first, second, strict=True))
-    return {"same rows": rows / len(first), "same tokens": alike / sum(map(len, first))}
+    same = torch.tensor(first).eq(torch.tensor(second))
+    alike = same.cumprod(1).double().mean().item()
+    return {"same rows": same.all(1).double().mean().item(), "same tokens": alike}
 
 
-def measure(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, Measured]:
+def best(works: dict[str, Callable[[], Any]], turns: int) -> dict[str, Cost]:
     """The best of each, all taking turns after one run to warm up."""
-    best: dict[str, Measured] = {}
-    for turn in range(turns + 1):
-        for name, work in works.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = work()
-            if ON_GPU:
-                torch.cuda.synchronize()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if turn > 1:
-                wall, cpu = min(wall, best[name][1]), min(cpu, best[name][2])
-            best[name] = result, wall, cpu
-    return best
+    found = by_turns({name: partial(device_cost, work) for name, work in works.items()}, turns, warm=1)
+    return {
+        name: Cost(min(one.wall for one in costs), min(one.cpu for one in costs), costs[-1].result)
+        for name, costs in found.items()
+    }
 
 
 def check_parity(report: Report, decoder: Any, reference: Any, kind: str) -> None:
@@ -165,30 +142,25 @@ def check_parity(report: Report, decoder: Any, reference: Any, kind: str) -> Non
         report.add(f"fp32 parity, {kind}, {name} prompts", **alike)
 
 
-def decode(
-    report: Report, works: dict[str, Callable[[], Any]], chosen: argparse.Namespace, expected: Measured | None
-) -> Measured:
-    """Tokens a second of greedy decoding beside `expected`, or what `works` has of transformers."""
-    best = measure(works, chosen.turns)
-    expected = expected or best["transformers"]
-    for name, (found, wall, cpu) in best.items():
-        speed = {"tokens/s": chosen.batch * chosen.new_tokens / wall, "of transformers": expected[1] / wall}
-        speed |= {"of its CPU time": cpu / expected[2]}
-        report.add(f"greedy, {name}", **speed, **agreement(found, expected[0]))
-    return expected
+def decode(report: Report, found: dict[str, Cost], expected: Cost, tokens: int) -> None:
+    """Tokens a second of greedy decoding beside `expected`, that of transformers."""
+    for name, (wall, cpu, result, _) in found.items():
+        speed = {"tokens/s": tokens / wall, "of transformers": expected.wall / wall}
+        speed["of its CPU time"] = cpu / expected.cpu
+        report.add(f"greedy, {name}", **speed, **agreement(result, expected.result))
 
 
-def score(report: Report, decoder: Any, reference: Any, prompts: Tokens, chosen: argparse.Namespace) -> None:
+def score(report: Report, decoder: Any, reference: Any, prompts: Tokens, turns: int) -> None:
     """Scored tokens a second, prompts counted, with the most memory that scoring took."""
     answer = min(map(len, prompts)) // 2
     works: dict[str, Callable[[], Any]] = {
         "ours": lambda: [score for score, _ in decoder.score(prompts, [answer] * len(prompts))],
         "transformers": lambda: their_scores(reference, prompts, answer),
     }
-    best = measure(works, chosen.turns)
-    expected = best["transformers"][0]
-    for name, (found, wall, _) in best.items():
-        apart = max(abs(one - other) for one, other in zip(found, expected, strict=True)) / answer
+    found = best(works, turns)
+    for name, (wall, _, result, _) in found.items():
+        pairs = zip(result, found["transformers"].result, strict=True)
+        apart = max(abs(one - other) for one, other in pairs) / answer
         values = {"tokens/s": sum(map(len, prompts)) / wall, "largest difference a token": apart}
         if ON_GPU:
             before = torch.cuda.memory_allocated()
@@ -200,56 +172,55 @@ def score(report: Report, decoder: Any, reference: Any, prompts: Tokens, chosen:
 
 def sample(report: Report, rows: int, vocabulary: int, turns: int) -> None:
     """Seconds to choose the next token of all rows, and whether the CPU chooses the same."""
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(rows, vocabulary, generator=generator)
-    found = {}
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(2))
+    found = []
     for device in ["cuda", "cpu"] if ON_GPU else ["cpu"]:
-        here = logits.to(device)
-        picks = [sampler(list(range(rows)), temperature=1.0, top_p=0.95) for _ in "ab"]
-        best = measure({"pick": lambda: picks[0](here, list(range(rows))).tolist()}, turns)  # noqa: B023
-        found[device] = picks[1](here, list(range(rows))).tolist()
-        report.add(f"sampling on {device}", **{"seconds a step": best["pick"][1]})
+        here, which = logits.to(device), list(range(rows))
+        first, second = (sampler(which, temperature=1.0, top_p=0.95) for _ in "ab")
+        took = best({"pick": lambda: first(here, which).tolist()}, turns)["pick"]  # noqa: B023
+        found.append(second(here, which).tolist())
+        report.add(f"sampling on {device}", **{"seconds a step": took.wall})
     if ON_GPU:
-        report.add("sampling, CPU and GPU", same=found["cpu"] == found["cuda"])
+        report.add("sampling, CPU and GPU", same=found[0] == found[1])
 
 
-def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    shape = BILLION if ON_GPU else TINY
-    parser.add_argument("--shape", default=shape, help="layers,hidden,heads,groups,ffn,words")
-    for name, value in (("batch", 32), ("prompt", 128), ("new-tokens", 128), ("turns", 1)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16" if ON_GPU else "fp32")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+def main(
+    *,
+    shape: str = BILLION if ON_GPU else TINY,
+    batch: int = 32,
+    prompt: int = 128,
+    new_tokens: int = 128,
+    turns: int = 1,
+    dtype: str = "bf16" if ON_GPU else "fp32",
+    threads: int = os.cpu_count() or 1,
+    out: Path | None = None,
+) -> None:
+    """`--shape` is layers,hidden,heads,groups,ffn,words."""
+    torch.set_num_threads(threads)
     use_cpu()  # before the first import of Megatron-Core
-    report = Report(chosen.out)
+    report = Report(out)
     sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     layout = parallel.start_alone(sizes)
-    small = build(make_shape("4,256,8,2,704,1000", init_method_std=0.1), layout, "fp32")
-    small[0].graphs = False
+    small = build(shape_of(4, 256, 8, 2, 704, 1000, init_method_std=0.1), layout, "fp32")
     check_parity(report, *small, "eager")
-    shape = make_shape(chosen.shape, max_position_embeddings=chosen.prompt + chosen.new_tokens)
-    assert shape.vocab_size is not None
-    decoder, reference = build(shape, layout, chosen.dtype)
-    decoder.graphs = False
-    prompts = make_prompts(chosen.batch, chosen.prompt, shape.vocab_size)
+    *_, words = numbers = [int(number) for number in shape.split(",")]
+    decoder, reference = build(shape_of(*numbers, max_position_embeddings=prompt + new_tokens), layout, dtype)
+    prompts = make_prompts(batch, prompt, words)
     works: dict[str, Callable[[], Any]] = {
-        "ours, eager": lambda: ours(decoder, prompts, chosen.new_tokens),
-        "transformers": lambda: theirs(reference, prompts, chosen.new_tokens),
+        "ours, eager": lambda: ours(decoder, prompts, new_tokens),
+        "transformers": lambda: theirs(reference, prompts, new_tokens),
     }
-    expected = decode(report, works, chosen, None)
-    score(report, decoder, reference, prompts, chosen)
-    sample(report, chosen.batch, shape.vocab_size, chosen.turns)
+    found = best(works, turns)
+    decode(report, found, found["transformers"], batch * new_tokens)
+    score(report, decoder, reference, prompts, turns)
+    sample(report, batch, words, turns)
     if ON_GPU:  # last, so that a failure of theirs leaves the others' figures
         small[0].graphs = decoder.graphs = True
         check_parity(report, *small, "graphs")
-        decode(report, {"ours, graphs": works["ours, eager"]}, chosen, expected)
+        graphs = best({"ours, graphs": works["ours, eager"]}, turns)
+        decode(report, graphs, found["transformers"], batch * new_tokens)
     parallel.stop()
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,37 +1,42 @@
-"""Graders on the adversarial pairs, and the time of ours on real golds; prints two tables.
+"""Graders on the adversarial pairs, and the time of ours on real golds; or a second opinion on an evaluation.
 
     python tests/benchmarks/eval_graders.py [BENCHMARKS_DIR]
+    python tests/benchmarks/eval_graders.py --evaluation DIR [--show 20]
 
 math-verify is called as the minerva task of lm-eval calls it: boxed gold, prediction in a sentence. Our rules
-saw these pairs while they were written; what they got right before stands in `pairs.tsv`.
+saw these pairs while they were written; what they got right before stands in `pairs.tsv`. Of a finished
+evaluation it judges the answers that we found in the outputs: a disagreement is a place where a reader should
+look, scores stay what they are.
 """
 
-import multiprocessing
-import multiprocessing.connection
+import logging
 import statistics
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
+from measuring import cost, fresh, kill_processes, print_table
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from megatron_mathcpt.answers import extract_answer, grade
+from megatron_mathcpt.formats import evaluation_folder
+from megatron_mathcpt.formats.benchmark import load_items
+from megatron_mathcpt.formats.manifest import load_manifest
+from tests.answers.conftest import load_pairs
+
 LIMIT_SECONDS = 12
 # What other graders raise on hostile answers: one that fails has not called the pair equal.
 FAILURES = (ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError, AssertionError)
-TIMES = ("median ms", "slowest s", "sum s")
+TIMES = "median ms | slowest s | sum s"
 
 
 def ours(gold: str, prediction: str, kind: str) -> bool:
-    from megatron_mathcpt.answers import grade
-
     return grade(gold, prediction, kind).equal is True
 
 
-def math_verify(gold: str, prediction: str, _kind: str) -> bool:
+def math_verify(gold: str, prediction: str, _kind: str = "") -> bool:
     from math_verify import parse, verify
 
     answer = f"Final Answer: The final answer is ${prediction}$. I hope it is correct."
@@ -44,83 +49,87 @@ def minerva(gold: str, prediction: str, _kind: str) -> bool:
     return bool(is_equiv(normalize_final_answer(prediction), normalize_final_answer(gold)))
 
 
-def _serve(grader: Callable[[str, str, str], bool], link: multiprocessing.connection.Connection) -> None:
-    import logging
-
+def judged(grader: Callable[..., bool], *pair: str) -> tuple[bool, float]:
+    """Whether a grader calls a pair equal, and its seconds."""
     logging.disable(logging.CRITICAL)
-    while True:
-        try:
-            link.send(grader(*link.recv()))
-        except FAILURES:
-            link.send(False)
-
-
-def measure(grader: Callable[[str, str, str], bool]) -> tuple[list[bool], list[float], int]:
-    """Verdicts and seconds of every pair, each under a hard limit, and how many ran into it."""
-    from tests.answers.conftest import load_pairs
-
-    verdicts, seconds, hangs = [], [], 0
-    worker = None
-    for pair in load_pairs():
-        if worker is None:
-            link, other = multiprocessing.Pipe()
-            worker = multiprocessing.Process(target=_serve, args=(grader, other), daemon=True)
-            worker.start()
-            link.send(("1", "1", "latex"))
-            link.recv()
-        start = time.perf_counter()
-        link.send((pair.gold, pair.prediction, pair.kind))
-        if link.poll(LIMIT_SECONDS):
-            verdicts.append(link.recv() == pair.equal)
-        else:
-            worker.kill()
-            worker, hangs = None, hangs + 1
-            verdicts.append(False)
-        seconds.append(time.perf_counter() - start)
-    if worker:
-        worker.kill()
-    return verdicts, seconds, hangs
+    begin = time.perf_counter()
+    try:
+        equal = grader(*pair)
+    except FAILURES:
+        equal = False
+    return equal, time.perf_counter() - begin
 
 
 def times(seconds: list[float]) -> tuple[str, str, str]:
     return f"{1000 * statistics.median(seconds):.2f}", f"{max(seconds):.2f}", f"{sum(seconds):.1f}"
 
 
-def compare_graders() -> Table:
-    from tests.answers.conftest import load_pairs
+def compare_graders() -> None:
+    """All pairs, each under a hard limit."""
+    pairs, rows = load_pairs(), []
+    for grader in (ours, math_verify, minerva):
+        wrong, seconds, hangs, worker = Counter[bool](), [], 0, None
+        for pair in pairs:
+            if worker is None:
+                worker = fresh()
+                worker.submit(judged, grader, "1", "1", "latex").result()  # imports
+            judging = worker.submit(judged, grader, pair.gold, pair.prediction, pair.kind)
+            try:
+                equal, took = judging.result(LIMIT_SECONDS)
+            except TimeoutError:
+                kill_processes()
+                equal, took, worker, hangs = not pair.equal, LIMIT_SECONDS, None, hangs + 1
+            wrong[pair.equal] += equal != pair.equal
+            seconds.append(took)
+        right, name = f"{1 - wrong.total() / len(pairs):.3f}", grader.__name__.replace("_", "-")
+        rows.append((name, right, wrong[False], wrong[True], hangs, *times(seconds)))
+    title = f"{len(pairs)} pairs, {sum(not pair.equal for pair in pairs)} of them different"
+    print_table(f"grader | right | false equal | false different | hangs | {TIMES}", rows, title)
 
-    pairs = load_pairs()
-    table = Table("grader", "right", "false equal", "false different", "hangs", *TIMES)
-    table.title = f"{len(pairs)} pairs, {sum(not pair.equal for pair in pairs)} of them different"
-    for name, grader in (("ours", ours), ("math-verify", math_verify), ("minerva", minerva)):
-        right, seconds, hangs = measure(grader)
-        false_equal = sum(not ok and not pair.equal for ok, pair in zip(right, pairs, strict=True))
-        false_different = sum(not ok and pair.equal for ok, pair in zip(right, pairs, strict=True))
-        counts = [str(count) for count in (false_equal, false_different, hangs)]
-        table.add_row(name, f"{sum(right) / len(pairs):.3f}", *counts, *times(seconds))
-    return table
 
-
-def time_math(root: Path) -> Table:
+def time_math(root: Path) -> None:
     """5,000 gradings of MATH golds: half against themselves in a box, half against the last item's gold."""
-    from megatron_mathcpt.answers import extract_answer, grade
-    from megatron_mathcpt.formats.benchmark import load_items
-
     golds = [item.answer for item in load_items(root / "math" / "test.jsonl").items[:2500]]
     outputs = [(gold, f"We get \\boxed{{{gold}}}.") for gold in golds]
     outputs += [(gold, f"The answer is ${golds[place - 1]}$.") for place, gold in enumerate(golds)]
-    seconds = []
-    for gold, output in outputs:
-        start = time.perf_counter()
-        grade(gold, extract_answer(output, "en", "latex").text, "latex")
-        seconds.append(time.perf_counter() - start)
-    table = Table("gradings", *TIMES, title="MATH golds, extraction and grading, one core")
-    table.add_row(str(len(outputs)), *times(seconds))
-    return table
+    seconds = [
+        cost(lambda: grade(gold, extract_answer(output, "en", "latex").text, "latex")).wall  # noqa: B023
+        for gold, output in outputs
+    ]
+    title = "MATH golds, extraction and grading, one core"
+    print_table(f"gradings | {TIMES}", [(len(outputs), *times(seconds))], title)
+
+
+def judge(evaluation: Path, disagreements: int) -> None:
+    """Our grader beside math-verify over the samples of a finished evaluation."""
+    load_manifest(evaluation, evaluation_folder.KIND)
+    rows = []
+    for task in evaluation_folder.load_results(evaluation).tasks:
+        samples = evaluation_folder.load_samples(evaluation, task)
+        theirs = [judged(math_verify, sample.gold, sample.extracted or "")[0] for sample in samples]
+        counts = Counter((sample.correct, right) for sample, right in zip(samples, theirs, strict=True))
+        apart = [sample for sample, right in zip(samples, theirs, strict=True) if sample.correct != right]
+        for sample in apart[:disagreements]:
+            answered = f"{sample.gold!r}, answered {sample.extracted!r}"
+            print(f"{task} {sample.id}: gold {answered}: ours {sample.verdict} ({sample.reason})")
+        outcomes = (counts[mine, other] for mine in (True, False) for other in (True, False))
+        rows.append((task, len(samples), *outcomes, f"{100 * (1 - len(apart) / len(samples)):.2f}"))
+    columns = "right, right | right, wrong | wrong, right | wrong, wrong | agree in %"
+    print_table(f"task | samples | {columns}", rows, "ours, math-verify")
+
+
+def main(
+    benchmarks: Annotated[Path | None, typer.Argument()] = None,
+    evaluation: Path | None = None,
+    show: int = 20,
+) -> None:
+    if evaluation:
+        judge(evaluation, show)
+    else:
+        compare_graders()
+        if benchmarks:
+            time_math(benchmarks)
 
 
 if __name__ == "__main__":
-    console = Console()
-    console.print(compare_graders())
-    if len(sys.argv) > 1:
-        console.print(time_math(Path(sys.argv[1])))
+    typer.run(main)

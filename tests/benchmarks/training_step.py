@@ -2,6 +2,7 @@
 
     python tests/benchmarks/training_step.py [--steps 12]                one process
     python tests/benchmarks/training_step.py --layouts [--rounds 5]      TP2 and DP2 against one process
+    python tests/benchmarks/training_step.py --documents 100000000       memory of a blend's indices
 
 In one process both loops take turns step by step, in fp32 on the same shape, with SDPA attention and fused
 AdamW. CPU time (user + system) counts, so other work on the machine hardly matters. Ours is the whole loop:
@@ -9,77 +10,47 @@ loader, forward, backward, clipping, optimizer, metrics; theirs reads slices of 
 
 With `--layouts` a step of the same global batch is run by one process, and by two, by turns in fresh
 processes; the CPU time of all ranks is summed. Bars: whole loop 1.05, TP2 1.15, DP2 1.10.
+
+With `--documents N` three pools hold 60, 30 and 10 % of them and get 50, 30 and 20 % of a budget of all their
+tokens. Lengths are drawn around 500; the tokens are a sparse file, for building indices reads none of them.
+Peak memory is all that the process held, mapped index files too. Bar: 4 GB at 10^8 documents.
 """
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import typer
+from made_up_run import VOCABULARY, config_of, shape_of, write_corpus
+from measuring import by_turns, cost, in_ranks, print_table, resident
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.train.process import free_port, local_world
 
-VOCABULARY, LENGTH, BATCH = 4096, 512, 4
-SHAPE = {"num_layers": 6, "hidden_size": 384, "ffn_hidden_size": 1024, "num_attention_heads": 6}
-SHAPE |= {"num_query_groups": 3}
-
-
-def write_corpus(folder: Path, tokens: int) -> Path:
-    """A corpus folder of one pool of random documents of 400 tokens."""
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    random = np.random.default_rng(0)
-    prefix = folder / "datasets" / "pool" / "train"
-    prefix.parent.mkdir(parents=True)
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    for _ in range(tokens // 400):
-        builder.add_document(torch.from_numpy(random.integers(1, VOCABULARY, 400)), [400])
-    builder.finalize(f"{prefix}.idx")
-    pools = {"pool": {"train": {"tokens": tokens // 400 * 400}, "validation": {"tokens": 0}}}
-    tokenizer = {"vocab_size": VOCABULARY, "eos_id": 0, "sha256": "none"}
-    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
-    write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
-    return folder
-
-
+LENGTH, LONG, BATCH = 512, 4096, 4
+HOLDS = {"general": 0.6, "math_corpus": 0.3, "problem_solving": 0.1}
+GETS = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
+SHAPE = shape_of(6, 384, 6, 3, 1024, VOCABULARY)
 LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, tensor parallel size
-LAYOUT_SHAPE = {"num_layers": 4, "hidden_size": 512, "ffn_hidden_size": 1408, "num_attention_heads": 8}
-LAYOUT_SHAPE |= {"num_query_groups": 4}
+LAYOUT_SHAPE = shape_of(4, 512, 8, 4, 1408, VOCABULARY)
 
 
-def experiment(corpus: Path, length: int, shape: dict[str, int] = SHAPE) -> ExperimentConfig:
-    tree: dict[str, Any] = {
-        "name": "benchmark",
-        "seed": 1,
-        "model": shape,
-        "init": {"scratch": True},
-        "data": {"corpus": str(corpus), "blend": {"pool": 1.0}},
-        "optimizer": {"lr": 1e-4},
-        "schedule": {"lr_decay_style": "constant"},
-        "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
-        "precision": {"params_dtype": "fp32"},
-        "train": {
-            "train_tokens": 10**6,
-            "seq_length": length,
-            "micro_batch_size": BATCH,
-            "global_batch_size": BATCH,
-        },
-        "checkpoint": {"interval": 10**6},
-    }
-    return ExperimentConfig.model_validate_json(json.dumps(tree))
+def config_on(
+    corpus: Path, shape: LlamaShape = SHAPE, length: int = LENGTH, micro: int = BATCH, tensor: int = 1
+) -> ExperimentConfig:
+    return config_of(
+        shape,
+        data={"corpus": str(corpus), "blend": {"pool": 1.0}},
+        parallel={"tensor_model_parallel_size": tensor},
+        train={"seq_length": length, "micro_batch_size": micro, "global_batch_size": BATCH},
+    )
 
 
 @contextmanager
@@ -110,17 +81,10 @@ def their_step(corpus: Path) -> Callable[[], None]:
     """transformers' Llama with torch's AdamW."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        num_hidden_layers=SHAPE["num_layers"],
-        hidden_size=SHAPE["hidden_size"],
-        intermediate_size=SHAPE["ffn_hidden_size"],
-        num_attention_heads=SHAPE["num_attention_heads"],
-        num_key_value_heads=SHAPE["num_query_groups"],
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config).train()
+    tree = hf_config(SHAPE, dtype="float32", bos_id=None, eos_id=None)
+    model = LlamaForCausalLM(
+        LlamaConfig.from_dict(tree | {"use_cache": False}, attn_implementation="sdpa")
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = np.memmap(corpus / "datasets" / "pool" / "train.bin", dtype=np.uint16, mode="r")
     random = np.random.default_rng(2)
@@ -136,12 +100,6 @@ def their_step(corpus: Path) -> Callable[[], None]:
     return step
 
 
-def seconds_of(work: Callable[[], None]) -> float:
-    begun = time.process_time()
-    work()
-    return time.process_time() - begun
-
-
 def loader_rate(config: ExperimentConfig, layout: Any, run: Path, samples: int) -> float:
     """Tokens a second of one core, collation included."""
     from megatron_mathcpt.train.datasets import build_train_dataset, microbatches
@@ -154,72 +112,15 @@ def loader_rate(config: ExperimentConfig, layout: Any, run: Path, samples: int) 
             pass
 
     read()
-    return samples * config.train.seq_length / seconds_of(read)
+    return samples * config.train.seq_length / cost(read).cpu
 
 
-def layout_worker(corpus: Path, run: Path, tensor: int, steps: int) -> None:
-    """One rank: prints its CPU seconds of each step."""
-    config = experiment(corpus, LENGTH, LAYOUT_SHAPE)
-    sizes = config.parallel.model_copy(update={"tensor_model_parallel_size": tensor})
-    train = config.train.model_copy(update={"micro_batch_size": 1, "global_batch_size": BATCH})
-    with our_step(config.model_copy(update={"parallel": sizes, "train": train}), run) as (step, _):
-        print(json.dumps([seconds_of(step) for _ in range(steps + 2)][2:]))
-
-
-def run_layout(corpus: Path, layout: str, steps: int) -> float:
-    """CPU seconds of a step, all ranks together: the median of `steps`."""
-    processes, tensor = LAYOUTS[layout]
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--work", str(corpus), folder, str(tensor), str(steps)]
-        workers = [
-            subprocess.Popen(
-                command,
-                env=os.environ | local_world(rank, processes, port) | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-            for rank in range(processes)
-        ]
-        ranks = [json.loads(worker.communicate()[0]) for worker in workers]
-    return statistics.median(map(sum, zip(*ranks, strict=True)))
-
-
-def compare_layouts(rounds: int, steps: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = write_corpus(Path(folder) / "corpus", 2_000_000)
-        taken = [{layout: run_layout(corpus, layout, steps) for layout in LAYOUTS} for _ in range(rounds)]
-    for layout in LAYOUTS:
-        ratios = [turn[layout] / turn["one process"] for turn in taken]
-        seconds = statistics.median(turn[layout] for turn in taken)
-        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-        print(f"{layout:12s} {seconds:7.3f} CPU s a step, ratio {statistics.median(ratios):.3f} ({spread})")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--layouts", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.work:
-        corpus, run, tensor, steps = arguments.work
-        layout_worker(Path(corpus), Path(run), int(tensor), int(steps))
-    elif arguments.layouts:
-        compare_layouts(arguments.rounds, arguments.steps)
-    else:
-        compare_with_transformers(arguments.steps)
-
-
-def compare_with_transformers(steps: int) -> None:
-    os.environ.update(local_world(0, 1, free_port()))
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = write_corpus(Path(folder) / "corpus", 2_000_000)
-        with our_step(experiment(corpus, LENGTH), Path(folder) / "run") as (ours, layout):
-            theirs = their_step(corpus)
-            pairs = [(seconds_of(ours), seconds_of(theirs)) for _ in range(steps + 2)][2:]
-            rate = loader_rate(experiment(corpus, 4096), layout, Path(folder) / "long", 200)
+def compare_with_transformers(corpus: Path, steps: int) -> None:
+    with our_step(config_on(corpus), corpus.parent / "run") as (ours, layout):
+        works = {"ours": partial(cost, ours), "transformers": partial(cost, their_step(corpus))}
+        found = by_turns(works, steps, warm=2)
+        rate = loader_rate(config_on(corpus, length=LONG), layout, corpus.parent / "long", 200)
+    pairs = [(a.cpu, b.cpu) for a, b in zip(*found.values(), strict=True)]
     mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
     print(
@@ -229,5 +130,70 @@ def compare_with_transformers(steps: int) -> None:
     print(f"loader at 4096: {rate / 1e6:.1f} M tokens/s a core, {100 * share:.2f} % of the step")
 
 
+def rank_seconds(corpus: Path, run: Path, tensor: int, steps: int) -> list[float]:
+    """One rank's CPU seconds of each step."""
+    with our_step(config_on(corpus, LAYOUT_SHAPE, micro=1, tensor=tensor), run) as (step, _):
+        return [cost(step).cpu for _ in range(steps + 2)][2:]
+
+
+def layout_seconds(corpus: Path, layout: str, steps: int) -> float:
+    """CPU seconds of a step, all ranks together: the median of `steps`."""
+    processes, tensor = LAYOUTS[layout]
+    with tempfile.TemporaryDirectory() as run:
+        ranks = in_ranks(processes, rank_seconds, corpus, Path(run), tensor, steps)
+    return statistics.median(map(sum, zip(*ranks, strict=True)))
+
+
+def compare_layouts(corpus: Path, steps: int, rounds: int) -> None:
+    taken = by_turns({name: partial(layout_seconds, corpus, name, steps) for name in LAYOUTS}, rounds)
+    rows = []
+    for layout, times in taken.items():
+        ratios = [one / alone for one, alone in zip(times, taken["one process"], strict=True)]
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        rows.append((layout, statistics.median(times), f"{statistics.median(ratios):.3f}", spread))
+    print_table("layout | CPU s a step | ratio | from, to", rows)
+
+
+def build_indices(documents: int, folder: Path) -> None:
+    use_cpu()
+    from megatron_mathcpt import parallel
+    from megatron_mathcpt.train.datasets import build_blend
+    from megatron_mathcpt.train.inputs import resolve_inputs
+
+    random, cache = np.random.default_rng(0), folder / "cache"
+    holds = {pool: round(share * documents) for pool, share in HOLDS.items()}
+    drawn = ((pool, random.integers(1, 1000, size, dtype=np.int32)) for pool, size in holds.items())
+    corpus = write_corpus(folder / "corpus", drawn, drawn=False)
+    total = sum(path.stat().st_size // 2 for path in corpus.rglob("*.bin"))
+    train = {"train_tokens": total, "seq_length": LONG}
+    config = config_of(SHAPE, data={"corpus": str(corpus), "blend": GETS}, train=train)
+    parallel.start_alone(config.parallel)  # Megatron-Core asks for its rank
+    inputs, before = resolve_inputs(config), resident()
+    built = cost(lambda: build_blend(inputs, cache))
+    after = resident()
+    again = cost(lambda: build_blend(inputs, cache))
+    parallel.stop()
+    size, blend = sum(path.stat().st_size for path in cache.iterdir()), built.result
+    off = np.bincount(blend.dataset_index, minlength=len(GETS)) - len(blend) * np.array(list(GETS.values()))
+    print(f"{documents:,} documents, {total:,} tokens, {len(blend):,} samples of {LONG}")
+    print(f"build: {built.wall:.1f} s, {built.cpu:.1f} CPU s; {size / 1e9:.2f} GB, ", end="")
+    print(f"read again in {again.cpu:.1f} CPU s")
+    print(f"peak memory: {after / 1e9:.2f} GB, {before / 1e9:.2f} GB of it before building")
+    print(f"samples of each pool: off by at most {np.abs(off).max():.1f}")
+
+
+def main(
+    steps: int = 12, layouts: bool = False, rounds: int = 5, documents: int = 0, folder: Path | None = None
+) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        if documents:
+            return build_indices(documents, Path(name))
+        corpus = write_corpus(Path(name) / "corpus", [("pool", np.full(5000, 400, np.int32))], drawn=True)
+        if layouts:
+            return compare_layouts(corpus, steps, rounds)
+        in_ranks(1, compare_with_transformers, corpus, steps)
+        return None
+
+
 if __name__ == "__main__":
-    main()
+    typer.run(main)
