@@ -194,7 +194,7 @@ def trace_step(
     step: Annotated[int, Argument(help="optimizer step, from 1")],
 ) -> None:
     """The documents that a step was trained on."""
-    from megatron_mathcpt.train.trace import trace_step as find
+    from megatron_mathcpt.train.datasets import trace_step as find
 
     rows = [
         (str(seen.sample), seen.pool, str(seen.document), seen.record, repr(seen.text))

@@ -37,11 +37,10 @@ def check_initial_loss(state: TrainState, alive: Callable[[], None]) -> None:
     samples = Subset(state.dataset, range(min(init.initial_loss_samples, len(state.dataset))))
     (loss,) = reduce_losses([forward_only(state, samples, len(samples))])
     alive()
-    if init.initial_loss == "transformers":
+    expected, source = init.initial_loss, "init.initial_loss"
+    if expected == "transformers":
         assert init.hf is not None
         expected, source = transformers_loss(init.hf, samples, state.layout, alive), "transformers"
-    else:
-        expected, source = init.initial_loss, "init.initial_loss"
     if not abs(loss - expected) <= init.initial_loss_band:
         raise CheckpointError(
             f"initial loss {loss:.4f} is not within {init.initial_loss_band:g} of {expected:.4f} ({source}); "
@@ -81,7 +80,7 @@ def _reference(folder: Path, device: torch.device) -> Any:
     ).eval()
     model.model.rotary_emb.to(device)
     for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
-        _bring_over(part, device)
+        part.forward = _in_fp32(part, device)(part.forward)
     return model
 
 
@@ -101,20 +100,9 @@ def _reference_sums(model: Any, batch: Batch) -> torch.Tensor:
     return torch.stack([(torch.cat(losses).double() * counted).sum(), counted.sum()])
 
 
-def _bring_over(part: Any, device: torch.device) -> None:
-    """Have every call of `part` run in fp32 on `device`."""
-    forward = part.forward
-
-    def on_device(*arguments: Any, **named: Any) -> Any:
-        with _in_fp32(part, device):
-            return forward(*arguments, **named)
-
-    part.forward = on_device
-
-
 @contextmanager
 def _in_fp32(part: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """`part` with its parameters in fp32 on `device`, and as they were afterwards."""
+    """`part` with its parameters in fp32 on `device`, and as before afterwards; it decorates a call too."""
     held = {parameter: parameter.data for parameter in part.parameters()}
     for parameter, weights in held.items():
         parameter.data = weights.to(device).float()

@@ -1,9 +1,7 @@
 """The training loop: step, check, log, validate, save or stop."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 from megatron_mathcpt.errors import TrainingDiverged
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, SourceTokens
@@ -12,7 +10,7 @@ from megatron_mathcpt.train.components import TrainState, gather_parameters, unw
 from megatron_mathcpt.train.datasets import SftDataset, SourceCounter
 from megatron_mathcpt.train.faults import check_replicas
 from megatron_mathcpt.train.metrics import Metrics, profiled
-from megatron_mathcpt.train.process import StopFlag, Watchdog
+from megatron_mathcpt.train.process import StopFlag
 from megatron_mathcpt.train.step import StepResult, forward_only, learning_rate, reduce_losses, train_step
 
 logger = get_logger(__name__)
@@ -20,34 +18,32 @@ _SHOWN_SAMPLES = 64
 _GARBAGE_COLLECTION_STEPS = 100  # in step on all ranks, so that none waits for another's collector
 
 
-@contextmanager
-def _manual_garbage_collection() -> Iterator[None]:
+def train(state: TrainState, metrics: Metrics, stop: StopFlag, alive: Callable[[], None]) -> bool:
+    """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
     gc.disable()
     try:
-        yield
+        return _train(state, metrics, stop, alive)
     finally:
         gc.enable()
 
 
-@_manual_garbage_collection()
-def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdog) -> bool:
-    """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
-    config, last = state.config, state.config.train.train_steps
-    while state.step < last:
+def _train(state: TrainState, metrics: Metrics, stop: StopFlag, alive: Callable[[], None]) -> bool:
+    config, last, stopping = state.config, state.config.train.train_steps, False
+    while state.step < last and not stopping:
         samples = state.consumed_samples + config.train.global_batch_size
         rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
         with profiled(config.logging, state.layout, state.run_folder, state.step + 1):
             result = take_step(state, rate)
-        watchdog.alive()
+        alive()
         metrics.add(state.step, rate, result)
         if is_due(state.step, config.faults.replica_check_interval):
             gather_parameters(state)
             check_replicas(unwrap(state.model), state.layout, state.step)
         state.saver.poll()
         stopping = state.layout.any_true(stop.requested)
-        saving = stopping or state.step == last or state.step % config.checkpoint.interval == 0
+        saving = stopping or state.step == last or is_due(state.step, config.checkpoint.interval)
         validating = is_validation_step(state)
-        if saving or validating or state.step % config.logging.interval == 0:
+        if saving or validating or is_due(state.step, config.logging.interval):
             metrics.flush()
         if validating:
             state.losses = validate(state)
@@ -56,12 +52,10 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, watchdog: Watchdo
             save(state, beside=config.checkpoint.async_save and not stopping and state.step < last)
         if saving or validating:
             metrics.restart_clock()
-            watchdog.alive()
-        if stopping:
-            return state.step == last
-        if state.step % _GARBAGE_COLLECTION_STEPS == 0:
+            alive()
+        if is_due(state.step, _GARBAGE_COLLECTION_STEPS):
             gc.collect()
-    return True
+    return state.step == last
 
 
 def take_step(state: TrainState, rate: float) -> StepResult:
@@ -108,13 +102,13 @@ def validate(state: TrainState) -> dict[str, float]:
 
 def save(state: TrainState, *, beside: bool) -> None:
     """Save a checkpoint of this step, written before the training goes on or beside it."""
-    measured: dict[str, Any] = {"validation": state.losses} if is_validation_step(state) else {}
     counts = CheckpointCounts(
         **progress(state).model_dump(exclude_unset=True),
         eos_id=state.inputs.eos_id,
         guard=state.guard.state(),
-        **measured,
     )
+    if is_validation_step(state):
+        counts = counts.model_copy(update={"validation": state.losses})
     gather_parameters(state)
     state.saver.save(unwrap(state.model), state.optimizer, counts, beside=beside)
 

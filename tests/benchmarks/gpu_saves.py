@@ -73,7 +73,7 @@ class Trained:
 
         begin = time.perf_counter()
         result = train_step(self.state, self.state.consumed_samples, 1e-4)
-        loss = (result.loss[0] / result.loss[1]).item()
+        loss = (result.losses[0, 0] / result.losses[0, 1]).item()
         self.state.step += 1
         return loss, time.perf_counter() - begin
 

@@ -122,7 +122,7 @@ def run(
         result = train_step(state, state.consumed_samples, 1e-4)
         synchronize()
         seconds.append(time.perf_counter() - begin)
-        losses.append((result.loss[0] / result.loss[1]).item())
+        losses.append((result.losses[0, 0] / result.losses[0, 1]).item())
         state.step = step + 1
         print(
             f"{row} step {step + 1}: {seconds[-1]:.3f} s, loss {losses[-1]:.4f}", file=sys.stderr, flush=True

@@ -22,7 +22,7 @@ def make_trained(layout: parallel.Layout, seed: int) -> tuple[Any, Any]:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    from megatron_mathcpt.train.fused_adam import ensure_fused_adam
+    from megatron_mathcpt.train.components import ensure_fused_adam
 
     ensure_fused_adam()
     model = make_model(layout)

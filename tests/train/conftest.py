@@ -1,7 +1,7 @@
 """A corpus of a few thousand made-up tokens, and tiny runs on it."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,11 +21,15 @@ from megatron_mathcpt.train.process import free_port, local_world
 from tests.support.shapes import tiny
 
 ConfigOf = Callable[..., ExperimentConfig]
+ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
+SHAPE = tiny(vocab_size=VOCAB_SIZE)
+KEPT: dict[str, Any] = {"checkpoint": {"keep": 9}}
 
 
-def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
+def write_indexed(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
+    """An indexed dataset; its counts."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
     from torch import tensor
 
@@ -34,9 +38,15 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
     for document in documents:
         builder.add_document(tensor(document), [len(document)])
     builder.finalize(f"{prefix}.idx")
+    return {"documents": len(documents), "tokens": sum(map(len, documents))}
 
 
-SHAPE = tiny(vocab_size=VOCAB_SIZE)
+def finish_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
+    """Make a folder of written datasets, of these counts, a complete corpus."""
+    tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
+    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
+    write_manifest(folder, "corpus", inputs={}, counts=counts, config=config)
+    return folder
 
 
 def write_hf(folder: Path, shape: LlamaShape = SHAPE) -> Path:
@@ -63,32 +73,18 @@ def make_documents(count: int, seed: int) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete corpus folder of the three pools."""
-    folder = tmp_path_factory.mktemp("corpus")
-    counts: dict[str, Any] = {}
+    folder, pools = tmp_path_factory.mktemp("corpus"), {}
     for seed, (pool, size) in enumerate(POOLS.items()):
-        counts[pool] = {}
-        for split, documents in (
-            ("train", make_documents(size, seed)),
-            ("validation", make_documents(5, 100 + seed)),
-        ):
-            write_indexed(folder / "datasets" / pool / split, documents)
-            counts[pool][split] = {"documents": len(documents), "tokens": sum(map(len, documents))}
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    tokenizer = {"vocab_size": VOCAB_SIZE, "eos_id": EOS_ID, "sha256": "none"}
-    write_manifest(
-        folder,
-        "corpus",
-        inputs={},
-        counts={"tokenizer": tokenizer, "pools": counts, "sources": {}},
-        config={},
-    )
-    return folder
+        splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
+        place = folder / "datasets" / pool
+        pools[pool] = {split: write_indexed(place / split, documents) for split, documents in splits.items()}
+    return finish_corpus(folder, VOCAB_SIZE, pools)
 
 
 @pytest.fixture(scope="session")
 def settings(corpus: Path) -> dict[str, Any]:
     """Config tree of 20 steps of a tiny Llama."""
+    blend = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
     return {
         "name": "tiny",
         "seed": 7,
@@ -100,10 +96,7 @@ def settings(corpus: Path) -> dict[str, Any]:
             "num_query_groups": 4,
         },
         "init": {"scratch": True},
-        "data": {
-            "corpus": str(corpus),
-            "blend": {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2},
-        },
+        "data": {"corpus": str(corpus), "blend": blend},
         "optimizer": {"lr": 3e-3},
         "schedule": {"lr_decay_style": "cosine", "lr_warmup_fraction": 0.1},
         "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
@@ -116,8 +109,13 @@ def settings(corpus: Path) -> dict[str, Any]:
 
 
 def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
-    """`settings` with fields of some sections replaced, and sections that are not there added."""
+    """`settings` with fields of some sections replaced, and sections that are not there added.
+
+    Starting weights bring their shape.
+    """
     tree = settings | {name: {**settings.get(name, {}), **fields} for name, fields in sections.items()}
+    if not tree["init"]["scratch"]:
+        del tree["model"]
     return ExperimentConfig.model_validate_json(json.dumps(tree))
 
 
@@ -134,6 +132,15 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="session")
+def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run on one process that keeps all of its checkpoints: steps 8, 16 and 20."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = train(config_of(**KEPT), out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
 def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     """The command that trains into `out`; `script` stands for `-m megatron_mathcpt.train`."""
     path = out.with_suffix(".yaml")
@@ -141,12 +148,25 @@ def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
 
 
-def run(arguments: list[str], **world: str) -> "subprocess.CompletedProcess[str]":
+def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end, its output kept."""
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(
-        arguments, env=os.environ | world, cwd=root, capture_output=True, text=True, timeout=200, check=False
-    )
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+def train(
+    config: ExperimentConfig, out: Path, fault: str = "", ranks: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    """Train to the end, or with a fault as `fault_worker` knows it on one of some ranks ("1/2")."""
+    script = ("-m", "tests.train.fault_worker", ranks, fault) if fault else ()
+    return run(command(config, out, *script))
+
+
+def go_back(out: Path, step: int) -> None:
+    """Have a finished run go on from its checkpoint of `step`."""
+    (out / "manifest.json").unlink()
+    for path in sorted((out / "checkpoints").glob("step_*")):
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
 
 
 def rows_without_timings(out: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
-"""Which samples a replica gets, and that validation predicts each token just once."""
+"""Which samples a replica gets, that validation predicts each token once, and the way back to records."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_mathcpt.train.datasets import ValidationSet, microbatches, samples_per_pool
-from tests.train.conftest import write_indexed
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.base import dump_yaml, load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
+from megatron_mathcpt.train.datasets import (
+    NumberedBlend,
+    SourceCounter,
+    ValidationSet,
+    build_blend,
+    index_cache,
+    microbatches,
+    samples_per_pool,
+    trace_step,
+)
+from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, write_indexed
 
 
 class Numbers:
-    """A dataset of `size` samples that hold their own index."""
+    """A dataset of `size` samples that hold their own index, counted from 1."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -26,33 +43,30 @@ class Numbers:
         return {name: torch.full((3,), index + 1) for name in names}
 
 
-def layout(rank: int, size: int) -> Any:
+@pytest.mark.parametrize(
+    ("dataset", "samples", "size", "rank", "ranks", "expected"),
+    [
+        (99, range(8, 16), 2, 0, 2, [[9, 10], [13, 14]]),
+        (99, range(8, 16), 2, 1, 2, [[11, 12], [15, 16]]),
+        (99, range(8, 16), 2, 0, 1, [[9, 10], [11, 12], [13, 14], [15, 16]]),
+        (2, range(3), 3, 0, 1, [[1, 2, 0]]),  # past the end: masked
+    ],
+)
+def test_replicas_share_the_global_batch(
+    dataset: int, samples: range, size: int, rank: int, ranks: int, expected: list[list[int]]
+) -> None:
     sizes = SimpleNamespace(context_parallel_size=1)
-    return SimpleNamespace(data_rank=rank, data_size=size, device=torch.device("cpu"), sizes=sizes)
-
-
-def indices(dataset: Numbers, first: int, last: int, size: int, where: Any) -> list[list[int]]:
-    return [
-        (batch.tokens[:, 0] - 1).tolist() for batch in microbatches(dataset, range(first, last), size, where)
-    ]
-
-
-def test_replicas_share_the_global_batch() -> None:
-    assert indices(Numbers(99), 8, 16, 2, layout(0, 2)) == [[8, 9], [12, 13]]
-    assert indices(Numbers(99), 8, 16, 2, layout(1, 2)) == [[10, 11], [14, 15]]
-    assert indices(Numbers(99), 8, 16, 2, layout(0, 1)) == [[8, 9], [10, 11], [12, 13], [14, 15]]
-
-
-def test_past_the_end_there_are_empty_samples() -> None:
-    (batch,) = microbatches(Numbers(2), range(0, 3), 3, layout(0, 1))
-    assert batch.loss_mask.tolist() == [[1, 1, 1], [2, 2, 2], [0, 0, 0]]
+    where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
+    batches = list(microbatches(Numbers(dataset), samples, size, where))
+    assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
+    assert [batch.loss_mask[:, 2].tolist() for batch in batches] == expected
 
 
 @pytest.mark.parametrize(("length", "samples"), [(10, 3), (29, 1), (7, 5), (1, 29)])
 def test_validation_predicts_each_token_once(tmp_path: Path, length: int, samples: int) -> None:
-    tokens = np.arange(100, 130)
-    write_indexed(tmp_path / "validation", [tokens[:12].tolist(), tokens[12:].tolist()])
-    validation = ValidationSet(tmp_path / "validation", length, None)
+    tokens, prefix = np.arange(100, 130), str(tmp_path / "validation")
+    write_indexed(Path(prefix), [tokens[:12].tolist(), tokens[12:].tolist()])
+    validation = ValidationSet(prefix, length, None)
     assert len(validation) == samples
     pairs = []
     for sample in (validation[index] for index in range(samples)):
@@ -60,7 +74,7 @@ def test_validation_predicts_each_token_once(tmp_path: Path, length: int, sample
         pairs += list(zip(sample["tokens"][real].tolist(), sample["labels"][real].tolist(), strict=True))
         assert all(len(value) == length for value in sample.values())
     assert pairs == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
-    assert len(ValidationSet(tmp_path / "validation", length, 2)) == min(2, samples)
+    assert len(ValidationSet(prefix, length, 2)) == min(2, samples)
 
 
 def test_each_pool_gets_its_share_to_within_one_sample() -> None:
@@ -68,3 +82,79 @@ def test_each_pool_gets_its_share_to_within_one_sample() -> None:
     counts = samples_per_pool(weights, 1_000_000)
     assert counts.sum() == 1_000_000
     assert np.abs(counts - 1_000_000 * np.array(weights)).max() <= 1
+
+
+class Blend(list[Any]):
+    """Samples of two pools."""
+
+    dataset_index = np.array([0, 1, 0, 0, 1, 0], dtype=np.int16)
+    dataset_sample_index = np.arange(6)
+
+
+def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
+    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 6), sources=True, eos_id=0)
+    assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
+    assert blend[1]["sources"].tolist() == [1] * 6
+
+
+def test_tokens_by_source_are_counted_on() -> None:
+    train = SimpleNamespace(global_batch_size=2, seq_length=10)
+    config: Any = SimpleNamespace(data=SimpleNamespace(blend={"a": 0.7, "b": 0.3}), train=train)
+    counter = SourceCounter(Blend(), config)
+    assert [counter.up_to(step) for step in (1, 3)] == [{"a": 10, "b": 10}, {"a": 40, "b": 20}]
+
+
+@pytest.fixture
+def run(config_of: ConfigOf, tmp_path: Path) -> Path:
+    """A run folder with a config, on two pools of one-letter documents; the first and last are equal."""
+    corpus, out = tmp_path / "corpus", tmp_path / "run"
+    pools, shards = {}, []
+    for folder in (corpus / "documents", out):
+        folder.mkdir(parents=True)
+    for shard, (pool, letters) in enumerate((("general", "abcdefga"), ("problem_solving", "stuvwxys"))):
+        rows = [{"id": f"{pool}-validation", "text": " ".join(letters[0] * 5)}]
+        documents = []
+        for number, letter in enumerate(letters):
+            length = 5 + number % 7
+            documents.append([ord(letter) - 96] * length + [EOS_ID])
+            rows.append({"id": f"{pool}-{number}", "text": " ".join(letter * length)})
+        pools[pool] = {"train": write_indexed(corpus / "datasets" / pool / "train", documents)}
+        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        (corpus / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
+        splits = np.array([VALIDATION] + [TRAIN] * 8, np.uint8)
+        places = make_places([len(line) for line in lines], shard, np.arange(1, 10, dtype=np.uint64), splits)
+        (corpus / "documents" / f"{pool}.places").write_bytes(places)
+        shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
+    (corpus / "report.json").write_text(json.dumps({"shards": shards}))
+    finish_corpus(corpus, 27, pools, sources={pool: {"pool": pool} for pool in pools})
+    config = config_of(
+        data={"corpus": str(corpus), "blend": {"general": 1.0, "problem_solving": 1.0}},
+        train={"seq_length": 16, "train_tokens": 256},
+        validation={"sets": []},
+    )
+    (out / "config.yaml").write_text(dump_yaml(resolve_inputs(config).config))
+    return out
+
+
+def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
+    with pytest.raises(DataError, match="sample index is not there"):
+        trace_step(run, 1)
+    with pytest.raises(ConfigError, match="has steps 1 to 4"):
+        trace_step(run, 5)
+    inputs = resolve_inputs(load_config(run / "config.yaml", ExperimentConfig))
+    use_cpu()
+    parallel.start_alone(inputs.config.parallel)
+    blend = build_blend(inputs, index_cache(inputs, run))
+    parallel.stop()
+    steps = {step: trace_step(run, step) for step in range(1, 5)}
+    for step, seen in steps.items():
+        assert {one.sample for one in seen} == set(range(4 * step - 4, 4 * step))
+        for sample in range(4 * step - 4, 4 * step):
+            tokens = blend[sample]["tokens"].tolist() + blend[sample]["labels"].tolist()
+            letters = {chr(96 + token) for token in tokens if token != EOS_ID}
+            traced = [one for one in seen if one.sample == sample]
+            assert letters <= {one.text[0] for one in traced}
+            assert all(one.record == f"{one.pool}-{one.document}" for one in traced)
+    for pool, text in (("general", "a a a a a"), ("problem_solving", "s s s s s")):
+        found = [one for seen in steps.values() for one in seen if (one.pool, one.text) == (pool, text)]
+        assert {one.document for one in found} == {0, 7}, "equal texts are told apart"
