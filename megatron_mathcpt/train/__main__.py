@@ -20,11 +20,11 @@ from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.manifest import is_complete, write_manifest
+from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
 from megatron_mathcpt.formats.run_folder import newest_readable
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train import process
-from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_data
+from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
 
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -58,8 +58,9 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     """Check everything that can be checked without torch, then start the workers; their exit status."""
     size = config.parallel.model_size if processes is None else processes
     inputs, finished = _checked(config, size, out)
-    if check:
-        verify_data(config)
+    if check:  # a start compares the sizes only
+        for folder in filter(None, (config.data.corpus, config.data.sft)):
+            verify_hashes(folder, load_manifest(folder, None))
     if finished:
         logger.info("%s: already trained, in %s", config.name, out)
         return 0
@@ -101,8 +102,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.settings import user_buffers
     from megatron_mathcpt.train.components import build, check_machine
-    from megatron_mathcpt.train.gate import check_initial_loss
-    from megatron_mathcpt.train.loop import progress, train
+    from megatron_mathcpt.train.loop import check_initial_loss, progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
 
     config, stop = inputs.config, process.StopFlag()
@@ -127,13 +127,9 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
                 finished = train(state, metrics, stop, alive)
         metrics.close()
         if finished and layout.is_writer:
-            write_manifest(
-                out,
-                "run",
-                inputs=inputs.fingerprints,
-                counts=progress(state).model_copy(update={"final_validation": last_validation(out)}),
-                config=config.model_dump(mode="json"),
-            )
+            counts = progress(state).model_copy(update={"final_validation": last_validation(out)})
+            tree = config.model_dump(mode="json")
+            write_manifest(out, "run", inputs=inputs.fingerprints, counts=counts, config=tree)
         return finished
 
 

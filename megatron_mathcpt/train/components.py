@@ -29,7 +29,7 @@ from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.memory import check_memory, held_bytes
-from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset, dataset_prefix
+from megatron_mathcpt.train.datasets import NumberedBlend, SftDataset, ValidationSet, build_train_dataset
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 from megatron_mathcpt.train.process import start_evaluation
@@ -46,7 +46,7 @@ class TrainState:
     run_folder: Path
     model: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
-    dataset: TrainDataset
+    dataset: SftDataset | NumberedBlend
     validation: dict[str, ValidationSet]
     guard: StepGuard
     saver: Saver
@@ -67,9 +67,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
     config, init = inputs.config, inputs.config.init
     dataset = build_train_dataset(inputs, run_folder)
-    sets = {name: dataset_prefix(config, name, "validation") for name in config.validation.sets}
-    length, most = config.train.seq_length, config.validation.samples
-    validation = {name: ValidationSet(prefix, length, most) for name, prefix in sets.items()}
+    validation = {pool: ValidationSet(config, pool) for pool in config.validation.sets}
     counts = folders.CheckpointCounts(step=0)
     if (resumed := newest_verified(run_folder, layout)) is not None:
         check_resumable(inputs, resumed)
@@ -87,14 +85,9 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     best = tuple(filter(None, best))
     verified = set() if resumed is None else {resumed.name}  # it is known to be whole
     retention = folders.Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
-    saver = Saver(
-        run_folder,
-        layout,
-        retention,
-        config.model_dump(mode="json"),
-        inputs.fingerprints,
-        on_commit=partial(start_evaluation, command) if (command := keep.evaluate) else None,
-    )
+    evaluate = partial(start_evaluation, keep.evaluate) if keep.evaluate else None
+    tree = config.model_dump(mode="json")
+    saver = Saver(run_folder, layout, retention, tree, inputs.fingerprints, on_commit=evaluate)
     if layout.is_writer:
         source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
         size = f"{inputs.shape.num_parameters():,}"
@@ -115,12 +108,11 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
         )
     if layout.is_writer:
         folders.check_space(run_folder, held_bytes(config))
-    if layout.device.type != "cuda":
-        return
-    total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
-    found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
-    if layout.is_writer:
-        logger.info("%s", found)
+    if layout.device.type == "cuda":
+        total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
+        found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
+        if layout.is_writer:
+            logger.info("%s", found)
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
@@ -147,11 +139,7 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
     )
     wrapped = [
         DistributedDataParallel(
-            get_model_config(chunk),
-            settings,
-            chunk,
-            disable_bucketing=index > 0,
-            pg_collection=layout.groups,
+            get_model_config(chunk), settings, chunk, disable_bucketing=index > 0, pg_collection=layout.groups
         )
         for index, chunk in enumerate(model)
     ]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,10 +78,9 @@ class Batch:
         return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors: Any = {
-            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **tensors)
+        held = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        changed: Any = {name: change(tensor) for name, tensor in held.items()}
+        return replace(self, **changed)
 
 
 class SftDataset(Dataset[dict[str, torch.Tensor]]):
@@ -141,10 +140,7 @@ class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
         return sample
 
 
-TrainDataset: TypeAlias = SftDataset | NumberedBlend
-
-
-def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
+def build_train_dataset(inputs: Inputs, run_folder: Path) -> SftDataset | NumberedBlend:
     """Packed SFT samples, or the blend, whose indices rank 0 builds once and renames into place."""
     config = inputs.config
     if config.data.sft is not None:
@@ -259,18 +255,18 @@ def microbatches(
 class ValidationSet:
     """A pool's validation split cut into sequences in order, each token predicted just once."""
 
-    def __init__(self, prefix: str, seq_length: int, max_samples: int | None) -> None:
+    def __init__(self, config: ExperimentConfig, pool: str) -> None:
+        prefix, self._length = dataset_prefix(config, pool, "validation"), config.train.seq_length
         dtype = IndexedDataset(prefix, mmap=True).index.dtype
         self._tokens = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
-        self._seq_length = seq_length
-        samples = -(-(len(self._tokens) - 1) // seq_length)
-        self._samples = min(samples, max_samples or samples)
+        samples = -(-(len(self._tokens) - 1) // self._length)
+        self._samples = min(samples, config.validation.samples or samples)
 
     def __len__(self) -> int:
         return self._samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        length = self._seq_length
+        length = self._length
         text = torch.from_numpy(self._tokens[index * length : (index + 1) * length + 1].astype(np.int64))
         positions = torch.arange(length)
         mask = (positions < len(text) - 1).float()
@@ -314,10 +310,6 @@ def trace_step(run_folder: Path, step: int) -> list[Seen]:
         # By a GPTDataset's own index; a third item follows the documents from 0.19 on.
         documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
         seen += [(sample, pools[pool], int(document)) for document in documents]
-    return _with_records(config, seen)
-
-
-def _with_records(config: ExperimentConfig, seen: list[tuple[int, str, int]]) -> list[Seen]:
     assert config.data.corpus is not None
     corpus = open_corpus(config.data.corpus)
     kept = {
@@ -325,5 +317,5 @@ def _with_records(config: ExperimentConfig, seen: list[tuple[int, str, int]]) ->
         for pool in {pool for _, pool, _ in seen}
         for one in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
     }
-    rows = [(one, kept[one[1:]]) for one in seen]
-    return [Seen(*one, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for one, row in rows]
+    texts = [(one, kept[one[1:]]) for one in seen]
+    return [Seen(*one, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for one, row in texts]

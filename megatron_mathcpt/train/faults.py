@@ -35,11 +35,6 @@ class StepGuard:
         self._in_a_row = int(kept["in_a_row"])
         self.skipped: list[int] = list(kept["skipped"])
 
-    @property
-    def needs_loss(self) -> bool:
-        """Whether `judge` wants the loss, which costs a reduction in every step."""
-        return self._settings.spike_sigma is not None
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         windows = {"losses": list(self._losses), "norms": list(self._norms)}
@@ -48,6 +43,7 @@ class StepGuard:
     def judge(self, step: int, loss: float | None, norm: float) -> str | None:
         """Why step `step` is to be skipped, None to apply it; all processes get the same answer.
 
+        The loss, which costs a reduction in every step, is there if `spike_sigma` is.
         Raises `TrainingDiverged` if the settings say stop, or after too many skips in a row.
         """
         reason = self._fault(loss, norm)

@@ -15,7 +15,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
-from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_hashes
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, is_weights_only, load_sealed
 
 # What a resumed run may change, by the beginning of the field's path.
@@ -66,12 +66,6 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         )
     resolved = config.model_copy(update={"model": shape.model_copy(update={"vocab_size": size})})
     return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint)
-
-
-def verify_data(config: ExperimentConfig) -> None:
-    """Compare every file of the data with its checksum, raise `ManifestError`; a start compares the sizes."""
-    for folder in filter(None, (config.data.corpus, config.data.sft)):
-        verify_hashes(folder, load_manifest(folder, None))
 
 
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:

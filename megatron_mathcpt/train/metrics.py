@@ -29,7 +29,6 @@ from megatron_mathcpt.train.step import StepResult, mean_loss
 # Fields that differ from run to run. All others are the same bits in a repeated or resumed run: on a CPU, and
 # with `train.deterministic` on a GPU.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
-_PROFILES = ".profile"
 logger = get_logger(__name__)
 
 
@@ -56,7 +55,21 @@ class Metrics:
                 # Hide what was written after `step`: rows after a checkpoint come again.
                 self._board = SummaryWriter(str(run_folder / ".tensorboard"), purge_step=step + 1)
             if config.logging.wandb_project is not None:
-                self._wandb = _wandb(config, run_folder)
+                try:
+                    import wandb
+                except ImportError as error:
+                    raise ConfigError(
+                        "logging.wandb_project: wandb is not installed; it is the extra 'wandb'"
+                    ) from error
+                # Named like ours; a resumed run goes on in it. Keys come from the environment.
+                self._wandb = wandb.init(
+                    project=config.logging.wandb_project,
+                    name=config.name,
+                    id=hash_json([config.name, str(run_folder.resolve())])[:16],
+                    resume="allow",
+                    dir=str(run_folder),
+                    config=config.model_dump(mode="json"),
+                )
         assert config.model is not None
         flops = flops_per_token(from_llama(config.name, config.model), config.train.seq_length).causal
         self._tera_per_token = flops / 1e12 / dist.get_world_size()
@@ -143,22 +156,6 @@ class Metrics:
             logger.info("%s step %s", self._config.name, text)
 
 
-def _wandb(config: ExperimentConfig, run_folder: Path) -> Any:
-    """A Weights & Biases run named like ours; a resumed run goes on in it. Keys come from the environment."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("logging.wandb_project: wandb is not installed; it is the extra 'wandb'") from error
-    return wandb.init(
-        project=config.logging.wandb_project,
-        name=config.name,
-        id=hash_json([config.name, str(run_folder.resolve())])[:16],
-        resume="allow",
-        dir=str(run_folder),
-        config=config.model_dump(mode="json"),
-    )
-
-
 def scalars(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row by name, those of a pool or set as `name/pool`; the step is the axis."""
     found: dict[str, float] = {}
@@ -172,8 +169,8 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 def last_validation(run_folder: Path) -> dict[str, float]:
     """Losses of the newest validation row; empty if there is none."""
-    rows = [row.validation for row in read_metrics(run_folder / METRICS) if row.validation]
-    return rows[-1] if rows else {}
+    rows = reversed(read_metrics(run_folder / METRICS))
+    return next((row.validation for row in rows if row.validation), {})
 
 
 def drop_rows_after(path: Path, step: int) -> None:
@@ -195,7 +192,7 @@ def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: i
     if not layout.is_writer or not (traced or recorded):
         yield
         return
-    path = run_folder / _PROFILES / f"step_{step}"
+    path = run_folder / ".profile" / f"step_{step}"
     path.parent.mkdir(parents=True, exist_ok=True)
     if recorded:
         torch.cuda.memory._record_memory_history()

@@ -88,14 +88,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
     Stop signals are passed on. When a worker fails, the others get a short grace and are killed; when
     this process is killed, the workers end too (`die_with_parent`).
     """
-    port = free_port()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **local_world(rank, processes, port), _LAUNCHER: str(os.getpid())},
-        )
-        for rank in range(processes)
-    ]
+    command, port = [sys.executable, "-m", module, *arguments], free_port()
+    worlds = [local_world(rank, processes, port) | {_LAUNCHER: str(os.getpid())} for rank in range(processes)]
+    workers = [subprocess.Popen(command, env=os.environ | world) for world in worlds]
 
     def pass_on(number: int, _: object) -> None:
         for worker in workers:
@@ -208,14 +203,11 @@ def set_deterministic(wanted: bool) -> None:
 
 def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
     """Run `command CHECKPOINT`, which hands the work on (as sbatch does); that it fails is only logged."""
-    environment = {name: value for name, value in os.environ.items() if name not in _WORLD}
+    arguments = [*command, str(checkpoint.resolve())]
+    outside = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
         subprocess.run(
-            [*command, str(checkpoint.resolve())],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            check=True,
-            timeout=_EVALUATION_SECONDS,
+            arguments, env=outside, stdin=subprocess.DEVNULL, check=True, timeout=_EVALUATION_SECONDS
         )
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("%s: its evaluation was not started (%s)", checkpoint, error)

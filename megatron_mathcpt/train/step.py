@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,11 +40,7 @@ def forward_step(
     batch = next(batches)
     waited.append(time.perf_counter() - begun)
     output = model(
-        batch.tokens,
-        batch.position_ids,
-        batch.mask,
-        labels=batch.labels,
-        packed_seq_params=batch.documents,
+        batch.tokens, batch.position_ids, batch.mask, labels=batch.labels, packed_seq_params=batch.documents
     )
     return output, partial(masked_loss, batch, sources)
 
@@ -75,7 +71,7 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
     size, waited = state.config.train.global_batch_size, list[float]()
     losses = run_schedule(state, state.dataset, consumed_samples, size, waited)
     norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
-    mean = reduce_losses([losses[0]])[0] if state.guard.needs_loss else None
+    mean = reduce_losses([losses[0]])[0] if state.config.faults.spike_sigma else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
     if skipped is None:
         state.saver.wait_for_copy()
@@ -108,15 +104,15 @@ def mean_loss(pair: list[float]) -> float:
     return total / max(tokens, 1.0)
 
 
-def forward_only(state: TrainState, dataset: Any, samples: int) -> torch.Tensor:
-    """[loss sum, tokens] of this process over the first `samples` samples; nothing is changed."""
+def mean_losses(state: TrainState, datasets: Iterable[Any]) -> list[float]:
+    """Mean loss per token of each dataset, the same number in every layout; nothing is changed."""
     with torch.no_grad():
         for chunk in state.model:
             chunk.eval()
-        losses = run_schedule(state, dataset, 0, samples)
+        losses = [run_schedule(state, dataset, 0, len(dataset))[0] for dataset in datasets]
         for chunk in state.model:
             chunk.train()
-    return losses[0]
+    return reduce_losses(losses)
 
 
 def run_schedule(

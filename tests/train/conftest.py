@@ -21,10 +21,12 @@ from megatron_mathcpt.train.process import free_port, local_world
 from tests.support.shapes import tiny
 
 ConfigOf = Callable[..., ExperimentConfig]
+Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
 SHAPE = tiny(vocab_size=VOCAB_SIZE)
+OF_MODEL = {"hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"}
 KEPT: dict[str, Any] = {"checkpoint": {"keep": 9}}
 
 
@@ -88,13 +90,7 @@ def settings(corpus: Path) -> dict[str, Any]:
     return {
         "name": "tiny",
         "seed": 7,
-        "model": {
-            "num_layers": 4,
-            "hidden_size": 64,
-            "ffn_hidden_size": 176,
-            "num_attention_heads": 8,
-            "num_query_groups": 4,
-        },
+        "model": SHAPE.model_dump(include=OF_MODEL) | {"num_layers": 4},
         "init": {"scratch": True},
         "data": {"corpus": str(corpus), "blend": blend},
         "optimizer": {"lr": 3e-3},
@@ -148,14 +144,12 @@ def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
 
 
-def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+def run(arguments: list[str]) -> Done:
     """Run a command to its end, its output kept."""
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 
 
-def train(
-    config: ExperimentConfig, out: Path, fault: str = "", ranks: str = ""
-) -> "subprocess.CompletedProcess[str]":
+def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "") -> Done:
     """Train to the end, or with a fault as `fault_worker` knows it on one of some ranks ("1/2")."""
     script = ("-m", "tests.train.fault_worker", ranks, fault) if fault else ()
     return run(command(config, out, *script))

@@ -29,20 +29,6 @@ from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, write_indexed
 
 
-class Numbers:
-    """A dataset of `size` samples that hold their own index, counted from 1."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        names = ("tokens", "labels", "loss_mask", "position_ids")
-        return {name: torch.full((3,), index + 1) for name in names}
-
-
 @pytest.mark.parametrize(
     ("dataset", "samples", "size", "rank", "ranks", "expected"),
     [
@@ -57,24 +43,28 @@ def test_replicas_share_the_global_batch(
 ) -> None:
     sizes = SimpleNamespace(context_parallel_size=1)
     where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
-    batches = list(microbatches(Numbers(dataset), samples, size, where))
+    names = ("tokens", "labels", "loss_mask", "position_ids")  # each holds its sample's index, from 1
+    numbers = [{name: torch.full((3,), n + 1) for name in names} for n in range(dataset)]
+    batches = list(microbatches(numbers, samples, size, where))
     assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
     assert [batch.loss_mask[:, 2].tolist() for batch in batches] == expected
 
 
-@pytest.mark.parametrize(("length", "samples"), [(10, 3), (29, 1), (7, 5), (1, 29)])
-def test_validation_predicts_each_token_once(tmp_path: Path, length: int, samples: int) -> None:
-    tokens, prefix = np.arange(100, 130), str(tmp_path / "validation")
-    write_indexed(Path(prefix), [tokens[:12].tolist(), tokens[12:].tolist()])
-    validation = ValidationSet(prefix, length, None)
-    assert len(validation) == samples
+@pytest.mark.parametrize(("length", "size"), [(10, 3), (29, 1), (7, 5), (1, 29)])
+def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, length: int, size: int) -> None:
+    tokens = np.arange(100, 130)
+    write_indexed(tmp_path / "datasets/a/validation", [tokens[:12].tolist(), tokens[12:].tolist()])
+    train, data = {"seq_length": length}, {"corpus": str(tmp_path)}
+    validation = ValidationSet(config_of(train=train, data=data), "a")
+    assert len(validation) == size
     pairs = []
-    for sample in (validation[index] for index in range(samples)):
+    for sample in (validation[index] for index in range(size)):
         real = sample["loss_mask"] == 1.0
         pairs += list(zip(sample["tokens"][real].tolist(), sample["labels"][real].tolist(), strict=True))
         assert all(len(value) == length for value in sample.values())
     assert pairs == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
-    assert len(ValidationSet(prefix, length, 2)) == min(2, samples)
+    most = config_of(train=train, data=data, validation={"samples": 2})
+    assert len(ValidationSet(most, "a")) == min(2, size)
 
 
 def test_each_pool_gets_its_share_to_within_one_sample() -> None:

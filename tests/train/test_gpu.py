@@ -85,9 +85,7 @@ def test_fp8_trains_as_bf16(train: Train, plain: list[float], name: str) -> None
 
 @pytest.mark.parametrize("beside", [False, True], ids=["saved", "saved beside the steps"])
 @pytest.mark.parametrize("name", ["bf16", "delayed", "current", "delayed, parameters"])
-def test_a_resumed_run_has_the_losses_of_the_whole_one(
-    train: Train, tmp_path: Path, name: str, beside: bool
-) -> None:
+def test_a_resumed_run_has_the_same_losses(train: Train, tmp_path: Path, name: str, beside: bool) -> None:
     saves = {"checkpoint": {"async_save": beside}, "train": {"deterministic": True}}
     whole = train("run", precision=FP8.get(name, {}), **saves)
     go_back(tmp_path / "run", 8)

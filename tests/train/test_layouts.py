@@ -101,9 +101,7 @@ def test_replicas_write_half_each(fast_runs: dict[str, Path]) -> None:
     assert first + second > 0.9 * sum(file.bytes for file in files.values())
 
 
-def test_documents_train_the_same_over_context_parallel_ranks(
-    config_of: ConfigOf, tmp_path: Path, whole: Path
-) -> None:
+def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path: Path, whole: Path) -> None:
     documents = KEPT | {"data": {"reset_attention_mask": True}}
     one = train_layouts({"one": config_of(**documents)}, 1, tmp_path)["one"]
     context = config_of(**documents, parallel={"context_parallel_size": 2})

@@ -1,20 +1,69 @@
-"""A run's processes: exit statuses and signals reach the caller, nobody is left behind, one job a folder."""
+"""The training command: one line for each mistake, before any process starts; and a run's processes.
+
+Exit statuses and signals reach the caller, nobody is left behind, one job a folder.
+"""
 
 import logging
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.train import process
-from tests.train.conftest import ROOT, SHAPE
+from tests.train.conftest import ROOT, SHAPE, ConfigOf, command, run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "3", "parallel.tensor_model_parallel_size=2"], "world size"),
+        (["train.seq_len=8"], "did you mean 'seq_length'"),
+        (["data.corpus=nowhere"], "nowhere/manifest.json: not found"),
+        (["data.blend.chemistry=1"], "no pool 'chemistry'"),
+        (["data.max_epochs.general=0.1"], "data.max_epochs.general"),
+        (["model.vocab_size=100"], "its tokenizer has 500 tokens"),
+        (["init.scratch=false", "init.checkpoint=nowhere"], "nowhere: holds no complete checkpoint"),
+        (["init.scratch=false", "init.hf=nowhere"], "nowhere/config.json: cannot be read"),
+        (["--check"], "general/train.bin: checksum differs from the manifest"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    config_of: ConfigOf, corpus: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    settings = {}
+    if arguments == ["--check"]:  # only it reads all of the data
+        damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+        settings = {"data": {"corpus": str(damaged)}}
+        tokens = damaged / "datasets" / "general" / "train.bin"
+        assert run([*command(config_of(**settings), tmp_path / "out"), "--check"]).returncode == 0
+        tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
+    done = run([*command(config_of(**settings), tmp_path / "out"), *arguments])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
+    config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real workers end before they wait for each other, and each says what its torch sees."""
+    monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
+    done = run([*command(config_of(), tmp_path / "out"), "--processes", "2"])
+    assert (done.returncode, done.stdout) == (2, "")
+    message = f"a GPU is expected (MATHCPT_DEVICE=cuda), but torch {torch.__version__}"
+    assert [message in line for line in done.stderr.splitlines()] == [True, True]
+    assert not (tmp_path / "out").exists()
+
 
 # A worker that writes its environment and then does what its argument says; alone it starts two.
 WORKER = """
@@ -24,7 +73,6 @@ from megatron_mathcpt.train.process import die_with_parent, run_workers
 if "RANK" not in os.environ: sys.exit(run_workers("mathcpt_test_worker", sys.argv[1:], 2))
 die_with_parent()
 rank = os.environ["RANK"]
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 Path(sys.argv[1], rank).write_text(os.environ["WORLD_SIZE"] + " " + os.environ["MASTER_PORT"])
 match sys.argv[2]:
     case "fail": sys.exit(2 if rank == "1" else 0)
@@ -33,16 +81,12 @@ match sys.argv[2]:
 """
 
 
-@pytest.fixture(autouse=True)
-def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mathcpt_test_worker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
-
-
 def start(folder: Path, behaviour: str) -> "subprocess.Popen[bytes]":
     """The launcher, once both of its workers have begun."""
-    command = [sys.executable, "-m", "mathcpt_test_worker", str(folder), behaviour]
-    launcher, deadline = subprocess.Popen(command), time.monotonic() + 30
+    (folder / "mathcpt_test_worker.py").write_text(WORKER)
+    worker = [sys.executable, "-m", "mathcpt_test_worker", str(folder), behaviour]
+    paths = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    launcher, deadline = subprocess.Popen(worker, env=os.environ | paths), time.monotonic() + 30
     while not all((folder / rank).is_file() for rank in "01"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -55,12 +99,6 @@ def test_the_first_failing_status_is_returned(tmp_path: Path, behaviour: str, st
     first, second = ((tmp_path / rank).read_text().split() for rank in "01")
     assert first == second
     assert first[0] == "2"
-
-
-def test_a_stop_signal_is_passed_on(tmp_path: Path) -> None:
-    launcher = start(tmp_path, "wait")
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=30) == 75
 
 
 def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
@@ -135,9 +173,9 @@ def test_an_evaluation_gets_the_checkpoint_and_is_no_worker(
     script.chmod(0o755)
     process.start_evaluation([str(script), "$(touch bad); a"], checkpoint)
     assert seen.read_text() == f"$(touch bad); a|{checkpoint}|none|none|"
-    for command in (["false"], ["no-such-command"]):  # a warning only
+    for failing in (["false"], ["no-such-command"]):  # a warning only
         caplog.clear()
-        process.start_evaluation(command, checkpoint)
+        process.start_evaluation(failing, checkpoint)
         assert "step_00000008: its evaluation was not started" in caplog.text
 
 

@@ -13,15 +13,8 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.errors import EXIT_REQUEUE
+from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
-from megatron_mathcpt.formats.run_folder import (
-    checkpoint_path,
-    checkpoint_paths,
-    is_weights_only,
-    load_sealed,
-    newest_checkpoint,
-    step_of,
-)
 from tests.train.conftest import KEPT, ConfigOf, command, go_back, losses_of, rows_without_timings, run, train
 from tests.train.test_layouts import SHARDED, TWO_PROCESSES, train_layouts
 
@@ -34,7 +27,7 @@ OTHERS = {"pipeline": SHARDED | {"pipeline_model_parallel_size": 2}, "data": SHA
 def wait_for_step(out: Path, step: int) -> None:
     """Return once the checkpoint after `step` is committed."""
     deadline = time.monotonic() + 120
-    while not checkpoint_path(out, step).is_dir():
+    while not folders.checkpoint_path(out, step).is_dir():
         assert time.monotonic() < deadline, f"{out}: step {step} did not appear"
         time.sleep(0.005)
 
@@ -42,7 +35,7 @@ def wait_for_step(out: Path, step: int) -> None:
 def check_same_run(whole: Path, resumed: Path) -> None:
     """Each step once, with the bits of the undisturbed run, and equal final checkpoint files."""
     assert rows_without_timings(resumed) == rows_without_timings(whole)
-    first, second = (load_manifest(newest_checkpoint(out), "checkpoint") for out in (whole, resumed))
+    first, second = (load_manifest(folders.newest_checkpoint(out), "checkpoint") for out in (whole, resumed))
     shards = {name: file for name, file in first.outputs.items() if name.endswith(".distcp")}
     assert shards
     assert {name: second.outputs[name] for name in shards} == shards
@@ -60,7 +53,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     wait_for_step(out, 8)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(timeout=60) == EXIT_REQUEUE
-    assert 8 < step_of(newest_checkpoint(out)) < 20
+    assert 8 < folders.step_of(folders.newest_checkpoint(out)) < 20
     assert not list((out / "checkpoints").glob(".step_*"))
     assert train(config, out).returncode == 0
     check_same_run(whole, out)
@@ -103,13 +96,15 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside:
         arguments = command(config, tmp_path / name, "-m", "tests.train.random_kills")
         subprocess.run([*arguments, "--kills", str(kills)], check=True, timeout=3500)
     check_same_run(tmp_path / "whole", tmp_path / "killed")
-    kept, undisturbed = (checkpoint_paths(tmp_path / name) for name in ("killed", "whole"))
-    assert step_of(kept[0]) == (KILLS + 1) * STEPS_A_KILL
+    kept, undisturbed = (folders.checkpoint_paths(tmp_path / name) for name in ("killed", "whole"))
+    assert folders.step_of(kept[0]) == (KILLS + 1) * STEPS_A_KILL
     assert [path.name for path in kept] == [path.name for path in undisturbed]
     for path, whole in zip(kept, undisturbed, strict=True):
-        manifest, expected = load_sealed(path), load_sealed(whole)
+        manifest, expected = folders.load_sealed(path), folders.load_sealed(whole)
         verify_hashes(path, manifest)
-        assert is_weights_only(manifest) == is_weights_only(expected) == (path not in kept[:2])
+        assert (
+            folders.is_weights_only(manifest) == folders.is_weights_only(expected) == (path not in kept[:2])
+        )
         for name in expected.outputs.keys() - {".metadata"}:  # it has an id of its save
             assert manifest.outputs[name] == expected.outputs[name]
 
@@ -117,9 +112,7 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside:
 @pytest.mark.parametrize(
     "layout", ["tensor", *(pytest.param(x, marks=pytest.mark.slow) for x in ("pipeline", "data, overlapped"))]
 )
-def test_all_ranks_write_what_they_would_have_written_waiting(
-    config_of: ConfigOf, tmp_path: Path, layout: str
-) -> None:
+def test_a_save_beside_writes_what_waiting_would(config_of: ConfigOf, tmp_path: Path, layout: str) -> None:
     link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # stands for a job that scores a checkpoint
     (tmp_path / "scored").mkdir()
     saves = {"waiting": {"interval": 4, "keep": 9}}
@@ -128,11 +121,11 @@ def test_all_ranks_write_what_they_would_have_written_waiting(
     configs = {name: config_of(parallel=sizes, checkpoint=settings) for name, settings in saves.items()}
     train_layouts(configs, 2, tmp_path)
     check_same_run(tmp_path / "waiting", tmp_path / "beside")
-    paths = [checkpoint_paths(tmp_path / name) for name in configs]
-    assert [step_of(path) for path in paths[0]] == [20, 16, 12, 8, 4]
+    paths = [folders.checkpoint_paths(tmp_path / name) for name in configs]
+    assert [folders.step_of(path) for path in paths[0]] == [20, 16, 12, 8, 4]
     assert sorted(path.resolve() for path in (tmp_path / "scored").iterdir()) == paths[1][::-1]
     for waiting, beside in zip(*paths, strict=True):
-        first, second = load_sealed(waiting), load_sealed(beside)
+        first, second = folders.load_sealed(waiting), folders.load_sealed(beside)
         assert json.dumps(second.counts) == json.dumps(first.counts)
         differing = [name for name in first.outputs if first.outputs[name] != second.outputs[name]]
         assert differing == [".metadata"]  # it has an id of its save

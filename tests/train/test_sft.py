@@ -1,4 +1,7 @@
-"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing."""
+"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing.
+
+And starting weights from Hugging Face and from a checkpoint, with the gate on the first loss.
+"""
 
 import json
 import math
@@ -12,17 +15,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.convert import import_from_hf
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
+from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import Batch, SftDataset
+from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.shapes import tiny
 from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, losses_of, write_hf, write_indexed
+from tests.train.test_layouts import SHARDED, train_layouts
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
@@ -189,3 +195,64 @@ def test_the_gate_knows_where_documents_end(config_of: ConfigOf, pack: Pack, tmp
         validation={"sets": []},
     )
     assert train_experiment(resolve_inputs(config), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("hf"))
+
+
+@pytest.mark.usefixtures("alone")
+def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
+    logging = {"loss_by_source": True, "profile_step": 2}
+
+    def first_loss(name: str, **init: object) -> float:
+        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512}, logging=logging)
+        assert train_experiment(resolve_inputs(config), tmp_path / name)
+        first = read_json_lines(tmp_path / name / "metrics.jsonl")[0]
+        tokens, losses = first["tokens_by_source"], first["loss_by_source"]
+        assert sum(tokens.values()) == 4 * 64
+        mean = sum(tokens[pool] * loss for pool, loss in losses.items()) / (4 * 64)
+        assert mean == pytest.approx(first["loss"], rel=1e-6)
+        assert (tmp_path / name / ".profile" / "step_2.trace.json").is_file()
+        return float(first["loss"])
+
+    from_folder = first_loss("folder", hf=str(hf), initial_loss="transformers", initial_loss_band=1e-5)
+    import_from_hf(hf, tmp_path / "imported", verify=False)
+    assert first_loss("checkpoint", checkpoint=str(tmp_path / "imported")) == from_folder
+    with pytest.raises(CheckpointError, match=r"initial loss .* is not within 0\.05 of 2\.0000"):
+        first_loss("outside", hf=str(hf), initial_loss=2.0)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("size", [8, 1024])
+def test_the_gate_costs_the_same_for_every_batch(
+    config_of: ConfigOf, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
+    use_cpu()
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.loop import check_initial_loss
+
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
+    inputs = resolve_inputs(
+        config_of(init=init, train={"train_tokens": 64 * size, "global_batch_size": size})
+    )
+    read, signs, original = list[int](), list[int](), NumberedBlend.__getitem__
+
+    def recorded(blend: NumberedBlend, index: int) -> dict[str, torch.Tensor]:
+        read.append(index)
+        return original(blend, index)
+
+    monkeypatch.setattr(NumberedBlend, "__getitem__", recorded)
+    with parallel.joined(inputs.config.parallel, 0) as layout:
+        check_initial_loss(build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read)))
+    assert read == [*range(8), *range(8)]
+    assert signs == [8, *range(9, 17)]
+
+
+def test_fewer_samples_than_replicas_pass_the_gate(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
+    """One sample for two replicas: the second gets a masked one, which counts nowhere."""
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_samples": 1}
+    config = config_of(init=init | {"initial_loss_band": 1e-5}, train={"train_tokens": 256}, parallel=SHARDED)
+    assert len(losses_of(train_layouts({"two": config}, 2, tmp_path)["two"])) == 1

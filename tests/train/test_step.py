@@ -12,6 +12,7 @@ import torch
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.log import clock
 from megatron_mathcpt.train import components
 from megatron_mathcpt.train.datasets import Batch
 from megatron_mathcpt.train.metrics import drop_rows_after, last_validation, scalars
@@ -72,15 +73,17 @@ def test_rows_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path: Path
     assert last_validation(tmp_path) == {"a": 3.5}
 
 
+def test_clock() -> None:
+    assert [clock(n) for n in (0.4, 61, 3599.6, 7325)] == ["0:00", "1:01", "1:00:00", "2:02:05"]
+
+
 def test_numbers_of_a_row_for_the_boards() -> None:
     row = {"step": 3, "loss": 2.5, "grad_norm": None, "validation": {"math": 2.0}, "skipped": "spike"}
     assert scalars(row) == {"loss": 2.5, "validation/math": 2.0}
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
-def test_fp8_weights_are_processed_after_a_forced_gather(
-    monkeypatch: pytest.MonkeyPatch, overlapped: bool
-) -> None:
+def test_fp8_weights_are_processed_after_a_gather(monkeypatch: pytest.MonkeyPatch, overlapped: bool) -> None:
     """Megatron-Core leaves it to the caller; their transposes would be those of the step before."""
     calls: list[Any] = []
     chunk = torch.nn.Linear(2, 2)  # its weight stands for an FP8 one, its bias is bf16 there
@@ -123,13 +126,8 @@ def test_fused_adam_steps_as_adamw() -> None:
     assert ours.state_dict()["param_groups"][0].keys() >= READ_BY_STEP
     assert (ours.param_groups[0]["bias_correction"], ours.param_groups[0]["step"]) == (True, 5)
     assert set(ours.state[first[0]]) == {"exp_avg", "exp_avg_sq"}
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("transformer_engine") is None, reason="no Transformer Engine here"
-)
-def test_those_are_all_the_keys_of_the_installed_one() -> None:
-    spec = importlib.util.find_spec("transformer_engine")
-    assert spec is not None and spec.origin is not None
-    source = Path(spec.origin).parent / "pytorch" / "optimizers" / "fused_adam.py"
-    assert set(re.findall(r'\bgroup\["(\w+)"\]', source.read_text())) <= READ_BY_STEP
+    if (
+        spec := importlib.util.find_spec("transformer_engine")
+    ) is not None:  # the installed one reads no other
+        source = Path(str(spec.origin)).parent / "pytorch" / "optimizers" / "fused_adam.py"
+        assert set(re.findall(r'\bgroup\["(\w+)"\]', source.read_text())) <= READ_BY_STEP
