@@ -14,6 +14,7 @@ import pytest
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.metrics import TIMINGS
@@ -74,13 +75,22 @@ def make_documents(count: int, seed: int) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete corpus folder of the three pools."""
-    folder, pools = tmp_path_factory.mktemp("corpus"), {}
+    """A complete corpus folder of the three pools, whose texts are all alike."""
+    folder, pools, shards = tmp_path_factory.mktemp("corpus"), {}, []
+    (folder / "documents").mkdir()
     for seed, (pool, size) in enumerate(POOLS.items()):
         splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
         place = folder / "datasets" / pool
         pools[pool] = {split: write_indexed(place / split, documents) for split, documents in splits.items()}
-    return finish_corpus(folder, VOCAB_SIZE, pools)
+        rows = [{"id": f"{pool} {n}", "text": "a text"} for n in range(size + 5)]
+        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
+        numbers = np.repeat([TRAIN, VALIDATION], [size, 5]).astype(np.uint8)
+        places = make_places(list(map(len, lines)), seed, np.arange(1, size + 6, dtype=np.uint64), numbers)
+        (folder / "documents" / f"{pool}.places").write_bytes(places)
+        shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
+    (folder / "report.json").write_text(json.dumps({"shards": shards}))
+    return finish_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
 
 
 @pytest.fixture(scope="session")

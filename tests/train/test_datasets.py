@@ -1,6 +1,6 @@
 """Which samples a replica gets, that validation predicts each token once, and the way back to records."""
 
-import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.base import dump_yaml, load_config
+from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
 from megatron_mathcpt.train.datasets import (
     NumberedBlend,
     SourceCounter,
@@ -26,7 +25,7 @@ from megatron_mathcpt.train.datasets import (
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, write_indexed
+from tests.train.conftest import POOLS, ConfigOf, make_documents, write_indexed
 
 
 @pytest.mark.parametrize(
@@ -94,57 +93,24 @@ def test_tokens_by_source_are_counted_on() -> None:
     assert [counter.up_to(step) for step in (1, 3)] == [{"a": 10, "b": 10}, {"a": 40, "b": 20}]
 
 
-@pytest.fixture
-def run(config_of: ConfigOf, tmp_path: Path) -> Path:
-    """A run folder with a config, on two pools of one-letter documents; the first and last are equal."""
-    corpus, out = tmp_path / "corpus", tmp_path / "run"
-    pools, shards = {}, []
-    for folder in (corpus / "documents", out):
-        folder.mkdir(parents=True)
-    for shard, (pool, letters) in enumerate((("general", "abcdefga"), ("problem_solving", "stuvwxys"))):
-        rows = [{"id": f"{pool}-validation", "text": " ".join(letters[0] * 5)}]
-        documents = []
-        for number, letter in enumerate(letters):
-            length = 5 + number % 7
-            documents.append([ord(letter) - 96] * length + [EOS_ID])
-            rows.append({"id": f"{pool}-{number}", "text": " ".join(letter * length)})
-        pools[pool] = {"train": write_indexed(corpus / "datasets" / pool / "train", documents)}
-        lines = [json.dumps(row).encode() + b"\n" for row in rows]
-        (corpus / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
-        splits = np.array([VALIDATION] + [TRAIN] * 8, np.uint8)
-        places = make_places([len(line) for line in lines], shard, np.arange(1, 10, dtype=np.uint64), splits)
-        (corpus / "documents" / f"{pool}.places").write_bytes(places)
-        shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
-    (corpus / "report.json").write_text(json.dumps({"shards": shards}))
-    finish_corpus(corpus, 27, pools, sources={pool: {"pool": pool} for pool in pools})
-    config = config_of(
-        data={"corpus": str(corpus), "blend": {"general": 1.0, "problem_solving": 1.0}},
-        train={"seq_length": 16, "train_tokens": 256},
-        validation={"sets": []},
-    )
-    (out / "config.yaml").write_text(dump_yaml(resolve_inputs(config).config))
-    return out
-
-
-def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(run: Path) -> None:
+def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_path: Path) -> None:
+    shutil.copy(whole / "config.yaml", tmp_path)
     with pytest.raises(DataError, match="sample index is not there"):
-        trace_step(run, 1)
-    with pytest.raises(ConfigError, match="has steps 1 to 4"):
-        trace_step(run, 5)
-    inputs = resolve_inputs(load_config(run / "config.yaml", ExperimentConfig))
+        trace_step(tmp_path, 1)
+    with pytest.raises(ConfigError, match="has steps 1 to 20"):
+        trace_step(whole, 21)
+    inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
     use_cpu()
     parallel.start_alone(inputs.config.parallel)
-    blend = build_blend(inputs, index_cache(inputs, run))
+    blend = build_blend(inputs, index_cache(inputs, whole))
     parallel.stop()
-    steps = {step: trace_step(run, step) for step in range(1, 5)}
-    for step, seen in steps.items():
-        assert {one.sample for one in seen} == set(range(4 * step - 4, 4 * step))
-        for sample in range(4 * step - 4, 4 * step):
-            tokens = blend[sample]["tokens"].tolist() + blend[sample]["labels"].tolist()
-            letters = {chr(96 + token) for token in tokens if token != EOS_ID}
-            traced = [one for one in seen if one.sample == sample]
-            assert letters <= {one.text[0] for one in traced}
-            assert all(one.record == f"{one.pool}-{one.document}" for one in traced)
-    for pool, text in (("general", "a a a a a"), ("problem_solving", "s s s s s")):
-        found = [one for seen in steps.values() for one in seen if (one.pool, one.text) == (pool, text)]
-        assert {one.document for one in found} == {0, 7}, "equal texts are told apart"
+    documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
+    for step in (1, 3, 20):
+        seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)
+        assert {one.sample for one in seen} == set(samples)
+        assert all(one.record == f"{one.pool} {one.document}" for one in seen)
+        for sample in samples:
+            traced = [documents[one.pool][one.document] for one in seen if one.sample == sample]
+            tokens = [token for document in traced for token in document]
+            shown = blend[sample]["tokens"].tolist()
+            assert any(tokens[start : start + 64] == shown for start in range(len(traced[0])))

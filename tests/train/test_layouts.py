@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
 }
 # Two per parallelism are enough for every commit; the rest runs with the slow tests.
 FAST = ("tensor", "pipeline", "data", "uneven pipeline, parts recomputed")
+LAYOUTS = {2: TWO_PROCESSES, 4: FOUR_PROCESSES}
 SLOW = [name for name in (*TWO_PROCESSES, *FOUR_PROCESSES) if name not in FAST]
 
 
@@ -78,22 +81,20 @@ def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def fast_runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    configs = {name: config_of(**KEPT, parallel=TWO_PROCESSES[name]) for name in FAST}
-    return train_layouts(configs, 2, tmp_path_factory.mktemp("fast"))
+def runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`runs(layout)`: its run folder; those of its kind are trained with it."""
+
+    @cache
+    def trained(fast: bool, processes: int) -> dict[str, Path]:
+        layouts = LAYOUTS[processes].items()
+        configs = {n: config_of(**KEPT, parallel=sizes) for n, sizes in layouts if (n in FAST) == fast}
+        return train_layouts(configs, processes, tmp_path_factory.mktemp("runs"))
+
+    return lambda layout: trained(layout in FAST, 2 if layout in TWO_PROCESSES else 4)[layout]
 
 
-@pytest.fixture(scope="module")
-def slow_runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for processes, layouts in ((2, TWO_PROCESSES), (4, FOUR_PROCESSES)):
-        configs = {n: config_of(**KEPT, parallel=sizes) for n, sizes in layouts.items() if n in SLOW}
-        found |= train_layouts(configs, processes, tmp_path_factory.mktemp(str(processes)))
-    return found
-
-
-def test_replicas_write_half_each(fast_runs: dict[str, Path]) -> None:
-    files = load_manifest(checkpoint_path(fast_runs["data"], 20), "checkpoint").outputs
+def test_replicas_write_half_each(runs: Callable[[str], Path]) -> None:
+    files = load_manifest(checkpoint_path(runs("data"), 20), "checkpoint").outputs
     first, second = (
         sum(file.bytes for name, file in files.items() if f"__{rank}_" in name) for rank in range(2)
     )
@@ -113,8 +114,8 @@ def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path:
 
 
 @pytest.mark.parametrize("layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_every_layout_trains_as_one_process(whole: Path, layout: str, request: pytest.FixtureRequest) -> None:
-    compare(whole, request.getfixturevalue("fast_runs" if layout in FAST else "slow_runs")[layout])
+def test_every_layout_trains_as_one_process(whole: Path, layout: str, runs: Callable[[str], Path]) -> None:
+    compare(whole, runs(layout))
 
 
 def compare(reference: Path, other: Path) -> None:
