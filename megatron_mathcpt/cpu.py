@@ -8,8 +8,10 @@ inside backward. `torch.cuda.is_available()` is False from then on, as it is wit
 import functools
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,25 +24,17 @@ _FACTORIES = ("tensor", "arange", *_WITH_LIKE, *(f"{name}_like" for name in _WIT
 _CPU = torch.device("cpu")
 
 
-class _Stream:
+class _Stream(AbstractContextManager["_Stream"]):
     """Stands for `torch.cuda.Stream` and `Event`: work on the CPU is done when the call returns."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
 
     def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
+    __init__ = __exit__ = _nothing
     synchronize = wait = record = wait_stream = wait_event = record_event = _nothing
+
+    def query(self) -> bool:
+        return True
 
 
 def use_cpu() -> None:
@@ -116,8 +110,6 @@ def _type_of(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         found = original(self, *args, **kwargs)
-        if args or kwargs or not found.startswith("torch."):
-            return found
-        return found.replace("torch.", "torch.cuda.", 1)
+        return found if args or kwargs else re.sub(r"^torch\.", "torch.cuda.", found)
 
     return type_of

@@ -69,53 +69,26 @@ class Layout:
 
     def largest(self, value: float) -> float:
         """The largest `value` of all processes; infinite if one of them is no number."""
-        found = torch.tensor(
-            [math.inf if math.isnan(value) else value], dtype=torch.float64, device=self.device
-        )
+        known = math.inf if math.isnan(value) else value
+        found = torch.tensor([known], dtype=torch.float64, device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return found.item()
 
 
-def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Layout:
+def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **group: Any) -> Layout:
     """Join the process group the environment describes, and split it by `sizes`.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them. A collective of
-    any group waits `timeout_seconds` for the others.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them, or what `group`
+    tells torch instead. A collective of any group waits `timeout_seconds` for the others. Raises
+    `DeviceError` before, where a GPU is missing.
     """
-    device = _join(timeout=timedelta(seconds=timeout_seconds))
-    return _split(sizes, seed, device, timeout_seconds)
-
-
-@contextmanager
-def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Iterator[Layout]:
-    layout = start(sizes, seed, timeout_seconds)
-    try:
-        yield layout
-    finally:
-        stop()
-
-
-def start_alone(sizes: ParallelSection) -> Layout:
-    """A process group of this process only, whatever the environment says."""
-    return _split(sizes, 0, _join(store=HashStore(), rank=0, world_size=1))
-
-
-def _join(**group: Any) -> torch.device:
-    """This process' device, its process group joined; `DeviceError` before, where a GPU is missing."""
-    if not on_gpu():
-        dist.init_process_group("gloo", **group)
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
+    device, backend = torch.device("cpu"), "gloo"
+    if on_gpu():
+        device, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), "nccl"
+        torch.cuda.set_device(device)
     # Without `device_id`: with it every sub-group connects at once, and Megatron-Core's 25 of a process
     # took 7.6 GiB of an H100 (NCCL 2.28), most of them for nothing.
-    dist.init_process_group("nccl", **group)
-    return device
-
-
-def _split(
-    sizes: ParallelSection, seed: int, device: torch.device, timeout_seconds: float = 1800.0
-) -> Layout:
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), **group)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
@@ -129,6 +102,20 @@ def _split(
     graphs = device.type == "cuda" and sizes.cuda_graph_impl != "none"
     model_parallel_cuda_manual_seed(seed, te_rng_tracker=graphs, force_reset_rng=True)
     return Layout(ProcessGroupCollection.use_mpu_process_groups(), sizes, device)
+
+
+def start_alone(sizes: ParallelSection) -> Layout:
+    """A process group of this process only, whatever the environment says."""
+    return start(sizes, 0, store=HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Iterator[Layout]:
+    layout = start(sizes, seed, timeout_seconds)
+    try:
+        yield layout
+    finally:
+        stop()
 
 
 def stop() -> None:

@@ -171,7 +171,7 @@ def trace_step(
     step: Annotated[int, Argument(help="optimizer step, from 1")],
 ) -> None:
     """The documents that a step was trained on."""
-    from megatron_mathcpt.train.trace import trace_step as find
+    from megatron_mathcpt.train.datasets import trace_step as find
 
     seen = find(run, step)
     rows = [(str(one.sample), one.pool, str(one.document), one.record, repr(one.text)) for one in seen]

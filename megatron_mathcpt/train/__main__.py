@@ -11,27 +11,20 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_REQUEUE,
-    DeviceError,
-    MathCptError,
-    print_error,
-    run_command,
-)
+from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.manifest import is_complete, write_manifest
+from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
 from megatron_mathcpt.formats.run_folder import newest_readable
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train import process
-from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_data
+from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
 
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -47,62 +40,57 @@ def main(
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
     world = process.joined_world(os.environ)
-    if world is None:
-        run_command(lambda: _launch(config, overrides or [], out, processes, check))
-    else:
+    if world is not None:
         os.environ.update(world)
-        _run_worker(config, overrides or [], out)
+        process.die_with_parent()
+    try:
+        experiment = load_config(config, ExperimentConfig, overrides or [])
+        sys.exit(_launch(experiment, out, processes, check) if world is None else _work(experiment, out))
+    except MathCptError as error:
+        # A worker's error is said once, by rank 0, though every rank ends on it. A GPU may be missing on one
+        # node only: each process that misses its own says so.
+        if world is None or os.environ["RANK"] == "0" or isinstance(error, DeviceError):
+            print_error(error)
+        sys.exit(EXIT_BAD_INPUT)
 
 
-def _launch(path: Path, overrides: list[str], out: Path, processes: int | None, check: bool) -> None:
-    """Check everything that can be checked without torch, then start the workers."""
-    config = load_config(path, ExperimentConfig, overrides)
+def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: bool) -> int:
+    """Check everything that can be checked without torch, then start the workers; their exit status."""
     size = config.parallel.model_size if processes is None else processes
-    inputs = _checked(config, size)
-    if check:
-        verify_data(config)
-    if _is_finished(out, inputs):
+    inputs, finished = _checked(config, size, out)
+    if check:  # a start compares the sizes only
+        for folder in filter(None, (config.data.corpus, config.data.sft)):
+            verify_hashes(folder, load_manifest(folder, None))
+    if finished:
         logger.info("%s: already trained, in %s", config.name, out)
-        return
+        return 0
     if (resumed := newest_readable(out)) is not None:
         check_resumable(inputs, resumed)
-    if not check:
-        status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
-        stacks = [str(path) for path in sorted((out / process.STACKS).glob("*")) if path.stat().st_size]
-        if status and stacks:
-            logger.error("a process stood still; stacks: %s", ", ".join(stacks))
-        sys.exit(status)
+    if check:
+        return 0
+    status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
+    stacks = [str(path) for path in sorted((out / process.STACKS).glob("*")) if path.stat().st_size]
+    if status and stacks:
+        logger.error("a process stood still; stacks: %s", ", ".join(stacks))
+    return status
 
 
-def _checked(config: ExperimentConfig, world_size: int) -> Inputs:
-    """What the run reads; the config is checked once more with what the data and weights decide."""
+def _work(config: ExperimentConfig, out: Path) -> int:
+    """Check again what a launcher may not have seen, and train; the exit status."""
+    inputs, finished = _checked(config, int(os.environ["WORLD_SIZE"]), out)
+    return 0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE
+
+
+def _checked(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:
+    """What the run reads, and whether `out` holds its result; `ManifestError` if it holds another's.
+
+    The config is checked once more with what the data and weights decide.
+    """
     check_experiment(config, world_size)
     inputs = resolve_inputs(config)
     check_experiment(inputs.config, world_size)
-    return inputs
-
-
-def _is_finished(out: Path, inputs: Inputs) -> bool:
-    """Whether `out` already holds this run's result; `ManifestError` if it holds another's."""
-    return is_complete(out, "run", inputs=inputs.fingerprints, config=inputs.config.model_dump(mode="json"))
-
-
-def _run_worker(path: Path, overrides: list[str], out: Path) -> NoReturn:
-    """Check again what a launcher may not have seen, train, and leave with the exit status.
-
-    A user's error is said once, by rank 0, though every rank ends on it. A GPU may be missing on one node
-    only: each process that misses its own says so.
-    """
-    process.die_with_parent()
-    try:
-        config = load_config(path, ExperimentConfig, overrides)
-        inputs = _checked(config, int(os.environ["WORLD_SIZE"]))
-        finished = _is_finished(out, inputs) or train_experiment(inputs, out)
-    except MathCptError as error:
-        if os.environ["RANK"] == "0" or isinstance(error, DeviceError):
-            print_error(error)
-        sys.exit(EXIT_BAD_INPUT)
-    sys.exit(0 if finished else EXIT_REQUEUE)
+    resolved = inputs.config.model_dump(mode="json")
+    return inputs, is_complete(out, "run", inputs=inputs.fingerprints, config=resolved)
 
 
 def train_experiment(inputs: Inputs, out: Path) -> bool:
@@ -114,39 +102,34 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     from megatron_mathcpt import parallel
     from megatron_mathcpt.model.settings import user_buffers
     from megatron_mathcpt.train.components import build, check_machine
-    from megatron_mathcpt.train.gate import check_initial_loss
-    from megatron_mathcpt.train.loop import progress, train
+    from megatron_mathcpt.train.loop import check_initial_loss, progress, train
     from megatron_mathcpt.train.metrics import Metrics, last_validation
 
-    stop = process.StopFlag()
+    config, stop = inputs.config, process.StopFlag()
     lock = process.folder_lock(out) if os.environ["RANK"] == "0" else nullcontext()
-    patience = inputs.config.faults.hang_timeout_seconds
+    patience = config.faults.hang_timeout_seconds
     # Collectives wait longer than the watchdog: an exception on one rank would hide the stacks of the others.
     with (
         lock,
-        process.Watchdog(out, patience) as watchdog,
-        parallel.joined(inputs.config.parallel, inputs.config.seed, 2 * patience) as layout,
+        process.watchdog(out, patience) as alive,
+        parallel.joined(config.parallel, config.seed, 2 * patience) as layout,
     ):
         if layout.is_writer:
-            write_atomically(out / "config.yaml", dump_yaml(inputs.config).encode())
-        check_machine(inputs.config, layout, out)
-        with user_buffers(inputs.config):
+            write_atomically(out / "config.yaml", dump_yaml(config).encode())
+        check_machine(config, layout, out)
+        with user_buffers(config):
             state = build(inputs, layout, out)
-            watchdog.alive()
-            check_initial_loss(state, watchdog.alive)
-            watchdog.alive()
-            metrics = Metrics(inputs.config, layout, out, state.step, state.dataset)
+            alive()
+            check_initial_loss(state, alive)
+            alive()
+            metrics = Metrics(config, layout, out, state.step, state.dataset)
             with state.saver:
-                finished = train(state, metrics, stop, watchdog)
+                finished = train(state, metrics, stop, alive)
         metrics.close()
         if finished and layout.is_writer:
-            write_manifest(
-                out,
-                "run",
-                inputs=inputs.fingerprints,
-                counts=progress(state).model_copy(update={"final_validation": last_validation(out)}),
-                config=inputs.config.model_dump(mode="json"),
-            )
+            counts = progress(state).model_copy(update={"final_validation": last_validation(out)})
+            tree = config.model_dump(mode="json")
+            write_manifest(out, "run", inputs=inputs.fingerprints, counts=counts, config=tree)
         return finished
 
 

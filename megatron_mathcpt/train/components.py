@@ -1,5 +1,6 @@
 """The parts of a run, one visible call each: model, weights, optimizer, dataset, validation sets."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,20 +16,21 @@ from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
 
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.run_folder import Retention, check_space, checkpoint_counts, load_sealed
+from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.memory import check_memory, held_bytes
-from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset, dataset_prefix
+from megatron_mathcpt.train.datasets import NumberedBlend, SftDataset, ValidationSet, build_train_dataset
 from megatron_mathcpt.train.faults import StepGuard
-from megatron_mathcpt.train.fused_adam import ensure_fused_adam
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 from megatron_mathcpt.train.process import start_evaluation
 
@@ -44,7 +46,7 @@ class TrainState:
     run_folder: Path
     model: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
-    dataset: TrainDataset
+    dataset: SftDataset | NumberedBlend
     validation: dict[str, ValidationSet]
     guard: StepGuard
     saver: Saver
@@ -63,52 +65,36 @@ class TrainState:
 
 def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
-    config = inputs.config
+    config, init = inputs.config, inputs.config.init
     dataset = build_train_dataset(inputs, run_folder)
-    validation = build_validation_sets(config)
-    resumed = newest_verified(run_folder, layout)
-    if resumed is not None:
+    validation = {pool: ValidationSet(config, pool) for pool in config.validation.sets}
+    counts = folders.CheckpointCounts(step=0)
+    if (resumed := newest_verified(run_folder, layout)) is not None:
         check_resumable(inputs, resumed)
+        counts = folders.checkpoint_counts(folders.load_sealed(resumed))
     masked = config.data.document_attention
-    model = build_model(inputs.shape, layout, config.precision, document_attention=masked)
+    chunks = build_model(inputs.shape, layout, config.precision, document_attention=masked)
     if resumed is None:
-        load_initial_weights(model, inputs, layout)
-    model = wrap_model(model, config, layout)
+        load_initial_weights(chunks, inputs, layout)
+    model = wrap_model(chunks, config, layout)
     optimizer = build_optimizer(model, config)
-    guard = StepGuard(config.faults)
-    saver = Saver(
-        run_folder,
-        layout,
-        build_retention(config, resumed),
-        config.model_dump(mode="json"),
-        inputs.fingerprints,
-        on_commit=partial(start_evaluation, command) if (command := config.checkpoint.evaluate) else None,
-    )
-    state = TrainState(inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver)
-    if resumed is not None:
-        load_state(resumed, unwrap(model), optimizer, layout)
-        counts = checkpoint_counts(load_sealed(resumed))
-        state.step, state.guard = counts.step, StepGuard(config.faults, counts.guard)
-    elif config.init.load_optimizer:
-        assert inputs.checkpoint is not None
-        load_state(inputs.checkpoint, unwrap(model), optimizer, layout)
+    if (whole := resumed or (inputs.checkpoint if init.load_optimizer else None)) is not None:
+        load_state(whole, chunks, optimizer, layout)
+    guard, keep = StepGuard(config.faults, counts.guard), config.checkpoint
+    best = config.validation.sets if keep.choose == "lowest_validation_loss" else (keep.keep_best,)
+    best = tuple(filter(None, best))
+    verified = set() if resumed is None else {resumed.name}  # it is known to be whole
+    retention = folders.Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
+    evaluate = partial(start_evaluation, keep.evaluate) if keep.evaluate else None
+    tree = config.model_dump(mode="json")
+    saver = Saver(run_folder, layout, retention, tree, inputs.fingerprints, on_commit=evaluate)
     if layout.is_writer:
-        source = resumed or inputs.checkpoint or config.init.hf or f"seed {config.seed}"
-        parameters = inputs.shape.num_parameters()
-        logger.info(
-            "%s: %s parameters from %s, at step %d", config.name, f"{parameters:,}", source, state.step
-        )
-    return state
-
-
-def build_retention(config: ExperimentConfig, resumed: Path | None) -> Retention:
-    """Which checkpoints stay; the one that was resumed from is known to be whole."""
-    keep = config.checkpoint
-    best: tuple[str, ...] = () if keep.keep_best is None else (keep.keep_best,)
-    if keep.choose == "lowest_validation_loss":
-        best = config.validation.sets
-    verified = set() if resumed is None else {resumed.name}
-    return Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
+        source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
+        size = f"{inputs.shape.num_parameters():,}"
+        logger.info("%s: %s parameters from %s, at step %d", config.name, size, source, counts.step)
+    return TrainState(
+        inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver, step=counts.step
+    )
 
 
 def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
@@ -121,27 +107,24 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             "not here; leave it out"
         )
     if layout.is_writer:
-        check_space(run_folder, held_bytes(config))
-    if layout.device.type != "cuda":
-        return
-    total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
-    found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
-    if layout.is_writer:
-        logger.info("%s", found)
+        folders.check_space(run_folder, held_bytes(config))
+    if layout.device.type == "cuda":
+        total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
+        found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
+        if layout.is_writer:
+            logger.info("%s", found)
 
 
 def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
     """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or a seed if that was asked for."""
-    config = inputs.config
+    init = inputs.config.init
     if inputs.checkpoint is not None:
-        verify_checkpoint(inputs.checkpoint, layout, optimizer=config.init.load_optimizer)
+        verify_checkpoint(inputs.checkpoint, layout, optimizer=init.load_optimizer)
         load_state(inputs.checkpoint, model, None, layout)
-    elif config.init.hf is not None:
-        from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
-
-        fill(model, HuggingFaceWeights(config.init.hf, inputs.shape))
+    elif init.hf is not None:
+        fill(model, HuggingFaceWeights(init.hf, inputs.shape))
     else:
-        fill(model, RandomWeights(inputs.shape, config.seed))
+        fill(model, RandomWeights(inputs.shape, inputs.config.seed))
 
 
 def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
@@ -156,11 +139,7 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
     )
     wrapped = [
         DistributedDataParallel(
-            get_model_config(chunk),
-            settings,
-            chunk,
-            disable_bucketing=index > 0,
-            pg_collection=layout.groups,
+            get_model_config(chunk), settings, chunk, disable_bucketing=index > 0, pg_collection=layout.groups
         )
         for index, chunk in enumerate(model)
     ]
@@ -206,17 +185,17 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
         name: DTYPES[value] if name.endswith("_dtype") else value
         for name, value in config.optimizer.model_dump().items()
     }
-    small = config.optimizer.use_precision_aware_optimizer
-    in_bf16 = small and not config.parallel.grad_reduce_in_fp32
+    parallel, precision = config.parallel, config.precision
+    in_bf16 = config.optimizer.use_precision_aware_optimizer and not parallel.grad_reduce_in_fp32
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
-            bf16=config.precision.params_dtype == "bf16",
-            params_dtype=DTYPES[config.precision.params_dtype],
+            bf16=precision.params_dtype == "bf16",
+            params_dtype=DTYPES[precision.params_dtype],
             main_grads_dtype=torch.bfloat16 if in_bf16 else torch.float32,
-            use_distributed_optimizer=config.parallel.use_distributed_optimizer,
-            overlap_param_gather=config.parallel.overlap_param_gather,
-            fp8_recipe=config.precision.fp8_recipe,
+            use_distributed_optimizer=parallel.use_distributed_optimizer,
+            overlap_param_gather=parallel.overlap_param_gather,
+            fp8_recipe=precision.fp8_recipe,
             **settings,
         ),
         model,
@@ -224,14 +203,60 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
     )
 
 
-def build_validation_sets(config: ExperimentConfig) -> dict[str, ValidationSet]:
-    if config.data.corpus is None:
-        return {}
-    return {
-        pool: ValidationSet(
-            dataset_prefix(config.data.corpus, pool, "validation"),
-            config.train.seq_length,
-            config.validation.samples,
-        )
-        for pool in config.validation.sets
-    }
+_ADAM_DEFAULTS = {"bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW with the groups and state of Transformer Engine's FusedAdam, by torch's fused kernel.
+
+    One integer `step` per group, `exp_avg` and `exp_avg_sq` per parameter: a state that was saved here goes
+    on there, and the other way round.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, **settings: Any) -> None:
+        assert settings.pop("adam_w_mode", True) and not settings.pop("capturable", False)
+        assert settings.keys() <= _ADAM_DEFAULTS.keys(), settings
+        super().__init__(params, {"lr": lr} | _ADAM_DEFAULTS | settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            params = [param for param in group["params"] if param.grad is not None]
+            for param in params:
+                if not self.state[param]:
+                    self.state[param] = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+            if params:
+                step = torch.full((), float(group["step"]), device=params[0].device)
+                torch._fused_adamw_(
+                    params,
+                    [param.grad for param in params],
+                    [self.state[param]["exp_avg"] for param in params],
+                    [self.state[param]["exp_avg_sq"] for param in params],
+                    [],
+                    [step] * len(params),
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )
+
+
+def ensure_fused_adam() -> None:
+    """Have Megatron-Core build `FusedAdam` where neither Transformer Engine's nor Apex's can be used.
+
+    It would build torch's AdamW there, whose state its distributed optimizer cannot load.
+    """
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    if on_gpu() and not optimizer.USING_PYTORCH_OPTIMIZER:
+        return
+    optimizer.Adam = distrib_optimizer.Adam = FusedAdam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True

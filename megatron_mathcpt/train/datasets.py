@@ -1,6 +1,7 @@
 """Samples: Megatron-Core's GPTDataset and BlendedDataset, packed SFT, and validation sets read in order.
 
-A batch is computed from `consumed_samples`; there is no iterator whose position could be lost.
+A batch is computed from `consumed_samples`; there is no iterator whose position could be lost. `trace_step`
+goes the way back, from a step of a run to the documents it saw.
 """
 
 import shutil
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
+from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
-from megatron_mathcpt.formats.files import hash_json
+from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED, SPLITS, TRAIN, Selection, open_corpus
+from megatron_mathcpt.formats.files import hash_json, read_json_lines
 from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.train.inputs import Inputs
+from megatron_mathcpt.train.inputs import Inputs, resolve_inputs
+
+_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,11 @@ class Batch:
         numbers = [sample.get("documents", torch.zeros_like(sample["tokens"])) for sample in samples]
         held = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
         here: Any = {name: torch.stack([sample[name] for sample in samples])[:, held] for name in names}
-        batch = cls(**here)
         if fused:
-            return replace(batch, documents=packed(torch.stack(numbers), size, rank))
-        if "documents" in samples[0]:
-            return replace(batch, mask=forbidden(torch.stack(numbers), size, rank))
-        return batch
+            here["documents"] = packed(torch.stack(numbers), size, rank)
+        elif "documents" in samples[0]:
+            here["mask"] = forbidden(torch.stack(numbers), size, rank)
+        return cls(**here)
 
     def pinned(self) -> "Batch":
         """The same in page-locked memory, from which a GPU copies beside its work."""
@@ -74,8 +78,8 @@ class Batch:
         return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = ((name, value) for name, value in vars(self).items() if isinstance(value, torch.Tensor))
-        changed: Any = {name: change(tensor) for name, tensor in tensors}
+        held = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        changed: Any = {name: change(tensor) for name, tensor in held.items()}
         return replace(self, **changed)
 
 
@@ -87,11 +91,12 @@ class SftDataset(Dataset[dict[str, torch.Tensor]]):
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in ("tokens", "labels", "documents")
         )
-        self._samples, self._seed = samples, seed
+        self._seed = seed
         self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
+        self.dataset_index = np.zeros(samples, dtype=np.int16)  # all of one pool, as a blend would say it
 
     def __len__(self) -> int:
-        return self._samples
+        return len(self.dataset_index)
 
     def row(self, index: int) -> int:
         """Row of the folder's arrays that sample `index` shows."""
@@ -130,20 +135,12 @@ class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
         if self._sources:
             sample["sources"] = torch.full_like(sample["tokens"], int(self.dataset_index[index]))
         if self._eos_id is not None:
-            sample["documents"] = document_numbers(sample["tokens"], self._eos_id)
+            ends = sample["tokens"] == self._eos_id  # each belongs to the document it ends
+            sample["documents"] = ends.cumsum(0) - ends.long()
         return sample
 
 
-def document_numbers(tokens: torch.Tensor, eos_id: int) -> torch.Tensor:
-    """Number of each token's document in the sample; the end token belongs to the document it ends."""
-    ends = tokens == eos_id
-    return ends.cumsum(0) - ends.long()
-
-
-TrainDataset: TypeAlias = SftDataset | NumberedBlend
-
-
-def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
+def build_train_dataset(inputs: Inputs, run_folder: Path) -> SftDataset | NumberedBlend:
     """Packed SFT samples, or the blend, whose indices rank 0 builds once and renames into place."""
     config = inputs.config
     if config.data.sft is not None:
@@ -171,11 +168,11 @@ def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
     """Megatron-Core's blend of the pools, its indices read from `cache` or built there."""
     config = inputs.config
     shares = config.data.shares()
-    assert config.data.corpus is not None
-    prefixes = [str(dataset_prefix(config.data.corpus, pool, "train")) for pool in shares]
+    prefixes = [dataset_prefix(config, pool, "train") for pool in shares]
     # What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id.
-    eod = inputs.eos_id
-    tokenizer: Any = SimpleNamespace(pad=-1, vocab_size=None, eod=eod, unique_identifiers={"eod": eod})
+    tokenizer: Any = SimpleNamespace(pad=-1, vocab_size=None, eod=inputs.eos_id)
+    tokenizer.unique_identifiers = {"eod": inputs.eos_id}
+    no = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss", "create_attention_mask")
     settings = GPTDatasetConfig(
         random_seed=config.seed,
         sequence_length=config.train.seq_length,
@@ -183,10 +180,7 @@ def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
         blend=(prefixes, list(shares.values())),
         split="1,0,0",
         tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
+        **dict.fromkeys(no, False),
     )
     samples = samples_per_pool(list(shares.values()), config.train.train_samples)
     datasets = []
@@ -197,9 +191,10 @@ def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
     return BlendedDataset(datasets, list(shares.values()), config.train.train_samples, settings)
 
 
-def dataset_prefix(corpus: Path, pool: str, split: str) -> Path:
-    """Path of an indexed dataset in a corpus folder, without `.bin` and `.idx`."""
-    return corpus / "datasets" / pool / split
+def dataset_prefix(config: ExperimentConfig, pool: str, split: str) -> str:
+    """Path of an indexed dataset of the corpus, without `.bin` and `.idx`."""
+    assert config.data.corpus is not None
+    return str(config.data.corpus / "datasets" / pool / split)
 
 
 def samples_per_pool(weights: list[float], total: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -210,25 +205,19 @@ def samples_per_pool(weights: list[float], total: int) -> np.ndarray[Any, np.dty
 
 
 class SourceCounter:
-    """Tokens of each pool up to a step, counted on from the step before."""
+    """Tokens of each pool, or of "sft", up to a step, counted on from the step before."""
 
     def __init__(self, dataset: Any, config: ExperimentConfig) -> None:
-        self._pool_of = getattr(dataset, "dataset_index", None)
+        self._pool_of, self._train = dataset.dataset_index, config.train
         self._pools = list(config.data.blend) or ["sft"]
-        self._train = config.train
         self._samples, self._counts = 0, np.zeros(len(self._pools), dtype=np.int64)
 
     def up_to(self, step: int) -> dict[str, int]:
         """Tokens seen by the end of `step`; steps come in order."""
-        samples = step * self._train.global_batch_size
-        if self._pool_of is None:
-            self._counts[0] = samples
-        else:
-            new = self._pool_of[self._samples : samples]
-            self._counts += np.bincount(new, minlength=len(self._pools))
-        self._samples = samples
-        tokens = self._counts * self._train.seq_length
-        return dict(zip(self._pools, tokens.tolist(), strict=True))
+        seen = step * self._train.global_batch_size
+        self._counts += np.bincount(self._pool_of[self._samples : seen], minlength=len(self._pools))
+        self._samples = seen
+        return dict(zip(self._pools, (self._counts * self._train.seq_length).tolist(), strict=True))
 
 
 def microbatches(
@@ -266,20 +255,67 @@ def microbatches(
 class ValidationSet:
     """A pool's validation split cut into sequences in order, each token predicted just once."""
 
-    def __init__(self, prefix: Path, seq_length: int, max_samples: int | None) -> None:
-        dtype = IndexedDataset(str(prefix), mmap=True).index.dtype
+    def __init__(self, config: ExperimentConfig, pool: str) -> None:
+        prefix, self._length = dataset_prefix(config, pool, "validation"), config.train.seq_length
+        dtype = IndexedDataset(prefix, mmap=True).index.dtype
         self._tokens = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
-        self._seq_length = seq_length
-        samples = -(-(len(self._tokens) - 1) // seq_length)
-        self._samples = min(samples, max_samples or samples)
+        samples = -(-(len(self._tokens) - 1) // self._length)
+        self._samples = min(samples, config.validation.samples or samples)
 
     def __len__(self) -> int:
         return self._samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        length = self._seq_length
+        length = self._length
         text = torch.from_numpy(self._tokens[index * length : (index + 1) * length + 1].astype(np.int64))
         positions = torch.arange(length)
         mask = (positions < len(text) - 1).float()
         text = torch.nn.functional.pad(text, (0, length + 1 - len(text)))
         return {"tokens": text[:-1], "labels": text[1:], "loss_mask": mask, "position_ids": positions}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One record, whole or in part, that a sample showed."""
+
+    sample: int
+    pool: str
+    document: int
+    record: str
+    text: str
+
+
+def trace_step(run_folder: Path, step: int) -> list[Seen]:
+    """Every document that step `step` (from 1) trained on, in order; `ConfigError` without such a step."""
+    config = load_config(run_folder / "config.yaml", ExperimentConfig)
+    if not 1 <= step <= config.train.train_steps:
+        raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")
+    size = config.train.global_batch_size
+    samples = range((step - 1) * size, step * size)
+    if config.data.sft is not None:
+        dataset = SftDataset(config.data.sft, config.train.train_samples, config.seed)
+        records: list[Any] = read_json_lines(config.data.sft / "records.jsonl")  # ids of each row's records
+        rows = [(sample, dataset.row(sample)) for sample in samples]
+        return [Seen(sample, "sft", row, record, "") for sample, row in rows for record in records[row]]
+    inputs = resolve_inputs(config)
+    cache = index_cache(inputs, run_folder)
+    if not cache.is_dir():
+        raise DataError(
+            f"{cache}: the run's sample index is not there; the run has not started or was cleaned"
+        )
+    blend, pools = build_blend(inputs, cache), list(config.data.blend)
+    seen: list[tuple[int, str, int]] = []
+    for sample in samples:
+        pool, place = int(blend.dataset_index[sample]), int(blend.dataset_sample_index[sample])
+        # By a GPTDataset's own index; a third item follows the documents from 0.19 on.
+        documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
+        seen += [(sample, pools[pool], int(document)) for document in documents]
+    assert config.data.corpus is not None
+    corpus = open_corpus(config.data.corpus)
+    kept = {
+        (pool, one.index): one.row
+        for pool in {pool for _, pool, _ in seen}
+        for one in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
+    }
+    texts = [(one, kept[one[1:]]) for one in seen]
+    return [Seen(*one, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for one, row in texts]

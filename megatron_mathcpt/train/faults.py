@@ -28,30 +28,22 @@ class StepGuard:
     """
 
     def __init__(self, settings: FaultsSection, kept: dict[str, Any] | None = None) -> None:
-        kept = kept or {}
+        kept = kept or {"losses": (), "norms": (), "in_a_row": 0, "skipped": ()}
         self._settings = settings
-        self._losses = deque[float](kept.get("losses", []), settings.spike_window)
-        self._norms = deque[float](kept.get("norms", []), settings.spike_window)
-        self._in_a_row = int(kept.get("in_a_row", 0))
-        self.skipped: list[int] = list(kept.get("skipped", []))
-
-    @property
-    def needs_loss(self) -> bool:
-        """Whether `judge` wants the loss, which costs a reduction in every step."""
-        return self._settings.spike_sigma is not None
+        self._losses = deque[float](kept["losses"], settings.spike_window)
+        self._norms = deque[float](kept["norms"], settings.spike_window)
+        self._in_a_row = int(kept["in_a_row"])
+        self.skipped: list[int] = list(kept["skipped"])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {
-            "losses": list(self._losses),
-            "norms": list(self._norms),
-            "in_a_row": self._in_a_row,
-            "skipped": list(self.skipped),
-        }
+        windows = {"losses": list(self._losses), "norms": list(self._norms)}
+        return windows | {"in_a_row": self._in_a_row, "skipped": list(self.skipped)}
 
     def judge(self, step: int, loss: float | None, norm: float) -> str | None:
         """Why step `step` is to be skipped, None to apply it; all processes get the same answer.
 
+        The loss, which costs a reduction in every step, is there if `spike_sigma` is.
         Raises `TrainingDiverged` if the settings say stop, or after too many skips in a row.
         """
         reason = self._fault(loss, norm)
@@ -117,9 +109,5 @@ def _odd_ranks(value: torch.Tensor, group: Any) -> set[int]:
     dist.all_gather(values, value, group=group)
     found = [int(other) for other in values]
     most, count = Counter(found).most_common(1)[0]
-    majority = count > len(found) / 2
-    return {
-        dist.get_global_rank(group, index)
-        for index, other in enumerate(found)
-        if len(set(found)) > 1 and not (majority and other == most)
-    }
+    right = most if count > len(found) / 2 else None
+    return {dist.get_global_rank(group, place) for place, other in enumerate(found) if other != right}

@@ -5,6 +5,7 @@ No torch here: a finished run and a wrong config must answer at once.
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,14 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
-from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_hashes
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, is_weights_only, load_sealed
 
 # What a resumed run may change, by the beginning of the field's path.
-MAY_CHANGE = (
-    "name",
-    "parallel.",
-    "validation.",
-    "checkpoint.",
-    "faults.",
-    "logging.",
-    "train.micro_batch_size",
-    "train.deterministic",
-)
-
+_SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
+MAY_CHANGE = (*_SECTIONS, "train.micro_batch_size", "train.deterministic")
 # Megatron-Core writes the optimizer's state under other names in the two cases.
-MUST_STAY = ("parallel.use_distributed_optimizer",)
+MUST_STAY = "parallel.use_distributed_optimizer"
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Inputs:
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
     """Check data and starting weights, fill in what they decide; errors name the folder or field."""
     config, fingerprints, tokenizer = _resolve_data(config)
-    checkpoint = None
+    checkpoint, shape = None, config.model
     if config.init.checkpoint is not None:
         checkpoint = chosen_checkpoint(config.init.checkpoint)
         manifest = load_sealed(checkpoint)
@@ -63,28 +55,17 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
         fingerprints["hf"] = hf_fingerprint(config.init.hf)
-    else:
-        assert config.model is not None
-        shape = config.model
+    assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
-    if shape.vocab_size is None:
-        shape = shape.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    assert shape.vocab_size is not None
-    if tokenizer.vocab_size > shape.vocab_size:
+    size = tokenizer.vocab_size if shape.vocab_size is None else shape.vocab_size
+    if tokenizer.vocab_size > size:
         raise DataError(
             f"{config.data.sft or config.data.corpus}: its tokenizer has {tokenizer.vocab_size} tokens, "
-            f"the model's vocabulary {shape.vocab_size}; build it with the model's tokenizer"
+            f"the model's vocabulary {size}; build it with the model's tokenizer"
         )
-    resolved = config.model_copy(update={"model": shape})
+    resolved = config.model_copy(update={"model": shape.model_copy(update={"vocab_size": size})})
     return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint)
-
-
-def verify_data(config: ExperimentConfig) -> None:
-    """Compare every file of the data with its checksum, raise `ManifestError`; a start compares the sizes."""
-    for folder in (config.data.corpus, config.data.sft):
-        if folder is not None:
-            verify_hashes(folder, load_manifest(folder, None))
 
 
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
@@ -94,8 +75,7 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
         raise ConfigError(f"init.load_optimizer: {checkpoint} holds weights only; leave it out")
     if theirs != config.parallel.use_distributed_optimizer:
         raise ConfigError(
-            f"parallel.use_distributed_optimizer: {checkpoint} was written with {theirs}; to load its "
-            "optimizer it must be the same"
+            f"{MUST_STAY}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
         )
 
 
@@ -104,22 +84,40 @@ def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str,
     if config.data.corpus is not None:
         manifest = load_manifest(config.data.corpus, "corpus")
         corpus = corpus_counts(manifest)
-        _check_pools(config, corpus.pools)
+        _check_pools(config, config.data.corpus, corpus.pools)
         if config.data.sft is None:
             return config, {"corpus": manifest.fingerprint()}, corpus.tokenizer
     assert config.data.sft is not None
     manifest = load_manifest(config.data.sft, "sft")
-    sft = sft_counts(manifest)
-    if sft.seq_length != config.train.seq_length:
+    sft, train = sft_counts(manifest), config.train
+    if sft.seq_length != train.seq_length:
         raise ConfigError(
-            f"train.seq_length: {config.train.seq_length}, but {config.data.sft} is packed to "
-            f"{sft.seq_length}"
+            f"train.seq_length: {train.seq_length}, but {config.data.sft} is packed to {sft.seq_length}"
         )
-    if config.train.train_epochs is not None:
-        tokens = math.ceil(config.train.train_epochs * sft.samples) * config.train.seq_length
-        train = config.train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
-        config = config.model_copy(update={"train": train})
-    return config, {"sft": manifest.fingerprint()}, sft.tokenizer
+    if train.train_epochs is not None:
+        tokens = math.ceil(train.train_epochs * sft.samples) * train.seq_length
+        train = train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
+    return config.model_copy(update={"train": train}), {"sft": manifest.fingerprint()}, sft.tokenizer
+
+
+def _check_pools(config: ExperimentConfig, corpus: Path, pools: dict[str, PoolCounts]) -> None:
+    for field, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
+        for name in names:
+            if name not in pools:
+                raise ConfigError(f"{field}: no pool '{name}' in {corpus} (there: {', '.join(pools)})")
+    for name in config.validation.sets:
+        if pools[name].validation.tokens < 2:
+            raise DataError(f"{corpus}: pool '{name}' has no validation tokens")
+    for name, share in config.data.shares().items():
+        tokens = pools[name].train.tokens
+        if tokens < config.train.seq_length + 1:
+            raise DataError(f"{corpus}: pool '{name}' has {tokens} tokens, less than one sample")
+        epochs = share * (config.train.train_tokens or 0) / tokens
+        cap = config.data.max_epochs.get(name, math.inf)
+        if epochs > cap:
+            raise ConfigError(
+                f"data.max_epochs.{name}: the budget asks for {epochs:.2f} epochs, the cap is {cap:g}"
+            )
 
 
 def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
@@ -130,16 +128,17 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     manifest = load_sealed(checkpoint)
     # Validated again: a field that came later has its default on both sides, one that is gone counts nowhere.
     then = ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
-    old, new = (_fields(config.model_dump(mode="json")) for config in (then, inputs.config))
-    differing = sorted(
-        name
-        for name in old.keys() | new.keys()
-        if old.get(name) != new.get(name) and (name in MUST_STAY or not name.startswith(MAY_CHANGE))
-    )
-    differences = [f"{name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in differing]
-    for name, fingerprint in inputs.fingerprints.items():
-        if manifest.inputs.get(name) != fingerprint:
-            differences.append(f"input '{name}' has another fingerprint")
+    old, new = (dict(_fields(config.model_dump(mode="json"))) for config in (then, inputs.config))
+    differences = [
+        f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and (name == MUST_STAY or not name.startswith(MAY_CHANGE))
+    ]
+    differences += [
+        f"input '{name}' has another fingerprint"
+        for name, fingerprint in inputs.fingerprints.items()
+        if manifest.inputs.get(name) != fingerprint
+    ]
     if differences:
         raise ConfigError(
             f"{checkpoint}: cannot go on with a changed experiment ({'; '.join(differences)}); "
@@ -147,31 +146,7 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
         )
 
 
-def _fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}  # leaves by their full path
-    for name, value in tree.items():
+def _fields(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():  # leaves by their full path
         path = f"{prefix}{name}"
-        fields |= _fields(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return fields
-
-
-def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts]) -> None:
-    for field, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
-        for name in names:
-            if name not in pools:
-                raise ConfigError(
-                    f"{field}: no pool '{name}' in {config.data.corpus} (there: {', '.join(pools)})"
-                )
-    for name in config.validation.sets:
-        if pools[name].validation.tokens < 2:
-            raise DataError(f"{config.data.corpus}: pool '{name}' has no validation tokens")
-    for name, share in config.data.shares().items():
-        tokens = pools[name].train.tokens
-        if tokens < config.train.seq_length + 1:
-            raise DataError(f"{config.data.corpus}: pool '{name}' has {tokens} tokens, less than one sample")
-        epochs = share * (config.train.train_tokens or 0) / tokens
-        cap = config.data.max_epochs.get(name)
-        if cap is not None and epochs > cap:
-            raise ConfigError(
-                f"data.max_epochs.{name}: the budget asks for {epochs:.2f} epochs, the cap is {cap:g}"
-            )
+        yield from _fields(value, f"{path}.") if isinstance(value, dict) else [(path, value)]

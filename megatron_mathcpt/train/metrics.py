@@ -29,15 +29,7 @@ from megatron_mathcpt.train.step import StepResult, mean_loss
 # Fields that differ from run to run. All others are the same bits in a repeated or resumed run: on a CPU, and
 # with `train.deterministic` on a GPU.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
-_PROFILES = ".profile"
 logger = get_logger(__name__)
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory this process held: allocated on its GPU, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Metrics:
@@ -50,8 +42,7 @@ class Metrics:
     def __init__(
         self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int, dataset: Any
     ) -> None:
-        self._config = config
-        self._device = layout.device
+        self._config, self._device = config, layout.device
         self._window: list[tuple[int, float, StepResult]] = []
         self._tokens = SourceCounter(dataset, config)
         self._file = self._board = self._wandb = None
@@ -64,7 +55,21 @@ class Metrics:
                 # Hide what was written after `step`: rows after a checkpoint come again.
                 self._board = SummaryWriter(str(run_folder / ".tensorboard"), purge_step=step + 1)
             if config.logging.wandb_project is not None:
-                self._wandb = _wandb(config, run_folder)
+                try:
+                    import wandb
+                except ImportError as error:
+                    raise ConfigError(
+                        "logging.wandb_project: wandb is not installed; it is the extra 'wandb'"
+                    ) from error
+                # Named like ours; a resumed run goes on in it. Keys come from the environment.
+                self._wandb = wandb.init(
+                    project=config.logging.wandb_project,
+                    name=config.name,
+                    id=hash_json([config.name, str(run_folder.resolve())])[:16],
+                    resume="allow",
+                    dir=str(run_folder),
+                    config=config.model_dump(mode="json"),
+                )
         assert config.model is not None
         flops = flops_per_token(from_llama(config.name, config.model), config.train.seq_length).causal
         self._tera_per_token = flops / 1e12 / dist.get_world_size()
@@ -81,51 +86,48 @@ class Metrics:
         """Reduce the window's losses over all processes, write its rows, show progress."""
         if not self._window:
             return
-        results = [result for _, _, result in self._window]
-        sums = torch.stack([torch.cat([result.loss[None], result.by_source]) for result in results])
+        sums = torch.stack([result.losses for _, _, result in self._window])
         dist.all_reduce(sums)
-        now = time.monotonic()
-        train = self._config.train
+        now, train = time.monotonic(), self._config.train
         rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
         speed = self._speed(rate)
         for (step, lr, result), (whole, *parts) in zip(self._window, sums.tolist(), strict=True):
-            loss, row = mean_loss(whole), dict[str, Any]()
-            row["step"] = step
-            row["consumed_samples"] = step * train.global_batch_size
-            row["consumed_tokens"] = step * train.tokens_per_step
-            row["tokens_by_source"] = self._tokens.up_to(step)
-            row["loss"] = loss if math.isfinite(loss) else None
-            row["grad_norm"] = result.grad_norm if math.isfinite(result.grad_norm) else None
+            loss = mean_loss(whole)
+            row: dict[str, Any] = {
+                "step": step,
+                "consumed_samples": step * train.global_batch_size,
+                "consumed_tokens": step * train.tokens_per_step,
+                "tokens_by_source": self._tokens.up_to(step),
+                "loss": loss if math.isfinite(loss) else None,
+                "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
+            }
             if result.skipped is not None:
                 row["skipped"] = result.skipped
             if parts:  # of each pool that the step saw tokens of
                 pools = zip(self._config.data.blend, parts, strict=True)
                 row["loss_by_source"] = {pool: mean_loss(part) for pool, part in pools if part[1]}
-            row["learning_rate"] = lr
-            row["loader_seconds"] = round(result.loader_seconds, 6)
+            row |= {"learning_rate": lr, "loader_seconds": round(result.loader_seconds, 6)}
             self._write(row | speed)
-        if self._file is not None:
-            left = (now - self._begun) / (step - self._first_step) * (train.train_steps - step)
-            shown = f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left"
-            logger.info("%s step %s", self._config.name, shown)
-        self._window = []
-        self._window_begun = now
+        left = (now - self._begun) / (step - self._first_step) * (train.train_steps - step)
+        self._say(f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left")
+        self._window, self._window_begun = [], now
 
     def _speed(self, rate: float) -> dict[str, float]:
-        """What depends on the window's `rate` in tokens per second, and the memory; see TIMINGS."""
+        """What depends on the window's `rate` in tokens per second; the most memory held, GPU or resident."""
         tflops = rate * self._tera_per_token
         speed = {"tokens_per_second": round(rate, 1), "tflops_per_process": float(f"{tflops:.4g}")}
         if self._peak_tflops is not None:
             speed["mfu"] = float(f"{tflops / self._peak_tflops:.4g}")
-        return speed | {"memory_gib": round(peak_memory_gib(self._device), 3)}
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if self._device.type == "cuda":
+            held = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return speed | {"memory_gib": round(held, 3)}
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
-        """Write a validation row; the time it took does not count in the next window's rate."""
         tokens = step * self._config.train.tokens_per_step
         self._write({"step": step, "consumed_tokens": tokens, "validation": losses})
-        if self._file is not None:
-            shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-            logger.info("%s validation at step %d: %s", self._config.name, step, shown)
+        shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        self._say(f"{step}, validation: {shown}")
 
     def restart_clock(self) -> None:
         """Leave out of the next rate what was not training: validation and saving."""
@@ -149,21 +151,9 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.log(values, step=row["step"])
 
-
-def _wandb(config: ExperimentConfig, run_folder: Path) -> Any:
-    """A Weights & Biases run named like ours; a resumed run goes on in it. Keys come from the environment."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("logging.wandb_project: wandb is not installed; it is the extra 'wandb'") from error
-    return wandb.init(
-        project=config.logging.wandb_project,
-        name=config.name,
-        id=hash_json([config.name, str(run_folder.resolve())])[:16],
-        resume="allow",
-        dir=str(run_folder),
-        config=config.model_dump(mode="json"),
-    )
+    def _say(self, text: str) -> None:
+        if self._file is not None:
+            logger.info("%s step %s", self._config.name, text)
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
@@ -179,8 +169,8 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 def last_validation(run_folder: Path) -> dict[str, float]:
     """Losses of the newest validation row; empty if there is none."""
-    rows = [row.validation for row in read_metrics(run_folder / METRICS) if row.validation]
-    return rows[-1] if rows else {}
+    rows = reversed(read_metrics(run_folder / METRICS))
+    return next((row.validation for row in rows if row.validation), {})
 
 
 def drop_rows_after(path: Path, step: int) -> None:
@@ -196,15 +186,14 @@ def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: i
 
     The trace opens in Perfetto or chrome://tracing. Raises `ConfigError` for a memory snapshot without a GPU.
     """
-    if step == settings.memory_snapshot_step and layout.device.type != "cuda":
+    traced, recorded = step == settings.profile_step, step == settings.memory_snapshot_step
+    if recorded and layout.device.type != "cuda":
         raise ConfigError("logging.memory_snapshot_step: only a GPU has an allocator to record")
-    traced, recorded = (
-        layout.is_writer and step == wanted
-        for wanted in (settings.profile_step, settings.memory_snapshot_step)
-    )
-    path = run_folder / _PROFILES / f"step_{step}"
-    if traced or recorded:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if not layout.is_writer or not (traced or recorded):
+        yield
+        return
+    path = run_folder / ".profile" / f"step_{step}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if recorded:
         torch.cuda.memory._record_memory_history()
     # Without `activities` torch records the CPU, and the GPU where there is one.

@@ -4,6 +4,7 @@ torchrun loses the workers' exit status and, on SIGUSR1, the workers: `--process
 instead. Under torchrun or srun the process is a worker already.
 """
 
+import ctypes
 import faulthandler
 import fcntl
 import math
@@ -14,8 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from megatron_mathcpt.errors import ConfigError
@@ -24,8 +26,7 @@ from megatron_mathcpt.log import get_logger
 # What torchrun calls by the names on the left; the launch script sets MASTER_ADDR and MASTER_PORT.
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _LAUNCHER = "MATHCPT_LAUNCHER"  # the process that started this worker
-# What makes a process a worker of this run.
-_WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _LAUNCHER)
+_WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _LAUNCHER)  # of a worker
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # schedulers and launchers use either
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _GPU_THREADS = 8  # at most, for a process that has a GPU
@@ -52,17 +53,13 @@ def joined_world(environment: Mapping[str, str]) -> dict[str, str] | None:
 def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     """Environment of local worker `rank` of `size`; what the caller's own environment says of it stands.
 
-    Where an NVIDIA driver is loaded workers are told to expect a GPU (device.py).
+    Workers are told to expect a GPU (device.py) if MATHCPT_DEVICE says so, or else if a driver is loaded.
     """
-    world = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     wishes = {"OMP_NUM_THREADS": "1"}
-    if _expects_gpu():
+    if os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda":
         wishes = {
             "MATHCPT_DEVICE": "cuda",
             # Megatron-Core orders tensor-parallel communication by it.
@@ -70,14 +67,6 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
             "OMP_NUM_THREADS": str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size))),
         }
     return world | {name: os.environ.get(name, wish) for name, wish in wishes.items()}
-
-
-def _expects_gpu() -> bool:
-    """Whether workers started here should find a GPU: as MATHCPT_DEVICE says, else if a driver is loaded."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    return (
-        os.environ.get("MATHCPT_DEVICE", "cuda" if _NVIDIA_DRIVER.exists() and not hidden else "") == "cuda"
-    )
 
 
 def free_port() -> int:
@@ -99,14 +88,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
     Stop signals are passed on. When a worker fails, the others get a short grace and are killed; when
     this process is killed, the workers end too (`die_with_parent`).
     """
-    port = free_port()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **local_world(rank, processes, port), _LAUNCHER: str(os.getpid())},
-        )
-        for rank in range(processes)
-    ]
+    command, port = [sys.executable, "-m", module, *arguments], free_port()
+    worlds = [local_world(rank, processes, port) | {_LAUNCHER: str(os.getpid())} for rank in range(processes)]
+    workers = [subprocess.Popen(command, env=os.environ | world) for world in worlds]
 
     def pass_on(number: int, _: object) -> None:
         for worker in workers:
@@ -114,25 +98,19 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
+    deadline = math.inf
     try:
-        status = _wait(workers)
-        return 128 - status if status < 0 else status  # killed by signal n is 128 + n, as in a shell
+        while True:
+            codes = [worker.poll() for worker in workers]
+            failed = next((code for code in codes if code), 0)
+            if failed:
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+            if None not in codes or time.monotonic() > deadline:
+                return 128 - failed if failed < 0 else failed  # killed by signal n is 128 + n, as in a shell
+            time.sleep(_POLL_SECONDS)
     finally:
         for worker in workers:
             worker.kill()
-
-
-def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
-    """The first failing return code, or 0, when all have ended or the others had their grace."""
-    deadline = math.inf
-    while True:
-        codes = [worker.poll() for worker in workers]
-        failed = next((code for code in codes if code), 0)
-        if failed:
-            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
-        if None not in codes or time.monotonic() > deadline:
-            return failed
-        time.sleep(_POLL_SECONDS)
 
 
 def die_with_parent() -> None:
@@ -140,10 +118,8 @@ def die_with_parent() -> None:
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None or sys.platform != "linux":
         return
-    import ctypes
-
     set_parent_death_signal = 1
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     if os.getppid() != int(launcher):
         sys.exit(128 + signal.SIGKILL)
 
@@ -189,30 +165,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-class Watchdog:
-    """Ends this process with status 1 when `alive` is not called for `seconds`, so that the job can restart.
+@contextmanager
+def watchdog(run_folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
+    """Yields `alive`: `seconds` after its last call this process ends with status 1, for a job to restart.
 
     The stacks of all its threads go to `.stacks/rank_N.txt` of the run folder. faulthandler's own thread
     needs no interpreter lock: it works while Python waits in a collective. A process that is stopped from
     outside cannot speak; the others, waiting for it, do, and their end ends the job.
     """
-
-    def __init__(self, run_folder: Path, seconds: float) -> None:
-        self._path = run_folder / STACKS / f"rank_{int(os.environ['RANK']):05d}.txt"
-        self._seconds = seconds
-
-    def __enter__(self) -> "Watchdog":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
-        self.alive()
-        return self
-
-    def alive(self) -> None:
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
-
-    def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._file.close()
+    path = run_folder / STACKS / f"rank_{int(os.environ['RANK']):05d}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        alive = partial(faulthandler.dump_traceback_later, seconds, exit=True, file=file)
+        alive()
+        try:
+            yield alive
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def set_deterministic(wanted: bool) -> None:
@@ -234,14 +203,11 @@ def set_deterministic(wanted: bool) -> None:
 
 def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
     """Run `command CHECKPOINT`, which hands the work on (as sbatch does); that it fails is only logged."""
-    environment = {name: value for name, value in os.environ.items() if name not in _WORLD}
+    arguments = [*command, str(checkpoint.resolve())]
+    outside = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
         subprocess.run(
-            [*command, str(checkpoint.resolve())],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            check=True,
-            timeout=_EVALUATION_SECONDS,
+            arguments, env=outside, stdin=subprocess.DEVNULL, check=True, timeout=_EVALUATION_SECONDS
         )
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("%s: its evaluation was not started (%s)", checkpoint, error)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
 from megatron_mathcpt.model.llama import has_transformer_engine
-from megatron_mathcpt.train.components import TrainState
+from megatron_mathcpt.train.components import TrainState, one_or_all
 from megatron_mathcpt.train.datasets import Batch, microbatches
 
 
@@ -22,14 +22,13 @@ from megatron_mathcpt.train.datasets import Batch, microbatches
 class StepResult:
     """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all.
 
-    `by_source` has a row of the same two for each pool, if that was asked for. `loader_seconds` is how long
-    this process waited for its samples; `skipped` why the step was not applied.
+    Further rows of `losses` have the same two of each pool, if that was asked for. `loader_seconds` is how
+    long this process waited for its samples; `skipped` why the step was not applied.
     """
 
-    loss: torch.Tensor
+    losses: torch.Tensor
     grad_norm: float
     loader_seconds: float
-    by_source: torch.Tensor
     skipped: str | None = None
 
 
@@ -41,11 +40,7 @@ def forward_step(
     batch = next(batches)
     waited.append(time.perf_counter() - begun)
     output = model(
-        batch.tokens,
-        batch.position_ids,
-        batch.mask,
-        labels=batch.labels,
-        packed_seq_params=batch.documents,
+        batch.tokens, batch.position_ids, batch.mask, labels=batch.labels, packed_seq_params=batch.documents
     )
     return output, partial(masked_loss, batch, sources)
 
@@ -55,16 +50,16 @@ def masked_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum of the losses under the mask, their number, and both for the report; no mean of means.
 
-    The report has [sum, number] of the batch, and then of each of the `sources` pools.
+    The report has a row [sum, number] of the batch, and then one of each of the `sources` pools.
     """
     masked = losses.float() * batch.loss_mask
     total, count = masked.sum(), batch.loss_mask.sum()
-    report = torch.stack([total.detach().double(), count.double()])
+    report = torch.stack([total.detach().double(), count.double()])[None]
     if sources:
         assert batch.sources is not None
         both = torch.stack([masked.detach(), batch.loss_mask], dim=-1).double().flatten(0, 1)
         by_source = torch.zeros(sources, 2, dtype=torch.float64, device=losses.device)
-        report = torch.cat([report, by_source.index_add(0, batch.sources.flatten(), both).flatten()])
+        report = torch.cat([report, by_source.index_add(0, batch.sources.flatten(), both)])
     return total, count.int(), report
 
 
@@ -74,15 +69,14 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     size, waited = state.config.train.global_batch_size, list[float]()
-    report = run_schedule(state, state.dataset, consumed_samples, size, waited)
-    loss, by_source = report[:2], report[2:].view(-1, 2)
+    losses = run_schedule(state, state.dataset, consumed_samples, size, waited)
     norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
-    mean = reduce_losses([loss])[0] if state.guard.needs_loss else None
+    mean = reduce_losses([losses[0]])[0] if state.config.faults.spike_sigma else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
     if skipped is None:
         state.saver.wait_for_copy()
         state.optimizer.step_with_ready_grads()
-    return StepResult(loss, norm, sum(waited), by_source, skipped)
+    return StepResult(losses, norm, sum(waited), skipped)
 
 
 def prepare_gradients(
@@ -110,15 +104,15 @@ def mean_loss(pair: list[float]) -> float:
     return total / max(tokens, 1.0)
 
 
-def forward_only(state: TrainState, dataset: Any, samples: int) -> torch.Tensor:
-    """[loss sum, tokens] of this process over the first `samples` samples; nothing is changed."""
+def mean_losses(state: TrainState, datasets: Iterable[Any]) -> list[float]:
+    """Mean loss per token of each dataset, the same number in every layout; nothing is changed."""
     with torch.no_grad():
         for chunk in state.model:
             chunk.eval()
-        loss = run_schedule(state, dataset, 0, samples)
+        losses = [run_schedule(state, dataset, 0, len(dataset))[0] for dataset in datasets]
         for chunk in state.model:
             chunk.train()
-    return loss
+    return reduce_losses(losses)
 
 
 def run_schedule(
@@ -126,32 +120,30 @@ def run_schedule(
 ) -> torch.Tensor:
     """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process.
 
-    In training the same two of each pool follow, if the config asks for them, and `waited` gets the seconds
-    that each microbatch was waited for; None runs forward only.
+    In training a row of the same two of each pool follows, if the config asks for them, and `waited` gets the
+    seconds that each microbatch was waited for; None runs forward only.
     """
-    layout, train, training = state.layout, state.config.train, waited is not None
-    size = train.micro_batch_size
+    layout, sizes, config = state.layout, state.layout.sizes, state.config
+    size, training = config.train.micro_batch_size, waited is not None
     stride = size * layout.data_size
     count = -(-samples // stride)
-    if stages := layout.sizes.virtual_pipeline_model_parallel_size:
-        pipeline = layout.sizes.pipeline_model_parallel_size
-        count = -(-count // pipeline) * pipeline  # the interleaved schedule wants whole rounds
-        assert stages == len(state.model)
+    if sizes.virtual_pipeline_model_parallel_size:  # its schedule wants whole rounds
+        count = -(-count // sizes.pipeline_model_parallel_size) * sizes.pipeline_model_parallel_size
     wanted = range(first, first + count * stride)
-    fused = state.config.data.document_attention and has_transformer_engine()
-    sources = len(state.config.data.blend) if training and state.config.logging.loss_by_source else 0
+    fused = config.data.document_attention and has_transformer_engine()
+    sources = len(config.data.blend) if training and config.logging.loss_by_source else 0
     iterators = [microbatches(dataset, wanted, size, layout, fused=fused) for _ in state.model]
     reports = get_forward_backward_func()(
         forward_step_func=partial(forward_step, sources=sources, waited=[] if waited is None else waited),
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        data_iterator=one_or_all(iterators),
         model=state.model,
         num_microbatches=count,
-        seq_length=train.seq_length,
+        seq_length=config.train.seq_length,
         micro_batch_size=size,
         forward_only=not training,
     )
     if not layout.reports_loss:
-        return torch.zeros(2 + 2 * sources, dtype=torch.float64, device=layout.device)
+        return torch.zeros(1 + sources, 2, dtype=torch.float64, device=layout.device)
     return torch.stack(reports).sum(dim=0)
 
 

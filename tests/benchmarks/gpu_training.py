@@ -111,7 +111,7 @@ def run(config: ExperimentConfig, layout: Any, row: str, arguments: Namespace) -
     seconds, losses = [], []
     for step in range(arguments.steps):
         taken = device_cost(lambda: made_up_run.take_step(state))
-        loss, tokens = taken.result.loss
+        loss, tokens = taken.result.losses[0]
         seconds.append(taken.wall)
         losses.append((loss / tokens).item())
         say(f"{row} step {step + 1}: {taken.wall:.3f} s, loss {losses[-1]:.4f}")

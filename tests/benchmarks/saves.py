@@ -50,7 +50,7 @@ def step(state: Any) -> Cost:
 
     def work() -> float:
         result = take_step(state)
-        return (result.loss[0] / result.loss[1]).item()
+        return (result.losses[0, 0] / result.losses[0, 1]).item()
 
     return cost(work)
 

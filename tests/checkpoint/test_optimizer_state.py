@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # n
 
 from megatron_mathcpt.checkpoint import optimizer_state  # noqa: E402
 from megatron_mathcpt.checkpoint.load import load_state, sharded_model  # noqa: E402
-from megatron_mathcpt.train.fused_adam import ensure_fused_adam  # noqa: E402
+from megatron_mathcpt.train.components import ensure_fused_adam  # noqa: E402
 
 
 def train(run: SmallRun, seed: int) -> Any:

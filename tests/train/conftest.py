@@ -1,7 +1,7 @@
 """A corpus of a few thousand made-up tokens, and tiny runs on it."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import pytest
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.metrics import TIMINGS
@@ -21,11 +22,17 @@ from megatron_mathcpt.train.process import free_port, local_world
 from tests.support.shapes import tiny
 
 ConfigOf = Callable[..., ExperimentConfig]
+Done = subprocess.CompletedProcess[str]
+ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
+SHAPE = tiny(vocab_size=VOCAB_SIZE)
+OF_MODEL = {"hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"}
+KEPT: dict[str, Any] = {"checkpoint": {"keep": 9}}
 
 
-def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
+def write_indexed(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
+    """An indexed dataset; its counts."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
     from torch import tensor
 
@@ -34,9 +41,15 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> None:
     for document in documents:
         builder.add_document(tensor(document), [len(document)])
     builder.finalize(f"{prefix}.idx")
+    return {"documents": len(documents), "tokens": sum(map(len, documents))}
 
 
-SHAPE = tiny(vocab_size=VOCAB_SIZE)
+def finish_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
+    """Make a folder of written datasets, of these counts, a complete corpus."""
+    tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
+    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
+    write_manifest(folder, "corpus", inputs={}, counts=counts, config=config)
+    return folder
 
 
 def write_hf(folder: Path, shape: LlamaShape = SHAPE) -> Path:
@@ -62,48 +75,34 @@ def make_documents(count: int, seed: int) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete corpus folder of the three pools."""
-    folder = tmp_path_factory.mktemp("corpus")
-    counts: dict[str, Any] = {}
+    """A complete corpus folder of the three pools, whose texts are all alike."""
+    folder, pools, shards = tmp_path_factory.mktemp("corpus"), {}, []
+    (folder / "documents").mkdir()
     for seed, (pool, size) in enumerate(POOLS.items()):
-        counts[pool] = {}
-        for split, documents in (
-            ("train", make_documents(size, seed)),
-            ("validation", make_documents(5, 100 + seed)),
-        ):
-            write_indexed(folder / "datasets" / pool / split, documents)
-            counts[pool][split] = {"documents": len(documents), "tokens": sum(map(len, documents))}
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    tokenizer = {"vocab_size": VOCAB_SIZE, "eos_id": EOS_ID, "sha256": "none"}
-    write_manifest(
-        folder,
-        "corpus",
-        inputs={},
-        counts={"tokenizer": tokenizer, "pools": counts, "sources": {}},
-        config={},
-    )
-    return folder
+        splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
+        place = folder / "datasets" / pool
+        pools[pool] = {split: write_indexed(place / split, documents) for split, documents in splits.items()}
+        rows = [{"id": f"{pool} {n}", "text": "a text"} for n in range(size + 5)]
+        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
+        numbers = np.repeat([TRAIN, VALIDATION], [size, 5]).astype(np.uint8)
+        places = make_places(list(map(len, lines)), seed, np.arange(1, size + 6, dtype=np.uint64), numbers)
+        (folder / "documents" / f"{pool}.places").write_bytes(places)
+        shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
+    (folder / "report.json").write_text(json.dumps({"shards": shards}))
+    return finish_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
 
 
 @pytest.fixture(scope="session")
 def settings(corpus: Path) -> dict[str, Any]:
     """Config tree of 20 steps of a tiny Llama."""
+    blend = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
     return {
         "name": "tiny",
         "seed": 7,
-        "model": {
-            "num_layers": 4,
-            "hidden_size": 64,
-            "ffn_hidden_size": 176,
-            "num_attention_heads": 8,
-            "num_query_groups": 4,
-        },
+        "model": SHAPE.model_dump(include=OF_MODEL) | {"num_layers": 4},
         "init": {"scratch": True},
-        "data": {
-            "corpus": str(corpus),
-            "blend": {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2},
-        },
+        "data": {"corpus": str(corpus), "blend": blend},
         "optimizer": {"lr": 3e-3},
         "schedule": {"lr_decay_style": "cosine", "lr_warmup_fraction": 0.1},
         "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
@@ -116,8 +115,13 @@ def settings(corpus: Path) -> dict[str, Any]:
 
 
 def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
-    """`settings` with fields of some sections replaced, and sections that are not there added."""
+    """`settings` with fields of some sections replaced, and sections that are not there added.
+
+    Starting weights bring their shape.
+    """
     tree = settings | {name: {**settings.get(name, {}), **fields} for name, fields in sections.items()}
+    if not tree["init"]["scratch"]:
+        del tree["model"]
     return ExperimentConfig.model_validate_json(json.dumps(tree))
 
 
@@ -134,6 +138,15 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="session")
+def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run on one process that keeps all of its checkpoints: steps 8, 16 and 20."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = train(config_of(**KEPT), out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
 def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     """The command that trains into `out`; `script` stands for `-m megatron_mathcpt.train`."""
     path = out.with_suffix(".yaml")
@@ -141,12 +154,23 @@ def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
 
 
-def run(arguments: list[str], **world: str) -> "subprocess.CompletedProcess[str]":
+def run(arguments: list[str]) -> Done:
     """Run a command to its end, its output kept."""
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(
-        arguments, env=os.environ | world, cwd=root, capture_output=True, text=True, timeout=200, check=False
-    )
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "") -> Done:
+    """Train to the end, or with a fault as `fault_worker` knows it on one of some ranks ("1/2")."""
+    script = ("-m", "tests.train.fault_worker", ranks, fault) if fault else ()
+    return run(command(config, out, *script))
+
+
+def go_back(out: Path, step: int) -> None:
+    """Have a finished run go on from its checkpoint of `step`."""
+    (out / "manifest.json").unlink()
+    for path in sorted((out / "checkpoints").glob("step_*")):
+        if int(path.name.removeprefix("step_")) > step:
+            shutil.rmtree(path)
 
 
 def rows_without_timings(out: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""The training command with a fault at the n-th call of a function, on one rank; alone it starts two workers.
+"""The training command with a fault at the n-th call of a function, on one rank; alone it starts the workers.
 
-Arguments: `module:function:before|after:n:kind:rank`, then those of the command. Kinds: `kill` by SIGKILL,
-`stop` by SIGSTOP, `hang` in Python, and, of the optimizer that is the function's first argument, `nan` in a
-gradient and `flip` a bit of a weight.
+Arguments: `rank/ranks`, `module:function:before|after:n:kind`, then those of the command. Kinds: `kill` by
+SIGKILL, `stop` by SIGSTOP, `hang` in Python, and, of the optimizer that is the function's first argument,
+`nan` in a gradient and `flip` a bit of a weight.
 """
 
 import importlib
@@ -53,11 +53,13 @@ def install(target: str, function: str, moment: str, number: str, kind: str) -> 
 
 
 if __name__ == "__main__":
+    where, fault = sys.argv[1:3]
+    rank, ranks = where.split("/")
     if "RANK" not in os.environ:
-        sys.exit(run_workers("tests.train.fault_worker", sys.argv[1:], 2))
-    *fault, rank = sys.argv.pop(1).split(":")
+        sys.exit(run_workers("tests.train.fault_worker", sys.argv[1:], int(ranks)))
+    del sys.argv[1:3]
     if os.environ["RANK"] == rank:
-        install(*fault)
+        install(*fault.split(":"))
     from megatron_mathcpt.train.__main__ import app
 
     app()

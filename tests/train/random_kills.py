@@ -15,6 +15,7 @@ from pathlib import Path
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.formats.run_folder import checkpoint_paths
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.process import free_port, local_world
@@ -22,30 +23,23 @@ from megatron_mathcpt.train.process import free_port, local_world
 RANKS = 2
 
 
-def start(config: Path, out: Path) -> list[int]:
-    """Both ranks, as children of this process."""
-    port, children = free_port(), []
-    for rank in range(RANKS):
-        child = os.fork()
-        if child == 0:
-            finished = False
-            try:
-                os.environ.update(local_world(rank, RANKS, port))
-                finished = train_experiment(resolve_inputs(load_config(config, ExperimentConfig)), out)
-            finally:
-                os._exit(not finished)
-        children.append(child)
-    return children
-
-
-def newest(out: Path) -> str:
-    """Name of the newest committed checkpoint."""
-    return max((path.name for path in (out / "checkpoints").glob("step_*")), default="")
+def start(config: Path, out: Path, rank: int, port: int) -> int:
+    """One rank, as a child of this process."""
+    child = os.fork()
+    if child == 0:
+        finished = False
+        try:
+            os.environ.update(local_world(rank, RANKS, port))
+            finished = train_experiment(resolve_inputs(load_config(config, ExperimentConfig)), out)
+        finally:
+            os._exit(not finished)
+    return child
 
 
 def attempt(config: Path, out: Path, dice: random.Random | None) -> bool:
     """One start; killed after a save and a random while if there are dice. True if the run is finished."""
-    before, children = newest(out), start(config, out)
+    before, port = checkpoint_paths(out)[:1], free_port()
+    children = [start(config, out, rank, port) for rank in range(RANKS)]
 
     def wait(done: Callable[[], bool]) -> None:
         while children and not done():
@@ -53,7 +47,7 @@ def attempt(config: Path, out: Path, dice: random.Random | None) -> bool:
             children[:] = [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
 
     if dice is not None:
-        wait(lambda: newest(out) != before)
+        wait(lambda: checkpoint_paths(out)[:1] != before)
         time.sleep(dice.uniform(0.0, 0.5))
         for child in dice.sample(children, dice.randint(1, len(children))) if children else ():
             os.kill(child, signal.SIGKILL)
@@ -65,7 +59,7 @@ def attempt(config: Path, out: Path, dice: random.Random | None) -> bool:
     return (out / "manifest.json").is_file()
 
 
-def main() -> None:
+if __name__ == "__main__":
     config, out, kills = Path(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[5])
     use_cpu()
     import megatron_mathcpt.train.loop  # noqa: F401 - imported before the forks
@@ -76,7 +70,3 @@ def main() -> None:
             sys.exit(f"finished after {killed} of {kills} kills; give it more steps")
     if not attempt(config, out, None):
         sys.exit("did not finish")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
-"""Which samples a replica gets, and that validation predicts each token just once."""
+"""Which samples a replica gets, that validation predicts each token once, and the way back to records."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,59 +9,61 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_mathcpt.train.datasets import ValidationSet, microbatches, samples_per_pool
-from tests.train.conftest import write_indexed
+from megatron_mathcpt import parallel
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.train.datasets import (
+    NumberedBlend,
+    SourceCounter,
+    ValidationSet,
+    build_blend,
+    index_cache,
+    microbatches,
+    samples_per_pool,
+    trace_step,
+)
+from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.train.conftest import POOLS, ConfigOf, make_documents, write_indexed
 
 
-class Numbers:
-    """A dataset of `size` samples that hold their own index."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        names = ("tokens", "labels", "loss_mask", "position_ids")
-        return {name: torch.full((3,), index + 1) for name in names}
-
-
-def layout(rank: int, size: int) -> Any:
+@pytest.mark.parametrize(
+    ("dataset", "samples", "size", "rank", "ranks", "expected"),
+    [
+        (99, range(8, 16), 2, 0, 2, [[9, 10], [13, 14]]),
+        (99, range(8, 16), 2, 1, 2, [[11, 12], [15, 16]]),
+        (99, range(8, 16), 2, 0, 1, [[9, 10], [11, 12], [13, 14], [15, 16]]),
+        (2, range(3), 3, 0, 1, [[1, 2, 0]]),  # past the end: masked
+    ],
+)
+def test_replicas_share_the_global_batch(
+    dataset: int, samples: range, size: int, rank: int, ranks: int, expected: list[list[int]]
+) -> None:
     sizes = SimpleNamespace(context_parallel_size=1)
-    return SimpleNamespace(data_rank=rank, data_size=size, device=torch.device("cpu"), sizes=sizes)
+    where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
+    names = ("tokens", "labels", "loss_mask", "position_ids")  # each holds its sample's index, from 1
+    numbers = [{name: torch.full((3,), n + 1) for name in names} for n in range(dataset)]
+    batches = list(microbatches(numbers, samples, size, where))
+    assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
+    assert [batch.loss_mask[:, 2].tolist() for batch in batches] == expected
 
 
-def indices(dataset: Numbers, first: int, last: int, size: int, where: Any) -> list[list[int]]:
-    return [
-        (batch.tokens[:, 0] - 1).tolist() for batch in microbatches(dataset, range(first, last), size, where)
-    ]
-
-
-def test_replicas_share_the_global_batch() -> None:
-    assert indices(Numbers(99), 8, 16, 2, layout(0, 2)) == [[8, 9], [12, 13]]
-    assert indices(Numbers(99), 8, 16, 2, layout(1, 2)) == [[10, 11], [14, 15]]
-    assert indices(Numbers(99), 8, 16, 2, layout(0, 1)) == [[8, 9], [10, 11], [12, 13], [14, 15]]
-
-
-def test_past_the_end_there_are_empty_samples() -> None:
-    (batch,) = microbatches(Numbers(2), range(0, 3), 3, layout(0, 1))
-    assert batch.loss_mask.tolist() == [[1, 1, 1], [2, 2, 2], [0, 0, 0]]
-
-
-@pytest.mark.parametrize(("length", "samples"), [(10, 3), (29, 1), (7, 5), (1, 29)])
-def test_validation_predicts_each_token_once(tmp_path: Path, length: int, samples: int) -> None:
+@pytest.mark.parametrize(("length", "size"), [(10, 3), (29, 1), (7, 5), (1, 29)])
+def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, length: int, size: int) -> None:
     tokens = np.arange(100, 130)
-    write_indexed(tmp_path / "validation", [tokens[:12].tolist(), tokens[12:].tolist()])
-    validation = ValidationSet(tmp_path / "validation", length, None)
-    assert len(validation) == samples
+    write_indexed(tmp_path / "datasets/a/validation", [tokens[:12].tolist(), tokens[12:].tolist()])
+    train, data = {"seq_length": length}, {"corpus": str(tmp_path)}
+    validation = ValidationSet(config_of(train=train, data=data), "a")
+    assert len(validation) == size
     pairs = []
-    for sample in (validation[index] for index in range(samples)):
+    for sample in (validation[index] for index in range(size)):
         real = sample["loss_mask"] == 1.0
         pairs += list(zip(sample["tokens"][real].tolist(), sample["labels"][real].tolist(), strict=True))
         assert all(len(value) == length for value in sample.values())
     assert pairs == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
-    assert len(ValidationSet(tmp_path / "validation", length, 2)) == min(2, samples)
+    most = config_of(train=train, data=data, validation={"samples": 2})
+    assert len(ValidationSet(most, "a")) == min(2, size)
 
 
 def test_each_pool_gets_its_share_to_within_one_sample() -> None:
@@ -68,3 +71,46 @@ def test_each_pool_gets_its_share_to_within_one_sample() -> None:
     counts = samples_per_pool(weights, 1_000_000)
     assert counts.sum() == 1_000_000
     assert np.abs(counts - 1_000_000 * np.array(weights)).max() <= 1
+
+
+class Blend(list[Any]):
+    """Samples of two pools."""
+
+    dataset_index = np.array([0, 1, 0, 0, 1, 0], dtype=np.int16)
+    dataset_sample_index = np.arange(6)
+
+
+def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
+    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 6), sources=True, eos_id=0)
+    assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
+    assert blend[1]["sources"].tolist() == [1] * 6
+
+
+def test_tokens_by_source_are_counted_on() -> None:
+    train = SimpleNamespace(global_batch_size=2, seq_length=10)
+    config: Any = SimpleNamespace(data=SimpleNamespace(blend={"a": 0.7, "b": 0.3}), train=train)
+    counter = SourceCounter(Blend(), config)
+    assert [counter.up_to(step) for step in (1, 3)] == [{"a": 10, "b": 10}, {"a": 40, "b": 20}]
+
+
+def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_path: Path) -> None:
+    shutil.copy(whole / "config.yaml", tmp_path)
+    with pytest.raises(DataError, match="sample index is not there"):
+        trace_step(tmp_path, 1)
+    with pytest.raises(ConfigError, match="has steps 1 to 20"):
+        trace_step(whole, 21)
+    inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
+    use_cpu()
+    parallel.start_alone(inputs.config.parallel)
+    blend = build_blend(inputs, index_cache(inputs, whole))
+    parallel.stop()
+    documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
+    for step in (1, 3, 20):
+        seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)
+        assert {one.sample for one in seen} == set(samples)
+        assert all(one.record == f"{one.pool} {one.document}" for one in seen)
+        for sample in samples:
+            traced = [documents[one.pool][one.document] for one in seen if one.sample == sample]
+            tokens = [token for document in traced for token in document]
+            shown = blend[sample]["tokens"].tolist()
+            assert any(tokens[start : start + 64] == shown for start in range(len(traced[0])))

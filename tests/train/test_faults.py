@@ -1,11 +1,11 @@
-"""Kills inside a save, damaged checkpoints, a second job, a changed config: the fault matrix."""
+"""Kills inside a save, damaged checkpoints, faults of a rank, a changed config: the fault matrix."""
 
 import json
+import math
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,21 +14,14 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.config.experiment import FaultsSection, ParallelSection
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
-from megatron_mathcpt.formats.manifest import verify_hashes
-from megatron_mathcpt.formats.run_folder import (
-    checkpoint_paths,
-    is_weights_only,
-    load_sealed,
-    newest_checkpoint,
-    seal,
-    step_of,
-)
+from megatron_mathcpt.errors import CheckpointError, ConfigError, TrainingDiverged
+from megatron_mathcpt.formats import run_folder as folders
+from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
-from megatron_mathcpt.train.process import free_port, local_world
-from tests.train.conftest import ConfigOf, command, losses_of, rows_without_timings, run
+from tests.train.conftest import KEPT, ConfigOf, command, go_back, losses_of, rows_without_timings, run, train
 
 SAVE, FOLDER = "megatron_mathcpt.checkpoint.save", "megatron_mathcpt.formats.run_folder"
 # Second save (after step 16): before and after each phase of it. Each save syncs its shards, then the index.
@@ -47,20 +40,8 @@ SAVE_PHASES = [
     f"{FOLDER}:prune:before:2",
     "shutil:rmtree:before:2",  # the oldest is hidden, not yet removed
 ]
-
-
-def train(config: ExperimentConfig, out: Path, *script: str) -> "subprocess.CompletedProcess[str]":
-    """Train in a process of its own; `script` stands for `-m megatron_mathcpt.train`."""
-    return run(command(config, out, *script), **local_world(0, 1, free_port()))
-
-
-@pytest.fixture(scope="module")
-def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run that keeps all of its checkpoints: steps 8, 16 and 20."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    done = train(config_of(checkpoint={"keep": 9}), out)
-    assert done.returncode == 0, done.stderr
-    return out
+UPDATE = "megatron_mathcpt.train.step:prepare_gradients:before:10"
+TENTH = r"gradient norm is not finite at step 10; no process applied the step \(samples 36 to 39: "
 
 
 @pytest.mark.slow
@@ -70,17 +51,15 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
     whole: Path, config_of: ConfigOf, tmp_path: Path, phase: str, beside: bool
 ) -> None:
     config, out = config_of(checkpoint={"keep": 1, "async_save": beside}), tmp_path / "run"
-    killed = train(config, out, "-m", "tests.train.fault_worker", f"{phase}:kill:0")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    found = newest_checkpoint(out)
-    load_sealed(found)
-    assert step_of(found) in (8, 16)
+    killed = train(config, out, f"{phase}:kill", "0/1")
+    assert killed.returncode == 128 + signal.SIGKILL, killed.stderr
+    found = folders.newest_checkpoint(out)
+    folders.load_sealed(found)
+    assert folders.step_of(found) in (8, 16)
     done = train(config, out)
     assert done.returncode == 0, done.stderr
     assert losses_of(out) == losses_of(whole)
-    assert [path.name for path in (out / "checkpoints").iterdir() if path.name != "latest"] == [
-        "step_00000020"
-    ]
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"latest", "step_00000020"}
 
 
 @pytest.fixture
@@ -98,53 +77,38 @@ def verify() -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     """The last checkpoint, to be damaged."""
-    return Path(shutil.copytree(newest_checkpoint(whole), tmp_path / "step_00000020"))
+    return Path(shutil.copytree(folders.newest_checkpoint(whole), tmp_path / "step_00000020"))
 
 
-def test_every_flipped_bit_is_detected_before_load(copy: Path, verify: Callable[..., Any]) -> None:
+def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, verify: Callable[..., Any]) -> None:
     verify(copy)
-    files = sorted(copy.iterdir())
-    assert {".metadata", "__0_0.distcp", "manifest.json", "manifest.sha256"} <= {file.name for file in files}
+    files = {path: path.read_bytes() for path in sorted(copy.iterdir())}
+    names = {".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"}
+    assert names <= {file.name for file in files}
     dice = random.Random(0)
     for number in range(200):
-        file = files[number % len(files)]
-        good = file.read_bytes()
+        file, good = list(files.items())[number % len(files)]
         bad = bytearray(good)
         bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
         file.write_bytes(bad)
         with pytest.raises(CheckpointError, match=r"step_00000020"):
             verify(copy)
         file.write_bytes(good)
-    verify(copy)
+    for name in names:
+        (copy / name).write_bytes(files[copy / name][:-1])
+        with pytest.raises(CheckpointError):
+            verify(copy)
+        (copy / name).unlink()
+        with pytest.raises(CheckpointError):
+            verify(copy)
+        (copy / name).write_bytes(files[copy / name])
+    optimizer = copy / "optimizer___0_0.distcp"
+    optimizer.write_bytes(files[optimizer][:-1] + b"?")
+    verify(copy, optimizer=False)  # who starts from the weights does not read it
 
 
-def test_who_starts_from_the_weights_does_not_read_the_optimizer(
-    copy: Path, verify: Callable[..., Any]
-) -> None:
-    file = copy / "optimizer___0_0.distcp"
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
-    verify(copy, optimizer=False)
-    with pytest.raises(CheckpointError, match="checksum differs"):
-        verify(copy)
-
-
-@pytest.mark.parametrize(
-    "name", [".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"]
-)
-def test_a_cut_or_missing_file_is_detected(copy: Path, verify: Callable[..., Any], name: str) -> None:
-    (copy / name).write_bytes((copy / name).read_bytes()[:-1])
-    with pytest.raises(CheckpointError):
-        verify(copy)
-    (copy / name).unlink()
-    with pytest.raises(CheckpointError):
-        verify(copy)
-
-
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    whole: Path, config_of: ConfigOf, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
     (out / "manifest.json").unlink()
     shard = out / "checkpoints" / "step_00000020" / "__0_0.distcp"
     data = bytearray(shard.read_bytes())
@@ -152,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     shard.write_bytes(data)
     (out / "checkpoints" / "step_00000016" / "manifest.json").write_text("{")
     (out / "checkpoints" / "latest").write_text("step_99")
-    done = train(config_of(checkpoint={"keep": 9}), out)
+    done = train(config_of(**KEPT), out)
     assert done.returncode == 0, done.stderr
     assert "step_00000020/__0_0.distcp" in done.stderr
     assert "at step 8" in done.stderr
@@ -163,71 +127,142 @@ def test_no_run_goes_on_from_weights_only(whole: Path, config_of: ConfigOf, tmp_
     """They are kept of every second save but the newest, sealed, with the bits of the whole one."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
     assert train(config, out).returncode == 0
-    newest, *older = checkpoint_paths(out)
-    assert [path.name for path in (newest, *older)] == ["step_00000020", "step_00000016", "step_00000008"]
+    newest, *older = folders.checkpoint_paths(out)
+    assert [folders.step_of(path) for path in (newest, *older)] == [20, 16, 8]
     for path in older:
-        light, full = (load_sealed(folder) for folder in (path, whole / "checkpoints" / path.name))
+        light, full = (folders.load_sealed(folder) for folder in (path, whole / "checkpoints" / path.name))
         verify_hashes(path, light)
-        assert is_weights_only(light)
+        assert folders.is_weights_only(light)
         assert light.outputs["__0_0.distcp"] == full.outputs["__0_0.distcp"]
-        assert 2 * sum(file.bytes for file in light.outputs.values()) < sum(
-            file.bytes for file in full.outputs.values()
-        )
     (out / "manifest.json").unlink()
     (newest / ".metadata").unlink()
     done = train(config, out)
     assert done.returncode == 2
     assert "no checkpoint verifies that holds more than weights" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-
-    def start(name: str, **init: object) -> "subprocess.CompletedProcess[str]":
-        settings = {"scratch": False, "checkpoint": str(older[0]), **init}
-        return train(config_of(init=settings).model_copy(update={"model": None}), tmp_path / name)
-
-    assert start("from weights").returncode == 0
-    done = start("from all", load_optimizer=True)
-    assert "init.load_optimizer: " in done.stderr
-    assert "step_00000016 holds weights only" in done.stderr
+    start = {"scratch": False, "checkpoint": str(older[0])}
+    assert train(config_of(init=start), tmp_path / "from weights").returncode == 0
+    done = train(config_of(init=start | {"load_optimizer": True}), tmp_path / "from all")
+    assert re.search(r"init\.load_optimizer: .*step_00000016 holds weights only", done.stderr)
 
 
 def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, config_of: ConfigOf) -> None:
-    checkpoint = newest_checkpoint(whole)
     allowed = config_of(checkpoint={"interval": 3}, logging={"interval": 1}, train={"micro_batch_size": 2})
-    check_resumable(resolve_inputs(allowed), checkpoint)
-    older = json.loads((checkpoint / "manifest.json").read_text())  # of a version that had fields more
+    check_resumable(resolve_inputs(allowed), copy)
+    older = json.loads((copy / "manifest.json").read_text())  # of a version that had fields more
     older["config"] |= {"gone": {"x": 1}, "optimizer": older["config"]["optimizer"] | {"gone": 1}}
     (copy / "manifest.json").write_text(json.dumps(older))
-    seal(copy)
+    folders.seal(copy)
     check_resumable(resolve_inputs(allowed), copy)
-    changed = config_of(optimizer={"lr": 1e-3}, train={"global_batch_size": 8})
-    with pytest.raises(
-        ConfigError, match=r"optimizer\.lr: 0\.003 then, 0\.001 now; train\.global_batch_size: 4"
+    sharded = {"parallel": {"use_distributed_optimizer": True}}
+    for changed, message in (
+        (
+            {"optimizer": {"lr": 1e-3}, "train": {"global_batch_size": 8}},
+            r"optimizer\.lr: 0\.003 then, 0\.001 now; train\.global_batch_size: 4",
+        ),
+        (sharded, r"parallel\.use_distributed_optimizer: False then, True now"),
     ):
-        check_resumable(resolve_inputs(changed), copy)
-
-    sharded = config_of(parallel={"use_distributed_optimizer": True})
-    with pytest.raises(ConfigError, match=r"parallel\.use_distributed_optimizer: False then, True now"):
-        check_resumable(resolve_inputs(sharded), checkpoint)
-    goes_on = config_of(
-        init={"scratch": False, "checkpoint": str(whole), "load_optimizer": True},
-        parallel={"use_distributed_optimizer": True},
-    )
+        with pytest.raises(ConfigError, match=message):
+            check_resumable(resolve_inputs(config_of(**changed)), copy)
+    init = {"scratch": False, "checkpoint": str(whole), "load_optimizer": True}
     with pytest.raises(ConfigError, match=r"was written with False; to load its optimizer"):
-        resolve_inputs(goes_on)
+        resolve_inputs(config_of(init=init, **sharded))
 
 
 @pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
-    whole: Path, config_of: ConfigOf, tmp_path: Path, beside: bool
-) -> None:
+def test_a_full_disk_is_one_line_and_no_checkpoint(config_of: ConfigOf, tmp_path: Path, beside: bool) -> None:
     """RLIMIT_FSIZE stands for the full disk: a shard is about 2 MB, all other files are smaller."""
-    out = tmp_path / "run"
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
-    _, *arguments = command(config_of(checkpoint={"async_save": beside}), out, "-c", limited, "bash")
-    done = run(["bash", *arguments], **local_world(0, 1, free_port()))
+    config, out = config_of(checkpoint={"async_save": beside}), tmp_path / "run"
+    done = run(["bash", *command(config, out, "-c", limited, "bash")[1:]])
     assert done.returncode == 2, done.stderr
     cause = r"step_00000008: cannot be written \((a write was cut short|File too large); [\d,]+ bytes free"
     assert re.search(cause, done.stderr.splitlines()[-1])
-    assert not checkpoint_paths(out)
-    with pytest.raises(ManifestError):
-        load_sealed(out / "checkpoints" / "step_00000008")
+    assert not folders.checkpoint_paths(out)
+
+
+def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
+    with pytest.raises(TrainingDiverged, match="gradient norm is not finite at step 3; no process applied"):
+        StepGuard(FaultsSection()).judge(3, None, math.nan)
+    guard = StepGuard(FaultsSection(non_finite="skip"))
+    assert guard.judge(1, None, 1.0) is None
+    assert guard.judge(2, None, math.inf) == "gradient norm is not finite"
+    assert guard.skipped == [2]
+    for step in range(3, 12):
+        guard.judge(step, None, math.nan)
+    with pytest.raises(TrainingDiverged, match="11th skipped in a row"):
+        guard.judge(12, None, math.nan)
+
+
+def test_a_spike_is_skipped_by_hand_worked_limits() -> None:
+    guard = StepGuard(FaultsSection(spike_sigma=2.0, spike_window=4))
+    # Half a window is there after two steps: losses 2, 4 have mean 3 and deviation sqrt(2), so the limit is
+    # 3 + 2 sqrt(2) = 5.828; norms 1, 1 allow nothing above 1.
+    assert [guard.judge(step, loss, 1.0) for step, loss in ((1, 2.0), (2, 4.0), (3, 5.82))] == [None] * 3
+    # 2, 4, 5.82: mean 3.94, deviation 1.9107, limit 7.761.
+    assert guard.judge(4, 7.77, 1.0) == "loss 7.77 is above 7.761, 2 deviations over the last steps"
+    assert guard.judge(5, 7.76, 1.01) == "gradient norm 1.01 is above 1, 2 deviations over the last steps"
+    assert guard.judge(6, 7.76, 1.0) is None
+    assert guard.skipped == [4, 5]
+
+
+def test_a_guard_goes_on_from_its_state() -> None:
+    settings = FaultsSection(spike_sigma=1.0, spike_window=6)
+    losses = [3.0, 2.9, 3.2, 2.7, 9.0, 2.6, 2.8, 3.9, 2.5]
+
+    def judged(guard: StepGuard, first: int, last: int) -> list[str | None]:
+        return [guard.judge(step + 1, losses[step], losses[step]) for step in range(first, last)]
+
+    whole = StepGuard(settings)
+    verdicts = judged(whole, 0, 9)
+    assert any(verdicts)
+    for cut in range(9):
+        first = StepGuard(settings)
+        judged(first, 0, cut)
+        second = StepGuard(settings, first.state())
+        assert judged(second, cut, 9) == verdicts[cut:]
+        assert second.state() == whole.state()
+
+
+@pytest.mark.slow
+def test_nan_on_one_rank_is_applied_on_none(config_of: ConfigOf, tmp_path: Path) -> None:
+    faults, out = {"non_finite": "skip", "replica_check_interval": 1}, tmp_path / "run"
+    config = config_of(faults=faults, **KEPT)
+    done = train(config, out, f"{UPDATE}:nan", "1/2")
+    assert done.returncode == 0, done.stderr
+    assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in done.stderr
+    whole = rows_without_timings(out)
+    (skipped,) = [row for row in whole if "skipped" in row]
+    assert (skipped["step"], skipped["grad_norm"]) == (10, None)
+    assert all(math.isfinite(row["loss"]) for row in whole if "loss" in row)
+    assert load_manifest(out, "run").counts["skipped_steps"] == [10]
+    # Resumed after the skipped step: the same rows, and the skip is not forgotten.
+    go_back(out, 16)
+    assert run([*command(config, out), "--processes", "2"]).returncode == 0
+    assert rows_without_timings(out) == whole
+    assert load_manifest(out, "run").counts["skipped_steps"] == [10]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "message"), [("nan", TENTH), ("flip", "after step 12 the weights of ranks 0, 1 differ")]
+)
+def test_a_faulty_rank_ends_the_run(config_of: ConfigOf, tmp_path: Path, fault: str, message: str) -> None:
+    config = config_of(faults={"replica_check_interval": 4})
+    done = train(config, tmp_path / "run", f"{UPDATE}:{fault}", "1/2")
+    assert done.returncode == 2
+    assert re.match(f"error: {message}", done.stderr.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stop", "hang"])
+def test_a_process_that_stands_still_is_noticed(config_of: ConfigOf, tmp_path: Path, fault: str) -> None:
+    config, out = config_of(faults={"hang_timeout_seconds": 20.0}), tmp_path / "run"
+    done = train(config, out, f"{UPDATE}:{fault}", "1/2")
+    assert done.returncode not in (0, 2, 75), done.stderr
+    stacks = [path.read_text() for path in sorted((out / ".stacks").iterdir())]
+    assert "train_step" in stacks[0]
+    assert ("cause" in stacks[1]) == (fault == "hang"), "a stopped process cannot speak"
+    assert not (out / "manifest.json").exists()
+    assert run([*command(config, out), "--processes", "2"]).returncode == 0
+    assert [row["step"] for row in rows_without_timings(out) if "loss" in row] == list(range(1, 21))

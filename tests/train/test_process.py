@@ -1,97 +1,119 @@
-"""A run's processes: exit statuses and signals reach the caller, nobody is left behind, one job a folder."""
+"""The training command: one line for each mistake, before any process starts; and a run's processes.
+
+Exit statuses and signals reach the caller, nobody is left behind, one job a folder.
+"""
 
 import logging
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.train.process import (
-    folder_lock,
-    joined_world,
-    local_world,
-    run_workers,
-    start_evaluation,
-)
+from megatron_mathcpt.train import process
+from tests.train.conftest import ROOT, SHAPE, ConfigOf, command, run
 
-# A worker that writes its environment and then does what its argument says.
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "3", "parallel.tensor_model_parallel_size=2"], "world size"),
+        (["train.seq_len=8"], "did you mean 'seq_length'"),
+        (["data.corpus=nowhere"], "nowhere/manifest.json: not found"),
+        (["data.blend.chemistry=1"], "no pool 'chemistry'"),
+        (["data.max_epochs.general=0.1"], "data.max_epochs.general"),
+        (["model.vocab_size=100"], "its tokenizer has 500 tokens"),
+        (["init.scratch=false", "init.checkpoint=nowhere"], "nowhere: holds no complete checkpoint"),
+        (["init.scratch=false", "init.hf=nowhere"], "nowhere/config.json: cannot be read"),
+        (["--check"], "general/train.bin: checksum differs from the manifest"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    config_of: ConfigOf, corpus: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    settings = {}
+    if arguments == ["--check"]:  # only it reads all of the data
+        damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+        settings = {"data": {"corpus": str(damaged)}}
+        tokens = damaged / "datasets" / "general" / "train.bin"
+        assert run([*command(config_of(**settings), tmp_path / "out"), "--check"]).returncode == 0
+        tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
+    done = run([*command(config_of(**settings), tmp_path / "out"), *arguments])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
+    config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real workers end before they wait for each other, and each says what its torch sees."""
+    monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
+    done = run([*command(config_of(), tmp_path / "out"), "--processes", "2"])
+    assert (done.returncode, done.stdout) == (2, "")
+    message = f"a GPU is expected (MATHCPT_DEVICE=cuda), but torch {torch.__version__}"
+    assert [message in line for line in done.stderr.splitlines()] == [True, True]
+    assert not (tmp_path / "out").exists()
+
+
+# A worker that writes its environment and then does what its argument says; alone it starts two.
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from megatron_mathcpt.train.process import die_with_parent
+from megatron_mathcpt.train.process import die_with_parent, run_workers
+if "RANK" not in os.environ: sys.exit(run_workers("mathcpt_test_worker", sys.argv[1:], 2))
 die_with_parent()
 rank = os.environ["RANK"]
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 Path(sys.argv[1], rank).write_text(os.environ["WORLD_SIZE"] + " " + os.environ["MASTER_PORT"])
 match sys.argv[2]:
     case "fail": sys.exit(2 if rank == "1" else 0)
     case "killed": os.kill(os.getpid(), signal.SIGKILL)
     case "wait": time.sleep(60)
 """
-LAUNCHER = (
-    "import sys; from megatron_mathcpt.train.process import run_workers; "
-    "sys.exit(run_workers('mathcpt_test_worker', sys.argv[1:], 2))"
-)
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "mathcpt_test_worker.py").write_text(WORKER)
-    paths = [str(tmp_path / "code"), str(Path(__file__).resolve().parents[2])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield "mathcpt_test_worker"
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize(("behaviour", "status"), [("end", 0), ("fail", 2), ("killed", 128 + 9)])
-def test_the_first_failing_status_is_returned(
-    module: str, tmp_path: Path, behaviour: str, status: int
-) -> None:
-    assert run_workers(module, [str(tmp_path), behaviour], 2) == status
-    first, second = ((tmp_path / rank).read_text().split() for rank in "01")
-    assert first == second
-    assert first[0] == "2"
-
-
-def start_waiting(folder: Path) -> subprocess.Popen[bytes]:
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(folder), "wait"])
-    deadline = time.monotonic() + 30
-    while not ((folder / "0").is_file() and (folder / "1").is_file()):
+def start(folder: Path, behaviour: str) -> "subprocess.Popen[bytes]":
+    """The launcher, once both of its workers have begun."""
+    (folder / "mathcpt_test_worker.py").write_text(WORKER)
+    worker = [sys.executable, "-m", "mathcpt_test_worker", str(folder), behaviour]
+    paths = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    launcher, deadline = subprocess.Popen(worker, env=os.environ | paths), time.monotonic() + 30
+    while not all((folder / rank).is_file() for rank in "01"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return launcher
 
 
-@pytest.mark.usefixtures("module")
-def test_a_stop_signal_is_passed_on(tmp_path: Path) -> None:
-    launcher = start_waiting(tmp_path)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=30) == 75
+@pytest.mark.parametrize(("behaviour", "status"), [("end", 0), ("fail", 2), ("killed", 128 + 9)])
+def test_the_first_failing_status_is_returned(tmp_path: Path, behaviour: str, status: int) -> None:
+    assert start(tmp_path, behaviour).wait(timeout=30) == status
+    first, second = ((tmp_path / rank).read_text().split() for rank in "01")
+    assert first == second
+    assert first[0] == "2"
 
 
-@pytest.mark.usefixtures("module")
 def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
-    launcher = start_waiting(tmp_path)
+    launcher = start(tmp_path, "wait")
     listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(listed) == 2
     launcher.kill()
     launcher.wait(timeout=30)
     deadline = time.monotonic() + 10
-    while any(is_running(int(pid)) for pid in listed):
+    while any(is_running(pid) for pid in listed):
         assert time.monotonic() < deadline, "a worker outlived its launcher"
         time.sleep(0.02)
 
 
-def is_running(pid: int) -> bool:
+def is_running(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -99,61 +121,78 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_mathcpt.train.process._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_LOCK_SECONDS", 0.2)
     refused = pytest.raises(ConfigError, match=f"in use by process {os.getpid()}")
-    with folder_lock(tmp_path), refused, folder_lock(tmp_path):
+    with process.folder_lock(tmp_path), refused, process.folder_lock(tmp_path):
         pass
-    with folder_lock(tmp_path):
+    with process.folder_lock(tmp_path):
         pass
 
 
 def test_joined_world() -> None:
-    assert joined_world({}) is None
-    assert joined_world({"RANK": "1", "WORLD_SIZE": "2"}) == {}
+    assert process.joined_world({}) is None
+    assert process.joined_world({"RANK": "1", "WORLD_SIZE": "2"}) == {}
     slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
-    assert joined_world(slurm) is None, "an interactive Slurm shell is no launched worker"
-    joined = joined_world(slurm | {"MASTER_ADDR": "node1"})
+    assert process.joined_world(slurm) is None, "an interactive Slurm shell is no launched worker"
+    joined = process.joined_world(slurm | {"MASTER_ADDR": "node1"})
     assert joined == {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 
 
-def test_workers_are_told_of_an_expected_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS", "MATHCPT_DEVICE"):
+@pytest.mark.parametrize(
+    ("environment", "size", "told"),
+    [
+        ({}, 2, ("cuda", "1", "8")),
+        ({}, 32, ("cuda", "1", "3")),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2, (None, None, "1")),  # hidden, and so not expected
+        ({"MATHCPT_DEVICE": "cpu"}, 2, (None, None, "1")),
+        ({"CUDA_VISIBLE_DEVICES": "", "MATHCPT_DEVICE": "cuda"}, 2, ("cuda", "1", "8")),
+        ({"CUDA_DEVICE_MAX_CONNECTIONS": "32", "OMP_NUM_THREADS": "5"}, 8, ("cuda", "32", "5")),
+    ],
+)
+def test_workers_are_told_of_an_expected_gpu(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], size: int, told: tuple[str | None, ...]
+) -> None:
+    names = ("MATHCPT_DEVICE", "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS")
+    for name in (*names, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("megatron_mathcpt.train.process._NVIDIA_DRIVER", Path("/dev/null"))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert local_world(1, 2, 9)["MATHCPT_DEVICE"] == "cuda"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden, and so not expected
-    assert "MATHCPT_DEVICE" not in local_world(1, 2, 9)
-    monkeypatch.setenv("MATHCPT_DEVICE", "cpu")
-    assert local_world(1, 2, 9)["OMP_NUM_THREADS"] == "1"
-    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in local_world(1, 2, 9)
-    monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(process, "_NVIDIA_DRIVER", Path("/dev/null"))
     monkeypatch.setattr(os, "cpu_count", lambda: 96)
-    told = local_world(1, 8, 9)
-    assert (told["MATHCPT_DEVICE"], told["CUDA_DEVICE_MAX_CONNECTIONS"]) == ("cuda", "1")
-    assert (told["OMP_NUM_THREADS"], local_world(1, 32, 9)["OMP_NUM_THREADS"]) == ("8", "3")
-    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    assert local_world(1, 8, 9)["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
+    assert tuple(process.local_world(1, size, 9).get(name) for name in names) == told
 
 
-def test_the_command_gets_the_checkpoint_and_is_no_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_evaluation_gets_the_checkpoint_and_is_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    script, seen = tmp_path / "a job.sh", tmp_path / "seen"
+    monkeypatch.setattr(logging.getLogger("megatron_mathcpt"), "propagate", True)
+    script, seen, checkpoint = tmp_path / "a job.sh", tmp_path / "seen", tmp_path / "step_00000008"
     script.write_text(f'#!/bin/sh\nprintf "%s|" "$@" "${{RANK:-none}}" "${{MASTER_ADDR:-none}}" > {seen}\n')
     script.chmod(0o755)
-    start_evaluation([str(script), "$(touch bad); a"], tmp_path / "step_00000008")
-    assert seen.read_text() == f"$(touch bad); a|{tmp_path / 'step_00000008'}|none|none|"
+    process.start_evaluation([str(script), "$(touch bad); a"], checkpoint)
+    assert seen.read_text() == f"$(touch bad); a|{checkpoint}|none|none|"
+    for failing in (["false"], ["no-such-command"]):  # a warning only
+        caplog.clear()
+        process.start_evaluation(failing, checkpoint)
+        assert "step_00000008: its evaluation was not started" in caplog.text
 
 
-@pytest.mark.parametrize("command", [["false"], ["no-such-command"]])
-def test_a_failure_is_a_warning(command: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("megatron_mathcpt")
-    logger.addHandler(caplog.handler)
-    try:
-        start_evaluation(command, Path("step_00000008"))
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert "step_00000008: its evaluation was not started" in caplog.text
+@pytest.mark.parametrize(("wanted", "told"), [(True, ["0", ":4096:8", "^NVLS"]), (False, [None] * 3)])
+def test_determinism_reaches_every_library(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool, told: list[str | None]
+) -> None:
+    names = ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    use_cpu()
+    from megatron_mathcpt.model.settings import transformer_config
+
+    process.set_deterministic(wanted)
+    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    config = transformer_config(SHAPE, sizes, PrecisionSection(params_dtype="fp32"), fused=False)
+    assert [os.environ.get(name) for name in names] == told
+    process.set_deterministic(False)
+    assert config.deterministic_mode == wanted

@@ -1,8 +1,11 @@
-"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing."""
+"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing.
+
+And starting weights from Hugging Face and from a checkpoint, with the gate on the first loss.
+"""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +15,27 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_mathcpt import parallel
+from megatron_mathcpt.checkpoint.convert import import_from_hf
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
+from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
-from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import Batch, SftDataset, document_numbers
+from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.shapes import tiny
-from tests.train.conftest import ConfigOf, losses_of, write_hf, write_indexed
+from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, losses_of, write_hf, write_indexed
+from tests.train.test_layouts import SHARDED, train_layouts
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
     for n in range(1, 41)
 ] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
-EOS = 0
+Pack = Callable[..., tuple[Path, Any]]
+HELD_OUT = PROBLEMS[37:40]
 SMALL = tiny(
     hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2, init_method_std=0.2
 )
@@ -47,31 +54,36 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer", "documents"):
         (folder / name).mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": p.id, "text": cpt_text(p), "problem": p.model_dump(exclude={"id", "source"})} for p in PROBLEMS
     ]
     lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"id": "text", "text": "no problem"}]]
     (folder / "documents" / "problem_solving.jsonl").write_text("\n".join(lines) + "\n")
-    held_out = [[*tokenizer.encode(cpt_text(problem)).ids, EOS] for problem in PROBLEMS[37:40]]
+    tokens = {problem.id: [*tokenizer.encode(cpt_text(problem)).ids, EOS_ID] for problem in PROBLEMS}
+    held_out = [tokens.pop(problem.id) for problem in HELD_OUT]
     write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
-    training = [*PROBLEMS[:37], *PROBLEMS[40:]]
-    tokens = sum(len(tokenizer.encode(cpt_text(problem)).ids) + 1 for problem in training)
-    counts = {
-        "tokenizer": {"vocab_size": tokenizer.get_vocab_size(), "eos_id": EOS, "sha256": "none"},
-        "pools": {"problem_solving": {"train": {"tokens": tokens}}},
-        "sources": {},
-    }
-    write_manifest(folder, "corpus", inputs={}, counts=counts, config={})
-    return folder
+    counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
+    return finish_corpus(folder, tokenizer.get_vocab_size(), counts)
+
+
+@pytest.fixture
+def pack(problem_corpus: Path, tmp_path: Path) -> Pack:
+    """`pack(length)`: a folder of the corpus's problems packed to samples of `length`, and its counts."""
+
+    def packed(length: int, together: bool = True) -> tuple[Path, Any]:
+        folder = tmp_path / f"sft {length} {together}"
+        return folder, pack_pool(problem_corpus, "problem_solving", folder, length, together).counts
+
+    return packed
 
 
 def test_labels_of_a_packed_sample_by_hand() -> None:
-    sample = [Example("a", [1, 2, 3, 4, EOS], 2), Example("b", [5, 6, EOS], 1)]
+    sample = [Example("a", [1, 2, 3, 4, EOS_ID], 2), Example("b", [5, 6, EOS_ID], 1)]
     tokens, labels, documents = np.zeros(8, int), np.zeros(8, int), np.zeros(8, int)
     assert fill_sample(sample, tokens, labels, documents) == 5
     no = NOT_TRAINED
     assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
-    assert labels.tolist() == [no, 3, 4, EOS, 6, EOS, no, no]
+    assert labels.tolist() == [no, 3, 4, EOS_ID, 6, EOS_ID, no, no]
     assert documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
@@ -82,15 +94,15 @@ def test_records_are_packed_whole_and_in_order() -> None:
     assert len(list(group(examples, 10, False))) == 6
 
 
-def test_trained_tokens_are_the_response(problem_corpus: Path, tmp_path: Path) -> None:
-    counts = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 128).counts
+def test_trained_tokens_are_the_response(problem_corpus: Path, pack: Pack) -> None:
+    folder, counts = pack(128)
     assert counts["records"] == len(PROBLEMS) - 3, "the validation split must be left out"
     assert counts["dropped_too_long"] == 0
     assert counts["tokens"] == counts["corpus_tokens"], "same data, other stage: token for token"
     assert 0 < counts["trained_tokens"] < counts["tokens"]
     tokenizer = Tokenizer.from_file(str(problem_corpus / "tokenizer" / "tokenizer.json"))
-    dataset = SftDataset(tmp_path / "sft", counts["samples"], seed=1)
-    ids = [json.loads(line) for line in (tmp_path / "sft" / "records.jsonl").read_text().splitlines()]
+    dataset = SftDataset(folder, counts["samples"], seed=1)
+    ids: list[Any] = read_json_lines(folder / "records.jsonl")
     by_id = {problem.id: problem for problem in PROBLEMS}
     for index in range(counts["samples"]):
         sample = dataset[index]
@@ -99,17 +111,18 @@ def test_trained_tokens_are_the_response(problem_corpus: Path, tmp_path: Path) -
             trained = sample["labels"][here & (sample["loss_mask"] == 1.0)].tolist()
             problem = by_id[name]
             prompt = prompt_text(problem.question, problem.language)
-            assert trained[-1] == EOS
+            assert trained[-1] == EOS_ID
             assert prompt + tokenizer.decode(trained[:-1]) == cpt_text(problem)
 
 
-def test_every_epoch_shows_each_sample_once_in_another_order(problem_corpus: Path, tmp_path: Path) -> None:
-    size = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64).counts["samples"]
-    dataset = SftDataset(tmp_path / "sft", 2 * size, seed=1)
-    epochs = [[dataset.row(epoch * size + place) for place in range(size)] for epoch in (0, 1)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(size))
-    assert epochs[0] != epochs[1]
-    assert [dataset.row(place) for place in range(size)] == epochs[0]
+def test_every_epoch_shows_each_sample_once_in_another_order(pack: Pack) -> None:
+    folder, counts = pack(64)
+    size = counts["samples"]
+    dataset = SftDataset(folder, 2 * size, seed=1)
+    first, second, again = ([dataset.row(epoch * size + n) for n in range(size)] for epoch in (0, 1, 0))
+    assert sorted(first) == sorted(second) == list(range(size))
+    assert first != second
+    assert first == again
 
 
 @pytest.fixture
@@ -126,83 +139,120 @@ def model() -> Iterator[Any]:
     parallel.stop()
 
 
-def loss_and_gradient(model: Any, folder: Path, masked_label: int | None = None) -> Any:
-    """Mean loss over the trained tokens of a folder, and the embedding's gradient.
+def test_packing_and_prompt_labels_change_nothing(model: Any, pack: Pack) -> None:
+    """Loss and gradient of packed samples are those of single ones.
 
-    `masked_label` stands for the labels where the loss is masked.
+    Other labels where the loss is masked leave the gradient as it is, bit for bit.
     """
-    samples = json.loads((folder / "manifest.json").read_text())["counts"]["samples"]
-    dataset = SftDataset(folder, samples, seed=1)
-    batch = Batch.of([dataset[index] for index in range(samples)])
-    labels = batch.labels
-    if masked_label is not None:
-        labels = torch.where(batch.loss_mask == 1.0, labels, masked_label)
-        assert not torch.equal(labels, batch.labels)
-    losses = model(batch.tokens, batch.position_ids, batch.mask, labels=labels)
-    loss = (losses * batch.loss_mask).sum() / batch.loss_mask.sum()
-    model.zero_grad()
-    loss.backward()
-    return loss.item(), model.embedding.word_embeddings.weight.grad.clone()
 
+    def loss_and_gradient(packed: tuple[Path, Any], masked_label: int = 0) -> tuple[float, torch.Tensor]:
+        dataset = SftDataset(packed[0], packed[1]["samples"], seed=1)
+        batch = Batch.of([dataset[index] for index in range(len(dataset))])
+        labels = torch.where(batch.loss_mask == 1.0, batch.labels, masked_label)
+        assert torch.equal(labels, batch.labels) == (masked_label == 0)
+        losses = model(batch.tokens, batch.position_ids, batch.mask, labels=labels)
+        loss = (losses * batch.loss_mask).sum() / batch.loss_mask.sum()
+        model.zero_grad()
+        loss.backward()
+        return loss.item(), model.embedding.word_embeddings.weight.grad.clone()
 
-def test_packed_and_unpacked_give_the_same_loss_and_gradient(
-    model: Any, problem_corpus: Path, tmp_path: Path
-) -> None:
-    for name, packed in (("packed", True), ("single", False)):
-        pack_pool(problem_corpus, "problem_solving", tmp_path / name, 128, packed)
-    loss, gradient = loss_and_gradient(model, tmp_path / "packed")
-    single_loss, single_gradient = loss_and_gradient(model, tmp_path / "single")
+    together = pack(128)
+    loss, gradient = loss_and_gradient(together)
+    single_loss, single_gradient = loss_and_gradient(pack(128, False))
     assert loss == pytest.approx(single_loss, rel=1e-6)
     assert torch.allclose(gradient, single_gradient, atol=1e-6)
-
-
-def test_prompt_labels_do_not_matter(model: Any, problem_corpus: Path, tmp_path: Path) -> None:
-    """Other labels where the loss is masked leave the gradient as it is, bit for bit."""
-    pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 128)
-    loss, gradient = loss_and_gradient(model, tmp_path / "sft")
-    other_loss, other_gradient = loss_and_gradient(model, tmp_path / "sft", masked_label=7)
+    other_loss, other_gradient = loss_and_gradient(together, masked_label=7)
     assert other_loss == loss
     assert torch.equal(other_gradient, gradient)
 
 
-def test_documents_of_a_cpt_sample_end_with_eos() -> None:
-    documents = document_numbers(torch.tensor([4, 5, EOS, 6, EOS, 7]), EOS)
-    assert documents.tolist() == [0, 0, 0, 1, 1, 2]
-
-
 @pytest.mark.usefixtures("alone")
-def test_epochs_become_tokens_and_the_loss_falls(
-    config_of: ConfigOf, problem_corpus: Path, tmp_path: Path
-) -> None:
-    packed = pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64)
-    samples = packed.counts["samples"]
+def test_epochs_become_tokens_and_the_loss_falls(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
+    folder, counts = pack(64)
     config = config_of(
-        data={"sft": str(tmp_path / "sft"), "corpus": None, "blend": {}},
+        data={"sft": str(folder), "corpus": None, "blend": {}},
         train={"train_tokens": None, "train_epochs": 1.5, "global_batch_size": 4},
         validation={"sets": []},
         optimizer={"lr": 1e-2},
         checkpoint={"interval": 100},
     )
-    inputs = resolve_inputs(config)
-    assert inputs.config.train.train_tokens == math.ceil(1.5 * samples) * 64
+    inputs, samples = resolve_inputs(config), math.ceil(1.5 * counts["samples"])
+    assert inputs.config.train.train_tokens == samples * 64
     assert train_experiment(inputs, tmp_path / "run")
     losses = losses_of(tmp_path / "run")
-    assert len(losses) == -(-math.ceil(1.5 * samples) // 4)
+    assert len(losses) == -(-samples // 4)
     assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_gate_knows_where_documents_end(
-    config_of: ConfigOf, problem_corpus: Path, tmp_path: Path
-) -> None:
+def test_the_gate_knows_where_documents_end(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
     """transformers' loss of packed samples, attention kept within each: 1e-5 from ours."""
     hf = str(write_hf(tmp_path / "hf", SMALL))
-    pack_pool(problem_corpus, "problem_solving", tmp_path / "sft", 64)
     config = config_of(
         init={"scratch": False, "hf": hf, "initial_loss": "transformers", "initial_loss_band": 1e-5},
-        data={"sft": str(tmp_path / "sft"), "corpus": None, "blend": {}},
+        data={"sft": str(pack(64)[0]), "corpus": None, "blend": {}},
         train={"train_tokens": 256},
         validation={"sets": []},
     )
-    inputs = resolve_inputs(config.model_copy(update={"model": None}))
-    assert train_experiment(inputs, tmp_path / "run")
+    assert train_experiment(resolve_inputs(config), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hf(tmp_path_factory.mktemp("hf"))
+
+
+@pytest.mark.usefixtures("alone")
+def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
+    logging = {"loss_by_source": True, "profile_step": 2}
+
+    def first_loss(name: str, **init: object) -> float:
+        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512}, logging=logging)
+        assert train_experiment(resolve_inputs(config), tmp_path / name)
+        first = read_json_lines(tmp_path / name / "metrics.jsonl")[0]
+        tokens, losses = first["tokens_by_source"], first["loss_by_source"]
+        assert sum(tokens.values()) == 4 * 64
+        mean = sum(tokens[pool] * loss for pool, loss in losses.items()) / (4 * 64)
+        assert mean == pytest.approx(first["loss"], rel=1e-6)
+        assert (tmp_path / name / ".profile" / "step_2.trace.json").is_file()
+        return float(first["loss"])
+
+    from_folder = first_loss("folder", hf=str(hf), initial_loss="transformers", initial_loss_band=1e-5)
+    import_from_hf(hf, tmp_path / "imported", verify=False)
+    assert first_loss("checkpoint", checkpoint=str(tmp_path / "imported")) == from_folder
+    with pytest.raises(CheckpointError, match=r"initial loss .* is not within 0\.05 of 2\.0000"):
+        first_loss("outside", hf=str(hf), initial_loss=2.0)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("size", [8, 1024])
+def test_the_gate_costs_the_same_for_every_batch(
+    config_of: ConfigOf, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
+    use_cpu()
+    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train.loop import check_initial_loss
+
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
+    inputs = resolve_inputs(
+        config_of(init=init, train={"train_tokens": 64 * size, "global_batch_size": size})
+    )
+    read, signs, original = list[int](), list[int](), NumberedBlend.__getitem__
+
+    def recorded(blend: NumberedBlend, index: int) -> dict[str, torch.Tensor]:
+        read.append(index)
+        return original(blend, index)
+
+    monkeypatch.setattr(NumberedBlend, "__getitem__", recorded)
+    with parallel.joined(inputs.config.parallel, 0) as layout:
+        check_initial_loss(build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read)))
+    assert read == [*range(8), *range(8)]
+    assert signs == [8, *range(9, 17)]
+
+
+def test_fewer_samples_than_replicas_pass_the_gate(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
+    """One sample for two replicas: the second gets a masked one, which counts nowhere."""
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_samples": 1}
+    config = config_of(init=init | {"initial_loss_band": 1e-5}, train={"train_tokens": 256}, parallel=SHARDED)
+    assert len(losses_of(train_layouts({"two": config}, 2, tmp_path)["two"])) == 1

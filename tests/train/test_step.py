@@ -1,43 +1,39 @@
-"""The loss of a microbatch and the learning rate, worked out by hand."""
+"""The loss of a microbatch, the learning rate and the optimizer's step by hand; rows of metrics."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
+from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.log import clock
+from megatron_mathcpt.train import components
 from megatron_mathcpt.train.datasets import Batch
+from megatron_mathcpt.train.metrics import drop_rows_after, last_validation, scalars
 from megatron_mathcpt.train.step import learning_rate, masked_loss
-
-
-def batch(mask: torch.Tensor, sources: torch.Tensor) -> Batch:
-    tokens = torch.zeros(mask.shape, dtype=torch.int64)
-    return Batch(tokens, tokens, mask, tokens, sources=sources)
-
+from tests.train.conftest import ConfigOf
 
 LOSSES = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
 MASK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+TOKENS = torch.zeros(2, 3, dtype=torch.int64)
+BATCH = Batch(TOKENS, TOKENS, MASK, TOKENS, sources=torch.tensor([[2, 2, 2], [0, 0, 0]]))
 
 
-def test_masked_loss_sums_over_trained_tokens_only() -> None:
-    sources = torch.tensor([[2, 2, 2], [0, 0, 0]])
-    total, count, report = masked_loss(batch(MASK, sources), 3, LOSSES)
+def test_masked_loss_sums_over_trained_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, count, report = masked_loss(BATCH, 3, LOSSES)
     assert total.item() == 1 + 4 + 32
     assert (count.item(), count.dtype) == (3, torch.int32)
-    assert report.tolist() == [37.0, 3.0, 32.0, 1.0, 0.0, 0.0, 5.0, 2.0]
-
-
-def test_pools_that_are_not_asked_for_are_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by the gate on the first loss: adding to rows that are not there ends a GPU's process, no CPU's."""
-
-    def on_a_gpu(self: torch.Tensor, _: int, index: torch.Tensor, *__: torch.Tensor) -> torch.Tensor:
-        assert index.max() < len(self)
-        return self
-
-    monkeypatch.setattr(torch.Tensor, "index_add", on_a_gpu)
-    _, _, report = masked_loss(batch(MASK, torch.tensor([[2, 2, 2], [0, 0, 0]])), 0, LOSSES)
-    assert report.tolist() == [37.0, 3.0]
-
-
-OPTIMIZER = OptimizerSection(lr=1.0, min_lr=0.2)
+    assert report.tolist() == [[37.0, 3.0], [32.0, 1.0], [0.0, 0.0], [5.0, 2.0]]
+    # Pools that are not asked for, as by the gate, are not looked up: adding to rows that are not there ends
+    # a GPU's process, no CPU's.
+    monkeypatch.setattr(torch.Tensor, "index_add", None)
+    assert masked_loss(BATCH, 0, LOSSES)[2].tolist() == [[37.0, 3.0]]
 
 
 @pytest.mark.parametrize(
@@ -56,15 +52,82 @@ OPTIMIZER = OptimizerSection(lr=1.0, min_lr=0.2)
         ("wsd", 90, 0.6),  # half of the last fifth
         ("wsd", 100, 0.2),
         ("linear", 130, 0.2),  # past the end
+        ("no warm-up", 1, 0.992),
     ],
 )
 def test_learning_rate(style: str, samples: float, expected: float) -> None:
-    schedule = ScheduleSection.model_validate(
-        {"lr_decay_style": style, "lr_warmup_fraction": 0.1, "lr_wsd_decay_fraction": 0.2}
-    )
-    assert learning_rate(schedule, OPTIMIZER, samples, 100) == pytest.approx(expected)  # type: ignore[arg-type]
+    settings = {"lr_decay_style": style, "lr_warmup_fraction": 0.1, "lr_wsd_decay_fraction": 0.2}
+    if style == "no warm-up":
+        settings = {"lr_decay_style": "linear"}
+    schedule, optimizer = ScheduleSection.model_validate(settings), OptimizerSection(lr=1.0, min_lr=0.2)
+    assert learning_rate(schedule, optimizer, samples, 100) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
-def test_no_warm_up_starts_high() -> None:
-    schedule = ScheduleSection(lr_decay_style="linear")
-    assert learning_rate(schedule, OPTIMIZER, 1, 100) == pytest.approx(0.992)
+def test_rows_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = ['"step": 1, "loss": 6.25', '"step": 2, "loss": 0.1', '"step": 2, "validation": {"a": 3.5}']
+    kept = "".join(f'{{"consumed_tokens": 9, {row}}}\n' for row in rows)
+    path.write_text(kept + '{"step": 3, "loss": 5.0}\n{"step": 4, "lo')
+    drop_rows_after(path, 2)
+    assert path.read_text() == kept
+    assert last_validation(tmp_path) == {"a": 3.5}
+
+
+def test_clock() -> None:
+    assert [clock(n) for n in (0.4, 61, 3599.6, 7325)] == ["0:00", "1:01", "1:00:00", "2:02:05"]
+
+
+def test_numbers_of_a_row_for_the_boards() -> None:
+    row = {"step": 3, "loss": 2.5, "grad_norm": None, "validation": {"math": 2.0}, "skipped": "spike"}
+    assert scalars(row) == {"loss": 2.5, "validation/math": 2.0}
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_fp8_weights_are_processed_after_a_gather(monkeypatch: pytest.MonkeyPatch, overlapped: bool) -> None:
+    """Megatron-Core leaves it to the caller; their transposes would be those of the step before."""
+    calls: list[Any] = []
+    chunk = torch.nn.Linear(2, 2)  # its weight stands for an FP8 one, its bias is bf16 there
+    chunk.start_param_sync = lambda force_sync: calls.append(("gathered", force_sync))  # type: ignore[assignment]
+    monkeypatch.setattr(components, "is_float8tensor", lambda tensor: tensor is chunk.weight)
+    monkeypatch.setattr(components, "post_all_gather_processing", calls.append)
+    config = SimpleNamespace(parallel=SimpleNamespace(overlap_param_gather=overlapped))
+    state: Any = SimpleNamespace(config=config, model=[chunk])
+    components.gather_parameters(state)
+    assert calls == ([("gathered", True), [chunk.weight]] if overlapped else [])
+
+
+def test_a_smaller_optimizer_state_is_refused_without_transformer_engine(config_of: ConfigOf) -> None:
+    use_cpu()
+    small, layout = {"use_precision_aware_optimizer": True}, SimpleNamespace()
+    config = config_of(optimizer=small, parallel={"use_distributed_optimizer": True})
+    with pytest.raises(ConfigError, match=r"^optimizer\.use_precision_aware_optimizer: needs a GPU"):
+        components.check_machine(config, layout, Path())  # type: ignore[arg-type]
+
+
+# Of transformer_engine/pytorch/optimizers/fused_adam.py, release 2.12, read by `step`.
+READ_BY_STEP = {"params", "bias_correction", "betas", "lr", "eps", "step", "weight_decay"}
+
+
+def test_fused_adam_steps_as_adamw() -> None:
+    torch.manual_seed(0)
+    first = [torch.randn(5, 3, requires_grad=True), torch.randn(7, requires_grad=True)]
+    second = [parameter.detach().clone().requires_grad_() for parameter in first]
+    settings: Any = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    ours, theirs = components.FusedAdam(first, **settings), torch.optim.AdamW(second, **settings)
+    for _ in range(5):
+        for mine, other in zip(first, second, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        ours.step()
+        theirs.step()
+    for mine, other in zip(first, second, strict=True):
+        assert torch.allclose(mine, other, atol=1e-6)
+    # A checkpoint that was written here goes on with the fused Adam on a GPU.
+    assert ours.state_dict()["param_groups"][0].keys() >= READ_BY_STEP
+    assert (ours.param_groups[0]["bias_correction"], ours.param_groups[0]["step"]) == (True, 5)
+    assert set(ours.state[first[0]]) == {"exp_avg", "exp_avg_sq"}
+    if (
+        spec := importlib.util.find_spec("transformer_engine")
+    ) is not None:  # the installed one reads no other
+        source = Path(str(spec.origin)).parent / "pytorch" / "optimizers" / "fused_adam.py"
+        assert set(re.findall(r'\bgroup\["(\w+)"\]', source.read_text())) <= READ_BY_STEP
