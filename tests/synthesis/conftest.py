@@ -29,6 +29,14 @@ TUTORSHIP = {
     "samples": 1,
     "right_attempts": "keep",
 }
+DIVERSIFICATION = {"server": "teacher", "sampling": SAMPLING}
+SOLVER = {"solver": "teacher", "solver_sampling": SAMPLING, "solutions": 3, "agreeing": 2}
+METHODS: dict[str, dict[str, Any]] = {
+    "response_diversification": DIVERSIFICATION,
+    "query_expansion": DIVERSIFICATION | SOLVER,
+    "tutorship_amplification": TUTORSHIP,
+    "retrospective_enhancement": {},
+}
 
 
 def write_seeds(path: Path, seeds: list[Problem]) -> str:
