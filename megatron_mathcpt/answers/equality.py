@@ -161,16 +161,18 @@ def _as_rows(text: str) -> Rows | None:
 
 def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
     first, second = (
-        read_list(text) if not ordered else split_top(text, ";" if ";" in text else LIST_SEPARATOR)
+        split_top(text, ";" if ";" in text else LIST_SEPARATOR) if ordered else read_list(text)
         for text in (gold, prediction)
     )
     sizes = {len(first), len(second)}
-    thousands = _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction)
-    bare = [text.replace(",", "") for text in (gold, prediction)]
-    numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
-    if thousands and len(numbers) == 2 and numbers[0] == numbers[1]:
-        return True
-    if sizes == {1} or (thousands and 1 in sizes):
+    if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
+        bare = [text.replace(",", "") for text in (gold, prediction)]
+        numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
+        if len(numbers) == 2 and numbers[0] == numbers[1]:
+            return True
+        if 1 in sizes:
+            return None
+    if sizes == {1}:
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
 
@@ -228,17 +230,17 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
 
 def _groups(gold: str, prediction: str) -> bool | None:
     first, second = read_group(gold), read_group(prediction)
-    if first is None and second is None:
+    if first and second:
+        return _same_groups(first, second, gold, prediction)
+    group, other = (first, prediction) if first else (second, gold)
+    if group is None:
         return None
-    if first is None or second is None:
-        group, other = (first or second), (prediction if first else gold)
-        equation = read_equation(other)
-        if equation and equation.name:
-            return same(gold if first else equation.right, equation.right if first else prediction)
-        if group and group.is_set and len(group.items) == 1:
-            return same(group.items[0], other)
-        return False if _parse(other) else None
-    return _same_groups(first, second, gold, prediction)
+    equation = read_equation(other)
+    if equation and equation.name:
+        return same(gold if first else equation.right, equation.right if first else prediction)
+    if group.is_set and len(group.items) == 1:
+        return same(group.items[0], other)
+    return False if _parse(other) else None
 
 
 def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> bool | None:
@@ -252,12 +254,11 @@ def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> boo
 
 def _equations(gold: str, prediction: str) -> bool | None:
     first, second = read_equation(gold), read_equation(prediction)
-    if first is None and second is None:
-        return None
     if first and second:
         return _two_equations(first, second)
-    equation, other = (first or second), (prediction if first else gold)
-    assert equation is not None
+    equation, other = (first, prediction) if first else (second, gold)
+    if equation is None:
+        return None
     left = _parse(equation.left)
     if equation.name or (left and not left.symbols()):
         return same(equation.right, other) if first else same(other, equation.right)

@@ -5,8 +5,7 @@ goes on to invent the next question after its answer; everything from there on i
 """
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Method = Literal["box", "phrase", "choice", "last_number", "none"]
 
@@ -36,8 +35,7 @@ _CHOICE = re.compile(r"(?<![A-Za-z0-9\\])[(（]?([A-H])(?![A-Za-z0-9'’])")
 _CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*[,、，和与]?\s*[A-H])*)(?![A-Za-z0-9'’])")
 
 
-@dataclass(frozen=True)
-class Extraction:
+class Extraction(NamedTuple):
     """The answer as written, and how it was found; `text` is empty when `method` is `none`."""
 
     text: str

@@ -5,9 +5,9 @@ the same dimensions. Counting words (个, ways, pieces) say nothing and are drop
 """
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
+from typing import NamedTuple
 
 # dimension, factor to the base unit, spellings
 _TABLE: list[tuple[str, str, str]] = [
@@ -65,15 +65,14 @@ _START = re.compile(r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """Exponents of the dimensions, sorted by name, and the factor to base units; no dimension: a counter."""
 
     dimensions: tuple[tuple[str, int], ...]
     factor: Fraction
 
 
-@lru_cache(maxsize=1)
+@cache
 def _units() -> dict[str, Unit]:
     found = {word: Unit((), Fraction(1)) for word in _COUNTERS}
     for dimension, factor, words in _TABLE:
@@ -144,14 +143,12 @@ def _read_unit(text: str) -> Unit | None:
 
 def _read_power(text: str) -> Unit | None:
     power = 1
-    found = re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text)
-    if found:
-        text, power = found.group(1), int(found.group(2))
+    if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text):
+        text, power = found[1], int(found[2])
     for word, exponent in _POWERS.items():
         if re.match(word + r"(?:\b|(?=[一-鿿]))\.?\s*", text):
             text, power = re.sub(rf"^{word}\.?\s*", "", text), exponent
-    base = _read_word(text)
-    if base is None:
+    if (base := _read_word(text)) is None:
         return None
     return Unit(tuple((name, exponent * power) for name, exponent in base.dimensions), base.factor**power)
 
