@@ -16,12 +16,9 @@ from megatron_mathcpt.synthesis.method import (
     OUR_TAG,
     Case,
     Outcome,
-    Rejected,
     Reply,
     ServerRequest,
     advance,
-    opening_verdict,
-    read_tags,
     token_counter,
 )
 from tests.synthesis.conftest import METHODS
@@ -70,6 +67,13 @@ MENDED = (
     "<check>wrong</check><wrong_step>2 + 3 = 6</wrong_step>"
     "<correction>2 + 3 = 5. The answer is 5.</correction>"
 )
+MALFORMED = [
+    *("", "accept", "<check>Correct</check>", "it is <check>correct</check>", "<check>right", "correct"),
+    *("<check>wrong</check>", "x" * 10**6, "Sure! " + MENDED, MENDED + "Hope this helps.", MENDED + MENDED),
+    *[MENDED.replace(part, "") for part in ("<check>wrong</check>", "</correction>")],
+    *[MENDED.replace("= 6", text) for text in ("<check>correct</check>", "<\\check>", "<Wrong_Step>")],
+    MENDED.replace("2 + 3 = 5. The answer is 5.", " "),
+]
 OTHER = "Half of ten is five. The answer is 5."
 ACCEPT = (
     "<response>accept</response><solution_2>Count on from 3: 4, 5. The answer is 5.</solution_2>"
@@ -147,8 +151,7 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
         (AMPLIFY, [[WRONG], [MENDED.replace(RIGHT.replace("\n", ". "), "Who knows?")]], "wrong final answer"),
         (AMPLIFY, [[RIGHT], [CORRECT]], "attempt already right"),
         (AMPLIFY, [[RIGHT], [MENDED]], "teacher and mathematics disagree"),
-        (AMPLIFY, [[WRONG], ["accept"]], "malformed"),
-        (AMPLIFY, [[WRONG], ["<check>wrong</check>"]], "malformed"),
+        *[(AMPLIFY, [[WRONG], [text]], "malformed") for text in MALFORMED],
         (AMPLIFY, [["The answer is 7. <check>correct</check>"]], "attempt imitates our tags"),
         (DIVERSIFY, [["<response>refuse: not solvable</response>"]], "refused"),
         (DIVERSIFY, [["<response>maybe</response>"]], "malformed"),
@@ -164,6 +167,8 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
 def test_rejections(method: str, rounds: list[list[str]], reason: str) -> None:
     outcome, _ = converse(make_case(method), *rounds)
     assert (outcome.reason, outcome.records) == (reason, ())
+    if reason == "malformed" and method == AMPLIFY:
+        assert outcome.raw == rounds[-1][0][:20_000]
     if reason in ("wrong final answer", "malformed", "solutions alike"):  # kept by no setting
         assert converse(make_case(method, rules=KEEP), *rounds)[0].reason == reason
 
@@ -235,44 +240,7 @@ def test_the_mark_must_be_a_token_of_the_tokenizer(tmp_path: Path) -> None:
         token_counter(str(tmp_path / "t.json"), "<|other|>")
 
 
-NAMES = ("check", "wrong_step", "correction")
-GOOD = "<check>wrong</check>\n<wrong_step> 2 + 2 </wrong_step><correction>2 + 2 = 4</correction>\n"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Sure! " + GOOD,
-        "x" * 10**6,
-        GOOD + "Hope this helps.",
-        GOOD.replace("<check>wrong</check>", ""),
-        GOOD.replace("</correction>", ""),
-        GOOD.replace("2 + 2 = 4", " "),
-        GOOD + GOOD,
-        GOOD.replace("2 + 2 = 4", "4 <check>correct</check>"),
-        GOOD.replace("2 + 2 = 4", "4 <\\check>"),
-        GOOD.replace("<wrong_step>", "<wrong_step><Wrong_Step>"),
-    ],
-)
-def test_all_but_the_form_is_malformed_and_kept_to_look_at(text: str) -> None:
-    assert read_tags(GOOD, NAMES) == {"check": "wrong", "wrong_step": "2 + 2", "correction": "2 + 2 = 4"}
-    with pytest.raises(Rejected) as caught:
-        read_tags(text, NAMES)
-    assert (caught.value.outcome.reason, caught.value.outcome.raw) == ("malformed", text[:20_000])
-    assert not caught.value.outcome.records
-
-
 def test_tags_are_found_in_any_spelling_and_in_no_plain_text() -> None:
     tagged = ("<check>correct", "< / check >", "<\\check>", "a <RESPONSE >", "<solution_2 x>")
     assert all(map(OUR_TAG.search, tagged))
     assert not any(map(OUR_TAG.search, ("a < b", "x <checked> y", "2<3, 4>3", "solution_2", "<b>bold</b>")))
-
-
-@pytest.mark.parametrize(
-    "text", ["<check>Correct</check>", "it is <check>correct</check>", "<check>right", "correct"]
-)
-def test_a_verdict_is_one_of_the_allowed_words_at_the_start(text: str) -> None:
-    with pytest.raises(Rejected):
-        opening_verdict(text, "check", ("correct", "wrong"))
-    assert opening_verdict("\n<check> wrong: no</check>", "check", ("correct", "wrong")) == "wrong"
