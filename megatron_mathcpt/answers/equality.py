@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import chain
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
@@ -92,13 +93,12 @@ def _ratios(gold: str, prediction: str) -> bool | None:
         return None
     if len(terms[0]) != len(terms[1]):
         return False
-    first, second = ([node for term in each if (node := _parse(term))] for each in terms)
-    if len(first) < len(terms[0]) or len(second) < len(terms[1]):
+    nodes = [node for term in (*terms[0], *terms[1]) if (node := _parse(term))]
+    pairs = list(zip(nodes[: len(terms[0])], nodes[len(terms[0]) :], strict=False))
+    if len(pairs) < len(terms[0]):
         return None
-    return _all(
-        same_value(Node("multiply", (a, second[0])), Node("multiply", (b, first[0])))
-        for a, b in zip(first, second, strict=True)
-    )
+    (one, two), *_ = pairs
+    return _all(same_value(Node("multiply", (a, two)), Node("multiply", (b, one))) for a, b in pairs)
 
 
 def _statements(gold: str, prediction: str) -> bool | None:
@@ -137,9 +137,7 @@ def _matrices(gold: str, prediction: str) -> bool | None:
         one, two = _as_column(one), _as_column(two)
     if [len(row) for row in one] != [len(row) for row in two]:
         return False
-    return _all(
-        same(a, b) for row, other in zip(one, two, strict=True) for a, b in zip(row, other, strict=True)
-    )
+    return _all(map(same, chain(*one), chain(*two)))
 
 
 def _as_column(matrix: Rows) -> Rows:
@@ -153,10 +151,8 @@ def _as_rows(text: str) -> Rows | None:
     group = read_group(text)
     if not group or group.is_set:
         return None
-    nested = [read_group(item) for item in group.items]
-    if all(nested):
-        return tuple(row.items for row in nested if row)
-    return (group.items,)
+    rows = tuple(row.items for item in group.items if (row := read_group(item)))
+    return rows if len(rows) == len(group.items) else (group.items,)
 
 
 def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
@@ -206,9 +202,9 @@ def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool
     if ordered:
         if len(first) != len(second):
             return False
-        return _all(same(a, b) for a, b in zip(first, second, strict=True))
-    found = _all([_any(same(a, b) for b in second) for a in first])
-    return _all([_any(same(a, b) for a in first) for b in second]) if found else found
+        return _all(map(same, first, second))
+    found = _all(_any(same(a, b) for b in second) for a in first)
+    return _all(_any(same(a, b) for a in first) for b in second) if found else found
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -270,8 +266,7 @@ def _two_equations(first: Equation, second: Equation) -> bool | None:
         names = {first.name, second.name}
         if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
             return same(first.right, second.right)
-    sides = (first.left, first.right, second.left, second.right)
-    nodes = [node for side in sides if (node := _parse(side))]
+    nodes = [node for side in (*first[:2], *second[:2]) if (node := _parse(side))]
     if len(nodes) < 4:
         return False if first.name and second.name else None
     return same_curve(Node("subtract", tuple(nodes[:2])), Node("subtract", tuple(nodes[2:])))
@@ -308,8 +303,5 @@ def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None
         return False
     if "" in kinds and same_value(first, second):
         return True
-    one, two = (
-        Node("degree", (node,)) if kind == "degree" else node
-        for node, kind in zip((first, second), kinds, strict=True)
-    )
-    return same_value(one, two)
+    pair = zip((first, second), kinds, strict=True)
+    return same_value(*(Node("degree", (node,)) if kind == "degree" else node for node, kind in pair))

@@ -65,13 +65,13 @@ def _tokens(text: str) -> list[str]:
     for found in _TOKEN.finditer(text):
         if len(tokens) > _MAX_TOKENS:
             raise NotAnExpression("too long")
-        if found["word"]:
-            tokens.extend(_split_word(found["word"]))
-        elif found["command"]:
-            name = found["command"][1:]
-            tokens.append(f"\\{_ALIASES.get(name, name)}")
+        number, command, word, other = found.groups()
+        if word:
+            tokens.extend(_split_word(word))
+        elif command:
+            tokens.append("\\" + _ALIASES.get(command[1:], command[1:]))
         else:
-            tokens.append((found["number"] or found["other"]).rstrip(".") or ".")
+            tokens.append((number or other).rstrip(".") or ".")
     return tokens
 
 
@@ -221,16 +221,14 @@ class _Parser:
 
     def argument(self) -> Node:
         """Argument of a command: a brace group or one digit or symbol, as TeX reads it."""
-        if self.peek() == "{":
-            return self.braced()
-        token = self.take()
-        if token.isdigit():
-            if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
-                self.position -= 1
-                self.tokens[self.position] = token[1:]
-            return _number(token[0])
-        self.position -= 1
-        return self.postfix(self.atom())
+        token = self.peek()
+        if not token.isdigit():
+            return self.braced() if token == "{" else self.postfix(self.atom())
+        if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
+            self.tokens[self.position] = token[1:]
+        else:
+            self.take()
+        return _number(token[0])
 
     def symbol(self, letter: str) -> Node:
         name = letter + self.subscript()
@@ -257,8 +255,8 @@ class _Parser:
         return "".join(self.tokens[start : self.position - 1])
 
     def command(self, name: str) -> Node:
-        if name in ("frac", "binom"):
-            return Node("divide" if name == "frac" else "binomial", (self.argument(), self.argument()))
+        if operation := {"frac": "divide", "binom": "binomial"}.get(name):
+            return Node(operation, (self.argument(), self.argument()))
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
@@ -272,10 +270,7 @@ class _Parser:
         raise NotAnExpression(f"unknown command '\\{name}'")
 
     def root(self) -> Node:
-        degree = _number(2)
-        if self.accept("["):
-            degree = self.sum()
-            self.take("]")
+        degree = self.group("[") if self.accept("[") else _number(2)
         radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
         return Node("root", (radicand, degree))
 

@@ -91,12 +91,9 @@ def _braced(text: str) -> str | None:
 
 def _last_phrase(text: str, language: str) -> str:
     """What follows the last final-answer phrase, up to the end of its sentence."""
-    for pattern in (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"]):
-        for found in reversed(list(pattern.finditer(text))):
-            answer = _sentence(text[found.end() :])
-            if answer:
-                return answer
-    return ""
+    patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
+    found = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
+    return next(filter(None, (_sentence(text[phrase.end() :]) for phrase in found)), "")
 
 
 def _sentence(text: str) -> str:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from functools import lru_cache
+from itertools import accumulate
 from typing import IO, Literal, NamedTuple, cast
 
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
@@ -77,11 +78,7 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
 
 
 def _depth(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+    return max(accumulate(((sign in "([{") - (sign in ")]}") for sign in text), initial=0))
 
 
 def _letters(text: str) -> set[str]:

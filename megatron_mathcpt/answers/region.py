@@ -238,9 +238,8 @@ def _relation(text: str, variable: str) -> Region:
         raise NotAnExpression("no relation between expressions")
 
     def contains(value: Value, point: Point) -> bool:
-        at = {**point, variable: value}
-        values = [real(evaluate(side, at)) for side in sides]
-        return all(_holds(a, sign, b) for a, sign, b in zip(values, relations, values[1:], strict=False))
+        values = [real(evaluate(side, {**point, variable: value})) for side in sides]
+        return all(map(_holds, values, relations, values[1:]))
 
     def critical(point: Point) -> list[Value]:
         found = _values([side for side in sides if variable not in side.symbols()], point)

@@ -5,6 +5,7 @@ the same dimensions. Counting words (个, ways, pieces) say nothing and are drop
 """
 
 import re
+from collections import Counter
 from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
@@ -87,8 +88,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
     5m may be five times m.
     """
-    money = re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text)
-    if money:
+    if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
         return text[money.end() :].strip(), _units()[money[1]]
     text = _TRAILING.sub("", text)
     if several := _sum_of_parts(text):
@@ -127,8 +127,7 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 def _read_unit(text: str) -> Unit | None:
     """A product and quotient of unit words, each with a power; unknown words are dimensions of their own."""
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
-    dimensions: dict[str, int] = {}
-    factor = Fraction(1)
+    dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
     for index, part in enumerate(parts):
         single = _read_power(part.strip("\\cdot").strip() if part.startswith("\\cdot") else part.strip())
@@ -137,7 +136,7 @@ def _read_unit(text: str) -> Unit | None:
         sign = -1 if index else 1
         factor *= single.factor**sign
         for name, exponent in single.dimensions:
-            dimensions[name] = dimensions.get(name, 0) + sign * exponent
+            dimensions[name] += sign * exponent
     return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), factor)
 
 
@@ -154,8 +153,7 @@ def _read_power(text: str) -> Unit | None:
 
 
 def _read_word(text: str) -> Unit | None:
-    known = _units()
-    plain = text.strip().rstrip(".")
+    known, plain = _units(), text.strip().rstrip(".")
     lower = plain.lower()
     for candidate in (plain, lower, lower.removesuffix("s"), lower.removesuffix("es")):
         if candidate in known:

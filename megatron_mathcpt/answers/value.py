@@ -134,15 +134,14 @@ def as_number(value: Value) -> Value:
 
 
 def _bounded(value: Value) -> Value:
+    context, bits = arithmetic(), 0
     if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-            raise OverflowError("number too large")
-        return value
-    context = arithmetic()
-    if context.isnan(value):
+        bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+    elif context.isnan(value):
         raise ValueError("not a number")
-    size = abs(value)
-    if size and not context.isinf(size) and abs(context.mag(size)) > _MAX_BITS:
+    elif (size := abs(value)) and not context.isinf(size):
+        bits = abs(context.mag(size))
+    if bits > _MAX_BITS:
         raise OverflowError("number too large")
     return value
 
