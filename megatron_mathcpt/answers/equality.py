@@ -5,21 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import chain
 
+from megatron_mathcpt.answers import region as shape
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
-from megatron_mathcpt.answers.region import (
-    LIST_SEPARATOR,
-    Equation,
-    Group,
-    looks_like_region,
-    read_equation,
-    read_group,
-    read_list,
-    read_matrix,
-    read_region,
-    same_region,
-    split_top,
-)
 from megatron_mathcpt.answers.units import Unit, split_unit
 from megatron_mathcpt.answers.value import same_curve, same_value
 
@@ -88,7 +76,7 @@ def _families(gold: str, prediction: str) -> bool | None:
 
 def _ratios(gold: str, prediction: str) -> bool | None:
     """Three numbers and more, 3:4:5: equal when all are in proportion; two are a fraction."""
-    terms = [split_top(text, ":") for text in (gold, prediction)]
+    terms = [shape.split_top(text, ":") for text in (gold, prediction)]
     if max(map(len, terms)) < 3:
         return None
     if len(terms[0]) != len(terms[1]):
@@ -116,23 +104,23 @@ def _words(gold: str, prediction: str) -> bool | None:
 
 
 def _regions(gold: str, prediction: str) -> bool | None:
-    if not (looks_like_region(gold) or looks_like_region(prediction)):
+    if not (shape.looks_like_region(gold) or shape.looks_like_region(prediction)):
         return None
-    first, second = read_region(gold), read_region(prediction)
+    first, second = shape.read_region(gold), shape.read_region(prediction)
     if first and second:
-        return same_region(first, second)
+        return shape.same_region(first, second)
     # A side that is no region but can be read is something else.
     other = prediction if first else gold
     return False if (first or second) and _parse(split_unit(other)[0]) else None
 
 
 def _matrices(gold: str, prediction: str) -> bool | None:
-    first, second = read_matrix(gold), read_matrix(prediction)
+    first, second = shape.read_matrix(gold), shape.read_matrix(prediction)
     if first is None and second is None:
         return None
     one, two = first or _as_rows(gold), second or _as_rows(prediction)
     if not one or not two:
-        return False if read_group(gold) or read_group(prediction) else None
+        return False if shape.read_group(gold) or shape.read_group(prediction) else None
     if first is None or second is None:  # a vector may be written as a point
         one, two = _as_column(one), _as_column(two)
     if [len(row) for row in one] != [len(row) for row in two]:
@@ -148,18 +136,18 @@ def _as_column(matrix: Rows) -> Rows:
 
 
 def _as_rows(text: str) -> Rows | None:
-    group = read_group(text)
+    group = shape.read_group(text)
     if not group or group.is_set:
         return None
-    rows = tuple(row.items for item in group.items if (row := read_group(item)))
+    rows = tuple(row.items for item in group.items if (row := shape.read_group(item)))
     return rows if len(rows) == len(group.items) else (group.items,)
 
 
 def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
-    first, second = (
-        split_top(text, ";" if ";" in text else LIST_SEPARATOR) if ordered else read_list(text)
-        for text in (gold, prediction)
-    )
+    first, second = shape.read_list(gold), shape.read_list(prediction)
+    if ordered:
+        separators = [";" if ";" in text else shape.LIST_SEPARATOR for text in (gold, prediction)]
+        first, second = map(shape.split_top, (gold, prediction), separators)
     sizes = {len(first), len(second)}
     if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
         bare = [text.replace(",", "") for text in (gold, prediction)]
@@ -174,7 +162,7 @@ def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
 
 
 def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool | None:
-    groups = [read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
+    groups = [shape.read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
     for group, items in ((groups[0], second), (groups[1], first)):
         if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
             return _same_sequence(group.items, items, ordered=not group.is_set)
@@ -194,7 +182,7 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
 
 
 def _names(items: list[str]) -> list[str]:
-    equations = [read_equation(item) for item in items]
+    equations = [shape.read_equation(item) for item in items]
     return [equation.name for equation in equations if equation and equation.name] if all(equations) else []
 
 
@@ -225,13 +213,13 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _groups(gold: str, prediction: str) -> bool | None:
-    first, second = read_group(gold), read_group(prediction)
+    first, second = shape.read_group(gold), shape.read_group(prediction)
     if first and second:
         return _same_groups(first, second, gold, prediction)
     group, other = (first, prediction) if first else (second, gold)
     if group is None:
         return None
-    equation = read_equation(other)
+    equation = shape.read_equation(other)
     if equation and equation.name:
         return same(gold if first else equation.right, equation.right if first else prediction)
     if group.is_set and len(group.items) == 1:
@@ -239,7 +227,7 @@ def _groups(gold: str, prediction: str) -> bool | None:
     return False if _parse(other) else None
 
 
-def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> bool | None:
+def _same_groups(first: shape.Group, second: shape.Group, gold: str, prediction: str) -> bool | None:
     if first.is_set != second.is_set:  # the one solution, as a set or alone
         one, other = (first, prediction) if first.is_set else (second, gold)
         return same(one.items[0], other) if len(one.items) == 1 else False
@@ -249,7 +237,7 @@ def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> boo
 
 
 def _equations(gold: str, prediction: str) -> bool | None:
-    first, second = read_equation(gold), read_equation(prediction)
+    first, second = shape.read_equation(gold), shape.read_equation(prediction)
     if first and second:
         return _two_equations(first, second)
     equation, other = (first, prediction) if first else (second, gold)
@@ -261,7 +249,7 @@ def _equations(gold: str, prediction: str) -> bool | None:
     return False if _parse(split_unit(other)[0]) else None
 
 
-def _two_equations(first: Equation, second: Equation) -> bool | None:
+def _two_equations(first: shape.Equation, second: shape.Equation) -> bool | None:
     if first.name and second.name:
         names = {first.name, second.name}
         if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):

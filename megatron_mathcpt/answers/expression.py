@@ -194,14 +194,10 @@ class _Parser:
     def proper_fraction(self) -> Fraction:
         """The fraction of a mixed number, if the next tokens are one, else 0."""
         text = " ".join(self.tokens[self.position : self.position + 7])
-        for pattern, width in (
-            (r"\\frac \{ (\d+) \} \{ (\d+) \}", 7),
-            (r"\\frac (\d)(\d)(?= |$)", 2),
-            (r"(\d+) / (\d+)(?!\d| [\^!_])", 3),
-        ):
-            found = re.match(pattern, text)
-            if found and 0 < int(found[1]) < int(found[2]):
-                self.position += width
+        forms = (r"\\frac \{ (\d+) \} \{ (\d+) \}", r"\\frac (\d)(\d)(?= |$)", r"(\d+) / (\d+)(?!\d| [\^!_])")
+        for found in filter(None, (re.match(form, text) for form in forms)):
+            if 0 < int(found[1]) < int(found[2]):
+                self.position += len(found[0].split())
                 return Fraction(int(found[1]), int(found[2]))
         return Fraction(0)
 
@@ -258,7 +254,9 @@ class _Parser:
         if operation := {"frac": "divide", "binom": "binomial"}.get(name):
             return Node(operation, (self.argument(), self.argument()))
         if name == "sqrt":
-            return self.root()
+            degree = self.group("[") if self.accept("[") else _number(2)
+            radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
+            return Node("root", (radicand, degree))
         if name in FUNCTIONS:
             return self.function(name)
         if name in ("pi", "infty"):
@@ -268,11 +266,6 @@ class _Parser:
         if name in _GREEK:
             return Node("symbol", value=f"\\{name}" + self.subscript())
         raise NotAnExpression(f"unknown command '\\{name}'")
-
-    def root(self) -> Node:
-        degree = self.group("[") if self.accept("[") else _number(2)
-        radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
-        return Node("root", (radicand, degree))
 
     def function(self, name: str) -> Node:
         base = self.argument() if name == "log" and self.accept("_") else None

@@ -25,8 +25,7 @@ from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
 Status = Literal["correct", "wrong", "ungraded"]
 MAX_CHARACTERS = 2000  # longer answers are left ungraded before anything is parsed
 _MAX_DEPTH = 50
-# Kinds of the benchmark files beside those that are asked for by name.
-KINDS = (
+KINDS = (  # of the benchmark files
     *("auto", "number", "latex", "expression", "choice", "multichoice", "cloze", "blanks"),
     *("multiple_choice", "solutions", "interval", "inequality", "coordinates"),
 )

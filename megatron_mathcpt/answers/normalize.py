@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from fractions import Fraction
+from itertools import accumulate
 
 _YES = "yes true correct right 是 对 正确 真 真命题 能 可以".split()  # noqa: SIM905
 _NO = "no false incorrect wrong 否 不是 错 错误 假 假命题 不能 不可以".split()  # noqa: SIM905
@@ -138,19 +139,13 @@ _NAMES = (  # noqa: SIM905
 ).split()
 # Symbols that have a LaTeX name; applied after NFKC, which has already folded full-width forms.
 _SYMBOLS = {
-    **dict.fromkeys("−–—﹣‐‑", "-"),
-    **dict.fromkeys("×·⋅∙•✕", " \\cdot "),
-    **dict.fromkeys("÷⁄∕", "/"),
-    **dict.fromkeys("≤⩽≦", " \\le "),
-    **dict.fromkeys("≥⩾≧", " \\ge "),
-    **dict.fromkeys("°˚º", "^\\circ "),
-    **{"∶": ":", "、": ",", "〈": "(", "⟨": "(", "〉": ")", "⟩": ")"},
-    **dict.fromkeys("′’", "'"),
+    **{"−–—﹣‐‑": "-", "÷⁄∕": "/", "∶": ":", "、": ",", "〈⟨": "(", "〉⟩": ")", "′’": "'", "。": "."},
+    **{"×·⋅∙•✕": " \\cdot ", "≤⩽≦": " \\le ", "≥⩾≧": " \\ge ", "°˚º": "^\\circ ", "∧": " and ", "∨": " or "},
+    **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}"},
     **{sign: f" \\{name} " for sign, name in zip("≠≈∪∩∈±∓", _BINARY, strict=True)},
     **{letter: f"\\{name} " for letter, name in zip("παβγθλμφωΔ∞∅∠△", _NAMES, strict=True)},
-    **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}", "。": ".", "∧": " and ", "∨": " or "},
 }
-_TRANSLATION = str.maketrans(_SYMBOLS)
+_TRANSLATION = str.maketrans({sign: text for signs, text in _SYMBOLS.items() for sign in signs})
 _CHARACTERS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":"}
 _CHARACTERS |= {"langle": "(", "rangle": ")"}
 
@@ -292,9 +287,5 @@ def _trim(text: str) -> str:
 
 def closes_at_end(text: str, opening: str = "{", closing: str = "}") -> bool:
     """Whether the first bracket of `text` is closed by its last character."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in opening) - (character in closing)
-        if depth == 0 and character in closing:
-            return position == len(text) - 1
-    return False
+    depths = list(accumulate((sign in opening) - (sign in closing) for sign in text.lstrip("\\")))
+    return 0 in depths and depths.index(0) == len(depths) - 1

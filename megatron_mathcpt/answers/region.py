@@ -14,16 +14,7 @@ from typing import NamedTuple
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import closes_at_end
-from megatron_mathcpt.answers.value import (
-    Undefined,
-    Value,
-    arithmetic,
-    as_number,
-    close,
-    evaluate,
-    real,
-    sample_points,
-)
+from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, close, evaluate, real, sample_points
 
 _NAME = re.compile(
     r"\|[A-Za-z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-1\}?)?\s*"
@@ -117,13 +108,11 @@ def read_equation(text: str) -> Equation | None:
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     """Rows of a LaTeX matrix or column vector that is the whole answer."""
-    found = re.fullmatch(
-        r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}", text, re.DOTALL
-    )
-    if not found:
+    matrix = r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
+    if not (found := re.fullmatch(matrix, text, re.DOTALL)):
         return None
     rows = re.split(r"\\\\|\\cr", found[2])
-    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows if row.strip())
+    return tuple(tuple(map(str.strip, row.split("&"))) for row in rows if row.strip())
 
 
 class Region(NamedTuple):
@@ -286,7 +275,7 @@ def _roots(node: Node, variable: str, point: Point) -> list[Value]:
 
 
 def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -> Value:
-    a, b = as_number(low), as_number(high)
+    a, b = real(low), real(high)
     negative_at_a = function(a) < 0
     for _ in range(190):
         middle = (a + b) / 2
@@ -297,7 +286,7 @@ def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -
 def _test_values(critical: list[Value]) -> list[Value]:
     """Every critical number, one number between each two neighbours, and some beyond the ends."""
     distinct: list[Value] = []
-    for value in sorted(map(as_number, critical)):
+    for value in sorted(map(real, critical)):
         if not distinct or not close(distinct[-1], value):
             distinct.append(value)
     between = [(a + b) / 2 for a, b in pairwise(distinct)]

@@ -7,7 +7,6 @@ the same dimensions. Counting words (个, ways, pieces) say nothing and are drop
 import re
 from collections import Counter
 from fractions import Fraction
-from functools import cache
 from typing import NamedTuple
 
 # dimension, factor to the base unit, spellings
@@ -73,13 +72,11 @@ class Unit(NamedTuple):
     factor: Fraction
 
 
-@cache
-def _units() -> dict[str, Unit]:
-    found = {word: Unit((), Fraction(1)) for word in _COUNTERS}
-    for dimension, factor, words in _TABLE:
-        exponents = _COMPOSED.get(dimension, ((dimension, 1),))
-        found |= {word: Unit(exponents, Fraction(factor)) for word in words.split()}
-    return found
+_UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
+    word: Unit(_COMPOSED.get(dimension, ((dimension, 1),)), Fraction(factor))
+    for dimension, factor, words in _TABLE
+    for word in words.split()
+}
 
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
@@ -89,7 +86,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     5m may be five times m.
     """
     if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
-        return text[money.end() :].strip(), _units()[money[1]]
+        return text[money.end() :].strip(), _UNITS[money[1]]
     text = _TRAILING.sub("", text)
     if several := _sum_of_parts(text):
         return several
@@ -153,14 +150,14 @@ def _read_power(text: str) -> Unit | None:
 
 
 def _read_word(text: str) -> Unit | None:
-    known, plain = _units(), text.strip().rstrip(".")
+    plain = text.strip().rstrip(".")
     lower = plain.lower()
     for candidate in (plain, lower, lower.removesuffix("s"), lower.removesuffix("es")):
-        if candidate in known:
-            return known[candidate]
+        if candidate in _UNITS:
+            return _UNITS[candidate]
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
-    if chinese and chinese[1] in known and not known[chinese[1]].dimensions:
-        return known[chinese[1]]  # 24个苹果: a counter and what is counted
+    if chinese and chinese[1] in _UNITS and not _UNITS[chinese[1]].dimensions:
+        return _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
     if re.fullmatch(r"[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)

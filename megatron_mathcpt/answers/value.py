@@ -101,9 +101,8 @@ def _same_constant(first: Node, second: Node) -> bool | None:
 
 def is_real(value: Value) -> bool:
     """Whether a value has no imaginary part beyond rounding."""
-    context = arithmetic()
-    rounding = context.mpf(10) ** -_AGREE
-    return isinstance(value, Fraction) or bool(abs(context.im(value)) <= abs(value) * rounding)
+    rounding = arithmetic().mpf(10) ** -_AGREE
+    return isinstance(value, Fraction) or bool(abs(arithmetic().im(value)) <= abs(value) * rounding)
 
 
 def real(value: Value) -> Value:
@@ -129,8 +128,7 @@ def as_number(value: Value) -> Value:
     """A value as a 60-digit number, which compares and computes with any other."""
     if not isinstance(value, Fraction):
         return value
-    context = arithmetic()
-    return context.mpf(value.numerator) / value.denominator
+    return arithmetic().mpf(value.numerator) / value.denominator
 
 
 def _bounded(value: Value) -> Value:

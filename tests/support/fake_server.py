@@ -164,6 +164,18 @@ def chance_of(text: str, purpose: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def mixed_faults(passing: float, lasting: float) -> Faults:
+    """These shares of the prompts fail at first, and for good."""
+
+    def faults(prompt: str, attempt: int) -> str | None:
+        dice = chance_of(prompt, "fault")
+        if dice < passing:
+            return PASSING[int(dice / passing * len(PASSING))] if attempt == 1 else None
+        return LASTING[int((dice - passing) / lasting * len(LASTING))] if dice < passing + lasting else None
+
+    return faults
+
+
 def make_seeds(count: int) -> list[Problem]:
     """Seeds `What is a + b?`, each with its own numbers."""
     return [

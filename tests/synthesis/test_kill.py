@@ -10,28 +10,18 @@ from collections import Counter
 import pytest
 
 from megatron_mathcpt.config.base import dump_yaml
-from tests.support.fake_server import LASTING, PASSING, chance_of, make_seeds
+from tests.support.fake_server import make_seeds, mixed_faults
 from tests.synthesis.conftest import FIRST, ROOT, Trial, assert_same_bytes, ends, wrong_records
 
 SEEDS, KILLS = 2000, 20
-
-
-def faults(prompt: str, attempt: int) -> str | None:
-    """Three in a hundred requests fail at first, five for good.
-
-    Not more at first: most of these halve the requests in flight, and some are silent for ten seconds.
-    """
-    dice = chance_of(prompt, "fault")
-    if dice < 0.03 and attempt == 1:
-        return PASSING[int(dice / 0.03 * len(PASSING))]
-    return LASTING[int((dice - 0.1) / 0.05 * len(LASTING))] if 0.1 <= dice < 0.15 else None
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills(trial: Trial) -> None:
     server, out = trial.server, trial.out
-    server.faults, server.delay_seconds = faults, 0.02
+    # Not more at first: most of these halve the requests in flight, and some are silent for ten seconds.
+    server.faults, server.delay_seconds = mixed_faults(0.03, 0.05), 0.02
     config = trial.config(SEEDS, patience_seconds=10)  # no time-outs but those injected
     path = trial.folder / "config.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8")

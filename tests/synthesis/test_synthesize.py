@@ -19,10 +19,9 @@ from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.store import SeedShard, check_seeds, read_seeds, trace
-from megatron_mathcpt.synthesis.synthesize import first_prompts, pilot, synthesize
-from tests.support.fake_server import LASTING, PASSING, ScriptedModel, chance_of, make_seeds
+from megatron_mathcpt.synthesis.synthesize import pilot, synthesize
+from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
 from tests.synthesis.conftest import (
-    DIVERSIFICATION,
     FIRST,
     METHOD,
     NOBODY,
@@ -79,14 +78,7 @@ def test_records_are_problems_and_the_folder_is_complete(trial: Trial) -> None:
 
 def test_faults_end_in_one_outcome_each(trial: Trial) -> None:
     """All faults at once. What passes leaves no trace; what lasts is a named rejection, never a record."""
-
-    def faults(prompt: str, attempt: int) -> str | None:
-        dice = chance_of(prompt, "fault")
-        if dice < 0.3 and attempt == 1:
-            return PASSING[int(dice / 0.3 * len(PASSING))]
-        return LASTING[int((dice - 0.3) / 0.2 * len(LASTING))] if 0.3 <= dice < 0.5 else None
-
-    trial.server.faults = faults
+    trial.server.faults = mixed_faults(0.3, 0.2)
     trial.run(150, patience_seconds=6)  # the silent ones' end
     assert set(trial.server.injected) == {*PASSING, *LASTING}
     assert max(trial.server.answered.values()) == 1  # no answer is paid twice
@@ -237,16 +229,6 @@ def test_the_command_shows_no_key_anywhere(trial: Trial) -> None:
         assert key not in text
     for path in trial.folder.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes()
-
-
-def test_the_first_prompts_are_whole_or_say_why_there_is_none(tmp_path: Path) -> None:
-    methods = {METHOD: TUTORSHIP, "response_diversification": DIVERSIFICATION}
-    good, bad = make_seeds(1), [seed.model_copy(update={"question": "<check>?"}) for seed in make_seeds(1)]
-    shown = first_prompts(build_config(tmp_path, NOBODY, good, methods=methods))
-    assert list(shown) == ["response_diversification", METHOD]
-    assert all("What is 0 + 7?" in prompt for prompt in shown.values())
-    shown = first_prompts(build_config(tmp_path, NOBODY, bad, methods=methods))
-    assert set(shown.values()) == {"none: seed imitates our tags"}
 
 
 def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
