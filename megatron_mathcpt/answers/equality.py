@@ -197,9 +197,7 @@ def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     found = list(verdicts)
-    if False in found:
-        return False
-    return None if None in found else True
+    return False if False in found else None if None in found else True
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:

@@ -48,9 +48,8 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
     `language` says whose phrases are tried first; `kind` is the gold's kind, when known: a choice letter
     is looked for only in choice questions, and a number in words is cut out of its sentence.
     """
-    text = first_answer(output)
-    box = _last_box(text)
-    if box:
+    text = _NEXT_QUESTION.split(output, maxsplit=1)[0]
+    if box := _last_box(text):
         return Extraction(box, "box")
     phrase = _last_phrase(text, language)
     if kind in ("choice", "multichoice"):
@@ -59,11 +58,6 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
         return Extraction(_number_in(phrase) if kind == "number" else phrase, "phrase")
     number = _last_number(text)
     return Extraction(number, "last_number" if number else "none")
-
-
-def first_answer(output: str) -> str:
-    """`output` up to where a base model starts the next question."""
-    return _NEXT_QUESTION.split(output, maxsplit=1)[0]
 
 
 def _last_box(text: str) -> str:
@@ -99,9 +93,8 @@ def _last_phrase(text: str, language: str) -> str:
 def _sentence(text: str) -> str:
     """The first sentence of `text`: up to a line break, a full stop that ends one, or `。`; unquoted."""
     text = text.lstrip(" \t*:：") if text[:1] != "\n" else text.lstrip("\n ")
-    display = re.match(r"\s*(\$\$.+?\$\$|\\\[.+?\\\])", text, re.DOTALL)
-    if display:
-        return display.group(1)
+    if display := re.match(r"\s*(\$\$.+?\$\$|\\\[.+?\\\])", text, re.DOTALL):
+        return display[1]
     # A stop inside $...$ or between digits is part of the answer.
     end = re.search(r"\n|。|；\s*$|\.(?=\s+[A-Z一-鿿]|\s*$)|\.\s*(?=\n)|</", text)
     return (text[: end.start()] if end else text).strip().strip('*"“”').rstrip(".,，。;；!！").strip()

@@ -239,8 +239,7 @@ def normalize(text: str) -> str:
     text = _trim(re.sub(r"\s+", " ", text))
     text = re.sub(r"^<([^<>]*,[^<>]*)>$", r"(\1)", text)  # a vector in angle brackets
     for _ in range(6):
-        found = _PREFIX.match(text)
-        if found and found.end() < len(text):
+        if (found := _PREFIX.match(text)) and found.end() < len(text):
             text = _trim(text[found.end() :])
     return text
 

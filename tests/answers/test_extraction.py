@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_mathcpt.answers import extract_answer, first_answer
+from megatron_mathcpt.answers import extract_answer
 from megatron_mathcpt.records import response_text
 
 CASES = [
@@ -51,9 +51,8 @@ MARKERS = ["Question:", "Problem 2.", "### Question 3:", "Q:", "问题：", "例
 
 @pytest.mark.parametrize("marker", MARKERS)
 def test_next_question_is_cut_and_prose_about_a_question_is_not(marker: str) -> None:
-    assert first_answer(f"The answer is 1.\n\n{marker} more 2") == "The answer is 1."
-    text = "The question: is 7 prime? Yes.\nThis answers the problem: 7"
-    assert first_answer(text) == text
+    assert extract_answer(f"That makes 1.\n\n{marker} more 2").text == "1"
+    assert extract_answer("The question: is 7 prime? Yes.\nThis answers the problem: 8").text == "8"
 
 
 def test_long_hostile_output_is_read_in_bounded_time() -> None:

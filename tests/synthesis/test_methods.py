@@ -12,15 +12,7 @@ from megatron_mathcpt.config.synthesis import SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, enhance, split_steps
-from megatron_mathcpt.synthesis.method import (
-    OUR_TAG,
-    Case,
-    Outcome,
-    Reply,
-    ServerRequest,
-    advance,
-    token_counter,
-)
+from megatron_mathcpt.synthesis.method import OUR_TAG, Case, Outcome, Reply, Requests, advance, token_counter
 from tests.synthesis.conftest import METHODS
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
@@ -43,10 +35,10 @@ def make_case(method: str, seed: Problem = SEED, rules: Verification = DROP, **c
     return Case(CONFIG.model_copy(update={"methods": methods, "verification": rules}), method, 0, seed)
 
 
-def converse(case: Case, *rounds: list[str]) -> tuple[Outcome, list[ServerRequest]]:
+def converse(case: Case, *rounds: list[str]) -> tuple[Outcome, Requests]:
     """Play the rounds of replies; the outcome, and what was asked."""
     conversation = CONVERSATIONS[case.method](case)
-    step, asked = advance(conversation, None), []
+    step, asked = advance(conversation, None), ()
     for texts in rounds:
         assert not isinstance(step, Outcome), step
         assert len(step) == len(texts)
