@@ -160,8 +160,7 @@ def enhance(case: Case) -> Outcome:
     # Two draws from the 31 bits of one: even to one in a million for any number of steps.
     rest, after = divmod(case.draw(LOCAL), len(steps) - 2)
     early = after + 2 + rest % (len(steps) - after - 2)
-    end = steps[after][1]
-    begin, stop = steps[early]
+    (_, end), (begin, stop) = steps[after], steps[early]
     detour = f"{text[:end]}{mark}{text[begin:stop]}{mark}{text[end:]}"
     return Outcome((seed.model_copy(update={"solution": detour, "steps": None}),))
 

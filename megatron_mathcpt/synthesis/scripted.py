@@ -32,6 +32,7 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
     student = config.servers[tutorship.student].model if tutorship else None
     seeds = (seed for _, seed in read_seeds(config.seeds, SeedShard()))
     known = {problem.question: problem for problem in (*variants, *seeds)}
+    new = {language: [one for one in variants if one.language == language] for language in _STEP}
 
     def answer(prompt: str, model: str) -> str:
         found = _ATTEMPT.search(prompt) or _GIVEN.search(prompt) or _QUESTION.search(prompt)
@@ -41,7 +42,9 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
         if found.re is _ATTEMPT:
             return _correct(problem, found[2])
         if found.re is _GIVEN:
-            return _expand(problem, variants) if "<question_1>" in found[2] else _diversify(problem)
+            return (
+                _expand(problem, new[problem.language]) if "<question_1>" in found[2] else _diversify(problem)
+            )
         return _attempt(problem) if model == student and _number(problem.question) % 2 else _solved(problem)
 
     return lambda name, server: _ScriptedClient(name, server, answer)
@@ -64,8 +67,7 @@ class _ScriptedClient(Client):
         return Reply(text, None, len(prompt) // 4, len(text) // 4, asked["model"]), 0
 
 
-def _expand(problem: Problem, variants: Sequence[Problem]) -> str:
-    choices = [variant for variant in variants if variant.language == problem.language]
+def _expand(problem: Problem, choices: Sequence[Problem]) -> str:
     if len(choices) < 2:
         return "I cannot think of a problem."
     first = _number(problem.question) % len(choices)

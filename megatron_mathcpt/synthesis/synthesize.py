@@ -116,8 +116,7 @@ class _Run:
         What is under way then is brought to its end, so that outcomes have no gaps.
         """
         accepted, cases = self.store.accepted_tokens(method), self.cases(method)
-        ends: Counter[str] = Counter()
-        begun, had = time.monotonic(), 0
+        ends, begun, had = Counter[str](), time.monotonic(), 0
 
         async def work() -> None:
             nonlocal accepted, had
