@@ -3,22 +3,11 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import chain
 
+from megatron_mathcpt.answers import region as shape
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
-from megatron_mathcpt.answers.region import (
-    LIST_SEPARATOR,
-    Equation,
-    Group,
-    looks_like_region,
-    read_equation,
-    read_group,
-    read_list,
-    read_matrix,
-    read_region,
-    same_region,
-    split_top,
-)
 from megatron_mathcpt.answers.units import Unit, split_unit
 from megatron_mathcpt.answers.value import same_curve, same_value
 
@@ -87,18 +76,17 @@ def _families(gold: str, prediction: str) -> bool | None:
 
 def _ratios(gold: str, prediction: str) -> bool | None:
     """Three numbers and more, 3:4:5: equal when all are in proportion; two are a fraction."""
-    terms = [split_top(text, ":") for text in (gold, prediction)]
+    terms = [shape.split_top(text, ":") for text in (gold, prediction)]
     if max(map(len, terms)) < 3:
         return None
     if len(terms[0]) != len(terms[1]):
         return False
-    first, second = ([node for term in each if (node := _parse(term))] for each in terms)
-    if len(first) < len(terms[0]) or len(second) < len(terms[1]):
+    nodes = [node for term in (*terms[0], *terms[1]) if (node := _parse(term))]
+    pairs = list(zip(nodes[: len(terms[0])], nodes[len(terms[0]) :], strict=False))
+    if len(pairs) < len(terms[0]):
         return None
-    return _all(
-        same_value(Node("multiply", (a, second[0])), Node("multiply", (b, first[0])))
-        for a, b in zip(first, second, strict=True)
-    )
+    (one, two), *_ = pairs
+    return _all(same_value(Node("multiply", (a, two)), Node("multiply", (b, one))) for a, b in pairs)
 
 
 def _statements(gold: str, prediction: str) -> bool | None:
@@ -116,30 +104,28 @@ def _words(gold: str, prediction: str) -> bool | None:
 
 
 def _regions(gold: str, prediction: str) -> bool | None:
-    if not (looks_like_region(gold) or looks_like_region(prediction)):
+    if not (shape.looks_like_region(gold) or shape.looks_like_region(prediction)):
         return None
-    first, second = read_region(gold), read_region(prediction)
+    first, second = shape.read_region(gold), shape.read_region(prediction)
     if first and second:
-        return same_region(first, second)
+        return shape.same_region(first, second)
     # A side that is no region but can be read is something else.
     other = prediction if first else gold
     return False if (first or second) and _parse(split_unit(other)[0]) else None
 
 
 def _matrices(gold: str, prediction: str) -> bool | None:
-    first, second = read_matrix(gold), read_matrix(prediction)
+    first, second = shape.read_matrix(gold), shape.read_matrix(prediction)
     if first is None and second is None:
         return None
     one, two = first or _as_rows(gold), second or _as_rows(prediction)
     if not one or not two:
-        return False if read_group(gold) or read_group(prediction) else None
+        return False if shape.read_group(gold) or shape.read_group(prediction) else None
     if first is None or second is None:  # a vector may be written as a point
         one, two = _as_column(one), _as_column(two)
     if [len(row) for row in one] != [len(row) for row in two]:
         return False
-    return _all(
-        same(a, b) for row, other in zip(one, two, strict=True) for a, b in zip(row, other, strict=True)
-    )
+    return _all(map(same, chain(*one), chain(*two)))
 
 
 def _as_column(matrix: Rows) -> Rows:
@@ -150,33 +136,33 @@ def _as_column(matrix: Rows) -> Rows:
 
 
 def _as_rows(text: str) -> Rows | None:
-    group = read_group(text)
+    group = shape.read_group(text)
     if not group or group.is_set:
         return None
-    nested = [read_group(item) for item in group.items]
-    if all(nested):
-        return tuple(row.items for row in nested if row)
-    return (group.items,)
+    rows = tuple(row.items for item in group.items if (row := shape.read_group(item)))
+    return rows if len(rows) == len(group.items) else (group.items,)
 
 
 def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
-    first, second = (
-        read_list(text) if not ordered else split_top(text, ";" if ";" in text else LIST_SEPARATOR)
-        for text in (gold, prediction)
-    )
+    first, second = shape.read_list(gold), shape.read_list(prediction)
+    if ordered:
+        separators = [";" if ";" in text else shape.LIST_SEPARATOR for text in (gold, prediction)]
+        first, second = map(shape.split_top, (gold, prediction), separators)
     sizes = {len(first), len(second)}
-    thousands = _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction)
-    bare = [text.replace(",", "") for text in (gold, prediction)]
-    numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
-    if thousands and len(numbers) == 2 and numbers[0] == numbers[1]:
-        return True
-    if sizes == {1} or (thousands and 1 in sizes):
+    if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
+        bare = [text.replace(",", "") for text in (gold, prediction)]
+        numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
+        if len(numbers) == 2 and numbers[0] == numbers[1]:
+            return True
+        if 1 in sizes:
+            return None
+    if sizes == {1}:
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
 
 
 def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool | None:
-    groups = [read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
+    groups = [shape.read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
     for group, items in ((groups[0], second), (groups[1], first)):
         if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
             return _same_sequence(group.items, items, ordered=not group.is_set)
@@ -196,7 +182,7 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
 
 
 def _names(items: list[str]) -> list[str]:
-    equations = [read_equation(item) for item in items]
+    equations = [shape.read_equation(item) for item in items]
     return [equation.name for equation in equations if equation and equation.name] if all(equations) else []
 
 
@@ -204,16 +190,14 @@ def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool
     if ordered:
         if len(first) != len(second):
             return False
-        return _all(same(a, b) for a, b in zip(first, second, strict=True))
-    found = _all([_any(same(a, b) for b in second) for a in first])
-    return _all([_any(same(a, b) for a in first) for b in second]) if found else found
+        return _all(map(same, first, second))
+    found = _all(_any(same(a, b) for b in second) for a in first)
+    return _all(_any(same(a, b) for a in first) for b in second) if found else found
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     found = list(verdicts)
-    if False in found:
-        return False
-    return None if None in found else True
+    return False if False in found else None if None in found else True
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
@@ -227,21 +211,21 @@ def _any(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _groups(gold: str, prediction: str) -> bool | None:
-    first, second = read_group(gold), read_group(prediction)
-    if first is None and second is None:
+    first, second = shape.read_group(gold), shape.read_group(prediction)
+    if first and second:
+        return _same_groups(first, second, gold, prediction)
+    group, other = (first, prediction) if first else (second, gold)
+    if group is None:
         return None
-    if first is None or second is None:
-        group, other = (first or second), (prediction if first else gold)
-        equation = read_equation(other)
-        if equation and equation.name:
-            return same(gold if first else equation.right, equation.right if first else prediction)
-        if group and group.is_set and len(group.items) == 1:
-            return same(group.items[0], other)
-        return False if _parse(other) else None
-    return _same_groups(first, second, gold, prediction)
+    equation = shape.read_equation(other)
+    if equation and equation.name:
+        return same(gold if first else equation.right, equation.right if first else prediction)
+    if group.is_set and len(group.items) == 1:
+        return same(group.items[0], other)
+    return False if _parse(other) else None
 
 
-def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> bool | None:
+def _same_groups(first: shape.Group, second: shape.Group, gold: str, prediction: str) -> bool | None:
     if first.is_set != second.is_set:  # the one solution, as a set or alone
         one, other = (first, prediction) if first.is_set else (second, gold)
         return same(one.items[0], other) if len(one.items) == 1 else False
@@ -251,26 +235,24 @@ def _same_groups(first: Group, second: Group, gold: str, prediction: str) -> boo
 
 
 def _equations(gold: str, prediction: str) -> bool | None:
-    first, second = read_equation(gold), read_equation(prediction)
-    if first is None and second is None:
-        return None
+    first, second = shape.read_equation(gold), shape.read_equation(prediction)
     if first and second:
         return _two_equations(first, second)
-    equation, other = (first or second), (prediction if first else gold)
-    assert equation is not None
+    equation, other = (first, prediction) if first else (second, gold)
+    if equation is None:
+        return None
     left = _parse(equation.left)
     if equation.name or (left and not left.symbols()):
         return same(equation.right, other) if first else same(other, equation.right)
     return False if _parse(split_unit(other)[0]) else None
 
 
-def _two_equations(first: Equation, second: Equation) -> bool | None:
+def _two_equations(first: shape.Equation, second: shape.Equation) -> bool | None:
     if first.name and second.name:
         names = {first.name, second.name}
         if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
             return same(first.right, second.right)
-    sides = (first.left, first.right, second.left, second.right)
-    nodes = [node for side in sides if (node := _parse(side))]
+    nodes = [node for side in (*first[:2], *second[:2]) if (node := _parse(side))]
     if len(nodes) < 4:
         return False if first.name and second.name else None
     return same_curve(Node("subtract", tuple(nodes[:2])), Node("subtract", tuple(nodes[2:])))
@@ -307,8 +289,5 @@ def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None
         return False
     if "" in kinds and same_value(first, second):
         return True
-    one, two = (
-        Node("degree", (node,)) if kind == "degree" else node
-        for node, kind in zip((first, second), kinds, strict=True)
-    )
-    return same_value(one, two)
+    pair = zip((first, second), kinds, strict=True)
+    return same_value(*(Node("degree", (node,)) if kind == "degree" else node for node, kind in pair))

@@ -6,16 +6,15 @@ to names.
 """
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 
 class NotAnExpression(ValueError):
     """The text is outside the grammar."""
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """`operator` is number, constant, symbol, or an operation or function on `arguments`."""
 
     operator: str
@@ -28,10 +27,8 @@ class Node:
         return own.union(*(argument.symbols() for argument in self.arguments))
 
 
-_DECORATIONS = dict.fromkeys(("overline", "bar"), "overline") | dict.fromkeys(
-    ("vec", "overrightarrow"), "vec"
-)
-_DECORATIONS |= dict.fromkeys(("hat", "widehat"), "hat") | {"tilde": "tilde", "dot": "dot"}
+_DECORATIONS = {name: name for name in ("overline", "vec", "hat", "tilde", "dot")}
+_DECORATIONS |= {"bar": "overline", "overrightarrow": "vec", "widehat": "hat"}
 _MAX_TOKENS = 600
 _MAX_DEPTH = 60
 _GREEK = (  # noqa: SIM905
@@ -65,20 +62,16 @@ def parse_expression(text: str) -> Node:
 
 def _tokens(text: str) -> list[str]:
     tokens: list[str] = []
-    position = 0
-    text = text.strip()
-    while position < len(text):
-        found = _TOKEN.match(text, position)
-        if not found or len(tokens) > _MAX_TOKENS:
-            raise NotAnExpression("too long" if found else "not in the grammar")
-        position = found.end()
-        if found.group("word"):
-            tokens.extend(_split_word(found.group("word")))
-        elif found.group("command"):
-            name = found.group("command")[1:]
-            tokens.append(f"\\{_ALIASES.get(name, name)}")
+    for found in _TOKEN.finditer(text):
+        if len(tokens) > _MAX_TOKENS:
+            raise NotAnExpression("too long")
+        number, command, word, other = found.groups()
+        if word:
+            tokens.extend(_split_word(word))
+        elif command:
+            tokens.append("\\" + _ALIASES.get(command[1:], command[1:]))
         else:
-            tokens.append((found.group("number") or found.group("other")).rstrip(".") or ".")
+            tokens.append((number or other).rstrip(".") or ".")
     return tokens
 
 
@@ -96,9 +89,7 @@ class _Parser:
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
-        self.position = 0
-        self.depth = 0
-        self.bars = 0
+        self.position = self.depth = self.bars = 0
 
     def peek(self, ahead: int = 0) -> str:
         place = self.position + ahead
@@ -144,13 +135,11 @@ class _Parser:
         )
 
     def signed(self) -> Node:
-        signs = 0
+        negative = False
         while sign := self.accept("+", "-"):
-            signs += sign == "-"
-            if signs > 20:
-                raise NotAnExpression("too many signs")
+            negative ^= sign == "-"
         node = self.power()
-        return Node("negate", (node,)) if signs % 2 else node
+        return Node("negate", (node,)) if negative else node
 
     def power(self, *, after_factor: bool = False) -> Node:
         if after_factor and self.peek()[0].isdigit() and self.tokens[self.position - 1][-1:].isdigit():
@@ -193,30 +182,22 @@ class _Parser:
         raise NotAnExpression(f"unexpected '{token}'")
 
     def number(self, token: str) -> Node:
-        if self.accept("_"):
-            return self.based(token)
+        if self.accept("_"):  # a whole number in another base: 1101_2 or 52_{8}
+            base = self.braced() if self.peek() == "{" else _number(self.take()[:2])
+            radix = int(str(base.value))
+            if not 2 <= radix <= 10:
+                raise NotAnExpression("subscript of a number that is no base")
+            return _number(int(token, radix))
         value = Fraction(token.replace(",", ""))
         return _number(value if "." in token else value + self.proper_fraction())
-
-    def based(self, token: str) -> Node:
-        """A whole number in another base: 1101_2 or 52_{8}."""
-        base = self.braced() if self.peek() == "{" else _number(self.take()[:2])
-        radix = int(str(base.value))
-        if not 2 <= radix <= 10:
-            raise NotAnExpression("subscript of a number that is no base")
-        return _number(int(token, radix))
 
     def proper_fraction(self) -> Fraction:
         """The fraction of a mixed number, if the next tokens are one, else 0."""
         text = " ".join(self.tokens[self.position : self.position + 7])
-        for pattern, width in (
-            (r"\\frac \{ (\d+) \} \{ (\d+) \}", 7),
-            (r"\\frac (\d)(\d)(?= |$)", 2),
-            (r"(\d+) / (\d+)(?!\d| [\^!_])", 3),
-        ):
-            found = re.match(pattern, text)
-            if found and 0 < int(found[1]) < int(found[2]):
-                self.position += width
+        forms = (r"\\frac \{ (\d+) \} \{ (\d+) \}", r"\\frac (\d)(\d)(?= |$)", r"(\d+) / (\d+)(?!\d| [\^!_])")
+        for found in filter(None, (re.match(form, text) for form in forms)):
+            if 0 < int(found[1]) < int(found[2]):
+                self.position += len(found[0].split())
                 return Fraction(int(found[1]), int(found[2]))
         return Fraction(0)
 
@@ -225,8 +206,8 @@ class _Parser:
         node = self.sum()
         self.take(_CLOSING[opening])
         self.bars = outer
-        names = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}
-        return Node(names[opening], (node,)) if opening in names else node
+        name = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}.get(opening)
+        return Node(name, (node,)) if name else node
 
     def braced(self) -> Node:
         self.take("{")
@@ -236,16 +217,14 @@ class _Parser:
 
     def argument(self) -> Node:
         """Argument of a command: a brace group or one digit or symbol, as TeX reads it."""
-        if self.peek() == "{":
-            return self.braced()
-        token = self.take()
-        if token.isdigit():
-            if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
-                self.position -= 1
-                self.tokens[self.position] = token[1:]
-            return _number(token[0])
-        self.position -= 1
-        return self.postfix(self.atom())
+        token = self.peek()
+        if not token.isdigit():
+            return self.braced() if token == "{" else self.postfix(self.atom())
+        if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
+            self.tokens[self.position] = token[1:]
+        else:
+            self.take()
+        return _number(token[0])
 
     def symbol(self, letter: str) -> Node:
         name = letter + self.subscript()
@@ -254,33 +233,30 @@ class _Parser:
         if len(name) == 1 and letter in "ie":
             return Node("constant", value=letter)
         if letter in "CAP" and len(name) > 1 and self.accept("^"):
-            return self.choose(letter, name)
+            # C_n^k and A_n^k, as Chinese papers write combinations and arrangements.
+            lower = parse_expression(name.removeprefix(letter).removeprefix("_"))
+            return Node("binomial" if letter == "C" else "arrangements", (lower, self.argument()))
         return Node("symbol", value=name)
-
-    def choose(self, letter: str, name: str) -> Node:
-        """C_n^k and A_n^k, as Chinese papers write combinations and arrangements."""
-        lower = parse_expression(name.removeprefix(letter).removeprefix("_"))
-        return Node("binomial" if letter == "C" else "arrangements", (lower, self.argument()))
 
     def subscript(self) -> str:
         return "_" + self.raw() if self.accept("_") else ""
 
     def raw(self) -> str:
         """A token or the tokens of a brace group, as written: they only name something."""
-        token = self.take()
-        if token != "{":
+        start = self.position + 1
+        if (token := self.take()) != "{":
             return token
-        parts = []
-        while self.peek() != "}":
-            parts.append(self.take())
-        self.take("}")
-        return "".join(parts)
+        while self.take() != "}":
+            pass
+        return "".join(self.tokens[start : self.position - 1])
 
     def command(self, name: str) -> Node:
-        if name in ("frac", "binom"):
-            return Node("divide" if name == "frac" else "binomial", (self.argument(), self.argument()))
+        if operation := {"frac": "divide", "binom": "binomial"}.get(name):
+            return Node(operation, (self.argument(), self.argument()))
         if name == "sqrt":
-            return self.root()
+            degree = self.group("[") if self.accept("[") else _number(2)
+            radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
+            return Node("root", (radicand, degree))
         if name in FUNCTIONS:
             return self.function(name)
         if name in ("pi", "infty"):
@@ -290,14 +266,6 @@ class _Parser:
         if name in _GREEK:
             return Node("symbol", value=f"\\{name}" + self.subscript())
         raise NotAnExpression(f"unknown command '\\{name}'")
-
-    def root(self) -> Node:
-        degree = _number(2)
-        if self.accept("["):
-            degree = self.sum()
-            self.take("]")
-        radicand = self.group(self.take()) if self.peek() in ("(", "|") else self.argument()
-        return Node("root", (radicand, degree))
 
     def function(self, name: str) -> Node:
         base = self.argument() if name == "log" and self.accept("_") else None

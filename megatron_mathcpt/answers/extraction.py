@@ -5,8 +5,7 @@ goes on to invent the next question after its answer; everything from there on i
 """
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Method = Literal["box", "phrase", "choice", "last_number", "none"]
 
@@ -36,8 +35,7 @@ _CHOICE = re.compile(r"(?<![A-Za-z0-9\\])[(（]?([A-H])(?![A-Za-z0-9'’])")
 _CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*[,、，和与]?\s*[A-H])*)(?![A-Za-z0-9'’])")
 
 
-@dataclass(frozen=True)
-class Extraction:
+class Extraction(NamedTuple):
     """The answer as written, and how it was found; `text` is empty when `method` is `none`."""
 
     text: str
@@ -50,9 +48,8 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
     `language` says whose phrases are tried first; `kind` is the gold's kind, when known: a choice letter
     is looked for only in choice questions, and a number in words is cut out of its sentence.
     """
-    text = first_answer(output)
-    box = _last_box(text)
-    if box:
+    text = _NEXT_QUESTION.split(output, maxsplit=1)[0]
+    if box := _last_box(text):
         return Extraction(box, "box")
     phrase = _last_phrase(text, language)
     if kind in ("choice", "multichoice"):
@@ -61,11 +58,6 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
         return Extraction(_number_in(phrase) if kind == "number" else phrase, "phrase")
     number = _last_number(text)
     return Extraction(number, "last_number" if number else "none")
-
-
-def first_answer(output: str) -> str:
-    """`output` up to where a base model starts the next question."""
-    return _NEXT_QUESTION.split(output, maxsplit=1)[0]
 
 
 def _last_box(text: str) -> str:
@@ -93,20 +85,16 @@ def _braced(text: str) -> str | None:
 
 def _last_phrase(text: str, language: str) -> str:
     """What follows the last final-answer phrase, up to the end of its sentence."""
-    for pattern in (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"]):
-        for found in reversed(list(pattern.finditer(text))):
-            answer = _sentence(text[found.end() :])
-            if answer:
-                return answer
-    return ""
+    patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
+    found = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
+    return next(filter(None, (_sentence(text[phrase.end() :]) for phrase in found)), "")
 
 
 def _sentence(text: str) -> str:
     """The first sentence of `text`: up to a line break, a full stop that ends one, or `。`; unquoted."""
     text = text.lstrip(" \t*:：") if text[:1] != "\n" else text.lstrip("\n ")
-    display = re.match(r"\s*(\$\$.+?\$\$|\\\[.+?\\\])", text, re.DOTALL)
-    if display:
-        return display.group(1)
+    if display := re.match(r"\s*(\$\$.+?\$\$|\\\[.+?\\\])", text, re.DOTALL):
+        return display[1]
     # A stop inside $...$ or between digits is part of the answer.
     end = re.search(r"\n|。|；\s*$|\.(?=\s+[A-Z一-鿿]|\s*$)|\.\s*(?=\n)|</", text)
     return (text[: end.start()] if end else text).strip().strip('*"“”').rstrip(".,，。;；!！").strip()

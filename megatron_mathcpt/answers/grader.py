@@ -15,9 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import accumulate
+from typing import IO, Literal, NamedTuple, cast
 
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
 from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
@@ -25,16 +25,14 @@ from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
 Status = Literal["correct", "wrong", "ungraded"]
 MAX_CHARACTERS = 2000  # longer answers are left ungraded before anything is parsed
 _MAX_DEPTH = 50
-# Kinds of the benchmark files beside those that are asked for by name.
-KINDS = (
+KINDS = (  # of the benchmark files
     *("auto", "number", "latex", "expression", "choice", "multichoice", "cloze", "blanks"),
     *("multiple_choice", "solutions", "interval", "inequality", "coordinates"),
 )
 _LETTER = r"[A-H]"
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`equal` is None when the rules cannot tell; `reason` says which rule decided."""
 
     equal: bool | None
@@ -79,11 +77,7 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
 
 
 def _depth(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+    return max(accumulate(((sign in "([{") - (sign in ")]}") for sign in text), initial=0))
 
 
 def _letters(text: str) -> set[str]:
@@ -116,12 +110,11 @@ class Worker:
         """Whether math-verify takes each for the other; what it cannot read is wrong."""
         with self._lock:
             process = self._start()
-            assert process.stdin is not None
-            assert process.stdout is not None
+            pair, verdict = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
             try:
-                process.stdin.write(json.dumps([gold, prediction]).encode() + b"\n")
-                process.stdin.flush()
-                line = process.stdout.readline() if self._answers(process) else b""
+                pair.write(json.dumps([gold, prediction]).encode() + b"\n")
+                pair.flush()
+                line = verdict.readline() if self._answers(process.pid, verdict) else b""
             except BrokenPipeError:
                 line = b""
             if not line:
@@ -131,13 +124,12 @@ class Worker:
             equal = json.loads(line)
             return Verdict(bool(equal), "cannot be read" if equal is None else "math-verify")
 
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
+    def _answers(self, process_id: int, verdict: IO[bytes]) -> bool:
         """Wait for an answer; False when the process, of one thread, has had its CPU time."""
-        assert process.stdout is not None
         end = time.monotonic() + _PATIENCE * self._timeout_seconds
-        limit = _cpu_seconds(process.pid) + self._timeout_seconds
-        while time.monotonic() < end and (rest := limit - _cpu_seconds(process.pid)) > 0:
-            if select.select([process.stdout], [], [], max(rest, 0.01))[0]:
+        limit = _cpu_seconds(process_id) + self._timeout_seconds
+        while time.monotonic() < end and (rest := limit - _cpu_seconds(process_id)) > 0:
+            if select.select([verdict], [], [], max(rest, 0.01))[0]:
                 return True
         return False
 
@@ -154,8 +146,7 @@ class Worker:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-            assert self._process.stdout is not None
-            self._process.stdout.readline()  # its imports do not count against the first answer
+            cast("IO[bytes]", self._process.stdout).readline()  # imports count against no answer
         return self._process
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from fractions import Fraction
+from itertools import accumulate
 
 _YES = "yes true correct right 是 对 正确 真 真命题 能 可以".split()  # noqa: SIM905
 _NO = "no false incorrect wrong 否 不是 错 错误 假 假命题 不能 不可以".split()  # noqa: SIM905
@@ -52,10 +53,8 @@ def is_words(text: str) -> bool:
 
 def same_words(first: str, second: str) -> bool:
     """Equal but for case, articles, fillers and synonyms; parts of an enumeration may change places."""
-    parts = [
-        sorted(_canonical(part) for part in re.split(r",|;|和|与|\band\b", text)) for text in (first, second)
-    ]
-    return parts[0] == parts[1] or _canonical(first) == _canonical(second)
+    one, two = (sorted(map(_canonical, re.split(r",|;|和|与|\band\b", text))) for text in (first, second))
+    return one == two or _canonical(first) == _canonical(second)
 
 
 def _canonical(text: str) -> str:
@@ -69,13 +68,12 @@ def same_time(first: str, second: str) -> bool | None:
     pattern = r"(\d{1,2})(?:\s*:\s*(\d{2}))?\s*([ap])?\.?\s*(?:m\.?)?"
     found = [re.fullmatch(pattern, text.lower()) for text in (first, second)]
     times = [(int(time[1]), int(time[2] or 0), time[3]) for time in found if time]
-    if len(times) < 2 or not (times[0][2] or times[1][2]):
+    halves = {half for _, _, half in times if half}
+    if len(times) < 2 or not halves:
         return None
-    clock = [(hour % 12, minute) for hour, minute, _ in times]
-    afternoon = [half == "p" if half else hour >= 12 for hour, _, half in times]
     if any(hour > 12 for hour, _, _ in times):
-        return clock[0] == clock[1] and afternoon[0] == afternoon[1]
-    return clock[0] == clock[1] and len({half for _, _, half in times if half}) == 1
+        halves = {half or ("p" if hour >= 12 else "a") for hour, _, half in times}
+    return len({(hour % 12, minute) for hour, minute, _ in times}) == len(halves) == 1
 
 
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
@@ -141,19 +139,13 @@ _NAMES = (  # noqa: SIM905
 ).split()
 # Symbols that have a LaTeX name; applied after NFKC, which has already folded full-width forms.
 _SYMBOLS = {
-    **dict.fromkeys("−–—﹣‐‑", "-"),
-    **dict.fromkeys("×·⋅∙•✕", " \\cdot "),
-    **dict.fromkeys("÷⁄∕", "/"),
-    **dict.fromkeys("≤⩽≦", " \\le "),
-    **dict.fromkeys("≥⩾≧", " \\ge "),
-    **dict.fromkeys("°˚º", "^\\circ "),
-    **{"∶": ":", "、": ",", "〈": "(", "⟨": "(", "〉": ")", "⟩": ")"},
-    **dict.fromkeys("′’", "'"),
+    **{"−–—﹣‐‑": "-", "÷⁄∕": "/", "∶": ":", "、": ",", "〈⟨": "(", "〉⟩": ")", "′’": "'", "。": "."},
+    **{"×·⋅∙•✕": " \\cdot ", "≤⩽≦": " \\le ", "≥⩾≧": " \\ge ", "°˚º": "^\\circ ", "∧": " and ", "∨": " or "},
+    **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}"},
     **{sign: f" \\{name} " for sign, name in zip("≠≈∪∩∈±∓", _BINARY, strict=True)},
     **{letter: f"\\{name} " for letter, name in zip("παβγθλμφωΔ∞∅∠△", _NAMES, strict=True)},
-    **{"∛": "\\sqrt[3]", "√": "\\sqrt", "ℝ": "\\mathbb{R}", "。": ".", "∧": " and ", "∨": " or "},
 }
-_TRANSLATION = str.maketrans(_SYMBOLS)
+_TRANSLATION = str.maketrans({sign: text for signs, text in _SYMBOLS.items() for sign in signs})
 _CHARACTERS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":"}
 _CHARACTERS |= {"langle": "(", "rangle": ")"}
 
@@ -237,9 +229,7 @@ def normalize(text: str) -> str:
     boxed = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*(\{.*\})\s*", text)
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
-        text, count = _WRAPPER.subn(_unwrap, text)
-        if not count:
-            break
+        text = _WRAPPER.sub(_unwrap, text)
     text = _SYSTEM.sub(
         lambda m: ", ".join(re.split(r"\\\\", m.group(1) or m.group(2))).replace("&", " "), text
     )
@@ -248,7 +238,10 @@ def normalize(text: str) -> str:
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
     text = _trim(re.sub(r"\s+", " ", text))
     text = re.sub(r"^<([^<>]*,[^<>]*)>$", r"(\1)", text)  # a vector in angle brackets
-    return _without_prefix(text)
+    for _ in range(6):
+        if (found := _PREFIX.match(text)) and found.end() < len(text):
+            text = _trim(text[found.end() :])
+    return text
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -265,12 +258,11 @@ def _vulgar(match: re.Match[str]) -> str:
 
 def _currency(text: str) -> str:
     """Money signs as words; `$` around mathematics goes, a single `$` before a number is dollars."""
-    text = re.sub(r"\\\(|\\\)|\\\[|\\\]", " ", text)
-    text = text.replace("\\$", " dollar ")
+    text = re.sub(r"\\[()\[\]]", " ", text).replace("\\$", " dollar ")
     if text.count("$") == 1:
         text = re.sub(r"(?:US)?\$(?=\s*[\d.])", " dollar ", text)
-    text = text.replace("$", " ")
-    return re.sub(r"[¥元]\s*(?=\d)", " yuan ", re.sub("€", " euro ", text.replace("£", " pound ")))
+    text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ")
+    return re.sub(r"[¥元]\s*(?=\d)", " yuan ", text)
 
 
 def _unwrap(match: re.Match[str]) -> str:
@@ -294,18 +286,5 @@ def _trim(text: str) -> str:
 
 def closes_at_end(text: str, opening: str = "{", closing: str = "}") -> bool:
     """Whether the first bracket of `text` is closed by its last character."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in opening) - (character in closing)
-        if depth == 0 and character in closing:
-            return position == len(text) - 1
-    return False
-
-
-def _without_prefix(text: str) -> str:
-    for _ in range(6):
-        found = _PREFIX.match(text)
-        if not found or found.end() == len(text):
-            return text
-        text = _trim(text[found.end() :])
-    return text
+    depths = list(accumulate((sign in opening) - (sign in closing) for sign in text.lstrip("\\")))
+    return 0 in depths and depths.index(0) == len(depths) - 1

@@ -8,22 +8,13 @@ between each two is exact when all of them are known.
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import closes_at_end
-from megatron_mathcpt.answers.value import (
-    Undefined,
-    Value,
-    arithmetic,
-    as_number,
-    close,
-    evaluate,
-    real,
-    sample_points,
-)
+from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, close, evaluate, real, sample_points
 
 _NAME = re.compile(
     r"\|[A-Za-z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-1\}?)?\s*"
@@ -38,8 +29,7 @@ _OR = r"\\cup(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])|或者?"
 _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Items between brackets; `is_set` for those in braces."""
 
     brackets: str
@@ -47,8 +37,7 @@ class Group:
     is_set: bool
 
 
-@dataclass(frozen=True)
-class Equation:
+class Equation(NamedTuple):
     """First and last side of `a = b (= c ...)`; `name` is the left one when that only names the right one."""
 
     left: str
@@ -119,17 +108,14 @@ def read_equation(text: str) -> Equation | None:
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     """Rows of a LaTeX matrix or column vector that is the whole answer."""
-    found = re.fullmatch(
-        r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}", text, re.DOTALL
-    )
-    if not found:
+    matrix = r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
+    if not (found := re.fullmatch(matrix, text, re.DOTALL)):
         return None
     rows = re.split(r"\\\\|\\cr", found[2])
-    return tuple(tuple(cell.strip() for cell in row.split("&")) for row in rows if row.strip())
+    return tuple(tuple(map(str.strip, row.split("&"))) for row in rows if row.strip())
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """`contains(value, point)` tells membership; `critical(point)` lists numbers where it can change.
 
     `point` gives the other symbols their values; `variables` holds every symbol of the inequalities.
@@ -143,7 +129,7 @@ class Region:
 def looks_like_region(text: str) -> bool:
     """Whether the text can only be a set of numbers: it has a relation, a union, an infinite end, or is R."""
     signs = r"\\(?:cup|cap|in|infty|mathbb|emptyset|setminus|backslash)(?![A-Za-z])"
-    return bool(re.search(f"{_ORDER}|{signs}", text))
+    return re.search(f"{_ORDER}|{signs}", text) is not None
 
 
 def read_region(text: str) -> Region | None:
@@ -177,15 +163,13 @@ def _variable(text: str) -> str:
 
 
 def _main(names: set[str]) -> str:
-    ranked = sorted(names, key=lambda name: (name not in ("x", "y", "t"), name))
-    return ranked[0] if ranked else "x"
+    return min(names, key=lambda name: (name not in ("x", "y", "t"), name), default="x")
 
 
 def _read(text: str, variable: str) -> Region:  # noqa: PLR0911 - one line a notation
     text = re.sub(r"^(?:when|for|if|当|时)\s*|\s*(?:时)$", "", text.strip().rstrip(",;"))
-    builder = re.fullmatch(r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\{R\})?\s*[|:,]\s*(.*)\\\}", text)
-    if builder:
-        return _read(builder.group(1), variable)
+    if builder := re.fullmatch(r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\{R\})?\s*[|:,]\s*(.*)\\\}", text):
+        return _read(builder[1], variable)
     for separator, rule in (
         (_OR, any),
         (r"\\cap(?![A-Za-z])", all),
@@ -200,12 +184,10 @@ def _read(text: str, variable: str) -> Region:  # noqa: PLR0911 - one line a not
     if text in ("\\mathbb{R}", "R", "\\emptyset"):
         return Region(lambda value, point: text != "\\emptyset", lambda point: [], frozenset())
     interval = re.fullmatch(r"([(\[])(.*)([)\]])", text)
-    if interval and len(ends := split_top(interval.group(2), ",")) == 2:
-        low, high = map(parse_expression, ends)
-        return _interval(interval.group(1) + interval.group(3), low, high)
-    members = re.fullmatch(r"\\\{(.*)\\\}", text)
-    if members:
-        return _finite([parse_expression(item) for item in split_top(members.group(1), ",")])
+    if interval and len(ends := split_top(interval[2], ",")) == 2:
+        return _interval(interval[1] + interval[3], [parse_expression(end) for end in ends])
+    if members := re.fullmatch(r"\\\{(.*)\\\}", text):
+        return _finite([parse_expression(item) for item in split_top(members[1], ",")])
     pieces = split_top(text, _AND)
     if len(pieces) > 1:
         return _combine([_read(piece, variable) for piece in pieces], all)
@@ -220,14 +202,13 @@ def _combine(parts: list[Region], rule: Callable[[list[bool]], bool]) -> Region:
     )
 
 
-def _interval(brackets: str, low: Node, high: Node) -> Region:
+def _interval(brackets: str, bounds: list[Node]) -> Region:
     def contains(value: Value, point: Point) -> bool:
-        ends = [real(evaluate(end, point)) for end in (low, high)]
+        ends = [real(evaluate(bound, point)) for bound in bounds]
         closed = [bracket in "[]" for end, bracket in zip(ends, brackets, strict=True) if close(value, end)]
         return all(closed) if closed else bool(ends[0] < value < ends[1])
 
-    names = frozenset(low.symbols() | high.symbols())
-    return Region(contains, lambda point: _values([low, high], point), names)
+    return _finite(bounds)._replace(contains=contains)
 
 
 def _finite(members: list[Node]) -> Region:
@@ -246,9 +227,8 @@ def _relation(text: str, variable: str) -> Region:
         raise NotAnExpression("no relation between expressions")
 
     def contains(value: Value, point: Point) -> bool:
-        at = {**point, variable: value}
-        values = [real(evaluate(side, at)) for side in sides]
-        return all(_holds(a, sign, b) for a, sign, b in zip(values, relations, values[1:], strict=False))
+        values = [real(evaluate(side, {**point, variable: value})) for side in sides]
+        return all(map(_holds, values, relations, values[1:]))
 
     def critical(point: Point) -> list[Value]:
         found = _values([side for side in sides if variable not in side.symbols()], point)
@@ -282,24 +262,20 @@ def _roots(node: Node, variable: str, point: Point) -> list[Value]:
         return real(evaluate(node, {**point, variable: place}))
 
     found: list[Value] = []
-    before: tuple[Fraction, Value] | None = None
-    for step in range(-200, 201):
-        place = Fraction(step, 4)
-        try:
-            value = function(place)
-        except Undefined:
-            before = None
-            continue
+    values: dict[Fraction, Value] = {}
+    for place in (Fraction(step, 4) for step in range(-200, 201)):
+        with suppress(Undefined):
+            values[place] = function(place)
+        before, value = values.get(place - Fraction(1, 4)), values.get(place)
         if value == 0:
             found.append(place)
-        elif before and before[1] != 0 and (before[1] < 0) != (value < 0):
-            found.append(_bisect(function, before[0], place))
-        before = (place, value)
+        elif value and before and (before < 0) != (value < 0):
+            found.append(_bisect(function, place - Fraction(1, 4), place))
     return found
 
 
 def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -> Value:
-    a, b = as_number(low), as_number(high)
+    a, b = real(low), real(high)
     negative_at_a = function(a) < 0
     for _ in range(190):
         middle = (a + b) / 2
@@ -310,7 +286,7 @@ def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -
 def _test_values(critical: list[Value]) -> list[Value]:
     """Every critical number, one number between each two neighbours, and some beyond the ends."""
     distinct: list[Value] = []
-    for value in sorted(map(as_number, critical)):
+    for value in sorted(map(real, critical)):
         if not distinct or not close(distinct[-1], value):
             distinct.append(value)
     between = [(a + b) / 2 for a, b in pairwise(distinct)]

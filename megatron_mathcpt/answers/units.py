@@ -5,9 +5,9 @@ the same dimensions. Counting words (个, ways, pieces) say nothing and are drop
 """
 
 import re
-from dataclasses import dataclass
+from collections import Counter
 from fractions import Fraction
-from functools import lru_cache
+from typing import NamedTuple
 
 # dimension, factor to the base unit, spellings
 _TABLE: list[tuple[str, str, str]] = [
@@ -65,21 +65,18 @@ _START = re.compile(r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """Exponents of the dimensions, sorted by name, and the factor to base units; no dimension: a counter."""
 
     dimensions: tuple[tuple[str, int], ...]
     factor: Fraction
 
 
-@lru_cache(maxsize=1)
-def _units() -> dict[str, Unit]:
-    found = {word: Unit((), Fraction(1)) for word in _COUNTERS}
-    for dimension, factor, words in _TABLE:
-        exponents = _COMPOSED.get(dimension, ((dimension, 1),))
-        found |= {word: Unit(exponents, Fraction(factor)) for word in words.split()}
-    return found
+_UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
+    word: Unit(_COMPOSED.get(dimension, ((dimension, 1),)), Fraction(factor))
+    for dimension, factor, words in _TABLE
+    for word in words.split()
+}
 
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
@@ -88,9 +85,8 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
     5m may be five times m.
     """
-    money = re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text)
-    if money:
-        return text[money.end() :].strip(), _units()[money[1]]
+    if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
+        return text[money.end() :].strip(), _UNITS[money[1]]
     text = _TRAILING.sub("", text)
     if several := _sum_of_parts(text):
         return several
@@ -128,8 +124,7 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 def _read_unit(text: str) -> Unit | None:
     """A product and quotient of unit words, each with a power; unknown words are dimensions of their own."""
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
-    dimensions: dict[str, int] = {}
-    factor = Fraction(1)
+    dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
     for index, part in enumerate(parts):
         single = _read_power(part.strip("\\cdot").strip() if part.startswith("\\cdot") else part.strip())
@@ -138,34 +133,31 @@ def _read_unit(text: str) -> Unit | None:
         sign = -1 if index else 1
         factor *= single.factor**sign
         for name, exponent in single.dimensions:
-            dimensions[name] = dimensions.get(name, 0) + sign * exponent
+            dimensions[name] += sign * exponent
     return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), factor)
 
 
 def _read_power(text: str) -> Unit | None:
     power = 1
-    found = re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text)
-    if found:
-        text, power = found.group(1), int(found.group(2))
+    if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text):
+        text, power = found[1], int(found[2])
     for word, exponent in _POWERS.items():
         if re.match(word + r"(?:\b|(?=[一-鿿]))\.?\s*", text):
             text, power = re.sub(rf"^{word}\.?\s*", "", text), exponent
-    base = _read_word(text)
-    if base is None:
+    if (base := _read_word(text)) is None:
         return None
     return Unit(tuple((name, exponent * power) for name, exponent in base.dimensions), base.factor**power)
 
 
 def _read_word(text: str) -> Unit | None:
-    known = _units()
     plain = text.strip().rstrip(".")
     lower = plain.lower()
     for candidate in (plain, lower, lower.removesuffix("s"), lower.removesuffix("es")):
-        if candidate in known:
-            return known[candidate]
+        if candidate in _UNITS:
+            return _UNITS[candidate]
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
-    if chinese and chinese[1] in known and not known[chinese[1]].dimensions:
-        return known[chinese[1]]  # 24个苹果: a counter and what is counted
+    if chinese and chinese[1] in _UNITS and not _UNITS[chinese[1]].dimensions:
+        return _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
     if re.fullmatch(r"[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)

@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from megatron_mathcpt.answers.expression import Node
@@ -26,7 +27,7 @@ class Undefined(ValueError):
     """The expression has no value: division by zero, a logarithm of zero, an unknown symbol."""
 
 
-@lru_cache(maxsize=1)
+@cache
 def arithmetic() -> Any:
     """mpmath's arithmetic with our own precision, apart from anyone else's."""
     from mpmath import MPContext
@@ -36,7 +37,7 @@ def arithmetic() -> Any:
     return context
 
 
-def evaluate(node: Node, point: Mapping[str, Fraction] | None = None) -> Value:
+def evaluate(node: Node, point: Mapping[str, Value] = MappingProxyType({})) -> Value:
     """Value of `node` with its symbols at `point`; raises `Undefined`."""
     if node.operator == "number":
         return node.value
@@ -45,7 +46,7 @@ def evaluate(node: Node, point: Mapping[str, Fraction] | None = None) -> Value:
         constants = {"pi": +context.pi, "e": +context.e, "i": context.mpc(0, 1), "infty": context.inf}
         return constants[str(node.value)]
     if node.operator == "symbol":
-        if point is None or node.value not in point:
+        if node.value not in point:
             raise Undefined(f"symbol {node.value}")
         return point[str(node.value)]
     arguments = [evaluate(argument, point) for argument in node.arguments]
@@ -74,17 +75,15 @@ def sample_points(names: set[str], count: int = 6) -> list[dict[str, Fraction]]:
 
 def same_value(first: Node, second: Node) -> bool | None:
     """Whether two expressions are equal wherever both are real; None when no point could decide."""
-    if not first.symbols() | second.symbols():
+    names = first.symbols() | second.symbols()
+    if not names:
         return _same_constant(first, second)
-    imaginary = _mentions_i(first) or _mentions_i(second)
-    verdicts: dict[bool, list[bool]] = {True: [], False: []}
-    for point in sample_points(first.symbols() | second.symbols()):
-        try:
+    verdicts: dict[bool, list[bool]] = {True: [], False: []}  # where both are real, and elsewhere
+    for point in sample_points(names):
+        with suppress(Undefined):
             a, b = evaluate(first, point), evaluate(second, point)
-        except Undefined:
-            continue
-        verdicts[is_real(a) and is_real(b)].append(close(a, b))
-    enough = len(verdicts[True]) >= 2 and not imaginary
+            verdicts[is_real(a) and is_real(b)].append(close(a, b))
+    enough = len(verdicts[True]) >= 2 and not (_mentions_i(first) or _mentions_i(second))
     decided = verdicts[True] + ([] if enough else verdicts[False])
     return all(decided) if len(decided) >= 2 else None
 
@@ -102,9 +101,8 @@ def _same_constant(first: Node, second: Node) -> bool | None:
 
 def is_real(value: Value) -> bool:
     """Whether a value has no imaginary part beyond rounding."""
-    context = arithmetic()
-    rounding = context.mpf(10) ** -_AGREE
-    return isinstance(value, Fraction) or bool(abs(context.im(value)) <= abs(value) * rounding)
+    rounding = arithmetic().mpf(10) ** -_AGREE
+    return isinstance(value, Fraction) or bool(abs(arithmetic().im(value)) <= abs(value) * rounding)
 
 
 def real(value: Value) -> Value:
@@ -130,20 +128,18 @@ def as_number(value: Value) -> Value:
     """A value as a 60-digit number, which compares and computes with any other."""
     if not isinstance(value, Fraction):
         return value
-    context = arithmetic()
-    return context.mpf(value.numerator) / value.denominator
+    return arithmetic().mpf(value.numerator) / value.denominator
 
 
 def _bounded(value: Value) -> Value:
+    context, bits = arithmetic(), 0
     if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-            raise OverflowError("number too large")
-        return value
-    context = arithmetic()
-    if context.isnan(value):
+        bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+    elif context.isnan(value):
         raise ValueError("not a number")
-    size = abs(value)
-    if size and not context.isinf(size) and abs(context.mag(size)) > _MAX_BITS:
+    elif (size := abs(value)) and not context.isinf(size):
+        bits = abs(context.mag(size))
+    if bits > _MAX_BITS:
         raise OverflowError("number too large")
     return value
 
@@ -208,21 +204,7 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     "min": min,
     "exp": lambda a: _power(arithmetic().e, a),
 }
-for _name in (
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "sinh",
-    "cosh",
-    "tanh",
-    "asin",
-    "acos",
-    "atan",
-    "acot",
-):
+for _name in "sin cos tan cot sec csc sinh cosh tanh asin acos atan acot".split():  # noqa: SIM905
     _OPERATIONS[re.sub("^a", "arc", _name)] = lambda a, name=_name: getattr(arithmetic(), name)(as_number(a))
 
 _STARTS = ("0.7+0.4j", "-1.3+0.9j", "2.1-1.7j", "-0.4-2.3j", "3.9+0.1j", "-5.2+0.2j")
@@ -249,13 +231,11 @@ def same_curve(first: Node, second: Node) -> bool | None:
 def _proportional(first: Node, second: Node, names: set[str]) -> bool:
     ratios = []
     for point in sample_points(names, count=5):
-        try:
+        with suppress(Undefined):
             a, b = evaluate(first, point), evaluate(second, point)
             if b == 0:
                 return False
             ratios.append(as_number(a) / as_number(b))
-        except Undefined:
-            continue
     return len(ratios) >= 3 and ratios[0] != 0 and all(close(ratios[0], ratio) for ratio in ratios[1:])
 
 
@@ -264,7 +244,7 @@ def _zeros(node: Node, variable: str, point: dict[str, Fraction]) -> list[Value]
     found = []
     for start in _STARTS:
         place = context.mpmathify(start)
-        try:
+        with suppress(Undefined, ZeroDivisionError):
             for _ in range(80):
                 step = _newton_step(node, variable, point, place)
                 place = place - step
@@ -273,8 +253,6 @@ def _zeros(node: Node, variable: str, point: dict[str, Fraction]) -> list[Value]
                 if abs(step) < context.mpf(10) ** -50 * (1 + abs(place)):
                     found.append(place)
                     break
-        except (Undefined, ZeroDivisionError):
-            continue
     return found
 
 
@@ -289,11 +267,8 @@ def _newton_step(node: Node, variable: str, point: dict[str, Fraction], place: V
 
 
 def _all_zero(node: Node, places: list[Value], variable: str, point: dict[str, Fraction]) -> bool:
-    context = arithmetic()
-    try:
-        return not any(
-            abs(_newton_step(node, variable, point, place)) > context.mpf(10) ** -20 * (1 + abs(place))
-            for place in places
-        )
-    except (Undefined, ZeroDivisionError):
-        return False
+    small = arithmetic().mpf(10) ** -20
+    with suppress(Undefined, ZeroDivisionError):
+        steps = [(place, _newton_step(node, variable, point, place)) for place in places]
+        return all(abs(step) <= small * (1 + abs(place)) for place, step in steps)
+    return False

@@ -10,10 +10,11 @@ import os
 import random
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import aiohttp
 import orjson
@@ -22,19 +23,31 @@ from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
 from megatron_mathcpt.errors import ServerError, one_line
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
-UNANSWERED = "server: "  # begins the error of a request that got no answer; it is tried again in the next run
+UNANSWERED = "server: "  # begins the error of a request that got no answer; the next run tries it again
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GIVING_UP_IN_A_ROW = 50  # requests given up without one answer between them: the server is gone
 
 
-def encode(request: ServerRequest, server: Server) -> tuple[str, bytes]:
-    """The JSON body, and the hash of the whole request; not of the address: a model may answer at several."""
-    prompt = request.prompt
-    asked = {"messages": prompt.as_messages()} if server.api == "chat" else {"prompt": prompt.as_text()}
-    fields = {"model": server.model, "seed": request.seed, **request.sampling.model_dump(), **asked}
+def encode(request: ServerRequest, server: Server) -> tuple[bytes, dict[str, Any]]:
+    """The JSON body, and what decides the answer: not the address, as a model may have several."""
+    prompt, sampling = request.prompt, request.sampling.model_dump()
+    asked = {"messages": prompt.messages} if server.api == "chat" else {"prompt": prompt.as_text()}
+    fields = {"model": server.model, "seed": request.seed, **sampling, **asked}
     body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest(), body
+    return body, {
+        "key": hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest(),
+        "server": request.server,
+        "model": server.model,
+        "prompt_sha256": prompt.template_sha256,
+        "sampling": sampling,
+        "seed": request.seed,
+    }
+
+
+def is_unanswered(reply: Reply) -> bool:
+    """Whether a request got no answer and may be made again."""
+    return (reply.error or "").startswith(UNANSWERED)
 
 
 class BudgetReached(Exception):
@@ -42,18 +55,15 @@ class BudgetReached(Exception):
 
 
 class Meter:
-    """Tokens and money of one run; never over the limits, however many requests are open.
-
-    An open request counts at its worst until it is answered.
-    """
+    """Tokens and money of one run, open requests at their worst; never over the limits."""
 
     def __init__(self, config: SynthesisConfig, spent: Mapping[str, tuple[int, int, int]]) -> None:
         self._budget, self._servers = config.budget, config.servers
-        self._open_tokens = self._open_cost = 0.0
         self.tokens = sum(prompt + completion for _, prompt, completion in spent.values())
         self.cost = sum(self._servers[name].cost(*tokens) for name, (_, *tokens) in spent.items())
 
-    def reserve(self, request: ServerRequest, body: bytes) -> tuple[int, float]:
+    @contextmanager
+    def reserve(self, request: ServerRequest, body: bytes) -> Iterator[None]:
         """Set aside the most that `request` can use; raises `BudgetReached` if that is too much.
 
         A token is at least one byte, so a prompt has no more tokens than its body has bytes.
@@ -61,28 +71,21 @@ class Meter:
         most = len(body) + request.sampling.max_tokens
         price = self._servers[request.server].cost(len(body), request.sampling.max_tokens)
         tokens, money = self._budget.maximum_tokens, self._budget.maximum_cost
-        if tokens is not None and self.tokens + self._open_tokens + most > tokens:
+        if tokens is not None and self.tokens + most > tokens:
             raise BudgetReached(f"maximum_tokens of {tokens}")
-        if money is not None and self.cost + self._open_cost + price > money:
+        if money is not None and self.cost + price > money:
             raise BudgetReached(f"maximum_cost of {money:g}")
-        self._open_tokens += most
-        self._open_cost += price
-        return most, price
+        self.tokens += most
+        self.cost += price
+        try:
+            yield
+        finally:
+            self.tokens -= most
+            self.cost -= price
 
-    def settle(self, reserved: tuple[int, float], server: str, reply: Reply | None) -> None:
-        """Replace what was set aside by what was used; nothing where no answer came."""
-        self._open_tokens -= reserved[0]
-        self._open_cost -= reserved[1]
-        if reply is not None:
-            self.tokens += reply.prompt_tokens + reply.completion_tokens
-            self.cost += self._servers[server].cost(reply.prompt_tokens, reply.completion_tokens)
-
-
-class _Failure(NamedTuple):
-    """An attempt that may be tried again."""
-
-    what: str = ""
-    wait_seconds: float = 0.0
+    def pay(self, server: str, reply: Reply) -> None:
+        self.tokens += reply.prompt_tokens + reply.completion_tokens
+        self.cost += self._servers[server].cost(reply.prompt_tokens, reply.completion_tokens)
 
 
 class _Unreadable(Exception):
@@ -152,53 +155,48 @@ class Client:
 
         Raises `ServerError` for what no retry mends: 400, 401, 404 and the like, or a server that is gone.
         """
-        server, last, url = self._server, _Failure(), ""
+        server, reply, wait, url = self._server, Reply(""), 0.0, ""
         for attempt in range(server.attempts):
             if attempt:
                 most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
-                await asyncio.sleep(last.wait_seconds + random.uniform(0, most))
+                await asyncio.sleep(wait + random.uniform(0, most))
             async with self._places:
                 url = self._choose_address(url)
                 self._in_flight[url] += 1
                 try:
-                    result = await self._exchange(url, body)
+                    reply, wait = await self._exchange(url, body)
                 finally:
                     self._in_flight[url] -= 1
-            if isinstance(result, Reply):
+            if not is_unanswered(reply):
                 self._given_up = 0
-                return result
-            last = result
+                return reply
         self._given_up += 1
         if self._given_up >= _GIVING_UP_IN_A_ROW:
             raise ServerError(
                 f"server '{self._name}': {self._given_up} requests in a row failed {server.attempts} times "
-                f"each, last: {last.what}; see to the server and start again, finished work is kept"
+                f"each, last: {reply.error}; see to the server and start again, finished work is kept"
             )
-        return Reply("", f"{UNANSWERED}{last.what}")
+        return reply
 
     def _choose_address(self, failed: str) -> str:
-        """The address with the fewest requests, so the quickest gets the most; if it can be not `failed`.
-
-        One has room whenever the server has a place.
-        """
+        """The address with the fewest requests, so the quickest gets the most; if it can be not `failed`."""
         most, busy = self._server.maximum_in_flight, self._in_flight
         return min(self._server.endpoints, key=lambda url: (busy[url] >= most, url == failed, busy[url]))
 
-    async def _exchange(self, url: str, body: bytes) -> Reply | _Failure:
-        server = self._server
+    async def _exchange(self, url: str, body: bytes) -> tuple[Reply, float]:
+        """The reply, and how many seconds the server asks to wait before the next attempt."""
+        server, address = self._server, url + _PATHS[self._server.api]
         try:
-            async with self._session.post(
-                url + _PATHS[server.api], data=body, allow_redirects=False
-            ) as response:
+            async with self._session.post(address, data=body, allow_redirects=False) as response:
                 received = await _read_body(response, server.maximum_response_bytes)
         except _Unreadable as error:
-            return Reply("", str(error), len(body) // BYTES_A_TOKEN)
+            return Reply("", str(error), len(body) // BYTES_A_TOKEN), 0
         except TimeoutError:
-            return _Failure("time-out")
+            return Reply("", f"{UNANSWERED}time-out"), 0
         except (aiohttp.ClientError, OSError) as error:
-            return _Failure(f"connection: {type(error).__name__}")
+            return Reply("", f"{UNANSWERED}connection: {type(error).__name__}"), 0
         if response.status == 200:
-            return _read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
+            return _read_reply(received, server.api, len(body) // BYTES_A_TOKEN), 0
         if response.status not in _RETRIED:
             raise self._refusal(url, response.status, received)
         wait = _retry_after(response.headers.get("Retry-After", ""))
@@ -207,34 +205,33 @@ class Client:
                 f"server '{self._name}': {url} asks to wait {wait:.0f} s, more than "
                 "maximum_wait_seconds; start again later or raise it"
             )
-        return _Failure(f"status {response.status}", wait)
+        return Reply("", f"{UNANSWERED}status {response.status}"), wait
 
     def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
         said = one_line(body[:300].decode("utf-8", "replace"))
         if self._key:  # should the server echo it
             said = said.replace(self._key, "***")
-        advice = "check model, sampling and prompt length"
-        if status in (401, 403, 404):
-            advice = "check endpoints and model" if status == 404 else "check the key in key_variable"
+        key, other = "check the key in key_variable", "check model, sampling and prompt length"
+        advice = {401: key, 403: key, 404: "check endpoints and model"}.get(status, other)
         return ServerError(f"server '{self._name}': {url} refused with status {status} ({said}); {advice}")
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """The body, decompressed where the server insists; never more than `limit` bytes in memory."""
-    body, too_large = bytearray(), f"reply larger than {limit} bytes"
+    body = b""
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > limit:
-            raise _Unreadable(too_large)
-    if response.headers.get("Content-Encoding", "").lower() not in ("gzip", "deflate"):
-        return bytes(body)
-    try:
-        unpacked = zlib.decompressobj(wbits=47).decompress(body, limit + 1)
-    except zlib.error as error:
-        raise _Unreadable("reply cannot be decompressed") from error
-    if len(unpacked) > limit:
-        raise _Unreadable(too_large)
-    return unpacked
+            break
+    packed = response.headers.get("Content-Encoding", "").lower() in ("gzip", "deflate")
+    if packed and len(body) <= limit:
+        try:
+            body = zlib.decompressobj(wbits=47).decompress(body, limit + 1)
+        except zlib.error as error:
+            raise _Unreadable("reply cannot be decompressed") from error
+    if len(body) > limit:
+        raise _Unreadable(f"reply larger than {limit} bytes")
+    return body
 
 
 def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
@@ -253,14 +250,11 @@ def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
     error = "cut off at max_tokens" if _at(choice, "finish_reason") == "length" else None
     if not isinstance(text, str):
         text, error = raw, "reply without text" if isinstance(choice, dict) else "reply without choices"
-    prompt, completion = (
-        count if isinstance(count, int) and count >= 0 else estimate
-        for count, estimate in (
-            (_at(usage, "prompt_tokens"), prompt_tokens),
-            (_at(usage, "completion_tokens"), len(text.encode()) // BYTES_A_TOKEN),
-        )
-    )
-    return Reply(text, error, prompt, completion, model if isinstance(model, str) else "")
+    estimates = {"prompt_tokens": prompt_tokens, "completion_tokens": len(text.encode()) // BYTES_A_TOKEN}
+    for name, count in ((name, _at(usage, name)) for name in estimates):
+        if isinstance(count, int) and count >= 0:
+            estimates[name] = count
+    return Reply(text, error, **estimates, model=model if isinstance(model, str) else "")
 
 
 def _at(value: Any, name: str) -> Any:

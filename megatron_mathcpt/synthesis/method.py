@@ -12,51 +12,40 @@ teacher's word is recorded beside it, never taken for it.
 
 import hashlib
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.answers.grader import Status
-from megatron_mathcpt.config.synthesis import Layout, Sampling, Verification
+from megatron_mathcpt.config.synthesis import Sampling, SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Language, Problem, cpt_text
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected answer that is kept to be looked at
 
-_ROLES = ("system", "user")  # sections of a prompt file
+_SECTION = re.compile(r"^### (.*)\n((?s:.*?))(?=^### |\Z)", re.MULTILINE)  # of a prompt file
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """A rendered prompt; `template_sha256` is the hash of the file it came from."""
 
-    system: str
-    user: str
+    messages: list[dict[str, str]]
     template_sha256: str
 
     def as_text(self) -> str:
         """For servers that complete plain text."""
-        return f"{self.system}\n\n{self.user}\n" if self.system else f"{self.user}\n"
-
-    def as_messages(self) -> list[dict[str, str]]:
-        """For servers that chat."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.user}]
+        return "\n\n".join(message["content"] for message in self.messages) + "\n"
 
 
 @cache
-def load_prompt(name: str, language: str, folder: str | None = None) -> Callable[[Mapping[str, str]], Prompt]:
-    """Puts values into the prompt `<name>.<language>.txt` of `folder`, else of this package.
-
-    Raises `ConfigError` naming the file when it is missing, has no user section, or takes other variables
-    than its first line states.
-    """
+def _load_prompt(name: str, language: str, folder: str | None) -> Callable[[Mapping[str, str]], Prompt]:
+    """Puts values into the prompt `<name>.<language>.txt` of `folder`, else of this package."""
     path = (Path(folder) if folder else Path(__file__).parent / "prompts") / f"{name}.{language}.txt"
     try:
         data = path.read_bytes()
@@ -64,25 +53,21 @@ def load_prompt(name: str, language: str, folder: str | None = None) -> Callable
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: prompt file cannot be read ({error}); write it in UTF-8") from error
     declared = {word.strip() for word in first.removeprefix("variables:").split(",") if word.strip()}
-    sections = dict.fromkeys(_ROLES, "")
-    for part in ("\n" + body).split("\n### ")[1:]:
-        role, _, text = part.partition("\n")
-        if role not in sections:
-            raise ConfigError(f"{path}: section '{role}' unknown; expected {' and '.join(_ROLES)}")
-        sections[role] = text.strip()
-    system, user = (Template(sections[role]) for role in _ROLES)
-    used = {*system.get_identifiers(), *user.get_identifiers()}
-    if not first.startswith("variables:") or used != declared or not sections["user"]:
+    sections = {role: Template(text.strip()) for role, text in _SECTION.findall(body) if text.strip()}
+    used = {name for section in sections.values() for name in section.get_identifiers()}
+    roles = sorted(sections)  # the system's comes first
+    if not first.startswith("variables:") or used != declared or roles not in (["user"], ["system", "user"]):
         raise ConfigError(
             f"{path}: first line must be 'variables: {', '.join(sorted(used))}', "
-            "with a '### user' section below"
+            "with a '### user' section below, a '### system' one where wanted, and no other"
         )
     sha256 = hashlib.sha256(data).hexdigest()
-    return lambda values: Prompt(system.substitute(values), user.substitute(values), sha256)
+    return lambda values: Prompt(
+        [{"role": role, "content": sections[role].substitute(values)} for role in roles], sha256
+    )
 
 
-@dataclass(frozen=True)
-class ServerRequest:
+class ServerRequest(NamedTuple):
     """One question to one server; `seed` tells samples of the same question apart."""
 
     server: str
@@ -91,8 +76,7 @@ class ServerRequest:
     seed: int
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A server's answer; `error` names why `text` is not to be used, `model` what the server calls itself."""
 
     text: str
@@ -108,26 +92,39 @@ class Reply:
         return self.text
 
 
-def request_seed(run_seed: int, seed_id: str, purpose: str, sample: int) -> int:
-    """A sampling seed of 31 bits that is the same in every run of the same request."""
-    digest = hashlib.sha256(f"{run_seed}\0{seed_id}\0{purpose}\0{sample}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+class Case(NamedTuple):
+    """One sample of one seed in one method of a run; `position` is the seed's in the input."""
 
+    config: SynthesisConfig
+    method: str
+    position: int
+    seed: Problem
+    sample: int = 0
 
-@dataclass(frozen=True)
-class Context:
-    """Makes requests that are the same in every run of the same config."""
+    @property
+    def settings(self) -> Any:
+        """The method's section of the config."""
+        return getattr(self.config.methods, self.method)
 
-    run_seed: int
-    prompt_folder: str | None = None
+    @property
+    def seed_sha256(self) -> str:
+        """SHA-256 of what a method reads of a seed."""
+        seed = self.seed
+        parts = (seed.id, seed.question, seed.solution, seed.answer, seed.language)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def request(
-        self, seed: Problem, sample: int, server: str, prompt: str, sampling: Sampling, **values: str
-    ) -> ServerRequest:
-        """A request to `server` with the prompt file `prompt` in the seed's language."""
-        rendered = load_prompt(prompt, seed.language, self.prompt_folder)(values)
-        number = request_seed(self.run_seed, seed.id, f"{prompt} {server}", sample)
-        return ServerRequest(server, rendered, sampling, number)
+    def draw(self, purpose: str) -> int:
+        """A number of 31 bits that is the same in every run of the same config."""
+        text = f"{self.config.seed}\0{self.seed.id}\0{purpose}\0{self.sample}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+    def request(self, role: str = "", **values: str) -> ServerRequest:
+        """What the method's server, or the one in a `role`, is asked in the seed's language."""
+        server = getattr(self.settings, role or "server")
+        sampling = getattr(self.settings, f"{role}_sampling" if role else "sampling")
+        name = f"{self.method}.{role}" if role else self.method
+        prompt = _load_prompt(name, self.seed.language, self.config.prompts)(values)
+        return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"))
 
 
 TokenCounter = Callable[[Problem], int]
@@ -156,8 +153,7 @@ def token_counter(tokenizer: str | None, mark: str | None = None) -> TokenCounte
     return lambda record: len(loaded.encode(cpt_text(record), add_special_tokens=False).ids)
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """A final answer against the gold: what was found, and what mathematics says of it."""
 
     found: str
@@ -167,7 +163,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one seed ended in one method: records, or the name of what was wrong.
+    """How one case ended: records, or the name of what was wrong.
 
     `claims` are the server's own verdicts (correct or wrong) and `checks` those of mathematics, by the same
     names; `raw` is the answer that was rejected, bounded.
@@ -184,13 +180,13 @@ class Outcome:
     def disagreement(self) -> bool:
         """Whether a server called something right that mathematics calls wrong, or the other way round."""
         return any(
-            self.checks[name].verdict in ("correct", "wrong") and self.checks[name].verdict != claim
-            for name, claim in self.claims.items()
-            if name in self.checks
+            check.verdict != "ungraded" and check.verdict != self.claims.get(name, check.verdict)
+            for name, check in self.checks.items()
         )
 
 
-Conversation = Generator[tuple[ServerRequest, ...], tuple[Reply, ...], Outcome]
+Requests = tuple[ServerRequest, ...]
+Conversation = Generator[Requests, tuple[Reply, ...], Outcome]
 
 
 class Rejected(Exception):
@@ -198,28 +194,10 @@ class Rejected(Exception):
 
     def __init__(self, reason: str, detail: str = "", raw: str = "", **verdicts: Any) -> None:
         super().__init__(reason)
-        self.outcome = Outcome(
-            reason=reason, detail=detail[:500], raw=raw[:MAXIMUM_RAW_CHARACTERS], **verdicts
-        )
+        self.outcome = Outcome((), reason, detail[:500], raw[:MAXIMUM_RAW_CHARACTERS], **verdicts)
 
 
-def make_record(seed: Problem, solution: str, **changed: str) -> Problem:
-    """The seed with another solution, and another question and answer where given.
-
-    Its id and lineage are filled in where the conversation ends, the same way for every method.
-    """
-    return seed.model_copy(update={"solution": solution, "steps": None, **changed})
-
-
-def hash_seed(seed: Problem) -> str:
-    """SHA-256 of what a method reads of a seed."""
-    parts = (seed.id, seed.question, seed.solution, seed.answer, seed.language)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def advance(
-    conversation: Conversation, replies: tuple[Reply, ...] | None
-) -> tuple[ServerRequest, ...] | Outcome:
+def advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> Requests | Outcome:
     """The conversation's next requests, or its outcome; `replies` are None at its start."""
     try:
         return next(conversation) if replies is None else conversation.send(replies)
@@ -230,27 +208,17 @@ def advance(
         return rejected.outcome
 
 
-TAGS = (
-    *("response", "solution_2", "solution_3"),
-    *("statement", "question_1", "solution_1", "question_2", "check"),
-    *("wrong_step", "correction"),
+OUR_TAG = re.compile(  # in any spelling
+    r"<\s*[/\\]?\s*(?:response|statement|question_[12]|solution_[123]|check|wrong_step|correction)\b[^>]{0,40}>",
+    re.IGNORECASE,
 )
-
-_ANY_TAG = re.compile(rf"<\s*[/\\]?\s*(?:{'|'.join(TAGS)})\b[^>]{{0,40}}>", re.IGNORECASE)
-
 _WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
-
-
-def find_tag(text: str) -> str | None:
-    """The first of our tags in `text`, in any spelling."""
-    found = _ANY_TAG.search(text)
-    return found.group() if found else None
 
 
 def refuse_tags(what: str, text: str) -> None:
     """`Rejected` if `text`, which others wrote, holds one of our tags."""
-    if tag := find_tag(text):
-        raise Rejected(f"{what} imitates our tags", tag, text)
+    if tag := OUR_TAG.search(text):
+        raise Rejected(f"{what} imitates our tags", tag.group(), text)
 
 
 def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
@@ -262,7 +230,7 @@ def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
         if not rest.startswith(opening):
             raise Rejected("malformed", f"expected {opening}, found {rest[:60]!r}", text)
         content, closed, rest = rest.removeprefix(opening).partition(closing)
-        if not closed or not content.strip() or find_tag(content):
+        if not closed or not content.strip() or OUR_TAG.search(content):
             raise Rejected("malformed", f"{opening} is empty, not closed, or holds another tag", text)
         values[name] = content.strip()
         rest = rest.lstrip()
@@ -288,58 +256,57 @@ def check_answer(seed: Problem, text: str) -> Check:
     return Check(found[:200], verdict.status, verdict.reason)
 
 
-def require(
-    needed: dict[str, Check],
-    rules: Verification,
-    claims: dict[str, str],
-    raw: str,
-    recorded: dict[str, Check] | None = None,
-) -> None:
-    """`Rejected` unless every needed check is correct, or not gradable and kept by the rules."""
-    for name, check in needed.items():
-        if check.verdict == "wrong" or (check.verdict == "ungraded" and rules.ungraded == "drop"):
-            reason = "wrong final answer" if check.verdict == "wrong" else "answer not gradable"
-            raise Rejected(reason, f"{name}: {check.reason}", raw, claims=claims, checks=recorded or needed)
+def require(case: Case, checks: dict[str, Check], claims: dict[str, str], raw: str) -> None:
+    """`Rejected` for a wrong check, or an ungraded one, but of what the server itself calls wrong."""
+    faults = {"wrong": "wrong final answer"}
+    if case.config.verification.ungraded == "drop":
+        faults["ungraded"] = "answer not gradable"
+    for name, check in checks.items():
+        if check.verdict in faults and claims.get(name) != "wrong":
+            detail = f"{name}: {check.reason}"
+            raise Rejected(faults[check.verdict], detail, raw, claims=claims, checks=checks)
 
 
-def similarity(first: str, second: str) -> float:
-    """Jaccard similarity, 0 to 1, of the adjacent pairs of words, numbers and signs (Chinese: characters)."""
-    a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
-    if not a or not b:
-        return float(first.split() == second.split())
-    common = len(a & b)
-    return common / (len(a) + len(b) - common)
+def alike(texts: Iterable[str], maximum: float) -> bool:
+    """Whether two of the texts are more similar than `maximum`, from 0 to 1.
+
+    Jaccard similarity of the adjacent pairs of words, numbers and signs (Chinese: characters).
+    """
+    for first, second in combinations(texts, 2):
+        a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
+        similarity = len(a & b) / len(a | b) if a and b else float(first.split() == second.split())
+        if similarity > maximum:
+            return True
+    return False
 
 
 _FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是)[^\n]*\Z")
-
-# What leads a part in prose; the student's attempt and the solution of a new question need nothing.
+# What leads a part in prose, or stands for a verdict; the other parts need nothing.
 _LEADS: dict[str, dict[Language, str]] = {
-    "check": {"en": "Let me check this. It is {text}.", "zh": "检查一下，这个解答{text}。"},
+    "correct": {"en": "Let me check this. It is right.", "zh": "检查一下，这个解答正确。"},
+    "wrong": {"en": "Let me check this. It is wrong.", "zh": "检查一下，这个解答有误。"},
     "wrong_step": {"en": "The first wrong step: ", "zh": "第一个错误的步骤："},
     "correction": {"en": "Correction: ", "zh": "更正："},
     "solution_2": {"en": "First way: ", "zh": "解法一："},
     "solution_3": {"en": "Second way: ", "zh": "解法二："},
 }
-_VERDICTS: dict[str, dict[Language, str]] = {
-    "correct": {"en": "right", "zh": "正确"},
-    "wrong": {"en": "wrong", "zh": "有误"},
-}
 
 
-def lay_out(parts: tuple[tuple[str, str], ...], layout: Layout, language: Language) -> str:
-    """The parts, (tag, text) in order, as one solution; an attempt never stands in a tag.
+def make_record(case: Case, parts: Iterable[tuple[str, str]], **changed: str) -> Problem:
+    """The seed with the parts, (tag, text) in order, as its solution; its id comes where the case ends.
 
-    The teacher's verdicts `accept` and `refuse` are no part of prose.
+    An attempt never stands in a tag; the teacher's verdicts `accept` and `refuse` are no part of prose.
     """
-    if layout == "tags":
-        return "\n".join(text if tag == "attempt" else f"<{tag}>{text}</{tag}>" for tag, text in parts)
-    lines = []
+    seed, lines = case.seed, []
     for tag, text in parts:
-        if tag == "check":
-            lines.append(_LEADS[tag][language].format(text=_VERDICTS[text][language]))
+        if case.settings.layout == "tags":
+            lines.append(text if tag == "attempt" else f"<{tag}>{text}</{tag}>")
+        elif tag == "check":
+            lines.append(_LEADS[text][seed.language])
         elif tag != "response":
-            lines.append((_LEADS[tag][language] if tag in _LEADS else "") + text)
-    prose = "\n".join(lines)
-    # The final answer is written once, where the record becomes text (records.cpt_text).
-    return _FINAL_ANSWER.sub("", prose).rstrip() or prose
+            lines.append(_LEADS.get(tag, {}).get(seed.language, "") + text)
+    solution = "\n".join(lines)
+    if case.settings.layout == "prose":
+        # The final answer is written once, where the record becomes text (records.cpt_text).
+        solution = _FINAL_ANSWER.sub("", solution).rstrip() or solution
+    return seed.model_copy(update={"solution": solution, "steps": None, **changed})

@@ -7,7 +7,7 @@ For rehearsals and tests: the data has the form of synthesized data, not its wor
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import orjson
 
@@ -27,102 +27,88 @@ _WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found}
 
 
 def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Callable[[str, Server], Client]:
-    """What makes the client of each server of `config`, all played by one script."""
+    """What makes the clients of `config`'s servers, played by a script that passes `variants` off as new."""
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
-    script = Script((seed for _, seed in read_seeds(config.seeds, SeedShard())), variants)
-    return lambda name, server: _ScriptedClient(name, server, script, student=server.model == student)
+    seeds = (seed for _, seed in read_seeds(config.seeds, SeedShard()))
+    known = {problem.question: problem for problem in (*variants, *seeds)}
+    new = {language: [one for one in variants if one.language == language] for language in _STEP}
+
+    def answer(prompt: str, model: str) -> str:
+        found = _ATTEMPT.search(prompt) or _GIVEN.search(prompt) or _QUESTION.search(prompt)
+        problem = known.get(found[1]) if found else None
+        if found is None or problem is None:
+            raise DataError(f"scripted server: knows no answer to {prompt[:80]!r}")
+        if found.re is _ATTEMPT:
+            return _correct(problem, found[2])
+        if found.re is _GIVEN:
+            return (
+                _expand(problem, new[problem.language]) if "<question_1>" in found[2] else _diversify(problem)
+            )
+        return _attempt(problem) if model == student and _number(problem.question) % 2 else _solved(problem)
+
+    return lambda name, server: _ScriptedClient(name, server, answer)
 
 
 class _ScriptedClient(Client):
     """A client that needs no key and, in place of each exchange with a server, asks the script."""
 
-    def __init__(self, name: str, server: Server, script: "Script", *, student: bool) -> None:
+    def __init__(self, name: str, server: Server, answer: Callable[[str, str], str]) -> None:
         super().__init__(name, server.model_copy(update={"key_variable": None}))
-        self._script, self._student = script, student
+        self._answer = answer
 
     async def check_served(self) -> None:
         pass
 
-    async def _exchange(self, url: str, body: bytes) -> Reply:
+    async def _exchange(self, url: str, body: bytes) -> tuple[Reply, float]:
         asked = orjson.loads(body)
         prompt = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
-        text = self._script.answer(prompt, student=self._student)
-        return Reply(text, None, len(prompt) // 4, len(text) // 4, asked["model"])
+        text = self._answer(prompt, asked["model"])
+        return Reply(text, None, len(prompt) // 4, len(text) // 4, asked["model"]), 0
 
 
-class Script:
-    """The answers: `seeds` are the problems it may be asked about, `variants` those it passes off as new."""
-
-    def __init__(self, seeds: Iterable[Problem], variants: Sequence[Problem]) -> None:
-        self._known = {problem.question: problem for problem in (*variants, *seeds)}
-        self._variants: dict[str, list[Problem]] = {}
-        for problem in variants:
-            self._variants.setdefault(problem.language, []).append(problem)
-
-    def answer(self, prompt: str, *, student: bool) -> str:
-        """The reply to one of this package's prompts; raises `DataError` for any other."""
-        if found := _ATTEMPT.search(prompt):
-            return self._correct(self._problem(found[1]), found[2])
-        if found := _GIVEN.search(prompt):
-            problem = self._problem(found[1])
-            return self._expand(problem) if "<question_1>" in found[2] else self._diversify(problem)
-        if found := _QUESTION.search(prompt):
-            problem = self._problem(found[1])
-            wrong = student and _number(problem.question) % 2
-            return _attempt(problem) if wrong else _solved(problem, problem.solution)
-        raise DataError(f"scripted server: asked something else than the four methods ask: {prompt[:80]!r}")
-
-    def _problem(self, question: str) -> Problem:
-        if question not in self._known:
-            raise DataError(f"scripted server: knows no solution of {question[:80]!r}")
-        return self._known[question]
-
-    def _diversify(self, problem: Problem) -> str:
-        lines = problem.solution.splitlines()
-        steps = [_STEP[problem.language].format(number=n, line=line) for n, line in enumerate(lines, 1)]
-        together = _TOGETHER[problem.language].format(lines="; ".join(lines))
-        return (
-            "<response>accept</response>\n"
-            f"<solution_2>{_solved(problem, chr(10).join(steps))}</solution_2>\n"
-            f"<solution_3>{_solved(problem, together)}</solution_3>"
-        )
-
-    def _expand(self, problem: Problem) -> str:
-        choices = self._variants.get(problem.language, [])
-        if len(choices) < 2:
-            return "I cannot think of a problem."
-        first = _number(problem.question) % len(choices)
-        new = (choices[first], choices[(first + len(choices) // 2) % len(choices)])
-        pairs = "\n".join(
-            f"<question_{n}>{variant.question}</question_{n}>\n"
-            f"<solution_{n}>{_solved(variant, variant.solution)}</solution_{n}>"
-            for n, variant in enumerate(new, 1)
-        )
-        statement = f"{problem.question} {problem.answer}"
-        return f"<statement>{statement}</statement>\n{pairs}\n<check>accept: both were computed</check>"
-
-    def _correct(self, problem: Problem, attempt: str) -> str:
-        if attempt.strip() == _solved(problem, problem.solution):
-            return "<check>correct</check>"
-        right, found = problem.solution.splitlines()[-1], attempt.strip().splitlines()[-2]
-        reason = _WRONG[problem.language].format(found=found, right=right)
-        return (
-            f"<check>wrong</check>\n<wrong_step>{reason}</wrong_step>\n"
-            f"<correction>{_solved(problem, right)}</correction>"
-        )
+def _expand(problem: Problem, choices: Sequence[Problem]) -> str:
+    if len(choices) < 2:
+        return "I cannot think of a problem."
+    first = _number(problem.question) % len(choices)
+    new = (choices[first], choices[(first + len(choices) // 2) % len(choices)])
+    pairs = "\n".join(
+        f"<question_{n}>{variant.question}</question_{n}>\n<solution_{n}>{_solved(variant)}</solution_{n}>"
+        for n, variant in enumerate(new, 1)
+    )
+    said = f"<statement>{problem.question} {problem.answer}</statement>"
+    return f"{said}\n{pairs}\n<check>accept: both were computed</check>"
 
 
-def _solved(problem: Problem, solution: str, answer: str | None = None) -> str:
-    return response_text(solution, answer or problem.answer, problem.language).lstrip()
+def _diversify(problem: Problem) -> str:
+    lines = problem.solution.splitlines()
+    steps = [_STEP[problem.language].format(number=n, line=line) for n, line in enumerate(lines, 1)]
+    together = _TOGETHER[problem.language].format(lines="; ".join(lines))
+    return (
+        "<response>accept</response>\n"
+        f"<solution_2>{_solved(problem, chr(10).join(steps))}</solution_2>\n"
+        f"<solution_3>{_solved(problem, together)}</solution_3>"
+    )
+
+
+def _correct(problem: Problem, attempt: str) -> str:
+    if attempt.strip() == _solved(problem):
+        return "<check>correct</check>"
+    right, found = problem.solution.splitlines()[-1], attempt.strip().splitlines()[-2]
+    reason = _WRONG[problem.language].format(found=found, right=right)
+    correction = f"<correction>{_solved(problem, right)}</correction>"
+    return f"<check>wrong</check>\n<wrong_step>{reason}</wrong_step>\n{correction}"
+
+
+def _solved(problem: Problem, solution: str | None = None, answer: str | None = None) -> str:
+    text = response_text(solution or problem.solution, answer or problem.answer, problem.language)
+    return text.lstrip()
 
 
 def _attempt(problem: Problem) -> str:
     """The solution with a wrong result in its last line, and so a wrong answer."""
     *before, last = problem.solution.splitlines()
     wrong = str(int(problem.answer) + 1) if re.fullmatch(r"-?\d{1,18}", problem.answer) else "0"
-    if wrong == problem.answer:
-        wrong = "1"
     head, equals, _ = last.rpartition("=")
     return _solved(problem, "\n".join([*before, f"{head}{equals} {wrong}".strip()]), wrong)
 

@@ -21,16 +21,17 @@ from typing import Any, Self
 import orjson
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
-from megatron_mathcpt.errors import DataError, first_error
-from megatron_mathcpt.formats.files import list_files, numbered_lines
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import explain, list_files, numbered_lines
 from megatron_mathcpt.records import Problem, problem_of_row
-from megatron_mathcpt.synthesis.method import Outcome, Reply, ServerRequest, hash_seed
+from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
 STORE = Path(".store") / "synthesis.sqlite"
 # Tables keep SQLite's row numbers, so rows lie as they come. Stored in order of their random keys (WITHOUT
 # ROWID), writing and reading took four times the CPU time, and the file three times the space.
 _SCHEMA = """
+PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
 CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT PRIMARY KEY, method TEXT NOT NULL, server TEXT NOT NULL, body TEXT NOT NULL, text TEXT NOT NULL,
@@ -52,15 +53,12 @@ class SeedShard:
     number: int = 0
     count: int = 1
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.count:
-            raise DataError(f"shard {self.number} of {self.count}: expected 0 to {self.count - 1}")
-
     @classmethod
     def parse(cls, text: str) -> Self:
         """From `INDEX/COUNT`; raises `DataError` for anything else."""
-        if not (found := re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)):
-            raise DataError(f"shard '{text}': expected INDEX/COUNT, such as 0/16")
+        found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if not found or int(found[1]) >= int(found[2]):
+            raise DataError(f"shard '{text}': expected INDEX/COUNT from 0/COUNT on, such as 0/16")
         return cls(int(found[1]), int(found[2]))
 
     @property
@@ -75,8 +73,7 @@ class SeedShard:
 def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
     """Number of seeds, and the hash of all their lines; raises `DataError` naming the line of a bad one.
 
-    Reads every seed once, before anything is spent. Where no server is asked, lines are only counted and
-    hashed: nothing is lost by meeting a bad one later.
+    Where no server is asked, lines are only hashed: nothing is lost by meeting a bad one later.
     """
     digest, count, check = hashlib.sha256(), 0, bool(config.asked)
     for place, line in _seed_lines(config.seeds):
@@ -106,22 +103,10 @@ def _seed_lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 def _parse_seed(place: str, line: bytes) -> Problem:
     try:
         return problem_of_row(orjson.loads(line))
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON in UTF-8 ({error}); mend or drop the line") from error
     except ValidationError as error:
-        raise DataError(f"{place}: seed's {': '.join(first_error(error))}; mend or drop the line") from error
-    except (AttributeError, TypeError) as error:
-        raise DataError(f"{place}: expected a JSON object; mend or drop the line") from error
-
-
-@dataclass(frozen=True)
-class Case:
-    """One seed in one method, and which of its samples; `position` is the seed's in the input."""
-
-    method: str
-    position: int
-    seed: Problem
-    sample: int
+        raise DataError(f"{place}: seed's {explain(error)}; mend or drop the line") from error
+    except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
+        raise DataError(f"{place}: no JSON object in UTF-8 ({error}); mend or drop the line") from error
 
 
 class Store:
@@ -129,11 +114,8 @@ class Store:
 
     def __init__(self, path: Path, **identity: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._known: dict[str, str] = {}  # what `remember` told; the file is locked, so nobody changes it
         self._base = sqlite3.connect(path, isolation_level=None, timeout=1)
         try:
-            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
-                self._base.execute(f"PRAGMA {pragma}")
             self._base.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             raise DataError(
@@ -163,41 +145,35 @@ class Store:
 
     def remember(self, name: str, value: str) -> str:
         """The value known under `name`, which is `value` if none was known before."""
-        if name not in self._known:
-            self._base.execute("INSERT OR IGNORE INTO identity VALUES (?, ?)", (name, value))
-            row = self._base.execute("SELECT value FROM identity WHERE name = ?", (name,)).fetchone()
-            self._known[name] = str(row[0])
-        return self._known[name]
+        self._base.execute("INSERT OR IGNORE INTO identity VALUES (?, ?)", (name, value))
+        return str(self._find("value FROM identity WHERE name = ?", name)[0])
 
     def forget(self, name: str) -> None:
-        self._known.pop(name, None)
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
+    def _find(self, what: str, *values: object) -> Any:
+        return self._base.execute(f"SELECT {what}", values).fetchone()
+
     def find_reply(self, key: str) -> Reply | None:
-        columns = "text, error, prompt_tokens, completion_tokens"
-        row = self._base.execute(f"SELECT {columns} FROM requests WHERE key = ?", (key,)).fetchone()
+        row = self._find("text, error, prompt_tokens, completion_tokens FROM requests WHERE key = ?", key)
         return Reply(*row) if row else None
 
     def find_request(self, key: str) -> dict[str, Any]:
         """Body, answer and error of a request, for its lineage; nothing where it got no answer."""
-        row = self._base.execute("SELECT body, text, error FROM requests WHERE key = ?", (key,)).fetchone()
+        row = self._find("body, text, error FROM requests WHERE key = ?", key)
         return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         self._begin()
-        tokens = (reply.prompt_tokens, reply.completion_tokens)
-        self._base.execute(
-            "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, method, server, body.decode(), reply.text, reply.error, *tokens),
-        )
+        said = (reply.text, reply.error, reply.prompt_tokens, reply.completion_tokens)
+        row = (key, method, server, body.decode(), *said)
+        self._base.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def has_outcome(self, case: Case) -> bool:
         """Whether the outcome is known; raises `DataError` where it is another seed's of the same id."""
-        row = self._base.execute(
-            "SELECT seed_sha256 FROM outcomes WHERE method = ? AND seed = ? AND sample = ?",
-            (case.method, case.seed.id, case.sample),
-        ).fetchone()
-        if row and row[0] != hash_seed(case.seed):
+        place = "seed_sha256 FROM outcomes WHERE method = ? AND seed = ? AND sample = ?"
+        row = self._find(place, case.method, case.seed.id, case.sample)
+        if row and row[0] != case.seed_sha256:
             raise DataError(
                 f"seed '{case.seed.id}': stands for two different problems; give every seed its own id"
             )
@@ -208,11 +184,9 @@ class Store:
         if self.has_outcome(case):
             return
         self._begin()
-        place = (case.method, case.seed.id, case.sample, case.position, hash_seed(case.seed))
-        self._base.execute(
-            "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*place, tokens, row["reason"], orjson.dumps(row).decode()),
-        )
+        place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
+        end = (tokens, row["reason"], orjson.dumps(row).decode())
+        self._base.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, *end))
 
     def forget_server_failures(self) -> None:
         """Drop the outcomes of seeds that no server answered, so that they are tried again."""
@@ -224,13 +198,11 @@ class Store:
             "SELECT seed, sample, tokens, outcome FROM outcomes WHERE method = ? ORDER BY position, sample",
             (method,),
         )
-        for seed, sample, tokens, outcome in rows:
-            yield seed, sample, tokens, orjson.loads(outcome)
+        return ((*place, orjson.loads(outcome)) for *place, outcome in rows)
 
     def accepted_tokens(self, method: str) -> int:
         """Tokens of all records that one method accepted."""
-        row = self._base.execute("SELECT sum(tokens) FROM outcomes WHERE method = ?", (method,)).fetchone()
-        return int(row[0] or 0)
+        return int(self._find("sum(tokens) FROM outcomes WHERE method = ?", method)[0] or 0)
 
     def spent(self, method: str | None = None) -> dict[str, tuple[int, int, int]]:
         """Requests, prompt and completion tokens each server was paid for, in one method or in all."""
@@ -242,31 +214,19 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def request_lineage(key: str, request: ServerRequest, server: Server) -> dict[str, Any]:
-    """What decided one answer."""
-    return {
-        "key": key,
-        "server": request.server,
-        "model": server.model,
-        "prompt_sha256": request.prompt.template_sha256,
-        "sampling": vars(request.sampling),
-        "seed": request.seed,
-    }
-
-
 def outcome_row(outcome: Outcome, case: Case, requests: list[dict[str, Any]]) -> dict[str, Any]:
     """The outcome as JSON values; each record gets an id of its own and its lineage in `extra`."""
     seed, method, sample = case.seed, case.method, case.sample
     verdicts = {
         "claims": outcome.claims,
-        "checks": {name: vars(check) for name, check in outcome.checks.items()},
+        "checks": {name: check._asdict() for name, check in outcome.checks.items()},
         "disagreement": outcome.disagreement,
     }
-    origin = {"seed": seed.id, "seed_sha256": hash_seed(seed), "method": method, "sample": sample}
+    origin = {"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample}
     lineage = {**origin, "requests": requests, **verdicts}
+    own = {"source": method, "extra": {"lineage": lineage}}
     records = [
-        vars(record)
-        | {"id": f"{seed.id}/{method}/{sample}.{n}", "source": method, "extra": {"lineage": lineage}}
+        vars(record) | {"id": f"{seed.id}/{method}/{sample}.{n}", **own}
         for n, record in enumerate(outcome.records)
     ]
     why = {"reason": outcome.reason, "detail": outcome.detail, "raw": outcome.raw}

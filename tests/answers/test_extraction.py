@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_mathcpt.answers import extract_answer, first_answer
+from megatron_mathcpt.answers import extract_answer
 from megatron_mathcpt.records import response_text
 
 CASES = [
@@ -46,16 +46,13 @@ def test_extraction(output: str, language: str, kind: str, text: str, method: st
     assert (found.text, found.method) == (text, method)
 
 
-def test_prose_about_a_question_is_not_cut() -> None:
-    text = "The question: is 7 prime? Yes.\nThis answers the problem: 7"
-    assert first_answer(text) == text
+MARKERS = ["Question:", "Problem 2.", "### Question 3:", "Q:", "问题：", "例2、", "题目："]
 
 
-@pytest.mark.parametrize(
-    "marker", ["Question:", "Problem 2.", "### Question 3:", "Q:", "问题：", "例2、", "题目："]
-)
-def test_next_question_is_cut(marker: str) -> None:
-    assert first_answer(f"The answer is 1.\n\n{marker} more 2") == "The answer is 1."
+@pytest.mark.parametrize("marker", MARKERS)
+def test_next_question_is_cut_and_prose_about_a_question_is_not(marker: str) -> None:
+    assert extract_answer(f"That makes 1.\n\n{marker} more 2").text == "1"
+    assert extract_answer("The question: is 7 prime? Yes.\nThis answers the problem: 8").text == "8"
 
 
 def test_long_hostile_output_is_read_in_bounded_time() -> None:

@@ -24,39 +24,31 @@ def test_pair(pair: Pair) -> None:
     assert grade(pair.gold, pair.prediction, pair.kind).equal is pair.equal
 
 
-def test_list_is_large_and_has_both_languages() -> None:
-    assert len(PAIRS) >= 400
-    assert sum(not pair.equal for pair in PAIRS) >= 200
-    assert sum(any("一" <= c <= "鿿" for c in pair.gold + pair.prediction) for pair in PAIRS) >= 75
-
-
 def test_verdict_is_symmetric_for_mathematics() -> None:
     # A unit that is left out, and a dressing that only a prediction wears, are read from one side.
-    pairs = [
-        pair
-        for pair in PAIRS
-        if pair.kind == "latex" and not re.search("[a-z]", pair.gold[-1] + pair.prediction)
-    ]
+    dressed = re.compile("[a-z]")
+    pairs = [p for p in PAIRS if p.kind == "latex" and not dressed.search(p.gold[-1] + p.prediction)]
     assert len(pairs) > 50
     for pair in pairs:
         assert grade(pair.prediction, pair.gold, "latex").equal in (pair.equal, None), pair
 
 
-def test_verdict_repeats() -> None:
-    sample = random.Random(0).sample(PAIRS, 60)
-    first = [grade(pair.gold, pair.prediction, pair.kind) for pair in sample]
-    assert first == [grade(pair.gold, pair.prediction, pair.kind) for pair in sample]
-
-
-def test_status_and_reason() -> None:
-    right, wrong = grade("7", "7.0", "number"), grade("7", "8", "number")
-    assert (right.equal, right.status, right.reason) == (True, "correct", "value")
-    assert (wrong.equal, wrong.status) == (False, "wrong")
-    assert grade("7", "", "number").reason == "no answer"
-    unknown = grade("\\int_0^x f(t)\\,dt", "\\oint g", "latex")
-    assert unknown.status in ("ungraded", "wrong")
-    long = grade("7", "1+" * 5000 + "1")
-    assert (long.equal, long.status) == (None, "ungraded")
+@pytest.mark.parametrize(
+    ("gold", "prediction", "status", "reason"),
+    [
+        ("7", "7.0", "correct", "value"),
+        ("7", "8", "wrong", "value"),
+        ("7", "", "wrong", "no answer"),
+        ("7", "1+" * 5000 + "1", "ungraded", "too long or nested too deep to grade"),
+        *[("3", odd, "wrong", None) for odd in (". 3", "101_二", "52_{2.5}", "\\binom{\\pi}{2}")],
+        ("1x=1, y=21", "1 x=1, y=2 1", "wrong", None),
+    ],
+)
+def test_status_and_reason(gold: str, prediction: str, status: str, reason: str | None) -> None:
+    verdict = grade(gold, prediction, "latex")
+    assert verdict.status == status
+    assert reason in (None, verdict.reason)
+    assert grade(gold, prediction, "latex") == verdict
 
 
 def test_unknown_kind_is_refused() -> None:
@@ -122,9 +114,8 @@ def test_worker_ends_with_its_parent() -> None:
 
 
 def _golds(folder: Path) -> list[tuple[str, str]]:
-    files = sorted(folder.glob("*/test.jsonl"))
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return [(row["answer"], row["type"]) for row in rows]
+    lines = [line for file in sorted(folder.glob("*/test.jsonl")) for line in file.open(encoding="utf-8")]
+    return [(row["answer"], row["type"]) for row in map(json.loads, lines)]
 
 
 def test_every_local_gold_equals_itself(benchmarks_dir: Path) -> None:
@@ -146,17 +137,3 @@ def test_different_local_golds_are_equal_only_where_mathematics_says_so(benchmar
         assert verdict is grade(second, first, "latex").equal, (first, second)
         if verdict:  # by hand: the only equal pairs are of the same digits in the same order
             assert re.sub(r"\D", "", first) == re.sub(r"\D", "", second), (first, second)
-
-
-@pytest.mark.parametrize(
-    ("gold", "prediction"),
-    [
-        ("3", ". 3"),
-        ("3", "101_二"),
-        ("3", "52_{2.5}"),
-        ("3", "\\binom{\\pi}{2}"),
-        ("1x=1, y=21", "1 x=1, y=2 1"),
-    ],
-)
-def test_odd_text_is_graded_not_refused(gold: str, prediction: str) -> None:
-    assert grade(gold, prediction, "latex").equal is False

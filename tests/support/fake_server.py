@@ -1,6 +1,6 @@
 """A real OpenAI-compatible server on the loopback, whose model is a function and whose faults are chosen.
 
-`scripted_model` plays student, teacher and solver for the seeds of `make_seeds`: what it answers depends on
+`ScriptedModel` plays student, teacher and solver for the seeds of `make_seeds`: what it answers depends on
 the prompt alone, and it notes every wrong final answer and every false verdict that it gives.
 """
 
@@ -11,8 +11,9 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from aiohttp import web
@@ -21,7 +22,6 @@ from megatron_mathcpt.records import Problem
 
 Model = Callable[[str], str]
 Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
-BIG_BYTES = 1 << 30
 
 
 @dataclass
@@ -74,9 +74,8 @@ class Loopback:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            raw = await request.read()
-            if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-                said = request.headers.get("Authorization", "")
+            raw, said = await request.read(), request.headers.get("Authorization", "")
+            if self.key and said != f"Bearer {self.key}":
                 return web.json_response({"error": f"bad key {said}"}, status=401)
             body = json.loads(raw)
             prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
@@ -108,13 +107,20 @@ def _answer(status: int = 200, make: Callable[[Loopback, str], bytes] | None = N
     return answer
 
 
-async def _reset(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": "5000"})
-    await response.prepare(request)
-    await response.write(server.reply(server.model(prompt))[:40])
-    assert request.transport is not None
-    request.transport.abort()
-    return response
+def _stream(parts: Callable[[bytes], Iterable[bytes]], wait: float = 0, length: int | None = None) -> Any:
+    """A body in `parts` of the whole reply, `wait` seconds apart; cut off where `length` promises more."""
+
+    async def answer(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(length)} if length else None)
+        await response.prepare(request)
+        for part in parts(server.reply(server.model(prompt))):
+            await response.write(part)
+            await asyncio.sleep(wait)
+        if length and request.transport:
+            request.transport.abort()
+        return response
+
+    return answer
 
 
 async def _silence(_server: Loopback, _request: web.Request, _prompt: str) -> web.StreamResponse:
@@ -122,49 +128,34 @@ async def _silence(_server: Loopback, _request: web.Request, _prompt: str) -> we
     raise AssertionError
 
 
-async def _trickle(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    for byte in server.reply(server.model(prompt)):
-        await response.write(bytes([byte]))
-        await asyncio.sleep(1)
-    return response
-
-
-async def _endless(_server: Loopback, request: web.Request, _prompt: str) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    chunk = b" " * (1 << 16)
-    for _ in range(BIG_BYTES // len(chunk)):
-        await response.write(chunk)
-    return response
-
-
 def _bomb(_server: Loopback, _prompt: str) -> bytes:
     return gzip.compress(b" " * (1 << 20), 9) * 1024  # 1 GB when unpacked, in 1 MB
 
 
 IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
-FAULTS: dict[str, Any] = {
-    **{str(status): _answer(status) for status in (429, 500, 503, 400, 401, 404)},
+_PASSING = {
+    "429": _answer(429),
     "429 with Retry-After": _answer(429, Retry_After="0.2"),
-    "reset in mid-body": _reset,
+    "500": _answer(500),
+    "503": _answer(503),
+    "reset in mid-body": _stream(lambda body: [body[:40]], length=5000),
     "silence": _silence,
-    "one byte a second": _trickle,
+    "one byte a second": _stream(lambda body: (bytes([byte]) for byte in body), wait=1),
+}
+_LASTING = {
     "HTML": _answer(make=lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
     "cut JSON": _answer(make=lambda s, p: s.reply(s.model(p))[:-30]),
     "no choices": _answer(make=lambda _s, _p: b'{"choices": []}'),
     "null content": _answer(make=lambda s, _p: s.reply(None)),
     "finish_reason length": _answer(make=lambda s, p: s.reply(s.model(p), "length")),
     "imitated tags": _answer(make=lambda s, _p: s.reply(IMITATION)),
-    "1 GB body": _endless,
+    "1 GB body": _stream(lambda _: repeat(b" " * (1 << 16), 1 << 14)),
     "compressed bomb": _answer(make=_bomb, Content_Encoding="gzip"),
 }
-PASSING = ("429", "429 with Retry-After", "500", "503", "reset in mid-body", "silence", "one byte a second")
-LASTING = (
-    *("HTML", "cut JSON", "no choices", "null content", "finish_reason length", "imitated tags"),
-    *("1 GB body", "compressed bomb"),
+FAULTS: dict[str, Any] = (
+    _PASSING | _LASTING | {status: _answer(int(status)) for status in ("400", "401", "404")}
 )
+PASSING, LASTING = tuple(_PASSING), tuple(_LASTING)
 
 
 def chance_of(text: str, purpose: str) -> float:
@@ -173,16 +164,26 @@ def chance_of(text: str, purpose: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def make_seeds(count: int, language: str = "en") -> list[Problem]:
+def mixed_faults(passing: float, lasting: float) -> Faults:
+    """These shares of the prompts fail at first, and for good."""
+
+    def faults(prompt: str, attempt: int) -> str | None:
+        dice = chance_of(prompt, "fault")
+        if dice < passing:
+            return PASSING[int(dice / passing * len(PASSING))] if attempt == 1 else None
+        return LASTING[int((dice - passing) / lasting * len(LASTING))] if dice < passing + lasting else None
+
+    return faults
+
+
+def make_seeds(count: int) -> list[Problem]:
     """Seeds `What is a + b?`, each with its own numbers."""
-    question = {"en": "What is {a} + {b}?", "zh": "{a} + {b} 等于多少？"}[language]
     return [
         Problem(
             id=f"seed-{n:06d}",
-            question=question.format(a=n, b=7),
+            question=f"What is {n} + 7?",
             solution=f"Take {n}.\nAdd 7.\nThat makes {n} + 7 = {n + 7}.",
             answer=str(n + 7),
-            language="zh" if language == "zh" else "en",
         )
         for n in range(count)
     ]

@@ -1,17 +1,25 @@
-"""Configs and seeds for synthesis tests."""
+"""Configs, seeds and runs for synthesis tests."""
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.support.fake_server import make_seeds
+from megatron_mathcpt.synthesis.store import SeedShard
+from megatron_mathcpt.synthesis.synthesize import synthesize
+from tests.support.fake_server import Loopback, ScriptedModel, make_seeds
 
+ROOT = Path(__file__).resolve().parents[2]
+METHOD = "tutorship_amplification"
+FIRST = "shard-00000-of-00001"
+NOBODY = "http://127.0.0.1:1/v1"
+Seeds = list[Problem] | int
 SAMPLING = {"temperature": 0.7, "max_tokens": 256}
 # Time-outs are short only where a test wants them: on a busy machine an answer may take seconds.
 FAST = {
@@ -22,12 +30,16 @@ FAST = {
     "maximum_response_bytes": 100_000,
 }
 TUTORSHIP = {
-    "student": "student",
-    "student_sampling": SAMPLING,
-    "teacher": "teacher",
-    "teacher_sampling": SAMPLING,
-    "samples": 1,
-    "right_attempts": "keep",
+    **{"student": "student", "student_sampling": SAMPLING, "samples": 1},
+    **{"teacher": "teacher", "teacher_sampling": SAMPLING, "right_attempts": "keep"},
+}
+DIVERSIFICATION = {"server": "teacher", "sampling": SAMPLING}
+SOLVER = {"solver": "teacher", "solver_sampling": SAMPLING, "solutions": 3, "agreeing": 2}
+METHODS: dict[str, dict[str, Any]] = {
+    "response_diversification": DIVERSIFICATION,
+    "query_expansion": DIVERSIFICATION | SOLVER,
+    "tutorship_amplification": TUTORSHIP,
+    "retrospective_enhancement": {},
 }
 
 
@@ -37,7 +49,7 @@ def write_seeds(path: Path, seeds: list[Problem]) -> str:
 
 
 def build_config(
-    folder: Path, url: str, seeds: list[Problem] | int = 20, patience_seconds: float = 60.0, **changed: Any
+    folder: Path, url: str, seeds: Seeds = 20, patience_seconds: float = 60.0, **changed: Any
 ) -> SynthesisConfig:
     """Tutorship amplification with both servers at one address; any section can be replaced."""
     rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
@@ -49,7 +61,7 @@ def build_config(
         "seed": 1,
         "seeds": [write_seeds(folder / "seeds.jsonl", rows)],
         "servers": {"student": server, "teacher": server},
-        "methods": {"tutorship_amplification": TUTORSHIP},
+        "methods": {METHOD: TUTORSHIP},
         "verification": {"disagreement": "drop"},
         "concurrency": 32,
         **changed,
@@ -57,6 +69,49 @@ def build_config(
     return SynthesisConfig.model_validate_json(json.dumps(tree))
 
 
+def read(out: Path, kind: str = "accepted", shard: str = FIRST) -> list[dict[str, Any]]:
+    return read_json_lines(out / shard / METHOD / f"{kind}.jsonl")
+
+
+def ends(out: Path, shard: str = FIRST) -> list[str]:
+    """The seed of each outcome."""
+    seeds = [row["extra"]["lineage"]["seed"] for row in read(out, shard=shard)]
+    return seeds + [row["seed"] for row in read(out, "rejected", shard)]
+
+
+def wrong_records(out: Path) -> list[dict[str, Any]]:
+    return [record for record in read(out) if int(record["answer"]) != int(record["id"][5:11]) + 7]
+
+
+def assert_same_bytes(out: Path, whole: Path) -> None:
+    for name in ("accepted.jsonl", "rejected.jsonl"):
+        there = Path(FIRST, METHOD, name)
+        assert (out / there).read_bytes() == (whole / there).read_bytes()
+
+
+@dataclass
+class Trial:
+    """Runs into `folder` with a server on the loopback."""
+
+    folder: Path
+    server: Loopback
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def config(self, seeds: Seeds = 20, **changed: Any) -> SynthesisConfig:
+        return build_config(self.folder, self.server.url, seeds, **changed)
+
+    def run(
+        self, seeds: Seeds = 20, out: str = "out", shard: SeedShard | None = None, **changed: Any
+    ) -> dict[str, Any]:
+        """The summary of the method."""
+        summary = synthesize(self.config(seeds, **changed), self.folder / out, shard)
+        return {**summary["methods"][METHOD], "stopped": summary["stopped"]}
+
+
 @pytest.fixture
-def make_config(tmp_path: Path) -> Callable[..., SynthesisConfig]:
-    return partial(build_config, tmp_path)
+def trial(tmp_path: Path) -> Iterator[Trial]:
+    with Loopback(ScriptedModel()) as server:
+        yield Trial(tmp_path, server)

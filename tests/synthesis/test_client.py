@@ -31,13 +31,13 @@ def ask(url: str | list[str], count: int = 1, **changed: Any) -> list[Reply]:
     return asyncio.run(run())
 
 
-def fails_once(fault: str) -> Callable[[str, int], str | None]:
-    return lambda _prompt, attempt: fault if attempt == 1 else None
+def fails(fault: str, times: int = 10**6) -> Callable[[str, int], str | None]:
+    return lambda _prompt, attempt: fault if attempt <= times else None
 
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(fault: str) -> None:
-    with Loopback(str.upper, faults=fails_once(fault)) as server:
+    with Loopback(str.upper, faults=fails(fault, 1)) as server:
         short = {"read_timeout_seconds": 0.5, "total_timeout_seconds": 1.0} if fault in SILENT else {}
         (answer,) = ask(server.url, **short)
     assert (answer.text, answer.error) == ("HELLO 0", None)
@@ -58,21 +58,21 @@ NAMES = {
 
 @pytest.mark.parametrize("fault", LASTING)
 def test_what_lasts_is_a_named_error_after_one_request(fault: str) -> None:
-    with Loopback(str, faults=lambda _p, _a: fault) as server:
+    with Loopback(str, faults=fails(fault)) as server:
         (answer,) = ask(server.url)
     assert (answer.error, server.requests) == (NAMES[fault], 1)
 
 
 @pytest.mark.parametrize("status", ["400", "401", "404"])
 def test_what_no_retry_mends_stops_at_once(status: str) -> None:
-    with Loopback(str, faults=lambda _p, _a: status) as server:
-        with pytest.raises(ServerError, match=f"refused with status {status}"):
-            ask(server.url)
-        assert server.requests == 1
+    refused = pytest.raises(ServerError, match=f"refused with status {status}")
+    with Loopback(str, faults=fails(status)) as server, refused:
+        ask(server.url)
+    assert server.requests == 1
 
 
 def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
-    with Loopback(str, faults=lambda _p, _a: "500") as server:
+    with Loopback(str, faults=fails("500")) as server:
         (answer,) = ask(server.url, attempts=3)
         assert (answer.error, server.requests) == ("server: status 500", 3)
         with pytest.raises(ServerError, match="in a row"):
@@ -82,50 +82,33 @@ def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
 
 
 def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
-    with Loopback(str, faults=fails_once("429 with Retry-After")) as server:
+    with Loopback(str, faults=fails("429 with Retry-After", 1)) as server:
         began = time.monotonic()
         ask(server.url)
         assert time.monotonic() - began >= 0.2
         with pytest.raises(ServerError, match="more than maximum_wait_seconds"):
             ask(server.url, count=2, maximum_wait_seconds=0.1)
-
-
-def test_retry_after_in_both_forms() -> None:
     assert _retry_after("2.5") == 2.5
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert _retry_after("Fri, 31 Dec 2199 23:59:59 GMT") > 1e9
-    assert _retry_after("soon") == _retry_after("") == _retry_after("-3") == 0.0
+    past = ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "", "-3")
+    assert {_retry_after(value) for value in past} == {0.0}
 
 
-def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_KEY", "sk-very-secret")
-    with Loopback(str, key="sk-very-secret") as server:
-        assert ask(server.url, key_variable="TEST_KEY")[0].error is None
-        server.key = "sk-another"
-        with pytest.raises(ServerError) as caught:  # the server echoes the key
-            ask(server.url, key_variable="TEST_KEY")
-        assert "sk-very-secret" not in str(caught.value)
-        monkeypatch.delenv("TEST_KEY")
-        with pytest.raises(ServerError, match="TEST_KEY is not set"):
-            ask(server.url, key_variable="TEST_KEY")
+def test_a_key_that_is_not_set_is_refused() -> None:
+    with pytest.raises(ServerError, match="TEST_KEY is not set"):
+        ask("http://127.0.0.1:1", key_variable="TEST_KEY")
 
 
 def test_no_address_has_more_requests_than_its_limit() -> None:
     with Loopback(str, delay_seconds=0.01) as one, Loopback(str, delay_seconds=0.01) as other:
-        one.faults = fails_once("500")  # what failed at one is tried at the other, but for its limit
+        one.faults = fails("500", 1)  # what failed at one is tried at the other, but for its limit
         ask([one.url, other.url], 100, maximum_in_flight=8)
         assert one.most_in_flight == other.most_in_flight == 8
 
 
-def test_an_address_that_is_gone_costs_no_request() -> None:
-    with Loopback(str) as gone:
-        pass
-    with Loopback(str) as server:
-        answers = ask([gone.url, server.url], 20, attempts=2)
-    assert not [answer for answer in answers if answer.error]
-
-
-def test_load_is_shared_by_speed() -> None:
+def test_load_is_shared_by_speed_and_an_address_that_is_gone_costs_no_request() -> None:
     with Loopback(str, delay_seconds=0.01) as quick, Loopback(str, delay_seconds=0.5) as slow:
         ask([quick.url, slow.url], 400, maximum_in_flight=8)
         assert quick.requests > 4 * slow.requests > 0
+    with Loopback(str) as server:
+        assert not [reply for reply in ask([slow.url, server.url], 20, attempts=2) if reply.error]

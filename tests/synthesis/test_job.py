@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 from megatron_mathcpt.config.base import dump_yaml
-from megatron_mathcpt.config.synthesis import SynthesisConfig
-from tests.synthesis.test_synthesize import ROOT, MakeConfig, accepted
+from tests.synthesis.conftest import NOBODY, ROOT, build_config, read
 
 STAND_IN = """#!{python}
 import asyncio, json, pathlib, sys
@@ -23,8 +22,9 @@ web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  #
 """
 
 
-def start(tmp_path: Path, config: SynthesisConfig, stand_in: str) -> subprocess.Popen[str]:
-    """A job whose vLLM is `stand_in` and whose scontrol notes what it is told."""
+def start(tmp_path: Path, stand_in: str) -> subprocess.Popen[str]:
+    """A job on 30 seeds whose vLLM is `stand_in` and whose scontrol notes what it is told."""
+    config = build_config(tmp_path, NOBODY, 30)
     (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (tmp_path / "bin").mkdir()
     scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n'
@@ -59,15 +59,15 @@ def assert_all_end(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
-def stand_in(tmp_path: Path, delay: float) -> str:
+def vllm(tmp_path: Path, delay: float) -> str:
     return STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
 
 
-def test_servers_start_serve_one_shard_and_end(make_config: MakeConfig, tmp_path: Path) -> None:
-    job = start(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in(tmp_path, 0))
+def test_servers_start_serve_one_shard_and_end(tmp_path: Path) -> None:
+    job = start(tmp_path, vllm(tmp_path, 0))
     said = job.communicate()[1]
     assert job.returncode == 0, said
-    records = accepted(tmp_path / "out", "shard-00001-of-00003")
+    records = read(tmp_path / "out", shard="shard-00001-of-00003")
     assert records
     assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
     assert {request["model"] for request in records[0]["extra"]["lineage"]["requests"]} == {"small", "big"}
@@ -75,15 +75,15 @@ def test_servers_start_serve_one_shard_and_end(make_config: MakeConfig, tmp_path
     assert_all_end(tmp_path)
 
 
-def test_a_server_that_dies_ends_the_job(make_config: MakeConfig, tmp_path: Path) -> None:
-    job = start(tmp_path, make_config("http://127.0.0.1:1/v1"), "#!/bin/sh\nexit 3\n")
+def test_a_server_that_dies_ends_the_job(tmp_path: Path) -> None:
+    job = start(tmp_path, "#!/bin/sh\nexit 3\n")
     assert "ended before both answered" in job.communicate()[1]
     assert job.returncode == 1
     assert processes_of(tmp_path) == []
 
 
-def test_a_job_near_its_end_goes_back_to_the_queue(make_config: MakeConfig, tmp_path: Path) -> None:
-    with start(tmp_path, make_config("http://127.0.0.1:1/v1", 30), stand_in(tmp_path, 600)) as job:
+def test_a_job_near_its_end_goes_back_to_the_queue(tmp_path: Path) -> None:
+    with start(tmp_path, vllm(tmp_path, 600)) as job:
         while job.poll() is None and not (tmp_path / "out").exists():  # the client is at work
             time.sleep(0.1)
         job.send_signal(signal.SIGUSR1)

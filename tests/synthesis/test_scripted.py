@@ -9,26 +9,21 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.synthesis.conftest import write_seeds
+from tests.synthesis.conftest import FIRST, METHOD, ROOT, write_seeds
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "tiny" / "paper" / "synthesis.yaml"
+CONFIG = "configs/tiny/paper/synthesis.yaml"
 SEEDS = 60
 
 
-def rehearse(folder: Path, seeds: list[Problem]) -> Path:
-    """The tiny grid's synthesis on a few seeds."""
-    write_seeds(folder / "seeds.jsonl", seeds)
-    command = [sys.executable, str(ROOT / "tools" / "synthesize.py"), str(CONFIG), "--scripted"]
-    command += [f'seeds=["{folder}/seeds.jsonl"]', f"budget.seeds={SEEDS}", "--out", str(folder / "out")]
-    command += ["tokenizer=null"]  # the grid's is made with its corpora
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return folder / "out" / "shard-00000-of-00001"
-
-
 def test_all_four_methods_yield_records_that_are_right(tmp_path: Path) -> None:
+    """The tiny grid's synthesis on a few seeds."""
     made = list(training_problems(ProblemMix(train_problems=SEEDS, step_shares=(0.4, 0.3, 0.3)), 7))
-    found, seeds = rehearse(tmp_path, made), {seed.question: seed for seed in made}
+    path, seeds = write_seeds(tmp_path / "seeds.jsonl", made), {seed.question: seed for seed in made}
+    command = [sys.executable, "tools/synthesize.py", CONFIG, "--scripted", "--out", str(tmp_path)]
+    command += [f'seeds=["{path}"]', f"budget.seeds={SEEDS}", "tokenizer=null"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+    found = tmp_path / FIRST
     records = {
         path.parent.name: [Problem.model_validate(row) for row in read_json_lines(path)]
         for path in found.glob("*/accepted.jsonl")
@@ -45,9 +40,7 @@ def test_all_four_methods_yield_records_that_are_right(tmp_path: Path) -> None:
         attempt = extract_answer(record.solution.splitlines()[-1], record.language)
         assert record.answer == seeds[record.question].answer
         assert attempt.text is None or grade(record.answer, attempt.text).status != "wrong"
-    rejected = {
-        row["reason"] for row in read_json_lines(found / "tutorship_amplification" / "rejected.jsonl")
-    }
-    assert rejected == {"attempt already right"}
+    rejected = read_json_lines(found / METHOD / "rejected.jsonl")
+    assert {row["reason"] for row in rejected} == {"attempt already right"}
     new = [record for record in records["query_expansion"] if record.question not in seeds]
     assert len(new) > 0.9 * len(records["query_expansion"])
