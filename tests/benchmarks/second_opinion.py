@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from megatron_mathcpt.formats.evaluation_folder import KIND, Sample, load_results, load_samples
+from megatron_mathcpt.formats.evaluation_folder import KIND, Sample, load_results, samples_path
+from megatron_mathcpt.formats.files import read_rows
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.benchmarks.eval_graders import FAILURES, math_verify
 
@@ -47,7 +48,7 @@ def main() -> None:
     outcomes = ("right, right", "right, wrong", "wrong, right", "wrong, wrong")
     table = Table("task", "samples", *outcomes, "agree in %", title="ours, math-verify")
     for task in load_results(chosen.evaluation).tasks:
-        samples = load_samples(chosen.evaluation, task)
+        samples = read_rows(samples_path(chosen.evaluation, task), Sample)
         counts, apart = compare(samples)
         agree = 100 * (1 - len(apart) / len(samples))
         table.add_row(task, str(len(samples)), *(str(counts[name]) for name in outcomes), f"{agree:.2f}")

@@ -15,9 +15,9 @@ from megatron_mathcpt.formats.evaluation_folder import (
     TaskScore,
     load_first_answers,
     load_results,
-    load_samples,
     write_evaluation,
 )
+from megatron_mathcpt.formats.files import read_rows
 from megatron_mathcpt.formats.manifest import load_manifest
 
 
@@ -45,7 +45,7 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     results = _write(tmp_path, _score(2, 1, samples=K_SCORES))
     found = load_results(tmp_path)
     assert json.dumps(found.as_json()) == json.dumps(results.as_json())  # NaN is not equal to itself
-    assert load_samples(tmp_path, "sums") == ROWS
+    assert read_rows(tmp_path / "samples_sums.jsonl", Sample) == ROWS
     assert load_first_answers(tmp_path, "sums", found.tasks["sums"]) == [ROWS[0], ROWS[2]]
     assert load_manifest(tmp_path, KIND).counts == {"accuracy": {"sums": 0.5}}
     assert found.tasks["sums"].headline.value == 0.25

@@ -9,7 +9,7 @@ from megatron_mathcpt.formats.files import EarlySync
 
 
 def test_a_refusal_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BYTES", 1)
+    monkeypatch.setattr(files, "_SYNC_BYTES", 1)
     with Path("/dev/null").open("wb") as file:  # writes succeed, syncing is refused with EINVAL
         early = EarlySync(file)
         early.wrote(1)
@@ -18,7 +18,7 @@ def test_a_refusal_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.Mon
 
 
 def test_bytes_are_those_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BYTES", 10)
+    monkeypatch.setattr(files, "_SYNC_BYTES", 10)
     with (tmp_path / "file").open("wb") as file:
         early = EarlySync(file)
         for number in range(100):

@@ -53,7 +53,7 @@ def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> N
 
 
 def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BYTES", 500)  # handed over in many pieces
+    monkeypatch.setattr(files, "_SYNC_BYTES", 500)  # handed over in many pieces
     docs = documents(90, 500)
     whole = write(tmp_path / "whole", docs, 500)
     parts = [write(tmp_path / f"part{i}", docs[low : low + 30], 500) for i, low in enumerate((0, 30, 60))]
