@@ -94,46 +94,36 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
 
 def _data_conflicts(config: ExperimentConfig) -> Conflicts:
     """Model, budget, data and what is logged of them."""
-    sft = config.data.sft is not None
+    sft, epochs, sets = config.data.sft is not None, config.train.train_epochs, config.validation.sets
     return {
         "model: missing; init.scratch needs the model's shape": config.init.scratch and config.model is None,
         "optimizer.min_lr: above optimizer.lr": config.optimizer.min_lr > config.optimizer.lr,
-        "train.train_epochs: for data.sft only; give train.train_tokens": (
-            config.train.train_epochs is not None and not sft
-        ),
-        "validation.sets: need data.corpus": bool(config.validation.sets) and config.data.corpus is None,
+        "train.train_epochs: for data.sft only; give train.train_tokens": epochs is not None and not sft,
+        "validation.sets: need data.corpus": bool(sets) and config.data.corpus is None,
         "logging.loss_by_source: SFT data is one source; leave it out": config.logging.loss_by_source and sft,
     }
 
 
 def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
     """Validation and which checkpoints are kept."""
-    checkpoint, validation = config.checkpoint, config.validation
-    best, every = checkpoint.keep_best, checkpoint.keep_every
-    chooses = checkpoint.choose != "newest"
+    checkpoint, sets = config.checkpoint, config.validation.sets
+    saves, validates = checkpoint.interval, config.validation.interval
+    chooses, best, every = checkpoint.choose != "newest", checkpoint.keep_best, checkpoint.keep_every
+    kept = every is not None or best is not None or chooses
+    best_is_known = best in sets and validates is not None and saves % validates == 0
     return {
         "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval": (
-            chooses and validation.interval != checkpoint.interval
+            chooses and validates != saves
         ),
-        "checkpoint.keep_best: choose lowest_validation_loss keeps its own best": chooses
-        and best is not None,
-        "checkpoint.keep_every: not a multiple of checkpoint.interval": (
-            every is not None and every % checkpoint.interval != 0
+        "checkpoint.keep_best: choose lowest_validation_loss keeps its own best": (
+            chooses and best is not None
         ),
+        "checkpoint.keep_every: not a multiple of checkpoint.interval": bool(every and every % saves),
         "checkpoint.keep_optimizer: is of those kept beside the newest, and none is: set keep_every, "
-        "keep_best or choose": checkpoint.keep_optimizer and every is None and best is None and not chooses,
+        "keep_best or choose": checkpoint.keep_optimizer and not kept,
         "checkpoint.keep_best: needs one of validation.sets, and validation.interval that divides "
-        "checkpoint.interval": (
-            best is not None
-            and (
-                best not in validation.sets
-                or validation.interval is None
-                or checkpoint.interval % validation.interval != 0
-            )
-        ),
-        "validation.sets: empty, but validation.interval is set": (
-            validation.interval is not None and not validation.sets
-        ),
+        "checkpoint.interval": best is not None and not best_is_known,
+        "validation.sets: empty, but validation.interval is set": validates is not None and not sets,
     }
 
 
@@ -144,12 +134,10 @@ def _recompute_divides(config: ExperimentConfig) -> bool:
         return True
     assert parallel.recompute_num_layers is not None
     virtual = parallel.virtual_pipeline_model_parallel_size or 1
-    if any(parallel.counted_as_layers):
-        counted = shape.num_layers + sum(parallel.counted_as_layers)
-        slots = counted // (parallel.pipeline_model_parallel_size * virtual)
+    sizes = {layers // virtual for layers in parallel.stage_layers(shape.num_layers)}
+    if counted := sum(parallel.counted_as_layers):
+        slots = (shape.num_layers + counted) // (parallel.pipeline_model_parallel_size * virtual)
         sizes = {slots, slots - 1}
-    else:
-        sizes = {layers // virtual for layers in parallel.stage_layers(shape.num_layers)}
     return all(layers % parallel.recompute_num_layers == 0 for layers in sizes)
 
 
@@ -171,32 +159,27 @@ def _divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
         *sequence_divisions(train.seq_length, tensor, context, sequence_parallel=parallel.sequence_parallel),
         microbatches,
     ]
-    fp8 = config.precision.fp8 is not None
-    if fp8:
-        tokens = train.micro_batch_size * train.seq_length // context
-        name = "train.micro_batch_size x seq_length / context size"
-        rules.append(Division(name, tokens, _FP8_MULTIPLE, "what FP8 needs"))
-    if shape is None:
-        return rules
-    rules += shape_divisions(shape, tensor) + _stage_divisions(parallel, shape.num_layers)
-    if fp8:
+    fp8 = _FP8_MULTIPLE if config.precision.fp8 else 1
+    tokens = train.micro_batch_size * train.seq_length // context
+    name, needed = "train.micro_batch_size x seq_length / context size", "what FP8 needs"
+    rules.append(Division(name, tokens, fp8, needed))
+    if shape is not None:
         width = f"16 (FP8) x {_TENSOR_SIZE}"
-        rules += [
-            Division("model.hidden_size", shape.hidden_size, _FP8_MULTIPLE, "what FP8 needs"),
-            Division("model.ffn_hidden_size", shape.ffn_hidden_size, _FP8_MULTIPLE * tensor, width),
-        ]
+        rules += shape_divisions(shape, tensor) + _stage_divisions(parallel, shape.num_layers)
+        rules.append(Division("model.hidden_size", shape.hidden_size, fp8, needed))
+        rules.append(Division("model.ffn_hidden_size", shape.ffn_hidden_size, fp8 * tensor, width))
     return rules
 
 
 def shape_divisions(shape: LlamaShape, tensor: int) -> list[Division]:
     """What tensor parallelism cuts of a layer."""
+    cut = (
+        ("num_attention_heads", shape.num_attention_heads, "attention heads do"),
+        ("num_query_groups", shape.query_groups, "query groups do"),
+        ("ffn_hidden_size", shape.ffn_hidden_size, "feed-forward width does"),
+    )
     return [
-        Division(f"model.{name}", found, tensor, _TENSOR_SIZE, f"{what} do{es} not divide by TP")
-        for name, found, what, es in (
-            ("num_attention_heads", shape.num_attention_heads, "attention heads", ""),
-            ("num_query_groups", shape.query_groups, "query groups", ""),
-            ("ffn_hidden_size", shape.ffn_hidden_size, "feed-forward width", "es"),
-        )
+        Division(f"model.{n}", size, tensor, _TENSOR_SIZE, f"{do} not divide by TP") for n, size, do in cut
     ]
 
 
@@ -204,39 +187,34 @@ def sequence_divisions(
     seq_length: int, tensor: int, context: int, *, sequence_parallel: bool
 ) -> list[Division]:
     """Context parallelism gives each rank two chunks of a sequence, sequence parallelism cuts them again."""
-    rules = []
-    if context > 1:
-        what, short = "2 x context_parallel_size", "sequence does not divide by 2 CP"
-        rules.append(Division("train.seq_length", seq_length, 2 * context, what, short))
-    if sequence_parallel:
-        what, short = "tensor x context size", "sequence does not divide by TP x CP"
-        rules.append(Division("train.seq_length", seq_length, tensor * context, what, short))
-    return rules
+    cuts = (
+        (context > 1, 2 * context, "2 x context_parallel_size", "2 CP"),
+        (sequence_parallel, tensor * context, "tensor x context size", "TP x CP"),
+    )
+    field, short = "train.seq_length", "sequence does not divide by {}"
+    return [Division(field, seq_length, by, what, short.format(s)) for cut, by, what, s in cuts if cut]
 
 
 def batch_divisions(
     global_batch_size: int, replica_batch: int, interleaved: int
 ) -> tuple[Division, Division]:
     """Microbatches of all replicas fill the global batch, those of one its `interleaved` stages."""
-    field = "train.global_batch_size"
+    field, count = "train.global_batch_size", global_batch_size // replica_batch
+    of_batch = (
+        "train.micro_batch_size x data parallel size",
+        "global batch does not divide by DP x micro batch",
+    )
+    stages = "parallel.pipeline_model_parallel_size", "interleaving needs microbatches that divide by PP"
     return (
-        Division(
-            *(field, global_batch_size, replica_batch, "train.micro_batch_size x data parallel size"),
-            "global batch does not divide by DP x micro batch",
-        ),
-        Division(
-            *(f"{field} in microbatches", global_batch_size // replica_batch, interleaved),
-            *("parallel.pipeline_model_parallel_size", "interleaving needs microbatches that divide by PP"),
-        ),
+        Division(field, global_batch_size, replica_batch, *of_batch),
+        Division(f"{field} in microbatches", count, interleaved, *stages),
     )
 
 
 def _stage_divisions(parallel: ParallelSection, num_layers: int) -> list[Division]:
     """Layers that must come out even over pipeline stages and their virtual parts."""
-    stages, virtual = (
-        parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size or 1,
-    )
+    stages = parallel.pipeline_model_parallel_size
+    virtual = parallel.virtual_pipeline_model_parallel_size or 1
     if parallel.ends == (None, None):
         counted = num_layers + sum(parallel.counted_as_layers)
         name = "model.num_layers" + (" with embedding and loss" if any(parallel.counted_as_layers) else "")
@@ -248,11 +226,7 @@ def _stage_divisions(parallel: ParallelSection, num_layers: int) -> list[Divisio
             f"parallel.num_layers_in_*_pipeline_stage: leave {left} of {num_layers} layers for the other "
             f"{middle} stages"
         )
-    name = "parallel.num_layers_in_{}_pipeline_stage"
-    rules = [
-        Division(name.format(end), layers, virtual, "virtual pipeline size")
-        for end, layers in zip(("first", "last"), parallel.ends, strict=True)
-        if layers is not None
-    ]
-    what = "middle stages x virtual size"
+    name, what = "parallel.num_layers_in_{}_pipeline_stage", "middle stages x virtual size"
+    ends = [(name.format(end), n) for end, n in zip(("first", "last"), parallel.ends, strict=True) if n]
+    rules = [Division(field, layers, virtual, "virtual pipeline size") for field, layers in ends]
     return [*rules, Division("layers of the middle stages", left, max(1, middle) * virtual, what)]
