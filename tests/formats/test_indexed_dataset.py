@@ -62,28 +62,33 @@ def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert both(tmp_path / "merged") == both(whole)
 
 
+def test_what_the_disk_refuses_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_SYNC_BYTES", 1)
+    with Path("/dev/null").open("wb") as file:  # writes succeed, syncing is refused with EINVAL
+        early = files.EarlySync(file)
+        early.wrote(1)
+        with pytest.raises(OSError, match="Invalid argument"):
+            early.finish()
+
+
 def test_merge_refuses_mixed_token_types(tmp_path: Path) -> None:
     parts = [write(tmp_path / str(size), documents(3, 500), size) for size in (500, 100_000)]
     with pytest.raises(DataError, match="different token types"):
         merge(parts, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".idx"])
-@pytest.mark.parametrize("cut", [1, 30, 10_000])
-def test_truncated_files_are_refused(tmp_path: Path, suffix: str, cut: int) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "kept", "message"),
+    [
+        *((suffix, -cut, " bytes, its") for suffix in (".bin", ".idx") for cut in (1, 30)),
+        (".bin", 0, "0 bytes, its index says"),
+        (".idx", 0, "not an index"),
+        (".idx", None, "not found"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, suffix: str, kept: int | None, message: str) -> None:
     prefix = write(tmp_path / "data", documents(100, 500), 500)
     file = Path(f"{prefix}{suffix}")
-    file.write_bytes(file.read_bytes()[:-cut])
-    with pytest.raises(DataError, match=str(file)):
-        read_lengths(prefix)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    prefix = write(tmp_path / "data", documents(10, 500), 500)
-    index = Path(f"{prefix}.idx")
-    index.write_bytes(b"\x00" * len(index.read_bytes()))
-    with pytest.raises(DataError, match="not an index"):
-        read_lengths(prefix)
-    index.unlink()
-    with pytest.raises(DataError, match="not found"):
+    file.unlink() if kept is None else file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DataError, match=f"{file}: .*{message}"):
         read_lengths(prefix)
