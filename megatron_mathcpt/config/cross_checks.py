@@ -6,18 +6,21 @@ Nothing here imports torch, so it answers on a login node, before any process st
 from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 
 
 class Division(NamedTuple):
-    """`found`, of `field`, must divide by `divisor`, which is `what`; `short` says that it does not."""
+    """`found`, of `field`, must divide by `divisor`, which is `what`."""
 
     field: str
     found: int
     divisor: int
     what: str
-    short: str = ""
+
+    @property
+    def short(self) -> str:
+        """That it does not, without the numbers, as a search counts it."""
+        return f"{self.field} does not divide by {self.what}"
 
 
 Conflicts = dict[str, bool]  # what to say, and whether fields contradict each other so
@@ -33,7 +36,7 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
 
     Raises `ConfigError` naming the field at fault; starts nothing.
     """
-    for field, found, divisor, what, _ in _divisions(config, world_size):
+    for field, found, divisor, what in divisions(config, world_size):
         if found % divisor:
             raise ConfigError(f"{field}: {found} is not divisible by {what} = {divisor}")
     for conflicts in (_data_conflicts, _parallel_conflicts, _checkpoint_conflicts):
@@ -141,74 +144,39 @@ def _recompute_divides(config: ExperimentConfig) -> bool:
     return all(layers % parallel.recompute_num_layers == 0 for layers in sizes)
 
 
-def _divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
-    """What must divide what in the whole run, in the order to report."""
+def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
+    """What must divide what in the whole run, in the order to report; the planner's search asks it too."""
     parallel, train, shape = config.parallel, config.train, config.model
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
-    replicas = max(1, world_size // parallel.model_size)
-    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
-    batch, microbatches = batch_divisions(
-        train.global_batch_size,
-        train.micro_batch_size * replicas,
-        parallel.pipeline_model_parallel_size if interleaved else 1,
-    )
-    sizes = "parallel.tensor_model_parallel_size x pipeline_model_parallel_size x context_parallel_size"
+    length, batch, stages = train.seq_length, train.global_batch_size, parallel.pipeline_model_parallel_size
+    replicas = train.micro_batch_size * max(1, world_size // parallel.model_size)
+    sizes = f"{_TENSOR_SIZE} x pipeline_model_parallel_size x context_parallel_size"
+    tokens = "train.micro_batch_size x seq_length / context size"
     rules = [
         Division("world size (--processes or the launcher's)", world_size, parallel.model_size, sizes),
-        batch,
-        *sequence_divisions(train.seq_length, tensor, context, sequence_parallel=parallel.sequence_parallel),
-        microbatches,
+        Division("train.global_batch_size", batch, replicas, "train.micro_batch_size x data parallel size"),
     ]
-    fp8 = _FP8_MULTIPLE if config.precision.fp8 else 1
-    tokens = train.micro_batch_size * train.seq_length // context
-    name, needed = "train.micro_batch_size x seq_length / context size", "what FP8 needs"
-    rules.append(Division(name, tokens, fp8, needed))
-    if shape is not None:
-        width = f"16 (FP8) x {_TENSOR_SIZE}"
-        rules += shape_divisions(shape, tensor) + _stage_divisions(parallel, shape.num_layers)
-        rules.append(Division("model.hidden_size", shape.hidden_size, fp8, needed))
-        rules.append(Division("model.ffn_hidden_size", shape.ffn_hidden_size, fp8 * tensor, width))
-    return rules
-
-
-def shape_divisions(shape: LlamaShape, tensor: int) -> list[Division]:
-    """What tensor parallelism cuts of a layer."""
-    cut = (
-        ("num_attention_heads", shape.num_attention_heads, "attention heads do"),
-        ("num_query_groups", shape.query_groups, "query groups do"),
-        ("ffn_hidden_size", shape.ffn_hidden_size, "feed-forward width does"),
-    )
+    if context > 1:  # each rank has two chunks of a sequence
+        rules.append(Division("train.seq_length", length, 2 * context, "2 x context_parallel_size"))
+    if parallel.sequence_parallel:  # cuts them again
+        rules.append(Division("train.seq_length", length, tensor * context, "tensor x context size"))
+    if parallel.virtual_pipeline_model_parallel_size:  # interleaved stages take turns
+        field, what = "train.global_batch_size in microbatches", "parallel.pipeline_model_parallel_size"
+        rules.append(Division(field, batch // replicas, stages, what))
+    fp8, needed = _FP8_MULTIPLE if config.precision.fp8 else 1, "what FP8 needs"
+    rules.append(Division(tokens, train.micro_batch_size * length // context, fp8, needed))
+    if shape is None:
+        return rules
+    ffn, width = shape.ffn_hidden_size, f"16 (FP8) x {_TENSOR_SIZE}"
     return [
-        Division(f"model.{n}", size, tensor, _TENSOR_SIZE, f"{do} not divide by TP") for n, size, do in cut
+        *rules,
+        Division("model.num_attention_heads", shape.num_attention_heads, tensor, _TENSOR_SIZE),
+        Division("model.num_query_groups", shape.query_groups, tensor, _TENSOR_SIZE),
+        Division("model.ffn_hidden_size", ffn, tensor, _TENSOR_SIZE),
+        *_stage_divisions(parallel, shape.num_layers),
+        Division("model.hidden_size", shape.hidden_size, fp8, needed),
+        Division("model.ffn_hidden_size", ffn, fp8 * tensor, width),
     ]
-
-
-def sequence_divisions(
-    seq_length: int, tensor: int, context: int, *, sequence_parallel: bool
-) -> list[Division]:
-    """Context parallelism gives each rank two chunks of a sequence, sequence parallelism cuts them again."""
-    cuts = (
-        (context > 1, 2 * context, "2 x context_parallel_size", "2 CP"),
-        (sequence_parallel, tensor * context, "tensor x context size", "TP x CP"),
-    )
-    field, short = "train.seq_length", "sequence does not divide by {}"
-    return [Division(field, seq_length, by, what, short.format(s)) for cut, by, what, s in cuts if cut]
-
-
-def batch_divisions(
-    global_batch_size: int, replica_batch: int, interleaved: int
-) -> tuple[Division, Division]:
-    """Microbatches of all replicas fill the global batch, those of one its `interleaved` stages."""
-    field, count = "train.global_batch_size", global_batch_size // replica_batch
-    of_batch = (
-        "train.micro_batch_size x data parallel size",
-        "global batch does not divide by DP x micro batch",
-    )
-    stages = "parallel.pipeline_model_parallel_size", "interleaving needs microbatches that divide by PP"
-    return (
-        Division(field, global_batch_size, replica_batch, *of_batch),
-        Division(f"{field} in microbatches", count, interleaved, *stages),
-    )
 
 
 def _stage_divisions(parallel: ParallelSection, num_layers: int) -> list[Division]:

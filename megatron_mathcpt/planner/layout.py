@@ -5,13 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_mathcpt.config.base import build_config
-from megatron_mathcpt.config.cross_checks import (
-    Division,
-    batch_divisions,
-    check_experiment,
-    sequence_divisions,
-    shape_divisions,
-)
+from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.shapes import ModelShape
@@ -196,16 +190,18 @@ def illegal(shape: ModelShape, training: Training, layout: Layout) -> str | None
     tensor, context = layout.tensor_model_parallel_size, layout.context_parallel_size
     stages, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
     replica_batch = layout.data_parallel_size * layout.micro_batch_size
-    divisions = [
-        *shape_divisions(shape, tensor),
-        Division("", shape.padded_vocab_size, tensor, "", "padded vocabulary does not divide by TP"),
-        *sequence_divisions(training.seq_length, tensor, context, sequence_parallel=layout.sequence_parallel),
-        *batch_divisions(training.global_batch_size, replica_batch, stages if virtual > 1 else 1),
-    ]
+    microbatches, length = training.global_batch_size // replica_batch, training.seq_length
     # Embedding and head may stand for a layer each, so only the sum over a layout's slots can be checked.
     uneven_chunks = 0 if layout.stage_layers else shape.num_layers % (stages * virtual)
     rules = [
-        *((division.found % division.divisor, division.short) for division in divisions),
+        (shape.num_attention_heads % tensor, "attention heads do not divide by TP"),
+        (shape.query_groups % tensor, "query groups do not divide by TP"),
+        (shape.ffn_hidden_size % tensor, "feed-forward width does not divide by TP"),
+        (shape.padded_vocab_size % tensor, "padded vocabulary does not divide by TP"),
+        (context > 1 and length % (2 * context), "sequence does not divide by 2 CP"),
+        (layout.sequence_parallel and length % (tensor * context), "sequence does not divide by TP x CP"),
+        (training.global_batch_size % replica_batch, "global batch does not divide by DP x micro batch"),
+        (virtual > 1 and microbatches % stages, "interleaving needs microbatches that divide by PP"),
         (virtual > 1 and stages == 1, "virtual stages need PP above 1"),
         (sum(layout.layers(shape)) != shape.num_layers, "layers do not divide by PP"),
         (uneven_chunks, "layers do not divide by PP x virtual stages"),
