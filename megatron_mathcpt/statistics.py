@@ -77,8 +77,8 @@ def compare_paired(first: Sequence[bool], second: Sequence[bool]) -> PairedCompa
 
 
 def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple[float, float]:
-    rates = (both + only_second) / items, (both + only_first) / items
-    intervals = [wilson_interval(both + only, items) for only in (only_second, only_first)]
+    p2, p1 = (both + only_second) / items, (both + only_first) / items
+    (l2, u2), (l1, u1) = (wilson_interval(both + only, items) for only in (only_second, only_first))
     neither = items - both - only_first - only_second
     margins = (both + only_first) * (both + only_second)
     margins *= (only_first + neither) * (only_second + neither)
@@ -86,7 +86,6 @@ def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple
     # The continuity correction of method 10 is for positive association alone.
     corrected = max(0.0, cross - items / 2) if cross > 0 else cross
     phi = corrected / math.sqrt(margins) if margins else 0.0
-    (p2, p1), ((l2, u2), (l1, u1)) = rates, intervals
     below = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
     above = (u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2
     return p2 - p1 - math.sqrt(max(below, 0.0)), p2 - p1 + math.sqrt(max(above, 0.0))
@@ -94,10 +93,8 @@ def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given; family-wise error without independence."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(order):
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted

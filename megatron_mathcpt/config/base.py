@@ -8,9 +8,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -25,10 +25,8 @@ class Section(BaseModel):
     def check(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: Any) -> None:
         self.check()
-        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)
