@@ -179,7 +179,7 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
         return False
     manifest = load_manifest(folder, kind)
     for label, recorded, asked in (("input", manifest.inputs, inputs), ("config", manifest.config, config)):
-        old, new = _leaves(recorded), _leaves(asked)
+        old, new = leaves(recorded), leaves(asked)
         for key in sorted({*old, *new}):
             then, now = old.get(key), new.get(key)
             if then != now and (then or now or (key in old and key in new)):
@@ -190,11 +190,11 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
     return True
 
 
-def _leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+def leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
     """The values by the full paths of their fields."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _leaves(value, f"{path}{key}.") if isinstance(value, dict) and value else {path + key: value}
+        found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) and value else {path + key: value}
     return found
 
 
