@@ -144,23 +144,22 @@ def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
     block of its own.
     """
     number, rest, skipping = 1, b"", False
-    try:
-        for block in _read_blocks(path):
-            _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
-            if skipping and not end:
-                continue
-            number, skipping = number + skipping, False
-            found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
-            rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
-            if found:
-                yield number, [line[:-1] for line in found]
-            number += len(found)
-            if len(rest) > MAX_LINE_BYTES:
-                yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
-                rest, skipping = b"", True
-    except DataError as error:
-        yield number + skipping, [error]
-        return
+    for block in _read_blocks(path):
+        if isinstance(block, DataError):
+            yield number + skipping, [block]
+            return
+        _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
+        if skipping and not end:
+            continue
+        number, skipping = number + skipping, False
+        found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
+        rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
+        if found:
+            yield number, [line[:-1] for line in found]
+        number += len(found)
+        if len(rest) > MAX_LINE_BYTES:
+            yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
+            rest, skipping = b"", True
     if rest:
         yield number, [rest]
 
@@ -192,8 +191,8 @@ def read_texts(file: Path, field: str) -> Iterator[list[str]]:
             yield texts
 
 
-def _read_blocks(path: Path) -> Iterator[bytes]:
-    """All content that can be read, in blocks; then raises `DataError` if there was to be more."""
+def _read_blocks(path: Path) -> Iterator[bytes | DataError]:
+    """All content that can be read, in blocks; then an error if there was to be more."""
     parts: list[bytes] = []
     position, size, damage = 0, 0, ""
     try:
@@ -211,7 +210,7 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
         damage = f"cannot be read after byte {position} of its content ({error})"
     yield b"".join(parts)
     if damage:
-        raise DataError(damage)
+        yield DataError(damage)
 
 
 def _unpack(path: Path) -> Iterator[bytes]:
@@ -270,6 +269,7 @@ class Row(BaseModel):
 
 
 Found = TypeVar("Found")
+_REMEDY = "run its stage again"
 
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
@@ -278,14 +278,12 @@ def read_rows(path: Path, kind: type[Found]) -> list[Found]:
     return [_checked(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def read_json(path: Path, kind: type[Found], remedy: str = "run its stage again") -> Found:
+def read_json(path: Path, kind: type[Found], remedy: str = _REMEDY) -> Found:
     """What a JSON file holds, checked; raises `DataError` naming a wrong field, with `remedy`."""
     return _checked(TypeAdapter(kind), _read(path), str(path), remedy)
 
 
-def _checked(
-    adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str = "run its stage again"
-) -> Found:
+def _checked(adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str = _REMEDY) -> Found:
     try:
         return adapter.validate_json(data)
     except ValidationError as error:
@@ -296,4 +294,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error

@@ -41,9 +41,9 @@ class RunCounts(Row):
     """How far a run is, or was when it finished; in nats a token where it is a loss."""
 
     step: int
-    steps: int
-    consumed_samples: int
-    consumed_tokens: int
+    steps: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
     skipped_steps: tuple[int, ...] = ()
     tokens_by_source: dict[str, SourceTokens] = Field(default_factory=dict)
     final_validation: dict[str, Loss] | None = None
@@ -55,9 +55,6 @@ class CheckpointCounts(RunCounts):
     A converted one knows only its step, end token and largest difference of a logit.
     """
 
-    steps: int = 0
-    consumed_samples: int = 0
-    consumed_tokens: int = 0
     eos_id: int | None = None
     guard: dict[str, Any] | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
