@@ -150,12 +150,8 @@ class CorpusFolder:
     ) -> list[Selection]:
         """What these names select, one of each pool; raises `ConfigError` naming what there is."""
         sources = [name for names in self.pools.values() for name in names]
-        asked = (
-            ("pool", pool, [*self.pools]),
-            ("source", source, sources),
-            ("split", split, [*SPLITS.values()]),
-        )
-        for what, name, known in asked:
+        there = {"pool": [*self.pools], "source": sources, "split": [*SPLITS.values()]}
+        for name, (what, known) in zip((pool, source, split), there.items(), strict=True):
             if name is not None and name not in known:
                 raise ConfigError(f"{what} '{name}': not in {self.root}; there is {', '.join(known)}")
         pools = [name for name, names in self.pools.items() if source is None or source in names]
