@@ -6,8 +6,10 @@ line and ends with the documented status; anything else is our bug and keeps its
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pydantic_core import ValidationError  # pydantic's own, which takes much longer to import
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 EXIT_BAD_INPUT = 2  # wrong input or config: do not requeue
 EXIT_REQUEUE = 75  # stopped early at a step boundary after a save: requeue (EX_TEMPFAIL of sysexits.h)
@@ -54,7 +56,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def first_error(error: ValidationError) -> tuple[str, str]:
+def first_error(error: "ValidationError") -> tuple[str, str]:
     """The path of the first field that pydantic refused ("" for the whole), and why."""
     first = error.errors(include_url=False)[0]
     return ".".join(map(str, first["loc"])), first["msg"]
