@@ -14,10 +14,8 @@ from megatron_mathcpt.errors import DeviceError
 def test_an_expected_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert on_gpu() is False
-    for value, message in (
-        ("cuda", r"a GPU is expected .* torch 2\..* sees none: .*(CUDA|NVIDIA)"),
-        ("gpu", "MATHCPT_DEVICE=gpu: must be cuda or cpu"),
-    ):
+    none = r"a GPU is expected .* torch 2\..* sees none: .*(CUDA|NVIDIA)"
+    for value, message in ("cuda", none), ("gpu", "MATHCPT_DEVICE=gpu: must be cuda or cpu"):
         monkeypatch.setenv(VARIABLE, value)
         with pytest.raises(DeviceError, match=message):
             on_gpu()

@@ -39,16 +39,11 @@ LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in _UN
 TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
 
 
-def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process writes to, not even one that a killed build left."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name only when the block ends well, both synced to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # no other process writes to it
     with temporary.open("wb") as file:
         yield cast(BinaryIO, file)
         file.flush()
@@ -278,7 +273,7 @@ def read_rows(path: Path, kind: type[Found]) -> list[Found]:
     return [_checked(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def read_json(path: Path, kind: type[Found], remedy: str = _REMEDY) -> Found:
+def read_json(path: Path, kind: type[Found], remedy: str) -> Found:
     """What a JSON file holds, checked; raises `DataError` naming a wrong field, with `remedy`."""
     return _checked(TypeAdapter(kind), _read(path), str(path), remedy)
 
