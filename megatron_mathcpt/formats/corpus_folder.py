@@ -70,15 +70,10 @@ class CorpusCounts(Row):
 
 
 class SftCounts(Row):
-    """Counts of a folder of packed samples; `corpus_tokens` has its pool as plain text."""
+    """What a run must know of the counts of a folder of packed samples."""
 
     samples: int
     seq_length: int
-    records: int
-    dropped_too_long: int
-    trained_tokens: int
-    tokens: int
-    corpus_tokens: int
     tokenizer: TokenizerCounts
 
 

@@ -88,8 +88,7 @@ def test_the_studys_grid_has_every_run_and_makes_all_that_they_read() -> None:
     assert set(grid.runs) == set(grid.scored) == set(RUNS)
     stages = {s.name: s for s in build_stages(grid, PAPER, Settings(Path("/out"), 64, None, Path("sets")))}
     assert len(stages) == len(grid.builds) + len(SUBSETS) + 3 * len(RUNS) + 1
-    assert stages["base2"].needs == ("corpus_base",)
-    assert stages["corpus_synthesis"].needs == ("corpus_base",)
+    assert stages["base2"].needs == stages["corpus_synthesis"].needs == ("corpus_base",)
     with pytest.raises(ConfigError, match="give --benchmarks"):
         build_stages(grid, PAPER, Settings(Path("/out"), 64))
 
@@ -165,14 +164,9 @@ def test_blends_of_63_billion_tokens(name: str, problem_solving: float) -> None:
     assert run.tokens / sum(blend.values()) / 1e9 == pytest.approx(1.66, rel=0.005)
 
 
-@pytest.mark.parametrize(
-    ("name", "tokens"), [("base1_sft", 21.6e9), ("base1_sft_1pct", 3 * 0.072e9), ("mathgpt_8b", 140e9)]
-)
-def test_tokens_of_the_other_runs(name: str, tokens: float) -> None:
-    assert plan(name).tokens == pytest.approx(tokens, rel=0.005)
-
-
-def test_sft_takes_20600_steps_and_the_listed_parts_of_mathgpt_are_the_shares() -> None:
+def test_tokens_of_the_other_runs_and_the_listed_parts_of_mathgpt_are_the_shares() -> None:
+    for name, tokens in ("base1_sft", 21.6e9), ("base1_sft_1pct", 3 * 0.072e9), ("mathgpt_8b", 140e9):
+        assert plan(name).tokens == pytest.approx(tokens, rel=0.005)
     assert plan("base1_sft").steps == pytest.approx(20_600, rel=0.005)
     blend = load("mathgpt_8b").data.blend
     assert sum(blend.values()) == pytest.approx(137.4, rel=0.005)
