@@ -25,17 +25,17 @@ def on_gpu() -> bool:
     if expected == "cpu":
         return False
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number, here = int(os.environ.get("LOCAL_RANK", "0")), socket.gethostname()
     if expected == "cuda" and not seen:
         raise DeviceError(
-            f"{socket.gethostname()}: a GPU is expected ({VARIABLE}=cuda), but torch {torch.__version__}, "
-            f"built for CUDA {torch.version.cuda}, sees none: {_reason()} (CUDA 13 needs an NVIDIA driver of "
-            f"R580 or newer, CUDA 12 of R525; {VARIABLE}=cpu asks for the CPU)"
+            f"{here}: a GPU is expected ({VARIABLE}=cuda), but torch {torch.__version__}, built for CUDA "
+            f"{torch.version.cuda}, sees none: {_reason()} (CUDA 13 needs an NVIDIA driver of R580 or newer, "
+            f"CUDA 12 of R525; {VARIABLE}=cpu asks for the CPU)"
         )
-    number = int(os.environ.get("LOCAL_RANK", "0"))
     if seen and number >= seen:
         raise DeviceError(
-            f"{socket.gethostname()}: torch sees {seen} GPUs, none for local rank {number}; start one "
-            f"process a GPU, and let each see all GPUs of its node ({VARIABLE}=cpu asks for the CPU)"
+            f"{here}: torch sees {seen} GPUs, none for local rank {number}; start one process a GPU, and let "
+            f"each see all GPUs of its node ({VARIABLE}=cpu asks for the CPU)"
         )
     return seen > 0
 

@@ -63,6 +63,5 @@ def response_text(solution: str, answer: str, language: str) -> str:
 
 def cpt_text(problem: Problem) -> str:
     """The problem as one document of continued pretraining."""
-    return prompt_text(problem.question, problem.language) + response_text(
-        problem.solution, problem.answer, problem.language
-    )
+    language = problem.language
+    return prompt_text(problem.question, language) + response_text(problem.solution, problem.answer, language)

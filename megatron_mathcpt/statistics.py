@@ -69,24 +69,16 @@ def compare_paired(first: Sequence[bool], second: Sequence[bool]) -> PairedCompa
         raise ValueError(
             f"paired outcomes of {len(first)} and {len(second)} items; need the same, at least 1"
         )
-    both = sum(bool(a and b) for a, b in zip(first, second, strict=True))
-    only_first = sum(map(bool, first)) - both
-    only_second = sum(map(bool, second)) - both
-    low, high = _newcombe(both, only_first, only_second, len(first))
-    return PairedComparison(
-        n=len(first),
-        only_first=only_first,
-        only_second=only_second,
-        difference=(only_second - only_first) / len(first),
-        low=low,
-        high=high,
-        p_value=mcnemar_p_value(only_first, only_second),
-    )
+    n, both = len(first), sum(bool(a and b) for a, b in zip(first, second, strict=True))
+    only_first, only_second = (sum(map(bool, outcomes)) - both for outcomes in (first, second))
+    low, high = _newcombe(both, only_first, only_second, n)
+    p_value = mcnemar_p_value(only_first, only_second)
+    return PairedComparison(n, only_first, only_second, (only_second - only_first) / n, low, high, p_value)
 
 
 def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple[float, float]:
-    rates = (both + only_second) / items, (both + only_first) / items
-    intervals = [wilson_interval(both + only, items) for only in (only_second, only_first)]
+    p2, p1 = (both + only_second) / items, (both + only_first) / items
+    (l2, u2), (l1, u1) = (wilson_interval(both + only, items) for only in (only_second, only_first))
     neither = items - both - only_first - only_second
     margins = (both + only_first) * (both + only_second)
     margins *= (only_first + neither) * (only_second + neither)
@@ -94,7 +86,6 @@ def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple
     # The continuity correction of method 10 is for positive association alone.
     corrected = max(0.0, cross - items / 2) if cross > 0 else cross
     phi = corrected / math.sqrt(margins) if margins else 0.0
-    (p2, p1), ((l2, u2), (l1, u1)) = rates, intervals
     below = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
     above = (u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2
     return p2 - p1 - math.sqrt(max(below, 0.0)), p2 - p1 + math.sqrt(max(above, 0.0))
@@ -102,10 +93,8 @@ def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given; family-wise error without independence."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(order):
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
@@ -120,32 +109,26 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def mean_and_standard_error(item_scores: Sequence[float]) -> tuple[float, float]:
-    """Mean of per-item scores and its standard error; with one score per item this is clustered by item.
-
-    For k samples an item's score is its mean over the samples, so samples of one item never count as
-    independent (Miller 2024, clustered standard errors with equal cluster sizes).
-    """
-    scores = np.asarray(item_scores, dtype=np.float64)
-    error = scores.std(ddof=1) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
-    return float(scores.mean()), float(error)
-
-
 def score_samples(
     right: Sequence[Sequence[bool]], majority_right: Sequence[bool]
 ) -> dict[str, tuple[float, float]]:
     """Scores of k answers for each item with their errors, clustered by item.
 
     `avg@k` is the mean accuracy, `pass@j` (j = 1, 2, 4, ..., k) the unbiased chance that one of j is right,
-    `maj@k` the share of items whose most frequent answer is.
+    `maj@k` the share of items whose most frequent answer is. An item counts with its mean over the answers,
+    so that those never count as independent (Miller 2024, clusters of equal sizes); one item has error NaN.
     """
-    k = len(right[0])
+    k, items = len(right[0]), len(right)
     scores = {f"avg@{k}": [sum(item) / k for item in right]}
     sizes = [2**power for power in range(k.bit_length()) if 2**power < k]
     for size in [*sizes, k]:
         scores[f"pass@{size}"] = [pass_at_k(k, sum(item), size) for item in right]
     scores[f"maj@{k}"] = [float(item) for item in majority_right]
-    return {name: mean_and_standard_error(values) for name, values in scores.items()}
+    spread = {name: np.std(values, ddof=1) if items > 1 else math.nan for name, values in scores.items()}
+    return {
+        name: (float(np.mean(values)), float(spread[name] / math.sqrt(items)))
+        for name, values in scores.items()
+    }
 
 
 def minimum_detectable_difference(
@@ -154,25 +137,14 @@ def minimum_detectable_difference(
     """Smallest true accuracy difference that a paired test on `items` finds with `power`.
 
     `discordant` is the share of items on which the models differ. Normal approximation: the solution d of
-    d·√n = z(1−α/2)·√ψ + z(power)·√(ψ − d²) with ψ the discordant share (Connor, Biometrics 43, 1987),
-    capped at ψ, the largest difference there can be.
+    d·√n = z(1−α/2)·√ψ + z(power)·√(ψ − d²) with ψ the discordant share (Connor, Biometrics 43, 1987), of
+    the two of its square the larger, capped at ψ, the largest difference there can be.
     """
-    alpha_quantile = _normal_quantile(1 - alpha)
-    power_quantile = NormalDist().inv_cdf(power)
-
-    def gap(difference: float) -> float:
-        spread = math.sqrt(max(discordant - difference**2, 0.0))
-        return (
-            difference * math.sqrt(items) - alpha_quantile * math.sqrt(discordant) - power_quantile * spread
-        )
-
-    low, high = 0.0, discordant
-    if gap(high) <= 0:
+    a, b = _normal_quantile(1 - alpha) * math.sqrt(discordant), NormalDist().inv_cdf(power)
+    root, precision = math.sqrt(items), items + b * b
+    if discordant * root <= a + b * math.sqrt(discordant - discordant**2):
         return discordant
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if gap(middle) < 0 else (low, middle)
-    return high
+    return (a * root + b * math.sqrt(precision * discordant - a * a)) / precision
 
 
 def _normal_quantile(confidence: float) -> float:

@@ -34,12 +34,7 @@ def chromium() -> str:
     """A Chromium; on a CI machine it is installed if it is not there."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (
-            ["apt-get", "update"],
-            ["apt-get", "install", "-y", "--no-install-recommends", "chromium"],
-        ):
-            subprocess.run(command, check=True, capture_output=True)
+        for arguments in ("update", "install -y --no-install-recommends chromium"):
+            subprocess.run(["apt-get", *arguments.split()], check=True, capture_output=True)
         found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("no Chromium here")
-    return found
+    return found or pytest.skip("no Chromium here")

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from megatron_mathcpt import statistics
+from megatron_mathcpt.statistics import compare_paired, mcnemar_p_value
 
 
 def test_standard_error_by_hand() -> None:
@@ -31,12 +32,7 @@ def test_wilson_equals_scipy(correct: int, items: int, confidence: float) -> Non
 def test_mcnemar_equals_binomial_test(only_first: int, only_second: int) -> None:
     total = only_first + only_second
     expected = stats.binomtest(only_first, total).pvalue if total else 1.0
-    assert statistics.mcnemar_p_value(only_first, only_second) == pytest.approx(expected, rel=1e-9)
-
-
-def test_mcnemar_by_hand() -> None:
-    # 1 of 6 discordant: 2 * (1 + 6) / 64.
-    assert statistics.mcnemar_p_value(1, 5) == statistics.mcnemar_p_value(5, 1) == pytest.approx(14 / 64)
+    assert mcnemar_p_value(only_first, only_second) == pytest.approx(expected, rel=1e-9)
 
 
 def _outcomes(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -46,41 +42,34 @@ def _outcomes(both: int, first: int, second: int, neither: int) -> tuple[list[bo
     )
 
 
-def test_paired_interval_against_newcombes_table() -> None:
+def test_paired_comparison_by_hand_and_against_newcombes_table() -> None:
     # Newcombe 1998, table II, method 10: (a, b, c, d) = (36, 12, 2, 0) gives 0.0569 to 0.3404 for b − c.
-    first, second = _outcomes(36, 2, 12, 0)
-    result = statistics.compare_paired(first, second)
+    result = compare_paired(*_outcomes(36, 2, 12, 0))
     assert result.difference == pytest.approx(0.2)
     assert (result.low, result.high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    # 1 of 6 discordant: 2 * (1 + 6) / 64.
+    assert compare_paired(*_outcomes(2, 1, 5, 3)).p_value == pytest.approx(14 / 64)
+    equal = compare_paired([True, False, True], [True, False, True])
+    assert (equal.difference, equal.p_value) == (0.0, 1.0)
+    assert equal.low < 0 < equal.high
+    with pytest.raises(ValueError, match="3 and 2 items"):
+        compare_paired([True] * 3, [True] * 2)
 
 
 def test_paired_interval_mirrors_when_the_models_swap() -> None:
     first, second = _outcomes(30, 4, 15, 51)
-    forward, backward = statistics.compare_paired(first, second), statistics.compare_paired(second, first)
+    forward, backward = compare_paired(first, second), compare_paired(second, first)
     assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low))
     assert forward.p_value == backward.p_value
-
-
-def test_equal_models_are_not_distinguishable() -> None:
-    result = statistics.compare_paired([True, False, True], [True, False, True])
-    assert (result.difference, result.p_value) == (0.0, 1.0)
-    assert result.low < 0 < result.high
-
-
-def test_paired_refuses_different_lengths() -> None:
-    with pytest.raises(ValueError, match="3 and 2 items"):
-        statistics.compare_paired([True] * 3, [True] * 2)
 
 
 def test_paired_interval_covers() -> None:
     generator = np.random.default_rng(1)
     cells = np.array([0.3, 0.08, 0.15, 0.47])
-    covered = 0
-    for _ in range(400):
-        counts = generator.multinomial(120, cells)
-        result = statistics.compare_paired(*_outcomes(*map(int, counts)))
-        covered += result.low <= cells[2] - cells[1] <= result.high
-    assert 0.92 <= covered / 400 <= 0.98
+    drawn = [_outcomes(*map(int, counts)) for counts in generator.multinomial(120, cells, size=400)]
+    results = [compare_paired(*outcomes) for outcomes in drawn]
+    covered = np.mean([result.low <= cells[2] - cells[1] <= result.high for result in results])
+    assert 0.92 <= covered <= 0.98
 
 
 def test_holm_by_hand() -> None:
@@ -101,22 +90,14 @@ def test_pass_at_k_is_the_mean_over_all_subsets(samples: int, correct: int) -> N
         statistics.pass_at_k(6, 3, 7)
 
 
-def test_mean_over_samples_is_clustered_by_item() -> None:
-    # Two items of four samples: means 1 and 0, so the error is that of two numbers, not of eight.
-    mean, error = statistics.mean_and_standard_error([1.0, 0.0])
-    assert (mean, error) == pytest.approx((0.5, 0.5))
-
-
 def test_scores_of_k_answers_by_hand() -> None:
     # Two items of four answers, 2 and 0 right: averages 0.5 and 0; pass@2 = 1 - C(2,2)/C(4,2) = 5/6 and 0.
     outcomes = [[True, False, True, False], [False] * 4]
     scores = statistics.score_samples(outcomes, [True, False])
-    assert list(scores) == ["avg@4", "pass@1", "pass@2", "pass@4", "maj@4"]
-    values = {name: value for name, (value, _) in scores.items()}
-    assert values == pytest.approx(
-        {"avg@4": 0.25, "pass@1": 0.25, "pass@2": 5 / 12, "pass@4": 0.5, "maj@4": 0.5}
-    )
-    # Clustered by item: half the range of two numbers.
+    means = {"avg@4": 0.25, "pass@1": 0.25, "pass@2": 5 / 12, "pass@4": 0.5, "maj@4": 0.5}
+    assert {name: mean for name, (mean, _) in scores.items()} == pytest.approx(means)
+    assert list(scores) == list(means)
+    # The error is that of two numbers, clustered by item, not of eight: half their range.
     assert scores["avg@4"][1] == pytest.approx(0.25)
     assert scores["pass@2"][1] == pytest.approx(5 / 12)
 
@@ -127,8 +108,7 @@ def test_minimum_detectable_difference_has_its_power() -> None:
     generator = np.random.default_rng(2)
     cells = [(discordant - difference) / 2, (discordant + difference) / 2, 1 - discordant]
     found = [
-        statistics.mcnemar_p_value(int(a), int(b)) < 0.05
-        for a, b, _ in generator.multinomial(items, cells, size=2000)
+        mcnemar_p_value(int(a), int(b)) < 0.05 for a, b, _ in generator.multinomial(items, cells, size=2000)
     ]
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
     assert statistics.minimum_detectable_difference(4, 0.1) == 0.1

@@ -8,9 +8,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -25,10 +25,8 @@ class Section(BaseModel):
     def check(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: Any) -> None:
         self.check()
-        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -59,31 +57,27 @@ def build_config(tree: dict[str, Any], model: type[Model], overrides: Sequence[s
 
 def dump_yaml(config: BaseModel) -> str:
     """The resolved config as YAML that `load_config` reads back equal."""
-    buffer = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 4096
+    buffer, yaml = io.StringIO(), YAML()
+    yaml.default_flow_style, yaml.width = False, 4096
     yaml.dump(json.loads(config.model_dump_json()), buffer)
     return buffer.getvalue()
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        tree = _parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from error
+        problem = f"cannot be read ({error.strerror}); give the path of a YAML file"
+        raise ConfigError(f"{path}: {problem}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     return tree
 
 
 def _parse(text: str, where: str) -> Any:
-    if "&" in text and "*" in text and any(token in text for token in (": *", "- *", ", *", "[*")):
+    if "&" in text and any(token in text for token in (": *", "- *", ", *", "[*")):
         raise ConfigError(f"{where}: YAML aliases (`*name`) are not supported; write the value out")
     try:
         return YAML(typ="safe", pure=True).load(text)
@@ -93,21 +87,20 @@ def _parse(text: str, where: str) -> Any:
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, found, value = override.partition("=")
-    names = key.split(".")
-    if not found or not all(names):
+    *sections, field = key.split(".")
+    if not found or not all([*sections, field]):
         raise ConfigError(f"override '{override}': expected section.field=value")
-    node: Any = tree
-    for name in names[:-1]:
-        node = node.setdefault(name, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
+    for name in sections:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
             raise ConfigError(f"override '{override}': '{name}' is not a section")
-    node[names[-1]] = _parse(value, f"override '{override}'")
+    tree[field] = _parse(value, f"override '{override}'")
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     details = error.errors(include_url=False)
     first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
-    field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    field = ".".join(map(str, first["loc"])) or "(top level)"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, first["loc"][:-1])
@@ -122,14 +115,11 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Field names of the section at `location`, through lists, mappings and optional sections."""
-    here: list[type[BaseModel]] = [model]
-    for part in location:
-        below = [
-            m.model_fields[part].annotation for m in here if isinstance(part, str) and part in m.model_fields
-        ]
-        if below:
-            here = [found for annotation in below for found in _models_in(annotation)]
-    return sorted({name for m in here for name in m.model_fields})
+    here = [model]
+    for part in map(str, location):
+        below = [section.model_fields[part].annotation for section in here if part in section.model_fields]
+        here = [found for annotation in below for found in _models_in(annotation)] or here
+    return sorted({name for section in here for name in section.model_fields})
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

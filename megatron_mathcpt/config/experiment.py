@@ -187,11 +187,9 @@ class ParallelSection(Section):
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers of each pipeline stage; needs a config that passed its checks."""
         stages = self.pipeline_model_parallel_size
-        if self.ends != (None, None):
-            given = [layers for layers in self.ends if layers is not None]
+        if given := [layers for layers in self.ends if layers]:
             middle = stages - len(given)
-            each = (num_layers - sum(given)) // max(middle, 1)
-            first, last = self.ends
+            each, (first, last) = (num_layers - sum(given)) // max(middle, 1), self.ends
             return tuple(layers for layers in (first, *[each] * middle, last) if layers is not None)
         embedding, loss = self.counted_as_layers
         layers = [(num_layers + embedding + loss) // stages] * stages

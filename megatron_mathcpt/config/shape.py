@@ -89,7 +89,6 @@ _NAMES = {
     "initializer_range": "init_method_std",
 }
 _REQUIRED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-_ROPE_DEFAULTS = ("default", None)
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -102,27 +101,28 @@ def read_hf_shape(folder: Path) -> LlamaShape:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a Hugging Face folder") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({one_line(str(error))})") from error
-    for key, wanted in _REQUIRED.items():
-        value = found.get(key, wanted if key != "model_type" else None)
-        if value != wanted:
-            raise ConfigError(f"{path}: {key} is {value!r}; only {wanted!r} is supported")
+    _require(path, _REQUIRED, _REQUIRED | {"model_type": None} | found)
     fields = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
     # transformers 5 keeps the rotary base and its scaling together in rope_parameters.
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or rope
     fields["rotary_base"] = float(rope.get("rope_theta", found.get("rope_theta", 10000.0)))
     kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in _ROPE_DEFAULTS:
-        if kind != "llama3":
-            raise ConfigError(f"{path}: rope_type is {kind!r}; only 'default' and 'llama3' are supported")
-        for key, wanted in _LLAMA3_ROPE.items():
-            if scaling.get(key) != wanted:
-                raise ConfigError(f"{path}: {key} is {scaling.get(key)!r}; only {wanted!r} is supported")
+    if kind not in ("default", "llama3", None):
+        raise ConfigError(f"{path}: rope_type is {kind!r}; only 'default' and 'llama3' are supported")
+    if kind == "llama3":
+        _require(path, _LLAMA3_ROPE, scaling)
         fields["rope_scaling"] = {"factor": float(scaling["factor"])}
     try:
         return LlamaShape.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         raise ConfigError(f"{path}: {': '.join(first_error(error))}") from error
+
+
+def _require(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ConfigError(f"{path}: {key} is {found.get(key)!r}; only {value!r} is supported")
 
 
 def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:

@@ -70,7 +70,11 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
 
 
 def _noted(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return (
+        read_json(path, dict[str, Any], "delete it, and the stages are checked again")
+        if path.is_file()
+        else {}
+    )
 
 
 def _note(path: Path, name: str, value: str | float) -> None:

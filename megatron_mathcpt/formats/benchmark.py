@@ -1,6 +1,6 @@
 """Read benchmark files: one item a line, checked whole before a model is loaded."""
 
-import json
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_mathcpt.errors import EvaluationError, first_error
-from megatron_mathcpt.formats.files import hash_file
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -71,7 +71,8 @@ def load_items(path: Path) -> ItemFile:
     file that is missing, empty or not UTF-8.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        data = path.read_bytes()
+        lines = data.decode("utf-8").split("\n")
     except OSError as error:
         raise EvaluationError(
             f"{path}: cannot be read ({error.strerror}); expected JSON lines with id, question, answer, "
@@ -79,18 +80,26 @@ def load_items(path: Path) -> ItemFile:
         ) from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if text.startswith("\ufeff"):
+    if lines[0].startswith("\ufeff"):
         raise EvaluationError(f"{path}:1: starts with a byte-order mark; save the file without it")
     items: dict[str, Item] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            item = _parse(line, f"{path}:{number}")
-            if item.id in items:
-                raise EvaluationError(f"{path}:{number}: id '{item.id}' is there twice; ids must be unique")
-            items[item.id] = item
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = Item.model_validate_json(line)
+        except ValidationError as error:
+            field, message = first_error(error)
+            found = f"field '{field}': {message}" if field else message
+            raise EvaluationError(f"{path}:{number}: {found}") from error
+        if not item.question.strip() or not item.answer.strip():
+            raise EvaluationError(f"{path}:{number}: question and answer must not be blank")
+        if item.id in items:
+            raise EvaluationError(f"{path}:{number}: id '{item.id}' is there twice; ids must be unique")
+        items[item.id] = item
     if not items:
         raise EvaluationError(f"{path}: holds no item; expected one JSON object a line")
-    return ItemFile(path=path, items=tuple(items.values()), sha256=hash_file(path))
+    return ItemFile(path, tuple(items.values()), hashlib.sha256(data).hexdigest())
 
 
 def choose_sets(root: str, names: str) -> dict[str, Path]:
@@ -103,12 +112,10 @@ def choose_sets(root: str, names: str) -> dict[str, Path]:
     chosen = names.split(",") if names else list(STUDY_SETS)
     if names == "all":
         chosen = [name for name, path in SETS.items() if name in STUDY_SETS or (folder / path).is_file()]
-    unknown = sorted(set(chosen) - set(SETS))
-    if unknown:
+    if unknown := sorted(set(chosen) - set(SETS)):
         raise EvaluationError(f"set '{unknown[0]}': unknown; known are {', '.join(SETS)}")
     paths = {name: folder / SETS[name] for name in chosen}
-    missing = [str(path) for path in paths.values() if not path.is_file()]
-    if missing:
+    if missing := [path for path in paths.values() if not path.is_file()]:
         expected = ", ".join(f"{name}: {path}" for name, path in paths.items())
         raise EvaluationError(f"{missing[0]}: no such file; expected in {folder}: {expected}")
     return paths
@@ -130,37 +137,19 @@ def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language
     questions = {"".join(item.question.split()) for item in items}
     found: dict[Language, list[Problem]] = {}
     for language in {item.lang for item in items}:
-        file, examples = _examples(path, language)
-        if len(examples) < shots:
+        file = path.with_name("fewshot.jsonl")
+        if file.is_file():
+            solved = (one for one in load_items(file).items if one.lang == language and one.solution)
+            rows = [one.model_dump(include={"id", "question", "solution", "answer"}) for one in solved]
+        else:
+            file = _EXAMPLES / f"{language}.jsonl"
+            rows = read_json_lines(file)
+        if len(rows) < shots:
             raise EvaluationError(
-                f"{file}: {len(examples)} worked examples in '{language}', {shots} shots are asked for"
+                f"{file}: {len(rows)} worked examples in '{language}', {shots} shots are asked for"
             )
-        found[language] = examples[:shots]
+        found[language] = [Problem.model_validate(row | {"language": language}) for row in rows[:shots]]
         for example in found[language]:
             if "".join(example.question.split()) in questions:
                 raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; take it out")
     return found
-
-
-def _examples(path: Path, language: Language) -> tuple[Path, list[Problem]]:
-    own = path.with_name("fewshot.jsonl")
-    if own.is_file():
-        items = [item for item in load_items(own).items if item.lang == language and item.solution]
-        rows = [item.model_dump(include={"id", "question", "solution", "answer"}) for item in items]
-    else:
-        own = _EXAMPLES / f"{language}.jsonl"
-        rows = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
-    return own, [Problem.model_validate(row | {"language": language}) for row in rows]
-
-
-def _parse(line: str, where: str) -> Item:
-    try:
-        item = Item.model_validate_json(line)
-    except ValidationError as error:
-        field, message = first_error(error)
-        raise EvaluationError(
-            f"{where}: field '{field}': {message}" if field else f"{where}: {message}"
-        ) from error
-    if not item.question.strip() or not item.answer.strip():
-        raise EvaluationError(f"{where}: question and answer must not be blank")
-    return item

@@ -8,7 +8,7 @@ split is its number in the indexed dataset. It is read mapped, so that nothing i
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ NOT_TRAINED = -1  # label of a position of packed samples that does not count in
 TRAIN, VALIDATION = range(2)
 SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
 BLOCK = 1 << 20  # places looked at together: 17 MB
-_NUMBERS = {name: number for number, name in SPLITS.items()}
 
 # Bytes of the JSON line, line feed too; number of the raw file in the report's `shards`; line or row in it,
 # counted from 1; split as in SPLITS.
@@ -71,15 +70,10 @@ class CorpusCounts(Row):
 
 
 class SftCounts(Row):
-    """Counts of a folder of packed samples; `corpus_tokens` has its pool as plain text."""
+    """What a run must know of the counts of a folder of packed samples."""
 
     samples: int
     seq_length: int
-    records: int
-    dropped_too_long: int
-    trained_tokens: int
-    tokens: int
-    corpus_tokens: int
     tokenizer: TokenizerCounts
 
 
@@ -93,8 +87,7 @@ def sft_counts(manifest: Manifest) -> SftCounts:
     return SftCounts.model_validate(manifest.counts)
 
 
-@dataclass(frozen=True)
-class RawFile:
+class RawFile(NamedTuple):
     """One raw file of a source, as the build has named it."""
 
     name: str
@@ -115,8 +108,7 @@ class Kept:
     row: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """Documents of one pool, of one of its sources, of one split; None takes all."""
 
     pool: str
@@ -124,18 +116,15 @@ class Selection:
     split: str | None = None
 
     def __str__(self) -> str:
-        parts = [f"pool '{self.pool}'"]
-        parts += [f"source '{self.source}'"] if self.source else []
-        return ", ".join(parts + ([f"split '{self.split}'"] if self.split else []))
+        return ", ".join(f"{what} '{name}'" for what, name in self._asdict().items() if name)
 
 
 @dataclass(frozen=True)
 class CorpusFolder:
-    """A finished corpus; `report` is its report.json."""
+    """A finished corpus."""
 
     root: Path
     manifest: Manifest
-    report: dict[str, Any]
     shards: tuple[RawFile, ...]
     pools: dict[str, list[str]]  # names of their sources
 
@@ -156,8 +145,8 @@ class CorpusFolder:
     ) -> list[Selection]:
         """What these names select, one of each pool; raises `ConfigError` naming what there is."""
         sources = [name for names in self.pools.values() for name in names]
-        asked = ("pool", pool, [*self.pools]), ("source", source, sources), ("split", split, [*_NUMBERS])
-        for what, name, known in asked:
+        there = {"pool": [*self.pools], "source": sources, "split": [*SPLITS.values()]}
+        for name, (what, known) in zip((pool, source, split), there.items(), strict=True):
             if name is not None and name not in known:
                 raise ConfigError(f"{what} '{name}': not in {self.root}; there is {', '.join(known)}")
         pools = [name for name, names in self.pools.items() if source is None or source in names]
@@ -179,14 +168,10 @@ class CorpusFolder:
         """Blocks of a pool's places: number of the first, the places, and which of them are selected."""
         numbers = [n for n, shard in enumerate(self.shards) if selection.source in (None, shard.source)]
         places = self.places(selection.pool)
+        splits = [n for n, split in SPLITS.items() if selection.split in (None, split)]
         for low in range(0, len(places), BLOCK):
             block = np.array(places[low : low + BLOCK])
-            chosen = np.ones(len(block), np.bool_)
-            if selection.source is not None:
-                chosen &= np.isin(block["shard"], numbers)
-            if selection.split is not None:
-                chosen &= block["split"] == _NUMBERS[selection.split]
-            yield low, block, chosen
+            yield low, block, np.isin(block["shard"], numbers) & np.isin(block["split"], splits)
 
     def count(self, selection: Selection) -> int:
         """Number of selected documents."""
@@ -197,8 +182,7 @@ class CorpusFolder:
 
         Raises `ConfigError` when there are not so many.
         """
-        wanted, seen = sorted(set(ordinals)), 0
-        numbers: list[int] = []
+        wanted, seen, numbers = sorted(set(ordinals)), 0, list[int]()
         for low, _, chosen in self.blocks(selection):
             here = np.flatnonzero(chosen) + low
             numbers += [int(here[n - seen]) for n in wanted if seen <= n < seen + len(here)]
@@ -209,19 +193,18 @@ class CorpusFolder:
 
     def documents(self, pool: str, numbers: Iterable[int]) -> Iterator[Kept]:
         """The documents of `pool` with these numbers, which ascend; one is read when it is asked for."""
-        places, done, offset, before = self.places(pool), 0, 0, [0] * len(SPLITS)
+        places, done, offset, before = self.places(pool), 0, 0, np.zeros(len(SPLITS), np.int64)
         with (self.root / "documents" / f"{pool}.jsonl").open("rb") as file:
             for number in numbers:
                 for low in range(done, number, BLOCK):
                     passed = places[low : min(low + BLOCK, number)]
                     offset += int(passed["bytes"].sum(dtype=np.int64))
-                    for split in SPLITS:
-                        before[split] += int((passed["split"] == split).sum())
+                    before += np.bincount(passed["split"], minlength=len(SPLITS))
                 done, place = number, places[number]
                 file.seek(offset)
                 row = orjson.loads(file.read(int(place["bytes"])))
                 split, shard = int(place["split"]), self.shards[place["shard"]]
-                yield Kept(pool, number, SPLITS[split], before[split], shard, int(place["line"]), row)
+                yield Kept(pool, number, SPLITS[split], int(before[split]), shard, int(place["line"]), row)
 
     def at(self, shard: RawFile, line: int) -> Kept | None:
         """The document made of this line or row of a raw file, if it was kept."""
@@ -247,7 +230,7 @@ def open_corpus(root: Path) -> CorpusFolder:
     pools: dict[str, list[str]] = {}
     for name, source in manifest.config["sources"].items():
         pools.setdefault(source["pool"], []).append(name)
-    return CorpusFolder(root, manifest, report, tuple(RawFile(**shard) for shard in report["shards"]), pools)
+    return CorpusFolder(root, manifest, tuple(RawFile(**shard) for shard in report["shards"]), pools)
 
 
 def make_places(

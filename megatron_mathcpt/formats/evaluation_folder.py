@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.formats.files import Row, explain, read_json, read_rows, write_atomically
+from megatron_mathcpt.formats.files import Row, read_json, read_rows, write_atomically
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import Stage
 
@@ -126,29 +126,21 @@ def write_evaluation(
 
 
 def load_results(folder: Path) -> Results:
-    """`results.json` of a folder; raises `EvaluationError` naming a wrong field."""
-    path = folder / RESULTS
-    try:
-        return Results.model_validate(read_json(path))
-    except ValidationError as error:
-        raise EvaluationError(f"{path}: {explain(error)}; evaluate the run again") from error
-
-
-def load_samples(folder: Path, task: str) -> list[Sample]:
-    """Every answer to the items of `task`, in the items' order."""
-    return read_rows(samples_path(folder, task), Sample)
+    """`results.json` of a folder; raises `DataError` naming a wrong field."""
+    return read_json(folder / RESULTS, Results, "evaluate the run again")
 
 
 def load_first_answers(folder: Path, task: str, score: TaskScore) -> list[Sample]:
-    """The first answer to each item, which `score` counts.
+    """The first answer to each item of `task`, which `score` counts, in the items' order.
 
     Raises `EvaluationError` unless they are as many as scored, all different, and as often correct.
     """
-    rows = [row for row in load_samples(folder, task) if not row.sample]
-    found = len({row.id for row in rows}), sum(row.correct for row in rows)
-    if found != (score.n, score.correct) or len(rows) != score.n:
+    path = samples_path(folder, task)
+    rows = [row for row in read_rows(path, Sample) if not row.sample]
+    items, correct = len({row.id for row in rows}), sum(row.correct for row in rows)
+    if (items, correct, len(rows)) != (score.n, score.correct, score.n):
         raise EvaluationError(
-            f"{samples_path(folder, task)}: {found[1]} of {found[0]} different items correct, results.json "
-            f"says {score.correct} of {score.n}; evaluate the run again"
+            f"{path}: {correct} of {items} different items correct, results.json says {score.correct} of "
+            f"{score.n}; evaluate the run again"
         )
     return rows

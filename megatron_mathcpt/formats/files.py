@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import orjson
 import zstandard
 from isal import isal_zlib
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
 
@@ -30,30 +30,32 @@ _UNPACKERS: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
     ".bz2": bz2.BZ2Decompressor,
 }
-_GZIP_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+_DAMAGE: Any = (OSError, EOFError, ValueError, isal_zlib.error, zstandard.ZstdError)
 _PACKED_BYTES = 4 << 10  # unpacked at once: 128 MB at the highest ratio, that of .zst
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
+_SYNC_BYTES = 16 << 20  # handed over at once, or more; each request costs the file system a commit
 TEXTS = (".txt", ".md", ".tex")
-LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in (".gz", ".zst", ".bz2"))
+LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in _UNPACKERS)
 TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
-SUFFIXES = (*TABLES, ".json", *TEXTS)
-
-
-def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process writes to, not even one that a killed build left."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name only when the block ends well, synced to disk."""
+    """A file to write that gets its name only when the block ends well, both synced to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # no other process writes to it
     with temporary.open("wb") as file:
         yield cast(BinaryIO, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: whole, or not there."""
+    with write_whole(path) as file:
+        file.write(data)
 
 
 def join_files(parts: Iterable[Path], path: Path) -> None:
@@ -64,6 +66,37 @@ def join_files(parts: Iterable[Path], path: Path) -> None:
                 shutil.copyfileobj(source, file, 16 << 20)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class EarlySync:
+    """Hands what was written to `file` to the disk beside the work, one request at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._new, self._thread = file, 0, ThreadPoolExecutor(1)
+        self._request: Future[Any] = self._thread.submit(int)  # none yet
+
+    def wrote(self, count: int) -> None:
+        """Note that `count` bytes were written; raises `OSError` if the disk could not take earlier ones."""
+        self._new += count
+        if self._new >= _SYNC_BYTES and self._request.done():
+            self._request.result()
+            self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
+
+    def finish(self) -> None:
+        """Return when the disk has all; raises `OSError` if it could not take it."""
+        self._file.flush()
+        self._request.result()
+        os.fdatasync(self._file.fileno())
+        self._thread.shutdown()
+
+
 def list_files(path: str, what: str) -> list[Path]:
     """The files a `path` of the config names: itself, a folder's, or a glob's, in order of name.
 
@@ -71,20 +104,18 @@ def list_files(path: str, what: str) -> list[Path]:
     neither: a README or manifest beside data is no document. Of a dataset that Hugging Face `datasets` saved,
     only its data files count. Raises `DataError` when there is none.
     """
-    given = Path(path)
+    given, kinds = Path(path), (TABLES, (".json",), TEXTS)
     if given.is_file():
         return [given]
     if given.is_dir():
         files = [file for file in given.rglob("*") if _is_data(file)]
-        kinds = (TABLES, (".json",), TEXTS)
-        found = next((f for kind in kinds if (f := [x for x in files if x.name.endswith(kind)])), [])
+        found = next(filter(None, ([x for x in files if x.name.endswith(kind)] for kind in kinds)), [])
     else:
-        base = Path(given.anchor) if given.is_absolute() else Path()
-        found = [file for file in base.glob(str(given.relative_to(given.anchor))) if file.is_file()]
+        pattern = str(given.relative_to(given.anchor))
+        found = [file for file in Path(given.anchor).glob(pattern) if file.is_file()]
     if not found:
-        raise DataError(
-            f"{path}: {what} not found; give a file, a folder of {', '.join(SUFFIXES)}, or a glob"
-        )
+        suffixes = ", ".join(suffix for kind in kinds for suffix in kind)
+        raise DataError(f"{path}: {what} not found; give a file, a folder of {suffixes}, or a glob")
     return sorted(found)
 
 
@@ -92,79 +123,71 @@ def _is_data(file: Path) -> bool:
     """Whether `file` is no hidden file, and in a saved dataset one that its `state.json` names."""
     if file.name.startswith("."):
         return False
-    state = file.with_name("state.json")
-    if not state.is_file():
-        return file.name not in ("dataset_info.json", "dataset_dict.json")
     try:
-        return file.name in [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        state = json.loads(file.with_name("state.json").read_bytes())
+        return file.name in [entry["filename"] for entry in state["_data_files"]]
+    except OSError:
+        return file.name not in ("dataset_info.json", "dataset_dict.json")
     except (ValueError, KeyError, TypeError):
-        return file != state
+        return file.name != "state.json"
+
+
+def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
+    """Blocks of whole lines with the number of their first line, counted from 1.
+
+    A line over `MAX_LINE_BYTES`, and all that a truncated or damaged archive has lost, is an error in a
+    block of its own.
+    """
+    number, rest, skipping = 1, b"", False
+    for block in _read_blocks(path):
+        if isinstance(block, DataError):
+            yield number + skipping, [block]
+            return
+        _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
+        if skipping and not end:
+            continue
+        number, skipping = number + skipping, False
+        found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
+        rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
+        if found:
+            yield number, [line[:-1] for line in found]
+        number += len(found)
+        if len(rest) > MAX_LINE_BYTES:
+            yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
+            rest, skipping = b"", True
+    if rest:
+        yield number, [rest]
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Blocks of whole lines with the number of their first line, counted from 1.
-
-    Raises `DataError` for a truncated or damaged archive and for a line over `MAX_LINE_BYTES`.
-    """
+    """As `scan_lines`; raises the first error, with its line."""
     for number, lines in scan_lines(path):
-        for place, line in enumerate(lines, number):
-            if isinstance(line, DataError):
-                raise DataError(f"{path}:{place}: {line}")
+        if isinstance(lines[0], DataError):
+            raise DataError(f"{path}:{number}: {lines[0]}")
         yield number, cast(list[bytes], lines)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their numbers from 1; raises `DataError` as `read_lines` does."""
     for first, lines in read_lines(path):
-        for number, line in enumerate(lines, first):
-            if line.strip():
-                yield number, line
+        yield from ((number, line) for number, line in enumerate(lines, first) if line.strip())
 
 
 def read_texts(file: Path, field: str) -> Iterator[list[str]]:
     """Blocks of the texts in `field` of JSON lines; raises `DataError` naming the line that has none."""
-    for number, lines in read_lines(file):
+    for first, lines in read_lines(file):
         texts = []
-        for offset, line in enumerate(lines):
-            if not line.strip():
-                continue
+        for number, line in enumerate(lines, first):
             try:
-                texts.append(orjson.loads(line)[field])
+                texts += [orjson.loads(line)[field]] if line.strip() else []
             except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{file}:{number + offset}: no JSON object with '{field}' ({error})"
-                ) from error
+                raise DataError(f"{file}:{number}: no JSON object with '{field}' ({error})") from error
         if texts:
             yield texts
 
 
-def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
-    """As `read_lines`, with an error for a line that is too long, and for all that an archive has lost."""
-    number, rest, skipping = 1, b"", False
-    try:
-        for block in _read_blocks(path):
-            _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
-            if skipping and not end:
-                continue
-            number, skipping = number + skipping, False
-            found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
-            rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
-            lines: list[bytes | DataError] = [line[:-1] for line in found]
-            if lines:
-                yield number, lines
-            number += len(lines)
-            if len(rest) > MAX_LINE_BYTES:
-                yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
-                rest, skipping = b"", True
-    except DataError as error:
-        yield number + skipping, [error]
-        return
-    if rest:
-        yield number, [rest]
-
-
-def _read_blocks(path: Path) -> Iterator[bytes]:
-    """All content that can be read, in blocks; then raises `DataError` if there was to be more."""
+def _read_blocks(path: Path) -> Iterator[bytes | DataError]:
+    """All content that can be read, in blocks; then an error if there was to be more."""
     parts: list[bytes] = []
     position, size, damage = 0, 0, ""
     try:
@@ -178,11 +201,11 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
             if size >= BLOCK_BYTES:
                 yield b"".join(parts)
                 parts, size = [], 0
-    except (OSError, EOFError, ValueError, _GZIP_ERROR, zstandard.ZstdError) as error:
+    except _DAMAGE as error:
         damage = f"cannot be read after byte {position} of its content ({error})"
     yield b"".join(parts)
     if damage:
-        raise DataError(damage)
+        yield DataError(damage)
 
 
 def _unpack(path: Path) -> Iterator[bytes]:
@@ -202,37 +225,6 @@ def _unpack(path: Path) -> Iterator[bytes]:
             raise EOFError("truncated")
 
 
-_BYTES = 16 << 20  # handed over at once, or more; each request costs the file system a commit
-
-
-class EarlySync:
-    """Hands what was written to `file` to the disk beside the work, one request at a time."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._thread = ThreadPoolExecutor(1)
-        self._request: Future[None] | None = None
-        self._new = 0
-
-    def wrote(self, count: int) -> None:
-        """Note that `count` bytes were written; raises `OSError` if the disk could not take earlier ones."""
-        self._new += count
-        if self._new >= _BYTES and (self._request is None or self._request.done()):
-            self._check()
-            self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
-
-    def finish(self) -> None:
-        """Return when the disk has all; raises `OSError` if it could not take it."""
-        self._file.flush()
-        self._check()
-        os.fdatasync(self._file.fileno())
-        self._thread.shutdown()
-
-    def _check(self) -> None:
-        if self._request is not None:
-            self._request.result()
-
-
 def hash_json(value: Any) -> str:
     """SHA-256 (hex) of `value` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -244,28 +236,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name, sync it, and rename it to `path`: whole, or not there."""
-    with write_whole(path) as file:
-        file.write(data)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 class JsonLines:
     """An append-only file of JSON lines; each row is flushed, so a kill loses at most one torn line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append `row` as one line."""
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
@@ -274,21 +254,7 @@ class JsonLines:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a `JsonLines` file; a torn last line, left by a kill, is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; raises `DataError` if it holds none."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); run its stage again") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a mapping, found {type(found).__name__}")
-    return found
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
 
 
 class Row(BaseModel):
@@ -297,25 +263,30 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-Found = TypeVar("Found", bound=Row)
+Found = TypeVar("Found")
+_REMEDY = "run its stage again"
 
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
     """As `read_json_lines`, each row checked; raises `DataError` naming a file or line that is damaged."""
+    adapter, lines = TypeAdapter(kind), _read(path).split(b"\n")[:-1]
+    return [_checked(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def read_json(path: Path, kind: type[Found], remedy: str) -> Found:
+    """What a JSON file holds, checked; raises `DataError` naming a wrong field, with `remedy`."""
+    return _checked(TypeAdapter(kind), _read(path), str(path), remedy)
+
+
+def _checked(adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str = _REMEDY) -> Found:
     try:
-        lines = path.read_bytes().split(b"\n")
+        return adapter.validate_json(data)
+    except ValidationError as error:
+        raise DataError(f"{where}: {': '.join(filter(None, first_error(error)))}; {remedy}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run its stage again") from error
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            raise DataError(f"{path}:{number}: {explain(error)}; run its stage again") from error
-    return rows
-
-
-def explain(error: ValidationError) -> str:
-    """What pydantic refused first, with its field."""
-    field, message = first_error(error)
-    return f"{field}: {message}" if field else message
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error

@@ -6,6 +6,7 @@ int64 byte offset a sequence, then the first sequence of every document. Here a 
 
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import EarlySync, join_files, temporary_name, write_whole
+from megatron_mathcpt.formats.files import EarlySync, join_files, write_whole
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -52,60 +53,22 @@ def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
 
     Raises `DataError` when the index is not of this format or its sizes and the `.bin` file disagree.
     """
-    index, tokens = _file(prefix, ".idx"), _file(prefix, ".bin")
-    sequences, dtype = _read_header(index)
+    sequences, dtype = _read_header(prefix)
     lengths: Lengths = np.empty(0, np.int32)
     if sequences:
-        lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sequences,))
-    expected = int(lengths.sum(dtype=np.int64)) * dtype.itemsize
-    if tokens.stat().st_size != expected:
-        raise DataError(f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected}; build it again")
+        lengths = np.memmap(_file(prefix, ".idx"), np.int32, "r", _HEADER.size, (sequences,))
+    _check_size(_file(prefix, ".bin"), int(lengths.sum(dtype=np.int64)) * dtype.itemsize, "its index")
     return lengths, dtype
 
 
 def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[Any]]:
     """Number of a document's first token in the dataset, and its token ids; nothing else is read."""
-    index, tokens = _file(prefix, ".idx"), _file(prefix, ".bin")
-    sequences, dtype = _read_header(index)
+    sequences, dtype = _read_header(prefix)
     assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
-    begin = _HEADER.size
-    length = int(np.fromfile(index, "<i4", 1, offset=begin + 4 * number)[0])
-    offset = int(np.fromfile(index, "<i8", 1, offset=begin + 4 * sequences + 8 * number)[0])
-    return offset // dtype.itemsize, np.fromfile(tokens, dtype, length, offset=offset)
-
-
-def _read_header(index: Path) -> tuple[int, TokenType]:
-    """Number of sequences and token type, the index's size checked."""
-    for file in (index, index.with_suffix(".bin")):
-        if not file.is_file():
-            raise DataError(f"{file}: not found; build the dataset again")
-    with index.open("rb") as stream:
-        header = stream.read(_HEADER.size)
-    codes = {code: dtype for dtype, code in _CODES.items()}
-    magic, version, code, sequences, documents = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
-    if magic != _MAGIC or version != 1 or code not in codes:
-        raise DataError(f"{index}: not an index of Megatron-Core, version 1; build the dataset again")
-    expected = _HEADER.size + 12 * sequences + 8 * documents
-    if index.stat().st_size != expected:
-        raise DataError(f"{index}: {index.stat().st_size} bytes, its header says {expected}; build it again")
-    return sequences, codes[code]
-
-
-def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
-    """Join datasets in order into `prefix` by appending bytes; returns documents and tokens.
-
-    Raises `DataError` if the parts differ in token type or one is damaged.
-    """
-    read = [read_lengths(part) for part in parts]
-    dtypes = {dtype for _, dtype in read}
-    if len(dtypes) != 1:
-        raise DataError(
-            f"{prefix}: parts to merge hold different token types; tokenize all with one tokenizer"
-        )
-    join_files((_file(part, ".bin") for part in parts), _file(prefix, ".bin"))
-    lengths = np.concatenate([lengths for lengths, _ in read])
-    write_index(prefix, lengths, dtypes.pop())
-    return len(lengths), int(lengths.sum(dtype=np.int64))
+    index, offsets = _file(prefix, ".idx"), _HEADER.size + 4 * sequences
+    length = int(np.fromfile(index, "<i4", 1, offset=_HEADER.size + 4 * number)[0])
+    offset = int(np.fromfile(index, "<i8", 1, offset=offsets + 8 * number)[0])
+    return offset // dtype.itemsize, np.fromfile(_file(prefix, ".bin"), dtype, length, offset=offset)
 
 
 def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:
@@ -115,16 +78,54 @@ def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:
     yield from (part.astype(np.int64) for part in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths))
 
 
+def _read_header(prefix: Path) -> tuple[int, TokenType]:
+    """Number of sequences and token type, the index's size checked."""
+    index, codes = _file(prefix, ".idx"), {code: dtype for dtype, code in _CODES.items()}
+    for file in (index, _file(prefix, ".bin")):
+        if not file.is_file():
+            raise DataError(f"{file}: not found; build the dataset again")
+    with index.open("rb") as stream:
+        header = stream.read(_HEADER.size).ljust(_HEADER.size, b"\0")
+    magic, version, code, sequences, documents = _HEADER.unpack(header)
+    if (magic, version) != (_MAGIC, 1) or code not in codes:
+        raise DataError(f"{index}: not an index of Megatron-Core, version 1; build the dataset again")
+    _check_size(index, _HEADER.size + 12 * sequences + 8 * documents, "its header")
+    return sequences, codes[code]
+
+
+def _check_size(file: Path, expected: int, what: str) -> None:
+    if (found := file.stat().st_size) != expected:
+        raise DataError(f"{file}: {found} bytes, {what} says {expected}; build it again")
+
+
+def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
+    """Join datasets in order into `prefix` by appending bytes; returns documents and tokens.
+
+    Raises `DataError` if the parts differ in token type or one is damaged.
+    """
+    lengths, dtypes = zip(*map(read_lengths, parts), strict=True)
+    if len(set(dtypes)) != 1:
+        raise DataError(
+            f"{prefix}: parts to merge hold different token types; tokenize all with one tokenizer"
+        )
+    join_files((_file(part, ".bin") for part in parts), _file(prefix, ".bin"))
+    return _finish(prefix, lengths, dtypes[0])
+
+
+def _finish(prefix: Path, parts: Sequence[Lengths], dtype: TokenType) -> tuple[int, int]:
+    lengths = np.concatenate(parts)
+    write_index(prefix, lengths, dtype)
+    return len(lengths), int(lengths.sum(dtype=np.int64))
+
+
 class DatasetWriter:
     """Appends documents to `<prefix>.bin`; `close` writes the index. Nothing has its name before `close`."""
 
     def __init__(self, prefix: Path, dtype: TokenType) -> None:
-        self._prefix, self._dtype = prefix, dtype
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_name(_file(prefix, ".bin"))
-        self._file = self._temporary.open("wb")
-        self._lengths: list[Lengths] = []
+        self._prefix, self._dtype, self._whole = prefix, dtype, ExitStack()
+        self._file = self._whole.enter_context(write_whole(_file(prefix, ".bin")))
         self._disk = EarlySync(self._file)
+        self._lengths: list[Lengths] = [np.empty(0, np.int32)]
 
     def write(self, tokens: npt.NDArray[np.int32] | npt.NDArray[np.uint16], lengths: Lengths) -> None:
         """Append documents given as one flat array and their lengths."""
@@ -136,8 +137,5 @@ class DatasetWriter:
     def close(self) -> tuple[int, int]:
         """Complete both files; returns documents and tokens."""
         self._disk.finish()
-        self._file.close()
-        lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
-        self._temporary.replace(_file(self._prefix, ".bin"))
-        write_index(self._prefix, lengths, self._dtype)
-        return len(lengths), int(lengths.sum(dtype=np.int64))
+        self._whole.close()
+        return _finish(self._prefix, self._lengths, self._dtype)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,8 @@ class Manifest(BaseModel):
     def fingerprint(self) -> str:
         """SHA-256 of kind, inputs, config and output hashes; a checkpoint keeps it as weights-only."""
         outputs = {name: file.sha256 for name, file in self.without_optimizer().items()}
-        return hash_json(
-            {"kind": self.kind, "inputs": self.inputs, "config": self.config, "outputs": outputs}
-        )
+        known = {"kind": self.kind, "inputs": self.inputs, "config": self.config}
+        return hash_json(known | {"outputs": outputs})
 
     def without_optimizer(self) -> dict[str, OutputFile]:
         """`outputs` but the files that hold a checkpoint's optimizer state."""
@@ -86,15 +85,21 @@ def write_manifest(
     config: dict[str, Any],
     outputs: dict[str, OutputFile] | None = None,
 ) -> Manifest:
-    """Complete `folder` with its manifest; hashes every file (but hidden ones) unless `outputs` is given."""
+    """Complete `folder` with its manifest; hashes every file (but hidden ones) unless `outputs` is given.
+
+    Typed counts are written as they were set, without defaults.
+    """
+    if isinstance(counts, BaseModel):
+        counts = counts.model_dump(mode="json", exclude_unset=True)
+    if outputs is None:
+        files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        visible = (name for name in files if name != FILE_NAME and "/." not in f"/{name}")
+        outputs = sync_and_describe(folder, visible)
     manifest = Manifest(
         kind=kind,
         inputs=inputs,
-        outputs=hash_folder(folder) if outputs is None else outputs,
-        # Typed counts as they were set, without defaults.
-        counts=counts.model_dump(mode="json", exclude_unset=True)
-        if isinstance(counts, BaseModel)
-        else counts,
+        outputs=outputs,
+        counts=counts,
         config=config,
         versions=_versions(),
         commit=_commit(),
@@ -105,31 +110,17 @@ def write_manifest(
     return manifest
 
 
-def hash_folder(folder: Path) -> dict[str, OutputFile]:
-    """Size and hash of every file of `folder` but hidden ones and its manifest, by relative path."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return {name.as_posix(): _describe(folder / name) for name in visible if name != Path(FILE_NAME)}
-
-
-def _describe(path: Path) -> OutputFile:
-    return OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
-
-
 def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFile]:
     """Sizes and hashes of files of `folder`, read while the disk takes them in."""
     described = {}
     with ThreadPoolExecutor(1) as beside:
         for name in sorted(names):
-            synced = beside.submit(_sync, folder / name)
-            described[name] = _describe(folder / name)
-            synced.result()
+            path = folder / name
+            with path.open("rb") as file:
+                synced = beside.submit(os.fsync, file.fileno())
+                described[name] = OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
+                synced.result()
     return described
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def load_manifest(folder: Path, kind: str | None) -> Manifest:
@@ -149,15 +140,14 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
         raise ManifestError(
             f"{path}: not a manifest ({first_error(error)[1]}); build the folder again"
         ) from error
-    if kind is not None and manifest.kind != kind:
+    if kind not in (None, manifest.kind):
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
     for name, recorded in manifest.outputs.items():
         file = folder / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != recorded.bytes:
+        found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
+        if found != f"{recorded.bytes} bytes":
             raise ManifestError(
-                f"{file}: {'missing' if found is None else f'{found} bytes'}, "
-                f"manifest says {recorded.bytes} bytes; build the folder again"
+                f"{file}: {found}, manifest says {recorded.bytes} bytes; build the folder again"
             )
     return manifest
 
@@ -170,27 +160,42 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
     """
     outputs = manifest.without_optimizer()
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda name: hash_file(folder / name), outputs))
-    for (name, recorded), found in zip(outputs.items(), hashes, strict=True):
-        if found != recorded.sha256:
-            raise ManifestError(
-                f"{folder / name}: checksum differs from the manifest; build the folder again"
-            )
+        hashes = pool.map(lambda name: hash_file(folder / name), outputs)
+        for (name, recorded), found in zip(outputs.items(), hashes, strict=True):
+            if found != recorded.sha256:
+                raise ManifestError(
+                    f"{folder / name}: checksum differs from the manifest; build the folder again"
+                )
 
 
 def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict[str, Any]) -> bool:
-    """Whether `folder` has the result for just these inputs and config; `ManifestError` if for others."""
+    """Whether `folder` has the result for just these inputs and config; `ManifestError` if for others.
+
+    A field that only one side has, as another version of this package made the folder, is no difference if
+    it is off there (null, false, zero, empty): what it turns on was not done, and is not asked for. Set to
+    more it is one, even where no config can say it any more: what was done cannot be what is asked for.
+    """
     if not (folder / FILE_NAME).is_file():
         return False
     manifest = load_manifest(folder, kind)
-    for label, old, new in (("input", manifest.inputs, inputs), ("config", manifest.config, config)):
+    for label, recorded, asked in (("input", manifest.inputs, inputs), ("config", manifest.config, config)):
+        old, new = leaves(recorded), leaves(asked)
         for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
+            then, now = old.get(key), new.get(key)
+            if then != now and (then or now or (key in old and key in new)):
                 raise ManifestError(
-                    f"{folder}: already built with another {label} '{key}' ({old.get(key)!r}, now "
-                    f"{new.get(key)!r}); choose another output folder or delete this one"
+                    f"{folder}: already built with another {label} '{key}' ({then!r}, now {now!r}); choose "
+                    "another output folder or delete this one"
                 )
     return True
+
+
+def leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """The values by the full paths of their fields."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) and value else {path + key: value}
+    return found
 
 
 @cache
@@ -205,12 +210,10 @@ def _versions() -> dict[str, str]:
 @cache
 def _commit() -> str:
     """Commit of the source tree, with `+dirty` when it has changes; `unknown` outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    ask = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
     try:
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
+        changes = ask([*git, "status", "--porcelain"])
+        return ask([*git, "rev-parse", "HEAD"]).strip() + ("+dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

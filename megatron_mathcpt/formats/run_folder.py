@@ -8,7 +8,6 @@ this makes the checkpoint weights-only, in one step that a kill cannot cut.
 """
 
 import math
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,11 +17,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
-from megatron_mathcpt.formats.files import Row, hash_file, read_rows, write_atomically
+from megatron_mathcpt.formats.files import Row, hash_file, read_rows, sync_folder, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
 
 FOLDER = "checkpoints"
-POINTER = "latest"
 SEAL = "manifest.sha256"
 LIGHT = "weights_only.json"
 METRICS = "metrics.jsonl"
@@ -43,9 +41,9 @@ class RunCounts(Row):
     """How far a run is, or was when it finished; in nats a token where it is a loss."""
 
     step: int
-    steps: int
-    consumed_samples: int
-    consumed_tokens: int
+    steps: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
     skipped_steps: tuple[int, ...] = ()
     tokens_by_source: dict[str, SourceTokens] = Field(default_factory=dict)
     final_validation: dict[str, Loss] | None = None
@@ -57,9 +55,6 @@ class CheckpointCounts(RunCounts):
     A converted one knows only its step, end token and largest difference of a logit.
     """
 
-    steps: int = 0
-    consumed_samples: int = 0
-    consumed_tokens: int = 0
     eos_id: int | None = None
     guard: dict[str, Any] | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
@@ -67,14 +62,45 @@ class CheckpointCounts(RunCounts):
     max_abs_logit_difference: float | None = None
 
 
+class MetricRow(Row):
+    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
+
+    step: int
+    consumed_tokens: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    validation: dict[str, float] | None = None
+
+
 def checkpoint_counts(manifest: Manifest) -> CheckpointCounts:
     """The counts of a checkpoint's or a converted folder's manifest."""
     return CheckpointCounts.model_validate(manifest.counts)
 
 
+def is_weights_only(manifest: Manifest) -> bool:
+    """Whether the optimizer's state has been removed, so that no run can go on from this checkpoint."""
+    return checkpoint_counts(manifest).weights_only
+
+
+def read_metrics(path: Path) -> tuple[MetricRow, ...]:
+    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
+    last = {(row.step, row.validation is None): row for row in read_rows(path, MetricRow)}
+    return tuple(sorted(last.values(), key=lambda row: row.step))
+
+
 def checkpoint_path(run_folder: Path, step: int) -> Path:
     """Final folder of the checkpoint after `step`."""
     return run_folder / FOLDER / f"{_PREFIX}{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def hidden_path(path: Path) -> Path:
+    """Where the checkpoint `path` is written before it is whole."""
+    return path.with_name(f".{path.name}.saving")
 
 
 def checkpoint_paths(run_folder: Path) -> list[Path]:
@@ -83,16 +109,13 @@ def checkpoint_paths(run_folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """`folder` itself if it is a checkpoint, else the newest checkpoint of the run folder it is."""
-    complete = (folder / FILE_NAME).is_file()
-    if complete and folder.name.startswith(_PREFIX):
-        return folder
-    if (found := checkpoint_paths(folder)) and (found[0] / FILE_NAME).is_file():
+    """The newest checkpoint of the run folder `folder`, or `folder` itself if it is a checkpoint."""
+    if found := checkpoint_paths(folder):
         return found[0]
-    if complete:
-        load_manifest(folder, "checkpoint")
-        return folder
-    raise CheckpointError(f"{folder}: holds no complete checkpoint; give a run folder or a checkpoint")
+    if not (folder / FILE_NAME).is_file():
+        raise CheckpointError(f"{folder}: holds no complete checkpoint; give a run folder or a checkpoint")
+    load_sealed(folder)
+    return folder
 
 
 def newest_readable(run_folder: Path) -> Path | None:
@@ -104,6 +127,43 @@ def newest_readable(run_folder: Path) -> Path | None:
     return None
 
 
+def chosen_checkpoint(folder: Path) -> Path:
+    """The one that a finished run's `checkpoint.choose` says, else the newest; an error if there is none."""
+    choose, metrics = "newest", folder / METRICS
+    if (folder / FILE_NAME).is_file() and metrics.is_file():
+        choose = load_manifest(folder, "run").config["checkpoint"].get("choose", choose)
+    if choose == "newest":
+        return newest_checkpoint(folder)
+    rows = ((row.step, row.validation) for row in read_metrics(metrics))
+    losses = {step: sum(found.values()) / len(found) for step, found in rows if found}  # all sets alike
+    if not losses:
+        raise CheckpointError(f"{metrics}: no validation loss to choose by; set checkpoint.choose: newest")
+    step = min(losses, key=losses.__getitem__)  # the first of equals
+    path = checkpoint_path(folder, step)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: not there, but step {step} has the lowest validation loss; raise checkpoint.keep"
+        )
+    return path
+
+
+def begin(path: Path) -> Path:
+    """An empty hidden folder to write the checkpoint `path` into; leftovers of a kill are removed."""
+    for leftover in path.parent.glob(f".{_PREFIX}*"):
+        shutil.rmtree(leftover)
+    hidden_path(path).mkdir(parents=True)
+    return hidden_path(path)
+
+
+def write_light_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
+    outputs = manifest.without_optimizer()
+    if outputs != manifest.outputs:
+        counts = manifest.counts | {"weights_only": True}
+        light = manifest.model_copy(update={"outputs": outputs, "counts": counts})
+        write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
+
+
 def seal(folder: Path) -> None:
     """Write the checksums of the manifest and of the light one beside them, in the format of `sha256sum`."""
     write_atomically(folder / SEAL, _seal_of(folder))
@@ -112,6 +172,15 @@ def seal(folder: Path) -> None:
 def _seal_of(folder: Path) -> bytes:
     names = (name for name in (FILE_NAME, LIGHT) if (folder / name).is_file())
     return "".join(f"{hash_file(folder / name)}  {name}\n" for name in names).encode()
+
+
+def commit(path: Path) -> None:
+    """Rename the hidden folder, synced and with its manifest, to `path`, and point `latest` at it."""
+    if path.exists():
+        shutil.rmtree(path)
+    hidden_path(path).rename(path)
+    sync_folder(path.parent)
+    write_atomically(path.parent / "latest", f"{path.name}\n".encode())
 
 
 def load_sealed(path: Path) -> Manifest:
@@ -136,55 +205,17 @@ def _load_sealed(path: Path) -> Manifest:
     return manifest
 
 
-def is_weights_only(manifest: Manifest) -> bool:
-    """Whether the optimizer's state has been removed, so that no run can go on from this checkpoint."""
-    return checkpoint_counts(manifest).weights_only
-
-
-def write_light_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
-    outputs = manifest.without_optimizer()
-    if outputs != manifest.outputs:
-        counts = manifest.counts | {"weights_only": True}
-        light = manifest.model_copy(update={"outputs": outputs, "counts": counts})
-        write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
-
-
 def drop_optimizer(path: Path) -> None:
     """Make a checkpoint weights-only, or finish what a kill cut; one that is damaged is left as it is."""
-    left = list(path.glob(f"{OPTIMIZER}*"))
-    if not left:
-        return
-    with suppress(ManifestError):
-        load_sealed(path)
-        if (path / LIGHT).is_file():
-            (path / LIGHT).replace(path / FILE_NAME)
-            sync_folder(path)
-        seal(path)
-        for file in left:
-            file.unlink()
-
-
-def begin(path: Path) -> Path:
-    """An empty hidden folder to write the checkpoint `path` into; leftovers of a kill are removed."""
-    for leftover in path.parent.glob(f".{_PREFIX}*"):
-        shutil.rmtree(leftover)
-    hidden_path(path).mkdir(parents=True)
-    return hidden_path(path)
-
-
-def hidden_path(path: Path) -> Path:
-    """Where the checkpoint `path` is written before it is whole."""
-    return path.with_name(f".{path.name}.saving")
-
-
-def commit(path: Path) -> None:
-    """Rename the hidden folder, synced and with its manifest, to `path`, and point `latest` at it."""
-    if path.exists():
-        shutil.rmtree(path)
-    hidden_path(path).rename(path)
-    sync_folder(path.parent)
-    write_atomically(path.parent / POINTER, f"{path.name}\n".encode())
+    if left := list(path.glob(f"{OPTIMIZER}*")):
+        with suppress(ManifestError):
+            load_sealed(path)
+            if (path / LIGHT).is_file():
+                (path / LIGHT).replace(path / FILE_NAME)
+                sync_folder(path)
+            seal(path)
+            for file in left:
+                file.unlink()
 
 
 @dataclass
@@ -226,14 +257,9 @@ def prune(run_folder: Path, retention: Retention) -> None:
         if whole < retention.keep:
             whole += path.name in retention.verified
         elif path not in spared:
-            path.rename(hidden_path(path))
-            shutil.rmtree(hidden_path(path))
+            shutil.rmtree(path.rename(hidden_path(path)))
         elif not retention.optimizer:
             drop_optimizer(path)
-
-
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix(_PREFIX))
 
 
 def check_space(run_folder: Path, needed: int) -> None:
@@ -241,12 +267,11 @@ def check_space(run_folder: Path, needed: int) -> None:
 
     Raises `CheckpointError` with both amounts. A quota or a full storage target shows only when it is hit.
     """
-    there = sum(map(_size, checkpoint_paths(run_folder)))
-    free = shutil.disk_usage(run_folder).free
-    if free < needed - there:
+    lacking, free = needed - sum(map(_size, checkpoint_paths(run_folder))), shutil.disk_usage(run_folder).free
+    if free < lacking:
         raise CheckpointError(
-            f"{run_folder}: {free:,} bytes free, {needed - there:,} needed for what its checkpoints will "
-            f"take, {needed:,} in all; make room, lower checkpoint.keep, or choose another folder"
+            f"{run_folder}: {free:,} bytes free, {lacking:,} needed for what its checkpoints will take, "
+            f"{needed:,} in all; make room, lower checkpoint.keep, or choose another folder"
         )
 
 
@@ -258,53 +283,3 @@ def has_room(run_folder: Path) -> bool:
 
 def _size(checkpoint: Path) -> int:
     return sum(file.stat().st_size for file in checkpoint.iterdir())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class MetricRow(Row):
-    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
-
-    step: int
-    consumed_tokens: int
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    validation: dict[str, float] | None = None
-
-
-def read_metrics(path: Path) -> tuple[MetricRow, ...]:
-    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
-    last = {(row.step, row.validation is None): row for row in read_rows(path, MetricRow)}
-    return tuple(sorted(last.values(), key=lambda row: row.step))
-
-
-def chosen_checkpoint(folder: Path) -> Path:
-    """The one that a finished run's `checkpoint.choose` says, else the newest; an error if there is none."""
-    if not (folder / FILE_NAME).is_file() or not (folder / METRICS).is_file():
-        return newest_checkpoint(folder)
-    choose = load_manifest(folder, "run").config["checkpoint"].get("choose", "newest")
-    if choose == "newest":
-        return newest_checkpoint(folder)
-    losses = {  # every set counts alike
-        row.step: sum(row.validation.values()) / len(row.validation)
-        for row in read_metrics(folder / METRICS)
-        if row.validation
-    }
-    if not losses:
-        raise CheckpointError(
-            f"{folder / METRICS}: no validation loss to choose by; set checkpoint.choose: newest"
-        )
-    step = min(losses, key=losses.__getitem__)  # the first of equals
-    path = checkpoint_path(folder, step)
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path}: not there, but step {step} has the lowest validation loss; raise checkpoint.keep"
-        )
-    return path

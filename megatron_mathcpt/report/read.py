@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import (
     KIND,
@@ -20,7 +18,7 @@ from megatron_mathcpt.formats.evaluation_folder import (
     load_results,
     samples_path,
 )
-from megatron_mathcpt.formats.files import explain, read_json
+from megatron_mathcpt.formats.files import read_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
 from megatron_mathcpt.report import figures
@@ -116,10 +114,7 @@ def load_timings(path: Path) -> dict[str, float]:
     """Seconds of each stage; none if the runner left no file."""
     if not path.is_file():
         return {}
-    try:
-        return TypeAdapter(dict[str, float]).validate_python(read_json(path))
-    except ValidationError as error:
-        raise DataError(f"{path}: {explain(error)}; delete the file, it holds times alone") from error
+    return read_json(path, dict[str, float], "delete the file, it holds times alone")
 
 
 def _load_run(folder: Path, name: str) -> Run:

@@ -22,8 +22,8 @@ import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import explain, list_files, numbered_lines
+from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.formats.files import list_files, numbered_lines
 from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
@@ -104,7 +104,9 @@ def _parse_seed(place: str, line: bytes) -> Problem:
     try:
         return problem_of_row(orjson.loads(line))
     except ValidationError as error:
-        raise DataError(f"{place}: seed's {explain(error)}; mend or drop the line") from error
+        raise DataError(
+            f"{place}: seed's {': '.join(filter(None, first_error(error)))}; mend or drop the line"
+        ) from error
     except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
         raise DataError(f"{place}: no JSON object in UTF-8 ({error}); mend or drop the line") from error
 

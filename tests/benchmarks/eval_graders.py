@@ -21,8 +21,9 @@ import typer
 from measuring import cost, fresh, kill_processes, print_table
 
 from megatron_mathcpt.answers import extract_answer, grade
-from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import load_items
+from megatron_mathcpt.formats.evaluation_folder import KIND, Sample, load_results, samples_path
+from megatron_mathcpt.formats.files import read_rows
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.answers.conftest import load_pairs
 
@@ -102,10 +103,10 @@ def time_math(root: Path) -> None:
 
 def judge(evaluation: Path, disagreements: int) -> None:
     """Our grader beside math-verify over the samples of a finished evaluation."""
-    load_manifest(evaluation, evaluation_folder.KIND)
+    load_manifest(evaluation, KIND)
     rows = []
-    for task in evaluation_folder.load_results(evaluation).tasks:
-        samples = evaluation_folder.load_samples(evaluation, task)
+    for task in load_results(evaluation).tasks:
+        samples = read_rows(samples_path(evaluation, task), Sample)
         theirs = [judged(math_verify, sample.gold, sample.extracted or "")[0] for sample in samples]
         counts = Counter((sample.correct, right) for sample, right in zip(samples, theirs, strict=True))
         apart = [sample for sample, right in zip(samples, theirs, strict=True) if sample.correct != right]

@@ -1,3 +1,5 @@
+"""Reading a config: YAML 1.2, overrides, and errors that name file and field."""
+
 from pathlib import Path
 
 import pytest
@@ -26,45 +28,34 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_yaml_1_2_numbers_and_overrides(tmp_path: Path) -> None:
+def test_yaml_1_2_numbers_and_overrides_and_the_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, GOOD), Experiment, ["seed=7", "optimizer.betas=[0.8, 0.9]"])
-    assert config == Experiment(
-        name="tiny", seed=7, optimizer=Optimizer(learning_rate=3e-5, betas=(0.8, 0.9))
-    )
-
-
-def test_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, GOOD), Experiment)
+    optimizer = Optimizer(learning_rate=3e-5, betas=(0.8, 0.9))
+    assert config == Experiment(name="tiny", seed=7, optimizer=optimizer)
     assert load_config(write(tmp_path, dump_yaml(config)), Experiment) == config
 
 
 @pytest.mark.parametrize(
-    ("text", "overrides", "message"),
+    ("text", "override", "message"),
     [
-        (
-            GOOD,
-            ["optimizer.learning_rte=1"],
-            r"optimizer.learning_rte: unknown key; did you mean 'learning_rate'\?",
-        ),
-        (GOOD, ["seed='3'"], r"seed: Input should be a valid integer \(found '3'\)"),
-        (GOOD, ["seed.x=3"], "'seed' is not a section"),
-        (GOOD, ["seed"], "expected section.field=value"),
-        ("name: tiny\noptimizer: {learning_rate: 1.0}\n", [], "seed: missing; it has no default"),
-        (GOOD + "seed: 2\n", [], "not valid YAML.*duplicate key"),
-        ("- 1\n", [], "expected a mapping"),
-        ("name: [\n", [], "not valid YAML"),
-        ("a: &x 1\nb: *x\n", [], "aliases"),
+        (GOOD, "optimizer.learning_rte=1", r"learning_rte: unknown key; did you mean 'learning_rate'\?"),
+        (GOOD, "seed='3'", r"seed: Input should be a valid integer \(found '3'\)"),
+        (GOOD, "seed.x=3", "'seed' is not a section"),
+        (GOOD, "seed", "expected section.field=value"),
+        ("name: tiny\noptimizer: {learning_rate: 1.0}\n", "name=x", "seed: missing; it has no default"),
+        (GOOD + "seed: 2\n", "", "not valid YAML.*duplicate key"),
+        ("- 1\n", "", "expected a mapping"),
+        ("name: [\n", "", "not valid YAML"),
+        ("a: &x 1\nb: *x\n", "", "aliases"),
+        (b"name: \xff", "", r"config\.yaml: not UTF-8 at byte 6"),
+        (None, "", r"config\.yaml: cannot be read"),
     ],
 )
-def test_errors_name_file_and_field(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+def test_errors_name_file_and_field(
+    tmp_path: Path, text: str | bytes | None, override: str, message: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
-        load_config(write(tmp_path, text), Experiment, overrides)
-
-
-def test_missing_and_undecodable_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_config(tmp_path / "none.yaml", Experiment)
-    path = tmp_path / "latin.yaml"
-    path.write_bytes(b"name: \xff")
-    with pytest.raises(ConfigError, match="not UTF-8 at byte 6"):
-        load_config(path, Experiment)
+        load_config(path, Experiment, [override] if override else [])

@@ -17,10 +17,13 @@ BASE = next((ROOT / "configs").rglob("quickstart_base.yaml"))
 
 UNEVEN = ["parallel.pipeline_model_parallel_size=2"]
 UNEVEN += [f"parallel.num_layers_in_{end}_pipeline_stage=1" for end in ("first", "last")]
+LOSS = {"account_for_loss_in_pipeline_split": True}
 COUNTED = "parallel.account_for_loss_in_pipeline_split=true"
 TENSOR_1 = "parallel.tensor_model_parallel_size=1"
 FULL = ["parallel.recompute_granularity=full", "parallel.recompute_method=uniform"]
 FP8 = ["precision.params_dtype=bf16", "precision.fp8=hybrid", "precision.fp8_recipe=tensorwise"]
+DELAYED = "precision={params_dtype: bf16, fp8: hybrid, fp8_recipe: delayed"
+ALONE = "parallel={tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1"
 SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_aware_optimizer=true"]
 
 
@@ -56,9 +59,7 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
         (["checkpoint.keep_optimizer=true"], 2, "checkpoint.keep_optimizer"),
     ],
 )
-def test_a_combination_that_cannot_run_names_its_field(
-    overrides: list[str], world_size: int, named: str
-) -> None:
+def test_what_cannot_run_names_its_field(overrides: list[str], world_size: int, named: str) -> None:
     config = load_config(BASE, ExperimentConfig, overrides)
     with pytest.raises(ConfigError, match=f"^{named}"):
         check_experiment(config, world_size)
@@ -83,15 +84,8 @@ def test_a_combination_that_cannot_run_names_its_field(
         ("precision.fp8=hybrid", "fp8 needs fp8_recipe"),
         ("precision.fp8_recipe=delayed", "no effect without fp8"),
         ("precision={params_dtype: fp32, fp8: e4m3, fp8_recipe: delayed}", "fp8 needs params_dtype: bf16"),
-        (
-            "precision={params_dtype: bf16, fp8: hybrid, fp8_recipe: delayed, first_last_layers_bf16: true}",
-            "delayed scaling runs all layers in FP8",
-        ),
-        (
-            "parallel={tensor_model_parallel_size: 1, pipeline_model_parallel_size: 1, "
-            "account_for_loss_in_pipeline_split: true}",
-            "uneven stages have no effect",
-        ),
+        (f"{DELAYED}, first_last_layers_bf16: true}}", "delayed scaling runs all layers in FP8"),
+        (f"{ALONE}, account_for_loss_in_pipeline_split: true}}", "uneven stages have no effect"),
     ],
 )
 def test_a_wrong_section_is_refused(override: str, message: str) -> None:
@@ -105,11 +99,8 @@ def test_a_wrong_section_is_refused(override: str, message: str) -> None:
         ({}, (3, 3, 3)),
         ({"num_layers_in_first_pipeline_stage": 1}, (1, 4, 4)),
         ({"num_layers_in_first_pipeline_stage": 3, "num_layers_in_last_pipeline_stage": 2}, (3, 4, 2)),
-        ({"account_for_loss_in_pipeline_split": True}, (3, 3, 2)),
-        (
-            {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True},
-            (2, 3, 2),
-        ),
+        (LOSS, (3, 3, 2)),
+        (LOSS | {"account_for_embedding_in_pipeline_split": True}, (2, 3, 2)),
     ],
 )
 def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) -> None:
@@ -138,16 +129,12 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_shape_of_a_hugging_face_config(tmp_path: Path) -> None:
+def test_shape_of_a_hugging_face_config_and_its_way_back(tmp_path: Path) -> None:
     shape = read_hf_shape(write_config(tmp_path))
     assert (shape.num_query_groups, shape.kv_channels, shape.rotary_base) == (8, 64, 500000.0)
     assert shape.rope_scaling is not None
     assert shape.rope_scaling.factor == 32.0
     assert shape.num_parameters() == 1_235_814_400  # Llama-3.2-1B
-
-
-def test_shape_survives_the_way_to_hugging_face_and_back(tmp_path: Path) -> None:
-    shape = read_hf_shape(write_config(tmp_path))
     exported = hf_config(shape, dtype="bfloat16", bos_id=None, eos_id=2)
     (tmp_path / "config.json").write_text(json.dumps(exported))
     assert read_hf_shape(tmp_path) == shape
@@ -163,8 +150,6 @@ def test_shape_survives_the_way_to_hugging_face_and_back(tmp_path: Path) -> None
         ({"num_hidden_layers": "16"}, "num_layers"),
     ],
 )
-def test_a_model_that_is_no_plain_llama_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_no_plain_llama_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_hf_shape(write_config(tmp_path, **changes))

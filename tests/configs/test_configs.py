@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.dry_run import DryRun, load_expected_tokens, plan_run
 from megatron_mathcpt.experiment.stages import Settings, build_stages
+from megatron_mathcpt.formats.manifest import leaves
 from megatron_mathcpt.report.study import load_published
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,16 +37,11 @@ def kind(path: Path) -> Any:
     """What a file holds, by where it lies and what it is called."""
     if path.parent.name == "clusters":
         return ClusterConfig
-    if path.name.startswith("corpus") or path.name.endswith("corpus.yaml"):
-        return Corpus
     if path.name.startswith("pools"):
         return RootModel[dict[str, float]]
+    sections = {"sources": Corpus, "methods": SynthesisConfig, "models": BaselinesConfig, "runs": GridConfig}
     text = path.read_text()
-    if "\nmethods:" in text:
-        return SynthesisConfig
-    if "\nmodels:" in text:
-        return BaselinesConfig
-    return GridConfig if "\nruns:" in text else ExperimentConfig
+    return next((found for name, found in sections.items() if f"\n{name}:" in text), ExperimentConfig)
 
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -54,10 +51,12 @@ RUNS = {name: path for name, path in EVERY_RUN.items() if name not in IN_FP8}  #
 TINY_RUNS = [path for path in FILES if path.parent == TINY and kind(path) is ExperimentConfig]
 
 
+@cache
 def load(name: str) -> ExperimentConfig:
     return load_config(EVERY_RUN[name], ExperimentConfig)
 
 
+@cache
 def plan(name: str) -> DryRun:
     pools = "pools_mathgpt.yaml" if name.startswith("mathgpt_8b") else "pools.yaml"
     return plan_run(load(name), GPUS, "h100", load_expected_tokens(PAPER / pools))
@@ -89,8 +88,7 @@ def test_the_studys_grid_has_every_run_and_makes_all_that_they_read() -> None:
     assert set(grid.runs) == set(grid.scored) == set(RUNS)
     stages = {s.name: s for s in build_stages(grid, PAPER, Settings(Path("/out"), 64, None, Path("sets")))}
     assert len(stages) == len(grid.builds) + len(SUBSETS) + 3 * len(RUNS) + 1
-    assert stages["base2"].needs == ("corpus_base",)
-    assert stages["corpus_synthesis"].needs == ("corpus_base",)
+    assert stages["base2"].needs == stages["corpus_synthesis"].needs == ("corpus_base",)
     with pytest.raises(ConfigError, match="give --benchmarks"):
         build_stages(grid, PAPER, Settings(Path("/out"), 64))
 
@@ -103,13 +101,14 @@ def test_the_tiny_grid_is_the_same_grid() -> None:
     for name in RUNS:
         tiny, full = load_config(TINY / grid.runs[name], ExperimentConfig), load(name)
         assert tiny.name == name
-        assert set(tiny.data.blend) == set(full.data.blend)
         assert set(tiny.validation.sets) >= set(full.validation.sets)
-        assert (tiny.data.sft and tiny.data.sft.name) == (full.data.sft and full.data.sft.name)
-        assert tiny.init.checkpoint is not None
+        one, two = (
+            (set(data.blend), data.reset_attention_mask, data.sft and data.sft.name)
+            for data in (tiny.data, full.data)
+        )
+        assert one == two
         parent = full.init.checkpoint.name if full.init.checkpoint else "base"
         assert tiny.init.checkpoint == Path("runs/tiny_paper") / parent
-        assert tiny.data.reset_attention_mask == full.data.reset_attention_mask
     stages = {stage.name: stage for stage in build_stages(grid, TINY, Settings(Path("/out"), 2))}
     assert stages["tutor_amp"].needs == ("base", "corpus_synthesis")
     assert set(stages["corpus_synthesis"].needs) == {"corpora", "corpus_base", "synthesis"}
@@ -119,33 +118,33 @@ def test_the_tiny_grid_is_the_same_grid() -> None:
 
 
 @pytest.mark.parametrize("path", TINY_RUNS, ids=lambda path: path.stem)
-def test_a_tiny_run_is_planned_and_its_corpus_has_its_pools(path: Path) -> None:
+def test_a_tiny_run_is_planned(path: Path) -> None:
     config = load_config(path, ExperimentConfig)
-    pools = [*config.data.blend, *config.validation.sets]
-    if config.model is None:
-        base = load_config(TINY / "base.yaml", ExperimentConfig).model
-        config = config.model_copy(update={"model": base})
-    assert config.model is not None
-    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 2048})})
-    run = plan_run(config, 2, "h100", dict.fromkeys([*pools, *SUBSETS], 100_000.0))
+    model = config.model or load_config(TINY / "base.yaml", ExperimentConfig).model
+    assert model is not None
+    config = config.model_copy(update={"model": model.model_copy(update={"vocab_size": 2048})})
+    pools = [*config.data.blend, *config.validation.sets, *SUBSETS]
+    run = plan_run(config, 2, "h100", dict.fromkeys(pools, 100_000.0))
     assert 20 < run.steps < 1000
     assert run.memory_gib < 1
+
+
+@pytest.mark.parametrize("path", [*EVERY_RUN.values(), *TINY_RUNS], ids=lambda path: path.stem)
+def test_its_corpus_has_its_pools(path: Path) -> None:
+    config = load_config(path, ExperimentConfig)
     assert config.data.corpus is not None
-    corpus = load_config(TINY / f"{config.data.corpus.name}.yaml", Corpus)
-    assert set(pools) <= {source.pool for source in corpus.sources.values()}
+    corpus = load_config(path.with_name(f"{config.data.corpus.name}.yaml"), Corpus)
+    pools = {source.pool for source in corpus.sources.values()}
+    assert {*config.data.blend, *config.validation.sets} <= pools
 
 
 @pytest.mark.parametrize("name", EVERY_RUN)
-def test_run_fits_its_gpus_and_its_corpus_has_its_pools(name: str) -> None:
-    config, run = load(name), plan(name)
-    assert config.logging.hardware == "h100"  # so every row of metrics has its MFU
+def test_a_run_fits_its_gpus(name: str) -> None:
+    run = plan(name)
+    assert load(name).logging.hardware == "h100"  # so every row of metrics has its MFU
     assert 40 < run.memory_gib < 72  # of the 80 of an H100
     assert 0.5 < run.step_seconds < 20
     assert run.gpu_hours == pytest.approx(run.steps * run.step_seconds * GPUS / 3600)
-    assert config.data.corpus is not None
-    corpus = load_config(PAPER / f"{config.data.corpus.name}.yaml", Corpus)
-    pools = {source.pool for source in corpus.sources.values()}
-    assert {*config.data.blend, *config.validation.sets} <= pools
 
 
 @pytest.mark.parametrize(
@@ -165,41 +164,29 @@ def test_blends_of_63_billion_tokens(name: str, problem_solving: float) -> None:
     assert run.tokens / sum(blend.values()) / 1e9 == pytest.approx(1.66, rel=0.005)
 
 
-def test_sft_sees_21_6_billion_tokens_in_20600_steps() -> None:
-    run = plan("base1_sft")
-    assert run.tokens == pytest.approx(21.6e9, rel=0.005)
-    assert run.steps == pytest.approx(20_600, rel=0.005)
-    assert plan("base1_sft_1pct").tokens == pytest.approx(3 * 0.072e9, rel=0.005)
-
-
-def test_mathgpt_sees_140_billion_tokens_of_which_the_listed_parts_are_the_shares() -> None:
-    run, blend = plan("mathgpt_8b"), load("mathgpt_8b").data.blend
-    assert run.tokens == pytest.approx(140e9, rel=0.005)
+def test_tokens_of_the_other_runs_and_the_listed_parts_of_mathgpt_are_the_shares() -> None:
+    for name, tokens in ("base1_sft", 21.6e9), ("base1_sft_1pct", 3 * 0.072e9), ("mathgpt_8b", 140e9):
+        assert plan(name).tokens == pytest.approx(tokens, rel=0.005)
+    assert plan("base1_sft").steps == pytest.approx(20_600, rel=0.005)
+    blend = load("mathgpt_8b").data.blend
     assert sum(blend.values()) == pytest.approx(137.4, rel=0.005)
     assert sum(blend.values()) - blend["general"] == pytest.approx(97.8, rel=0.005)
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    below = [flat(part, f"{prefix}.{key}".strip(".")) for key, part in value.items()]
-    return {key: part for each in below for key, part in each.items()}
-
-
 def differing(first: str, second: str) -> set[str]:
-    one, two = (flat(load(name).model_dump(mode="json")) for name in (first, second))
+    one, two = (leaves(load(name).model_dump(mode="json")) for name in (first, second))
     return {key for key in {*one, *two} if one.get(key) != two.get(key)}
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith(("_matched",))])
+@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("_matched")])
 def test_a_twin_differs_in_one_thing(name: str) -> None:
     if name.endswith("_cpt_matched"):
         allowed = {"data.sft", "data.blend", "data.reset_attention_mask"}
         allowed |= {"train.train_tokens", "train.train_epochs"}
-        found = differing(name, name.replace("_cpt_matched", "_sft"))
+        twin = name.replace("_cpt_matched", "_sft")
+        found = differing(name, twin)
         (pool,) = load(name).data.blend
-        twin = plan(name.replace("_cpt_matched", "_sft"))
-        assert plan(name).steps == pytest.approx(0.95 * twin.steps, abs=2)
+        assert plan(name).steps == pytest.approx(0.95 * plan(twin).steps, abs=2)
     else:
         allowed, pool = set(), name
         found = differing(name, "query_exp") - {"data.blend.query_exp", "validation.sets"}
@@ -219,11 +206,9 @@ def test_a_run_in_fp8_differs_in_precision_only_and_is_faster(name: str) -> None
 @pytest.mark.parametrize("name", sorted({*RUNS} - {"mathgpt_8b"}))
 def test_a_run_differs_from_its_like_in_data_only(name: str) -> None:
     like = "base1_sft" if name.endswith(("sft", "1pct", "_cpt_matched")) else "base1"
-    data = re.compile(
-        r"name|data\..*|validation\.sets|train\.train_(tokens|epochs)|.*\.interval|init\.checkpoint"
-        r"|checkpoint\.keep_every"  # a multiple of the interval
-    )
-    assert [key for key in differing(name, like) if not data.fullmatch(key)] == []
+    data = ("name", "data", "validation.sets", "train.train_tokens", "train.train_epochs", "init.checkpoint")
+    paces = ("logging.interval", "validation.interval", "checkpoint.interval", "checkpoint.keep_every")
+    assert [key for key in differing(name, like) if not key.startswith((*data, *paces))] == []
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -246,28 +231,27 @@ LLAMA3 = {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 12
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "positions", "parameters"),
-    [("base1", LLAMA2, 4096, 6_738_415_616), ("mathgpt_8b", LLAMA3, 8192, 8_030_261_248)],
+    ("name", "fields", "parameters"),
+    [
+        ("base1", LLAMA2 | {"max_position_embeddings": 4096}, 6_738_415_616),
+        ("mathgpt_8b", LLAMA3 | {"max_position_embeddings": 8192}, 8_030_261_248),
+    ],
 )
 def test_shapes_are_those_of_the_released_weights(
-    name: str, fields: dict[str, Any], positions: int, parameters: int, tmp_path: Path
+    name: str, fields: dict[str, Any], parameters: int, tmp_path: Path
 ) -> None:
     """As in the released config.json and the parameter counts on the models' pages."""
-    (tmp_path / "config.json").write_text(json.dumps(HF | fields | {"max_position_embeddings": positions}))
-    shape = load(name).model
-    assert shape == read_hf_shape(tmp_path)
-    assert shape is not None
+    (tmp_path / "config.json").write_text(json.dumps(HF | fields))
+    shape = read_hf_shape(tmp_path)
+    assert shape == load(name).model
     assert shape.num_parameters() == parameters
 
 
 def test_the_report_knows_the_studys_runs_by_the_names_of_their_configs() -> None:
     published = load_published()
-    named = {
-        name for result in published.results for pair in (*result.pairs, *result.matched) for name in pair
-    }
-    assert named <= set(RUNS)
     assert {pair[0] for result in published.results for pair in result.matched} > {"base1_cpt_matched"}
     for result in published.results:
-        assert set(result.where) <= {pair[0] for pair in (*result.pairs, *result.matched)}
-    rows = {row.run for table in published.tables[:-1] for row in table.rows}
-    assert rows <= set(RUNS)
+        pairs = [*result.pairs, *result.matched]
+        assert {name for pair in pairs for name in pair} <= set(RUNS)
+        assert set(result.where) <= {pair[0] for pair in pairs}
+    assert {row.run for table in published.tables[:-1] for row in table.rows} <= set(RUNS)

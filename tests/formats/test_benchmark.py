@@ -11,65 +11,54 @@ from megatron_mathcpt.formats.benchmark import choose_sets, load_items, spread
 GOOD = {"id": "1", "question": "1+1?", "answer": "2", "type": "number", "lang": "en"}
 
 
-def _without(field: str) -> str:
-    return json.dumps({key: value for key, value in GOOD.items() if key != field})
+def lines(*rows: dict[str, object]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-@pytest.mark.parametrize(
-    ("second_line", "message"),
-    [
-        ("{", r"x\.jsonl:2: Invalid JSON: .* column 1"),
-        ("[1]", r"x\.jsonl:2: Input should be an object"),
-        (_without("question"), r"x\.jsonl:2: field 'question': Field required"),
-        (_without("lang"), r"x\.jsonl:2: field 'lang'"),
-        (json.dumps(GOOD | {"id": "2", "answer": ""}), r"x\.jsonl:2: field 'answer'"),
-        (json.dumps(GOOD | {"id": "2", "answer": " "}), r"x\.jsonl:2: question and answer must not be blank"),
-        (json.dumps(GOOD | {"id": "2", "type": "essay"}), r"x\.jsonl:2: field 'type'"),
-        (json.dumps(GOOD), r"x\.jsonl:2: id '1' is there twice"),
-    ],
-)
-def test_bad_line_is_named(tmp_path: Path, second_line: str, message: str) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps(GOOD) + "\n" + second_line + "\n", encoding="utf-8")
-    with pytest.raises(EvaluationError, match=message):
-        load_items(path)
+def second(**fields: object) -> bytes:
+    """A good line, and one with other fields; None leaves one out."""
+    row = GOOD | {"id": "2"} | fields
+    return lines(GOOD, {name: value for name, value in row.items() if value is not None})
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "holds no item"),
+        (b"", ": holds no item"),
         (b"\xef\xbb\xbf{}", ":1: starts with a byte-order mark"),
-        (b"\xff\xfe", "not UTF-8 at byte 0"),
+        (b"\xff\xfe", ": not UTF-8 at byte 0"),
+        (lines(GOOD) + b"{", ":2: Invalid JSON: .* column 1"),
+        (lines(GOOD) + b"[1]", ":2: Input should be an object"),
+        (second(question=None), ":2: field 'question': Field required"),
+        (second(lang=None), ":2: field 'lang'"),
+        (second(answer=""), ":2: field 'answer'"),
+        (second(answer=" "), ":2: question and answer must not be blank"),
+        (second(type="essay"), ":2: field 'type'"),
+        (second(id="1"), ":2: id '1' is there twice"),
     ],
 )
-def test_bad_file_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(data)
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(EvaluationError, match=rf"x\.jsonl{message}"):
         load_items(path)
 
 
 def test_missing_set_lists_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "gsm8k").mkdir()
-    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps(GOOD), encoding="utf-8")
+    (tmp_path / "gsm8k" / "test.jsonl").write_bytes(lines(GOOD))
     with pytest.raises(EvaluationError, match="set 'gsm9k': unknown; known are gsm8k, math"):
         choose_sets(str(tmp_path), "gsm9k")
     with pytest.raises(EvaluationError, match=r"math.test\.jsonl: no such file.*zhongkao_public"):
         choose_sets(str(tmp_path), "")
 
 
-def test_choices_stand_in_the_prompt(tmp_path: Path) -> None:
+def test_choices_stand_in_the_prompt_and_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    row = GOOD | {"type": "choice", "answer": "B", "choices": ["1", "2"]}
-    path.write_text(json.dumps(row), encoding="utf-8")
-    assert load_items(path).items[0].prompt() == "Question: 1+1?\nA. 1\nB. 2\nSolution:"
-
-
-def test_limit_is_spread_over_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text("\n".join(json.dumps(GOOD | {"id": str(n)}) for n in range(10)), encoding="utf-8")
+    choice = GOOD | {"type": "choice", "answer": "B", "choices": ["1", "2"]}
+    path.write_bytes(lines(*(choice | {"id": str(n)} for n in range(10))))
     items = load_items(path).items
+    assert items[0].prompt() == "Question: 1+1?\nA. 1\nB. 2\nSolution:"
     assert [item.id for item in spread(items, 4)] == ["0", "2", "5", "7"]
     assert spread(items, 99) == spread(items, None) == items
 

@@ -15,24 +15,22 @@ from megatron_mathcpt.formats.evaluation_folder import (
     TaskScore,
     load_first_answers,
     load_results,
-    load_samples,
     write_evaluation,
 )
 from megatron_mathcpt.formats.manifest import load_manifest
 
-
-def _sample(name: str, correct: bool, **more: Any) -> Sample:
-    answer = {"verdict": "correct" if correct else "wrong", "reason": "value", "extracted": "七"}
-    fields = {"method": "box", "gold": "7", "question": "3+4?", "output": "七"} | answer | more
-    return Sample(id=name, correct=correct, **fields)
+SAID: Any = {"verdict": "wrong", "reason": "value", "extracted": "七", "method": "box", "output": "七"}
+SAID |= {"gold": "7", "question": "3+4?"}
+ROWS = [
+    Sample(id="a", sample=0, correct=True, **SAID),
+    Sample(id="a", sample=1, correct=False, **SAID),
+    Sample(id="b", sample=0, correct=False, steps=2, **SAID),
+]
+K_SCORES = {"avg@2": {"value": 0.25, "stderr": 0.25}}
 
 
 def _score(n: int, correct: int, **more: Any) -> TaskScore:
     return TaskScore(n=n, correct=correct, accuracy=correct / n, stderr=math.nan, data_sha256="0", **more)
-
-
-ROWS = [_sample("a", True, sample=0), _sample("a", False, sample=1), _sample("b", False, sample=0, steps=2)]
-K_SCORES = {"avg@2": {"value": 0.25, "stderr": 0.25}}
 
 
 def _write(folder: Path, score: TaskScore) -> Results:
@@ -45,11 +43,9 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     results = _write(tmp_path, _score(2, 1, samples=K_SCORES))
     found = load_results(tmp_path)
     assert json.dumps(found.as_json()) == json.dumps(results.as_json())  # NaN is not equal to itself
-    assert load_samples(tmp_path, "sums") == ROWS
     assert load_first_answers(tmp_path, "sums", found.tasks["sums"]) == [ROWS[0], ROWS[2]]
     assert load_manifest(tmp_path, KIND).counts == {"accuracy": {"sums": 0.5}}
-    assert found.tasks["sums"].headline.value == 0.25
-    assert _score(2, 1).headline.value == 0.5
+    assert [score.headline.value for score in (found.tasks["sums"], _score(2, 1))] == [0.25, 0.5]
 
 
 def test_a_line_names_what_is_known_in_a_fixed_order(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Datasets are byte for byte what Megatron-Core writes, and its reader gives the same documents back."""
+"""Datasets are byte for byte what Megatron-Core writes, and come back as they were written."""
 
 from pathlib import Path
 
@@ -16,16 +16,15 @@ from megatron_mathcpt.formats.indexed_dataset import (
 )
 
 
-def documents(count: int, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
-    random = np.random.default_rng(seed)
+def documents(count: int, vocab_size: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
     return [random.integers(0, vocab_size, random.integers(0, 50)).astype(np.int32) for _ in range(count)]
 
 
 def write(prefix: Path, docs: list[np.ndarray], vocab_size: int) -> Path:
     writer = DatasetWriter(prefix, token_dtype(vocab_size))
-    for low in range(0, len(docs), 7):
-        part = docs[low : low + 7]
-        writer.write(np.concatenate(part), np.array([len(d) for d in part], np.int32))
+    for part in (docs[low : low + 7] for low in range(0, len(docs), 7)):
+        writer.write(np.concatenate(part), np.array(list(map(len, part)), np.int32))
     writer.close()
     return prefix
 
@@ -37,7 +36,7 @@ def both(prefix: Path) -> list[bytes]:
 @pytest.mark.parametrize("vocab_size", [500, 65_499, 65_500, 128_256])
 def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> None:
     torch = pytest.importorskip("torch")
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     docs = documents(100, vocab_size)
     prefix = write(tmp_path / "ours", docs, vocab_size)
@@ -46,20 +45,26 @@ def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> N
         builder.add_document(torch.from_numpy(doc), [len(doc)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     assert both(prefix) == both(tmp_path / "theirs")
-    read = IndexedDataset(str(prefix))
-    assert len(read) == len(docs)
-    assert all(np.array_equal(read[i], doc) for i, doc in enumerate(docs))
     assert all(np.array_equal(a, b) for a, b in zip(read_documents(prefix), docs, strict=True))
 
 
 def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BYTES", 500)  # handed over in many pieces
+    monkeypatch.setattr(files, "_SYNC_BYTES", 500)  # handed over in many pieces
     docs = documents(90, 500)
     whole = write(tmp_path / "whole", docs, 500)
-    parts = [write(tmp_path / f"part{i}", docs[low : low + 30], 500) for i, low in enumerate((0, 30, 60))]
-    parts.insert(1, write(tmp_path / "empty", [], 500))
+    cuts = (docs[:30], [], docs[30:60], docs[60:])
+    parts = [write(tmp_path / f"part{number}", part, 500) for number, part in enumerate(cuts)]
     assert merge(parts, tmp_path / "merged") == (90, sum(map(len, docs)))
     assert both(tmp_path / "merged") == both(whole)
+
+
+def test_what_the_disk_refuses_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_SYNC_BYTES", 1)
+    with Path("/dev/null").open("wb") as file:  # writes succeed, syncing is refused with EINVAL
+        early = files.EarlySync(file)
+        early.wrote(1)
+        with pytest.raises(OSError, match="Invalid argument"):
+            early.finish()
 
 
 def test_merge_refuses_mixed_token_types(tmp_path: Path) -> None:
@@ -68,22 +73,18 @@ def test_merge_refuses_mixed_token_types(tmp_path: Path) -> None:
         merge(parts, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".idx"])
-@pytest.mark.parametrize("cut", [1, 30, 10_000])
-def test_truncated_files_are_refused(tmp_path: Path, suffix: str, cut: int) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "kept", "message"),
+    [
+        *((suffix, -cut, " bytes, its") for suffix in (".bin", ".idx") for cut in (1, 30)),
+        (".bin", 0, "0 bytes, its index says"),
+        (".idx", 0, "not an index"),
+        (".idx", None, "not found"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, suffix: str, kept: int | None, message: str) -> None:
     prefix = write(tmp_path / "data", documents(100, 500), 500)
     file = Path(f"{prefix}{suffix}")
-    file.write_bytes(file.read_bytes()[:-cut])
-    with pytest.raises(DataError, match=str(file)):
-        read_lengths(prefix)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    prefix = write(tmp_path / "data", documents(10, 500), 500)
-    index = Path(f"{prefix}.idx")
-    index.write_bytes(b"\x00" * len(index.read_bytes()))
-    with pytest.raises(DataError, match="not an index"):
-        read_lengths(prefix)
-    index.unlink()
-    with pytest.raises(DataError, match="not found"):
+    file.unlink() if kept is None else file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DataError, match=f"{file}: .*{message}"):
         read_lengths(prefix)

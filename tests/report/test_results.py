@@ -130,7 +130,7 @@ LONG = '{"corpus": "long"}'
 @pytest.mark.parametrize(
     ("run", "file", "damage", "message"),
     [
-        ("base1", RESULTS, lambda _: "{", "results.json: not valid JSON"),
+        ("base1", RESULTS, lambda _: "{", "results.json: Invalid JSON"),
         ("base1", RESULTS, lambda _: NO_ITEMS, "results.json: tasks.t.n: Input should be greater"),
         (
             "base1",
