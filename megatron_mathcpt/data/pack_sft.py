@@ -16,7 +16,7 @@ import orjson
 from numpy.lib.format import open_memmap
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts, read_tokenizer
 from megatron_mathcpt.formats.files import read_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
@@ -67,9 +67,7 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
 
 def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
     """Problem records of a pool's training split, tokenised."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
+    tokenizer = read_tokenizer(corpus / "tokenizer" / "tokenizer.json")
     held_out = {ids.tobytes() for ids in read_documents(corpus / "datasets" / pool / "validation")}
     for _, lines in read_lines(corpus / "documents" / f"{pool}.jsonl"):
         for row in map(orjson.loads, lines):

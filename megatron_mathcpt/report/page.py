@@ -215,4 +215,4 @@ def render_corpus(content: Mapping[str, Any]) -> str:
 
 def _bar(label: str, count: int, row: Mapping[str, Any]) -> tuple[str, int, str]:
     """Label, height, and text on hover of a bar."""
-    return label, count, f"{label} {row['unit']}: {count:,} ({count / row['numbers'].total:.1%})"
+    return label, count, f"{label} {row['unit']}: {count:,} ({count / row['total']:.1%})"
