@@ -127,9 +127,7 @@ def submit_corpus(
     submitted, queue = out / WORK / "slurm_job", ["squeue", "--noheader", "--format=%F"]
     job = submitted.read_text() if submitted.is_file() else ""
     if job and job in subprocess.check_output(queue, text=True).split():
-        raise ConfigError(
-            f"{out}: job {job} of an earlier submission is in the queue; wait for it or scancel it"
-        )
+        raise ConfigError(f"{out}: job {job} of an earlier submission is in the queue; wait, or scancel it")
     claim(build)
     last = None
 

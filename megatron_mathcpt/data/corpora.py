@@ -160,9 +160,7 @@ def standard_library() -> Iterator[Row]:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise DataError(
-            "Python's documentation topics: not found; install its standard library in full"
-        ) from error
+        raise DataError("Python's documentation topics: not found; install all of its library") from error
     for name in sorted(topics):
         yield {"id": f"pydoc_data.topics:{name}", "text": topics[name].strip(), "source": "python topics"}
     yield from _docstrings(Path(sysconfig.get_path("stdlib")), "", "python standard library")

@@ -28,14 +28,12 @@ import numpy as np
 
 from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
 from megatron_mathcpt.data.words import (
-    HAS_IDEOGRAPH,
-    HAS_LETTER,
-    NOT_PUNCTUATION,
     Hashes,
     Indices,
     Words,
     batches,
     compiled,
+    count_words,
     cut_at_spaces,
     ngrams,
 )
@@ -104,13 +102,14 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     if rules.quality or rules.repetition:
         for numbers in batches(rest, [len(texts[number]) for number in rest]):
             part = [texts[number] for number in numbers]
-            words = cut_at_spaces(part)
-            for rule in (
-                _quality_drops(part, words, rules.quality),
-                _copy_drops(part, words, rules.repetition),
-            ):
-                for number, drop in zip(numbers, rule, strict=False):  # a rule that is off has none
-                    drops[number] = drops[number] or drop
+            words, found = cut_at_spaces(part), list[list[Drop | None]]()
+            if rule := rules.quality:
+                counts = zip(part, count_words(words).tolist(), strict=True)
+                found.append([_quality_drop(text, count, rule) for text, count in counts])
+            if rules.repetition:
+                found.append(_copy_drops(part, words, rules.repetition))
+            for number, *broken in zip(numbers, *found, strict=True):
+                drops[number] = next(filter(None, broken), None)
     if rules.languages:
         for number in rest:
             drops[number] = drops[number] or language_drop(texts[number], rules.languages)
@@ -144,19 +143,7 @@ def _duplicate_share(text: str) -> float:
     return 1 - sum(map(len, unique)) / (len(text) - len(lines) + 1)
 
 
-def _quality_drops(texts: list[str], words: Words, rules: Quality | None) -> list[Drop | None]:
-    if rules is None:
-        return []
-    lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
-    letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
-    columns = np.stack((lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese))
-    sums = np.pad(np.cumsum(columns, axis=1), ((0, 0), (1, 0)))
-    counts = np.diff(sums[:, words.documents]).T.tolist()
-    return [_quality_drop(text, found, rules) for text, found in zip(texts, counts, strict=True)]
-
-
 def _quality_drop(text: str, counts: list[int], rules: Quality) -> Drop | None:
-    # Plain are words that are not all punctuation, letters those with a letter.
     words, plain, plain_characters, letters, characters, chinese_characters = counts
     chinese = 2 * chinese_characters > characters
     size = chinese_characters if chinese else plain
@@ -169,11 +156,14 @@ def _quality_drop(text: str, counts: list[int], rules: Quality) -> Drop | None:
             or _above("long_words", length, rules.max_mean_word_length)
             or _above("symbols", symbols / words, rules.max_symbols_per_word)
             or _below("few_words_with_letters", letters / words, rules.min_words_with_letters)
-            or _below("few_stop_words", len(_STOP_WORDS.intersection(text.split())), rules.min_stop_words)
+            or _below("few_stop_words", _stop_words(text, rules.min_stop_words or 0), rules.min_stop_words)
         )
     lines = text.splitlines()
-    bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
-    ellipses = sum(line.rstrip().endswith(("...", "…")) for line in lines)
+    # Almost any text shows by a look for the marks that its share cannot exceed the limit.
+    marked = lines if text.count("-") + text.count("•") > (rules.max_bullet_lines or 0) * len(lines) else []
+    bullets = sum(line.lstrip().startswith(("•", "-")) for line in marked)
+    dotted = lines if "..." in text or "…" in text else []
+    ellipses = sum(line.rstrip().endswith(("...", "…")) for line in dotted)
     return (
         drop
         or _above("bullet_lines", bullets / len(lines), rules.max_bullet_lines)
@@ -181,10 +171,14 @@ def _quality_drop(text: str, counts: list[int], rules: Quality) -> Drop | None:
     )
 
 
-def _copy_drops(texts: list[str], words: Words, rules: Repetition | None) -> list[Drop | None]:
-    if rules is None:
-        return []
-    drops = [_repeated_line_drop(text, rules) or _paragraph_drop(text, rules) for text in texts]
+def _stop_words(text: str, enough: int) -> int:
+    """How many of the words there are; English shows enough at once, only other text is cut into words."""
+    shown = sum(f" {word} " in text for word in _STOP_WORDS)
+    return shown if shown >= enough else len(_STOP_WORDS.intersection(text.split()))
+
+
+def _copy_drops(texts: list[str], words: Words, rules: Repetition) -> list[Drop | None]:
+    drops = [_copy_drop(text, rules) for text in texts]
     limits = [(f"top_{n}_gram", n, 0, limit) for n, limit in rules.top_ngrams.items()]
     limits += [(f"duplicate_{n}_grams", n, 1, limit) for n, limit in rules.duplicate_ngrams.items()]
     for reason, n, which, limit in limits:
@@ -193,17 +187,16 @@ def _copy_drops(texts: list[str], words: Words, rules: Repetition | None) -> lis
     return drops
 
 
-def _repeated_line_drop(text: str, rules: Repetition) -> Drop | None:
-    lines = [line for line in text.split("\n") if line]
-    return _above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
-
-
-def _paragraph_drop(text: str, rules: Repetition) -> Drop | None:
-    paragraphs = re.split(r"\n{2,}", text)
+def _copy_drop(text: str, rules: Repetition) -> Drop | None:
+    lines = [line for line in text.split("\n") if line] if rules.lines is not None else [text]
+    paragraphs = re.split(r"\n{2,}", text) if "\n\n" in text else [text]
     unique = set(paragraphs)
     copied = sum(map(len, paragraphs)) - sum(map(len, unique))
-    drop = _above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
-    return drop or _above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
+    return (
+        _above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
+        or _above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
+        or _above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
+    )
 
 
 def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
@@ -280,6 +273,6 @@ def _identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
         raise DataError(
-            "filter.languages needs py3langid, not installed here; install this package's extra 'language'"
+            "filter.languages needs py3langid: install this package's extra 'language'"
         ) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

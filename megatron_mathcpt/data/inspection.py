@@ -161,7 +161,11 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Row]:
 
     Steps are counted by the source's own rule if it has one, else they are its `field`.
     """
-    found = describe(token_lengths(corpus, selection), int.bit_length, _between_powers)
+
+    def between(bits: int) -> str:
+        return f"{1 << bits >> 1:,}–{(1 << bits) - 1:,}" if bits > 1 else f"{bits}"
+
+    found = describe(token_lengths(corpus, selection), int.bit_length, between)  # from power to power of two
     source = corpus.manifest.config["sources"][selection.source]
     if total := found["total"]:
         unit, title = "tokens a document", "tokens, with the end-of-text token"
@@ -176,12 +180,6 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Row]:
         found = describe(known, lambda steps: min(steps, _MOST_STEPS), label)
         title = f"steps by '{rule}' of {read:,} problems, {read - found['total']:,} without"
         yield {"source": selection.source, "unit": "steps a problem", "title": title, **found}
-
-
-def _between_powers(bits: int) -> str:
-    """The numbers of so many bits: from one power of two to the next, as in `8–15`."""
-    low, high = 1 << bits >> 1, (1 << bits) - 1
-    return f"{low:,}–{high:,}" if low < high else f"{high}"
 
 
 class Screen:

@@ -77,7 +77,10 @@ def find_duplicates(
     edges, salt = [_edges(whole)], mix(numbers)
     for keys in bands:
         left, right = _edges(keys ^ salt)
-        agree = _agreement(rows, left, right) >= threshold
+        # The share of equal values in two signatures estimates their Jaccard similarity; in blocks.
+        blocks = [slice(low, low + _PAIRS) for low in range(0, len(left), _PAIRS)]
+        shares = [(rows(left[block]) == rows(right[block])).mean(axis=1) for block in blocks]
+        agree = np.concatenate([[], *shares]) >= threshold
         edges.append((left[agree], right[agree]))
     left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
     first = _components(len(whole), left, right)
@@ -93,12 +96,6 @@ def _edges(keys: Hashes) -> tuple[Indices, Indices]:
     new = np.append(True, grouped[1:] != grouped[:-1])[: len(keys)]
     heads = order[np.flatnonzero(new)][np.cumsum(new) - 1]
     return heads[~new], order[~new]
-
-
-def _agreement(rows: TakeRows, left: Indices, right: Indices) -> npt.NDArray[np.float64]:
-    """Share of equal values in two signatures, the estimate of their Jaccard similarity, in blocks."""
-    blocks = [slice(low, low + _PAIRS) for low in range(0, len(left), _PAIRS)]
-    return np.concatenate([[], *((rows(left[b]) == rows(right[b])).mean(axis=1) for b in blocks)])
 
 
 @compiled

@@ -52,12 +52,20 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
         raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")
     fitting = [example for example in examples if len(example.tokens) - 1 <= seq_length]
     samples = list(group(fitting, seq_length, packed))
+    out.mkdir(parents=True, exist_ok=True)
+    shape, names = (len(samples), seq_length), ("tokens", "labels", "documents")
+    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
+    trained = sum(fill_sample(*sample) for sample in zip(samples, *arrays, strict=True))
+    for array in arrays:
+        array.flush()
+    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
     counts = {
         "samples": len(samples),
         "seq_length": seq_length,
         "records": len(fitting),
         "dropped_too_long": len(examples) - len(fitting),
-        "trained_tokens": _write_samples(samples, seq_length, out),
+        "trained_tokens": trained,
         "tokens": sum(len(example.tokens) for example in fitting),
         "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
         "tokenizer": found.tokenizer.model_dump(),
@@ -111,17 +119,3 @@ def fill_sample(sample: Sequence[Example], tokens: Any, labels: Any, documents: 
         labels[begin + example.prompt_length - 1 : end] = example.tokens[example.prompt_length :]
         begin = end
     return int((labels != NOT_TRAINED).sum())
-
-
-def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
-    """Write all files but the manifest; the number of trained tokens."""
-    out.mkdir(parents=True, exist_ok=True)
-    names, shape = ("tokens", "labels", "documents"), (len(samples), seq_length)
-    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
-    rows = zip(samples, *arrays, strict=True)
-    trained = sum(fill_sample(sample, *views) for sample, *views in rows)
-    for array in arrays:
-        array.flush()
-    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
-    return trained

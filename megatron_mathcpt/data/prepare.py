@@ -15,7 +15,7 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
-from megatron_mathcpt.data.filters import Drop, find_drops, select_drop
+from megatron_mathcpt.data.filters import find_drops, select_drop
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.words import Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
@@ -119,8 +119,12 @@ class _Sorter:
     def take(self, block: list[Document | Skipped]) -> None:
         """Sort one block of records."""
         self.counts["read"] += len(block)
-        good = []
-        drops = iter(self._find_drops([record for record in block if isinstance(record, Document)]))
+        good, documents = [], [record for record in block if isinstance(record, Document)]
+        select, rules = self._source.select, self._source.filter or self._config.filter
+        chosen = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
+        rest = [document.text for document, drop in zip(documents, chosen, strict=True) if drop is None]
+        found = iter(find_drops(rest, rules))
+        drops = iter([drop or next(found) for drop in chosen])
         for record in block:
             if isinstance(record, Document):
                 if drop := next(drops):
@@ -138,14 +142,6 @@ class _Sorter:
         self.check_rejects()
         for batch in batches(good, [len(document.text) for document in good]):
             self._take_batch(batch)
-
-    def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
-        """What selection says of each document, else what the filter of the source or of the build says."""
-        select, rules = self._source.select, self._source.filter or self._config.filter
-        drops = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
-        rest = [document.text for document, drop in zip(documents, drops, strict=True) if drop is None]
-        found = iter(find_drops(rest, rules))
-        return [drop or next(found) for drop in drops]
 
     def _take_batch(self, batch: Sequence[Document]) -> None:
         words = cut_words([document.text for document in batch])

@@ -14,6 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import RootModel
+
+from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import hash_file, write_atomically
 
@@ -104,38 +107,19 @@ def _first(value: Any) -> Any:
     return (value[0] if value else None) if isinstance(value, list) else value
 
 
-class PublicSource(NamedTuple):
+class PublicSource(Section):
     """A dataset of the hub; `adapter` reads the files that match `pattern`."""
 
     adapter: str
     repository: str
     pattern: str
-    licence: str | None
-    gigabytes: float | None
+    licence: str | None = None
+    gigabytes: float | None = None
     revision: str = "main"
     remark: str = ""
 
 
-_ROWS: Mapping[str, tuple[Any, ...]] = {
-    "numinamath": ("numinamath", "AI-MO/NuminaMath-CoT", "data/train-*.parquet", "Apache-2.0", 1.2),
-    "numinamath_1_5": ("numinamath", "AI-MO/NuminaMath-1.5", "data/*.parquet", "Apache-2.0", 0.53),
-    "lila": (
-        *("lila", "allenai/lila", "iid/lila-train.parquet", "CC-BY-4.0", 0.014, "refs/convert/parquet"),
-        "the hub's conversion; main holds a script only",
-    ),
-    "open_web_math": ("open_web_math", "open-web-math/open-web-math", "data/*.parquet", "ODC-By-1.0", 27.4),
-    "infimm_webmath": ("infimm_webmath", "Infi-MM/InfiMM-WebMath-40B", "*.parquet", "ODC-By", None),
-    "algebraic_stack": ("algebraic_stack", "EleutherAI/proof-pile-2", "algebraic-stack/train/*", None, None),
-    "starcoder": (
-        *("starcoder", "bigcode/starcoderdata", "*/*.parquet", None, 783, "main"),
-        "accept its terms on the hub and log in first; size of all languages",
-    ),
-    "redpajama": (
-        *("redpajama", "togethercomputer/RedPajama-Data-1T", "urls/*.txt", None, None, "main"),
-        "only the addresses of its files: fetch those of arxiv, c4 and wikipedia with another tool",
-    ),
-}
-PUBLISHED = {name: PublicSource(*row) for name, row in _ROWS.items()}
+PUBLISHED = load_config(Path(__file__).with_suffix(".yaml"), RootModel[dict[str, PublicSource]]).root
 
 
 class Fetched(NamedTuple):
@@ -161,7 +145,7 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
     if note and note["repository"] != source.repository:
         raise DataError(f"{out}: holds {note['repository']}; give another folder for {source.repository}")
     files = note["files"] if note else {}
-    bad = [file for file, known in files.items() if not _is(out / file, known)]
+    bad = [file for file, known in files.items() if _measured(out / file) != known]
     if note and not bad:
         return Fetched(note["revision"], files, [])
     for file in bad:
@@ -180,13 +164,13 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
             source.repository, repo_type="dataset", revision=revision, allow_patterns=wanted, local_dir=out
         )
     for file in wanted:
-        path = out / file
-        if not path.is_file():
-            raise DataError(f"{path}: did not arrive; run the command again")
-        files[file] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        if offered[file] not in (None, files[file]["sha256"]):
-            path.unlink()
-            raise DataError(f"{path}: not the hub's SHA-256, removed; run the command again")
+        found = _measured(out / file)
+        if not found:
+            raise DataError(f"{out / file}: did not arrive; run the command again")
+        if offered[file] not in (None, found["sha256"]):
+            (out / file).unlink()
+            raise DataError(f"{out / file}: not the hub's SHA-256, removed; run the command again")
+        files[file] = found
     row = {"source": name, "repository": source.repository, "revision": revision, "files": files}
     write_atomically(out / NOTE, json.dumps(row, indent=1).encode())
     return Fetched(revision, files, wanted)
@@ -199,8 +183,8 @@ def _read_note(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: damaged ({error}); remove it to check all files anew") from error
 
 
-def _is(path: Path, known: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == known["bytes"] and hash_file(path) == known["sha256"]
+def _measured(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)} if path.is_file() else {}
 
 
 @contextmanager

@@ -138,7 +138,12 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     counts = _counts(works, early, config, out / "tokenizer")
     shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
     hits = [hit for found in early for hit in found["hits"]]
-    report = {**counts, "benchmarks": _benchmarks(hits, config), "shards": shards}
+    paths = config.decontaminate.benchmarks if config.decontaminate else []
+    benchmarks = {
+        name: {"items": count, "hits": [hit for hit in hits if hit["benchmark"] == name]}
+        for name, count in Counter(item.benchmark for path in paths for item in load_items(path)).items()
+    }
+    report = {**counts, "benchmarks": benchmarks, "shards": shards}
     write_atomically(out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     for name in RESULTS:
         for leftover in (out / name).rglob(".*.tmp"):  # of a build that was killed
@@ -183,13 +188,3 @@ def _counts(
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
     return {"tokenizer": load_tokenizer(tokenizer)[1].model_dump(), "pools": pools, "sources": sources}
-
-
-def _benchmarks(hits: list[dict[str, Any]], config: Corpus) -> dict[str, Any]:
-    """For every benchmark its items, and the documents that went because of it."""
-    paths = config.decontaminate.benchmarks if config.decontaminate else []
-    sizes = Counter(item.benchmark for path in paths for item in load_items(path))
-    return {
-        name: {"items": count, "hits": [hit for hit in hits if hit["benchmark"] == name]}
-        for name, count in sizes.items()
-    }

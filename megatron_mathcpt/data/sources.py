@@ -24,14 +24,7 @@ from pydantic import ValidationError
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.formats.files import (
-    MAX_LINE_BYTES,
-    TEXTS,
-    hash_file,
-    hash_json,
-    list_files,
-    scan_lines,
-)
+from megatron_mathcpt.formats.files import MAX_LINE_BYTES, TEXTS, hash_file, hash_json, list_files, scan_lines
 from megatron_mathcpt.records import Problem, cpt_text, problem_of_row
 
 Row = dict[str, Any]
@@ -152,9 +145,8 @@ def _problem(row: Row, source: Source, known: Row) -> Problem:
         return problem_of_row({**known, "extra": extra})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise DataError(
-            f"field '{'.'.join(map(str, first['loc']))}': {first['msg']} (found {first['input']!r})"
-        ) from error
+        field = ".".join(map(str, first["loc"]))
+        raise DataError(f"field '{field}': {first['msg']} (found {first['input']!r})") from error
 
 
 def _field(row: Row, fields: dict[str, str], name: str) -> Any:
@@ -275,9 +267,7 @@ def _table_rows(path: Path) -> Rows:
     try:
         import pyarrow
     except ImportError as error:
-        raise DataError(
-            "Parquet and Arrow files need pyarrow, not installed here; install this package's extra 'tables'"
-        ) from error
+        raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'") from error
     number = 1
     try:
         for part in _table_parts(path):

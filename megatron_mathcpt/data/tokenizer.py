@@ -84,9 +84,7 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCount
     named = named.get("content") if isinstance(named, dict) else named
     names = (named,) if named else _END_NAMES
     if not (found := [vocabulary[name] for name in names if name in vocabulary]):
-        raise DataError(
-            f"{file}: no end-of-text token ({', '.join(names)}); name eos_token in {settings.name}"
-        )
+        raise DataError(f"{file}: no end of text ({', '.join(names)}); name eos_token in {settings.name}")
     size = max(vocabulary.values()) + 1  # not all ids below the largest need be used
     return tokenizer, TokenizerCounts(vocab_size=size, eos_id=found[0], sha256=hash_file(file))
 

@@ -101,7 +101,7 @@ def cut_at_spaces(texts: Sequence[str]) -> Words:
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
     classes, bits = _space_tables()
     _, documents, lines, starts, ends = _cut(codes, offsets, classes)
-    kinds = _join_bits(codes, starts, ends, bits)
+    kinds = np.bitwise_or.reduceat(bits[np.minimum(codes, _TABLE)], starts)  # spaces have no bits
     return Words(_hash(codes, starts, ends, False), kinds, documents, lines, starts, ends, codes)
 
 
@@ -113,6 +113,17 @@ def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[It
         if filled >= BATCH_CHARACTERS or end == len(sizes):
             yield items[begin:end]
             begin, filled = end, 0
+
+
+def count_words(words: Words) -> Indices:
+    """Of words cut at spaces, a row for each document: how many there are, how many are not all punctuation
+    and their characters, how many have a letter; characters of all, and of those with a Chinese one."""
+    lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
+    letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
+    columns = np.stack((lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese))
+    sums = np.zeros((len(columns), len(lengths) + 1), np.int64)
+    np.cumsum(columns, axis=1, out=sums[:, 1:])
+    return np.diff(sums[:, words.documents]).T
 
 
 def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
@@ -198,15 +209,6 @@ def _joins(codes: Codes, place: int, kind: np.uint8) -> bool:
         return False
     first, last = (48, 57) if code == _COMMA else (97, 122)
     return bool(first <= codes[place - 1] <= last and first <= codes[place + 1] <= last)
-
-
-@compiled
-def _join_bits(codes: Codes, starts: Indices, ends: Indices, bits: Kinds) -> Kinds:
-    kinds = np.zeros(len(starts), np.uint8)
-    for word in range(len(starts)):
-        for place in range(starts[word], ends[word]):
-            kinds[word] |= bits[min(codes[place], _TABLE)]
-    return kinds
 
 
 @compiled

@@ -145,9 +145,6 @@ BAD_INPUT = [
     ("general.jsonl", b"", "general.jsonl: no records"),
     ("general.jsonl", b"\n \n", "general.jsonl: no records"),
     ("general.jsonl", b'{"id": "a", "text": "x"}\n{"id": \n', "general.jsonl:2: not JSON"),
-    ("general.jsonl", b'\n{"text": "\xff\xfe"}\n', "general.jsonl:2: not valid UTF-8 at byte 10"),
-    ("general.jsonl", b'{"text": "\\ud800"}\n', "general.jsonl:1: not JSON"),
-    ("general.jsonl", b"[1]\n", "general.jsonl:1: expected a JSON object, found list"),
     ("general.jsonl", b'{"id": "a"}\n', "general.jsonl:1: record without 'text'"),
     ("general.jsonl", b'{"id": "a", "text": ["x"]}\n', "general.jsonl:1: field 'text' is list"),
     ("general.jsonl", b'{"id": "a", "text": "tiny"}', "pool 'general': no document left"),
@@ -161,7 +158,6 @@ BAD_INPUT = [
         "general.jsonl.gz:10: cannot be read after",
     ),
     ("benchmark/test.jsonl", b"", "test.jsonl: no items"),
-    ("benchmark/test.jsonl", b"{", "test.jsonl:1: not JSON"),
 ]
 
 

@@ -104,27 +104,24 @@ def test_a_small_set_keeps_four_fifths_for_training() -> None:
         split_problems(problems[:4], ProblemMix(), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        *(("12", "number"), ("-1,200.5", "number"), ("3/4", "number")),
-        *(("B", "choice"), ("C", "latex"), ("2x", "latex")),
-    ],
-)
+TYPES = {"12": "number", "-1,200.5": "number", "3/4": "number", "B": "choice", "C": "latex", "2x": "latex"}
+
+
+@pytest.mark.parametrize(("answer", "kind"), TYPES.items())
 def test_answer_type(answer: str, kind: str) -> None:
     problem = Problem(id="1", question="Which?\nA. 1\nB. 2", solution="s", answer=answer)
     assert answer_type(problem) == kind
 
 
-PROBLEMS = "problem_solving.jsonl"
+PROBLEMS, SOLVED = "problem_solving.jsonl", b'"solution": "s", "answer": "1"}\n'
 BAD_LINES = [
     (PROBLEMS, b"", ": empty"),
     (PROBLEMS, b"{not json}\n", ":1: not JSON"),
     (PROBLEMS, b'{"question": "\xff"}\n', ":1: not valid UTF-8"),
     (PROBLEMS, b"[1]\n", ":1: expected a JSON object"),
-    (PROBLEMS, b'\n{"id": "1", "solution": "s", "answer": "1"}\n', ":2: record without question"),
-    (PROBLEMS, b'{"question": "", "solution": "s", "answer": "1"}\n', ":1: record without question"),
-    (PROBLEMS, b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n', ":1: field 'language'"),
+    (PROBLEMS, b'\n{"id": "1", ' + SOLVED, ":2: record without question"),
+    (PROBLEMS, b'{"question": "", ' + SOLVED, ":1: record without question"),
+    (PROBLEMS, b'{"question": "q", "lang": "fr", ' + SOLVED, ":1: field 'language'"),
     (PROBLEMS, None, ": not found"),
     ("math_corpus.jsonl", b'{"id": "1", "text": " "}\n', ":1: record without text"),
 ]

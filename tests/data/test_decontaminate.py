@@ -58,30 +58,26 @@ def test_planted_copies_are_found(
     assert [(number, hit.benchmark, hit.item) for number, hit in hits.items()] == [(1, "set/test", item)]
 
 
-def test_clean_text_is_left_alone(tmp_path: Path) -> None:
-    index = contamination(tmp_path, ENGLISH, CHINESE, SHORT, TINY)
-    assert not search(
-        index, "", "Natalia sold clips to 48 of her friends in May.", CHINESE[:20], "compute 7! 5! now"
-    )
+ALL = (ENGLISH, CHINESE, SHORT, TINY)
+FOUND: list[tuple[tuple[str, ...], str, bool]] = [
+    *((ALL, "", False), (ALL, CHINESE[:20], False), (ALL, "compute 7! 5! now", False)),
+    (ALL, "Natalia sold clips to 48 of her friends in May.", False),
+    # short items match whole, tiny ones as a line
+    *(((SHORT,), f"Well. {SHORT.lower()} Yes", True), ((SHORT,), "how many edges has a cube", False)),
+    *(((TINY,), TINY, True), ((TINY,), "compute 7!-5!", True), ((TINY,), f"First.\n{TINY}\nThen.", True)),
+    ((TINY,), f"Question: {TINY}\nSolution: 4920", True),
+]
 
 
-@pytest.mark.parametrize(
-    ("item", "text", "found"),
-    [
-        (SHORT, f"Well. {SHORT.lower()} Yes", [0]),
-        (SHORT, "how many edges has a cube", []),
-        (TINY, TINY, [0]),
-        (TINY, "compute 7!-5!", [0]),
-        (TINY, f"Question: {TINY}\nSolution: 4920", [0]),
-        (TINY, f"First.\n{TINY}\nThen.", [0]),
-    ],
-)
-def test_short_items_match_whole_and_tiny_ones_as_a_line(
-    tmp_path: Path, item: str, text: str, found: list[int]
-) -> None:
-    hits = search(contamination(tmp_path, item), text)
-    assert list(hits) == found
-    assert all(hit.share == 1.0 for hit in hits.values())
+@pytest.mark.parametrize(("items", "text", "found"), FOUND)
+def test_what_is_a_copy(tmp_path: Path, items: tuple[str, ...], text: str, found: bool) -> None:
+    hits = search(contamination(tmp_path, *items), text)
+    assert [hit.share for hit in hits.values()] == [1.0] * found
+
+
+def test_a_part_of_an_item_is_a_copy_in_text_but_not_in_a_problem(tmp_path: Path) -> None:
+    index, part = contamination(tmp_path, ENGLISH), " ".join(ENGLISH.split()[:15])
+    assert list(search(index, part)) == [0] and not search(index, part, problem=True)
 
 
 @pytest.mark.parametrize(("masked", "found"), [(False, []), (True, [0])])

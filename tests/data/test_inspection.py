@@ -9,14 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from megatron_mathcpt.data.inspection import (
-    describe,
-    drop_counts,
-    find_documents,
-    lengths,
-    token_lengths,
-    trace,
-)
+from megatron_mathcpt.data.inspection import describe, find_documents, lengths, token_lengths, trace
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
@@ -136,16 +129,6 @@ def test_trace_of_what_is_no_record(root: Path, corpus: CorpusFolder) -> None:
     for nothing in ("nobody", "a.jsonl:3", "a.jsonl:99", 'wiki9","text', "\udcff"):
         with pytest.raises(ConfigError, match=r"neither kept nor dropped.*numina\.jsonl, a\.jsonl"):
             trace(corpus, nothing)
-
-
-def test_drops_by_source_and_reason(corpus: CorpusFolder) -> None:
-    assert drop_counts(corpus) == {
-        "easy": {"other_steps": 8, "exact_duplicate": 1},
-        "hard": {"other_steps": 13},
-        "numina": {"no_answer": 1},
-        "wiki": {"exact_duplicate": 1, "near_duplicate": 1, "contaminated": 1, "too_short": 1, "rejected": 1},
-        "web": {"exact_duplicate": 1},
-    }
 
 
 def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:

@@ -1,7 +1,7 @@
 """gigatoken against the reference on hostile text, the fall-back when they differ, what is refused."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -76,12 +76,14 @@ def save_llama3(folder: Path) -> None:
     trained.save(str(folder / "tokenizer.json"))
 
 
-@pytest.fixture(scope="module", params=["ours", "llama2", "llama3"])
-def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "ours":
-        return request.getfixturevalue("folder")  # type: ignore[no-any-return]
-    path = tmp_path_factory.mktemp(request.param)
-    {"llama2": save_llama2, "llama3": save_llama3}[request.param](path)
+@pytest.fixture(scope="module", params=[None, save_llama2, save_llama3], ids=["ours", "llama2", "llama3"])
+def any_folder(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param is None:
+        return folder
+    path = tmp_path_factory.mktemp("llama")
+    request.param(path)
     return path
 
 
@@ -108,13 +110,12 @@ def encoders(folder: Path, literals: Literals) -> tuple[Encoder, Encoder]:
     return load_encoder(folder, literals)[0], load_encoder(folder, literals, "tokenizers")[0]
 
 
-@pytest.mark.parametrize("save", [save_llama2, save_llama3])
 def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
-    save: Callable[[Path], None], tmp_path: Path
+    any_folder: Path, folder: Path
 ) -> None:
     pytest.importorskip("gigatoken")
-    save(tmp_path)
-    assert [encoder.name for encoder in encoders(tmp_path, "text")] == ["gigatoken", "tokenizers"]
+    chosen = "tokenizers" if any_folder == folder else "gigatoken"
+    assert [encoder.name for encoder in encoders(any_folder, "text")] == [chosen, "tokenizers"]
 
 
 @pytest.mark.parametrize(
