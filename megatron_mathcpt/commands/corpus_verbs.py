@@ -24,8 +24,8 @@ def download(
     list_: Annotated[bool, Option("--list", help="show the sources, their licences and sizes")] = False,
 ) -> None:
     """Fetch a public source from the Hugging Face hub, with checksums; goes on where it was stopped."""
-    from megatron_mathcpt.data.downloads import PUBLISHED
-    from megatron_mathcpt.data.downloads import download as fetch
+    from megatron_mathcpt.data.public_sources import PUBLISHED
+    from megatron_mathcpt.data.public_sources import download as fetch
 
     if list_:
         rows = []

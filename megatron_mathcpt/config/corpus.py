@@ -106,7 +106,7 @@ class Source(Section):
 
     `path` is a file, a folder or a glob pattern: JSON lines (plain, gz, zst, bz2), Parquet, Arrow,
     text files, or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
-    known source (see data/adapters.py). `fields` maps our field names (`id`, `text`, `source`; for
+    known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
     `mask_pii` replaces e-mail addresses. `filter` stands in place of the build's.

@@ -1,8 +1,8 @@
 """From raw text to a corpus that training reads.
 
-In reading order: `build`, the five stages as five calls; `prepare` and `publish`, what they do; `sources` and
-`adapters`, files to documents; `filters`, why one is dropped; `words`, the word cutter; `minhash`, copies;
-`decontaminate`, benchmark items in documents; `tokenizer`, also without a build; `executors`, processes here,
-Ray and Slurm. `pack_sft` makes samples of problem records, `downloads` fetches public sources; `corpora` and
-`problems` make the quickstart's own text.
+In reading order: `build`, the five stages as five calls, and who runs them; `prepare` and `publish`, what
+they do; `sources`, files to documents, with `public_sources`, schemas and downloads; `filters`, why one is
+dropped; `words`, the word cutter; `minhash`, copies; `decontaminate`, benchmark items in documents;
+`tokenizer`, also without a build. `pack_sft` makes samples of problem records, `inspection` looks into a
+finished corpus; `corpora` and `problems` make the quickstart's own text.
 """

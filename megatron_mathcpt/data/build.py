@@ -1,44 +1,57 @@
-"""A corpus build from raw sources to indexed datasets, and how far it is.
+"""A corpus build from raw sources to indexed datasets, how far it is, and who runs its tasks.
 
 A build that was killed goes on with the shards that were not finished and ends with the same bytes, with any
 number of workers, here or on a cluster: a stage is a number of independent tasks that run in any order, in
 any process, on any node; what a task leaves depends on its input alone, and nothing has its final name before
-it is whole, so a task that was killed is simply run again.
+it is whole, so a task that was killed is simply run again. Tasks are run by datatrove's executors: one
+process, several, Ray, or arrays of Slurm jobs.
 """
 
+import ctypes
+import importlib.util
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.decontaminate import benchmark_files
-from megatron_mathcpt.data.executors import (
-    LOGS,
-    StageTasks,
-    default_workers,
-    queued_jobs,
-    run_locally,
-    run_on_ray,
-    slurm_executor,
-)
-from megatron_mathcpt.data.prepare import ShardWork, decide, is_done, prepare
+from megatron_mathcpt.data.prepare import DONE, ShardWork, decide, prepare
 from megatron_mathcpt.data.publish import RESULTS, finish, install, publish
-from megatron_mathcpt.data.sources import SourceShard, list_shards
+from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
 from megatron_mathcpt.log import get_logger, progress
 
 WORK = ".work"  # in the build's folder: shards' results between stages
-_LOG_SECONDS = 10
+LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
 _FOLDERS = {"prepare": "prepared", "publish": "published"}  # where a stage with one task a shard leaves it
+_LOG_SECONDS = 10
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_MEGABYTES_A_WORKER = 64  # a process costs a second to start: not worth it for less
+_RAY_MEMORY_GB = 2  # asked for a task: reading and hashing a shard take less than one
+_MAX_ARRAY = 1000  # Slurm's own default of MaxArraySize is 1001
 _log = get_logger(__name__)
 
 
@@ -52,6 +65,21 @@ class Build:
     out: Path
 
 
+@dataclass(frozen=True)
+class StageTasks:
+    """The independent tasks of one stage of a build, one a shard or one in all: a datatrove step."""
+
+    name: str
+    tasks: Sequence[Callable[[], None]] = field(repr=False)  # datatrove logs the step with every task
+    threads: int = 0  # of the tokenizer (0: free)
+
+    def __call__(self, data: object, rank: int, world_size: int) -> None:
+        """Do task `rank`."""
+        if self.threads:
+            os.environ["RAYON_NUM_THREADS"] = str(self.threads)
+        self.tasks[rank]()
+
+
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
     """Build the corpus of `config` in the folder `out`, here or on a Ray cluster, and return its manifest.
 
@@ -61,17 +89,13 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: 
     build = open_build(config, out)
     if not _is_built(build):
         claim(build)
-        megabytes = sum(work.shard.bytes for work in build.works) / 1e6
-        count = workers or default_workers(len(build.works), megabytes)
 
-        def run(tasks: StageTasks) -> None:
-            _log.info("%s", tasks.name)
+        def run(stage: StageTasks) -> None:
+            _log.info("%s", stage.name)
             if ray:
-                run_on_ray(tasks, out, workers or -1)
-                return
-            report = _reporter(build, tasks.name)
-            run_locally(tasks, out, count, report)
-            report(last=True)
+                run_on_ray(stage, out, workers or -1)
+            else:
+                run_locally(stage, build, workers or default_workers(build))
 
         run_stages(build, run)
         shutil.rmtree(out / LOGS)
@@ -81,11 +105,10 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: 
 def run_stages(build: Build, run: Callable[[StageTasks], None]) -> None:
     """The build from top to bottom; a stage begins when the one before has ended well."""
     works, config, tokenizer = build.works, build.config, build.out / "tokenizer"
-    run(StageTasks("prepare", [partial(prepare, work, config) for work in works], per_shard=True))
+    run(StageTasks("prepare", [partial(prepare, work, config) for work in works]))
     run(StageTasks("decide", [partial(decide, works, config)]))
     run(StageTasks("tokenizer", [partial(install, works, config.tokenizer, tokenizer)]))
-    each = [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]
-    run(StageTasks("publish", each, per_shard=True))
+    run(StageTasks("publish", [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]))
     run(StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)]))
 
 
@@ -94,24 +117,24 @@ def submit_corpus(
 ) -> int | None:
     """Have Slurm build the corpus; returns the id of the last job, or None if the corpus is complete.
 
-    Submitting again after a failure goes on with the tasks that are missing. Raises `ConfigError` while the
-    jobs of an earlier submission are in the queue: two builds would write the same files.
+    At most `workers` tasks of a stage run at once (None: no limit). Submitting again after a failure goes on
+    with the tasks that are missing. Raises `ConfigError` while the jobs of an earlier submission are in the
+    queue: two builds would write the same files.
     """
     build = open_build(config, out)
     if _is_built(build):
         return None
-    submitted = out / WORK / "slurm_job"
-    if submitted.is_file() and (job := int(submitted.read_bytes())) in queued_jobs():
-        raise ConfigError(
-            f"{out}: job {job} of an earlier submission is in the queue; wait for it or scancel it"
-        )
+    submitted, queue = out / WORK / "slurm_job", ["squeue", "--noheader", "--format=%F"]
+    job = submitted.read_text() if submitted.is_file() else ""
+    if job and job in subprocess.check_output(queue, text=True).split():
+        raise ConfigError(f"{out}: job {job} of an earlier submission is in the queue; wait, or scancel it")
     claim(build)
     last = None
 
-    def run(tasks: StageTasks) -> None:
+    def run(stage: StageTasks) -> None:
         nonlocal last
-        name = f"{config.name}_{tasks.name}"
-        last = slurm_executor(tasks, out, cluster, name, -1 if workers is None else workers, last)
+        options = {"job_name": f"{config.name}_{stage.name}", "workers": -1 if workers is None else workers}
+        last = _slurm_executor(stage, out, cluster, depends=last, **options)
 
     run_stages(build, run)
     assert last is not None
@@ -123,10 +146,8 @@ def submit_corpus(
 def open_build(config: Corpus, out: Path) -> Build:
     """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
     works = tuple(ShardWork(shard, out / WORK) for shard in list_shards(config.sources))
-    files: dict[str, Path] = {}
-    if config.decontaminate:
-        found = benchmark_files(config.decontaminate)
-        files = {f"benchmark/{file.parent.name}/{file.name}": file for file in found}
+    found = benchmark_files(config.decontaminate) if config.decontaminate else []
+    files = {f"benchmark/{file.parent.name}/{file.name}": file for file in found}
     if config.tokenizer.path:
         files["tokenizer"] = tokenizer_file(Path(config.tokenizer.path))
     return Build(config, works, {name: hash_file(file) for name, file in files.items()}, out)
@@ -135,11 +156,10 @@ def open_build(config: Corpus, out: Path) -> Build:
 def _is_built(build: Build) -> bool:
     if not (build.out / FILE_NAME).is_file():
         return False
-    shards = [work.shard for work in build.works]
     with ThreadPoolExecutor() as pool:
-        raw = dict(zip((shard.label for shard in shards), pool.map(SourceShard.hash, shards), strict=True))
-    config = build.config.model_dump(mode="json")
-    return is_complete(build.out, KIND, inputs=raw | build.inputs, config=config)
+        hashes = pool.map(lambda work: (work.shard.label, work.shard.hash()), build.works)
+        config = build.config.model_dump(mode="json")
+        return is_complete(build.out, KIND, inputs=dict(hashes) | build.inputs, config=config)
 
 
 def claim(build: Build) -> None:
@@ -147,8 +167,8 @@ def claim(build: Build) -> None:
 
     Raw files are known by size and time here, as terabytes cannot be hashed at every start.
     """
-    files = [file for work in build.works for file in work.shard.files]
-    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    files = [(str(file), file.stat()) for work in build.works for file in work.shard.files]
+    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     key = hash_json([known, build.inputs, build.config.model_dump(mode="json")]).encode()
     file = build.out / WORK / "key"
     if file.is_file() and file.read_bytes() == key:
@@ -169,7 +189,8 @@ def describe_build(config: Corpus, out: Path) -> str:
 
 def _finished(build: Build, stage: str) -> list[int]:
     """Sizes of the shards that have the marker of `stage`."""
-    return [work.shard.bytes for work in build.works if is_done(getattr(work, _FOLDERS[stage]))]
+    folder = _FOLDERS.get(stage, stage)
+    return [w.shard.bytes for w in build.works if (w.root / folder / w.shard.name / DONE).is_file()]
 
 
 def describe_progress(build: Build, finished: Sequence[int], before: int = 0, seconds: float = 0) -> str:
@@ -177,25 +198,103 @@ def describe_progress(build: Build, finished: Sequence[int], before: int = 0, se
 
     The rate is that since there were `before` bytes, `seconds` ago.
     """
-    sizes = [work.shard.bytes for work in build.works]
-    done, total = sum(finished), sum(sizes)
-    read = progress(done / 1e6, total / 1e6, "MB", before / 1e6, seconds)
-    return f"{len(finished):,} of {len(sizes):,} shards, {read}"
+    total = sum(work.shard.bytes for work in build.works)
+    read = progress(sum(finished) / 1e6, total / 1e6, "MB", before / 1e6, seconds)
+    return f"{len(finished):,} of {len(build.works):,} shards, {read}"
 
 
-def _reporter(build: Build, stage: str) -> Callable[..., None]:
-    """What logs the progress of `stage` when it is called after a task, but not too often, and at the end."""
-    if stage not in _FOLDERS:
-        return lambda **_: None
-    begin = shown = time.monotonic()
-    before = sum(_finished(build, stage))
+def default_workers(build: Build) -> int:
+    """As many as there are processors, but at most one a shard and one for each 64 MB of input."""
+    megabytes = sum(work.shard.bytes for work in build.works) / 1e6
+    useful = min(len(build.works), int(megabytes / _MEGABYTES_A_WORKER))
+    return max(1, min(useful, len(os.sched_getaffinity(0))))
 
-    def report(*, last: bool = False) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if last or now - shown >= _LOG_SECONDS:
-            shown = now
-            shards = describe_progress(build, _finished(build, stage), before, now - begin)
-            _log.info("%s: %s", stage, shards)
 
-    return report
+def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
+    """Run the tasks of `stage` that are not finished, and log how far it is; one worker is this process."""
+    workers = min(workers, len(stage.tasks))
+    executor = LocalPipelineExecutor(**_parts(stage, build.out, threads=0 if workers == 1 else 1))
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[object]] = map
+        if workers > 1:
+            # Not forked: this process has threads. Not its own `run`, whose helpers outlive a killed parent.
+            pool = stack.enter_context(get_context("spawn").Pool(workers, _start_worker))
+            run = pool.imap_unordered
+        datatrove_logger.disable("datatrove")
+        done = run(executor._run_for_rank, executor.get_incomplete_ranks())
+        begin = shown = time.monotonic()
+        before = sum(_finished(build, stage.name))
+        for _ in done:
+            now = time.monotonic()
+            if stage.name in _FOLDERS and now - shown >= _LOG_SECONDS:
+                shown, finished = now, _finished(build, stage.name)
+                _log.info("%s: %s", stage.name, describe_progress(build, finished, before, now - begin))
+
+
+def _start_worker() -> None:
+    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
+    datatrove_logger.disable("datatrove")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
+    """Run `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+
+    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed, and
+    `DataError` naming the logs where a task has failed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
+    parts = _parts(stage, out, threads=1)
+    executor = RayPipelineExecutor(**parts, workers=workers, cpus_per_task=1, mem_per_cpu_gb=_RAY_MEMORY_GB)
+    executor.run()
+    if failed := executor.get_incomplete_ranks():  # it does not raise
+        raise DataError(f"{stage.name}: task {failed[0]} failed; see {parts['logging_dir']}/logs")
+
+
+def _slurm_executor(
+    stage: StageTasks, out: Path, cluster: ClusterConfig, depends: PipelineExecutor | None, **options: Any
+) -> PipelineExecutor:
+    """The executor of `stage` as an array of jobs that starts when `depends` has ended well.
+
+    Raises `ConfigError` for a folder whose path datatrove would not bring through the job script.
+    """
+    resolved = str(out.resolve())
+    if shlex.quote(resolved) != resolved:
+        raise ConfigError(f"--out {resolved}: must be without spaces and shell characters for Slurm jobs")
+    task, box = cluster.single_task, cluster.container
+    cpus = 1 if stage.name in _FOLDERS else task.cpus_per_task
+    parts = _parts(stage, out, threads=cpus)
+    srun = {"container-image": box.image, "container-mounts": ",".join(box.mounts)} if box else {}
+    account = {"account": cluster.account} if cluster.account else {}
+    return SlurmPipelineExecutor(
+        **parts,
+        **options,
+        time=f"{cluster.time_limit_minutes}",
+        partition=task.partition,
+        qos=cluster.qos,
+        cpus_per_task=cpus,
+        mem_per_cpu_gb=max(1, task.memory_gib // task.cpus_per_task),
+        env_command=_environment(cluster),
+        sbatch_args={"kill-on-invalid-dep": "yes", **account},
+        srun_args={option: shlex.quote(value) for option, value in srun.items() if value},
+        max_array_size=_MAX_ARRAY,
+        slurm_logs_folder=f"{parts['logging_dir']}/slurm_logs",
+        depends=depends,
+    )
+
+
+def _environment(cluster: ClusterConfig) -> str:
+    """Shell lines that make `launch_pickled_pipeline` and this package found, with the site's variables."""
+    python = Path(cluster.python)
+    lines = [f". {shlex.quote(str(cluster.setup_script))}"] if cluster.setup_script else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    lines += [f"export PATH={shlex.quote(str(python.parent))}:$PATH"] if python.is_absolute() else []
+    return "\n".join([*lines, f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parents[2]))}"])
+
+
+def _parts(stage: StageTasks, out: Path, threads: int) -> dict[str, Any]:
+    """What every executor is told of a stage."""
+    folder = str(out.resolve() / LOGS / stage.name)
+    return {"pipeline": [replace(stage, threads=threads)], "tasks": len(stage.tasks), "logging_dir": folder}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 
 from megatron_mathcpt.config.corpus import Decontaminate
+from megatron_mathcpt.data.sources import require_rows
 from megatron_mathcpt.data.words import (
     DIGITS,
     IDEOGRAPH,
@@ -30,7 +30,7 @@ from megatron_mathcpt.data.words import (
     spans,
 )
 from megatron_mathcpt.errors import DataError, EvaluationError
-from megatron_mathcpt.formats.files import hash_file, list_files, numbered_lines, read_json_lines, read_texts
+from megatron_mathcpt.formats.files import hash_file, list_files, read_json_lines, read_texts
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
@@ -70,16 +70,16 @@ class _Variant:
         self._longest_line = 0  # in words, of those that count as lines
         cut = [self._grams_of(item) for item in items]
         self.totals = np.array([len(hashes) if length else 1 for length, hashes, _ in cut])
-        # Where the first words of an n-gram, as many of each, stand in a document, there is more to see. A
-        # table of bits refuses most places at once, the sorted hashes the rest.
+        # Only where an n-gram begins, told by its first words, is there more to see in a document. A table of
+        # bits refuses most places at once, the sorted hashes the rest.
         self._heads = np.unique(np.concatenate([heads for *_, heads in cut]))
         self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
         self._maybe[self._heads & np.uint64(len(self._maybe) - 1)] = True
         self._grams: dict[int, tuple[Hashes, Indices]] = {}  # by length: sorted, with the item of each
         for length in sorted({length for length, *_ in cut}):
-            parts = [(hashes, number) for number, (own, hashes, _) in enumerate(cut) if own == length]
-            hashes = np.concatenate([hashes for hashes, _ in parts])
-            owners = np.concatenate([np.full(len(hashes), number) for hashes, number in parts])
+            parts = {number: hashes for number, (own, hashes, _) in enumerate(cut) if own == length}
+            hashes = np.concatenate(list(parts.values()))
+            owners = np.repeat(list(parts), list(map(len, parts.values())))
             order = np.argsort(hashes, kind="stable")
             self._grams[length] = hashes[order], owners[order]
 
@@ -110,7 +110,7 @@ class _Variant:
             else:
                 first = begins[begins + length <= ends]
                 last = first + length
-            hashes = spans(words, first, last)
+            hashes = spans(words.hashes, first, last)
             low, high = np.searchsorted(grams, hashes, "left"), np.searchsorted(grams, hashes, "right")
             found += [
                 (int(owners[gram]), gram, int(first[place]), int(last[place]))
@@ -123,21 +123,19 @@ class _Variant:
         """Length, hashes of all n-grams and of their first words; a line has none of those."""
         words = self.form(cut_words([item.question]))
         if not (count := len(words.hashes)):
-            raise DataError(
-                f"{item.where}: item '{item.id}' has no word to index; correct the item or remove it"
-            )
+            raise DataError(f"{item.where}: item '{item.id}' has no word to index; correct or remove it")
         chinese = (words.kinds == IDEOGRAPH).mean() > 0.3
         length = self._config.ngram_characters if chinese else self._config.ngram_words
         short = self._config.short_characters if chinese else self._config.short_words
         if count >= short:
             length = min(count, length)
             hashes, first = ngrams(words, length)
-            return length, np.unique(hashes), spans(words, first, first + self._head_words)
+            return length, np.unique(hashes), spans(words.hashes, first, first + self._head_words)
         line = " ".join(item.question.split())
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
         lines = self.form(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
         self._longest_line = max(self._longest_line, int(np.diff(lines.documents).max()))
-        return _LINE, spans(lines, lines.documents[:-1], lines.documents[1:]), np.empty(0, np.uint64)
+        return _LINE, spans(lines.hashes, lines.documents[:-1], lines.documents[1:]), np.empty(0, np.uint64)
 
 
 class Contamination:
@@ -187,20 +185,13 @@ def load_items(path: str) -> list[BenchmarkQuestion]:
     items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
         name, before = f"{file.parent.name}/{file.name.split('.')[0]}", len(items)
-        for number, line in numbered_lines(file):
-            where = f"{file}:{number}"
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{where}: not JSON ({error}); correct the benchmark file") from error
-            question = row.get("question") if isinstance(row, dict) else None
+        for where, row in require_rows(file):
+            question = row.get("question")
             if not isinstance(question, str) or not question.strip():
                 raise DataError(f"{where}: item without 'question'; correct the benchmark file")
             items.append(BenchmarkQuestion(name, str(row.get("id", where)), question, where))
         if len(items) == before:
-            raise DataError(
-                f"{file}: no items; decontamination against an empty benchmark would hide overlaps"
-            )
+            raise DataError(f"{file}: no items; an empty benchmark would hide overlaps")
     return items
 
 

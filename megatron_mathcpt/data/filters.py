@@ -3,19 +3,19 @@
 Selection: a problem record is judged by what its source says of it, or by counting; nothing is guessed, so
 one that does not say its school stage is left out under a name of its own.
 
-Texts: bad characters are replacement and private-use characters, left by broken decoding. Repeated lines
-follow the repetition rules of Gopher (arXiv 2112.11446, table A1, duplicate line character fraction 0.20 for
-pages); characters and not lines are counted, as a textbook repeats short lines such as "Solution:".
+Texts: bad characters are replacement and private-use characters, left by broken decoding. Of repeated lines
+(duplicate line character fraction of Gopher, arXiv 2112.11446, table A1) characters and not lines are
+counted, as a textbook repeats short lines such as "Solution:".
 
-Pages, if asked for: Gopher's rules on quality (section A.1.1) and repetition (table A1). Words are those
-between spaces. Where most of a text is Chinese they are not words: its characters count for `min_words` and
-`max_words`, and the rules on word length, symbols, letters and stop words do not judge it. As in the paper,
-duplicate n-grams are all characters in them, none counted twice; datatrove, which goes on after each one it
-finds, counts fewer. Ours: an n-gram that stands once is no repetition, however much of a short text it is.
+Pages, if asked for: Gopher's rules on quality (section A.1.1) and repetition (table A1), on words between
+spaces. A mostly Chinese text has none: its characters count for `min_words` and `max_words`, and the rules on
+word length, symbols, letters and stop words do not judge it. As in the paper, duplicate n-grams are all
+characters in them, none counted twice; datatrove, which goes on after each one it finds, counts fewer. Ours:
+an n-gram that stands once is no repetition, however much of a short text it is.
 
 Language, if asked for: Chinese by its script, others by py3langid, which ships its model. Mathematics says
-nothing of the language, so formulas, LaTeX commands, numbers and single letters are taken out first; what has
-few letters left is of unknown language and stays. Read are the first letters of a text.
+nothing of it, so formulas, LaTeX commands, numbers and single letters are taken out of the text's beginning;
+what then has few letters left is of unknown language and stays.
 """
 
 import hashlib
@@ -28,17 +28,14 @@ import numpy as np
 
 from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
 from megatron_mathcpt.data.words import (
-    HAS_IDEOGRAPH,
-    HAS_LETTER,
-    NOT_PUNCTUATION,
     Hashes,
     Indices,
     Words,
     batches,
     compiled,
+    count_words,
     cut_at_spaces,
     ngrams,
-    totals,
 )
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Problem
@@ -46,9 +43,7 @@ from megatron_mathcpt.records import Problem
 # The end of a sentence; a full stop within a number ends nothing.
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")
 _BAD = re.compile("[\ufffd\ue000-\uf8ff]")
-_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's
-_STOP_WORD = re.compile(rf"(?<!\S)(?:{'|'.join(_STOP_WORDS)})(?!\S)")
-_PARAGRAPH_ENDS = re.compile(r"\n{2,}")
+_STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Gopher's
 _READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, for the language
 _FORMULA = re.compile(r"\$\$?[^$]*\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
 _NO_LETTERS = re.compile(r"[\W\d_]+")
@@ -107,11 +102,14 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     if rules.quality or rules.repetition:
         for numbers in batches(rest, [len(texts[number]) for number in rest]):
             part = [texts[number] for number in numbers]
-            words = cut_at_spaces(part)
-            quality = _quality_drops(part, words, rules.quality)
-            repetition = _repetition_drops(part, words, rules.repetition)
-            for number, first, second in zip(numbers, quality, repetition, strict=True):
-                drops[number] = first or second
+            words, found = cut_at_spaces(part), list[list[Drop | None]]()
+            if rule := rules.quality:
+                counts = zip(part, count_words(words).tolist(), strict=True)
+                found.append([_quality_drop(text, count, rule) for text, count in counts])
+            if rules.repetition:
+                found.append(_copy_drops(part, words, rules.repetition))
+            for number, *broken in zip(numbers, *found, strict=True):
+                drops[number] = next(filter(None, broken), None)
     if rules.languages:
         for number in rest:
             drops[number] = drops[number] or language_drop(texts[number], rules.languages)
@@ -119,7 +117,7 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
 
 
 def _text_drop(text: str, rules: Filter) -> Drop | None:
-    if not text:
+    if not text or text.isspace():
         return Drop("empty")
     return (
         _below("too_short", len(text), rules.min_characters)
@@ -139,77 +137,66 @@ def _bad_share(text: str) -> float:
 def _duplicate_share(text: str) -> float:
     """Share of the characters that stand in lines already seen."""
     lines = text.split("\n")
-    unique, total = set(lines), len(text) - len(lines) + 1
-    if len(unique) == len(lines) or not total:
+    unique = set(lines)
+    if len(unique) == len(lines):
         return 0.0
-    return 1 - sum(map(len, unique)) / total
+    return 1 - sum(map(len, unique)) / (len(text) - len(lines) + 1)
 
 
-def _quality_drops(texts: list[str], words: Words, rules: Quality | None) -> list[Drop | None]:
-    if rules is None:
-        return [None for _ in texts]
-    lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
-    letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
-    columns = (lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese)
-    counts = zip(*(totals(words, column).tolist() for column in columns), strict=True)
-    return [_quality_drop(text, found, rules) for text, found in zip(texts, counts, strict=True)]
-
-
-def _quality_drop(text: str, counts: tuple[int, ...], rules: Quality) -> Drop | None:
-    # Plain are words that are not all punctuation, letters those with a letter.
+def _quality_drop(text: str, counts: list[int], rules: Quality) -> Drop | None:
     words, plain, plain_characters, letters, characters, chinese_characters = counts
     chinese = 2 * chinese_characters > characters
     size = chinese_characters if chinese else plain
-    ellipses = text.count("...") + text.count("…")
     drop = _below("few_words", size, rules.min_words) or _above("many_words", size, rules.max_words)
     if not (drop or chinese):
-        length, symbols = plain_characters / max(1, plain), max(text.count("#"), ellipses)
+        length = plain_characters / max(1, plain)
+        symbols = max(text.count("#"), text.count("...") + text.count("…"))
         drop = (
             _below("short_words", length, rules.min_mean_word_length)
             or _above("long_words", length, rules.max_mean_word_length)
             or _above("symbols", symbols / words, rules.max_symbols_per_word)
             or _below("few_words_with_letters", letters / words, rules.min_words_with_letters)
-            or _stop_word_drop(text, rules.min_stop_words or 0)
+            or _below("few_stop_words", _stop_words(text, rules.min_stop_words or 0), rules.min_stop_words)
         )
-    return drop or _line_drop(text, ellipses, rules)
-
-
-def _stop_word_drop(text: str, limit: int) -> Drop | None:
-    """English text shows enough of them at once; the slower search is for text that does not."""
-    if sum(f" {word} " in text for word in _STOP_WORDS) >= limit:
-        return None
-    return _below("few_stop_words", len(set(_STOP_WORD.findall(text))), limit)
-
-
-def _line_drop(text: str, ellipses: int, rules: Quality) -> Drop | None:
     lines = text.splitlines()
-    drop = None
-    if rules.max_bullet_lines is not None:
-        # Almost any text shows by its first lines that its share cannot exceed the limit.
-        others = int((1 - rules.max_bullet_lines) * len(lines)) + 1
-        if any(map(_has_bullet, lines[:others])):
-            share = sum(map(_has_bullet, lines)) / len(lines)
-            drop = _above("bullet_lines", share, rules.max_bullet_lines)
-    if rules.max_ellipsis_lines is not None and ellipses > rules.max_ellipsis_lines * len(lines):
-        share = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
-        drop = drop or _above("ellipsis_lines", share, rules.max_ellipsis_lines)
-    return drop
+    # Almost any text shows by a look for the marks that its share cannot exceed the limit.
+    marked = lines if text.count("-") + text.count("•") > (rules.max_bullet_lines or 0) * len(lines) else []
+    bullets = sum(line.lstrip().startswith(("•", "-")) for line in marked)
+    dotted = lines if "..." in text or "…" in text else []
+    ellipses = sum(line.rstrip().endswith(("...", "…")) for line in dotted)
+    return (
+        drop
+        or _above("bullet_lines", bullets / len(lines), rules.max_bullet_lines)
+        or _above("ellipsis_lines", ellipses / len(lines), rules.max_ellipsis_lines)
+    )
 
 
-def _has_bullet(line: str) -> bool:
-    return line.lstrip().startswith(("•", "-"))
+def _stop_words(text: str, enough: int) -> int:
+    """How many of the words there are; English shows enough at once, only other text is cut into words."""
+    shown = sum(f" {word} " in text for word in _STOP_WORDS)
+    return shown if shown >= enough else len(_STOP_WORDS.intersection(text.split()))
 
 
-def _repetition_drops(texts: list[str], words: Words, rules: Repetition | None) -> list[Drop | None]:
-    if rules is None:
-        return [None for _ in texts]
-    drops = [_repeated_line_drop(text, rules) or _paragraph_drop(text, rules) for text in texts]
+def _copy_drops(texts: list[str], words: Words, rules: Repetition) -> list[Drop | None]:
+    drops = [_copy_drop(text, rules) for text in texts]
     limits = [(f"top_{n}_gram", n, 0, limit) for n, limit in rules.top_ngrams.items()]
     limits += [(f"duplicate_{n}_grams", n, 1, limit) for n, limit in rules.duplicate_ngrams.items()]
     for reason, n, which, limit in limits:
         for number, found in enumerate(repeated_ngrams(words, n)[which].tolist()):
             drops[number] = drops[number] or _above(reason, found / len(texts[number]), limit)
     return drops
+
+
+def _copy_drop(text: str, rules: Repetition) -> Drop | None:
+    lines = [line for line in text.split("\n") if line] if rules.lines is not None else [text]
+    paragraphs = re.split(r"\n{2,}", text) if "\n\n" in text else [text]
+    unique = set(paragraphs)
+    copied = sum(map(len, paragraphs)) - sum(map(len, unique))
+    return (
+        _above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
+        or _above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
+        or _above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
+    )
 
 
 def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
@@ -262,23 +249,6 @@ def _repeated(
     return top, copied
 
 
-def _repeated_line_drop(text: str, rules: Repetition) -> Drop | None:
-    if rules.lines is None:
-        return None
-    lines = [line for line in text.split("\n") if line]
-    return _above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
-
-
-def _paragraph_drop(text: str, rules: Repetition) -> Drop | None:
-    if "\n\n" not in text:
-        return None
-    paragraphs = _PARAGRAPH_ENDS.split(text)
-    unique = set(paragraphs)
-    copied = sum(map(len, paragraphs)) - sum(map(len, unique))
-    drop = _above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
-    return drop or _above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
-
-
 def language_drop(text: str, rules: Languages) -> Drop | None:
     """A drop, with the language in its reason, if another language than those kept is that probable.
 
@@ -303,6 +273,6 @@ def _identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
         raise DataError(
-            "filter.languages needs py3langid, not installed here; install this package's extra 'language'"
+            "filter.languages needs py3langid: install this package's extra 'language'"
         ) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -7,14 +7,15 @@ is shown, never obeyed.
 import json
 import re
 import sys
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice
+from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,6 @@ from megatron_mathcpt.formats.corpus_folder import (
     SPLITS,
     CorpusFolder,
     Kept,
-    RawFile,
     Selection,
     corpus_counts,
     open_corpus,
@@ -33,8 +33,7 @@ from megatron_mathcpt.formats.corpus_folder import (
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.records import Problem
 
-REJECTED = "rejected"
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 _MOST_PROBLEMS = 20_000  # of a source, read to count their steps: evenly spaced ones of more
 _MOST_STEPS = 15  # a bar each; more steps share the last
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
@@ -43,55 +42,6 @@ _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
 # Control characters and marks of direction would steer the terminal or turn the text around.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 Row = dict[str, Any]
-Bars = list[tuple[str, int]]
-
-
-class Gone(NamedTuple):
-    """A record that was not kept: `row` holds the reason, of a drop also its id and detail."""
-
-    fate: str  # dropped or rejected
-    pool: str
-    shard: RawFile
-    line: int
-    row: Row
-
-
-class Distribution(NamedTuple):
-    """Whole numbers by value: `counts[i]` times `values[i]`, ascending."""
-
-    values: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-
-    @property
-    def total(self) -> int:
-        """How many numbers."""
-        return int(self.counts.sum())
-
-    @property
-    def mean(self) -> float:
-        """Their mean."""
-        return float((self.values * self.counts).sum() / self.total)
-
-    def quantile(self, share: float) -> int:
-        """The smallest value that at least `share` of the numbers do not exceed."""
-        needed = max(1, int(np.ceil(share * self.total - 1e-9)))
-        return int(self.values[np.searchsorted(np.cumsum(self.counts), needed)])
-
-    def by_powers(self) -> Bars:
-        """How many there are from one power of two to the next, as in `8–15`."""
-        edges = [(1 << n >> 1, max(0, (1 << n) - 1)) for n in range(64)]
-        labels = [f"{a:,}–{b:,}" if a < b else f"{a}" for a, b in edges]
-        return self._bars([int(value).bit_length() for value in self.values], labels)
-
-    def by_value(self) -> Bars:
-        """How many there are of each value, those from `_MOST_STEPS` on as one, `15+`."""
-        return self._bars(
-            np.minimum(self.values, _MOST_STEPS), [*map(str, range(_MOST_STEPS)), f"{_MOST_STEPS}+"]
-        )
-
-    def _bars(self, slots: Any, labels: list[str]) -> Bars:
-        heights = np.bincount(slots, self.counts)
-        return [(labels[n], int(heights[n])) for n in range(slots[0], len(heights))]
 
 
 def find_documents(
@@ -111,42 +61,31 @@ def find_documents(
     if record is None:
         first = (corpus.choose(one, range(min(limit, corpus.count(one)))) for one in selections)
         return islice(chain.from_iterable(first), limit)
-    found = [
-        kept
-        for one in selections
-        for kept in _kept(corpus, one.pool, record)
-        if one.source in (None, kept.shard.source) and one.split in (None, kept.split)
-    ]
-    if not found:
+    kept = ((one, found) for one in selections for found in _kept(corpus, one.pool, record))
+    named = [k for s, k in kept if s.source in (None, k.shard.source) and s.split in (None, k.split)]
+    if not named:
         names = "; ".join(map(str, selections))
         raise ConfigError(f"id '{record}': no kept document of {names}; 'trace' tells what became of it")
-    return islice(found, limit)
+    return islice(named, limit)
 
 
-def token_range(corpus: CorpusFolder, kept: Kept) -> tuple[int, int]:
-    """First token of a document in its dataset, and the one after its end-of-text token."""
-    first, ids = read_document(corpus.dataset(kept.pool, kept.split), kept.index)
-    return first, first + len(ids)
-
-
-def trace(corpus: CorpusFolder, record: str) -> list[Kept | Gone]:
+def trace(corpus: CorpusFolder, record: str) -> list[Kept | Row]:
     """All records with this id, or, for `FILE:LINE`, made of that line or row of a raw file.
 
-    Raises `ConfigError` when there is none.
+    Of one that was not kept the row of its drop or reject. Raises `ConfigError` when there is none.
     """
     file, _, line = record.rpartition(":")
     shards = [shard for shard in corpus.shards if file in (shard.file, Path(shard.file).name)]
-    found: list[Kept | Gone] = []
+    found: list[Kept | Row] = []
     if shards and line.isdecimal():
         for shard in shards:
-            if kept := corpus.at(shard, int(line)):
-                found.append(kept)
-                continue
-            gone = (one for fate in ("dropped", REJECTED) for one in _gone(corpus, fate, shard.name))
-            found += [one for one in gone if (one.shard, one.line) == (shard, int(line))]
+            kept = corpus.at(shard, int(line))
+            gone = (row for fate in ("dropped", "rejected") for row in _gone(corpus, fate, shard.name))
+            place = (shard.name, int(line))
+            found += [kept] if kept else [row for row in gone if (row["shard"], row["line"]) == place]
     else:
         found += [kept for pool in corpus.pools for kept in _kept(corpus, pool, record)]
-        found += [one for one in _gone(corpus, "dropped", record) if one.row["id"] == record]
+        found += [row for row in _gone(corpus, "dropped", record) if row["id"] == record]
     if not found:
         names = ", ".join(dict.fromkeys(Path(shard.file).name for shard in corpus.shards[:8]))
         raise ConfigError(
@@ -162,19 +101,16 @@ def _kept(corpus: CorpusFolder, pool: str, record: str) -> Iterator[Kept]:
     return corpus.documents(pool, (number for number, row in rows if row["id"] == record))
 
 
-def _gone(corpus: CorpusFolder, fate: str, text: str) -> Iterator[Gone]:
-    shards = {shard.name: shard for shard in corpus.shards}
+def _gone(corpus: CorpusFolder, fate: str, text: str) -> Iterator[Row]:
+    """Dropped or rejected records with the string `text` (empty: all): `reason`, `file`, `line` and more."""
     for pool in corpus.pools:
         for _, row in _scan(corpus.root / fate / f"{pool}.jsonl", text):
-            yield Gone(fate, pool, shards[row["shard"]], row["line"], row)
+            yield row | {"fate": fate, "pool": pool}
 
 
 def _scan(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    """Number from 0 and content of each JSON line with the string `text`, or of all; others aren't parsed."""
-    try:
-        needle = orjson.dumps(text) if text else b""
-    except orjson.JSONEncodeError as error:
-        raise ConfigError(f"{text!r}: not valid UTF-8, so no record holds it") from error
+    """Number from 0 and content of each JSON line that holds the string `text`; others are not parsed."""
+    needle = json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass") if text else b""
     with path.open("rb") as file:
         for number, line in enumerate(file):
             if needle in line:
@@ -184,73 +120,66 @@ def _scan(path: Path, text: str) -> Iterator[tuple[int, Row]]:
 def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Counter[str]]:
     """Records by source and reason; rejected ones, which are unreadable, are counted as `rejected`."""
     return {
-        name: +Counter({**row.dropped, REJECTED: row.rejected})
+        name: +Counter({**row.dropped, "rejected": row.rejected})
         for name, row in corpus_counts(corpus.manifest).sources.items()
         if source in (None, name)
     }
 
 
-def drop_examples(corpus: CorpusFolder, reason: str, source: str | None, limit: int) -> Iterator[Gone]:
-    """The first `limit` records that went for `reason`; reads no further than it must."""
-    found = _gone(corpus, REJECTED, "") if reason == REJECTED else _gone(corpus, "dropped", reason)
-    fits = (one for one in found if reason in (REJECTED, one.row["reason"]))
-    return islice((one for one in fits if source in (None, one.shard.source)), limit)
+def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> Row:
+    """`total`, `mean`, `quantiles` by name, and `bars`: how many there are in each `slot` of their value.
+
+    A quantile is the smallest value that at least its share of the numbers do not exceed. The memory depends
+    only on how many different numbers there are.
+    """
+    found, heights = sorted(Counter(numbers).items()), Counter[int]()
+    for value, count in found:
+        heights[slot(value)] += count
+    ends = [0, *accumulate(count for _, count in found)]
+    needed = {name: max(1, ceil(share * ends[-1] - 1e-9)) for name, share in QUANTILES.items()}
+    return {
+        "total": ends[-1],
+        "mean": sum(value * count for value, count in found) / max(1, ends[-1]),
+        "quantiles": {name: found[bisect_left(ends, n) - 1][0] for name, n in needed.items() if found},
+        "bars": [(label(n), heights[n]) for n in range(min(heights), max(heights) + 1)] if found else [],
+    }
 
 
-def drop_detail(corpus: CorpusFolder, gone: Gone) -> Row:
-    """What a record was dropped for: the document that stays, the hit, or the limit."""
-    detail: Row = gone.row.get("detail") or {}
-    if "kept" not in detail:
-        return detail
-    return {"stays": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
-
-
-def gather(parts: Iterable[npt.NDArray[Any]]) -> Distribution:
-    """The distribution of all numbers, in memory that depends only on how many different ones there are."""
-    found: Counter[int] = Counter()
-    for part in parts:
-        values, counts = np.unique(part, return_counts=True)
-        found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    return Distribution(*np.array(sorted(found.items()), np.int64).reshape(-1, 2).T)
-
-
-def token_lengths(corpus: CorpusFolder, selection: Selection) -> Distribution:
-    """Tokens of the selected documents, the end-of-text token counted."""
+def token_lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[int]:
+    """Tokens of each selected document, the end-of-text token counted."""
     rest = {n: read_lengths(corpus.dataset(selection.pool, split))[0] for n, split in SPLITS.items()}
-
-    def parts() -> Iterator[npt.NDArray[Any]]:
-        for _, block, chosen in corpus.blocks(selection):
-            here = np.empty(len(block), np.int32)
-            for split in SPLITS:
-                inside = block["split"] == split
-                here[inside], rest[split] = np.split(rest[split], [inside.sum()])
-            yield here[chosen]
-
-    return gather(parts())
+    for _, block, chosen in corpus.blocks(selection):
+        here = np.empty(len(block), np.int32)
+        for split in SPLITS:
+            inside = block["split"] == split
+            here[inside], rest[split] = np.split(rest[split], [inside.sum()])
+        yield from here[chosen].tolist()
 
 
 def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Row]:
-    """The distributions of one source: tokens a document, and steps a problem where they are known.
+    """Of one source tokens a document, and steps a problem where they are known: what `describe` gives.
 
     Steps are counted by the source's own rule if it has one, else they are its `field`.
     """
-    tokens = token_lengths(corpus, selection)
-    row: Row = {"source": selection.source, "unit": "tokens a document", "numbers": tokens}
-    if tokens.total:
-        yield row | {"title": "tokens, with the end-of-text token", "bars": tokens.by_powers()}
+
+    def between(bits: int) -> str:
+        return f"{1 << bits >> 1:,}–{(1 << bits) - 1:,}" if bits > 1 else f"{bits}"
+
+    found = describe(token_lengths(corpus, selection), int.bit_length, between)  # from power to power of two
     source = corpus.manifest.config["sources"][selection.source]
-    if source["kind"] != "problem":
-        return
-    rule: Any = (source["select"] or {}).get("step_rule") or "field"
-    total = corpus.count(selection)
-    read = min(total, _MOST_PROBLEMS)
-    rows = (kept.row for kept in corpus.choose(selection, (n * total // read for n in range(read))))
-    problems = (Problem(id=row["id"], source=row["source"], **row["problem"]) for row in rows)
-    counted = [count_steps(one, rule) for one in problems]
-    steps = gather([np.array([count for count in counted if count is not None], np.int64)])
-    title = f"steps by '{rule}' of {read:,} problems, {read - steps.total:,} without"
-    row |= {"unit": "steps a problem", "numbers": steps}
-    yield row | {"title": title, "bars": steps.by_value() if steps.total else []}
+    if total := found["total"]:
+        unit, title = "tokens a document", "tokens, with the end-of-text token"
+        yield {"source": selection.source, "unit": unit, "title": title, **found}
+    if source["kind"] == "problem":
+        rule: Any = (source["select"] or {}).get("step_rule") or "field"
+        read = min(total, _MOST_PROBLEMS)
+        rows = (one.row for one in corpus.choose(selection, (n * total // read for n in range(read))))
+        problems = (Problem(id=row["id"], source=row["source"], **row["problem"]) for row in rows)
+        known = (steps for one in problems if (steps := count_steps(one, rule)) is not None)
+        label = [*map(str, range(_MOST_STEPS)), f"{_MOST_STEPS}+"].__getitem__
+        found = describe(known, lambda steps: min(steps, _MOST_STEPS), label)
+        title = f"steps by '{rule}' of {read:,} problems, {read - found['total']:,} without"
+        yield {"source": selection.source, "unit": "steps a problem", "title": title, **found}
 
 
 class Screen:
@@ -266,16 +195,17 @@ class Screen:
     ) -> None:
         """Documents of a pool, source, split (None: all), each under a line that says where it stands."""
         for one in find_documents(self._corpus, self._corpus.selections(*names), number, record, limit):
-            first, end = token_range(self._corpus, one)
+            tokens = len(read_document(self._corpus.dataset(one.pool, one.split), one.index)[1])
+            where = f"{one.shard.file}:{one.line}  {one.split} {one.index}, {tokens:,} tokens"
             self._head(f"{one.pool} {one.number}")
-            where = f"{one.shard.file}:{one.line}  {one.split} {one.index}, {end - first:,} tokens"
             self._say(f"{one.row['id']}  {where}", dim=True)
             self._text(one.row["text"])
 
     def drops(self, reason: str | None, source: str | None, limit: int) -> None:
         """Records by source and reason, then `limit` examples of each reason, or of `reason` only."""
-        self._corpus.selections(None, source)
-        counts, known = drop_counts(self._corpus, source), corpus_counts(self._corpus.manifest).sources
+        corpus = self._corpus
+        corpus.selections(None, source)
+        counts, known = drop_counts(corpus, source), corpus_counts(corpus.manifest).sources
         reasons = sorted({name for row in counts.values() for name in row})
         if reason is not None and reason not in reasons:
             there = ", ".join(reasons) or "none"
@@ -283,69 +213,81 @@ class Screen:
         table = Table("source", title="Records that did not stay")
         for heading in ("read", "kept", *reasons):
             table.add_column(heading, justify="right")
-        for name, row in counts.items():
-            numbers = (known[name].read, known[name].kept, *(row[heading] for heading in reasons))
+        for name, dropped in counts.items():
+            numbers = (known[name].read, known[name].kept, *(dropped[heading] for heading in reasons))
             table.add_row(name, *(f"{number:,}" for number in numbers))
         self._console.print(table)
+        shards = {shard.name for shard in corpus.shards if source in (None, shard.source)}
         for name in reasons if reason is None else [reason]:
             self._head(name)
-            for one in drop_examples(self._corpus, name, source, limit):
-                self._say(f"{one.row['file']}:{one.line}  {one.row.get('id', '')}", dim=True)
-                if name == REJECTED:
-                    self._say(one.row["reason"])
-                if detail := drop_detail(self._corpus, one):
+            rejected = name == "rejected"
+            rows = _gone(corpus, "rejected", "") if rejected else _gone(corpus, "dropped", name)
+            fits = (row for row in rows if row["shard"] in shards and (rejected or row["reason"] == name))
+            for row in islice(fits, limit):
+                self._say(f"{row['file']}:{row['line']}  {row.get('id', '')}", dim=True)
+                if rejected:
+                    self._say(row["reason"])
+                if detail := _detail(corpus, row):
                     self._say("; ".join(f"{key}: {value}" for key, value in detail.items()))
-                if "text" in one.row:
-                    self._text(one.row["text"])
+                if "text" in row:
+                    self._text(row["text"])
 
     def lengths(self, pool: str | None, source: str | None) -> None:
         """Tokens a document and steps a problem of each source."""
-        for row in (
-            row for one in self._corpus.by_source(pool, source) for row in lengths(self._corpus, one)
-        ):
-            found, bars = row["numbers"], row["bars"]
+        selections = self._corpus.by_source(pool, source)
+        for row in chain.from_iterable(lengths(self._corpus, one) for one in selections):
             self._head(f"{row['source']}: {row['title']}")
-            if not bars:
-                continue
-            names = {0.0: "least", 0.5: "median", 1.0: "most"}
-            parts = [f"{names.get(q, f'{q:.0%}')} {found.quantile(q):,}" for q in QUANTILES]
-            self._say(f"{found.total:,} in all, mean {found.mean:,.1f}; {', '.join(parts)}")
-            widest, tallest = max(len(label) for label, _ in bars), max(count for _, count in bars)
-            for label, count in bars:
-                halves = -(-count * _BAR_WIDTH * 2 // tallest)  # at least one where there is a document
-                drawn = "█" * (halves // 2) + "▌" * (halves % 2)
-                self._say(f"{label:>{widest}}  {drawn:<{_BAR_WIDTH}}  {count:,}")
+            if bars := row["bars"]:
+                quantiles = ", ".join(f"{name} {value:,}" for name, value in row["quantiles"].items())
+                self._say(f"{row['total']:,} in all, mean {row['mean']:,.1f}; {quantiles}")
+                widest, tallest = max(len(label) for label, _ in bars), max(count for _, count in bars)
+                for label, count in bars:
+                    halves = -(-count * _BAR_WIDTH * 2 // tallest)  # at least one where there is a document
+                    drawn = "█" * (halves // 2) + "▌" * (halves % 2)
+                    self._say(f"{label:>{widest}}  {drawn:<{_BAR_WIDTH}}  {count:,}")
 
     def trace(self, record: str) -> None:
         """The way of each record with this id or place, a line a station."""
-        for one in trace(self._corpus, record):
-            lines: Row = {"id": one.row.get("id"), "source": one.shard.source}
-            lines["raw"] = f"{one.shard.file}:{one.line}"
-            if isinstance(one, Gone):
-                self._head(one.pool)
-                lines["fate"] = f"{one.fate}: {one.row['reason']}"
-                lines |= drop_detail(self._corpus, one)
-            else:
+        corpus = self._corpus
+        for one in trace(corpus, record):
+            if isinstance(one, Kept):
                 self._head(f"{one.pool} {one.number}")
-                first, end = token_range(self._corpus, one)
-                lines["fate"] = "kept"
-                lines["document"] = f"{self._corpus.root / 'documents' / one.pool}.jsonl, number {one.number}"
-                lines["dataset"] = f"{self._corpus.dataset(one.pool, one.split)}, document {one.index}"
-                lines["tokens"] = f"{first} up to, not including, {end}"
-            for name, value in lines.items():
-                if value is not None:
-                    self._say(f"{name:<11}{value}")
+                dataset = corpus.dataset(one.pool, one.split)
+                first, ids = read_document(dataset, one.index)
+                way = {
+                    "id": one.row["id"],
+                    "source": one.shard.source,
+                    "raw": f"{one.shard.file}:{one.line}",
+                    "fate": "kept",
+                    "document": f"{corpus.root / 'documents' / one.pool}.jsonl, number {one.number}",
+                    "dataset": f"{dataset}, document {one.index}",
+                    "tokens": f"{first} up to, not including, {first + len(ids)}",
+                }
+            else:
+                self._head(one["pool"])
+                way = {"id": one["id"]} if "id" in one else {}
+                way |= {"source": corpus.shard(one["shard"]).source, "raw": f"{one['file']}:{one['line']}"}
+                way |= {"fate": f"{one['fate']}: {one['reason']}", **_detail(corpus, one)}
+            for name, value in way.items():
+                self._say(f"{name:<11}{value}")
 
     def _say(self, text: str, dim: bool = False) -> None:
         self._console.print(_visible(text), style="dim" if dim else None, soft_wrap=True)
 
     def _text(self, text: str) -> None:
-        most = self._most or len(text)
-        rest = f" … ({len(text) - most:,} more characters)" if len(text) > most else ""
-        self._say(text[:most] + rest)
+        rest = len(text) - (self._most or len(text))
+        self._say(f"{text[:-rest]} … ({rest:,} more characters)" if rest > 0 else text)
 
     def _head(self, text: str) -> None:
         self._console.rule(_visible(text), align="left")
+
+
+def _detail(corpus: CorpusFolder, gone: Row) -> Row:
+    """What a record was dropped for: the document that stays, the hit, or the limit."""
+    detail: Row = gone.get("detail") or {}
+    if "kept" not in detail:
+        return detail
+    return {"stays": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
 
 
 def _visible(text: str) -> str:
@@ -361,7 +303,6 @@ def page_content(corpus: CorpusFolder) -> Row:
         "counts": counts,
         "sources": {str(one.source): (one.pool, dropped[str(one.source)]) for one in found},
         "lengths": [row for one in found for row in lengths(corpus, one) if row["bars"]],
-        "shares": QUANTILES[1:],
         "manifest": corpus.manifest,
         "config": json.dumps(corpus.manifest.config, indent=1, ensure_ascii=False)[:_MOST_CONFIG],
     }

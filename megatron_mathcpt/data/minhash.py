@@ -16,6 +16,7 @@ from megatron_mathcpt.data.words import DIGITS, Hashes, Indices, Words, compiled
 Signatures = npt.NDArray[np.uint32]
 TakeRows = Callable[[Indices], Signatures]
 KEPT, EXACT, NEAR = 0, 2, 3  # what stays is of split 0, and 1 is the other split
+_PAIRS = 1 << 16  # compared at once
 DUPLICATES = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 
 
@@ -56,7 +57,7 @@ def band_keys(rows: Signatures, bands: int) -> Hashes:
 
 def whole_hashes(words: Words) -> Hashes:
     """One hash a document over all its words: equal up to case, spacing and compatibility forms."""
-    return spans(words, words.documents[:-1], words.documents[1:])
+    return spans(words.hashes, words.documents[:-1], words.documents[1:])
 
 
 def number_hashes(words: Words) -> Hashes:
@@ -73,17 +74,18 @@ def find_duplicates(
     with the same value can be near duplicates of each other. `bands` gives every document's key in one band
     after the other, `rows` the signatures of the documents asked for, so that neither need be in memory.
     """
-    exact = _edges(whole)
-    edges = [exact]
-    salt = mix(numbers)
+    edges, salt = [_edges(whole)], mix(numbers)
     for keys in bands:
         left, right = _edges(keys ^ salt)
-        agree = _agreement(rows, left, right) >= threshold
+        # The share of equal values in two signatures estimates their Jaccard similarity; in blocks.
+        blocks = [slice(low, low + _PAIRS) for low in range(0, len(left), _PAIRS)]
+        shares = [(rows(left[block]) == rows(right[block])).mean(axis=1) for block in blocks]
+        agree = np.concatenate([[], *shares]) >= threshold
         edges.append((left[agree], right[agree]))
     left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
     first = _components(len(whole), left, right)
     verdict = np.where(first == np.arange(len(whole)), KEPT, NEAR).astype(np.uint8)
-    verdict[exact[1]] = EXACT
+    verdict[edges[0][1]] = EXACT
     return verdict, first
 
 
@@ -94,15 +96,6 @@ def _edges(keys: Hashes) -> tuple[Indices, Indices]:
     new = np.append(True, grouped[1:] != grouped[:-1])[: len(keys)]
     heads = order[np.flatnonzero(new)][np.cumsum(new) - 1]
     return heads[~new], order[~new]
-
-
-def _agreement(rows: TakeRows, left: Indices, right: Indices) -> npt.NDArray[np.float64]:
-    """Share of equal values in two signatures, the estimate of their Jaccard similarity, in blocks."""
-    found, step = np.empty(len(left)), 1 << 16
-    for low in range(0, len(left), step):
-        block = slice(low, low + step)
-        found[block] = (rows(left[block]) == rows(right[block])).mean(axis=1)
-    return found
 
 
 @compiled

@@ -16,7 +16,7 @@ import orjson
 from numpy.lib.format import open_memmap
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts, read_tokenizer
 from megatron_mathcpt.formats.files import read_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
@@ -52,12 +52,20 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
         raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")
     fitting = [example for example in examples if len(example.tokens) - 1 <= seq_length]
     samples = list(group(fitting, seq_length, packed))
+    out.mkdir(parents=True, exist_ok=True)
+    shape, names = (len(samples), seq_length), ("tokens", "labels", "documents")
+    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
+    trained = sum(fill_sample(*sample) for sample in zip(samples, *arrays, strict=True))
+    for array in arrays:
+        array.flush()
+    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
     counts = {
         "samples": len(samples),
         "seq_length": seq_length,
         "records": len(fitting),
         "dropped_too_long": len(examples) - len(fitting),
-        "trained_tokens": _write_samples(samples, seq_length, out),
+        "trained_tokens": trained,
         "tokens": sum(len(example.tokens) for example in fitting),
         "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
         "tokenizer": found.tokenizer.model_dump(),
@@ -67,9 +75,7 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
 
 def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
     """Problem records of a pool's training split, tokenised."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
+    tokenizer = read_tokenizer(corpus / "tokenizer" / "tokenizer.json")
     held_out = {ids.tobytes() for ids in read_documents(corpus / "datasets" / pool / "validation")}
     for _, lines in read_lines(corpus / "documents" / f"{pool}.jsonl"):
         for row in map(orjson.loads, lines):
@@ -113,17 +119,3 @@ def fill_sample(sample: Sequence[Example], tokens: Any, labels: Any, documents: 
         labels[begin + example.prompt_length - 1 : end] = example.tokens[example.prompt_length :]
         begin = end
     return int((labels != NOT_TRAINED).sum())
-
-
-def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
-    """Write all files but the manifest; the number of trained tokens."""
-    out.mkdir(parents=True, exist_ok=True)
-    names, shape = ("tokens", "labels", "documents"), (len(samples), seq_length)
-    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
-    rows = zip(samples, *arrays, strict=True)
-    trained = sum(fill_sample(sample, *views) for sample, *views in rows)
-    for array in arrays:
-        array.flush()
-    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
-    return trained

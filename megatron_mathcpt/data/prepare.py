@@ -13,27 +13,22 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Decontaminate
+from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
-from megatron_mathcpt.data.filters import Drop, find_drops, select_drop
-from megatron_mathcpt.data.minhash import (
-    KEPT,
-    Signatures,
-    band_keys,
-    find_duplicates,
-    number_hashes,
-    signatures,
-    whole_hashes,
-)
-from megatron_mathcpt.data.sources import Document, Reject, Skipped, SourceShard, read_documents
-from megatron_mathcpt.data.words import Flags, Hashes, Indices, Words, batches, cut_words, mix
+from megatron_mathcpt.data.filters import find_drops, select_drop
+from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
+from megatron_mathcpt.data.words import Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import hash_file, write_atomically, write_whole
 
+Row = dict[str, Any]
+DONE = "done.json"  # in a folder of a shard: the stage has finished it
+
 
 @dataclass(frozen=True)
 class ShardWork:
-    """One shard and the folders where a build's stages leave its results, each complete with `done.json`."""
+    """One shard and the folders where a build's stages leave its results, each complete with `DONE`."""
 
     shard: SourceShard
     root: Path
@@ -54,19 +49,14 @@ class ShardWork:
         return self.root / "published" / self.shard.name
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a stage has finished a shard's folder."""
-    return (folder / "done.json").is_file()
-
-
-def read_counts(folder: Path) -> dict[str, Any]:
+def read_counts(folder: Path) -> Row:
     """Counts that a stage left for a shard that it has finished."""
-    return orjson.loads((folder / "done.json").read_bytes())  # type: ignore[no-any-return]
+    return orjson.loads((folder / DONE).read_bytes())  # type: ignore[no-any-return]
 
 
-def write_counts(folder: Path, counts: dict[str, Any]) -> None:
+def write_counts(folder: Path, counts: Row) -> None:
     """Mark a shard's folder as finished."""
-    write_atomically(folder / "done.json", orjson.dumps(counts))
+    write_atomically(folder / DONE, orjson.dumps(counts))
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:
@@ -115,10 +105,10 @@ class _Sorter:
         if rules := config.decontaminate:
             hashes = tuple(map(hash_file, benchmark_files(rules)))
             self._contamination = _load_contamination(rules.model_dump_json(), hashes)
-        self._first_reject: Reject | None = None
+        self._first_reject: Skipped | None = None
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
-        self.hits: list[dict[str, Any]] = []
+        self.hits: list[Row] = []
         self.arrays: dict[str, list[npt.NDArray[Any]]] = {
             name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes", "lines")
         }
@@ -126,36 +116,32 @@ class _Sorter:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
             self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
-    def take(self, block: list[Document | Skipped | Reject]) -> None:
+    def take(self, block: list[Document | Skipped]) -> None:
         """Sort one block of records."""
         self.counts["read"] += len(block)
-        good = []
-        drops = iter(self._find_drops([record for record in block if isinstance(record, Document)]))
+        good, documents = [], [record for record in block if isinstance(record, Document)]
+        select, rules = self._source.select, self._source.filter or self._config.filter
+        chosen = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
+        rest = [document.text for document, drop in zip(documents, chosen, strict=True) if drop is None]
+        found = iter(find_drops(rest, rules))
+        drops = iter([drop or next(found) for drop in chosen])
         for record in block:
-            if isinstance(record, Reject):
+            if isinstance(record, Document):
+                if drop := next(drops):
+                    measured = {"measured": drop.measured, "limit": drop.limit}
+                    detail = {} if drop.limit is None else {"detail": measured}
+                    self._drop(drop.reason, record.line, _row(record) | detail)
+                else:
+                    good.append(record)
+            elif record.id is not None:
+                self._drop(record.reason, record.line, {"id": record.id})
+            else:
                 self._first_reject = self._first_reject or record
                 self.counts["rejected"] += 1
-                self._files["rejected"].write(_dump({**self._where(record.line), "reason": record.reason}))
-            elif isinstance(record, Skipped):
-                self._drop(record.reason, record.line, {"id": record.id})
-            elif drop := next(drops):
-                row = _row(record)
-                if drop.limit is not None:
-                    row["detail"] = {"measured": drop.measured, "limit": drop.limit}
-                self._drop(drop.reason, record.line, row)
-            else:
-                good.append(record)
+                self._write("rejected", {**self._where(record.line), "reason": record.reason})
         self.check_rejects()
         for batch in batches(good, [len(document.text) for document in good]):
             self._take_batch(batch)
-
-    def _find_drops(self, documents: list[Document]) -> list[Drop | None]:
-        """What selection says of each document, else what the filter of the source or of the build says."""
-        select, rules = self._source.select, self._source.filter or self._config.filter
-        drops = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
-        rest = [document.text for document, drop in zip(documents, drops, strict=True) if drop is None]
-        found = iter(find_drops(rest, rules))
-        return [drop or next(found) for drop in drops]
 
     def _take_batch(self, batch: Sequence[Document]) -> None:
         words = cut_words([document.text for document in batch])
@@ -164,35 +150,37 @@ class _Sorter:
         clean = np.ones(len(batch), np.bool_)
         clean[list(hits)] = False
         for number, document in enumerate(batch):
-            row = _row(document)
             if number in hits:
                 hit = asdict(hits[number])
-                self._drop("contaminated", document.line, {**row, "detail": hit})
+                self._drop("contaminated", document.line, {**_row(document), "detail": hit})
                 self.hits.append({"document": document.id, **hit})
             else:
-                self._files["kept"].write(_dump(row))
-                self._files["ids"].write(_dump(document.id))
+                self._write("kept", _row(document))
+                self._write("ids", document.id)
         self.counts["kept"] += int(clean.sum())
-        self._note_hashes(batch, words, problems, clean)
-
-    def _note_hashes(self, batch: Sequence[Document], words: Words, problems: Flags, clean: Flags) -> None:
-        sizes = np.array([len(document.text.encode()) for document in batch], np.uint64)
-        lines = np.array([document.line for document in batch], np.uint64)
-        self.arrays["whole"].append(whole_hashes(words)[clean])
-        self.arrays["numbers"].append((number_hashes(words) * problems)[clean])
-        self.arrays["bytes"].append(sizes[clean])
-        self.arrays["lines"].append(lines[clean])
+        found: dict[str, npt.NDArray[Any]] = {
+            "whole": minhash.whole_hashes(words),
+            "numbers": minhash.number_hashes(words) * problems,
+            "bytes": np.array([len(document.text.encode()) for document in batch], np.uint64),
+            "lines": np.array([document.line for document in batch], np.uint64),
+        }
         if rule := self._config.deduplicate:
-            rows = signatures(words, rule.shingle_words, rule.bands * rule.rows)[clean]
-            self.arrays["signatures"].append(rows)
-            self.arrays["bands"].append(band_keys(rows, rule.bands))
+            found["signatures"] = minhash.signatures(words, rule.shingle_words, rule.bands * rule.rows)
+            self.arrays["bands"].append(minhash.band_keys(found["signatures"][clean], rule.bands))
+        for name, array in found.items():
+            self.arrays[name].append(array[clean])
 
-    def _drop(self, reason: str, line: int, row: dict[str, Any]) -> None:
+    def _drop(self, reason: str, line: int, row: Row) -> None:
         self.dropped[reason] += 1
-        self._files["dropped"].write(_dump({"reason": reason, **self._where(line), **row}))
+        self._write("dropped", {"reason": reason, **self._where(line), **row})
 
-    def _where(self, line: int) -> dict[str, Any]:
+    def _where(self, line: int) -> Row:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
+
+    def _write(self, name: str, row: Any) -> None:
+        """One JSON line; values that JSON does not know (dates and bytes of Parquet) become text."""
+        option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+        self._files[name].write(orjson.dumps(row, default=str, option=option))
 
     def check_rejects(self, last: bool = False) -> None:
         """Stop at the first reject when none is allowed, else at the end when there are too many."""
@@ -207,20 +195,15 @@ class _Sorter:
             )
 
 
-def _dump(row: Any) -> bytes:
-    """One JSON line; values that JSON does not know (dates and bytes of Parquet) become text."""
-    return orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-
-
-def _row(document: Document) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": document.id, "source": document.source, "text": document.text}
+def _row(document: Document) -> Row:
+    row: Row = {"id": document.id, "source": document.source, "text": document.text}
     if document.problem is not None:
         row["problem"] = document.problem.model_dump(exclude={"id", "source"})
     return row
 
 
 Decisions = npt.NDArray[np.uint8]  # the number of a split, or EXACT or NEAR of data/minhash.py
-assert TRAIN == KEPT
+assert TRAIN == minhash.KEPT
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
@@ -229,21 +212,22 @@ def decide(works: Sequence[ShardWork], config: Corpus) -> None:
     Beside it the place in the corpus of the document that stays for it, and its split key. Raises `DataError`
     when a pool has no document left.
     """
-    whole = np.concatenate(_mapped(works, "whole"))
-    decisions, first = _duplicates(works, whole, config)
-    keys = split_keys(whole, config.seed)
-    sizes = [len(part) for part in _mapped(works, "whole")]
+    parts = _mapped(works, "whole")
+    whole, sizes = np.concatenate(parts), [len(part) for part in parts]
+    decisions, first = np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
+    if rule := config.deduplicate:
+        every, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
+        bands = (np.concatenate([part[band] for part in every]) for band in range(rule.bands))
+        rows = partial(_take, _mapped(works, "signatures"))
+        decisions, first = minhash.find_duplicates(whole, numbers, bands, rows, rule.threshold)
+    # A number in [0, 1) for each document that depends only on its words and the seed.
+    salt = mix(np.array([config.seed % (1 << 64)], np.uint64))
+    keys = (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
     _split(decisions, keys, np.repeat([config.sources[w.shard.source].pool for w in works], sizes), config)
     ends = np.cumsum(sizes)
     for work, low, high in zip(works, [0, *ends[:-1]], ends, strict=True):
         for name, values in (("decisions", decisions), ("first", first), ("keys", keys)):
             save_array(work.decided / f"{name}.npy", values[low:high])
-
-
-def split_keys(whole: Hashes, seed: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each document that depends only on its words and the seed."""
-    salt = mix(np.array([seed % (1 << 64)], np.uint64))
-    return (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
 
 
 def pools_of(config: Corpus) -> list[str]:
@@ -256,17 +240,7 @@ def _mapped(works: Sequence[ShardWork], name: str) -> list[npt.NDArray[Any]]:
     return [load_array(work.prepared / f"{name}.npy") for work in works]
 
 
-def _duplicates(works: Sequence[ShardWork], whole: Hashes, config: Corpus) -> tuple[Decisions, Indices]:
-    rule = config.deduplicate
-    if rule is None:
-        return np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
-    keys, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
-    bands = (np.concatenate([part[band] for part in keys]) for band in range(rule.bands))
-    rows = partial(_take, _mapped(works, "signatures"))
-    return find_duplicates(whole, numbers, bands, rows, rule.threshold)
-
-
-def _take(parts: Sequence[Signatures], documents: Indices) -> Signatures:
+def _take(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.Signatures:
     """The rows of `documents`, numbered over all of `parts`."""
     begins = np.cumsum([0, *map(len, parts)])
     where = np.searchsorted(begins, documents, side="right") - 1

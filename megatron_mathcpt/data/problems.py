@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import ConfigError
@@ -29,7 +29,6 @@ _WORDS: dict[Language, tuple[str, ...]] = {  # what a wording may name beside nu
     "en": ("name", "other", "thing", "things"),
     "zh": ("name", "other", "thing", "unit"),
 }
-_BUCKETS = 1000
 _PATIENCE = 1000  # draws without a new problem before a split counts as exhausted
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -44,45 +43,57 @@ Values = Mapping[str, Fraction]
 Functions = Mapping[str, Callable[..., Fraction | int]]
 
 
-class ProblemMix(Section):
-    """Sizes and shares of the generated problems; evaluation is drawn from the same mix as training.
+def _root(value: Fraction) -> Fraction:
+    root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
+    if root * root != value:
+        raise ValueError(f"sqrt({value}) is not a rational number")
+    return root
 
-    `step_shares` weighs problems of one, two, and three or more steps. `small_share` is the share with
-    numbers from 2 to `small_maximum`, where a template leaves the choice. `held_out_share` of all
-    (template, numbers) pairs are kept for evaluation. The defaults suit what a model of two million
-    parameters can learn from half a million tokens.
+
+def _whole(value: Fraction) -> int:
+    if value.denominator != 1:
+        raise ValueError(f"{value} is no whole number to draw from")
+    return int(value)
+
+
+_parse = functools.cache(functools.partial(ast.parse, mode="eval"))
+_SQUARES: Functions = {"sqrt": _root}
+
+
+class ProblemMix(Section):
+    """Sizes and shares of the generated problems, for training as for evaluation.
+
+    The defaults suit what a model of two million parameters can learn from half a million tokens.
     """
 
     train_problems: int = Field(default=30_000, ge=1)
     evaluation_problems: dict[Language, int] = Field(default={"en": 200, "zh": 100})
     chinese_share: float = Field(default=0.3, ge=0, le=1)
-    step_shares: tuple[float, float, float] = (0.85, 0.1, 0.05)
-    small_share: float = Field(default=0.95, ge=0, le=1)
+    step_shares: tuple[float, float, float] = (0.85, 0.1, 0.05)  # of one, two, and three or more steps
+    small_share: float = Field(default=0.95, ge=0, le=1)  # of those that a template leaves open
     small_maximum: int = Field(default=6, ge=3, le=9)
-    held_out_share: float = Field(default=0.3, gt=0, lt=1)
+    held_out_share: float = Field(default=0.3, gt=0, lt=1)  # of all pairs of template and numbers
 
 
 def _pairs(text: Any) -> list[tuple[str, str]]:
     """(name, expression) of each `name = expression` between semicolons."""
-    pairs = []
-    for part in str(text).split(";"):
-        name, _, expression = part.strip().partition(" = ")
+    pairs = [part.strip().partition(" = ")[::2] for part in str(text).split(";")]
+    for name, expression in pairs:
         if not (name.isidentifier() and expression):
-            raise ValueError(f"{part!r}: expected 'name = expression'")
-        pairs.append((name, expression))
+            raise ValueError(f"{name!r}: expected 'name = expression'")
     return pairs
-
-
-class Kind(Section):
-    """School stage, topic, and the template's chance among those with the same number of steps."""
-
-    stage: Stage
-    topic: str
-    weight: float = Field(default=1.0, gt=0)
 
 
 _Pairs = Annotated[list[tuple[str, str]], BeforeValidator(_pairs)]
 _Lines = Annotated[list[str], BeforeValidator(lambda text: str(text).splitlines()), Field(min_length=1)]
+
+
+class Kind(Section):
+    """What a template is about."""
+
+    stage: Stage
+    topic: str
+    weight: float = Field(default=1.0, gt=0)  # its chance among those with the same number of steps
 
 
 class Template(Section):
@@ -98,8 +109,7 @@ class Template(Section):
     zh: _Lines
     leads: dict[Language, list[str]] = Field(default={})
 
-    @model_validator(mode="after")
-    def _try_once(self) -> "Template":
+    def check(self) -> None:
         names = [name for name, _ in (*self.numbers, *self.steps)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"the name '{twice[0]}' is taken")
@@ -117,13 +127,13 @@ class Template(Section):
         except (KeyError, TypeError, SyntaxError) as error:
             unknown = "unknown name " if isinstance(error, KeyError) else ""
             raise ValueError(f"{unknown}{error}") from error
-        return self
 
     def draw(self, chance: random.Random, small: int | None) -> Values:
         """The numbers that the question states; those a template leaves open are 2 to `small`, if given."""
         draws: Functions = {
-            "number": lambda: chance.randint(2, small) if small else chance.randint(11, 60),
-            "factor": lambda: chance.randint(2, small) if small else chance.randint(3, 15),
+            **_SQUARES,
+            "number": lambda: chance.randint(*((2, small) if small else (11, 60))),
+            "factor": lambda: chance.randint(*((2, small) if small else (3, 15))),
             "between": lambda low, high: chance.randint(_whole(low), _whole(high)),
             "one_of": lambda *choices: chance.choice(choices),
         }
@@ -142,8 +152,8 @@ class Template(Section):
 
     def texts(self, language: Language) -> tuple[list[str], list[str]]:
         """Questions, and the lead-in of each step."""
-        questions = {"en": self.en, "zh": self.zh}[language]
-        return questions, self.leads.get(language, []) if self.leads else [""] * len(self.steps)
+        leads = self.leads.get(language, []) if self.leads else [""] * len(self.steps)
+        return self.en if language == "en" else self.zh, leads
 
 
 class WordLists(Section):
@@ -173,40 +183,15 @@ def instance_key(name: str, numbers: Values) -> str:
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether the instance belongs to evaluation, where about `share` of all go."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % _BUCKETS < share * _BUCKETS
-
-
-def _render(name: str, numbers: Values, language: Language, chance: random.Random, number: int) -> Problem:
-    """The problem in words drawn by `chance`; `number` makes the id unique."""
-    template, words = load_templates().templates[name], load_templates().words[language]
-    values, equations = template.solve(numbers)
-    drawn = (*chance.sample(words.names, 2), *chance.choice(list(words.things.items())))
-    filled = {**values, **dict(zip(_WORDS[language], drawn, strict=True))}
-    questions, leads = template.texts(language)
-    question = chance.choice(questions).format_map(filled)
-    lines = [lead.format_map(filled) + line for lead, line in zip(leads, equations, strict=True)]
-    return Problem(
-        id=f"{name}-{language}-{number:06d}",
-        question=question[0].upper() + question[1:],
-        solution="\n".join(lines),
-        answer=str(values[template.steps[-1][0]]),
-        language=language,
-        stage=template.kind.stage,
-        steps=len(equations),
-        source="templates",
-        extra={"template": name, "topic": template.kind.topic, "instance": instance_key(name, numbers)},
-    )
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 1000 < share * 1000
 
 
 def training_problems(mix: ProblemMix, seed: int) -> list[Problem]:
     """`mix.train_problems` different problems in both languages, in drawing order."""
     chance = random.Random(f"training {seed}")
     chinese = round(mix.train_problems * mix.chinese_share)
-    problems = [
-        *_take(mix, "en", mix.train_problems - chinese, chance, held_out=False),
-        *_take(mix, "zh", chinese, chance, held_out=False),
-    ]
+    sizes: dict[Language, int] = {"en": mix.train_problems - chinese, "zh": chinese}
+    problems = [one for name, size in sizes.items() for one in _take(mix, name, size, chance, held_out=False)]
     chance.shuffle(problems)
     return problems
 
@@ -220,10 +205,7 @@ def evaluation_problems(mix: ProblemMix, language: Language, seed: int) -> list[
 def _take(
     mix: ProblemMix, language: Language, count: int, chance: random.Random, *, held_out: bool
 ) -> Iterator[Problem]:
-    """`count` different problems of one split; ConfigError when the mix has no more.
-
-    Training problems differ in the question; evaluation problems in template or numbers, to be independent.
-    """
+    """Problems that differ in the question, or, to be independent, in template or numbers for evaluation."""
     templates = load_templates().templates
     seen: set[str] = set()
     for number in range(count):
@@ -237,7 +219,7 @@ def _take(
             key = instance_key(name, numbers)
             if is_held_out(key, mix.held_out_share) != held_out:
                 continue
-            problem = _render(name, numbers, language, chance, number)
+            problem = _render(name, numbers, language, chance, f"{name}-{language}-{number:06d}")
             identity = key if held_out else problem.question
             if identity not in seen:
                 break
@@ -250,12 +232,33 @@ def _take(
         yield problem
 
 
-def evaluate(expression: str, values: Values, draws: Functions | None = None) -> Fraction:
+def _render(name: str, numbers: Values, language: Language, chance: random.Random, identity: str) -> Problem:
+    """The problem in words drawn by `chance`."""
+    template, words = load_templates().templates[name], load_templates().words[language]
+    values, equations = template.solve(numbers)
+    drawn = (*chance.sample(words.names, 2), *chance.choice(list(words.things.items())))
+    filled = {**values, **dict(zip(_WORDS[language], drawn, strict=True))}
+    questions, leads = template.texts(language)
+    question = chance.choice(questions).format_map(filled)
+    lines = [lead.format_map(filled) + line for lead, line in zip(leads, equations, strict=True)]
+    return Problem(
+        id=identity,
+        question=question[0].upper() + question[1:],
+        solution="\n".join(lines),
+        answer=str(values[template.steps[-1][0]]),
+        language=language,
+        stage=template.kind.stage,
+        steps=len(equations),
+        source="templates",
+        extra={"template": name, "topic": template.kind.topic, "instance": instance_key(name, numbers)},
+    )
+
+
+def evaluate(expression: str, values: Values, draws: Functions = _SQUARES) -> Fraction:
     """The exact value of `expression`: arithmetic on the names in `values`, `sqrt` of squares, and `draws`.
 
     Raises ValueError for any other construct and for a root that is not rational, KeyError for a name.
     """
-    functions: Functions = {"sqrt": _root, **(draws or {})}
 
     def value(node: ast.expr) -> Fraction:
         match node:
@@ -265,34 +268,14 @@ def evaluate(expression: str, values: Values, draws: Functions | None = None) ->
                 return values[name]
             case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
                 return Fraction(_OPERATORS[type(op)](value(left), value(right)))
-            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in functions:
-                return Fraction(functions[name](*map(value, arguments)))
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in draws:
+                return Fraction(draws[name](*map(value, arguments)))
         raise ValueError(f"{ast.unparse(node)}: not part of the language of steps")
 
-    return value(_parse(expression))
-
-
-@functools.cache
-def _parse(expression: str) -> ast.expr:
-    return ast.parse(expression, mode="eval").body
+    return value(_parse(expression).body)
 
 
 def substitute(expression: str, values: Values) -> str:
-    """`expression` as it is written in a solution: names replaced by their numbers."""
-    # What is negative or a fraction needs its brackets.
+    """`expression` as it is written in a solution: with numbers, in brackets if negative or a fraction."""
     written = {n: f"{v}" if v >= 0 and v.denominator == 1 else f"({v})" for n, v in values.items()}
-    found = re.sub(r"[a-z]\w*", lambda match: written.get(match[0], match[0]), expression)
-    return found.replace("**", "^")
-
-
-def _root(value: Fraction) -> Fraction:
-    root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
-    if root * root != value:
-        raise ValueError(f"sqrt({value}) is not a rational number")
-    return root
-
-
-def _whole(value: Fraction) -> int:
-    if value.denominator != 1:
-        raise ValueError(f"{value} is no whole number to draw from")
-    return int(value)
+    return re.sub(r"[a-z]\w*", lambda name: written.get(name[0], name[0]), expression).replace("**", "^")

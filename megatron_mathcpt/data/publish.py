@@ -1,5 +1,4 @@
-"""Last stages: the tokenizer; per shard, write and tokenize what stays; at the end join and account for
-all."""
+"""Last stages: the tokenizer; per shard, write and tokenize what stays; at the end join and account."""
 
 import shutil
 from collections import Counter
@@ -25,6 +24,7 @@ from megatron_mathcpt.data.prepare import (
     write_counts,
 )
 from megatron_mathcpt.data.tokenizer import (
+    SAMPLE,
     Encoder,
     EngineName,
     Literals,
@@ -41,7 +41,6 @@ from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token
 from megatron_mathcpt.formats.manifest import write_manifest
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
-_SAMPLE = 64  # documents on which a fast tokenizer engine must agree with the reference
 
 
 def install(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
@@ -50,10 +49,8 @@ def install(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> No
         install_tokenizer(Path(settings.path), folder)
         return
     assert settings.vocab_size is not None
-    size = 0
-    for work in works:
-        stay = load_array(work.decided / "decisions.npy") <= VALIDATION
-        size += int(load_array(work.prepared / "bytes.npy")[stay].sum())
+    stays = ((work, load_array(work.decided / "decisions.npy") <= VALIDATION) for work in works)
+    size = sum(int(load_array(work.prepared / "bytes.npy")[stay].sum()) for work, stay in stays)
     share = min(1.0, settings.train_megabytes * 1e6 / max(1, size))
     train_tokenizer(kept_texts(works, share), settings.vocab_size, folder, settings.added_tokens)
 
@@ -75,13 +72,12 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
 
     `works` are all shards, in whose order documents are numbered.
     """
-    sample, sha256 = tuple(islice(kept_texts(works), _SAMPLE)), hash_file(folder / "tokenizer.json")
+    sample, sha256 = tuple(islice(kept_texts(works), SAMPLE)), hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
-    task, shard = works.index(work), work.shard
+    task, shard, out = works.index(work), work.shard, work.published
     decisions: Decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
-    dtype, out = token_dtype(info.vocab_size), work.published
-    writers = [DatasetWriter(out / split, dtype) for split in SPLITS.values()]
+    writers = [DatasetWriter(out / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
     with ExitStack() as stack:
         names = ("kept.jsonl", "places", "dropped.jsonl")
         kept, places, dropped = (stack.enter_context(write_whole(out / name)) for name in names)
@@ -102,13 +98,10 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             stay = np.flatnonzero(here <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
             places.write(make_places(written, task, origin[stay], here[stay]))
-    counts: dict[str, Any] = {}
-    for name, writer in zip(SPLITS.values(), writers, strict=True):
-        documents, tokens = writer.close()
-        counts[name] = {"documents": documents, "tokens": tokens}
-    values, sizes = np.unique(decisions[decisions > VALIDATION], return_counts=True)
-    counts["dropped"] = {DUPLICATES[value]: int(size) for value, size in zip(values, sizes, strict=True)}
-    write_counts(out, counts)
+    sizes = zip(SPLITS.values(), (writer.close() for writer in writers), strict=True)
+    counts: dict[str, Any] = {name: {"documents": count, "tokens": tokens} for name, (count, tokens) in sizes}
+    copies = {reason: int((decisions == value).sum()) for value, reason in DUPLICATES.items()}
+    write_counts(out, counts | {"dropped": {reason: count for reason, count in copies.items() if count}})
 
 
 @lru_cache(maxsize=1)  # a process that publishes many shards loads it once; `sha256` is the tokenizer's
@@ -120,8 +113,7 @@ def _load_encoder(
 
 def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions) -> list[dict[str, Any]]:
     """For each duplicate of a shard in order, id and place of the document that stays."""
-    first = load_array(work.decided / "first.npy")
-    wanted = np.array(first[decisions > VALIDATION])
+    wanted = np.array(load_array(work.decided / "first.npy")[decisions > VALIDATION])
     result: list[dict[str, Any]] = [{}] * len(wanted)
     start = 0
     for other in works if len(wanted) else ():
@@ -142,14 +134,21 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     """
     for pool in pools_of(config):
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
-    counts = _counts(works, config, out / "tokenizer")
+    early = [read_counts(work.prepared) for work in works]
+    counts = _counts(works, early, config, out / "tokenizer")
     shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
-    report = {**counts, "benchmarks": _benchmarks(works, config), "shards": shards}
+    hits = [hit for found in early for hit in found["hits"]]
+    paths = config.decontaminate.benchmarks if config.decontaminate else []
+    benchmarks = {
+        name: {"items": count, "hits": [hit for hit in hits if hit["benchmark"] == name]}
+        for name, count in Counter(item.benchmark for path in paths for item in load_items(path)).items()
+    }
+    report = {**counts, "benchmarks": benchmarks, "shards": shards}
     write_atomically(out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     for name in RESULTS:
         for leftover in (out / name).rglob(".*.tmp"):  # of a build that was killed
             leftover.unlink()
-    raw = {work.shard.label: read_counts(work.prepared)["sha256"] for work in works}
+    raw = {work.shard.label: found["sha256"] for work, found in zip(works, early, strict=True)}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
     shutil.rmtree(works[0].root)
@@ -165,21 +164,22 @@ def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
         merge([f / split for f in late], out / "datasets" / pool / split)
 
 
-def _counts(works: Sequence[ShardWork], config: Corpus, tokenizer: Path) -> dict[str, Any]:
+def _counts(
+    works: Sequence[ShardWork], early: Sequence[dict[str, Any]], config: Corpus, tokenizer: Path
+) -> dict[str, Any]:
     """Counts of the manifest, as `formats.corpus_folder.CorpusCounts` reads them."""
     pools: dict[str, dict[str, Counter[str]]] = {
         pool: {split: Counter(documents=0, tokens=0) for split in SPLITS.values()}
         for pool in pools_of(config)
     }
     sources: dict[str, Any] = {}
-    for work in works:
-        early, late = read_counts(work.prepared), read_counts(work.published)
-        source = work.shard.source
+    for work, begun in zip(works, early, strict=True):
+        late, source = read_counts(work.published), work.shard.source
         row = sources.setdefault(source, {"read": 0, "kept": 0, "rejected": 0, "dropped": Counter()})
-        row["read"] += early["read"]
-        row["rejected"] += early["rejected"]
-        row["dropped"].update(early["dropped"])
-        row["dropped"].update(late["dropped"])
+        row["read"] += begun["read"]
+        row["rejected"] += begun["rejected"]
+        for found in (begun, late):
+            row["dropped"].update(found["dropped"])
         for split in SPLITS.values():
             row["kept"] += late[split]["documents"]
             pools[config.sources[source].pool][split].update(late[split])
@@ -187,17 +187,4 @@ def _counts(works: Sequence[ShardWork], config: Corpus, tokenizer: Path) -> dict
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
-    found = load_tokenizer(tokenizer)[1].model_dump()
-    return {"tokenizer": found, "pools": pools, "sources": sources}
-
-
-def _benchmarks(works: Sequence[ShardWork], config: Corpus) -> dict[str, Any]:
-    """For every benchmark its items, and the documents that went because of it."""
-    if config.decontaminate is None:
-        return {}
-    items = [item for path in config.decontaminate.benchmarks for item in load_items(path)]
-    hits = [hit for work in works for hit in read_counts(work.prepared)["hits"]]
-    return {
-        name: {"items": number, "hits": [hit for hit in hits if hit["benchmark"] == name]}
-        for name, number in Counter(item.benchmark for item in items).items()
-    }
+    return {"tokenizer": load_tokenizer(tokenizer)[1].model_dump(), "pools": pools, "sources": sources}

@@ -1,8 +1,7 @@
 """Records of one source: from files of any known format to cleaned documents.
 
-Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row is a mapping or a named reject;
-a file that ends in the middle gives a reject for the rest. Every mapping is a document, a record that the
-source does not take, or a named reject.
+Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row is a mapping, or skipped for a
+reason, as the rest is of a file that ends in the middle. Every mapping is a document, or skipped too.
 
 Text is normalised without touching its mathematics: NFC only, as NFKC would turn x² into x2 and ½ into 1⁄2.
 Removed are byte order marks, control characters other than tab and line feed, zero-width and bidirectional
@@ -15,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,17 @@ import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data.adapters import adapt
+from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.formats.files import (
-    MAX_LINE_BYTES,
-    TEXTS,
-    hash_file,
-    hash_json,
-    list_files,
-    scan_lines,
-)
+from megatron_mathcpt.formats.files import MAX_LINE_BYTES, TEXTS, hash_file, hash_json, list_files, scan_lines
 from megatron_mathcpt.records import Problem, cpt_text, problem_of_row
 
 Row = dict[str, Any]
 _BATCH_ROWS = 1024  # of Parquet and Arrow, turned into Python objects at once
-_ALIASES = {"language": "lang"}
-_OPTIONAL = ("language", "stage", "steps")
 _REMOVED = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
-_BLANK = re.compile(r"\n{4,}")
 # The rule of datatrove's PIIFormatter, which FineWeb uses. Not its rule for IP addresses: to that the number
 # of a theorem, 1.2.3.4, is one.
 _ADDRESS = re.compile(
@@ -54,24 +44,18 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class SourceShard:
-    """One input file of a source, or one folder of text files: the unit of work and of restart."""
+    """One input file of a source, or the text files of one folder: the unit of work and of restart."""
 
     source: str
     number: int
     path: Path
     label: str  # source and path within it: does not change when the folder moves or grows
+    files: tuple[Path, ...]  # what there is to read, in order of name
 
     @property
     def name(self) -> str:
         """Name of the shard's files in the work folder."""
         return f"{self.source}-{self.number:05d}"
-
-    @property
-    def files(self) -> list[Path]:
-        """What there is to read."""
-        if not self.path.is_dir():
-            return [self.path]
-        return sorted(file for file in self.path.iterdir() if file.suffix in TEXTS)
 
     @property
     def bytes(self) -> int:
@@ -80,9 +64,9 @@ class SourceShard:
 
     def hash(self) -> str:
         """SHA-256 of the file; for a folder, of its files' names and hashes."""
-        if self.path.is_dir():
-            return hash_json([[file.name, hash_file(file)] for file in self.files])
-        return hash_file(self.path)
+        if self.path in self.files:
+            return hash_file(self.path)
+        return hash_json([[file.name, hash_file(file)] for file in self.files])
 
 
 @dataclass(frozen=True)
@@ -98,51 +82,43 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that its source's adapter does not take, by name of the reason."""
-
-    id: str
-    reason: str
-    line: int
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A line or row that is no record, where it stands (counted from 1) and why."""
+    """A line or row, from 1, that gives no document, and why; without `id` it is no record at all."""
 
     line: int
     reason: str
+    id: str | None = None  # of a record that its source's adapter does not take
 
 
-Rows = Iterator[list[tuple[int, Row] | Reject]]  # in blocks
+Rows = Iterator[list[tuple[int, Row] | Skipped]]  # in blocks
 
 
 def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
     """All input files in keep order, text files by folder; raises `DataError` naming a source without any."""
     shards = []
     for name, source in sources.items():
-        root = Path(source.path)  # itself, a file's folder, or that before a glob's first wildcard
-        root = root.parent if root.is_file() else root
-        while not root.is_dir():
+        given = root = Path(source.path)
+        while not root.is_dir():  # the folder itself, that of a file, or that before a glob's first wildcard
             root = root.parent
-        files = list_files(source.path, f"source '{name}'")
-        units = dict.fromkeys(file.parent if file.suffix in TEXTS else file for file in files)
-        for number, path in enumerate(units):
+        units: dict[Path, list[Path]] = {}
+        for file in filter(Path.is_file, list_files(source.path, f"source '{name}'")):
+            units.setdefault(file.parent if file.suffix in TEXTS and file != given else file, []).append(file)
+        for number, (path, files) in enumerate(units.items()):
             inside = path.name if path == root else str(path.relative_to(root))
-            shards.append(SourceShard(name, number, path, f"{name}/{inside}"))
+            shards.append(SourceShard(name, number, path, f"{name}/{inside}", tuple(files)))
     return shards
 
 
-def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped | Reject]]:
-    """Blocks of documents, records not taken and rejects in file order."""
+def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped]]:
+    """Blocks of documents and of what is skipped, in file order."""
     for rows in read_rows(shard):
-        yield [row if isinstance(row, Reject) else _record(row[1], row[0], shard, source) for row in rows]
+        yield [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
 
 
-def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Document | Skipped | Reject:
+def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Document | Skipped:
     if source.adapter:
-        adapted = adapt(source.adapter, row)
+        adapted = ADAPTERS[source.adapter](row)
         if isinstance(adapted, str):
-            return Skipped(f"{shard.label}#{number}", adapted, number)
+            return Skipped(number, adapted, f"{shard.label}#{number}")
         row = adapted
     given, label = (_field(row, source.fields, name) for name in ("id", "source"))
     identity = f"{shard.label}#{number}" if given is None else str(given)
@@ -152,7 +128,7 @@ def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Docume
             return Document(identity, _cleaned(row, source, "text"), label, number)
         problem = _problem(row, source, {"id": identity, "source": label})
     except DataError as error:
-        return Reject(number, str(error))
+        return Skipped(number, str(error))
     return Document(identity, cpt_text(problem), label, number, problem)
 
 
@@ -161,23 +137,21 @@ def _problem(row: Row, source: Source, known: Row) -> Problem:
         known[name] = _cleaned(row, source, name)
         if not known[name]:
             raise DataError(f"record without '{source.fields.get(name, name)}'")
-    known |= {name: value for name in _OPTIONAL if (value := _field(row, source.fields, name)) is not None}
-    used = {*source.fields.values(), *known, *_ALIASES.values()}
+    optional = {name: _field(row, source.fields, name) for name in ("language", "stage", "steps")}
+    known |= {name: value for name, value in optional.items() if value is not None}
+    used = {*source.fields.values(), *known, "lang"}
     extra = row.get("extra", {key: value for key, value in row.items() if key not in used})
     try:
         return problem_of_row({**known, "extra": extra})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise DataError(
-            f"field '{'.'.join(map(str, first['loc']))}': {first['msg']} (found {first['input']!r})"
-        ) from error
+        field = ".".join(map(str, first["loc"]))
+        raise DataError(f"field '{field}': {first['msg']} (found {first['input']!r})") from error
 
 
 def _field(row: Row, fields: dict[str, str], name: str) -> Any:
-    if name in fields:
-        return row.get(fields[name])
-    value = row.get(name)
-    return row.get(_ALIASES[name]) if value is None and name in _ALIASES else value
+    value = row.get(fields.get(name, name))
+    return row.get("lang") if value is None and name == "language" and name not in fields else value
 
 
 def _cleaned(row: Row, source: Source, name: str) -> str:
@@ -201,7 +175,7 @@ def clean(text: str) -> str:
     if " \n" in text or "\t\n" in text:
         text = _TRAILING.sub("", text)
     if "\n\n\n\n" in text:
-        text = _BLANK.sub("\n\n\n", text)
+        text = re.sub(r"\n{4,}", "\n\n\n", text)
     return text.strip()
 
 
@@ -212,9 +186,10 @@ def mask_pii(text: str) -> str:
 
 def read_rows(shard: SourceShard) -> Rows:
     """Blocks of numbered rows in file order; blank lines are no rows."""
-    path = shard.path
+    if shard.files[0].suffix in TEXTS:
+        return _text_rows(shard.files)
     readers = {".parquet": _table_rows, ".arrow": _table_rows, ".json": _json_rows}
-    return _text_rows(shard.files) if path.is_dir() else readers.get(path.suffix, _line_rows)(path)
+    return readers.get(shard.path.suffix, _line_rows)(shard.path)
 
 
 def _line_rows(path: Path) -> Rows:
@@ -223,20 +198,33 @@ def _line_rows(path: Path) -> Rows:
         yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
 
-def _line_row(line: bytes | DataError, number: int) -> tuple[int, Row] | Reject:
+def require_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """`file:line` and row of JSON lines that are not blank; raises `DataError` for a line that is no row."""
+    for row in chain.from_iterable(_line_rows(path)):
+        if isinstance(row, Skipped):
+            raise DataError(f"{path}:{row.line}: {row.reason}; mend or drop the line")
+        yield f"{path}:{row[0]}", row[1]
+
+
+def _line_row(line: bytes | DataError, number: int) -> tuple[int, Row] | Skipped:
     if isinstance(line, DataError):
-        return Reject(number, str(line))
+        return Skipped(number, str(line))
     try:
-        row = orjson.loads(line)
+        return _checked(orjson.loads(line), number, line)
     except orjson.JSONDecodeError as error:
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as invalid:
-            return Reject(number, f"not valid UTF-8 at byte {invalid.start} of the line")
-        return Reject(number, f"not JSON ({error})")
-    if isinstance(row, dict) and (key := _twice(line, row)):
-        return Reject(number, f"key '{key}' stands twice")
-    return _checked(row, number)
+        reason = f"not JSON ({error})"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"not valid UTF-8 at byte {error.start} of the line"
+    return Skipped(number, reason)
+
+
+def _checked(row: Any, number: int, line: bytes = b"") -> tuple[int, Row] | Skipped:
+    if not isinstance(row, dict):
+        return Skipped(number, f"expected a JSON object, found {type(row).__name__}")
+    key = _twice(line, row)
+    return Skipped(number, f"key '{key}' stands twice") if key else (number, row)
 
 
 def _twice(line: bytes, row: Row) -> str | None:
@@ -248,12 +236,6 @@ def _twice(line: bytes, row: Row) -> str | None:
     except RecursionError:
         return None
     return next((key for key in row if keys.count(key) > 1), None)
-
-
-def _checked(row: Any, number: int) -> tuple[int, Row] | Reject:
-    if isinstance(row, dict):
-        return number, row
-    return Reject(number, f"expected a JSON object, found {type(row).__name__}")
 
 
 def _json_rows(path: Path) -> Rows:
@@ -269,32 +251,30 @@ def _json_rows(path: Path) -> Rows:
     yield [_checked(row, number) for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1)]
 
 
-def _text_rows(files: list[Path]) -> Rows:
+def _text_rows(files: tuple[Path, ...]) -> Rows:
     """One document a text file, numbered in order of name and named by it."""
     for number, file in enumerate(files, 1):
         if file.stat().st_size > MAX_LINE_BYTES:
-            yield [Reject(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
+            yield [Skipped(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
             continue
         try:
             yield [(number, {"id": file.name, "text": file.read_bytes().decode("utf-8-sig")})]
         except UnicodeDecodeError as error:
-            yield [Reject(number, f"{file.name}: not valid UTF-8 at byte {error.start} of the file")]
+            yield [Skipped(number, f"{file.name}: not valid UTF-8 at byte {error.start} of the file")]
 
 
 def _table_rows(path: Path) -> Rows:
     try:
         import pyarrow
     except ImportError as error:
-        raise DataError(
-            "Parquet and Arrow files need pyarrow, not installed here; install this package's extra 'tables'"
-        ) from error
+        raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'") from error
     number = 1
     try:
         for part in _table_parts(path):
             yield list(_part_rows(part, number))
             number += part.num_rows
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        yield [Reject(number, f"cannot be read from this row on ({one_line(str(error))})")]
+        yield [Skipped(number, f"cannot be read from this row on ({one_line(str(error))})")]
 
 
 def _table_parts(path: Path) -> Iterator[Any]:
@@ -316,7 +296,7 @@ def _table_parts(path: Path) -> Iterator[Any]:
                 yield batch.slice(low, _BATCH_ROWS)
 
 
-def _part_rows(part: Any, first: int) -> Iterator[tuple[int, Row] | Reject]:
+def _part_rows(part: Any, first: int) -> Iterator[tuple[int, Row] | Skipped]:
     """Rows of a batch that was checked first, as a damaged file can have Arrow read beyond its end."""
     import pyarrow
 
@@ -325,7 +305,7 @@ def _part_rows(part: Any, first: int) -> Iterator[tuple[int, Row] | Reject]:
         yield from enumerate(part.to_pylist(), first)
     except pyarrow.ArrowInvalid as error:
         if part.num_rows == 1:
-            yield Reject(first, f"damaged value ({one_line(str(error))})")
+            yield Skipped(first, f"damaged value ({one_line(str(error))})")
             return
         for offset in range(part.num_rows):
             yield from _part_rows(part.slice(offset, 1), first + offset)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
-from megatron_mathcpt.formats.corpus_folder import TokenizerCounts
+from megatron_mathcpt.formats.corpus_folder import TokenizerCounts, read_tokenizer
 from megatron_mathcpt.formats.files import hash_file, read_texts, write_whole
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, Lengths, token_dtype
 from megatron_mathcpt.log import get_logger
@@ -37,23 +37,19 @@ _END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
 _RENEW_BYTES = 8 << 30  # gigatoken caches words without end; a new one after so much text bounds the memory
 # Texts on which two tokenizers that differ will likely show it: rare Unicode, long runs, special tokens.
 PROBE = (
-    "",
-    " ",
-    "a",
-    "Plain words, and  two   spaces\n\n\n\tthen tabs \t \r\n end ",
+    *("", " ", "a", "Plain words, and  two   spaces\n\n\n\tthen tabs \t \r\n end "),
     "12345678901234567890 3.14159 1,000,000 x=0001 ½ ²₃ ٣٤ Ⅷ",
     "\\frac{a_{i}+b^{2}}{\\sqrt{2\\pi}} $\\le$ ∑∫≤≠∞ α→β",
     "已知函数，求值：全角ＡＢＣ１２３。　空格",
     "Ünïcödé e\u0301 n\u0303 \u00a0nbsp \u200b\u200d\ufeff zero\u2028line\u2029",
     "👩‍👩‍👧‍👦🏳️‍🌈 🤷🏽 \U0010ffff \ue000",
-    "\x00\x01\x1f\x7f\x80 control",
-    "I'm you're WE'LL don't it'S ''' 'tis",
+    *("\x00\x01\x1f\x7f\x80 control", "I'm you're WE'LL don't it'S ''' 'tis"),
     "a" * 3000 + "ab" * 2000 + " " * 700 + "\n" * 300 + "=" * 500,
     "ค่าเฉลี่ย हिन्दी العربية עברית 한국어 日本語テスト",
     "<|end_of_text|> <|begin_of_text|><s></s> <unk>\n<|eot_id|>",
 )
+SAMPLE = 64  # documents of the input on which gigatoken must agree with the reference, too
 _DEPTH = 3  # blocks waiting between two threads
-_SAMPLE = 64  # documents of the input on which a fast engine must agree with the reference
 Block = TypeVar("Block")
 _log = get_logger(__name__)
 
@@ -64,9 +60,9 @@ def tokenizer_file(path: Path) -> Path:
     Raises `DataError` if there is none; one for a `.model` file, Llama's own, says how to convert it.
     """
     file = path if path.is_file() else path / "tokenizer.json"
-    if file.is_file() and file.suffix != ".model":
-        return file
     model = file if file.suffix == ".model" else path / "tokenizer.model"
+    if file.is_file() and file != model:
+        return file
     if model.is_file():
         raise DataError(
             f"{model}: not a tokenizer.json; make one with transformers: "
@@ -80,38 +76,27 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCount
 
     Raises `DataError` if it is missing, damaged, or has no end-of-text token.
     """
-    import tokenizers
-
     file = tokenizer_file(folder)
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception for any damage
-        raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
+    tokenizer = read_tokenizer(file)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    eos_id = _find_end(file, vocabulary)
-    size = max(vocabulary.values()) + 1  # not all ids below the largest need be used
-    return tokenizer, TokenizerCounts(vocab_size=size, eos_id=eos_id, sha256=hash_file(file))
-
-
-def _find_end(file: Path, vocabulary: dict[str, int]) -> int:
     settings = file.with_name("tokenizer_config.json")
     named = json.loads(settings.read_bytes()).get("eos_token") if settings.is_file() else None
     named = named.get("content") if isinstance(named, dict) else named
-    for name in (named,) if named else _END_NAMES:
-        if name in vocabulary:
-            return vocabulary[name]
-    raise DataError(
-        f"{file}: no end-of-text token ({named or ', '.join(_END_NAMES)}); name eos_token in {settings.name}"
-    )
+    names = (named,) if named else _END_NAMES
+    if not (found := [vocabulary[name] for name in names if name in vocabulary]):
+        raise DataError(f"{file}: no end of text ({', '.join(names)}); name eos_token in {settings.name}")
+    size = max(vocabulary.values()) + 1  # not all ids below the largest need be used
+    return tokenizer, TokenizerCounts(vocab_size=size, eos_id=found[0], sha256=hash_file(file))
 
 
-def install_tokenizer(path: Path, folder: Path) -> TokenizerCounts:
+def install_tokenizer(path: Path, folder: Path) -> None:
     """Copy the tokenizer at `path` into `folder`; raises `DataError` if it is missing or damaged."""
     file = tokenizer_file(path)
     load_tokenizer(file)
-    others = (file.with_name(name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
-    contents = {other.name: other.read_bytes() for other in others if other.is_file()}
-    return _write_folder(folder, contents | {"tokenizer.json": file.read_bytes()})
+    for name in ("special_tokens_map.json", "tokenizer_config.json", file.name):
+        if (other := file.with_name(name)).is_file():
+            with write_whole(folder / (name if other != file else "tokenizer.json")) as copy:
+                copy.write(other.read_bytes())
 
 
 def train_tokenizer(
@@ -137,21 +122,15 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added_tokens])
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
+    tokens = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "clean_up_tokenization_spaces": False}
+    contents = {
+        "tokenizer_config": json.dumps(settings, indent=1),
+        "tokenizer": tokenizer.to_str(pretty=True),
     }
-    contents = {"tokenizer_config.json": json.dumps(settings, indent=1).encode()}
-    contents["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
-    return _write_folder(folder, contents)
-
-
-def _write_folder(folder: Path, contents: dict[str, bytes]) -> TokenizerCounts:
     for name, content in contents.items():
-        with write_whole(folder / name) as file:
-            file.write(content)
+        with write_whole(folder / f"{name}.json") as file:
+            file.write(content.encode())
     return load_tokenizer(folder)[1]
 
 
@@ -170,12 +149,7 @@ class ReferenceEncoder:
         """Ids of all texts one after another, and each one's length."""
         encoded = [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
-        flat = np.empty(int(lengths.sum()), np.int32)
-        position = 0
-        for ids in encoded:
-            flat[position : position + len(ids)] = ids
-            position += len(ids)
-        return flat, lengths
+        return np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum())), lengths
 
 
 class GigatokenEncoder:
@@ -210,9 +184,7 @@ def load_encoder(
     Raises `ConfigError` when it is asked for by name and is missing or disagrees.
     """
     reference = ReferenceEncoder(folder, literals)
-    if engine == "tokenizers":
-        return reference, reference.info
-    fast = _load_fast(tokenizer_file(folder), literals, reference, (*PROBE, *sample))
+    fast = reference if engine == "tokenizers" else _load_fast(folder, literals, reference, (*PROBE, *sample))
     if not isinstance(fast, str):
         return fast, reference.info
     if engine == "gigatoken":
@@ -222,29 +194,25 @@ def load_encoder(
 
 
 def _load_fast(
-    file: Path, literals: Literals, reference: ReferenceEncoder, texts: Sequence[str]
+    folder: Path, literals: Literals, reference: ReferenceEncoder, texts: Sequence[str]
 ) -> Encoder | str:
     """gigatoken's encoder, or why it cannot be used."""
     if find_spec("gigatoken") is None:
         return "is not installed"
+    tree: dict[str, Any] = orjson.loads(tokenizer_file(folder).read_bytes())
+    if literals == "text":  # without special tokens, so that their literals in a text are text
+        tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
+        tree["post_processor"] = None
     try:
-        fast = GigatokenEncoder(_without_special(file) if literals == "text" else file.read_text("utf-8"))
+        fast = GigatokenEncoder(orjson.dumps(tree).decode())
         found = [fast.encode([text])[0] for text in texts]
     # It refuses a tokenizer that it does not know in ways of its own.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         return f"cannot take this tokenizer ({one_line(str(error))[:100]})"
-    for text, ids in zip(texts, found, strict=True):
-        if not np.array_equal(ids, reference.encode([text])[0]):
-            return f"gives other ids than the reference for {text[:30]!r}"
-    return fast
-
-
-def _without_special(file: Path) -> str:
-    """`tokenizer.json` without special tokens, so that their literals in a text are text."""
-    tree: dict[str, Any] = orjson.loads(file.read_bytes())
-    tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
-    tree["post_processor"] = None
-    return orjson.dumps(tree).decode()
+    pairs = zip(texts, found, strict=True)
+    wrong = (text for text, ids in pairs if not np.array_equal(ids, reference.encode([text])[0]))
+    other = next(wrong, None)
+    return fast if other is None else f"gives other ids than the reference for {other[:30]!r}"
 
 
 def tokenize_files(
@@ -256,15 +224,16 @@ def tokenize_files(
     for 4 bytes a document, the lengths that the index needs. Returns documents, tokens, characters of text,
     engine and vocabulary. Raises `DataError` naming file and line.
     """
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")
     blocks = ahead(texts for file in files for texts in read_texts(file, field))
     first = next(blocks, [])
-    encoder, info = load_encoder(tokenizer, literals, engine, first[:_SAMPLE])
-    writer = DatasetWriter(prefix, token_dtype(info.vocab_size))
-    size = 0
+    encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE])
+    writer, size = DatasetWriter(prefix, token_dtype(info.vocab_size)), 0
 
     def encoded() -> Iterator[tuple[Tokens, Lengths]]:
         nonlocal size
-        for texts in chain([first] if first else [], blocks):
+        for texts in chain([first], blocks) if first else ():
             size += sum(map(len, texts))
             yield encoder.encode(texts)
 

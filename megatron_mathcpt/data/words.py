@@ -3,9 +3,8 @@
 `cut_words` serves deduplication and decontamination. Characters are folded first (NFKC, lower case), so case
 and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
 character and a symbol (operator, punctuation) each stand alone. `cut_at_spaces` serves the rules for web
-pages, which are defined on words as written. The loops over characters are compiled by numba when first
-called, and kept beside this file or in the user's cache; where neither can be written, the environment must
-name another folder, NUMBA_CACHE_DIR.
+pages, which are defined on words as written. What is compiled by numba when first called is kept beside this
+file or in the user's cache; where neither can be written, the environment must name NUMBA_CACHE_DIR.
 """
 
 import string
@@ -77,10 +76,8 @@ class Words:
         documents = np.searchsorted(kept, self.documents)
         begins = np.searchsorted(kept, np.append(self.lines, len(keep)))
         lines = begins[:-1][begins[:-1] < begins[1:]]
-        hashes, kinds = self.hashes.take(kept), self.kinds.take(kept)
-        return Words(
-            hashes, kinds, documents, lines, self.starts.take(kept), self.ends.take(kept), self.codes
-        )
+        columns = (self.hashes.take(kept), self.kinds.take(kept), documents, lines)
+        return Words(*columns, self.starts.take(kept), self.ends.take(kept), self.codes)
 
     def text(self, first: int, last: int) -> str:
         """Folded text from word `first` up to, not including, word `last`."""
@@ -104,7 +101,7 @@ def cut_at_spaces(texts: Sequence[str]) -> Words:
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
     classes, bits = _space_tables()
     _, documents, lines, starts, ends = _cut(codes, offsets, classes)
-    kinds = _join_bits(codes, starts, ends, bits)
+    kinds = np.bitwise_or.reduceat(bits[np.minimum(codes, _TABLE)], starts)  # spaces have no bits
     return Words(_hash(codes, starts, ends, False), kinds, documents, lines, starts, ends, codes)
 
 
@@ -118,10 +115,15 @@ def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[It
             begin, filled = end, 0
 
 
-def totals(words: Words, values: npt.NDArray[np.generic]) -> Indices:
-    """Sum of `values`, one for each word, over every document."""
-    sums = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
-    return sums[words.documents[1:]] - sums[words.documents[:-1]]
+def count_words(words: Words) -> Indices:
+    """Of words cut at spaces, a row for each document: how many there are, how many are not all punctuation
+    and their characters, how many have a letter; characters of all, and of those with a Chinese one."""
+    lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
+    letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
+    columns = np.stack((lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese))
+    sums = np.zeros((len(columns), len(lengths) + 1), np.int64)
+    np.cumsum(columns, axis=1, out=sums[:, 1:])
+    return np.diff(sums[:, words.documents]).T
 
 
 def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
@@ -130,11 +132,6 @@ def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Ind
     With `wanted`, 2^n flags, only those whose hash has a flag at its last n bits.
     """
     return _ngrams(words.hashes, words.documents, length, wanted)
-
-
-def spans(words: Words, first: Indices, last: Indices) -> Hashes:
-    """Hash of the words `first[i]` up to, not including, `last[i]`, for every i."""
-    return _spans(words.hashes, first, last)
 
 
 def mix(values: Hashes) -> Hashes:
@@ -178,9 +175,8 @@ def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> t
 @compiled
 def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices, Indices, Indices, Indices]:
     """What `Words` holds: kinds, documents, lines, starts, ends."""
-    room = len(codes)
-    kinds, lines = np.empty(room, np.uint8), np.empty(room, np.int64)
-    starts, ends, documents = np.empty(room, np.int64), np.empty(room, np.int64), np.empty_like(begins)
+    kinds, documents = np.empty(len(codes), np.uint8), np.empty_like(begins)
+    lines, starts, ends = np.empty((3, len(codes)), np.int64)
     count, line_count = 0, 0
     for document in range(len(begins) - 1):
         documents[document] = count
@@ -213,15 +209,6 @@ def _joins(codes: Codes, place: int, kind: np.uint8) -> bool:
         return False
     first, last = (48, 57) if code == _COMMA else (97, 122)
     return bool(first <= codes[place - 1] <= last and first <= codes[place + 1] <= last)
-
-
-@compiled
-def _join_bits(codes: Codes, starts: Indices, ends: Indices, bits: Kinds) -> Kinds:
-    kinds = np.zeros(len(starts), np.uint8)
-    for word in range(len(starts)):
-        for place in range(starts[word], ends[word]):
-            kinds[word] |= bits[min(codes[place], _TABLE)]
-    return kinds
 
 
 @compiled
@@ -264,7 +251,8 @@ def span_hash(hashes: Hashes, first: int, last: int) -> np.uint64:
 
 
 @compiled
-def _spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
+def spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
+    """`span_hash` of the words `first[i]` up to, not including, `last[i]`, for every i."""
     found = np.empty(len(first), np.uint64)
     for number in range(len(first)):
         found[number] = span_hash(hashes, first[number], last[number])
@@ -273,8 +261,7 @@ def _spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
 
 @compiled
 def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> tuple[Hashes, Indices]:
-    found = np.empty(len(hashes), np.uint64)
-    firsts = np.empty(len(hashes), np.int64)
+    found, firsts = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.int64)
     last_power, bits, count = np.uint64(1), np.uint64(len(wanted) - 1), 0
     for _ in range(length - 1):
         last_power *= _BASE

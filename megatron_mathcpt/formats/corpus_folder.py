@@ -8,7 +8,7 @@ split is its number in the indexed dataset. It is read mapped, so that nothing i
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import orjson
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 KIND, SFT_KIND = "corpus", "sft"
 NOT_TRAINED = -1  # label of a position of packed samples that does not count in the loss
@@ -36,6 +39,18 @@ class TokenizerCounts(Row):
     vocab_size: int
     eos_id: int
     sha256: str
+
+
+def read_tokenizer(file: Path) -> "Tokenizer":
+    """The tokenizer of a `tokenizer.json`; raises `DataError` naming the file if it is missing or damaged."""
+    from tokenizers import Tokenizer
+
+    if not file.is_file():
+        raise DataError(f"{file}: this file does not exist; give a Hugging Face tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for any damage
+        raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
 
 
 class SplitCounts(Row):

@@ -184,7 +184,7 @@ def render_corpus(content: Mapping[str, Any]) -> str:
     """The page of the content that data/inspection.py gathers."""
     plots = []
     for row in content["lengths"][:MOST_LENGTH_PLOTS]:
-        unit, total = row["unit"], row["numbers"].total
+        unit, total = row["unit"], row["total"]
         bars = [(label, n, f"{label} {unit}: {n:,} ({n / total:.1%})") for label, n in row["bars"]]
         plots.append(bar_plot(row["source"], unit, bars))
     return _filled("corpus.html.j2", title=content["name"], plots=plots, **content)

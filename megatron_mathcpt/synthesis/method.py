@@ -24,6 +24,7 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.synthesis import Sampling, SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import read_tokenizer
 from megatron_mathcpt.records import Language, Problem, cpt_text
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
@@ -133,18 +134,11 @@ TokenCounter = Callable[[Problem], int]
 def token_counter(tokenizer: str | None, mark: str | None = None) -> TokenCounter:
     """Counts a record's tokens, as it is trained on, with a tokenizer.json; else four UTF-8 bytes a token.
 
-    Raises `ConfigError` when the file cannot be read, or `mark` is no special token in it.
+    Raises `DataError` when the file cannot be read, `ConfigError` when `mark` is no special token in it.
     """
     if tokenizer is None:
         return lambda record: -(-len(cpt_text(record).encode()) // BYTES_A_TOKEN)
-    from tokenizers import Tokenizer
-
-    try:
-        loaded = Tokenizer.from_file(tokenizer)
-    except Exception as error:  # the library raises bare Exception
-        raise ConfigError(
-            f"tokenizer: {tokenizer} cannot be read ({error}); give a tokenizer.json"
-        ) from error
+    loaded = read_tokenizer(Path(tokenizer))
     if mark and mark not in loaded.encode(f"a{mark}b", add_special_tokens=False).tokens:
         raise ConfigError(
             f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}; "

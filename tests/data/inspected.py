@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
-from tests.data.made import problem, sentence, write_lines
+from tests.data.made import problem, sentence, tree, write_lines
 
 HOSTILE_ID = "hostile\x1b[2J</script><script>window.hacked = 3</script>"
 HOSTILE = "Ends the page </script><script>window.hacked = 1</script><img src=x onerror='hacked = 2'> &amp;"
@@ -62,26 +62,16 @@ def write_raw(folder: Path) -> Path:
 def build_inspected(folder: Path) -> Path:
     """The finished corpus in `folder / corpus`; its raw files lie in `folder / raw`."""
     raw = write_raw(folder / "raw")
-    problems = {"pool": "problem_solving", "kind": "problem", "path": str(raw / "problems.jsonl")}
-    config = {
-        "name": "inspected",
-        "seed": 3,
-        "sources": {
-            "easy": {**problems, "select": {"step_rule": "field", "max_steps": 2}},
-            "hard": {**problems, "select": {"step_rule": "field", "min_steps": 3}},
-            "numina": {
-                "pool": "problem_solving",
-                "kind": "problem",
-                "path": str(raw / "numina.jsonl"),
-                "adapter": "numinamath",
-            },
-            "wiki": {"pool": "general", "path": str(raw / "wiki"), "reject_limit": 0.2},
-            "web": {"pool": "general", "path": str(raw / "web.jsonl")},
-        },
-        "deduplicate": {},
-        "decontaminate": {"benchmarks": [str(raw / "benchmark")]},
-        "tokenizer": {"vocab_size": 400},
-        "validation_fraction": 0.3,
+    kind = {"pool": "problem_solving", "kind": "problem"}
+    problems = kind | {"path": str(raw / "problems.jsonl")}
+    sources = {
+        "easy": {**problems, "select": {"step_rule": "field", "max_steps": 2}},
+        "hard": {**problems, "select": {"step_rule": "field", "min_steps": 3}},
+        "numina": {**kind, "path": str(raw / "numina.jsonl"), "adapter": "numinamath"},
+        "wiki": {"pool": "general", "path": str(raw / "wiki"), "reject_limit": 0.2},
+        "web": {"pool": "general", "path": str(raw / "web.jsonl")},
     }
-    build_corpus(Corpus.model_validate(config), folder / "corpus", workers=1)
+    own = {"name": "inspected", "seed": 3, "sources": sources, "tokenizer": {"vocab_size": 400}}
+    config = Corpus.model_validate(tree(raw) | own | {"validation_fraction": 0.3})
+    build_corpus(config, folder / "corpus", workers=1)
     return folder / "corpus"

@@ -5,25 +5,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-NOUNS = ("apple", "river", "triangle", "train", "garden", "number", "window", "teacher", "planet", "engine")
-VERBS = (
-    "counts",
-    "divides",
-    "measures",
-    "paints",
-    "carries",
-    "follows",
-    "builds",
-    "sells",
-    "shares",
-    "doubles",
-)
+NOUNS = ["apple", "river", "triangle", "train", "garden", "number", "window", "teacher", "planet", "engine"]
+VERBS = ["counts", "divides", "weighs", "paints", "carries", "follows", "builds", "sells", "shares", "adds"]
 
 
 def sentence(random_: random.Random, words: int = 12) -> str:
-    return " ".join(
-        random_.choice(NOUNS if i % 2 else VERBS) + str(random_.randint(0, 99)) for i in range(words)
-    )
+    chosen = (NOUNS if i % 2 else VERBS for i in range(words))
+    return " ".join(random_.choice(names) + str(random_.randint(0, 99)) for names in chosen)
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
@@ -46,17 +34,12 @@ def problem(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def tree(raw: Path) -> dict[str, Any]:
-    pools = ("problem_solving", "math_corpus", "general")
+    kinds = {"problem_solving": "problem", "math_corpus": "text", "general": "text"}
     return {
         "name": "test",
         "seed": 7,
         "sources": {
-            pool: {
-                "pool": pool,
-                "path": str(raw / f"{pool}.jsonl"),
-                "kind": "problem" if pool == "problem_solving" else "text",
-            }
-            for pool in pools
+            p: {"pool": p, "path": str(raw / f"{p}.jsonl"), "kind": kind} for p, kind in kinds.items()
         },
         "deduplicate": {},
         "decontaminate": {"benchmarks": [str(raw / "benchmark")]},

@@ -10,21 +10,18 @@ import pytest
 from megatron_mathcpt.data.corpora import answer_type, make_corpora, package, split_problems
 from megatron_mathcpt.data.problems import ProblemMix
 from megatron_mathcpt.errors import DataError, ManifestError
-from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
 from megatron_mathcpt.records import Problem
 
 MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
 
 
 def problem_row(number: int, **fields: object) -> dict[str, object]:
-    return {
+    row = {
         "id": f"p{number}",
         "question": f"What is {number} + 1?",
         "solution": f"{number} + 1 = {number + 1}",
-        "answer": str(number + 1),
-        "lang": "zh" if number % 3 == 0 else "en",
-        **fields,
     }
+    return {**row, "answer": str(number + 1), "lang": "zh" if number % 3 == 0 else "en", **fields}
 
 
 def write_own(folder: Path, problems: list[dict[str, object]]) -> Path:
@@ -43,30 +40,19 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 def test_default_corpora_are_whole_and_the_same_twice(tmp_path: Path) -> None:
     first = make_corpora(tmp_path / "a", seed=3, mix=MIX)
-    second = make_corpora(tmp_path / "b", seed=3, mix=MIX)
-    assert first.outputs == second.outputs
-    verify_hashes(tmp_path / "a", load_manifest(tmp_path / "a", "corpora"))
+    assert first.outputs == make_corpora(tmp_path / "b", seed=3, mix=MIX).outputs
     assert first.outputs["general.jsonl"].bytes > 2e6
     assert first.outputs["math_corpus.jsonl"].bytes > 4e6
     for pool in ("general", "math_corpus", "problem_solving"):
         ids = [row["id"] for row in rows(tmp_path / "a" / f"{pool}.jsonl")]
         assert len(set(ids)) == len(ids) == first.counts[pool]
-    by_id = {row["id"]: row["text"] for row in rows(tmp_path / "a" / "general.jsonl")}
-    assert "iterable" in str(by_id["functools:reduce"])
-    assert by_id["functools:reduce"].startswith("reduce(")  # type: ignore[union-attr]
-    assert 'The "assert" statement' in str(by_id["pydoc_data.topics:assert"])
+    by_id = {row["id"]: str(row["text"]) for row in rows(tmp_path / "a" / "general.jsonl")}
+    assert by_id["functools:reduce"].startswith("reduce(") and "iterable" in by_id["functools:reduce"]
+    assert 'The "assert" statement' in by_id["pydoc_data.topics:assert"]
     held_out = rows(tmp_path / "a" / "evaluation" / "heldout_zh.jsonl")
     assert [row["lang"] for row in held_out] == ["zh", "zh"]
     with pytest.raises(ManifestError, match="another config 'seed'"):
         make_corpora(tmp_path / "a", seed=4, mix=MIX)
-
-
-def test_a_folder_left_without_manifest_is_made_again(tmp_path: Path) -> None:
-    own = write_own(tmp_path / "own", [problem_row(n) for n in range(1, 60)])
-    whole = make_corpora(tmp_path / "out", own, mix=MIX)
-    (tmp_path / "out" / "manifest.json").unlink()
-    (tmp_path / "out" / "general.jsonl").write_bytes(b"torn")
-    assert make_corpora(tmp_path / "out", own, mix=MIX).outputs == whole.outputs
 
 
 def test_docstrings_are_read_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,24 +72,28 @@ def test_docstrings_are_read_without_importing(tmp_path: Path, monkeypatch: pyte
         list(package("no_such_package"))
 
 
+def bare(problems: list[dict[str, object]]) -> list[str]:
+    return ["".join(str(row["question"]).lower().split()) for row in problems]
+
+
 def test_own_problems_are_mapped_and_held_out(tmp_path: Path) -> None:
     problems = [problem_row(n) for n in range(1, 60)]
     problems += [problem_row(n, id=f"copy{n}", question=f"what  IS {n} + 1?") for n in range(1, 60)]
     problems.append(problem_row(99, lang="en", stage="middle", steps=2, difficulty="3"))
-    own = write_own(tmp_path / "own", problems)
-    make_corpora(tmp_path / "out", own, mix=MIX)
-    training = rows(tmp_path / "out" / "problem_solving.jsonl")
-    english = rows(tmp_path / "out" / "evaluation" / "heldout_en.jsonl")
-    chinese = rows(tmp_path / "out" / "evaluation" / "heldout_zh.jsonl")
-    assert (len(english), len(chinese)) == (4, 2)
-    asked = {"".join(str(row["question"]).lower().split()) for row in english + chinese}
-    assert not asked & {"".join(str(row["question"]).lower().split()) for row in training}
-    questions = ("".join(str(row["question"]).lower().split()) for row in problems)
-    assert len(training) == sum(question not in asked for question in questions)
+    out, own = tmp_path / "out", write_own(tmp_path / "own", problems)
+    whole = make_corpora(out, own, mix=MIX)
+    training = rows(out / "problem_solving.jsonl")
+    held_out = {name: rows(out / "evaluation" / f"heldout_{name}.jsonl") for name in ("en", "zh")}
+    assert {name: len(items) for name, items in held_out.items()} == {"en": 4, "zh": 2}
+    asked = {*bare(held_out["en"]), *bare(held_out["zh"])}
+    assert not asked & set(bare(training))
+    assert len(training) == sum(question not in asked for question in bare(problems))
     kept = next(row for row in training if row["id"] == "p99")
     assert (kept["stage"], kept["steps"], kept["extra"]) == ("middle", 2, {"difficulty": "3"})
-    first = load_manifest(tmp_path / "out", "corpora")
-    assert make_corpora(tmp_path / "again", own, mix=MIX).outputs == first.outputs
+    # a folder left without a manifest is made again
+    (out / "manifest.json").unlink()
+    (out / "general.jsonl").write_bytes(b"torn")
+    assert make_corpora(out, own, mix=MIX).outputs == whole.outputs
 
 
 def test_a_small_set_keeps_four_fifths_for_training() -> None:
@@ -114,27 +104,24 @@ def test_a_small_set_keeps_four_fifths_for_training() -> None:
         split_problems(problems[:4], ProblemMix(), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        *(("12", "number"), ("-1,200.5", "number"), ("3/4", "number")),
-        *(("B", "choice"), ("C", "latex"), ("2x", "latex")),
-    ],
-)
+TYPES = {"12": "number", "-1,200.5": "number", "3/4": "number", "B": "choice", "C": "latex", "2x": "latex"}
+
+
+@pytest.mark.parametrize(("answer", "kind"), TYPES.items())
 def test_answer_type(answer: str, kind: str) -> None:
     problem = Problem(id="1", question="Which?\nA. 1\nB. 2", solution="s", answer=answer)
     assert answer_type(problem) == kind
 
 
-PROBLEMS = "problem_solving.jsonl"
+PROBLEMS, SOLVED = "problem_solving.jsonl", b'"solution": "s", "answer": "1"}\n'
 BAD_LINES = [
     (PROBLEMS, b"", ": empty"),
     (PROBLEMS, b"{not json}\n", ":1: not JSON"),
-    (PROBLEMS, b'{"question": "\xff"}\n', ":1: not UTF-8"),
+    (PROBLEMS, b'{"question": "\xff"}\n', ":1: not valid UTF-8"),
     (PROBLEMS, b"[1]\n", ":1: expected a JSON object"),
-    (PROBLEMS, b'\n{"id": "1", "solution": "s", "answer": "1"}\n', ":2: record without question"),
-    (PROBLEMS, b'{"question": "", "solution": "s", "answer": "1"}\n', ":1: record without question"),
-    (PROBLEMS, b'{"question": "q", "solution": "s", "answer": "1", "lang": "fr"}\n', ":1: field 'language'"),
+    (PROBLEMS, b'\n{"id": "1", ' + SOLVED, ":2: record without question"),
+    (PROBLEMS, b'{"question": "", ' + SOLVED, ":1: record without question"),
+    (PROBLEMS, b'{"question": "q", "lang": "fr", ' + SOLVED, ":1: field 'language'"),
     (PROBLEMS, None, ": not found"),
     ("math_corpus.jsonl", b'{"id": "1", "text": " "}\n', ":1: record without text"),
 ]

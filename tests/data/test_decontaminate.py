@@ -1,6 +1,7 @@
 """Planted copies of benchmark items are found under changes that keep the problem, and nothing else is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_mathcpt.config.corpus import Decontaminate
-from megatron_mathcpt.data.decontaminate import Contamination, Hit, load_items, overlap_report, scores_without
+from megatron_mathcpt.data.decontaminate import Contamination, Hit, overlap_report, scores_without
 from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.files import hash_file
@@ -36,83 +37,79 @@ def search(index: Contamination, *texts: str, problem: bool = False) -> dict[int
     return index.search(cut_words(texts), np.full(len(texts), problem))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        str,
-        str.upper,
-        lambda text: text.replace(" ", "  \n "),
-        lambda text: text.replace(",", " ;").replace("?", "!").replace("。", "…").replace("，", " "),
-        lambda text: text.replace(",", "").replace("'", ""),
-        lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
-        lambda text: f"Some words before. {text} And after.",
-        lambda text: text[: int(len(text) * 0.8)],
-    ],
+CHANGES: tuple[Callable[[str], str], ...] = (
+    str,
+    str.upper,
+    lambda text: text.replace(" ", "  \n "),
+    lambda text: text.replace(",", " ;").replace("?", "!").replace("。", "…").replace("，", " "),
+    lambda text: text.replace(",", "").replace("'", ""),
+    lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
+    lambda text: f"Some words before. {text} And after.",
+    lambda text: text[: int(len(text) * 0.8)],
 )
-@pytest.mark.parametrize("question", [ENGLISH, CHINESE])
-def test_planted_copies_are_found(tmp_path: Path, question: str, change: object) -> None:
-    assert callable(change)
-    hits = search(contamination(tmp_path, SHORT, ENGLISH, CHINESE), "clean text", change(question))
-    assert list(hits) == [1]
-    assert hits[1].benchmark == "set/test"
-    assert hits[1].item == {ENGLISH: "1", CHINESE: "2"}[question]
 
 
-def test_clean_text_is_left_alone(tmp_path: Path) -> None:
-    index = contamination(tmp_path, ENGLISH, CHINESE, SHORT, TINY)
-    assert not search(
-        index, "", "Natalia sold clips to 48 of her friends in May.", CHINESE[:20], "compute 7! 5! now"
-    )
-
-
-@pytest.mark.parametrize(
-    ("item", "text", "found"),
-    [
-        (SHORT, f"Well. {SHORT.lower()} Yes", [0]),
-        (SHORT, "how many edges has a cube", []),
-        (TINY, TINY, [0]),
-        (TINY, "compute 7!-5!", [0]),
-        (TINY, f"Question: {TINY}\nSolution: 4920", [0]),
-        (TINY, f"First.\n{TINY}\nThen.", [0]),
-    ],
-)
-def test_short_items_match_whole_and_tiny_ones_as_a_line(
-    tmp_path: Path, item: str, text: str, found: list[int]
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("item", "question"), [("1", ENGLISH), ("2", CHINESE)])
+def test_planted_copies_are_found(
+    tmp_path: Path, item: str, question: str, change: Callable[[str], str]
 ) -> None:
-    hits = search(contamination(tmp_path, item), text)
+    hits = search(contamination(tmp_path, SHORT, ENGLISH, CHINESE), "clean text", change(question))
+    assert [(number, hit.benchmark, hit.item) for number, hit in hits.items()] == [(1, "set/test", item)]
+
+
+ALL = (ENGLISH, CHINESE, SHORT, TINY)
+FOUND: list[tuple[tuple[str, ...], str, bool]] = [
+    *((ALL, "", False), (ALL, CHINESE[:20], False), (ALL, "compute 7! 5! now", False)),
+    (ALL, "Natalia sold clips to 48 of her friends in May.", False),
+    # short items match whole, tiny ones as a line
+    *(((SHORT,), f"Well. {SHORT.lower()} Yes", True), ((SHORT,), "how many edges has a cube", False)),
+    *(((TINY,), TINY, True), ((TINY,), "compute 7!-5!", True), ((TINY,), f"First.\n{TINY}\nThen.", True)),
+    ((TINY,), f"Question: {TINY}\nSolution: 4920", True),
+]
+
+
+@pytest.mark.parametrize(("items", "text", "found"), FOUND)
+def test_what_is_a_copy(tmp_path: Path, items: tuple[str, ...], text: str, found: bool) -> None:
+    hits = search(contamination(tmp_path, *items), text)
+    assert [hit.share for hit in hits.values()] == [1.0] * found
+
+
+def test_a_part_of_an_item_is_a_copy_in_text_but_not_in_a_problem(tmp_path: Path) -> None:
+    index, part = contamination(tmp_path, ENGLISH), " ".join(ENGLISH.split()[:15])
+    assert list(search(index, part)) == [0] and not search(index, part, problem=True)
+
+
+@pytest.mark.parametrize(("masked", "found"), [(False, []), (True, [0])])
+def test_problems_of_the_items_template_stay_unless_numbers_are_masked(
+    tmp_path: Path, masked: bool, found: list[int]
+) -> None:
+    pens = "In a shop 5 pens cost 7 coins and 3 books cost 11 coins. What do 4 pens and 2 books cost in all?"
+    index = contamination(tmp_path, pens, mask_numbers=masked)
+    hits = search(index, pens.translate(str.maketrans("573142", "968253")), problem=True)
     assert list(hits) == found
-    assert all(hit.share == 1.0 for hit in hits.values())
+    assert all(hit.masked for hit in hits.values())
 
 
-def test_problems_of_the_items_template_stay_unless_numbers_are_masked(tmp_path: Path) -> None:
-    renumbered = ENGLISH.replace("48", "36")
-    kept = contamination(tmp_path, ENGLISH.replace("half as many", "12 less and 3 more"), problem_overlap=0.5)
-    assert not search(kept, "Natalia had 5 clips in April and then she sold 4 and 2 in May", problem=True)
-    template = (
-        "In a shop 5 pens cost 7 coins and 3 books cost 11 coins. What do 4 pens and 2 books cost in all?"
-    )
-    changed = template.translate(str.maketrans("573142", "968253"))
-    for masked, found in ((False, []), (True, [0])):
-        index = contamination(tmp_path, template, mask_numbers=masked)
-        assert list(search(index, changed, problem=True)) == found
-    assert search(contamination(tmp_path, ENGLISH, mask_numbers=True), renumbered, problem=True)[0].masked
-
-
-def test_item_that_cannot_be_indexed_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"test\.jsonl:2: item '1' has no word"):
-        contamination(tmp_path, ENGLISH, "+ = ?")
-
-
-def test_bad_benchmark_files_are_errors(tmp_path: Path) -> None:
-    file = tmp_path / "set" / "test.jsonl"
-    write_lines(file, [{"id": "a", "question": ENGLISH}, {"id": "b"}])
-    with pytest.raises(DataError, match=r"test\.jsonl:2: item without 'question'"):
-        load_items(str(file))
-    file.write_text("")
-    with pytest.raises(DataError, match="no items"):
-        load_items(str(file))
-    with pytest.raises(DataError, match="benchmark not found"):
-        load_items(str(tmp_path / "nothing"))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "A?"}\n{"id": "b"}', r"test\.jsonl:2: item without 'question'"),
+        ('{"question": "A?"}\n{"id"', r"test\.jsonl:2: not JSON"),
+        (
+            '{"id": "0", "question": "How much?"}\n{"id": "1", "question": "+ = ?"}',
+            r":2: item '1' has no word",
+        ),
+        ("", "no items"),
+        (None, "benchmark not found"),
+    ],
+)
+def test_bad_benchmark_files_are_errors(tmp_path: Path, content: str | None, message: str) -> None:
+    file = tmp_path / "test.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        Contamination(Decontaminate(benchmarks=[str(file)]))
 
 
 def test_every_local_benchmark_item_is_found_in_itself(benchmarks_dir: Path) -> None:
@@ -144,31 +141,20 @@ def report(tmp_path: Path, tasks: dict[str, list[str]], texts: list[str]) -> dic
     return result
 
 
-@pytest.mark.parametrize(
-    ("question", "text", "share"),
-    [
-        # 15 words make 3 runs of 13; a document with the first 14 holds two of them, however it is typed
-        (" ".join(WORDS), "x " + ", ".join(WORDS[:14]).upper() + " y", 2 / 3),
-        (" ".join(WORDS), " ".join(WORDS[:12]), 0),
-        # Chinese is cut into characters, 30 to a run
-        (
-            LONG_CHINESE,
-            f"前文，{LONG_CHINESE[3:20]}、{LONG_CHINESE[20:33]}。后文",
-            1 / (len(LONG_CHINESE) - 29),
-        ),
-        # what is shorter must stand there whole
-        (
-            "What is 7 times 8 if all is done well?",
-            "He asked: what is 7 times 8 if all is done well, and left.",
-            1,
-        ),
-        (
-            "What is 7 times 9 if all is done well?",
-            "He asked: what is 7 times 8 if all is done well, and left.",
-            0,
-        ),
-    ],
-)
+NUMBERED = "What is 7 times 8 if all is done well?"
+SHARES: list[tuple[str, str, float]] = [
+    # 15 words make 3 runs of 13; a document with the first 14 holds two of them, however it is typed
+    (" ".join(WORDS), "x " + ", ".join(WORDS[:14]).upper() + " y", 2 / 3),
+    (" ".join(WORDS), " ".join(WORDS[:12]), 0),
+    # Chinese is cut into characters, 30 to a run
+    (LONG_CHINESE, f"前文，{LONG_CHINESE[3:20]}、{LONG_CHINESE[20:33]}。后文", 1 / (len(LONG_CHINESE) - 29)),
+    # what is shorter must stand there whole
+    (NUMBERED, f"He asked: {NUMBERED[:-1].lower()}, and left.", 1),
+    (NUMBERED.replace("8", "9"), f"He asked: {NUMBERED[:-1].lower()}, and left.", 0),
+]
+
+
+@pytest.mark.parametrize(("question", "text", "share"), SHARES)
 def test_share_of_runs_by_hand(tmp_path: Path, question: str, text: str, share: float) -> None:
     found = report(tmp_path, {"t": [question]}, ["no", text, "other"])["tasks"]["t"]["overlap"]
     assert found == ({"a": pytest.approx(share, abs=1e-4)} if share else {})

@@ -5,25 +5,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from megatron_mathcpt.data.inspection import (
-    Gone,
-    drop_counts,
-    drop_examples,
-    find_documents,
-    gather,
-    lengths,
-    token_lengths,
-    token_range,
-    trace,
-)
+from megatron_mathcpt.data.inspection import describe, find_documents, lengths, token_lengths, trace
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
+from megatron_mathcpt.formats.indexed_dataset import read_document
 from tests.data.inspected import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
@@ -44,14 +34,8 @@ def ids(found: Any) -> list[str]:
     return [one.row["id"] for one in found]
 
 
-def find(
-    corpus: CorpusFolder,
-    *names: str | None,
-    number: int | None = None,
-    record: str | None = None,
-    limit: int = 99,
-) -> list[Kept]:
-    return list(find_documents(corpus, corpus.selections(*(names or (None,))), number, record, limit))
+def find(corpus: CorpusFolder, *names: str | None, number: Any = None, record: Any = None) -> list[Kept]:
+    return list(find_documents(corpus, corpus.selections(*(names or (None,))), number, record, 25))
 
 
 def command(*arguments: object) -> str:
@@ -78,8 +62,7 @@ def test_documents_by_number_lead_to_raw_line_and_dataset(root: Path, corpus: Co
         assert line.get("id", "web/web.jsonl#1") == kept.row["id"]
         assert kept.index == seen[kept.split]
         seen[kept.split] += 1
-        first, end = token_range(corpus, kept)
-        tokens = np.fromfile(corpus.dataset("general", kept.split).with_suffix(".bin"), np.uint16)[first:end]
+        tokens = read_document(corpus.dataset("general", kept.split), kept.index)[1]
         assert (tokenizer.decode(tokens[:-1]), tokens[-1]) == (kept.row["text"], eos)
         # with --split the number is that of the dataset
         assert ids(find(corpus, "general", None, kept.split, number=kept.index)) == [kept.row["id"]]
@@ -88,15 +71,14 @@ def test_documents_by_number_lead_to_raw_line_and_dataset(root: Path, corpus: Co
 
 def test_blocks_of_any_size_give_the_same(corpus: CorpusFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def look() -> list[Any]:
-        some = [
+        return [
             *corpus.documents("general", [0, 4, 5, 13]),
             *corpus.choose(Selection("general", "web", "train"), [0]),
             corpus.at(corpus.shard("web-00000"), 2),
             corpus.count(Selection("general", None, "validation")),
-            *find(corpus, limit=25),
+            *find(corpus),
+            *token_lengths(corpus, Selection("general", "wiki")),
         ]
-        found = token_lengths(corpus, Selection("general", "wiki"))
-        return [*some, found.values.tolist(), found.counts.tolist()]
 
     whole = look()
     for places in (1, 5, 14):
@@ -105,92 +87,74 @@ def test_blocks_of_any_size_give_the_same(corpus: CorpusFolder, monkeypatch: pyt
 
 
 def test_documents_by_source_and_id(corpus: CorpusFolder) -> None:
-    assert ids(find(corpus, None, "web", limit=1)) == KEPT_WEB[:1]
+    assert ids(find(corpus, None, "web")) == KEPT_WEB
     assert ids(find(corpus, None, "web", number=1)) == ["wiki2"]
     assert [(one.shard.source, one.line) for one in find(corpus, record="wiki2")] == [("wiki", 4), ("web", 2)]
     assert ids(find(corpus, None, "wiki", record=HOSTILE_ID)) == [HOSTILE_ID]
 
 
-def test_trace_tells_every_fate(root: Path, corpus: CorpusFolder) -> None:
-    def fates(record: str) -> list[Any]:
-        found: list[Any] = []
-        for one in trace(corpus, record):
-            where = f"{one.shard.source} {Path(one.shard.file).name}:{one.line}"
-            if isinstance(one, Kept):
-                found.append((where, "kept", one.number))
-            else:
-                found.append((where, one.row["reason"], one.row.get("detail", {}).get("kept")))
-        return found
-
-    assert fates("wiki9") == fates("a.jsonl:12") == [("wiki a.jsonl:12", "kept", 9)]
-    assert fates("copy") == [("wiki b.jsonl:1", "exact_duplicate", "wiki0")]
-    near = fates(f"{root.parent}/raw/wiki/b.jsonl:2")
-    assert fates("near") == near == [("wiki b.jsonl:2", "near_duplicate", "wiki1")]
-    assert fates("leak") == [("wiki b.jsonl:3", "contaminated", None)]
-    assert fates("short") == [("wiki b.jsonl:4", "too_short", None)]
-    assert fates("web2") == [("web web.jsonl:3", "exact_duplicate", "wiki2")]
-    assert fates("numina/numina.jsonl#2") == [("numina numina.jsonl:2", "no_answer", None)]
-    (torn,) = trace(corpus, "a.jsonl:5")
-    assert isinstance(torn, Gone)
-    assert (torn.fate, torn.line, torn.row["reason"][:8]) == ("rejected", 5, "not JSON")
+EASY, HARD = ("easy", "problems.jsonl:4", "other_steps", None), ("hard", "problems.jsonl:4", "kept", 12)
+FATES = [
+    (("wiki9", "a.jsonl:12"), [("wiki", "a.jsonl:12", "kept", 9)]),
+    (("copy",), [("wiki", "b.jsonl:1", "exact_duplicate", "wiki0")]),
+    (("near", "b.jsonl:2"), [("wiki", "b.jsonl:2", "near_duplicate", "wiki1")]),
+    (("leak",), [("wiki", "b.jsonl:3", "contaminated", None)]),
+    (("short",), [("wiki", "b.jsonl:4", "too_short", None)]),
+    (("web2",), [("web", "web.jsonl:3", "exact_duplicate", "wiki2")]),
+    (("numina/numina.jsonl#2",), [("numina", "numina.jsonl:2", "no_answer", None)]),
     # p3 has three steps: the easy source drops it, the hard one keeps it, both read the same line
-    kept, gone = fates("p3")
-    assert (kept[:2], gone) == (
-        ("hard problems.jsonl:4", "kept"),
-        ("easy problems.jsonl:4", "other_steps", None),
-    )
-    assert sorted(fates("problems.jsonl:4")) == sorted([kept, gone])
-    for nothing in ("nobody", "a.jsonl:3", "a.jsonl:99", 'wiki9","text'):
+    (("p3", "problems.jsonl:4"), [EASY, HARD]),
+]
+
+
+@pytest.mark.parametrize(("names", "fates"), FATES)
+def test_trace_tells_every_fate(corpus: CorpusFolder, names: tuple[str, ...], fates: list[Any]) -> None:
+    for name in names:
+        found = [
+            (one.shard.source, f"{Path(one.shard.file).name}:{one.line}", "kept", one.number)
+            if isinstance(one, Kept)
+            else (
+                *(corpus.shard(one["shard"]).source, f"{Path(one['file']).name}:{one['line']}"),
+                *(one["reason"], one.get("detail", {}).get("kept")),
+            )
+            for one in trace(corpus, name)
+        ]
+        assert sorted(found) == fates
+
+
+def test_trace_of_what_is_no_record(root: Path, corpus: CorpusFolder) -> None:
+    (torn,) = trace(corpus, f"{root.parent}/raw/wiki/a.jsonl:5")
+    assert isinstance(torn, dict)
+    assert (torn["fate"], torn["line"], torn["reason"][:8]) == ("rejected", 5, "not JSON")
+    for nothing in ("nobody", "a.jsonl:3", "a.jsonl:99", 'wiki9","text', "\udcff"):
         with pytest.raises(ConfigError, match=r"neither kept nor dropped.*numina\.jsonl, a\.jsonl"):
             trace(corpus, nothing)
 
 
-def test_drops_by_source_and_reason(corpus: CorpusFolder) -> None:
-    assert drop_counts(corpus) == {
-        "easy": {"other_steps": 8, "exact_duplicate": 1},
-        "hard": {"other_steps": 13},
-        "numina": {"no_answer": 1},
-        "wiki": {"exact_duplicate": 1, "near_duplicate": 1, "contaminated": 1, "too_short": 1, "rejected": 1},
-        "web": {"exact_duplicate": 1},
-    }
-    hard = list(drop_examples(corpus, "other_steps", "hard", limit=3))
-    assert [(one.row["id"], one.line) for one in hard] == [("p0", 1), ("p1", 2), ("p2", 3)]
-    assert [one.line for one in drop_examples(corpus, "rejected", None, 3)] == [5]
-
-
 def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
-    expected = sorted(len(tokenizer.encode(text).ids) + 1 for text in (*texts(), HOSTILE, kept_escapes()))
-    found = token_lengths(corpus, Selection("general", "wiki"))
-    assert np.repeat(found.values, found.counts).tolist() == expected
-    assert found.total == 12
-    assert found.mean == pytest.approx(sum(expected) / 12)
-    assert [found.quantile(q) for q in (0, 0.25, 0.5, 1)] == [expected[i] for i in (0, 2, 5, 11)]
-    whole = token_lengths(corpus, Selection("general"))
+    kept = (*texts(), HOSTILE, ESCAPES.replace("\x1b", "").replace("\u202e", ""))
+    expected = sorted(len(tokenizer.encode(text).ids) + 1 for text in kept)
+    assert sorted(token_lengths(corpus, Selection("general", "wiki"))) == expected
+    (wiki,) = lengths(corpus, Selection("general", "wiki"))
+    assert (wiki["total"], wiki["mean"]) == (12, pytest.approx(sum(expected) / 12))
+    assert [wiki["quantiles"][q] for q in ("least", "25%", "median", "most")] == [
+        expected[i] for i in (0, 2, 5, 11)
+    ]
+    whole = list(token_lengths(corpus, Selection("general")))
     counts = corpus_counts(corpus.manifest).pools["general"]
-    tokens = counts.train.tokens + counts.validation.tokens
-    assert (whole.total, int((whole.values * whole.counts).sum())) == (14, tokens)
+    assert (len(whole), sum(whole)) == (14, counts.train.tokens + counts.validation.tokens)
     easy, numina = ([*lengths(corpus, Selection("problem_solving", name))][1] for name in ("easy", "numina"))
     assert easy["title"] == "steps by 'field' of 12 problems, 0 without"
     assert easy["bars"] == [("0", 4), ("1", 4), ("2", 4)]
-    assert numina["title"] == "steps by 'field' of 1 problems, 1 without"
-    assert numina["bars"] == []
-    assert [row["unit"] for row in lengths(corpus, Selection("general", "web"))] == ["tokens a document"]
-
-
-def kept_escapes() -> str:
-    return ESCAPES.replace("\x1b", "").replace("\u202e", "")
+    assert (numina["title"], numina["bars"]) == ("steps by 'field' of 1 problems, 1 without", [])
 
 
 def test_distributions_by_hand() -> None:
-    found = gather([np.array([3, 8, 3]), np.array([0, 8, 21, 20])])
-    assert found.values.tolist() == [0, 3, 8, 20, 21]
-    assert found.counts.tolist() == [1, 2, 2, 1, 1]
-    assert found.mean == 9
-    assert [found.quantile(q) for q in (0, 1 / 7, 0.5, 0.9, 1)] == [0, 0, 8, 21, 21]
-    assert found.by_powers() == [("0", 1), ("1", 0), ("2–3", 2), ("4–7", 0), ("8–15", 2), ("16–31", 2)]
-    assert found.by_value()[-1] == ("15+", 2)
-    assert sum(count for _, count in found.by_value()) == 7
+    found = describe([3, 8, 3, 0, 8, 21, 20], int.bit_length, str)
+    assert (found["total"], found["mean"]) == (7, 9)
+    assert [*found["quantiles"].values()] == [0, 0, 3, 8, 20, 21, 21]
+    assert found["bars"] == [("0", 1), ("1", 0), ("2", 2), ("3", 0), ("4", 2), ("5", 2)]
 
 
 def test_the_command_shows_documents_and_drops(root: Path) -> None:
@@ -205,11 +169,7 @@ def test_the_command_shows_documents_and_drops(root: Path) -> None:
     # read, kept; contaminated, exact, near, no_answer, other_steps, rejected, too_short
     assert wiki.replace("│", " ").split() == ["wiki", "17", "12", "1", "1", "1", "0", "0", "1", "1"]
     assert f"{root.parent / 'raw' / 'wiki' / 'a.jsonl'}:5" in shown
-    for part in (
-        "stays: wiki1",
-        "b.jsonl:3  leak",
-        "benchmark: benchmark/test; item: b0; ngram: a farmer keeps",
-    ):
+    for part in ("stays: wiki1", "b.jsonl:3  leak", "benchmark: benchmark/test; item: b0; ngram: a farmer"):
         assert part in shown
     shown = command("dropped", root, "--reason", "other_steps", "--source", "hard", "--limit", 1)
     assert "problems.jsonl:1  p0" in shown
@@ -220,42 +180,42 @@ def test_the_command_traces_and_measures(root: Path, corpus: CorpusFolder) -> No
     shown = command("trace", root, "wiki3")
     (kept,) = trace(corpus, "wiki3")
     assert isinstance(kept, Kept)
-    first, end = token_range(corpus, kept)
-    assert f"tokens     {first} up to, not including, {end}" in shown
+    first, tokens = read_document(corpus.dataset("general", kept.split), kept.index)
+    assert f"tokens     {first} up to, not including, {first + len(tokens)}" in shown
     assert f"datasets/general/{kept.split}, document {kept.index}" in shown
     assert "stays      wiki1  " in command("trace", root, "near")
     shown = command("lengths", root)
     assert "12 in all, mean 1.0; least 0, 5% 0, 25% 0, median 1, 75% 2, 95% 2, most 2" in shown
     assert [line for line in shown.splitlines() if line.startswith("3  █")] == ["3  " + "█" * 40 + "  4"]
+    assert "\n64–127  █" in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("show", "--pool", "none"), "pool 'none': not in .*; there is problem_solving, general"),
-        (("show", "--source", "none"), "there is easy, hard, numina, wiki, web"),
-        (("show", "--split", "test"), "there is train, validation"),
-        (("show", "--pool", "general", "--source", "easy"), "not in pool 'general', which has wiki, web"),
-        (("show", "--number", "0"), "name a pool or source too; there is problem_solving, general"),
-        (("show", "--source", "web", "--number", "2"), "has 2 documents, numbered from 0"),
-        (("show", "--source", "web", "--number", "-1"), "has 2 documents, numbered from 0"),
-        (("show", "--number", "0", "--id", "a"), "give one of number and id"),
-        (("show", "--id", "copy"), "'trace' tells what became of it"),
-        (("dropped", "--reason", "ugly"), "there is contaminated, exact_duplicate, near_duplicate, no"),
-        (("dropped", "--source", "ugly"), "there is easy, hard, numina, wiki, web"),
-        (("dropped", "--source", "web", "--reason", "too_short"), "there is exact_duplicate"),
+        ("show --pool none", "pool 'none': not in .*; there is problem_solving, general"),
+        ("show --source none", "there is easy, hard, numina, wiki, web"),
+        ("show --split test", "there is train, validation"),
+        ("show --pool general --source easy", "not in pool 'general', which has wiki, web"),
+        ("show --number 0", "name a pool or source too; there is problem_solving, general"),
+        ("show --source web --number 2", "has 2 documents, numbered from 0"),
+        ("show --source web --number -1", "has 2 documents, numbered from 0"),
+        ("show --number 0 --id a", "give one of number and id"),
+        ("show --id copy", "'trace' tells what became of it"),
+        ("dropped --reason ugly", "there is contaminated, exact_duplicate, near_duplicate, no"),
+        ("dropped --source ugly", "there is easy, hard, numina, wiki, web"),
+        ("dropped --source web --reason too_short", "there is exact_duplicate"),
+        ("page --out {0}", "is a folder"),
+        ("page --out {0}/manifest.json/a.html", "cannot be written"),
     ],
 )
-def test_bad_names_get_what_there_is(root: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_bad_names_get_what_there_is(root: Path, arguments: str, message: str) -> None:
+    verb, *options = arguments.format(root).split()
     with pytest.raises(MathCptError, match=message):
-        command(arguments[0], root, *arguments[1:])
+        command(verb, root, *options)
 
 
 def test_the_command_writes_a_page(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "page.html"
     assert command("page", root, "--out", out) == f"Page: {out}\n"
     assert "<title>inspected · corpus</title>" in out.read_text(encoding="utf-8")
-    (tmp_path / "file").touch()
-    for wrong, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.html", "cannot be written")):
-        with pytest.raises(ConfigError, match=message):
-            command("page", root, "--out", wrong)

@@ -24,7 +24,6 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem
 
 MIX = ProblemMix(train_problems=6000, step_shares=(0.4, 0.3, 0.3))
-ALL = load_templates().templates
 
 
 @pytest.fixture(scope="module")
@@ -37,66 +36,31 @@ def held_out() -> list[Problem]:
     return [p for language in ("en", "zh") for p in evaluation_problems(MIX, language, seed=1)]
 
 
+def root(square: Fraction) -> Fraction:
+    found = next(n for n in range(10_000) if n * n >= square)
+    assert found * found == square
+    return Fraction(found)
+
+
 def calculate(text: str) -> Fraction:
-    """Left-to-right shunting of a written expression; shares no code with the generator."""
-    tokens = re.findall(r"sqrt|\d+|[-+*/^()]", text)
-    assert "".join(tokens) == text.replace(" ", ""), text
-    tokens.append("end")
-
-    def atom() -> Fraction:
-        token = tokens.pop(0)
-        if token == "sqrt":
-            square = atom()
-            root = next(n for n in range(10_000) if n * n >= square)
-            assert root * root == square
-            return Fraction(root)
-        if token == "(":
-            value = total()
-            assert tokens.pop(0) == ")"
-            return value
-        return Fraction(int(token))
-
-    def power() -> Fraction:
-        base = atom()
-        if tokens[0] == "^":
-            tokens.pop(0)
-            return Fraction(base ** int(atom()))
-        return base
-
-    def product() -> Fraction:
-        value = power()
-        while tokens[0] in "*/":
-            value = value * power() if tokens.pop(0) == "*" else value / power()
-        return value
-
-    def total() -> Fraction:
-        value = product()
-        while tokens[0] in "+-":
-            value = value + product() if tokens.pop(0) == "+" else value - product()
-        return value
-
-    result = total()
-    assert tokens == ["end"], text
-    return result
+    """The value of a written expression by Python's own arithmetic; shares no code with the generator."""
+    assert re.fullmatch(r"(sqrt|\d|[-+*/^() ])+", text), text
+    exact = re.sub(r"\d+", r"Fraction(\g<0>)", text).replace("^", "**")
+    return Fraction(eval(exact, {"Fraction": Fraction, "sqrt": root}))  # noqa: S307 - digits and signs only
 
 
-def equations(problem: Problem) -> list[tuple[str, str]]:
+def equations(problem: Problem) -> list[list[str]]:
     """Left and right side of each line's calculation, the lead before it taken off."""
-    found = []
-    for line in problem.solution.split("\n"):
-        *_, left, right = re.split(r" = |: |：", line)
-        found.append((left, right))
-    return found
+    return [re.split(r" = |: |：", line)[-2:] for line in problem.solution.split("\n")]
 
 
 def test_every_written_step_holds_and_the_last_is_the_answer(training: list[Problem]) -> None:
     assert len({p.question for p in training}) == len({p.id for p in training}) == MIX.train_problems
     for problem in training:
         assert not re.search(r"[{}]", problem.question + problem.solution)
-        for left, right in equations(problem):
-            assert calculate(left) == calculate(right), problem
-        assert equations(problem)[-1][1] == problem.answer
-        assert problem.steps == len(equations(problem))
+        sides = equations(problem)
+        assert all(calculate(left) == calculate(right) for left, right in sides), problem
+        assert (sides[-1][1], len(sides)) == (problem.answer, problem.steps)
 
 
 def test_each_step_uses_only_the_question_and_earlier_results(training: list[Problem]) -> None:
@@ -114,19 +78,16 @@ def search(holds: Callable[[dict[str, int], int], bool]) -> Callable[[dict[str, 
 
 
 def chance_of_two_red(n: dict[str, int]) -> list[Fraction]:
-    balls = [True] * n["a"] + [False] * n["b"]
-    pairs = [(x, y) for i, x in enumerate(balls) for j, y in enumerate(balls) if i != j]
+    pairs = list(itertools.permutations([True] * n["a"] + [False] * n["b"], 2))
     return [Fraction(sum(x and y for x, y in pairs), len(pairs))]
 
 
-DIVISION = search(lambda n, x: x * n["b"] == n["a"])
 # Template -> its answer found by search, counting or simulation instead of by the template's formula.
 OTHER_ROUTES: dict[str, Callable[[dict[str, int]], list[Fraction]]] = {
-    "share": DIVISION,
-    "packs": DIVISION,
-    "speed": DIVISION,
-    "travel_time": DIVISION,
-    "calculate_quotient": DIVISION,
+    **dict.fromkeys(
+        ("share", "packs", "speed", "travel_time", "calculate_quotient"),
+        search(lambda n, x: x * n["b"] == n["a"]),
+    ),
     "linear": search(lambda n, x: n["a"] * x + n["b"] == n["c"]),
     "number_riddle": search(lambda n, x: n["a"] * x + n["b"] == n["c"]),
     "linear_minus": search(lambda n, x: n["a"] * x - n["b"] == n["c"]),
@@ -209,52 +170,50 @@ def test_a_broken_template_is_refused_by_name(old: str, new: str, message: str, 
         load_templates(tmp_path / "broken.yaml")
 
 
+def keys(problems: list[Problem]) -> set[str]:
+    return {problem.extra["instance"] for problem in problems}
+
+
 def test_splits_share_no_template_with_the_same_numbers(
     training: list[Problem], held_out: list[Problem]
 ) -> None:
-    def pairs(problems: list[Problem]) -> set[tuple[str, tuple[str, ...]]]:
-        return {(p.extra["template"], tuple(sorted(re.findall(r"\d+", p.question)))) for p in problems}
-
-    def keys(problems: list[Problem]) -> set[str]:
-        return {p.extra["instance"] for p in problems}
-
-    assert not keys(training) & keys(held_out)
-    assert not {p.question for p in training} & {p.question for p in held_out}
     # Another seed's training is apart from this seed's evaluation too: the split is a property of the pair.
     other = training_problems(MIX, seed=2)
-    assert not keys(other) & keys(held_out)
+    assert not (keys(training) | keys(other)) & keys(held_out)
+    assert not {p.question for p in training} & {p.question for p in held_out}
     assert training_problems(MIX, seed=1) == training != other
-    assert len(pairs(held_out)) > 200  # and evaluation is not one pair over and over
+    assert len(keys(held_out)) > 200  # and evaluation is not one pair over and over
 
 
 def test_the_split_takes_about_its_share_of_the_pairs() -> None:
-    chance = random.Random(0)
-    keys = {instance_key("gain", ALL["gain"].draw(chance, small=None)) for _ in range(3000)}
-    assert 0.12 < sum(is_held_out(key, 0.15) for key in keys) / len(keys) < 0.18
+    chance, gain = random.Random(0), load_templates().templates["gain"]
+    pairs = {instance_key("gain", gain.draw(chance, small=None)) for _ in range(3000)}
+    assert 0.12 < sum(is_held_out(pair, 0.15) for pair in pairs) / len(pairs) < 0.18
     assert instance_key("gain", {"b": Fraction(2), "a": Fraction(1)}) == "gain(a=1,b=2)"
 
 
-@pytest.mark.parametrize("split", ["training", "held_out"])
-def test_the_mix_is_kept(split: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("split", "chinese"), [("training", 1800), ("held_out", 100)])
+def test_the_mix_is_kept(split: str, chinese: int, request: pytest.FixtureRequest) -> None:
     problems: list[Problem] = request.getfixturevalue(split)
     one, many = (sum(p.steps == 1 for p in problems), sum((p.steps or 0) >= 3 for p in problems))
     assert abs(one / len(problems) - 0.4) < 0.1
     assert abs(many / len(problems) - 0.3) < 0.1
-    assert sum(p.language == "zh" for p in problems) == {"training": 1800, "held_out": 100}[split]
+    assert sum(p.language == "zh" for p in problems) == chinese
 
 
 def test_a_mix_that_cannot_be_filled_says_so() -> None:
+    mix = ProblemMix(evaluation_problems={"en": 5000}, step_shares=(1, 0, 0), small_share=1)
     with pytest.raises(ConfigError, match="ask for fewer"):
-        evaluation_problems(
-            ProblemMix(evaluation_problems={"en": 5000}, step_shares=(1, 0, 0), small_share=1), "en", seed=0
-        )
+        evaluation_problems(mix, "en", seed=0)
 
 
 def test_steps_by_hand() -> None:
     values = {"a": Fraction(3), "b": Fraction(4), "half": Fraction(1, 2)}
     assert evaluate("sqrt(a ** 2 + b ** 2)", values) == 5
     assert substitute("a * half - b", values) == "3 * (1/2) - 4"
-    with pytest.raises(ValueError, match="not part of the language"):
-        evaluate("__import__('os')", values)
-    with pytest.raises(ValueError, match="not a rational"):
-        evaluate("sqrt(b - a + 1)", values)
+    for wrong, message in (
+        ("__import__('os')", "not part of the language"),
+        ("sqrt(b - a + 1)", "not a rational"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(wrong, values)

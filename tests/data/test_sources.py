@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.sources import (
     Document,
-    Reject,
+    Skipped,
     SourceShard,
     clean,
     list_shards,
@@ -31,7 +31,7 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).enco
 
 
 def flat(path: Path) -> list[Any]:
-    return [row for block in read_rows(SourceShard("s", 0, path, "s")) for row in block]
+    return [row for block in read_rows(SourceShard("s", 0, path, "s", (path,))) for row in block]
 
 
 def write(path: Path) -> Path:
@@ -57,17 +57,17 @@ NAMES += ("a.parquet", "stream.arrow", "file.arrow", "a.json")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_format_gives_the_same_numbered_rows(tmp_path: Path, name: str) -> None:
-    assert flat(write(tmp_path / name)) == list(enumerate(ROWS, 1))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("a.jsonl", "a.json")])
-def test_what_a_cut_file_has_lost_is_one_reject_after_the_rows_before(tmp_path: Path, name: str) -> None:
+def test_every_format_gives_the_same_numbered_rows_and_one_reject_for_what_a_cut_file_has_lost(
+    tmp_path: Path, name: str
+) -> None:
     path = write(tmp_path / name)
+    assert flat(path) == list(enumerate(ROWS, 1))
+    if name in ("a.jsonl", "a.json"):
+        return
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     *before, last = flat(path)
     assert before == list(enumerate(ROWS, 1))[: len(before)]
-    assert isinstance(last, Reject) and last.line >= len(before) + 1
+    assert isinstance(last, Skipped) and last.line >= len(before) + 1
     assert "cannot be read" in last.reason
 
 
@@ -79,17 +79,15 @@ def test_too_long_line_is_left_out_and_the_next_one_is_read(
     long = json.dumps({"text": "x" * (3 << 20)}).encode()
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}\n' + long)
-    rows = flat(path)
     expected = [(1, {"text": "a"}), 2, (3, {"text": "b"}), 4]
-    assert [row if isinstance(row, tuple) else row.line for row in rows] == expected
+    assert [row if isinstance(row, tuple) else row.line for row in flat(path)] == expected
 
 
 def test_archive_that_unpacks_without_end_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "bomb.jsonl.zst"
     path.write_bytes(zstandard.compress(b"\n" * (200 << 20)))
-    assert [row.reason for row in flat(path)] == [
-        "unpacks to more than 250 times its size; not a file of text"
-    ]
+    (reject,) = flat(path)
+    assert reject.reason == "unpacks to more than 250 times its size; not a file of text"
 
 
 LINES_AND_REASONS = [
@@ -118,18 +116,28 @@ def test_line_is_a_row_or_a_named_reject(tmp_path: Path, line: bytes, reason: st
         assert first.line == 3 and first.reason.startswith(reason)
 
 
-def test_text_files_of_a_folder_are_one_shard_and_one_document_each(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name, content in (("b.txt", "second"), ("a.md", "first"), ("sub/c.tex", "other")):
-        (tmp_path / name).write_text(content)
-    (tmp_path / "bad.txt").write_bytes(b"\xff")
-    shards = list_shards({"own": Source(pool="general", path=str(tmp_path))})
-    assert [shard.path for shard in shards] == [tmp_path, tmp_path / "sub"]
-    assert flat(shards[0].path) == [
-        (1, {"id": "a.md", "text": "first"}),
-        (2, {"id": "b.txt", "text": "second"}),
-        Reject(3, "bad.txt: not valid UTF-8 at byte 0 of the file"),
-    ]
+TEXT_FILES = {"b.txt": b"second", "a.md": b"first", "sub/c.tex": b"other", "bad.txt": b"\xff"}
+FIRST, SECOND = (1, {"id": "a.md", "text": "first"}), {"id": "b.txt", "text": "second"}
+BAD = "bad.txt: not valid UTF-8 at byte 0 of the file"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", {"": [FIRST, (2, SECOND), Skipped(3, BAD)], "sub": [(1, {"id": "c.tex", "text": "other"})]}),
+        ("b.txt", {"b.txt": [(1, SECOND)]}),
+        ("b*.txt", {"": [(1, SECOND), Skipped(2, BAD)]}),
+    ],
+)
+def test_text_files_of_a_folder_are_one_shard_and_one_document_each(
+    tmp_path: Path, given: str, expected: dict[str, list[Any]]
+) -> None:
+    for name, content in TEXT_FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    shards = list_shards({"own": Source(pool="general", path=str(tmp_path / given))})
+    found = {shard.path: [row for block in read_rows(shard) for row in block] for shard in shards}
+    assert found == {tmp_path / name: rows for name, rows in expected.items()}
     before = shards[0].hash()
     (tmp_path / "b.txt").write_text("changed")
     assert shards[0].hash() != before
@@ -212,13 +220,13 @@ def test_addresses_are_those_of_datatroves_rule() -> None:
         assert mask_pii(text) == theirs.format(text)
 
 
-@pytest.mark.parametrize("mask", [False, True])
-def test_masking_is_a_choice_of_the_source(tmp_path: Path, mask: bool) -> None:
+MAIL, MASKED = "Mail jane.doe@uni-x.edu or me@b.org.", "Mail email@example.com or email@example.com."
+
+
+@pytest.mark.parametrize(("mask", "text"), [(False, MAIL), (True, MASKED)])
+def test_masking_is_a_choice_of_the_source(tmp_path: Path, mask: bool, text: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"text": "Mail jane.doe@uni-x.edu or me@b.org."}))
+    path.write_text(json.dumps({"text": MAIL}))
     source = Source(pool="p", path=str(path), mask_pii=mask)
     (shard,) = list_shards({"own": source})
-    (document,) = next(read_documents(shard, source))
-    assert isinstance(document, Document)
-    masked = "Mail email@example.com or email@example.com."
-    assert document.text == (masked if mask else "Mail jane.doe@uni-x.edu or me@b.org.")
+    assert list(read_documents(shard, source)) == [[Document("own/a.jsonl#1", text, "own", 1)]]

@@ -1,7 +1,8 @@
 """gigatoken against the reference on hostile text, the fall-back when they differ, what is refused."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from megatron_mathcpt.data.tokenizer import (
     ReferenceEncoder,
     Tokens,
     load_encoder,
+    load_tokenizer,
+    tokenize_files,
     tokenizer_file,
     train_tokenizer,
 )
@@ -73,12 +76,14 @@ def save_llama3(folder: Path) -> None:
     trained.save(str(folder / "tokenizer.json"))
 
 
-@pytest.fixture(scope="module", params=["ours", "llama2", "llama3"])
-def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "ours":
-        return request.getfixturevalue("folder")  # type: ignore[no-any-return]
-    path = tmp_path_factory.mktemp(request.param)
-    {"llama2": save_llama2, "llama3": save_llama3}[request.param](path)
+@pytest.fixture(scope="module", params=[None, save_llama2, save_llama3], ids=["ours", "llama2", "llama3"])
+def any_folder(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param is None:
+        return folder
+    path = tmp_path_factory.mktemp("llama")
+    request.param(path)
     return path
 
 
@@ -96,39 +101,48 @@ HOSTILE = st.one_of(
 @given(texts=st.lists(HOSTILE, min_size=1, max_size=8))
 def test_chosen_engine_equals_the_reference(any_folder: Path, literals: Literals, texts: list[str]) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]
-    encoder = _cached(any_folder, literals)
-    ids, lengths = encoder[0].encode(texts)
-    expected, expected_lengths = encoder[1].encode(texts)
-    assert np.array_equal(ids, expected)
-    assert np.array_equal(lengths, expected_lengths)
+    chosen, reference = (encoder.encode(texts) for encoder in encoders(any_folder, literals))
+    assert np.array_equal(chosen[0], reference[0]) and np.array_equal(chosen[1], reference[1])
 
 
-_ENCODERS: dict[tuple[Path, str], tuple[Encoder, ReferenceEncoder]] = {}
+@cache
+def encoders(folder: Path, literals: Literals) -> tuple[Encoder, Encoder]:
+    return load_encoder(folder, literals)[0], load_encoder(folder, literals, "tokenizers")[0]
 
 
-def _cached(folder: Path, literals: Literals) -> tuple[Encoder, ReferenceEncoder]:
-    if (folder, literals) not in _ENCODERS:
-        _ENCODERS[folder, literals] = (load_encoder(folder, literals)[0], ReferenceEncoder(folder, literals))
-    return _ENCODERS[folder, literals]
-
-
-@pytest.mark.parametrize("save", [save_llama2, save_llama3])
 def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
-    save: Callable[[Path], None], tmp_path: Path
+    any_folder: Path, folder: Path
 ) -> None:
     pytest.importorskip("gigatoken")
-    save(tmp_path)
-    assert load_encoder(tmp_path, "text")[0].name == "gigatoken"
-    assert load_encoder(tmp_path, "text", "tokenizers")[0].name == "tokenizers"
+    chosen = "tokenizers" if any_folder == folder else "gigatoken"
+    assert [encoder.name for encoder in encoders(any_folder, "text")] == [chosen, "tokenizers"]
 
 
-def test_what_is_no_tokenizer_is_said_whoever_reads_it(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
-    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
-        load_encoder(tmp_path, "text")
-    assert "Traceback" not in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("bad.json", r"bad\.json: not a tokenizer"),
+        ("none.json", r"none\.json: tokenizer not found"),
+        ("", r"tokenizer\.model: .*AutoTokenizer\.from_pretrained\(DIR\)"),
+        ("tokenizer.model", r"tokenizer\.model: .*AutoTokenizer\.from_pretrained\(DIR\)"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused_by_its_name(tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "bad.json").write_text('{"model": {}}')
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(tmp_path / given)
+
+
+def test_a_tokenizer_json_beside_a_model_file_counts(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")  # as Llama 2 comes
+    train_tokenizer(iter(TEXTS), 300, tmp_path)
+    assert tokenizer_file(tmp_path) == tmp_path / "tokenizer.json"
+
+
+def test_a_missing_file_of_texts_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: this file does not exist"):
+        tokenize_files([tmp_path / "none.jsonl"], "text", folder, tmp_path / "out", "text", "auto")
 
 
 def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,16 +162,6 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
     assert load_encoder(folder, "text", "auto", sample)[0].name == "tokenizers"
     with pytest.raises(ConfigError, match="gives other ids than the reference for 'a sample"):
         load_encoder(folder, "text", "gigatoken", sample)
-
-
-def test_a_model_file_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
-    model = tmp_path / "tokenizer.model"
-    model.write_bytes(b"pieces")
-    for path in (tmp_path, model):
-        with pytest.raises(DataError, match=r"tokenizer\.model: .*AutoTokenizer\.from_pretrained\(DIR\)"):
-            tokenizer_file(path)
-    train_tokenizer(iter(TEXTS), 300, tmp_path)
-    assert tokenizer_file(tmp_path) == tmp_path / "tokenizer.json"  # beside a .model, as Llama 2 comes
 
 
 def test_added_tokens_are_one_token_wherever_they_stand(tmp_path: Path) -> None:

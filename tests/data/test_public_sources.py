@@ -1,0 +1,239 @@
+"""Rows in the schemas of the public sources; their download from a server that speaks the hub's protocol."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from megatron_mathcpt.config.corpus import ProblemAdapter, Source, TextAdapter
+from megatron_mathcpt.data.public_sources import ADAPTERS, NOTE, PUBLISHED, last_boxed
+from megatron_mathcpt.data.sources import Document, Skipped, list_shards, read_documents
+from megatron_mathcpt.records import Problem
+
+ARXIV = {"yymm": "0704", "arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
+WIKI = json.dumps({"title": "Pi", "url": "https://en.wikipedia.org/wiki/Pi", "language": "en"})
+CODE = "<reponame>me/repo<filename>src/a.py<gh_stars>1-10\nx = 1 < 2\n"
+STARRED = {"max_stars_repo_path": "src/a.py", "max_stars_repo_name": "me/repo", "max_stars_count": 3}
+WEB = {"url": "http://a", "text": "T", "date": "2023-01-01 00:00:00", "metadata": '{"extraction_info": {}}'}
+MIXED = {"text_list": ["One", None, "Two"], "image_list": [None, "http://i.png", None], "URL": "http://b"}
+TEXTS: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
+    ("redpajama", {"text": "T", "meta": ARXIV}, ("0704.0001", "T")),
+    ("redpajama", {"text": "T", "meta": {"source": "c4", "url": "http://a.b"}}, ("http://a.b", "T")),
+    ("redpajama", {"text": "T", "meta": WIKI}, ("https://en.wikipedia.org/wiki/Pi", "T")),
+    ("algebraic_stack", {"text": "T", "meta": {"hexsha": "ab12", "lang": "Lean"}}, ("ab12", "T")),
+    ("starcoder", {**STARRED, "id": "17", "content": CODE}, ("me/repo/src/a.py", "x = 1 < 2")),
+    ("starcoder", {"id": "17", "content": "<html>\n</html>"}, ("17", "<html>\n</html>")),
+    ("open_web_math", WEB, ("http://a", "T")),
+    ("infimm_webmath", MIXED, ("http://b", "One\n\nTwo")),
+]
+NUMINA = {"problem": "1+1?", "solution": "It is $\\boxed{2}$.", "source": "cn_k12"}
+LILA = {"input": "1+1?", "output_program": "answer=1+1\nprint(answer)", "split": "train", "dataset": "asdiv"}
+VALID = {"problem_type": "Algebra", "problem_is_valid": "Yes", "solution_is_valid": "Yes", "synthetic": False}
+ADDED = {"Input": "1+1?", "Output Program": ["print(1+1)"], "Output Answer": ["2"], "Split": "train"}
+SOLVED = ("1+1?", "It is $\\boxed{2}$.", "2", "cn_k12")
+PROBLEMS: list[tuple[str, dict[str, Any], tuple[str, ...] | str]] = [
+    ("numinamath", {**NUMINA, "messages": [{"role": "user", "content": "1+1?"}]}, SOLVED),
+    ("numinamath", {**NUMINA, **VALID, "answer": "2"}, SOLVED),
+    ("numinamath", {**NUMINA, "answer": "proof"}, "no_answer"),
+    ("numinamath", {**NUMINA, "solution": "Clear."}, "no_answer"),
+    ("numinamath", {**NUMINA, "answer": "2", "problem_is_valid": "Incomplete"}, "invalid_at_source"),
+    ("lila", {**LILA, "output_answer": "2"}, ("1+1?", "answer=1+1\nprint(answer)", "2", "asdiv")),
+    ("lila", ADDED, ("1+1?", "print(1+1)", "2", "made")),
+    ("lila", {**LILA, "output_answer": ""}, "no_answer"),
+    ("lila", {**ADDED, "Output Program": []}, "no_solution"),
+]
+
+
+def read_one(tmp_path: Path, kind: str, adapter: str, row: dict[str, Any]) -> Any:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    source = Source.model_validate({"pool": "p", "path": str(path), "kind": kind, "adapter": adapter})
+    (shard,) = list_shards({"made": source})
+    ((record,),) = read_documents(shard, source)
+    return record
+
+
+@pytest.mark.parametrize(("adapter", "row", "expected"), TEXTS)
+def test_text(tmp_path: Path, adapter: str, row: dict[str, Any], expected: tuple[str, str]) -> None:
+    document = read_one(tmp_path, "text", adapter, row)
+    assert (document.id, document.text) == expected
+
+
+@pytest.mark.parametrize(("adapter", "row", "expected"), PROBLEMS)
+def test_problem(tmp_path: Path, adapter: str, row: dict[str, Any], expected: tuple[str, ...] | str) -> None:
+    record = read_one(tmp_path, "problem", adapter, row)
+    if isinstance(expected, str):
+        assert record == Skipped(1, expected, "made/a.jsonl#1")
+    else:
+        assert isinstance(record, Document) and isinstance(record.problem, Problem)
+        problem = record.problem
+        assert (problem.question, problem.solution, problem.answer, problem.source) == expected
+        assert set(problem.extra) <= {"problem_type", "question_type", "synthetic"}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("value", [None, 1, [], [None], {}, "{", float("nan")])
+def test_wrong_types_are_rejects_or_named_drops(tmp_path: Path, adapter: str, value: Any) -> None:
+    kind = "problem" if adapter in ("numinamath", "lila") else "text"
+    names = ("text", "meta", "content", "url", "URL", "text_list", "problem", "solution", "answer", "input")
+    record = read_one(tmp_path, kind, adapter, dict.fromkeys(names, value))
+    assert type(record).__name__ in ("Skipped", "Document")
+
+
+def test_last_boxed_takes_balanced_braces() -> None:
+    assert last_boxed(r"\boxed{1} then \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{1") is None
+    assert last_boxed("none") is None
+
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "1" * 40
+FILES = {
+    "data/train-00000-of-00002.parquet": os.urandom(24_000_000),  # the library writes 10 MB at a time
+    "data/train-00001-of-00002.parquet": os.urandom(100_000),
+    "data/test-00000-of-00001.parquet": b"not wanted",
+    "README.md": b"# a card",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Dataset info with checksums, and files with ranges; notes what was asked for."""
+
+    asked: list[str]  # paths, and ranges that begin within a file
+    wrong: bool
+    broken: bool
+    status: int
+
+    def do_HEAD(self) -> None:
+        path = unquote(urlparse(self.path).path)
+        self.asked.append(path)
+        name = re.sub(r".*?/resolve/[^/]+/", "", path)
+        if self.status != 200:
+            self._send(self.status, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
+        elif path.startswith("/api/datasets/"):
+            answer = self._files("path", "oid") if "/tree/" in path else self._info()
+            self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        else:
+            self._file(FILES[name])
+
+    do_GET = do_HEAD
+
+    def _files(self, name: str, digest: str) -> list[dict[str, Any]]:
+        rows = []
+        for path, data in FILES.items():
+            sha256 = "0" * 64 if self.wrong else hashlib.sha256(data).hexdigest()
+            lfs = {digest: sha256, "size": len(data), "pointerSize": 134}
+            rows.append(
+                {"type": "file", name: path, "size": len(data), "oid": "b", "blobId": "b", "lfs": lfs}
+            )
+        return rows
+
+    def _info(self) -> dict[str, Any]:
+        return {"id": "AI-MO/NuminaMath-CoT", "sha": COMMIT, "siblings": self._files("rfilename", "sha256")}
+
+    def _file(self, data: bytes) -> None:
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if first := int((self.headers.get("Range") or "bytes=0-").split("=")[1].split("-")[0]):
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+            self.asked.append("rest")
+        self._send(206 if first else 200, data[first:], headers)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET" and self.broken and len(data) > 1_000_000:
+            type(self).broken = False
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        elif self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, type[Hub]]]:
+    handler = type("OneHub", (Hub,), {"asked": [], "wrong": False, "broken": False, "status": 200})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+
+
+def run(endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "COLUMNS": "200"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, str(ROOT / "tools" / "download.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_files_come_whole_are_verified_and_mended(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
+    endpoint, handler = hub
+    out = tmp_path / "numinamath"
+    handler.broken = True  # half of one file, then the connection closes
+    first = run(endpoint, "numinamath", "--out", str(out))
+    assert first.returncode == 0, first.stderr
+    assert f"2 files fetched; 2 files, 0.02 GB, revision {COMMIT}" in first.stdout
+    wanted = {name: data for name, data in FILES.items() if name.startswith("data/train")}
+    assert {name: (out / name).read_bytes() for name in wanted} == wanted
+    assert not (out / "README.md").exists() and not (out / "data" / "test-00000-of-00001.parquet").exists()
+    note = {name: file["sha256"] for name, file in json.loads((out / NOTE).read_bytes())["files"].items()}
+    assert note == {name: hashlib.sha256(data).hexdigest() for name, data in wanted.items()}
+    assert "rest" in handler.asked, "not resumed"
+
+    handler.asked.clear()
+    assert "complete, verified" in run(endpoint, "numinamath", "--out", str(out)).stdout
+    assert handler.asked == []
+
+    damaged = out / "data" / "train-00001-of-00002.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    mended = run(endpoint, "numinamath", "--out", str(out)).stdout
+    assert "train-00001-of-00002.parquet: missing or damaged" in mended
+    assert "1 files fetched; 2 files" in mended
+    assert damaged.read_bytes() == wanted["data/train-00001-of-00002.parquet"]
+
+    other = run(endpoint, "lila", "--out", str(out))
+    assert other.returncode == 2 and "holds AI-MO/NuminaMath-CoT" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "served", "message"),
+    [
+        ("numinamath", {"wrong": True}, "not the hub's SHA-256"),
+        ("starcoder", {"status": 403}, "bigcode/starcoderdata: gated; accept its terms"),
+        ("numinamath", None, "AI-MO/NuminaMath-CoT: the hub cannot be reached"),
+        ("nothing", {}, "no source 'nothing'; known are numinamath,"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    hub: tuple[str, type[Hub]], tmp_path: Path, name: str, served: dict[str, Any] | None, message: str
+) -> None:
+    endpoint, handler = hub
+    for key, value in (served or {}).items():
+        setattr(handler, key, value)
+    done = run("http://127.0.0.1:9" if served is None else endpoint, name, "--out", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr and not (tmp_path / NOTE).exists()
+
+
+def test_list_shows_every_adapter() -> None:
+    shown = run("http://127.0.0.1:9", "--list")
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in PUBLISHED)
+    adapters = {*get_args(TextAdapter), *get_args(ProblemAdapter)}
+    assert {found.adapter for found in PUBLISHED.values()} == adapters
