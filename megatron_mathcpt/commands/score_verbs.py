@@ -171,6 +171,9 @@ def trace_step(
     step: Annotated[int, Argument(help="optimizer step, from 1")],
 ) -> None:
     """The documents that a step was trained on."""
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
     from megatron_mathcpt.train.datasets import trace_step as find
 
     seen = find(run, step)

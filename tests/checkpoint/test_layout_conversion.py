@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_mathcpt import parallel
@@ -64,9 +63,9 @@ def test_every_layout_holds_the_weights_bit_for_bit(
     source, assembled = HuggingFaceWeights(tmp_path / "hf", shape), Assembled(shape)
     sizes = ParallelSection(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     for rank in range(sizes.model_size):
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=sizes.model_size)
+        world = {"backend": "fake", "store": FakeStore(), "rank": rank, "world_size": sizes.model_size}
+        layout = parallel.start(sizes, 0, **world)
         try:
-            layout = parallel._split(sizes, 0, torch.device("cpu"))
             assembled.add(build(shape, layout, source))
         finally:
             parallel.stop()
