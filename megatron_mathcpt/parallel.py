@@ -88,8 +88,8 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **
         torch.cuda.set_device(device)
     # Without `device_id`: with it every sub-group connects at once, and Megatron-Core's 25 of a process
     # took 7.6 GiB of an H100 (NCCL 2.28), most of them for nothing.
-    group = {"backend": backend, "timeout": timedelta(seconds=timeout_seconds)} | group
-    dist.init_process_group(**group)
+    ours: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_seconds)}
+    dist.init_process_group(**ours | group)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
