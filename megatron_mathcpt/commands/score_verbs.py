@@ -41,7 +41,7 @@ def evaluate(
     sets: Annotated[str, Option(help="sets of --benchmarks, with commas; or `all`")] = "",
     answering: Answering,
 ) -> None:
-    """Score a model on benchmark files through lm-eval.
+    """Score a model, loaded by lm-eval, on benchmark files.
 
     The model is a Hugging Face folder, or with --backend megatron a run's checkpoint too. Every answer is
     kept, and a killed run goes on.
