@@ -82,9 +82,8 @@ def their_step(corpus: Path) -> Callable[[], None]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tree = hf_config(SHAPE, dtype="float32", bos_id=None, eos_id=None)
-    model = LlamaForCausalLM(
-        LlamaConfig.from_dict(tree | {"use_cache": False}, attn_implementation="sdpa")
-    ).train()
+    config = LlamaConfig.from_dict(tree | {"use_cache": False}, attn_implementation="sdpa")
+    model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = np.memmap(corpus / "datasets" / "pool" / "train.bin", dtype=np.uint16, mode="r")
     random = np.random.default_rng(2)
@@ -100,32 +99,21 @@ def their_step(corpus: Path) -> Callable[[], None]:
     return step
 
 
-def loader_rate(config: ExperimentConfig, layout: Any, run: Path, samples: int) -> float:
-    """Tokens a second of one core, collation included."""
+def compare_with_transformers(corpus: Path, steps: int) -> None:
     from megatron_mathcpt.train.datasets import build_train_dataset, microbatches
     from megatron_mathcpt.train.inputs import resolve_inputs
 
-    dataset = build_train_dataset(resolve_inputs(config), run)
-
-    def read() -> None:
-        for _ in microbatches(dataset, range(samples), BATCH, layout):
-            pass
-
-    read()
-    return samples * config.train.seq_length / cost(read).cpu
-
-
-def compare_with_transformers(corpus: Path, steps: int) -> None:
     with our_step(config_on(corpus), corpus.parent / "run") as (ours, layout):
         works = {"ours": partial(cost, ours), "transformers": partial(cost, their_step(corpus))}
         found = by_turns(works, steps, warm=2)
-        rate = loader_rate(config_on(corpus, length=LONG), layout, corpus.parent / "long", 200)
+        inputs = resolve_inputs(config_on(corpus, length=LONG))
+        dataset = build_train_dataset(inputs, corpus.parent / "long")
+        read = [cost(lambda: [*microbatches(dataset, range(200), BATCH, layout)]).cpu for _ in "ab"]
     pairs = [(a.cpu, b.cpu) for a, b in zip(*found.values(), strict=True)]
     mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    print(
-        f"CPU seconds a step, median of {steps}: ours {mine:.3f}, transformers {other:.3f}, ratio {ratio:.3f}"
-    )
+    ratio, rate = statistics.median(a / b for a, b in pairs), 200 * LONG / read[1]
+    seconds = f"ours {mine:.3f}, transformers {other:.3f}, ratio {ratio:.3f}"
+    print(f"CPU seconds a step, median of {steps}: {seconds}")
     share = BATCH * LENGTH / rate / mine
     print(f"loader at 4096: {rate / 1e6:.1f} M tokens/s a core, {100 * share:.2f} % of the step")
 
@@ -136,16 +124,14 @@ def rank_seconds(corpus: Path, run: Path, tensor: int, steps: int) -> list[float
         return [cost(step).cpu for _ in range(steps + 2)][2:]
 
 
-def layout_seconds(corpus: Path, layout: str, steps: int) -> float:
-    """CPU seconds of a step, all ranks together: the median of `steps`."""
-    processes, tensor = LAYOUTS[layout]
-    with tempfile.TemporaryDirectory() as run:
-        ranks = in_ranks(processes, rank_seconds, corpus, Path(run), tensor, steps)
-    return statistics.median(map(sum, zip(*ranks, strict=True)))
-
-
 def compare_layouts(corpus: Path, steps: int, rounds: int) -> None:
-    taken = by_turns({name: partial(layout_seconds, corpus, name, steps) for name in LAYOUTS}, rounds)
+    def seconds(processes: int, tensor: int) -> float:
+        """CPU seconds of a step, all ranks together: the median of `steps`."""
+        with tempfile.TemporaryDirectory() as run:
+            ranks = in_ranks(processes, rank_seconds, corpus, Path(run), tensor, steps)
+        return statistics.median(map(sum, zip(*ranks, strict=True)))
+
+    taken = by_turns({name: partial(seconds, *sizes) for name, sizes in LAYOUTS.items()}, rounds)
     rows = []
     for layout, times in taken.items():
         ratios = [one / alone for one, alone in zip(times, taken["one process"], strict=True)]
@@ -182,10 +168,8 @@ def build_indices(documents: int, folder: Path) -> None:
     print(f"samples of each pool: off by at most {np.abs(off).max():.1f}")
 
 
-def main(
-    steps: int = 12, layouts: bool = False, rounds: int = 5, documents: int = 0, folder: Path | None = None
-) -> None:
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+def main(steps: int = 12, layouts: bool = False, rounds: int = 5, documents: int = 0) -> None:
+    with tempfile.TemporaryDirectory() as name:
         if documents:
             return build_indices(documents, Path(name))
         corpus = write_corpus(Path(name) / "corpus", [("pool", np.full(5000, 400, np.int32))], drawn=True)

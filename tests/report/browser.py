@@ -33,15 +33,14 @@ class Page:
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
-            self._note(message)
-
-    async def open(self, page: Path) -> None:
-        """Go to a file and wait until it is loaded."""
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self.send(f"{domain}.enable")
-        await self.send("Page.navigate", url=page.as_uri())
-        while await self.evaluate("document.readyState") != "complete":
-            await asyncio.sleep(0.02)
+            if message["method"] == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+            elif message["method"] in (
+                "Runtime.exceptionThrown",
+                "Log.entryAdded",
+                "Runtime.consoleAPICalled",
+            ):
+                self.complaints.append(str(message["params"]))
 
     async def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""
@@ -59,27 +58,24 @@ class Page:
         tip = "document.getElementById('tip')"
         return await self.evaluate(f"{tip}.style.visibility === 'visible' ? {tip}.textContent : ''")
 
-    def _note(self, message: dict[str, Any]) -> None:
-        method, parameters = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent":
-            self.requests.append(parameters["request"]["url"])
-        elif method in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
-            self.complaints.append(str(parameters))
-
 
 @asynccontextmanager
-async def open_page(chromium: str, page: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
+async def open_page(chromium: str, page: Path, width: int = 1280) -> AsyncIterator[Page]:
     """A browser of its own on `page`, ended afterwards."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank")
+        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900", "about:blank")
         process = await asyncio.create_subprocess_exec(chromium, *options, stderr=asyncio.subprocess.DEVNULL)
         try:
             address = await _debugger_address(Path(profile) / "DevToolsActivePort")
             async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
                 found = Page(socket)
-                metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+                metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
                 await found.send("Emulation.setDeviceMetricsOverride", **metrics)
-                await found.open(page)
+                for domain in ("Page", "Runtime", "Log", "Network"):
+                    await found.send(f"{domain}.enable")
+                await found.send("Page.navigate", url=page.as_uri())
+                while await found.evaluate("document.readyState") != "complete":
+                    await asyncio.sleep(0.02)
                 yield found
         finally:
             process.terminate()
@@ -92,7 +88,7 @@ def in_browser(
     """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
 
     async def run() -> None:
-        async with open_page(chromium, page, width=width) as opened:
+        async with open_page(chromium, page, width) as opened:
             await check(opened)
             await asyncio.sleep(0.1)
             await opened.evaluate("1")
@@ -108,9 +104,8 @@ async def _debugger_address(port_file: Path) -> str:
         if port_file.is_file() and (port := port_file.read_text().partition("\n")[0]):
             address = f"http://127.0.0.1:{port}/json/list"
             async with aiohttp.ClientSession() as session, session.get(address) as answer:
-                targets = await answer.json()
-            pages = [target for target in targets if target["type"] == "page"]
-            if pages:
-                return str(pages[0]["webSocketDebuggerUrl"])
+                for target in await answer.json():
+                    if target["type"] == "page":
+                        return str(target["webSocketDebuggerUrl"])
         await asyncio.sleep(0.05)
     raise TimeoutError("Chromium gave no debugging port within 30 s")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.report.page import build_report
-from tests.report.report_folder import POOLS
+from tests.report.report_folder import POOLS, built
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 VOID_IN_SVG = {"line", "path", "circle", "rect"}
@@ -36,9 +35,8 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def page(results: Path) -> str:
-    pairs = [("base2", "base1"), ("base1", "base")]
-    written = build_report(results, results / "report", runs=("base", "base1", "base2"), comparisons=pairs)
-    return written.read_text(encoding="utf-8")
+    built(results, ("base", "base1", "base2"), [("base2", "base1"), ("base1", "base")])
+    return (results / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_every_table_and_plot_is_whole_and_nothing_is_loaded_from_outside(results: Path, page: str) -> None:
