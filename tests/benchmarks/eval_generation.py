@@ -183,11 +183,9 @@ def main(
     shape: str = BILLION if ON_GPU else TINY,
     batch: int = 32,
     turns: int = 1,
-    threads: int = os.cpu_count() or 1,
     out: Path | None = None,
 ) -> None:
     """`--shape` is layers,hidden,heads,groups,ffn,words."""
-    torch.set_num_threads(threads)
     use_cpu()  # before the first import of Megatron-Core
     report, layout = Report(out), parallel.start_alone(models.ALONE)
     small = build(shape_of(4, 256, 8, 2, 704, 1000, init_method_std=0.1), layout, "fp32")

@@ -42,14 +42,13 @@ LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, te
 LAYOUT_SHAPE = shape_of(4, 512, 8, 4, 1408, VOCABULARY)
 
 
-def config_on(
-    corpus: Path, shape: LlamaShape = SHAPE, length: int = LENGTH, micro: int = BATCH, tensor: int = 1
-) -> ExperimentConfig:
+def config_on(corpus: Path, shape: LlamaShape = SHAPE, tensor: int = 1, **train: int) -> ExperimentConfig:
+    sizes = {"seq_length": LENGTH, "micro_batch_size": BATCH, "global_batch_size": BATCH}
     return config_of(
         shape,
         data={"corpus": str(corpus), "blend": {"pool": 1.0}},
         parallel={"tensor_model_parallel_size": tensor},
-        train={"seq_length": length, "micro_batch_size": micro, "global_batch_size": BATCH},
+        train=sizes | train,
     )
 
 
@@ -106,7 +105,7 @@ def compare_with_transformers(corpus: Path, steps: int) -> None:
     with our_step(config_on(corpus), corpus.parent / "run") as (ours, layout):
         works = {"ours": partial(cost, ours), "transformers": partial(cost, their_step(corpus))}
         found = by_turns(works, steps, warm=2)
-        inputs = resolve_inputs(config_on(corpus, length=LONG))
+        inputs = resolve_inputs(config_on(corpus, seq_length=LONG))
         dataset = build_train_dataset(inputs, corpus.parent / "long")
         read = [cost(lambda: [*microbatches(dataset, range(200), BATCH, layout)]).cpu for _ in "ab"]
     pairs = [(a.cpu, b.cpu) for a, b in zip(*found.values(), strict=True)]
@@ -120,7 +119,7 @@ def compare_with_transformers(corpus: Path, steps: int) -> None:
 
 def rank_seconds(corpus: Path, run: Path, tensor: int, steps: int) -> list[float]:
     """One rank's CPU seconds of each step."""
-    with our_step(config_on(corpus, LAYOUT_SHAPE, micro=1, tensor=tensor), run) as (step, _):
+    with our_step(config_on(corpus, LAYOUT_SHAPE, tensor, micro_batch_size=1), run) as (step, _):
         return [cost(step).cpu for _ in range(steps + 2)][2:]
 
 

@@ -79,8 +79,8 @@ def test_nothing_fits_says_by_how_much() -> None:
     run, memory = result.misfits[0]
     excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on stage {memory.stage}"
     assert not result.plans
-    parts = [*describe(result, train_tokens=1e12, top=3)]
-    assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in parts
+    lines = [*describe(result, train_tokens=1e12, top=3)]
+    assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in lines
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import asyncio
 import itertools
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,51 +59,47 @@ class Page:
         return await self.evaluate(f"{tip}.style.visibility === 'visible' ? {tip}.textContent : ''")
 
 
-@asynccontextmanager
-async def open_page(chromium: str, page: Path, width: int = 1280) -> AsyncIterator[Page]:
-    """A browser of its own on `page`, ended afterwards."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900", "about:blank")
-        process = await asyncio.create_subprocess_exec(chromium, *options, stderr=asyncio.subprocess.DEVNULL)
-        try:
-            address = await _debugger_address(Path(profile) / "DevToolsActivePort")
-            async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
-                found = Page(socket)
-                metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-                await found.send("Emulation.setDeviceMetricsOverride", **metrics)
-                for domain in ("Page", "Runtime", "Log", "Network"):
-                    await found.send(f"{domain}.enable")
-                await found.send("Page.navigate", url=page.as_uri())
-                while await found.evaluate("document.readyState") != "complete":
-                    await asyncio.sleep(0.02)
-                yield found
-        finally:
-            process.terminate()
-            await process.wait()
-
-
 def in_browser(
     chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
 ) -> None:
     """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
 
-    async def run() -> None:
-        async with open_page(chromium, page, width) as opened:
-            await check(opened)
-            await asyncio.sleep(0.1)
-            await opened.evaluate("1")
-            assert opened.complaints == []
-            # the icon is an empty data address
-            assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
+    async def run(socket: aiohttp.ClientWebSocketResponse) -> None:
+        opened = Page(socket)
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        await opened.send("Emulation.setDeviceMetricsOverride", **metrics)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await opened.send(f"{domain}.enable")
+        await opened.send("Page.navigate", url=page.as_uri())
+        while await opened.evaluate("document.readyState") != "complete":
+            await asyncio.sleep(0.02)
+        await check(opened)
+        await asyncio.sleep(0.1)
+        await opened.evaluate("1")
+        assert opened.complaints == []
+        # the icon is an empty data address
+        assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
 
-    asyncio.run(run())
+    async def connect(profile: Path) -> None:
+        async with aiohttp.ClientSession() as session:
+            address = await _debugger_address(session, profile / "DevToolsActivePort")
+            async with session.ws_connect(address) as socket:
+                await run(socket)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900", "about:blank")
+        with subprocess.Popen([chromium, *options], stderr=subprocess.DEVNULL) as process:
+            try:
+                asyncio.run(connect(Path(profile)))
+            finally:
+                process.terminate()
 
 
-async def _debugger_address(port_file: Path) -> str:
+async def _debugger_address(session: aiohttp.ClientSession, port_file: Path) -> str:
     for _ in range(600):
         if port_file.is_file() and (port := port_file.read_text().partition("\n")[0]):
             address = f"http://127.0.0.1:{port}/json/list"
-            async with aiohttp.ClientSession() as session, session.get(address) as answer:
+            async with session.get(address) as answer:
                 for target in await answer.json():
                     if target["type"] == "page":
                         return str(target["webSocketDebuggerUrl"])

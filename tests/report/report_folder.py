@@ -42,9 +42,7 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
     counts = RunCounts(
-        step=steps,
-        steps=steps,
-        **{"consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
+        **{"step": steps, "steps": steps, "consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
         tokens_by_source={
             "general": SourceTokens(asked=30000, seen=29700),
             "math_corpus": SourceTokens(asked=10000, seen=10300),
