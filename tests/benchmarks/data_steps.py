@@ -8,8 +8,7 @@ which the steps take turns.
 
 With `--planted`, copies of documents get a random share of their words replaced. The Jaccard similarity of a
 pair is counted on its sets of word 5-grams; it is found when its copy is dropped. Beside it the recall that
-14 bands of 8 rows have in theory, 1 - (1 - s^8)^14, before signatures are compared. Then how many generated
-problems are taken for near duplicates, and how many of them by mistake.
+14 bands of 8 rows have in theory, 1 - (1 - s^8)^14, before signatures are compared.
 """
 
 import gzip
@@ -29,18 +28,16 @@ from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repet
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.data.sources import Document, clean
 from megatron_mathcpt.data.words import Hashes, Words, batches, cut_words, ngrams
 from megatron_mathcpt.formats.indexed_dataset import write_index
-from megatron_mathcpt.records import cpt_text
 
 ROUNDS = 5
 WORDS, SIGNATURES = "words (shared by the next two)", "MinHash signatures, 112 values"
 SEARCH = "decontamination search"
 SHINGLE, BANDS, ROWS, THRESHOLD = 5, 14, 8, 0.7
 BINS = ((0.9, 1.01), (0.8, 0.9), (0.7, 0.8), (0.6, 0.7), (0.0, 0.6))
-GENERATED, INDEX_DOCUMENTS = 20_000, 10_000_000
+INDEX_DOCUMENTS = 10_000_000
 
 
 def load(folder: Path) -> list[Document]:
@@ -108,12 +105,12 @@ def rates(documents: list[Document], benchmarks: Path) -> None:
     print(f".idx of {INDEX_DOCUMENTS:,} documents: {mine:.2f} s, Megatron-Core {theirs:.2f} s")
 
 
-def duplicates(texts: list[str], *, with_numbers: bool) -> tuple[np.ndarray, np.ndarray, Hashes]:
-    """Verdict and first of its kind of each text, and the number hashes, which count only if asked to."""
+def kept(texts: list[str]) -> np.ndarray:
+    """Whether each text stays."""
     parts = [hashes(cut_words(batch)) for batch in batches(texts, [len(text) for text in texts])]
     whole, numbers, rows = map(np.concatenate, zip(*parts, strict=True))
-    apart, bands = numbers if with_numbers else np.zeros_like(numbers), minhash.band_keys(rows, BANDS)
-    return *minhash.find_duplicates(whole, apart, bands, rows.__getitem__, THRESHOLD), numbers
+    bands, apart = minhash.band_keys(rows, BANDS), np.zeros_like(numbers)
+    return minhash.find_duplicates(whole, apart, bands, rows.__getitem__, THRESHOLD)[0] == minhash.KEPT
 
 
 def jaccard(one: str, other: str) -> float:
@@ -129,7 +126,7 @@ def near_duplicates(documents: list[Document], planted: int) -> None:
     for original in originals:
         share, words = draw.uniform(0, 0.08), original.split(" ")
         copies.append(" ".join(w if draw.random() >= share else f"w{draw.randrange(10**9)}" for w in words))
-    gone = duplicates([*texts, *copies], with_numbers=False)[0][len(texts) :] != minhash.KEPT
+    gone = ~kept([*texts, *copies])[len(texts) :]
     similarity = np.array([*map(jaccard, originals, copies)])
     theory = 1 - (1 - similarity**ROWS) ** BANDS
     rows = []
@@ -138,12 +135,6 @@ def near_duplicates(documents: list[Document], planted: int) -> None:
         recalls = [gone[here].mean(), theory[here].mean()] if here.any() else []
         rows.append((f"{low} and more", here.sum(), gone[here].sum(), *recalls))
     print_table("Jaccard similarity | planted | found | recall | bands alone, in theory", rows)
-
-    problems = [cpt_text(record) for record in training_problems(ProblemMix(train_problems=GENERATED), 5)]
-    verdict, first, numbers = duplicates(problems, with_numbers=True)
-    dropped = np.flatnonzero(verdict != minhash.KEPT)
-    other = (numbers[dropped] != numbers[first[dropped]]).sum()
-    print(f"{GENERATED:,} generated problems: {len(dropped)} dropped, {other} with other numbers")
 
 
 def main(

@@ -161,8 +161,9 @@ def build_indices(documents: int, folder: Path) -> None:
     size, blend = sum(path.stat().st_size for path in cache.iterdir()), built.result
     off = np.bincount(blend.dataset_index, minlength=len(GETS)) - len(blend) * np.array(list(GETS.values()))
     print(f"{documents:,} documents, {total:,} tokens, {len(blend):,} samples of {LONG}")
-    print(f"build: {built.wall:.1f} s, {built.cpu:.1f} CPU s; {size / 1e9:.2f} GB, ", end="")
-    print(f"read again in {again.cpu:.1f} CPU s")
+    print(
+        f"build: {built.wall:.1f} s, {built.cpu:.1f} CPU s; {size / 1e9:.2f} GB, again {again.cpu:.1f} CPU s"
+    )
     print(f"peak memory: {after / 1e9:.2f} GB, {before / 1e9:.2f} GB of it before building")
     print(f"samples of each pool: off by at most {np.abs(off).max():.1f}")
 
