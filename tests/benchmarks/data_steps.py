@@ -133,7 +133,7 @@ def near_duplicates(documents: list[Document], planted: int) -> None:
     for low, high in BINS:
         here = (similarity >= low) & (similarity < high)
         recalls = [gone[here].mean(), theory[here].mean()] if here.any() else []
-        rows.append((f"{low} and more", here.sum(), gone[here].sum(), *recalls))
+        rows.append((f"from {low}", here.sum(), gone[here].sum(), *recalls))
     print_table("Jaccard similarity | planted | found | recall | bands alone, in theory", rows)
 
 
