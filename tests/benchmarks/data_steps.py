@@ -1,20 +1,17 @@
-"""CPU rates of the steps of a corpus build, beside datatrove's on the same text, and of writing an index.
+"""CPU rates of the steps of a corpus build, and of writing an index beside Megatron-Core's own writer.
 
     python tests/benchmarks/data_steps.py CORPORA BENCHMARKS     (JSON lines, as in the README's two folders)
     python tests/benchmarks/data_steps.py CORPORA --planted 3000           recall of near-duplicate removal
 
 MB are 10^6 bytes of text; seconds are CPU time of this process; a rate is the median of ROUNDS rounds in
-which the steps take turns. datatrove runs on fewer documents, as it is slower, and where its extra
-`processing` is installed and spaCy, which its word tokenizer needs.
+which the steps take turns.
 
 With `--planted`, copies of documents get a random share of their words replaced. The Jaccard similarity of a
 pair is counted on its sets of word 5-grams; it is found when its copy is dropped. Beside it the recall that
-14 bands of 8 rows have in theory, 1 - (1 - s^8)^14, before signatures are compared. Then how many generated
-problems are taken for near duplicates, and how many of them by mistake.
+14 bands of 8 rows have in theory, 1 - (1 - s^8)^14, before signatures are compared.
 """
 
 import gzip
-import importlib.util
 import json
 import random
 import tempfile
@@ -31,19 +28,16 @@ from megatron_mathcpt.config.corpus import Decontaminate, Filter, Quality, Repet
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
-from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.data.sources import Document, clean
 from megatron_mathcpt.data.words import Hashes, Words, batches, cut_words, ngrams
 from megatron_mathcpt.formats.indexed_dataset import write_index
-from megatron_mathcpt.records import cpt_text
 
 ROUNDS = 5
-PEER_DOCUMENTS = 60
 WORDS, SIGNATURES = "words (shared by the next two)", "MinHash signatures, 112 values"
-SEARCH, PEER = "decontamination search", "datatrove signatures"
+SEARCH = "decontamination search"
 SHINGLE, BANDS, ROWS, THRESHOLD = 5, 14, 8, 0.7
-BINS = ((0.9, 1.0), (0.8, 0.9), (0.7, 0.8), (0.6, 0.7), (0.0, 0.6))
-GENERATED = 20_000
+BINS = ((0.9, 1.01), (0.8, 0.9), (0.7, 0.8), (0.6, 0.7), (0.0, 0.6))
+INDEX_DOCUMENTS = 10_000_000
 
 
 def load(folder: Path) -> list[Document]:
@@ -83,62 +77,40 @@ def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[],
     }
 
 
-def datatrove_signatures(documents: list[Document], folder: Path) -> Callable[[], object]:
-    """Its signature step with the same numbers: word 5-grams, 14 bands of 8 rows, 64 bits."""
-    from datatrove.data import Document as DatatroveDocument
-    from datatrove.pipeline.dedup import MinhashDedupSignature
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-    from datatrove.utils.hashing import HashConfig
-
-    config = MinhashConfig(
-        n_grams=SHINGLE, num_buckets=BANDS, hashes_per_bucket=ROWS, hash_config=HashConfig(precision=64)
-    )
-    step = MinhashDedupSignature(output_folder=str(folder), config=config)
-    peers = [DatatroveDocument(text=d.text, id=d.id) for d in documents]
-    step.run(iter(peers), 0, 1)  # loads its word tokenizer
-    return lambda: step.run(iter(peers), 0, 1)
-
-
-def index_seconds(folder: Path, documents: int) -> tuple[float, float]:
-    """CPU seconds to write the index of so many documents: ours, and Megatron-Core's own writer."""
+def index_seconds(folder: Path) -> tuple[float, float]:
+    """CPU seconds to write an index: ours, and Megatron-Core's own writer."""
     from megatron.core.datasets.indexed_dataset import _IndexWriter
 
-    lengths = np.random.default_rng(0).integers(1, 1300, documents).astype(np.int32)
-    as_list, ends = lengths.tolist(), list(range(documents + 1))
+    lengths = np.random.default_rng(0).integers(1, 1300, INDEX_DOCUMENTS).astype(np.int32)
+    as_list, ends = lengths.tolist(), list(range(INDEX_DOCUMENTS + 1))
 
     def megatron() -> None:
         with _IndexWriter(str(folder / "peer.idx"), np.int32) as writer:
             writer.write(as_list, None, ends)
 
-    ours = cost(lambda: write_index(folder / "ours", lengths, np.dtype(np.int32)))
-    theirs = cost(megatron)
+    ours, theirs = cost(lambda: write_index(folder / "ours", lengths, np.dtype(np.int32))), cost(megatron)
     assert (folder / "ours.idx").read_bytes() == (folder / "peer.idx").read_bytes()
     return ours.cpu, theirs.cpu
 
 
-def rates(documents: list[Document], benchmarks: Path, index_documents: int) -> None:
-    few = documents[:: max(1, len(documents) // PEER_DOCUMENTS)]
-    megabytes, few_megabytes = (sum(len(d.text.encode()) for d in part) / 1e6 for part in (documents, few))
-    with tempfile.TemporaryDirectory() as name:
-        works = steps(documents, benchmarks)
-        if importlib.util.find_spec("spacy"):
-            works[PEER] = datatrove_signatures(few, Path(name))
-        found = by_turns({step: partial(cost, work) for step, work in works.items()}, ROUNDS)
-        mine, theirs = index_seconds(Path(name), index_documents)
-    seconds = {step: medians(costs, "cpu")[0] for step, costs in found.items()}
+def rates(documents: list[Document], benchmarks: Path) -> None:
+    megabytes = sum(len(d.text.encode()) for d in documents) / 1e6
+    works = {step: partial(cost, work) for step, work in steps(documents, benchmarks).items()}
+    seconds = {step: medians(costs, "cpu")[0] for step, costs in by_turns(works, ROUNDS).items()}
     seconds |= {f"{step}, words too": seconds[step] + seconds[WORDS] for step in (SIGNATURES, SEARCH)}
-    rows = [(step, (few_megabytes if step == PEER else megabytes) / used) for step, used in seconds.items()]
     title = f"{len(documents):,} documents, {megabytes:.1f} MB; {ROUNDS} rounds"
-    print_table("step | MB per CPU second", rows, title)
-    print(f".idx of {index_documents:,} documents: {mine:.2f} s, Megatron-Core {theirs:.2f} s")
+    print_table("step | MB per CPU second", [(s, megabytes / used) for s, used in seconds.items()], title)
+    with tempfile.TemporaryDirectory() as name:
+        mine, theirs = index_seconds(Path(name))
+    print(f".idx of {INDEX_DOCUMENTS:,} documents: {mine:.2f} s, Megatron-Core {theirs:.2f} s")
 
 
-def duplicates(texts: list[str], *, with_numbers: bool) -> tuple[np.ndarray, np.ndarray, Hashes]:
-    """Verdict and first of its kind of each text, and the number hashes, which count only if asked to."""
+def kept(texts: list[str]) -> np.ndarray:
+    """Whether each text stays."""
     parts = [hashes(cut_words(batch)) for batch in batches(texts, [len(text) for text in texts])]
     whole, numbers, rows = map(np.concatenate, zip(*parts, strict=True))
-    apart, bands = numbers if with_numbers else np.zeros_like(numbers), minhash.band_keys(rows, BANDS)
-    return *minhash.find_duplicates(whole, apart, bands, rows.__getitem__, THRESHOLD), numbers
+    bands, apart = minhash.band_keys(rows, BANDS), np.zeros_like(numbers)
+    return minhash.find_duplicates(whole, apart, bands, rows.__getitem__, THRESHOLD)[0] == minhash.KEPT
 
 
 def jaccard(one: str, other: str) -> float:
@@ -154,32 +126,23 @@ def near_duplicates(documents: list[Document], planted: int) -> None:
     for original in originals:
         share, words = draw.uniform(0, 0.08), original.split(" ")
         copies.append(" ".join(w if draw.random() >= share else f"w{draw.randrange(10**9)}" for w in words))
-    gone = duplicates([*texts, *copies], with_numbers=False)[0][len(texts) :] != minhash.KEPT
+    gone = ~kept([*texts, *copies])[len(texts) :]
     similarity = np.array([*map(jaccard, originals, copies)])
     theory = 1 - (1 - similarity**ROWS) ** BANDS
     rows = []
     for low, high in BINS:
-        here = (similarity >= low) & ((similarity < high) | (high == 1.0))
+        here = (similarity >= low) & (similarity < high)
         recalls = [gone[here].mean(), theory[here].mean()] if here.any() else []
-        rows.append((f"{low} to {high}", here.sum(), gone[here].sum(), *recalls))
+        rows.append((f"from {low}", here.sum(), gone[here].sum(), *recalls))
     print_table("Jaccard similarity | planted | found | recall | bands alone, in theory", rows)
-
-    problems = [cpt_text(record) for record in training_problems(ProblemMix(train_problems=GENERATED), 5)]
-    verdict, first, numbers = duplicates(problems, with_numbers=True)
-    dropped = np.flatnonzero(verdict != minhash.KEPT)
-    other = (numbers[dropped] != numbers[first[dropped]]).sum()
-    print(f"{GENERATED:,} generated problems: {len(dropped)} dropped, {other} with other numbers")
 
 
 def main(
-    corpora: Path,
-    benchmarks: Annotated[Path | None, typer.Argument()] = None,
-    index_documents: int = 10_000_000,
-    planted: int = 0,
+    corpora: Path, benchmarks: Annotated[Path | None, typer.Argument()] = None, planted: int = 0
 ) -> None:
     documents = load(corpora)
     if benchmarks:
-        rates(documents, benchmarks, index_documents)
+        rates(documents, benchmarks)
     if planted:
         near_duplicates(documents, planted)
 

@@ -21,15 +21,17 @@ import torch
 import typer
 from made_up_run import ON_GPU, device_cost, shape_of
 from measuring import Cost, by_turns
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.evaluation.decoder import Limits, greedy, sampler
+from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler
+from tests.support import models
 
 BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
+LENGTH = 128  # of the longest prompt, and of what follows
 Tokens = list[list[int]]
 
 
@@ -61,21 +63,16 @@ class Held:
         return pack(key, [self._state[name] for name in hf_sizes(self._shape, key, layer)], self._shape)
 
 
-def build(shape: LlamaShape, layout: parallel.Layout, dtype: Any) -> tuple[Any, Any]:
+def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, Any]:
     """Our decoder and transformers' model, with the same random weights."""
-    from megatron_mathcpt.evaluation.decoder import Decoder
-    from megatron_mathcpt.model.llama import build_model
     from megatron_mathcpt.model.settings import DTYPES
-    from megatron_mathcpt.model.weights import fill
 
     torch.manual_seed(0)
-    name = str(DTYPES[dtype]).removeprefix("torch.")
-    config = LlamaConfig.from_dict(hf_config(shape, dtype=name, bos_id=None, eos_id=None))
+    config = LlamaConfig.from_dict(hf_config(shape, dtype="float32", bos_id=None, eos_id=None))
     with layout.device:
         # Not `.to(dtype)`, which would round the rotary frequencies too.
         reference = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
-    (model,) = build_model(shape, layout, PrecisionSection(params_dtype=dtype))
-    fill([model], Held(reference, shape))
+    model = models.build(shape, layout, Held(reference, shape), params_dtype=dtype)
     decoder = Decoder(model, shape, layout)
     decoder.graphs = False
     return decoder, reference
@@ -88,34 +85,33 @@ def make_prompts(rows: int, longest: int, vocabulary: int) -> Tokens:
     return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
 
 
-def ours(decoder: Any, prompts: Tokens, new_tokens: int) -> Tokens:
+def padded(rows: Tokens, model: Any, side: str = "right") -> torch.Tensor:
+    return pad_sequence([*map(torch.tensor, rows)], batch_first=True, padding_side=side).to(model.device)
+
+
+def ours(decoder: Any, prompts: Tokens, new_tokens: int = LENGTH) -> Tokens:
     """Greedy tokens of our decoder."""
     found: Tokens = decoder.generate(prompts, Limits(new_tokens, -1, lambda _: False), greedy)
     return found
 
 
-def theirs(reference: Any, prompts: Tokens, new_tokens: int) -> Tokens:
-    """Greedy tokens of transformers, prompts padded on the left."""
-    longest = max(map(len, prompts))
-    rows = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    given = {"inputs": rows.to(reference.device), "attention_mask": seen.to(reference.device)}
-    found = reference.generate(**given, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-    return list(found[:, longest:].tolist())
+def theirs(reference: Any, prompts: Tokens, new_tokens: int = LENGTH) -> Tokens:
+    """Greedy tokens of transformers."""
+    inputs = padded(prompts, reference, "left")
+    seen = padded([[1] * len(prompt) for prompt in prompts], reference, "left")
+    limits = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    found = reference.generate(inputs=inputs, attention_mask=seen, **limits)
+    return list(found[:, inputs.shape[1] :].tolist())
 
 
 @torch.inference_mode()
 def their_scores(reference: Any, sequences: Tokens, answer: int) -> list[float]:
     """Log-likelihoods of the last `answer` tokens of sequences of any length, as lm-eval's `hf` has them."""
-    inputs = [torch.tensor(sequence[:-1]) for sequence in sequences]
-    rows = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(reference.device)
-    logits = torch.log_softmax(reference(rows).logits, -1, dtype=torch.float32)
-    found = []
-    for row, sequence in enumerate(sequences):
-        part = logits[row, len(sequence) - 1 - answer : len(sequence) - 1]
-        wanted = torch.tensor(sequence[-answer:], device=part.device)
-        found.append(part.gather(-1, wanted[:, None]).sum().item())
-    return found
+    tokens = padded(sequences, reference)
+    logits = torch.log_softmax(reference(tokens[:, :-1]).logits, -1, dtype=torch.float32)
+    found = logits.gather(-1, tokens[:, 1:, None])[:, :, 0].tolist()
+    ends = [len(sequence) - 1 for sequence in sequences]
+    return [sum(row[end - answer : end]) for row, end in zip(found, ends, strict=True)]
 
 
 def agreement(first: Tokens, second: Tokens) -> dict[str, float]:
@@ -142,10 +138,10 @@ def check_parity(report: Report, decoder: Any, reference: Any, kind: str) -> Non
         report.add(f"fp32 parity, {kind}, {name} prompts", **alike)
 
 
-def decode(report: Report, found: dict[str, Cost], expected: Cost, tokens: int) -> None:
+def decode(report: Report, found: dict[str, Cost], expected: Cost) -> None:
     """Tokens a second of greedy decoding beside `expected`, that of transformers."""
     for name, (wall, cpu, result, _) in found.items():
-        speed = {"tokens/s": tokens / wall, "of transformers": expected.wall / wall}
+        speed = {"tokens/s": len(result) * LENGTH / wall, "of transformers": expected.wall / wall}
         speed["of its CPU time"] = cpu / expected.cpu
         report.add(f"greedy, {name}", **speed, **agreement(result, expected.result))
 
@@ -172,53 +168,44 @@ def score(report: Report, decoder: Any, reference: Any, prompts: Tokens, turns: 
 
 def sample(report: Report, rows: int, vocabulary: int, turns: int) -> None:
     """Seconds to choose the next token of all rows, and whether the CPU chooses the same."""
-    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(2))
+    logits, which = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(2)), [*range(rows)]
     found = []
-    for device in ["cuda", "cpu"] if ON_GPU else ["cpu"]:
-        here, which = logits.to(device), list(range(rows))
+    for here in [logits.cuda(), logits] if ON_GPU else [logits]:
         first, second = (sampler(which, temperature=1.0, top_p=0.95) for _ in "ab")
         took = best({"pick": lambda: first(here, which).tolist()}, turns)["pick"]  # noqa: B023
         found.append(second(here, which).tolist())
-        report.add(f"sampling on {device}", **{"seconds a step": took.wall})
-    if ON_GPU:
-        report.add("sampling, CPU and GPU", same=found[0] == found[1])
+        same = found[0] == found[-1]
+        report.add(f"sampling on {here.device.type}", **{"seconds a step": took.wall, "same": same})
 
 
 def main(
     *,
     shape: str = BILLION if ON_GPU else TINY,
     batch: int = 32,
-    prompt: int = 128,
-    new_tokens: int = 128,
     turns: int = 1,
-    dtype: str = "bf16" if ON_GPU else "fp32",
-    threads: int = os.cpu_count() or 1,
     out: Path | None = None,
 ) -> None:
     """`--shape` is layers,hidden,heads,groups,ffn,words."""
-    torch.set_num_threads(threads)
     use_cpu()  # before the first import of Megatron-Core
-    report = Report(out)
-    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    layout = parallel.start_alone(sizes)
+    report, layout = Report(out), parallel.start_alone(models.ALONE)
     small = build(shape_of(4, 256, 8, 2, 704, 1000, init_method_std=0.1), layout, "fp32")
     check_parity(report, *small, "eager")
     *_, words = numbers = [int(number) for number in shape.split(",")]
-    decoder, reference = build(shape_of(*numbers, max_position_embeddings=prompt + new_tokens), layout, dtype)
-    prompts = make_prompts(batch, prompt, words)
+    large = shape_of(*numbers, max_position_embeddings=2 * LENGTH)
+    decoder, reference = build(large, layout, "bf16" if ON_GPU else "fp32")
+    prompts = make_prompts(batch, LENGTH, words)
     works: dict[str, Callable[[], Any]] = {
-        "ours, eager": lambda: ours(decoder, prompts, new_tokens),
-        "transformers": lambda: theirs(reference, prompts, new_tokens),
+        "ours, eager": lambda: ours(decoder, prompts),
+        "transformers": lambda: theirs(reference, prompts),
     }
     found = best(works, turns)
-    decode(report, found, found["transformers"], batch * new_tokens)
+    decode(report, found, found["transformers"])
     score(report, decoder, reference, prompts, turns)
     sample(report, batch, words, turns)
     if ON_GPU:  # last, so that a failure of theirs leaves the others' figures
         small[0].graphs = decoder.graphs = True
         check_parity(report, *small, "graphs")
-        graphs = best({"ours, graphs": works["ours, eager"]}, turns)
-        decode(report, graphs, found["transformers"], batch * new_tokens)
+        decode(report, best({"ours, graphs": works["ours, eager"]}, turns), found["transformers"])
     parallel.stop()
 
 

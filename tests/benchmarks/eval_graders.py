@@ -1,12 +1,9 @@
-"""Graders on the adversarial pairs, and the time of ours on real golds; or a second opinion on an evaluation.
+"""Graders on the adversarial pairs, and the time of ours on real golds.
 
     python tests/benchmarks/eval_graders.py [BENCHMARKS_DIR]
-    python tests/benchmarks/eval_graders.py --evaluation DIR [--show 20]
 
 math-verify is called as the minerva task of lm-eval calls it: boxed gold, prediction in a sentence. Our rules
-saw these pairs while they were written; what they got right before stands in `pairs.tsv`. Of a finished
-evaluation it judges the answers that we found in the outputs: a disagreement is a place where a reader should
-look, scores stay what they are.
+saw these pairs while they were written; what they got right before stands in `pairs.tsv`.
 """
 
 import logging
@@ -22,9 +19,6 @@ from measuring import cost, fresh, kill_processes, print_table
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.formats.benchmark import load_items
-from megatron_mathcpt.formats.evaluation_folder import KIND, Sample, load_results, samples_path
-from megatron_mathcpt.formats.files import read_rows
-from megatron_mathcpt.formats.manifest import load_manifest
 from tests.answers.conftest import load_pairs
 
 LIMIT_SECONDS = 12
@@ -37,7 +31,7 @@ def ours(gold: str, prediction: str, kind: str) -> bool:
     return grade(gold, prediction, kind).equal is True
 
 
-def math_verify(gold: str, prediction: str, _kind: str = "") -> bool:
+def math_verify(gold: str, prediction: str, _kind: str) -> bool:
     from math_verify import parse, verify
 
     answer = f"Final Answer: The final answer is ${prediction}$. I hope it is correct."
@@ -101,35 +95,10 @@ def time_math(root: Path) -> None:
     print_table(f"gradings | {TIMES}", [(len(outputs), *times(seconds))], title)
 
 
-def judge(evaluation: Path, disagreements: int) -> None:
-    """Our grader beside math-verify over the samples of a finished evaluation."""
-    load_manifest(evaluation, KIND)
-    rows = []
-    for task in load_results(evaluation).tasks:
-        samples = read_rows(samples_path(evaluation, task), Sample)
-        theirs = [judged(math_verify, sample.gold, sample.extracted or "")[0] for sample in samples]
-        counts = Counter((sample.correct, right) for sample, right in zip(samples, theirs, strict=True))
-        apart = [sample for sample, right in zip(samples, theirs, strict=True) if sample.correct != right]
-        for sample in apart[:disagreements]:
-            answered = f"{sample.gold!r}, answered {sample.extracted!r}"
-            print(f"{task} {sample.id}: gold {answered}: ours {sample.verdict} ({sample.reason})")
-        outcomes = (counts[mine, other] for mine in (True, False) for other in (True, False))
-        rows.append((task, len(samples), *outcomes, f"{100 * (1 - len(apart) / len(samples)):.2f}"))
-    columns = "right, right | right, wrong | wrong, right | wrong, wrong | agree in %"
-    print_table(f"task | samples | {columns}", rows, "ours, math-verify")
-
-
-def main(
-    benchmarks: Annotated[Path | None, typer.Argument()] = None,
-    evaluation: Path | None = None,
-    show: int = 20,
-) -> None:
-    if evaluation:
-        judge(evaluation, show)
-    else:
-        compare_graders()
-        if benchmarks:
-            time_math(benchmarks)
+def main(benchmarks: Annotated[Path | None, typer.Argument()] = None) -> None:
+    compare_graders()
+    if benchmarks:
+        time_math(benchmarks)
 
 
 if __name__ == "__main__":

@@ -90,15 +90,13 @@ def report() -> tuple[Constants, str]:
     machine, everywhere = fit(newest), leave_one_family_out(here)
     inside, outside = errors(newest, machine), everywhere[[row.is_newest for row in here]]
     names = sorted({row.group.family for row in newest})
-    families = {name: [row.group.family == name for row in newest] for name in names}
+    families = {name: outside[[row.group.family == name for row in newest]] for name in names}
     times = [(row.key, row.run.gpus, row.group.edition, f"{row.seconds:.2f}") for row in newest]
     parts = [
         f"Step time of {len(newest)} runs, fitted to all: {_summary(inside)}.\n"
         f"**Each family left out of its own fit: {_summary(outside)}.**\n"
         f"With their older editions, {len(here)} runs: {_summary(everywhere)}.\n",
-        _table(
-            "family|runs|left out", [(name, sum(x), _summary(outside[x])) for name, x in families.items()]
-        ),
+        _table("family|runs|left out", [(name, len(x), _summary(x)) for name, x in families.items()]),
         _table(
             "run|GPUs|edition|published s|error, fitted|error, family left out",
             [(*row, *map(_percent, pair)) for row, *pair in zip(times, inside, outside, strict=True)],

@@ -112,6 +112,11 @@ class Group(Row):
     runs: tuple[tuple[int, int, float], ...] = ()
     rates: tuple[tuple[int, int, float], ...] = ()
 
+    @property
+    def kept(self) -> tuple[object, ...]:
+        """What all editions of it hold."""
+        return self.shape, self.seq_length, self.precision, self.hardware
+
 
 class Peak(Section):
     """A published peak of memory."""
@@ -211,16 +216,15 @@ class PublishedTime:
 
 def load_times() -> list[PublishedTime]:
     """Every published step time of the data file."""
-    newest: dict[tuple[object, ...], str] = {}
+    by_edition = sorted(PUBLISHED.times, key=lambda group: group.edition)
+    newest = {group.kept: group.edition for group in by_edition}
     found = []
-    for group in sorted(PUBLISHED.times, key=lambda group: group.edition):
-        newest[group.shape, group.seq_length, group.precision, group.hardware] = group.edition
     for group in PUBLISHED.times:
-        is_newest = newest[group.shape, group.seq_length, group.precision, group.hardware] == group.edition
         rates = [(gpus, batch, batch * group.seq_length / gpus / rate) for gpus, batch, rate in group.rates]
         cases = [*group.runs, *rates]
         for gpus, batch, seconds in cases:
             row = group.model_copy(update={"gpus": gpus, "global_batch_size": batch})
+            is_newest = newest[group.kept] == group.edition
             found.append(PublishedTime(row, row.planned(), seconds, is_newest, len(cases)))
     return found
 

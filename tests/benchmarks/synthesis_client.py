@@ -58,12 +58,12 @@ def main(seeds: int = 20_000, concurrency: int = 512) -> None:
         local_config = build_config(folder, url, seeds, methods={"retrospective_enhancement": {}})
         local = cost(lambda: synthesize(local_config, folder / "local"))
     (asked,), (made,) = (part.result["methods"].values() for part in (run, local))
-    bare = (f"{1000 * part.cpu / seeds:.3f}" for part in (before, after))
+    count, bare = asked["requests"], [f"{1000 * part.cpu / seeds:.3f}" for part in (before, after)]
     rows = {
-        "requests": asked["requests"],
-        "requests/s": asked["requests"] / run.wall,
-        "CPU ms a request": 1000 * run.cpu / asked["requests"],
-        "CPU ms a request, bare client": "{} before, {} after".format(*bare),
+        "requests": count,
+        "requests/s": count / run.wall,
+        "CPU ms a request": 1000 * run.cpu / count,
+        "CPU ms a request, bare client": f"{bare[0]} before, {bare[1]} after",
         "peak MiB": resident() / 2**20,
         "retrospective records per CPU second": made["records"] / local.cpu,
     }

@@ -86,9 +86,8 @@ def main(text: Path, tokenizer: Path, megatron: Path | None = None, rounds: int 
             (folder / f"{part}.jsonl").write_bytes(b"".join(held))
 
         def run(name: str, part: str) -> Cost:
-            outs[name, part] = (
-                Path(tempfile.mkdtemp(dir=folder)) / "out"
-            )  # a new one: datatrove skips what is done
+            # a new one: datatrove skips what is done
+            outs[name, part] = Path(tempfile.mkdtemp(dir=folder)) / "out"
             files = {"file": folder / f"{part}.jsonl", "out": outs[name, part]}
             found = measure([word.format(**given, **files) for word in VARIANTS[name][0].split()])
             print(f"{name}, {part}: {found.wall:.2f} s, {found.cpu:.2f} CPU s", flush=True)
@@ -100,10 +99,8 @@ def main(text: Path, tokenizer: Path, megatron: Path | None = None, rounds: int 
         rows = []
         for name in names:
             wall, cpu, memory = medians(runs[name], "wall", "cpu", "memory")
-            (start,), size = (
-                medians(starts[name], "wall"),
-                float(sizes[short - 1 if VARIANTS[name][1] else -1]),
-            )
+            start = medians(starts[name], "wall")[0]
+            size = float(sizes[short - 1 if VARIANTS[name][1] else -1])
             net = size / max(wall - start, 1e-3)
             rows.append((name, size, wall, start, net, size / wall, cpu, memory / 1e9))
         print_table("variant | MB | wall s | start s | net MB/s | MB/s | CPU s | peak GB", rows)
@@ -112,10 +109,8 @@ def main(text: Path, tokenizer: Path, megatron: Path | None = None, rounds: int 
             if not name.startswith("datatrove"):
                 mine, other = outs["ours", part_of[name]], outs[name, part_of[name]]
                 added = "_text_document" if name.startswith("Megatron") else ""
-                same = all(
-                    Path(f"{mine}{end}").read_bytes() == Path(f"{other}{added}{end}").read_bytes()
-                    for end in (".bin", ".idx")
-                )
+                ends = [(f"{mine}{end}", f"{other}{added}{end}") for end in (".bin", ".idx")]
+                same = all(Path(one).read_bytes() == Path(two).read_bytes() for one, two in ends)
                 print(f"{name}: {'equal' if same else 'OTHER'} bytes")
 
 

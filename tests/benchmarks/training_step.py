@@ -42,14 +42,13 @@ LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, te
 LAYOUT_SHAPE = shape_of(4, 512, 8, 4, 1408, VOCABULARY)
 
 
-def config_on(
-    corpus: Path, shape: LlamaShape = SHAPE, length: int = LENGTH, micro: int = BATCH, tensor: int = 1
-) -> ExperimentConfig:
+def config_on(corpus: Path, shape: LlamaShape = SHAPE, tensor: int = 1, **train: int) -> ExperimentConfig:
+    sizes = {"seq_length": LENGTH, "micro_batch_size": BATCH, "global_batch_size": BATCH}
     return config_of(
         shape,
         data={"corpus": str(corpus), "blend": {"pool": 1.0}},
         parallel={"tensor_model_parallel_size": tensor},
-        train={"seq_length": length, "micro_batch_size": micro, "global_batch_size": BATCH},
+        train=sizes | train,
     )
 
 
@@ -82,9 +81,8 @@ def their_step(corpus: Path) -> Callable[[], None]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tree = hf_config(SHAPE, dtype="float32", bos_id=None, eos_id=None)
-    model = LlamaForCausalLM(
-        LlamaConfig.from_dict(tree | {"use_cache": False}, attn_implementation="sdpa")
-    ).train()
+    config = LlamaConfig.from_dict(tree | {"use_cache": False}, attn_implementation="sdpa")
+    model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = np.memmap(corpus / "datasets" / "pool" / "train.bin", dtype=np.uint16, mode="r")
     random = np.random.default_rng(2)
@@ -100,52 +98,39 @@ def their_step(corpus: Path) -> Callable[[], None]:
     return step
 
 
-def loader_rate(config: ExperimentConfig, layout: Any, run: Path, samples: int) -> float:
-    """Tokens a second of one core, collation included."""
+def compare_with_transformers(corpus: Path, steps: int) -> None:
     from megatron_mathcpt.train.datasets import build_train_dataset, microbatches
     from megatron_mathcpt.train.inputs import resolve_inputs
 
-    dataset = build_train_dataset(resolve_inputs(config), run)
-
-    def read() -> None:
-        for _ in microbatches(dataset, range(samples), BATCH, layout):
-            pass
-
-    read()
-    return samples * config.train.seq_length / cost(read).cpu
-
-
-def compare_with_transformers(corpus: Path, steps: int) -> None:
     with our_step(config_on(corpus), corpus.parent / "run") as (ours, layout):
         works = {"ours": partial(cost, ours), "transformers": partial(cost, their_step(corpus))}
         found = by_turns(works, steps, warm=2)
-        rate = loader_rate(config_on(corpus, length=LONG), layout, corpus.parent / "long", 200)
+        inputs = resolve_inputs(config_on(corpus, seq_length=LONG))
+        dataset = build_train_dataset(inputs, corpus.parent / "long")
+        read = [cost(lambda: [*microbatches(dataset, range(200), BATCH, layout)]).cpu for _ in "ab"]
     pairs = [(a.cpu, b.cpu) for a, b in zip(*found.values(), strict=True)]
     mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    print(
-        f"CPU seconds a step, median of {steps}: ours {mine:.3f}, transformers {other:.3f}, ratio {ratio:.3f}"
-    )
+    ratio, rate = statistics.median(a / b for a, b in pairs), 200 * LONG / read[1]
+    seconds = f"ours {mine:.3f}, transformers {other:.3f}, ratio {ratio:.3f}"
+    print(f"CPU seconds a step, median of {steps}: {seconds}")
     share = BATCH * LENGTH / rate / mine
     print(f"loader at 4096: {rate / 1e6:.1f} M tokens/s a core, {100 * share:.2f} % of the step")
 
 
 def rank_seconds(corpus: Path, run: Path, tensor: int, steps: int) -> list[float]:
     """One rank's CPU seconds of each step."""
-    with our_step(config_on(corpus, LAYOUT_SHAPE, micro=1, tensor=tensor), run) as (step, _):
+    with our_step(config_on(corpus, LAYOUT_SHAPE, tensor, micro_batch_size=1), run) as (step, _):
         return [cost(step).cpu for _ in range(steps + 2)][2:]
 
 
-def layout_seconds(corpus: Path, layout: str, steps: int) -> float:
-    """CPU seconds of a step, all ranks together: the median of `steps`."""
-    processes, tensor = LAYOUTS[layout]
-    with tempfile.TemporaryDirectory() as run:
-        ranks = in_ranks(processes, rank_seconds, corpus, Path(run), tensor, steps)
-    return statistics.median(map(sum, zip(*ranks, strict=True)))
-
-
 def compare_layouts(corpus: Path, steps: int, rounds: int) -> None:
-    taken = by_turns({name: partial(layout_seconds, corpus, name, steps) for name in LAYOUTS}, rounds)
+    def seconds(processes: int, tensor: int) -> float:
+        """CPU seconds of a step, all ranks together: the median of `steps`."""
+        with tempfile.TemporaryDirectory() as run:
+            ranks = in_ranks(processes, rank_seconds, corpus, Path(run), tensor, steps)
+        return statistics.median(map(sum, zip(*ranks, strict=True)))
+
+    taken = by_turns({name: partial(seconds, *sizes) for name, sizes in LAYOUTS.items()}, rounds)
     rows = []
     for layout, times in taken.items():
         ratios = [one / alone for one, alone in zip(times, taken["one process"], strict=True)]
@@ -176,16 +161,15 @@ def build_indices(documents: int, folder: Path) -> None:
     size, blend = sum(path.stat().st_size for path in cache.iterdir()), built.result
     off = np.bincount(blend.dataset_index, minlength=len(GETS)) - len(blend) * np.array(list(GETS.values()))
     print(f"{documents:,} documents, {total:,} tokens, {len(blend):,} samples of {LONG}")
-    print(f"build: {built.wall:.1f} s, {built.cpu:.1f} CPU s; {size / 1e9:.2f} GB, ", end="")
-    print(f"read again in {again.cpu:.1f} CPU s")
+    print(
+        f"build: {built.wall:.1f} s, {built.cpu:.1f} CPU s; {size / 1e9:.2f} GB, again {again.cpu:.1f} CPU s"
+    )
     print(f"peak memory: {after / 1e9:.2f} GB, {before / 1e9:.2f} GB of it before building")
     print(f"samples of each pool: off by at most {np.abs(off).max():.1f}")
 
 
-def main(
-    steps: int = 12, layouts: bool = False, rounds: int = 5, documents: int = 0, folder: Path | None = None
-) -> None:
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+def main(steps: int = 12, layouts: bool = False, rounds: int = 5, documents: int = 0) -> None:
+    with tempfile.TemporaryDirectory() as name:
         if documents:
             return build_indices(documents, Path(name))
         corpus = write_corpus(Path(name) / "corpus", [("pool", np.full(5000, 400, np.int32))], drawn=True)

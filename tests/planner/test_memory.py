@@ -93,15 +93,16 @@ def test_bytes_of_a_part_by_hand(
 
 
 def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> None:
-    def parts_of(*overrides: str, sequences: int = 1, length: int = 128) -> Mapping[str, float]:
+    def copies(*overrides: str, sequences: int = 1, length: int = 128) -> float | None:
         batch = {"seq_length": length, "global_batch_size": sequences}
-        return parts(planned(*overrides, dp=sequences, grad_reduce_in_fp32=False, **batch))
+        run = planned(*overrides, dp=sequences, grad_reduce_in_fp32=False, **batch)
+        return parts(run).get("fp32 copies in the update")
 
-    name, freed = "fp32 copies in the update", 32 * 128 * SAVED + 6 * 128 * 128256
-    assert parts_of()[name] == 4 * PARAMETERS - freed
-    assert name not in parts_of(*SMALL)
-    assert parts_of(sequences=2, length=8192)[name] == 0
-    assert parts_of(*SMALL_MOMENTS)[name] == 8 * PARAMETERS - freed
+    freed = 32 * 128 * SAVED + 6 * 128 * 128256
+    assert copies() == 4 * PARAMETERS - freed
+    assert copies(*SMALL) is None
+    assert copies(sequences=2, length=8192) == 0
+    assert copies(*SMALL_MOMENTS) == 8 * PARAMETERS - freed
 
 
 @pytest.mark.parametrize(
@@ -158,33 +159,31 @@ def load(name: str, *overrides: str) -> ExperimentConfig:
     return load_config(PAPER / f"{name}.yaml", ExperimentConfig, overrides)
 
 
-FULL_PRECISION = ("precision.params_dtype=fp32",)
+FP32 = ("precision.params_dtype=fp32",)
 UNSHARDED = ("parallel.use_distributed_optimizer=false", "parallel.overlap_param_gather=false")
 
 
 @pytest.mark.parametrize(
     ("overrides", "whole", "weights"),
-    [((), 2 + 4 + 8, 2), (FULL_PRECISION, 4 + 4 + 8, 4), (FULL_PRECISION + UNSHARDED, 4 + 8, 4)],
+    [((), 2 + 4 + 8, 2), (FP32, 4 + 4 + 8, 4), (FP32 + UNSHARDED, 4 + 8, 4)],
 )
 def test_bytes_of_one_checkpoint(overrides: tuple[str, ...], whole: int, weights: int) -> None:
     """Weights, in fp32 a copy if they are bf16 or sharded, and two moments."""
     assert memory.checkpoint_bytes(load("base2", *overrides)) == (whole * LLAMA_2_7B, weights * LLAMA_2_7B)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "wholes", "weights"),
-    [
+def test_what_stays_of_25_saves() -> None:
+    keep = "checkpoint.keep"
+    for overrides, wholes, weights in (
         ((), 2, 5),  # 24,000 and 25,000; weights of 5,000 to 20,000 and of the best
-        (("checkpoint.keep_optimizer=true",), 7, 0),
-        (("checkpoint.keep=25",), 25, 0),
-        (("checkpoint.keep=24", "checkpoint.keep_every=1000"), 24, 1),
-    ],
-)
-def test_what_stays_of_25_saves(overrides: tuple[str, ...], wholes: int, weights: int) -> None:
-    config = load("base2", *overrides)
-    assert memory.kept_bytes(config) == (14 * wholes + 2 * weights) * LLAMA_2_7B
-    while_written = 0 if wholes == 25 else 14 * LLAMA_2_7B
-    assert memory.held_bytes(config) == memory.kept_bytes(config) + while_written
+        ((f"{keep}_optimizer=true",), 7, 0),
+        ((f"{keep}=25",), 25, 0),
+        ((f"{keep}=24", f"{keep}_every=1000"), 24, 1),
+    ):
+        config = load("base2", *overrides)
+        kept = (14 * wholes + 2 * weights) * LLAMA_2_7B
+        while_written = 0 if wholes == 25 else 14 * LLAMA_2_7B
+        assert (memory.kept_bytes(config), memory.held_bytes(config)) == (kept, kept + while_written)
 
 
 def test_the_study_keeps_under_ten_terabytes() -> None:

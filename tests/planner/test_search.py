@@ -1,7 +1,6 @@
 """The search against brute force, and what goes in and comes out: overrides, settings, tables, refusals."""
 
 import re
-from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -32,14 +31,9 @@ def test_eight_gpus_by_brute_force() -> None:
     result = search(GIVEN, 8, H100)
     legal, powers = [], (1, 2, 4, 8)
     for t, p, c, v, size in product(powers, powers, powers, (1, 2, 4, 8, 16, 32), powers):
-        parallel = ParallelSection(
-            tensor_model_parallel_size=t,
-            pipeline_model_parallel_size=p,
-            context_parallel_size=c,
-            virtual_pipeline_model_parallel_size=v if v > 1 else None,
-            sequence_parallel=t > 1,
-            use_distributed_optimizer=True,
-        )
+        sizes = {"tensor_model_parallel_size": t, "pipeline_model_parallel_size": p}
+        sizes |= {"context_parallel_size": c, "virtual_pipeline_model_parallel_size": v if v > 1 else None}
+        parallel = ParallelSection(**sizes, sequence_parallel=t > 1, use_distributed_optimizer=True)
         train = GIVEN.train.model_copy(update={"micro_batch_size": size})
         config = GIVEN.model_copy(update={"parallel": parallel, "train": train})
         try:
@@ -69,10 +63,8 @@ def test_plans_fit_in_order_and_recompute_only_where_they_must() -> None:
 
 BY_LAYERS = {"layers do not divide by PP"}
 EVERY = BY_LAYERS | {f"sequence does not divide by {size}" for size in ("2 CP", "TP x CP")}
-EVERY |= {
-    "global batch does not divide by DP x micro batch",
-    "interleaving needs microbatches that divide by PP",
-}
+EVERY |= {"global batch does not divide by DP x micro batch"}
+EVERY |= {"interleaving needs microbatches that divide by PP"}
 
 
 @pytest.mark.parametrize(("gpus", "reasons"), [(1, set()), (7, BY_LAYERS), (24, EVERY), (72, EVERY)])
@@ -87,18 +79,13 @@ def test_nothing_fits_says_by_how_much() -> None:
     run, memory = result.misfits[0]
     excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on stage {memory.stage}"
     assert not result.plans
-    parts = [*describe(result, train_tokens=1e12, top=3)]
-    assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in parts
+    lines = [*describe(result, train_tokens=1e12, top=3)]
+    assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in lines
 
 
 @pytest.mark.parametrize(
     ("recipe", "capability", "message"),
     [
-        *(
-            (recipe, card, None)
-            for recipe, card in ((None, (8, 0)), ("tensorwise", (8, 9)), ("blockwise", (9, 0)))
-        ),
-        ("mxfp8", (10, 0), None),
         ("delayed", (8, 0), "precision.fp8: this GPU has no FP8 products"),
         ("blockwise", (10, 0), "take mxfp8 on Blackwell"),
         ("blockwise", (8, 9), "blockwise is for Hopper"),
@@ -106,13 +93,12 @@ def test_nothing_fits_says_by_how_much() -> None:
     ],
 )
 def test_recipes_are_refused_by_name_on_other_gpus(
-    recipe: str | None, capability: tuple[int, int], message: str | None
+    recipe: str, capability: tuple[int, int], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+    with pytest.raises(ConfigError, match=message):
         check_recipe(recipe, capability)
-
-
-def test_a_search_refuses_a_recipe_that_its_gpu_lacks() -> None:
+    for other, card in ((None, (8, 0)), ("tensorwise", (8, 9)), ("blockwise", (9, 0)), ("mxfp8", (10, 0))):
+        check_recipe(other, card)
     with pytest.raises(ConfigError, match="mxfp8 needs Blackwell"):
         search(given_config(SHAPE, SCALED.split(), **BATCH), 8, H100)
 
@@ -193,8 +179,7 @@ def test_the_command_shows_days_and_gpu_hours(
     best = result.plans[0]
     hours = 1e12 / (128 * 8192) * best.time.total / 3600
     row = next(line for line in text.splitlines() if best.run.name in line)
-    assert f"{hours / 24:.2f}" in row
-    assert f"{8 * hours:,.0f}" in row
+    assert {f"{hours / 24:.2f}", f"{8 * hours:,.0f}"} <= {*row.replace("│", " ").split()}
     assert f"{len(result.plans)} layouts fit, {len(result.misfits)} do not." in text
     assert "8.03 B parameters, 51.5 GFLOP a token with causal attention (57.9 with full)" in text
     assert "FP8 casts" in text

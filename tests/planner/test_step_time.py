@@ -148,9 +148,9 @@ def test_products_scaled_by_blocks_run_at_their_share() -> None:
 
 
 def test_layers_left_in_bf16_take_their_time() -> None:
-    runs = planned(pp=2), planned(pp=2, precision="tensorwise")
-    mixed = step_time(planned(*bf16_ends(4, 2), pp=2, precision="tensorwise"), IDEAL).stages
-    bf16, plain = (step_time(run, IDEAL).stages for run in runs)
+    fp8 = {"pp": 2, "precision": "tensorwise"}
+    runs = planned(pp=2), planned(**fp8), planned(*bf16_ends(4, 2), **fp8)
+    bf16, plain, mixed = (step_time(run, IDEAL).stages for run in runs)
     # The head is in bf16 anyway.
     for stage, (share, head) in enumerate(((4 / 16, 0), (2 / 16, HEAD_SECONDS))):
         layers = (1 - share) * (plain[stage] - head) + share * (bf16[stage] - head)

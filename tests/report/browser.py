@@ -2,9 +2,9 @@
 
 import asyncio
 import itertools
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,14 @@ class Page:
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
-            self._note(message)
-
-    async def open(self, page: Path) -> None:
-        """Go to a file and wait until it is loaded."""
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self.send(f"{domain}.enable")
-        await self.send("Page.navigate", url=page.as_uri())
-        while await self.evaluate("document.readyState") != "complete":
-            await asyncio.sleep(0.02)
+            if message["method"] == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+            elif message["method"] in (
+                "Runtime.exceptionThrown",
+                "Log.entryAdded",
+                "Runtime.consoleAPICalled",
+            ):
+                self.complaints.append(str(message["params"]))
 
     async def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""
@@ -59,58 +58,50 @@ class Page:
         tip = "document.getElementById('tip')"
         return await self.evaluate(f"{tip}.style.visibility === 'visible' ? {tip}.textContent : ''")
 
-    def _note(self, message: dict[str, Any]) -> None:
-        method, parameters = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent":
-            self.requests.append(parameters["request"]["url"])
-        elif method in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
-            self.complaints.append(str(parameters))
-
-
-@asynccontextmanager
-async def open_page(chromium: str, page: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
-    """A browser of its own on `page`, ended afterwards."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank")
-        process = await asyncio.create_subprocess_exec(chromium, *options, stderr=asyncio.subprocess.DEVNULL)
-        try:
-            address = await _debugger_address(Path(profile) / "DevToolsActivePort")
-            async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
-                found = Page(socket)
-                metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-                await found.send("Emulation.setDeviceMetricsOverride", **metrics)
-                await found.open(page)
-                yield found
-        finally:
-            process.terminate()
-            await process.wait()
-
 
 def in_browser(
     chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
 ) -> None:
     """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
 
-    async def run() -> None:
-        async with open_page(chromium, page, width=width) as opened:
-            await check(opened)
-            await asyncio.sleep(0.1)
-            await opened.evaluate("1")
-            assert opened.complaints == []
-            # the icon is an empty data address
-            assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
+    async def run(socket: aiohttp.ClientWebSocketResponse) -> None:
+        opened = Page(socket)
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        await opened.send("Emulation.setDeviceMetricsOverride", **metrics)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await opened.send(f"{domain}.enable")
+        await opened.send("Page.navigate", url=page.as_uri())
+        while await opened.evaluate("document.readyState") != "complete":
+            await asyncio.sleep(0.02)
+        await check(opened)
+        await asyncio.sleep(0.1)
+        await opened.evaluate("1")
+        assert opened.complaints == []
+        # the icon is an empty data address
+        assert [url for url in opened.requests if not url.startswith("data:")] == [page.as_uri()]
 
-    asyncio.run(run())
+    async def connect(profile: Path) -> None:
+        async with aiohttp.ClientSession() as session:
+            address = await _debugger_address(session, profile / "DevToolsActivePort")
+            async with session.ws_connect(address) as socket:
+                await run(socket)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900", "about:blank")
+        with subprocess.Popen([chromium, *options], stderr=subprocess.DEVNULL) as process:
+            try:
+                asyncio.run(connect(Path(profile)))
+            finally:
+                process.terminate()
 
 
-async def _debugger_address(port_file: Path) -> str:
+async def _debugger_address(session: aiohttp.ClientSession, port_file: Path) -> str:
     for _ in range(600):
         if port_file.is_file() and (port := port_file.read_text().partition("\n")[0]):
             address = f"http://127.0.0.1:{port}/json/list"
-            async with aiohttp.ClientSession() as session, session.get(address) as answer:
-                targets = await answer.json()
-            pages = [target for target in targets if target["type"] == "page"]
-            if pages:
-                return str(pages[0]["webSocketDebuggerUrl"])
+            async with session.get(address) as answer:
+                for target in await answer.json():
+                    if target["type"] == "page":
+                        return str(target["webSocketDebuggerUrl"])
         await asyncio.sleep(0.05)
     raise TimeoutError("Chromium gave no debugging port within 30 s")

@@ -9,6 +9,7 @@ from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.evaluation_folder import Results, Sample, TaskScore
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest, write_manifest
 from megatron_mathcpt.formats.run_folder import RunCounts, SourceTokens
+from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.statistics import accuracy_standard_error
 
 # Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
@@ -41,9 +42,7 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
     counts = RunCounts(
-        step=steps,
-        steps=steps,
-        **{"consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
+        **{"step": steps, "steps": steps, "consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
         tokens_by_source={
             "general": SourceTokens(asked=30000, seen=29700),
             "math_corpus": SourceTokens(asked=10000, seen=10300),
@@ -101,13 +100,9 @@ def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) ->
     return root
 
 
-def write_results(root: Path) -> Path:
-    """The same with base, base1 and base2, of the outcomes of `EN` and `ZH`."""
-    both = [
-        dict(zip(("heldout_en", "heldout_zh"), pair, strict=True))
-        for pair in zip(outcomes(EN), outcomes(ZH), strict=True)
-    ]
-    none = {"heldout_en": [False] * 20, "heldout_zh": [False] * 20}
-    write_grid(root, {"base": none, "base1": both[0], "base2": both[1]})
-    (root / "timings.json").write_text('{"corpus": 12.5, "base": 300.0, "base1": 250.5}', encoding="utf-8")
-    return root
+def built(
+    root: Path, runs: Sequence[str], pairs: Sequence[tuple[str, str]], **options: bool
+) -> dict[str, Any]:
+    """What report.json then holds."""
+    build_report(root, root / "report", runs=runs, comparisons=pairs, **options)
+    return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))

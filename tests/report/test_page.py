@@ -1,16 +1,14 @@
-"""The page as a file: whole, valid, closed to the network, and safe against what models write."""
+"""The page as a file: whole, valid, and safe against what models write (test_browser.py: nothing loaded)."""
 
-import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_mathcpt.report.page import build_report
-from tests.report.report_folder import POOLS
+from tests.report.report_folder import POOLS, built
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
-VOID_IN_SVG = {"line", "path", "circle", "rect"}
 
 
 class Checker(HTMLParser):
@@ -19,16 +17,12 @@ class Checker(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, Any]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID_IN_SVG, tag
-        self.elements.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
@@ -36,12 +30,11 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def page(results: Path) -> str:
-    pairs = [("base2", "base1"), ("base1", "base")]
-    written = build_report(results, results / "report", runs=("base", "base1", "base2"), comparisons=pairs)
-    return written.read_text(encoding="utf-8")
+    built(results, ("base", "base1", "base2"), [("base2", "base1"), ("base1", "base")])
+    return (results / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_every_table_and_plot_is_whole_and_nothing_is_loaded_from_outside(results: Path, page: str) -> None:
+def test_every_table_and_plot_is_whole_and_what_models_write_stays_text(results: Path, page: str) -> None:
     checker = Checker()
     checker.feed(page)
     checker.close()
@@ -56,19 +49,10 @@ def test_every_table_and_plot_is_whole_and_nothing_is_loaded_from_outside(result
     assert labels == [*scores, "difference, percentage points", *losses, "graph of the stages"]
     lines = [found for tag, found in checker.elements if tag == "path" and "data-run" in found]
     assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 5
-    for tag, found in checker.elements:
-        assert tag not in {"img", "iframe", "object", "embed"}
-        assert "src" not in found
-        for name in ("href", "action", "xlink:href"):
-            assert not re.match(r"[a-z]+:(?!,)|//", found.get(name) or ""), found
     links = [found["href"] for tag, found in checker.elements if tag == "a"]
     assert "../base1/config.yaml" in links
     for link in links:
-        assert link
         assert link.startswith("#") or (results / "report" / link).is_file(), link
-    assert "url(" not in page
-    assert "@import" not in page
-    assert page.count("<script>") == 1
-    assert "<script>alert" not in page  # what a model writes stays text
+    assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "5 + 7 = 12 &amp; so on." in page

@@ -11,8 +11,9 @@ import pytest
 from megatron_mathcpt.errors import DataError, MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.comparison import compare_two
-from megatron_mathcpt.report.page import build_report, print_report
+from megatron_mathcpt.report.page import print_report
 from megatron_mathcpt.report.read import finished_runs, list_runs
+from tests.report import report_folder
 from tests.report.report_folder import POOLS, write_json_lines, write_run
 
 RUNS = ("base", "base1", "base2")
@@ -20,9 +21,7 @@ PAIR = ("base2", "base1")
 
 
 def built(root: Path, pairs: Sequence[tuple[str, str]] = (PAIR,)) -> dict[str, Any]:
-    """What report.json then holds."""
-    build_report(root, root / "report", runs=RUNS, comparisons=pairs)
-    return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))
+    return report_folder.built(root, RUNS, pairs)
 
 
 def complete_again(folder: Path, config: dict[str, Any] | None = None) -> None:
@@ -89,16 +88,6 @@ def test_curves_tokens_and_speed(results: Path) -> None:
     assert long["train_loss"][-1] == [360000.0, pytest.approx(4 - 359 / 20)]
 
 
-def test_samples_show_every_kind_with_all_outputs(results: Path) -> None:
-    samples = built(results)["results"]["samples"]
-    rights = {"both": {*PAIR}, "neither": set()} | {f"only {name}": {name} for name in PAIR}
-    tasks = ("heldout_en", "heldout_zh")
-    assert {(s["task"], s["kind"]) for s in samples} == {(task, kind) for task in tasks for kind in rights}
-    for sample in samples:
-        assert {name for name, row in sample["runs"].items() if row["correct"]} == rights[sample["kind"]]
-        assert list(sample["runs"]) == list(RUNS)
-
-
 def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path: Path) -> None:
     first = json.dumps(built(results)["results"])
     copy = tmp_path / "elsewhere" / "quickstart"
@@ -110,10 +99,16 @@ def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path:
     assert load_manifest(copy / "report", "report").counts == {"runs": 3, "comparisons": 1}
 
 
-def test_the_graph_follows_the_fingerprints_and_corpus_counts_are_kept(results: Path) -> None:
+def test_samples_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
     found = built(results)["results"]
+    rights = {"both": {*PAIR}, "neither": set()} | {f"only {name}": {name} for name in PAIR}
+    kinds = {(task, kind) for task in ("heldout_en", "heldout_zh") for kind in rights}
+    assert {(sample["task"], sample["kind"]) for sample in found["samples"]} == kinds
+    for sample in found["samples"]:
+        assert {name for name, row in sample["runs"].items() if row["correct"]} == rights[sample["kind"]]
+        assert list(sample["runs"]) == list(RUNS)
     nodes = found["graph"]["nodes"]
-    assert [node["name"] for node in nodes] == ["corpus", "synthesis", "base", "base1", "base2"]
+    assert [node["name"] for node in nodes] == ["corpus", "synthesis", *RUNS]
     assert (nodes[2]["kinds"], nodes[2]["config"]) == (["run", "hf", "evaluation"], "base/config.yaml")
     below = [["base", "base1"], ["base", "base2"]]
     assert found["graph"]["edges"] == [*below, *(["corpus", name] for name in RUNS)]
@@ -132,12 +127,7 @@ LONG = '{"corpus": "long"}'
     [
         ("base1", RESULTS, lambda _: "{", "results.json: Invalid JSON"),
         ("base1", RESULTS, lambda _: NO_ITEMS, "results.json: tasks.t.n: Input should be greater"),
-        (
-            "base1",
-            SAMPLES,
-            lambda text: text[: text.rindex("{")],
-            "heldout_en.jsonl: 4 of 19 different items",
-        ),
+        ("base1", SAMPLES, lambda text: text[: text.rindex("{")], "_en.jsonl: 4 of 19 different items"),
         ("base2", SAMPLES, lambda text: text.replace("en-3", "en-x"), f"base2/{SAMPLES}: other items"),
         ("base", "metrics.jsonl", "[]\n".__add__, "base/metrics.jsonl:1: Input should be an object"),
         ("", "timings.json", lambda _: LONG, "timings.json: corpus: Input should be a valid num"),
@@ -160,11 +150,6 @@ def test_damage_is_named(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (results / "report").exists()
-
-
-def test_an_unknown_run_names_the_known(results: Path) -> None:
-    with pytest.raises(MathCptError, match="names run 'base9'; there are: base, base1, base2"):
-        built(results, [("base9", "base1")])
 
 
 def test_several_answers_are_compared_by_the_first(results: Path) -> None:
@@ -201,8 +186,10 @@ def test_two_runs_differ_by_their_settings(results: Path) -> None:
     assert sentences[1].startswith("base2 answers more than base1 on heldout_en")
 
 
-def test_runs_without_scores_still_have_a_page(results: Path) -> None:
+def test_an_unknown_run_is_refused_and_runs_without_scores_still_have_a_page(results: Path) -> None:
+    with pytest.raises(MathCptError, match="names run 'base9'; there are: base, base1, base2"):
+        built(results, [("base9", "base1")])
     for name in RUNS:
         shutil.rmtree(results / name / "evaluation")
-    page = build_report(results, results / "report", runs=RUNS, comparisons=[])
-    assert "No run was evaluated" in page.read_text(encoding="utf-8")
+    built(results, [])
+    assert "No run was evaluated" in (results / "report" / "index.html").read_text(encoding="utf-8")

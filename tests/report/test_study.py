@@ -1,15 +1,13 @@
 """Published figures against one another, and the judgement of the study's results on made-up outcomes."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.report.comparison import Comparison
-from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.report.study import judge, load_published
 from megatron_mathcpt.statistics import PairedComparison
-from tests.report.report_folder import write_grid
+from tests.report.report_folder import built, write_grid
 
 PUBLISHED = load_published()
 ROWS = [row for table in PUBLISHED.tables for row in table.rows if row.scores]
@@ -18,9 +16,8 @@ STAGE_ROWS = {"middle_school_sft", "middle_school_cpt", "high_school_sft", "high
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_scores_are_whole_items_averages_their_means_and_tables_agree(row) -> None:
-    assert {(same.scores, same.average) for same in ROWS if same.run == row.run} == {
-        (row.scores, row.average)
-    }
+    same = {(other.scores, other.average) for other in ROWS if other.run == row.run}
+    assert same == {(row.scores, row.average)}
     assert row.average == pytest.approx(sum(row.scores) / 4, abs=0.0101)
     items = [found.items for found in PUBLISHED.sets]
     if row.run in STAGE_ROWS:
@@ -34,9 +31,8 @@ def comparison(
 ) -> Comparison:
     paired = PairedComparison(100, only_first, only_second, difference=0.1, low=0.0, high=0.2, p_value=p)
     names = {"second": second, "first": "b", "task": task}
-    return Comparison(
-        **vars(paired), **names, correct_second=50, correct_first=40, detectable=0.1, p_holm=p, tests=1
-    )
+    counts = {"correct_second": 50, "correct_first": 40, "detectable": 0.1, "p_holm": p, "tests": 1}
+    return Comparison(**vars(paired), **names, **counts)
 
 
 BETTER = comparison("a", 20, 2, 0.001)
@@ -80,15 +76,13 @@ def grid(tmp_path: Path) -> Path:
 
 def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
     names = ("base1", "base2", "tutor_amp", "res_div", "base1_sft")
-    page = build_report(grid, grid / "report", runs=names, comparisons=[], study=True)
-    results = json.loads((grid / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    results = built(grid, names, [], study=True)["results"]
     study = results["study"]
     # each pair of the outcomes above differs by 40 or 60 of 200 items, all one way, or by none
     verdicts = ["holds", "holds", "not distinguishable", "not tested", "not tested"]
     assert [found["verdict"] for found in study["results"]] == verdicts
-    pooled = {
-        (row["second"], row["first"]): row for row in results["comparisons"] if row["task"] == "all tasks"
-    }
+    whole = [row for row in results["comparisons"] if row["task"] == "all tasks"]
+    pooled = {(row["second"], row["first"]): row for row in whole}
     synthesis = {("tutor_amp", "base2"), ("tutor_amp", "res_div")}
     assert set(pooled) == {("base2", "base1"), ("base2", "base1_sft"), *synthesis}
     # 40:0 gives 2 / 2^40; third smallest of four p, so Holm multiplies it by 2
@@ -101,23 +95,19 @@ def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
     assert ours[1:] == [None, None, None]
     titles = {"Synthesis methods", "Stages", "Data distribution", "Difficulty"}
     assert {table["title"] for table in study["tables"]} == titles
-    text = page.read_text(encoding="utf-8")
+    text = (grid / "report" / "index.html").read_text(encoding="utf-8")
     assert "(30.0 ± 4.6)" in text
     assert text.count('class="scroll"><table class="sortable study-table"') == 4
 
 
 def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
-    build_report(grid, grid / "report", runs=("base1", "base2"), comparisons=[("base2", "base1")])
-    results = json.loads((grid / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    results = built(grid, ("base1", "base2"), [("base2", "base1")])["results"]
     # items 0, 2, .. are of middle school; steps are 2 + item mod 5; base2 has items 0..29 right in both tasks
     subsets = results["runs"]["base2"]["subsets"]
-    assert {name: (score["correct"], score["n"]) for name, score in subsets.items()} == {
-        "middle school": (30, 100),
-        "high school": (30, 100),
-        "up to 2 steps": (12, 40),
-        "3 or 4 steps": (24, 80),
-        "5 and more steps": (24, 80),
-    }
+    found = {name: (score["correct"], score["n"]) for name, score in subsets.items()}
+    stages = {"middle school": (30, 100), "high school": (30, 100)}
+    steps = {"up to 2 steps": (12, 40), "3 or 4 steps": (24, 80), "5 and more steps": (24, 80)}
+    assert found == stages | steps
     assert results["synthesis"] == {
         "synthesis: tutor_amp": {"accepted share": 0.85, "outcomes": 100, "accepted": 85, "records": 85}
         | {"tokens": 34000, "requests": 200, "cost": 1.7, "cost_per_record": 0.02}
@@ -129,12 +119,11 @@ def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
 def test_a_model_that_was_only_scored_has_its_row(grid: Path) -> None:
     for name in ("metrics.jsonl", "manifest.json"):
         (grid / "base1" / name).unlink()
-    build_report(grid, grid / "report", runs=("base1", "base2"), comparisons=[("base2", "base1")])
-    results = json.loads((grid / "report" / "report.json").read_text(encoding="utf-8"))["results"]
+    results = built(grid, ("base1", "base2"), [("base2", "base1")])["results"]
     assert results["runs"]["base1"]["scores"]["gsm8k"]["correct"] == 10
 
 
 def test_a_task_of_one_item_has_no_error(tmp_path: Path) -> None:
     root = write_grid(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
-    page = build_report(root, root / "report", runs=("base1", "base2"), comparisons=[], study=True)
-    assert "(100.0 ± –)" in page.read_text(encoding="utf-8")
+    built(root, ("base1", "base2"), [], study=True)
+    assert "(100.0 ± –)" in (root / "report" / "index.html").read_text(encoding="utf-8")

@@ -1,0 +1,3 @@
+"""The process alone."""
+
+from tests.support.models import layout  # noqa: F401
