@@ -214,7 +214,7 @@ def test_progress_by_hand(config: Corpus, raw: Path, tmp_path: Path) -> None:
 def test_killed_at_random_moments_of_a_longer_build(raw: Path, tmp_path: Path, workers: int) -> None:
     random_, sources = random.Random(workers), tree(raw)["sources"]
     for shard in range(3):
-        texts = (sentence(random_, 200) for _ in range(4000))
+        texts = (sentence(random_, 200) for _ in range(600))
         write_lines(raw / f"general_{shard}.jsonl", [{"text": text} for text in texts])
     sources["general"]["path"] = str(raw / "general_*.jsonl")
     config = changed(raw, sources=sources)
