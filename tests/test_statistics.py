@@ -11,21 +11,17 @@ from megatron_mathcpt import statistics
 from megatron_mathcpt.statistics import compare_paired, mcnemar_p_value
 
 
-def test_standard_error_by_hand() -> None:
-    # 3 of 4 right: sample variance of (1, 1, 1, 0) is 1/4, standard error sqrt(1/4) / sqrt(4).
-    assert statistics.accuracy_standard_error(3, 4) == pytest.approx(0.25)
-    outcomes = [1] * 17 + [0] * 23
-    assert statistics.accuracy_standard_error(17, 40) == pytest.approx(stats.sem(outcomes))
+def test_standard_error_equals_scipy() -> None:
+    assert statistics.accuracy_standard_error(17, 40) == pytest.approx(stats.sem([1] * 17 + [0] * 23))
     assert math.isnan(statistics.accuracy_standard_error(1, 1))
 
 
-@pytest.mark.parametrize(("correct", "items"), [(0, 10), (10, 10), (1, 3), (81, 263), (528, 1319)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("correct", "items"), [(0, 10), (10, 10), (1, 3), (528, 1319)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_equals_scipy(correct: int, items: int, confidence: float) -> None:
     expected = stats.binomtest(correct, items).proportion_ci(confidence, method="wilson")
-    assert statistics.wilson_interval(correct, items, confidence) == pytest.approx(
-        (expected.low, expected.high), abs=1e-12
-    )
+    found = statistics.wilson_interval(correct, items, confidence)
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (0, 1), (5, 5), (3, 9), (59, 121), (1, 700)])
@@ -35,11 +31,10 @@ def test_mcnemar_equals_binomial_test(only_first: int, only_second: int) -> None
     assert mcnemar_p_value(only_first, only_second) == pytest.approx(expected, rel=1e-9)
 
 
-def _outcomes(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
-    return (
-        [True] * (both + first) + [False] * (second + neither),
-        [True] * both + [False] * first + [True] * second + [False] * neither,
-    )
+def _outcomes(both: int, first: int, second: int, neither: int) -> tuple[list[bool], ...]:
+    counts = (both, first, second, neither)
+    patterns = ((True, True, False, False), (True, False, True, False))
+    return tuple(np.repeat(pattern, counts).tolist() for pattern in patterns)
 
 
 def test_paired_comparison_by_hand_and_against_newcombes_table() -> None:
@@ -52,15 +47,12 @@ def test_paired_comparison_by_hand_and_against_newcombes_table() -> None:
     equal = compare_paired([True, False, True], [True, False, True])
     assert (equal.difference, equal.p_value) == (0.0, 1.0)
     assert equal.low < 0 < equal.high
+    swapped = compare_paired(*_outcomes(36, 12, 2, 0))
+    assert (swapped.low, swapped.high, swapped.p_value) == pytest.approx(
+        (-result.high, -result.low, result.p_value)
+    )
     with pytest.raises(ValueError, match="3 and 2 items"):
         compare_paired([True] * 3, [True] * 2)
-
-
-def test_paired_interval_mirrors_when_the_models_swap() -> None:
-    first, second = _outcomes(30, 4, 15, 51)
-    forward, backward = compare_paired(first, second), compare_paired(second, first)
-    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low))
-    assert forward.p_value == backward.p_value
 
 
 def test_paired_interval_covers() -> None:
@@ -76,15 +68,13 @@ def test_holm_by_hand() -> None:
     # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1; then made monotone: 0.04 is raised to 0.06.
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert statistics.holm([]) == []
 
 
 @pytest.mark.parametrize(("samples", "correct"), [(5, 0), (5, 1), (6, 3), (6, 6)])
 def test_pass_at_k_is_the_mean_over_all_subsets(samples: int, correct: int) -> None:
     outcomes = [index < correct for index in range(samples)]
     for k in range(1, samples + 1):
-        subsets = list(combinations(outcomes, k))
-        expected = sum(any(subset) for subset in subsets) / len(subsets)
+        expected = np.mean([any(subset) for subset in combinations(outcomes, k)])
         assert statistics.pass_at_k(samples, correct, k) == pytest.approx(expected)
     with pytest.raises(ValueError, match="pass@7"):
         statistics.pass_at_k(6, 3, 7)
@@ -107,8 +97,7 @@ def test_minimum_detectable_difference_has_its_power() -> None:
     difference = statistics.minimum_detectable_difference(items, discordant)
     generator = np.random.default_rng(2)
     cells = [(discordant - difference) / 2, (discordant + difference) / 2, 1 - discordant]
-    found = [
-        mcnemar_p_value(int(a), int(b)) < 0.05 for a, b, _ in generator.multinomial(items, cells, size=2000)
-    ]
+    drawn = generator.multinomial(items, cells, size=2000).tolist()
+    found = [mcnemar_p_value(first, second) < 0.05 for first, second, _ in drawn]
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
     assert statistics.minimum_detectable_difference(4, 0.1) == 0.1

@@ -22,17 +22,14 @@ class Experiment(Section):
 GOOD = "name: tiny\nseed: 1\noptimizer:\n  learning_rate: 3e-5\n"
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "config.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def test_yaml_1_2_numbers_and_overrides_and_the_resolved_yaml_reads_back_equal(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, GOOD), Experiment, ["seed=7", "optimizer.betas=[0.8, 0.9]"])
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD)
+    config = load_config(path, Experiment, ["seed=7", "optimizer.betas=[0.8, 0.9]"])
     optimizer = Optimizer(learning_rate=3e-5, betas=(0.8, 0.9))
     assert config == Experiment(name="tiny", seed=7, optimizer=optimizer)
-    assert load_config(write(tmp_path, dump_yaml(config)), Experiment) == config
+    path.write_text(dump_yaml(config))
+    assert load_config(path, Experiment) == config
 
 
 @pytest.mark.parametrize(
@@ -45,17 +42,14 @@ def test_yaml_1_2_numbers_and_overrides_and_the_resolved_yaml_reads_back_equal(t
         ("name: tiny\noptimizer: {learning_rate: 1.0}\n", "name=x", "seed: missing; it has no default"),
         (GOOD + "seed: 2\n", "", "not valid YAML.*duplicate key"),
         ("- 1\n", "", "expected a mapping"),
-        ("name: [\n", "", "not valid YAML"),
         ("a: &x 1\nb: *x\n", "", "aliases"),
-        (b"name: \xff", "", r"config\.yaml: not UTF-8 at byte 6"),
+        ("name: \xff", "", r"config\.yaml: not UTF-8 at byte 6"),
         (None, "", r"config\.yaml: cannot be read"),
     ],
 )
-def test_errors_name_file_and_field(
-    tmp_path: Path, text: str | bytes | None, override: str, message: str
-) -> None:
+def test_errors_name_file_and_field(tmp_path: Path, text: str | None, override: str, message: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=message):
         load_config(path, Experiment, [override] if override else [])

@@ -17,7 +17,6 @@ BASE = next((ROOT / "configs").rglob("quickstart_base.yaml"))
 
 UNEVEN = ["parallel.pipeline_model_parallel_size=2"]
 UNEVEN += [f"parallel.num_layers_in_{end}_pipeline_stage=1" for end in ("first", "last")]
-LOSS = {"account_for_loss_in_pipeline_split": True}
 COUNTED = "parallel.account_for_loss_in_pipeline_split=true"
 TENSOR_1 = "parallel.tensor_model_parallel_size=1"
 FULL = ["parallel.recompute_granularity=full", "parallel.recompute_method=uniform"]
@@ -31,7 +30,6 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
     ("overrides", "world_size", "named"),
     [
         ([], 3, "world size"),
-        ([], 1, "world size"),
         (["train.global_batch_size=12"], 4, "train.global_batch_size"),
         (["parallel.tensor_model_parallel_size=16"], 16, "model.num_attention_heads"),
         (["model.num_query_groups=1"], 2, "model.num_query_groups"),
@@ -72,15 +70,11 @@ def test_what_cannot_run_names_its_field(overrides: list[str], world_size: int, 
         ("init.scratch=false", "set just one of scratch"),
         ("init.initial_loss_samples=4", "have no effect without initial_loss"),
         ("init.initial_loss_band=.inf", "finite number"),
-        ("data.blend.general=0", r"blend.general: Input should be greater than 0"),
         ("data.max_epochs.other=2", r"max_epochs.other names no pool"),
         ("model.num_query_groups=3", "no multiple of num_query_groups"),
-        ("train.seq_len=5", "did you mean 'seq_length'"),
-        ("train.seq_length=1.5", "train.seq_length"),
         ("parallel.recompute_granularity=full", "full needs recompute_method and recompute_num_layers"),
         ("parallel.recompute_granularity=selective", "selective needs recompute_modules"),
         ("parallel.recompute_num_layers=1", "no effect without recompute_granularity"),
-        ("parallel.recompute_modules=[moe]", "parallel.recompute_modules.0"),
         ("precision.fp8=hybrid", "fp8 needs fp8_recipe"),
         ("precision.fp8_recipe=delayed", "no effect without fp8"),
         ("precision={params_dtype: fp32, fp8: e4m3, fp8_recipe: delayed}", "fp8 needs params_dtype: bf16"),
@@ -99,8 +93,8 @@ def test_a_wrong_section_is_refused(override: str, message: str) -> None:
         ({}, (3, 3, 3)),
         ({"num_layers_in_first_pipeline_stage": 1}, (1, 4, 4)),
         ({"num_layers_in_first_pipeline_stage": 3, "num_layers_in_last_pipeline_stage": 2}, (3, 4, 2)),
-        (LOSS, (3, 3, 2)),
-        (LOSS | {"account_for_embedding_in_pipeline_split": True}, (2, 3, 2)),
+        ({"account_for_loss_in_pipeline_split": True}, (3, 3, 2)),
+        ({f"account_for_{end}_in_pipeline_split": True for end in ("embedding", "loss")}, (2, 3, 2)),
     ],
 )
 def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) -> None:
@@ -109,9 +103,8 @@ def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) ->
 
 
 def test_budget_is_rounded_up_to_whole_steps() -> None:
-    config = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"])
-    assert config.train.tokens_per_step == 4 * 128
-    assert (config.train.train_steps, config.train.train_samples) == (9, 36)
+    train = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"]).train
+    assert (train.tokens_per_step, train.train_steps, train.train_samples) == (4 * 128, 9, 36)
 
 
 ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -132,8 +125,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
 def test_shape_of_a_hugging_face_config_and_its_way_back(tmp_path: Path) -> None:
     shape = read_hf_shape(write_config(tmp_path))
     assert (shape.num_query_groups, shape.kv_channels, shape.rotary_base) == (8, 64, 500000.0)
-    assert shape.rope_scaling is not None
-    assert shape.rope_scaling.factor == 32.0
+    assert shape.rope_scaling is not None and shape.rope_scaling.factor == 32.0
     assert shape.num_parameters() == 1_235_814_400  # Llama-3.2-1B
     exported = hf_config(shape, dtype="bfloat16", bos_id=None, eos_id=2)
     (tmp_path / "config.json").write_text(json.dumps(exported))

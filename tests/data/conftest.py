@@ -21,11 +21,9 @@ def raw(tmp_path: Path) -> Path:
         ]
         write_lines(folder / f"{pool}.jsonl", rows)
     write_lines(folder / "problem_solving.jsonl", [problem(i) for i in range(50)])
-    item = {
-        "id": "b0",
-        "question": "A farmer keeps seventeen grey goats and nine hens in one yard. How many legs?",
-    }
-    write_lines(folder / "benchmark" / "test.jsonl", [item])
+    write_lines(
+        folder / "benchmark" / "test.jsonl", [{"id": "b0", "question": "How many legs have 17 goats?"}]
+    )
     return folder
 
 

@@ -58,21 +58,18 @@ def test_planted_copies_are_found(
     assert [(number, hit.benchmark, hit.item) for number, hit in hits.items()] == [(1, "set/test", item)]
 
 
-ALL = (ENGLISH, CHINESE, SHORT, TINY)
-FOUND: list[tuple[tuple[str, ...], str, bool]] = [
-    *((ALL, "", False), (ALL, CHINESE[:20], False), (ALL, "compute 7! 5! now", False)),
-    (ALL, "Natalia sold clips to 48 of her friends in May.", False),
-    # short items match whole, tiny ones as a line
-    *(((SHORT,), f"Well. {SHORT.lower()} Yes", True), ((SHORT,), "how many edges has a cube", False)),
-    *(((TINY,), TINY, True), ((TINY,), "compute 7!-5!", True), ((TINY,), f"First.\n{TINY}\nThen.", True)),
-    ((TINY,), f"Question: {TINY}\nSolution: 4920", True),
-]
-
-
-@pytest.mark.parametrize(("items", "text", "found"), FOUND)
-def test_what_is_a_copy(tmp_path: Path, items: tuple[str, ...], text: str, found: bool) -> None:
-    hits = search(contamination(tmp_path, *items), text)
-    assert [hit.share for hit in hits.values()] == [1.0] * found
+def test_short_items_match_whole_and_tiny_ones_as_a_line(tmp_path: Path) -> None:
+    clean = [
+        "",
+        CHINESE[:20],
+        "compute 7! 5! now",
+        "how many edges has a cube",
+        " ".join(ENGLISH.split()[:9]),
+    ]
+    copies = [f"Well. {SHORT.lower()} Yes", TINY, "compute 7!-5!", f"First.\n{TINY}\nThen."]
+    copies.append(f"Question: {TINY}\nSolution: 4920")
+    hits = search(contamination(tmp_path, ENGLISH, CHINESE, SHORT, TINY), *clean, *copies)
+    assert {number: hit.share for number, hit in hits.items()} == dict.fromkeys(range(5, 10), 1.0)
 
 
 def test_a_part_of_an_item_is_a_copy_in_text_but_not_in_a_problem(tmp_path: Path) -> None:
@@ -80,15 +77,12 @@ def test_a_part_of_an_item_is_a_copy_in_text_but_not_in_a_problem(tmp_path: Path
     assert list(search(index, part)) == [0] and not search(index, part, problem=True)
 
 
-@pytest.mark.parametrize(("masked", "found"), [(False, []), (True, [0])])
-def test_problems_of_the_items_template_stay_unless_numbers_are_masked(
-    tmp_path: Path, masked: bool, found: list[int]
-) -> None:
+def test_problems_of_the_items_template_stay_unless_numbers_are_masked(tmp_path: Path) -> None:
     pens = "In a shop 5 pens cost 7 coins and 3 books cost 11 coins. What do 4 pens and 2 books cost in all?"
-    index = contamination(tmp_path, pens, mask_numbers=masked)
-    hits = search(index, pens.translate(str.maketrans("573142", "968253")), problem=True)
-    assert list(hits) == found
-    assert all(hit.masked for hit in hits.values())
+    other = pens.translate(str.maketrans("573142", "968253"))
+    assert not search(contamination(tmp_path, pens), other, problem=True)
+    (hit,) = search(contamination(tmp_path, pens, mask_numbers=True), other, problem=True).values()
+    assert hit.masked
 
 
 @pytest.mark.parametrize(
@@ -96,10 +90,7 @@ def test_problems_of_the_items_template_stay_unless_numbers_are_masked(
     [
         ('{"question": "A?"}\n{"id": "b"}', r"test\.jsonl:2: item without 'question'"),
         ('{"question": "A?"}\n{"id"', r"test\.jsonl:2: not JSON"),
-        (
-            '{"id": "0", "question": "How much?"}\n{"id": "1", "question": "+ = ?"}',
-            r":2: item '1' has no word",
-        ),
+        ('{"question": "A?"}\n{"id": "1", "question": "+ = ?"}', r":2: item '1' has no word"),
         ("", "no items"),
         (None, "benchmark not found"),
     ],
@@ -115,10 +106,7 @@ def test_bad_benchmark_files_are_errors(tmp_path: Path, content: str | None, mes
 def test_every_local_benchmark_item_is_found_in_itself(benchmarks_dir: Path) -> None:
     index = Contamination(Decontaminate(benchmarks=[str(benchmarks_dir)]))
     texts = [f"Before.\n{' '.join(item.question.split())}\nAfter." for item in index.items]
-    found: set[int] = set()
-    for low in range(0, len(texts), 500):
-        found |= {low + number for number in search(index, *texts[low : low + 500], problem=True)}
-    assert found == set(range(len(texts)))
+    assert set(search(index, *texts, problem=True)) == set(range(len(texts)))
 
 
 WORDS = [f"word{chr(97 + number)}" for number in range(15)]
@@ -142,19 +130,25 @@ def report(tmp_path: Path, tasks: dict[str, list[str]], texts: list[str]) -> dic
 
 
 NUMBERED = "What is 7 times 8 if all is done well?"
-SHARES: list[tuple[str, str, float]] = [
-    # 15 words make 3 runs of 13; a document with the first 14 holds two of them, however it is typed
-    (" ".join(WORDS), "x " + ", ".join(WORDS[:14]).upper() + " y", 2 / 3),
-    (" ".join(WORDS), " ".join(WORDS[:12]), 0),
-    # Chinese is cut into characters, 30 to a run
-    (LONG_CHINESE, f"前文，{LONG_CHINESE[3:20]}、{LONG_CHINESE[20:33]}。后文", 1 / (len(LONG_CHINESE) - 29)),
-    # what is shorter must stand there whole
-    (NUMBERED, f"He asked: {NUMBERED[:-1].lower()}, and left.", 1),
-    (NUMBERED.replace("8", "9"), f"He asked: {NUMBERED[:-1].lower()}, and left.", 0),
-]
 
 
-@pytest.mark.parametrize(("question", "text", "share"), SHARES)
+@pytest.mark.parametrize(
+    ("question", "text", "share"),
+    [
+        # 15 words make 3 runs of 13; a document with the first 14 holds two of them, however it is typed
+        (" ".join(WORDS), "x " + ", ".join(WORDS[:14]).upper() + " y", 2 / 3),
+        (" ".join(WORDS), " ".join(WORDS[:12]), 0),
+        # Chinese is cut into characters, 30 to a run
+        (
+            LONG_CHINESE,
+            f"前文，{LONG_CHINESE[3:20]}、{LONG_CHINESE[20:33]}。后文",
+            1 / (len(LONG_CHINESE) - 29),
+        ),
+        # what is shorter must stand there whole
+        (NUMBERED, f"He asked: {NUMBERED[:-1].lower()}, and left.", 1),
+        (NUMBERED.replace("8", "9"), f"He asked: {NUMBERED[:-1].lower()}, and left.", 0),
+    ],
+)
 def test_share_of_runs_by_hand(tmp_path: Path, question: str, text: str, share: float) -> None:
     found = report(tmp_path, {"t": [question]}, ["no", text, "other"])["tasks"]["t"]["overlap"]
     assert found == ({"a": pytest.approx(share, abs=1e-4)} if share else {})

@@ -9,12 +9,13 @@ import pytest
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
+from megatron_mathcpt.commands.corpus_verbs import inspect
 from megatron_mathcpt.data.inspection import describe, find_documents, lengths, token_lengths, trace
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_document
-from tests.data.inspected import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
+from tests.data.made import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
 KEPT_WEB = ["web/web.jsonl#1", "wiki2"]
@@ -40,11 +41,7 @@ def find(corpus: CorpusFolder, *names: str | None, number: Any = None, record: A
 
 def command(*arguments: object) -> str:
     """What `mathcpt inspect` prints; what it refuses is raised."""
-    from megatron_mathcpt.commands.corpus_verbs import inspect as app
-
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
+    done = CliRunner().invoke(inspect, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -87,8 +84,7 @@ def test_blocks_of_any_size_give_the_same(corpus: CorpusFolder, monkeypatch: pyt
 
 
 def test_documents_by_source_and_id(corpus: CorpusFolder) -> None:
-    assert ids(find(corpus, None, "web")) == KEPT_WEB
-    assert ids(find(corpus, None, "web", number=1)) == ["wiki2"]
+    assert [ids(find(corpus, None, "web", number=number)) for number in (None, 1)] == [KEPT_WEB, ["wiki2"]]
     assert [(one.shard.source, one.line) for one in find(corpus, record="wiki2")] == [("wiki", 4), ("web", 2)]
     assert ids(find(corpus, None, "wiki", record=HOSTILE_ID)) == [HOSTILE_ID]
 
@@ -138,9 +134,8 @@ def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     assert sorted(token_lengths(corpus, Selection("general", "wiki"))) == expected
     (wiki,) = lengths(corpus, Selection("general", "wiki"))
     assert (wiki["total"], wiki["mean"]) == (12, pytest.approx(sum(expected) / 12))
-    assert [wiki["quantiles"][q] for q in ("least", "25%", "median", "most")] == [
-        expected[i] for i in (0, 2, 5, 11)
-    ]
+    quantiles = {"least": expected[0], "25%": expected[2], "median": expected[5], "most": expected[11]}
+    assert wiki["quantiles"].items() >= quantiles.items()
     whole = list(token_lengths(corpus, Selection("general")))
     counts = corpus_counts(corpus.manifest).pools["general"]
     assert (len(whole), sum(whole)) == (14, counts.train.tokens + counts.validation.tokens)
@@ -159,8 +154,7 @@ def test_distributions_by_hand() -> None:
 
 def test_the_command_shows_documents_and_drops(root: Path) -> None:
     shown = command("show", root, "--source", "wiki", "--id", HOSTILE_ID, "--characters", 13)
-    assert "\x1b" not in shown
-    assert "hostile\\x1b[2J" in shown
+    assert "\x1b" not in shown and "hostile\\x1b[2J" in shown
     assert f"Ends the page … ({len(HOSTILE) - 13} more characters)" in shown
     assert f"{root.parent / 'raw' / 'wiki' / 'b.jsonl'}:5" in shown
     assert command("show", root, "--limit", 3).count("tokens") == 3
@@ -172,22 +166,26 @@ def test_the_command_shows_documents_and_drops(root: Path) -> None:
     for part in ("stays: wiki1", "b.jsonl:3  leak", "benchmark: benchmark/test; item: b0; ngram: a farmer"):
         assert part in shown
     shown = command("dropped", root, "--reason", "other_steps", "--source", "hard", "--limit", 1)
-    assert "problems.jsonl:1  p0" in shown
-    assert "p1" not in shown
+    assert "problems.jsonl:1  p0" in shown and "p1" not in shown
+    report = json.loads((root / "report.json").read_bytes())
+    assert [hit["document"] for hit in report["benchmarks"]["benchmark/test"]["hits"]] == ["leak"]
 
 
-def test_the_command_traces_and_measures(root: Path, corpus: CorpusFolder) -> None:
+def test_the_command_traces_measures_and_writes_a_page(root: Path, corpus: CorpusFolder) -> None:
     shown = command("trace", root, "wiki3")
     (kept,) = trace(corpus, "wiki3")
     assert isinstance(kept, Kept)
     first, tokens = read_document(corpus.dataset("general", kept.split), kept.index)
     assert f"tokens     {first} up to, not including, {first + len(tokens)}" in shown
     assert f"datasets/general/{kept.split}, document {kept.index}" in shown
-    assert "stays      wiki1  " in command("trace", root, "near")
+    assert f"stays      wiki1  {root.parent}/raw/wiki/a.jsonl:2" in command("trace", root, "near")
     shown = command("lengths", root)
     assert "12 in all, mean 1.0; least 0, 5% 0, 25% 0, median 1, 75% 2, 95% 2, most 2" in shown
     assert [line for line in shown.splitlines() if line.startswith("3  █")] == ["3  " + "█" * 40 + "  4"]
     assert "\n64–127  █" in shown
+    out = root.parent / "new" / "page.html"
+    assert command("page", root, "--out", out) == f"Page: {out}\n"
+    assert "<title>inspected · corpus</title>" in out.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -198,12 +196,10 @@ def test_the_command_traces_and_measures(root: Path, corpus: CorpusFolder) -> No
         ("show --split test", "there is train, validation"),
         ("show --pool general --source easy", "not in pool 'general', which has wiki, web"),
         ("show --number 0", "name a pool or source too; there is problem_solving, general"),
-        ("show --source web --number 2", "has 2 documents, numbered from 0"),
         ("show --source web --number -1", "has 2 documents, numbered from 0"),
         ("show --number 0 --id a", "give one of number and id"),
         ("show --id copy", "'trace' tells what became of it"),
         ("dropped --reason ugly", "there is contaminated, exact_duplicate, near_duplicate, no"),
-        ("dropped --source ugly", "there is easy, hard, numina, wiki, web"),
         ("dropped --source web --reason too_short", "there is exact_duplicate"),
         ("page --out {0}", "is a folder"),
         ("page --out {0}/manifest.json/a.html", "cannot be written"),
@@ -213,9 +209,3 @@ def test_bad_names_get_what_there_is(root: Path, arguments: str, message: str) -
     verb, *options = arguments.format(root).split()
     with pytest.raises(MathCptError, match=message):
         command(verb, root, *options)
-
-
-def test_the_command_writes_a_page(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "page.html"
-    assert command("page", root, "--out", out) == f"Page: {out}\n"
-    assert "<title>inspected · corpus</title>" in out.read_text(encoding="utf-8")

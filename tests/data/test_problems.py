@@ -49,27 +49,21 @@ def calculate(text: str) -> Fraction:
     return Fraction(eval(exact, {"Fraction": Fraction, "sqrt": root}))  # noqa: S307 - digits and signs only
 
 
-def equations(problem: Problem) -> list[list[str]]:
-    """Left and right side of each line's calculation, the lead before it taken off."""
-    return [re.split(r" = |: |：", line)[-2:] for line in problem.solution.split("\n")]
-
-
-def test_every_written_step_holds_and_the_last_is_the_answer(training: list[Problem]) -> None:
+def test_every_step_holds_uses_the_question_and_earlier_results_and_the_last_is_the_answer(
+    training: list[Problem],
+) -> None:
     assert len({p.question for p in training}) == len({p.id for p in training}) == MIX.train_problems
-    for problem in training:
-        assert not re.search(r"[{}]", problem.question + problem.solution)
-        sides = equations(problem)
-        assert all(calculate(left) == calculate(right) for left, right in sides), problem
-        assert (sides[-1][1], len(sides)) == (problem.answer, problem.steps)
-
-
-def test_each_step_uses_only_the_question_and_earlier_results(training: list[Problem]) -> None:
     constants = {"1", "2", "3", "4", "100", "180"}  # halves, squares' sides, percent, angles of a triangle
     for problem in training:
+        assert not re.search(r"[{}]", problem.question + problem.solution)
         known = set(re.findall(r"\d+", problem.question)) | constants
-        for left, right in equations(problem):
+        # left and right side of each line's calculation, the lead before it taken off
+        sides = [re.split(r" = |: |：", line)[-2:] for line in problem.solution.split("\n")]
+        for left, right in sides:
+            assert calculate(left) == calculate(right), problem
             assert set(re.findall(r"\d+", left)) <= known, problem
             known |= set(re.findall(r"\d+", right))
+        assert (sides[-1][1], len(sides)) == (problem.answer, problem.steps)
 
 
 def search(holds: Callable[[dict[str, int], int], bool]) -> Callable[[dict[str, int]], list[Fraction]]:
@@ -148,26 +142,23 @@ templates:
         ("b = a + between", "b = c + between", "unknown name 'c'"),
         ("Total: ", "{sum}: ", "unknown name 'sum'"),
         ("又得到{b}", "又得到", "question in 'zh' does not state 'b'"),
-        ("    zh: |", "    fr: |", r"fr: unknown key"),
         ("    zh: |\n      {name}有{a}{unit}{thing}，又得到{b}{unit}，一共有多少？\n", "", "zh: missing"),
         (', zh: ["一共："]', "", "0 leads in 'zh' for 1 steps"),
         ("total = a + b", "total = open(a)", r"open\(a\): not part of the language"),
-        ("a = number()", "a = numbers()", r"numbers\(\): not part of the language"),
         ("between(1, 9)", "between(1)", "missing 1 required positional argument"),
         ("between(1, 9)", "between(1, 9 / 2)", "9/2 is no whole number"),
         ("total = a + b", "total = a +", "invalid syntax"),
-        ("total = a + b", "total", "expected 'name = expression'"),
         ("total = a + b", "total = a + b;", "expected 'name = expression'"),
         ("total = a + b", "a = a + b", "the name 'a' is taken"),
     ],
 )
 def test_a_broken_template_is_refused_by_name(old: str, new: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "problems.yaml"
-    path.write_text(GOOD, encoding="utf-8")
-    assert list(load_templates(path).templates) == ["gain"]
-    (tmp_path / "broken.yaml").write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+    good, broken = tmp_path / "good.yaml", tmp_path / "broken.yaml"
+    good.write_text(GOOD, encoding="utf-8")
+    assert list(load_templates(good).templates) == ["gain"]
+    broken.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ConfigError, match=rf"broken\.yaml: templates\.gain.*{message}"):
-        load_templates(tmp_path / "broken.yaml")
+        load_templates(broken)
 
 
 def keys(problems: list[Problem]) -> set[str]:
@@ -192,16 +183,12 @@ def test_the_split_takes_about_its_share_of_the_pairs() -> None:
     assert instance_key("gain", {"b": Fraction(2), "a": Fraction(1)}) == "gain(a=1,b=2)"
 
 
-@pytest.mark.parametrize(("split", "chinese"), [("training", 1800), ("held_out", 100)])
-def test_the_mix_is_kept(split: str, chinese: int, request: pytest.FixtureRequest) -> None:
-    problems: list[Problem] = request.getfixturevalue(split)
-    one, many = (sum(p.steps == 1 for p in problems), sum((p.steps or 0) >= 3 for p in problems))
-    assert abs(one / len(problems) - 0.4) < 0.1
-    assert abs(many / len(problems) - 0.3) < 0.1
-    assert sum(p.language == "zh" for p in problems) == chinese
-
-
-def test_a_mix_that_cannot_be_filled_says_so() -> None:
+def test_the_mix_is_kept(training: list[Problem], held_out: list[Problem]) -> None:
+    for problems, chinese in (training, 1800), (held_out, 100):
+        one, many = (sum(p.steps == 1 for p in problems), sum((p.steps or 0) >= 3 for p in problems))
+        assert abs(one / len(problems) - 0.4) < 0.1
+        assert abs(many / len(problems) - 0.3) < 0.1
+        assert sum(p.language == "zh" for p in problems) == chinese
     mix = ProblemMix(evaluation_problems={"en": 5000}, step_shares=(1, 0, 0), small_share=1)
     with pytest.raises(ConfigError, match="ask for fewer"):
         evaluation_problems(mix, "en", seed=0)
@@ -211,9 +198,7 @@ def test_steps_by_hand() -> None:
     values = {"a": Fraction(3), "b": Fraction(4), "half": Fraction(1, 2)}
     assert evaluate("sqrt(a ** 2 + b ** 2)", values) == 5
     assert substitute("a * half - b", values) == "3 * (1/2) - 4"
-    for wrong, message in (
-        ("__import__('os')", "not part of the language"),
-        ("sqrt(b - a + 1)", "not a rational"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            evaluate(wrong, values)
+    with pytest.raises(ValueError, match="not part of the language"):
+        evaluate("__import__('os')", values)
+    with pytest.raises(ValueError, match="not a rational"):
+        evaluate("sqrt(b - a + 1)", values)

@@ -46,9 +46,8 @@ def save_llama2(folder: Path) -> None:
     """A tokenizer of Llama 2's kind: BPE over whole texts, with a byte for each unknown character."""
     trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(
-        vocab_size=360, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
-    )
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=special, show_progress=False)
     trained.train_from_iterator(TEXTS[:2] * 50, trainer)
     tree = json.loads(trained.to_str())
     vocabulary = tree["model"]["vocab"]
@@ -67,8 +66,7 @@ def save_llama3(folder: Path) -> None:
     split = pre_tokenizers.Split(pattern, "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trained.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    special = ["<|begin_of_text|>", "<|end_of_text|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special, alphabet = ["<|begin_of_text|>", "<|end_of_text|>"], level.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
@@ -118,29 +116,19 @@ def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
     assert [encoder.name for encoder in encoders(any_folder, "text")] == [chosen, "tokenizers"]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_what_is_no_tokenizer_is_refused_by_its_name(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"model": {}}')
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")  # as Llama 2 comes
+    for name, message in (
         ("bad.json", r"bad\.json: not a tokenizer"),
         ("none.json", r"none\.json: tokenizer not found"),
         ("", r"tokenizer\.model: .*AutoTokenizer\.from_pretrained\(DIR\)"),
         ("tokenizer.model", r"tokenizer\.model: .*AutoTokenizer\.from_pretrained\(DIR\)"),
-    ],
-)
-def test_what_is_no_tokenizer_is_refused_by_its_name(tmp_path: Path, given: str, message: str) -> None:
-    (tmp_path / "bad.json").write_text('{"model": {}}')
-    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
-    with pytest.raises(DataError, match=message):
-        load_tokenizer(tmp_path / given)
-
-
-def test_a_tokenizer_json_beside_a_model_file_counts(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"pieces")  # as Llama 2 comes
-    train_tokenizer(iter(TEXTS), 300, tmp_path)
+    ):
+        with pytest.raises(DataError, match=message):
+            load_tokenizer(tmp_path / name)
+    (tmp_path / "tokenizer.json").write_text("{}")
     assert tokenizer_file(tmp_path) == tmp_path / "tokenizer.json"
-
-
-def test_a_missing_file_of_texts_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: this file does not exist"):
         tokenize_files([tmp_path / "none.jsonl"], "text", folder, tmp_path / "out", "text", "auto")
 

@@ -56,6 +56,8 @@ def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     parts = [write(tmp_path / f"part{number}", part, 500) for number, part in enumerate(cuts)]
     assert merge(parts, tmp_path / "merged") == (90, sum(map(len, docs)))
     assert both(tmp_path / "merged") == both(whole)
+    with pytest.raises(DataError, match="different token types"):
+        merge([whole, write(tmp_path / "wide", docs, 100_000)], tmp_path / "mixed")
 
 
 def test_what_the_disk_refuses_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +67,6 @@ def test_what_the_disk_refuses_is_raised_by_whatever_call_comes_next(monkeypatch
         early.wrote(1)
         with pytest.raises(OSError, match="Invalid argument"):
             early.finish()
-
-
-def test_merge_refuses_mixed_token_types(tmp_path: Path) -> None:
-    parts = [write(tmp_path / str(size), documents(3, 500), size) for size in (500, 100_000)]
-    with pytest.raises(DataError, match="different token types"):
-        merge(parts, tmp_path / "merged")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What makes a folder complete, and what it is refused for."""
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,9 @@ def test_incomplete_or_damaged_folders_are_refused(tmp_path: Path) -> None:
     [
         ({}, {}, ""),
         ({"filter": {"least": 5, "gone": None}, "rules": {}}, {"filter": {"least": 5, "new": False}}, ""),
-        ({"filter": None}, {"filter": {"new": None}}, ""),
         ({"seed": 2}, {}, "another config 'seed' \\(2, now 1\\)"),
         ({"filter": {"gone": 0.5}}, {"filter": {}}, "another config 'filter.gone' \\(0.5, now None\\)"),
         ({}, {"filter": {"new": 3}}, "another config 'filter.new' \\(None, now 3\\)"),
-        ({"blend": {"a": 1, "b": 2}}, {"blend": {"a": 1}}, "'blend.b'"),
         ({"limit": None}, {"limit": 0}, "'limit'"),
     ],
 )
@@ -60,10 +59,8 @@ def test_a_folder_is_done_unless_what_it_has_is_not_what_is_asked_for(
     """A field of another version's makes no difference where it is off."""
     folder, config = build(tmp_path / "out", **recorded), {"seed": 1} | asked
     assert not is_complete(tmp_path / "none", "demo", inputs={"x": "1"}, config=config)
-    if not message:
+    with pytest.raises(ManifestError, match=message) if message else nullcontext():
         assert is_complete(folder, "demo", inputs={"x": "1"}, config=config)
+    if not message:
         with pytest.raises(ManifestError, match="another input 'x'"):
             is_complete(folder, "demo", inputs={"x": "2"}, config=config)
-    else:
-        with pytest.raises(ManifestError, match=message):
-            is_complete(folder, "demo", inputs={"x": "1"}, config=config)

@@ -145,23 +145,18 @@ def test_a_checkpoint_that_becomes_weights_only_while_it_is_read_is_whole(
     assert load_sealed(path).counts["step"] == 1
 
 
-def test_who_reads_weights_does_not_read_the_optimizer(tmp_path: Path) -> None:
+def test_who_reads_weights_needs_no_optimizer_and_a_damaged_checkpoint_keeps_its_own(tmp_path: Path) -> None:
     path = make(tmp_path, 1)
     manifest = load_sealed(path)
-    (path / OPTIMIZER).unlink()  # as it may go while weights are read
-    verify_hashes(path, manifest)
-    (path / "weights").write_text("2")
-    with pytest.raises(ManifestError, match="weights: checksum differs"):
-        verify_hashes(path, manifest)
-
-
-def test_a_damaged_checkpoint_keeps_its_optimizer(tmp_path: Path) -> None:
-    path = make(tmp_path, 1)
     (path / "weights_only.json").write_text("{}")
     with pytest.raises(ManifestError, match="checksum differs"):
         load_sealed(path)
     run_folder.drop_optimizer(path)
-    assert (path / OPTIMIZER).exists()
+    (path / OPTIMIZER).unlink()  # still there, and may go while weights are read
+    verify_hashes(path, manifest)
+    (path / "weights").write_text("2")
+    with pytest.raises(ManifestError, match="weights: checksum differs"):
+        verify_hashes(path, manifest)
 
 
 def test_space_is_asked_for_before_the_first_save_and_for_one_more_like_the_newest(tmp_path: Path) -> None:
@@ -192,7 +187,6 @@ def test_counts_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 LOSSES = [(10, 3.0, 1.0), (20, 1.0, 1.0), (30, 2.5, 1.2), (20, 2.0, 1.0), (40, 1.0, 2.0)]  # 20 was done again
-LOWEST = "lowest_validation_loss"
 
 
 @pytest.fixture
@@ -202,35 +196,30 @@ def finished(tmp_path: Path) -> Path:
     rows += [{"step": n, "consumed_tokens": n, "validation": {"a": a, "b": b}} for n, a, b in LOSSES]
     for step in (10, 20, 30, 40):
         make(tmp_path, step)
-    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 50, "valida'
-    (tmp_path / "metrics.jsonl").write_text(text)
-    return choosing(tmp_path, LOWEST)
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*map(json.dumps, rows), '{"step": 50, "valida']))
+    return choosing(tmp_path)
 
 
-def choosing(run: Path, choose: str) -> Path:
+def choosing(run: Path, choose: str = "lowest_validation_loss") -> Path:
     write_manifest(run, "run", inputs={}, counts={}, config={"checkpoint": {"choose": choose}})
     return run
 
 
-def test_lowest_mean_over_the_sets_the_first_of_equals(finished: Path) -> None:
+def test_lowest_mean_over_the_sets_newest_by_default_and_while_a_run_is_not_finished(finished: Path) -> None:
     assert chosen_checkpoint(finished) == checkpoint_path(finished, 20)  # 2.0, 1.5, 1.85, 1.5
-    first = checkpoint_path(finished, 10)
+    first, newest = checkpoint_path(finished, 10), checkpoint_path(finished, 40)
     assert chosen_checkpoint(first) == first
-
-
-def test_newest_by_default_and_while_a_run_is_not_finished(finished: Path) -> None:
-    assert chosen_checkpoint(choosing(finished, "newest")) == checkpoint_path(finished, 40)
-    choosing(finished, LOWEST)
     (finished / "manifest.json").unlink()
-    assert chosen_checkpoint(finished) == checkpoint_path(finished, 40)
+    assert chosen_checkpoint(finished) == newest
+    assert chosen_checkpoint(choosing(finished, "newest")) == newest
 
 
 def test_a_choice_that_cannot_be_made_is_named(finished: Path) -> None:
     shutil.rmtree(checkpoint_path(finished, 20))
-    choosing(finished, LOWEST)
+    choosing(finished)
     with pytest.raises(CheckpointError, match=r"step_00000020: not there, .* raise checkpoint.keep"):
         chosen_checkpoint(finished)
     (finished / "metrics.jsonl").write_text('{"step": 1, "consumed_tokens": 1, "loss": 2.0}\n')
-    choosing(finished, LOWEST)
+    choosing(finished)
     with pytest.raises(CheckpointError, match="no validation loss to choose by"):
         chosen_checkpoint(finished)
