@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -119,13 +118,6 @@ def test_running_again_changes_nothing(finished: Finished) -> None:
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
-def kill_tree(process: psutil.Process) -> None:
-    """`kill -9` of a process and all below it, as a node's death would."""
-    for one in [*process.children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            one.send_signal(signal.SIGKILL)
-
-
 def results_of(out: Path) -> tuple[Any, dict[str, list[tuple[int, float]]]]:
     """The report's figures, and (step, loss) of every row of every run."""
     losses = {
@@ -148,7 +140,10 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(finished: Finished,
                 time.sleep(0.1)
             time.sleep(choose.uniform(0.2, 0.9) * seconds[stage])
             if runner.poll() is None:
-                kill_tree(psutil.Process(runner.pid))
+                process = psutil.Process(runner.pid)
+                for one in [*process.children(recursive=True), process]:  # as a node's death would
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
                 runner.wait()
     subprocess.run([*command, out], check=True, timeout=600)
     assert results_of(out) == results_of(whole)
