@@ -7,18 +7,18 @@ import gzip
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
 
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
+from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.stages import copy_config
 
 MODEL = "model.hidden_size=64 model.ffn_hidden_size=128 model.num_attention_heads=4"
@@ -55,15 +55,8 @@ GRIDS = {
         "paper/easy_sft": f"{SHORT} train.train_epochs=1",
     },
 }
+Finished = tuple[list[Any], Path]
 WORDS = ["the", "of", "a", "number", "line", "point", "set", "sum", "limit", "value", "map", "proof", "state"]
-
-
-class Finished(NamedTuple):
-    """Files and results of one undisturbed run."""
-
-    grid: Path
-    data: Path
-    out: Path
 
 
 def write_configs(folder: Path, changes: dict[str, str]) -> Path:
@@ -75,9 +68,8 @@ def write_configs(folder: Path, changes: dict[str, str]) -> Path:
 
 def write_pools(folder: Path) -> Path:
     """Three pools as a user would bring them."""
-    choose = random.Random(5)
+    choose, pools = random.Random(5), dict[str, list[dict[str, Any]]]()
     folder.mkdir()
-    pools: dict[str, list[dict[str, Any]]] = {}
     for pool in ("general", "math_corpus"):
         texts = [f"{pool} {i}. " + " ".join(choose.choices(WORDS, k=120)) for i in range(80)]
         pools[pool] = [{"id": f"{pool}-{i}", "source": pool, "text": text} for i, text in enumerate(texts)]
@@ -91,77 +83,67 @@ def write_pools(folder: Path) -> Path:
     return folder
 
 
-def command(grid: Path, data: Path, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "megatron_mathcpt", "run", str(grid)]
-    return [*words, "--out", str(out), "--data", str(data)]
-
-
 @pytest.fixture(scope="module", params=["quickstart", pytest.param("study", marks=pytest.mark.slow)])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The command but for the folder of results, and that of an undisturbed run."""
     folder = tmp_path_factory.mktemp(request.param)
     grid, data = write_configs(folder, GRIDS[request.param]), write_pools(folder / "data")
-    done = Finished(grid, data, folder / "out")
-    subprocess.run(command(*done), check=True, timeout=1200)
-    return done
+    command = [sys.executable, "-m", "megatron_mathcpt", "run", grid, "--data", data, "--out"]
+    subprocess.run([*command, folder / "out"], check=True, timeout=1200)
+    return command, folder / "out"
 
 
-def counts(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["counts"]
-    return found
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def test_every_stage_is_complete_and_the_report_holds_the_scores(finished: Finished) -> None:
-    out = finished.out
-    report = json.loads((out / "report" / "report.json").read_text())
-    runs = [path.parent.name for path in out.glob("*/hf")]
-    for name in runs:
-        assert json.loads((out / name / "evaluation" / "results.json").read_text())["tasks"]["heldout_en"][
-            "n"
-        ]
-        assert name in report["results"]["runs"]
-        seen = {pool: row["seen"] for pool, row in counts(out / name).get("tokens_by_source", {}).items()}
-        assert sum(seen.values()) == counts(out / name)["consumed_tokens"]
-        assert counts(out / name / "hf")["max_abs_logit_difference"] < 1e-4
+    _, out = finished
+    runs = [path.parent for path in out.glob("*/hf")]
+    assert {path.name for path in runs} <= set(read(out / "report" / "report.json")["results"]["runs"])
+    for run in runs:
+        assert read(run / "evaluation" / "results.json")["tasks"]["heldout_en"]["n"]
+        counts, of_hf = (read(folder / "manifest.json")["counts"] for folder in (run, run / "hf"))
+        seen = [row["seen"] for row in counts.get("tokens_by_source", {}).values()]
+        assert sum(seen) == counts["consumed_tokens"]
+        assert of_hf["max_abs_logit_difference"] < 1e-4
     assert len(runs) >= 2
 
 
 def test_running_again_changes_nothing(finished: Finished) -> None:
-    files = [path for path in finished.out.rglob("*") if path.is_file() and path.name != ".lock"]
-    before = {path: path.stat().st_mtime_ns for path in files}
-    subprocess.run(command(*finished), check=True, timeout=60)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-def kill_tree(process: psutil.Process) -> None:
-    """`kill -9` of a process and all below it, as a node's death would."""
-    for one in [*process.children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            one.send_signal(signal.SIGKILL)
+    command, out = finished
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    before = [path.stat().st_mtime_ns for path in files]
+    subprocess.run([*command, out], check=True, timeout=60)
+    assert [path.stat().st_mtime_ns for path in files] == before
 
 
 def results_of(out: Path) -> tuple[Any, dict[str, list[tuple[int, float]]]]:
     """The report's figures, and (step, loss) of every row of every run."""
-    losses = {}
-    for path in out.glob("*/metrics.jsonl"):
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        losses[path.parent.name] = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    return json.loads((out / "report" / "report.json").read_text())["results"], losses
+    losses = {
+        path.parent.name: [(row["step"], row["loss"]) for row in read_json_lines(path) if "loss" in row]
+        for path in out.glob("*/metrics.jsonl")
+    }
+    return read(out / "report" / "report.json")["results"], losses
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_in_every_stage_it_ends_with_the_same_results(finished: Finished, tmp_path: Path) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    seconds = json.loads((finished.out / "timings.json").read_text())
+    (command, whole), out, log = finished, tmp_path / "out", tmp_path / "log"
+    seconds = read(whole / "timings.json")
     choose = random.Random(int(os.environ.get("MATHCPT_KILL_SEED", "1")))
     for stage in seconds:
         with log.open("w") as file:
-            runner = subprocess.Popen(command(*finished[:2], out), stderr=file)
+            runner = subprocess.Popen([*command, out], stderr=file)
             while runner.poll() is None and f"] {stage}:" not in log.read_text():
                 time.sleep(0.1)
             time.sleep(choose.uniform(0.2, 0.9) * seconds[stage])
             if runner.poll() is None:
-                kill_tree(psutil.Process(runner.pid))
+                process = psutil.Process(runner.pid)
+                for one in [*process.children(recursive=True), process]:  # as a node's death would
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
                 runner.wait()
-    subprocess.run(command(*finished[:2], out), check=True, timeout=600)
-    assert results_of(out) == results_of(finished.out)
+    subprocess.run([*command, out], check=True, timeout=600)
+    assert results_of(out) == results_of(whole)

@@ -7,30 +7,20 @@ import pytest
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.shape import RopeScaling
-from megatron_mathcpt.formats.run_folder import (
-    CheckpointCounts,
-    Retention,
-    checkpoint_path,
-    checkpoint_paths,
-    step_of,
-)
+from megatron_mathcpt.formats import run_folder as folders
 from tests.support.models import build, layout  # noqa: F401
 from tests.support.shapes import TINY, tiny
 
 LLAMA2 = tiny(num_layers=4, num_attention_heads=16, num_query_groups=None, vocab_size=320)
-LLAMA3 = {"num_query_groups": 8, "vocab_size": 501, "rotary_base": 5e5}
+GROUPED = LLAMA2.model_copy(update={"num_query_groups": 8})
+LLAMA3 = GROUPED.model_copy(update={"vocab_size": 501, "rotary_base": 5e5})
 TIED = {"share_embeddings_and_output_weights": True}
-LLAMA32 = TIED | {"num_query_groups": 8, "rope_scaling": RopeScaling(factor=32.0)}
-SHAPES = {  # heads to groups, tying, odd vocabularies
-    "Llama-2-7B": LLAMA2,
-    "Llama-2-70B": LLAMA2.model_copy(update={"num_query_groups": 8}),
-    "Llama-3-8B": LLAMA2.model_copy(update=LLAMA3),
-    "Llama-3.2-1B": LLAMA2.model_copy(update=LLAMA32),
-}
+LLAMA32 = GROUPED.model_copy(update=TIED | {"rope_scaling": RopeScaling(factor=32.0)})
+# Heads to groups, tying, odd vocabularies.
+SHAPES = {"Llama-2-7B": LLAMA2, "Llama-2-70B": GROUPED, "Llama-3-8B": LLAMA3, "Llama-3.2-1B": LLAMA32}
 # SmolLM2's 9 heads in 3 groups do not divide by 2: only pipelines.
-SMOLLM2 = LLAMA2.model_copy(
-    update={"num_attention_heads": 9, "num_query_groups": 3, "hidden_size": 72} | TIED
-)
+NINE_HEADS = {"num_attention_heads": 9, "num_query_groups": 3, "hidden_size": 72}
+SMOLLM2 = LLAMA2.model_copy(update=NINE_HEADS | TIED)
 
 
 class SmallRun:
@@ -45,19 +35,19 @@ class SmallRun:
     def saver(self, keep: int = 9) -> Any:
         from megatron_mathcpt.checkpoint.save import Saver
 
-        return Saver(self.folder, self.layout, Retention(keep), {}, {})
+        return Saver(self.folder, self.layout, folders.Retention(keep), {}, {})
 
     def save(self, saver: Any, step: int, optimizer: Any = None, *, beside: bool = False) -> None:
-        saver.save([self.model], optimizer, CheckpointCounts(step=step), beside=beside)
+        saver.save([self.model], optimizer, folders.CheckpointCounts(step=step), beside=beside)
 
     def saved(self, step: int = 1, optimizer: Any = None, *, beside: bool = False) -> Path:
         """The checkpoint of `step`, saved now."""
         with self.saver() as saver:
             self.save(saver, step, optimizer, beside=beside)
-        return checkpoint_path(self.folder, step)
+        return folders.checkpoint_path(self.folder, step)
 
     def steps(self) -> list[int]:
-        return [step_of(path) for path in checkpoint_paths(self.folder)]
+        return [folders.step_of(path) for path in folders.checkpoint_paths(self.folder)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, tensor_keys, write_hf_folder
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
@@ -19,9 +19,7 @@ from megatron_mathcpt.model.weights import RandomWeights, tensor_sizes
 from tests.checkpoint.conftest import SHAPES, SMOLLM2
 from tests.support.models import build
 
-CASES = [(name, tp, pp) for name, tp, pp in product(SHAPES, (1, 2, 4, 8), (1, 2, 4))] + [
-    ("SmolLM2-135M", 1, pp) for pp in (1, 2, 4)
-]
+CASES = [*product(SHAPES, (1, 2, 4, 8), (1, 2, 4)), *product(["SmolLM2-135M"], [1], (1, 2, 4))]
 QUICK = [("Llama-3-8B", 4, 2), ("Llama-3.2-1B", 8, 4), ("SmolLM2-135M", 1, 4)]
 
 
@@ -64,12 +62,10 @@ def test_every_layout_holds_the_weights_bit_for_bit(
     sizes = ParallelSection(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     for rank in range(sizes.model_size):
         world = {"backend": "fake", "store": FakeStore(), "rank": rank, "world_size": sizes.model_size}
-        layout = parallel.start(sizes, 0, **world)
         try:
-            assembled.add(build(shape, layout, source))
+            assembled.add(build(shape, parallel.start(sizes, 0, **world), source))
         finally:
             parallel.stop()
     write_hf_folder(assembled, shape, tmp_path / "back", eos_id=2)
-    first, second = (tmp_path / folder / "model.safetensors" for folder in ("hf", "back"))
-    assert second.read_bytes() == first.read_bytes()
-    assert len(list(tensor_keys(shape))) > 20
+    first, second = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("hf", "back"))
+    assert second == first

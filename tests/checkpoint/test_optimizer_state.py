@@ -37,49 +37,36 @@ def train(run: SmallRun, seed: int) -> Any:
     return optimizer
 
 
-@pytest.fixture
-def other(run: SmallRun, tmp_path: Path) -> tuple[Any, Any]:
-    """Another model of the same shape, and its optimizer after a step."""
-    found = SmallRun(run.layout, tmp_path / "other")
-    return found.model, train(found, 2)
-
-
 def state_of(optimizer: Any) -> list[torch.Tensor]:
-    states = optimizer.optimizer.state
-    return [states[weight][name] for weight in states for name in ("exp_avg", "exp_avg_sq")]
+    states = optimizer.optimizer.state.values()
+    return [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
 
 
-def test_weights_and_moments_come_back_bit_for_bit(run: SmallRun, other: tuple[Any, Any]) -> None:
-    optimizer, (model, fresh) = train(run, 1), other
-    path = run.saved(optimizer=optimizer)
+@pytest.mark.parametrize("form", ["ours", "fully_reshardable", "dp_reshardable", "weights only"])
+def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form: str) -> None:
+    """Of Megatron-Core's own forms one is read, for the weights any."""
+    other, path = SmallRun(run.layout, tmp_path / "other"), tmp_path / form
+    optimizer, fresh = train(run, 1), train(other, 2)
     assert not torch.equal(state_of(fresh)[0], state_of(optimizer)[0])
-    load_state(path, [model], fresh, run.layout)
-    assert all(map(torch.equal, state_of(fresh), state_of(optimizer)))
-    assert all(map(torch.equal, model.parameters(), run.model.parameters()))
-    assert [group["step"] for group in fresh.param_groups] == [1] * len(fresh.param_groups)
-
-
-@pytest.mark.parametrize("form", ["fully_reshardable", "dp_reshardable", "weights only"])
-def test_of_megatrons_own_forms_one_is_read_and_one_refused(
-    run: SmallRun, other: tuple[Any, Any], tmp_path: Path, form: str
-) -> None:
-    optimizer, (model, fresh) = train(run, 1), other
-    state = sharded_model([run.model])
-    if form != "weights only":
-        kind = {"distrib_optim_sharding_type": form}
-        state["optimizer"] = optimizer.sharded_state_dict(dict(state), metadata=kind)
-    path = tmp_path / form
-    path.mkdir()
-    dist_checkpointing.save(state, str(path))
-    if form == "fully_reshardable":
-        load_state(path, [model], fresh, run.layout)
+    if form == "ours":
+        path = run.saved(optimizer=optimizer)
+    else:
+        state = sharded_model([run.model])
+        if form != "weights only":
+            kind = {"distrib_optim_sharding_type": form}
+            state["optimizer"] = optimizer.sharded_state_dict(dict(state), metadata=kind)
+        path.mkdir()
+        dist_checkpointing.save(state, str(path))
+    if form in ("ours", "fully_reshardable"):
+        load_state(path, [other.model], fresh, run.layout)
         assert all(map(torch.equal, state_of(fresh), state_of(optimizer)))
+        assert [group["step"] for group in fresh.param_groups] == [1] * len(fresh.param_groups)
     else:
         says = r"holds weights only, or .* dp_reshardable form, .* just the layout"
         with pytest.raises(CheckpointError, match=says):
-            load_state(path, [model], fresh, run.layout)
-        load_state(path, [model], None, run.layout)
-    assert all(map(torch.equal, model.parameters(), run.model.parameters()))
+            load_state(path, [other.model], fresh, run.layout)
+        load_state(path, [other.model], None, run.layout)
+    assert all(map(torch.equal, other.model.parameters(), run.model.parameters()))
 
 
 def test_another_precision_is_refused(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,22 +84,9 @@ def test_another_precision_is_refused(run: SmallRun, monkeypatch: pytest.MonkeyP
         load_state(path, [run.model], optimizer, run.layout)
 
 
-@pytest.mark.parametrize(
-    ("begin", "end", "shape", "boxes"),
-    [  # of a 4 x 5 matrix: the end of the first row, two rows, the start of the last
-        (3, 17, (4, 5), [((0, 3), (1, 2)), ((1, 0), (2, 5)), ((3, 0), (1, 2))]),
-        (6, 8, (4, 5), [((1, 1), (1, 2))]),
-        (5, 10, (4, 5), [((1, 0), (1, 5))]),
-        (2, 6, (7,), [((2,), (4,))]),
-        (9, 9, (4, 5), []),
-    ],
-)
-def test_boxes_worked_by_hand(begin: int, end: int, shape: tuple[int, ...], boxes: list[Any]) -> None:
-    assert list(optimizer_state.boxes(begin, end, shape)) == boxes
-
-
 @pytest.mark.parametrize("shape", [(17,), (5, 7), (3, 4, 5)])
-def test_boxes_are_the_elements_in_their_order(shape: tuple[int, ...]) -> None:
+def test_a_few_boxes_are_the_elements_in_their_order(shape: tuple[int, ...]) -> None:
+    """Of a matrix at most the end of a row, whole rows, and the start of a row."""
     whole = torch.arange(math.prod(shape)).view(shape)
     draw = random.Random(0)
     for _ in range(200):
@@ -121,4 +95,5 @@ def test_boxes_are_the_elements_in_their_order(shape: tuple[int, ...]) -> None:
             whole[tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))].flatten()
             for offset, size in optimizer_state.boxes(begin, end, shape)
         ]
+        assert len(found) <= 2 * len(shape) - 1
         assert torch.equal(torch.cat([*found, whole.flatten()[:0]]), whole.flatten()[begin:end])

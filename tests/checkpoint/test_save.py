@@ -1,7 +1,6 @@
 """Saving and loading in one process: before the training goes on or beside it, the same bytes."""
 
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,12 +46,11 @@ def test_what_is_written_is_the_state_at_the_call(run: SmallRun, gate: threading
             for weight in run.model.parameters():
                 weight.data.add_(1.0)
             gate.set()
-    paths = checkpoint_paths(run.folder)[::-1]
-    for blocking, beside in (paths[:2], paths[2:]):
-        first, second = load_sealed(blocking).outputs, load_sealed(beside).outputs
-        assert first.keys() == second.keys()
-        assert [name for name in first if first[name] != second[name]] == [".metadata"]  # it has an id
-    assert load_sealed(paths[0]).outputs["__0_0.distcp"] != load_sealed(paths[2]).outputs["__0_0.distcp"]
+    one, two, three, four = (load_sealed(path).outputs for path in checkpoint_paths(run.folder)[::-1])
+    for blocking, beside in ((one, two), (three, four)):
+        assert blocking.keys() == beside.keys()
+        assert [name for name in beside if beside[name] != blocking[name]] == [".metadata"]  # it has an id
+    assert one["__0_0.distcp"] != three["__0_0.distcp"]
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -68,9 +66,8 @@ def test_fp8_weights_are_dequantised_before_they_are_taken(
     monkeypatch.setattr(fp8_utils, "is_float8tensor", stands_for_fp8)
     monkeypatch.setattr(fp8_utils, "dequantize_fp8_tensor", lambda tensor: 3 * tensor.detach())
     weights = CheckpointWeights(run.saved(beside=beside), TINY)
-    found = weights.read("embedding.word_embeddings.weight", None)
-    assert torch.equal(found, 3 * embedding[: TINY.vocab_size])
     norm = "decoder.final_layernorm.weight"
+    assert torch.equal(weights.read("embedding.word_embeddings.weight", None), 3 * embedding[:300])
     assert torch.equal(weights.read(norm, None), run.model.state_dict()[norm])
 
 
@@ -97,25 +94,6 @@ def test_after_an_error_of_all_ranks_the_save_is_committed(
         run.save(saver, 1, beside=True)
         raise error
     assert run.steps() == left
-
-
-def test_a_failed_writer_is_an_error_and_no_checkpoint(run: SmallRun, gate: threading.Event) -> None:
-    saver = run.saver()
-    run.save(saver, 1)
-    gate.clear()
-    run.save(saver, 2, beside=True)
-    shard = run.folder / "checkpoints" / ".step_00000002.saving" / "__0_0.distcp"
-    while not shard.exists():
-        time.sleep(0.01)
-    shard.unlink()
-    gate.set()
-    with pytest.raises(CheckpointError, match=r"step_00000002: cannot be written \(No such file"):
-        saver.finish()
-    saver.poll()
-    assert run.steps() == [1]
-    run.save(saver, 3, beside=True)
-    saver.finish()
-    assert run.steps() == [3, 1]
 
 
 def test_extra_state_is_saved_with_fp8_of_every_layer(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:

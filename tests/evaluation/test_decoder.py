@@ -19,12 +19,10 @@ from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler
 
 GROUPED = tiny(num_query_groups=2, max_position_embeddings=512)
 # With a smaller deviation tied weights say the last token again.
-_TIED = {"num_query_groups": None, "share_embeddings_and_output_weights": True, "init_method_std": 0.3}
-TIED = GROUPED.model_copy(update=_TIED)
+_TIED = {"share_embeddings_and_output_weights": True, "init_method_std": 0.3}
+TIED = tiny(num_query_groups=None, max_position_embeddings=512, **_TIED)
 NEW = 40
-LENGTHS = {"equal": [6, 6, 6], "unequal": [1, 120, 7, 100, 33]}  # 120 and 100 grow past a granule, 128
 LIMITS = Limits(NEW, -1, lambda _: False)
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def _pair(layout: parallel.Layout, folder: Path, shape: LlamaShape) -> tuple[Any, Any]:
@@ -38,9 +36,12 @@ def pair(layout: parallel.Layout, tmp_path_factory: pytest.TempPathFactory) -> t
     return _pair(layout, tmp_path_factory.mktemp("hf"), GROUPED)
 
 
-def _prompts(lengths: list[int]) -> list[list[int]]:
+def _prompts(*lengths: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(1, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+UNEQUAL = _prompts(1, 120, 7, 100, 33)  # 120 and 100 grow past a granule, 128
 
 
 def _by_transformers(reference: Any, prompt: list[int]) -> list[int]:
@@ -49,42 +50,36 @@ def _by_transformers(reference: Any, prompt: list[int]) -> list[int]:
     return list(found[0, len(prompt) :].tolist())
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("shape", [GROUPED, TIED], ids=["grouped", "tied"])
-def test_greedy_equals_transformers(
-    layout: parallel.Layout, tmp_path: Path, shape: LlamaShape, lengths: str
-) -> None:
+def test_greedy_equals_transformers(layout: parallel.Layout, tmp_path: Path, shape: LlamaShape) -> None:
     decoder, reference = _pair(layout, tmp_path, shape)
-    prompts = _prompts(LENGTHS[lengths])
-    found = decoder.generate(prompts, LIMITS, greedy)
-    assert found == [_by_transformers(reference, prompt) for prompt in prompts]
-    assert min(len(set(new)) for new in found) > 3, "a row that repeats one token would agree anyway"
+    for prompts in (_prompts(6, 6, 6), UNEQUAL):
+        found = decoder.generate(prompts, LIMITS, greedy)
+        assert found == [_by_transformers(reference, prompt) for prompt in prompts]
+        assert min(len(set(new)) for new in found) > 3, "a row that repeats one token would agree anyway"
 
 
 def test_rows_that_end_leave_the_others_as_they_were(pair: tuple[Any, Any]) -> None:
     decoder, _ = pair
-    prompts = _prompts(LENGTHS["unequal"])
-    whole = decoder.generate(prompts, LIMITS, greedy)
+    whole = decoder.generate(UNEQUAL, LIMITS, greedy)
     end = whole[1][3]
     cut = [new[: new.index(end)] if end in new else new for new in whole]
     assert len({len(new) for new in cut}) > 2
-    assert decoder.generate(prompts, Limits(NEW, end, lambda _: False), greedy) == cut
+    assert decoder.generate(UNEQUAL, Limits(NEW, end, lambda _: False), greedy) == cut
 
 
 def test_a_sampled_row_is_the_same_in_every_batch(pair: tuple[Any, Any]) -> None:
     decoder, _ = pair
-    prompts = _prompts(LENGTHS["unequal"])
-    together = decoder.generate(prompts, LIMITS, sampler([1, 2, 3, 4, 5], temperature=1.0, top_p=0.9))
-    alone = decoder.generate(prompts[3:4], LIMITS, sampler([4], temperature=1.0, top_p=0.9))
-    assert together[3] == alone[0]
-    assert together[3] != decoder.generate(prompts[3:4], LIMITS, greedy)[0]
+    together = decoder.generate(UNEQUAL, LIMITS, sampler([1, 2, 3, 4, 5], temperature=1.0, top_p=0.9))
+    alone = decoder.generate(UNEQUAL[3:4], LIMITS, sampler([4], temperature=1.0, top_p=0.9))
+    assert together[3] == alone[0] != decoder.generate(UNEQUAL[3:4], LIMITS, greedy)[0]
 
 
 def test_scores_equal_transformers_in_any_chunks(
     pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, reference = pair
-    sequences = [[*prompt, 9] for prompt in _prompts(LENGTHS["unequal"])]
+    sequences = [[*prompt, 9] for prompt in UNEQUAL]
     sequences.append(sequences[1][:100] + decoder.generate([sequences[1][:100]], LIMITS, greedy)[0])
     answers = [1, 50, 3, 100, 33, NEW]
     with torch.no_grad():
@@ -100,13 +95,10 @@ def test_scores_equal_transformers_in_any_chunks(
     heads: list[int] = []
     decoder._model.output_layer.register_forward_hook(lambda _, given, __: heads.append(len(given[0])))
     chunked = decoder.score(sequences, answers)
-    assert max(heads) == 7
-    assert sum(heads) == sum(answers)
-    for found in (whole, chunked):
-        assert [exact for _, exact in found] == [exact for _, exact in expected]
-        scores = [score for score, _ in found]
-        assert scores == pytest.approx([score for score, _ in expected], abs=1e-4)
-    assert [score for score, _ in chunked] == pytest.approx([score for score, _ in whole], abs=1e-6)
+    assert (max(heads), sum(heads)) == (7, sum(answers))
+    for one, other, error in ((whole, expected, 1e-4), (chunked, whole, 1e-6)):
+        assert [exact for _, exact in one] == [exact for _, exact in other]
+        assert [score for score, _ in one] == pytest.approx([score for score, _ in other], abs=error)
 
 
 def test_batches_are_bounded_by_memory_that_is_the_caches_and_by_rows(
@@ -115,7 +107,7 @@ def test_batches_are_bounded_by_memory_that_is_the_caches_and_by_rows(
     decoder, _ = pair
     # Two layers of 2 groups of 8 channels, keys and values; 4 x 64 hidden, 3 x 176 in the MLP; fp32.
     assert decoder.token_bytes == (2 * 2 * 2 * 8 + 4 * 64 + 3 * 176) * 4
-    cache = decoder._read(_prompts([100, 30]), NEW)
+    cache = decoder._read(_prompts(100, 30), NEW)
     held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
     assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
     monkeypatch.setattr(decoding, "BATCH_BYTES", decoder.token_bytes * 128 * 6)
@@ -129,7 +121,7 @@ def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) ->
     from torch.fx.experimental.proxy_tensor import make_fx
 
     decoder, _ = pair
-    prompts = _prompts([6, 30])
+    prompts = _prompts(6, 30)
     expected = decoder.generate(prompts, LIMITS, greedy)
     with torch.inference_mode():
         cache = decoder._read(prompts, NEW)
@@ -144,14 +136,13 @@ def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) ->
     assert torch.stack(new, 1).tolist() == expected
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"][: 1 + torch.cuda.is_available()])
 def test_a_draw_is_the_inverse_of_the_nucleus_on_every_device(device: str) -> None:
     """By NumPy on the CPU; logits are rounded, so that many are equal and their order counts."""
-    seeds, steps = [11, 12, 13], 5
     generator = torch.Generator().manual_seed(0)
-    pick = sampler(seeds, temperature=0.7, top_p=0.9)
-    uniforms = [torch.Generator().manual_seed(seed) for seed in seeds]
-    for _ in range(steps):
+    pick = sampler([11, 12, 13], temperature=0.7, top_p=0.9)
+    uniforms = [torch.Generator().manual_seed(seed) for seed in (11, 12, 13)]
+    for _ in range(5):
         logits = (torch.randn(3, 5000, generator=generator) * 16).round() / 8
         found = pick(logits.to(device), [0, 1, 2])
         assert found.device.type == device

@@ -2,40 +2,36 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, ManifestError
-from megatron_mathcpt.evaluation.evaluate import evaluate, fingerprint
-from megatron_mathcpt.evaluation.tasks import STOP
+from megatron_mathcpt.evaluation.evaluate import evaluate
+from megatron_mathcpt.evaluation.tasks import STOP, plan
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.evaluation.conftest import QUESTIONS, make_model, write_lines
+from tests.evaluation.conftest import write_lines
 
-ROOT = Path(__file__).resolve().parents[2]
+SETS = ("held", "gsm8k", "math")
 CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tasks")
-    common = {"answer": "1", "type": "number", "lang": "zh", "stage": "primary", "steps": 2}
-    chinese = [{"id": f"z{n}", "question": f"小明有{n}个苹果", **common} for n in range(3)]
-    return {
-        "en": write_lines(folder / "en.jsonl", [{"lang": "en", **row} for row in QUESTIONS]),
-        "zh": write_lines(folder / "zh.jsonl", chinese),
-    }
+    chinese = {"answer": "1", "type": "number", "lang": "zh", "stage": "primary", "steps": 2}
+    english = {"answer": "B", "type": "choice", "lang": "en", "choices": ["4", "5", "6", "8"]}
+    rows = {"en": [{"id": f"e{n}", "question": f"Is {n} prime?", **english} for n in range(2)]}
+    rows["zh"] = [{"id": f"z{n}", "question": f"小明有{n}个苹果", **chinese} for n in range(3)]
+    return {name: write_lines(folder / f"{name}.jsonl", of_task) for name, of_task in rows.items()}
 
 
 @pytest.fixture(scope="module")
-def result_folder(
-    model_folder: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("result") / "evaluation"
+def result_folder(model_folder: Path, files: dict[str, Path]) -> Path:
+    out = files["en"].with_name("evaluation")
     evaluate(model_folder, files, CONFIG, out)
     return out
 
@@ -66,48 +62,34 @@ def test_samples_are_plain_greedy_generation_and_results_count_them(
         assert task["truncated_prompts"] == 0
 
 
-def test_other_batch_size_and_a_folder_without_manifest_give_the_same_bytes(
+def test_another_batch_size_gives_the_same_bytes(
     model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
 ) -> None:
-    again, killed = tmp_path / "again", tmp_path / "killed"
-    shutil.copytree(result_folder, killed)
-    (killed / "manifest.json").unlink()
-    (killed / "samples_zh.jsonl").write_text("half a li")
-    evaluate(model_folder, files, CONFIG, killed)
-    evaluate(model_folder, files, CONFIG.model_copy(update={"batch_size": 1}), again)
+    evaluate(model_folder, files, CONFIG.model_copy(update={"batch_size": 1}), tmp_path)
     for name in ("samples_en.jsonl", "samples_zh.jsonl", "results.json"):
-        for folder in (again, killed):
-            assert (folder / name).read_bytes() == (result_folder / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (result_folder / name).read_bytes()
 
 
-def test_a_complete_folder_is_left_alone_and_no_other_models(
+def test_a_complete_folder_is_left_alone_and_is_no_other_models(
     model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
 ) -> None:
+    """Weights and tokenizer decide whose result it is."""
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    (folder / "README.md").write_text("no part of the model")
     before = (result_folder / "manifest.json").stat().st_mtime_ns
-    results = evaluate(model_folder, files, CONFIG, result_folder)
+    results = evaluate(folder, files, CONFIG, result_folder)
     assert (result_folder / "manifest.json").stat().st_mtime_ns == before
     assert results == json.loads((result_folder / "results.json").read_text())
-    other = make_model(tmp_path / "other", seed=1)
-    with pytest.raises(ManifestError, match="another input 'model'"):
-        evaluate(other, files, CONFIG, result_folder)
-
-
-def test_weights_and_tokenizer_decide_whose_result_it_is(model_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(model_folder, folder)
-    (folder / "README.md").write_text("no part of the model")
-    first = fingerprint(model_folder, CONFIG)
-    assert fingerprint(folder, CONFIG) == first
     for name in ("tokenizer.json", "model.safetensors"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:-1] + b" ")
-        assert fingerprint(folder, CONFIG) != first
+        with pytest.raises(ManifestError, match="another input 'model'"):
+            evaluate(folder, files, CONFIG, result_folder)
         (folder / name).write_bytes(whole)
 
 
 def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(model_folder, broken)
+    broken = shutil.copytree(model_folder, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
     for folder, new_tokens, message in (
         (tmp_path, 12, r"no config\.json here"),
@@ -119,32 +101,11 @@ def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Pat
             evaluate(folder, files, config, tmp_path / "out")
 
 
-def _tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_tool_ends_user_errors_in_one_line(model_folder: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"id": "1", "answer": "2", "type": "number", "lang": "en"}\n')
-    for arguments, message in (
-        (("--task", f"held={bad}"), f"error: {bad}:1: field 'question': Field required"),
-        (("--task", "held"), "error: --task held: expected NAME=FILE"),
-        (("--benchmarks", str(tmp_path)), f"error: {tmp_path / 'gsm8k' / 'test.jsonl'}: no such file"),
-        ((), "error: no task"),
-    ):
-        done = _tool("--model", str(model_folder), "--out", str(tmp_path / "out"), *arguments)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert done.stderr.startswith(message)
-    assert not (tmp_path / "out").exists()
-
-
-def test_tool_scores_local_sets(model_folder: Path, benchmarks_dir: Path, tmp_path: Path) -> None:
-    done = _tool(
-        *("--model", str(model_folder), "--out", str(tmp_path / "out"), "--max-new-tokens", "4"),
-        *("--benchmarks", str(benchmarks_dir), "--benchmark-limit", "3"),
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(results["tasks"]) == ["gsm8k", "math", "gaokao_public", "zhongkao_public"]
-    assert [task["n"] for task in results["tasks"].values()] == [3, 3, 3, 3]
+def test_what_a_user_names_becomes_tasks_with_limits_and_shots(tmp_path: Path) -> None:
+    write_lines(tmp_path / "held.jsonl", [])
+    options: dict[str, Any] = {"shots": 4, "limit": 9, "benchmark_limit": 3, "samples": 1}
+    files, config = plan([str(tmp_path)], Path("samples"), "gsm8k,math", **options)
+    assert files["held"] == files["held_few_shot"] == tmp_path / "held.jsonl"
+    assert set(files) == {*config.tasks} == {f"{name}{form}" for name in SETS for form in ("", "_few_shot")}
+    assert config.limits == {name: 9 if name.startswith("held") else 3 for name in files}
+    assert config.shots == {f"{name}_few_shot": 4 for name in SETS}

@@ -1,14 +1,44 @@
-"""The Megatron-Core back end against transformers on the same weights, in every layout."""
+"""The Megatron-Core back end against transformers on the same weights, in every layout.
+
+As a program it is one process of a layout: it generates and scores, and the first writes what it got.
+"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.api.instance import Instance
 
 from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.evaluation.megatron_lm import MegatronLM
 from megatron_mathcpt.train.process import run_workers
-from tests.evaluation.layout_worker import answers, requests
+
+PROMPTS = [
+    "Tom has 3 apples",
+    "Question: 1+1?\nSolution:",
+    "小明有7个苹果，又买了5个",
+    "a",
+    "What is 18? " * 5,
+]
+PAIRS = [("The answer is", " 7."), ("2 + 2 =", " 4 and more"), ("", "start"), ("x " * 30, "y")]
+
+
+def requests(kind: str, arguments: list[Any]) -> list[Any]:
+    return [Instance(request_type=kind, doc={}, arguments=args, idx=0) for args in arguments]
+
+
+def answers(model: Any) -> dict[str, Any]:
+    """Greedy and sampled texts, log-likelihoods and rolling ones."""
+    greedy = {"until": ["\n\n"], "max_gen_toks": 24, "do_sample": False}
+    drawn = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0, "top_p": 0.95}
+    return {
+        "greedy": model.generate_until(requests("generate_until", [(text, greedy) for text in PROMPTS])),
+        "sampled": model.generate_until(requests("generate_until", [(text, drawn) for text in PROMPTS * 2])),
+        "scores": model.loglikelihood(requests("loglikelihood", list(PAIRS))),
+        "rolling": model.loglikelihood_rolling(requests("loglikelihood_rolling", [("ab cd " * 60,), ("z",)])),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +47,9 @@ def alone(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def _run(model: Path, sizes: tuple[int, int], processes: int, folder: Path) -> dict[str, Any]:
-    out = folder / "answers.json"
-    words = [str(model), *map(str, sizes), str(out)]
-    assert run_workers("tests.evaluation.layout_worker", words, processes) == 0
+    out, names = folder / "answers.json", ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    words = [str(model), json.dumps(dict(zip(names, sizes, strict=True))), str(out)]
+    assert run_workers("tests.evaluation.test_megatron_lm", words, processes) == 0
     return dict(json.loads(out.read_text()))
 
 
@@ -47,15 +77,12 @@ def test_layouts_agree(
     model_folder: Path, alone: dict[str, Any], tmp_path: Path, sizes: tuple[int, int]
 ) -> None:
     found = _run(model_folder, sizes, 2, tmp_path)
-    assert found["greedy"] == alone["greedy"]
-    assert found["sampled"] == alone["sampled"]
+    assert (found["greedy"], found["sampled"]) == (alone["greedy"], alone["sampled"])
     _check_scores(found, alone, rolling=1e-3)
 
 
 def test_what_the_window_cannot_hold_is_refused(model_folder: Path) -> None:
     """A longer answer's first tokens have no position, so that it would be scored by others'."""
-    from megatron_mathcpt.evaluation.megatron_lm import MegatronLM
-
     model = MegatronLM(str(model_folder))
     with pytest.raises(EvaluationError, match="an answer of 257 tokens: the model's window is 256"):
         model.loglikelihood(requests("loglikelihood", [("a", "b" * 257)]))
@@ -64,3 +91,11 @@ def test_what_the_window_cannot_hold_is_refused(model_folder: Path) -> None:
         with pytest.raises(EvaluationError, match=f"max_gen_toks {tokens}: the model's window is 256"):
             model.generate_until(requests("generate_until", [("a", {"max_gen_toks": tokens})]))
     model.close()
+
+
+if __name__ == "__main__":
+    folder, sizes, out = sys.argv[1:]
+    process = MegatronLM(folder, batch_size=3, **json.loads(sizes))
+    found = answers(process)
+    if process.layout.rank == 0:
+        Path(out).write_text(json.dumps(found))

@@ -1,8 +1,6 @@
 """An evaluation that is killed goes on with the answers it has, to the same bytes; models share none."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,9 +13,9 @@ from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.evaluation_folder import RESPONSES
+from megatron_mathcpt.formats.files import read_json_lines
 from tests.evaluation.conftest import make_model, write_lines
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("results.json", "samples_sums.jsonl")
 
 
@@ -29,23 +27,20 @@ def items(tmp_path: Path) -> Path:
 
 
 def _start(model: Path, items: Path, out: Path, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "--model", str(model), "--out", str(out)]
-    command += ["--task", f"sums={items}"]
+    command = [sys.executable, "-m", "megatron_mathcpt", "evaluate", "--model", str(model)]
+    command += ["--out", str(out), "--task", f"sums={items}"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Path) -> None:
     config = EvaluationConfig(tasks=("sums",), max_new_tokens=48, batch_size=2)
-    whole = tmp_path / "whole"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     evaluate(model_folder, {"sums": items}, config, whole)
-    killed = tmp_path / "killed"
-    process = _start(model_folder, items, killed, max_new_tokens=48, batch_size=2)
-    file = killed / RESPONSES
-    deadline = time.monotonic() + 300
-    while (not file.is_file() or file.read_bytes().count(b"\n") < 3) and time.monotonic() < deadline:
+    process, file = _start(model_folder, items, killed, max_new_tokens=48, batch_size=2), killed / RESPONSES
+    while process.poll() is None and (not file.is_file() or file.read_bytes().count(b"\n") < 3):
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     had = file.read_bytes()
     assert 3 <= had.count(b"\n") < 40, "killed half-way"
@@ -58,12 +53,13 @@ def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Pat
     assert file.read_bytes().startswith(had), "the answers it had were kept"
     (killed / "manifest.json").unlink()
     complete = file.read_bytes()
-    rows = {row["id"]: row for row in map(json.loads, complete.splitlines())}
+    rows = {row["id"]: row for row in read_json_lines(file)}
     assert len(rows) == 40
-    assert all(row["prompt"].startswith("Question: What is") for row in rows.values())
-    named = ("correct", "verdict", "reason", "extracted", "method", "output")
-    for sample in map(json.loads, (killed / NAMES[1]).read_bytes().splitlines()):
-        assert [rows[sample["id"]][name] for name in named] == [sample[name] for name in named]
+    for sample in read_json_lines(killed / NAMES[1]):
+        row = rows[sample["id"]]
+        assert row["prompt"] == f"Question: {sample['question']}\nSolution:"
+        for name in ("correct", "verdict", "reason", "extracted", "method", "output"):
+            assert row[name] == sample[name]
     evaluate(model_folder, {"sums": items}, config, killed)
     assert file.read_bytes() == complete, "nothing was generated again"
 
@@ -86,11 +82,12 @@ def test_drawn_answers_repeat_and_differ(
 ) -> None:
     drawn = {"samples": 4, "temperature": 1.0, "batch_size": 3, "seed": 5, "backend": backend}
     common = {"limit": 3, "max_new_tokens": 8}
+    found = []
     for name in ("one", "two"):
         assert _start(model_folder, items, tmp_path / name, **common, **drawn).wait() == 0
-    found = [(tmp_path / name / NAMES[1]).read_bytes() for name in ("one", "two")]
-    assert found[0] == found[1]
-    rows = [json.loads(line) for line in found[0].splitlines()]
+        found.append(read_json_lines(tmp_path / name / NAMES[1]))
+    rows = found[0]
+    assert found[1] == rows
     assert [(row["id"], row["sample"]) for row in rows[:5]] == [*(("q0", n) for n in range(4)), ("q13", 0)]
     for item in ("q0", "q13"):
         assert len({row["output"] for row in rows if row["id"] == item}) == 4

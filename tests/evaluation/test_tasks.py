@@ -1,32 +1,32 @@
 """Tasks through lm-eval's own loader: data, prompts, groups, refusals; and what sums their answers up."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_mathcpt.answers import extract_answer, grade
+from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import tasks
+from megatron_mathcpt.evaluation.evaluate import evaluate, load
 from megatron_mathcpt.evaluation.tasks import aggregates, majority
-from megatron_mathcpt.formats.benchmark import SETS, choose_sets, examples_for, load_items
+from megatron_mathcpt.formats.benchmark import SETS, STUDY_SETS, choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.evaluation_folder import TaskScore
 from megatron_mathcpt.records import cpt_text
+from tests.evaluation.conftest import write_lines
 
 
-def _load(names: list[str], **metadata: Any) -> dict[str, Any]:
+def _manager(**metadata: Any) -> Any:
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
-    return dict(manager.load(names))
+    return TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False, metadata=metadata)
 
 
 def test_every_set_has_both_forms_and_small_samples() -> None:
-    from lm_eval.tasks import TaskManager
-
-    found = set(TaskManager(include_path=str(tasks.TASKS_FOLDER), include_defaults=False).all_subtasks)
-    assert found == {f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")}
+    assert set(_manager().all_subtasks) == {
+        f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")
+    }
     for path in choose_sets("samples", "").values():
         items = load_items(path).items
         assert 4 <= len(items) <= 8
@@ -35,7 +35,7 @@ def test_every_set_has_both_forms_and_small_samples() -> None:
 
 def test_prompts_of_both_forms_are_in_the_items_language() -> None:
     names = ["mathcpt_gaokao_public", "mathcpt_gaokao_public_few_shot"]
-    zero, few = _load(names, benchmarks="samples")["tasks"].values()
+    zero, few = _manager(benchmarks="samples").load(names)["tasks"].values()
     assert {doc["lang"] for doc in zero.dataset["test"]} == {"en", "zh"}
     for doc, other in zip(zero.dataset["test"], few.dataset["test"], strict=True):
         question, answer = ("问题：", "答案是") if doc["lang"] == "zh" else ("Question: ", "The answer is")
@@ -57,39 +57,42 @@ def test_examples_answer_by_their_own_rules() -> None:
 
 def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
     row = {"question": "1+1?", "answer": "2", "type": "number", "lang": "en", "solution": "1+1=2."}
-    path = tmp_path / "test.jsonl"
-    path.write_text(json.dumps({"id": "a", **row}))
-    path.with_name("fewshot.jsonl").write_text(json.dumps({"id": "b", **row, "question": " 1 + 1?"}))
+    path = write_lines(tmp_path / "test.jsonl", [{"id": "a", **row}])
+    write_lines(tmp_path / "fewshot.jsonl", [{"id": "b", **row, "question": " 1 + 1?"}])
     with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
         tasks.prompts(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
         tasks.prompts(load_items(path).items, path, 2)
 
 
-def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MATHCPT_BENCHMARKS", raising=False)
     with pytest.raises(EvaluationError, match="MATHCPT_BENCHMARKS is not set"):
-        _load(["mathcpt_gsm8k"])
+        _manager().load(["mathcpt_gsm8k"])
+
+
+def test_lm_evals_own_evaluator_reports_what_evaluate_writes(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each set's accuracy, and the plain mean of the four, by a model that says 9 now and then."""
+    from lm_eval.evaluator import simple_evaluate
+
+    common = {"type": "number", "lang": "en", "answer": "9"}
+    rows = [{"id": f"q{n}", "question": f"{n} + {n * n} = ?", **common} for n in range(12)]
+    sets = zip(STUDY_SETS.items(), (0, 4, 7, 10), strict=True)
+    files = {name: write_lines(tmp_path / path, rows[start:]) for (name, path), start in sets}
+    config = EvaluationConfig(tasks=tuple(files), max_new_tokens=12, batch_size=4)
+    ours = evaluate(model_folder, files, config, tmp_path / "out")
+    options = {"gen_kwargs": {"max_gen_toks": 12}, "bootstrap_iters": 0}
     monkeypatch.setenv("MATHCPT_BENCHMARKS", str(tmp_path))
-    with pytest.raises(EvaluationError, match=r"gsm8k.test\.jsonl: no such file; expected"):
-        _load(["mathcpt_gsm8k"])
-
-
-def test_group_is_the_plain_mean_of_its_sets() -> None:
-    from lm_eval.api.model import LM
-    from lm_eval.evaluator import evaluate
-
-    class Oracle(LM):
-        """Knows the answer to one item of one set."""
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            return [" The answer is 120." if "Mara" in request.args[0] else " ?" for request in requests]
-
-        loglikelihood = loglikelihood_rolling = generate_until  # our tasks generate
-
-    found = evaluate(Oracle(), _load(["mathcpt_four"], benchmarks="samples"), bootstrap_iters=0)
-    assert found["results"]["mathcpt_gsm8k"]["accuracy,none"] == 0.25
-    assert found["groups"]["mathcpt_four"]["accuracy,none"] == pytest.approx(0.25 / 4)
+    theirs = simple_evaluate(
+        load(model_folder, config), tasks=["mathcpt_four"], task_manager=_manager(), **options
+    )
+    accuracies = {name: theirs["results"][f"mathcpt_{name}"]["accuracy,none"] for name in files}
+    assert accuracies == {name: task["accuracy"] for name, task in ours["tasks"].items()}
+    assert len(set(accuracies.values())) > 2
+    mean = ours["aggregates"]["mean_of_four"]["accuracy"]
+    assert theirs["groups"]["mathcpt_four"]["accuracy,none"] == pytest.approx(mean)
 
 
 def test_majority_counts_equal_answers_together() -> None:
@@ -101,11 +104,8 @@ def test_majority_counts_equal_answers_together() -> None:
 def test_higher_form_and_mean_of_four() -> None:
     values = {"gsm8k": 0.2, "gsm8k_few_shot": 0.3, "math": 0.1, "math_few_shot": 0.05}
     values |= {"gaokao_public": 0.4, "zhongkao_public": 0.5, "heldout_en": 0.9}
-    common = {"n": 100, "stderr": 0.02, "data_sha256": ""}
-    scores = {
-        name: TaskScore(correct=round(100 * value), accuracy=value, **common)
-        for name, value in values.items()
-    }
+    common = {"n": 100, "correct": 0, "stderr": 0.02, "data_sha256": ""}
+    scores = {name: TaskScore(accuracy=value, **common) for name, value in values.items()}
     found = aggregates(scores)
     higher = {"form": "gsm8k_few_shot", "accuracy": 0.3, "stderr": 0.02, "n": 100}
     assert found["higher_of_forms"]["gsm8k"] == higher

@@ -1,56 +1,39 @@
 """What `dry-run` prints of the study's runs and its grid, on a machine without a GPU."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from typer.testing import CliRunner
 
-from megatron_mathcpt.commands.main import main
+from megatron_mathcpt.commands.main import build_app
 
-ROOT = Path(__file__).resolve().parents[2]
-GRID, BASE2 = "configs/paper/grid.yaml", "configs/paper/base2.yaml"
-POOLS = ("--expected", "configs/paper/pools.yaml")
+PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper"
 GPUS = ("--gpus", "64")
 FP8 = ("precision.fp8=e4m3", "precision.fp8_recipe=blockwise", "precision.fp8_param_gather=true")
 
 
-Printed = Callable[..., list[str]]
-
-
-@pytest.fixture
-def dry_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Printed:
-    """Lines of the command with these arguments, run in this process as from the shell."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("COLUMNS", "150")
-
-    def call(*arguments: object) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["mathcpt", "dry-run", *map(str, arguments), *POOLS])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
-        return capsys.readouterr().out.splitlines()
-
-    return call
+def dry_run(*arguments: object) -> list[str]:
+    """The lines that the command prints."""
+    words = ["dry-run", *map(str, arguments), "--expected", str(PAPER / "pools.yaml"), *GPUS]
+    done = CliRunner().invoke(build_app(), words, env={"COLUMNS": "150"})
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()
 
 
 def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def test_overrides_cost_a_run_as_its_file_would(dry_run: Printed) -> None:
-
-    def cost(*arguments: str) -> list[str]:
-        lines = dry_run(*arguments, *GPUS)
-        return next(line for line in lines if "TP1 PP1" in line).split()[1:]
-
-    plain, twin = cost(BASE2), cost("configs/paper/base2_fp8.yaml")
-    assert cost(BASE2, *FP8) == twin
+def test_overrides_cost_a_run_as_its_file_would() -> None:
+    plain, overridden, twin = (
+        next(line for line in dry_run(PAPER / name, *more) if "TP1 PP1" in line).split()[1:]
+        for name, more in (("base2.yaml", ()), ("base2.yaml", FP8), ("base2_fp8.yaml", ()))
+    )
+    assert overridden == twin
     assert number(twin[-1]) < 0.85 * number(plain[-1])
 
 
-def test_the_studys_grid_with_its_cost(dry_run: Printed, tmp_path: Path) -> None:
-    grid = (GRID, "--out", tmp_path / "out", "--benchmarks", tmp_path, *GPUS)
+def test_the_studys_grid_with_its_cost(tmp_path: Path) -> None:
+    grid = (PAPER / "grid.yaml", "--out", tmp_path / "out", "--benchmarks", tmp_path)
     lines = dry_run(*grid)
     rows = {line.split("│")[1].strip(): line for line in lines if line.startswith("│")}
     assert len([name for name in rows if name]) == 6 + 7 + 3 * 32 + 1

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from xml.dom import minidom
 
 import pytest
 
@@ -25,12 +24,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def evaluate(model: Path, *_: Any) -> None:
         write_evaluation(tmp_path / "sweep", model.name, {"sums": right[model.name]})
 
-    def counts(path: Path) -> SimpleNamespace:
-        return SimpleNamespace(consumed_tokens=int(path.name.removeprefix("step_")) * 1000)
-
     monkeypatch.setattr(sweep, "evaluate", evaluate)
-    monkeypatch.setattr(sweep, "load_sealed", lambda path: path)
-    monkeypatch.setattr(sweep, "checkpoint_counts", counts)
+    monkeypatch.setattr(sweep, "load_sealed", lambda path: int(path.name.removeprefix("step_")))
+    monkeypatch.setattr(sweep, "checkpoint_counts", lambda n: SimpleNamespace(consumed_tokens=n * 1000))
     return tmp_path / "run"
 
 
@@ -44,9 +40,7 @@ def test_each_checkpoint_is_compared_with_the_first(run: Path) -> None:
     result = json.loads((out / "sweep.json").read_text())
     assert [row["consumed_tokens"] for row in result["checkpoints"]] == [100_000, 200_000]
     assert result["comparisons"][0]["p_value"] == pytest.approx(22 / 1024)
-    picture = minidom.parse(str(out / "sweep.svg"))
-    assert len(picture.getElementsByTagName("path")) == 1
-    assert picture.getElementsByTagName("text")[-1].firstChild.data == "sums"
+    assert (out / "sweep.svg").read_text().count("<path") == 1
 
 
 def test_only_the_first_process_reads_what_it_alone_writes(

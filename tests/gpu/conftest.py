@@ -11,6 +11,8 @@ import torch
 
 from tests.support.models import layout  # noqa: F401
 
+Figure = Callable[[str, object], None]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what stands in this folder where there is no CUDA device or no Transformer Engine."""
@@ -32,7 +34,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+def figure(request: pytest.FixtureRequest) -> Figure:
     """`figure(name, value)` prints a measured value, and adds it to the file `MATHCPT_FIGURES` as JSON."""
 
     def keep(name: str, value: object) -> None:

@@ -1,6 +1,5 @@
 """Transformer Engine's matrix products and packed attention on this GPU, against float64."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,28 +7,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.gpu.conftest import relative_error
-
-# Rounding of the operands, relative: bf16 keeps 8 bits, E4M3 4 and E5M2 (gradients) 3; of sums of random
-# signs it averages out to about a third of the unit in the last place.
-BARS = {"bf16": (5e-3, 5e-3), "delayed": (6e-2, 9e-2), "tensorwise": (6e-2, 9e-2), "blockwise": (5e-2, 5e-2)}
-Figure = Callable[[str, object], None]
+from tests.gpu.conftest import Figure, relative_error
 
 
-def recipe(name: str) -> Any:
-    from transformer_engine.common import recipe as recipes
-
-    kinds = {
-        "delayed": recipes.DelayedScaling,
-        "tensorwise": recipes.Float8CurrentScaling,
-        "blockwise": recipes.Float8BlockScaling,
-    }
-    return kinds[name]()
-
-
-@pytest.mark.parametrize("name", list(BARS))
-def test_a_product_forward_and_backward(name: str, figure: Figure) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "bar", "bar_of_gradients"),
+    # Rounding of the operands, relative: bf16 keeps 8 bits, E4M3 4 and E5M2 (gradients) 3; of sums of random
+    # signs it averages out to about a third of the unit in the last place.
+    [
+        ("", 5e-3, 5e-3),
+        ("DelayedScaling", 6e-2, 9e-2),
+        ("Float8CurrentScaling", 6e-2, 9e-2),
+        ("Float8BlockScaling", 5e-2, 5e-2),
+    ],
+    ids=["bf16", "delayed", "tensorwise", "blockwise"],
+)
+def test_a_product_forward_and_backward(
+    recipe: str, bar: float, bar_of_gradients: float, figure: Figure
+) -> None:
     import transformer_engine.pytorch as te
+    from transformer_engine.common import recipe as recipes
     from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
 
     figure("FP8 available", list(FP8GlobalStateManager.is_fp8_available()))
@@ -40,7 +37,7 @@ def test_a_product_forward_and_backward(name: str, figure: Figure) -> None:
     for _ in range(3):  # delayed scaling knows the maxima of the steps before
         inputs = given.clone().requires_grad_()
         layer.zero_grad()
-        with te.fp8_autocast(enabled=name != "bf16", fp8_recipe=None if name == "bf16" else recipe(name)):
+        with te.fp8_autocast(enabled=bool(recipe), fp8_recipe=getattr(recipes, recipe)() if recipe else None):
             output = layer(inputs)
         output.backward(gradient)
     weight = layer.weight.detach().double()
@@ -48,8 +45,8 @@ def test_a_product_forward_and_backward(name: str, figure: Figure) -> None:
     backward = relative_error(inputs.grad, gradient.double() @ weight)
     weights = relative_error(layer.weight.grad, gradient.double().t() @ given.double())
     figure("relative error: output, input's and weight's gradient", [forward, backward, weights])
-    assert forward < BARS[name][0]
-    assert max(backward, weights) < BARS[name][1]
+    assert forward < bar
+    assert max(backward, weights) < bar_of_gradients
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -87,11 +84,7 @@ def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size:
         ]
         figure(f"rank {rank} of {size}: relative error of output and three gradients", errors)
         assert max(errors) < 1e-2
-    figure("attention backend", attention_backend())
+    from transformer_engine.pytorch.attention.dot_product_attention import dot_product_attention as chosen
 
-
-def attention_backend() -> dict[str, str]:
-    """What Transformer Engine chose for its last attention."""
-    from transformer_engine.pytorch.attention.dot_product_attention import dot_product_attention as module
-
-    return {name: str(value) for name, value in vars(module)["_attention_backends"].items() if "use" in name}
+    backends = vars(chosen)["_attention_backends"].items()
+    figure("attention backend", {name: str(value) for name, value in backends if "use" in name})

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from megatron_mathcpt.config.cluster import ClusterConfig
@@ -30,16 +29,10 @@ def submit(job: Job, *overrides: str) -> int:
     return submit_job(job, render(job, slurm_cluster(*overrides)))
 
 
-def single(job: Job, *command: str) -> Job:
-    """The same as one task on one node, with other words behind the interpreter."""
-    return replace(job, nodes=1, tasks_per_node=1, gpus_per_node=0, command=(*job.command[:2], *command))
-
-
 def field(job_id: int, name: str) -> str:
     command = ["scontrol", "-o", "show", "job", str(job_id)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    words = shown.split("\n")[0].split(" ")
-    return next(word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}="))
+    return dict(word.partition("=")[::2] for word in shown.split("\n")[0].split(" "))[name]
 
 
 def wait_for(what: Callable[[], object], seconds: float = 60) -> None:

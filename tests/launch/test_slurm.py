@@ -3,34 +3,25 @@
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.experiment.submit import Job
-from tests.launch.jobs import (
-    ROOT,
-    TRAINEE,
-    field,
-    log,
-    preempt,
-    signal_batch,
-    single,
-    submit,
-    trainee_job,
-    wait_for,
-    wait_for_end,
-)
+from tests.launch import jobs
+from tests.launch.jobs import field, log, submit, trainee_job, wait_for, wait_for_end
 
 pytestmark = pytest.mark.usefixtures("_no_jobs_left")
+ONE_TASK = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
 
 
 def steps(run: Path, rank: int) -> list[tuple[int, int]]:
     """(attempt, step) of everything that `rank` did."""
     path = run / f"rank_{rank}"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(int(attempt), int(step)) for attempt, step in map(str.split, lines)]
+    words = map(int, path.read_text().split() if path.exists() else [])
+    return list(zip(words, words, strict=True))
 
 
 def held(run: Path, *overrides: str, more: tuple[str, ...] = ()) -> tuple[Job, int]:
@@ -45,7 +36,7 @@ def test_warning_then_killed_rank_then_done(tmp_path: Path) -> None:
     """S1: saved at the next step, requeued, nothing done twice. S4: goes on from the last checkpoint."""
     run = tmp_path / "run"
     job, job_id = held(run, more=("kill-at=2:13:1",))
-    signal_batch(job_id, "USR1")
+    jobs.signal_batch(job_id, "USR1")
     assert wait_for_end(job_id) == "COMPLETED"
     assert field(job_id, "Restarts") == "2"
     for rank in range(4):
@@ -60,7 +51,7 @@ def test_warning_then_killed_rank_then_done(tmp_path: Path) -> None:
 def test_preempted_job_saves_and_comes_back(tmp_path: Path) -> None:
     """S2: TERM reaches the tasks alone, the script asks for the requeue."""
     _, job_id = held(tmp_path / "run", "partition=low")
-    preempt()
+    jobs.preempt()
     assert wait_for_end(job_id) == "COMPLETED"
     assert field(job_id, "Restarts") == "1"
     for rank in range(4):
@@ -91,7 +82,7 @@ def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: P
     """S9."""
     run = tmp_path / "run"
     run.mkdir()
-    first = single(trainee_job(run), str(TRAINEE), str(run), "hold-at=3")
+    first = replace(trainee_job(run, "hold-at=3"), **ONE_TASK)
     owner = first.folder / "owner"
     first_id = submit(first, "nodes=1")
     wait_for((run / "rank_0").exists)
@@ -102,7 +93,7 @@ def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: P
     assert f"is in use by job {first_id}" in log(first, second_id)
     subprocess.run(["scancel", "--signal=KILL", "--full", str(first_id)], check=True)
     wait_for(lambda: field(first_id, "JobState") not in ("RUNNING", "COMPLETING"), 30)
-    third_id = submit(single(first, str(TRAINEE), str(run)), "nodes=1")
+    third_id = submit(replace(trainee_job(run), **ONE_TASK), "nodes=1")
     owner.symlink_to("999999")
     assert wait_for_end(third_id) == "COMPLETED"
     assert "takes over from job 999999" in log(first, third_id)
@@ -113,16 +104,17 @@ def test_sick_node_is_left_out(tmp_path: Path) -> None:
     first, code, tool = tmp_path / "first", tmp_path / "code", tmp_path / "bin" / "nvidia-smi"
     for folder in (code, tool.parent, tmp_path / "run"):
         folder.mkdir()
-    (code / "megatron_mathcpt").symlink_to(ROOT / "megatron_mathcpt")
+    (code / "megatron_mathcpt").symlink_to(jobs.ROOT / "megatron_mathcpt")
     (code / "torch.py").write_text("def zeros(*_, device): return 0.0\n")  # the nodes have GPUs in name only
     tool.write_text(
         f'#!/bin/sh\n[ -s {first} ] || echo "$SLURMD_NODENAME" >{first}\n'
         f'echo 0\n[ "$SLURMD_NODENAME" = "$(cat {first})" ] || echo 0\n'
     )
     tool.chmod(0o755)
-    job = replace(trainee_job(tmp_path / "run", "steps=1"), code=code, check_nodes=True)
+    sizes = {"nodes": 1, "tasks_per_node": 1}  # of two GPUs
+    job = replace(trainee_job(tmp_path / "run", "steps=1"), code=code, check_nodes=True, **sizes)
     path = f'environment={{PATH: "{tool.parent}:{os.environ["PATH"]}"}}'
-    job_id = submit(replace(job, nodes=1, tasks_per_node=1), "nodes=1", "check_gpus=true", path)
+    job_id = submit(job, "nodes=1", "check_gpus=true", path)
     assert wait_for_end(job_id) == "COMPLETED"
     told, sick = log(job, job_id), first.read_text().strip()
     assert f"health check failed with status 1 on: {sick}" in told
@@ -138,7 +130,8 @@ def test_values_arrive_unchanged(tmp_path: Path) -> None:
     run = work / "r.1_x-y"
     run.mkdir(parents=True)
     record = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2] + os.environ['NCCL_DEBUG'])"
-    job = single(replace(trainee_job(run), name="n.1_x-y+z"), "-c", record, str(run / "seen"), nasty)
+    command = (sys.executable, "-P", "-c", record, str(run / "seen"), nasty)
+    job = replace(trainee_job(run), name="n.1_x-y+z", command=command, **ONE_TASK)
     job_id = submit(job, "account=math-1", f"environment={json.dumps({'NCCL_DEBUG': nasty})}")
     assert wait_for_end(job_id) == "COMPLETED"
     assert (field(job_id, "JobName"), field(job_id, "Account")) == ("n.1_x-y+z", "math-1")

@@ -10,11 +10,10 @@ from megatron_mathcpt.data.build import build_corpus, submit_corpus
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.submit import submit_stages
 from megatron_mathcpt.formats.manifest import load_manifest
-from tests.data.conftest import config, raw
+from tests.data.conftest import config, raw  # noqa: F401 (fixtures)
 from tests.launch.jobs import field, slurm_cluster, wait_for_end
 from tests.support.stages import demo_stage
 
-__all__ = ["config", "raw"]
 pytestmark = pytest.mark.usefixtures("_no_jobs_left")
 
 
@@ -41,7 +40,7 @@ def test_stages_follow_each_other_and_go_on_after_a_failure(
 
 
 @pytest.mark.slow
-def test_arrays_on_two_nodes_give_the_same_bytes(config: Corpus, tmp_path: Path) -> None:
+def test_arrays_on_two_nodes_give_the_same_bytes(config: Corpus, tmp_path: Path) -> None:  # noqa: F811
     local = build_corpus(config, tmp_path / "local")
     out = tmp_path / "slurm"
     alone = slurm_cluster("single_task.memory_gib=600")  # of the 1 TB of a node: one task a node

@@ -18,20 +18,13 @@ from tests.train.conftest import build_config, corpus, settings  # noqa: F401 (f
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_no_jobs_left"), pytest.mark.timeout(900)]
 STEPS = 400
-
-
-def write_config(folder: Path, settings: dict[str, Any]) -> Path:  # noqa: F811
-    config = build_config(
-        settings,
-        parallel={"tensor_model_parallel_size": 2},
-        train={"train_tokens": STEPS * 4 * 64},
-        checkpoint={"interval": 40, "keep": 20},
-        validation={"sets": []},
-        logging={"interval": 2},
-    )
-    path = folder / "tiny.yaml"
-    path.write_text(config.model_dump_json())
-    return path
+CHANGED: dict[str, Any] = {
+    "parallel": {"tensor_model_parallel_size": 2},
+    "train": {"train_tokens": STEPS * 4 * 64},
+    "checkpoint": {"interval": 40, "keep": 20},
+    "validation": {"sets": []},
+    "logging": {"interval": 2},
+}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -60,7 +53,8 @@ def submit(config: Path, run: Path, *overrides: str) -> int:
 
 def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, Any]) -> None:  # noqa: F811
     """S1 warning, S2 preemption, S4 one rank killed, S5 node lost: in one run, one after the other."""
-    config, plain, run = write_config(tmp_path, settings), tmp_path / "plain", tmp_path / "run"
+    config, plain, run = tmp_path / "tiny.yaml", tmp_path / "plain", tmp_path / "run"
+    config.write_text(build_config(settings, **CHANGED).model_dump_json())
     train = [sys.executable, "-m", "megatron_mathcpt.train", config, "--out", plain, "--processes", "4"]
     subprocess.run(train, cwd=ROOT, check=True)
     job_id = submit(config, run, "partition=low")

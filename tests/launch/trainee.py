@@ -15,8 +15,7 @@ STEP_SECONDS, STEPS, INTERVAL = 0.05, 20, 5
 
 def main(folder: str, *words: str) -> None:
     """`hold-at=STEP`: of attempt 0, until a signal comes; `kill-at=RANK:STEP:ATTEMPT`; `fail=STATUS`."""
-    run, asked = Path(folder), dict(word.split("=") for word in words)
-    stopping: list[int] = []
+    run, asked, stopping = Path(folder), dict(word.split("=") for word in words), list[int]()
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: stopping.append(number))
     rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
@@ -49,11 +48,9 @@ def save(folder: Path, rank: int, size: int) -> None:
     """Rank 0 commits once all ranks came; nobody leaves before."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(rank)).touch()
-    while rank == 0 and sum((folder / str(other)).exists() for other in range(size)) < size:
-        time.sleep(0.01)
-    if rank == 0:
-        (folder / "manifest.json").touch()
     while not (folder / "manifest.json").exists():
+        if rank == 0 and all((folder / str(other)).exists() for other in range(size)):
+            (folder / "manifest.json").touch()
         time.sleep(0.01)
 
 

@@ -1,5 +1,7 @@
 """The two readings of a row of document numbers: a dense mask, and the lengths packed attention takes."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,12 +34,12 @@ def varlen(documents: Documents, query: torch.Tensor, key: torch.Tensor, value: 
     found = []
     for span in documents.spans:
         q, k, v = query[span.queries], key[span.keys], value[span.keys]
-        for document in range(len(span.query_ends) - 1):
-            mine = slice(*span.query_ends[document : document + 2].tolist())
-            theirs = slice(*span.key_ends[document : document + 2].tolist())
-            rows, columns = mine.stop - mine.start, theirs.stop - theirs.start
+        for mine, theirs in zip(pairwise(span.query_ends), pairwise(span.key_ends), strict=True):
+            parts = (
+                tensor.transpose(0, 1) for tensor in (q[slice(*mine)], k[slice(*theirs)], v[slice(*theirs)])
+            )
+            rows, columns = int(mine[1] - mine[0]), int(theirs[1] - theirs[0])
             seen = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-            parts = (tensor.transpose(0, 1) for tensor in (q[mine], k[theirs], v[theirs]))
             found.append(F.scaled_dot_product_attention(*parts, attn_mask=seen).transpose(0, 1))
             assert rows <= span.longest
             assert columns <= span.longest_keys
@@ -50,21 +52,15 @@ def test_mask_and_lengths_say_the_same(size: int) -> None:
     generator = torch.Generator().manual_seed(5)
     ends = torch.rand(samples, length, generator=generator) < 0.15
     documents = ends.long().cumsum(1)
-    query, key, value = torch.randn(
-        3, samples * length, heads, channels, generator=generator, dtype=torch.float64
-    )
-    by_sample = [tensor.view(samples, length, heads, channels) for tensor in (query, key, value)]
+    sizes = (3, samples, length, heads, channels)
+    query, key, value = torch.randn(sizes, generator=generator, dtype=torch.float64)
     for rank in range(size):
         held = context_positions(length, size, rank)
         keys = torch.cat([context_positions(length, size, other) for other in range(size)])
-        q, k, v = (
-            tensor[:, at].transpose(1, 2) for tensor, at in zip(by_sample, (held, keys, keys), strict=True)
-        )
+        q, k, v = (part.transpose(1, 2) for part in (query[:, held], key[:, keys], value[:, keys]))
         dense = F.scaled_dot_product_attention(q, k, v, attn_mask=~forbidden(documents, size, rank))
-        mine = by_sample[0][:, held].flatten(0, 1)
         described = packed(documents, size, rank)
         if size > 1:
-            restored = by_sample[1][:, keys][:, described.order]
-            assert torch.equal(restored, by_sample[1])
-        by_lengths = varlen(described, mine, key, value)
+            assert torch.equal(key[:, keys][:, described.order], key)
+        by_lengths = varlen(described, *(part.flatten(0, 1) for part in (query[:, held], key, value)))
         assert torch.allclose(by_lengths, dense.transpose(1, 2).flatten(0, 1), atol=1e-12)

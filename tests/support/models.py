@@ -47,18 +47,11 @@ def build_both(shape: LlamaShape, layout: parallel.Layout, folder: Path) -> tupl
     return model, LlamaForCausalLM.from_pretrained(folder).eval()
 
 
-def write_llama(folder: Path, seed: int, hidden_size: int, heads: int, window: int, **fields: Any) -> Path:
-    """A Hugging Face folder of transformers' own random weights, two query heads to a key."""
+def write_llama(folder: Path, seed: int, **fields: Any) -> Path:
+    """A Hugging Face folder of transformers' own random weights, of two key heads."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=hidden_size,
-        num_attention_heads=heads,
-        num_key_value_heads=2,
-        max_position_embeddings=window,
-        **fields,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **fields)).save_pretrained(folder)
     return folder
