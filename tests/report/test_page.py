@@ -1,5 +1,6 @@
 """The page as a file: whole, valid, and safe against what models write (test_browser.py: nothing loaded)."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,13 @@ def test_every_table_and_plot_is_whole_and_what_models_write_stays_text(results:
     assert labels == [*scores, "difference, percentage points", *losses, "graph of the stages"]
     lines = [found for tag, found in checker.elements if tag == "path" and "data-run" in found]
     assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 5
-    links = [found["href"] for tag, found in checker.elements if tag == "a"]
+    names = {tag for tag, _ in checker.elements} | {name for _, found in checker.elements for name in found}
+    assert not names & {"img", "iframe", "object", "embed", "src", "action", "xlink:href"}
+    assert not re.search(r"url\(|@import", page)
+    links = [found["href"] for _, found in checker.elements if "href" in found]
     assert "../base1/config.yaml" in links
     for link in links:
-        assert link.startswith("#") or (results / "report" / link).is_file(), link
+        assert link.startswith(("#", "data:")) or (results / "report" / link).is_file(), link
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "5 + 7 = 12 &amp; so on." in page
