@@ -54,16 +54,13 @@ def test_every_wrong_final_answer_is_caught(trial: Trial) -> None:
         assert f"= {record['answer']}" in last + first
     verdicts, lies = summary["verdicts"], trial.server.model.lies  # type: ignore[attr-defined]
     assert verdicts["correction: server -, mathematics wrong"] == len(lies["correction"]) > 10
-    false = sum(
-        verdicts[f"attempt: server {claim}, mathematics {truth}"]
-        for claim, truth in (("correct", "wrong"), ("wrong", "correct"))
-    )
-    assert false == len(lies["verdict"]) > 10
+    pairs = ("correct, mathematics wrong", "wrong, mathematics correct")
+    assert sum(verdicts[f"attempt: server {pair}"] for pair in pairs) == len(lies["verdict"]) > 10
     assert summary["outcomes"] == summary["accepted"] + sum(summary["rejected"].values()) == 300
     assert len(read(trial.out, "rejected")) == sum(summary["rejected"].values())
 
 
-def test_records_are_problems_and_the_folder_is_complete(trial: Trial) -> None:
+def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Trial) -> None:
     trial.run()
     asked = trial.server.requests
     again = trial.run()
@@ -71,7 +68,14 @@ def test_records_are_problems_and_the_folder_is_complete(trial: Trial) -> None:
     manifest = load_manifest(trial.out / FIRST, "synthesis")
     assert manifest.counts["methods"][METHOD] | {"stopped": None} == again
     assert not [name for name in manifest.outputs if "store" in name]
-    assert {Problem.model_validate(row).source for row in read(trial.out)} == {METHOD}
+    record, *others = read(trial.out)
+    assert {Problem.model_validate(row).source for row in (record, *others)} == {METHOD}
+    student, teacher = trace(trial.out, record["id"])["requests"]
+    assert record["question"] in student["request"]["messages"][0]["content"]
+    assert student["text"] in teacher["request"]["messages"][-1]["content"]
+    assert record["solution"].startswith(student["text"].splitlines()[0])
+    with pytest.raises(DataError, match="no accepted record 'nobody'"):
+        trace(trial.out, "nobody")
     with pytest.raises(ManifestError, match="another config 'seed'"):
         trial.run(seed=2)
 
@@ -93,21 +97,16 @@ def test_a_stopped_run_goes_on_where_it_was(trial: Trial) -> None:
     with pytest.raises(ServerError, match="401"):
         trial.run(40, concurrency=4)
     assert not (trial.out / FIRST / "manifest.json").exists()
-    server.faults = lambda _p, _a: None
-    trial.run(40)
+    server.faults = lambda prompt, _a: "500" if "is 3 +" in prompt else None
+    assert trial.run(40)["rejected"]["server: status 500"] == 1
+    server.faults = lambda _p, _a: None  # a seed that no server answered is tried again
+    (trial.out / FIRST / "manifest.json").unlink()
+    assert "server: status 500" not in trial.run(40)["rejected"]
     change_store(trial.out, "DELETE FROM outcomes")  # as if killed after the answers, before the outcomes
     trial.run(40)
     assert sum(server.answered.values()) == 80  # each answer is paid once
     trial.run(40, "whole")
     assert_same_bytes(trial.out, trial.folder / "whole")
-
-
-def test_seeds_no_server_answered_are_tried_in_the_next_run(trial: Trial) -> None:
-    trial.server.faults = lambda prompt, _a: "500" if "is 3 +" in prompt else None
-    assert trial.run()["rejected"]["server: status 500"] == 1
-    trial.server.faults = lambda _p, _a: None
-    (trial.out / FIRST / "manifest.json").unlink()
-    assert "server: status 500" not in trial.run()["rejected"]
 
 
 def test_another_model_behind_the_same_address_is_refused(trial: Trial) -> None:
@@ -167,24 +166,12 @@ def test_shards_split_the_seeds_without_rest_or_overlap(trial: Trial) -> None:
             SeedShard.parse(bad)
 
 
-def test_a_record_is_traced_to_its_requests(trial: Trial) -> None:
-    trial.run()
-    record = read(trial.out)[0]
-    student, teacher = trace(trial.out, record["id"])["requests"]
-    assert record["question"] in student["request"]["messages"][0]["content"]
-    assert student["text"] in teacher["request"]["messages"][-1]["content"]
-    assert record["solution"].startswith(student["text"].splitlines()[0])
-    with pytest.raises(DataError, match="no accepted record 'nobody'"):
-        trace(trial.out, "nobody")
-
-
 @pytest.mark.parametrize("concurrency", [1, 32])
 def test_a_seed_may_come_twice_but_no_id(trial: Trial, concurrency: int) -> None:
-    seeds = make_seeds(3)
-    assert trial.run([*seeds, seeds[0]], concurrency=concurrency)["outcomes"] == 3
-    twins = [seeds[0], seeds[1].model_copy(update={"id": seeds[0].id})]
+    first, second, third = make_seeds(3)
+    assert trial.run([first, second, third, first], concurrency=concurrency)["outcomes"] == 3
     with pytest.raises(DataError, match="two different problems"):
-        trial.run(twins, "twins", concurrency=concurrency)
+        trial.run([first, second.model_copy(update={"id": first.id})], "twins", concurrency=concurrency)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -204,16 +191,15 @@ def test_seeds_are_read_packed_or_not(tmp_path: Path, *, packed: bool) -> None:
 
 def test_the_command_shows_no_key_anywhere(trial: Trial) -> None:
     key = trial.server.key = "sk-very-secret-1234"
-    command = [sys.executable, "tools/synthesize.py", str(trial.folder / "config.yaml")]
-    environment = os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT)}
+    path, environment = trial.folder / "config.yaml", os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT)}
+    server = {"model": "test-model", "endpoints": [trial.server.url], "key_variable": "TEST_KEY"}
+    config = trial.config(servers=dict.fromkeys(("student", "teacher"), server))
+    path.write_text(dump_yaml(config), encoding="utf-8")
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        whole = [*command, "--out", str(trial.out), *more]
-        return subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    def run(*more: str, out: str = "out") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "tools/synthesize.py", str(path), "--out", str(trial.folder / out), *more]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
-    keyed: dict[str, Any] = {"endpoints": [trial.server.url], "key_variable": "TEST_KEY"}
-    servers = dict.fromkeys(("student", "teacher"), {"model": "test-model"} | keyed)
-    (trial.folder / "config.yaml").write_text(dump_yaml(trial.config(servers=servers)), encoding="utf-8")
     preview = run("--preview")
     assert trial.server.requests == 0
     assert "What is 0 + 7?" in preview.stdout
@@ -222,13 +208,12 @@ def test_the_command_shows_no_key_anywhere(trial: Trial) -> None:
     assert "accepted" in tried.stdout
     assert re.search(r"tutorship_amplification +outcomes +20\b", done.stdout)
     trial.server.key = "sk-another"
-    failed = run("seed=9", "--out", str(trial.folder / "out2"))
+    failed = run("seed=9", out="out2")
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
-    for text in (preview.stdout, tried.stdout, done.stdout, done.stderr, failed.stderr):
-        assert key not in text
-    for path in trial.folder.rglob("*"):
-        assert not path.is_file() or key.encode() not in path.read_bytes()
+    assert not any(key in said.stdout + said.stderr for said in (preview, tried, done, failed))
+    for file in trial.folder.rglob("*"):
+        assert not file.is_file() or key.encode() not in file.read_bytes()
 
 
 def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:

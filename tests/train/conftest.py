@@ -19,10 +19,10 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.metrics import TIMINGS
 from megatron_mathcpt.train.process import free_port, local_world
+from tests.support.models import layout  # noqa: F401 (a fixture)
 from tests.support.shapes import tiny
 
 ConfigOf = Callable[..., ExperimentConfig]
-Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
@@ -142,8 +142,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run on one process that keeps all of its checkpoints: steps 8, 16 and 20."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = train(config_of(**KEPT), out)
-    assert done.returncode == 0, done.stderr
+    train(config_of(**KEPT), out)
     return out
 
 
@@ -154,15 +153,27 @@ def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
 
 
-def run(arguments: list[str]) -> Done:
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, its output kept."""
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "") -> Done:
-    """Train to the end, or with a fault as `fault_worker` knows it on one of some ranks ("1/2")."""
+def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "", status: int = 0) -> str:
+    """Train, with a fault as `fault_worker` knows it on one of some ranks ("1/2"); what stderr got."""
     script = ("-m", "tests.train.fault_worker", ranks, fault) if fault else ()
-    return run(command(config, out, *script))
+    done = run(command(config, out, *script))
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def train_layouts(
+    configs: dict[str, ExperimentConfig], processes: int, folder: Path, kills: int = 0
+) -> dict[str, Path]:
+    """The run folder of each experiment, all trained by the same `processes` workers."""
+    jobs = [command(config, folder / name)[3::2] for name, config in configs.items()]  # config and folder
+    done = run([sys.executable, "-m", "tests.train.forked", json.dumps(jobs), str(processes), str(kills)])
+    assert done.returncode == 0, done.stderr
+    return {name: folder / name for name in configs}
 
 
 def go_back(out: Path, step: int) -> None:

@@ -1,6 +1,7 @@
 """Which samples a replica gets, that validation predicts each token once, and the way back to records."""
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_mathcpt import parallel
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.train.datasets import (
     NumberedBlend,
@@ -43,7 +42,7 @@ def test_replicas_share_the_global_batch(
     sizes = SimpleNamespace(context_parallel_size=1)
     where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
     names = ("tokens", "labels", "loss_mask", "position_ids")  # each holds its sample's index, from 1
-    numbers = [{name: torch.full((3,), n + 1) for name in names} for n in range(dataset)]
+    numbers = [dict.fromkeys(names, torch.full((3,), n + 1)) for n in range(dataset)]
     batches = list(microbatches(numbers, samples, size, where))
     assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
     assert [batch.loss_mask[:, 2].tolist() for batch in batches] == expected
@@ -59,9 +58,9 @@ def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, le
     pairs = []
     for sample in (validation[index] for index in range(size)):
         real = sample["loss_mask"] == 1.0
-        pairs += list(zip(sample["tokens"][real].tolist(), sample["labels"][real].tolist(), strict=True))
+        pairs += torch.stack([sample["tokens"][real], sample["labels"][real]], 1).tolist()
         assert all(len(value) == length for value in sample.values())
-    assert pairs == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+    assert pairs == np.stack([tokens[:-1], tokens[1:]], 1).tolist()
     most = config_of(train=train, data=data, validation={"samples": 2})
     assert len(ValidationSet(most, "a")) == min(2, size)
 
@@ -93,6 +92,7 @@ def test_tokens_by_source_are_counted_on() -> None:
     assert [counter.up_to(step) for step in (1, 3)] == [{"a": 10, "b": 10}, {"a": 40, "b": 20}]
 
 
+@pytest.mark.usefixtures("layout")
 def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_path: Path) -> None:
     shutil.copy(whole / "config.yaml", tmp_path)
     with pytest.raises(DataError, match="sample index is not there"):
@@ -100,10 +100,7 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_pa
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)
     inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
-    use_cpu()
-    parallel.start_alone(inputs.config.parallel)
     blend = build_blend(inputs, index_cache(inputs, whole))
-    parallel.stop()
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
     for step in (1, 3, 20):
         seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)
@@ -111,6 +108,5 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_pa
         assert all(one.record == f"{one.pool} {one.document}" for one in seen)
         for sample in samples:
             traced = [documents[one.pool][one.document] for one in seen if one.sample == sample]
-            tokens = [token for document in traced for token in document]
-            shown = blend[sample]["tokens"].tolist()
+            tokens, shown = [*chain(*traced)], blend[sample]["tokens"].tolist()
             assert any(tokens[start : start + 64] == shown for start in range(len(traced[0])))

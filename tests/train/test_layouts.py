@@ -1,7 +1,6 @@
 """The same losses, gradients and weights from every layout, in float32."""
 
 import json
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,12 +11,10 @@ import torch
 
 from megatron_mathcpt.checkpoint.huggingface import tensor_keys
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
-from megatron_mathcpt.config.base import dump_yaml
-from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
-from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_without_timings, run
+from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_without_timings, train_layouts
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny_losses.json"
 VIRTUAL = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
@@ -27,6 +24,7 @@ OVERLAPPED = SHARDED | {"overlap_grad_reduce": True, "overlap_param_gather": Tru
 UNEVEN = {"pipeline_model_parallel_size": 2, "num_layers_in_first_pipeline_stage": 1}
 PARTS = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
 LAYERS = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+BLOCK = LAYERS | {"recompute_method": "block", "recompute_num_layers": 1}
 TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor": {"tensor_model_parallel_size": 2},
     "pipeline": {"pipeline_model_parallel_size": 2},
@@ -38,9 +36,7 @@ TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "data, overlapped": OVERLAPPED,
     "uneven pipeline, parts recomputed": UNEVEN | PARTS,
     "sequence, layers recomputed": SEQUENCE | LAYERS,
-    "uneven pipeline, a layer of each stage recomputed": UNEVEN
-    | LAYERS
-    | {"recompute_method": "block", "recompute_num_layers": 1},
+    "uneven pipeline, a layer of each stage recomputed": UNEVEN | BLOCK,
 }
 FOUR_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor x pipeline": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
@@ -54,18 +50,6 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
 FAST = ("tensor", "pipeline", "data", "uneven pipeline, parts recomputed")
 LAYOUTS = {2: TWO_PROCESSES, 4: FOUR_PROCESSES}
 SLOW = [name for name in (*TWO_PROCESSES, *FOUR_PROCESSES) if name not in FAST]
-
-
-def train_layouts(configs: dict[str, ExperimentConfig], processes: int, folder: Path) -> dict[str, Path]:
-    """The run folder of each experiment, all trained by the same `processes` workers."""
-    for name, config in configs.items():
-        (folder / f"{name}.yaml").write_text(dump_yaml(config))
-    jobs = [[str(folder / f"{name}.yaml"), str(folder / name)] for name in configs]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = ("-m", "tests.train.layout_worker", str(folder / "jobs.json"), str(processes))
-    done = run([sys.executable, *script])
-    assert done.returncode == 0, done.stderr
-    return {name: folder / name for name in configs}
 
 
 def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -95,9 +79,7 @@ def runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 def test_replicas_write_half_each(runs: Callable[[str], Path]) -> None:
     files = load_manifest(checkpoint_path(runs("data"), 20), "checkpoint").outputs
-    first, second = (
-        sum(file.bytes for name, file in files.items() if f"__{rank}_" in name) for rank in range(2)
-    )
+    first, second = (sum(files[name].bytes for name in files if f"__{rank}_" in name) for rank in range(2))
     assert first == pytest.approx(second, rel=0.1)
     assert first + second > 0.9 * sum(file.bytes for file in files.values())
 

@@ -15,8 +15,18 @@ import pytest
 from megatron_mathcpt.errors import EXIT_REQUEUE
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
-from tests.train.conftest import KEPT, ConfigOf, command, go_back, losses_of, rows_without_timings, run, train
-from tests.train.test_layouts import SHARDED, TWO_PROCESSES, train_layouts
+from tests.train.conftest import (
+    KEPT,
+    ConfigOf,
+    command,
+    go_back,
+    losses_of,
+    rows_without_timings,
+    run,
+    train,
+    train_layouts,
+)
+from tests.train.test_layouts import SHARDED, TWO_PROCESSES
 
 KILLS = int(os.environ.get("MATHCPT_KILLS", "50"))
 STEPS_A_KILL = 24  # of them a kill costs some; the run must not end before the last kill
@@ -55,7 +65,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     assert stopped.wait(timeout=60) == EXIT_REQUEUE
     assert 8 < folders.step_of(folders.newest_checkpoint(out)) < 20
     assert not list((out / "checkpoints").glob(".step_*"))
-    assert train(config, out).returncode == 0
+    train(config, out)
     check_same_run(whole, out)
 
 
@@ -72,14 +82,14 @@ def test_a_finished_run_is_left_alone_without_torch(whole: Path, config_of: Conf
 @pytest.mark.parametrize("victim", ["launcher", "worker"])
 def test_a_killed_run_goes_on_with_the_same_bits(config_of: ConfigOf, tmp_path: Path, victim: str) -> None:
     config, out = config_of(parallel=TENSOR), tmp_path / "killed"
-    assert train(config, tmp_path / "whole").returncode == 0
+    train(config, tmp_path / "whole")
     for step in (8, 16):
         killed = subprocess.Popen(command(config, out))
         wait_for_step(out, step)
         children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
         os.kill(killed.pid if victim == "launcher" else int(children[1]), signal.SIGKILL)
         assert killed.wait(timeout=60) != 0
-    assert train(config, out).returncode == 0
+    train(config, out)
     check_same_run(tmp_path / "whole", out)
 
 
@@ -92,19 +102,17 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside:
         train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
         checkpoint={"interval": 4, "async_save": beside, "keep_every": 4 * STEPS_A_KILL},
     )
-    for name, kills in (("whole", 0), ("killed", KILLS)):
-        arguments = command(config, tmp_path / name, "-m", "tests.train.random_kills")
-        subprocess.run([*arguments, "--kills", str(kills)], check=True, timeout=3500)
-    check_same_run(tmp_path / "whole", tmp_path / "killed")
-    kept, undisturbed = (folders.checkpoint_paths(tmp_path / name) for name in ("killed", "whole"))
+    killed = train_layouts({"killed": config}, 2, tmp_path, KILLS)["killed"]
+    whole = train_layouts({"whole": config}, 2, tmp_path)["whole"]
+    check_same_run(whole, killed)
+    kept, undisturbed = map(folders.checkpoint_paths, (killed, whole))
     assert folders.step_of(kept[0]) == (KILLS + 1) * STEPS_A_KILL
     assert [path.name for path in kept] == [path.name for path in undisturbed]
-    for path, whole in zip(kept, undisturbed, strict=True):
-        manifest, expected = folders.load_sealed(path), folders.load_sealed(whole)
+    for path, same in zip(kept, undisturbed, strict=True):
+        manifest, expected = folders.load_sealed(path), folders.load_sealed(same)
         verify_hashes(path, manifest)
-        assert (
-            folders.is_weights_only(manifest) == folders.is_weights_only(expected) == (path not in kept[:2])
-        )
+        light = folders.is_weights_only(manifest), folders.is_weights_only(expected)
+        assert light == (path not in kept[:2],) * 2
         for name in expected.outputs.keys() - {".metadata"}:  # it has an id of its save
             assert manifest.outputs[name] == expected.outputs[name]
 

@@ -5,7 +5,7 @@ And starting weights from Hugging Face and from a checkpoint, with the gate on t
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
 from megatron_mathcpt.errors import CheckpointError
@@ -26,16 +25,24 @@ from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.support.models import ALONE, build
 from tests.support.shapes import tiny
-from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, losses_of, write_hf, write_indexed
-from tests.train.test_layouts import SHARDED, train_layouts
+from tests.train.conftest import (
+    EOS_ID,
+    ConfigOf,
+    finish_corpus,
+    losses_of,
+    train_layouts,
+    write_hf,
+    write_indexed,
+)
+from tests.train.test_layouts import SHARDED
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
     for n in range(1, 41)
 ] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
 Pack = Callable[..., tuple[Path, Any]]
-HELD_OUT = PROBLEMS[37:40]
 SMALL = tiny(
     hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2, init_method_std=0.2
 )
@@ -60,7 +67,7 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"id": "text", "text": "no problem"}]]
     (folder / "documents" / "problem_solving.jsonl").write_text("\n".join(lines) + "\n")
     tokens = {problem.id: [*tokenizer.encode(cpt_text(problem)).ids, EOS_ID] for problem in PROBLEMS}
-    held_out = [tokens.pop(problem.id) for problem in HELD_OUT]
+    held_out = [tokens.pop(problem.id) for problem in PROBLEMS[37:40]]
     write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
     counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
     return finish_corpus(folder, tokenizer.get_vocab_size(), counts)
@@ -125,28 +132,16 @@ def test_every_epoch_shows_each_sample_once_in_another_order(pack: Pack) -> None
     assert first == again
 
 
-@pytest.fixture
-def model() -> Iterator[Any]:
-    use_cpu()
-    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    layout = parallel.start_alone(sizes)
-    from megatron_mathcpt.model.llama import build_model
-    from megatron_mathcpt.model.weights import RandomWeights, fill
-
-    (built,) = build_model(SMALL, layout, PrecisionSection(params_dtype="fp32"), document_attention=True)
-    fill([built], RandomWeights(SMALL, 1))
-    yield built
-    parallel.stop()
-
-
-def test_packing_and_prompt_labels_change_nothing(model: Any, pack: Pack) -> None:
+@pytest.mark.usefixtures("alone")
+def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
     """Loss and gradient of packed samples are those of single ones.
 
     Other labels where the loss is masked leave the gradient as it is, bit for bit.
     """
 
-    def loss_and_gradient(packed: tuple[Path, Any], masked_label: int = 0) -> tuple[float, torch.Tensor]:
-        dataset = SftDataset(packed[0], packed[1]["samples"], seed=1)
+    def loss_and_gradient(together: bool, masked_label: int = 0) -> tuple[float, torch.Tensor]:
+        folder, counts = pack(128, together)
+        dataset = SftDataset(folder, counts["samples"], seed=1)
         batch = Batch.of([dataset[index] for index in range(len(dataset))])
         labels = torch.where(batch.loss_mask == 1.0, batch.labels, masked_label)
         assert torch.equal(labels, batch.labels) == (masked_label == 0)
@@ -156,21 +151,29 @@ def test_packing_and_prompt_labels_change_nothing(model: Any, pack: Pack) -> Non
         loss.backward()
         return loss.item(), model.embedding.word_embeddings.weight.grad.clone()
 
-    together = pack(128)
-    loss, gradient = loss_and_gradient(together)
-    single_loss, single_gradient = loss_and_gradient(pack(128, False))
+    use_cpu()
+    from megatron_mathcpt.model.weights import RandomWeights
+
+    with parallel.joined(ALONE, 0) as layout:
+        model = build(SMALL, layout, RandomWeights(SMALL, 1), documents=True)
+        loss, gradient = loss_and_gradient(True)
+        single_loss, single_gradient = loss_and_gradient(False)
+        other_loss, other_gradient = loss_and_gradient(True, masked_label=7)
     assert loss == pytest.approx(single_loss, rel=1e-6)
     assert torch.allclose(gradient, single_gradient, atol=1e-6)
-    other_loss, other_gradient = loss_and_gradient(together, masked_label=7)
     assert other_loss == loss
     assert torch.equal(other_gradient, gradient)
+
+
+def from_sft(folder: Path) -> dict[str, Any]:
+    return {"sft": str(folder), "corpus": None, "blend": {}}
 
 
 @pytest.mark.usefixtures("alone")
 def test_epochs_become_tokens_and_the_loss_falls(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
     folder, counts = pack(64)
     config = config_of(
-        data={"sft": str(folder), "corpus": None, "blend": {}},
+        data=from_sft(folder),
         train={"train_tokens": None, "train_epochs": 1.5, "global_batch_size": 4},
         validation={"sets": []},
         optimizer={"lr": 1e-2},
@@ -184,16 +187,17 @@ def test_epochs_become_tokens_and_the_loss_falls(config_of: ConfigOf, pack: Pack
     assert losses[-1] < 0.8 * losses[0]
 
 
+def gate(hf: Path, **fields: object) -> dict[str, Any]:
+    """Start from the weights of `hf`; the first loss is that of transformers to 1e-5."""
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
+    return init | fields
+
+
 @pytest.mark.usefixtures("alone")
 def test_the_gate_knows_where_documents_end(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
-    """transformers' loss of packed samples, attention kept within each: 1e-5 from ours."""
-    hf = str(write_hf(tmp_path / "hf", SMALL))
-    config = config_of(
-        init={"scratch": False, "hf": hf, "initial_loss": "transformers", "initial_loss_band": 1e-5},
-        data={"sft": str(pack(64)[0]), "corpus": None, "blend": {}},
-        train={"train_tokens": 256},
-        validation={"sets": []},
-    )
+    """transformers' loss of packed samples, attention kept within each."""
+    init, train = gate(write_hf(tmp_path / "hf", SMALL)), {"train_tokens": 256}
+    config = config_of(init=init, data=from_sft(pack(64)[0]), train=train, validation={"sets": []})
     assert train_experiment(resolve_inputs(config), tmp_path / "run")
 
 
@@ -206,8 +210,8 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
     logging = {"loss_by_source": True, "profile_step": 2}
 
-    def first_loss(name: str, **init: object) -> float:
-        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512}, logging=logging)
+    def first_loss(name: str, init: dict[str, Any]) -> float:
+        config = config_of(init=init, train={"train_tokens": 512}, logging=logging)
         assert train_experiment(resolve_inputs(config), tmp_path / name)
         first = read_json_lines(tmp_path / name / "metrics.jsonl")[0]
         tokens, losses = first["tokens_by_source"], first["loss_by_source"]
@@ -217,11 +221,11 @@ def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_p
         assert (tmp_path / name / ".profile" / "step_2.trace.json").is_file()
         return float(first["loss"])
 
-    from_folder = first_loss("folder", hf=str(hf), initial_loss="transformers", initial_loss_band=1e-5)
-    import_from_hf(hf, tmp_path / "imported", verify=False)
-    assert first_loss("checkpoint", checkpoint=str(tmp_path / "imported")) == from_folder
+    from_folder, imported = first_loss("folder", gate(hf)), tmp_path / "imported"
+    import_from_hf(hf, imported, verify=False)
+    assert first_loss("checkpoint", {"scratch": False, "checkpoint": str(imported)}) == from_folder
     with pytest.raises(CheckpointError, match=r"initial loss .* is not within 0\.05 of 2\.0000"):
-        first_loss("outside", hf=str(hf), initial_loss=2.0)
+        first_loss("outside", gate(hf, initial_loss=2.0, initial_loss_band=0.05))
 
 
 @pytest.mark.usefixtures("alone")
@@ -231,13 +235,11 @@ def test_the_gate_costs_the_same_for_every_batch(
 ) -> None:
     """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
     use_cpu()
-    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train import components
     from megatron_mathcpt.train.loop import check_initial_loss
 
-    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
-    inputs = resolve_inputs(
-        config_of(init=init, train={"train_tokens": 64 * size, "global_batch_size": size})
-    )
+    one_step = {"train_tokens": 64 * size, "global_batch_size": size}
+    inputs = resolve_inputs(config_of(init=gate(hf), train=one_step))
     read, signs, original = list[int](), list[int](), NumberedBlend.__getitem__
 
     def recorded(blend: NumberedBlend, index: int) -> dict[str, torch.Tensor]:
@@ -246,13 +248,15 @@ def test_the_gate_costs_the_same_for_every_batch(
 
     monkeypatch.setattr(NumberedBlend, "__getitem__", recorded)
     with parallel.joined(inputs.config.parallel, 0) as layout:
-        check_initial_loss(build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read)))
+        check_initial_loss(
+            components.build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read))
+        )
     assert read == [*range(8), *range(8)]
     assert signs == [8, *range(9, 17)]
 
 
 def test_fewer_samples_than_replicas_pass_the_gate(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
     """One sample for two replicas: the second gets a masked one, which counts nowhere."""
-    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_samples": 1}
-    config = config_of(init=init | {"initial_loss_band": 1e-5}, train={"train_tokens": 256}, parallel=SHARDED)
+    init = gate(hf, initial_loss_samples=1)
+    config = config_of(init=init, train={"train_tokens": 256}, parallel=SHARDED)
     assert len(losses_of(train_layouts({"two": config}, 2, tmp_path)["two"])) == 1
