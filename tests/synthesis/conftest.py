@@ -22,25 +22,10 @@ NOBODY = "http://127.0.0.1:1/v1"
 Seeds = list[Problem] | int
 SAMPLING = {"temperature": 0.7, "max_tokens": 256}
 # Time-outs are short only where a test wants them: on a busy machine an answer may take seconds.
-FAST = {
-    "read_timeout_seconds": 60.0,
-    "total_timeout_seconds": 60.0,
-    "first_wait_seconds": 0.01,
-    "maximum_wait_seconds": 1.0,
-    "maximum_response_bytes": 100_000,
-}
-TUTORSHIP = {
-    **{"student": "student", "student_sampling": SAMPLING, "samples": 1},
-    **{"teacher": "teacher", "teacher_sampling": SAMPLING, "right_attempts": "keep"},
-}
-DIVERSIFICATION = {"server": "teacher", "sampling": SAMPLING}
-SOLVER = {"solver": "teacher", "solver_sampling": SAMPLING, "solutions": 3, "agreeing": 2}
-METHODS: dict[str, dict[str, Any]] = {
-    "response_diversification": DIVERSIFICATION,
-    "query_expansion": DIVERSIFICATION | SOLVER,
-    "tutorship_amplification": TUTORSHIP,
-    "retrospective_enhancement": {},
-}
+PATIENCE = dict.fromkeys(("read_timeout_seconds", "total_timeout_seconds"), 60.0)
+FAST = {"first_wait_seconds": 0.01, "maximum_wait_seconds": 1.0, "maximum_response_bytes": 100_000} | PATIENCE
+STUDENT = {"student": "student", "student_sampling": SAMPLING, "samples": 1}
+TUTORSHIP = STUDENT | {"teacher": "teacher", "teacher_sampling": SAMPLING, "right_attempts": "keep"}
 
 
 def write_seeds(path: Path, seeds: list[Problem]) -> str:
@@ -53,9 +38,9 @@ def build_config(
 ) -> SynthesisConfig:
     """Tutorship amplification with both servers at one address; any section can be replaced."""
     rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
-    patience = dict.fromkeys(("read_timeout_seconds", "total_timeout_seconds"), patience_seconds)
     prices = {"prompt_price": 1.0, "completion_price": 2.0}
-    server = {"model": "test-model", "endpoints": [url], **prices, **FAST, **patience}
+    server = {"model": "test-model", "endpoints": [url], **prices, **FAST}
+    server |= dict.fromkeys(PATIENCE, patience_seconds)
     tree = {
         "name": "test",
         "seed": 1,

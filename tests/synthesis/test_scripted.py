@@ -9,7 +9,7 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.synthesis.conftest import FIRST, METHOD, ROOT, write_seeds
+from tests.synthesis.conftest import FIRST, ROOT, read, write_seeds
 
 CONFIG = "configs/tiny/paper/synthesis.yaml"
 SEEDS = 60
@@ -23,10 +23,9 @@ def test_all_four_methods_yield_records_that_are_right(tmp_path: Path) -> None:
     command += [f'seeds=["{path}"]', f"budget.seeds={SEEDS}", "tokenizer=null"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
-    found = tmp_path / FIRST
     records = {
         path.parent.name: [Problem.model_validate(row) for row in read_json_lines(path)]
-        for path in found.glob("*/accepted.jsonl")
+        for path in (tmp_path / FIRST).glob("*/accepted.jsonl")
     }
     assert len(records) == 4
     assert len(records["response_diversification"]) > 0.9 * SEEDS
@@ -40,7 +39,6 @@ def test_all_four_methods_yield_records_that_are_right(tmp_path: Path) -> None:
         attempt = extract_answer(record.solution.splitlines()[-1], record.language)
         assert record.answer == seeds[record.question].answer
         assert attempt.text is None or grade(record.answer, attempt.text).status != "wrong"
-    rejected = read_json_lines(found / METHOD / "rejected.jsonl")
-    assert {row["reason"] for row in rejected} == {"attempt already right"}
+    assert {row["reason"] for row in read(tmp_path, "rejected")} == {"attempt already right"}
     new = [record for record in records["query_expansion"] if record.question not in seeds]
     assert len(new) > 0.9 * len(records["query_expansion"])

@@ -82,8 +82,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
         place = folder / "datasets" / pool
         pools[pool] = {split: write_indexed(place / split, documents) for split, documents in splits.items()}
-        rows = [{"id": f"{pool} {n}", "text": "a text"} for n in range(size + 5)]
-        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        lines = [b'{"id": "%s %d", "text": "a text"}\n' % (pool.encode(), n) for n in range(size + 5)]
         (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
         numbers = np.repeat([TRAIN, VALIDATION], [size, 5]).astype(np.uint8)
         places = make_places(list(map(len, lines)), seed, np.arange(1, size + 6, dtype=np.uint64), numbers)

@@ -1,6 +1,7 @@
 """Which samples a replica gets, that validation predicts each token once, and the way back to records."""
 
 import shutil
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.train.datasets import (
     NumberedBlend,
-    SourceCounter,
     ValidationSet,
     build_blend,
     index_cache,
@@ -24,7 +24,7 @@ from megatron_mathcpt.train.datasets import (
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import POOLS, ConfigOf, make_documents, write_indexed
+from tests.train.conftest import POOLS, ConfigOf, make_documents, rows_without_timings, write_indexed
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,13 @@ def test_each_pool_gets_its_share_to_within_one_sample() -> None:
     assert np.abs(counts - 1_000_000 * np.array(weights)).max() <= 1
 
 
-class Blend(list[Any]):
-    """Samples of two pools."""
-
-    dataset_index = np.array([0, 1, 0, 0, 1, 0], dtype=np.int16)
-    dataset_sample_index = np.arange(6)
-
-
 def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
-    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 6), sources=True, eos_id=0)
+    class Blend(list[Any]):
+        dataset_index, dataset_sample_index = (np.array([0, 1]), np.array([0, 0]))
+
+    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
     assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
     assert blend[1]["sources"].tolist() == [1] * 6
-
-
-def test_tokens_by_source_are_counted_on() -> None:
-    train = SimpleNamespace(global_batch_size=2, seq_length=10)
-    config: Any = SimpleNamespace(data=SimpleNamespace(blend={"a": 0.7, "b": 0.3}), train=train)
-    counter = SourceCounter(Blend(), config)
-    assert [counter.up_to(step) for step in (1, 3)] == [{"a": 10, "b": 10}, {"a": 40, "b": 20}]
 
 
 @pytest.mark.usefixtures("layout")
@@ -102,8 +91,12 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_pa
     inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
     blend = build_blend(inputs, index_cache(inputs, whole))
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
-    for step in (1, 3, 20):
+    rows = [row for row in rows_without_timings(whole) if "loss" in row]
+    counted = Counter[str]()
+    for step in range(1, 21):
         seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)
+        counted.update(pool for _, pool in {(one.sample, one.pool) for one in seen})
+        assert rows[step - 1]["tokens_by_source"] == {pool: 64 * counted[pool] for pool in POOLS}
         assert {one.sample for one in seen} == set(samples)
         assert all(one.record == f"{one.pool} {one.document}" for one in seen)
         for sample in samples:

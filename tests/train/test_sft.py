@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
@@ -51,22 +51,18 @@ SMALL = tiny(
 @pytest.fixture(scope="module")
 def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus folder of one pool of problems, the last three English ones held out."""
-    folder = tmp_path_factory.mktemp("problems")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([cpt_text(problem) for problem in PROBLEMS], trainer)
+    folder, tokenizer = tmp_path_factory.mktemp("problems"), ByteLevelBPETokenizer()
+    texts = {problem.id: cpt_text(problem) for problem in PROBLEMS}
+    tokenizer.train_from_iterator(texts.values(), vocab_size=300, special_tokens=["<eos>"])
     for name in ("tokenizer", "documents"):
         (folder / name).mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    rows: list[dict[str, Any]] = [
-        {"id": p.id, "text": cpt_text(p), "problem": p.model_dump(exclude={"id", "source"})} for p in PROBLEMS
-    ]
-    lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"id": "text", "text": "no problem"}]]
-    (folder / "documents" / "problem_solving.jsonl").write_text("\n".join(lines) + "\n")
-    tokens = {problem.id: [*tokenizer.encode(cpt_text(problem)).ids, EOS_ID] for problem in PROBLEMS}
+    rows: list[dict[str, Any]] = [{"id": name, "text": text} for name, text in texts.items()]
+    for row, problem in zip(rows, PROBLEMS, strict=True):
+        row["problem"] = problem.model_dump(exclude={"id", "source"})
+    lines = [json.dumps(row) + "\n" for row in [*rows, {"id": "text", "text": "no problem"}]]
+    (folder / "documents" / "problem_solving.jsonl").write_text("".join(lines))
+    tokens = {name: [*tokenizer.encode(text).ids, EOS_ID] for name, text in texts.items()}
     held_out = [tokens.pop(problem.id) for problem in PROBLEMS[37:40]]
     write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
     counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
@@ -108,18 +104,16 @@ def test_trained_tokens_are_the_response(problem_corpus: Path, pack: Pack) -> No
     assert counts["tokens"] == counts["corpus_tokens"], "same data, other stage: token for token"
     assert 0 < counts["trained_tokens"] < counts["tokens"]
     tokenizer = Tokenizer.from_file(str(problem_corpus / "tokenizer" / "tokenizer.json"))
-    dataset = SftDataset(folder, counts["samples"], seed=1)
+    dataset, by_id = SftDataset(folder, counts["samples"], seed=1), {p.id: p for p in PROBLEMS}
     ids: list[Any] = read_json_lines(folder / "records.jsonl")
-    by_id = {problem.id: problem for problem in PROBLEMS}
     for index in range(counts["samples"]):
         sample = dataset[index]
-        for number, name in enumerate(ids[dataset.row(index)]):
-            here = sample["documents"] == number
-            trained = sample["labels"][here & (sample["loss_mask"] == 1.0)].tolist()
-            problem = by_id[name]
+        for number, problem in enumerate(by_id[name] for name in ids[dataset.row(index)]):
+            here = (sample["documents"] == number) & (sample["loss_mask"] == 1.0)
+            *trained, end = sample["labels"][here].tolist()
             prompt = prompt_text(problem.question, problem.language)
-            assert trained[-1] == EOS_ID
-            assert prompt + tokenizer.decode(trained[:-1]) == cpt_text(problem)
+            assert prompt + tokenizer.decode(trained) == cpt_text(problem)
+            assert end == EOS_ID
 
 
 def test_every_epoch_shows_each_sample_once_in_another_order(pack: Pack) -> None:
