@@ -64,11 +64,11 @@ def ends(out: Path, shard: str = FIRST) -> list[str]:
     return seeds + [row["seed"] for row in read(out, "rejected", shard)]
 
 
-def wrong_records(out: Path) -> list[dict[str, Any]]:
+def wrong(out: Path) -> list[dict[str, Any]]:
     return [record for record in read(out) if int(record["answer"]) != int(record["id"][5:11]) + 7]
 
 
-def assert_same_bytes(out: Path, whole: Path) -> None:
+def assert_same(out: Path, whole: Path) -> None:
     for name in ("accepted.jsonl", "rejected.jsonl"):
         there = Path(FIRST, METHOD, name)
         assert (out / there).read_bytes() == (whole / there).read_bytes()

@@ -1,6 +1,5 @@
 """The rehearsal: the real client and the real verification on answers of a script."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +18,9 @@ def test_all_four_methods_yield_records_that_are_right(tmp_path: Path) -> None:
     """The tiny grid's synthesis on a few seeds."""
     made = list(training_problems(ProblemMix(train_problems=SEEDS, step_shares=(0.4, 0.3, 0.3)), 7))
     path, seeds = write_seeds(tmp_path / "seeds.jsonl", made), {seed.question: seed for seed in made}
-    command = [sys.executable, "tools/synthesize.py", CONFIG, "--scripted", "--out", str(tmp_path)]
-    command += [f'seeds=["{path}"]', f"budget.seeds={SEEDS}", "tokenizer=null"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+    command = [sys.executable, "-m", "megatron_mathcpt", "synthesize", CONFIG, "--scripted"]
+    command += ["--out", str(tmp_path), f'seeds=["{path}"]', f"budget.seeds={SEEDS}", "tokenizer=null"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     records = {
         path.parent.name: [Problem.model_validate(row) for row in read_json_lines(path)]
         for path in (tmp_path / FIRST).glob("*/accepted.jsonl")

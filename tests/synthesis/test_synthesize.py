@@ -1,11 +1,13 @@
 """Whole runs against the loopback server: outcomes, resume, budgets, shards, lineage, prices."""
 
 import hashlib
-import os
+import random
 import re
 import sqlite3
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,25 +16,23 @@ import pytest
 import zstandard
 
 from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.store import SeedShard, check_seeds, read_seeds, trace
 from megatron_mathcpt.synthesis.synthesize import pilot, synthesize
 from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
-from tests.synthesis.conftest import (
-    FIRST,
-    METHOD,
-    NOBODY,
-    ROOT,
-    TUTORSHIP,
-    Trial,
-    assert_same_bytes,
-    build_config,
-    ends,
-    read,
-    wrong_records,
-)
+from tests.synthesis.conftest import FIRST, METHOD, ROOT, TUTORSHIP, Trial, assert_same, ends, read, wrong
+
+SEEDS, KILLS = 2000, 20
+
+
+def command(trial: Trial, config: SynthesisConfig, out: str = "out") -> list[str]:
+    path = trial.folder / "config.yaml"
+    path.write_text(dump_yaml(config), encoding="utf-8")
+    verb = ("-m", "megatron_mathcpt", "synthesize")
+    return [sys.executable, *verb, str(path), "--out", str(trial.folder / out)]
 
 
 def change_store(out: Path, *statements: str) -> None:
@@ -46,7 +46,7 @@ def change_store(out: Path, *statements: str) -> None:
 
 def test_every_wrong_final_answer_is_caught(trial: Trial) -> None:
     summary = trial.run(300)
-    assert not wrong_records(trial.out)
+    assert not wrong(trial.out)
     for record in read(trial.out):
         first, *_, last = record["solution"].splitlines()
         assert f"= {record['answer']}" in last + first
@@ -85,7 +85,7 @@ def test_faults_end_in_one_outcome_each(trial: Trial) -> None:
     assert set(trial.server.injected) == {*PASSING, *LASTING}
     assert max(trial.server.answered.values()) == 1  # no answer is paid twice
     assert sorted(ends(trial.out)) == [seed.id for seed in make_seeds(150)]
-    assert not wrong_records(trial.out)
+    assert not wrong(trial.out)
     assert {row["reason"] for row in read(trial.out, "rejected")} >= {*LASTING.values()} - {None}
 
 
@@ -104,7 +104,7 @@ def test_a_stopped_run_goes_on_where_it_was(trial: Trial) -> None:
     trial.run(40)
     assert sum(server.answered.values()) == 80  # each answer is paid once
     trial.run(40, "whole")
-    assert_same_bytes(trial.out, trial.folder / "whole")
+    assert_same(trial.out, trial.folder / "whole")
 
 
 def test_another_model_behind_the_same_address_is_refused(trial: Trial) -> None:
@@ -173,9 +173,9 @@ def test_a_seed_may_come_twice_but_no_id(trial: Trial, concurrency: int) -> None
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_seeds_are_read_packed_or_not(tmp_path: Path, *, packed: bool) -> None:
-    plain = build_config(tmp_path, NOBODY, 30)
-    whole, path = Path(plain.seeds[0]).read_bytes(), tmp_path / ("x.jsonl.zst" if packed else "x.jsonl")
+def test_seeds_are_read_packed_or_not(trial: Trial, packed: bool) -> None:
+    plain, path = trial.config(30), trial.folder / ("x.jsonl.zst" if packed else "x.jsonl")
+    whole = Path(plain.seeds[0]).read_bytes()
     pack: Callable[[bytes], bytes] = zstandard.ZstdCompressor().compress if packed else bytes
     path.write_bytes(pack(whole))
     config = plain.model_copy(update={"seeds": (str(path),)})
@@ -184,19 +184,19 @@ def test_seeds_are_read_packed_or_not(tmp_path: Path, *, packed: bool) -> None:
     for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
         path.write_bytes(pack(whole + bad))
         with pytest.raises(DataError, match=rf"{path.name}:31: "):
-            synthesize(config, tmp_path / "out")  # nobody listens: a request would be another error
+            synthesize(config, trial.out)
+    assert trial.server.requests == 0
 
 
-def test_the_command_shows_no_key_anywhere(trial: Trial) -> None:
+def test_the_command_shows_no_key_anywhere(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     key = trial.server.key = "sk-very-secret-1234"
-    path, environment = trial.folder / "config.yaml", os.environ | {"TEST_KEY": key, "PYTHONPATH": str(ROOT)}
+    monkeypatch.setenv("TEST_KEY", key)
     server = {"model": "test-model", "endpoints": [trial.server.url], "key_variable": "TEST_KEY"}
     config = trial.config(servers=dict.fromkeys(("student", "teacher"), server))
-    path.write_text(dump_yaml(config), encoding="utf-8")
 
     def run(*more: str, out: str = "out") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "tools/synthesize.py", str(path), "--out", str(trial.folder / out), *more]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        words = [*command(trial, config, out), *more]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
     preview = run("--preview")
     assert trial.server.requests == 0
@@ -220,3 +220,32 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
     assert 0 < counted["accepted"] < 60
     assert trial.run(300)["outcomes"] == 300
     assert trial.server.requests == 600
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills(trial: Trial) -> None:
+    """Each seed has one outcome, and the bytes are an unbroken run's."""
+    server, out = trial.server, trial.out
+    # Not more at first: most of these halve the requests in flight, and some are silent for ten seconds.
+    server.faults, server.delay_seconds = mixed_faults(0.03, 0.05), 0.02
+    config = trial.config(SEEDS, patience_seconds=10)  # no time-outs but those injected
+    chance = random.Random(7)
+    for kill in range(KILLS + 1):
+        before = server.answered.total()
+        process = subprocess.Popen(command(trial, config), cwd=ROOT, stderr=subprocess.DEVNULL)
+        if kill < KILLS:
+            while process.poll() is None and server.answered.total() == before:
+                time.sleep(0.02)  # it has begun to ask
+            time.sleep(chance.uniform(0, 0.5))
+            process.kill()
+        assert process.wait(600) == (-9 if kill < KILLS else 0)
+    assert Counter(ends(out)) == Counter(seed.id for seed in make_seeds(SEEDS))
+    assert not wrong(out)
+    # What is on its way at a kill is lost, at most `concurrency` a kill; no more is asked twice.
+    twice = sum(count - 1 for count in server.answered.values())
+    assert twice <= KILLS * config.concurrency
+    server.delay_seconds = 0
+    server.attempts.clear()
+    trial.run(SEEDS, "whole", patience_seconds=10)
+    assert_same(out, trial.folder / "whole")

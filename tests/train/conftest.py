@@ -44,7 +44,7 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
     return {"documents": len(documents), "tokens": sum(map(len, documents))}
 
 
-def finish_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
+def finish(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
     """Make a folder of written datasets, of these counts, a complete corpus."""
     tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
     counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
@@ -89,7 +89,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "documents" / f"{pool}.places").write_bytes(places)
         shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
     (folder / "report.json").write_text(json.dumps({"shards": shards}))
-    return finish_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
+    return finish(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +165,7 @@ def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "",
     return done.stderr
 
 
-def train_layouts(
+def train_all(
     configs: dict[str, ExperimentConfig], processes: int, folder: Path, kills: int = 0
 ) -> dict[str, Path]:
     """The run folder of each experiment, all trained by the same `processes` workers."""
@@ -183,7 +183,7 @@ def go_back(out: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def rows_without_timings(out: Path) -> list[dict[str, Any]]:
+def rows_of(out: Path) -> list[dict[str, Any]]:
     """The metrics that are the same bits in a run that is done again."""
     rows = read_json_lines(out / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]

@@ -20,11 +20,10 @@ from megatron_mathcpt.train.datasets import (
     build_blend,
     index_cache,
     microbatches,
-    samples_per_pool,
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import POOLS, ConfigOf, make_documents, rows_without_timings, write_indexed
+from tests.train.conftest import POOLS, ConfigOf, make_documents, rows_of, write_indexed
 
 
 @pytest.mark.parametrize(
@@ -65,13 +64,6 @@ def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, le
     assert len(ValidationSet(most, "a")) == min(2, size)
 
 
-def test_each_pool_gets_its_share_to_within_one_sample() -> None:
-    weights = [0.5, 0.3, 0.15, 0.05]
-    counts = samples_per_pool(weights, 1_000_000)
-    assert counts.sum() == 1_000_000
-    assert np.abs(counts - 1_000_000 * np.array(weights)).max() <= 1
-
-
 def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
     class Blend(list[Any]):
         dataset_index, dataset_sample_index = (np.array([0, 1]), np.array([0, 0]))
@@ -91,12 +83,14 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_pa
     inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
     blend = build_blend(inputs, index_cache(inputs, whole))
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
-    rows = [row for row in rows_without_timings(whole) if "loss" in row]
+    rows = [row for row in rows_of(whole) if "loss" in row]
     counted = Counter[str]()
     for step in range(1, 21):
         seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)
         counted.update(pool for _, pool in {(one.sample, one.pool) for one in seen})
         assert rows[step - 1]["tokens_by_source"] == {pool: 64 * counted[pool] for pool in POOLS}
+        for pool, share in inputs.config.data.shares().items():
+            assert abs(counted[pool] - 4 * step * share) <= 1
         assert {one.sample for one in seen} == set(samples)
         assert all(one.record == f"{one.pool} {one.document}" for one in seen)
         for sample in samples:

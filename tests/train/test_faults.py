@@ -19,17 +19,7 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
-from tests.train.conftest import (
-    KEPT,
-    ConfigOf,
-    command,
-    go_back,
-    losses_of,
-    rows_without_timings,
-    run,
-    train,
-    train_layouts,
-)
+from tests.train.conftest import KEPT, ConfigOf, command, go_back, rows_of, run, train, train_all
 
 SAVE, FOLDER = "megatron_mathcpt.checkpoint.save", "megatron_mathcpt.formats.run_folder"
 # Second save (after step 16): before and after each phase of it. Each save syncs its shards, then the index.
@@ -64,7 +54,7 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
     folders.load_sealed(found)
     assert folders.step_of(found) in (8, 16)
     train(config, out)
-    assert losses_of(out) == losses_of(whole)
+    assert rows_of(out) == rows_of(whole)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"latest", "step_00000020"}
 
 
@@ -116,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
     said = train(config_of(**KEPT), out)
     assert "step_00000020/__0_0.distcp" in said
     assert "at step 8" in said
-    assert rows_without_timings(out) == rows_without_timings(whole)
+    assert rows_of(out) == rows_of(whole)
 
 
 def test_no_run_goes_on_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
@@ -217,15 +207,15 @@ def test_nan_on_one_rank_is_applied_on_none(config_of: ConfigOf, tmp_path: Path)
     config = config_of(faults=faults, **KEPT)
     said = train(config, out, f"{UPDATE}:nan", "1/2")
     assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in said
-    whole = rows_without_timings(out)
+    whole = rows_of(out)
     (skipped,) = [row for row in whole if "skipped" in row]
     assert (skipped["step"], skipped["grad_norm"]) == (10, None)
     assert all(math.isfinite(row["loss"]) for row in whole if "loss" in row)
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
     # Resumed after the skipped step: the same rows, and the skip is not forgotten.
     go_back(out, 16)
-    train_layouts({"run": config}, 2, tmp_path)
-    assert rows_without_timings(out) == whole
+    train_all({"run": config}, 2, tmp_path)
+    assert rows_of(out) == whole
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
 
 
@@ -248,5 +238,5 @@ def test_a_process_that_stands_still_is_noticed(config_of: ConfigOf, tmp_path: P
     assert "train_step" in stacks[0]
     assert ("cause" in stacks[1]) == (fault == "hang"), "a stopped process cannot speak"
     assert not (out / "manifest.json").exists()
-    train_layouts({"run": config}, 2, tmp_path)
-    assert [row["step"] for row in rows_without_timings(out) if "loss" in row] == list(range(1, 21))
+    train_all({"run": config}, 2, tmp_path)
+    assert [row["step"] for row in rows_of(out) if "loss" in row] == list(range(1, 21))

@@ -14,7 +14,7 @@ from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
-from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_without_timings, train_layouts
+from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_of, train_all
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny_losses.json"
 VIRTUAL = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
@@ -72,7 +72,7 @@ def runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def trained(fast: bool, processes: int) -> dict[str, Path]:
         layouts = LAYOUTS[processes].items()
         configs = {n: config_of(**KEPT, parallel=sizes) for n, sizes in layouts if (n in FAST) == fast}
-        return train_layouts(configs, processes, tmp_path_factory.mktemp("runs"))
+        return train_all(configs, processes, tmp_path_factory.mktemp("runs"))
 
     return lambda layout: trained(layout in FAST, 2 if layout in TWO_PROCESSES else 4)[layout]
 
@@ -86,11 +86,11 @@ def test_replicas_write_half_each(runs: Callable[[str], Path]) -> None:
 
 def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path: Path, whole: Path) -> None:
     documents = KEPT | {"data": {"reset_attention_mask": True}}
-    one = train_layouts({"one": config_of(**documents)}, 1, tmp_path)["one"]
+    one = train_all({"one": config_of(**documents)}, 1, tmp_path)["one"]
     context = config_of(**documents, parallel={"context_parallel_size": 2})
-    two = train_layouts({"two": context}, 2, tmp_path)["two"]
+    two = train_all({"two": context}, 2, tmp_path)["two"]
     compare(one, two)
-    first, cut, causal = (rows_without_timings(out)[0] for out in (one, two, whole))
+    first, cut, causal = (rows_of(out)[0] for out in (one, two, whole))
     assert cut["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-6)
     assert first["loss"] != pytest.approx(causal["loss"], rel=1e-4), "documents saw others"
 
@@ -106,7 +106,7 @@ def compare(reference: Path, other: Path) -> None:
     Adam's first moment is a sum of gradients: a tensor whose gradient is not summed as it should be differs
     there by its whole size.
     """
-    (*rows, last), (*found, latest) = (rows_without_timings(out) for out in (reference, other))
+    (*rows, last), (*found, latest) = (rows_of(out) for out in (reference, other))
     steps, others = ([row for row in part if "loss" in row] for part in (rows, found))
     assert [row["step"] for row in others] == [row["step"] for row in steps] == list(range(1, 21))
     assert others[0]["loss"] == pytest.approx(steps[0]["loss"], rel=1e-6)
@@ -123,7 +123,7 @@ def compare(reference: Path, other: Path) -> None:
 
 def test_losses_are_those_of_the_stored_run(whole: Path) -> None:
     """A refactor leaves these alone; a change of maths stores new ones and says so in its commit."""
-    golden, rows = json.loads(GOLDEN.read_text()), rows_without_timings(whole)
+    golden, rows = json.loads(GOLDEN.read_text()), rows_of(whole)
     losses = {str(row["step"]): row["loss"] for row in rows if "loss" in row}
     assert losses == pytest.approx(golden["loss"], rel=1e-4)
     assert rows[-1]["validation"] == pytest.approx(golden["validation"], rel=1e-4)

@@ -123,8 +123,8 @@ def test_joined_world() -> None:
     assert process.joined_world({"RANK": "1", "WORLD_SIZE": "2"}) == {}
     slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
     assert process.joined_world(slurm) is None, "an interactive Slurm shell is no launched worker"
-    joined = process.joined_world(slurm | {"MASTER_ADDR": "node1"})
-    assert joined == {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    world = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert process.joined_world(slurm | {"MASTER_ADDR": "node1"}) == world
 
 
 @pytest.mark.parametrize(

@@ -27,15 +27,7 @@ from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.models import ALONE, build
 from tests.support.shapes import tiny
-from tests.train.conftest import (
-    EOS_ID,
-    ConfigOf,
-    finish_corpus,
-    losses_of,
-    train_layouts,
-    write_hf,
-    write_indexed,
-)
+from tests.train.conftest import EOS_ID, ConfigOf, finish, losses_of, train_all, write_hf, write_indexed
 from tests.train.test_layouts import SHARDED
 
 PROBLEMS = [
@@ -66,7 +58,7 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = [tokens.pop(problem.id) for problem in PROBLEMS[37:40]]
     write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
     counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
-    return finish_corpus(folder, tokenizer.get_vocab_size(), counts)
+    return finish(folder, tokenizer.get_vocab_size(), counts)
 
 
 @pytest.fixture
@@ -253,4 +245,4 @@ def test_fewer_samples_than_replicas_pass_the_gate(config_of: ConfigOf, hf: Path
     """One sample for two replicas: the second gets a masked one, which counts nowhere."""
     init = gate(hf, initial_loss_samples=1)
     config = config_of(init=init, train={"train_tokens": 256}, parallel=SHARDED)
-    assert len(losses_of(train_layouts({"two": config}, 2, tmp_path)["two"])) == 1
+    assert len(losses_of(train_all({"two": config}, 2, tmp_path)["two"])) == 1
