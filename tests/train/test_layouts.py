@@ -1,8 +1,7 @@
 """The same losses, gradients and weights from every layout, in float32."""
 
 import json
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,9 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
     "sequence x data, overlapped": SEQUENCE | OVERLAPPED,
     "virtual pipeline x data": VIRTUAL,
 }
-# Two per parallelism are enough for every commit; the rest runs with the slow tests.
+# These are enough for every commit; the rest runs with the slow tests.
 FAST = ("tensor", "pipeline", "data", "uneven pipeline, parts recomputed")
-LAYOUTS = {2: TWO_PROCESSES, 4: FOUR_PROCESSES}
-SLOW = [name for name in (*TWO_PROCESSES, *FOUR_PROCESSES) if name not in FAST]
+SLOW = [name for name in TWO_PROCESSES if name not in FAST]
 
 
 def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -64,26 +62,6 @@ def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
-def runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`runs(layout)`: its run folder; those of its kind are trained with it."""
-
-    @cache
-    def trained(fast: bool, processes: int) -> dict[str, Path]:
-        layouts = LAYOUTS[processes].items()
-        configs = {n: config_of(**KEPT, parallel=sizes) for n, sizes in layouts if (n in FAST) == fast}
-        return train_all(configs, processes, tmp_path_factory.mktemp("runs"))
-
-    return lambda layout: trained(layout in FAST, 2 if layout in TWO_PROCESSES else 4)[layout]
-
-
-def test_replicas_write_half_each(runs: Callable[[str], Path]) -> None:
-    files = load_manifest(checkpoint_path(runs("data"), 20), "checkpoint").outputs
-    first, second = (sum(files[name].bytes for name in files if f"__{rank}_" in name) for rank in range(2))
-    assert first == pytest.approx(second, rel=0.1)
-    assert first + second > 0.9 * sum(file.bytes for file in files.values())
-
-
 def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path: Path, whole: Path) -> None:
     documents = KEPT | {"data": {"reset_attention_mask": True}}
     one = train_all({"one": config_of(**documents)}, 1, tmp_path)["one"]
@@ -95,9 +73,23 @@ def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path:
     assert first["loss"] != pytest.approx(causal["loss"], rel=1e-4), "documents saw others"
 
 
-@pytest.mark.parametrize("layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_every_layout_trains_as_one_process(whole: Path, layout: str, runs: Callable[[str], Path]) -> None:
-    compare(whole, runs(layout))
+@pytest.mark.parametrize(
+    ("processes", "names"),
+    [(2, FAST), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((2, SLOW), (4, FOUR_PROCESSES)))],
+)
+def test_every_layout_trains_as_one_process(
+    whole: Path, config_of: ConfigOf, tmp_path: Path, processes: int, names: Iterable[str]
+) -> None:
+    layouts = TWO_PROCESSES | FOUR_PROCESSES
+    configs = {name: config_of(**KEPT, parallel=layouts[name]) for name in names}
+    runs = train_all(configs, processes, tmp_path)
+    for run in runs.values():
+        compare(whole, run)
+    if "data" in runs:  # replicas write half each
+        files = load_manifest(checkpoint_path(runs["data"], 20), "checkpoint").outputs
+        first, second = (sum(files[name].bytes for name in files if f"__{n}_" in name) for n in range(2))
+        assert first == pytest.approx(second, rel=0.1)
+        assert first + second > 0.9 * sum(file.bytes for file in files.values())
 
 
 def compare(reference: Path, other: Path) -> None:

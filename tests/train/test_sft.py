@@ -1,7 +1,4 @@
-"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing.
-
-And starting weights from Hugging Face and from a checkpoint, with the gate on the first loss.
-"""
+"""Packed fine-tuning: what is trained, and that packing changes nothing; the gate on the first loss."""
 
 import json
 import math
@@ -120,10 +117,7 @@ def test_every_epoch_shows_each_sample_once_in_another_order(pack: Pack) -> None
 
 @pytest.mark.usefixtures("alone")
 def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
-    """Loss and gradient of packed samples are those of single ones.
-
-    Other labels where the loss is masked leave the gradient as it is, bit for bit.
-    """
+    """Packed samples have the loss and gradient of single ones; labels of masked tokens change no bit."""
 
     def loss_and_gradient(together: bool, masked_label: int = 0) -> tuple[float, torch.Tensor]:
         folder, counts = pack(128, together)
