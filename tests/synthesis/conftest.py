@@ -11,7 +11,6 @@ import pytest
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.store import SeedShard
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import Loopback, ScriptedModel, make_seeds
 
@@ -88,11 +87,9 @@ class Trial:
     def config(self, seeds: Seeds = 20, **changed: Any) -> SynthesisConfig:
         return build_config(self.folder, self.server.url, seeds, **changed)
 
-    def run(
-        self, seeds: Seeds = 20, out: str = "out", shard: SeedShard | None = None, **changed: Any
-    ) -> dict[str, Any]:
+    def run(self, seeds: Seeds = 20, out: str = "out", **changed: Any) -> dict[str, Any]:
         """The summary of the method."""
-        summary = synthesize(self.config(seeds, **changed), self.folder / out, shard)
+        summary = synthesize(self.config(seeds, **changed), self.folder / out)
         return {**summary["methods"][METHOD], "stopped": summary["stopped"]}
 
 

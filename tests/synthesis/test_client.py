@@ -15,7 +15,7 @@ from tests.support.fake_server import LASTING, PASSING, Loopback
 from tests.synthesis.conftest import FAST
 
 SILENT = ("silence", "one byte a second")  # end in a time-out, short here; a busy machine may add another
-BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello"}]}'
+BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello %d"}]}'
 
 
 def ask(*endpoints: str, count: int = 1, **changed: Any) -> list[Reply]:
@@ -24,8 +24,7 @@ def ask(*endpoints: str, count: int = 1, **changed: Any) -> list[Reply]:
 
     async def run() -> list[Reply]:
         async with Client("s", server) as client:
-            bodies = [BODY.replace(b"hello", b"hello %d" % n) for n in range(count)]
-            return list(await asyncio.gather(*(client.send(body) for body in bodies)))
+            return list(await asyncio.gather(*(client.send(BODY % n) for n in range(count))))
 
     return asyncio.run(run())
 

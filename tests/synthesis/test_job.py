@@ -32,16 +32,10 @@ def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
     for name, script in (("vllm", server if delay is not None else DEAD), ("scontrol", scontrol)):
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "PYTHON": sys.executable,
-        "STUDENT_MODEL": "small",
-        "TEACHER_MODEL": "big",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_ARRAY_TASK_ID": "1",
-        "SLURM_ARRAY_TASK_COUNT": "3",
-    }
+    slurm = {"JOB_ID": str(os.getpid()), "ARRAY_TASK_ID": "1", "ARRAY_TASK_COUNT": "3"}
+    environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {"PYTHON": sys.executable, "STUDENT_MODEL": "small", "TEACHER_MODEL": "big"}
     command = ["bash", "launch/synthesis.sbatch", str(tmp_path / "config.yaml"), str(tmp_path / "out")]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -126,8 +126,8 @@ def test_diversification_gives_both_ways() -> None:
 def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> None:
     outcome, (_, *solving) = converse(make_case(EXPAND), [EXPANDED], answers("229678"))
     (record,) = outcome.records
-    found = (record.question, record.solution, record.answer)
-    assert found == ("Which number plus 3 is 5?", "5 - 3 = 2.", "2")
+    assert record.question == "Which number plus 3 is 5?"
+    assert (record.solution, record.answer) == ("5 - 3 = 2.", "2")
     assert outcome.checks["question_1"].reason == "2 of 3 independent solutions agree"
     assert outcome.checks["question_2"].verdict == "wrong"
     assert outcome.disagreement  # the self-check accepted both

@@ -155,7 +155,7 @@ def test_methods_capped_alike_end_at_the_same_tokens(trial: Trial) -> None:
 
 def test_shards_split_the_seeds_without_rest_or_overlap(trial: Trial) -> None:
     for number in range(3):
-        trial.run(31, shard=SeedShard(number, 3))
+        synthesize(trial.config(31), trial.out, SeedShard(number, 3))
     found = [seed for number in range(3) for seed in ends(trial.out, f"shard-0000{number}-of-00003")]
     assert sorted(found) == [seed.id for seed in make_seeds(31)]
     assert SeedShard.parse("2/3") == SeedShard(2, 3)

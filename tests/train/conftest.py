@@ -95,13 +95,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def settings(corpus: Path) -> dict[str, Any]:
     """Config tree of 20 steps of a tiny Llama."""
-    blend = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
     return {
         "name": "tiny",
         "seed": 7,
         "model": SHAPE.model_dump(include=OF_MODEL) | {"num_layers": 4},
         "init": {"scratch": True},
-        "data": {"corpus": str(corpus), "blend": blend},
+        "data": {"corpus": str(corpus), "blend": dict(zip(POOLS, (0.5, 0.3, 0.2), strict=True))},
         "optimizer": {"lr": 3e-3},
         "schedule": {"lr_decay_style": "cosine", "lr_warmup_fraction": 0.1},
         "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
@@ -114,10 +113,7 @@ def settings(corpus: Path) -> dict[str, Any]:
 
 
 def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
-    """`settings` with fields of some sections replaced, and sections that are not there added.
-
-    Starting weights bring their shape.
-    """
+    """`settings` with fields of some sections replaced or added; starting weights bring their shape."""
     tree = settings | {name: {**settings.get(name, {}), **fields} for name, fields in sections.items()}
     if not tree["init"]["scratch"]:
         del tree["model"]

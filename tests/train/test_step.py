@@ -59,7 +59,8 @@ def test_learning_rate(style: str, samples: float, expected: float) -> None:
     assert learning_rate(schedule, optimizer, samples, 100) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
-def test_rows_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path: Path) -> None:
+def test_rows_of_metrics(tmp_path: Path) -> None:
+    """Those after the checkpoint are dropped, a torn one too; the boards get the numbers."""
     path = tmp_path / "metrics.jsonl"
     rows = ['"step": 1, "loss": 6.25', '"step": 2, "loss": 0.1', '"step": 2, "validation": {"a": 3.5}']
     kept = "".join(f'{{"consumed_tokens": 9, {row}}}\n' for row in rows)
@@ -67,9 +68,6 @@ def test_rows_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path: Path
     drop_rows_after(path, 2)
     assert path.read_text() == kept
     assert last_validation(tmp_path) == {"a": 3.5}
-
-
-def test_numbers_of_a_row_for_the_boards() -> None:
     row = {"step": 3, "loss": 2.5, "grad_norm": None, "validation": {"math": 2.0}, "skipped": "spike"}
     assert scalars(row) == {"loss": 2.5, "validation/math": 2.0}
 
@@ -112,8 +110,7 @@ def test_fused_adam_steps_as_adamw() -> None:
             other.grad = mine.grad.clone()
         ours.step()
         theirs.step()
-    for mine, other in zip(first, second, strict=True):
-        assert torch.allclose(mine, other, atol=1e-6)
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(first, second, strict=True))
     # A checkpoint that was written here goes on with the fused Adam on a GPU.
     assert ours.state_dict()["param_groups"][0].keys() >= READ_BY_STEP
     assert (ours.param_groups[0]["bias_correction"], ours.param_groups[0]["step"]) == (True, 5)
