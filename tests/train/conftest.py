@@ -13,7 +13,6 @@ import pytest
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
@@ -52,12 +51,14 @@ def finish(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) 
     return folder
 
 
-def write_hf(folder: Path, shape: LlamaShape = SHAPE) -> Path:
+@pytest.fixture(scope="session")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of random weights."""
+    folder = tmp_path_factory.mktemp("hf")
     from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
     from megatron_mathcpt.model.weights import RandomWeights
 
-    write_hf_folder(RandomWeights(shape, 9), shape, folder, eos_id=EOS_ID)
+    write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=EOS_ID)
     (folder / "tokenizer.json").write_text("{}")
     return folder
 

@@ -39,11 +39,11 @@ def install(target: str, function: str, moment: str, number: str, kind: str) -> 
     original, calls = getattr(module, function), itertools.count(1)
 
     def faulty(*arguments: Any, **named: Any) -> Any:
-        due = moment if next(calls) == int(number) else None
-        if due == "before":
+        due = next(calls) == int(number)
+        if due and moment == "before":
             cause(kind, arguments)
         result = original(*arguments, **named)
-        if due == "after":
+        if due and moment == "after":
             cause(kind, arguments)
         return result
 

@@ -23,8 +23,7 @@ from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.models import ALONE, build
-from tests.support.shapes import tiny
-from tests.train.conftest import EOS_ID, ConfigOf, finish, losses_of, train_all, write_hf, write_indexed
+from tests.train.conftest import EOS_ID, SHAPE, ConfigOf, finish, losses_of, train_all, write_indexed
 from tests.train.test_layouts import SHARDED
 
 PROBLEMS = [
@@ -32,9 +31,6 @@ PROBLEMS = [
     for n in range(1, 41)
 ] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
 Pack = Callable[..., tuple[Path, Any]]
-SMALL = tiny(
-    hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2, init_method_std=0.2
-)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +131,7 @@ def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
     from megatron_mathcpt.model.weights import RandomWeights
 
     with parallel.joined(ALONE, 0) as layout:
-        model = build(SMALL, layout, RandomWeights(SMALL, 1), documents=True)
+        model = build(SHAPE, layout, RandomWeights(SHAPE, 1), documents=True)
         loss, gradient = loss_and_gradient(True)
         single_loss, single_gradient = loss_and_gradient(False)
         other_loss, other_gradient = loss_and_gradient(True, masked_label=7)
@@ -174,16 +170,13 @@ def gate(hf: Path, **fields: object) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_gate_knows_where_documents_end(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
+def test_the_gate_knows_where_documents_end(
+    config_of: ConfigOf, pack: Pack, hf: Path, tmp_path: Path
+) -> None:
     """transformers' loss of packed samples, attention kept within each."""
-    init, train = gate(write_hf(tmp_path / "hf", SMALL)), {"train_tokens": 256}
-    config = config_of(init=init, data=from_sft(pack(64)[0]), train=train, validation={"sets": []})
+    data, train = from_sft(pack(64)[0]), {"train_tokens": 256}
+    config = config_of(init=gate(hf), data=data, train=train, validation={"sets": []})
     assert train_experiment(resolve_inputs(config), tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hf(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.mark.usefixtures("alone")
