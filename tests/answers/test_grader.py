@@ -1,6 +1,5 @@
 """Verdicts on adversarial pairs, on every local gold, and on text that wants to hang or run."""
 
-import json
 import random
 import re
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 from megatron_mathcpt.answers import Verdict, grade
 from megatron_mathcpt.answers.grader import Worker
+from megatron_mathcpt.formats.files import read_json_lines
 from tests.answers.conftest import Pair, load_pairs
 
 PAIRS = load_pairs()
@@ -108,8 +108,8 @@ def test_worker_ends_with_its_parent() -> None:
 
 
 def _golds(folder: Path) -> list[tuple[str, str]]:
-    lines = [line for file in sorted(folder.glob("*/test.jsonl")) for line in file.open(encoding="utf-8")]
-    return [(row["answer"], row["type"]) for row in map(json.loads, lines)]
+    files = sorted(folder.glob("*/test.jsonl"))
+    return [(row["answer"], row["type"]) for file in files for row in read_json_lines(file)]
 
 
 def test_every_local_gold_equals_itself(benchmarks_dir: Path) -> None:

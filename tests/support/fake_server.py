@@ -20,7 +20,6 @@ from aiohttp import web
 
 from megatron_mathcpt.records import Problem
 
-Model = Callable[[str], str]
 Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
 
 
@@ -28,7 +27,7 @@ Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of
 class Loopback:
     """Use as a context; `url` ends in /v1. Counts what it was asked and what it injected."""
 
-    model: Model
+    model: Callable[[str], str]
     faults: Faults = lambda _prompt, _attempt: None
     delay_seconds: float = 0.0
     name: str = "test-model"

@@ -27,23 +27,19 @@ STUDENT = {"student": "student", "student_sampling": SAMPLING, "samples": 1}
 TUTORSHIP = STUDENT | {"teacher": "teacher", "teacher_sampling": SAMPLING, "right_attempts": "keep"}
 
 
-def write_seeds(path: Path, seeds: list[Problem]) -> str:
-    path.write_text("".join(seed.model_dump_json() + "\n" for seed in seeds), encoding="utf-8")
-    return str(path)
-
-
 def build_config(
     folder: Path, url: str, seeds: Seeds = 20, patience_seconds: float = 60.0, **changed: Any
 ) -> SynthesisConfig:
     """Tutorship amplification with both servers at one address; any section can be replaced."""
-    rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
+    path, rows = folder / "seeds.jsonl", make_seeds(seeds) if isinstance(seeds, int) else seeds
+    path.write_text("".join(seed.model_dump_json() + "\n" for seed in rows), encoding="utf-8")
     prices = {"prompt_price": 1.0, "completion_price": 2.0}
     server = {"model": "test-model", "endpoints": [url], **prices, **FAST}
     server |= dict.fromkeys(PATIENCE, patience_seconds)
     tree = {
         "name": "test",
         "seed": 1,
-        "seeds": [write_seeds(folder / "seeds.jsonl", rows)],
+        "seeds": [str(path)],
         "servers": {"student": server, "teacher": server},
         "methods": {METHOD: TUTORSHIP},
         "verification": {"disagreement": "drop"},

@@ -20,7 +20,6 @@ pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
 app = Loopback(ScriptedModel(), name=model, delay_seconds={delay}).application()
 web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not a minute for what is open
 """
-DEAD = "#!/bin/sh\nexit 3\n"
 
 
 def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
@@ -29,7 +28,8 @@ def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
     (tmp_path / "bin").mkdir()
     server = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
     scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n'
-    for name, script in (("vllm", server if delay is not None else DEAD), ("scontrol", scontrol)):
+    dead = "#!/bin/sh\nexit 3\n"
+    for name, script in (("vllm", dead if delay is None else server), ("scontrol", scontrol)):
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     slurm = {"JOB_ID": str(os.getpid()), "ARRAY_TASK_ID": "1", "ARRAY_TASK_COUNT": "3"}

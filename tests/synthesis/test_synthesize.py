@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
+from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.store import SeedShard, check_seeds, read_seeds, trace
@@ -219,6 +222,35 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
     assert 0 < counted["accepted"] < 60
     assert trial.run(300)["outcomes"] == 300
     assert trial.server.requests == 600
+
+
+def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
+    """The rehearsal of the tiny grid: real client and verification on answers of a script."""
+    count, config = 60, "configs/tiny/paper/synthesis.yaml"
+    made = list(training_problems(ProblemMix(train_problems=count, step_shares=(0.4, 0.3, 0.3)), 7))
+    path, seeds = trial.config(made).seeds[0], {seed.question: seed for seed in made}
+    words = [sys.executable, "-m", "megatron_mathcpt", "synthesize", config, "--scripted"]
+    words += ["--out", str(trial.out), f'seeds=["{path}"]', f"budget.seeds={count}", "tokenizer=null"]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    records = {
+        path.parent.name: [Problem.model_validate(row) for row in read_json_lines(path)]
+        for path in (trial.out / FIRST).glob("*/accepted.jsonl")
+    }
+    assert len(records) == 4
+    assert len(records["response_diversification"]) > 0.9 * count
+    assert len(records["query_expansion"]) > 1.5 * count  # two of each seed
+    assert {r.language for r in records["query_expansion"]} == {"en", "zh"}
+    assert 0.3 * count < len(records["tutorship_amplification"]) < 0.7 * count
+    several = sum(len(seed.solution.splitlines()) > 2 for seed in seeds.values())
+    assert len(records["retrospective_enhancement"]) == 2 * several
+    assert all(record.solution.count("<|back|>") == 2 for record in records["retrospective_enhancement"])
+    for record in records["tutorship_amplification"]:
+        attempt = extract_answer(record.solution.splitlines()[-1], record.language)
+        assert record.answer == seeds[record.question].answer
+        assert attempt.text is None or grade(record.answer, attempt.text).status != "wrong"
+    assert {row["reason"] for row in read(trial.out, "rejected")} == {"attempt already right"}
+    new = [record for record in records["query_expansion"] if record.question not in seeds]
+    assert len(new) > 0.9 * len(records["query_expansion"])
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_mathcpt.config.base import load_config
-from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.train.datasets import (
     NumberedBlend,
@@ -23,7 +21,7 @@ from megatron_mathcpt.train.datasets import (
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import POOLS, ConfigOf, make_documents, rows_of, write_indexed
+from tests.train.conftest import KEPT, POOLS, ConfigOf, make_documents, rows_of, write_indexed
 
 
 @pytest.mark.parametrize(
@@ -74,13 +72,15 @@ def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
 
 
 @pytest.mark.usefixtures("layout")
-def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_path: Path) -> None:
+def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
+    whole: Path, config_of: ConfigOf, tmp_path: Path
+) -> None:
     shutil.copy(whole / "config.yaml", tmp_path)
     with pytest.raises(DataError, match="sample index is not there"):
         trace_step(tmp_path, 1)
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)
-    inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
+    inputs = resolve_inputs(config_of(**KEPT))
     blend = build_blend(inputs, index_cache(inputs, whole))
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
     rows = [row for row in rows_of(whole) if "loss" in row]

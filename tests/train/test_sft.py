@@ -69,9 +69,8 @@ def test_labels_of_a_packed_sample_by_hand() -> None:
     sample = [Example("a", [1, 2, 3, 4, EOS_ID], 2), Example("b", [5, 6, EOS_ID], 1)]
     tokens, labels, documents = np.zeros(8, int), np.zeros(8, int), np.zeros(8, int)
     assert fill_sample(sample, tokens, labels, documents) == 5
-    no = NOT_TRAINED
     assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
-    assert labels.tolist() == [no, 3, 4, EOS_ID, 6, EOS_ID, no, no]
+    assert labels.tolist() == [NOT_TRAINED, 3, 4, EOS_ID, 6, EOS_ID, NOT_TRAINED, NOT_TRAINED]
     assert documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
