@@ -27,7 +27,6 @@ CASES = [
     ("故答案为：$\\frac{1}{2}$。", "zh", "latex", "$\\frac{1}{2}$", "phrase"),
     ("答：小明一共有24个苹果。", "zh", "number", "24", "phrase"),
     ("综上所述，故选C。", "zh", "choice", "C", "phrase"),
-    ("所以选 B", "zh", "choice", "B", "phrase"),
     ("答案为（D）", "zh", "choice", "D", "phrase"),
     ("故选：ABD", "zh", "multichoice", "ABD", "phrase"),
     ("The answer is (B) 3.5.", "en", "choice", "B", "phrase"),

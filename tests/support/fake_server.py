@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -20,7 +20,6 @@ from aiohttp import web
 
 from megatron_mathcpt.records import Problem
 
-Model = Callable[[str], str]
 Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
 
 
@@ -28,7 +27,7 @@ Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of
 class Loopback:
     """Use as a context; `url` ends in /v1. Counts what it was asked and what it injected."""
 
-    model: Model
+    model: Callable[[str], str]
     faults: Faults = lambda _prompt, _attempt: None
     delay_seconds: float = 0.0
     name: str = "test-model"
@@ -77,8 +76,8 @@ class Loopback:
             raw, said = await request.read(), request.headers.get("Authorization", "")
             if self.key and said != f"Bearer {self.key}":
                 return web.json_response({"error": f"bad key {said}"}, status=401)
-            body = json.loads(raw)
-            prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+            asked = json.loads(raw)
+            prompt = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
             identity = hashlib.sha256(raw).hexdigest()
             self.attempts[identity] += 1
             if self.delay_seconds:
@@ -87,36 +86,35 @@ class Loopback:
                 self.injected[fault] += 1
                 return await FAULTS[fault](self, request, prompt)
             self.answered[identity] += 1
-            return web.Response(body=self.reply(self.model(prompt)), content_type="application/json")
+            body = reply(self.model(prompt), model=self.name)
+            return web.Response(body=body, content_type="application/json")
         finally:
             self.in_flight -= 1
 
-    def reply(self, text: str | None, finish: str = "stop") -> bytes:
-        """A whole reply that fits both APIs."""
-        choice = {"message": {"content": text}, "text": text, "finish_reason": finish}
-        usage = {"prompt_tokens": 100, "completion_tokens": 20}
-        return json.dumps({"model": self.name, "choices": [choice], "usage": usage}).encode()
+
+def reply(text: str | None, finish: str = "stop", model: str = "test-model") -> bytes:
+    """A whole reply that fits both APIs."""
+    choice = {"message": {"content": text}, "text": text, "finish_reason": finish}
+    usage = {"prompt_tokens": 100, "completion_tokens": 20}
+    return json.dumps({"model": model, "choices": [choice], "usage": usage}).encode()
 
 
-def _answer(status: int = 200, make: Callable[[Loopback, str], bytes] | None = None, **headers: str) -> Any:
-    async def answer(server: Loopback, _request: web.Request, prompt: str) -> web.Response:
-        body = make(server, prompt) if make else b"no"
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return web.Response(status=status, body=body, headers=named)
-
-    return answer
-
-
-def _stream(parts: Callable[[bytes], Iterable[bytes]], wait: float = 0, length: int | None = None) -> Any:
-    """A body in `parts` of the whole reply, `wait` seconds apart; cut off where `length` promises more."""
+def _answer(
+    change: Callable[[bytes], Iterable[bytes]] = lambda _: [b"no"],
+    status: int = 200,
+    wait: float = 0,
+    **headers: str,
+) -> Any:
+    """Parts made of the whole reply, `wait` seconds apart; cut off where a length promises more."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def answer(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": str(length)} if length else None)
+        response = web.StreamResponse(status=status, headers=named)
         await response.prepare(request)
-        for part in parts(server.reply(server.model(prompt))):
+        for part in change(reply(server.model(prompt))):
             await response.write(part)
             await asyncio.sleep(wait)
-        if length and request.transport:
+        if "Content_Length" in headers and request.transport:
             request.transport.abort()
         return response
 
@@ -128,34 +126,30 @@ async def _silence(_server: Loopback, _request: web.Request, _prompt: str) -> we
     raise AssertionError
 
 
-def _bomb(_server: Loopback, _prompt: str) -> bytes:
-    return gzip.compress(b" " * (1 << 20), 9) * 1024  # 1 GB when unpacked, in 1 MB
-
-
-IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
+_IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
 _PASSING = {
-    "429": _answer(429),
-    "429 with Retry-After": _answer(429, Retry_After="0.2"),
-    "500": _answer(500),
-    "503": _answer(503),
-    "reset in mid-body": _stream(lambda body: [body[:40]], length=5000),
+    "429": _answer(status=429),
+    "429 with Retry-After": _answer(status=429, Retry_After="0.2"),
+    "500": _answer(status=500),
+    "503": _answer(status=503),
+    "reset in mid-body": _answer(lambda body: [body[:40]], Content_Length="5000"),
     "silence": _silence,
-    "one byte a second": _stream(lambda body: (bytes([byte]) for byte in body), wait=1),
+    "one byte a second": _answer(lambda body: (bytes([byte]) for byte in body), wait=1),
 }
-_LASTING = {
-    "HTML": _answer(make=lambda _s, _p: b"<html><body>Gateway</body></html>", Content_Type="text/html"),
-    "cut JSON": _answer(make=lambda s, p: s.reply(s.model(p))[:-30]),
-    "no choices": _answer(make=lambda _s, _p: b'{"choices": []}'),
-    "null content": _answer(make=lambda s, _p: s.reply(None)),
-    "finish_reason length": _answer(make=lambda s, p: s.reply(s.model(p), "length")),
-    "imitated tags": _answer(make=lambda s, _p: s.reply(IMITATION)),
-    "1 GB body": _stream(lambda _: repeat(b" " * (1 << 16), 1 << 14)),
-    "compressed bomb": _answer(make=_bomb, Content_Encoding="gzip"),
+_BOMB = gzip.compress(b" " * (1 << 20), 9)  # 1 MB of them is 1 GB when unpacked
+_LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
+    "HTML": (_answer(lambda _: [b"<html>"], Content_Type="text/html"), "reply is not JSON"),
+    "cut JSON": (_answer(lambda body: [body[:-30]]), "reply is not JSON"),
+    "no choices": (_answer(lambda _: [b'{"choices": []}']), "reply without choices"),
+    "null content": (_answer(lambda _: [reply(None)]), "reply without text"),
+    "too long": (_answer(lambda body: [body.replace(b'"stop"', b'"length"')]), "cut off at max_tokens"),
+    "imitated tags": (_answer(lambda _: [reply(_IMITATION)]), None),
+    "1 GB body": (_answer(lambda _: repeat(b" " * (1 << 16), 1 << 14)), "reply larger than 100000 bytes"),
+    "bomb": (_answer(lambda _: [_BOMB * 1024], Content_Encoding="gzip"), "reply larger than 100000 bytes"),
 }
-FAULTS: dict[str, Any] = (
-    _PASSING | _LASTING | {status: _answer(int(status)) for status in ("400", "401", "404")}
-)
-PASSING, LASTING = tuple(_PASSING), tuple(_LASTING)
+PASSING, LASTING = tuple(_PASSING), {fault: error for fault, (_, error) in _LASTING.items()}
+FAULTS: dict[str, Any] = _PASSING | {fault: answer for fault, (answer, _) in _LASTING.items()}
+FAULTS |= {status: _answer(status=int(status)) for status in ("400", "401", "404")}
 
 
 def chance_of(text: str, purpose: str) -> float:
@@ -171,18 +165,21 @@ def mixed_faults(passing: float, lasting: float) -> Faults:
         dice = chance_of(prompt, "fault")
         if dice < passing:
             return PASSING[int(dice / passing * len(PASSING))] if attempt == 1 else None
-        return LASTING[int((dice - passing) / lasting * len(LASTING))] if dice < passing + lasting else None
+        return (
+            [*LASTING][int((dice - passing) / lasting * len(LASTING))] if dice < passing + lasting else None
+        )
 
     return faults
 
 
 def make_seeds(count: int) -> list[Problem]:
-    """Seeds `What is a + b?`, each with its own numbers."""
+    """Seeds `What is a + 7?`, each with its own number."""
+    solution = "Take {0}.\nAdd 7.\nThat makes {0} + 7 = {1}."
     return [
         Problem(
             id=f"seed-{n:06d}",
             question=f"What is {n} + 7?",
-            solution=f"Take {n}.\nAdd 7.\nThat makes {n} + 7 = {n + 7}.",
+            solution=solution.format(n, n + 7),
             answer=str(n + 7),
         )
         for n in range(count)
@@ -196,24 +193,23 @@ class ScriptedModel:
     wrong_attempts: float = 0.6
     wrong_corrections: float = 0.2
     false_verdicts: float = 0.1
-    lies: dict[str, set[str]] = field(default_factory=lambda: {"correction": set(), "verdict": set()})
+    lies: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def __call__(self, prompt: str) -> str:
         first, second = re.findall(r"(\d+) \+ (\d+)", prompt)[0]
         total = int(first) + int(second)
         if "<check>wrong</check>" not in prompt:
-            off = chance_of(prompt, "attempt") < self.wrong_attempts
-            return f"{first} + {second} = {total + off}\nThe answer is {total + off}."
+            total += chance_of(prompt, "attempt") < self.wrong_attempts
+            return f"{first} + {second} = {total}\nThe answer is {total}."
         attempt = int(re.findall(r"The answer is (\d+)", prompt)[0])
-        right = attempt == total
-        lie = chance_of(prompt, "verdict") < self.false_verdicts
-        if lie:
-            self.lies["verdict"].add(prompt)
-        if right != lie:
+        if (attempt == total) != self._lies("verdict", prompt, self.false_verdicts):
             return "<check>correct</check>"
-        off = chance_of(prompt, "correction") < self.wrong_corrections
-        if off:
-            self.lies["correction"].add(prompt)
+        total += self._lies("correction", prompt, self.wrong_corrections)
         step = f"<wrong_step>{first} + {second} is not {attempt}.</wrong_step>"
-        correction = f"{first} + {second} = {total + off}. The answer is {total + off}."
+        correction = f"{first} + {second} = {total}. The answer is {total}."
         return f"<check>wrong</check>\n{step}\n<correction>{correction}</correction>"
+
+    def _lies(self, purpose: str, prompt: str, chance: float) -> bool:
+        if lie := chance_of(prompt, purpose) < chance:
+            self.lies[purpose].add(prompt)
+        return lie

@@ -11,7 +11,6 @@ import pytest
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.store import SeedShard
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import Loopback, ScriptedModel, make_seeds
 
@@ -22,44 +21,25 @@ NOBODY = "http://127.0.0.1:1/v1"
 Seeds = list[Problem] | int
 SAMPLING = {"temperature": 0.7, "max_tokens": 256}
 # Time-outs are short only where a test wants them: on a busy machine an answer may take seconds.
-FAST = {
-    "read_timeout_seconds": 60.0,
-    "total_timeout_seconds": 60.0,
-    "first_wait_seconds": 0.01,
-    "maximum_wait_seconds": 1.0,
-    "maximum_response_bytes": 100_000,
-}
-TUTORSHIP = {
-    **{"student": "student", "student_sampling": SAMPLING, "samples": 1},
-    **{"teacher": "teacher", "teacher_sampling": SAMPLING, "right_attempts": "keep"},
-}
-DIVERSIFICATION = {"server": "teacher", "sampling": SAMPLING}
-SOLVER = {"solver": "teacher", "solver_sampling": SAMPLING, "solutions": 3, "agreeing": 2}
-METHODS: dict[str, dict[str, Any]] = {
-    "response_diversification": DIVERSIFICATION,
-    "query_expansion": DIVERSIFICATION | SOLVER,
-    "tutorship_amplification": TUTORSHIP,
-    "retrospective_enhancement": {},
-}
-
-
-def write_seeds(path: Path, seeds: list[Problem]) -> str:
-    path.write_text("".join(seed.model_dump_json() + "\n" for seed in seeds), encoding="utf-8")
-    return str(path)
+PATIENCE = dict.fromkeys(("read_timeout_seconds", "total_timeout_seconds"), 60.0)
+FAST = {"first_wait_seconds": 0.01, "maximum_wait_seconds": 1.0, "maximum_response_bytes": 100_000} | PATIENCE
+STUDENT = {"student": "student", "student_sampling": SAMPLING, "samples": 1}
+TUTORSHIP = STUDENT | {"teacher": "teacher", "teacher_sampling": SAMPLING, "right_attempts": "keep"}
 
 
 def build_config(
     folder: Path, url: str, seeds: Seeds = 20, patience_seconds: float = 60.0, **changed: Any
 ) -> SynthesisConfig:
     """Tutorship amplification with both servers at one address; any section can be replaced."""
-    rows = make_seeds(seeds) if isinstance(seeds, int) else seeds
-    patience = dict.fromkeys(("read_timeout_seconds", "total_timeout_seconds"), patience_seconds)
+    path, rows = folder / "seeds.jsonl", make_seeds(seeds) if isinstance(seeds, int) else seeds
+    path.write_text("".join(seed.model_dump_json() + "\n" for seed in rows), encoding="utf-8")
     prices = {"prompt_price": 1.0, "completion_price": 2.0}
-    server = {"model": "test-model", "endpoints": [url], **prices, **FAST, **patience}
+    server = {"model": "test-model", "endpoints": [url], **prices, **FAST}
+    server |= dict.fromkeys(PATIENCE, patience_seconds)
     tree = {
         "name": "test",
         "seed": 1,
-        "seeds": [write_seeds(folder / "seeds.jsonl", rows)],
+        "seeds": [str(path)],
         "servers": {"student": server, "teacher": server},
         "methods": {METHOD: TUTORSHIP},
         "verification": {"disagreement": "drop"},
@@ -79,11 +59,11 @@ def ends(out: Path, shard: str = FIRST) -> list[str]:
     return seeds + [row["seed"] for row in read(out, "rejected", shard)]
 
 
-def wrong_records(out: Path) -> list[dict[str, Any]]:
+def wrong(out: Path) -> list[dict[str, Any]]:
     return [record for record in read(out) if int(record["answer"]) != int(record["id"][5:11]) + 7]
 
 
-def assert_same_bytes(out: Path, whole: Path) -> None:
+def assert_same(out: Path, whole: Path) -> None:
     for name in ("accepted.jsonl", "rejected.jsonl"):
         there = Path(FIRST, METHOD, name)
         assert (out / there).read_bytes() == (whole / there).read_bytes()
@@ -103,11 +83,9 @@ class Trial:
     def config(self, seeds: Seeds = 20, **changed: Any) -> SynthesisConfig:
         return build_config(self.folder, self.server.url, seeds, **changed)
 
-    def run(
-        self, seeds: Seeds = 20, out: str = "out", shard: SeedShard | None = None, **changed: Any
-    ) -> dict[str, Any]:
+    def run(self, seeds: Seeds = 20, out: str = "out", **changed: Any) -> dict[str, Any]:
         """The summary of the method."""
-        summary = synthesize(self.config(seeds, **changed), self.folder / out, shard)
+        summary = synthesize(self.config(seeds, **changed), self.folder / out)
         return {**summary["methods"][METHOD], "stopped": summary["stopped"]}
 
 

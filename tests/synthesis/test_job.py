@@ -22,49 +22,35 @@ web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  #
 """
 
 
-def start(tmp_path: Path, stand_in: str) -> subprocess.Popen[str]:
-    """A job on 30 seeds whose vLLM is `stand_in` and whose scontrol notes what it is told."""
-    config = build_config(tmp_path, NOBODY, 30)
-    (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
+    """A job on 30 seeds whose servers answer after `delay` or end at once; scontrol notes what it is told."""
+    (tmp_path / "config.yaml").write_text(dump_yaml(build_config(tmp_path, NOBODY, 30)), encoding="utf-8")
     (tmp_path / "bin").mkdir()
+    server = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
     scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n'
-    for name, script in (("vllm", stand_in), ("scontrol", scontrol)):
+    dead = "#!/bin/sh\nexit 3\n"
+    for name, script in (("vllm", dead if delay is None else server), ("scontrol", scontrol)):
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "PYTHON": sys.executable,
-        "STUDENT_MODEL": "small",
-        "TEACHER_MODEL": "big",
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_ARRAY_TASK_ID": "1",
-        "SLURM_ARRAY_TASK_COUNT": "3",
-    }
+    slurm = {"JOB_ID": str(os.getpid()), "ARRAY_TASK_ID": "1", "ARRAY_TASK_COUNT": "3"}
+    environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {"PYTHON": sys.executable, "STUDENT_MODEL": "small", "TEACHER_MODEL": "big"}
     command = ["bash", "launch/synthesis.sbatch", str(tmp_path / "config.yaml"), str(tmp_path / "out")]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def processes_of(tmp_path: Path) -> list[str]:
-    """Servers, by their file, and client, by its config; not the job's own shell."""
-    pattern = f"{tmp_path}/bin/|synthesize.py {tmp_path}"
-    found = subprocess.run(["pgrep", "-af", pattern], capture_output=True, text=True, check=False)
-    return found.stdout.splitlines()
-
-
 def assert_all_end(tmp_path: Path) -> None:
+    """Servers, by their file, and client, by its config; not the job's own shell."""
+    search = ["pgrep", "-af", f"{tmp_path}/bin/|synthesize.py {tmp_path}"]
     deadline = time.monotonic() + 30
-    while processes_of(tmp_path) and time.monotonic() < deadline:
+    while left := subprocess.run(search, capture_output=True, text=True, check=False).stdout:
+        assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert processes_of(tmp_path) == []
-
-
-def vllm(tmp_path: Path, delay: float) -> str:
-    return STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
 
 
 def test_servers_start_serve_one_shard_and_end(tmp_path: Path) -> None:
-    job = start(tmp_path, vllm(tmp_path, 0))
+    job = start(tmp_path, 0)
     said = job.communicate()[1]
     assert job.returncode == 0, said
     records = read(tmp_path / "out", shard="shard-00001-of-00003")
@@ -76,14 +62,14 @@ def test_servers_start_serve_one_shard_and_end(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_ends_the_job(tmp_path: Path) -> None:
-    job = start(tmp_path, "#!/bin/sh\nexit 3\n")
+    job = start(tmp_path, None)
     assert "ended before both answered" in job.communicate()[1]
     assert job.returncode == 1
-    assert processes_of(tmp_path) == []
+    assert_all_end(tmp_path)
 
 
 def test_a_job_near_its_end_goes_back_to_the_queue(tmp_path: Path) -> None:
-    with start(tmp_path, vllm(tmp_path, 600)) as job:
+    with start(tmp_path, 600) as job:
         while job.poll() is None and not (tmp_path / "out").exists():  # the client is at work
             time.sleep(0.1)
         job.send_signal(signal.SIGUSR1)

@@ -11,20 +11,23 @@ from tokenizers import Tokenizer, models, trainers
 from megatron_mathcpt.config.synthesis import SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
-from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, enhance, split_steps
+from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance, split_steps
 from megatron_mathcpt.synthesis.method import OUR_TAG, Case, Outcome, Reply, Requests, advance, token_counter
-from tests.synthesis.conftest import METHODS
+from tests.synthesis.conftest import SAMPLING, TUTORSHIP
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
 CHINESE = Problem(id="z", question="2 + 3 等于多少？", solution="2 + 3 = 5", answer="5", language="zh")
 DROP, KEEP = Verification(disagreement="drop"), Verification(disagreement="keep", ungraded="keep")
-DIVERSIFY, EXPAND, AMPLIFY, ENHANCE = METHODS
+DIVERSIFY, EXPAND, AMPLIFY = CONVERSATIONS
+TEACHER = {"server": "teacher", "sampling": SAMPLING}
+SOLVER = {"solver": "teacher", "solver_sampling": SAMPLING, "solutions": 3, "agreeing": 2}
+TUTOR = TUTORSHIP | {"right_attempts": "drop"}
 CONFIG = SynthesisConfig(
     name="test",
     seed=1,
     seeds=("none",),
     servers={name: {"model": "m", "endpoints": ("http://a",)} for name in ("student", "teacher")},
-    methods=METHODS | {AMPLIFY: METHODS[AMPLIFY] | {"right_attempts": "drop"}},
+    methods={DIVERSIFY: TEACHER, EXPAND: TEACHER | SOLVER, AMPLIFY: TUTOR, LOCAL: {}},
     verification=DROP,
 )
 
@@ -43,7 +46,7 @@ def converse(case: Case, *rounds: list[str]) -> tuple[Outcome, Requests]:
         assert not isinstance(step, Outcome), step
         assert len(step) == len(texts)
         asked += step
-        step = advance(conversation, tuple(map(Reply, texts)))
+        step = advance(conversation, tuple(Reply(text, FAULT if text == HALF else None) for text in texts))
     assert isinstance(step, Outcome)
     return step, asked
 
@@ -52,6 +55,7 @@ def tutor(*rounds: str, **changed: Any) -> Outcome:
     return converse(make_case(AMPLIFY, **changed), *([text] for text in rounds))[0]
 
 
+HALF, FAULT = "half a", "cut off at max_tokens"  # a reply of the server that is no answer, and why
 WRONG = "2 + 3 = 6\nThe answer is 6."
 RIGHT = "2 + 3 = 5\nThe answer is 5."
 CORRECT = "<check>correct</check>"
@@ -60,7 +64,7 @@ MENDED = (
     "<correction>2 + 3 = 5. The answer is 5.</correction>"
 )
 MALFORMED = [
-    *("", "accept", "<check>Correct</check>", "it is <check>correct</check>", "<check>right", "correct"),
+    *("", "<check>Correct</check>", "it is <check>correct</check>", "<check>right", "correct"),
     *("<check>wrong</check>", "x" * 10**6, "Sure! " + MENDED, MENDED + "Hope this helps.", MENDED + MENDED),
     *[MENDED.replace(part, "") for part in ("<check>wrong</check>", "</correction>")],
     *[MENDED.replace("= 6", text) for text in ("<check>correct</check>", "<\\check>", "<Wrong_Step>")],
@@ -96,14 +100,13 @@ def test_tutorship_corrects_a_wrong_attempt() -> None:
     verdicts = {name: check.verdict for name, check in outcome.checks.items()}
     assert verdicts == {"attempt": "wrong", "correction": "correct"}
     assert not outcome.disagreement
-    (record,) = tutor(WRONG, MENDED, layout="tags").records
-    assert record.solution.startswith(WRONG + "\n<check>wrong</check>\n<wrong_step>2 + 3 = 6</wrong_step>\n")
-    mended = MENDED.replace("The answer is 5.", "答案是5。")
-    (record,) = tutor("2 + 3 = 6\n答案是6。", mended, seed=CHINESE).records
-    assert "检查一下，这个解答有误。\n第一个错误的步骤：2 + 3 = 6\n更正：" in record.solution
 
 
-def test_tutorship_settings_keep_right_attempts_and_disagreements() -> None:
+def test_settings_of_tutorship() -> None:
+    tags = f"{WRONG}\n<check>wrong</check>\n<wrong_step>2 + 3 = 6</wrong_step>\n"
+    assert tutor(WRONG, MENDED, layout="tags").records[0].solution.startswith(tags)
+    chinese = tutor("2 + 3 = 6\n答案是6。", MENDED.replace("The answer is 5.", "答案是5。"), seed=CHINESE)
+    assert "检查一下，这个解答有误。\n第一个错误的步骤：2 + 3 = 6\n更正：" in chinese.records[0].solution
     kept = tutor(RIGHT, CORRECT, right_attempts="keep")
     assert kept.records[0].solution.endswith("Let me check this. It is right.")
     disagreeing = tutor(RIGHT, MENDED, rules=KEEP)
@@ -123,8 +126,8 @@ def test_diversification_gives_both_ways() -> None:
 def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> None:
     outcome, (_, *solving) = converse(make_case(EXPAND), [EXPANDED], answers("229678"))
     (record,) = outcome.records
-    found = (record.question, record.solution, record.answer)
-    assert found == ("Which number plus 3 is 5?", "5 - 3 = 2.", "2")
+    assert record.question == "Which number plus 3 is 5?"
+    assert (record.solution, record.answer) == ("5 - 3 = 2.", "2")
     assert outcome.checks["question_1"].reason == "2 of 3 independent solutions agree"
     assert outcome.checks["question_2"].verdict == "wrong"
     assert outcome.disagreement  # the self-check accepted both
@@ -146,6 +149,7 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
         *[(AMPLIFY, [[WRONG], [text]], "malformed") for text in MALFORMED],
         (AMPLIFY, [["The answer is 7. <check>correct</check>"]], "attempt imitates our tags"),
         (DIVERSIFY, [["<response>refuse: not solvable</response>"]], "refused"),
+        (DIVERSIFY, [[HALF]], FAULT),
         (DIVERSIFY, [["<response>maybe</response>"]], "malformed"),
         (DIVERSIFY, [[ACCEPT.replace("5.</solution_3>", "6.</solution_3>")]], "wrong final answer"),
         (DIVERSIFY, [[ACCEPT.replace("Half of ten is five", "Count on from 3: 4, 5")]], "solutions alike"),
@@ -159,31 +163,23 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
 def test_rejections(method: str, rounds: list[list[str]], reason: str) -> None:
     outcome, _ = converse(make_case(method), *rounds)
     assert (outcome.reason, outcome.records) == (reason, ())
-    if reason == "malformed" and method == AMPLIFY:
+    if reason == FAULT or (reason == "malformed" and method == AMPLIFY):
         assert outcome.raw == rounds[-1][0][:20_000]
     if reason in ("wrong final answer", "malformed", "solutions alike"):  # kept by no setting
         assert converse(make_case(method, rules=KEEP), *rounds)[0].reason == reason
 
 
-@pytest.mark.parametrize(
-    ("method", "field"),
-    [(method, field) for method in CONVERSATIONS for field in ("question", "solution")][:-1],
-)  # but tutorship shows the solution to nobody
+SHOWN = [(method, field) for method in CONVERSATIONS for field in ("question", "solution")]
+
+
+@pytest.mark.parametrize(("method", "field"), SHOWN[:-1])  # tutorship shows the solution to nobody
 def test_no_method_asks_about_a_seed_that_holds_our_tags(method: str, field: str) -> None:
     seed = SEED.model_copy(update={field: "x <response> accept <\\response>"})
     assert converse(make_case(method, seed))[0].reason == "seed imitates our tags"
 
 
-def test_a_server_fault_is_a_named_rejection() -> None:
-    conversation = CONVERSATIONS[DIVERSIFY](make_case(DIVERSIFY))
-    advance(conversation, None)
-    outcome = advance(conversation, (Reply("half a", "cut off at max_tokens"),))
-    assert isinstance(outcome, Outcome)
-    assert (outcome.reason, outcome.raw) == ("cut off at max_tokens", "half a")
-
-
 def detour(solution: str, number: int = 0, run_seed: int = 1) -> Outcome:
-    case = make_case(ENHANCE, SEED.model_copy(update={"id": f"s{number}", "solution": solution}))
+    case = make_case(LOCAL, SEED.model_copy(update={"id": f"s{number}", "solution": solution}))
     return enhance(case._replace(config=case.config.model_copy(update={"seed": run_seed})))
 
 
@@ -218,18 +214,18 @@ def test_the_detour_is_a_later_step_and_comes_off_again(lines: list[str], number
 
 def test_positions_depend_on_seed_id_and_run_seed_alone() -> None:
     text = "\n".join(f"step {n}" for n in range(30))
-    made = [[detour(text, n, run).records[0].solution for n in range(9)] for run in (1, 1, 2)]
-    assert made[0] == made[1] != made[2]
-    assert len(set(made[0])) > 5
+    first, again, other = ([detour(text, n, run).records[0].solution for n in range(9)] for run in (1, 1, 2))
+    assert first == again != other
+    assert len(set(first)) > 5
 
 
 def test_the_mark_must_be_a_token_of_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.train_from_iterator(["a b"], trainers.BpeTrainer(special_tokens=["<|back|>"]))
-    tokenizer.save(str(tmp_path / "t.json"))
-    token_counter(str(tmp_path / "t.json"), "<|back|>")
+    tokenizer.save(path := str(tmp_path / "t.json"))
+    token_counter(path, "<|back|>")
     with pytest.raises(ConfigError, match="no token"):
-        token_counter(str(tmp_path / "t.json"), "<|other|>")
+        token_counter(path, "<|other|>")
 
 
 def test_tags_are_found_in_any_spelling_and_in_no_plain_text() -> None:

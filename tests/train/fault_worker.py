@@ -19,17 +19,15 @@ from megatron_mathcpt.train.process import run_workers
 def cause(kind: str, arguments: tuple[Any, ...]) -> None:
     import torch
 
-    match kind:
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        case "hang":
-            time.sleep(600)
-        case "nan":
-            arguments[0].param_groups[0]["params"][0].main_grad.view(-1)[3] = float("nan")
-        case "flip":
-            weight = arguments[0].param_groups[0]["params"][0]
+    if kind in ("kill", "stop"):
+        os.kill(os.getpid(), getattr(signal, f"SIG{kind.upper()}"))
+    elif kind == "hang":
+        time.sleep(600)
+    else:
+        weight = arguments[0].param_groups[0]["params"][0]
+        if kind == "nan":
+            weight.main_grad.view(-1)[3] = float("nan")
+        else:
             weight.data.view(torch.int32).view(-1)[5] ^= 1 << 20
 
 

@@ -1,6 +1,8 @@
 """Which samples a replica gets, that validation predicts each token once, and the way back to records."""
 
 import shutil
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,23 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_mathcpt import parallel
-from megatron_mathcpt.config.base import load_config
-from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.train.datasets import (
     NumberedBlend,
-    SourceCounter,
     ValidationSet,
     build_blend,
     index_cache,
     microbatches,
-    samples_per_pool,
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import POOLS, ConfigOf, make_documents, write_indexed
+from tests.train.conftest import KEPT, POOLS, ConfigOf, make_documents, rows_of, write_indexed
 
 
 @pytest.mark.parametrize(
@@ -43,7 +39,7 @@ def test_replicas_share_the_global_batch(
     sizes = SimpleNamespace(context_parallel_size=1)
     where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
     names = ("tokens", "labels", "loss_mask", "position_ids")  # each holds its sample's index, from 1
-    numbers = [{name: torch.full((3,), n + 1) for name in names} for n in range(dataset)]
+    numbers = [dict.fromkeys(names, torch.full((3,), n + 1)) for n in range(dataset)]
     batches = list(microbatches(numbers, samples, size, where))
     assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
     assert [batch.loss_mask[:, 2].tolist() for batch in batches] == expected
@@ -59,58 +55,45 @@ def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, le
     pairs = []
     for sample in (validation[index] for index in range(size)):
         real = sample["loss_mask"] == 1.0
-        pairs += list(zip(sample["tokens"][real].tolist(), sample["labels"][real].tolist(), strict=True))
+        pairs += torch.stack([sample["tokens"][real], sample["labels"][real]], 1).tolist()
         assert all(len(value) == length for value in sample.values())
-    assert pairs == list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+    assert pairs == np.stack([tokens[:-1], tokens[1:]], 1).tolist()
     most = config_of(train=train, data=data, validation={"samples": 2})
     assert len(ValidationSet(most, "a")) == min(2, size)
 
 
-def test_each_pool_gets_its_share_to_within_one_sample() -> None:
-    weights = [0.5, 0.3, 0.15, 0.05]
-    counts = samples_per_pool(weights, 1_000_000)
-    assert counts.sum() == 1_000_000
-    assert np.abs(counts - 1_000_000 * np.array(weights)).max() <= 1
-
-
-class Blend(list[Any]):
-    """Samples of two pools."""
-
-    dataset_index = np.array([0, 1, 0, 0, 1, 0], dtype=np.int16)
-    dataset_sample_index = np.arange(6)
-
-
 def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
-    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 6), sources=True, eos_id=0)
+    class Blend(list[Any]):
+        dataset_index, dataset_sample_index = (np.array([0, 1]), np.array([0, 0]))
+
+    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
     assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
     assert blend[1]["sources"].tolist() == [1] * 6
 
 
-def test_tokens_by_source_are_counted_on() -> None:
-    train = SimpleNamespace(global_batch_size=2, seq_length=10)
-    config: Any = SimpleNamespace(data=SimpleNamespace(blend={"a": 0.7, "b": 0.3}), train=train)
-    counter = SourceCounter(Blend(), config)
-    assert [counter.up_to(step) for step in (1, 3)] == [{"a": 10, "b": 10}, {"a": 40, "b": 20}]
-
-
-def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("layout")
+def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
+    whole: Path, config_of: ConfigOf, tmp_path: Path
+) -> None:
     shutil.copy(whole / "config.yaml", tmp_path)
     with pytest.raises(DataError, match="sample index is not there"):
         trace_step(tmp_path, 1)
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)
-    inputs = resolve_inputs(load_config(whole / "config.yaml", ExperimentConfig))
-    use_cpu()
-    parallel.start_alone(inputs.config.parallel)
+    inputs = resolve_inputs(config_of(**KEPT))
     blend = build_blend(inputs, index_cache(inputs, whole))
-    parallel.stop()
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
-    for step in (1, 3, 20):
+    rows = [row for row in rows_of(whole) if "loss" in row]
+    counted = Counter[str]()
+    for step in range(1, 21):
         seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)
+        counted.update(pool for _, pool in {(one.sample, one.pool) for one in seen})
+        assert rows[step - 1]["tokens_by_source"] == {pool: 64 * counted[pool] for pool in POOLS}
+        for pool, share in inputs.config.data.shares().items():
+            assert abs(counted[pool] - 4 * step * share) <= 1
         assert {one.sample for one in seen} == set(samples)
         assert all(one.record == f"{one.pool} {one.document}" for one in seen)
         for sample in samples:
             traced = [documents[one.pool][one.document] for one in seen if one.sample == sample]
-            tokens = [token for document in traced for token in document]
-            shown = blend[sample]["tokens"].tolist()
+            tokens, shown = [*chain(*traced)], blend[sample]["tokens"].tolist()
             assert any(tokens[start : start + 64] == shown for start in range(len(traced[0])))

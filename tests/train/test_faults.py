@@ -7,21 +7,19 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import FaultsSection, ParallelSection
-from megatron_mathcpt.cpu import use_cpu
+from megatron_mathcpt.config.experiment import FaultsSection
 from megatron_mathcpt.errors import CheckpointError, ConfigError, TrainingDiverged
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
-from tests.train.conftest import KEPT, ConfigOf, command, go_back, losses_of, rows_without_timings, run, train
+from tests.train.conftest import KEPT, ConfigOf, command, go_back, rows_of, run, train, train_all
 
 SAVE, FOLDER = "megatron_mathcpt.checkpoint.save", "megatron_mathcpt.formats.run_folder"
 # Second save (after step 16): before and after each phase of it. Each save syncs its shards, then the index.
@@ -51,27 +49,13 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
     whole: Path, config_of: ConfigOf, tmp_path: Path, phase: str, beside: bool
 ) -> None:
     config, out = config_of(checkpoint={"keep": 1, "async_save": beside}), tmp_path / "run"
-    killed = train(config, out, f"{phase}:kill", "0/1")
-    assert killed.returncode == 128 + signal.SIGKILL, killed.stderr
+    train(config, out, f"{phase}:kill", "0/1", status=128 + signal.SIGKILL)
     found = folders.newest_checkpoint(out)
     folders.load_sealed(found)
     assert folders.step_of(found) in (8, 16)
-    done = train(config, out)
-    assert done.returncode == 0, done.stderr
-    assert losses_of(out) == losses_of(whole)
+    train(config, out)
+    assert rows_of(out) == rows_of(whole)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"latest", "step_00000020"}
-
-
-@pytest.fixture
-def verify() -> Iterator[Callable[..., Any]]:
-    """`verify(path, optimizer=True)`: what every start does with a checkpoint."""
-    use_cpu()
-    from megatron_mathcpt.checkpoint.load import verify_checkpoint
-
-    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    layout = parallel.start_alone(sizes)
-    yield lambda path, **options: verify_checkpoint(path, layout, **options)
-    parallel.stop()
 
 
 @pytest.fixture
@@ -80,8 +64,16 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders.newest_checkpoint(whole), tmp_path / "step_00000020"))
 
 
-def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, verify: Callable[..., Any]) -> None:
-    verify(copy)
+def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, layout: parallel.Layout) -> None:
+    from megatron_mathcpt.checkpoint.load import verify_checkpoint
+
+    def damage(file: Path, content: bytes) -> None:
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match="step_00000020"):
+            verify_checkpoint(copy, layout)
+        file.write_bytes(files[file])
+
+    verify_checkpoint(copy, layout)
     files = {path: path.read_bytes() for path in sorted(copy.iterdir())}
     names = {".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"}
     assert names <= {file.name for file in files}
@@ -90,21 +82,16 @@ def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, verify: Callable
         file, good = list(files.items())[number % len(files)]
         bad = bytearray(good)
         bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
-        file.write_bytes(bad)
-        with pytest.raises(CheckpointError, match=r"step_00000020"):
-            verify(copy)
-        file.write_bytes(good)
+        damage(file, bad)
     for name in names:
-        (copy / name).write_bytes(files[copy / name][:-1])
-        with pytest.raises(CheckpointError):
-            verify(copy)
+        damage(copy / name, files[copy / name][:-1])
         (copy / name).unlink()
         with pytest.raises(CheckpointError):
-            verify(copy)
+            verify_checkpoint(copy, layout)
         (copy / name).write_bytes(files[copy / name])
     optimizer = copy / "optimizer___0_0.distcp"
     optimizer.write_bytes(files[optimizer][:-1] + b"?")
-    verify(copy, optimizer=False)  # who starts from the weights does not read it
+    verify_checkpoint(copy, layout, optimizer=False)  # who starts from the weights does not read it
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
@@ -116,34 +103,31 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
     shard.write_bytes(data)
     (out / "checkpoints" / "step_00000016" / "manifest.json").write_text("{")
     (out / "checkpoints" / "latest").write_text("step_99")
-    done = train(config_of(**KEPT), out)
-    assert done.returncode == 0, done.stderr
-    assert "step_00000020/__0_0.distcp" in done.stderr
-    assert "at step 8" in done.stderr
-    assert rows_without_timings(out) == rows_without_timings(whole)
+    said = train(config_of(**KEPT), out)
+    assert "step_00000020/__0_0.distcp" in said
+    assert "at step 8" in said
+    assert rows_of(out) == rows_of(whole)
 
 
 def test_no_run_goes_on_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
     """They are kept of every second save but the newest, sealed, with the bits of the whole one."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
-    assert train(config, out).returncode == 0
+    train(config, out)
     newest, *older = folders.checkpoint_paths(out)
     assert [folders.step_of(path) for path in (newest, *older)] == [20, 16, 8]
     for path in older:
-        light, full = (folders.load_sealed(folder) for folder in (path, whole / "checkpoints" / path.name))
-        verify_hashes(path, light)
+        light, full = map(folders.load_sealed, (path, whole / "checkpoints" / path.name))
         assert folders.is_weights_only(light)
         assert light.outputs["__0_0.distcp"] == full.outputs["__0_0.distcp"]
     (out / "manifest.json").unlink()
     (newest / ".metadata").unlink()
-    done = train(config, out)
-    assert done.returncode == 2
-    assert "no checkpoint verifies that holds more than weights" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    said = train(config, out, status=2)
+    assert "no checkpoint verifies that holds more than weights" in said.splitlines()[-1]
+    assert "Traceback" not in said
     start = {"scratch": False, "checkpoint": str(older[0])}
-    assert train(config_of(init=start), tmp_path / "from weights").returncode == 0
-    done = train(config_of(init=start | {"load_optimizer": True}), tmp_path / "from all")
-    assert re.search(r"init\.load_optimizer: .*step_00000016 holds weights only", done.stderr)
+    train(config_of(init=start), tmp_path / "from weights")
+    with pytest.raises(ConfigError, match=r"init\.load_optimizer: .*step_00000016 holds weights only"):
+        resolve_inputs(config_of(init=start | {"load_optimizer": True}))
 
 
 def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, config_of: ConfigOf) -> None:
@@ -154,16 +138,14 @@ def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, 
     (copy / "manifest.json").write_text(json.dumps(older))
     folders.seal(copy)
     check_resumable(resolve_inputs(allowed), copy)
-    sharded = {"parallel": {"use_distributed_optimizer": True}}
-    for changed, message in (
-        (
-            {"optimizer": {"lr": 1e-3}, "train": {"global_batch_size": 8}},
-            r"optimizer\.lr: 0\.003 then, 0\.001 now; train\.global_batch_size: 4",
-        ),
-        (sharded, r"parallel\.use_distributed_optimizer: False then, True now"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_resumable(resolve_inputs(config_of(**changed)), copy)
+    sharded: dict[str, Any] = {"parallel": {"use_distributed_optimizer": True}}
+    changed = sharded | {"optimizer": {"lr": 1e-3}, "train": {"global_batch_size": 8}}
+    message = (
+        r"optimizer\.lr: 0\.003 then, 0\.001 now; parallel\.use_distributed_optimizer: False then, True now; "
+        r"train\.global_batch_size: 4"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_resumable(resolve_inputs(config_of(**changed)), copy)
     init = {"scratch": False, "checkpoint": str(whole), "load_optimizer": True}
     with pytest.raises(ConfigError, match=r"was written with False; to load its optimizer"):
         resolve_inputs(config_of(init=init, **sharded))
@@ -185,11 +167,10 @@ def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
     with pytest.raises(TrainingDiverged, match="gradient norm is not finite at step 3; no process applied"):
         StepGuard(FaultsSection()).judge(3, None, math.nan)
     guard = StepGuard(FaultsSection(non_finite="skip"))
-    assert guard.judge(1, None, 1.0) is None
-    assert guard.judge(2, None, math.inf) == "gradient norm is not finite"
-    assert guard.skipped == [2]
-    for step in range(3, 12):
-        guard.judge(step, None, math.nan)
+    norms = [1.0, math.inf, *[math.nan] * 9]
+    verdicts = [guard.judge(step, None, norm) for step, norm in enumerate(norms, 1)]
+    assert verdicts == [None, *["gradient norm is not finite"] * 10]
+    assert guard.skipped == list(range(2, 12))
     with pytest.raises(TrainingDiverged, match="11th skipped in a row"):
         guard.judge(12, None, math.nan)
 
@@ -210,36 +191,31 @@ def test_a_guard_goes_on_from_its_state() -> None:
     settings = FaultsSection(spike_sigma=1.0, spike_window=6)
     losses = [3.0, 2.9, 3.2, 2.7, 9.0, 2.6, 2.8, 3.9, 2.5]
 
-    def judged(guard: StepGuard, first: int, last: int) -> list[str | None]:
-        return [guard.judge(step + 1, losses[step], losses[step]) for step in range(first, last)]
-
-    whole = StepGuard(settings)
-    verdicts = judged(whole, 0, 9)
+    whole = resumed = StepGuard(settings)
+    verdicts = []
+    for step, loss in enumerate(losses, 1):
+        resumed = StepGuard(settings, resumed.state())  # before every step
+        verdicts.append(whole.judge(step, loss, loss))
+        assert resumed.judge(step, loss, loss) == verdicts[-1]
+        assert resumed.state() == whole.state()
     assert any(verdicts)
-    for cut in range(9):
-        first = StepGuard(settings)
-        judged(first, 0, cut)
-        second = StepGuard(settings, first.state())
-        assert judged(second, cut, 9) == verdicts[cut:]
-        assert second.state() == whole.state()
 
 
 @pytest.mark.slow
 def test_nan_on_one_rank_is_applied_on_none(config_of: ConfigOf, tmp_path: Path) -> None:
     faults, out = {"non_finite": "skip", "replica_check_interval": 1}, tmp_path / "run"
     config = config_of(faults=faults, **KEPT)
-    done = train(config, out, f"{UPDATE}:nan", "1/2")
-    assert done.returncode == 0, done.stderr
-    assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in done.stderr
-    whole = rows_without_timings(out)
+    said = train(config, out, f"{UPDATE}:nan", "1/2")
+    assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in said
+    whole = rows_of(out)
     (skipped,) = [row for row in whole if "skipped" in row]
     assert (skipped["step"], skipped["grad_norm"]) == (10, None)
     assert all(math.isfinite(row["loss"]) for row in whole if "loss" in row)
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
     # Resumed after the skipped step: the same rows, and the skip is not forgotten.
     go_back(out, 16)
-    assert run([*command(config, out), "--processes", "2"]).returncode == 0
-    assert rows_without_timings(out) == whole
+    train_all({"run": config}, 2, tmp_path)
+    assert rows_of(out) == whole
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
 
 
@@ -249,20 +225,18 @@ def test_nan_on_one_rank_is_applied_on_none(config_of: ConfigOf, tmp_path: Path)
 )
 def test_a_faulty_rank_ends_the_run(config_of: ConfigOf, tmp_path: Path, fault: str, message: str) -> None:
     config = config_of(faults={"replica_check_interval": 4})
-    done = train(config, tmp_path / "run", f"{UPDATE}:{fault}", "1/2")
-    assert done.returncode == 2
-    assert re.match(f"error: {message}", done.stderr.strip().splitlines()[-1])
+    said = train(config, tmp_path / "run", f"{UPDATE}:{fault}", "1/2", status=2)
+    assert re.match(f"error: {message}", said.strip().splitlines()[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stop", "hang"])
 def test_a_process_that_stands_still_is_noticed(config_of: ConfigOf, tmp_path: Path, fault: str) -> None:
     config, out = config_of(faults={"hang_timeout_seconds": 20.0}), tmp_path / "run"
-    done = train(config, out, f"{UPDATE}:{fault}", "1/2")
-    assert done.returncode not in (0, 2, 75), done.stderr
+    train(config, out, f"{UPDATE}:{fault}", "1/2", status=1)
     stacks = [path.read_text() for path in sorted((out / ".stacks").iterdir())]
     assert "train_step" in stacks[0]
     assert ("cause" in stacks[1]) == (fault == "hang"), "a stopped process cannot speak"
     assert not (out / "manifest.json").exists()
-    assert run([*command(config, out), "--processes", "2"]).returncode == 0
-    assert [row["step"] for row in rows_without_timings(out) if "loss" in row] == list(range(1, 21))
+    train_all({"run": config}, 2, tmp_path)
+    assert [row["step"] for row in rows_of(out) if "loss" in row] == list(range(1, 21))

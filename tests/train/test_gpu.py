@@ -12,7 +12,7 @@ from megatron_mathcpt.config.cross_checks import GRAPHS_TRAIN_RIGHT
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.process import free_port, local_world
-from tests.train.conftest import ConfigOf, go_back, losses_of, write_hf
+from tests.train.conftest import ConfigOf, go_back, losses_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,10 +105,9 @@ def test_the_same_losses_with_less_memory_or_fewer_launches(
     assert "moments" not in change or other != plain
 
 
-def test_the_gate_takes_the_weights_of_a_hugging_face_folder(train: Train, tmp_path: Path) -> None:
+def test_the_gate_takes_the_weights_of_a_hugging_face_folder(train: Train, hf: Path) -> None:
     """transformers computes its loss on this GPU, in fp32; ours is bf16."""
-    hf = str(write_hf(tmp_path / "hf"))
-    init = {"scratch": False, "hf": hf, "initial_loss": "transformers", "initial_loss_band": 0.01}
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 0.01}
     train("run", logging={"loss_by_source": True}, init=init)  # the gate does not ask for losses by source
 
 

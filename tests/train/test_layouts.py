@@ -1,9 +1,7 @@
 """The same losses, gradients and weights from every layout, in float32."""
 
 import json
-import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,10 @@ import torch
 
 from megatron_mathcpt.checkpoint.huggingface import tensor_keys
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
-from megatron_mathcpt.config.base import dump_yaml
-from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
-from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_without_timings, run
+from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_of, train_all
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny_losses.json"
 VIRTUAL = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
@@ -27,6 +23,7 @@ OVERLAPPED = SHARDED | {"overlap_grad_reduce": True, "overlap_param_gather": Tru
 UNEVEN = {"pipeline_model_parallel_size": 2, "num_layers_in_first_pipeline_stage": 1}
 PARTS = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}
 LAYERS = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+BLOCK = LAYERS | {"recompute_method": "block", "recompute_num_layers": 1}
 TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor": {"tensor_model_parallel_size": 2},
     "pipeline": {"pipeline_model_parallel_size": 2},
@@ -38,9 +35,7 @@ TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "data, overlapped": OVERLAPPED,
     "uneven pipeline, parts recomputed": UNEVEN | PARTS,
     "sequence, layers recomputed": SEQUENCE | LAYERS,
-    "uneven pipeline, a layer of each stage recomputed": UNEVEN
-    | LAYERS
-    | {"recompute_method": "block", "recompute_num_layers": 1},
+    "uneven pipeline, a layer of each stage recomputed": UNEVEN | BLOCK,
 }
 FOUR_PROCESSES: dict[str, dict[str, Any]] = {
     "tensor x pipeline": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
@@ -50,22 +45,9 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
     "sequence x data, overlapped": SEQUENCE | OVERLAPPED,
     "virtual pipeline x data": VIRTUAL,
 }
-# Two per parallelism are enough for every commit; the rest runs with the slow tests.
+# These are enough for every commit; the rest runs with the slow tests.
 FAST = ("tensor", "pipeline", "data", "uneven pipeline, parts recomputed")
-LAYOUTS = {2: TWO_PROCESSES, 4: FOUR_PROCESSES}
-SLOW = [name for name in (*TWO_PROCESSES, *FOUR_PROCESSES) if name not in FAST]
-
-
-def train_layouts(configs: dict[str, ExperimentConfig], processes: int, folder: Path) -> dict[str, Path]:
-    """The run folder of each experiment, all trained by the same `processes` workers."""
-    for name, config in configs.items():
-        (folder / f"{name}.yaml").write_text(dump_yaml(config))
-    jobs = [[str(folder / f"{name}.yaml"), str(folder / name)] for name in configs]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = ("-m", "tests.train.layout_worker", str(folder / "jobs.json"), str(processes))
-    done = run([sys.executable, *script])
-    assert done.returncode == 0, done.stderr
-    return {name: folder / name for name in configs}
+SLOW = [name for name in TWO_PROCESSES if name not in FAST]
 
 
 def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
@@ -80,42 +62,34 @@ def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
-def runs(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`runs(layout)`: its run folder; those of its kind are trained with it."""
-
-    @cache
-    def trained(fast: bool, processes: int) -> dict[str, Path]:
-        layouts = LAYOUTS[processes].items()
-        configs = {n: config_of(**KEPT, parallel=sizes) for n, sizes in layouts if (n in FAST) == fast}
-        return train_layouts(configs, processes, tmp_path_factory.mktemp("runs"))
-
-    return lambda layout: trained(layout in FAST, 2 if layout in TWO_PROCESSES else 4)[layout]
-
-
-def test_replicas_write_half_each(runs: Callable[[str], Path]) -> None:
-    files = load_manifest(checkpoint_path(runs("data"), 20), "checkpoint").outputs
-    first, second = (
-        sum(file.bytes for name, file in files.items() if f"__{rank}_" in name) for rank in range(2)
-    )
-    assert first == pytest.approx(second, rel=0.1)
-    assert first + second > 0.9 * sum(file.bytes for file in files.values())
-
-
 def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path: Path, whole: Path) -> None:
     documents = KEPT | {"data": {"reset_attention_mask": True}}
-    one = train_layouts({"one": config_of(**documents)}, 1, tmp_path)["one"]
+    one = train_all({"one": config_of(**documents)}, 1, tmp_path)["one"]
     context = config_of(**documents, parallel={"context_parallel_size": 2})
-    two = train_layouts({"two": context}, 2, tmp_path)["two"]
+    two = train_all({"two": context}, 2, tmp_path)["two"]
     compare(one, two)
-    first, cut, causal = (rows_without_timings(out)[0] for out in (one, two, whole))
+    first, cut, causal = (rows_of(out)[0] for out in (one, two, whole))
     assert cut["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-6)
     assert first["loss"] != pytest.approx(causal["loss"], rel=1e-4), "documents saw others"
 
 
-@pytest.mark.parametrize("layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_every_layout_trains_as_one_process(whole: Path, layout: str, runs: Callable[[str], Path]) -> None:
-    compare(whole, runs(layout))
+@pytest.mark.parametrize(
+    ("processes", "names"),
+    [(2, FAST), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((2, SLOW), (4, FOUR_PROCESSES)))],
+)
+def test_every_layout_trains_as_one_process(
+    whole: Path, config_of: ConfigOf, tmp_path: Path, processes: int, names: Iterable[str]
+) -> None:
+    layouts = TWO_PROCESSES | FOUR_PROCESSES
+    configs = {name: config_of(**KEPT, parallel=layouts[name]) for name in names}
+    runs = train_all(configs, processes, tmp_path)
+    for run in runs.values():
+        compare(whole, run)
+    if "data" in runs:  # replicas write half each
+        files = load_manifest(checkpoint_path(runs["data"], 20), "checkpoint").outputs
+        first, second = (sum(files[name].bytes for name in files if f"__{n}_" in name) for n in range(2))
+        assert first == pytest.approx(second, rel=0.1)
+        assert first + second > 0.9 * sum(file.bytes for file in files.values())
 
 
 def compare(reference: Path, other: Path) -> None:
@@ -124,7 +98,7 @@ def compare(reference: Path, other: Path) -> None:
     Adam's first moment is a sum of gradients: a tensor whose gradient is not summed as it should be differs
     there by its whole size.
     """
-    (*rows, last), (*found, latest) = (rows_without_timings(out) for out in (reference, other))
+    (*rows, last), (*found, latest) = (rows_of(out) for out in (reference, other))
     steps, others = ([row for row in part if "loss" in row] for part in (rows, found))
     assert [row["step"] for row in others] == [row["step"] for row in steps] == list(range(1, 21))
     assert others[0]["loss"] == pytest.approx(steps[0]["loss"], rel=1e-6)
@@ -141,7 +115,7 @@ def compare(reference: Path, other: Path) -> None:
 
 def test_losses_are_those_of_the_stored_run(whole: Path) -> None:
     """A refactor leaves these alone; a change of maths stores new ones and says so in its commit."""
-    golden, rows = json.loads(GOLDEN.read_text()), rows_without_timings(whole)
+    golden, rows = json.loads(GOLDEN.read_text()), rows_of(whole)
     losses = {str(row["step"]): row["loss"] for row in rows if "loss" in row}
     assert losses == pytest.approx(golden["loss"], rel=1e-4)
     assert rows[-1]["validation"] == pytest.approx(golden["validation"], rel=1e-4)

@@ -1,7 +1,4 @@
-"""The training command: one line for each mistake, before any process starts; and a run's processes.
-
-Exit statuses and signals reach the caller, nobody is left behind, one job a folder.
-"""
+"""Mistakes are refused before any process starts; exit statuses reach the caller, nobody is left behind."""
 
 import logging
 import os
@@ -10,45 +7,46 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.experiment import PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.train import process
+from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.support.models import ALONE
 from tests.train.conftest import ROOT, SHAPE, ConfigOf, command, run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("section", "fields", "message"),
     [
-        (["--processes", "3", "parallel.tensor_model_parallel_size=2"], "world size"),
-        (["train.seq_len=8"], "did you mean 'seq_length'"),
-        (["data.corpus=nowhere"], "nowhere/manifest.json: not found"),
-        (["data.blend.chemistry=1"], "no pool 'chemistry'"),
-        (["data.max_epochs.general=0.1"], "data.max_epochs.general"),
-        (["model.vocab_size=100"], "its tokenizer has 500 tokens"),
-        (["init.scratch=false", "init.checkpoint=nowhere"], "nowhere: holds no complete checkpoint"),
-        (["init.scratch=false", "init.hf=nowhere"], "nowhere/config.json: cannot be read"),
-        (["--check"], "general/train.bin: checksum differs from the manifest"),
+        ("data", {"corpus": "nowhere"}, "nowhere/manifest.json: not found"),
+        ("data", {"blend": {"chemistry": 1}}, "no pool 'chemistry'"),
+        ("data", {"max_epochs": {"general": 0.1}}, "data.max_epochs.general"),
+        ("model", {"vocab_size": 100}, "its tokenizer has 500 tokens"),
+        ("init", {"scratch": False, "checkpoint": "nowhere"}, "nowhere: holds no complete checkpoint"),
+        ("init", {"scratch": False, "hf": "nowhere"}, "nowhere/config.json: cannot be read"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
-    config_of: ConfigOf, corpus: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    settings = {}
-    if arguments == ["--check"]:  # only it reads all of the data
-        damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
-        settings = {"data": {"corpus": str(damaged)}}
-        tokens = damaged / "datasets" / "general" / "train.bin"
-        assert run([*command(config_of(**settings), tmp_path / "out"), "--check"]).returncode == 0
-        tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
-    done = run([*command(config_of(**settings), tmp_path / "out"), *arguments])
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_inputs_that_do_not_fit(config_of: ConfigOf, section: str, fields: Any, message: str) -> None:
+    with pytest.raises(MathCptError, match=message):
+        resolve_inputs(config_of(**{section: fields}))
+
+
+def test_a_check_reads_all_of_the_data(config_of: ConfigOf, corpus: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    check = [*command(config_of(data={"corpus": str(damaged)}), tmp_path / "out"), "--check"]
+    assert run(check).returncode == 0
+    tokens = damaged / "datasets" / "general" / "train.bin"
+    tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
+    done = run(check)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "general/train.bin: checksum differs from the manifest" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -103,21 +101,12 @@ def test_the_first_failing_status_is_returned(tmp_path: Path, behaviour: str, st
 
 def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
     launcher = start(tmp_path, "wait")
-    listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    assert len(listed) == 2
+    workers = psutil.Process(launcher.pid).children()
+    assert len(workers) == 2
     launcher.kill()
     launcher.wait(timeout=30)
-    deadline = time.monotonic() + 10
-    while any(is_running(pid) for pid in listed):
-        assert time.monotonic() < deadline, "a worker outlived its launcher"
-        time.sleep(0.02)
-
-
-def is_running(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_second_job_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +123,8 @@ def test_joined_world() -> None:
     assert process.joined_world({"RANK": "1", "WORLD_SIZE": "2"}) == {}
     slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
     assert process.joined_world(slurm) is None, "an interactive Slurm shell is no launched worker"
-    joined = process.joined_world(slurm | {"MASTER_ADDR": "node1"})
-    assert joined == {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    world = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert process.joined_world(slurm | {"MASTER_ADDR": "node1"}) == world
 
 
 @pytest.mark.parametrize(
@@ -152,13 +141,10 @@ def test_joined_world() -> None:
 def test_workers_are_told_of_an_expected_gpu(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], size: int, told: tuple[str | None, ...]
 ) -> None:
-    names = ("MATHCPT_DEVICE", "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS")
-    for name in (*names, "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(process, "_NVIDIA_DRIVER", Path("/dev/null"))
     monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    names = ("MATHCPT_DEVICE", "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS")
     assert tuple(process.local_world(1, size, 9).get(name) for name in names) == told
 
 
@@ -179,20 +165,16 @@ def test_an_evaluation_gets_the_checkpoint_and_is_no_worker(
         assert "step_00000008: its evaluation was not started" in caplog.text
 
 
-@pytest.mark.parametrize(("wanted", "told"), [(True, ["0", ":4096:8", "^NVLS"]), (False, [None] * 3)])
-def test_determinism_reaches_every_library(
-    monkeypatch: pytest.MonkeyPatch, wanted: bool, told: list[str | None]
-) -> None:
-    names = ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO")
-    for name in names:
-        monkeypatch.setenv(name, "")  # so that it is as before afterwards
-        monkeypatch.delenv(name)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_determinism_reaches_every_library(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     use_cpu()
     from megatron_mathcpt.model.settings import transformer_config
 
+    told: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", told)
     process.set_deterministic(wanted)
-    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    config = transformer_config(SHAPE, sizes, PrecisionSection(params_dtype="fp32"), fused=False)
-    assert [os.environ.get(name) for name in names] == told
+    config = transformer_config(SHAPE, ALONE, PrecisionSection(params_dtype="fp32"), fused=False)
     process.set_deterministic(False)
     assert config.deterministic_mode == wanted
+    libraries = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS"}
+    assert told == (libraries | {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"} if wanted else {})

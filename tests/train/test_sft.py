@@ -1,22 +1,18 @@
-"""Packed fine-tuning: what is trained, worked out by hand, and that packing changes nothing.
-
-And starting weights from Hugging Face and from a checkpoint, with the gate on the first loss.
-"""
+"""Packed fine-tuning: what is trained, and that packing changes nothing; the gate on the first loss."""
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
-from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
 from megatron_mathcpt.errors import CheckpointError
@@ -26,44 +22,36 @@ from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.support.shapes import tiny
-from tests.train.conftest import EOS_ID, ConfigOf, finish_corpus, losses_of, write_hf, write_indexed
-from tests.train.test_layouts import SHARDED, train_layouts
+from tests.support.models import ALONE, build
+from tests.train.conftest import EOS_ID, SHAPE, ConfigOf, finish, losses_of, train_all, write_indexed
+from tests.train.test_layouts import SHARDED
 
 PROBLEMS = [
     Problem(id=f"p{n}", question=f"What is {n} + {n}?", solution=f"{n} + {n} = {2 * n}", answer=str(2 * n))
     for n in range(1, 41)
 ] + [Problem(id="z1", question="1 + 2 等于多少？", solution="1 + 2 = 3。", answer="3", language="zh")]
 Pack = Callable[..., tuple[Path, Any]]
-HELD_OUT = PROBLEMS[37:40]
-SMALL = tiny(
-    hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, num_query_groups=2, init_method_std=0.2
-)
 
 
 @pytest.fixture(scope="module")
 def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus folder of one pool of problems, the last three English ones held out."""
-    folder = tmp_path_factory.mktemp("problems")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([cpt_text(problem) for problem in PROBLEMS], trainer)
+    folder, tokenizer = tmp_path_factory.mktemp("problems"), ByteLevelBPETokenizer()
+    texts = {problem.id: cpt_text(problem) for problem in PROBLEMS}
+    tokenizer.train_from_iterator(texts.values(), vocab_size=300, special_tokens=["<eos>"])
     for name in ("tokenizer", "documents"):
         (folder / name).mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    rows: list[dict[str, Any]] = [
-        {"id": p.id, "text": cpt_text(p), "problem": p.model_dump(exclude={"id", "source"})} for p in PROBLEMS
-    ]
-    lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, {"id": "text", "text": "no problem"}]]
-    (folder / "documents" / "problem_solving.jsonl").write_text("\n".join(lines) + "\n")
-    tokens = {problem.id: [*tokenizer.encode(cpt_text(problem)).ids, EOS_ID] for problem in PROBLEMS}
-    held_out = [tokens.pop(problem.id) for problem in HELD_OUT]
+    rows: list[dict[str, Any]] = [{"id": name, "text": text} for name, text in texts.items()]
+    for row, problem in zip(rows, PROBLEMS, strict=True):
+        row["problem"] = problem.model_dump(exclude={"id", "source"})
+    lines = [json.dumps(row) + "\n" for row in [*rows, {"id": "text", "text": "no problem"}]]
+    (folder / "documents" / "problem_solving.jsonl").write_text("".join(lines))
+    tokens = {name: [*tokenizer.encode(text).ids, EOS_ID] for name, text in texts.items()}
+    held_out = [tokens.pop(problem.id) for problem in PROBLEMS[37:40]]
     write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
     counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
-    return finish_corpus(folder, tokenizer.get_vocab_size(), counts)
+    return finish(folder, tokenizer.get_vocab_size(), counts)
 
 
 @pytest.fixture
@@ -81,9 +69,8 @@ def test_labels_of_a_packed_sample_by_hand() -> None:
     sample = [Example("a", [1, 2, 3, 4, EOS_ID], 2), Example("b", [5, 6, EOS_ID], 1)]
     tokens, labels, documents = np.zeros(8, int), np.zeros(8, int), np.zeros(8, int)
     assert fill_sample(sample, tokens, labels, documents) == 5
-    no = NOT_TRAINED
     assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
-    assert labels.tolist() == [no, 3, 4, EOS_ID, 6, EOS_ID, no, no]
+    assert labels.tolist() == [NOT_TRAINED, 3, 4, EOS_ID, 6, EOS_ID, NOT_TRAINED, NOT_TRAINED]
     assert documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
@@ -101,18 +88,16 @@ def test_trained_tokens_are_the_response(problem_corpus: Path, pack: Pack) -> No
     assert counts["tokens"] == counts["corpus_tokens"], "same data, other stage: token for token"
     assert 0 < counts["trained_tokens"] < counts["tokens"]
     tokenizer = Tokenizer.from_file(str(problem_corpus / "tokenizer" / "tokenizer.json"))
-    dataset = SftDataset(folder, counts["samples"], seed=1)
+    dataset, by_id = SftDataset(folder, counts["samples"], seed=1), {p.id: p for p in PROBLEMS}
     ids: list[Any] = read_json_lines(folder / "records.jsonl")
-    by_id = {problem.id: problem for problem in PROBLEMS}
     for index in range(counts["samples"]):
         sample = dataset[index]
-        for number, name in enumerate(ids[dataset.row(index)]):
-            here = sample["documents"] == number
-            trained = sample["labels"][here & (sample["loss_mask"] == 1.0)].tolist()
-            problem = by_id[name]
+        for number, problem in enumerate(by_id[name] for name in ids[dataset.row(index)]):
+            here = (sample["documents"] == number) & (sample["loss_mask"] == 1.0)
+            *trained, end = sample["labels"][here].tolist()
             prompt = prompt_text(problem.question, problem.language)
-            assert trained[-1] == EOS_ID
-            assert prompt + tokenizer.decode(trained[:-1]) == cpt_text(problem)
+            assert prompt + tokenizer.decode(trained) == cpt_text(problem)
+            assert end == EOS_ID
 
 
 def test_every_epoch_shows_each_sample_once_in_another_order(pack: Pack) -> None:
@@ -125,28 +110,13 @@ def test_every_epoch_shows_each_sample_once_in_another_order(pack: Pack) -> None
     assert first == again
 
 
-@pytest.fixture
-def model() -> Iterator[Any]:
-    use_cpu()
-    sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    layout = parallel.start_alone(sizes)
-    from megatron_mathcpt.model.llama import build_model
-    from megatron_mathcpt.model.weights import RandomWeights, fill
+@pytest.mark.usefixtures("alone")
+def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
+    """Packed samples have the loss and gradient of single ones; labels of masked tokens change no bit."""
 
-    (built,) = build_model(SMALL, layout, PrecisionSection(params_dtype="fp32"), document_attention=True)
-    fill([built], RandomWeights(SMALL, 1))
-    yield built
-    parallel.stop()
-
-
-def test_packing_and_prompt_labels_change_nothing(model: Any, pack: Pack) -> None:
-    """Loss and gradient of packed samples are those of single ones.
-
-    Other labels where the loss is masked leave the gradient as it is, bit for bit.
-    """
-
-    def loss_and_gradient(packed: tuple[Path, Any], masked_label: int = 0) -> tuple[float, torch.Tensor]:
-        dataset = SftDataset(packed[0], packed[1]["samples"], seed=1)
+    def loss_and_gradient(together: bool, masked_label: int = 0) -> tuple[float, torch.Tensor]:
+        folder, counts = pack(128, together)
+        dataset = SftDataset(folder, counts["samples"], seed=1)
         batch = Batch.of([dataset[index] for index in range(len(dataset))])
         labels = torch.where(batch.loss_mask == 1.0, batch.labels, masked_label)
         assert torch.equal(labels, batch.labels) == (masked_label == 0)
@@ -156,21 +126,29 @@ def test_packing_and_prompt_labels_change_nothing(model: Any, pack: Pack) -> Non
         loss.backward()
         return loss.item(), model.embedding.word_embeddings.weight.grad.clone()
 
-    together = pack(128)
-    loss, gradient = loss_and_gradient(together)
-    single_loss, single_gradient = loss_and_gradient(pack(128, False))
+    use_cpu()
+    from megatron_mathcpt.model.weights import RandomWeights
+
+    with parallel.joined(ALONE, 0) as layout:
+        model = build(SHAPE, layout, RandomWeights(SHAPE, 1), documents=True)
+        loss, gradient = loss_and_gradient(True)
+        single_loss, single_gradient = loss_and_gradient(False)
+        other_loss, other_gradient = loss_and_gradient(True, masked_label=7)
     assert loss == pytest.approx(single_loss, rel=1e-6)
     assert torch.allclose(gradient, single_gradient, atol=1e-6)
-    other_loss, other_gradient = loss_and_gradient(together, masked_label=7)
     assert other_loss == loss
     assert torch.equal(other_gradient, gradient)
+
+
+def from_sft(folder: Path) -> dict[str, Any]:
+    return {"sft": str(folder), "corpus": None, "blend": {}}
 
 
 @pytest.mark.usefixtures("alone")
 def test_epochs_become_tokens_and_the_loss_falls(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
     folder, counts = pack(64)
     config = config_of(
-        data={"sft": str(folder), "corpus": None, "blend": {}},
+        data=from_sft(folder),
         train={"train_tokens": None, "train_epochs": 1.5, "global_batch_size": 4},
         validation={"sets": []},
         optimizer={"lr": 1e-2},
@@ -184,30 +162,28 @@ def test_epochs_become_tokens_and_the_loss_falls(config_of: ConfigOf, pack: Pack
     assert losses[-1] < 0.8 * losses[0]
 
 
+def gate(hf: Path, **fields: object) -> dict[str, Any]:
+    """Start from the weights of `hf`; the first loss is that of transformers to 1e-5."""
+    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
+    return init | fields
+
+
 @pytest.mark.usefixtures("alone")
-def test_the_gate_knows_where_documents_end(config_of: ConfigOf, pack: Pack, tmp_path: Path) -> None:
-    """transformers' loss of packed samples, attention kept within each: 1e-5 from ours."""
-    hf = str(write_hf(tmp_path / "hf", SMALL))
-    config = config_of(
-        init={"scratch": False, "hf": hf, "initial_loss": "transformers", "initial_loss_band": 1e-5},
-        data={"sft": str(pack(64)[0]), "corpus": None, "blend": {}},
-        train={"train_tokens": 256},
-        validation={"sets": []},
-    )
+def test_the_gate_knows_where_documents_end(
+    config_of: ConfigOf, pack: Pack, hf: Path, tmp_path: Path
+) -> None:
+    """transformers' loss of packed samples, attention kept within each."""
+    data, train = from_sft(pack(64)[0]), {"train_tokens": 256}
+    config = config_of(init=gate(hf), data=data, train=train, validation={"sets": []})
     assert train_experiment(resolve_inputs(config), tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hf(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.mark.usefixtures("alone")
 def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
     logging = {"loss_by_source": True, "profile_step": 2}
 
-    def first_loss(name: str, **init: object) -> float:
-        config = config_of(init={"scratch": False, **init}, train={"train_tokens": 512}, logging=logging)
+    def first_loss(name: str, init: dict[str, Any]) -> float:
+        config = config_of(init=init, train={"train_tokens": 512}, logging=logging)
         assert train_experiment(resolve_inputs(config), tmp_path / name)
         first = read_json_lines(tmp_path / name / "metrics.jsonl")[0]
         tokens, losses = first["tokens_by_source"], first["loss_by_source"]
@@ -217,11 +193,11 @@ def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_p
         assert (tmp_path / name / ".profile" / "step_2.trace.json").is_file()
         return float(first["loss"])
 
-    from_folder = first_loss("folder", hf=str(hf), initial_loss="transformers", initial_loss_band=1e-5)
-    import_from_hf(hf, tmp_path / "imported", verify=False)
-    assert first_loss("checkpoint", checkpoint=str(tmp_path / "imported")) == from_folder
+    from_folder, imported = first_loss("folder", gate(hf)), tmp_path / "imported"
+    import_from_hf(hf, imported, verify=False)
+    assert first_loss("checkpoint", {"scratch": False, "checkpoint": str(imported)}) == from_folder
     with pytest.raises(CheckpointError, match=r"initial loss .* is not within 0\.05 of 2\.0000"):
-        first_loss("outside", hf=str(hf), initial_loss=2.0)
+        first_loss("outside", gate(hf, initial_loss=2.0, initial_loss_band=0.05))
 
 
 @pytest.mark.usefixtures("alone")
@@ -231,13 +207,11 @@ def test_the_gate_costs_the_same_for_every_batch(
 ) -> None:
     """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
     use_cpu()
-    from megatron_mathcpt.train.components import build
+    from megatron_mathcpt.train import components
     from megatron_mathcpt.train.loop import check_initial_loss
 
-    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_band": 1e-5}
-    inputs = resolve_inputs(
-        config_of(init=init, train={"train_tokens": 64 * size, "global_batch_size": size})
-    )
+    one_step = {"train_tokens": 64 * size, "global_batch_size": size}
+    inputs = resolve_inputs(config_of(init=gate(hf), train=one_step))
     read, signs, original = list[int](), list[int](), NumberedBlend.__getitem__
 
     def recorded(blend: NumberedBlend, index: int) -> dict[str, torch.Tensor]:
@@ -246,13 +220,15 @@ def test_the_gate_costs_the_same_for_every_batch(
 
     monkeypatch.setattr(NumberedBlend, "__getitem__", recorded)
     with parallel.joined(inputs.config.parallel, 0) as layout:
-        check_initial_loss(build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read)))
+        check_initial_loss(
+            components.build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read))
+        )
     assert read == [*range(8), *range(8)]
     assert signs == [8, *range(9, 17)]
 
 
 def test_fewer_samples_than_replicas_pass_the_gate(config_of: ConfigOf, hf: Path, tmp_path: Path) -> None:
     """One sample for two replicas: the second gets a masked one, which counts nowhere."""
-    init = {"scratch": False, "hf": str(hf), "initial_loss": "transformers", "initial_loss_samples": 1}
-    config = config_of(init=init | {"initial_loss_band": 1e-5}, train={"train_tokens": 256}, parallel=SHARDED)
-    assert len(losses_of(train_layouts({"two": config}, 2, tmp_path)["two"])) == 1
+    init = gate(hf, initial_loss_samples=1)
+    config = config_of(init=init, train={"train_tokens": 256}, parallel=SHARDED)
+    assert len(losses_of(train_all({"two": config}, 2, tmp_path)["two"])) == 1
