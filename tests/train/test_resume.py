@@ -24,6 +24,15 @@ TENSOR = {"tensor_model_parallel_size": 2}
 OTHERS = {"pipeline": SHARDED | {"pipeline_model_parallel_size": 2}, "data": SHARDED}
 
 
+def started(config: Path, out: Path, step: int) -> subprocess.Popen[bytes]:
+    """A run whose checkpoint after `step` is committed."""
+    process = subprocess.Popen(command(config, out))
+    while not folders.checkpoint_path(out, step).is_dir():
+        assert process.poll() is None
+        time.sleep(0.005)
+    return process
+
+
 def check_same_run(whole: Path, resumed: Path) -> None:
     """Each step once, with the bits of the undisturbed run, and equal final checkpoint files."""
     assert rows_of(resumed) == rows_of(whole)
@@ -41,10 +50,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     whole: Path, config_of: ConfigOf, tmp_path: Path, saves: dict[str, Any]
 ) -> None:
     config, out = config_of(checkpoint=saves), tmp_path / "run"
-    stopped = subprocess.Popen(command(config, out))
-    while not folders.checkpoint_path(out, 8).is_dir():
-        assert stopped.poll() is None
-        time.sleep(0.005)
+    stopped = started(config, out, 8)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(timeout=60) == EXIT_REQUEUE
     assert 8 < folders.step_of(folders.newest_checkpoint(out)) < 20
@@ -60,6 +66,20 @@ def test_a_finished_run_is_left_alone_without_torch(whole: Path, config_of: Conf
     assert "already trained" in done.stderr
     assert "| torch" not in done.stderr
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["launcher", "worker"])
+def test_a_killed_run_goes_on_with_the_same_bits(config_of: ConfigOf, tmp_path: Path, victim: str) -> None:
+    config, out = config_of(parallel=TENSOR), tmp_path / "killed"
+    train(config, tmp_path / "whole")
+    for step in (8, 16):
+        killed = started(config, out, step)
+        children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+        os.kill(killed.pid if victim == "launcher" else int(children[1]), signal.SIGKILL)
+        assert killed.wait(timeout=60) != 0
+    train(config, out)
+    check_same_run(tmp_path / "whole", out)
 
 
 @pytest.mark.slow
