@@ -127,7 +127,7 @@ def _read_unit(text: str) -> Unit | None:
     dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
     for index, part in enumerate(parts):
-        single = _read_power(part.strip("\\cdot").strip() if part.startswith("\\cdot") else part.strip())
+        single = _read_power(part.strip().removeprefix("\\cdot").strip())
         if single is None:
             return None
         sign = -1 if index else 1

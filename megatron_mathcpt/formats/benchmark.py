@@ -136,7 +136,7 @@ def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language
     """
     questions = {"".join(item.question.split()) for item in items}
     found: dict[Language, list[Problem]] = {}
-    for language in {item.lang for item in items}:
+    for language in dict.fromkeys(item.lang for item in items):
         file = path.with_name("fewshot.jsonl")
         if file.is_file():
             solved = (one for one in load_items(file).items if one.lang == language and one.solution)

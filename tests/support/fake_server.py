@@ -77,7 +77,8 @@ class Loopback:
             if self.key and said != f"Bearer {self.key}":
                 return web.json_response({"error": f"bad key {said}"}, status=401)
             asked = json.loads(raw)
-            prompt = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
+            in_chat = "chat" in request.path
+            prompt = asked["messages"][-1]["content"] if in_chat else asked["prompt"]
             identity = hashlib.sha256(raw).hexdigest()
             self.attempts[identity] += 1
             if self.delay_seconds:

@@ -18,13 +18,13 @@ SILENT = ("silence", "one byte a second")  # end in a time-out, short here; a bu
 BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello %d"}]}'
 
 
-def ask(*endpoints: str, count: int = 1, **changed: Any) -> list[Reply]:
+def ask(*endpoints: str, count: int = 1, body: bytes = BODY, **changed: Any) -> list[Reply]:
     """Ask `count` times at once."""
     server = Server(model="test-model", endpoints=endpoints, **(FAST | changed))
 
     async def run() -> list[Reply]:
         async with Client("s", server) as client:
-            return list(await asyncio.gather(*(client.send(BODY % n) for n in range(count))))
+            return list(await asyncio.gather(*(client.send(body % n) for n in range(count))))
 
     return asyncio.run(run())
 
@@ -40,6 +40,13 @@ def test_what_passes_is_tried_again(fault: str) -> None:
         (answer,) = ask(server.url, **short)
     assert (answer.text, answer.error) == ("HELLO 0", None)
     assert server.injected == {fault: 1}
+
+
+def test_a_base_model_completes_a_text() -> None:
+    body = b'{"model": "test-model", "prompt": "hello %d"}'
+    with Loopback(str.upper) as server:
+        (answer,) = ask(server.url, body=body, api="completions")
+    assert (answer.text, answer.error) == ("HELLO 0", None)
 
 
 @pytest.mark.parametrize(("fault", "error"), LASTING.items())
