@@ -76,6 +76,19 @@ def test_imports_go_down_only(path: Path) -> None:
             assert part == "parallel", "only parallel.py touches Megatron's global state"
 
 
+def test_what_tests_and_benchmarks_import_of_the_package_is_there() -> None:
+    """No test runs most benchmarks, and mypy reads the package alone."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("megatron_mathcpt"):
+                base = ROOT / str(node.module).replace(".", "/")
+                file = base.with_suffix(".py")
+                file = file if file.is_file() else base / "__init__.py"
+                known = {*re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+                known |= {part.stem for part in base.glob("*")}
+                assert {name.name for name in node.names} <= known, f"{path}:{node.lineno}"
+
+
 def test_pickle_is_not_imported() -> None:
     tools = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tools").glob("*.py")]
     imported = {name for tree in [*TREES.values(), *tools] for name in imports_of(tree)}

@@ -84,13 +84,10 @@ def plain_seconds(path: Path, size: int) -> float:
 
 def train_and_save(state: Any) -> tuple[dict[str, Any], list[float]]:
     """What saves take, blocking and beside the steps, and the losses."""
-    from megatron_mathcpt.train.metrics import peak_memory_gib
-
-    host = torch.device("cpu")
     losses = [step(state).result for _ in range(2)]
-    found: dict[str, Any] = {"gpu_gib_training": gpu_peak(), "host_gib_before": peak_memory_gib(host)}
+    found: dict[str, Any] = {"gpu_gib_training": gpu_peak(), "host_gib_before": resident() / 2**30}
     found["save_seconds"] = save(state)
-    found |= {"gpu_gib_in_save": gpu_peak(), "host_gib_in_save": peak_memory_gib(host)}
+    found |= {"gpu_gib_in_save": gpu_peak(), "host_gib_in_save": resident() / 2**30}
     losses.append(step(state).result)
     found["async_seconds_before_the_next_step"] = save(state, beside=True)
     beside = []
