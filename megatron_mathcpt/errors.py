@@ -1,7 +1,7 @@
-"""What a user can get wrong, as exceptions whose message is the whole story.
+"""What a user can get wrong, as exceptions with a self-contained message.
 
 A message names the file, line or field, what was found, and what to do. `run_command` prints it as one
-line and ends with the documented status; anything else is our bug and keeps its traceback.
+line and exits with the documented status; any other exception is our bug and keeps its traceback.
 """
 
 import sys
@@ -24,7 +24,7 @@ class ConfigError(MathCptError):
 
 
 class DeviceError(MathCptError):
-    """A process has not the GPU that it is expected to work on."""
+    """A process lacks the GPU that it is expected to use."""
 
 
 class DataError(MathCptError):
@@ -36,34 +36,34 @@ class ManifestError(MathCptError):
 
 
 class CheckpointError(MathCptError):
-    """A checkpoint is missing, damaged, or of another model."""
+    """A checkpoint is missing, damaged, or for another model."""
 
 
 class TrainingDiverged(MathCptError):
-    """Loss or gradient norm left the finite numbers."""
+    """Loss or gradient norm is no longer finite."""
 
 
 class EvaluationError(MathCptError):
-    """A benchmark, task or model cannot be evaluated as asked."""
+    """A benchmark, task or model cannot be evaluated as requested."""
 
 
 class ServerError(MathCptError):
-    """A language-model server answered in a way that no retry mends."""
+    """A language-model server failed in a way that no retry fixes."""
 
 
 def one_line(text: str) -> str:
-    """`text` with every run of white space, line breaks too, as one space."""
+    """`text` with every run of white space, line breaks included, as one space."""
     return " ".join(text.split())
 
 
 def first_error(error: "ValidationError") -> tuple[str, str]:
-    """The path of the first field that pydantic refused ("" for the whole), and why."""
+    """Path of the first field that pydantic rejected ("" for the whole), and why."""
     first = error.errors(include_url=False)[0]
     return ".".join(map(str, first["loc"])), first["msg"]
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run `command`; a `MathCptError` becomes one line on stderr and exit status 2."""
+    """Run `command`; on a `MathCptError` print one line on stderr and exit with status 2."""
     try:
         command()
     except MathCptError as error:
@@ -72,5 +72,4 @@ def run_command(command: Callable[[], object]) -> None:
 
 
 def print_error(error: MathCptError) -> None:
-    """Write the error's one line to stderr."""
     sys.stderr.write(f"error: {one_line(str(error))}\n")

@@ -1,6 +1,6 @@
-"""Messages on stderr with a time stamp, and how a message says how far a piece of work is.
+"""Log messages on stderr with a time stamp, and how they express progress.
 
-Nothing in the package prints; a verb's result goes to stdout through `rich` in `commands/` alone.
+Nothing in the package prints; only `commands/` writes results to stdout, through `rich`.
 """
 
 import logging
@@ -9,25 +9,26 @@ import sys
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger `megatron_mathcpt.<name>`, with one handler on stderr set up at first use."""
+    """The logger `megatron_mathcpt.<name>`; the first call attaches one handler on stderr to the parent."""
     root = logging.getLogger("megatron_mathcpt")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
-        root.propagate = False
+        root.propagate = False  # libraries configure Python's root logger: each line would appear twice
     return root.getChild(name.removeprefix("megatron_mathcpt."))
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of its job, which alone writes what all came to."""
+    """Whether this is rank 0 of its job, which alone writes results."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def progress(done: float, total: float, unit: str, before: float = 0, seconds: float = 0) -> str:
-    """`45 of 180 MB, 15.0 MB/s, 0:09 left`; the rate is that since `before` was done, `seconds` ago."""
+    """Format `45 of 180 MB, 15.0 MB/s, 0:09 left`; `before` was done when the `seconds` began."""
     text = f"{done:,.0f} of {total:,.0f} {unit}"
+    # What an earlier, interrupted process did must not count in the rate.
     if done <= before or not seconds:
         return text
     rate = (done - before) / seconds
@@ -35,7 +36,7 @@ def progress(done: float, total: float, unit: str, before: float = 0, seconds: f
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Format seconds as 1:02:03 or 2:03."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

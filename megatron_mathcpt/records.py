@@ -1,19 +1,19 @@
-"""The two kinds of record, and the one place where a problem becomes text.
+"""The two kinds of record, and the only place where a problem becomes text.
 
-A document is plain text (general and math corpora). A problem has question, solution and answer; the same
-problem is rendered as one CPT document, or as prompt and response for SFT and evaluation, so that
-"same data, other stage" holds token for token: `cpt_text(p) == prompt_text(p) + response_text(p)`.
+A document is plain text (general and math corpora). A problem has question, solution and answer; it is
+rendered as one CPT document, or as prompt and response for SFT and evaluation. Since
+`cpt_text(p) == prompt_text(p) + response_text(p)`, CPT and SFT on the same data see the same tokens.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+JsonObject = dict[str, Any]  # of any content
 Language = Literal["en", "zh"]
 Stage = Literal["primary", "middle", "high"]
 
-# Question, solution and answer markers; evaluation finds the answer by the last one (see answers/).
+# Markers of question, solution and answer; evaluation extracts the answer after the last one (see answers/).
 _PROMPT = {"en": "Question: {question}\nSolution:", "zh": "问题：{question}\n解答："}
 _RESPONSE = {"en": " {solution}\nThe answer is {answer}.", "zh": "{solution}\n答案是{answer}。"}
 
@@ -21,8 +21,8 @@ _RESPONSE = {"en": " {solution}\nThe answer is {answer}.", "zh": "{solution}\n�
 class Problem(BaseModel):
     """One problem-solving record.
 
-    `steps` counts reasoning steps, `stage` is the school stage, `source` names where the record comes
-    from; what a source does not know stays None. Other fields of the source are kept in `extra`.
+    `steps` counts reasoning steps, `stage` is the school stage, `source` names the record's origin; unknown
+    values are None. Other fields of the source are in `extra`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -34,14 +34,13 @@ class Problem(BaseModel):
     stage: Stage | None = None
     steps: int | None = Field(default=None, ge=0)
     source: str = ""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: JsonObject = Field(default_factory=dict)
 
 
-def problem_of_row(row: Mapping[str, Any]) -> Problem:
-    """The problem in a row that has our field names.
+def problem_of_row(row: JsonObject) -> Problem:
+    """The problem in a row with our field names; `lang` is accepted for `language`.
 
-    `lang` may stand for `language`; a field that is None is unknown; fields of other names are kept in
-    `extra`, beside those that the row has there. Raises pydantic's `ValidationError`.
+    Fields of other names are added to the row's `extra`. Raises pydantic's `ValidationError`.
     """
     known = {name: row[name] for name in Problem.model_fields if row.get(name) is not None}
     if row.get("lang") is not None:
@@ -52,12 +51,12 @@ def problem_of_row(row: Mapping[str, Any]) -> Problem:
 
 
 def prompt_text(question: str, language: str) -> str:
-    """What the model is given: the question and the marker of the solution."""
+    """The model's input: the question and the marker that begins the solution."""
     return _PROMPT[language].format(question=question)
 
 
 def response_text(solution: str, answer: str, language: str) -> str:
-    """What the model is to write: the solution and the final answer."""
+    """The model's target: the solution and the final answer."""
     return _RESPONSE[language].format(solution=solution, answer=answer)
 
 

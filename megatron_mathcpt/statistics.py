@@ -1,6 +1,6 @@
-"""Uncertainty of benchmark scores: intervals, exact paired tests, families of tests, k samples.
+"""Uncertainty of benchmark scores: intervals, exact paired tests, families of tests, k draws an item.
 
-Everything is closed-form or seeded; checked in the tests against scipy and by hand.
+Everything is closed-form, so that the package needs no scipy; the tests check against it and by hand.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two models on the same `n` items: `difference` is second − first in accuracy, with its interval."""
+    """Two models on the same `n` items; `difference` is second − first in accuracy, with its interval."""
 
     n: int
     only_first: int
@@ -47,14 +47,12 @@ def wilson_interval(correct: int, items: int, confidence: float = 0.95) -> tuple
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar test on the items that just one of two models answers.
-
-    Binomial with probability 1/2 in integers.
-    """
+    """Two-sided exact McNemar test on the items that exactly one of two models answers correctly."""
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
     smaller = min(only_first, only_second)
+    # Binomial with probability 1/2, in integers: exact for any number of items.
     tail = sum(math.comb(discordant, count) for count in range(smaller + 1))
     return min(1.0, 2 * tail / (1 << discordant))
 
@@ -62,13 +60,11 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 def compare_paired(first: Sequence[bool], second: Sequence[bool]) -> PairedComparison:
     """Compare 0/1 outcomes of two models on the same items, in the same order.
 
-    The interval, of 95 %, is Newcombe's hybrid score interval for paired proportions (Statistics in Medicine
-    17, 1998, method 10). Raises `ValueError` when the lengths differ or there is no item.
+    The 95 % interval is Newcombe's hybrid score interval for paired proportions (Statistics in Medicine 17,
+    1998, method 10). Raises `ValueError` when the lengths differ or there is no item.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(
-            f"paired outcomes of {len(first)} and {len(second)} items; need the same, at least 1"
-        )
+        raise ValueError(f"paired outcomes of {len(first)} and {len(second)} items: give equally many, >= 1")
     n, both = len(first), sum(bool(a and b) for a, b in zip(first, second, strict=True))
     only_first, only_second = (sum(map(bool, outcomes)) - both for outcomes in (first, second))
     low, high = _newcombe(both, only_first, only_second, n)
@@ -83,7 +79,7 @@ def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple
     margins = (both + only_first) * (both + only_second)
     margins *= (only_first + neither) * (only_second + neither)
     cross = both * neither - only_first * only_second
-    # The continuity correction of method 10 is for positive association alone.
+    # Method 10 applies the continuity correction only to positive association.
     corrected = max(0.0, cross - items / 2) if cross > 0 else cross
     phi = corrected / math.sqrt(margins) if margins else 0.0
     below = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
@@ -100,23 +96,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased probability that one of `k` samples is right: 1 − C(n−c, k) / C(n, k) (Chen 2021)."""
-    if not 0 < k <= samples or not 0 <= correct <= samples:
-        raise ValueError(
-            f"pass@{k} of {samples} samples, {correct} correct: need 0 < k <= samples >= correct"
-        )
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+def pass_at_k(draws: int, correct: int, k: int) -> float:
+    """Unbiased probability that one of `k` draws is right: 1 − C(n−c, k) / C(n, k) (Chen 2021)."""
+    if not 0 < k <= draws or not 0 <= correct <= draws:
+        raise ValueError(f"pass@{k} of {draws} draws, {correct} correct: need 0 < k <= draws >= correct")
+    return 1.0 - math.comb(draws - correct, k) / math.comb(draws, k)
 
 
 def score_samples(
     right: Sequence[Sequence[bool]], majority_right: Sequence[bool]
 ) -> dict[str, tuple[float, float]]:
-    """Scores of k answers for each item with their errors, clustered by item.
+    """Scores over k draws an item with their standard errors, clustered by item (NaN for one item).
 
-    `avg@k` is the mean accuracy, `pass@j` (j = 1, 2, 4, ..., k) the unbiased chance that one of j is right,
-    `maj@k` the share of items whose most frequent answer is. An item counts with its mean over the answers,
-    so that those never count as independent (Miller 2024, clusters of equal sizes); one item has error NaN.
+    `avg@k` is the mean accuracy, `pass@j` (j = 1, 2, 4, ..., k) the unbiased probability that one of j is
+    right, `maj@k` the share of items whose most frequent answer is right.
     """
     k, items = len(right[0]), len(right)
     scores = {f"avg@{k}": [sum(item) / k for item in right]}
@@ -124,6 +117,7 @@ def score_samples(
     for size in [*sizes, k]:
         scores[f"pass@{size}"] = [pass_at_k(k, sum(item), size) for item in right]
     scores[f"maj@{k}"] = [float(item) for item in majority_right]
+    # Over items, each with its mean over draws, which are not independent (Miller 2024, equal clusters).
     spread = {name: np.std(values, ddof=1) if items > 1 else math.nan for name, values in scores.items()}
     return {
         name: (float(np.mean(values)), float(spread[name] / math.sqrt(items)))
@@ -134,12 +128,12 @@ def score_samples(
 def minimum_detectable_difference(
     items: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float:
-    """Smallest true accuracy difference that a paired test on `items` finds with `power`.
+    """Smallest true accuracy difference that a paired test on `items` detects with `power`.
 
-    `discordant` is the share of items on which the models differ. Normal approximation: the solution d of
-    d·√n = z(1−α/2)·√ψ + z(power)·√(ψ − d²) with ψ the discordant share (Connor, Biometrics 43, 1987), of
-    the two of its square the larger, capped at ψ, the largest difference there can be.
+    `discordant` is the share ψ of items on which the models differ.
     """
+    # Normal approximation (Connor, Biometrics 43, 1987): the d that solves
+    # d·√n = z(1−α/2)·√ψ + z(power)·√(ψ − d²), the larger root of its square, at most ψ: d cannot exceed it.
     a, b = _normal_quantile(1 - alpha) * math.sqrt(discordant), NormalDist().inv_cdf(power)
     root, precision = math.sqrt(items), items + b * b
     if discordant * root <= a + b * math.sqrt(discordant - discordant**2):

@@ -96,7 +96,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"{SUBMIT} --out OUT/a%j", "cannot stand in an #SBATCH line"),
         ("show missing.yaml", "missing.yaml: cannot be read"),
         ("plan llama3-8c --gpus 8", "llama3-8c"),
-        ("convert to-hf OUT --out OUT/hf", "holds no complete checkpoint"),
+        ("convert to-hf OUT --out OUT/hf", "no complete checkpoint"),
         ("convert from-hf OUT --out OUT/checkpoint", "OUT"),
         ("evaluate --model OUT --out OUT/e", "no task: give --task NAME=FILE or --benchmarks DIR"),
         ("evaluate --model OUT --out OUT/e --task held", "--task held: expected NAME=FILE"),

@@ -27,7 +27,7 @@ from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.formats.files import EarlySync, write_atomically
+from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
 from megatron_mathcpt.model import weights as tensors
 
@@ -127,7 +127,7 @@ def _write_safetensors(
     start = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(start)
     with path.open("wb") as file, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
-        disk = EarlySync(file)
+        disk = BackgroundFsync(file)
         file.write(start)
         hashing = hasher.submit(digest.update, b"")
         coming = reader.submit(source.read, *keys[0])

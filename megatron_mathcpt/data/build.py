@@ -1,10 +1,9 @@
-"""A corpus build from raw sources to indexed datasets, how far it is, and who runs its tasks.
+"""A corpus build from raw sources to indexed datasets: its stages, its progress, and what runs its tasks.
 
-A build that was killed goes on with the shards that were not finished and ends with the same bytes, with any
-number of workers, here or on a cluster: a stage is a number of independent tasks that run in any order, in
-any process, on any node; what a task leaves depends on its input alone, and nothing has its final name before
-it is whole, so a task that was killed is simply run again. Tasks are run by datatrove's executors: one
-process, several, Ray, or arrays of Slurm jobs.
+A build stage is a number of independent tasks that may run in any order, in any process, on any node. What a
+task writes depends only on its input, and no file has its final name before it is complete. So a killed task
+is simply run again, and an interrupted build resumes with the missing tasks and ends with the same bytes, for
+any number of workers. Tasks are run by datatrove's executors: one process, several, Ray, or Slurm arrays.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
@@ -35,7 +34,7 @@ from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.decontaminate import benchmark_files
 from megatron_mathcpt.data.prepare import DONE, ShardWork, decide, prepare
-from megatron_mathcpt.data.publish import RESULTS, finish, install, publish
+from megatron_mathcpt.data.publish import RESULTS, finish, make_tokenizer, publish
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -44,20 +43,20 @@ from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomicall
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
 from megatron_mathcpt.log import get_logger, progress
 
-WORK = ".work"  # in the build's folder: shards' results between stages
+WORK = ".work"  # in the build's folder: results of shards between stages
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
-_FOLDERS = {"prepare": "prepared", "publish": "published"}  # where a stage with one task a shard leaves it
+_FOLDERS = {"prepare": "prepared", "publish": "published"}  # of `ShardWork`, by stages with a task a shard
 _LOG_SECONDS = 10
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-_MEGABYTES_A_WORKER = 64  # a process costs a second to start: not worth it for less
-_RAY_MEMORY_GB = 2  # asked for a task: reading and hashing a shard take less than one
-_MAX_ARRAY = 1000  # Slurm's own default of MaxArraySize is 1001
+_MEGABYTES_A_WORKER = 64  # a process takes a second to start, not worth it for less
+_RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
+_MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Build:
-    """One build: its config, its shards in keep order, what else it reads (with hashes), where it writes."""
+    """One build: its config, its shards in keep order, its other inputs (with hashes), its output folder."""
 
     config: Corpus
     works: tuple[ShardWork, ...]
@@ -67,28 +66,28 @@ class Build:
 
 @dataclass(frozen=True)
 class StageTasks:
-    """The independent tasks of one stage of a build, one a shard or one in all: a datatrove step."""
+    """The independent tasks of one build stage, one a shard or one in all, as a datatrove step."""
 
     name: str
     tasks: Sequence[Callable[[], None]] = field(repr=False)  # datatrove logs the step with every task
-    threads: int = 0  # of the tokenizer (0: free)
+    threads: int = 0  # of the tokenizer (0: its default)
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
-        """Do task `rank`."""
+        """Run task `rank`."""
         if self.threads:
             os.environ["RAYON_NUM_THREADS"] = str(self.threads)
         self.tasks[rank]()
 
 
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
-    """Build the corpus of `config` in the folder `out`, here or on a Ray cluster, and return its manifest.
+    """Build the corpus of `config` in the folder `out`, on this machine or with Ray; returns its manifest.
 
-    Raises `DataError` naming file and line for wrong input, before anything is called complete, and
-    `ManifestError` if `out` is complete for other inputs or another config.
+    Raises `DataError` naming file and line for wrong input, and `ManifestError` if `out` is complete for
+    other inputs or another config.
     """
     build = open_build(config, out)
     if not _is_built(build):
-        claim(build)
+        discard_stale_work(build)
 
         def run(stage: StageTasks) -> None:
             _log.info("%s", stage.name)
@@ -103,42 +102,46 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: 
 
 
 def run_stages(build: Build, run: Callable[[StageTasks], None]) -> None:
-    """The build from top to bottom; a stage begins when the one before has ended well."""
+    """The whole build in order; a stage begins when the one before has succeeded."""
     works, config, tokenizer = build.works, build.config, build.out / "tokenizer"
+    # Everything that needs one document only, in parallel: text is read and cut into words once.
     run(StageTasks("prepare", [partial(prepare, work, config) for work in works]))
+    # One task, as a copy may be in any shard; it reads hashes, no text.
     run(StageTasks("decide", [partial(decide, works, config)]))
-    run(StageTasks("tokenizer", [partial(install, works, config.tokenizer, tokenizer)]))
+    # After `decide`: a tokenizer is trained on kept documents. Before `publish`, which tokenizes them.
+    run(StageTasks("tokenizer", [partial(make_tokenizer, works, config.tokenizer, tokenizer)]))
     run(StageTasks("publish", [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]))
+    # Needs all shards; the manifest is its last file, so that a killed build is never taken for a corpus.
     run(StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)]))
 
 
 def submit_corpus(
     config: Corpus, out: Path, cluster: ClusterConfig, workers: int | None = None
 ) -> int | None:
-    """Have Slurm build the corpus; returns the id of the last job, or None if the corpus is complete.
+    """Submit the build to Slurm; returns the id of the last job, or None if the corpus is complete.
 
-    At most `workers` tasks of a stage run at once (None: no limit). Submitting again after a failure goes on
-    with the tasks that are missing. Raises `ConfigError` while the jobs of an earlier submission are in the
-    queue: two builds would write the same files.
+    At most `workers` tasks of a stage run at once (None: no limit). Submitting again after a failure resumes
+    with the missing tasks. Raises `ConfigError` while jobs of an earlier submission are in the queue.
     """
     build = open_build(config, out)
     if _is_built(build):
         return None
     submitted, queue = out / WORK / "slurm_job", ["squeue", "--noheader", "--format=%F"]
     job = submitted.read_text() if submitted.is_file() else ""
-    if job and job in subprocess.check_output(queue, text=True).split():
+    if (
+        job and job in subprocess.check_output(queue, text=True).split()
+    ):  # two builds would write the same files
         raise ConfigError(f"{out}: job {job} of an earlier submission is in the queue; wait, or scancel it")
-    claim(build)
-    last = None
+    discard_stale_work(build)
+    last: PipelineExecutor | None = None
 
     def run(stage: StageTasks) -> None:
         nonlocal last
-        options = {"job_name": f"{config.name}_{stage.name}", "workers": -1 if workers is None else workers}
-        last = _slurm_executor(stage, out, cluster, depends=last, **options)
+        last = _slurm_executor(stage, build, cluster, workers, depends=last)
 
     run_stages(build, run)
     assert last is not None
-    last.run()
+    last.run()  # submits those it depends on, too
     write_atomically(submitted, str(last.job_id).encode())
     return int(last.job_id)
 
@@ -162,11 +165,9 @@ def _is_built(build: Build) -> bool:
         return is_complete(build.out, KIND, inputs=dict(hashes) | build.inputs, config=config)
 
 
-def claim(build: Build) -> None:
-    """Keep the unfinished work of just these files and this config; remove any other.
-
-    Raw files are known by size and time here, as terabytes cannot be hashed at every start.
-    """
+def discard_stale_work(build: Build) -> None:
+    """Remove unfinished work, unless it is of exactly these files and this config."""
+    # Raw files are compared by size and time, as terabytes cannot be hashed at every start.
     files = [(str(file), file.stat()) for work in build.works for file in work.shard.files]
     known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     key = hash_json([known, build.inputs, build.config.model_dump(mode="json")]).encode()
@@ -180,7 +181,7 @@ def claim(build: Build) -> None:
 
 
 def describe_build(config: Corpus, out: Path) -> str:
-    """One line a stage that has a task for every shard: how much of it is done, here or on a cluster."""
+    """Progress of a build, wherever it runs: one line for each stage that has a task for every shard."""
     if (out / FILE_NAME).is_file():
         return f"{out}: complete"
     build = open_build(config, out)
@@ -188,16 +189,13 @@ def describe_build(config: Corpus, out: Path) -> str:
 
 
 def _finished(build: Build, stage: str) -> list[int]:
-    """Sizes of the shards that have the marker of `stage`."""
+    """Sizes of the shards that have finished `stage`."""
     folder = _FOLDERS.get(stage, stage)
     return [w.shard.bytes for w in build.works if (w.root / folder / w.shard.name / DONE).is_file()]
 
 
 def describe_progress(build: Build, finished: Sequence[int], before: int = 0, seconds: float = 0) -> str:
-    """`3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 0:09 left`, from the sizes of the finished shards.
-
-    The rate is that since there were `before` bytes, `seconds` ago.
-    """
+    """Format `3 of 12 shards, 45 of 180 MB, 15.0 MB/s, 0:09 left` from the sizes of the finished shards."""
     total = sum(work.shard.bytes for work in build.works)
     read = progress(sum(finished) / 1e6, total / 1e6, "MB", before / 1e6, seconds)
     return f"{len(finished):,} of {len(build.works):,} shards, {read}"
@@ -211,13 +209,14 @@ def default_workers(build: Build) -> int:
 
 
 def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
-    """Run the tasks of `stage` that are not finished, and log how far it is; one worker is this process."""
+    """Run the unfinished tasks of `stage` and log progress; a single worker is this process."""
     workers = min(workers, len(stage.tasks))
-    executor = LocalPipelineExecutor(**_parts(stage, build.out, threads=0 if workers == 1 else 1))
+    executor = LocalPipelineExecutor(**_executor_arguments(stage, build.out, 0 if workers == 1 else 1))
     with ExitStack() as stack:
         run: Callable[..., Iterable[object]] = map
         if workers > 1:
-            # Not forked: this process has threads. Not its own `run`, whose helpers outlive a killed parent.
+            # Not forked, as this process has threads; not the executor's `run`, whose helper processes
+            # outlive a killed parent.
             pool = stack.enter_context(get_context("spawn").Pool(workers, _start_worker))
             run = pool.imap_unordered
         datatrove_logger.disable("datatrove")
@@ -232,21 +231,20 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
 
 
 def _start_worker() -> None:
-    """Have this process killed when its parent ends: a killed build leaves nothing running (Linux)."""
     datatrove_logger.disable("datatrove")
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # the kernel kills this process when its parent dies, even by SIGKILL
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
-    """Run `stage` on the Ray cluster that `RAY_ADDRESS` names, or on one of this machine's own.
+    """Run `stage` on the Ray cluster of `RAY_ADDRESS`, or on a new one of this machine.
 
     At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed, and
-    `DataError` naming the logs where a task has failed.
+    `DataError` naming the logs of a failed task.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
-    parts = _parts(stage, out, threads=1)
+    parts = _executor_arguments(stage, out, threads=1)
     executor = RayPipelineExecutor(**parts, workers=workers, cpus_per_task=1, mem_per_cpu_gb=_RAY_MEMORY_GB)
     executor.run()
     if failed := executor.get_incomplete_ranks():  # it does not raise
@@ -254,23 +252,25 @@ def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
 
 
 def _slurm_executor(
-    stage: StageTasks, out: Path, cluster: ClusterConfig, depends: PipelineExecutor | None, **options: Any
+    stage: StageTasks,
+    build: Build,
+    cluster: ClusterConfig,
+    workers: int | None,
+    depends: PipelineExecutor | None,
 ) -> PipelineExecutor:
-    """The executor of `stage` as an array of jobs that starts when `depends` has ended well.
-
-    Raises `ConfigError` for a folder whose path datatrove would not bring through the job script.
-    """
-    resolved = str(out.resolve())
-    if shlex.quote(resolved) != resolved:
+    """The executor of `stage` as an array of jobs that starts when `depends` has succeeded."""
+    resolved = str(build.out.resolve())
+    if shlex.quote(resolved) != resolved:  # datatrove does not quote it in the job script
         raise ConfigError(f"--out {resolved}: must be without spaces and shell characters for Slurm jobs")
     task, box = cluster.single_task, cluster.container
     cpus = 1 if stage.name in _FOLDERS else task.cpus_per_task
-    parts = _parts(stage, out, threads=cpus)
+    parts = _executor_arguments(stage, build.out, threads=cpus)
     srun = {"container-image": box.image, "container-mounts": ",".join(box.mounts)} if box else {}
     account = {"account": cluster.account} if cluster.account else {}
     return SlurmPipelineExecutor(
         **parts,
-        **options,
+        job_name=f"{build.config.name}_{stage.name}",
+        workers=-1 if workers is None else workers,
         time=f"{cluster.time_limit_minutes}",
         partition=task.partition,
         qos=cluster.qos,
@@ -286,7 +286,7 @@ def _slurm_executor(
 
 
 def _environment(cluster: ClusterConfig) -> str:
-    """Shell lines that make `launch_pickled_pipeline` and this package found, with the site's variables."""
+    """Shell lines for `launch_pickled_pipeline` and this package to be found, with the site's variables."""
     python = Path(cluster.python)
     lines = [f". {shlex.quote(str(cluster.setup_script))}"] if cluster.setup_script else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
@@ -294,7 +294,12 @@ def _environment(cluster: ClusterConfig) -> str:
     return "\n".join([*lines, f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parents[2]))}"])
 
 
-def _parts(stage: StageTasks, out: Path, threads: int) -> dict[str, Any]:
-    """What every executor is told of a stage."""
+class _ExecutorArguments(TypedDict):
+    pipeline: list[StageTasks]
+    tasks: int
+    logging_dir: str
+
+
+def _executor_arguments(stage: StageTasks, out: Path, threads: int) -> _ExecutorArguments:
     folder = str(out.resolve() / LOGS / stage.name)
     return {"pipeline": [replace(stage, threads=threads)], "tasks": len(stage.tasks), "logging_dir": folder}

@@ -1,9 +1,9 @@
-"""The raw pools of the quickstart and the evaluation split, made from this machine or from own data.
+"""The quickstart's raw pools and held-out problems, made from this machine or from the user's data.
 
-From this machine come Python's documentation topics, docstrings of installed packages, which are parsed and
-never imported, and the school problems. Own data is `<pool>.jsonl[.gz]`: general and math_corpus with `id`,
-`text`, `source`; problem_solving with `question`, `solution`, `answer`, and where known `id`, `lang`,
-`stage`, `steps`, `source`; every other field is kept as it is under `extra`.
+This machine provides Python's documentation topics, docstrings of installed packages (parsed, never imported)
+and school problems from templates. The user's data is `<pool>.jsonl[.gz]`: general and math_corpus with `id`,
+`text`, `source`; problem_solving with `question`, `solution`, `answer`, and, if known, `id`, `lang`, `stage`,
+`steps`, `source`; other fields are kept in `extra`.
 """
 
 import ast
@@ -22,40 +22,39 @@ import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
-from megatron_mathcpt.data.sources import Row, require_rows
+from megatron_mathcpt.data.sources import require_rows
 from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
-from megatron_mathcpt.records import Language, Problem, problem_of_row
+from megatron_mathcpt.records import JsonObject, Language, Problem, problem_of_row
 
 KIND = "corpora"
 POOLS = ("general", "math_corpus", "problem_solving")
 PACKAGES = ("sympy", "mpmath")
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-_MAXIMUM_HELD_OUT = 0.2  # of own problems in one language, so that a small set still trains
+_MAXIMUM_HELD_OUT = 0.2  # of the user's problems in one language, so that a small set still trains
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
-_MINIMUM_CHARACTERS = 80  # shorter ones are remarks, not documents
+_MINIMUM_CHARACTERS = 80  # shorter docstrings are remarks, not documents
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def make_corpora(
     out: Path, data: Path | None = None, seed: int = 0, mix: ProblemMix | None = None
 ) -> Manifest:
-    """Write the pools and `evaluation/heldout_<language>.jsonl` under `out`; done before, do nothing.
+    """Write the pools and `evaluation/heldout_<language>.jsonl` to `out`, from `data` or from this machine.
 
-    Without `data` the pools come from this machine's Python and from the problem templates; with it, from
-    `data/<pool>.jsonl[.gz]`. Raises `DataError` naming file and line of a bad record, `ManifestError` if
-    `out` was made from other inputs.
+    Raises `DataError` naming file and line of a bad record, `ManifestError` if `out` was made from other
+    inputs.
     """
     mix = mix or ProblemMix()
-    files = {pool: _own_file(data, pool) for pool in POOLS} if data else {}
+    files = {pool: _find_pool(data, pool) for pool in POOLS} if data else {}
     inputs = {pool: hash_file(file) for pool, file in files.items()}
-    if data is None:  # what decides the text, apart from this package
+    if data is None:  # the versions that decide the text
         inputs = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     config = {"seed": seed, "mix": mix.model_dump(mode="json")}
     if is_complete(out, KIND, inputs=inputs, config=config):
         return load_manifest(out, KIND)
-    rows: dict[str, Iterable[Row]]
+    rows: dict[str, Iterable[JsonObject]]
     if data is None:
         rows = {"general": standard_library(), "math_corpus": chain.from_iterable(map(package, PACKAGES))}
         training = training_problems(mix, seed)
@@ -63,9 +62,9 @@ def make_corpora(
     else:
         if empty := [file for file in files.values() if not any(True for _ in numbered_lines(file))]:
             raise DataError(f"{empty[0]}: empty; put at least one JSON record in it")
-        own = {pool: require_rows(file) for pool, file in files.items()}
-        problems = list(starmap(_own_problem, own.pop("problem_solving")))
-        rows = {pool: starmap(_own_document, found) for pool, found in own.items()}
+        given = {pool: require_rows(file) for pool, file in files.items()}
+        problems = list(starmap(_import_problem, given.pop("problem_solving")))
+        rows = {pool: starmap(_import_document, found) for pool, found in given.items()}
         training, held_out = split_problems(problems, mix, seed)
     rows["problem_solving"] = (problem.model_dump(mode="json") for problem in training)
     for language, problems in held_out.items():
@@ -82,31 +81,30 @@ def make_corpora(
 def split_problems(
     problems: list[Problem], mix: ProblemMix, seed: int
 ) -> tuple[list[Problem], dict[Language, list[Problem]]]:
-    """Training problems, and those held out: `mix.evaluation_problems` a language, but at most a fifth of it.
-
-    A training problem whose question is the same but for case and spaces is left out.
-    """
+    """Training problems, and evaluation problems by language: `mix.evaluation_problems`, at most a fifth."""
 
     def bare(problem: Problem) -> str:
         return "".join(problem.question.casefold().split())
 
     held_out: dict[Language, list[Problem]] = {}
+    # By a hash of id and seed: independent of the file's order.
     ranked = sorted(problems, key=lambda problem: hashlib.sha256(f"{seed} {problem.id}".encode()).digest())
     for language in LANGUAGES:
-        own = [problem for problem in ranked if problem.language == language]
+        known = [problem for problem in ranked if problem.language == language]
         wanted = mix.evaluation_problems.get(language, 0)
-        held_out[language] = own[: min(wanted, int(len(own) * _MAXIMUM_HELD_OUT))]
+        held_out[language] = known[: min(wanted, int(len(known) * _MAXIMUM_HELD_OUT))]
     if not any(held_out.values()):
         raise DataError(
-            f"problem_solving: {len(problems)} problems are too few to hold any out for evaluation; "
-            f"bring at least {round(1 / _MAXIMUM_HELD_OUT)} of one language"
+            f"problem_solving: {len(problems)} problems are too few for evaluation problems; "
+            f"give at least {round(1 / _MAXIMUM_HELD_OUT)} of one language"
         )
-    kept_back = {bare(problem) for own in held_out.values() for problem in own}
-    return [problem for problem in problems if bare(problem) not in kept_back], held_out
+    # A problem may occur twice with another id: training must not see the question in any case or spacing.
+    questions = {bare(problem) for chosen in held_out.values() for problem in chosen}
+    return [problem for problem in problems if bare(problem) not in questions], held_out
 
 
-def evaluation_item(problem: Problem) -> Row:
-    """The problem in the schema of the benchmark files; `type` says how its answer is compared."""
+def evaluation_item(problem: Problem) -> JsonObject:
+    """The problem in the schema of benchmark files; `type` decides how its answer is compared."""
     return {
         "id": problem.id,
         "question": problem.question,
@@ -120,7 +118,7 @@ def evaluation_item(problem: Problem) -> Row:
 
 
 def answer_type(problem: Problem) -> str:
-    """`choice` for a letter among options of the question, `number`, or `latex` for anything else."""
+    """`choice` for the letter of an option of the question, `number`, or `latex` for anything else."""
     answer = problem.answer.strip()
     if len(answer) == 1 and f"\n{answer}. " in problem.question:
         return "choice"
@@ -128,23 +126,23 @@ def answer_type(problem: Problem) -> str:
     return "number" if numeric.isascii() and numeric.isdigit() else "latex"
 
 
-def _own_file(folder: Path, pool: str) -> Path:
+def _find_pool(folder: Path, pool: str) -> Path:
     for name in (f"{pool}.jsonl", f"{pool}.jsonl.gz"):
         if (folder / name).is_file():
             return folder / name
     raise DataError(f"{folder / pool}.jsonl: not found, nor with .gz; put one JSON record a line there")
 
 
-def _own_document(where: str, row: Row) -> Row:
+def _import_document(where: str, row: JsonObject) -> JsonObject:
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: record without text; give a non-empty string 'text' or drop the line")
+        raise DataError(f"{where}: record without text; give a non-empty string 'text' or remove the line")
     name = Path(where.rpartition(":")[0]).name
     return {"id": str(row.get("id", where)), "text": text, "source": str(row.get("source", name))}
 
 
-def _own_problem(where: str, row: Row) -> Problem:
-    # An unknown value is None in a field of ours; elsewhere it is kept.
+def _import_problem(where: str, row: JsonObject) -> Problem:
+    # None means unknown in our fields; in fields of the user it is a value.
     known = {key: value for key, value in row.items() if value is not None or key not in Problem.model_fields}
     try:
         return problem_of_row({"id": where, **known})
@@ -152,29 +150,29 @@ def _own_problem(where: str, row: Row) -> Problem:
         field, message = first_error(error)
         missing = field in ("question", "solution", "answer") and not row.get(field)
         wrong = f"record without {field}" if missing else f"field '{field}': {message}"
-        raise DataError(f"{where}: {wrong}; mend it or drop the line") from error
+        raise DataError(f"{where}: {wrong}; fix or remove the line") from error
 
 
-def standard_library() -> Iterator[Row]:
-    """Documentation topics, then docstrings of the standard library, in order of name."""
+def standard_library() -> Iterator[JsonObject]:
+    """Documentation topics, then docstrings of the standard library, sorted by name."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise DataError("Python's documentation topics: not found; install all of its library") from error
+        raise DataError("Python's documentation topics: not found; install its whole library") from error
     for name in sorted(topics):
         yield {"id": f"pydoc_data.topics:{name}", "text": topics[name].strip(), "source": "python topics"}
     yield from _docstrings(Path(sysconfig.get_path("stdlib")), "", "python standard library")
 
 
-def package(name: str) -> Iterator[Row]:
+def package(name: str) -> Iterator[JsonObject]:
     """Docstrings of an installed package; raises `DataError` if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise DataError(f"package '{name}': not installed; install it or give your own corpora")
+        raise DataError(f"package '{name}': not installed; install it or pass your own corpora")
     yield from _docstrings(Path(spec.origin).parent, name, name)
 
 
-def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[Row]:
+def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[JsonObject]:
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
         if _SKIPPED_FOLDERS.intersection(parts[:-1]):
@@ -183,7 +181,7 @@ def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[Row]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about escapes in other people's strings
                 tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # no Python of this version, as a code generator's
+        except (SyntaxError, ValueError):  # not Python of this version, such as a code generator's template
             continue
         documents = [("module", (ast.get_docstring(tree) or "").strip())]
         documents += [(n.name, "\n\n".join(_texts(n))) for n in tree.body if isinstance(n, _Documented)]
@@ -197,7 +195,7 @@ def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[Row]:
 
 
 def _texts(node: _Documented) -> Iterator[str]:
-    """Signature and docstring of `node`, then of each of its documented methods."""
+    """Signature and docstring of `node` and of its documented methods."""
     if text := ast.get_docstring(node):
         arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
         yield f"{node.name}{arguments}\n{text.strip()}"

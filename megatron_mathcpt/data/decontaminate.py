@@ -1,16 +1,21 @@
 """Find benchmark items inside training documents: in a build, and for the report on an evaluation's items.
 
-An item gives all its n-grams (words in English, characters in Chinese, punctuation left out). An item
-shorter than one n-gram gives a single n-gram of its own length; a very short one ("Compute 7!") would be
-found all over, so it counts only as a line of its own, with or without our question marker. An item that can
-be indexed in no way is an error, never a hole in the index.
+An item is indexed by all its n-grams (words in English, characters in Chinese, without punctuation). An item
+shorter than one n-gram is a single n-gram of its own length; a very short one ("Compute 7!") would match
+everywhere, so it matches only as a line of its own, with or without our question marker.
 """
+
+# Why `Decontaminate` defaults to 13 words and 30 characters: 13 is GPT-3's length (arXiv 2005.14165, app. C).
+# Of the 13,917 documents of the tests' corpora 13 and 30 find 49. 8 words find 203, mostly phrases ("the
+# least common multiple of two numbers is"), 10 words 81; 20 words lose a copy of a GSM8K item. 20 characters
+# add a problem that shares only a list of digits; 45 lose two true copies. The report on an evaluation uses
+# these defaults and the same index, so that both call the same texts contaminated.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -27,21 +32,21 @@ from megatron_mathcpt.data.words import (
     batches,
     cut_words,
     ngrams,
-    spans,
+    span_hashes,
 )
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.files import hash_file, list_files, read_json_lines, read_texts
 from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.records import prompt_text
+from megatron_mathcpt.records import JsonObject, prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
 
-_LINE = 0  # in the table of n-gram lengths: whole lines
-_TABLE_BITS = 20  # flags of a megabyte: within the processor's cache
+_LINE = 0  # as an n-gram length: whole lines
+_TABLE_BITS = 20  # a megabyte of flags fits the processor's cache
 _Found = tuple[int, int, int, int]  # item, its n-gram, first word, word after the last
 
 
 class BenchmarkQuestion(NamedTuple):
-    """One item's question and where it stands."""
+    """One item's question; `where` is its file and line."""
 
     benchmark: str
     id: str
@@ -51,7 +56,7 @@ class BenchmarkQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Hit:
-    """The strongest overlap of one document: which item, which text, and the share of the item's n-grams."""
+    """The largest overlap of one document: which item, which text, and the share of the item's n-grams."""
 
     benchmark: str
     item: str
@@ -60,8 +65,8 @@ class Hit:
     masked: bool
 
 
-class _Variant:
-    """Index over one form of the words: as they stand, or with numbers masked."""
+class _Index:
+    """All items' n-grams, of the words as written or with numbers masked."""
 
     def __init__(self, items: Sequence[BenchmarkQuestion], config: Decontaminate, masked: bool) -> None:
         self.masked = masked
@@ -70,12 +75,12 @@ class _Variant:
         self._longest_line = 0  # in words, of those that count as lines
         cut = [self._grams_of(item) for item in items]
         self.totals = np.array([len(hashes) if length else 1 for length, hashes, _ in cut])
-        # Only where an n-gram begins, told by its first words, is there more to see in a document. A table of
-        # bits refuses most places at once, the sorted hashes the rest.
+        # A document is searched only where the first words of an n-gram occur: a table of flags rejects most
+        # places at once, the sorted hashes the rest. Four times as fast as a pass for each n-gram length.
         self._heads = np.unique(np.concatenate([heads for *_, heads in cut]))
         self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
         self._maybe[self._heads & np.uint64(len(self._maybe) - 1)] = True
-        self._grams: dict[int, tuple[Hashes, Indices]] = {}  # by length: sorted, with the item of each
+        self._grams: dict[int, tuple[Hashes, Indices]] = {}  # by length: sorted, each with its item
         for length in sorted({length for length, *_ in cut}):
             parts = {number: hashes for number, (own, hashes, _) in enumerate(cut) if own == length}
             hashes = np.concatenate(list(parts.values()))
@@ -83,8 +88,8 @@ class _Variant:
             order = np.argsort(hashes, kind="stable")
             self._grams[length] = hashes[order], owners[order]
 
-    def form(self, words: Words) -> Words:
-        """`words` in this variant's form, without symbols."""
+    def normalize(self, words: Words) -> Words:
+        """`words` without symbols and, if masked, with each run of numbers as one."""
         words = words.select(words.kinds != SYMBOL)
         if not self.masked:
             return words
@@ -96,7 +101,7 @@ class _Variant:
         return masked.select(~repeated)
 
     def find(self, words: Words) -> list[_Found]:
-        """All n-grams of items in `words`, which have this variant's form."""
+        """All n-grams of items in normalized `words`."""
         found: list[_Found] = []
         hashes, begins = ngrams(words, self._head_words, self._maybe)
         nearest = np.minimum(np.searchsorted(self._heads, hashes), len(self._heads) - 1)
@@ -110,7 +115,7 @@ class _Variant:
             else:
                 first = begins[begins + length <= ends]
                 last = first + length
-            hashes = spans(words.hashes, first, last)
+            hashes = span_hashes(words.hashes, first, last)
             low, high = np.searchsorted(grams, hashes, "left"), np.searchsorted(grams, hashes, "right")
             found += [
                 (int(owners[gram]), gram, int(first[place]), int(last[place]))
@@ -120,8 +125,9 @@ class _Variant:
         return found
 
     def _grams_of(self, item: BenchmarkQuestion) -> tuple[int, Hashes, Hashes]:
-        """Length, hashes of all n-grams and of their first words; a line has none of those."""
-        words = self.form(cut_words([item.question]))
+        """Length, hashes of all n-grams, and hashes of their first words, which a line has not."""
+        words = self.normalize(cut_words([item.question]))
+        # An error, not a skipped item: a hole in the index would pass for a clean corpus.
         if not (count := len(words.hashes)):
             raise DataError(f"{item.where}: item '{item.id}' has no word to index; correct or remove it")
         chinese = (words.kinds == IDEOGRAPH).mean() > 0.3
@@ -130,57 +136,63 @@ class _Variant:
         if count >= short:
             length = min(count, length)
             hashes, first = ngrams(words, length)
-            return length, np.unique(hashes), spans(words.hashes, first, first + self._head_words)
+            return length, np.unique(hashes), span_hashes(words.hashes, first, first + self._head_words)
         line = " ".join(item.question.split())
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
-        lines = self.form(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
+        lines = self.normalize(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
         self._longest_line = max(self._longest_line, int(np.diff(lines.documents).max()))
-        return _LINE, spans(lines.hashes, lines.documents[:-1], lines.documents[1:]), np.empty(0, np.uint64)
+        return (
+            _LINE,
+            span_hashes(lines.hashes, lines.documents[:-1], lines.documents[1:]),
+            np.empty(0, np.uint64),
+        )
 
 
 class Contamination:
-    """Index of all benchmark items of a config, ready to search documents."""
+    """Search documents for the benchmark items of a config."""
 
     def __init__(self, config: Decontaminate) -> None:
         self.items = [item for path in config.benchmarks for item in load_items(path)]
         self._config = config
         masks = (False, True) if config.mask_numbers else (False,)
-        self._variants = [_Variant(self.items, config, masked) for masked in masks]
+        self._indexes = [_Index(self.items, config, masked) for masked in masks]
 
     def search(self, words: Words, problems: Flags) -> dict[int, Hit]:
-        """The hit of every contaminated document; `problems` marks those held to `problem_overlap`."""
+        """The hit of every contaminated document; `problem_overlap` applies to those marked in `problems`."""
         hits: dict[int, Hit] = {}
-        for variant in self._variants:
-            formed = variant.form(words)
-            found = variant.find(formed)
+        for index in self._indexes:
+            normalized = index.normalize(words)
+            found = index.find(normalized)
             by_pair: dict[tuple[int, int], list[_Found]] = {}
-            documents = np.searchsorted(formed.documents, [first for *_, first, _ in found], side="right") - 1
+            firsts = [first for *_, first, _ in found]
+            documents = np.searchsorted(normalized.documents, firsts, side="right") - 1
             for document, one in zip(documents.tolist(), found, strict=True):
                 by_pair.setdefault((document, one[0]), []).append(one)
             for (document, number), grams in sorted(by_pair.items()):
-                share = min(1.0, len({gram for _, gram, *_ in grams}) / int(variant.totals[number]))
+                share = min(1.0, len({gram for _, gram, *_ in grams}) / int(index.totals[number]))
+                # Any run is a copy in prose; two problems of one template share runs that are not.
                 needed = self._config.problem_overlap if problems[document] else 0.0
                 if share < needed or (document in hits and hits[document].share >= share):
                     continue
-                text = formed.text(*grams[0][2:])
+                text = normalized.text(*grams[0][2:])
                 benchmark, item, *_ = self.items[number]
-                hits[document] = Hit(benchmark, item, text, round(share, 3), variant.masked)
+                hits[document] = Hit(benchmark, item, text, round(share, 3), index.masked)
         return hits
 
     def shares(self, documents: Iterable[list[str]]) -> list[float]:
-        """For each item the share of its n-grams that stand in the documents, given in blocks."""
-        variant, seen = self._variants[0], set[tuple[int, int]]()
+        """For each item the share of its n-grams that occur in the documents, which come in blocks."""
+        index, seen = self._indexes[0], set[tuple[int, int]]()
         for block in documents:
             for texts in batches(block, list(map(len, block))):
-                seen.update(one[:2] for one in variant.find(variant.form(cut_words(texts))))
+                seen.update(one[:2] for one in index.find(index.normalize(cut_words(texts))))
         counts = np.bincount([item for item, _ in seen], minlength=len(self.items))
-        return list(np.minimum(1.0, counts / variant.totals).tolist())
+        return list(np.minimum(1.0, counts / index.totals).tolist())
 
 
 def load_items(path: str) -> list[BenchmarkQuestion]:
-    """Items of a benchmark file or folder; a benchmark is named by folder and file (`gsm8k/test`).
+    """Read a benchmark file or folder; a benchmark's name is its folder and file (`gsm8k/test`).
 
-    Raises `DataError` naming file and line for anything that is not an item with a question.
+    Raises `DataError` naming file and line for anything but an item with a question.
     """
     items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
@@ -196,17 +208,25 @@ def load_items(path: str) -> list[BenchmarkQuestion]:
 
 
 def benchmark_files(config: Decontaminate) -> list[Path]:
-    """All files the index is made from."""
     return [file for path in config.benchmarks for file in list_files(path, "benchmark")]
+
+
+class PartScore(TypedDict):
+    """Accuracy over a part of a task's items; None where the part has too few."""
+
+    n: int
+    correct: int
+    accuracy: float | None
+    stderr: float | None
 
 
 def overlap_report(
     evaluation: Path, tasks: dict[str, Path], documents: Sequence[Path], threshold: float
-) -> dict[str, Any]:
+) -> JsonObject:
     """Overlap of an evaluation folder's items with training documents, and its scores without those items.
 
-    `tasks` are the files of the tasks, `documents` JSON lines with a field `text`, or folders of them, as a
-    build's `documents/`; an item overlaps from a share `threshold` of its n-grams on. Raises
+    `tasks` maps tasks to their files; `documents` are JSON lines with a field `text`, or folders of them such
+    as a build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found. Raises
     `EvaluationError` when a task was scored on another file, `DataError` for documents that cannot be read.
     """
     manifest = load_manifest(evaluation, "evaluation")
@@ -218,22 +238,22 @@ def overlap_report(
     files = [file for path in documents for file in list_files(str(path), "documents")]
     blocks = (block for file in files for block in read_texts(file, "text"))
     shares = iter(zip(index.items, index.shares(blocks), strict=True))
-    found = {}
+    found: dict[str, JsonObject] = {}
     for task, path in tasks.items():
         own = {item.id: share for item, share in islice(shares, len(load_items(str(path))))}
         rows = read_json_lines(evaluation / f"samples_{task}.jsonl")
         overlap = {name: round(share, 4) for name, share in own.items() if share}
-        found[task] = scores_without(rows, own, threshold) | {"overlap": overlap}
-    lengths = {"words": rules.ngram_words, "characters": rules.ngram_characters}
-    return {"threshold": threshold, **lengths, "tasks": found}
+        found[task] = {**scores_without(rows, own, threshold), "overlap": overlap}
+    words, characters = rules.ngram_words, rules.ngram_characters
+    return {"threshold": threshold, "words": words, "characters": characters, "tasks": found}
 
 
 def scores_without(
-    rows: Sequence[dict[str, Any]], shares: dict[str, float], threshold: float
-) -> dict[str, Any]:
-    """Accuracy over all items, over those below `threshold` of overlap, and over the rest.
+    rows: Sequence[JsonObject], shares: dict[str, float], threshold: float
+) -> dict[str, PartScore]:
+    """Scores over all items, over those with less overlap than `threshold`, and over the rest.
 
-    `rows` are lines of `samples_<task>.jsonl`. Raises `EvaluationError` when an item has no overlap measured.
+    `rows` are lines of `samples_<task>.jsonl`. Raises `EvaluationError` for an item without a share.
     """
     if missing := [row["id"] for row in rows if row["id"] not in shares]:
         raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
@@ -242,7 +262,7 @@ def scores_without(
         "clean": [row for row in rows if shares[row["id"]] < threshold],
         "overlapping": [row for row in rows if shares[row["id"]] >= threshold],
     }
-    scores: dict[str, Any] = {}
+    scores: dict[str, PartScore] = {}
     for name, part in parts.items():
         n, correct = len(part), sum(row["correct"] for row in part)
         error = accuracy_standard_error(correct, n) if n > 1 else None

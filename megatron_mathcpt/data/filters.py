@@ -1,28 +1,19 @@
-"""Why a document is dropped: for each of many the first rule that it breaks, by name, with what was measured.
+"""Why a document is dropped: the first rule that it violates, by name, with what was measured.
 
-Selection: a problem record is judged by what its source says of it, or by counting; nothing is guessed, so
-one that does not say its school stage is left out under a name of its own.
+How to add a filter, that is, a drop reason:
+1. Add its threshold to `Filter` in config/corpus.py; with the default None finished corpora stay complete.
+2. Add a line to `TEXT_RULES` below: `above` or `below` with the reason, what is measured and the threshold.
+3. Set the threshold in a corpus config. Counts, `dropped/<pool>.jsonl`, the report and `inspect dropped`
+   pick up the reason by its name; tests/data/test_filters.py adds one in exactly these steps.
 
-Texts: bad characters are replacement and private-use characters, left by broken decoding. Of repeated lines
-(duplicate line character fraction of Gopher, arXiv 2112.11446, table A1) characters and not lines are
-counted, as a textbook repeats short lines such as "Solution:".
-
-Pages, if asked for: Gopher's rules on quality (section A.1.1) and repetition (table A1), on words between
-spaces. A mostly Chinese text has none: its characters count for `min_words` and `max_words`, and the rules on
-word length, symbols, letters and stop words do not judge it. As in the paper, duplicate n-grams are all
-characters in them, none counted twice; datatrove, which goes on after each one it finds, counts fewer. Ours:
-an n-gram that stands once is no repetition, however much of a short text it is.
-
-Language, if asked for: Chinese by its script, others by py3langid, which ships its model. Mathematics says
-nothing of it, so formulas, LaTeX commands, numbers and single letters are taken out of the text's beginning;
-what then has few letters left is of unknown language and stays.
+`select_drop` judges problem records by what their source states; `find_drops` judges texts.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,45 +23,61 @@ from megatron_mathcpt.data.words import (
     Indices,
     Words,
     batches,
-    compiled,
     count_words,
     cut_at_spaces,
+    jit,
     ngrams,
 )
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Problem
 
-# The end of a sentence; a full stop within a number ends nothing.
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")
-_BAD = re.compile("[\ufffd\ue000-\uf8ff]")
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+
+StepRule = Literal["field", "lines", "sentences"]
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")  # a full stop inside a number ends nothing
+_BAD = re.compile("[\ufffd\ue000-\uf8ff]")  # replacement and private-use characters, left by broken decoding
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Gopher's
-_READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, for the language
+_READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, that decide its language
 _FORMULA = re.compile(r"\$\$?[^$]*\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
 _NO_LETTERS = re.compile(r"[\W\d_]+")
 _SINGLE = re.compile(r"(?<!\S)[A-Za-z](?: [A-Za-z])*(?!\S)")
-# Languages that a text in old characters may be taken for.
+# The identifier takes Chinese text with rare characters for one of these.
 _CHINESE = frozenset(("yue", "wuu", "lzh", "nan", "hak", "gan"))
 _HAN, _KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile("[\u3041-\u30ff]")
 
 
 class Drop(NamedTuple):
-    """A named reason; `measured` and `limit` are None where the reason says all."""
+    """A named reason; `measured` and `limit` are None where the reason says it all."""
 
     reason: str
     measured: float | None = None
     limit: float | None = None
 
 
-def _above(reason: str, measured: float, limit: float | None) -> Drop | None:
+def above(reason: str, measured: float, limit: float | None) -> Drop | None:
+    """A drop if `measured` exceeds `limit`; None turns the rule off."""
     return Drop(reason, measured, limit) if limit is not None and measured > limit else None
 
 
-def _below(reason: str, measured: float, limit: float | None) -> Drop | None:
+def below(reason: str, measured: float, limit: float | None) -> Drop | None:
+    """A drop if `measured` is less than `limit`; None turns the rule off."""
     return Drop(reason, measured, limit) if limit is not None and measured < limit else None
 
 
+# Rules on a whole text, cheap ones first; the first violated one names the drop.
+TEXT_RULES: list[Callable[[str, Filter], Drop | None]] = [
+    lambda text, rules: Drop("empty") if not text or text.isspace() else None,
+    lambda text, rules: below("too_short", len(text), rules.min_characters),
+    lambda text, rules: above("too_long", len(text), rules.max_characters),
+    lambda text, rules: above("bad_characters", _bad_share(text), rules.max_bad_character_share),
+    lambda text, rules: above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share),
+]
+
+
 def select_drop(problem: Problem, select: Select) -> Drop | None:
-    """Why `problem` is not taken; None if it is."""
+    """Why `problem` is not selected; None if it is."""
+    # Nothing is guessed: a record that does not state its school stage or steps has a reason of its own.
     if select.stage is not None and problem.stage != select.stage:
         return Drop("stage_unknown" if problem.stage is None else "other_stage")
     if select.step_rule is not None:
@@ -80,14 +87,14 @@ def select_drop(problem: Problem, select: Select) -> Drop | None:
         if not (select.min_steps or 0) <= steps <= (select.max_steps or steps):
             return Drop("other_steps")
     if select.share is not None:
-        # In [0, 1) and of the record's id only, so that a share is the same in every build.
+        # In [0, 1) and from the record's id alone, so that a share is the same in every build.
         position = int.from_bytes(hashlib.sha256(problem.id.encode()).digest()[:8]) / 2**64
         return Drop("not_in_share") if position >= select.share else None
     return None
 
 
-def count_steps(problem: Problem, rule: Literal["field", "lines", "sentences"]) -> int | None:
-    """Reasoning steps: the record's own number (None: it has none), or lines or sentences of the solution."""
+def count_steps(problem: Problem, rule: StepRule) -> int | None:
+    """Reasoning steps: the record's own number (None if unknown), or lines or sentences of the solution."""
     if rule == "field":
         return problem.steps
     if rule == "lines":
@@ -96,8 +103,9 @@ def count_steps(problem: Problem, rule: Literal["field", "lines", "sentences"]) 
 
 
 def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
-    """For each of `texts` the first rule that it breaks."""
-    drops = [_text_drop(text, rules) for text in texts]
+    """For each of `texts` the first rule that it violates."""
+    drops = [next(filter(None, (rule(text, rules) for rule in TEXT_RULES)), None) for text in texts]
+    # Words are cut for many texts at once, and only for those that passed the cheap rules.
     rest = [number for number, drop in enumerate(drops) if drop is None]
     if rules.quality or rules.repetition:
         for numbers in batches(rest, [len(texts[number]) for number in rest]):
@@ -107,7 +115,7 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
                 counts = zip(part, count_words(words).tolist(), strict=True)
                 found.append([_quality_drop(text, count, rule) for text, count in counts])
             if rules.repetition:
-                found.append(_copy_drops(part, words, rules.repetition))
+                found.append(_repetition_drops(part, words, rules.repetition))
             for number, *broken in zip(numbers, *found, strict=True):
                 drops[number] = next(filter(None, broken), None)
     if rules.languages:
@@ -116,26 +124,16 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     return drops
 
 
-def _text_drop(text: str, rules: Filter) -> Drop | None:
-    if not text or text.isspace():
-        return Drop("empty")
-    return (
-        _below("too_short", len(text), rules.min_characters)
-        or _above("too_long", len(text), rules.max_characters)
-        or _above("bad_characters", _bad_share(text), rules.max_bad_character_share)
-        or _above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share)
-    )
-
-
 def _bad_share(text: str) -> float:
-    # The bytes that begin all such characters in UTF-8 are looked for first, at ten times the speed.
+    # Searching first for the bytes that begin all such characters in UTF-8 is ten times as fast.
     if text.isascii() or not (b"\xee" in (data := text.encode()) or b"\xef" in data):
         return 0.0
     return len(_BAD.findall(text)) / len(text)
 
 
 def _duplicate_share(text: str) -> float:
-    """Share of the characters that stand in lines already seen."""
+    """Share of characters in lines that occurred before (Gopher, arXiv 2112.11446, table A1)."""
+    # Characters, not lines: a textbook repeats short lines such as "Solution:".
     lines = text.split("\n")
     unique = set(lines)
     if len(unique) == len(lines):
@@ -144,77 +142,83 @@ def _duplicate_share(text: str) -> float:
 
 
 def _quality_drop(text: str, counts: list[int], rules: Quality) -> Drop | None:
+    """Gopher's rules on quality (section A.1.1), on words between spaces."""
     words, plain, plain_characters, letters, characters, chinese_characters = counts
+    # Chinese has no spaces: its characters count as words for the size, and the rules on word length,
+    # symbols, letters and stop words do not apply.
     chinese = 2 * chinese_characters > characters
     size = chinese_characters if chinese else plain
-    drop = _below("few_words", size, rules.min_words) or _above("many_words", size, rules.max_words)
+    drop = below("few_words", size, rules.min_words) or above("many_words", size, rules.max_words)
     if not (drop or chinese):
         length = plain_characters / max(1, plain)
         symbols = max(text.count("#"), text.count("...") + text.count("…"))
         drop = (
-            _below("short_words", length, rules.min_mean_word_length)
-            or _above("long_words", length, rules.max_mean_word_length)
-            or _above("symbols", symbols / words, rules.max_symbols_per_word)
-            or _below("few_words_with_letters", letters / words, rules.min_words_with_letters)
-            or _below("few_stop_words", _stop_words(text, rules.min_stop_words or 0), rules.min_stop_words)
+            below("short_words", length, rules.min_mean_word_length)
+            or above("long_words", length, rules.max_mean_word_length)
+            or above("symbols", symbols / words, rules.max_symbols_per_word)
+            or below("few_words_with_letters", letters / words, rules.min_words_with_letters)
+            or below("few_stop_words", _stop_words(text, rules.min_stop_words or 0), rules.min_stop_words)
         )
     lines = text.splitlines()
-    # Almost any text shows by a look for the marks that its share cannot exceed the limit.
+    # For almost any text the number of marks alone shows that the share cannot exceed the limit.
     marked = lines if text.count("-") + text.count("•") > (rules.max_bullet_lines or 0) * len(lines) else []
     bullets = sum(line.lstrip().startswith(("•", "-")) for line in marked)
     dotted = lines if "..." in text or "…" in text else []
     ellipses = sum(line.rstrip().endswith(("...", "…")) for line in dotted)
     return (
         drop
-        or _above("bullet_lines", bullets / len(lines), rules.max_bullet_lines)
-        or _above("ellipsis_lines", ellipses / len(lines), rules.max_ellipsis_lines)
+        or above("bullet_lines", bullets / len(lines), rules.max_bullet_lines)
+        or above("ellipsis_lines", ellipses / len(lines), rules.max_ellipsis_lines)
     )
 
 
 def _stop_words(text: str, enough: int) -> int:
-    """How many of the words there are; English shows enough at once, only other text is cut into words."""
+    # English almost always shows enough between spaces; only other text is cut into words.
     shown = sum(f" {word} " in text for word in _STOP_WORDS)
     return shown if shown >= enough else len(_STOP_WORDS.intersection(text.split()))
 
 
-def _copy_drops(texts: list[str], words: Words, rules: Repetition) -> list[Drop | None]:
-    drops = [_copy_drop(text, rules) for text in texts]
+def _repetition_drops(texts: list[str], words: Words, rules: Repetition) -> list[Drop | None]:
+    """Gopher's rules on repetition (table A1): lines and paragraphs first, then n-grams of words."""
+    drops = [_repeated_lines_drop(text, rules) for text in texts]
     limits = [(f"top_{n}_gram", n, 0, limit) for n, limit in rules.top_ngrams.items()]
     limits += [(f"duplicate_{n}_grams", n, 1, limit) for n, limit in rules.duplicate_ngrams.items()]
     for reason, n, which, limit in limits:
         for number, found in enumerate(repeated_ngrams(words, n)[which].tolist()):
-            drops[number] = drops[number] or _above(reason, found / len(texts[number]), limit)
+            drops[number] = drops[number] or above(reason, found / len(texts[number]), limit)
     return drops
 
 
-def _copy_drop(text: str, rules: Repetition) -> Drop | None:
+def _repeated_lines_drop(text: str, rules: Repetition) -> Drop | None:
     lines = [line for line in text.split("\n") if line] if rules.lines is not None else [text]
     paragraphs = re.split(r"\n{2,}", text) if "\n\n" in text else [text]
     unique = set(paragraphs)
     copied = sum(map(len, paragraphs)) - sum(map(len, unique))
     return (
-        _above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
-        or _above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
-        or _above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
+        above("repeated_line_count", 1 - len(set(lines)) / len(lines), rules.lines)
+        or above("repeated_paragraph_count", 1 - len(unique) / len(paragraphs), rules.paragraphs)
+        or above("repeated_paragraph_characters", copied / len(text), rules.paragraph_characters)
     )
 
 
 def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
     """Characters in repeated n-grams of `length` words, two counts for every text.
 
-    The first is of all occurrences of the most frequent n-gram, 0 where none stands twice; a space stands
-    between words, as in datatrove, and of equally frequent ones the longest counts. The second is of the
-    words in n-grams that stood in the text before, none counted twice.
+    First, in all occurrences of the most frequent n-gram, 0 if none occurs twice; with one space between
+    words, as in datatrove, and the longest of equally frequent ones. Second, in n-grams that occurred before,
+    each character once.
     """
+    # Datatrove's second count is lower, as it jumps over each n-gram that it finds; ours is the paper's. An
+    # n-gram that occurs once is no repetition, however much of a short text it is.
     return _repeated(*ngrams(words, length), words.documents, words.ends - words.starts, length)
 
 
-@compiled
+@jit
 def _repeated(
     grams: Hashes, firsts: Indices, documents: Indices, sizes: Indices, length: int
 ) -> tuple[Indices, Indices]:
     top, copied = np.zeros(len(documents) - 1, np.int64), np.zeros(len(documents) - 1, np.int64)
-    slots = np.empty(0, np.int64)  # of a hash table: the number of the n-gram that stands first
+    slots = np.empty(0, np.int64)  # a hash table: the number of the first n-gram with a hash
     counts = np.zeros(len(grams), np.int64)
     low = 0
     for document in range(len(top)):
@@ -222,7 +226,7 @@ def _repeated(
         while high < len(firsts) and firsts[high] < documents[document + 1]:
             high += 1
         room = 1
-        while room < 2 * (high - low):
+        while room < 2 * (high - low):  # at most half full, so that probing stays short
             room *= 2
         if room > len(slots):
             slots = np.empty(room, np.int64)
@@ -250,14 +254,14 @@ def _repeated(
 
 
 def language_drop(text: str, rules: Languages) -> Drop | None:
-    """A drop, with the language in its reason, if another language than those kept is that probable.
-
-    A text with one Chinese character in five, and no Japanese one, is Chinese.
-    """
+    """A drop with the language in its reason, if that is not to be kept and probable enough."""
+    # Formulas, LaTeX commands, numbers and single letters say nothing about the language; of a text with
+    # few other letters it is unknown, and the text stays.
     words = _NO_LETTERS.sub(" ", _FORMULA.sub(" ", text[:_READ]))
     letters = " ".join(_SINGLE.sub(" ", words).split())[:_JUDGED]
     if len(letters) - letters.count(" ") < rules.min_letters:
         return None
+    # By script where that decides: one Chinese character in five, and none of Japanese.
     language, probability = "zh", 1.0
     if 5 * len(_HAN.findall(letters)) < len(letters) or _KANA.search(letters):
         language, probability = _identifier().classify(letters)
@@ -268,7 +272,7 @@ def language_drop(text: str, rules: Languages) -> Drop | None:
 
 
 @lru_cache(maxsize=1)
-def _identifier() -> Any:
+def _identifier() -> "LanguageIdentifier":
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:

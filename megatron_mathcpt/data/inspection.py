@@ -1,7 +1,6 @@
-"""Looking into a finished corpus: documents, drops, lengths, the way of one record; on a terminal or a page.
+"""Inspect a finished corpus: documents, drops, lengths, the trace of a record; on a terminal or as a page.
 
-Nothing loads a corpus whole: places and indexes are mapped, JSON lines streamed or sought. Text of documents
-is shown, never obeyed.
+Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines streamed or sought.
 """
 
 import json
@@ -13,35 +12,40 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
 
-from megatron_mathcpt.data.filters import count_steps
+from megatron_mathcpt.data.filters import StepRule, count_steps
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.corpus_folder import (
-    SPLITS,
-    CorpusFolder,
-    Kept,
-    Selection,
-    corpus_counts,
-    open_corpus,
-)
+from megatron_mathcpt.formats import corpus_folder
+from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, corpus_counts
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.records import JsonObject, Problem
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
-_MOST_PROBLEMS = 20_000  # of a source, read to count their steps: evenly spaced ones of more
-_MOST_STEPS = 15  # a bar each; more steps share the last
+_MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced if there are more
+_MOST_STEPS = 15  # a bar each; the last includes all above
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
 _BAR_WIDTH = 40
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
-# Control characters and marks of direction would steer the terminal or turn the text around.
+# Escaped, as they could control the terminal or reverse the text: control characters, marks of direction.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-Row = dict[str, Any]
+
+
+class Distribution(TypedDict, total=False):
+    """Summary of many numbers: quantiles by name, and how many are in each labelled bar."""
+
+    source: str
+    unit: str
+    title: str
+    total: int
+    mean: float
+    quantiles: dict[str, int]
+    bars: list[tuple[str, int]]
 
 
 def find_documents(
@@ -49,7 +53,7 @@ def find_documents(
 ) -> Iterator[Kept]:
     """The first documents of `selections`, or the one with this number, or those with this id.
 
-    Raises `ConfigError` when both are given, when a number could mean several pools, and for an unknown id.
+    Raises `ConfigError` for both, for a number in several pools, and for an unknown id.
     """
     if number is not None:
         if record is not None:
@@ -65,33 +69,32 @@ def find_documents(
     named = [k for s, k in kept if s.source in (None, k.shard.source) and s.split in (None, k.split)]
     if not named:
         names = "; ".join(map(str, selections))
-        raise ConfigError(f"id '{record}': no kept document of {names}; 'trace' tells what became of it")
+        raise ConfigError(f"id '{record}': no kept document of {names}; 'trace' shows what became of it")
     return islice(named, limit)
 
 
-def trace(corpus: CorpusFolder, record: str) -> list[Kept | Row]:
-    """All records with this id, or, for `FILE:LINE`, made of that line or row of a raw file.
+def trace(corpus: CorpusFolder, record: str) -> list[Kept | JsonObject]:
+    """All records with this id, or from `FILE:LINE` of a raw file; for one not kept its drop or reject.
 
-    Of one that was not kept the row of its drop or reject. Raises `ConfigError` when there is none.
+    Raises `ConfigError` when there is none.
     """
     file, _, line = record.rpartition(":")
     shards = [shard for shard in corpus.shards if file in (shard.file, Path(shard.file).name)]
-    found: list[Kept | Row] = []
+    found: list[Kept | JsonObject] = []
     if shards and line.isdecimal():
         for shard in shards:
             kept = corpus.at(shard, int(line))
-            gone = (row for fate in ("dropped", "rejected") for row in _gone(corpus, fate, shard.name))
+            lost = (row for kind in ("dropped", "rejected") for row in _scan_lost(corpus, kind, shard.name))
             place = (shard.name, int(line))
-            found += [kept] if kept else [row for row in gone if (row["shard"], row["line"]) == place]
+            found += [kept] if kept else [row for row in lost if (row["shard"], row["line"]) == place]
     else:
         found += [kept for pool in corpus.pools for kept in _kept(corpus, pool, record)]
-        found += [row for row in _gone(corpus, "dropped", record) if row["id"] == record]
+        found += [row for row in _scan_lost(corpus, "dropped", record) if row["id"] == record]
     if not found:
         names = ", ".join(dict.fromkeys(Path(shard.file).name for shard in corpus.shards[:8]))
         raise ConfigError(
-            f"record '{record}': neither kept nor dropped in {corpus.root}; give the id of a record as its "
-            f"source has it, or FILE:LINE, with one of the {len(corpus.shards)} files ({names}); blank lines "
-            "are no records"
+            f"record '{record}': neither kept nor dropped in {corpus.root}; give the id of a record in its "
+            f"source, or FILE:LINE of a non-blank line in one of the {len(corpus.shards)} files ({names})"
         )
     return found
 
@@ -101,15 +104,16 @@ def _kept(corpus: CorpusFolder, pool: str, record: str) -> Iterator[Kept]:
     return corpus.documents(pool, (number for number, row in rows if row["id"] == record))
 
 
-def _gone(corpus: CorpusFolder, fate: str, text: str) -> Iterator[Row]:
-    """Dropped or rejected records with the string `text` (empty: all): `reason`, `file`, `line` and more."""
+def _scan_lost(corpus: CorpusFolder, kind: str, text: str) -> Iterator[JsonObject]:
+    """Records in the folder `kind`, "dropped" or "rejected", that contain the string `text` (empty: all)."""
     for pool in corpus.pools:
-        for _, row in _scan(corpus.root / fate / f"{pool}.jsonl", text):
-            yield row | {"fate": fate, "pool": pool}
+        for _, row in _scan(corpus.root / kind / f"{pool}.jsonl", text):
+            yield row | {"status": kind, "pool": pool}
 
 
-def _scan(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    """Number from 0 and content of each JSON line that holds the string `text`; others are not parsed."""
+def _scan(path: Path, text: str) -> Iterator[tuple[int, JsonObject]]:
+    """Number, from 0, and content of each JSON line that contains the string `text`."""
+    # Parsing is the cost: the bytes of the string are searched first.
     needle = json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass") if text else b""
     with path.open("rb") as file:
         for number, line in enumerate(file):
@@ -118,7 +122,7 @@ def _scan(path: Path, text: str) -> Iterator[tuple[int, Row]]:
 
 
 def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Counter[str]]:
-    """Records by source and reason; rejected ones, which are unreadable, are counted as `rejected`."""
+    """Records that were not kept, by source and reason; unreadable ones count as `rejected`."""
     return {
         name: +Counter({**row.dropped, "rejected": row.rejected})
         for name, row in corpus_counts(corpus.manifest).sources.items()
@@ -126,12 +130,12 @@ def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Co
     }
 
 
-def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> Row:
-    """`total`, `mean`, `quantiles` by name, and `bars`: how many there are in each `slot` of their value.
+def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> Distribution:
+    """Summarize `numbers`, with a bar for each `slot` of their values.
 
-    A quantile is the smallest value that at least its share of the numbers do not exceed. The memory depends
-    only on how many different numbers there are.
+    A quantile is the smallest value that at least its share of the numbers do not exceed.
     """
+    # Memory depends only on how many different numbers there are.
     found, heights = sorted(Counter(numbers).items()), Counter[int]()
     for value, count in found:
         heights[slot(value)] += count
@@ -146,21 +150,18 @@ def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable
 
 
 def token_lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[int]:
-    """Tokens of each selected document, the end-of-text token counted."""
+    """Tokens of each selected document, including the end-of-text token."""
     rest = {n: read_lengths(corpus.dataset(selection.pool, split))[0] for n, split in SPLITS.items()}
     for _, block, chosen in corpus.blocks(selection):
-        here = np.empty(len(block), np.int32)
+        found = np.empty(len(block), np.int32)
         for split in SPLITS:
             inside = block["split"] == split
-            here[inside], rest[split] = np.split(rest[split], [inside.sum()])
-        yield from here[chosen].tolist()
+            found[inside], rest[split] = np.split(rest[split], [inside.sum()])
+        yield from found[chosen].tolist()
 
 
-def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Row]:
-    """Of one source tokens a document, and steps a problem where they are known: what `describe` gives.
-
-    Steps are counted by the source's own rule if it has one, else they are its `field`.
-    """
+def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Distribution]:
+    """Tokens a document of one source, and steps a problem if they are known."""
 
     def between(bits: int) -> str:
         return f"{1 << bits >> 1:,}–{(1 << bits) - 1:,}" if bits > 1 else f"{bits}"
@@ -169,9 +170,9 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Row]:
     source = corpus.manifest.config["sources"][selection.source]
     if total := found["total"]:
         unit, title = "tokens a document", "tokens, with the end-of-text token"
-        yield {"source": selection.source, "unit": unit, "title": title, **found}
+        yield {**found, "source": str(selection.source), "unit": unit, "title": title}
     if source["kind"] == "problem":
-        rule: Any = (source["select"] or {}).get("step_rule") or "field"
+        rule: StepRule = (source["select"] or {}).get("step_rule") or "field"
         read = min(total, _MOST_PROBLEMS)
         rows = (one.row for one in corpus.choose(selection, (n * total // read for n in range(read))))
         problems = (Problem(id=row["id"], source=row["source"], **row["problem"]) for row in rows)
@@ -179,21 +180,22 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Row]:
         label = [*map(str, range(_MOST_STEPS)), f"{_MOST_STEPS}+"].__getitem__
         found = describe(known, lambda steps: min(steps, _MOST_STEPS), label)
         title = f"steps by '{rule}' of {read:,} problems, {read - found['total']:,} without"
-        yield {"source": selection.source, "unit": "steps a problem", "title": title, **found}
+        yield {**found, "source": str(selection.source), "unit": "steps a problem", "title": title}
 
 
 class Screen:
-    """Shows a corpus on a console that takes text as it is; `most` characters of a document (0: all)."""
+    """Show a corpus on the terminal, at most `most` characters of a document (0: all)."""
 
     def __init__(self, folder: Path, most: int = 0) -> None:
         width = None if sys.stdout.isatty() else _PIPED_WIDTH
+        # Without rich's markup: brackets in a document are text.
         self._console = Console(markup=False, emoji=False, highlight=False, width=width)
-        self._corpus, self._most = open_corpus(folder), most
+        self._corpus, self._most = corpus_folder.open_corpus(folder), most
 
     def documents(
         self, names: Sequence[str | None], number: int | None, record: str | None, limit: int
     ) -> None:
-        """Documents of a pool, source, split (None: all), each under a line that says where it stands."""
+        """Show documents of a pool, source, split (None: all), each with its place."""
         for one in find_documents(self._corpus, self._corpus.selections(*names), number, record, limit):
             tokens = len(read_document(self._corpus.dataset(one.pool, one.split), one.index)[1])
             where = f"{one.shard.file}:{one.line}  {one.split} {one.index}, {tokens:,} tokens"
@@ -202,7 +204,7 @@ class Screen:
             self._text(one.row["text"])
 
     def drops(self, reason: str | None, source: str | None, limit: int) -> None:
-        """Records by source and reason, then `limit` examples of each reason, or of `reason` only."""
+        """Count dropped records by source and reason, then show `limit` of each reason, or of `reason`."""
         corpus = self._corpus
         corpus.selections(None, source)
         counts, known = drop_counts(corpus, source), corpus_counts(corpus.manifest).sources
@@ -210,7 +212,7 @@ class Screen:
         if reason is not None and reason not in reasons:
             there = ", ".join(reasons) or "none"
             raise ConfigError(f"reason '{reason}': nothing was dropped for it; there is {there}")
-        table = Table("source", title="Records that did not stay")
+        table = Table("source", title="Records that were not kept")
         for heading in ("read", "kept", *reasons):
             table.add_column(heading, justify="right")
         for name, dropped in counts.items():
@@ -221,7 +223,7 @@ class Screen:
         for name in reasons if reason is None else [reason]:
             self._head(name)
             rejected = name == "rejected"
-            rows = _gone(corpus, "rejected", "") if rejected else _gone(corpus, "dropped", name)
+            rows = _scan_lost(corpus, "rejected", "") if rejected else _scan_lost(corpus, "dropped", name)
             fits = (row for row in rows if row["shard"] in shards and (rejected or row["reason"] == name))
             for row in islice(fits, limit):
                 self._say(f"{row['file']}:{row['line']}  {row.get('id', '')}", dim=True)
@@ -233,7 +235,6 @@ class Screen:
                     self._text(row["text"])
 
     def lengths(self, pool: str | None, source: str | None) -> None:
-        """Tokens a document and steps a problem of each source."""
         selections = self._corpus.by_source(pool, source)
         for row in chain.from_iterable(lengths(self._corpus, one) for one in selections):
             self._head(f"{row['source']}: {row['title']}")
@@ -247,7 +248,6 @@ class Screen:
                     self._say(f"{label:>{widest}}  {drawn:<{_BAR_WIDTH}}  {count:,}")
 
     def trace(self, record: str) -> None:
-        """The way of each record with this id or place, a line a station."""
         corpus = self._corpus
         for one in trace(corpus, record):
             if isinstance(one, Kept):
@@ -258,7 +258,7 @@ class Screen:
                     "id": one.row["id"],
                     "source": one.shard.source,
                     "raw": f"{one.shard.file}:{one.line}",
-                    "fate": "kept",
+                    "status": "kept",
                     "document": f"{corpus.root / 'documents' / one.pool}.jsonl, number {one.number}",
                     "dataset": f"{dataset}, document {one.index}",
                     "tokens": f"{first} up to, not including, {first + len(ids)}",
@@ -267,7 +267,7 @@ class Screen:
                 self._head(one["pool"])
                 way = {"id": one["id"]} if "id" in one else {}
                 way |= {"source": corpus.shard(one["shard"]).source, "raw": f"{one['file']}:{one['line']}"}
-                way |= {"fate": f"{one['fate']}: {one['reason']}", **_detail(corpus, one)}
+                way |= {"status": f"{one['status']}: {one['reason']}", **_detail(corpus, one)}
             for name, value in way.items():
                 self._say(f"{name:<11}{value}")
 
@@ -282,20 +282,20 @@ class Screen:
         self._console.rule(_visible(text), align="left")
 
 
-def _detail(corpus: CorpusFolder, gone: Row) -> Row:
-    """What a record was dropped for: the document that stays, the hit, or the limit."""
-    detail: Row = gone.get("detail") or {}
+def _detail(corpus: CorpusFolder, lost: JsonObject) -> JsonObject:
+    """Why a record was dropped: the document kept in its place, the benchmark hit, or the limit."""
+    detail: JsonObject = lost.get("detail") or {}
     if "kept" not in detail:
         return detail
-    return {"stays": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
+    return {"copy of": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
 
 
 def _visible(text: str) -> str:
     return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)  # as in \x1b
 
 
-def page_content(corpus: CorpusFolder) -> Row:
-    """Counts and distributions, bounded in size whatever the corpus: a mapping that a template can draw."""
+def page_content(corpus: CorpusFolder) -> JsonObject:
+    """Counts and distributions for the page's template, bounded in size whatever the corpus."""
     counts, dropped = corpus_counts(corpus.manifest), drop_counts(corpus)
     found = sorted(corpus.by_source(), key=lambda one: -counts.sources[str(one.source)].read)[:_MOST_SOURCES]
     return {

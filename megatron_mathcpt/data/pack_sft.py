@@ -1,17 +1,17 @@
-"""Problem records packed into SFT samples, once, into a folder that training reads; no torch.
+"""Pack problem records into SFT samples once, into a folder that training reads; needs no torch.
 
-A record is tokenised just as for continued pretraining (`cpt_text` and the end-of-sequence token), so the two
-stages see the same tokens; only the response counts in the loss. Records are never cut: a sample holds whole
-records one after the other, and attention stays within a record.
+A record is tokenized as for continued pretraining (`cpt_text` and the end-of-text token), so that both stages
+see the same tokens; only the response counts in the loss. Records are never cut: a sample contains whole
+records, and attention does not cross them.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from numpy.lib.format import open_memmap
 
@@ -22,10 +22,12 @@ from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.records import cpt_text, problem_of_row, prompt_text
 
+Ids = npt.NDArray[np.int32]
+
 
 @dataclass(frozen=True)
 class Example:
-    """One record: its token ids with the end-of-sequence token, and how many of them are prompt."""
+    """One record: its token ids with the end-of-text token, and how many of them are prompt."""
 
     id: str
     tokens: list[int]
@@ -33,13 +35,12 @@ class Example:
 
 
 def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool = True) -> Manifest:
-    """Pack the problem records of a corpus folder's pool into `out` (manifest kind "sft").
+    """Pack the training split of a pool of problem records into `out` (manifest kind "sft").
 
-    Files: tokens.npy, labels.npy (int32, `NOT_TRAINED` where the loss does not count) and documents.npy
-    (int32, number of the record within the sample), all [samples, seq_length]; records.jsonl, the ids of each
-    sample. Without `packed` each record has a sample of its own. Documents of the validation split are left
-    out, records longer than a sample are dropped and counted. Raises `DataError` if the pool holds no problem
-    records.
+    Writes tokens.npy, labels.npy (`NOT_TRAINED` where the loss does not count) and documents.npy (number of
+    the record in its sample), all int32 [samples, seq_length], and records.jsonl, the ids in each sample.
+    Without `packed` each record has a sample of its own. Longer records are dropped and counted. Raises
+    `DataError` if the pool has no problem records.
     """
     manifest = load_manifest(corpus, KIND)
     found = corpus_counts(manifest)
@@ -74,8 +75,9 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
 
 
 def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
-    """Problem records of a pool's training split, tokenised."""
+    """Tokenize the problem records of a pool's training split."""
     tokenizer = read_tokenizer(corpus / "tokenizer" / "tokenizer.json")
+    # The validation split is recognized by its tokens.
     held_out = {ids.tobytes() for ids in read_documents(corpus / "datasets" / pool / "validation")}
     for _, lines in read_lines(corpus / "documents" / f"{pool}.jsonl"):
         for row in map(orjson.loads, lines):
@@ -86,13 +88,13 @@ def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
             tokens = [*encoded.ids, eos_id]
             if np.array(tokens, np.int64).tobytes() in held_out:
                 continue
-            # A token that reaches over the border counts as prompt.
+            # A token across the border counts as prompt.
             border = len(prompt_text(problem.question, problem.language))
             yield Example(row["id"], tokens, sum(start < border for start, _ in encoded.offsets))
 
 
 def group(examples: Sequence[Example], seq_length: int, packed: bool) -> Iterator[list[Example]]:
-    """Whole records in order, as many to a sample as fit; a record of n tokens takes n - 1 positions."""
+    """Fill samples with whole records in order; a record of n tokens takes n - 1 positions."""
     sample: list[Example] = []
     free = seq_length
     for example in examples:
@@ -105,12 +107,10 @@ def group(examples: Sequence[Example], seq_length: int, packed: bool) -> Iterato
         yield sample
 
 
-def fill_sample(sample: Sequence[Example], tokens: Any, labels: Any, documents: Any) -> int:
-    """Write a sample's records into its rows of the three arrays; the number of trained tokens.
-
-    Position i of a record predicts its token i + 1, trained if that token is of the response. The rest of
-    the sample is a document of its own that is not trained.
-    """
+def fill_sample(sample: Sequence[Example], tokens: Ids, labels: Ids, documents: Ids) -> int:
+    """Write a sample's records into its rows of the three arrays; returns the number of trained tokens."""
+    # Position i of a record predicts its token i + 1, trained if that is part of the response. The rest of
+    # the sample is a document of its own without trained tokens.
     labels[:], documents[:] = NOT_TRAINED, len(sample)
     begin = 0
     for number, example in enumerate(sample):

@@ -1,4 +1,7 @@
-"""First stages: per shard, read, clean, filter and decontaminate; once for all, duplicates and validation."""
+"""First build stages: `prepare` reads, cleans, filters and decontaminates a shard; `decide` finds duplicates.
+
+`prepare` needs its shard alone, so that shards run in parallel; `decide` needs the hashes of all of them.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,69 +23,69 @@ from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_d
 from megatron_mathcpt.data.words import Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
-from megatron_mathcpt.formats.files import hash_file, write_atomically, write_whole
+from megatron_mathcpt.formats.files import atomic_writer, hash_file, write_atomically
+from megatron_mathcpt.records import JsonObject
 
-Row = dict[str, Any]
-DONE = "done.json"  # in a folder of a shard: the stage has finished it
+DONE = "done.json"  # in a shard's folder: its build stage is finished
+Array = npt.NDArray[Any]  # of any element type
 
 
 @dataclass(frozen=True)
 class ShardWork:
-    """One shard and the folders where a build's stages leave its results, each complete with `DONE`."""
+    """One shard and the folders for its results of each build stage, complete once they contain `DONE`."""
 
     shard: SourceShard
     root: Path
 
     @property
     def prepared(self) -> Path:
-        """Of `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
+        """By `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
         return self.root / "prepared" / self.shard.name
 
     @property
     def decided(self) -> Path:
-        """Of `decide`: for every kept document its decision, the one it copies, and its split key."""
+        """By `decide`: for every kept document its decision, the one it copies, and its split key."""
         return self.root / "decided" / self.shard.name
 
     @property
     def published(self) -> Path:
-        """Of `publish`: kept.jsonl, places, dropped.jsonl and the datasets of both splits."""
+        """By `publish`: kept.jsonl, places, dropped.jsonl and the datasets of both splits."""
         return self.root / "published" / self.shard.name
 
 
-def read_counts(folder: Path) -> Row:
-    """Counts that a stage left for a shard that it has finished."""
+def read_counts(folder: Path) -> JsonObject:
+    """Counts that a finished build stage wrote for a shard."""
     return orjson.loads((folder / DONE).read_bytes())  # type: ignore[no-any-return]
 
 
-def write_counts(folder: Path, counts: Row) -> None:
-    """Mark a shard's folder as finished."""
+def write_counts(folder: Path, counts: JsonObject) -> None:
+    """Write a shard's counts, which marks its folder as finished."""
     write_atomically(folder / DONE, orjson.dumps(counts))
 
 
-def save_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Save `array` whole or not at all."""
-    with write_whole(path) as file:
+def save_array(path: Path, array: Array) -> None:
+    with atomic_writer(path) as file:
         np.save(file, array, allow_pickle=False)
 
 
-def load_array(path: Path) -> npt.NDArray[Any]:
-    """An array of `save_array`, mapped from disk."""
+def load_array(path: Path) -> Array:
+    """Memory-map an array of `save_array`."""
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def prepare(work: ShardWork, config: Corpus) -> None:
-    """Read the raw file of a shard into `work.prepared`.
+    """Sort the records of a shard's raw file into `work.prepared`.
 
-    Raises `DataError` naming file and line when more records are unreadable than the source allows, and
-    naming the file when it holds no record at all.
+    Raises `DataError` naming file and line when more records are unreadable than the source allows, or the
+    file when it contains no record.
     """
     shard, folder = work.shard, work.prepared
     with ExitStack() as stack:
         names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
-        files = {name: stack.enter_context(write_whole(folder / f"{name}.jsonl")) for name in names}
+        files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
         sorter = _Sorter(config, shard, files)
         for block in read_documents(shard, config.sources[shard.source]):
-            sorter.take(block)
+            sorter.add(block)
         sorter.check_rejects(last=True)
     for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
@@ -96,7 +99,7 @@ def _load_contamination(config: str, hashes: tuple[str, ...]) -> Contamination:
 
 
 class _Sorter:
-    """Sorts the records of one shard into kept, dropped and rejected, with counts and hashes."""
+    """Sort the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
     def __init__(self, config: Corpus, shard: SourceShard, files: dict[str, BinaryIO]) -> None:
         self._config, self._shard, self._files = config, shard, files
@@ -108,20 +111,20 @@ class _Sorter:
         self._first_reject: Skipped | None = None
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
-        self.hits: list[Row] = []
-        self.arrays: dict[str, list[npt.NDArray[Any]]] = {
+        self.hits: list[JsonObject] = []
+        self.arrays: dict[str, list[Array]] = {
             name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes", "lines")
         }
         if rule := config.deduplicate:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
             self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
-    def take(self, block: list[Document | Skipped]) -> None:
-        """Sort one block of records."""
+    def add(self, block: list[Document | Skipped]) -> None:
         self.counts["read"] += len(block)
         good, documents = [], [record for record in block if isinstance(record, Document)]
         select, rules = self._source.select, self._source.filter or self._config.filter
         chosen = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
+        # Filters get all texts of the block at once; `drops` has their verdicts in the block's order again.
         rest = [document.text for document, drop in zip(documents, chosen, strict=True) if drop is None]
         found = iter(find_drops(rest, rules))
         drops = iter([drop or next(found) for drop in chosen])
@@ -141,9 +144,11 @@ class _Sorter:
                 self._write("rejected", {**self._where(record.line), "reason": record.reason})
         self.check_rejects()
         for batch in batches(good, [len(document.text) for document in good]):
-            self._take_batch(batch)
+            self._add_batch(batch)
 
-    def _take_batch(self, batch: Sequence[Document]) -> None:
+    def _add_batch(self, batch: Sequence[Document]) -> None:
+        # Words are cut once for decontamination and hashes. A contaminated document leaves before duplicates
+        # are looked for: it must not be the one of a group that is kept.
         words = cut_words([document.text for document in batch])
         problems = np.array([document.problem is not None for document in batch])
         hits = self._contamination.search(words, problems) if self._contamination else {}
@@ -158,8 +163,9 @@ class _Sorter:
                 self._write("kept", _row(document))
                 self._write("ids", document.id)
         self.counts["kept"] += int(clean.sum())
-        found: dict[str, npt.NDArray[Any]] = {
+        found: dict[str, Array] = {
             "whole": minhash.whole_hashes(words),
+            # Only problems have one: those with other numbers are never near duplicates.
             "numbers": minhash.number_hashes(words) * problems,
             "bytes": np.array([len(document.text.encode()) for document in batch], np.uint64),
             "lines": np.array([document.line for document in batch], np.uint64),
@@ -170,20 +176,20 @@ class _Sorter:
         for name, array in found.items():
             self.arrays[name].append(array[clean])
 
-    def _drop(self, reason: str, line: int, row: Row) -> None:
+    def _drop(self, reason: str, line: int, row: JsonObject) -> None:
         self.dropped[reason] += 1
         self._write("dropped", {"reason": reason, **self._where(line), **row})
 
-    def _where(self, line: int) -> Row:
+    def _where(self, line: int) -> JsonObject:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
 
-    def _write(self, name: str, row: Any) -> None:
-        """One JSON line; values that JSON does not know (dates and bytes of Parquet) become text."""
+    def _write(self, name: str, row: object) -> None:
+        # Values that JSON does not know, as dates and bytes of Parquet, become text.
         option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         self._files[name].write(orjson.dumps(row, default=str, option=option))
 
     def check_rejects(self, last: bool = False) -> None:
-        """Stop at the first reject when none is allowed, else at the end when there are too many."""
+        """Raise at the first reject if none is allowed, else at the end if there are too many."""
         reject, limit = self._first_reject, self._source.reject_limit
         read, rejected = self.counts["read"], self.counts["rejected"]
         if last and not read:
@@ -195,8 +201,8 @@ class _Sorter:
             )
 
 
-def _row(document: Document) -> Row:
-    row: Row = {"id": document.id, "source": document.source, "text": document.text}
+def _row(document: Document) -> JsonObject:
+    row: JsonObject = {"id": document.id, "source": document.source, "text": document.text}
     if document.problem is not None:
         row["problem"] = document.problem.model_dump(exclude={"id", "source"})
     return row
@@ -207,10 +213,9 @@ assert TRAIN == minhash.KEPT
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
-    """From what `prepare` left of all shards, leave every document's decision in `work.decided`.
+    """Write for every prepared document its decision, the document kept for it, and its split key.
 
-    Beside it the place in the corpus of the document that stays for it, and its split key. Raises `DataError`
-    when a pool has no document left.
+    Raises `DataError` when a pool has no document left.
     """
     parts = _mapped(works, "whole")
     whole, sizes = np.concatenate(parts), [len(part) for part in parts]
@@ -218,9 +223,10 @@ def decide(works: Sequence[ShardWork], config: Corpus) -> None:
     if rule := config.deduplicate:
         every, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
         bands = (np.concatenate([part[band] for part in every]) for band in range(rule.bands))
-        rows = partial(_take, _mapped(works, "signatures"))
+        rows = partial(_gather, _mapped(works, "signatures"))
         decisions, first = minhash.find_duplicates(whole, numbers, bands, rows, rule.threshold)
-    # A number in [0, 1) for each document that depends only on its words and the seed.
+    # In [0, 1), from a document's words and the seed alone: it keeps its split when sources are added or
+    # reordered.
     salt = mix(np.array([config.seed % (1 << 64)], np.uint64))
     keys = (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
     _split(decisions, keys, np.repeat([config.sources[w.shard.source].pool for w in works], sizes), config)
@@ -231,30 +237,30 @@ def decide(works: Sequence[ShardWork], config: Corpus) -> None:
 
 
 def pools_of(config: Corpus) -> list[str]:
-    """Pools of the build in order of their first source."""
+    """Pools in the order of their first source."""
     return list(dict.fromkeys(source.pool for source in config.sources.values()))
 
 
-def _mapped(works: Sequence[ShardWork], name: str) -> list[npt.NDArray[Any]]:
-    """An array of every shard, on disk."""
+def _mapped(works: Sequence[ShardWork], name: str) -> list[Array]:
     return [load_array(work.prepared / f"{name}.npy") for work in works]
 
 
-def _take(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.Signatures:
-    """The rows of `documents`, numbered over all of `parts`."""
+def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.Signatures:
+    """Rows of `documents`, numbered over all of `parts`."""
+    # From memory-mapped shards: 448 bytes a document would not fit in memory for a whole corpus.
     begins = np.cumsum([0, *map(len, parts)])
     where = np.searchsorted(begins, documents, side="right") - 1
     rows = np.empty((len(documents), parts[0].shape[1]), np.uint32)
     for number in np.unique(where):
-        here = where == number
-        rows[here] = parts[number][documents[here] - begins[number]]
+        inside = where == number
+        rows[inside] = parts[number][documents[inside] - begins[number]]
     return rows
 
 
 def _split(
     decisions: Decisions, keys: npt.NDArray[np.float64], pools: npt.NDArray[np.str_], config: Corpus
 ) -> None:
-    """Send documents to validation; a pool gets one at least, that with the smallest key."""
+    """Assign documents to validation; every pool gets at least the one with the smallest key."""
     for pool in pools_of(config):
         inside = np.flatnonzero((pools == pool) & (decisions == TRAIN))
         if not len(inside):

@@ -1,9 +1,9 @@
-"""Word problems made from templates: question, step-by-step solution and exact answer, English and Chinese.
+"""Word problems from templates: question, step-by-step solution and exact answer, in English and Chinese.
 
-problems.yaml says how a template's numbers are drawn, the steps that solve it, and its wordings. The steps
-are written into the solution and computed by one evaluator in exact fractions, so text and answer agree by
-construction. Whether an instance is for training or for evaluation is decided by a hash of template and
-numbers alone, so the two splits share no such pair in any language, wording or run.
+problems.yaml defines how a template's numbers are drawn, the steps that solve it, and its wordings. One
+evaluator computes the steps in exact fractions and writes them into the solution, so text and answer agree by
+construction. A hash of template and numbers alone decides between training and evaluation, so that the two
+share no such pair in any language, wording or run.
 """
 
 import ast
@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
@@ -25,12 +25,13 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Language, Problem, Stage
 
 TEMPLATES = Path(__file__).with_suffix(".yaml")
-_WORDS: dict[Language, tuple[str, ...]] = {  # what a wording may name beside numbers
+# What a wording may name in addition to numbers.
+_WORDS: dict[Language, tuple[str, ...]] = {
     "en": ("name", "other", "thing", "things"),
     "zh": ("name", "other", "thing", "unit"),
 }
-_PATIENCE = 1000  # draws without a new problem before a split counts as exhausted
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_MOST_DRAWS = 1000  # without a new problem before a split counts as exhausted
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction | float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -52,7 +53,7 @@ def _root(value: Fraction) -> Fraction:
 
 def _whole(value: Fraction) -> int:
     if value.denominator != 1:
-        raise ValueError(f"{value} is no whole number to draw from")
+        raise ValueError(f"{value} is not a whole number to draw from")
     return int(value)
 
 
@@ -61,21 +62,19 @@ _SQUARES: Functions = {"sqrt": _root}
 
 
 class ProblemMix(Section):
-    """Sizes and shares of the generated problems, for training as for evaluation.
+    """Sizes and shares of the generated problems, for training and for evaluation."""
 
-    The defaults suit what a model of two million parameters can learn from half a million tokens.
-    """
-
+    # Defaults that a model of two million parameters can learn from half a million tokens.
     train_problems: int = Field(default=30_000, ge=1)
     evaluation_problems: dict[Language, int] = Field(default={"en": 200, "zh": 100})
     chinese_share: float = Field(default=0.3, ge=0, le=1)
     step_shares: tuple[float, float, float] = (0.85, 0.1, 0.05)  # of one, two, and three or more steps
-    small_share: float = Field(default=0.95, ge=0, le=1)  # of those that a template leaves open
+    small_share: float = Field(default=0.95, ge=0, le=1)  # of the numbers without bounds of their own
     small_maximum: int = Field(default=6, ge=3, le=9)
-    held_out_share: float = Field(default=0.3, gt=0, lt=1)  # of all pairs of template and numbers
+    held_out_share: float = Field(default=0.3, gt=0, lt=1)  # for evaluation, of all (template, numbers)
 
 
-def _pairs(text: Any) -> list[tuple[str, str]]:
+def _pairs(text: object) -> list[tuple[str, str]]:
     """(name, expression) of each `name = expression` between semicolons."""
     pairs = [part.strip().partition(" = ")[::2] for part in str(text).split(";")]
     for name, expression in pairs:
@@ -89,15 +88,13 @@ _Lines = Annotated[list[str], BeforeValidator(lambda text: str(text).splitlines(
 
 
 class Kind(Section):
-    """What a template is about."""
-
     stage: Stage
     topic: str
-    weight: float = Field(default=1.0, gt=0)  # its chance among those with the same number of steps
+    weight: float = Field(default=1.0, gt=0)  # relative frequency among those with as many steps
 
 
 class Template(Section):
-    """One kind of problem: how to draw what is stated, the steps (the last one is the answer), the wordings.
+    """One kind of problem: numbers to draw, steps (the last one is the answer), and wordings.
 
     Braces in questions and leads name numbers, step results, or words.
     """
@@ -112,8 +109,8 @@ class Template(Section):
     def check(self) -> None:
         names = [name for name, _ in (*self.numbers, *self.steps)]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"the name '{twice[0]}' is taken")
-        try:
+            raise ValueError(f"the name '{twice[0]}' is used twice")
+        try:  # a draw with every wording, so that a broken template fails at load
             values = self.solve(numbers := self.draw(random.Random(0), None))[0]
             for language, words in _WORDS.items():
                 questions, leads = self.texts(language)
@@ -129,7 +126,7 @@ class Template(Section):
             raise ValueError(f"{unknown}{error}") from error
 
     def draw(self, chance: random.Random, small: int | None) -> Values:
-        """The numbers that the question states; those a template leaves open are 2 to `small`, if given."""
+        """Draw the numbers that the question states; those without bounds are 2 to `small`, if given."""
         draws: Functions = {
             **_SQUARES,
             "number": lambda: chance.randint(*((2, small) if small else (11, 60))),
@@ -140,6 +137,7 @@ class Template(Section):
         values: dict[str, Fraction] = {}
         for name, expression in self.numbers:
             values[name] = evaluate(expression, values, draws)
+        # An underscore marks a number that only helps to draw others.
         return {name: value for name, value in values.items() if not name.startswith("_")}
 
     def solve(self, numbers: Values) -> tuple[Values, list[str]]:
@@ -157,37 +155,33 @@ class Template(Section):
 
 
 class WordLists(Section):
-    """Names, and things with their plural (English) or their measure word (Chinese)."""
-
     names: list[str]
-    things: dict[str, str]
+    things: dict[str, str]  # with their plural (English) or their measure word (Chinese)
 
 
 class ProblemFile(Section):
-    """Templates by name, and the words that fill them."""
-
     words: dict[Language, WordLists]
     templates: dict[str, Template]
 
 
 @functools.cache
 def load_templates(path: Path = TEMPLATES) -> ProblemFile:
-    """The templates of a file; raises `ConfigError` naming the template that is wrong."""
+    """Load templates; raises `ConfigError` naming a template that is wrong."""
     return load_config(path, ProblemFile)
 
 
 def instance_key(name: str, numbers: Values) -> str:
-    """A template with its numbers, the same in every language and wording: what a split has to itself."""
+    """A template with its numbers, the same in every language and wording; no two splits share one."""
     return f"{name}({','.join(f'{number}={value}' for number, value in sorted(numbers.items()))})"
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether the instance belongs to evaluation, where about `share` of all go."""
+    """Whether the instance is for evaluation, as about `share` of all are."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 1000 < share * 1000
 
 
 def training_problems(mix: ProblemMix, seed: int) -> list[Problem]:
-    """`mix.train_problems` different problems in both languages, in drawing order."""
+    """`mix.train_problems` different problems in both languages, shuffled."""
     chance = random.Random(f"training {seed}")
     chinese = round(mix.train_problems * mix.chinese_share)
     sizes: dict[Language, int] = {"en": mix.train_problems - chinese, "zh": chinese}
@@ -197,7 +191,7 @@ def training_problems(mix: ProblemMix, seed: int) -> list[Problem]:
 
 
 def evaluation_problems(mix: ProblemMix, language: Language, seed: int) -> list[Problem]:
-    """Held-out problems of one language, none of whose (template, numbers) pairs training can hold."""
+    """Evaluation problems of one language; training never draws their (template, numbers) pairs."""
     chance = random.Random(f"evaluation {language} {seed}")
     return list(_take(mix, language, mix.evaluation_problems.get(language, 0), chance, held_out=True))
 
@@ -205,14 +199,14 @@ def evaluation_problems(mix: ProblemMix, language: Language, seed: int) -> list[
 def _take(
     mix: ProblemMix, language: Language, count: int, chance: random.Random, *, held_out: bool
 ) -> Iterator[Problem]:
-    """Problems that differ in the question, or, to be independent, in template or numbers for evaluation."""
+    """Draw different problems: by question, or for evaluation, to be independent, by template and numbers."""
     templates = load_templates().templates
     seen: set[str] = set()
     for number in range(count):
-        wanted = chance.choices((1, 2, 3), mix.step_shares)[0]  # 3 stands for more, too
+        wanted = chance.choices((1, 2, 3), mix.step_shares)[0]  # 3: three or more
         names = [name for name, template in templates.items() if min(len(template.steps), 3) == wanted]
         weights = [templates[name].kind.weight for name in names]
-        for _ in range(_PATIENCE):
+        for _ in range(_MOST_DRAWS):
             name = chance.choices(names, weights)[0]
             small = mix.small_maximum if chance.random() < mix.small_share else None
             numbers = templates[name].draw(chance, small)
@@ -225,15 +219,14 @@ def _take(
                 break
         else:
             raise ConfigError(
-                f"problem mix: no more than {number} different {language} problems found, {count} asked; "
-                "ask for fewer or lower small_share"
+                f"problem mix: only {number} different {language} problems found, {count} wanted; "
+                "reduce the number or small_share"
             )
         seen.add(identity)
         yield problem
 
 
 def _render(name: str, numbers: Values, language: Language, chance: random.Random, identity: str) -> Problem:
-    """The problem in words drawn by `chance`."""
     template, words = load_templates().templates[name], load_templates().words[language]
     values, equations = template.solve(numbers)
     drawn = (*chance.sample(words.names, 2), *chance.choice(list(words.things.items())))
@@ -257,7 +250,7 @@ def _render(name: str, numbers: Values, language: Language, chance: random.Rando
 def evaluate(expression: str, values: Values, draws: Functions = _SQUARES) -> Fraction:
     """The exact value of `expression`: arithmetic on the names in `values`, `sqrt` of squares, and `draws`.
 
-    Raises ValueError for any other construct and for a root that is not rational, KeyError for a name.
+    Raises `ValueError` for any other construct or an irrational root, `KeyError` for an unknown name.
     """
 
     def value(node: ast.expr) -> Fraction:
@@ -276,6 +269,6 @@ def evaluate(expression: str, values: Values, draws: Functions = _SQUARES) -> Fr
 
 
 def substitute(expression: str, values: Values) -> str:
-    """`expression` as it is written in a solution: with numbers, in brackets if negative or a fraction."""
+    """`expression` as written in a solution: with numbers, in brackets if negative or a fraction."""
     written = {n: f"{v}" if v >= 0 and v.denominator == 1 else f"({v})" for n, v in values.items()}
     return re.sub(r"[a-z]\w*", lambda name: written.get(name[0], name[0]), expression).replace("**", "^")

@@ -1,9 +1,8 @@
-"""The study's public sources: their rows in our field names, and fetching them from the Hugging Face hub.
+"""The study's public sources: their rows in our field names, and their download from the Hugging Face hub.
 
-Fields, ids, folders, licences and sizes are those of the sources' own pages (dataset cards, RedPajama's
-data_prep scripts); None is unknown. Not checked against a page: Lila's names on Hugging Face,
-AlgebraicStack's `meta.hexsha`, RedPajama's `arxiv_id`, StarCoder's control tokens. Which revision the study
-used is unknown, so a download takes the newest and notes which it was.
+Fields, ids, folders, licences and sizes are from the sources' own pages (dataset cards, RedPajama's data_prep
+scripts); None is unknown. Not verified by a page: Lila's names on Hugging Face, AlgebraicStack's
+`meta.hexsha`, RedPajama's `arxiv_id`, StarCoder's control tokens.
 """
 
 import json
@@ -12,32 +11,31 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, cast
 
 from pydantic import RootModel
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import hash_file, write_atomically
-
-Row = dict[str, Any]
+from megatron_mathcpt.records import JsonObject
 
 # StarCoder's files begin with control tokens of its training: `<reponame>a/b<filename>c.py<gh_stars>10`.
 _STARCODER_HEAD = re.compile(r"^(?:<(?:reponame|filename|gh_stars)>[^\n<]*)+\n?")
-NOTE = "download.json"  # in a fetched folder: what it holds
-_NOT_AN_ANSWER = frozenset({"", "proof", "notfound"})  # NuminaMath-1.5's words for "none"
+NOTE = "download.json"  # in a downloaded folder: its source, revision and files
+_NOT_AN_ANSWER = frozenset({"", "proof", "notfound"})  # NuminaMath-1.5's values for "none"
 
 
-def _by_meta(row: Row, *keys: str) -> Row:
+def _by_meta(row: JsonObject, *keys: str) -> JsonObject:
     """`text` and `meta`, an object or JSON as text, whose first of `keys` is the id."""
     meta = row.get("meta")
     with suppress(TypeError, ValueError, RecursionError):
-        meta = json.loads(meta)  # type: ignore[arg-type]
+        meta = json.loads(cast(str, meta))
     found = meta if isinstance(meta, dict) else {}
     return {"text": row.get("text"), "id": next((found[key] for key in keys if found.get(key)), None)}
 
 
-def _starcoder(row: Row) -> Row:
+def _starcoder(row: JsonObject) -> JsonObject:
     """`content`, `id`, `max_stars_repo_name`, `max_stars_repo_path`, `max_stars_count`."""
     text = row.get("content")
     name = "/".join(str(row[k]) for k in ("max_stars_repo_name", "max_stars_repo_path") if row.get(k))
@@ -45,16 +43,16 @@ def _starcoder(row: Row) -> Row:
     return {"text": text, "id": name or row.get("id")}
 
 
-def _infimm_webmath(row: Row) -> Row:
-    """`URL`, `text_list` and `image_list` side by side: where one has a value the other has null."""
+def _infimm_webmath(row: JsonObject) -> JsonObject:
+    """`URL`, and parallel lists `text_list` and `image_list`: where one has a value the other has null."""
     parts = row.get("text_list")
     if isinstance(parts, list):
         parts = "\n\n".join(part for part in parts if isinstance(part, str))
     return {"text": parts, "id": row.get("URL")}
 
 
-def _numinamath(row: Row) -> Row | str:
-    """1.5: `problem`, `solution`, `answer`, validity flags; CoT: no `answer`, it is the last boxed one."""
+def _numinamath(row: JsonObject) -> JsonObject | str:
+    """1.5: `problem`, `solution`, `answer`, validity flags; CoT has no `answer`, it is the last boxed one."""
     for flag in ("problem_is_valid", "solution_is_valid"):
         if row.get(flag, "Yes") != "Yes":
             return "invalid_at_source"
@@ -68,9 +66,9 @@ def _numinamath(row: Row) -> Row | str:
     return {**named, "source": row.get("source"), "extra": extra}
 
 
-def _lila(row: Row) -> Row | str:
+def _lila(row: JsonObject) -> JsonObject | str:
     """`input`, `output_program`, `output_answer`, `dataset`; in the original files `Input`, `Output Program`
-    and `Output Answer`, the last two as lists. The solution is the program, as nothing else explains it."""
+    and `Output Answer`, the last two as lists. The solution is the program: there is no other explanation."""
     program = _first(row.get("output_program", row.get("Output Program")))
     answer = _first(row.get("output_answer", row.get("Output Answer")))
     if not program:
@@ -81,9 +79,10 @@ def _lila(row: Row) -> Row | str:
     return {"question": question, "solution": program, "answer": answer, "source": row.get("dataset")}
 
 
-ADAPTERS: Mapping[str, Callable[[Row], Row | str]] = {
+# Each returns a row in our field names, or the reason to drop it.
+ADAPTERS: Mapping[str, Callable[[JsonObject], JsonObject | str]] = {
     "redpajama": lambda row: _by_meta(row, "arxiv_id", "url"),
-    "algebraic_stack": lambda row: _by_meta(row, "hexsha"),  # of what comes from The Stack
+    "algebraic_stack": lambda row: _by_meta(row, "hexsha"),  # for the part from The Stack
     "starcoder": _starcoder,
     "open_web_math": lambda row: {"text": row.get("text"), "id": row.get("url")},
     "infimm_webmath": _infimm_webmath,
@@ -103,7 +102,7 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _first(value: Any) -> Any:
+def _first(value: object) -> object:
     return (value[0] if value else None) if isinstance(value, list) else value
 
 
@@ -122,20 +121,25 @@ class PublicSource(Section):
 PUBLISHED = load_config(Path(__file__).with_suffix(".yaml"), RootModel[dict[str, PublicSource]]).root
 
 
+class FileNote(TypedDict):
+    bytes: int
+    sha256: str
+
+
 class Fetched(NamedTuple):
-    """What stands in a folder now: its files, and which of them were fetched by this call."""
+    """The content of a downloaded folder; `new` are the files that this call downloaded."""
 
     revision: str
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileNote]
     new: list[str]
 
 
 def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
-    """Fetch the source `name` of `PUBLISHED` to `out`, go on where a call was stopped, and check every file.
+    """Download the source `name` of `PUBLISHED` to `out`, or resume, and verify every file.
 
-    A folder that is complete is verified without network; files that are missing or damaged, which `report`
-    is told, are fetched again in the same revision. Raises `DataError` if `out` holds another source, the hub
-    cannot be reached or refuses, or a file's SHA-256 is not the one that the hub gives.
+    A complete folder is verified without network; missing or damaged files are passed to `report` and fetched
+    again in the same revision. Raises `DataError` if `out` contains another source, the hub cannot be reached
+    or refuses, or a file's SHA-256 is not the hub's.
     """
     from huggingface_hub import HfApi
 
@@ -143,7 +147,7 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
         raise DataError(f"no source '{name}'; known are {', '.join(PUBLISHED)}")
     source, note = PUBLISHED[name], _read_note(out / NOTE)
     if note and note["repository"] != source.repository:
-        raise DataError(f"{out}: holds {note['repository']}; give another folder for {source.repository}")
+        raise DataError(f"{out}: contains {note['repository']}; give another folder for {source.repository}")
     files = note["files"] if note else {}
     bad = [file for file, known in files.items() if _measured(out / file) != known]
     if note and not bad:
@@ -153,10 +157,11 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
         (out / file).unlink(missing_ok=True)
     hub = HfApi()
     with _hub_errors(source):
+        # Which revision the study used is unknown: take the newest, and note which it was.
         revision = note["revision"] if note else source.revision
-        told = hub.dataset_info(source.repository, revision=revision, files_metadata=True)
-        revision = told.sha or revision
-        offered = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in told.siblings or []}
+        dataset = hub.dataset_info(source.repository, revision=revision, files_metadata=True)
+        revision = dataset.sha or revision
+        offered = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in dataset.siblings or []}
         wanted = bad or sorted(file for file in offered if fnmatch(file, source.pattern))
         if not wanted:
             raise DataError(f"{source.repository}: no file matches {source.pattern} in revision {revision}")
@@ -169,30 +174,31 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
             raise DataError(f"{out / file}: did not arrive; run the command again")
         if offered[file] not in (None, found["sha256"]):
             (out / file).unlink()
-            raise DataError(f"{out / file}: not the hub's SHA-256, removed; run the command again")
+            raise DataError(f"{out / file}: SHA-256 is not the hub's, removed; run the command again")
         files[file] = found
     row = {"source": name, "repository": source.repository, "revision": revision, "files": files}
     write_atomically(out / NOTE, json.dumps(row, indent=1).encode())
     return Fetched(revision, files, wanted)
 
 
-def _read_note(path: Path) -> dict[str, Any] | None:
+def _read_note(path: Path) -> JsonObject | None:
     try:
         return json.loads(path.read_bytes()) if path.is_file() else None  # type: ignore[no-any-return]
     except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}); remove it to check all files anew") from error
+        raise DataError(f"{path}: damaged ({error}); remove it to download all files again") from error
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": hash_file(path)} if path.is_file() else {}
+def _measured(path: Path) -> FileNote | None:
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)} if path.is_file() else None
 
 
 @contextmanager
 def _hub_errors(source: PublicSource) -> Iterator[None]:
-    """What the hub's library raises becomes one `DataError`."""
+    """Turn what the hub's library raises into one `DataError`."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library, which differs by the hub's version
+    # Of the HTTP library, which is another in each major version of the hub's.
+    transport = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         yield
     except (transport, OSError) as error:

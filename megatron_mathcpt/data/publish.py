@@ -1,4 +1,9 @@
-"""Last stages: the tokenizer; per shard, write and tokenize what stays; at the end join and account."""
+"""Last build stages: `make_tokenizer`; `publish`, which tokenizes a shard's kept documents; `finish`.
+
+`finish` is a build stage of its own, not the end of `publish`: shards are published in any order on any node,
+and only when all are does one task join them in keep order, check that every record is accounted for, and
+write the manifest, which makes the corpus complete.
+"""
 
 import shutil
 from collections import Counter
@@ -7,7 +12,6 @@ from contextlib import ExitStack
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -24,39 +28,40 @@ from megatron_mathcpt.data.prepare import (
     write_counts,
 )
 from megatron_mathcpt.data.tokenizer import (
-    SAMPLE,
+    SAMPLE_DOCUMENTS,
     Encoder,
     EngineName,
     Literals,
-    ahead,
-    close_documents,
-    install_tokenizer,
+    append_eos,
+    copy_tokenizer,
     load_encoder,
     load_tokenizer,
+    prefetch,
     train_tokenizer,
 )
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
-from megatron_mathcpt.formats.files import hash_file, join_files, read_lines, write_atomically, write_whole
+from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.records import JsonObject
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 
 
-def install(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
-    """Copy the given tokenizer into `folder`, or train one on what stays of all shards."""
+def make_tokenizer(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
+    """Copy the given tokenizer into `folder`, or train one on the kept documents of all shards."""
     if settings.path:
-        install_tokenizer(Path(settings.path), folder)
+        copy_tokenizer(Path(settings.path), folder)
         return
     assert settings.vocab_size is not None
-    stays = ((work, load_array(work.decided / "decisions.npy") <= VALIDATION) for work in works)
-    size = sum(int(load_array(work.prepared / "bytes.npy")[stay].sum()) for work, stay in stays)
+    kept = ((work, load_array(work.decided / "decisions.npy") <= VALIDATION) for work in works)
+    size = sum(int(load_array(work.prepared / "bytes.npy")[mask].sum()) for work, mask in kept)
     share = min(1.0, settings.train_megabytes * 1e6 / max(1, size))
     train_tokenizer(kept_texts(works, share), settings.vocab_size, folder, settings.added_tokens)
 
 
 def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
-    """Texts of the documents that stay, or of the `share` of them with the smallest split keys."""
+    """Texts of the kept documents, or of the `share` of them with the smallest split keys."""
     for work in works:
         decisions, keys = (load_array(work.decided / f"{n}.npy") for n in ("decisions", "keys"))
         done = 0
@@ -68,11 +73,12 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
 
 
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
-    """Leave documents, their places, duplicates and both datasets of a shard, tokenized as in `folder`.
+    """Write documents, their places, duplicates and both datasets of a shard, tokenized as in `folder`.
 
-    `works` are all shards, in whose order documents are numbered.
+    `works` are all shards, in the order in which documents are numbered.
     """
-    sample, sha256 = tuple(islice(kept_texts(works), SAMPLE)), hash_file(folder / "tokenizer.json")
+    # The sample is the same for every shard, so that all are tokenized by the same engine.
+    sample, sha256 = tuple(islice(kept_texts(works), SAMPLE_DOCUMENTS)), hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
     task, shard, out = works.index(work), work.shard, work.published
     decisions: Decisions = load_array(work.decided / "decisions.npy")
@@ -80,41 +86,41 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     writers = [DatasetWriter(out / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
     with ExitStack() as stack:
         names = ("kept.jsonl", "places", "dropped.jsonl")
-        kept, places, dropped = (stack.enter_context(write_whole(out / name)) for name in names)
+        kept, places, dropped = (stack.enter_context(atomic_writer(out / name)) for name in names)
         originals = iter(_originals(work, works, decisions))
         done = 0
-        for _, lines in ahead(read_lines(work.prepared / "kept.jsonl")):
+        for _, lines in prefetch(read_lines(work.prepared / "kept.jsonl")):
             part = slice(done, done + len(lines))
-            here, origin = np.array(decisions[part]), np.array(numbers[part])
+            decided, origin = np.array(decisions[part]), np.array(numbers[part])
             done += len(lines)
-            for number in np.flatnonzero(here > VALIDATION):
+            for number in np.flatnonzero(decided > VALIDATION):
                 where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
-                row = {"reason": DUPLICATES[here[number]], **where, **orjson.loads(lines[number])}
+                row = {"reason": DUPLICATES[decided[number]], **where, **orjson.loads(lines[number])}
                 dropped.write(orjson.dumps({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
-                texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(here == split)]
+                texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(decided == split)]
                 if texts:
-                    writer.write(*close_documents(*encoder.encode(texts), info.eos_id))
-            stay = np.flatnonzero(here <= VALIDATION)
+                    writer.write(*append_eos(*encoder.encode(texts), info.eos_id))
+            stay = np.flatnonzero(decided <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
-            places.write(make_places(written, task, origin[stay], here[stay]))
+            places.write(make_places(written, task, origin[stay], decided[stay]))
     sizes = zip(SPLITS.values(), (writer.close() for writer in writers), strict=True)
-    counts: dict[str, Any] = {name: {"documents": count, "tokens": tokens} for name, (count, tokens) in sizes}
+    counts: JsonObject = {name: {"documents": count, "tokens": tokens} for name, (count, tokens) in sizes}
     copies = {reason: int((decisions == value).sum()) for value, reason in DUPLICATES.items()}
     write_counts(out, counts | {"dropped": {reason: count for reason, count in copies.items() if count}})
 
 
-@lru_cache(maxsize=1)  # a process that publishes many shards loads it once; `sha256` is the tokenizer's
+@lru_cache(maxsize=1)  # once for all shards of a process; `sha256` is of the tokenizer, part of the key
 def _load_encoder(
     sha256: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
 ) -> tuple[Encoder, TokenizerCounts]:
     return load_encoder(folder, literals, engine, sample)
 
 
-def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions) -> list[dict[str, Any]]:
-    """For each duplicate of a shard in order, id and place of the document that stays."""
+def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions) -> list[JsonObject]:
+    """For each duplicate of a shard in order, id and place of the document that is kept."""
     wanted = np.array(load_array(work.decided / "first.npy")[decisions > VALIDATION])
-    result: list[dict[str, Any]] = [{}] * len(wanted)
+    result: list[JsonObject] = [{}] * len(wanted)
     start = 0
     for other in works if len(wanted) else ():
         lines = (other.prepared / "ids.jsonl").read_bytes().split(b"\n")[:-1]
@@ -128,9 +134,9 @@ def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions
 
 
 def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], out: Path) -> None:
-    """Join the shards of each pool in `out`, write `report.json` and last the manifest; the work folder goes.
+    """Join the shards of each pool in `out`, write `report.json` and the manifest, remove the work folder.
 
-    `inputs` are hashes of what the build reads beside the shards.
+    `inputs` are hashes of what the build reads in addition to the shards.
     """
     for pool in pools_of(config):
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
@@ -146,7 +152,7 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     report = {**counts, "benchmarks": benchmarks, "shards": shards}
     write_atomically(out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     for name in RESULTS:
-        for leftover in (out / name).rglob(".*.tmp"):  # of a build that was killed
+        for leftover in (out / name).rglob(".*.tmp"):  # from writes that were killed
             leftover.unlink()
     raw = {work.shard.label: found["sha256"] for work, found in zip(works, early, strict=True)}
     dump = config.model_dump(mode="json")
@@ -165,14 +171,14 @@ def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
 
 
 def _counts(
-    works: Sequence[ShardWork], early: Sequence[dict[str, Any]], config: Corpus, tokenizer: Path
-) -> dict[str, Any]:
-    """Counts of the manifest, as `formats.corpus_folder.CorpusCounts` reads them."""
+    works: Sequence[ShardWork], early: Sequence[JsonObject], config: Corpus, tokenizer: Path
+) -> JsonObject:
+    """The manifest's counts, which `formats.corpus_folder.CorpusCounts` reads."""
     pools: dict[str, dict[str, Counter[str]]] = {
         pool: {split: Counter(documents=0, tokens=0) for split in SPLITS.values()}
         for pool in pools_of(config)
     }
-    sources: dict[str, Any] = {}
+    sources: dict[str, JsonObject] = {}
     for work, begun in zip(works, early, strict=True):
         late, source = read_counts(work.published), work.shard.source
         row = sources.setdefault(source, {"read": 0, "kept": 0, "rejected": 0, "dropped": Counter()})
@@ -184,6 +190,7 @@ def _counts(
             row["kept"] += late[split]["documents"]
             pools[config.sources[source].pool][split].update(late[split])
     for name, row in sources.items():
+        # Every record that was read is kept, rejected or dropped for a reason.
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))

@@ -1,11 +1,7 @@
-"""Records of one source: from files of any known format to cleaned documents.
+"""Read one source: from files of any known format to cleaned documents.
 
-Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row is a mapping, or skipped for a
-reason, as the rest is of a file that ends in the middle. Every mapping is a document, or skipped too.
-
-Text is normalised without touching its mathematics: NFC only, as NFKC would turn x² into x2 and ½ into 1⁄2.
-Removed are byte order marks, control characters other than tab and line feed, zero-width and bidirectional
-marks; line ends become line feeds; blank lines are at most two.
+Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row becomes a document or is
+skipped for a reason, so that nothing read is lost; so is the rest of a truncated file.
 """
 
 import json
@@ -16,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import ValidationError
@@ -25,16 +21,19 @@ from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import MAX_LINE_BYTES, TEXTS, hash_file, hash_json, list_files, scan_lines
-from megatron_mathcpt.records import Problem, cpt_text, problem_of_row
+from megatron_mathcpt.records import JsonObject, Problem, cpt_text, problem_of_row
 
-Row = dict[str, Any]
-_BATCH_ROWS = 1024  # of Parquet and Arrow, turned into Python objects at once
+if TYPE_CHECKING:
+    import pyarrow
+
+_BATCH_ROWS = 1024  # of Parquet and Arrow, converted to Python objects at once
+# Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
 _REMOVED = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
-# The rule of datatrove's PIIFormatter, which FineWeb uses. Not its rule for IP addresses: to that the number
-# of a theorem, 1.2.3.4, is one.
+# The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which takes the
+# number of a theorem, 1.2.3.4, for one.
 _ADDRESS = re.compile(
     r"\b[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@(?:(?:[A-Za-z0-9](?:["
     r"A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?|\[(?:(?:25[0-5]|2[0-4][0-9]|["
@@ -44,22 +43,21 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class SourceShard:
-    """One input file of a source, or the text files of one folder: the unit of work and of restart."""
+    """One input file of a source, or the text files of one folder: the unit of work and of resuming."""
 
     source: str
     number: int
     path: Path
-    label: str  # source and path within it: does not change when the folder moves or grows
-    files: tuple[Path, ...]  # what there is to read, in order of name
+    label: str  # source and path within it, which do not change when the folder moves or grows
+    files: tuple[Path, ...]  # sorted by name
 
     @property
     def name(self) -> str:
-        """Name of the shard's files in the work folder."""
+        """Name of its folders in the work folder."""
         return f"{self.source}-{self.number:05d}"
 
     @property
     def bytes(self) -> int:
-        """Size of the files."""
         return sum(file.stat().st_size for file in self.files)
 
     def hash(self) -> str:
@@ -71,7 +69,7 @@ class SourceShard:
 
 @dataclass(frozen=True)
 class Document:
-    """One document, cleaned, and its line or row in the raw file; `problem` is None for plain text."""
+    """One cleaned document and its line or row in the raw file; `problem` is None for plain text."""
 
     id: str
     text: str
@@ -82,22 +80,23 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A line or row, from 1, that gives no document, and why; without `id` it is no record at all."""
+    """A line or row, from 1, that is not made a document, and why; without `id` it is not even a record."""
 
     line: int
     reason: str
-    id: str | None = None  # of a record that its source's adapter does not take
+    id: str | None = None  # of a record that its source's adapter drops
 
 
-Rows = Iterator[list[tuple[int, Row] | Skipped]]  # in blocks
+NumberedRow = tuple[int, JsonObject]
+Rows = Iterator[list[NumberedRow | Skipped]]  # in blocks
 
 
 def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
-    """All input files in keep order, text files by folder; raises `DataError` naming a source without any."""
+    """All input files in keep order, text files by folder; raises `DataError` for a source without any."""
     shards = []
     for name, source in sources.items():
         given = root = Path(source.path)
-        while not root.is_dir():  # the folder itself, that of a file, or that before a glob's first wildcard
+        while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
             root = root.parent
         units: dict[Path, list[Path]] = {}
         for file in filter(Path.is_file, list_files(source.path, f"source '{name}'")):
@@ -109,12 +108,12 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
 
 
 def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped]]:
-    """Blocks of documents and of what is skipped, in file order."""
+    """Blocks of documents and of skipped records, in file order."""
     for rows in read_rows(shard):
         yield [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
 
 
-def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Document | Skipped:
+def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) -> Document | Skipped:
     if source.adapter:
         adapted = ADAPTERS[source.adapter](row)
         if isinstance(adapted, str):
@@ -132,7 +131,7 @@ def _record(row: Row, number: int, shard: SourceShard, source: Source) -> Docume
     return Document(identity, cpt_text(problem), label, number, problem)
 
 
-def _problem(row: Row, source: Source, known: Row) -> Problem:
+def _problem(row: JsonObject, source: Source, known: JsonObject) -> Problem:
     for name in ("question", "solution", "answer"):
         known[name] = _cleaned(row, source, name)
         if not known[name]:
@@ -149,12 +148,12 @@ def _problem(row: Row, source: Source, known: Row) -> Problem:
         raise DataError(f"field '{field}': {first['msg']} (found {first['input']!r})") from error
 
 
-def _field(row: Row, fields: dict[str, str], name: str) -> Any:
+def _field(row: JsonObject, fields: dict[str, str], name: str) -> object:
     value = row.get(fields.get(name, name))
     return row.get("lang") if value is None and name == "language" and name not in fields else value
 
 
-def _cleaned(row: Row, source: Source, name: str) -> str:
+def _cleaned(row: JsonObject, source: Source, name: str) -> str:
     value, key = _field(row, source.fields, name), source.fields.get(name, name)
     if value is None:
         raise DataError(f"record without '{key}'")
@@ -166,10 +165,10 @@ def _cleaned(row: Row, source: Source, name: str) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` in NFC with plain line ends and without invisible characters."""
+    """Normalize `text` without touching its mathematics; at most two blank lines in a row remain."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.isascii():
+    if not text.isascii():  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
         text = unicodedata.normalize("NFC", text)
     text = _REMOVED.sub("", text)
     if " \n" in text or "\t\n" in text:
@@ -180,12 +179,12 @@ def clean(text: str) -> str:
 
 
 def mask_pii(text: str) -> str:
-    """`text` with one stand-in for all e-mail addresses."""
+    """Replace all e-mail addresses in `text` by the same one."""
     return _ADDRESS.sub("email@example.com", text) if "@" in text else text
 
 
 def read_rows(shard: SourceShard) -> Rows:
-    """Blocks of numbered rows in file order; blank lines are no rows."""
+    """Blocks of numbered rows in file order; blank lines are skipped silently."""
     if shard.files[0].suffix in TEXTS:
         return _text_rows(shard.files)
     readers = {".parquet": _table_rows, ".arrow": _table_rows, ".json": _json_rows}
@@ -198,15 +197,15 @@ def _line_rows(path: Path) -> Rows:
         yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
 
-def require_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """`file:line` and row of JSON lines that are not blank; raises `DataError` for a line that is no row."""
+def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """`file:line` and row of each non-blank JSON line; raises `DataError` for a bad line."""
     for row in chain.from_iterable(_line_rows(path)):
         if isinstance(row, Skipped):
-            raise DataError(f"{path}:{row.line}: {row.reason}; mend or drop the line")
+            raise DataError(f"{path}:{row.line}: {row.reason}; fix or remove the line")
         yield f"{path}:{row[0]}", row[1]
 
 
-def _line_row(line: bytes | DataError, number: int) -> tuple[int, Row] | Skipped:
+def _line_row(line: bytes | DataError, number: int) -> NumberedRow | Skipped:
     if isinstance(line, DataError):
         return Skipped(number, str(line))
     try:
@@ -220,15 +219,16 @@ def _line_row(line: bytes | DataError, number: int) -> tuple[int, Row] | Skipped
     return Skipped(number, reason)
 
 
-def _checked(row: Any, number: int, line: bytes = b"") -> tuple[int, Row] | Skipped:
+def _checked(row: object, number: int, line: bytes = b"") -> NumberedRow | Skipped:
     if not isinstance(row, dict):
         return Skipped(number, f"expected a JSON object, found {type(row).__name__}")
-    key = _twice(line, row)
-    return Skipped(number, f"key '{key}' stands twice") if key else (number, row)
+    key = _repeated_key(line, row)
+    return Skipped(number, f"key '{key}' appears twice") if key else (number, row)
 
 
-def _twice(line: bytes, row: Row) -> str | None:
-    """A key that the object in `line` gives twice; only a line that looks so is parsed again, slowly."""
+def _repeated_key(line: bytes, row: JsonObject) -> str | None:
+    """A key that the object in `line` has twice: the parser silently keeps the last value."""
+    # Only a line that may have one is parsed again, slowly.
     if all(line.count(b'"%b":' % key.encode()) < 2 for key in row):
         return None
     try:
@@ -239,7 +239,7 @@ def _twice(line: bytes, row: Row) -> str | None:
 
 
 def _json_rows(path: Path) -> Rows:
-    """One JSON array of records, or an object that holds it as `Instances`; else JSON lines."""
+    """A JSON array of records, or an object with one as `Instances`; else JSON lines."""
     tree = None
     if path.stat().st_size <= MAX_LINE_BYTES:
         with suppress(orjson.JSONDecodeError):
@@ -252,7 +252,7 @@ def _json_rows(path: Path) -> Rows:
 
 
 def _text_rows(files: tuple[Path, ...]) -> Rows:
-    """One document a text file, numbered in order of name and named by it."""
+    """One document for each text file, with its name as id."""
     for number, file in enumerate(files, 1):
         if file.stat().st_size > MAX_LINE_BYTES:
             yield [Skipped(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
@@ -270,15 +270,15 @@ def _table_rows(path: Path) -> Rows:
         raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'") from error
     number = 1
     try:
-        for part in _table_parts(path):
-            yield list(_part_rows(part, number))
-            number += part.num_rows
+        for batch in _table_batches(path):
+            yield list(_batch_rows(batch, number))
+            number += batch.num_rows
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         yield [Skipped(number, f"cannot be read from this row on ({one_line(str(error))})")]
 
 
-def _table_parts(path: Path) -> Iterator[Any]:
-    """Batches of a Parquet file, an Arrow stream, as Hugging Face `datasets` saves, or an Arrow file."""
+def _table_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
+    """Batches of a Parquet file, an Arrow stream (saved by Hugging Face `datasets`), or an Arrow file."""
     import pyarrow.parquet
 
     if path.suffix == ".parquet":
@@ -296,16 +296,15 @@ def _table_parts(path: Path) -> Iterator[Any]:
                 yield batch.slice(low, _BATCH_ROWS)
 
 
-def _part_rows(part: Any, first: int) -> Iterator[tuple[int, Row] | Skipped]:
-    """Rows of a batch that was checked first, as a damaged file can have Arrow read beyond its end."""
+def _batch_rows(batch: "pyarrow.RecordBatch", first: int) -> Iterator[NumberedRow | Skipped]:
     import pyarrow
 
     try:
-        part.validate(full=True)
-        yield from enumerate(part.to_pylist(), first)
+        batch.validate(full=True)  # in a damaged file Arrow could read beyond the end
+        yield from enumerate(batch.to_pylist(), first)
     except pyarrow.ArrowInvalid as error:
-        if part.num_rows == 1:
+        if batch.num_rows == 1:
             yield Skipped(first, f"damaged value ({one_line(str(error))})")
             return
-        for offset in range(part.num_rows):
-            yield from _part_rows(part.slice(offset, 1), first + offset)
+        for offset in range(batch.num_rows):
+            yield from _batch_rows(batch.slice(offset, 1), first + offset)

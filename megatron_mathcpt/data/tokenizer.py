@@ -1,10 +1,9 @@
 """Tokenizers: load one with checks, train a byte-level BPE, encode many texts at once.
 
 A tokenizer is a Hugging Face folder (`tokenizer.json`, `tokenizer_config.json`) with an end-of-text token.
-Hugging Face `tokenizers` says what ids are right. gigatoken (Rust, optional, some 30 times as fast) is used
-only after it gave the same ids on a probe of hostile text and on a sample of the input at hand; it does not
-take the pre-tokenizer that `train_tokenizer` gives a tokenizer. Both give flat arrays: no Python object per
-token.
+Hugging Face `tokenizers` is the reference. gigatoken (Rust, optional, some 30 times as fast) is used only if
+it returns the same ids on a probe of hostile text and on a sample of the input; it does not support the
+pre-tokenizer of `train_tokenizer`. Both return flat arrays, without a Python object per token.
 """
 
 import json
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,10 @@ import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
 from megatron_mathcpt.formats.corpus_folder import TokenizerCounts, read_tokenizer
-from megatron_mathcpt.formats.files import hash_file, read_texts, write_whole
+from megatron_mathcpt.formats.files import hash_file, read_texts, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, Lengths, token_dtype
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,8 +34,9 @@ Literals = Literal["text", "control"]
 EngineName = Literal["auto", "gigatoken", "tokenizers"]
 END_OF_TEXT = "<|end_of_text|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
-_RENEW_BYTES = 8 << 30  # gigatoken caches words without end; a new one after so much text bounds the memory
-# Texts on which two tokenizers that differ will likely show it: rare Unicode, long runs, special tokens.
+# gigatoken's cache of words has no limit; a new engine after so many characters bounds the memory.
+_RENEW_CHARACTERS = 8 << 30
+# Texts on which two tokenizers that differ are likely to show it: rare Unicode, long runs, special tokens.
 PROBE = (
     *("", " ", "a", "Plain words, and  two   spaces\n\n\n\tthen tabs \t \r\n end "),
     "12345678901234567890 3.14159 1,000,000 x=0001 ½ ²₃ ٣٤ Ⅷ",
@@ -48,22 +49,19 @@ PROBE = (
     "ค่าเฉลี่ย हिन्दी العربية עברית 한국어 日本語テスト",
     "<|end_of_text|> <|begin_of_text|><s></s> <unk>\n<|eot_id|>",
 )
-SAMPLE = 64  # documents of the input on which gigatoken must agree with the reference, too
-_DEPTH = 3  # blocks waiting between two threads
+SAMPLE_DOCUMENTS = 64  # of the input, on which gigatoken must agree with the reference, too
+_PREFETCHED = 3  # blocks waiting between two threads
 Block = TypeVar("Block")
 _log = get_logger(__name__)
 
 
 def tokenizer_file(path: Path) -> Path:
-    """The `tokenizer.json` that `path`, a file or folder, stands for.
-
-    Raises `DataError` if there is none; one for a `.model` file, Llama's own, says how to convert it.
-    """
+    """The `tokenizer.json` at `path`, a file or folder; raises `DataError` if there is none."""
     file = path if path.is_file() else path / "tokenizer.json"
     model = file if file.suffix == ".model" else path / "tokenizer.model"
     if file.is_file() and file != model:
         return file
-    if model.is_file():
+    if model.is_file():  # Llama's own format
         raise DataError(
             f"{model}: not a tokenizer.json; make one with transformers: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"
@@ -72,7 +70,7 @@ def tokenizer_file(path: Path) -> Path:
 
 
 def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCounts]:
-    """The tokenizer in `folder`, which may also be the path of a `tokenizer.json`.
+    """Load the tokenizer at `folder`, a folder or a `tokenizer.json`.
 
     Raises `DataError` if it is missing, damaged, or has no end-of-text token.
     """
@@ -85,18 +83,17 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCount
     names = (named,) if named else _END_NAMES
     if not (found := [vocabulary[name] for name in names if name in vocabulary]):
         raise DataError(f"{file}: no end of text ({', '.join(names)}); name eos_token in {settings.name}")
-    size = max(vocabulary.values()) + 1  # not all ids below the largest need be used
+    size = max(vocabulary.values()) + 1  # not the number of tokens: ids may have gaps
     return tokenizer, TokenizerCounts(vocab_size=size, eos_id=found[0], sha256=hash_file(file))
 
 
-def install_tokenizer(path: Path, folder: Path) -> None:
+def copy_tokenizer(path: Path, folder: Path) -> None:
     """Copy the tokenizer at `path` into `folder`; raises `DataError` if it is missing or damaged."""
     file = tokenizer_file(path)
     load_tokenizer(file)
     for name in ("special_tokens_map.json", "tokenizer_config.json", file.name):
         if (other := file.with_name(name)).is_file():
-            with write_whole(folder / (name if other != file else "tokenizer.json")) as copy:
-                copy.write(other.read_bytes())
+            write_atomically(folder / (name if other != file else "tokenizer.json"), other.read_bytes())
 
 
 def train_tokenizer(
@@ -104,7 +101,7 @@ def train_tokenizer(
 ) -> TokenizerCounts:
     """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes.
 
-    `added_tokens` are not special in the library's sense: they are found in every text, and decoded.
+    `added_tokens` are not special in the library's sense: they match in every text, and are decoded.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -124,18 +121,13 @@ def train_tokenizer(
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added_tokens])
     tokens = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "clean_up_tokenization_spaces": False}
-    contents = {
-        "tokenizer_config": json.dumps(settings, indent=1),
-        "tokenizer": tokenizer.to_str(pretty=True),
-    }
-    for name, content in contents.items():
-        with write_whole(folder / f"{name}.json") as file:
-            file.write(content.encode())
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=1).encode())
+    write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     return load_tokenizer(folder)[1]
 
 
 class ReferenceEncoder:
-    """Hugging Face `tokenizers`, whole texts; what special tokens in a text become, `literals` says."""
+    """Hugging Face `tokenizers`; `literals` decides what special tokens in a text become."""
 
     name = "tokenizers"
 
@@ -146,14 +138,14 @@ class ReferenceEncoder:
         self.tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
-        """Ids of all texts one after another, and each one's length."""
+        """Concatenated ids of all texts, and the length of each."""
         encoded = [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
         return np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum())), lengths
 
 
 class GigatokenEncoder:
-    """gigatoken, both kinds of BPE; encodes as the reference does."""
+    """gigatoken, for Llama 2's and Llama 3's kinds of BPE."""
 
     name = "gigatoken"
 
@@ -164,7 +156,7 @@ class GigatokenEncoder:
         self._engine, self._seen = self._load(), 0
 
     def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
-        if self._seen > _RENEW_BYTES:
+        if self._seen > _RENEW_CHARACTERS:
             self._engine, self._seen = self._load(), 0
         self._seen += sum(map(len, texts))
         layout = self._engine.encode_batch(list(texts)).layout
@@ -179,9 +171,9 @@ Encoder = ReferenceEncoder | GigatokenEncoder
 def load_encoder(
     folder: Path, literals: Literals, engine: EngineName = "auto", sample: Sequence[str] = ()
 ) -> tuple[Encoder, TokenizerCounts]:
-    """gigatoken where it is installed and agrees with the reference on the probe and on `sample`.
+    """gigatoken if it is installed and agrees with the reference on the probe and on `sample`.
 
-    Raises `ConfigError` when it is asked for by name and is missing or disagrees.
+    Raises `ConfigError` if `engine` demands it and it is missing or disagrees.
     """
     reference = ReferenceEncoder(folder, literals)
     fast = reference if engine == "tokenizers" else _load_fast(folder, literals, reference, (*PROBE, *sample))
@@ -196,39 +188,39 @@ def load_encoder(
 def _load_fast(
     folder: Path, literals: Literals, reference: ReferenceEncoder, texts: Sequence[str]
 ) -> Encoder | str:
-    """gigatoken's encoder, or why it cannot be used."""
+    """gigatoken's encoder, or the reason why it cannot be used."""
     if find_spec("gigatoken") is None:
         return "is not installed"
-    tree: dict[str, Any] = orjson.loads(tokenizer_file(folder).read_bytes())
+    tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
     if literals == "text":  # without special tokens, so that their literals in a text are text
         tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
         tree["post_processor"] = None
     try:
         fast = GigatokenEncoder(orjson.dumps(tree).decode())
         found = [fast.encode([text])[0] for text in texts]
-    # It refuses a tokenizer that it does not know in ways of its own.
+    # Its refusals of tokenizers that it does not support have no common type.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         return f"cannot take this tokenizer ({one_line(str(error))[:100]})"
     pairs = zip(texts, found, strict=True)
     wrong = (text for text, ids in pairs if not np.array_equal(ids, reference.encode([text])[0]))
     other = next(wrong, None)
-    return fast if other is None else f"gives other ids than the reference for {other[:30]!r}"
+    return fast if other is None else f"returns other ids than the reference for {other[:30]!r}"
 
 
 def tokenize_files(
     files: Sequence[Path], field: str, tokenizer: Path, prefix: Path, literals: Literals, engine: EngineName
-) -> dict[str, Any]:
-    """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, each document closed by end of text.
+) -> JsonObject:
+    """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, with end-of-text tokens.
 
-    A thread reads, the engine encodes on all cores, a thread writes; memory does not grow with the input but
-    for 4 bytes a document, the lengths that the index needs. Returns documents, tokens, characters of text,
-    engine and vocabulary. Raises `DataError` naming file and line.
+    Returns documents, tokens, characters of text, engine and vocabulary. Raises `DataError` naming file and
+    line. Memory grows by 4 bytes a document, for the lengths in the index.
     """
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")
-    blocks = ahead(texts for file in files for texts in read_texts(file, field))
+    # One thread reads, the engine encodes on all cores in another, this one writes.
+    blocks = prefetch(texts for file in files for texts in read_texts(file, field))
     first = next(blocks, [])
-    encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE])
+    encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE_DOCUMENTS])
     writer, size = DatasetWriter(prefix, token_dtype(info.vocab_size)), 0
 
     def encoded() -> Iterator[tuple[Tokens, Lengths]]:
@@ -237,15 +229,15 @@ def tokenize_files(
             size += sum(map(len, texts))
             yield encoder.encode(texts)
 
-    for part in ahead(encoded()):
-        writer.write(*close_documents(*part, info.eos_id))
+    for part in prefetch(encoded()):
+        writer.write(*append_eos(*part, info.eos_id))
     documents, tokens = writer.close()
     counts = {"documents": documents, "tokens": tokens, "characters": size, "engine": encoder.name}
     return counts | info.model_dump()
 
 
-def close_documents(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:
-    """Put `eos_id` after each document."""
+def append_eos(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:
+    """Append `eos_id` to each document."""
     closed = lengths + 1
     ends = np.cumsum(closed, dtype=np.int64) - 1
     inside = np.ones(len(tokens) + len(lengths), np.bool_)
@@ -256,11 +248,11 @@ def close_documents(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Toke
     return result, closed
 
 
-def ahead(blocks: Iterable[Block]) -> Iterator[Block]:
-    """`blocks`, made by another thread up to three ahead of their use; its exceptions are raised here."""
+def prefetch(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Iterate over `blocks` in a background thread, some blocks ahead; re-raises its exceptions."""
     iterator, end = iter(blocks), object()
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, iterator, end) for _ in range(_DEPTH))
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(_PREFETCHED))
         while (block := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, iterator, end))
             yield cast(Block, block)

@@ -1,10 +1,10 @@
 """Words of many documents as flat arrays of 64-bit hashes, without a Python object per word.
 
 `cut_words` serves deduplication and decontamination. Characters are folded first (NFKC, lower case), so case
-and full-width forms do not matter. A word is a run of letters or a run of digits; a Chinese or Japanese
-character and a symbol (operator, punctuation) each stand alone. `cut_at_spaces` serves the rules for web
-pages, which are defined on words as written. What is compiled by numba when first called is kept beside this
-file or in the user's cache; where neither can be written, the environment must name NUMBA_CACHE_DIR.
+and full-width forms do not matter. A word is a run of letters or of digits, or one Chinese or Japanese
+character, or one symbol (operator, punctuation). `cut_at_spaces` serves the rules for web pages, which are
+defined on words as written. Numba compiles on the first call and caches in `__pycache__` or in the user's
+cache; where neither is writable, set NUMBA_CACHE_DIR.
 """
 
 import string
@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,21 +25,21 @@ Kinds = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.uint32]
 Flags = npt.NDArray[np.bool_]
 Item = TypeVar("Item")
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)  # kinds of words of `cut_words`
 HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `cut_at_spaces`
-BATCH_CHARACTERS = 1 << 19  # texts cut at once: temporary arrays stay in the processor's cache
+BATCH_CHARACTERS = 1 << 19  # cut at once, so that temporary arrays stay in the processor's cache
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 _COMMA, _APOSTROPHE, _LINE_FEED = 44, 39, 10
-# Kana, Chinese characters, and those for compatibility: scripts that put no space between words.
+# Kana, Chinese characters and their compatibility forms: scripts without spaces between words.
 _SPACELESS = ((0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
 _REPEATED = (0x3005, 0x3008)  # marks that repeat a Chinese character
 _ALL = np.ones(1, np.bool_)
-_TABLE = 0x20000  # code points above are rare Chinese characters, which nothing folds
+_TABLE = 0x20000  # code points above are rare Chinese characters, which have no folding
 # In hexadecimal; with ASCII's and the control characters, PUNCTUATION_SET of datatrove/utils/text.py.
 _PUNCTUATION = (
     "ab b4 bb 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 "
@@ -55,11 +55,11 @@ _PUNCTUATION = (
 
 @dataclass(frozen=True)
 class Words:
-    """Words of `len(documents) - 1` documents; document i holds words `documents[i]` to `documents[i + 1]`.
+    """Words of `len(documents) - 1` documents; document i has words `documents[i]` to `documents[i + 1]`.
 
-    `kinds` are LETTERS, DIGITS, IDEOGRAPH or SYMBOL, or bits where words are cut at spaces; `lines` are the
-    numbers of the words that begin a line. `starts` and `ends` are places in `codes`, the folded characters
-    of all texts one after another.
+    `kinds` are LETTERS, DIGITS, IDEOGRAPH or SYMBOL, or bits if words are cut at spaces; `lines` are the
+    numbers of the words that begin a line; `starts` and `ends` index `codes`, the concatenated folded
+    characters of all texts.
     """
 
     hashes: Hashes
@@ -71,7 +71,7 @@ class Words:
     codes: Codes
 
     def select(self, keep: Flags) -> "Words":
-        """Only the words where `keep` is true; a line that has none of them is no line."""
+        """Only the words where `keep` is true; lines without any disappear."""
         kept = np.flatnonzero(keep)
         documents = np.searchsorted(kept, self.documents)
         begins = np.searchsorted(kept, np.append(self.lines, len(keep)))
@@ -80,12 +80,12 @@ class Words:
         return Words(*columns, self.starts.take(kept), self.ends.take(kept), self.codes)
 
     def text(self, first: int, last: int) -> str:
-        """Folded text from word `first` up to, not including, word `last`."""
+        """Folded text of words `first` to `last`, exclusive."""
         return "".join(map(chr, self.codes[self.starts[first] : self.ends[last - 1]]))
 
 
 def cut_words(texts: Sequence[str]) -> Words:
-    """The words of `texts`, which should hold about `BATCH_CHARACTERS` in all; lone surrogates become `?`."""
+    """The words of `texts`, best `BATCH_CHARACTERS` in total; lone surrogates become `?`."""
     composed = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
     offsets = np.cumsum([0, *map(len, composed)], dtype=np.int64)
     points = np.frombuffer("".join(composed).encode("utf-32-le", "replace"), np.uint32)
@@ -96,7 +96,7 @@ def cut_words(texts: Sequence[str]) -> Words:
 
 
 def cut_at_spaces(texts: Sequence[str]) -> Words:
-    """The words of `texts` as `str.split` cuts them, not folded, their kinds as bits."""
+    """The words of `texts` as `str.split` cuts them, not folded, with kinds as bits."""
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
     classes, bits = _space_tables()
@@ -106,7 +106,7 @@ def cut_at_spaces(texts: Sequence[str]) -> Words:
 
 
 def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[Item]]:
-    """`items` in order, in parts of about `BATCH_CHARACTERS` characters of text; `sizes` has each one's."""
+    """Split `items` into batches of about `BATCH_CHARACTERS` characters of text; `sizes` has each one's."""
     begin, filled = 0, 0
     for end, size in enumerate(sizes, 1):
         filled += size
@@ -116,8 +116,8 @@ def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[It
 
 
 def count_words(words: Words) -> Indices:
-    """Of words cut at spaces, a row for each document: how many there are, how many are not all punctuation
-    and their characters, how many have a letter; characters of all, and of those with a Chinese one."""
+    """Counts of words cut at spaces, one row for each document: all, those that are not all punctuation and
+    their characters, those with a letter; characters of all, and of words with a Chinese one."""
     lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
     letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
     columns = np.stack((lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese))
@@ -127,7 +127,7 @@ def count_words(words: Words) -> Indices:
 
 
 def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
-    """Hashes of all n-grams of `length` words that stay within a document, and their first words.
+    """Hashes of all n-grams of `length` words inside documents, and their first words.
 
     With `wanted`, 2^n flags, only those whose hash has a flag at its last n bits.
     """
@@ -140,17 +140,16 @@ def mix(values: Hashes) -> Hashes:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def compiled(function: Function) -> Function:
-    """`function` in numba's machine code."""
+def jit(function: Function) -> Function:
     return cast(Function, njit(cache=True)(function))
 
 
-_mix = cast(Callable[[np.uint64], np.uint64], compiled(mix))
+_mix = cast(Callable[[np.uint64], np.uint64], jit(mix))
 
 
-@compiled
+@jit
 def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> tuple[Codes, Indices]:
-    """Folded characters, and where each document begins among them."""
+    """Folded characters, and the index where each document begins."""
     room = len(points)
     for point in points:
         if point >= 0x80 and point < _TABLE and folds[point] < 0:
@@ -172,9 +171,9 @@ def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> t
     return codes[:count], begins
 
 
-@compiled
+@jit
 def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices, Indices, Indices, Indices]:
-    """What `Words` holds: kinds, documents, lines, starts, ends."""
+    """The fields of `Words`: kinds, documents, lines, starts, ends."""
     kinds, documents = np.empty(len(codes), np.uint8), np.empty_like(begins)
     lines, starts, ends = np.empty((3, len(codes)), np.int64)
     count, line_count = 0, 0
@@ -201,9 +200,9 @@ def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices,
     return kinds[:count], documents, lines[:line_count], starts[:count], ends[:count]
 
 
-@compiled
+@jit
 def _joins(codes: Codes, place: int, kind: np.uint8) -> bool:
-    """Whether a comma stands inside a number, or an apostrophe inside a word: `1,000` is `1000`."""
+    """Whether a comma is inside a number, or an apostrophe inside a word: `1,000` is `1000`."""
     code = codes[place]
     if kind in (SPACE, SYMBOL) or place + 1 == len(codes) or code not in (_COMMA, _APOSTROPHE):
         return False
@@ -211,9 +210,9 @@ def _joins(codes: Codes, place: int, kind: np.uint8) -> bool:
     return bool(first <= codes[place - 1] <= last and first <= codes[place + 1] <= last)
 
 
-@compiled
+@jit
 def _hash(codes: Codes, starts: Indices, ends: Indices, joined: bool) -> Hashes:
-    """Hashes of the words' UTF-8, eight bytes at a time; if `joined`, without what `_joins` has let in."""
+    """Hashes of the words' UTF-8, eight bytes at a time; if `joined`, without what `_joins` let in."""
     hashes = np.empty(len(starts), np.uint64)
     for word in range(len(starts)):
         value, block, filled = _BASE, np.uint64(0), 0
@@ -231,18 +230,19 @@ def _hash(codes: Codes, starts: Indices, ends: Indices, joined: bool) -> Hashes:
     return hashes
 
 
-@compiled
+@jit
 def _utf8_byte(code: int, later: int, length: int) -> int:
-    """The byte of `code` with `later` others behind it, of its `length` in UTF-8 (RFC 3629)."""
+    """The byte of `code` that `later` others follow, of its `length` in UTF-8 (RFC 3629)."""
     if length == 1:
         return code
     bits = code >> 6 * later
     return bits | 0xF00 >> length & 0xFF if later == length - 1 else bits & 0x3F | 0x80
 
 
-@compiled
+@jit
 def span_hash(hashes: Hashes, first: int, last: int) -> np.uint64:
-    """Hash of the words `first` up to, not including, `last`; does not depend on where they stand."""
+    """Hash of words `first` to `last`, exclusive, independent of their position."""
+    # A polynomial in `_BASE` modulo 2^64: `_ngrams` moves one word along in two multiplications.
     value, power = np.uint64(0), np.uint64(1)
     for word in range(first, last):
         value += hashes[word] * power
@@ -250,16 +250,16 @@ def span_hash(hashes: Hashes, first: int, last: int) -> np.uint64:
     return _mix(value)
 
 
-@compiled
-def spans(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
-    """`span_hash` of the words `first[i]` up to, not including, `last[i]`, for every i."""
+@jit
+def span_hashes(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
+    """`span_hash` of words `first[i]` to `last[i]`, exclusive, for every i."""
     found = np.empty(len(first), np.uint64)
     for number in range(len(first)):
         found[number] = span_hash(hashes, first[number], last[number])
     return found
 
 
-@compiled
+@jit
 def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> tuple[Hashes, Indices]:
     found, firsts = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.int64)
     last_power, bits, count = np.uint64(1), np.uint64(len(wanted) - 1), 0
@@ -269,10 +269,10 @@ def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> t
         value, power = np.uint64(0), np.uint64(1)
         for word in range(documents[document], documents[document + 1]):
             first = word - length + 1
-            if first <= documents[document]:  # the first n-gram is not whole before now
+            if first <= documents[document]:  # up to and including the document's first n-gram
                 value += hashes[word] * power
                 power *= _BASE
-            else:  # as `span_hash` of the n-gram before, without its first word and with one more
+            else:  # `span_hash` of the previous n-gram without its first word and with one more
                 value = (value - hashes[first - 1]) * _INVERSE + hashes[word] * last_power
             if first >= documents[document]:
                 found[count], firsts[count] = _mix(value), first
@@ -282,9 +282,9 @@ def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> t
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Codes, Codes, Kinds]:
-    """By code point: the folded one, or minus its place among the sequences (length first); the class.
+    """By code point: its folding, or minus its index among the sequences (length first); the class.
 
-    The last class is of those above.
+    The last class is that of all code points above the table.
     """
     folds = np.empty(_TABLE, np.int32)
     classes = np.full(_TABLE + 1, IDEOGRAPH, np.uint8)
@@ -305,7 +305,7 @@ def _tables() -> tuple[Codes, Codes, Kinds]:
 
 @lru_cache(maxsize=1)
 def _space_tables() -> tuple[Kinds, Kinds]:
-    """By code point: SPACE or LETTERS; the bits, of those above in the last entry."""
+    """By code point: SPACE or LETTERS, and the bits; the last entries are those of code points above."""
     bits = np.full(_TABLE + 1, HAS_LETTER | NOT_PUNCTUATION | HAS_IDEOGRAPH, np.uint8)
     bits[:_TABLE] = [HAS_LETTER * chr(point).isalpha() | NOT_PUNCTUATION for point in range(_TABLE)]
     marks = [part.split("-") for part in _PUNCTUATION.split()]

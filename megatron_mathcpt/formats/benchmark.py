@@ -1,4 +1,4 @@
-"""Read benchmark files: one item a line, checked whole before a model is loaded."""
+"""Read benchmark files: one item a line, all validated before a model is loaded."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
 SAMPLES = Path(__file__).parent / "samples"
 _EXAMPLES = Path(__file__).parent / "examples"
-# The sets of a benchmarks folder that make the study's four-set score. The study's GAOKAO and ZHONGKAO
-# are not public; the public stand-ins carry names that cannot be taken for them.
+# The benchmark sets of the study's four-set score. Its GAOKAO and ZHONGKAO are not public; the names of the
+# public replacements must not be taken for them.
 STUDY_SETS = {
     "gsm8k": "gsm8k/test.jsonl",
     "math": "math/test.jsonl",
@@ -31,9 +31,9 @@ SETS = STUDY_SETS | {
 
 
 class Item(BaseModel):
-    """One test item; `type` is the kind of its answer, `choices` the option texts in order A, B, C, ...
+    """One test item; `type` is the kind of its answer, `choices` are the option texts A, B, C, ...
 
-    `stage` and `steps`, where the source knows them, sort the report's scores by school stage and difficulty.
+    `stage` (school stage) and `steps`, if known, group the report's scores.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -49,7 +49,7 @@ class Item(BaseModel):
     steps: int | None = Field(default=None, ge=0)
 
     def prompt(self) -> str:
-        """Question, options if there are any, and the marker of the solution."""
+        """Question, options if there are any, and the marker that begins a solution."""
         options = "".join(
             f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", self.choices or (), strict=False)
         )
@@ -57,7 +57,7 @@ class Item(BaseModel):
 
 
 class ItemFile(NamedTuple):
-    """The items of one file, in its order, and the file's SHA-256."""
+    """The items of one file, in file order, and the file's SHA-256."""
 
     path: Path
     items: tuple[Item, ...]
@@ -67,9 +67,10 @@ class ItemFile(NamedTuple):
 def load_items(path: Path) -> ItemFile:
     """Read one benchmark file.
 
-    Raises `EvaluationError` with file and line for what is not an item, a second item of the same id, or a
-    file that is missing, empty or not UTF-8.
+    Raises `EvaluationError` with file and line for a line that is not an item, a repeated id, or a file that
+    is missing, empty or not UTF-8.
     """
+    # Any doubt is an error, not a skipped line: a score over fewer items would look like any other score.
     try:
         data = path.read_bytes()
         lines = data.decode("utf-8").split("\n")
@@ -95,18 +96,18 @@ def load_items(path: Path) -> ItemFile:
         if not item.question.strip() or not item.answer.strip():
             raise EvaluationError(f"{path}:{number}: question and answer must not be blank")
         if item.id in items:
-            raise EvaluationError(f"{path}:{number}: id '{item.id}' is there twice; ids must be unique")
+            raise EvaluationError(f"{path}:{number}: id '{item.id}' appears twice; ids must be unique")
         items[item.id] = item
     if not items:
-        raise EvaluationError(f"{path}: holds no item; expected one JSON object a line")
+        raise EvaluationError(f"{path}: no items; expected one JSON object a line")
     return ItemFile(path, tuple(items.values()), hashlib.sha256(data).hexdigest())
 
 
 def choose_sets(root: str, names: str) -> dict[str, Path]:
-    """Files of a benchmarks folder's sets: those named, with commas between, `all` there are, or the study's.
+    """Paths of benchmark sets in the folder `root`: the comma-separated `names`, `all` found, or the study's.
 
-    `samples` as `root` is the small sets of this package. Raises `EvaluationError` for a set that is unknown,
-    and with the whole list of what is expected where, if any file is missing.
+    `samples` as `root` are the small sets of this package. Raises `EvaluationError` for an unknown set, and,
+    with all expected paths, if a file is missing.
     """
     folder = SAMPLES if root == "samples" else Path(root)
     chosen = names.split(",") if names else list(STUDY_SETS)
@@ -122,17 +123,17 @@ def choose_sets(root: str, names: str) -> dict[str, Path]:
 
 
 def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
-    """At most `limit` items, evenly spread over the file: sets are often sorted by subject or year."""
+    """At most `limit` items, evenly spaced: benchmark sets are often sorted by subject or year."""
     if limit is None or limit >= len(items):
         return items
     return tuple(items[index * len(items) // limit] for index in range(limit))
 
 
 def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language, list[Problem]]:
-    """The first `shots` worked examples by language of `items`, which are of the test file `path`.
+    """The first `shots` worked examples for each language of `items`, the items of the test file `path`.
 
-    They are of `fewshot.jsonl` beside it, else of this package. Raises `EvaluationError` when there are
-    fewer, or one is a test item.
+    They come from `fewshot.jsonl` in the same folder, else from this package. Raises `EvaluationError` when
+    there are fewer, or one is a test item.
     """
     questions = {"".join(item.question.split()) for item in items}
     found: dict[Language, list[Problem]] = {}
@@ -146,10 +147,10 @@ def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language
             rows = read_json_lines(file)
         if len(rows) < shots:
             raise EvaluationError(
-                f"{file}: {len(rows)} worked examples in '{language}', {shots} shots are asked for"
+                f"{file}: {len(rows)} worked examples in '{language}', {shots} shots wanted"
             )
         found[language] = [Problem.model_validate(row | {"language": language}) for row in rows[:shots]]
         for example in found[language]:
             if "".join(example.question.split()) in questions:
-                raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; take it out")
+                raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; remove it")
     return found

@@ -1,14 +1,14 @@
 """The folder of a finished corpus: its sources and pools, and its documents by number or by raw line.
 
-`documents/<pool>.places` holds one record of 17 bytes a document, in the order of the documents, that says
-where it is in `documents/<pool>.jsonl`, in its raw file and in the datasets: its number among those of its
-split is its number in the indexed dataset. It is read mapped, so that nothing is loaded whole.
+`documents/<pool>.places` has one record of 17 bytes a document, in document order: where it is in
+`documents/<pool>.jsonl`, in its raw file and in the datasets (its number among those of its split is its
+number in the indexed dataset). It is memory-mapped, so that no corpus is ever loaded whole.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +17,25 @@ import orjson
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
 from megatron_mathcpt.formats.manifest import Manifest, load_manifest
+from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 KIND, SFT_KIND = "corpus", "sft"
-NOT_TRAINED = -1  # label of a position of packed samples that does not count in the loss
+NOT_TRAINED = -1  # label of a position of packed samples that the loss ignores
 TRAIN, VALIDATION = range(2)
 SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
-BLOCK = 1 << 20  # places looked at together: 17 MB
+BLOCK = 1 << 20  # places processed together: 17 MB
 
-# Bytes of the JSON line, line feed too; number of the raw file in the report's `shards`; line or row in it,
-# counted from 1; split as in SPLITS.
+# Bytes of the JSON line with its line feed; number of the raw file in the report's `shards`; line or row in
+# it, from 1; split as in SPLITS. Sizes, not offsets: shards are joined by concatenation, without rewriting.
 PLACE = np.dtype([("bytes", "<u4"), ("shard", "<u4"), ("line", "<i8"), ("split", "u1")])
-Places = npt.NDArray[Any]  # of PLACE
+Places = npt.NDArray[np.void]  # of PLACE
 
 
 class TokenizerCounts(Row):
-    """What must be the same wherever a tokenizer's ids are used."""
+    """What must be equal wherever token ids of a tokenizer are used."""
 
     vocab_size: int
     eos_id: int
@@ -42,7 +43,7 @@ class TokenizerCounts(Row):
 
 
 def read_tokenizer(file: Path) -> "Tokenizer":
-    """The tokenizer of a `tokenizer.json`; raises `DataError` naming the file if it is missing or damaged."""
+    """Load a `tokenizer.json`; raises `DataError` naming the file if it is missing or damaged."""
     from tokenizers import Tokenizer
 
     if not file.is_file():
@@ -54,21 +55,17 @@ def read_tokenizer(file: Path) -> "Tokenizer":
 
 
 class SplitCounts(Row):
-    """Documents and tokens of one split of a pool."""
-
     documents: int = 0
     tokens: int = 0
 
 
 class PoolCounts(Row):
-    """Both splits of a pool."""
-
     train: SplitCounts = SplitCounts()
     validation: SplitCounts = SplitCounts()
 
 
 class SourceCounts(Row):
-    """Documents of a source: `read` is `kept`, `rejected` and all of `dropped`, which has them by reason."""
+    """Documents of a source: `read` = `kept` + `rejected` + the sum of `dropped`, which is by reason."""
 
     read: int
     kept: int
@@ -77,7 +74,7 @@ class SourceCounts(Row):
 
 
 class CorpusCounts(Row):
-    """Counts of a finished corpus, of its manifest and its report."""
+    """Counts of a finished corpus, in its manifest and its report."""
 
     tokenizer: TokenizerCounts
     pools: dict[str, PoolCounts]
@@ -85,7 +82,7 @@ class CorpusCounts(Row):
 
 
 class SftCounts(Row):
-    """What a run must know of the counts of a folder of packed samples."""
+    """Counts of a folder of packed samples, as far as a run needs them."""
 
     samples: int
     seq_length: int
@@ -93,17 +90,15 @@ class SftCounts(Row):
 
 
 def corpus_counts(manifest: Manifest) -> CorpusCounts:
-    """The counts of a corpus folder's manifest."""
     return CorpusCounts.model_validate(manifest.counts)
 
 
 def sft_counts(manifest: Manifest) -> SftCounts:
-    """The counts of a packed folder's manifest."""
     return SftCounts.model_validate(manifest.counts)
 
 
 class RawFile(NamedTuple):
-    """One raw file of a source, as the build has named it."""
+    """One raw file of a source; `name` is the build's."""
 
     name: str
     source: str
@@ -120,11 +115,11 @@ class Kept:
     index: int
     shard: RawFile
     line: int
-    row: dict[str, Any]
+    row: JsonObject
 
 
 class Selection(NamedTuple):
-    """Documents of one pool, of one of its sources, of one split; None takes all."""
+    """Documents of one pool, optionally of one of its sources and of one split."""
 
     pool: str
     source: str | None = None
@@ -136,7 +131,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusFolder:
-    """A finished corpus."""
+    """A finished corpus, as `open_corpus` finds it."""
 
     root: Path
     manifest: Manifest
@@ -144,21 +139,18 @@ class CorpusFolder:
     pools: dict[str, list[str]]  # names of their sources
 
     def places(self, pool: str) -> Places:
-        """The places of a pool's documents, mapped from disk."""
         return np.memmap(self.root / "documents" / f"{pool}.places", PLACE, "r")
 
     def dataset(self, pool: str, split: str) -> Path:
-        """Prefix of an indexed dataset."""
         return self.root / "datasets" / pool / split
 
     def shard(self, name: str) -> RawFile:
-        """The shard of this name."""
         return next(shard for shard in self.shards if shard.name == name)
 
     def selections(
         self, pool: str | None, source: str | None = None, split: str | None = None
     ) -> list[Selection]:
-        """What these names select, one of each pool; raises `ConfigError` naming what there is."""
+        """One selection for each pool that matches; raises `ConfigError` with the known names."""
         sources = [name for names in self.pools.values() for name in names]
         there = {"pool": [*self.pools], "source": sources, "split": [*SPLITS.values()]}
         for name, (what, known) in zip((pool, source, split), there.items(), strict=True):
@@ -171,7 +163,7 @@ class CorpusFolder:
         return [Selection(name, source, split) for name in pools if pool in (None, name)]
 
     def by_source(self, pool: str | None = None, source: str | None = None) -> list[Selection]:
-        """One selection a source of what these names select."""
+        """One selection for each source that matches."""
         return [
             Selection(chosen.pool, name)
             for chosen in self.selections(pool, source)
@@ -180,7 +172,7 @@ class CorpusFolder:
         ]
 
     def blocks(self, selection: Selection) -> Iterator[tuple[int, Places, npt.NDArray[np.bool_]]]:
-        """Blocks of a pool's places: number of the first, the places, and which of them are selected."""
+        """Blocks of a pool's places: number of the first, the places, and a mask of the selected ones."""
         numbers = [n for n, shard in enumerate(self.shards) if selection.source in (None, shard.source)]
         places = self.places(selection.pool)
         splits = [n for n, split in SPLITS.items() if selection.split in (None, split)]
@@ -189,28 +181,28 @@ class CorpusFolder:
             yield low, block, np.isin(block["shard"], numbers) & np.isin(block["split"], splits)
 
     def count(self, selection: Selection) -> int:
-        """Number of selected documents."""
         return sum(int(chosen.sum()) for _, _, chosen in self.blocks(selection))
 
     def choose(self, selection: Selection, ordinals: Iterable[int]) -> Iterator[Kept]:
-        """The selected documents with these numbers, counted from 0 among the selected, in order.
+        """Documents by their numbers among the selected, from 0, in order.
 
         Raises `ConfigError` when there are not so many.
         """
         wanted, seen, numbers = sorted(set(ordinals)), 0, list[int]()
         for low, _, chosen in self.blocks(selection):
-            here = np.flatnonzero(chosen) + low
-            numbers += [int(here[n - seen]) for n in wanted if seen <= n < seen + len(here)]
-            seen += len(here)
+            found = np.flatnonzero(chosen) + low
+            numbers += [int(found[n - seen]) for n in wanted if seen <= n < seen + len(found)]
+            seen += len(found)
         if wanted and not (wanted[0] >= 0 and wanted[-1] < seen):
             raise ConfigError(f"number {wanted[-1]}: {selection} has {seen} documents, numbered from 0")
         return self.documents(selection.pool, numbers)
 
     def documents(self, pool: str, numbers: Iterable[int]) -> Iterator[Kept]:
-        """The documents of `pool` with these numbers, which ascend; one is read when it is asked for."""
+        """Read the documents of `pool` with these ascending numbers, lazily."""
         places, done, offset, before = self.places(pool), 0, 0, np.zeros(len(SPLITS), np.int64)
         with (self.root / "documents" / f"{pool}.jsonl").open("rb") as file:
             for number in numbers:
+                # Sum up what lies between: the offset of the line, and how many of each split come before.
                 for low in range(done, number, BLOCK):
                     passed = places[low : min(low + BLOCK, number)]
                     offset += int(passed["bytes"].sum(dtype=np.int64))
@@ -222,7 +214,7 @@ class CorpusFolder:
                 yield Kept(pool, number, SPLITS[split], int(before[split]), shard, int(place["line"]), row)
 
     def at(self, shard: RawFile, line: int) -> Kept | None:
-        """The document made of this line or row of a raw file, if it was kept."""
+        """The document made of this line or row of a raw file; None if it was not kept."""
         pool = next(name for name, sources in self.pools.items() if shard.source in sources)
         for low, block, _ in self.blocks(Selection(pool)):
             found = np.flatnonzero((block["shard"] == self.shards.index(shard)) & (block["line"] == line))
@@ -232,16 +224,14 @@ class CorpusFolder:
 
 
 def open_corpus(root: Path) -> CorpusFolder:
-    """The finished corpus in `root`, its files checked by size.
+    """Open the finished corpus in `root`; its files are checked by size.
 
-    Raises `ManifestError` if it is not complete, `DataError` if an older version has built it.
+    Raises `ManifestError` if it is not complete, `DataError` if an older version built it.
     """
     manifest = load_manifest(root, KIND)
     report = orjson.loads((root / "report.json").read_bytes())
     if "shards" not in report:
-        raise DataError(
-            f"{root}: of an older version; build the corpus again in a new folder to look into it"
-        )
+        raise DataError(f"{root}: built by an older version; build the corpus again in a new folder")
     pools: dict[str, list[str]] = {}
     for name, source in manifest.config["sources"].items():
         pools.setdefault(source["pool"], []).append(name)
@@ -251,7 +241,7 @@ def open_corpus(root: Path) -> CorpusFolder:
 def make_places(
     sizes: Sequence[int], shard: int, lines: npt.NDArray[np.uint64], splits: npt.NDArray[np.uint8]
 ) -> bytes:
-    """The records of documents of one shard."""
+    """Encode the records of one shard's documents."""
     places = np.empty(len(sizes), PLACE)
     places["bytes"], places["shard"], places["line"], places["split"] = sizes, shard, lines, splits
     return places.tobytes()

@@ -1,27 +1,26 @@
-"""The folder of an evaluation: what a model scored on each task, and every answer with its verdict.
+"""The folder of an evaluation: a model's scores on each task, and every answer with its verdict.
 
-`responses.jsonl` grows while the model answers; `results.json`, `samples_<task>.jsonl` and the manifest come
-when all tasks are done. Shares are of 1.
+`responses.jsonl` grows during generation, so that a killed evaluation resumes; `results.json`,
+`samples_<task>.jsonl` and the manifest are written when all tasks are done.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.files import Row, read_json, read_rows, write_atomically
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.records import Stage
+from megatron_mathcpt.records import JsonObject, Stage
 
 KIND = "evaluation"
 RESULTS, RESPONSES = "results.json", "responses.jsonl"
 
 
 class Response(Row):
-    """One line of `responses.jsonl`: an answer, its place in its batch, and the batch's seconds."""
+    """One line of `responses.jsonl`: an answer, its position in its batch, and the batch's seconds."""
 
     batch: str
     place: int
@@ -39,7 +38,7 @@ class Response(Row):
 
 
 class Sample(Row):
-    """One line of `samples_<task>.jsonl`; `sample` numbers the answers where an item has several."""
+    """One line of `samples_<task>.jsonl`, an answer; `sample` numbers the draws if an item has several."""
 
     id: str
     sample: int | None = None
@@ -56,14 +55,14 @@ class Sample(Row):
 
 
 class SampleScore(Row):
-    """A score over several answers to each item, its error clustered by item."""
+    """A score over several draws an item, with its standard error, clustered by item."""
 
     value: float
     stderr: float
 
 
 class TaskScore(Row):
-    """One task of `results.json`, by the first answer to each item; `samples` scores all, by name.
+    """One task of `results.json`, by the first draw of each item; `samples` has scores over all draws.
 
     `stderr` is NaN where there is one item.
     """
@@ -84,26 +83,24 @@ class TaskScore(Row):
 
     @property
     def headline(self) -> SampleScore:
-        """Accuracy and its error: the average over all answers to an item, or that of its only one."""
+        """Accuracy and its error: the average over all draws of an item, or of its only one."""
         averages = [found for name, found in (self.samples or {}).items() if name.startswith("avg@")]
         return averages[0] if averages else SampleScore(value=self.accuracy, stderr=self.stderr)
 
 
 class Results(Row):
-    """`results.json`; `aggregates` are the study's, as `evaluation/tasks.py` forms them."""
+    """`results.json`; `aggregates` are computed by `evaluation/tasks.py`."""
 
     model: str
     model_fingerprint: str = ""
     tasks: dict[str, TaskScore]
-    aggregates: dict[str, Any] = Field(default_factory=dict)
+    aggregates: JsonObject = Field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        """What the file holds."""
+    def as_json(self) -> JsonObject:
         return self.model_dump(exclude_none=True)
 
 
 def samples_path(folder: Path, task: str) -> Path:
-    """Where the answers of `task` stand."""
     return folder / f"samples_{task}.jsonl"
 
 
@@ -113,9 +110,9 @@ def write_evaluation(
     samples: Mapping[str, Sequence[Sample]],
     *,
     inputs: dict[str, str],
-    config: dict[str, Any],
+    config: JsonObject,
 ) -> None:
-    """Write results and samples (by task), and the manifest that makes the folder complete."""
+    """Write samples (by task) and results, then the manifest that makes the folder complete."""
     for task, rows in samples.items():
         lines = (json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n" for row in rows)
         write_atomically(samples_path(folder, task), "".join(lines).encode())
@@ -131,9 +128,9 @@ def load_results(folder: Path) -> Results:
 
 
 def load_first_answers(folder: Path, task: str, score: TaskScore) -> list[Sample]:
-    """The first answer to each item of `task`, which `score` counts, in the items' order.
+    """The first draw of each item of `task`, in the items' order.
 
-    Raises `EvaluationError` unless they are as many as scored, all different, and as often correct.
+    Raises `EvaluationError` unless items and correct answers are as many as `score` says.
     """
     path = samples_path(folder, task)
     rows = [row for row in read_rows(path, Sample) if not row.sample]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, finding input files, reading lines in blocks, plain or compressed."""
+"""Atomic writes, input files by path or glob, plain or compressed JSON lines in blocks, hashes."""
 
 import bz2
 import hashlib
@@ -20,47 +20,51 @@ from isal import isal_zlib
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.records import JsonObject
 
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
-MAX_RATIO = 250  # an archive of text shrinks 3 to 10 times; one that unpacks to more than this is a trap
-# All with `decompress`, `eof` and `unused_data`; of a truncated archive zstandard's own file says nothing.
+MAX_RATIO = 250  # text shrinks 3 to 10 times; an archive that unpacks to more than this is a trap
+# Objects with `decompress`, `eof` and `unused_data`, so that a truncated archive is noticed: the file objects
+# of zstandard end there silently.
 _UNPACKERS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: isal_zlib.decompressobj(wbits=31),
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
     ".bz2": bz2.BZ2Decompressor,
 }
-_DAMAGE: Any = (OSError, EOFError, ValueError, isal_zlib.error, zstandard.ZstdError)
+_GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's stubs
+_DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
 _PACKED_BYTES = 4 << 10  # unpacked at once: 128 MB at the highest ratio, that of .zst
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
-_SYNC_BYTES = 16 << 20  # handed over at once, or more; each request costs the file system a commit
+_SYNC_BYTES = 16 << 20  # flushed at once, or more; each flush costs the file system a commit
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in _UNPACKERS)
 TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name only when the block ends well, both synced to disk."""
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears as `path`, complete, only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # no other process writes to it
     with temporary.open("wb") as file:
         yield cast(BinaryIO, file)
         file.flush()
+        # Content before name: after a power cut a renamed file could otherwise be empty.
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: whole, or not there."""
-    with write_whole(path) as file:
+    """Write `data` to `path`, completely or not at all."""
+    with atomic_writer(path) as file:
         file.write(data)
 
 
 def join_files(parts: Iterable[Path], path: Path) -> None:
-    """Write the contents of `parts` in order to `path`, whole or not at all."""
-    with write_whole(path) as file:
+    """Concatenate `parts` into `path`, completely or not at all."""
+    with atomic_writer(path) as file:
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file, 16 << 20)
@@ -75,36 +79,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class EarlySync:
-    """Hands what was written to `file` to the disk beside the work, one request at a time."""
+class BackgroundFsync:
+    """Flush `file` to disk from a background thread, one flush at a time, to keep the last fsync short."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._new, self._thread = file, 0, ThreadPoolExecutor(1)
-        self._request: Future[Any] = self._thread.submit(int)  # none yet
+        self._flush: Future[None] = self._thread.submit(lambda: None)
 
     def wrote(self, count: int) -> None:
-        """Note that `count` bytes were written; raises `OSError` if the disk could not take earlier ones."""
+        """Count written bytes; raises `OSError` if an earlier flush failed."""
         self._new += count
-        if self._new >= _SYNC_BYTES and self._request.done():
-            self._request.result()
-            self._request, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
+        if self._new >= _SYNC_BYTES and self._flush.done():
+            self._flush.result()
+            self._flush, self._new = self._thread.submit(os.fdatasync, self._file.fileno()), 0
 
     def finish(self) -> None:
-        """Return when the disk has all; raises `OSError` if it could not take it."""
+        """Return when everything is on disk; raises `OSError` if a flush failed."""
         self._file.flush()
-        self._request.result()
+        self._flush.result()
         os.fdatasync(self._file.fileno())
         self._thread.shutdown()
 
 
 def list_files(path: str, what: str) -> list[Path]:
-    """The files a `path` of the config names: itself, a folder's, or a glob's, in order of name.
+    """Files that a `path` of the config names: a file, all data files of a folder, or a glob; sorted by name.
 
-    In a folder, JSON files count only where there is no table of records, and text files where there are
-    neither: a README or manifest beside data is no document. Of a dataset that Hugging Face `datasets` saved,
-    only its data files count. Raises `DataError` when there is none.
+    Raises `DataError` when there is none.
     """
-    given, kinds = Path(path), (TABLES, (".json",), TEXTS)
+    given = Path(path)
+    # JSON counts only in a folder without tables of records, text only without both: a README or manifest
+    # next to data is not a document.
+    kinds = (TABLES, (".json",), TEXTS)
     if given.is_file():
         return [given]
     if given.is_dir():
@@ -120,9 +125,9 @@ def list_files(path: str, what: str) -> list[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    """Whether `file` is no hidden file, and in a saved dataset one that its `state.json` names."""
     if file.name.startswith("."):
         return False
+    # A dataset that Hugging Face `datasets` saved lists its files; others there are caches of its maps.
     try:
         state = json.loads(file.with_name("state.json").read_bytes())
         return file.name in [entry["filename"] for entry in state["_data_files"]]
@@ -133,16 +138,17 @@ def _is_data(file: Path) -> bool:
 
 
 def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
-    """Blocks of whole lines with the number of their first line, counted from 1.
+    """Read blocks of whole lines, each with the number of its first line, counted from 1.
 
-    A line over `MAX_LINE_BYTES`, and all that a truncated or damaged archive has lost, is an error in a
-    block of its own.
+    A line over `MAX_LINE_BYTES`, and the lost rest of a truncated or damaged archive, is an error in a block
+    of its own.
     """
     number, rest, skipping = 1, b"", False
     for block in _read_blocks(path):
         if isinstance(block, DataError):
             yield number + skipping, [block]
             return
+        # Inside a line that is too long, drop everything up to its end without keeping it in memory.
         _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
         if skipping and not end:
             continue
@@ -160,7 +166,7 @@ def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """As `scan_lines`; raises the first error, with its line."""
+    """Read as `scan_lines` does, but raise the first error with its line."""
     for number, lines in scan_lines(path):
         if isinstance(lines[0], DataError):
             raise DataError(f"{path}:{number}: {lines[0]}")
@@ -168,13 +174,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers from 1; raises `DataError` as `read_lines` does."""
+    """Non-blank lines with their numbers, from 1; raises `DataError` as `read_lines` does."""
     for first, lines in read_lines(path):
         yield from ((number, line) for number, line in enumerate(lines, first) if line.strip())
 
 
 def read_texts(file: Path, field: str) -> Iterator[list[str]]:
-    """Blocks of the texts in `field` of JSON lines; raises `DataError` naming the line that has none."""
+    """Blocks of the texts in `field` of JSON lines; raises `DataError` naming a line without it."""
     for first, lines in read_lines(file):
         texts = []
         for number, line in enumerate(lines, first):
@@ -187,7 +193,7 @@ def read_texts(file: Path, field: str) -> Iterator[list[str]]:
 
 
 def _read_blocks(path: Path) -> Iterator[bytes | DataError]:
-    """All content that can be read, in blocks; then an error if there was to be more."""
+    """All readable content in blocks, then an error if that was not the whole file."""
     parts: list[bytes] = []
     position, size, damage = 0, 0, ""
     try:
@@ -209,7 +215,7 @@ def _read_blocks(path: Path) -> Iterator[bytes | DataError]:
 
 
 def _unpack(path: Path) -> Iterator[bytes]:
-    """Content of a plain or packed file in small parts; raises `EOFError` where it is truncated."""
+    """Content of a plain or compressed file in small parts; raises `EOFError` where it is truncated."""
     with path.open("rb") as file:
         if path.suffix not in _UNPACKERS:
             yield from iter(partial(file.read, BLOCK_BYTES), b"")
@@ -225,7 +231,7 @@ def _unpack(path: Path) -> Iterator[bytes]:
             raise EOFError("truncated")
 
 
-def hash_json(value: Any) -> str:
+def hash_json(value: object) -> str:
     """SHA-256 (hex) of `value` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -237,28 +243,26 @@ def hash_file(path: Path) -> str:
 
 
 class JsonLines:
-    """An append-only file of JSON lines; each row is flushed, so a kill loses at most one torn line."""
+    """Append-only JSON lines; each row is flushed, so that a kill loses at most one torn line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append `row` as one line."""
+    def write(self, row: JsonObject) -> None:
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole row of a `JsonLines` file; a torn last line, left by a kill, is left out."""
+def read_json_lines(path: Path) -> list[JsonObject]:
+    """Every complete row of a `JsonLines` file; a torn last line, left by a kill, is skipped."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
 
 
 class Row(BaseModel):
-    """Base of a typed row; fields that the reader does not use are left alone."""
+    """Base of a typed row; fields that the reader does not use are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -268,17 +272,17 @@ _REMEDY = "run its stage again"
 
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
-    """As `read_json_lines`, each row checked; raises `DataError` naming a file or line that is damaged."""
+    """Rows as of `read_json_lines`, validated; raises `DataError` naming a damaged file or line."""
     adapter, lines = TypeAdapter(kind), _read(path).split(b"\n")[:-1]
-    return [_checked(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    return [_validate(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def read_json(path: Path, kind: type[Found], remedy: str) -> Found:
-    """What a JSON file holds, checked; raises `DataError` naming a wrong field, with `remedy`."""
-    return _checked(TypeAdapter(kind), _read(path), str(path), remedy)
+    """The content of a JSON file, validated; raises `DataError` naming a wrong field, with `remedy`."""
+    return _validate(TypeAdapter(kind), _read(path), str(path), remedy)
 
 
-def _checked(adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str = _REMEDY) -> Found:
+def _validate(adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str = _REMEDY) -> Found:
     try:
         return adapter.validate_json(data)
     except ValidationError as error:

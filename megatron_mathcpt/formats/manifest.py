@@ -1,6 +1,6 @@
 """The file that makes a folder complete.
 
-Stages talk only through folders. A folder is complete when its `manifest.json` exists: it is written
+Stages communicate only through folders. A folder is complete when its `manifest.json` exists: it is written
 last and atomically, and records what went in (with hashes), what came out (with sizes and hashes),
 counts, config, versions, commit and command, so every result can be followed back to its sources.
 """
@@ -15,25 +15,18 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_mathcpt.errors import ManifestError, first_error
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
+from megatron_mathcpt.records import JsonObject
 
 FILE_NAME = "manifest.json"
-OPTIMIZER = "optimizer_"  # begins the names of a checkpoint's files that only a run reads, and that may go
+OPTIMIZER = "optimizer_"  # prefix of a checkpoint's files that only a run reads, and that may be removed
 _RECORDED_PACKAGES = (
-    "megatron_mathcpt",
-    "megatron-core",
-    "torch",
-    "transformer-engine",
-    "transformers",
-    "tokenizers",
-    "datatrove",
-    "lm-eval",
-    "math-verify",
+    *("megatron_mathcpt", "megatron-core", "torch", "transformer-engine", "transformers", "tokenizers"),
+    *("datatrove", "lm-eval", "math-verify"),
 )
 
 
@@ -56,21 +49,24 @@ class Manifest(BaseModel):
     kind: str
     inputs: dict[str, str]
     outputs: dict[str, OutputFile]
-    counts: dict[str, Any]
-    config: dict[str, Any]
+    counts: JsonObject
+    config: JsonObject
     versions: dict[str, str]
     commit: str
     command: list[str]
     created: str
 
     def fingerprint(self) -> str:
-        """SHA-256 of kind, inputs, config and output hashes; a checkpoint keeps it as weights-only."""
+        """SHA-256 of kind, inputs, config and output hashes; time, place and versions do not count.
+
+        A checkpoint keeps its fingerprint when it becomes weights-only.
+        """
         outputs = {name: file.sha256 for name, file in self.without_optimizer().items()}
         known = {"kind": self.kind, "inputs": self.inputs, "config": self.config}
         return hash_json(known | {"outputs": outputs})
 
     def without_optimizer(self) -> dict[str, OutputFile]:
-        """`outputs` but the files that hold a checkpoint's optimizer state."""
+        """`outputs` without the files of a checkpoint's optimizer state."""
         if self.kind != "checkpoint":
             return self.outputs
         return {name: file for name, file in self.outputs.items() if not name.startswith(OPTIMIZER)}
@@ -81,15 +77,13 @@ def write_manifest(
     kind: str,
     *,
     inputs: dict[str, str],
-    counts: dict[str, Any] | BaseModel,
-    config: dict[str, Any],
+    counts: JsonObject | BaseModel,
+    config: JsonObject,
     outputs: dict[str, OutputFile] | None = None,
 ) -> Manifest:
-    """Complete `folder` with its manifest; hashes every file (but hidden ones) unless `outputs` is given.
-
-    Typed counts are written as they were set, without defaults.
-    """
+    """Complete `folder` with its manifest; hashes every non-hidden file unless `outputs` is given."""
     if isinstance(counts, BaseModel):
+        # Without defaults: a counter that a stage did not set is absent, not zero.
         counts = counts.model_dump(mode="json", exclude_unset=True)
     if outputs is None:
         files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -106,28 +100,30 @@ def write_manifest(
         command=sys.argv,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    # Last, after every output was synced: whoever sees the manifest sees all that it lists, also after a
+    # power cut.
     write_atomically(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
     return manifest
 
 
 def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFile]:
-    """Sizes and hashes of files of `folder`, read while the disk takes them in."""
+    """Fsync files of `folder` and return their sizes and hashes; each is hashed during its fsync."""
     described = {}
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as thread:
         for name in sorted(names):
             path = folder / name
             with path.open("rb") as file:
-                synced = beside.submit(os.fsync, file.fileno())
+                synced = thread.submit(os.fsync, file.fileno())
                 described[name] = OutputFile(bytes=path.stat().st_size, sha256=hash_file(path))
                 synced.result()
     return described
 
 
 def load_manifest(folder: Path, kind: str | None) -> Manifest:
-    """The manifest of a complete folder of `kind` (None: of any kind), its files checked by size.
+    """Load the manifest of a complete folder of `kind` (None: of any kind) and check its files by size.
 
     Raises `ManifestError` if the folder is incomplete or of another kind, or a file is missing or of
-    another size.
+    another size. Contents are compared by `verify_hashes` only: of a 70B model they are 140 GB.
     """
     path = folder / FILE_NAME
     if not path.is_file():
@@ -153,11 +149,9 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
 
 
 def verify_hashes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first bad one.
-
-    A checkpoint's optimizer files are left out: only a run reads them, which verifies them itself, and they
-    may go while its weights are read.
-    """
+    """Compare every file's SHA-256 with the manifest; raises `ManifestError` naming the first bad one."""
+    # Not a checkpoint's optimizer files: only a run reads them, which verifies them itself, and pruning may
+    # remove them while its weights are being read.
     outputs = manifest.without_optimizer()
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(lambda name: hash_file(folder / name), outputs)
@@ -168,13 +162,8 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
                 )
 
 
-def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict[str, Any]) -> bool:
-    """Whether `folder` has the result for just these inputs and config; `ManifestError` if for others.
-
-    A field that only one side has, as another version of this package made the folder, is no difference if
-    it is off there (null, false, zero, empty): what it turns on was not done, and is not asked for. Set to
-    more it is one, even where no config can say it any more: what was done cannot be what is asked for.
-    """
+def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: JsonObject) -> bool:
+    """Whether `folder` has the result of exactly these inputs and config; `ManifestError` if of others."""
     if not (folder / FILE_NAME).is_file():
         return False
     manifest = load_manifest(folder, kind)
@@ -182,6 +171,9 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
         old, new = leaves(recorded), leaves(asked)
         for key in sorted({*old, *new}):
             then, now = old.get(key), new.get(key)
+            # Versions of this package differ in their fields. One that only one side has is no difference
+            # if it is off (null, false, zero, empty): what it turns on was not done and is not wanted. If it
+            # is on, it is a difference, even if no config can set it any more.
             if then != now and (then or now or (key in old and key in new)):
                 raise ManifestError(
                     f"{folder}: already built with another {label} '{key}' ({then!r}, now {now!r}); choose "
@@ -190,9 +182,9 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: dict
     return True
 
 
-def leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """The values by the full paths of their fields."""
-    found: dict[str, Any] = {}
+def leaves(tree: JsonObject, path: str = "") -> JsonObject:
+    """The values of a nested `tree` by the dotted paths of their fields."""
+    found: JsonObject = {}
     for key, value in tree.items():
         found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) and value else {path + key: value}
     return found
@@ -211,9 +203,9 @@ def _versions() -> dict[str, str]:
 def _commit() -> str:
     """Commit of the source tree, with `+dirty` when it has changes; `unknown` outside a checkout."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    ask = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
+    output = partial(subprocess.check_output, text=True, stderr=subprocess.DEVNULL)
     try:
-        changes = ask([*git, "status", "--porcelain"])
-        return ask([*git, "rev-parse", "HEAD"]).strip() + ("+dirty" if changes else "")
+        changes = output([*git, "status", "--porcelain"])
+        return output([*git, "rev-parse", "HEAD"]).strip() + ("+dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

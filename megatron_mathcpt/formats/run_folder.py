@@ -1,10 +1,10 @@
-"""A run's folder: its checkpoints, named by step, what their manifests and its own count, its metric rows.
+"""A run's folder: checkpoints by step, the counts in their manifests and the run's own, metric rows.
 
-A checkpoint is written under a hidden name and renamed when it is whole, so a folder with the final name
-is always complete. The file `latest` names the newest one, for people and scripts; we look at the folders.
+A checkpoint is written under a hidden name and renamed when it is complete, so a folder with the final name
+always is. The file `latest` names the newest one for people and scripts; this package lists the folders.
 
-Beside its manifest lies the one it has without the optimizer's state, both under one seal: renaming that over
-this makes the checkpoint weights-only, in one step that a kill cannot cut.
+Next to its manifest lies the one that it will have without optimizer state, both covered by one seal.
+Renaming the second over the first makes the checkpoint weights-only in one atomic step.
 """
 
 import math
@@ -12,13 +12,14 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats.files import Row, hash_file, read_rows, sync_folder, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
+from megatron_mathcpt.records import JsonObject
 
 FOLDER = "checkpoints"
 SEAL = "manifest.sha256"
@@ -26,19 +27,19 @@ LIGHT = "weights_only.json"
 METRICS = "metrics.jsonl"
 _PREFIX = "step_"
 
-# JSON has no number for a loss that is none; a manifest keeps it as null.
+# JSON has no NaN; a manifest stores null.
 Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class SourceTokens(Row):
-    """Tokens of one source that a run's budget asks for, and that it saw."""
+    """Tokens of one source: in the run's budget (`asked`), and those trained on (`seen`)."""
 
     asked: int
     seen: int
 
 
 class RunCounts(Row):
-    """How far a run is, or was when it finished; in nats a token where it is a loss."""
+    """Progress of a run, running or finished; losses are in nats a token."""
 
     step: int
     steps: int = 0
@@ -50,13 +51,13 @@ class RunCounts(Row):
 
 
 class CheckpointCounts(RunCounts):
-    """What a checkpoint's manifest counts, and that of weights converted to Hugging Face's form.
+    """Counts of a checkpoint's manifest, and of a folder converted to Hugging Face's format.
 
-    A converted one knows only its step, end token and largest difference of a logit.
+    A converted folder has only step, end-of-text token and the largest difference of a logit.
     """
 
     eos_id: int | None = None
-    guard: dict[str, Any] | None = None
+    guard: JsonObject | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
     weights_only: bool = False
     max_abs_logit_difference: float | None = None
@@ -73,38 +74,35 @@ class MetricRow(Row):
 
 
 def checkpoint_counts(manifest: Manifest) -> CheckpointCounts:
-    """The counts of a checkpoint's or a converted folder's manifest."""
     return CheckpointCounts.model_validate(manifest.counts)
 
 
 def is_weights_only(manifest: Manifest) -> bool:
-    """Whether the optimizer's state has been removed, so that no run can go on from this checkpoint."""
+    """Whether the optimizer state has been removed, so that no run can resume from this checkpoint."""
     return checkpoint_counts(manifest).weights_only
 
 
 def read_metrics(path: Path) -> tuple[MetricRow, ...]:
-    """Rows of `metrics.jsonl` by step; a step done again after a stop counts once, as it was done last."""
+    """Rows of `metrics.jsonl` by step; of a step repeated after a restart only the last row counts."""
     last = {(row.step, row.validation is None): row for row in read_rows(path, MetricRow)}
     return tuple(sorted(last.values(), key=lambda row: row.step))
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
-    """Final folder of the checkpoint after `step`."""
     return run_folder / FOLDER / f"{_PREFIX}{step:08d}"
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint's folder."""
     return int(path.name.removeprefix(_PREFIX))
 
 
 def hidden_path(path: Path) -> Path:
-    """Where the checkpoint `path` is written before it is whole."""
+    """Where the checkpoint `path` is written until it is complete."""
     return path.with_name(f".{path.name}.saving")
 
 
 def checkpoint_paths(run_folder: Path) -> list[Path]:
-    """Every committed checkpoint of a run, newest first."""
+    """All complete checkpoints of a run, newest first."""
     return sorted((run_folder / FOLDER).glob(f"{_PREFIX}*"), reverse=True)
 
 
@@ -113,13 +111,13 @@ def newest_checkpoint(folder: Path) -> Path:
     if found := checkpoint_paths(folder):
         return found[0]
     if not (folder / FILE_NAME).is_file():
-        raise CheckpointError(f"{folder}: holds no complete checkpoint; give a run folder or a checkpoint")
+        raise CheckpointError(f"{folder}: no complete checkpoint; give a run folder or a checkpoint")
     load_sealed(folder)
     return folder
 
 
 def newest_readable(run_folder: Path) -> Path | None:
-    """The newest checkpoint to go on from whose manifest is undamaged, its other files not looked at."""
+    """The newest checkpoint to resume from with an undamaged manifest; other files are not checked."""
     for path in checkpoint_paths(run_folder):
         with suppress(ManifestError):
             if not is_weights_only(load_sealed(path)):
@@ -128,14 +126,15 @@ def newest_readable(run_folder: Path) -> Path | None:
 
 
 def chosen_checkpoint(folder: Path) -> Path:
-    """The one that a finished run's `checkpoint.choose` says, else the newest; an error if there is none."""
+    """The checkpoint that a finished run's `checkpoint.choose` selects, else the newest."""
     choose, metrics = "newest", folder / METRICS
     if (folder / FILE_NAME).is_file() and metrics.is_file():
         choose = load_manifest(folder, "run").config["checkpoint"].get("choose", choose)
     if choose == "newest":
         return newest_checkpoint(folder)
     rows = ((row.step, row.validation) for row in read_metrics(metrics))
-    losses = {step: sum(found.values()) / len(found) for step, found in rows if found}  # all sets alike
+    # Each validation set counts the same, whatever its size.
+    losses = {step: sum(found.values()) / len(found) for step, found in rows if found}
     if not losses:
         raise CheckpointError(f"{metrics}: no validation loss to choose by; set checkpoint.choose: newest")
     step = min(losses, key=losses.__getitem__)  # the first of equals
@@ -148,7 +147,7 @@ def chosen_checkpoint(folder: Path) -> Path:
 
 
 def begin(path: Path) -> Path:
-    """An empty hidden folder to write the checkpoint `path` into; leftovers of a kill are removed."""
+    """Create the hidden folder for writing the checkpoint `path`; removes what a killed save left."""
     for leftover in path.parent.glob(f".{_PREFIX}*"):
         shutil.rmtree(leftover)
     hidden_path(path).mkdir(parents=True)
@@ -156,7 +155,7 @@ def begin(path: Path) -> Path:
 
 
 def write_light_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write what the manifest will be without the optimizer's state, if it has one; the seal comes after."""
+    """Write the later manifest without optimizer state, if there is any; to be sealed afterwards."""
     outputs = manifest.without_optimizer()
     if outputs != manifest.outputs:
         counts = manifest.counts | {"weights_only": True}
@@ -165,7 +164,7 @@ def write_light_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of the manifest and of the light one beside them, in the format of `sha256sum`."""
+    """Write the checksums of both manifests, in the format of `sha256sum`."""
     write_atomically(folder / SEAL, _seal_of(folder))
 
 
@@ -175,7 +174,7 @@ def _seal_of(folder: Path) -> bytes:
 
 
 def commit(path: Path) -> None:
-    """Rename the hidden folder, synced and with its manifest, to `path`, and point `latest` at it."""
+    """Rename the hidden folder, fsynced and with its manifest, to `path`, and point `latest` at it."""
     if path.exists():
         shutil.rmtree(path)
     hidden_path(path).rename(path)
@@ -184,11 +183,11 @@ def commit(path: Path) -> None:
 
 
 def load_sealed(path: Path) -> Manifest:
-    """The manifest of a checkpoint, its own bytes compared with the seal."""
+    """Load a checkpoint's manifest after comparing its bytes with the seal."""
     try:
         return _load_sealed(path)
     except (ManifestError, FileNotFoundError):
-        # Its run may just have made it weights-only: some was read before that, some after.
+        # Its run may be making it weights-only: some of it was read before that, some after.
         return _load_sealed(path)
 
 
@@ -196,7 +195,7 @@ def _load_sealed(path: Path) -> Manifest:
     manifest = load_manifest(path, "checkpoint")
     sealed = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
     if sealed != _seal_of(path):
-        # The seal of both stays for a moment after the light one was renamed to be the manifest.
+        # The seal still covers both manifests for a moment after the second was renamed over the first.
         line = f"{hash_file(path / FILE_NAME)}  {LIGHT}\n".encode()
         if (path / LIGHT).exists() or not sealed.endswith(line):
             raise ManifestError(
@@ -206,7 +205,7 @@ def _load_sealed(path: Path) -> Manifest:
 
 
 def drop_optimizer(path: Path) -> None:
-    """Make a checkpoint weights-only, or finish what a kill cut; one that is damaged is left as it is."""
+    """Make a checkpoint weights-only, or finish an interrupted attempt; a damaged one is left alone."""
     if left := list(path.glob(f"{OPTIMIZER}*")):
         with suppress(ManifestError):
             load_sealed(path)
@@ -214,17 +213,18 @@ def drop_optimizer(path: Path) -> None:
                 (path / LIGHT).replace(path / FILE_NAME)
                 sync_folder(path)
             seal(path)
+            # After the manifest that no longer lists them: a kill before this leaves files, not a hole.
             for file in left:
                 file.unlink()
 
 
 @dataclass
 class Retention:
-    """Which checkpoints stay: the newest `keep` whole ones, multiples of `every`, the one of lowest loss.
+    """Which checkpoints are kept: the newest `keep`, multiples of `every`, the one of lowest loss.
 
-    `best` names the validation sets whose mean loss counts; without any, none is best. Beside the newest
-    only weights stay, unless `optimizer`. `verified` are the names whose checksums this process has
-    compared, or written.
+    `best` names the validation sets whose mean loss decides; if empty, none is best. All but the newest
+    `keep` lose their optimizer state, unless `optimizer`. `verified` are names whose checksums this process
+    has compared or written.
     """
 
     keep: int
@@ -234,7 +234,7 @@ class Retention:
     verified: set[str] = field(default_factory=set)
 
     def spares(self, paths: list[Path]) -> set[Path]:
-        """Those of `paths` that stay whatever their age."""
+        """Those of `paths` that are kept whatever their age."""
         spared = {path for path in paths if self.every and step_of(path) % self.every == 0}
         losses: dict[Path, float] = {}
         for path in paths[::-1] if self.best else ():  # the first of equals
@@ -246,26 +246,24 @@ class Retention:
 
 
 def prune(run_folder: Path, retention: Retention) -> None:
-    """Remove the checkpoints that need not stay; each is hidden first, so no half one is ever seen.
-
-    Nothing goes, no optimizer's state either, before `keep` newer ones are known to be whole: damaged ones
-    do not count.
-    """
+    """Remove checkpoints, or their optimizer state, that `retention` does not keep."""
     whole, paths = 0, checkpoint_paths(run_folder)
     spared = retention.spares(paths)
     for path in paths:
+        # Nothing is removed before `keep` newer ones are known to be undamaged.
         if whole < retention.keep:
             whole += path.name in retention.verified
         elif path not in spared:
+            # Hidden first, so that no half-removed checkpoint is ever found.
             shutil.rmtree(path.rename(hidden_path(path)))
         elif not retention.optimizer:
             drop_optimizer(path)
 
 
 def check_space(run_folder: Path, needed: int) -> None:
-    """Refuse to start if checkpoints of `needed` bytes in all do not fit, those there counted among them.
+    """Raise `CheckpointError` if checkpoints of `needed` bytes, existing ones included, do not fit.
 
-    Raises `CheckpointError` with both amounts. A quota or a full storage target shows only when it is hit.
+    A quota or a full storage target is not seen before it is hit.
     """
     lacking, free = needed - sum(map(_size, checkpoint_paths(run_folder))), shutil.disk_usage(run_folder).free
     if free < lacking:

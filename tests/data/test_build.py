@@ -17,9 +17,9 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import (
     StageTasks,
     build_corpus,
-    claim,
     describe_build,
     describe_progress,
+    discard_stale_work,
     open_build,
     run_locally,
 )
@@ -172,7 +172,7 @@ def test_unfinished_work_of_another_config_is_not_used(raw: Path, config: Corpus
 
 def test_finished_tasks_are_not_run_again(config: Corpus, whole: Manifest, tmp_path: Path) -> None:
     build, out = open_build(config, tmp_path / "out"), tmp_path / "out"
-    claim(build)
+    discard_stale_work(build)
     stage = StageTasks("prepare", [partial(prepare, work, config) for work in build.works])
     run_locally(stage, build, 1)
     files = {path: path.stat().st_mtime_ns for path in (out / ".work").rglob("*")}

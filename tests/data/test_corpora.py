@@ -83,7 +83,7 @@ def test_a_small_set_keeps_four_fifths_for_training() -> None:
     problems = [Problem(id=str(n), question=f"{n}?", solution="s", answer="1") for n in range(10)]
     training, held_out = split_problems(problems, ProblemMix(), seed=0)
     assert (len(training), len(held_out["en"]), len(held_out["zh"])) == (8, 2, 0)
-    with pytest.raises(DataError, match="4 problems are too few to hold any out"):
+    with pytest.raises(DataError, match="4 problems are too few for evaluation"):
         split_problems(problems[:4], ProblemMix(), seed=0)
 
 

@@ -104,7 +104,7 @@ FATES = [
 
 
 @pytest.mark.parametrize(("names", "fates"), FATES)
-def test_trace_tells_every_fate(corpus: CorpusFolder, names: tuple[str, ...], fates: list[Any]) -> None:
+def test_trace_shows_every_record(corpus: CorpusFolder, names: tuple[str, ...], fates: list[Any]) -> None:
     for name in names:
         found = [
             (one.shard.source, f"{Path(one.shard.file).name}:{one.line}", "kept", one.number)
@@ -121,7 +121,7 @@ def test_trace_tells_every_fate(corpus: CorpusFolder, names: tuple[str, ...], fa
 def test_trace_of_what_is_no_record(root: Path, corpus: CorpusFolder) -> None:
     (torn,) = trace(corpus, f"{root.parent}/raw/wiki/a.jsonl:5")
     assert isinstance(torn, dict)
-    assert (torn["fate"], torn["line"], torn["reason"][:8]) == ("rejected", 5, "not JSON")
+    assert (torn["status"], torn["line"], torn["reason"][:8]) == ("rejected", 5, "not JSON")
     for nothing in ("nobody", "a.jsonl:3", "a.jsonl:99", 'wiki9","text', "\udcff"):
         with pytest.raises(ConfigError, match=r"neither kept nor dropped.*numina\.jsonl, a\.jsonl"):
             trace(corpus, nothing)
@@ -163,7 +163,7 @@ def test_the_command_shows_documents_and_drops(root: Path) -> None:
     # read, kept; contaminated, exact, near, no_answer, other_steps, rejected, too_short
     assert wiki.replace("│", " ").split() == ["wiki", "17", "12", "1", "1", "1", "0", "0", "1", "1"]
     assert f"{root.parent / 'raw' / 'wiki' / 'a.jsonl'}:5" in shown
-    for part in ("stays: wiki1", "b.jsonl:3  leak", "benchmark: benchmark/test; item: b0; ngram: a farmer"):
+    for part in ("copy of: wiki1", "b.jsonl:3  leak", "benchmark: benchmark/test; item: b0; ngram: a farmer"):
         assert part in shown
     shown = command("dropped", root, "--reason", "other_steps", "--source", "hard", "--limit", 1)
     assert "problems.jsonl:1  p0" in shown and "p1" not in shown
@@ -178,7 +178,7 @@ def test_the_command_traces_measures_and_writes_a_page(root: Path, corpus: Corpu
     first, tokens = read_document(corpus.dataset("general", kept.split), kept.index)
     assert f"tokens     {first} up to, not including, {first + len(tokens)}" in shown
     assert f"datasets/general/{kept.split}, document {kept.index}" in shown
-    assert f"stays      wiki1  {root.parent}/raw/wiki/a.jsonl:2" in command("trace", root, "near")
+    assert f"copy of    wiki1  {root.parent}/raw/wiki/a.jsonl:2" in command("trace", root, "near")
     shown = command("lengths", root)
     assert "12 in all, mean 1.0; least 0, 5% 0, 25% 0, median 1, 75% 2, 95% 2, most 2" in shown
     assert [line for line in shown.splitlines() if line.startswith("3  █")] == ["3  " + "█" * 40 + "  4"]
@@ -198,7 +198,7 @@ def test_the_command_traces_measures_and_writes_a_page(root: Path, corpus: Corpu
         ("show --number 0", "name a pool or source too; there is problem_solving, general"),
         ("show --source web --number -1", "has 2 documents, numbered from 0"),
         ("show --number 0 --id a", "give one of number and id"),
-        ("show --id copy", "'trace' tells what became of it"),
+        ("show --id copy", "'trace' shows what became of it"),
         ("dropped --reason ugly", "there is contaminated, exact_duplicate, near_duplicate, no"),
         ("dropped --source web --reason too_short", "there is exact_duplicate"),
         ("page --out {0}", "is a folder"),

@@ -146,10 +146,10 @@ templates:
         (', zh: ["一共："]', "", "0 leads in 'zh' for 1 steps"),
         ("total = a + b", "total = open(a)", r"open\(a\): not part of the language"),
         ("between(1, 9)", "between(1)", "missing 1 required positional argument"),
-        ("between(1, 9)", "between(1, 9 / 2)", "9/2 is no whole number"),
+        ("between(1, 9)", "between(1, 9 / 2)", "9/2 is not a whole number"),
         ("total = a + b", "total = a +", "invalid syntax"),
         ("total = a + b", "total = a + b;", "expected 'name = expression'"),
-        ("total = a + b", "a = a + b", "the name 'a' is taken"),
+        ("total = a + b", "a = a + b", "the name 'a' is used twice"),
     ],
 )
 def test_a_broken_template_is_refused_by_name(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_mix_is_kept(training: list[Problem], held_out: list[Problem]) -> No
         assert abs(many / len(problems) - 0.3) < 0.1
         assert sum(p.language == "zh" for p in problems) == chinese
     mix = ProblemMix(evaluation_problems={"en": 5000}, step_shares=(1, 0, 0), small_share=1)
-    with pytest.raises(ConfigError, match="ask for fewer"):
+    with pytest.raises(ConfigError, match="reduce the number"):
         evaluation_problems(mix, "en", seed=0)
 
 

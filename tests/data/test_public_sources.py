@@ -176,13 +176,13 @@ def test_files_come_whole_are_verified_and_mended(hub: tuple[str, type[Hub]], tm
     assert damaged.read_bytes() == wanted["data/train-00001-of-00002.parquet"]
 
     other = run(endpoint, "lila", "--out", str(out))
-    assert other.returncode == 2 and "holds AI-MO/NuminaMath-CoT" in other.stderr
+    assert other.returncode == 2 and "contains AI-MO/NuminaMath-CoT" in other.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "served", "message"),
     [
-        ("numinamath", {"wrong": True}, "not the hub's SHA-256"),
+        ("numinamath", {"wrong": True}, "SHA-256 is not the hub's"),
         ("starcoder", {"status": 403}, "bigcode/starcoderdata: gated; accept its terms"),
         ("numinamath", None, "AI-MO/NuminaMath-CoT: the hub cannot be reached"),
         ("nothing", {}, "no source 'nothing'; known are numinamath,"),

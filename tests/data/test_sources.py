@@ -91,7 +91,7 @@ def test_archive_that_unpacks_without_end_is_stopped(tmp_path: Path) -> None:
 GOOD_LINES = [b'{"text": "a \\" \\"text\\":"}', b'{"text": "\\u0000"}', b'{"text": "a"}\r']
 GOOD_LINES.append(b'{"text": "a", "meta": {"text": "b"}}')
 BAD_LINES = [
-    (b'{"text": "a", "text": "b"}', "key 'text' stands twice"),
+    (b'{"text": "a", "text": "b"}', "key 'text' appears twice"),
     (b'{"text": "\x00"}', "not JSON"),
     (b'{"text": "\\ud800"}', "not JSON"),
     (b'{"text": "\xff"}', "not valid UTF-8 at byte 10"),

@@ -148,7 +148,7 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
     assert load_encoder(folder, "text")[0].name == "wrong"  # agrees on the probe
     sample = ["a sample that differs only here"]
     assert load_encoder(folder, "text", "auto", sample)[0].name == "tokenizers"
-    with pytest.raises(ConfigError, match="gives other ids than the reference for 'a sample"):
+    with pytest.raises(ConfigError, match="returns other ids than the reference for 'a sample"):
         load_encoder(folder, "text", "gigatoken", sample)
 
 

@@ -17,7 +17,7 @@ from megatron_mathcpt.data.minhash import (
     signatures,
     whole_hashes,
 )
-from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, spans
+from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, span_hashes
 from tests.data.made import problem, sentence
 
 
@@ -65,7 +65,7 @@ def test_ngrams_stay_inside_a_document_and_do_not_depend_on_place() -> None:
     assert first.tolist() == [0, 4, 5]
     assert ngrams(cut_words(["c b a"]), 3)[0][0] != hashes[0]
     assert hashes[0] == hashes[2] != hashes[1]
-    assert spans(words.hashes, np.array([0]), np.array([2]))[0] == ngrams(cut_words(["a b"]), 2)[0][0]
+    assert span_hashes(words.hashes, np.array([0]), np.array([2]))[0] == ngrams(cut_words(["a b"]), 2)[0][0]
 
 
 def splitmix(value: int) -> int:

@@ -18,14 +18,14 @@ def lines(*rows: dict[str, object]) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", ": holds no item"),
+        (b"", ": no items"),
         (b"\xef\xbb\xbf{}", ":1: starts with a byte-order mark"),
         (b"\xff\xfe", ": not UTF-8 at byte 0"),
         (lines(GOOD) + b"{", ":2: Invalid JSON: .* column 1"),
         (lines(GOOD) + b"[1]", ":2: Input should be an object"),
         (lines(GOOD, GOOD | {"lang": None}), ":2: field 'lang'"),
         (lines(GOOD, GOOD | {"answer": " "}), ":2: question and answer must not be blank"),
-        (lines(GOOD, GOOD), ":2: id '1' is there twice"),
+        (lines(GOOD, GOOD), ":2: id '1' appears twice"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, data: bytes, message: str) -> None:

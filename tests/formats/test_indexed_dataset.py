@@ -63,7 +63,7 @@ def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_the_disk_refuses_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SYNC_BYTES", 1)
     with Path("/dev/null").open("wb") as file:  # writes succeed, syncing is refused with EINVAL
-        early = files.EarlySync(file)
+        early = files.BackgroundFsync(file)
         early.wrote(1)
         with pytest.raises(OSError, match="Invalid argument"):
             early.finish()

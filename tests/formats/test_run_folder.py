@@ -58,7 +58,7 @@ def test_the_newest_is_found_by_run_and_by_name_and_a_save_cut_short_is_not(tmp_
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         newest_checkpoint(tmp_path)
     write_manifest(tmp_path, "corpus", inputs={}, counts={}, config={})
     with pytest.raises(ManifestError, match="of kind 'corpus'"):

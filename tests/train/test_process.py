@@ -29,7 +29,7 @@ from tests.train.conftest import ROOT, SHAPE, ConfigOf, command, run
         ("data", {"blend": {"chemistry": 1}}, "no pool 'chemistry'"),
         ("data", {"max_epochs": {"general": 0.1}}, "data.max_epochs.general"),
         ("model", {"vocab_size": 100}, "its tokenizer has 500 tokens"),
-        ("init", {"scratch": False, "checkpoint": "nowhere"}, "nowhere: holds no complete checkpoint"),
+        ("init", {"scratch": False, "checkpoint": "nowhere"}, "nowhere: no complete checkpoint"),
         ("init", {"scratch": False, "hf": "nowhere"}, "nowhere/config.json: cannot be read"),
     ],
 )
