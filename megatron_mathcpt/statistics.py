@@ -119,10 +119,7 @@ def score_samples(
     scores[f"maj@{k}"] = [float(item) for item in majority_right]
     # Over items, each with its mean over draws, which are not independent (Miller 2024, equal clusters).
     spread = {name: np.std(values, ddof=1) if items > 1 else math.nan for name, values in scores.items()}
-    return {
-        name: (float(np.mean(values)), float(spread[name] / math.sqrt(items)))
-        for name, values in scores.items()
-    }
+    return {name: (float(np.mean(v)), float(spread[name] / math.sqrt(items))) for name, v in scores.items()}
 
 
 def minimum_detectable_difference(

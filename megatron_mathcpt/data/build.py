@@ -82,8 +82,7 @@ class StageTasks:
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
     """Build the corpus of `config` in the folder `out`, on this machine or with Ray; returns its manifest.
 
-    Raises `DataError` naming file and line for wrong input, and `ManifestError` if `out` is complete for
-    other inputs or another config.
+    Raises `ManifestError` if `out` is complete for other inputs or another config.
     """
     build = open_build(config, out)
     if not _is_built(build):
@@ -115,29 +114,26 @@ def run_stages(build: Build, run: Callable[[StageTasks], None]) -> None:
     run(StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)]))
 
 
-def submit_corpus(
-    config: Corpus, out: Path, cluster: ClusterConfig, workers: int | None = None
-) -> int | None:
-    """Submit the build to Slurm; returns the id of the last job, or None if the corpus is complete.
+def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int | None = None) -> int | None:
+    """Submit the build to Slurm, or resume it; at most `workers` tasks of a stage run at once.
 
-    At most `workers` tasks of a stage run at once (None: no limit). Submitting again after a failure resumes
-    with the missing tasks. Raises `ConfigError` while jobs of an earlier submission are in the queue.
+    Returns the id of the last job, or None if the corpus is complete. Raises `ConfigError` while jobs of an
+    earlier submission are in the queue.
     """
     build = open_build(config, out)
     if _is_built(build):
         return None
     submitted, queue = out / WORK / "slurm_job", ["squeue", "--noheader", "--format=%F"]
     job = submitted.read_text() if submitted.is_file() else ""
-    if (
-        job and job in subprocess.check_output(queue, text=True).split()
-    ):  # two builds would write the same files
+    # Two builds would write the same files.
+    if job and job in subprocess.check_output(queue, text=True).split():
         raise ConfigError(f"{out}: job {job} of an earlier submission is in the queue; wait, or scancel it")
     discard_stale_work(build)
     last: PipelineExecutor | None = None
 
     def run(stage: StageTasks) -> None:
         nonlocal last
-        last = _slurm_executor(stage, build, cluster, workers, depends=last)
+        last = _slurm_executor(stage, build, site, workers, after=last)
 
     run_stages(build, run)
     assert last is not None
@@ -209,7 +205,7 @@ def default_workers(build: Build) -> int:
 
 
 def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
-    """Run the unfinished tasks of `stage` and log progress; a single worker is this process."""
+    """Run the unfinished tasks of `stage` and log progress; one worker is this process."""
     workers = min(workers, len(stage.tasks))
     executor = LocalPipelineExecutor(**_executor_arguments(stage, build.out, 0 if workers == 1 else 1))
     with ExitStack() as stack:
@@ -237,11 +233,7 @@ def _start_worker() -> None:
 
 
 def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
-    """Run `stage` on the Ray cluster of `RAY_ADDRESS`, or on a new one of this machine.
-
-    At most `workers` tasks run at once (-1: no limit). Raises `ConfigError` where Ray is not installed, and
-    `DataError` naming the logs of a failed task.
-    """
+    """Run `stage` on the Ray cluster of `RAY_ADDRESS` or a new one, `workers` tasks at once (-1: all)."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
     parts = _executor_arguments(stage, out, threads=1)
@@ -252,44 +244,40 @@ def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
 
 
 def _slurm_executor(
-    stage: StageTasks,
-    build: Build,
-    cluster: ClusterConfig,
-    workers: int | None,
-    depends: PipelineExecutor | None,
+    stage: StageTasks, build: Build, site: ClusterConfig, workers: int | None, after: PipelineExecutor | None
 ) -> PipelineExecutor:
-    """The executor of `stage` as an array of jobs that starts when `depends` has succeeded."""
+    """The executor of `stage` as an array of jobs that starts when `after` has succeeded."""
     resolved = str(build.out.resolve())
     if shlex.quote(resolved) != resolved:  # datatrove does not quote it in the job script
         raise ConfigError(f"--out {resolved}: must be without spaces and shell characters for Slurm jobs")
-    task, box = cluster.single_task, cluster.container
+    task, box = site.single_task, site.container
     cpus = 1 if stage.name in _FOLDERS else task.cpus_per_task
     parts = _executor_arguments(stage, build.out, threads=cpus)
     srun = {"container-image": box.image, "container-mounts": ",".join(box.mounts)} if box else {}
-    account = {"account": cluster.account} if cluster.account else {}
+    account = {"account": site.account} if site.account else {}
     return SlurmPipelineExecutor(
         **parts,
         job_name=f"{build.config.name}_{stage.name}",
         workers=-1 if workers is None else workers,
-        time=f"{cluster.time_limit_minutes}",
+        time=f"{site.time_limit_minutes}",
         partition=task.partition,
-        qos=cluster.qos,
+        qos=site.qos,
         cpus_per_task=cpus,
         mem_per_cpu_gb=max(1, task.memory_gib // task.cpus_per_task),
-        env_command=_environment(cluster),
+        env_command=_environment(site),
         sbatch_args={"kill-on-invalid-dep": "yes", **account},
         srun_args={option: shlex.quote(value) for option, value in srun.items() if value},
         max_array_size=_MAX_ARRAY,
         slurm_logs_folder=f"{parts['logging_dir']}/slurm_logs",
-        depends=depends,
+        depends=after,
     )
 
 
-def _environment(cluster: ClusterConfig) -> str:
+def _environment(site: ClusterConfig) -> str:
     """Shell lines for `launch_pickled_pipeline` and this package to be found, with the site's variables."""
-    python = Path(cluster.python)
-    lines = [f". {shlex.quote(str(cluster.setup_script))}"] if cluster.setup_script else []
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    python = Path(site.python)
+    lines = [f". {shlex.quote(str(site.setup_script))}"] if site.setup_script else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     lines += [f"export PATH={shlex.quote(str(python.parent))}:$PATH"] if python.is_absolute() else []
     return "\n".join([*lines, f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parents[2]))}"])
 

@@ -41,11 +41,7 @@ _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def make_corpora(
     out: Path, data: Path | None = None, seed: int = 0, mix: ProblemMix | None = None
 ) -> Manifest:
-    """Write the pools and `evaluation/heldout_<language>.jsonl` to `out`, from `data` or from this machine.
-
-    Raises `DataError` naming file and line of a bad record, `ManifestError` if `out` was made from other
-    inputs.
-    """
+    """Write the pools and `evaluation/heldout_<language>.jsonl` to `out`, from `data` or this machine."""
     mix = mix or ProblemMix()
     files = {pool: _find_pool(data, pool) for pool in POOLS} if data else {}
     inputs = {pool: hash_file(file) for pool, file in files.items()}

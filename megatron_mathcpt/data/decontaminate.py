@@ -46,12 +46,10 @@ _Found = tuple[int, int, int, int]  # item, its n-gram, first word, word after t
 
 
 class BenchmarkQuestion(NamedTuple):
-    """One item's question; `where` is its file and line."""
-
     benchmark: str
     id: str
     question: str
-    where: str
+    where: str  # file and line
 
 
 @dataclass(frozen=True)
@@ -141,11 +139,7 @@ class _Index:
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
         lines = self.normalize(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
         self._longest_line = max(self._longest_line, int(np.diff(lines.documents).max()))
-        return (
-            _LINE,
-            span_hashes(lines.hashes, lines.documents[:-1], lines.documents[1:]),
-            np.empty(0, np.uint64),
-        )
+        return _LINE, lines.document_hashes(), np.empty(0, np.uint64)
 
 
 class Contamination:
@@ -190,13 +184,10 @@ class Contamination:
 
 
 def load_items(path: str) -> list[BenchmarkQuestion]:
-    """Read a benchmark file or folder; a benchmark's name is its folder and file (`gsm8k/test`).
-
-    Raises `DataError` naming file and line for anything but an item with a question.
-    """
+    """Read a benchmark file or folder; raises `DataError` naming file and line for all but questions."""
     items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
-        name, before = f"{file.parent.name}/{file.name.split('.')[0]}", len(items)
+        name, before = f"{file.parent.name}/{file.name.split('.')[0]}", len(items)  # as in `gsm8k/test`
         for where, row in require_rows(file):
             question = row.get("question")
             if not isinstance(question, str) or not question.strip():
@@ -212,11 +203,9 @@ def benchmark_files(config: Decontaminate) -> list[Path]:
 
 
 class PartScore(TypedDict):
-    """Accuracy over a part of a task's items; None where the part has too few."""
-
     n: int
     correct: int
-    accuracy: float | None
+    accuracy: float | None  # None for too few items, as `stderr`
     stderr: float | None
 
 
@@ -226,8 +215,7 @@ def overlap_report(
     """Overlap of an evaluation folder's items with training documents, and its scores without those items.
 
     `tasks` maps tasks to their files; `documents` are JSON lines with a field `text`, or folders of them such
-    as a build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found. Raises
-    `EvaluationError` when a task was scored on another file, `DataError` for documents that cannot be read.
+    as a build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found.
     """
     manifest = load_manifest(evaluation, "evaluation")
     for task, path in tasks.items():
@@ -248,19 +236,14 @@ def overlap_report(
     return {"threshold": threshold, "words": words, "characters": characters, "tasks": found}
 
 
-def scores_without(
-    rows: Sequence[JsonObject], shares: dict[str, float], threshold: float
-) -> dict[str, PartScore]:
-    """Scores over all items, over those with less overlap than `threshold`, and over the rest.
-
-    `rows` are lines of `samples_<task>.jsonl`. Raises `EvaluationError` for an item without a share.
-    """
+def scores_without(rows: list[JsonObject], shares: dict[str, float], limit: float) -> dict[str, PartScore]:
+    """Scores over all items in `rows` of a samples file, those with overlap below `limit`, and the rest."""
     if missing := [row["id"] for row in rows if row["id"] not in shares]:
         raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
     parts = {
         "all": rows,
-        "clean": [row for row in rows if shares[row["id"]] < threshold],
-        "overlapping": [row for row in rows if shares[row["id"]] >= threshold],
+        "clean": [row for row in rows if shares[row["id"]] < limit],
+        "overlapping": [row for row in rows if shares[row["id"]] >= limit],
     }
     scores: dict[str, PartScore] = {}
     for name, part in parts.items():

@@ -18,16 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
-from megatron_mathcpt.data.words import (
-    Hashes,
-    Indices,
-    Words,
-    batches,
-    count_words,
-    cut_at_spaces,
-    jit,
-    ngrams,
-)
+from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, ngrams, split_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Problem
 
@@ -110,7 +101,7 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
     if rules.quality or rules.repetition:
         for numbers in batches(rest, [len(texts[number]) for number in rest]):
             part = [texts[number] for number in numbers]
-            words, found = cut_at_spaces(part), list[list[Drop | None]]()
+            words, found = split_words(part), list[list[Drop | None]]()
             if rule := rules.quality:
                 counts = zip(part, count_words(words).tolist(), strict=True)
                 found.append([_quality_drop(text, count, rule) for text, count in counts])
@@ -276,7 +267,5 @@ def _identifier() -> "LanguageIdentifier":
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise DataError(
-            "filter.languages needs py3langid: install this package's extra 'language'"
-        ) from error
+        raise DataError("filter.languages: py3langid is missing; install the extra 'language'") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, islice
 from math import ceil
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import orjson
@@ -36,25 +35,10 @@ _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
-class Distribution(TypedDict, total=False):
-    """Summary of many numbers: quantiles by name, and how many are in each labelled bar."""
-
-    source: str
-    unit: str
-    title: str
-    total: int
-    mean: float
-    quantiles: dict[str, int]
-    bars: list[tuple[str, int]]
-
-
 def find_documents(
     corpus: CorpusFolder, selections: Sequence[Selection], number: int | None, record: str | None, limit: int
 ) -> Iterator[Kept]:
-    """The first documents of `selections`, or the one with this number, or those with this id.
-
-    Raises `ConfigError` for both, for a number in several pools, and for an unknown id.
-    """
+    """The first documents of `selections`, or the one with this number, or those with this id."""
     if number is not None:
         if record is not None:
             raise ConfigError("give one of number and id")
@@ -74,10 +58,7 @@ def find_documents(
 
 
 def trace(corpus: CorpusFolder, record: str) -> list[Kept | JsonObject]:
-    """All records with this id, or from `FILE:LINE` of a raw file; for one not kept its drop or reject.
-
-    Raises `ConfigError` when there is none.
-    """
+    """All records with this id, or from `FILE:LINE` of a raw file; if not kept, its drop or reject."""
     file, _, line = record.rpartition(":")
     shards = [shard for shard in corpus.shards if file in (shard.file, Path(shard.file).name)]
     found: list[Kept | JsonObject] = []
@@ -130,12 +111,10 @@ def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Co
     }
 
 
-def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> Distribution:
-    """Summarize `numbers`, with a bar for each `slot` of their values.
-
-    A quantile is the smallest value that at least its share of the numbers do not exceed.
-    """
-    # Memory depends only on how many different numbers there are.
+def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> JsonObject:
+    """`total`, `mean`, `quantiles` by name, and `bars`: how many numbers are in each `slot`."""
+    # Memory depends only on how many different numbers there are. A quantile is the smallest value that at
+    # least its share of the numbers do not exceed.
     found, heights = sorted(Counter(numbers).items()), Counter[int]()
     for value, count in found:
         heights[slot(value)] += count
@@ -160,7 +139,7 @@ def token_lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[int]:
         yield from found[chosen].tolist()
 
 
-def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Distribution]:
+def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[JsonObject]:
     """Tokens a document of one source, and steps a problem if they are known."""
 
     def between(bits: int) -> str:
@@ -170,7 +149,7 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Distribution
     source = corpus.manifest.config["sources"][selection.source]
     if total := found["total"]:
         unit, title = "tokens a document", "tokens, with the end-of-text token"
-        yield {**found, "source": str(selection.source), "unit": unit, "title": title}
+        yield {"source": selection.source, "unit": unit, "title": title, **found}
     if source["kind"] == "problem":
         rule: StepRule = (source["select"] or {}).get("step_rule") or "field"
         read = min(total, _MOST_PROBLEMS)
@@ -180,7 +159,7 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[Distribution
         label = [*map(str, range(_MOST_STEPS)), f"{_MOST_STEPS}+"].__getitem__
         found = describe(known, lambda steps: min(steps, _MOST_STEPS), label)
         title = f"steps by '{rule}' of {read:,} problems, {read - found['total']:,} without"
-        yield {**found, "source": str(selection.source), "unit": "steps a problem", "title": title}
+        yield {"source": selection.source, "unit": "steps a problem", "title": title, **found}
 
 
 class Screen:

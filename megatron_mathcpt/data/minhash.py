@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from megatron_mathcpt.data.words import DIGITS, Hashes, Indices, Words, jit, mix, span_hash, span_hashes
+from megatron_mathcpt.data.words import Hashes, Indices, Words, jit, mix, span_hash
 
 Signatures = npt.NDArray[np.uint32]
 TakeRows = Callable[[Indices], Signatures]
@@ -61,16 +61,6 @@ def band_keys(rows: Signatures, bands: int) -> Hashes:
     for column in range(values.shape[2]):
         keys = mix(keys * np.uint64(0x9E3779B97F4A7C15) + values[:, :, column].T)
     return keys
-
-
-def whole_hashes(words: Words) -> Hashes:
-    """A hash of each document's words: equal up to case, spacing and compatibility forms."""
-    return span_hashes(words.hashes, words.documents[:-1], words.documents[1:])
-
-
-def number_hashes(words: Words) -> Hashes:
-    """A hash of each document's numbers in order."""
-    return whole_hashes(words.select(words.kinds == DIGITS))
 
 
 def find_duplicates(

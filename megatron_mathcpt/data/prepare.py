@@ -20,7 +20,7 @@ from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import find_drops, select_drop
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
-from megatron_mathcpt.data.words import Indices, batches, cut_words, mix
+from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, write_atomically
@@ -54,7 +54,6 @@ class ShardWork:
 
 
 def read_counts(folder: Path) -> JsonObject:
-    """Counts that a finished build stage wrote for a shard."""
     return orjson.loads((folder / DONE).read_bytes())  # type: ignore[no-any-return]
 
 
@@ -74,11 +73,7 @@ def load_array(path: Path) -> Array:
 
 
 def prepare(work: ShardWork, config: Corpus) -> None:
-    """Sort the records of a shard's raw file into `work.prepared`.
-
-    Raises `DataError` naming file and line when more records are unreadable than the source allows, or the
-    file when it contains no record.
-    """
+    """Sort the records of a shard into `work.prepared`; raises `DataError` if too many are unreadable."""
     shard, folder = work.shard, work.prepared
     with ExitStack() as stack:
         names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
@@ -112,9 +107,8 @@ class _Sorter:
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[JsonObject] = []
-        self.arrays: dict[str, list[Array]] = {
-            name: [np.empty(0, np.uint64)] for name in ("whole", "numbers", "bytes", "lines")
-        }
+        names = ("whole", "numbers", "bytes", "lines")
+        self.arrays: dict[str, list[Array]] = {name: [np.empty(0, np.uint64)] for name in names}
         if rule := config.deduplicate:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
             self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
@@ -164,9 +158,9 @@ class _Sorter:
                 self._write("ids", document.id)
         self.counts["kept"] += int(clean.sum())
         found: dict[str, Array] = {
-            "whole": minhash.whole_hashes(words),
+            "whole": words.document_hashes(),
             # Only problems have one: those with other numbers are never near duplicates.
-            "numbers": minhash.number_hashes(words) * problems,
+            "numbers": words.select(words.kinds == DIGITS).document_hashes() * problems,
             "bytes": np.array([len(document.text.encode()) for document in batch], np.uint64),
             "lines": np.array([document.line for document in batch], np.uint64),
         }
@@ -213,10 +207,7 @@ assert TRAIN == minhash.KEPT
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
-    """Write for every prepared document its decision, the document kept for it, and its split key.
-
-    Raises `DataError` when a pool has no document left.
-    """
+    """Write for every prepared document its decision, the document kept for it, and its split key."""
     parts = _mapped(works, "whole")
     whole, sizes = np.concatenate(parts), [len(part) for part in parts]
     decisions, first = np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
@@ -237,7 +228,6 @@ def decide(works: Sequence[ShardWork], config: Corpus) -> None:
 
 
 def pools_of(config: Corpus) -> list[str]:
-    """Pools in the order of their first source."""
     return list(dict.fromkeys(source.pool for source in config.sources.values()))
 
 
@@ -257,9 +247,7 @@ def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.
     return rows
 
 
-def _split(
-    decisions: Decisions, keys: npt.NDArray[np.float64], pools: npt.NDArray[np.str_], config: Corpus
-) -> None:
+def _split(decisions: Decisions, keys: Array, pools: Array, config: Corpus) -> None:
     """Assign documents to validation; every pool gets at least the one with the smallest key."""
     for pool in pools_of(config):
         inside = np.flatnonzero((pools == pool) & (decisions == TRAIN))

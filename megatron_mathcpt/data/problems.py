@@ -141,7 +141,6 @@ class Template(Section):
         return {name: value for name, value in values.items() if not name.startswith("_")}
 
     def solve(self, numbers: Values) -> tuple[Values, list[str]]:
-        """All values by name, and the equation of each step."""
         values, equations = dict(numbers), []
         for name, expression in self.steps:
             values[name] = evaluate(expression, values)
@@ -149,7 +148,6 @@ class Template(Section):
         return values, equations
 
     def texts(self, language: Language) -> tuple[list[str], list[str]]:
-        """Questions, and the lead-in of each step."""
         leads = self.leads.get(language, []) if self.leads else [""] * len(self.steps)
         return self.en if language == "en" else self.zh, leads
 
@@ -218,10 +216,8 @@ def _take(
             if identity not in seen:
                 break
         else:
-            raise ConfigError(
-                f"problem mix: only {number} different {language} problems found, {count} wanted; "
-                "reduce the number or small_share"
-            )
+            found = f"only {number} different {language} problems of {count} found"
+            raise ConfigError(f"problem mix: {found}; reduce the number or small_share")
         seen.add(identity)
         yield problem
 
@@ -248,10 +244,7 @@ def _render(name: str, numbers: Values, language: Language, chance: random.Rando
 
 
 def evaluate(expression: str, values: Values, draws: Functions = _SQUARES) -> Fraction:
-    """The exact value of `expression`: arithmetic on the names in `values`, `sqrt` of squares, and `draws`.
-
-    Raises `ValueError` for any other construct or an irrational root, `KeyError` for an unknown name.
-    """
+    """The exact value of `expression`: arithmetic on names in `values`, `sqrt` of squares, and `draws`."""
 
     def value(node: ast.expr) -> Fraction:
         match node:

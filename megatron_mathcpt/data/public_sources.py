@@ -127,19 +127,16 @@ class FileNote(TypedDict):
 
 
 class Fetched(NamedTuple):
-    """The content of a downloaded folder; `new` are the files that this call downloaded."""
-
     revision: str
     files: dict[str, FileNote]
-    new: list[str]
+    new: list[str]  # downloaded by this call
 
 
 def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
     """Download the source `name` of `PUBLISHED` to `out`, or resume, and verify every file.
 
     A complete folder is verified without network; missing or damaged files are passed to `report` and fetched
-    again in the same revision. Raises `DataError` if `out` contains another source, the hub cannot be reached
-    or refuses, or a file's SHA-256 is not the hub's.
+    again in the same revision.
     """
     from huggingface_hub import HfApi
 

@@ -19,14 +19,7 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus, Tokenizer
 from megatron_mathcpt.data.decontaminate import load_items
 from megatron_mathcpt.data.minhash import DUPLICATES
-from megatron_mathcpt.data.prepare import (
-    Decisions,
-    ShardWork,
-    load_array,
-    pools_of,
-    read_counts,
-    write_counts,
-)
+from megatron_mathcpt.data.prepare import Array, ShardWork, load_array, pools_of, read_counts, write_counts
 from megatron_mathcpt.data.tokenizer import (
     SAMPLE_DOCUMENTS,
     Encoder,
@@ -73,15 +66,12 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
 
 
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
-    """Write documents, their places, duplicates and both datasets of a shard, tokenized as in `folder`.
-
-    `works` are all shards, in the order in which documents are numbered.
-    """
+    """Write documents, places, duplicates and datasets of one of `works`, tokenized as in `folder`."""
     # The sample is the same for every shard, so that all are tokenized by the same engine.
     sample, sha256 = tuple(islice(kept_texts(works), SAMPLE_DOCUMENTS)), hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
     task, shard, out = works.index(work), work.shard, work.published
-    decisions: Decisions = load_array(work.decided / "decisions.npy")
+    decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
     writers = [DatasetWriter(out / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
     with ExitStack() as stack:
@@ -117,7 +107,7 @@ def _load_encoder(
     return load_encoder(folder, literals, engine, sample)
 
 
-def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions) -> list[JsonObject]:
+def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Array) -> list[JsonObject]:
     """For each duplicate of a shard in order, id and place of the document that is kept."""
     wanted = np.array(load_array(work.decided / "first.npy")[decisions > VALIDATION])
     result: list[JsonObject] = [{}] * len(wanted)
@@ -134,10 +124,7 @@ def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Decisions
 
 
 def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], out: Path) -> None:
-    """Join the shards of each pool in `out`, write `report.json` and the manifest, remove the work folder.
-
-    `inputs` are hashes of what the build reads in addition to the shards.
-    """
+    """Join the shards of each pool in `out`, write `report.json` and the manifest, remove the work folder."""
     for pool in pools_of(config):
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
     early = [read_counts(work.prepared) for work in works]
@@ -154,6 +141,7 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     for name in RESULTS:
         for leftover in (out / name).rglob(".*.tmp"):  # from writes that were killed
             leftover.unlink()
+    # `inputs` has the other files: benchmarks and tokenizer.
     raw = {work.shard.label: found["sha256"] for work, found in zip(works, early, strict=True)}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
@@ -171,7 +159,7 @@ def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
 
 
 def _counts(
-    works: Sequence[ShardWork], early: Sequence[JsonObject], config: Corpus, tokenizer: Path
+    works: Sequence[ShardWork], early: list[JsonObject], config: Corpus, tokenizer: Path
 ) -> JsonObject:
     """The manifest's counts, which `formats.corpus_folder.CorpusCounts` reads."""
     pools: dict[str, dict[str, Counter[str]]] = {

@@ -53,7 +53,6 @@ class SourceShard:
 
     @property
     def name(self) -> str:
-        """Name of its folders in the work folder."""
         return f"{self.source}-{self.number:05d}"
 
     @property
@@ -69,13 +68,11 @@ class SourceShard:
 
 @dataclass(frozen=True)
 class Document:
-    """One cleaned document and its line or row in the raw file; `problem` is None for plain text."""
-
     id: str
     text: str
     source: str
-    line: int
-    problem: Problem | None = None
+    line: int  # or row in the raw file
+    problem: Problem | None = None  # None for plain text
 
 
 @dataclass(frozen=True)

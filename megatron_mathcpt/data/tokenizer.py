@@ -70,10 +70,7 @@ def tokenizer_file(path: Path) -> Path:
 
 
 def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCounts]:
-    """Load the tokenizer at `folder`, a folder or a `tokenizer.json`.
-
-    Raises `DataError` if it is missing, damaged, or has no end-of-text token.
-    """
+    """Load the tokenizer at `folder`, or a `tokenizer.json`; it must have an end-of-text token."""
     file = tokenizer_file(folder)
     tokenizer = read_tokenizer(file)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -171,10 +168,7 @@ Encoder = ReferenceEncoder | GigatokenEncoder
 def load_encoder(
     folder: Path, literals: Literals, engine: EngineName = "auto", sample: Sequence[str] = ()
 ) -> tuple[Encoder, TokenizerCounts]:
-    """gigatoken if it is installed and agrees with the reference on the probe and on `sample`.
-
-    Raises `ConfigError` if `engine` demands it and it is missing or disagrees.
-    """
+    """gigatoken if it is installed and agrees with the reference on the probe and on `sample`."""
     reference = ReferenceEncoder(folder, literals)
     fast = reference if engine == "tokenizers" else _load_fast(folder, literals, reference, (*PROBE, *sample))
     if not isinstance(fast, str):
@@ -212,8 +206,7 @@ def tokenize_files(
 ) -> JsonObject:
     """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, with end-of-text tokens.
 
-    Returns documents, tokens, characters of text, engine and vocabulary. Raises `DataError` naming file and
-    line. Memory grows by 4 bytes a document, for the lengths in the index.
+    Returns counts, engine and vocabulary. Memory grows by 4 bytes a document, for the lengths in the index.
     """
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")

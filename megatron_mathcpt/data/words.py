@@ -2,7 +2,7 @@
 
 `cut_words` serves deduplication and decontamination. Characters are folded first (NFKC, lower case), so case
 and full-width forms do not matter. A word is a run of letters or of digits, or one Chinese or Japanese
-character, or one symbol (operator, punctuation). `cut_at_spaces` serves the rules for web pages, which are
+character, or one symbol (operator, punctuation). `split_words` serves the rules for web pages, which are
 defined on words as written. Numba compiles on the first call and caches in `__pycache__` or in the user's
 cache; where neither is writable, set NUMBA_CACHE_DIR.
 """
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 Function = TypeVar("Function", bound=Callable[..., object])
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)  # kinds of words of `cut_words`
-HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `cut_at_spaces`
+HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `split_words`
 BATCH_CHARACTERS = 1 << 19  # cut at once, so that temporary arrays stay in the processor's cache
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
@@ -39,7 +39,7 @@ _COMMA, _APOSTROPHE, _LINE_FEED = 44, 39, 10
 _SPACELESS = ((0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
 _REPEATED = (0x3005, 0x3008)  # marks that repeat a Chinese character
 _ALL = np.ones(1, np.bool_)
-_TABLE = 0x20000  # code points above are rare Chinese characters, which have no folding
+_TABLE = 0x20000  # entry of all code points above: rare Chinese characters, which have no folding
 # In hexadecimal; with ASCII's and the control characters, PUNCTUATION_SET of datatrove/utils/text.py.
 _PUNCTUATION = (
     "ab b4 bb 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 "
@@ -55,20 +55,15 @@ _PUNCTUATION = (
 
 @dataclass(frozen=True)
 class Words:
-    """Words of `len(documents) - 1` documents; document i has words `documents[i]` to `documents[i + 1]`.
-
-    `kinds` are LETTERS, DIGITS, IDEOGRAPH or SYMBOL, or bits if words are cut at spaces; `lines` are the
-    numbers of the words that begin a line; `starts` and `ends` index `codes`, the concatenated folded
-    characters of all texts.
-    """
+    """Words of many documents as columns, one entry a word where not said otherwise."""
 
     hashes: Hashes
-    kinds: Kinds
-    documents: Indices
-    lines: Indices
-    starts: Indices
+    kinds: Kinds  # LETTERS, DIGITS, IDEOGRAPH or SYMBOL; bits if words are cut at spaces
+    documents: Indices  # document i has words `documents[i]` to `documents[i + 1]`
+    lines: Indices  # the numbers of the words that begin a line
+    starts: Indices  # in `codes`, as `ends`
     ends: Indices
-    codes: Codes
+    codes: Codes  # the folded characters of all texts, concatenated
 
     def select(self, keep: Flags) -> "Words":
         """Only the words where `keep` is true; lines without any disappear."""
@@ -78,6 +73,10 @@ class Words:
         lines = begins[:-1][begins[:-1] < begins[1:]]
         columns = (self.hashes.take(kept), self.kinds.take(kept), documents, lines)
         return Words(*columns, self.starts.take(kept), self.ends.take(kept), self.codes)
+
+    def document_hashes(self) -> Hashes:
+        """A hash of each document's words: equal up to case, spacing and compatibility forms."""
+        return span_hashes(self.hashes, self.documents[:-1], self.documents[1:])
 
     def text(self, first: int, last: int) -> str:
         """Folded text of words `first` to `last`, exclusive."""
@@ -95,7 +94,7 @@ def cut_words(texts: Sequence[str]) -> Words:
     return Words(_hash(codes, starts, ends, True), kinds, documents, lines, starts, ends, codes)
 
 
-def cut_at_spaces(texts: Sequence[str]) -> Words:
+def split_words(texts: Sequence[str]) -> Words:
     """The words of `texts` as `str.split` cuts them, not folded, with kinds as bits."""
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
@@ -127,10 +126,8 @@ def count_words(words: Words) -> Indices:
 
 
 def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
-    """Hashes of all n-grams of `length` words inside documents, and their first words.
-
-    With `wanted`, 2^n flags, only those whose hash has a flag at its last n bits.
-    """
+    """Hashes of n-grams of `length` words inside documents whose last n bits are `wanted`, 2^n flags, and
+    their first words."""
     return _ngrams(words.hashes, words.documents, length, wanted)
 
 
@@ -149,7 +146,6 @@ _mix = cast(Callable[[np.uint64], np.uint64], jit(mix))
 
 @jit
 def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> tuple[Codes, Indices]:
-    """Folded characters, and the index where each document begins."""
     room = len(points)
     for point in points:
         if point >= 0x80 and point < _TABLE and folds[point] < 0:
@@ -173,7 +169,6 @@ def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> t
 
 @jit
 def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices, Indices, Indices, Indices]:
-    """The fields of `Words`: kinds, documents, lines, starts, ends."""
     kinds, documents = np.empty(len(codes), np.uint8), np.empty_like(begins)
     lines, starts, ends = np.empty((3, len(codes)), np.int64)
     count, line_count = 0, 0
@@ -282,10 +277,7 @@ def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> t
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Codes, Codes, Kinds]:
-    """By code point: its folding, or minus its index among the sequences (length first); the class.
-
-    The last class is that of all code points above the table.
-    """
+    """By code point: its folding, or minus its index among the sequences (length first); its class."""
     folds = np.empty(_TABLE, np.int32)
     classes = np.full(_TABLE + 1, IDEOGRAPH, np.uint8)
     sequences = [0]
@@ -305,7 +297,7 @@ def _tables() -> tuple[Codes, Codes, Kinds]:
 
 @lru_cache(maxsize=1)
 def _space_tables() -> tuple[Kinds, Kinds]:
-    """By code point: SPACE or LETTERS, and the bits; the last entries are those of code points above."""
+    """By code point: SPACE or LETTERS, and the bits."""
     bits = np.full(_TABLE + 1, HAS_LETTER | NOT_PUNCTUATION | HAS_IDEOGRAPH, np.uint8)
     bits[:_TABLE] = [HAS_LETTER * chr(point).isalpha() | NOT_PUNCTUATION for point in range(_TABLE)]
     marks = [part.split("-") for part in _PUNCTUATION.split()]

@@ -21,20 +21,12 @@ STUDY_SETS = {
     "gaokao_public": "gaokao/test.jsonl",
     "zhongkao_public": "zhongkao/test.jsonl",
 }
-SETS = STUDY_SETS | {
-    name: f"{name}/test.jsonl"
-    for name in (
-        *("agieval_gaokao_mathqa", "agieval_gaokao_mathcloze", "agieval_sat_math"),
-        *("gaokao_bench", "cmath", "aime24"),
-    )
-}
+_OTHERS = "agieval_gaokao_mathqa agieval_gaokao_mathcloze agieval_sat_math gaokao_bench cmath aime24"
+SETS = STUDY_SETS | {name: f"{name}/test.jsonl" for name in _OTHERS.split()}
 
 
 class Item(BaseModel):
-    """One test item; `type` is the kind of its answer, `choices` are the option texts A, B, C, ...
-
-    `stage` (school stage) and `steps`, if known, group the report's scores.
-    """
+    """One test item; `type` is its answer's kind; school `stage` and `steps` group the report's scores."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     id: str = Field(min_length=1)
@@ -43,42 +35,33 @@ class Item(BaseModel):
     type: Literal["number", "latex", "choice", "multichoice", "cloze"]
     lang: Language
     solution: str | None = None
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str, ...] | None = None  # texts of the options A, B, C, ...
     answer_text: str | None = None
     stage: Stage | None = None
     steps: int | None = Field(default=None, ge=0)
 
     def prompt(self) -> str:
         """Question, options if there are any, and the marker that begins a solution."""
-        options = "".join(
-            f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", self.choices or (), strict=False)
-        )
+        choices = zip("ABCDEFGH", self.choices or (), strict=False)
+        options = "".join(f"\n{letter}. {text}" for letter, text in choices)
         return prompt_text(self.question + options, self.lang)
 
 
 class ItemFile(NamedTuple):
-    """The items of one file, in file order, and the file's SHA-256."""
-
     path: Path
     items: tuple[Item, ...]
     sha256: str
 
 
 def load_items(path: Path) -> ItemFile:
-    """Read one benchmark file.
-
-    Raises `EvaluationError` with file and line for a line that is not an item, a repeated id, or a file that
-    is missing, empty or not UTF-8.
-    """
+    """Read one benchmark file; raises `EvaluationError` with file and line for anything but new items."""
     # Any doubt is an error, not a skipped line: a score over fewer items would look like any other score.
     try:
         data = path.read_bytes()
         lines = data.decode("utf-8").split("\n")
     except OSError as error:
-        raise EvaluationError(
-            f"{path}: cannot be read ({error.strerror}); expected JSON lines with id, question, answer, "
-            "type and lang"
-        ) from error
+        wanted = "expected JSON lines with id, question, answer, type and lang"
+        raise EvaluationError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     if lines[0].startswith("\ufeff"):

@@ -74,16 +74,12 @@ class SourceCounts(Row):
 
 
 class CorpusCounts(Row):
-    """Counts of a finished corpus, in its manifest and its report."""
-
     tokenizer: TokenizerCounts
     pools: dict[str, PoolCounts]
     sources: dict[str, SourceCounts]
 
 
 class SftCounts(Row):
-    """Counts of a folder of packed samples, as far as a run needs them."""
-
     samples: int
     seq_length: int
     tokenizer: TokenizerCounts
@@ -98,9 +94,7 @@ def sft_counts(manifest: Manifest) -> SftCounts:
 
 
 class RawFile(NamedTuple):
-    """One raw file of a source; `name` is the build's."""
-
-    name: str
+    name: str  # of its shard in the build
     source: str
     file: str
 
@@ -184,10 +178,7 @@ class CorpusFolder:
         return sum(int(chosen.sum()) for _, _, chosen in self.blocks(selection))
 
     def choose(self, selection: Selection, ordinals: Iterable[int]) -> Iterator[Kept]:
-        """Documents by their numbers among the selected, from 0, in order.
-
-        Raises `ConfigError` when there are not so many.
-        """
+        """Documents by their numbers among the selected, from 0; raises `ConfigError` if there are fewer."""
         wanted, seen, numbers = sorted(set(ordinals)), 0, list[int]()
         for low, _, chosen in self.blocks(selection):
             found = np.flatnonzero(chosen) + low
@@ -224,10 +215,7 @@ class CorpusFolder:
 
 
 def open_corpus(root: Path) -> CorpusFolder:
-    """Open the finished corpus in `root`; its files are checked by size.
-
-    Raises `ManifestError` if it is not complete, `DataError` if an older version built it.
-    """
+    """Open the finished corpus in `root`; raises `ManifestError` if it is not complete."""
     manifest = load_manifest(root, KIND)
     report = orjson.loads((root / "report.json").read_bytes())
     if "shards" not in report:
@@ -241,7 +229,7 @@ def open_corpus(root: Path) -> CorpusFolder:
 def make_places(
     sizes: Sequence[int], shard: int, lines: npt.NDArray[np.uint64], splits: npt.NDArray[np.uint8]
 ) -> bytes:
-    """Encode the records of one shard's documents."""
+    """Encode the places of one shard's documents."""
     places = np.empty(len(sizes), PLACE)
     places["bytes"], places["shard"], places["line"], places["split"] = sizes, shard, lines, splits
     return places.tobytes()

@@ -55,17 +55,12 @@ class Sample(Row):
 
 
 class SampleScore(Row):
-    """A score over several draws an item, with its standard error, clustered by item."""
-
     value: float
     stderr: float
 
 
 class TaskScore(Row):
-    """One task of `results.json`, by the first draw of each item; `samples` has scores over all draws.
-
-    `stderr` is NaN where there is one item.
-    """
+    """One task of `results.json`, by the first draw of each item; `samples` has scores over all draws."""
 
     n: int = Field(ge=1)
     items_in_file: int | None = None
@@ -73,7 +68,7 @@ class TaskScore(Row):
     correct: int
     ungraded: int = 0
     accuracy: float
-    stderr: float
+    stderr: float  # NaN for one item
     wilson_95: list[float] = Field(default_factory=list)
     methods: dict[str, int] = Field(default_factory=dict)
     language: str = ""
@@ -128,10 +123,7 @@ def load_results(folder: Path) -> Results:
 
 
 def load_first_answers(folder: Path, task: str, score: TaskScore) -> list[Sample]:
-    """The first draw of each item of `task`, in the items' order.
-
-    Raises `EvaluationError` unless items and correct answers are as many as `score` says.
-    """
+    """The first draw of each item of `task`; raises `EvaluationError` unless they agree with `score`."""
     path = samples_path(folder, task)
     rows = [row for row in read_rows(path, Sample) if not row.sample]
     items, correct = len({row.id for row in rows}), sum(row.correct for row in rows)

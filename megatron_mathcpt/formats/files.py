@@ -102,10 +102,7 @@ class BackgroundFsync:
 
 
 def list_files(path: str, what: str) -> list[Path]:
-    """Files that a `path` of the config names: a file, all data files of a folder, or a glob; sorted by name.
-
-    Raises `DataError` when there is none.
-    """
+    """Files that a `path` of the config names, sorted: a file, a folder's data files, or those of a glob."""
     given = Path(path)
     # JSON counts only in a folder without tables of records, text only without both: a README or manifest
     # next to data is not a document.
@@ -138,10 +135,9 @@ def _is_data(file: Path) -> bool:
 
 
 def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
-    """Read blocks of whole lines, each with the number of its first line, counted from 1.
+    """Read blocks of whole lines, each with the number of its first line, from 1.
 
-    A line over `MAX_LINE_BYTES`, and the lost rest of a truncated or damaged archive, is an error in a block
-    of its own.
+    A line over `MAX_LINE_BYTES`, and the lost rest of a damaged archive, is an error in a block of its own.
     """
     number, rest, skipping = 1, b"", False
     for block in _read_blocks(path):
@@ -237,7 +233,6 @@ def hash_json(value: object) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file, streamed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

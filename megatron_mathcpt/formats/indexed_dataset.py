@@ -49,10 +49,7 @@ def write_index(prefix: Path, lengths: Lengths, dtype: TokenType) -> None:
 
 
 def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
-    """Lengths, memory-mapped, and token type of an indexed dataset.
-
-    Raises `DataError` when the index is not of this format or its sizes and the `.bin` file disagree.
-    """
+    """Lengths, memory-mapped, and token type of an indexed dataset; raises `DataError` if it is damaged."""
     sequences, dtype = _read_header(prefix)
     lengths: Lengths = np.empty(0, np.int32)
     if sequences:  # an empty file cannot be mapped
@@ -73,7 +70,6 @@ def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]
 
 
 def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:
-    """Token ids of each document in order."""
     lengths, dtype = read_lengths(prefix)
     tokens = np.fromfile(_file(prefix, ".bin"), dtype)
     yield from (part.astype(np.int64) for part in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths))
@@ -99,10 +95,7 @@ def _check_size(file: Path, expected: int, what: str) -> None:
 
 
 def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
-    """Concatenate datasets into `prefix` by appending bytes; returns documents and tokens.
-
-    Raises `DataError` if the parts differ in token type or one is damaged.
-    """
+    """Concatenate datasets into `prefix`; returns documents and tokens."""
     lengths, dtypes = zip(*map(read_lengths, parts), strict=True)
     if len(set(dtypes)) != 1:
         raise DataError(f"{prefix}: parts have different token types; tokenize all with one tokenizer")

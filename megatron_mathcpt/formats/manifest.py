@@ -31,25 +31,19 @@ _RECORDED_PACKAGES = (
 
 
 class OutputFile(BaseModel):
-    """Size in bytes and SHA-256 of one file of a complete folder."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
     bytes: int
     sha256: str
 
 
 class Manifest(BaseModel):
-    """Contents of `manifest.json`.
-
-    `kind` names the stage; `inputs` maps a name to the fingerprint or SHA-256 of what was read; `outputs`
-    a path in the folder to its size and hash; `config` and `counts` are the stage's own.
-    """
+    """Contents of `manifest.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: str
-    inputs: dict[str, str]
-    outputs: dict[str, OutputFile]
-    counts: JsonObject
+    kind: str  # the stage
+    inputs: dict[str, str]  # by name, the fingerprint or SHA-256 of what was read
+    outputs: dict[str, OutputFile]  # by path in the folder
+    counts: JsonObject  # the stage's own, as `config`
     config: JsonObject
     versions: dict[str, str]
     commit: str
@@ -120,31 +114,22 @@ def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFil
 
 
 def load_manifest(folder: Path, kind: str | None) -> Manifest:
-    """Load the manifest of a complete folder of `kind` (None: of any kind) and check its files by size.
-
-    Raises `ManifestError` if the folder is incomplete or of another kind, or a file is missing or of
-    another size. Contents are compared by `verify_hashes` only: of a 70B model they are 140 GB.
-    """
+    """Load the manifest of a folder of `kind` (None: any); raises `ManifestError` if that is incomplete."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise ManifestError(
-            f"{path}: not found, so this folder is missing or incomplete; run the stage that makes it again"
-        )
+        raise ManifestError(f"{path}: not found, the folder is missing or incomplete; run its stage again")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ManifestError(
-            f"{path}: not a manifest ({first_error(error)[1]}); build the folder again"
-        ) from error
+        raise ManifestError(f"{path}: not a manifest ({first_error(error)[1]}); build it again") from error
     if kind not in (None, manifest.kind):
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
+    # By size only: the contents of a 70B model are 140 GB. `verify_hashes` compares them.
     for name, recorded in manifest.outputs.items():
         file = folder / name
         found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
         if found != f"{recorded.bytes} bytes":
-            raise ManifestError(
-                f"{file}: {found}, manifest says {recorded.bytes} bytes; build the folder again"
-            )
+            raise ManifestError(f"{file}: {found}, manifest says {recorded.bytes} bytes; build it again")
     return manifest
 
 
@@ -157,9 +142,7 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
         hashes = pool.map(lambda name: hash_file(folder / name), outputs)
         for (name, recorded), found in zip(outputs.items(), hashes, strict=True):
             if found != recorded.sha256:
-                raise ManifestError(
-                    f"{folder / name}: checksum differs from the manifest; build the folder again"
-                )
+                raise ManifestError(f"{folder / name}: checksum differs from the manifest; build it again")
 
 
 def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: JsonObject) -> bool:

@@ -32,10 +32,8 @@ Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None 
 
 
 class SourceTokens(Row):
-    """Tokens of one source: in the run's budget (`asked`), and those trained on (`seen`)."""
-
-    asked: int
-    seen: int
+    asked: int  # in the run's budget
+    seen: int  # trained on
 
 
 class RunCounts(Row):
@@ -140,9 +138,7 @@ def chosen_checkpoint(folder: Path) -> Path:
     step = min(losses, key=losses.__getitem__)  # the first of equals
     path = checkpoint_path(folder, step)
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path}: not there, but step {step} has the lowest validation loss; raise checkpoint.keep"
-        )
+        raise CheckpointError(f"{path}: not there, but its validation loss is lowest; raise checkpoint.keep")
     return path
 
 
@@ -198,9 +194,7 @@ def _load_sealed(path: Path) -> Manifest:
         # The seal still covers both manifests for a moment after the second was renamed over the first.
         line = f"{hash_file(path / FILE_NAME)}  {LIGHT}\n".encode()
         if (path / LIGHT).exists() or not sealed.endswith(line):
-            raise ManifestError(
-                f"{path / FILE_NAME}: checksum differs from {SEAL}; this checkpoint is damaged"
-            )
+            raise ManifestError(f"{path / FILE_NAME}: checksum differs from {SEAL}; it is damaged")
     return manifest
 
 
@@ -261,15 +255,13 @@ def prune(run_folder: Path, retention: Retention) -> None:
 
 
 def check_space(run_folder: Path, needed: int) -> None:
-    """Raise `CheckpointError` if checkpoints of `needed` bytes, existing ones included, do not fit.
-
-    A quota or a full storage target is not seen before it is hit.
-    """
+    """Raise `CheckpointError` if checkpoints of `needed` bytes, existing ones included, do not fit."""
+    # A quota or a full storage target is not seen before it is hit.
     lacking, free = needed - sum(map(_size, checkpoint_paths(run_folder))), shutil.disk_usage(run_folder).free
     if free < lacking:
         raise CheckpointError(
-            f"{run_folder}: {free:,} bytes free, {lacking:,} needed for what its checkpoints will take, "
-            f"{needed:,} in all; make room, lower checkpoint.keep, or choose another folder"
+            f"{run_folder}: {free:,} bytes free, {lacking:,} needed for its checkpoints, {needed:,} in all; "
+            "make room, lower checkpoint.keep, or choose another folder"
         )
 
 

@@ -29,7 +29,7 @@ from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.sources import Document, clean
-from megatron_mathcpt.data.words import Hashes, Words, batches, cut_words, ngrams
+from megatron_mathcpt.data.words import DIGITS, Hashes, Words, batches, cut_words, ngrams
 from megatron_mathcpt.formats.indexed_dataset import write_index
 
 ROUNDS = 5
@@ -53,7 +53,7 @@ def load(folder: Path) -> list[Document]:
 def hashes(words: Words) -> tuple[Hashes, Hashes, minhash.Signatures]:
     """Whole hash, number hash and signature of each text."""
     signatures = minhash.signatures(words, SHINGLE, BANDS * ROWS)
-    return minhash.whole_hashes(words), minhash.number_hashes(words), signatures
+    return words.document_hashes(), words.select(words.kinds == DIGITS).document_hashes(), signatures
 
 
 def steps(documents: list[Document], benchmarks: Path) -> dict[str, Callable[[], object]]:

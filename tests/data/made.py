@@ -53,7 +53,7 @@ def tree(raw: Path) -> dict[str, Any]:
 
 # A small corpus whose every number can be worked out by hand, built for real. Pool `general`: `wiki` of two
 # files and `web`. Pool `problem_solving`: `easy` and `hard` take their parts of one file, `numina` has an
-# adapter. The second wiki file holds a copy, a near copy, a leak, a short text and a hostile one.
+# adapter. The second wiki file contains a copy, a near copy, a leak, a short text and a hostile one.
 HOSTILE_ID = "hostile\x1b[2J</script><script>window.hacked = 3</script>"
 HOSTILE = "Ends the page </script><script>window.hacked = 1</script><img src=x onerror='hacked = 2'> &amp;"
 ESCAPES = "\x1b[2J[bold]red[/bold] :smile: 小明有三个苹果，他又买了两个，现在一共有几个苹果？ \u202ereversed"
@@ -71,7 +71,7 @@ def write_raw(folder: Path) -> Path:
     first: list[Any] = [{"id": f"wiki{n}", "text": text} for n, text in enumerate(texts())]
     a = write_lines(folder / "wiki" / "a.jsonl", first)
     lines = a.read_text().splitlines(keepends=True)
-    # line 3 is blank, line 5 broken: wiki2 stands on line 4, wiki9 on line 12
+    # line 3 is blank, line 5 broken: wiki2 is on line 4, wiki9 on line 12
     a.write_text("".join([*lines[:2], "\n", lines[2], '{"id": "torn", "te\n', *lines[3:]]))
     second = {
         "copy": texts()[0].upper(),

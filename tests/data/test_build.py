@@ -46,7 +46,7 @@ def changed(raw: Path, **changes: Any) -> Corpus:
     return Corpus.model_validate(tree(raw) | changes)
 
 
-def test_datasets_hold_the_documents(config: Corpus, tmp_path: Path) -> None:
+def test_datasets_contain_the_documents(config: Corpus, tmp_path: Path) -> None:
     transformers, out = pytest.importorskip("transformers"), tmp_path / "out"
     manifest = build_corpus(config, out)
     assert not (out / ".work").exists()
@@ -94,9 +94,7 @@ def test_split_depends_on_text_and_seed_alone(raw: Path, config: Corpus, tmp_pat
     assert validation("c", changed(raw, **given, seed=8)) != first
 
 
-def test_complete_build_is_left_alone_and_never_overwritten(
-    raw: Path, config: Corpus, tmp_path: Path
-) -> None:
+def test_complete_build_is_never_overwritten(raw: Path, config: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = build_corpus(config, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -184,7 +182,7 @@ def test_finished_tasks_are_not_run_again(config: Corpus, whole: Manifest, tmp_p
     assert hashes(build_corpus(config, out)) == hashes(whole)
 
 
-def test_killed_build_leaves_no_process_and_goes_on(config: Corpus, whole: Manifest, tmp_path: Path) -> None:
+def test_killed_build_leaves_no_process_and_resumes(config: Corpus, whole: Manifest, tmp_path: Path) -> None:
     run = start(config.model_dump(mode="json"), tmp_path / "out", workers=2, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not list(tmp_path.glob("out/.work/prepared/*/done.json")):

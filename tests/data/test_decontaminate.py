@@ -135,7 +135,7 @@ NUMBERED = "What is 7 times 8 if all is done well?"
 @pytest.mark.parametrize(
     ("question", "text", "share"),
     [
-        # 15 words make 3 runs of 13; a document with the first 14 holds two of them, however it is typed
+        # 15 words make 3 runs of 13; a document with the first 14 contains two, in any case and punctuation
         (" ".join(WORDS), "x " + ", ".join(WORDS[:14]).upper() + " y", 2 / 3),
         (" ".join(WORDS), " ".join(WORDS[:12]), 0),
         # Chinese is cut into characters, 30 to a run
@@ -144,7 +144,7 @@ NUMBERED = "What is 7 times 8 if all is done well?"
             f"前文，{LONG_CHINESE[3:20]}、{LONG_CHINESE[20:33]}。后文",
             1 / (len(LONG_CHINESE) - 29),
         ),
-        # what is shorter must stand there whole
+        # shorter items must occur whole
         (NUMBERED, f"He asked: {NUMBERED[:-1].lower()}, and left.", 1),
         (NUMBERED.replace("8", "9"), f"He asked: {NUMBERED[:-1].lower()}, and left.", 0),
     ],

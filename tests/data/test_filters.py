@@ -1,4 +1,4 @@
-"""Why documents are dropped: one text a rule, the counts behind the rules by brute force and by datatrove."""
+"""Why documents are dropped: a text for each rule, counts by brute force and datatrove, a new filter."""
 
 import gzip
 import inspect
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality, Select
+from megatron_mathcpt.data import filters
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.corpora import standard_library
 from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop, repeated_ngrams, select_drop
-from megatron_mathcpt.data.words import NOT_PUNCTUATION, cut_at_spaces
+from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
 from tests.data.made import tree
@@ -78,7 +79,7 @@ def texts_of_few_words(count: int) -> list[str]:
 
 def test_words_are_those_of_split() -> None:
     texts = texts_of_few_words(100)
-    words = cut_at_spaces(texts)
+    words = split_words(texts)
     assert np.diff(words.documents).tolist() == [len(text.split()) for text in texts]
     assert (words.ends - words.starts).tolist() == [len(word) for text in texts for word in text.split()]
     assert len(set(words.hashes.tolist())) == len({word for text in texts for word in text.split()})
@@ -89,7 +90,7 @@ def test_punctuation_is_datatroves() -> None:
     from datatrove.utils.text import PUNCTUATION_SET
 
     characters = [chr(point) for point in range(0x20000) if not chr(point).isspace()]
-    words = cut_at_spaces([" ".join(characters).encode("utf-8", "replace").decode()])
+    words = split_words([" ".join(characters).encode("utf-8", "replace").decode()])
     plain = [c for c in characters if c not in PUNCTUATION_SET or "\ud800" <= c <= "\udfff"]
     assert (words.kinds & NOT_PUNCTUATION > 0).sum() == len(plain) - 0x800
 
@@ -112,7 +113,7 @@ def brute_copied(words: list[str], n: int) -> int:
 @pytest.mark.parametrize("n", [2, 3, 4, 7])
 def test_repeated_ngrams_are_counted_as_by_brute_force(n: int) -> None:
     texts = texts_of_few_words(60)
-    top, copied = repeated_ngrams(cut_at_spaces(texts), n)
+    top, copied = repeated_ngrams(split_words(texts), n)
     split = [text.split() for text in texts]
     assert top.tolist() == [brute_top(found, n) for found in split]
     assert copied.tolist() == [brute_copied(found, n) for found in split]
@@ -161,6 +162,42 @@ def test_a_source_may_have_its_own_rules_and_drops_say_what_was_measured(raw: Pa
     assert counts["math_corpus"]["dropped"] == {}
     few = read_json_lines(tmp_path / "out" / "dropped" / "general.jsonl")[-1]
     assert (few["detail"], few["text"]) == ({"measured": 6, "limit": 73}, "the few words of this document")
+
+
+class FilterWithDigits(Filter):
+    """Step 1: the threshold."""
+
+    max_digit_share: float | None = Field(default=None, ge=0, le=1)
+
+
+class CorpusWithDigits(Corpus):
+    filter: FilterWithDigits = Field(default_factory=FilterWithDigits)
+
+
+def many_digits(text: str, rules: Filter) -> filters.Drop | None:
+    """Step 2: the rule."""
+    assert isinstance(rules, FilterWithDigits)
+    return filters.above("many_digits", sum(map(str.isdigit, text)) / len(text), rules.max_digit_share)
+
+
+def test_a_new_filter_is_a_threshold_and_a_rule(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps that the docstring of data/filters.py lists, with the drop in the build's counts."""
+    with (raw / "general.jsonl").open("a") as file:
+        file.write('{"id": "pi", "text": "pi = 3.14159265358979323846264338327950288"}\n')
+    before = build_corpus(Corpus.model_validate(tree(raw)), tmp_path / "before", workers=1)
+    assert before.counts["sources"]["general"]["dropped"] == {}
+
+    monkeypatch.setattr(filters, "TEXT_RULES", [*filters.TEXT_RULES, many_digits])
+    config = CorpusWithDigits.model_validate(tree(raw) | {"filter": {"max_digit_share": 0.5}})  # step 3
+    counts = build_corpus(config, tmp_path / "after", workers=1).counts["sources"]["general"]
+    assert (counts["dropped"], counts["kept"]) == ({"many_digits": 1}, 60)
+    (row,) = read_json_lines(tmp_path / "after" / "dropped" / "general.jsonl")
+    assert (row["id"], row["reason"]) == ("pi", "many_digits")
+    assert row["detail"] == {"measured": pytest.approx(36 / 42), "limit": 0.5}
+    # off, it leaves finished corpora complete
+    assert build_corpus(CorpusWithDigits.model_validate(tree(raw)), tmp_path / "before") == before
 
 
 SOLVED = {"id": "a", "question": "q", "answer": "5.5", "solution": "She has 3.5.\n\nHe gives 2! So 5.5。"}

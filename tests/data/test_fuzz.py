@@ -71,7 +71,7 @@ def write_table(path: Path, random_: random.Random) -> None:
 
 
 def write_case(folder: Path, kind: str, random_: random.Random) -> tuple[Path, int | None]:
-    """A mutated file, and how many records it holds where that can be told without our reader."""
+    """A mutated file, and how many records it contains, if that is known without our reader."""
     path = folder / f"case{random_.choice(SUFFIXES)}"
     if path.suffix in (".parquet", ".arrow"):
         write_table(path, random_)

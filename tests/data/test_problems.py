@@ -49,7 +49,7 @@ def calculate(text: str) -> Fraction:
     return Fraction(eval(exact, {"Fraction": Fraction, "sqrt": root}))  # noqa: S307 - digits and signs only
 
 
-def test_every_step_holds_uses_the_question_and_earlier_results_and_the_last_is_the_answer(
+def test_every_step_is_true_uses_the_question_and_earlier_results_and_the_last_is_the_answer(
     training: list[Problem],
 ) -> None:
     assert len({p.question for p in training}) == len({p.id for p in training}) == MIX.train_problems
@@ -66,9 +66,9 @@ def test_every_step_holds_uses_the_question_and_earlier_results_and_the_last_is_
         assert (sides[-1][1], len(sides)) == (problem.answer, problem.steps)
 
 
-def search(holds: Callable[[dict[str, int], int], bool]) -> Callable[[dict[str, int]], list[Fraction]]:
-    """All whole numbers below 500 for which the condition that the question states holds."""
-    return lambda n: [Fraction(x) for x in range(500) if holds(n, x)]
+def search(condition: Callable[[dict[str, int], int], bool]) -> Callable[[dict[str, int]], list[Fraction]]:
+    """All whole numbers below 500 that satisfy the condition in the question."""
+    return lambda n: [Fraction(x) for x in range(500) if condition(n, x)]
 
 
 def chance_of_two_red(n: dict[str, int]) -> list[Fraction]:

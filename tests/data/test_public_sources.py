@@ -152,7 +152,7 @@ def run(endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_files_come_whole_are_verified_and_mended(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
+def test_files_are_complete_verified_and_downloaded_again(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
     endpoint, handler = hub
     out = tmp_path / "numinamath"
     first = run(endpoint, "numinamath", "--out", str(out))
@@ -170,9 +170,9 @@ def test_files_come_whole_are_verified_and_mended(hub: tuple[str, type[Hub]], tm
 
     damaged = out / "data" / "train-00001-of-00002.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
-    mended = run(endpoint, "numinamath", "--out", str(out)).stdout
-    assert "train-00001-of-00002.parquet: missing or damaged" in mended
-    assert "1 files fetched; 2 files" in mended
+    repaired = run(endpoint, "numinamath", "--out", str(out)).stdout
+    assert "train-00001-of-00002.parquet: missing or damaged" in repaired
+    assert "1 files fetched; 2 files" in repaired
     assert damaged.read_bytes() == wanted["data/train-00001-of-00002.parquet"]
 
     other = run(endpoint, "lila", "--out", str(out))

@@ -137,7 +137,7 @@ def test_text_files_of_a_folder_are_one_shard_and_one_document_each(
     assert shards[0].hash() != before
 
 
-def test_readme_beside_data_is_no_document(tmp_path: Path) -> None:
+def test_readme_next_to_data_is_no_document(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "a.jsonl").write_bytes(LINES)
     assert files.list_files(str(tmp_path), "source") == [tmp_path / "a.jsonl"]

@@ -152,7 +152,7 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
         load_encoder(folder, "text", "gigatoken", sample)
 
 
-def test_added_tokens_are_one_token_wherever_they_stand(tmp_path: Path) -> None:
+def test_added_tokens_are_one_token_anywhere(tmp_path: Path) -> None:
     info = train_tokenizer(iter(TEXTS * 50), 300, tmp_path, ["<|back|>"])
     assert info.vocab_size == 300
     encoder, _ = load_encoder(tmp_path, "text")

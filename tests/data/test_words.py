@@ -7,16 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from megatron_mathcpt.data.minhash import (
-    EXACT,
-    KEPT,
-    NEAR,
-    band_keys,
-    find_duplicates,
-    number_hashes,
-    signatures,
-    whole_hashes,
-)
+from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, find_duplicates, signatures
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, span_hashes
 from tests.data.made import problem, sentence
 
@@ -98,8 +89,12 @@ def test_hostile_text_keeps_document_borders_and_lines_begin_where_line_feeds_en
 def verdicts(texts: list[str], numbers: bool = False) -> tuple[list[int], list[int]]:
     words = cut_words(texts)
     rows = signatures(words, 5, 14 * 8)
-    salt = number_hashes(words) if numbers else np.zeros(len(texts), np.uint64)
-    verdict, first = find_duplicates(whole_hashes(words), salt, band_keys(rows, 14), rows.__getitem__, 0.7)
+    salt = (
+        words.select(words.kinds == DIGITS).document_hashes() if numbers else np.zeros(len(texts), np.uint64)
+    )
+    verdict, first = find_duplicates(
+        words.document_hashes(), salt, band_keys(rows, 14), rows.__getitem__, 0.7
+    )
     return verdict.tolist(), first.tolist()
 
 

@@ -1,18 +1,29 @@
 """Benchmark files: what is read, and what is refused with its file and line."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.formats.benchmark import choose_sets, load_items, spread
+from megatron_mathcpt.formats.benchmark import Item, choose_sets, load_items, spread
 
 GOOD = {"id": "1", "question": "1+1?", "answer": "2", "type": "number", "lang": "en"}
 
 
 def lines(*rows: dict[str, object]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    known = {"solution": "1+1=2", "choices": ("1", "2"), "answer_text": "2", "stage": "primary", "steps": 1}
+    items = tuple(Item.model_validate(row) for row in (GOOD | known, GOOD | {"id": "2", "lang": "zh"}))
+    path.write_bytes(lines(*(item.model_dump() for item in items)))
+    found = load_items(path)
+    assert (found.path, found.items) == (path, items)
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +55,7 @@ def test_missing_set_lists_what_is_expected(tmp_path: Path) -> None:
         choose_sets(str(tmp_path), "")
 
 
-def test_choices_stand_in_the_prompt_and_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
+def test_a_prompt_has_the_choices_and_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     choice = GOOD | {"type": "choice", "answer": "B", "choices": ["1", "2"]}
     path.write_bytes(lines(*(choice | {"id": str(n)} for n in range(10))))

@@ -1,4 +1,4 @@
-"""An evaluation's folder: what is written is what is read, and stands there in these words."""
+"""An evaluation's folder is read as written, and its lines have a fixed form."""
 
 import json
 import math
@@ -10,6 +10,8 @@ import pytest
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import (
     KIND,
+    RESPONSES,
+    Response,
     Results,
     Sample,
     TaskScore,
@@ -17,6 +19,7 @@ from megatron_mathcpt.formats.evaluation_folder import (
     load_results,
     write_evaluation,
 )
+from megatron_mathcpt.formats.files import JsonLines, read_rows
 from megatron_mathcpt.formats.manifest import load_manifest
 
 SAID: Any = {"verdict": "wrong", "reason": "value", "extracted": "七", "method": "box", "output": "七"}
@@ -39,7 +42,22 @@ def _write(folder: Path, score: TaskScore) -> Results:
     return results
 
 
-def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    place = {
+        "batch": "0",
+        "place": 1,
+        "task": "sums",
+        "id": "a",
+        "prompt": "3+4?",
+        "tokens": 5,
+        "seconds": 0.5,
+    }
+    answers = {name: SAID[name] for name in ("verdict", "reason", "extracted", "method", "output")}
+    response = Response.model_validate(place | answers | {"correct": False})
+    responses = JsonLines(tmp_path / RESPONSES)
+    responses.write(response.model_dump())
+    responses.close()
+    assert read_rows(tmp_path / RESPONSES, Response) == [response]
     results = _write(tmp_path, _score(2, 1, samples=K_SCORES))
     found = load_results(tmp_path)
     assert json.dumps(found.as_json()) == json.dumps(results.as_json())  # NaN is not equal to itself

@@ -1,4 +1,4 @@
-"""Datasets are byte for byte what Megatron-Core writes, and come back as they were written."""
+"""Datasets are byte for byte what Megatron-Core writes, are read as written, and refused when damaged."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.indexed_dataset import (
     DatasetWriter,
     merge,
+    read_document,
     read_documents,
     read_lengths,
     token_dtype,
@@ -33,6 +34,17 @@ def both(prefix: Path) -> list[bytes]:
     return [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
 
 
+@pytest.mark.parametrize("vocab_size", [500, 128_256])
+def test_what_was_written_is_read(tmp_path: Path, vocab_size: int) -> None:
+    docs = documents(100, vocab_size)
+    prefix = write(tmp_path / "data", docs, vocab_size)
+    lengths, dtype = read_lengths(prefix)
+    assert (lengths.tolist(), dtype) == (list(map(len, docs)), token_dtype(vocab_size))
+    assert all(np.array_equal(read, doc) for read, doc in zip(read_documents(prefix), docs, strict=True))
+    first, ids = read_document(prefix, 40)
+    assert (first, ids.tolist()) == (sum(map(len, docs[:40])), docs[40].tolist())
+
+
 @pytest.mark.parametrize("vocab_size", [500, 65_499, 65_500, 128_256])
 def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> None:
     torch = pytest.importorskip("torch")
@@ -45,11 +57,10 @@ def test_bytes_equal_megatrons_own_builder(tmp_path: Path, vocab_size: int) -> N
         builder.add_document(torch.from_numpy(doc), [len(doc)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     assert both(prefix) == both(tmp_path / "theirs")
-    assert all(np.array_equal(a, b) for a, b in zip(read_documents(prefix), docs, strict=True))
 
 
 def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_SYNC_BYTES", 500)  # handed over in many pieces
+    monkeypatch.setattr(files, "_SYNC_BYTES", 500)  # many flushes
     docs = documents(90, 500)
     whole = write(tmp_path / "whole", docs, 500)
     cuts = (docs[:30], [], docs[30:60], docs[60:])
@@ -60,13 +71,13 @@ def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         merge([whole, write(tmp_path / "wide", docs, 100_000)], tmp_path / "mixed")
 
 
-def test_what_the_disk_refuses_is_raised_by_whatever_call_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_flush_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SYNC_BYTES", 1)
     with Path("/dev/null").open("wb") as file:  # writes succeed, syncing is refused with EINVAL
-        early = files.BackgroundFsync(file)
-        early.wrote(1)
+        disk = files.BackgroundFsync(file)
+        disk.wrote(1)
         with pytest.raises(OSError, match="Invalid argument"):
-            early.finish()
+            disk.finish()
 
 
 @pytest.mark.parametrize(

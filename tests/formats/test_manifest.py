@@ -1,4 +1,4 @@
-"""What makes a folder complete, and what it is refused for."""
+"""What makes a folder complete, and why one is refused."""
 
 import hashlib
 from contextlib import nullcontext
@@ -8,27 +8,41 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.errors import ManifestError
-from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
+from megatron_mathcpt.formats.manifest import (
+    Manifest,
+    OutputFile,
+    is_complete,
+    load_manifest,
+    verify_hashes,
+    write_manifest,
+)
 
 
-def build(folder: Path, **config: Any) -> Path:
+def build(folder: Path, **config: Any) -> Manifest:
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "a.bin").write_bytes(b"abc")
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "log").write_bytes(b"")
-    write_manifest(folder, "demo", inputs={"x": "1"}, counts={"n": 3}, config={"seed": 1} | config)
-    return folder
+    return write_manifest(folder, "demo", inputs={"x": "1"}, counts={"n": 3}, config={"seed": 1} | config)
 
 
-def test_files_stand_with_hashes_and_time_and_place_do_not_count(tmp_path: Path) -> None:
-    one, two = (load_manifest(build(tmp_path / name), "demo") for name in ("one", "two"))
-    assert list(one.outputs) == ["sub/a.bin"]
-    assert one.outputs["sub/a.bin"].sha256 == hashlib.sha256(b"abc").hexdigest()
-    assert one.fingerprint() == two.fingerprint()
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    written = build(tmp_path / "one")
+    found = load_manifest(tmp_path / "one", "demo")
+    assert (found.kind, found.inputs, found.counts, found.config) == (
+        "demo",
+        {"x": "1"},
+        {"n": 3},
+        {"seed": 1},
+    )
+    assert found.outputs == {"sub/a.bin": OutputFile(bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())}
+    assert found == written  # and commit, command, time and versions
+    assert found.fingerprint() == build(tmp_path / "two").fingerprint()  # of no time and place
 
 
 def test_incomplete_or_damaged_folders_are_refused(tmp_path: Path) -> None:
-    folder = build(tmp_path / "out")
+    folder = tmp_path / "out"
+    build(folder)
     with pytest.raises(ManifestError, match="kind 'demo', expected 'other'"):
         load_manifest(folder, "other")
     (folder / "sub" / "a.bin").write_bytes(b"abX")
@@ -53,11 +67,12 @@ def test_incomplete_or_damaged_folders_are_refused(tmp_path: Path) -> None:
         ({"limit": None}, {"limit": 0}, "'limit'"),
     ],
 )
-def test_a_folder_is_done_unless_what_it_has_is_not_what_is_asked_for(
+def test_a_folder_is_complete_for_the_same_inputs_and_config_only(
     tmp_path: Path, recorded: dict[str, Any], asked: dict[str, Any], message: str
 ) -> None:
-    """A field of another version's makes no difference where it is off."""
-    folder, config = build(tmp_path / "out", **recorded), {"seed": 1} | asked
+    """A field that only another version has is no difference if it is off."""
+    folder, config = tmp_path / "out", {"seed": 1} | asked
+    build(folder, **recorded)
     assert not is_complete(tmp_path / "none", "demo", inputs={"x": "1"}, config=config)
     with pytest.raises(ManifestError, match=message) if message else nullcontext():
         assert is_complete(folder, "demo", inputs={"x": "1"}, config=config)

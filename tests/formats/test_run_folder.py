@@ -1,4 +1,4 @@
-"""Names of checkpoints, what counts as complete, what goes when, which is chosen."""
+"""A run's folder is read as written; which checkpoints are complete, kept, and chosen."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats import run_folder
-from megatron_mathcpt.formats.files import hash_file
+from megatron_mathcpt.formats.files import JsonLines, hash_file
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, write_manifest
 from megatron_mathcpt.formats.run_folder import (
     Retention,
@@ -45,7 +45,7 @@ def steps_of(run: Path) -> list[int]:
     return [run_folder.step_of(path) for path in checkpoint_paths(run)]
 
 
-def test_the_newest_is_found_by_run_and_by_name_and_a_save_cut_short_is_not(tmp_path: Path) -> None:
+def test_the_newest_is_found_by_run_and_by_name_and_an_interrupted_save_is_not(tmp_path: Path) -> None:
     first, second = make(tmp_path, 9), make(tmp_path, 100)
     writing = run_folder.begin(checkpoint_path(tmp_path, 200))
     (writing / "weights").write_text("half")
@@ -65,7 +65,7 @@ def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
         newest_checkpoint(tmp_path)
 
 
-def test_the_newest_stay_and_nothing_goes_before_they_are_verified(tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_nothing_is_removed_before_they_are_verified(tmp_path: Path) -> None:
     paths = [make(tmp_path, step) for step in (1, 2, 3, 4)][::-1]
     for verified, left in ([0], 4), ([0, 2], 3), ([0, 1], 2):
         prune(tmp_path, Retention(2, verified={paths[n].name for n in verified}))
@@ -73,14 +73,14 @@ def test_the_newest_stay_and_nothing_goes_before_they_are_verified(tmp_path: Pat
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_every_nth_and_the_best_stay(tmp_path: Path) -> None:
+def test_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
     for step, loss in ((10, 2.5), (20, 2.1), (30, 2.3), (40, 2.2), (50, 2.4)):
         newest = make(tmp_path, step, validation={"math": loss})
     prune(tmp_path, Retention(1, every=30, best=("math",), verified={newest.name}))
     assert steps_of(tmp_path) == [50, 30, 20]
 
 
-def test_beside_the_newest_only_weights_stay(tmp_path: Path) -> None:
+def test_all_but_the_newest_keep_only_weights(tmp_path: Path) -> None:
     paths = [make(tmp_path, step) for step in (10, 20, 30, 40)][::-1]
     fingerprints = [load_sealed(path).fingerprint() for path in paths]
     prune(tmp_path, Retention(1, every=10, optimizer=True, verified={paths[0].name}))
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_becomes_weights_only_while_it_is_read_is_whole(
     assert load_sealed(path).counts["step"] == 1
 
 
-def test_who_reads_weights_needs_no_optimizer_and_a_damaged_checkpoint_keeps_its_own(tmp_path: Path) -> None:
+def test_weights_are_read_without_optimizer_and_a_damaged_checkpoint_keeps_its_own(tmp_path: Path) -> None:
     path = make(tmp_path, 1)
     manifest = load_sealed(path)
     (path / "weights_only.json").write_text("{}")
@@ -159,10 +159,10 @@ def test_who_reads_weights_needs_no_optimizer_and_a_damaged_checkpoint_keeps_its
         verify_hashes(path, manifest)
 
 
-def test_space_is_asked_for_before_the_first_save_and_for_one_more_like_the_newest(tmp_path: Path) -> None:
+def test_space_is_checked_before_the_first_save_and_for_one_more_like_the_newest(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     run_folder.check_space(tmp_path, free // 2)
-    with pytest.raises(CheckpointError, match=r"bytes free, [\d,]+ needed for what its checkpoints"):
+    with pytest.raises(CheckpointError, match=r"bytes free, [\d,]+ needed for its checkpoints"):
         run_folder.check_space(tmp_path, 2 * free)
     assert run_folder.has_room(tmp_path)
     for step, size in ((1, free + (1 << 30)), (2, 1000)):
@@ -173,25 +173,40 @@ def test_space_is_asked_for_before_the_first_save_and_for_one_more_like_the_newe
         assert run_folder.has_room(tmp_path) == (size == 1000)
 
 
-def test_counts_come_back_as_they_were_written(tmp_path: Path) -> None:
-    """Only what was set is written; a loss that is no number is null there."""
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    """Of counts only what was set is written; NaN is null there."""
     done = run_folder.RunCounts(
         **{"step": 2, "steps": 2, "consumed_samples": 4, "consumed_tokens": 7},
         tokens_by_source={"general": run_folder.SourceTokens(asked=9, seen=7)},
         final_validation={"a": math.nan},
     )
+    saved = run_folder.CheckpointCounts(
+        **{"step": 2, "consumed_tokens": 7, "skipped_steps": (1,), "eos_id": 3, "guard": {"mean": 0.5}},
+        validation={"a": 2.5},
+    )
+    sealed = load_sealed(make(tmp_path, **saved.model_dump(exclude_unset=True)))
+    assert run_folder.checkpoint_counts(sealed) == saved
     manifest = write_manifest(tmp_path, "run", inputs={}, counts=done, config={})
     assert "skipped_steps" not in manifest.counts
     found = run_folder.RunCounts.model_validate(load_manifest(tmp_path, "run").counts)
-    assert repr(found) == repr(done)  # no number equals itself
+    assert repr(found) == repr(done)  # NaN is not equal to itself
+    rows = [
+        run_folder.MetricRow(step=1, consumed_tokens=3, loss=2.5, tokens_per_second=9.5),
+        run_folder.MetricRow(step=2, consumed_tokens=7, validation={"a": 2.5}),
+    ]
+    metrics = JsonLines(tmp_path / run_folder.METRICS)
+    for row in rows:
+        metrics.write(row.model_dump(exclude_unset=True))
+    metrics.close()
+    assert run_folder.read_metrics(tmp_path / run_folder.METRICS) == tuple(rows)
 
 
-LOSSES = [(10, 3.0, 1.0), (20, 1.0, 1.0), (30, 2.5, 1.2), (20, 2.0, 1.0), (40, 1.0, 2.0)]  # 20 was done again
+LOSSES = [(10, 3.0, 1.0), (20, 1.0, 1.0), (30, 2.5, 1.2), (20, 2.0, 1.0), (40, 1.0, 2.0)]  # 20 was repeated
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A run that is to choose the lowest loss; the last row was torn by a kill."""
+    """A run that chooses the lowest loss; the last row was torn by a kill."""
     rows: list[dict[str, Any]] = [{"step": 15, "consumed_tokens": 15, "loss": 0.1}]
     rows += [{"step": n, "consumed_tokens": n, "validation": {"a": a, "b": b}} for n, a, b in LOSSES]
     for step in (10, 20, 30, 40):
