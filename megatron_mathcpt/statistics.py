@@ -1,4 +1,4 @@
-"""Uncertainty of benchmark scores: intervals, exact paired tests, families of tests, k draws an item.
+"""Uncertainty of benchmark scores: intervals, exact paired tests, families of tests, k draws per item.
 
 Everything is closed-form, so that the package needs no scipy; the tests check against it and by hand.
 """
@@ -106,7 +106,7 @@ def pass_at_k(draws: int, correct: int, k: int) -> float:
 def score_samples(
     right: Sequence[Sequence[bool]], majority_right: Sequence[bool]
 ) -> dict[str, tuple[float, float]]:
-    """Scores over k draws an item with their standard errors, clustered by item (NaN for one item).
+    """Scores over k draws per item with their standard errors, clustered by item (NaN for one item).
 
     `avg@k` is the mean accuracy, `pass@j` (j = 1, 2, 4, ..., k) the unbiased probability that one of j is
     right, `maj@k` the share of items whose most frequent answer is right.

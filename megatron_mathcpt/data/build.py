@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypedDict
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
@@ -45,10 +44,13 @@ from megatron_mathcpt.log import get_logger, progress
 
 WORK = ".work"  # in the build's folder: results of shards between stages
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
-_FOLDERS = {"prepare": "prepared", "publish": "published"}  # of `ShardWork`, by stages with a task a shard
+_FOLDERS = {
+    "prepare": "prepared",
+    "publish": "published",
+}  # of `ShardWork`, by the stages with a task per shard
 _LOG_SECONDS = 10
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-_MEGABYTES_A_WORKER = 64  # a process takes a second to start, not worth it for less
+_MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
 _RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
 _log = get_logger(__name__)
@@ -66,7 +68,7 @@ class Build:
 
 @dataclass(frozen=True)
 class StageTasks:
-    """The independent tasks of one build stage, one a shard or one in all, as a datatrove step."""
+    """The independent tasks of one build stage, one per shard or a single one, as a datatrove step."""
 
     name: str
     tasks: Sequence[Callable[[], None]] = field(repr=False)  # datatrove logs the step with every task
@@ -177,7 +179,7 @@ def discard_stale_work(build: Build) -> None:
 
 
 def describe_build(config: Corpus, out: Path) -> str:
-    """Progress of a build, wherever it runs: one line for each stage that has a task for every shard."""
+    """Progress of a build, wherever it runs: one line per stage that has a task per shard."""
     if (out / FILE_NAME).is_file():
         return f"{out}: complete"
     build = open_build(config, out)
@@ -198,9 +200,9 @@ def describe_progress(build: Build, finished: Sequence[int], before: int = 0, se
 
 
 def default_workers(build: Build) -> int:
-    """As many as there are processors, but at most one a shard and one for each 64 MB of input."""
+    """One per processor, but at most one per shard and per 64 MB of input."""
     megabytes = sum(work.shard.bytes for work in build.works) / 1e6
-    useful = min(len(build.works), int(megabytes / _MEGABYTES_A_WORKER))
+    useful = min(len(build.works), int(megabytes / _MEGABYTES_PER_WORKER))
     return max(1, min(useful, len(os.sched_getaffinity(0))))
 
 
@@ -282,12 +284,6 @@ def _environment(site: ClusterConfig) -> str:
     return "\n".join([*lines, f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parents[2]))}"])
 
 
-class _ExecutorArguments(TypedDict):
-    pipeline: list[StageTasks]
-    tasks: int
-    logging_dir: str
-
-
-def _executor_arguments(stage: StageTasks, out: Path, threads: int) -> _ExecutorArguments:
+def _executor_arguments(stage: StageTasks, out: Path, threads: int) -> dict[str, object]:
     folder = str(out.resolve() / LOGS / stage.name)
     return {"pipeline": [replace(stage, threads=threads)], "tasks": len(stage.tasks), "logging_dir": folder}

@@ -126,7 +126,7 @@ def _find_pool(folder: Path, pool: str) -> Path:
     for name in (f"{pool}.jsonl", f"{pool}.jsonl.gz"):
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder / pool}.jsonl: not found, nor with .gz; put one JSON record a line there")
+    raise DataError(f"{folder / pool}.jsonl: not found, nor with .gz; put one JSON record per line there")
 
 
 def _import_document(where: str, row: JsonObject) -> JsonObject:

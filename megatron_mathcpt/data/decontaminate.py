@@ -74,7 +74,7 @@ class _Index:
         cut = [self._grams_of(item) for item in items]
         self.totals = np.array([len(hashes) if length else 1 for length, hashes, _ in cut])
         # A document is searched only where the first words of an n-gram occur: a table of flags rejects most
-        # places at once, the sorted hashes the rest. Four times as fast as a pass for each n-gram length.
+        # places at once, the sorted hashes the rest. Four times as fast as one pass per n-gram length.
         self._heads = np.unique(np.concatenate([heads for *_, heads in cut]))
         self._maybe = np.zeros(1 << _TABLE_BITS, np.bool_)
         self._maybe[self._heads & np.uint64(len(self._maybe) - 1)] = True

@@ -140,7 +140,7 @@ def token_lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[int]:
 
 
 def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[JsonObject]:
-    """Tokens a document of one source, and steps a problem if they are known."""
+    """Distributions of tokens per document of one source, and of steps per problem if known."""
 
     def between(bits: int) -> str:
         return f"{1 << bits >> 1:,}–{(1 << bits) - 1:,}" if bits > 1 else f"{bits}"

@@ -237,7 +237,7 @@ def _mapped(works: Sequence[ShardWork], name: str) -> list[Array]:
 
 def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.Signatures:
     """Rows of `documents`, numbered over all of `parts`."""
-    # From memory-mapped shards: 448 bytes a document would not fit in memory for a whole corpus.
+    # From memory-mapped shards: 448 bytes per document would not fit in memory for a whole corpus.
     begins = np.cumsum([0, *map(len, parts)])
     where = np.searchsorted(begins, documents, side="right") - 1
     rows = np.empty((len(documents), parts[0].shape[1]), np.uint32)

@@ -71,6 +71,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     sample, sha256 = tuple(islice(kept_texts(works), SAMPLE_DOCUMENTS)), hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
     task, shard, out = works.index(work), work.shard, work.published
+    # Both have one entry per line of kept.jsonl.
     decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
     writers = [DatasetWriter(out / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
@@ -127,10 +128,10 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     """Join the shards of each pool in `out`, write `report.json` and the manifest, remove the work folder."""
     for pool in pools_of(config):
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
-    early = [read_counts(work.prepared) for work in works]
-    counts = _counts(works, early, config, out / "tokenizer")
+    prepared = [read_counts(work.prepared) for work in works]
+    counts = _counts(works, prepared, config, out / "tokenizer")
     shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
-    hits = [hit for found in early for hit in found["hits"]]
+    hits = [hit for found in prepared for hit in found["hits"]]
     paths = config.decontaminate.benchmarks if config.decontaminate else []
     benchmarks = {
         name: {"items": count, "hits": [hit for hit in hits if hit["benchmark"] == name]}
@@ -142,24 +143,24 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
         for leftover in (out / name).rglob(".*.tmp"):  # from writes that were killed
             leftover.unlink()
     # `inputs` has the other files: benchmarks and tokenizer.
-    raw = {work.shard.label: found["sha256"] for work, found in zip(works, early, strict=True)}
+    raw = {work.shard.label: found["sha256"] for work, found in zip(works, prepared, strict=True)}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
     shutil.rmtree(works[0].root)
 
 
 def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
-    early, late = [work.prepared for work in works], [work.published for work in works]
-    join_files((f / "kept.jsonl" for f in late), out / "documents" / f"{pool}.jsonl")
-    join_files((f / "places" for f in late), out / "documents" / f"{pool}.places")
-    join_files((f / "rejected.jsonl" for f in early), out / "rejected" / f"{pool}.jsonl")
-    join_files((f / "dropped.jsonl" for f in early + late), out / "dropped" / f"{pool}.jsonl")
+    prepared, published = [work.prepared for work in works], [work.published for work in works]
+    join_files((f / "kept.jsonl" for f in published), out / "documents" / f"{pool}.jsonl")
+    join_files((f / "places" for f in published), out / "documents" / f"{pool}.places")
+    join_files((f / "rejected.jsonl" for f in prepared), out / "rejected" / f"{pool}.jsonl")
+    join_files((f / "dropped.jsonl" for f in prepared + published), out / "dropped" / f"{pool}.jsonl")
     for split in SPLITS.values():
-        merge([f / split for f in late], out / "datasets" / pool / split)
+        merge([f / split for f in published], out / "datasets" / pool / split)
 
 
 def _counts(
-    works: Sequence[ShardWork], early: list[JsonObject], config: Corpus, tokenizer: Path
+    works: Sequence[ShardWork], prepared: list[JsonObject], config: Corpus, tokenizer: Path
 ) -> JsonObject:
     """The manifest's counts, which `formats.corpus_folder.CorpusCounts` reads."""
     pools: dict[str, dict[str, Counter[str]]] = {
@@ -167,16 +168,16 @@ def _counts(
         for pool in pools_of(config)
     }
     sources: dict[str, JsonObject] = {}
-    for work, begun in zip(works, early, strict=True):
-        late, source = read_counts(work.published), work.shard.source
+    for work, counts in zip(works, prepared, strict=True):
+        published, source = read_counts(work.published), work.shard.source
         row = sources.setdefault(source, {"read": 0, "kept": 0, "rejected": 0, "dropped": Counter()})
-        row["read"] += begun["read"]
-        row["rejected"] += begun["rejected"]
-        for found in (begun, late):
+        row["read"] += counts["read"]
+        row["rejected"] += counts["rejected"]
+        for found in (counts, published):
             row["dropped"].update(found["dropped"])
         for split in SPLITS.values():
-            row["kept"] += late[split]["documents"]
-            pools[config.sources[source].pool][split].update(late[split])
+            row["kept"] += published[split]["documents"]
+            pools[config.sources[source].pool][split].update(published[split])
     for name, row in sources.items():
         # Every record that was read is kept, rejected or dropped for a reason.
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())

@@ -206,7 +206,7 @@ def tokenize_files(
 ) -> JsonObject:
     """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, with end-of-text tokens.
 
-    Returns counts, engine and vocabulary. Memory grows by 4 bytes a document, for the lengths in the index.
+    Returns counts, engine and vocabulary. Memory grows by 4 bytes per document, for the lengths in the index.
     """
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")

@@ -1,4 +1,4 @@
-"""Read benchmark files: one item a line, all validated before a model is loaded."""
+"""Read benchmark files: one item per line, all validated before a model is loaded."""
 
 import hashlib
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def load_items(path: Path) -> ItemFile:
             raise EvaluationError(f"{path}:{number}: id '{item.id}' appears twice; ids must be unique")
         items[item.id] = item
     if not items:
-        raise EvaluationError(f"{path}: no items; expected one JSON object a line")
+        raise EvaluationError(f"{path}: no items; expected one JSON object per line")
     return ItemFile(path, tuple(items.values()), hashlib.sha256(data).hexdigest())
 
 

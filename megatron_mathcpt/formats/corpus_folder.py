@@ -1,6 +1,6 @@
 """The folder of a finished corpus: its sources and pools, and its documents by number or by raw line.
 
-`documents/<pool>.places` has one record of 17 bytes a document, in document order: where it is in
+`documents/<pool>.places` has one record of 17 bytes per document, in document order: where it is in
 `documents/<pool>.jsonl`, in its raw file and in the datasets (its number among those of its split is its
 number in the indexed dataset). It is memory-mapped, so that no corpus is ever loaded whole.
 """

@@ -1,7 +1,7 @@
 """Megatron-Core's indexed dataset (`.bin` and `.idx`) written, merged and checked in numpy blocks.
 
-Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, then one int32 length and one
-int64 byte offset a sequence, then the first sequence of every document. Ours have one sequence a document.
+Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, an int32 length per sequence,
+an int64 byte offset per sequence, the first sequence of every document. Ours have one sequence per document.
 """
 
 import struct
@@ -17,7 +17,7 @@ from megatron_mathcpt.formats.files import BackgroundFsync, atomic_writer, join_
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
-_BLOCK = 1 << 20  # documents a block: 8 MB of offsets at a time
+_BLOCK = 1 << 20  # documents per block: 8 MB of offsets at a time
 
 Lengths = npt.NDArray[np.int32]
 TokenType = np.dtype[np.int32] | np.dtype[np.uint16]
@@ -35,7 +35,7 @@ def _file(prefix: Path, suffix: str) -> Path:
 
 def write_index(prefix: Path, lengths: Lengths, dtype: TokenType) -> None:
     """Write `<prefix>.idx` for documents of these lengths in tokens; needs 8 MB beyond `lengths` itself."""
-    # Megatron-Core's own writer keeps Python lists: 115 bytes a document, 11 GB for 10^8 of them.
+    # Megatron-Core's own writer keeps Python lists: 115 bytes per document, 11 GB for 10^8 of them.
     with atomic_writer(_file(prefix, ".idx")) as file:
         file.write(_HEADER.pack(_MAGIC, 1, _CODES[dtype], len(lengths), len(lengths) + 1))
         lengths.astype("<i4", copy=False).tofile(file)

@@ -37,7 +37,7 @@ class SourceTokens(Row):
 
 
 class RunCounts(Row):
-    """Progress of a run, running or finished; losses are in nats a token."""
+    """Progress of a run, running or finished; losses are in nats per token."""
 
     step: int
     steps: int = 0
@@ -62,7 +62,7 @@ class CheckpointCounts(RunCounts):
 
 
 class MetricRow(Row):
-    """One row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats a token."""
+    """A row of `metrics.jsonl`: a training step (`loss`) or a validation (loss per pool); nats per token."""
 
     step: int
     consumed_tokens: int
@@ -256,7 +256,7 @@ def prune(run_folder: Path, retention: Retention) -> None:
 
 def check_space(run_folder: Path, needed: int) -> None:
     """Raise `CheckpointError` if checkpoints of `needed` bytes, existing ones included, do not fit."""
-    # A quota or a full storage target is not seen before it is hit.
+    # A quota or a full storage target cannot be seen in advance.
     lacking, free = needed - sum(map(_size, checkpoint_paths(run_folder))), shutil.disk_usage(run_folder).free
     if free < lacking:
         raise CheckpointError(
