@@ -115,6 +115,7 @@ class _Index:
                 last = first + length
             hashes = span_hashes(words.hashes, first, last)
             low, high = np.searchsorted(grams, hashes, "left"), np.searchsorted(grams, hashes, "right")
+            # From `low` to `high`: several items may share an n-gram.
             found += [
                 (int(owners[gram]), gram, int(first[place]), int(last[place]))
                 for place in np.flatnonzero(low < high)
@@ -218,6 +219,7 @@ def overlap_report(
     as a build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found.
     """
     manifest = load_manifest(evaluation, "evaluation")
+    # The shares must be of exactly the items that were scored.
     for task, path in tasks.items():
         if manifest.inputs.get(f"task:{task}") != hash_file(path):
             raise EvaluationError(f"{path}: not the file that task '{task}' of {evaluation} was scored on")

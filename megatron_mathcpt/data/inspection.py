@@ -42,7 +42,7 @@ def find_documents(
     if number is not None:
         if record is not None:
             raise ConfigError("give one of number and id")
-        if len(selections) > 1:
+        if len(selections) > 1:  # each counts from 0
             pools = ", ".join(selection.pool for selection in selections)
             raise ConfigError(f"number {number}: name a pool or source too; there is {pools}")
         return corpus.choose(selections[0], [number])
@@ -63,6 +63,7 @@ def trace(corpus: CorpusFolder, record: str) -> list[Kept | JsonObject]:
     shards = [shard for shard in corpus.shards if file in (shard.file, Path(shard.file).name)]
     found: list[Kept | JsonObject] = []
     if shards and line.isdecimal():
+        # Several sources may read one file, each with its own decision.
         for shard in shards:
             kept = corpus.at(shard, int(line))
             lost = (row for kind in ("dropped", "rejected") for row in _scan_lost(corpus, kind, shard.name))
@@ -185,7 +186,7 @@ class Screen:
     def drops(self, reason: str | None, source: str | None, limit: int) -> None:
         """Count dropped records by source and reason, then show `limit` of each reason, or of `reason`."""
         corpus = self._corpus
-        corpus.selections(None, source)
+        corpus.selections(None, source)  # refuses an unknown source
         counts, known = drop_counts(corpus, source), corpus_counts(corpus.manifest).sources
         reasons = sorted({name for row in counts.values() for name in row})
         if reason is not None and reason not in reasons:

@@ -111,6 +111,7 @@ def train_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(added_tokens),
         special_tokens=[END_OF_TEXT],
+        # All bytes, so that any text can be encoded; sorted, for the same ids in every process.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

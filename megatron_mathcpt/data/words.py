@@ -146,7 +146,7 @@ _mix = cast(Callable[[np.uint64], np.uint64], jit(mix))
 
 @jit
 def _fold(points: Points, offsets: Indices, folds: Codes, sequences: Codes) -> tuple[Codes, Indices]:
-    room = len(points)
+    room = len(points)  # and more, as a folding may have several characters
     for point in points:
         if point >= 0x80 and point < _TABLE and folds[point] < 0:
             room += sequences[-folds[point]]
@@ -179,7 +179,7 @@ def _cut(codes: Codes, begins: Indices, classes: Kinds) -> tuple[Kinds, Indices,
             code = codes[place]
             found = classes[min(code, _TABLE)]
             if found == SYMBOL and _joins(codes[:last], place, kind):
-                continue
+                continue  # inside a word, which does not end
             line_begins |= code == _LINE_FEED
             if found != SPACE:
                 if found != kind or found >= IDEOGRAPH:

@@ -113,11 +113,7 @@ def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
 
 
 def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language, list[Problem]]:
-    """The first `shots` worked examples for each language of `items`, the items of the test file `path`.
-
-    They come from `fewshot.jsonl` in the same folder, else from this package. Raises `EvaluationError` when
-    there are fewer, or one is a test item.
-    """
+    """Worked examples per language of `items`, from `fewshot.jsonl` next to their file `path` or our own."""
     questions = {"".join(item.question.split()) for item in items}
     found: dict[Language, list[Problem]] = {}
     for language in dict.fromkeys(item.lang for item in items):
@@ -133,7 +129,7 @@ def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language
                 f"{file}: {len(rows)} worked examples in '{language}', {shots} shots wanted"
             )
         found[language] = [Problem.model_validate(row | {"language": language}) for row in rows[:shots]]
-        for example in found[language]:
+        for example in found[language]:  # one that is a test item would give its answer away
             if "".join(example.question.split()) in questions:
                 raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; remove it")
     return found

@@ -197,7 +197,7 @@ def _read_blocks(path: Path) -> Iterator[bytes | DataError]:
         for part in _unpack(path):
             parts.append(part if position else part.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(part), size + len(part)
-            if position > largest:
+            if position > largest:  # checked on the way, before it fills the memory
                 damage = f"unpacks to more than {MAX_RATIO} times its size; not a file of text"
                 break
             if size >= BLOCK_BYTES:
