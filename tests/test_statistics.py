@@ -70,18 +70,18 @@ def test_holm_by_hand() -> None:
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("samples", "correct"), [(5, 0), (5, 1), (6, 3), (6, 6)])
-def test_pass_at_k_is_the_mean_over_all_subsets(samples: int, correct: int) -> None:
-    outcomes = [index < correct for index in range(samples)]
-    for k in range(1, samples + 1):
+@pytest.mark.parametrize(("draws", "correct"), [(5, 0), (5, 1), (6, 3), (6, 6)])
+def test_pass_at_k_is_the_mean_over_all_subsets(draws: int, correct: int) -> None:
+    outcomes = [index < correct for index in range(draws)]
+    for k in range(1, draws + 1):
         expected = np.mean([any(subset) for subset in combinations(outcomes, k)])
-        assert statistics.pass_at_k(samples, correct, k) == pytest.approx(expected)
+        assert statistics.pass_at_k(draws, correct, k) == pytest.approx(expected)
     with pytest.raises(ValueError, match="pass@7"):
         statistics.pass_at_k(6, 3, 7)
 
 
-def test_scores_of_k_answers_by_hand() -> None:
-    # Two items of four answers, 2 and 0 right: averages 0.5 and 0; pass@2 = 1 - C(2,2)/C(4,2) = 5/6 and 0.
+def test_scores_of_k_draws_by_hand() -> None:
+    # Two items of four draws, 2 and 0 right: averages 0.5 and 0; pass@2 = 1 - C(2,2)/C(4,2) = 5/6 and 0.
     outcomes = [[True, False, True, False], [False] * 4]
     scores = statistics.score_samples(outcomes, [True, False])
     means = {"avg@4": 0.25, "pass@1": 0.25, "pass@2": 5 / 12, "pass@4": 0.5, "maj@4": 0.5}

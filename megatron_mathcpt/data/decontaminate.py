@@ -9,7 +9,7 @@ everywhere, so it matches only as a line of its own, with or without our questio
 # Of the 13,917 documents of the tests' corpora 13 and 30 find 49. 8 words find 203, mostly phrases ("the
 # least common multiple of two numbers is"), 10 words 81; 20 words lose a copy of a GSM8K item. 20 characters
 # add a problem that shares only a list of digits; 45 lose two true copies. The report on an evaluation uses
-# these defaults and the same index, so that both call the same texts contaminated.
+# the same index with these defaults, whatever its corpus was built with.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

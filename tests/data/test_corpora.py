@@ -1,4 +1,4 @@
-"""Corpora from this machine and from own data: same bytes again, bad lines named, held-out items kept out."""
+"""Corpora from this machine and from user data: reproducible, bad lines named, evaluation kept apart."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from megatron_mathcpt.data.problems import ProblemMix
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.made import problem, write_lines
+from tests.data.worked_corpus import problem, write_lines
 
 MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
 
@@ -25,7 +25,7 @@ def write_own(folder: Path, problems: list[Any]) -> Path:
     return folder
 
 
-def test_default_corpora_are_whole_and_the_same_twice(tmp_path: Path) -> None:
+def test_default_corpora_are_complete_and_reproducible(tmp_path: Path) -> None:
     first = make_corpora(tmp_path / "a", seed=3, mix=MIX)
     assert first.outputs == make_corpora(tmp_path / "b", seed=3, mix=MIX).outputs
     assert first.outputs["general.jsonl"].bytes > 2e6
@@ -57,7 +57,7 @@ def test_docstrings_are_read_without_importing(tmp_path: Path, monkeypatch: pyte
         list(package("no_such_package"))
 
 
-def test_own_problems_are_mapped_and_held_out(tmp_path: Path) -> None:
+def test_imported_problems_are_mapped_and_split(tmp_path: Path) -> None:
     problems = [problem(n, lang="en" if n % 3 else "zh") for n in range(1, 60)]
     for row in problems[:]:
         typed = row["question"].upper().replace(" ", "  ")

@@ -14,7 +14,7 @@ from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import write_manifest
-from tests.data.made import write_lines
+from tests.data.worked_corpus import write_lines
 
 ENGLISH = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
@@ -77,7 +77,7 @@ def test_a_part_of_an_item_is_a_copy_in_text_but_not_in_a_problem(tmp_path: Path
     assert list(search(index, part)) == [0] and not search(index, part, problem=True)
 
 
-def test_problems_of_the_items_template_stay_unless_numbers_are_masked(tmp_path: Path) -> None:
+def test_problems_of_the_items_template_are_kept_unless_numbers_are_masked(tmp_path: Path) -> None:
     pens = "In a shop 5 pens cost 7 coins and 3 books cost 11 coins. What do 4 pens and 2 books cost in all?"
     other = pens.translate(str.maketrans("573142", "968253"))
     assert not search(contamination(tmp_path, pens), other, problem=True)

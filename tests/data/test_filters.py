@@ -20,7 +20,7 @@ from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.made import tree
+from tests.data.worked_corpus import tree
 
 NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 GOPHER_REPETITION = {"lines": 0.30, "duplicate_ngrams": NGRAMS}
@@ -64,7 +64,7 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("text", "rules", "reason"), CASES, ids=[str(case[2]) for case in CASES])
-def test_one_text_a_rule(text: str, rules: dict[str, Any], reason: str | None) -> None:
+def test_one_text_per_rule(text: str, rules: dict[str, Any], reason: str | None) -> None:
     others = [PROSE, "", "tiny"]
     rules = {"max_duplicate_line_share": 0.5 if "repetition" not in rules else None, **rules}
     assert reasons([*others, text, *others], **rules)[len(others)] == reason
@@ -77,7 +77,7 @@ def texts_of_few_words(count: int) -> list[str]:
     return ["".join(random_.choice(words) + random_.choice(spaces) for _ in range(size)) for size in sizes]
 
 
-def test_words_are_those_of_split() -> None:
+def test_words_equal_str_split() -> None:
     texts = texts_of_few_words(100)
     words = split_words(texts)
     assert np.diff(words.documents).tolist() == [len(text.split()) for text in texts]
@@ -111,7 +111,7 @@ def brute_copied(words: list[str], n: int) -> int:
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7])
-def test_repeated_ngrams_are_counted_as_by_brute_force(n: int) -> None:
+def test_repeated_ngrams_equal_brute_force(n: int) -> None:
     texts = texts_of_few_words(60)
     top, copied = repeated_ngrams(split_words(texts), n)
     split = [text.split() for text in texts]
@@ -151,7 +151,7 @@ def test_quality_rules_are_datatroves_on_the_same_words(
     assert set(found) == {None, reason}
 
 
-def test_a_source_may_have_its_own_rules_and_drops_say_what_was_measured(raw: Path, tmp_path: Path) -> None:
+def test_a_source_may_have_its_own_rules_and_drops_record_the_measurement(raw: Path, tmp_path: Path) -> None:
     changed = tree(raw)
     changed["sources"]["general"]["filter"] = {"quality": {"min_words": 73, "min_stop_words": 0}}
     with (raw / "general.jsonl").open("a") as file:
@@ -260,7 +260,7 @@ KEPT = [
 ]
 
 
-def test_other_languages_go_by_name_and_bare_formulas_stay() -> None:
+def test_other_languages_are_dropped_by_name_and_bare_formulas_are_kept() -> None:
     pytest.importorskip("py3langid")
     drops = reasons([FRENCH, JAPANESE, *KEPT], languages={"keep": ["en", "zh"]})
     assert drops == ["language_fr", "language_ja", *[None] * len(KEPT)]

@@ -1,4 +1,4 @@
-"""Every look into a corpus, against numbers worked out from the raw files, and the command itself."""
+"""Inspection of a corpus against numbers worked out from the raw files, and the command itself."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_document
-from tests.data.made import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
+from tests.data.worked_corpus import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
 KEPT_WEB = ["web/web.jsonl#1", "wiki2"]
@@ -40,7 +40,7 @@ def find(corpus: CorpusFolder, *names: str | None, number: Any = None, record: A
 
 
 def command(*arguments: object) -> str:
-    """What `mathcpt inspect` prints; what it refuses is raised."""
+    """The output of `mathcpt inspect`; its errors are raised."""
     done = CliRunner().invoke(inspect, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -90,7 +90,7 @@ def test_documents_by_source_and_id(corpus: CorpusFolder) -> None:
 
 
 EASY, HARD = ("easy", "problems.jsonl:4", "other_steps", None), ("hard", "problems.jsonl:4", "kept", 12)
-FATES = [
+OUTCOMES = [
     (("wiki9", "a.jsonl:12"), [("wiki", "a.jsonl:12", "kept", 9)]),
     (("copy",), [("wiki", "b.jsonl:1", "exact_duplicate", "wiki0")]),
     (("near", "b.jsonl:2"), [("wiki", "b.jsonl:2", "near_duplicate", "wiki1")]),
@@ -103,8 +103,8 @@ FATES = [
 ]
 
 
-@pytest.mark.parametrize(("names", "fates"), FATES)
-def test_trace_shows_every_record(corpus: CorpusFolder, names: tuple[str, ...], fates: list[Any]) -> None:
+@pytest.mark.parametrize(("names", "outcomes"), OUTCOMES)
+def test_trace_shows_every_record(corpus: CorpusFolder, names: tuple[str, ...], outcomes: list[Any]) -> None:
     for name in names:
         found = [
             (one.shard.source, f"{Path(one.shard.file).name}:{one.line}", "kept", one.number)
@@ -115,10 +115,10 @@ def test_trace_shows_every_record(corpus: CorpusFolder, names: tuple[str, ...], 
             )
             for one in trace(corpus, name)
         ]
-        assert sorted(found) == fates
+        assert sorted(found) == outcomes
 
 
-def test_trace_of_what_is_no_record(root: Path, corpus: CorpusFolder) -> None:
+def test_trace_of_an_unknown_record(root: Path, corpus: CorpusFolder) -> None:
     (torn,) = trace(corpus, f"{root.parent}/raw/wiki/a.jsonl:5")
     assert isinstance(torn, dict)
     assert (torn["status"], torn["line"], torn["reason"][:8]) == ("rejected", 5, "not JSON")
@@ -205,7 +205,7 @@ def test_the_command_traces_measures_and_writes_a_page(root: Path, corpus: Corpu
         ("page --out {0}/manifest.json/a.html", "cannot be written"),
     ],
 )
-def test_bad_names_get_what_there_is(root: Path, arguments: str, message: str) -> None:
+def test_bad_names_list_the_known_ones(root: Path, arguments: str, message: str) -> None:
     verb, *options = arguments.format(root).split()
     with pytest.raises(MathCptError, match=message):
         command(verb, root, *options)

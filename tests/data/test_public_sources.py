@@ -188,7 +188,7 @@ def test_files_are_complete_verified_and_downloaded_again(hub: tuple[str, type[H
         ("nothing", {}, "no source 'nothing'; known are numinamath,"),
     ],
 )
-def test_what_goes_wrong_is_one_line(
+def test_errors_are_one_line(
     hub: tuple[str, type[Hub]], tmp_path: Path, name: str, served: dict[str, Any] | None, message: str
 ) -> None:
     endpoint, handler = hub

@@ -1,4 +1,4 @@
-"""Every format gives the same rows, what is damaged is named by its place, cleaning leaves mathematics."""
+"""Every format gives the same rows, damage is named by its place, cleaning leaves mathematics alone."""
 
 import bz2
 import gzip
@@ -55,7 +55,7 @@ NAMES += ["stream.arrow", "file.arrow", "a.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_format_gives_the_same_numbered_rows_and_one_reject_for_what_a_cut_file_has_lost(
+def test_every_format_gives_the_same_numbered_rows_and_one_reject_for_the_rest_of_a_truncated_file(
     tmp_path: Path, name: str
 ) -> None:
     path = write(tmp_path / name)
@@ -69,7 +69,7 @@ def test_every_format_gives_the_same_numbered_rows_and_one_reject_for_what_a_cut
     assert "cannot be read" in last.reason
 
 
-def test_too_long_line_is_left_out_and_the_next_one_is_read(
+def test_too_long_line_is_skipped_and_the_next_one_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
@@ -183,14 +183,14 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from([*PIECES, " ", "\n", "\t", "\r\n", "\u200b", "\x00", "\ufeff"]), max_size=30))
-def test_only_white_space_and_invisible_characters_ever_go(pieces: list[str]) -> None:
+def test_only_white_space_and_invisible_characters_are_removed(pieces: list[str]) -> None:
     visible = "".join(piece for piece in pieces if piece in PIECES)
     cleaned = clean("".join(pieces))
     assert "".join(cleaned.split()) == visible
     assert clean(cleaned) == cleaned
 
 
-def test_mathematics_is_left_as_it_is_and_addresses_are_those_of_datatroves_rule() -> None:
+def test_mathematics_is_unchanged_and_addresses_follow_datatroves_rule() -> None:
     for text in MATHEMATICS:
         assert clean(text) == mask_pii(text) == text
     pytest.importorskip("regex", reason="datatrove's formatters need more than its plain package")

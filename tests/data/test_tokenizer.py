@@ -1,4 +1,4 @@
-"""gigatoken against the reference on hostile text, the fall-back when they differ, what is refused."""
+"""gigatoken against the reference on hostile text, the fallback when they differ, refused files."""
 
 import json
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
     assert [encoder.name for encoder in encoders(any_folder, "text")] == [chosen, "tokenizers"]
 
 
-def test_what_is_no_tokenizer_is_refused_by_its_name(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"model": {}}')
     (tmp_path / "tokenizer.model").write_bytes(b"pieces")  # as Llama 2 comes
     for name, message in (

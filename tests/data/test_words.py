@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, find_duplicates, signatures
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, span_hashes
-from tests.data.made import problem, sentence
+from tests.data.worked_corpus import problem, sentence
 
 
 def plain_words(text: str) -> list[str]:
@@ -111,7 +111,7 @@ def test_signatures_estimate_jaccard() -> None:
         assert abs((rows[0] == rows[1]).mean() - exact) < 0.06
 
 
-def test_copies_go_and_the_first_stays() -> None:
+def test_copies_are_dropped_and_the_first_is_kept() -> None:
     random_ = random.Random(2)
     base = [sentence(random_, 200) for _ in range(20)]
     near = [text.replace(text.split(" ")[50], "changed") for text in base]
@@ -122,7 +122,7 @@ def test_copies_go_and_the_first_stays() -> None:
     assert short == [KEPT, EXACT, KEPT, KEPT, EXACT]
 
 
-def test_problems_of_one_template_with_other_numbers_stay() -> None:
+def test_problems_of_one_template_with_other_numbers_are_kept() -> None:
     texts = [f"{p['question']} {p['solution']} So {p['answer']}." for p in map(problem, range(300))]
     long = " ".join(f"sentence number one about shop and street {i}" for i in "abcdefghij")
     templated = [f"{long} Tom has {i} apples." for i in range(100)]

@@ -1,4 +1,4 @@
-"""Made-up documents, problems and corpora for the data tests."""
+"""Documents, problems and a small corpus with known contents, for the data tests."""
 
 import json
 import random
