@@ -276,7 +276,7 @@ def _slurm_executor(
 
 
 def _environment(site: ClusterConfig) -> str:
-    """Shell lines for `launch_pickled_pipeline` and this package to be found, with the site's variables."""
+    """Shell lines that put this package and datatrove's command on the paths, with the site's variables."""
     python = Path(site.python)
     lines = [f". {shlex.quote(str(site.setup_script))}"] if site.setup_script else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]

@@ -77,7 +77,7 @@ def make_corpora(
 def split_problems(
     problems: list[Problem], mix: ProblemMix, seed: int
 ) -> tuple[list[Problem], dict[Language, list[Problem]]]:
-    """Training problems, and evaluation problems by language: `mix.evaluation_problems`, at most a fifth."""
+    """Training problems, and per language `mix.evaluation_problems`, at most a fifth, for evaluation."""
 
     def bare(problem: Problem) -> str:
         return "".join(problem.question.casefold().split())

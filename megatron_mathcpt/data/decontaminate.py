@@ -124,7 +124,7 @@ class _Index:
         return found
 
     def _grams_of(self, item: BenchmarkQuestion) -> tuple[int, Hashes, Hashes]:
-        """Length, hashes of all n-grams, and hashes of their first words, which a line has not."""
+        """Length, hashes of all n-grams, and hashes of their first words (none for a line)."""
         words = self.normalize(cut_words([item.question]))
         # An error, not a skipped item: a hole in the index would pass for a clean corpus.
         if not (count := len(words.hashes)):
@@ -185,7 +185,7 @@ class Contamination:
 
 
 def load_items(path: str) -> list[BenchmarkQuestion]:
-    """Read a benchmark file or folder; raises `DataError` naming file and line for all but questions."""
+    """Read a benchmark file or folder; raises `DataError` with file and line for an item without question."""
     items: list[BenchmarkQuestion] = []
     for file in list_files(path, "benchmark"):
         name, before = f"{file.parent.name}/{file.name.split('.')[0]}", len(items)  # as in `gsm8k/test`

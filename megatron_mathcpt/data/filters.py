@@ -245,7 +245,7 @@ def _repeated(
 
 
 def language_drop(text: str, rules: Languages) -> Drop | None:
-    """A drop with the language in its reason, if that is not to be kept and probable enough."""
+    """A drop named after the text's language, if that is probable enough and not to be kept."""
     # Formulas, LaTeX commands, numbers and single letters say nothing about the language; of a text with
     # few other letters it is unknown, and the text stays.
     words = _NO_LETTERS.sub(" ", _FORMULA.sub(" ", text[:_READ]))

@@ -58,7 +58,7 @@ def find_documents(
 
 
 def trace(corpus: CorpusFolder, record: str) -> list[Kept | JsonObject]:
-    """All records with this id, or from `FILE:LINE` of a raw file; if not kept, its drop or reject."""
+    """All records with this id, or from `FILE:LINE` of a raw file; for a lost one its drop or reject."""
     file, _, line = record.rpartition(":")
     shards = [shard for shard in corpus.shards if file in (shard.file, Path(shard.file).name)]
     found: list[Kept | JsonObject] = []

@@ -28,7 +28,7 @@ DUPLICATES = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 
 
 def signatures(words: Words, shingle_words: int, values: int) -> Signatures:
-    """One row of `values` minima for each document; one shorter than a shingle is a shingle itself."""
+    """A row of `values` minima per document; one shorter than a shingle counts as a single shingle."""
     return _minima(words.hashes, words.documents, shingle_words, *_permutations(values))
 
 
@@ -55,7 +55,7 @@ def _minima(
 
 
 def band_keys(rows: Signatures, bands: int) -> Hashes:
-    """One row for each band with a 64-bit key for each document; equal keys: equal values in that band."""
+    """A row per band with a 64-bit key per document; equal keys mean equal values in that band."""
     values = rows.reshape(len(rows), bands, -1)
     keys = np.zeros((bands, len(rows)), np.uint64)
     for column in range(values.shape[2]):
@@ -88,7 +88,7 @@ def find_duplicates(
 
 
 def _edges(keys: Hashes) -> tuple[Indices, Indices]:
-    """Pairs of the first document of each group of equal keys and each other one of the group."""
+    """Pairs of the first document of each group of equal keys and every other one of the group."""
     order = np.argsort(keys, kind="stable")
     grouped = keys[order]
     new = np.append(True, grouped[1:] != grouped[:-1])[: len(keys)]

@@ -197,7 +197,7 @@ def evaluation_problems(mix: ProblemMix, language: Language, seed: int) -> list[
 def _take(
     mix: ProblemMix, language: Language, count: int, chance: random.Random, *, held_out: bool
 ) -> Iterator[Problem]:
-    """Draw different problems: by question, or for evaluation, to be independent, by template and numbers."""
+    """Draw problems that differ in the question or, for evaluation, in template or numbers."""
     templates = load_templates().templates
     seen: set[str] = set()
     for number in range(count):

@@ -77,7 +77,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A line or row, from 1, that is not made a document, and why; without `id` it is not even a record."""
+    """A line or row, from 1, that was skipped, and why; without `id` it is not even a record."""
 
     line: int
     reason: str

@@ -55,7 +55,7 @@ _PUNCTUATION = (
 
 @dataclass(frozen=True)
 class Words:
-    """Words of many documents as columns, one entry a word where not said otherwise."""
+    """Words of many documents as columns, with one entry per word unless noted."""
 
     hashes: Hashes
     kinds: Kinds  # LETTERS, DIGITS, IDEOGRAPH or SYMBOL; bits if words are cut at spaces
@@ -84,7 +84,7 @@ class Words:
 
 
 def cut_words(texts: Sequence[str]) -> Words:
-    """The words of `texts`, best `BATCH_CHARACTERS` in total; lone surrogates become `?`."""
+    """Cut `texts`, best about `BATCH_CHARACTERS` in total; lone surrogates become `?`."""
     composed = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
     offsets = np.cumsum([0, *map(len, composed)], dtype=np.int64)
     points = np.frombuffer("".join(composed).encode("utf-32-le", "replace"), np.uint32)
@@ -95,7 +95,7 @@ def cut_words(texts: Sequence[str]) -> Words:
 
 
 def split_words(texts: Sequence[str]) -> Words:
-    """The words of `texts` as `str.split` cuts them, not folded, with kinds as bits."""
+    """Cut `texts` as `str.split` does, without folding, with kinds as bits."""
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.int32)
     classes, bits = _space_tables()
@@ -115,8 +115,8 @@ def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[It
 
 
 def count_words(words: Words) -> Indices:
-    """Counts of words cut at spaces, one row for each document: all, those that are not all punctuation and
-    their characters, those with a letter; characters of all, and of words with a Chinese one."""
+    """Counts per document of words split at spaces: all, those that are not all punctuation and their
+    characters, those with a letter; characters of all, and of words with a Chinese one."""
     lengths, plain = words.ends - words.starts, words.kinds & NOT_PUNCTUATION > 0
     letters, chinese = words.kinds & HAS_LETTER > 0, words.kinds & HAS_IDEOGRAPH > 0
     columns = np.stack((lengths > 0, plain, lengths * plain, letters, lengths, lengths * chinese))
@@ -126,8 +126,10 @@ def count_words(words: Words) -> Indices:
 
 
 def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
-    """Hashes of n-grams of `length` words inside documents whose last n bits are `wanted`, 2^n flags, and
-    their first words."""
+    """Hashes and first words of the n-grams of `length` words inside documents, those that `wanted` flags.
+
+    `wanted` has 2^n flags, for the last n bits of a hash.
+    """
     return _ngrams(words.hashes, words.documents, length, wanted)
 
 
@@ -227,7 +229,7 @@ def _hash(codes: Codes, starts: Indices, ends: Indices, joined: bool) -> Hashes:
 
 @jit
 def _utf8_byte(code: int, later: int, length: int) -> int:
-    """The byte of `code` that `later` others follow, of its `length` in UTF-8 (RFC 3629)."""
+    """The byte that `later` others follow in the UTF-8 of `code` (RFC 3629), `length` bytes long."""
     if length == 1:
         return code
     bits = code >> 6 * later
@@ -277,7 +279,7 @@ def _ngrams(hashes: Hashes, documents: Indices, length: int, wanted: Flags) -> t
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Codes, Codes, Kinds]:
-    """By code point: its folding, or minus its index among the sequences (length first); its class."""
+    """By code point: its folding, or minus its index among the sequences (length first); its kind."""
     folds = np.empty(_TABLE, np.int32)
     classes = np.full(_TABLE + 1, IDEOGRAPH, np.uint8)
     sequences = [0]

@@ -54,7 +54,7 @@ class ItemFile(NamedTuple):
 
 
 def load_items(path: Path) -> ItemFile:
-    """Read one benchmark file; raises `EvaluationError` with file and line for anything but new items."""
+    """Read and validate one benchmark file; raises `EvaluationError` with file and line of a bad item."""
     # Any doubt is an error, not a skipped line: a score over fewer items would look like any other score.
     try:
         data = path.read_bytes()

@@ -267,7 +267,7 @@ _REMEDY = "run its stage again"
 
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
-    """Rows as of `read_json_lines`, validated; raises `DataError` naming a damaged file or line."""
+    """Validated rows of a `JsonLines` file; raises `DataError` naming a damaged file or line."""
     adapter, lines = TypeAdapter(kind), _read(path).split(b"\n")[:-1]
     return [_validate(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 

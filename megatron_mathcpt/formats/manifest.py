@@ -146,7 +146,7 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: JsonObject) -> bool:
-    """Whether `folder` has the result of exactly these inputs and config; `ManifestError` if of others."""
+    """Whether `folder` is complete for exactly these inputs and config; `ManifestError` if for others."""
     if not (folder / FILE_NAME).is_file():
         return False
     manifest = load_manifest(folder, kind)

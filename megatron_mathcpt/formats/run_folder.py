@@ -151,7 +151,7 @@ def begin(path: Path) -> Path:
 
 
 def write_light_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the later manifest without optimizer state, if there is any; to be sealed afterwards."""
+    """Write the manifest that omits the optimizer state, if there is any, before `seal`."""
     outputs = manifest.without_optimizer()
     if outputs != manifest.outputs:
         counts = manifest.counts | {"weights_only": True}
