@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
-from tests.data.worked_corpus import problem, sentence, tree, write_lines
+from tests.data.made import problem, sentence, tree, write_lines
 
 
 @pytest.fixture

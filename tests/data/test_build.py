@@ -29,7 +29,7 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.records import Problem, cpt_text
-from tests.data.worked_corpus import problem, sentence, tree, write_lines
+from tests.data.made import problem, sentence, tree, write_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ from megatron_mathcpt.data.problems import ProblemMix
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.worked_corpus import problem, write_lines
+from tests.data.made import problem, write_lines
 
 MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
 

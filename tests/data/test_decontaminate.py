@@ -14,7 +14,7 @@ from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import write_manifest
-from tests.data.worked_corpus import write_lines
+from tests.data.made import write_lines
 
 ENGLISH = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "

@@ -20,7 +20,7 @@ from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.worked_corpus import tree
+from tests.data.made import tree
 
 NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 GOPHER_REPETITION = {"lines": 0.30, "duplicate_ngrams": NGRAMS}

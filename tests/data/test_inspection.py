@@ -15,7 +15,7 @@ from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_document
-from tests.data.worked_corpus import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
+from tests.data.made import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
 KEPT_WEB = ["web/web.jsonl#1", "wiki2"]

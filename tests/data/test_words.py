@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, find_duplicates, signatures
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, span_hashes
-from tests.data.worked_corpus import problem, sentence
+from tests.data.made import problem, sentence
 
 
 def plain_words(text: str) -> list[str]:

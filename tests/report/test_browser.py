@@ -8,7 +8,7 @@ import pytest
 from megatron_mathcpt.data.inspection import page_content
 from megatron_mathcpt.formats.corpus_folder import open_corpus
 from megatron_mathcpt.report.page import build_report, render_corpus
-from tests.data.worked_corpus import build_inspected
+from tests.data.made import build_inspected
 from tests.report.browser import Page, in_browser
 from tests.report.report_folder import write_grid
 
