@@ -1,8 +1,8 @@
-"""Run a grid's stages on this machine, one after the other, each as its own command.
+"""Run a study's stages on this machine, one after the other, each as its own command.
 
-What is complete is skipped, a failed stage stops only what depends on it, and running again goes on where it
-stopped. Whether a complete folder is of today's inputs and settings is asked of the stage's own command,
-which goes by the manifest: it does nothing, or refuses and never overwrites; only the report is made anew.
+A complete stage is skipped, a failed one stops only what depends on it, and running again resumes. Whether a
+complete folder matches the current inputs and settings is decided by the stage's own command from the
+manifest: it does nothing, or refuses and never overwrites; only the report is written again.
 """
 
 import fcntl
@@ -59,6 +59,7 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
                 continue
             command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
             _logger.info("[%d/%d] %s: python %s", number, len(stages), name, command)
+            stage.write_config()
             outcomes[name] = outcome = _run(stage, out)
             if outcome.status:
                 _logger.error("%s failed with status %d; fix it and run again", name, outcome.status)

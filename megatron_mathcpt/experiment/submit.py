@@ -93,16 +93,13 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     """The job that completes one stage of the grid in `out`; a training gets whole nodes, else one task."""
     name, code = stage.name.replace("/", "-"), out / FOLDER / "code"
-    command = [cluster.python, "-P"]
-    for word in stage.command[1:]:
-        ours = Path(word).is_relative_to(ROOT) and Path(word).is_file()  # then the copy has it
-        command.append(str(code / Path(word).relative_to(ROOT)) if ours else word)
+    command = (cluster.python, "-P", *stage.command[1:])
     task = cluster.single_task
     gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
     alone: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
     size = _whole_nodes(cluster) if stage.kind == "run" else alone
     places = (out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints")
-    return Job(name, *places, tuple(command), **size)
+    return Job(name, *places, command, **size)
 
 
 def submit_stages(
@@ -123,9 +120,10 @@ def submit_stages(
             result[stage.name] = "queued", job_id
     if len(result) < len(jobs):
         snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
-    for name, needs in ((stage.name, stage.needs) for stage in stages if stage.name not in result):
-        after = [job_id for need in needs if (job_id := result[need][1]) is not None]
-        result[name] = "submitted", submit_job(jobs[name], scripts[name], after)
+    for stage in [stage for stage in stages if stage.name not in result]:
+        stage.write_config()  # never that of a queued job, which keeps what it was submitted with
+        after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
+        result[stage.name] = "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
     return {name: result[name] for name in jobs}
 
 

@@ -16,6 +16,7 @@ import zstandard
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.study_file import Asked, load_study
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
@@ -225,8 +226,11 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
 
 
 def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
-    """The rehearsal of the tiny grid: real client and verification on answers of a script."""
-    count, config = 60, "configs/tiny/paper/synthesis.yaml"
+    """The rehearsal of the tiny study: real client and verification on answers of a stub."""
+    count, config = 60, str(trial.out.parent / "synthesis.yaml")
+    study = load_study(ROOT / "configs" / "paper" / "study.yaml", Asked("tiny"))
+    assert study.synthesis is not None
+    Path(config).write_text(study.synthesis.as_yaml())
     made = list(training_problems(ProblemMix(train_problems=count, step_shares=(0.4, 0.3, 0.3)), 7))
     path, seeds = trial.config(made).seeds[0], {seed.question: seed for seed in made}
     words = [sys.executable, "-m", "megatron_mathcpt", "synthesize", config, "--scripted"]
