@@ -1,4 +1,4 @@
-"""Layouts, conversion, training; what a run or a grid of runs costs, started here or handed to Slurm."""
+"""Layouts, conversion, training; a run or a study shown, planned, run locally or submitted to Slurm."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, pa
 from megatron_mathcpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_mathcpt.config.study_file import Study
+    from megatron_mathcpt.config.resolved_study import Study
     from megatron_mathcpt.experiment.stages import Stage
 
 Config = Annotated[
-    str, Argument(metavar="CONFIG", help="YAML file of a run or a study, STUDY.yaml:RUN, or quickstart")
+    str, Argument(metavar="CONFIG", help="YAML of a run or a study, STUDY.yaml:RUN, or quickstart")
 ]
 Out = Annotated[
     Path | None, Option(help="folder of the run, or of the study's results; default: the study's `out`")
@@ -41,9 +41,9 @@ def plan(
     train_tokens: Annotated[float, Option(help="token budget of the run")] = 1e10,
     top: Annotated[int, Option(min=1, help="layouts to show")] = 10,
 ) -> None:
-    """Rank the layouts of a model on some GPUs: memory, step time, GPU-hours.
+    """Rank the parallel layouts of a model on some GPUs: memory, step time, GPU-hours.
 
-    Overrides are those of a training config: precision, fusions, optimizer. It says why other layouts lose.
+    Overrides are those of a training config: precision, fusions, optimizer. Rejected layouts are counted.
     """
     from rich.console import Console
 
@@ -86,7 +86,7 @@ def from_hf(
 
 
 def _show(out: Path, done: Any) -> None:
-    """Tell what became of a conversion, a `checkpoint.convert.Converted`."""
+    """Print the outcome of a conversion, a `checkpoint.convert.Converted`."""
     difference = done.max_abs_logit_difference
     proof = "logits not compared" if difference is None else f"largest logit difference {difference:.2e}"
     echo(f"{out}: {'already there' if done.was_there else 'written'}; {proof}")
@@ -109,7 +109,7 @@ def train(
 def start_training(
     config: str, overrides: Sequence[str], out: Path, processes: int | None, scale: str | None, *more: str
 ) -> NoReturn:
-    """Become `python -m megatron_mathcpt.train`, so that signals and exit status are the training's own."""
+    """Replace this process by the training, so that signals and exit status are the training's own."""
     given = {"--processes": processes, "--scale": scale}
     options = [word for name, value in given.items() if value for word in (name, str(value))]
     words = [sys.executable, "-m", "megatron_mathcpt.train", config, *overrides, "--out", str(out)]
@@ -118,7 +118,7 @@ def start_training(
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What the command line asks of a study, and of a study alone."""
+    """Options of a study, most of which one run does not take."""
 
     data: Annotated[Path | None, Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")] = None
     benchmarks: Annotated[Path | None, Option(help="folder of benchmark sets, one sub-folder a set")] = None
@@ -129,7 +129,7 @@ class StudyOptions:
 
     def study(self, config: str, overrides: Sequence[str], out: Path | None) -> "Study | None":
         """The study `config`; None if it is one run, for which only `--scale` has a meaning."""
-        from megatron_mathcpt.config.study_file import Asked, is_study, load_study
+        from megatron_mathcpt.config.resolved_study import Asked, is_study, load_study
 
         config = _address(config)
         if not is_study(config):
@@ -170,7 +170,7 @@ def show(
     scale: Scale = None,
 ) -> None:
     """Print the complete config of a run, with what a study sets in it marked."""
-    from megatron_mathcpt.config.study_file import load_run
+    from megatron_mathcpt.config.resolved_study import load_run
 
     address = str(Path(config, "config.yaml")) if Path(config).is_dir() else config
     echo(load_run(address, overrides or (), scale).as_yaml(), nl=False)
@@ -191,7 +191,7 @@ def dry_run(
     """
     from rich.console import Console
 
-    from megatron_mathcpt.config.study_file import load_run
+    from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment.dry_run import as_table, plan_run
 
     overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
@@ -279,7 +279,7 @@ def submit(
     asked: StudyOptions,
 ) -> None:
     """Submit one run, or the stages of a study, to Slurm."""
-    from megatron_mathcpt.config.study_file import load_run
+    from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment import submit as slurm
 
     place = slurm.load_cluster(cluster, site or ())

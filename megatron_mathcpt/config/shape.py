@@ -1,4 +1,4 @@
-"""The shape of a Llama under Megatron-Core's names, and its way from and to a Hugging Face `config.json`."""
+"""The shape of a Llama in Megatron-Core's names, read from and written as a Hugging Face `config.json`."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 class RopeScaling(Section):
-    """Llama 3's change of the rotary frequencies for long contexts, as Megatron-Core does it.
+    """Llama 3's scaling of the rotary frequencies for long contexts, as implemented in Megatron-Core.
 
-    Low and high frequency factor 1 and 4 and an original context of 8192 are fixed there
-    (`RotaryEmbedding._apply_scaling`), as they are in every published Llama.
+    Low and high frequency factor 1 and 4 and an original context of 8192 are constants there
+    (`RotaryEmbedding._apply_scaling`), as in every published Llama.
     """
 
     factor: float = Field(ge=1)

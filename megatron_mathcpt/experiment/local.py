@@ -31,7 +31,7 @@ _logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What became of a stage: `done` (was complete), `ran`, `failed` or `skipped`."""
+    """Outcome of a stage: `done` (was complete before), `ran`, `failed` or `skipped`."""
 
     stage: str
     state: str
@@ -41,8 +41,8 @@ class StageOutcome:
 
 
 def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
-    """Run `stages` in order; raises `MathCptError` if another run holds `out`."""
-    # Of each stage, the key it was last complete for, and the seconds it took.
+    """Run `stages` in order; raises `MathCptError` if another process is running in `out`."""
+    # By stage: the key for which it was last complete, and the seconds it took.
     keys, timings = out / ".stages.json", out / "timings.json"
     folders = {stage.name: stage.folder for stage in stages}
     outcomes: dict[str, StageOutcome] = {}
@@ -54,7 +54,7 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
                 outcomes[name] = StageOutcome(name, "skipped")
                 continue
             key, complete = stage.key(folders, out), stage.is_done()
-            if complete and _noted(keys).get(name) == key:  # asked before, with the same answer
+            if complete and _noted(keys).get(name) == key:  # its own command has already checked this key
                 outcomes[name] = StageOutcome(name, "done")
                 continue
             command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
@@ -91,12 +91,12 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(SAMPLE_SECONDS)
             peak = max(peak, _tree_memory_bytes(root))
-    except BaseException:  # Ctrl-C or a signal turned exception: the stage is ended before we are
+    except BaseException:  # Ctrl-C or a signal turned exception: the stage must not outlive this process
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
     if status == 0 and not stage.is_done():
-        raise MathCptError(f"{stage.name}: ended well but left no manifest in {stage.folder}; this is a bug")
+        raise MathCptError(f"{stage.name}: succeeded but wrote no manifest in {stage.folder}; this is a bug")
     state = "failed" if status else "ran"
     return StageOutcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
 
@@ -113,7 +113,7 @@ def _tree_memory_bytes(root: psutil.Process) -> int:
 
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """Hold `out` for one runner; raises `MathCptError` naming the process that has it."""
+    """Lock `out` for one process; raises `MathCptError` naming the one that has it."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -121,7 +121,7 @@ def _lock(out: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             owner = one_line(file.read())
-            raise MathCptError(f"{out}: in use by process {owner}; wait for it or end it") from error
+            raise MathCptError(f"{out}: in use by process {owner}; wait for it or stop it") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -129,7 +129,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _end_leftovers(out: Path) -> None:
-    """Kill stages that a killed runner of this folder left running; they would write beside ours."""
+    """Kill stages that a killed process left running in this folder; they would write the files of ours."""
     mine = str(out.resolve())
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

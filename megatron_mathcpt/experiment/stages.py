@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.study_file import Resolved, Study
+from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest

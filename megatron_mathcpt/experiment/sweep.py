@@ -1,6 +1,6 @@
 """Score every checkpoint of a run on the same items, and compare each with the first.
 
-The sweep's folder is a folder of results, one run a checkpoint: a sweep that was killed goes on with the next
+The sweep's folder is a folder of results with one run per checkpoint: a killed sweep resumes with the next
 one, later checkpoints are added, and a report can be written on it.
 """
 

@@ -18,7 +18,7 @@ import typer
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.study_file import load_run
+from megatron_mathcpt.config.resolved_study import load_run
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest

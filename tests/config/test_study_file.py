@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.study_file import Asked, is_study, load_run, load_study
+from megatron_mathcpt.config.resolved_study import Asked, is_study, load_run, load_study
 from megatron_mathcpt.errors import ConfigError
 from tests.support.stages import CONFIGS
 

@@ -12,7 +12,8 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.evaluation import BaselinesConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.study_file import Asked, StudyFile, load_run, load_study
+from megatron_mathcpt.config.resolved_study import Asked, load_run, load_study
+from megatron_mathcpt.config.study_file import StudyFile
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.dry_run import DryRun, plan_run

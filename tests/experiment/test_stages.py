@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.config.base import set_field
-from megatron_mathcpt.config.study_file import Asked, load_study
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Settings, Stage, build_stages
 from tests.support.stages import CONFIGS

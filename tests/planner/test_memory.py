@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.study_file import load_study
+from megatron_mathcpt.config.resolved_study import load_study
 from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import load_shape

@@ -16,7 +16,7 @@ import zstandard
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.base import dump_yaml
-from megatron_mathcpt.config.study_file import Asked, load_study
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
