@@ -1,12 +1,15 @@
 """From raw text and seed problems to a corpus and SFT samples; `inspect` shows a finished corpus."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Overrides, group, print_table, verb
 from megatron_mathcpt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.data.inspection import Screen
 
 Engine = Literal["auto", "gigatoken", "tokenizers"]
 Literals = Literal["text", "control"]
@@ -184,7 +187,7 @@ def pack_sft(
 inspect = group("inspect", "Inspect a finished corpus: documents, drops, lengths, the trace of one record.")
 
 
-def _screen(folder: Path, most: int = 0) -> Any:
+def _screen(folder: Path, most: int = 0) -> "Screen":
     from megatron_mathcpt.data.inspection import Screen
 
     return Screen(folder, most)

@@ -119,7 +119,7 @@ def print_table(
 
     frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)} if bare else {}
     table = Table(title=title, **frame)
-    forms = {str: "", int: ",", float: ".2f"}
+    forms = {str: "", int: ",", float: ".2f"}  # texts are Text below: brackets in a path are no rich markup
     texts = [[format(cell, forms[type(cell)]) for cell in row] for row in rows]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from typer import Argument, Option, echo
 
@@ -14,6 +14,7 @@ from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, pa
 from megatron_mathcpt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from megatron_mathcpt.checkpoint.convert import Converted
     from megatron_mathcpt.config.resolved_study import Study
     from megatron_mathcpt.experiment.stages import Stage
 
@@ -85,8 +86,8 @@ def from_hf(
     _show(out, import_from_hf(folder, out, verify=verify))
 
 
-def _show(out: Path, done: Any) -> None:
-    """Print the outcome of a conversion, a `checkpoint.convert.Converted`."""
+def _show(out: Path, done: "Converted") -> None:
+    """Print the outcome of a conversion."""
     difference = done.max_abs_logit_difference
     proof = "logits not compared" if difference is None else f"largest logit difference {difference:.2e}"
     echo(f"{out}: {'already there' if done.was_there else 'written'}; {proof}")

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from ruamel.yaml import YAML
@@ -26,7 +26,7 @@ class Section(BaseModel):
     def check(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
 
-    def model_post_init(self, _: Any) -> None:
+    def model_post_init(self, _: object) -> None:
         self.check()
 
 
@@ -112,13 +112,14 @@ def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
     tree[last] = value
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> JsonValue:
     if "&" in text and any(token in text for token in (": *", "- *", ", *", "[*")):
         raise ConfigError(f"{where}: YAML aliases (`*name`) are not supported; write the value out")
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        found: JsonValue = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {one_line(str(error))}") from error
+    return found
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -147,7 +148,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
     return sorted(field.alias or name for name, field in fields.items())
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -52,6 +52,7 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
     graphs = parallel.cuda_graph_impl != "none"
     fp32, fp16_masters = precision.params_dtype == "fp32", optimizer.main_params_dtype == "fp16"
     return {
+        # A setting without effect is an error: the run would not be what its config says.
         "parallel.sequence_parallel: has no effect with tensor_model_parallel_size 1": (
             parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1
         ),
@@ -115,6 +116,7 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
     kept = every is not None or best is not None or chooses
     best_is_known = best in sets and validates is not None and saves % validates == 0
     return {
+        # A checkpoint is chosen by a loss of its own step, so each one needs a validation at that step.
         "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval": (
             chooses and validates != saves
         ),

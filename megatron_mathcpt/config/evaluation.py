@@ -1,7 +1,7 @@
 """How one model is scored: which items, and how its answers are generated."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -37,9 +37,9 @@ class EvaluationConfig(Section):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 would all be the same at temperature 0; set a temperature")
 
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> dict[str, float]:
         """lm-eval's generation settings."""
-        settings: dict[str, Any] = {"max_gen_toks": self.max_new_tokens, "do_sample": self.temperature > 0}
+        settings: dict[str, float] = {"max_gen_toks": self.max_new_tokens, "do_sample": self.temperature > 0}
         if self.temperature > 0:
             settings |= {"temperature": self.temperature, "top_p": self.top_p}
         return settings

@@ -222,12 +222,15 @@ class _Reader:
         file = rows[chain[0]].file
         assert file is not None
         draft = _Draft(self.path.parent / file, f"{self.path}: {kind}.{name}")
+        # From the complete file to the row: a twin first becomes its run at this scale, then changes that.
         for source, changes in (layer for link in chain for layer in rows[link].sets):
             draft.set(changes, source)
+        # A run is named after its folder; a build that is a complete file keeps the name in it.
         if kind == "runs" or rows[name].file is None:
             draft.tree["name"] = name
         for path, value, _ in map(base.parse_override, overrides):
             draft.set({path: value}, "the command line")
+        # Last, so that paths set in rows and on the command line move like those of the file.
         draft.move(draft.tree, self.file.out, self.out)
         return Resolved(base.build_config(draft.tree, model, (), draft.where), draft.marks)
 
@@ -266,6 +269,7 @@ class _Draft:
     def set(self, changes: Mapping[str, JsonValue], source: str) -> None:
         for path, value in changes.items():
             base.set_field(self.tree, path, copy.deepcopy(value), f"{self.where}: set.{path}")
+            # Setting a section replaces what was set inside it before.
             self.marks = {name: mark for name, mark in self.marks.items() if not name.startswith(f"{path}.")}
             before: JsonValue = self.original
             for name in path.split("."):

@@ -1,8 +1,8 @@
 """The shape of a Llama in Megatron-Core's names, read from and written as a Hugging Face `config.json`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -88,8 +88,17 @@ _NAMES = {
     "tie_word_embeddings": "share_embeddings_and_output_weights",
     "initializer_range": "init_method_std",
 }
-_REQUIRED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_REQUIRED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+_LLAMA3_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def read_hf_shape(folder: Path) -> LlamaShape:
@@ -119,17 +128,17 @@ def read_hf_shape(folder: Path) -> LlamaShape:
         raise ConfigError(f"{path}: {': '.join(first_error(error))}") from error
 
 
-def _require(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def _require(path: Path, wanted: Mapping[str, object], found: Mapping[str, object]) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
             raise ConfigError(f"{path}: {key} is {found.get(key)!r}; only {value!r} is supported")
 
 
-def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
+def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, object]:
     """The `config.json` that makes transformers build `shape` as `LlamaForCausalLM`."""
     values = shape.model_dump()
     values |= {"num_query_groups": shape.query_groups, "kv_channels": shape.head_size}
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rotary_base}
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": shape.rotary_base}
     if shape.rope_scaling is not None:
         rope |= {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_ROPE}
     return {

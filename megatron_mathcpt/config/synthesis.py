@@ -5,7 +5,7 @@ question, layout of the text, what happened to refused and to already right case
 it decides the result; `layout` and `right_attempts` make the choice explicit.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -107,6 +107,9 @@ class TutorshipAmplification(Section):
     layout: Layout = "prose"
 
 
+Method = ResponseDiversification | QueryExpansion | RetrospectiveEnhancement | TutorshipAmplification
+
+
 class Methods(Section):
     """The methods to run; leave out those not wanted."""
 
@@ -155,7 +158,7 @@ class SynthesisConfig(Section):
     progress_seconds: float = Field(default=10, gt=0)
 
     @property
-    def chosen(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Method]:
         """Settings of the methods to run, by name."""
         return {name: settings for name, settings in self.methods if settings is not None}
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -70,9 +69,9 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
     return list(outcomes.values())
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _noted(path: Path) -> dict[str, str | float]:
     return (
-        read_json(path, dict[str, Any], "delete it, and the stages are checked again")
+        read_json(path, dict[str, str | float], "delete it, and the stages are checked again")
         if path.is_file()
         else {}
     )

@@ -95,6 +95,7 @@ class _Planner:
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
         self.synthesis = ("synthesis",) if study.synthesis else ()
+        # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
         self.items = tuple(sorted(settings.benchmarks.glob("*/*.jsonl"))) if settings.benchmarks else ()
 
@@ -189,6 +190,7 @@ class _Planner:
         for field, value in leaves(resolved.config.model_dump(mode="json")).items():
             for text in value if isinstance(value, list) else [value]:
                 if inside := self.study.inside(text):
+                    # Below `sft` each pool is a stage of its own, so the longest name is the maker.
                     makers = [maker for maker in self.names if inside.is_relative_to(maker)]
                     if not makers:
                         raise ConfigError(

@@ -189,6 +189,7 @@ def _quote(value: object) -> str:
 
 def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     """Options of the `#SBATCH` lines, in order."""
+    # A training has whole nodes to itself: all memory, all GPUs, physical cores only.
     training = job.gpus_per_node == cluster.gpus_per_node and job.tasks_per_node == cluster.gpus_per_node
     minutes = cluster.time_limit_minutes
     options = {
@@ -205,11 +206,12 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         "exclusive": training,
         "hint": "nomultithread" if training else None,
         "time": f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00",
+        # To the batch script alone (B), which forwards it: the tasks save, and the script requeues the job.
         "signal": f"B:USR1@{cluster.warning_seconds}",
         "requeue": True,
         "chdir": _harmless("working folder", job.work, _PATH),
         "output": f"{_harmless('folder', job.folder, _PATH)}/%j.log",
-        "open-mode": "append",
+        "open-mode": "append",  # a requeued job continues its log
     }
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
