@@ -14,7 +14,7 @@ from typing import Any
 from megatron_mathcpt.train.process import run_workers
 
 
-def inject(kind: str, optimizer: Any) -> None:
+def cause_fault(kind: str, optimizer: Any) -> None:
     import torch
 
     if kind in ("kill", "stop"):
@@ -39,10 +39,10 @@ def install_fault(target: str, function: str, moment: str, number: str, kind: st
     def faulty(*arguments: Any, **named: Any) -> Any:
         due = next(calls) == int(number)
         if due and moment == "before":
-            inject(kind, next(iter(arguments), None))
+            cause_fault(kind, next(iter(arguments), None))
         result = original(*arguments, **named)
         if due and moment == "after":
-            inject(kind, next(iter(arguments), None))
+            cause_fault(kind, next(iter(arguments), None))
         return result
 
     setattr(module, function, faulty)
