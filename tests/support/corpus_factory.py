@@ -59,7 +59,7 @@ def corpus_settings(raw: Path) -> dict[str, Any]:
 
 # A small corpus whose every number can be worked out by hand, built for real. Pool `general`: `wiki` of two
 # files and `web`. Pool `problem_solving`: `easy` and `hard` take their parts of one file, `numina` has an
-# adapter. The second wiki file has a copy, a near copy, a leak, a short text and a hostile one.
+# adapter. The second wiki file contains a copy, a near copy, a leak, a short text and a hostile one.
 HOSTILE_ID = "hostile\x1b[2J</script><script>window.hacked = 3</script>"
 HOSTILE = "Ends the page </script><script>window.hacked = 1</script><img src=x onerror='hacked = 2'> &amp;"
 ESCAPES = "\x1b[2J[bold]red[/bold] :smile: 小明有三个苹果，他又买了两个，现在一共有几个苹果？ \u202ereversed"

@@ -97,6 +97,6 @@ def write_results(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]])
 def report_json(
     root: Path, runs: Sequence[str], pairs: Sequence[tuple[str, str]], **options: bool
 ) -> dict[str, Any]:
-    """Build the report and return its report.json."""
+    """Build the report and return the content of report.json."""
     build_report(root, root / "report", runs=runs, comparisons=pairs, **options)
     return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))
