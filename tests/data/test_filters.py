@@ -19,7 +19,7 @@ from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, cut_at_spaces
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.made import tree
+from tests.support.corpus_factory import corpus_settings
 
 NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 GOPHER_REPETITION = {"lines": 0.30, "duplicate_ngrams": NGRAMS}
@@ -151,7 +151,7 @@ def test_quality_rules_are_datatroves_on_the_same_words(
 
 
 def test_a_source_may_have_its_own_rules_and_drops_say_what_was_measured(raw: Path, tmp_path: Path) -> None:
-    changed = tree(raw)
+    changed = corpus_settings(raw)
     changed["sources"]["general"]["filter"] = {"quality": {"min_words": 73, "min_stop_words": 0}}
     with (raw / "general.jsonl").open("a") as file:
         file.write('{"id": "more", "text": "' + "word " * 73 + '"}\n')

@@ -10,17 +10,17 @@ import torch
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from tests.support.models import build_both
-from tests.support.shapes import tiny
+from tests.support.llama_models import build_both
+from tests.support.llama_shapes import tiny_shape
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron_mathcpt.evaluation import decoder as decoding  # noqa: E402
 from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler  # noqa: E402
 
-GROUPED = tiny(num_query_groups=2, max_position_embeddings=512)
+GROUPED = tiny_shape(num_query_groups=2, max_position_embeddings=512)
 # With a smaller deviation tied weights say the last token again.
 _TIED = {"share_embeddings_and_output_weights": True, "init_method_std": 0.3}
-TIED = tiny(num_query_groups=None, max_position_embeddings=512, **_TIED)
+TIED = tiny_shape(num_query_groups=None, max_position_embeddings=512, **_TIED)
 NEW = 40
 LIMITS = Limits(NEW, -1, lambda _: False)
 

@@ -13,7 +13,7 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import STOP, plan
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.evaluation.conftest import write_lines
+from tests.support.json_lines import write_json_lines
 
 SETS = ("held", "gsm8k", "math")
 CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
@@ -26,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     english = {"answer": "B", "type": "choice", "lang": "en", "choices": ["4", "5", "6", "8"]}
     rows = {"en": [{"id": f"e{n}", "question": f"Is {n} prime?", **english} for n in range(2)]}
     rows["zh"] = [{"id": f"z{n}", "question": f"小明有{n}个苹果", **chinese} for n in range(3)]
-    return {name: write_lines(folder / f"{name}.jsonl", of_task) for name, of_task in rows.items()}
+    return {name: write_json_lines(folder / f"{name}.jsonl", of_task) for name, of_task in rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Pat
 
 
 def test_what_a_user_names_becomes_tasks_with_limits_and_shots(tmp_path: Path) -> None:
-    write_lines(tmp_path / "held.jsonl", [])
+    write_json_lines(tmp_path / "held.jsonl", [])
     options: dict[str, Any] = {"shots": 4, "limit": 9, "benchmark_limit": 3, "samples": 1}
     files, config = plan([str(tmp_path)], Path("samples"), "gsm8k,math", **options)
     assert files["held"] == files["held_few_shot"] == tmp_path / "held.jsonl"

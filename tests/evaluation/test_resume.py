@@ -14,7 +14,8 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.evaluation_folder import RESPONSES
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.evaluation.conftest import make_model, write_lines
+from tests.support.json_lines import write_json_lines
+from tests.support.llama_models import write_byte_llama
 
 NAMES = ("results.json", "samples_sums.jsonl")
 
@@ -23,7 +24,7 @@ NAMES = ("results.json", "samples_sums.jsonl")
 def items(tmp_path: Path) -> Path:
     common = {"answer": "1", "type": "number", "lang": "en"}
     rows = [{"id": f"q{n}", "question": f"What is {n} + {n * 7 % 5}?", **common} for n in range(40)]
-    return write_lines(tmp_path / "sums.jsonl", rows)
+    return write_json_lines(tmp_path / "sums.jsonl", rows)
 
 
 def _start(model: Path, items: Path, out: Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -70,7 +71,7 @@ def test_two_models_with_one_folder_share_no_answer(model_folder: Path, items: P
     evaluate(model_folder, {"sums": items}, config, out)
     first = (out / NAMES[1]).read_bytes()
     (out / "manifest.json").unlink()  # what a user does who wants the folder for another model
-    other = make_model(tmp_path / "other", seed=3)
+    other = write_byte_llama(tmp_path / "other", seed=3)
     for folder in (out, fresh):
         evaluate(other, {"sums": items}, config, folder)
     assert (out / NAMES[1]).read_bytes() == (fresh / NAMES[1]).read_bytes() != first

@@ -14,7 +14,7 @@ from megatron_mathcpt.evaluation.tasks import aggregates, majority
 from megatron_mathcpt.formats.benchmark import SETS, STUDY_SETS, choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.evaluation_folder import TaskScore
 from megatron_mathcpt.records import cpt_text
-from tests.evaluation.conftest import write_lines
+from tests.support.json_lines import write_json_lines
 
 
 def _manager(**metadata: Any) -> Any:
@@ -57,8 +57,8 @@ def test_examples_answer_by_their_own_rules() -> None:
 
 def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
     row = {"question": "1+1?", "answer": "2", "type": "number", "lang": "en", "solution": "1+1=2."}
-    path = write_lines(tmp_path / "test.jsonl", [{"id": "a", **row}])
-    write_lines(tmp_path / "fewshot.jsonl", [{"id": "b", **row, "question": " 1 + 1?"}])
+    path = write_json_lines(tmp_path / "test.jsonl", [{"id": "a", **row}])
+    write_json_lines(tmp_path / "fewshot.jsonl", [{"id": "b", **row, "question": " 1 + 1?"}])
     with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
         tasks.prompts(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
@@ -80,7 +80,7 @@ def test_lm_evals_own_evaluator_reports_what_evaluate_writes(
     common = {"type": "number", "lang": "en", "answer": "9"}
     rows = [{"id": f"q{n}", "question": f"{n} + {n * n} = ?", **common} for n in range(12)]
     sets = zip(STUDY_SETS.items(), (0, 4, 7, 10), strict=True)
-    files = {name: write_lines(tmp_path / path, rows[start:]) for (name, path), start in sets}
+    files = {name: write_json_lines(tmp_path / path, rows[start:]) for (name, path), start in sets}
     config = EvaluationConfig(tasks=tuple(files), max_new_tokens=12, batch_size=4)
     ours = evaluate(model_folder, files, config, tmp_path / "out")
     options = {"gen_kwargs": {"max_gen_toks": 12}, "bootstrap_iters": 0}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.report_folder import POOLS, built
+from tests.support.report_folder import POOLS, report_json
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 
@@ -31,7 +31,7 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def page(results: Path) -> str:
-    built(results, ("base", "base1", "base2"), [("base2", "base1"), ("base1", "base")])
+    report_json(results, ("base", "base1", "base2"), [("base2", "base1"), ("base1", "base")])
     return (results / "report" / "index.html").read_text(encoding="utf-8")
 
 

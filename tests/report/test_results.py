@@ -13,15 +13,16 @@ from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.comparison import compare_two
 from megatron_mathcpt.report.page import print_report
 from megatron_mathcpt.report.read import finished_runs, list_runs
-from tests.report import report_folder
-from tests.report.report_folder import POOLS, write_json_lines, write_run
+from tests.support import report_folder
+from tests.support.json_lines import write_json_lines
+from tests.support.report_folder import POOLS, write_run
 
 RUNS = ("base", "base1", "base2")
 PAIR = ("base2", "base1")
 
 
 def built(root: Path, pairs: Sequence[tuple[str, str]] = (PAIR,)) -> dict[str, Any]:
-    return report_folder.built(root, RUNS, pairs)
+    return report_folder.report_json(root, RUNS, pairs)
 
 
 def complete_again(folder: Path, config: dict[str, Any] | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from megatron_mathcpt.report.comparison import Comparison
 from megatron_mathcpt.report.study import judge, load_published
 from megatron_mathcpt.statistics import PairedComparison
-from tests.report.report_folder import built, write_grid
+from tests.support.report_folder import report_json, write_results
 
 PUBLISHED = load_published()
 ROWS = [row for table in PUBLISHED.tables for row in table.rows if row.scores]
@@ -71,12 +71,12 @@ def grid(tmp_path: Path) -> Path:
     few, some, many = ([item < right for item in range(100)] for right in (10, 30, 60))
     scores = {"base1": few, "base2": some, "tutor_amp": many, "res_div": some, "base1_sft": some}
     tasks = {name: {"gsm8k": right, "zhongkao_public": right} for name, right in scores.items()}
-    return write_grid(tmp_path / "grid", tasks)
+    return write_results(tmp_path / "grid", tasks)
 
 
 def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
     names = ("base1", "base2", "tutor_amp", "res_div", "base1_sft")
-    results = built(grid, names, [], study=True)["results"]
+    results = report_json(grid, names, [], study=True)["results"]
     study = results["study"]
     # each pair of the outcomes above differs by 40 or 60 of 200 items, all one way, or by none
     verdicts = ["holds", "holds", "not distinguishable", "not tested", "not tested"]
@@ -101,7 +101,7 @@ def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
 
 
 def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
-    results = built(grid, ("base1", "base2"), [("base2", "base1")])["results"]
+    results = report_json(grid, ("base1", "base2"), [("base2", "base1")])["results"]
     # items 0, 2, .. are of middle school; steps are 2 + item mod 5; base2 has items 0..29 right in both tasks
     subsets = results["runs"]["base2"]["subsets"]
     found = {name: (score["correct"], score["n"]) for name, score in subsets.items()}
@@ -119,11 +119,11 @@ def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
 def test_a_model_that_was_only_scored_has_its_row(grid: Path) -> None:
     for name in ("metrics.jsonl", "manifest.json"):
         (grid / "base1" / name).unlink()
-    results = built(grid, ("base1", "base2"), [("base2", "base1")])["results"]
+    results = report_json(grid, ("base1", "base2"), [("base2", "base1")])["results"]
     assert results["runs"]["base1"]["scores"]["gsm8k"]["correct"] == 10
 
 
 def test_a_task_of_one_item_has_no_error(tmp_path: Path) -> None:
-    root = write_grid(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
-    built(root, ("base1", "base2"), [], study=True)
+    root = write_results(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
+    report_json(root, ("base1", "base2"), [], study=True)
     assert "(100.0 ± –)" in (root / "report" / "index.html").read_text(encoding="utf-8")

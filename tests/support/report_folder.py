@@ -1,4 +1,4 @@
-"""A small results folder of a base and two runs, its outcomes chosen so that tests can be worked by hand."""
+"""A small results folder of a base and two runs whose report can be worked out by hand."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from megatron_mathcpt.formats.manifest import Manifest, load_manifest, write_man
 from megatron_mathcpt.formats.run_folder import RunCounts, SourceTokens
 from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.statistics import accuracy_standard_error
+from tests.support.json_lines import write_json_lines
 
 # Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
 EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}
@@ -18,20 +19,15 @@ ZH = {"only_second": 3, "only_first": 3, "both": 2, "neither": 12}
 POOLS = ("general", "math_corpus", "problem_solving")
 
 
-def outcomes(counts: Mapping[str, int]) -> tuple[list[bool], list[bool]]:
-    """Outcomes (first, second), item by item, with these counts of the four kinds."""
+def paired_outcomes(counts: Mapping[str, int]) -> tuple[list[bool], list[bool]]:
+    """Whether the first and the second run answer each item, with these counts of the four kinds."""
     firsts, seconds = ("only_first", "both"), ("only_second", "both")
     kinds = [kind for kind, count in counts.items() for _ in range(count)]
     return [kind in firsts for kind in kinds], [kind in seconds for kind in kinds]
 
 
-def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) -> Manifest:
-    """A finished run: a training row a step (loss 4 - step/20), validation every tenth."""
+    """Write a finished run: a training row a step (loss 4 - step/20), validation every tenth."""
     folder = root / name
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
@@ -41,19 +37,17 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
             rows.append(row | {"validation": {pool: 3.5 - step / 40 for pool in POOLS}})
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
+    general, mathematics = SourceTokens(asked=30000, seen=29700), SourceTokens(asked=10000, seen=10300)
     counts = RunCounts(
         **{"step": steps, "steps": steps, "consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
-        tokens_by_source={
-            "general": SourceTokens(asked=30000, seen=29700),
-            "math_corpus": SourceTokens(asked=10000, seen=10300),
-        },
+        tokens_by_source={"general": general, "math_corpus": mathematics},
         final_validation={pool: 2.5 for pool in POOLS},
     )
     return write_manifest(folder, "run", inputs=inputs, counts=counts.model_dump(), config={})
 
 
 def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]]) -> None:
-    """`hf/` and `evaluation/` of a run that got these items right."""
+    """Write `hf/` and `evaluation/` of a run that got these items right."""
     hf = root / name / "hf"
     hf.mkdir(parents=True)
     converted = write_manifest(hf, "hf", inputs={}, counts={"max_abs_logit_difference": 1.5e-6}, config={})
@@ -78,15 +72,15 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
     evaluation_folder.write_evaluation(folder, results, samples, inputs=inputs, config={})
 
 
-def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
-    """A corpus, a synthesis, a base, and for each name a run that got these items of these tasks right."""
+def write_results(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
+    """Write a corpus, a synthesis, a base, and a run for each name, with these items of its tasks right."""
     sources = {pool: {"read": 100, "kept": 91, "dropped": {"too_short": 5, "duplicate": 4}} for pool in POOLS}
     part = {"train": {"documents": 86, "tokens": 51234}, "validation": {"documents": 5, "tokens": 2710}}
-    made = {"outcomes": 100, "accepted": 85, "rejected": {"check": 15}, "records": 85, "tokens": 34000}
-    made |= {"capped": False, "requests": 200, "cost": 1.7, "cost_per_record": 0.02}
+    method = {"outcomes": 100, "accepted": 85, "rejected": {"check": 15}, "records": 85, "tokens": 34000}
+    method |= {"capped": False, "requests": 200, "cost": 1.7, "cost_per_record": 0.02}
     counts = {
         "corpus": {"sources": sources, "pools": {pool: part for pool in POOLS}},
-        "synthesis": {"stopped": None, "budget": {"seeds": 100}, "methods": {"tutor_amp": made}},
+        "synthesis": {"stopped": None, "budget": {"seeds": 100}, "methods": {"tutor_amp": method}},
     }
     for kind, counted in counts.items():
         (root / kind).mkdir(parents=True)
@@ -100,9 +94,9 @@ def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) ->
     return root
 
 
-def built(
+def report_json(
     root: Path, runs: Sequence[str], pairs: Sequence[tuple[str, str]], **options: bool
 ) -> dict[str, Any]:
-    """What report.json then holds."""
+    """Build the report and return the content of report.json."""
     build_report(root, root / "report", runs=runs, comparisons=pairs, **options)
     return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Llama-3-8B in bf16 on one GPU, 128 sequences of 8192 tokens, but for what is given."""
+"""Planned runs of Llama-3-8B in bf16, by default on one GPU with a batch of 128 sequences of 8192 tokens."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ SMALL = ("optimizer.use_precision_aware_optimizer=true",)  # Transformer Engine'
 SMALL_MOMENTS = (*SMALL, "optimizer.exp_avg_dtype=bf16", "optimizer.exp_avg_sq_dtype=bf16")
 
 
-def planned(*overrides: str, dp: int = 1, **fields: Any) -> PlannedRun:
-    """The run with other `fields` of a published row, replicated over `dp` ranks, and `overrides`."""
-    usual = {"shape": SHAPE, "seq_length": 8192, "global_batch_size": 128, "grad_reduce_in_fp32": True}
-    row = Row.model_validate(usual | {"loss_fusion": None, "overrides": overrides} | fields)
+def planned_8b(*overrides: str, dp: int = 1, **fields: Any) -> PlannedRun:
+    """The default run with other `fields` of a published row, config `overrides`, and `dp` replicas."""
+    default = {"shape": SHAPE, "seq_length": 8192, "global_batch_size": 128, "grad_reduce_in_fp32": True}
+    row = Row.model_validate(default | {"loss_fusion": None, "overrides": overrides} | fields)
     return row.model_copy(update={"gpus": dp * row.tp * row.pp * row.cp}).planned()
 
 

@@ -1,4 +1,4 @@
-"""A page in headless Chromium over the DevTools protocol, with all it logged and asked the network for."""
+"""A page in headless Chromium, driven over the DevTools protocol, with its log and network requests."""
 
 import asyncio
 import itertools
@@ -13,6 +13,8 @@ import aiohttp
 OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
 ON = ("headless", "no-sandbox", "no-first-run", "remote-debugging-port=0")
 FLAGS = [f"--{name}" for name in (*ON, *(f"disable-{name}" for name in OFF))]
+COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+Check = Callable[["Page"], Awaitable[None]]
 
 
 class Page:
@@ -25,7 +27,6 @@ class Page:
         self.requests: list[str] = []
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and give back its result."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
@@ -35,21 +36,16 @@ class Page:
                 return message["result"]
             if message["method"] == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
-            elif message["method"] in (
-                "Runtime.exceptionThrown",
-                "Log.entryAdded",
-                "Runtime.consoleAPICalled",
-            ):
+            elif message["method"] in COMPLAINTS:
                 self.complaints.append(str(message["params"]))
 
     async def evaluate(self, expression: str) -> Any:
-        """Value of a JavaScript expression in the page."""
         found = await self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     async def hover(self, selector: str, across: float = 0.5) -> str:
-        """Move the mouse over an element, `across` of its width from the left; the tip's text if shown."""
+        """Move the mouse to `across` of an element's width; return the text of the tip if one is shown."""
         element = f"document.querySelector({selector!r})"
         await self.evaluate(f"{element}.scrollIntoView({{behavior: 'instant', block: 'center'}})")
         box = await self.evaluate(f"{element}.getBoundingClientRect().toJSON()")
@@ -59,10 +55,8 @@ class Page:
         return await self.evaluate(f"{tip}.style.visibility === 'visible' ? {tip}.textContent : ''")
 
 
-def in_browser(
-    chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
-) -> None:
-    """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
+def check_in_browser(chromium: str, page: Path, check: Check, width: int = 1280) -> None:
+    """Run `check` on the open page; the page must have logged nothing and requested nothing but itself."""
 
     async def run(socket: aiohttp.ClientWebSocketResponse) -> None:
         opened = Page(socket)
@@ -98,10 +92,9 @@ def in_browser(
 async def _debugger_address(session: aiohttp.ClientSession, port_file: Path) -> str:
     for _ in range(600):
         if port_file.is_file() and (port := port_file.read_text().partition("\n")[0]):
-            address = f"http://127.0.0.1:{port}/json/list"
-            async with session.get(address) as answer:
-                for target in await answer.json():
-                    if target["type"] == "page":
-                        return str(target["webSocketDebuggerUrl"])
+            async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                pages = [target for target in await response.json() if target["type"] == "page"]
+            if pages:
+                return str(pages[0]["webSocketDebuggerUrl"])
         await asyncio.sleep(0.05)
     raise TimeoutError("Chromium gave no debugging port within 30 s")
