@@ -163,8 +163,7 @@ def _address(config: str) -> str:
 @verb("show")
 def show(
     config: Annotated[
-        str,
-        Argument(metavar="CONFIG", help="YAML file of a run or a study, STUDY.yaml:RUN, or a run's folder"),
+        str, Argument(metavar="CONFIG", help="YAML of a run, STUDY.yaml:RUN, or a run's folder")
     ],
     overrides: Overrides = None,
     *,
