@@ -107,7 +107,7 @@ def test_batches_are_bounded_by_memory_that_is_the_caches_and_by_rows(
     decoder, _ = pair
     # Two layers of 2 groups of 8 channels, keys and values; 4 x 64 hidden, 3 x 176 in the MLP; fp32.
     assert decoder.token_bytes == (2 * 2 * 2 * 8 + 4 * 64 + 3 * 176) * 4
-    cache = decoder._read(_prompts(100, 30), NEW)
+    cache = decoder._prefill(_prompts(100, 30), NEW)
     held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
     assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
     monkeypatch.setattr(decoding, "BATCH_BYTES", decoder.token_bytes * 128 * 6)
@@ -124,7 +124,7 @@ def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) ->
     prompts = _prompts(6, 30)
     expected = decoder.generate(prompts, LIMITS, greedy)
     with torch.inference_mode():
-        cache = decoder._read(prompts, NEW)
+        cache = decoder._prefill(prompts, NEW)
         tokens = torch.tensor([prompt[-1] for prompt in prompts])
         tokens = decoder._step(tokens, cache).argmax(-1)
         cache.advance()

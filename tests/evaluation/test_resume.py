@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on with the answers it has, to the same bytes; models share none."""
+"""A killed evaluation resumes from its responses, to the same bytes; models share no response."""
 
 import json
 import subprocess

@@ -103,6 +103,6 @@ def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) ->
 def built(
     root: Path, runs: Sequence[str], pairs: Sequence[tuple[str, str]], **options: bool
 ) -> dict[str, Any]:
-    """What report.json then holds."""
+    """Build the report and return the content of report.json."""
     build_report(root, root / "report", runs=runs, comparisons=pairs, **options)
     return json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))

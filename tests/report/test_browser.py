@@ -110,7 +110,7 @@ def corpus_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> None:
+def test_tables_and_plots_show_the_counts(chromium: str, corpus_page: Path) -> None:
     async def check(opened: Page) -> None:
         rows: list[Any] = await opened.evaluate(CELLS.format("source-table"))
         heads = "[...document.querySelectorAll('#source-table th')].map(h => h.textContent)"
@@ -132,7 +132,7 @@ def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> N
         heights = await opened.evaluate(f"{bars}.map(bar => bar.height.baseVal.value)")
         assert (len(heights), len(set(heights))) == (3, 1)
         lead = "document.querySelector('.lead').textContent"
-        assert await opened.evaluate(lead) == "35 of 64 records stayed (54.7\u00a0%)."
+        assert await opened.evaluate(lead) == "35 of 64 records kept (54.7\u00a0%)."
         assert await opened.evaluate("typeof window.hacked") == "undefined"
         assert await opened.evaluate("document.scripts.length") == 1
 
