@@ -11,7 +11,7 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import tasks
 from megatron_mathcpt.evaluation.evaluate import evaluate, load
 from megatron_mathcpt.evaluation.tasks import aggregates, majority
-from megatron_mathcpt.formats.benchmark import SETS, STUDY_SETS, choose_sets, examples_for, load_items
+from megatron_mathcpt.formats.benchmark import STUDY_SETS, choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.evaluation_folder import TaskScore
 from megatron_mathcpt.records import cpt_text
 from tests.evaluation.conftest import write_lines
@@ -24,10 +24,13 @@ def _manager(**metadata: Any) -> Any:
 
 
 def test_every_set_has_both_forms_and_small_samples() -> None:
+    names = STUDY_SETS.keys() | {path.name for path in tasks.TASKS_FOLDER.iterdir() if path.is_dir()}
     assert set(_manager().all_subtasks) == {
-        f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")
+        f"mathcpt_{name}{form}" for name in names for form in ("", "_few_shot")
     }
-    for path in choose_sets("samples", "").values():
+    samples = choose_sets("samples", "all")
+    assert samples.keys() == STUDY_SETS.keys()
+    for path in samples.values():
         items = load_items(path).items
         assert 4 <= len(items) <= 8
         assert all(grade(item.answer, item.answer, item.type).equal for item in items)
