@@ -13,6 +13,7 @@ def main() -> None:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):  # lm-eval imports torch before it prints its help: seconds
         print(f"{__doc__}\n`run --help`, `ls --help` and `validate --help` are lm-eval's.")  # noqa: T201
         return
+    import lm_eval.models  # noqa: F401  lm-eval imports its own models only while none is registered
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
 

@@ -4,6 +4,8 @@ A model that writes what the test gives it takes the place of a trained one.
 """
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +103,20 @@ def test_lm_evals_evaluator_needs_two_short_files_more(
     shown = "Question: What is 1 + 1?\nSolution: 1 + 1 = 2.\nThe answer is 2.\n\n"
     assert {plain, shown + plain} <= set(model.prompts)
     assert len(model.prompts) == 6
+
+
+COMMAND_LINE = """
+import sys
+from lm_eval import __main__ as command_line
+from lm_eval.api.registry import model_registry
+from megatron_mathcpt.evaluation.__main__ import main
+known = lambda: {"hf", "vllm", "megatron_mathcpt"} & set(model_registry.keys())
+command_line.cli_evaluate = lambda: print(*sorted(known()), sys.argv[-1])
+main()
+"""
+
+
+def test_the_command_line_has_lm_evals_models_and_our_model_and_tasks() -> None:
+    command = [sys.executable, "-c", COMMAND_LINE, "run", "--tasks", "mathcpt_riddles"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["hf", "megatron_mathcpt", "vllm", str(tasks.TASKS_FOLDER)]
