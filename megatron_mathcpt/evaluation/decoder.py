@@ -178,8 +178,7 @@ class Decoder:
     def _prefill(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Cache:
         lengths = [len(prompt) - 1 for prompt in prompts]
         longest = max(lengths) + 1 + new_tokens
-        angles = self._model.rotary_pos_emb(padded(longest))
-        cache = Cache(lengths, longest, angles, self._dtype)
+        cache = Cache(lengths, longest, self._model.rotary_pos_emb(padded(longest)), self._dtype)
         if max(lengths):
             self._forward(self._pad([prompt[:-1] for prompt in prompts]), cache)
         cache.prefilling = False

@@ -155,7 +155,8 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
         low, share, high = (row[key] for key in ("low", "difference", "high"))
         rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
         ends += [low, high]
-    return interval_plot("difference, percentage points", rows, min(ends), max(ends))
+    title = "difference" if several else f"{shown[0]['second']} − {shown[0]['first']}"
+    return interval_plot(f"{title}, percentage points", rows, min(ends), max(ends))
 
 
 def _token_plot(runs: Mapping[str, Any]) -> Plot | None:

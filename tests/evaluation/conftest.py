@@ -1,4 +1,4 @@
-"""A tiny random Llama with a byte-level tokenizer, made on the spot, and small benchmark files."""
+"""Fixtures: a tiny random Llama with a byte-level tokenizer; a writer of benchmark files."""
 
 import json
 from pathlib import Path

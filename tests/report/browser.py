@@ -1,4 +1,4 @@
-"""A page in headless Chromium over the DevTools protocol, with all it logged and asked the network for."""
+"""Open a page in headless Chromium over the DevTools protocol; record its log entries and requests."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ class Page:
         self.requests: list[str] = []
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and give back its result."""
+        """Call a method of the protocol and return its result."""
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
@@ -49,7 +49,7 @@ class Page:
         return found["result"].get("value")
 
     async def hover(self, selector: str, across: float = 0.5) -> str:
-        """Move the mouse over an element, `across` of its width from the left; the tip's text if shown."""
+        """Move the mouse over an element, `across` of its width from the left; return the tooltip's text."""
         element = f"document.querySelector({selector!r})"
         await self.evaluate(f"{element}.scrollIntoView({{behavior: 'instant', block: 'center'}})")
         box = await self.evaluate(f"{element}.getBoundingClientRect().toJSON()")
@@ -62,7 +62,7 @@ class Page:
 def in_browser(
     chromium: str, page: Path, check: Callable[[Page], Awaitable[None]], width: int = 1280
 ) -> None:
-    """Run `check` on the open page; then nothing may have been logged, and nothing but the page asked for."""
+    """Run `check` on the open page; fail if it logged anything or requested anything but itself."""
 
     async def run(socket: aiohttp.ClientWebSocketResponse) -> None:
         opened = Page(socket)

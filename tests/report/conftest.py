@@ -1,4 +1,4 @@
-"""The fixture of a small results folder."""
+"""Fixture: a small results folder."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.report.report_folder import EN, ZH, outcomes, write_grid
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A fresh folder of base, base1 and base2, of the outcomes of `EN` and `ZH`."""
+    """A new folder with runs base, base1 and base2, which have the outcomes of `EN` and `ZH`."""
     pairs = zip(outcomes(EN), outcomes(ZH), strict=True)
     right = [{"heldout_en": [False] * 20, "heldout_zh": [False] * 20}]
     right += [{"heldout_en": english, "heldout_zh": chinese} for english, chinese in pairs]

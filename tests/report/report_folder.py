@@ -1,4 +1,4 @@
-"""A small results folder of a base and two runs, its outcomes chosen so that tests can be worked by hand."""
+"""Write small results folders with outcomes for which statistics can be worked out by hand."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from megatron_mathcpt.formats.run_folder import RunCounts, SourceTokens
 from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.statistics import accuracy_standard_error
 
-# Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
+# Items correct in base2 only, in base1 only, in both, in none. A 9:1 split gives p = 2 (1 + 10) / 2^10 = 0.0215.
 EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}
 ZH = {"only_second": 3, "only_first": 3, "both": 2, "neither": 12}
 POOLS = ("general", "math_corpus", "problem_solving")
@@ -31,7 +31,7 @@ def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) -> Manifest:
-    """A finished run: a training row a step (loss 4 - step/20), validation every tenth."""
+    """A finished run: a row for each step (loss 4 - step/20), validation at every tenth."""
     folder = root / name
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
@@ -53,7 +53,7 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
 
 
 def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]]) -> None:
-    """`hf/` and `evaluation/` of a run that got these items right."""
+    """`hf/` and `evaluation/` of a run with these outcomes."""
     hf = root / name / "hf"
     hf.mkdir(parents=True)
     converted = write_manifest(hf, "hf", inputs={}, counts={"max_abs_logit_difference": 1.5e-6}, config={})
@@ -79,7 +79,7 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
 
 
 def write_grid(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
-    """A corpus, a synthesis, a base, and for each name a run that got these items of these tasks right."""
+    """A corpus, a synthesis, a base, and for each name a run with these outcomes by task."""
     sources = {pool: {"read": 100, "kept": 91, "dropped": {"too_short": 5, "duplicate": 4}} for pool in POOLS}
     part = {"train": {"documents": 86, "tokens": 51234}, "validation": {"documents": 5, "tokens": 2710}}
     made = {"outcomes": 100, "accepted": 85, "rejected": {"check": 15}, "records": 85, "tokens": 34000}

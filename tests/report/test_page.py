@@ -1,4 +1,4 @@
-"""The page as a file: whole, valid, and safe against what models write (test_browser.py: nothing loaded)."""
+"""The page as a file: complete, well-formed, and safe against the outputs of models."""
 
 import re
 from html.parser import HTMLParser
@@ -35,7 +35,7 @@ def page(results: Path) -> str:
     return (results / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_every_table_and_plot_is_whole_and_what_models_write_stays_text(results: Path, page: str) -> None:
+def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, page: str) -> None:
     checker = Checker()
     checker.feed(page)
     checker.close()
