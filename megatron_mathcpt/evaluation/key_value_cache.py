@@ -81,7 +81,7 @@ class Cache(StaticInferenceContext):
         return torch.addcmul(tensor * cosine, tensor.roll(tensor.shape[-1] // 2, -1), sine)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Store keys and values [new tokens, rows, heads, channels]; return all cached ones, alike."""
+        """Store keys and values [new tokens, rows, heads, channels]; return those of all tokens."""
         memory: dict[int, tuple[Tensor, ...]] = self.key_value_memory_dict
         if layer not in memory:
             _, rows, heads, channels = key.shape

@@ -155,8 +155,8 @@ class MegatronLM(TemplateLM):
         """Log-probability of each continuation, and whether greedy generation gives it."""
         lengths, window = [len(continuation) for _, _, continuation in requests], self.max_length
         # The first tokens of a longer one have no position: a negative index would score others instead.
-        if (longest := max(lengths, default=0)) > window:
-            raise EvaluationError(f"an answer of {longest} tokens: the model's window is {window}; drop it")
+        if (size := max(lengths, default=0)) > window:
+            raise EvaluationError(f"an answer of {size} tokens: the model's window is {window}; remove it")
         sequences = [(context + tokens)[-(window + 1) :] for _, context, tokens in requests]
         return self._over_replicas(
             [len(context) + len(tokens) for _, context, tokens in requests],

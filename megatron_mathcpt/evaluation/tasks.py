@@ -147,11 +147,9 @@ def grade_output(item: Item, output: str) -> GradedOutput:
     }
 
 
-def summarize(
-    name: str, file: ItemFile, rows: list[Sample], cuts: int, config: EvaluationConfig
-) -> TaskScore:
-    """Score one task from its samples, in the items' order, of which `cuts` had a shortened prompt."""
-    # Draws of one item are not independent, as the errors below assume: one draw an item counts.
+def summarize(name: str, file: ItemFile, rows: list[Sample], cut: int, config: EvaluationConfig) -> TaskScore:
+    """Score one task from its samples, in the items' order, of which `cut` had a shortened prompt."""
+    # Draws of one item are not independent, as the errors below assume: only its first one counts.
     first = [row for row in rows if not row.sample]
     correct = sum(row.correct for row in first)
     items = spread(file.items, config.limits.get(name))
@@ -167,7 +165,7 @@ def summarize(
         methods=dict(sorted(Counter(row.method for row in first).items())),
         language="+".join(sorted({item.lang for item in items})),
         data_sha256=file.sha256,
-        truncated_prompts=cuts,
+        truncated_prompts=cut,
         samples=_score_draws(items, rows, config.samples) if config.samples > 1 else None,
     )
 

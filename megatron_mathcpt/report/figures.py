@@ -1,7 +1,7 @@
 """Format numbers as text, and lay out plots in the user units of an SVG, which templates draw.
 
-The page's script converts coordinates back to values by the plot's axes, instead of a copy of the data: so a
-page of fifty runs stays small.
+The page's script converts coordinates back to values, so the page needs no second copy of the data, and stays
+small with fifty runs.
 """
 
 import math

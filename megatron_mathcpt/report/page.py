@@ -92,7 +92,7 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
     results = report["results"]
     runs = results["runs"]
     pools = {pool for run in runs.values() for pool in (*run["tokens_by_source"], *run["final_validation"])}
-    return _filled(
+    return _fill_template(
         "index.html.j2",
         title=title,
         up=up,
@@ -110,7 +110,7 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
     )
 
 
-def _filled(template: str, **content: Any) -> str:
+def _fill_template(template: str, **content: Any) -> str:
     """Fill a template, which has the functions of `figures` as filters."""
     loader = PackageLoader("megatron_mathcpt.report")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
@@ -123,7 +123,7 @@ def _filled(template: str, **content: Any) -> str:
 
 def curve_svg(plot: Plot) -> str:
     """Render curves as an SVG file of their own."""
-    return _filled("curve.svg.j2", plot=plot)
+    return _fill_template("curve.svg.j2", plot=plot)
 
 
 def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
@@ -185,4 +185,4 @@ def render_corpus(content: Mapping[str, Any]) -> str:
         unit, total = row["unit"], row["total"]
         bars = [(label, n, f"{label} {unit}: {n:,} ({n / total:.1%})") for label, n in row["bars"]]
         plots.append(bar_plot(row["source"], unit, bars))
-    return _filled("corpus.html.j2", title=content["name"], plots=plots, **content)
+    return _fill_template("corpus.html.j2", title=content["name"], plots=plots, **content)

@@ -1,6 +1,6 @@
 """Build report.json. Its results are the same bytes after every rerun: no times, no absolute paths.
 
-Shares are of 1, losses in nats a token.
+Shares are of 1, losses in nats per token.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def build_results(
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage; each run's median tokens a second, and the seconds of its steps."""
+    """Seconds of each pipeline stage; each run's median tokens per second, and the seconds of its steps."""
     speeds, trained = {}, {}
     for run in runs:
         steps = [(row.consumed_tokens, rate) for row in run.metrics if (rate := row.tokens_per_second)]

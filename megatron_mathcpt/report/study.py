@@ -76,7 +76,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
     """Tables that have one of our runs, and the verdict on each result."""
 
     def ours(run: str) -> list[JsonValue]:
-        # Of a part of a set the score is shown in brackets.
+        # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
         scores = runs[run]["scores"] if run in runs else {}
         return [
             {name: score[name] for name in ("accuracy", "stderr", "n")} | {"whole": score["n"] == found.items}

@@ -12,7 +12,7 @@ from megatron_mathcpt.formats.run_folder import RunCounts, SourceTokens
 from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.statistics import accuracy_standard_error
 
-# Items correct in base2 only, in base1 only, in both, in none. A 9:1 split gives p = 2 (1 + 10) / 2^10 = 0.0215.
+# Items correct in base2 only, base1 only, both, none. A 9:1 split gives p = 2 (1 + 10) / 2^10 = 0.0215.
 EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}
 ZH = {"only_second": 3, "only_first": 3, "both": 2, "neither": 12}
 POOLS = ("general", "math_corpus", "problem_solving")
