@@ -1,4 +1,4 @@
-"""Pages in a browser: they sort, filter, show values, stay quiet, load nothing, run no hostile names."""
+"""Pages in a browser: sorting, filters, values on hover, no log entries or requests, no injected scripts."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def column(table: str, number: int) -> str:
     return f"[...document.querySelectorAll('#{table} tbody tr')].map(row => {value}(row.cells[{number}]))"
 
 
-def test_tables_sort_and_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
+def test_tables_sort_and_outputs_filter_by_field_and_word(chromium: str, page: Path) -> None:
     async def check(opened: Page) -> None:
         click, first = "document.querySelectorAll('#{} th button')[1].click()", column("score-table", 1)
         assert await opened.evaluate(first) == ["0.0", "0.2", "0.6"]
@@ -90,7 +90,7 @@ def long_page(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["long_page", "corpus_page"])
-def test_a_phone_need_not_scroll_sideways(chromium: str, kind: str, request: pytest.FixtureRequest) -> None:
+def test_pages_fit_the_width_of_a_phone(chromium: str, kind: str, request: pytest.FixtureRequest) -> None:
     async def check(opened: Page) -> None:
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390
 
@@ -110,7 +110,7 @@ def corpus_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> None:
+def test_tables_and_plots_show_the_counts(chromium: str, corpus_page: Path) -> None:
     async def check(opened: Page) -> None:
         rows: list[Any] = await opened.evaluate(CELLS.format("source-table"))
         heads = "[...document.querySelectorAll('#source-table th')].map(h => h.textContent)"
@@ -132,7 +132,7 @@ def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> N
         heights = await opened.evaluate(f"{bars}.map(bar => bar.height.baseVal.value)")
         assert (len(heights), len(set(heights))) == (3, 1)
         lead = "document.querySelector('.lead').textContent"
-        assert await opened.evaluate(lead) == "35 of 64 records stayed (54.7\u00a0%)."
+        assert await opened.evaluate(lead) == "35 of 64 records kept (54.7\u00a0%)."
         assert await opened.evaluate("typeof window.hacked") == "undefined"
         assert await opened.evaluate("document.scripts.length") == 1
 
