@@ -19,7 +19,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "transformers", "megatron.core", "lm_eval", "datatrove", "datasets"}
 BASE = "configs/tiny/quickstart_base.yaml"
-GRID = "configs/tiny/quickstart.yaml"
+STUDY = "configs/tiny/quickstart.yaml"
 BATCH = "train.micro_batch_size=1 train.global_batch_size=16"
 SUBMIT = f"submit {BASE} {BATCH} --cluster test --dry-run --out OUT"
 
@@ -83,17 +83,19 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"build {BASE} --out OUT", "unknown key"),
         ("synthesize missing.yaml --out OUT", "missing.yaml: cannot be read"),
         (f"train {BASE} train.seq_len=8 --out OUT", "train.seq_len: unknown key; did you mean 'seq_length'?"),
-        (f"run {BASE} --only base --out OUT", "--only: takes effect in a grid"),
-        (f"run {GRID} --compare base2,base1 --out OUT", "as in --compare base1:base2"),
-        (f"dry-run {BASE}", "give the GPUs it would have with --gpus"),
-        (f"dry-run {GRID} {BASE} --out OUT", "is a grid; give it alone"),
-        (f"dry-run {GRID} seed=3 --out OUT", "changes what runs cost, so give --gpus too"),
+        (f"run {BASE} --only base --out OUT", "--only: takes effect in a study"),
+        (f"run {STUDY} --compare base2,base1 --out OUT", "as in --compare base1:base2"),
+        (f"dry-run {BASE}", "give the GPUs of a run with --gpus"),
+        (f"dry-run {STUDY} {BASE} --out OUT", "is a study; give it alone"),
+        (f"dry-run {STUDY} seed=3 --out OUT", "seed=3: give the GPUs of a run with --gpus"),
         ("dry-run precision.fp8=e4m3 --gpus 8", "give the YAML file of an experiment too"),
-        (f"dry-run {GRID}", "its folder of results with --out"),
-        (f"submit {GRID} --cluster none --out OUT", "none.yaml: cannot be read"),
+        (f"run {BASE}", "is one run; give its folder with --out"),
+        (f"show {STUDY}", "is a study; name a run as configs/tiny/quickstart.yaml:RUN; there are: base,"),
+        (f"show {STUDY}:base3", "runs: no row 'base3'; there are: base, base1, base2"),
+        (f"submit {STUDY} --cluster none --out OUT", "none.yaml: cannot be read"),
         (f"{SUBMIT} --set partition=$(x)", "partition: String should match pattern"),
-        (f"{SUBMIT} name=a/b", "cannot stand in an #SBATCH line"),
-        (f"{SUBMIT} --out OUT/a%j", "cannot stand in an #SBATCH line"),
+        (f"{SUBMIT} name=a/b", "cannot be part of an #SBATCH line"),
+        (f"{SUBMIT} --out OUT/a%j", "cannot be part of an #SBATCH line"),
         ("show missing.yaml", "missing.yaml: cannot be read"),
         ("plan llama3-8c --gpus 8", "llama3-8c"),
         ("convert to-hf OUT --out OUT/hf", "no complete checkpoint"),

@@ -12,8 +12,9 @@ PACKAGE = ROOT / "megatron_mathcpt"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 MODULES = [path for path in FILES if path.stem != "__init__"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-MAX_LINES = 19_000  # of the package; a commit that raises it says why
+MAX_LINES = 19_200  # of the package; a commit that raises it says why
 MAX_FILES = 106
+MAX_ANY = 150
 LONGEST_FUNCTION = 70
 SHORT = {"__main__.py": "starts a program"}  # files under 40 lines, and why each is one
 # What has no reader yet, and which one it waits for.
@@ -87,6 +88,20 @@ def test_what_tests_and_benchmarks_import_of_the_package_is_there() -> None:
                 known = {*re.findall(r"\w+", file.read_text(encoding="utf-8"))}
                 known |= {part.stem for part in base.glob("*")}
                 assert {name.name for name in node.names} <= known, f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_prose_has_none_of_the_houses_old_private_words(path: Path) -> None:
+    """For example asynchronously, is or hangs, contains or owns, resumes, fix, report, pipeline say more."""
+    private = r"\b(beside|stand(s|ing)?|hold(s|ing)?|(go|goes|going|went) on|mend(s|ed)?|tells?|told|road)\b"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [number for number, line in enumerate(lines, 1) if re.search(private, line, re.IGNORECASE)]
+    assert not found, f"{path}: lines {found}"
+
+
+def test_any_is_rare() -> None:
+    names = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assert sum(node.id == "Any" for node in names) <= MAX_ANY
 
 
 def test_pickle_is_not_imported() -> None:

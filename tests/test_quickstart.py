@@ -1,4 +1,4 @@
-"""The main job at a size of a minute, and the study's grid with every kind of stage, killed in every stage.
+"""The main job at a size of a minute, and the study with every kind of stage, killed in every stage.
 
 Every stage is real, only data and model are smaller.
 """
@@ -19,51 +19,43 @@ import pytest
 
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.support.stages import copy_config
+from tests.support.stages import smaller_study
 
-MODEL = "model.hidden_size=64 model.ffn_hidden_size=128 model.num_attention_heads=4"
-SMALL = (
-    "train.train_tokens=4096 train.seq_length=64 train.global_batch_size=8 validation.samples=8 "
-    "validation.interval=4 checkpoint.interval=3 logging.interval=2"
-)
-SHORT = (
-    "validation.interval=4 validation.samples=4 checkpoint.interval=4 checkpoint.keep=50 logging.interval=2"
-)
-TOKENS = "train.train_tokens=12288"
-# The grid comes first; of each file, what is smaller than in configs/tiny, in words without a space.
-GRIDS = {
-    "quickstart": {
-        "quickstart": "runs={base:quickstart_base.yaml,base2:quickstart_base2.yaml} "
-        "evaluation={runs:[base,base2],max_new_tokens:16} report.comparisons=[[base2,base]]",
-        "quickstart_corpus": "tokenizer.vocab_size=512 validation_fraction=0.2",
-        "quickstart_base": f"{MODEL} {SMALL}",
-        "quickstart_base2": SMALL,
+MODEL = {"model.hidden_size": 64, "model.ffn_hidden_size": 128, "model.num_attention_heads": 4}
+PACE = {"validation.interval": 4, "checkpoint.interval": 3, "logging.interval": 2, "validation.samples": 8}
+SMALL = PACE | {"train.train_tokens": 4096, "train.seq_length": 64, "train.global_batch_size": 8}
+SHORT = PACE | {"validation.samples": 4, "checkpoint.interval": 4, "checkpoint.keep": 50}
+TOKENS = SHORT | {"train.train_tokens": 12288}
+CORPUS = {"validation_fraction": 0.2}
+# Of each study of configs/, what is smaller: runs, builds, other sections; and the scale.
+STUDIES: dict[str, Any] = {
+    "tiny/quickstart.yaml": {
+        "runs": {"base": MODEL | SMALL, "base2": SMALL},
+        "corpus": {"corpus": CORPUS | {"tokenizer.vocab_size": 512}},
+        "evaluation": {"runs": ["base", "base2"], "max_new_tokens": 16},
+        "report": {"comparisons": [["base2", "base"]]},
     },
-    "study": {
-        "paper/grid": "corpus={corpus_base:corpus_base.yaml,corpus_difficulty:corpus_difficulty.yaml,"
-        "corpus_synthesis:corpus_synthesis.yaml} runs={base:base.yaml,base1:base1.yaml,"
-        "tutor_amp:tutor_amp.yaml,easy_sft:easy_sft.yaml} evaluation={max_new_tokens:8} "
-        "report.comparisons=[[tutor_amp,base1],[easy_sft,base1]]",
-        "paper/corpus_base": "sources.problem_solving.select.share=1.0 tokenizer.vocab_size=512 "
-        "validation_fraction=0.2",
-        "paper/corpus_difficulty": "sources.easy.select.share=1.0 validation_fraction=0.2",
-        "paper/corpus_synthesis": "validation_fraction=0.2",
-        "paper/synthesis": "budget={seeds:100}",
-        "paper/base": f"{MODEL} {SHORT} {TOKENS}",
-        "paper/base1": f"{SHORT} {TOKENS}",
-        "paper/tutor_amp": f"{SHORT} {TOKENS}",
-        "paper/easy_sft": f"{SHORT} train.train_epochs=1",
+    "paper/study.yaml": {
+        "scale": "tiny",
+        "runs": {
+            "base": MODEL | TOKENS,
+            "base1": TOKENS,
+            "tutor_amp": TOKENS,
+            "easy_sft": SHORT | {"train.train_epochs": 1},
+        },
+        "corpus": {
+            "corpus_base": CORPUS
+            | {"tokenizer.vocab_size": 512, "sources.problem_solving.select.share": 1.0},
+            "corpus_difficulty": CORPUS | {"sources.easy.select.share": 1.0},
+            "corpus_synthesis": CORPUS,
+        },
+        "synthesis_set": {"budget": {"seeds": 100}},
+        "evaluation": {"max_new_tokens": 8},
+        "report": {"comparisons": [["tutor_amp", "base1"], ["easy_sft", "base1"]], "study": True},
     },
 }
 Finished = tuple[list[Any], Path]
 WORDS = ["the", "of", "a", "number", "line", "point", "set", "sum", "limit", "value", "map", "proof", "state"]
-
-
-def write_configs(folder: Path, changes: dict[str, str]) -> Path:
-    for name, words in changes.items():
-        overrides = [word.replace(":", ": ") if "{" in word else word for word in words.split()]
-        copy_config(name, folder / f"{Path(name).name}.yaml", *overrides)
-    return folder / f"{Path(next(iter(changes))).name}.yaml"
 
 
 def write_pools(folder: Path) -> Path:
@@ -83,12 +75,17 @@ def write_pools(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["quickstart", pytest.param("study", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["tiny/quickstart.yaml", pytest.param("paper/study.yaml", marks=pytest.mark.slow)]
+)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The command but for the folder of results, and that of an undisturbed run."""
-    folder = tmp_path_factory.mktemp(request.param)
-    grid, data = write_configs(folder, GRIDS[request.param]), write_pools(folder / "data")
-    command = [sys.executable, "-m", "megatron_mathcpt", "run", grid, "--data", data, "--out"]
+    folder = tmp_path_factory.mktemp("study")
+    smaller = STUDIES[request.param]
+    study = smaller_study(request.param, folder / "study.yaml", **smaller)
+    scale = ["--scale", smaller["scale"]] if "scale" in smaller else []
+    data = write_pools(folder / "data")
+    command = [sys.executable, "-m", "megatron_mathcpt", "run", study, *scale, "--data", data, "--out"]
     subprocess.run([*command, folder / "out"], check=True, timeout=1200)
     return command, folder / "out"
 

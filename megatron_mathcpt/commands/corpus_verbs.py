@@ -1,12 +1,15 @@
-"""From raw text and seed problems to a corpus, what feeds the training; and `inspect`, a look into it."""
+"""From raw text and seed problems to a corpus and SFT samples; `inspect` shows a finished corpus."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Overrides, group, print_table, verb
 from megatron_mathcpt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.data.inspection import Screen
 
 Engine = Literal["auto", "gigatoken", "tokenizers"]
 Literals = Literal["text", "control"]
@@ -23,7 +26,7 @@ def download(
     out: Annotated[Path | None, Option(help="folder to fetch to")] = None,
     list_: Annotated[bool, Option("--list", help="show the sources, their licences and sizes")] = False,
 ) -> None:
-    """Fetch a public source from the Hugging Face hub, with checksums; goes on where it was stopped."""
+    """Fetch a public source from the Hugging Face hub, with checksums; resumes if interrupted."""
     from megatron_mathcpt.data.public_sources import PUBLISHED
     from megatron_mathcpt.data.public_sources import download as fetch
 
@@ -67,12 +70,12 @@ def build(
     overrides: Overrides = None,
     *,
     out: Annotated[Path, Option(help="folder to build in")],
-    workers: Annotated[int | None, Option(min=1, help="processes here, or tasks at once")] = None,
+    workers: Annotated[int | None, Option(min=1, help="local processes, or tasks at a time")] = None,
     cluster: Annotated[str | None, Option(help="submit to this site (name or YAML file)")] = None,
     ray: Annotated[bool, Option("--ray", help="run on the Ray cluster of RAY_ADDRESS")] = False,
-    status: Annotated[bool, Option("--status", help="only say how far the build is")] = False,
+    status: Annotated[bool, Option("--status", help="print the progress of the build, do nothing")] = False,
 ) -> None:
-    """Read, filter, deduplicate, decontaminate and tokenize a corpus; run again to go on."""
+    """Read, filter, deduplicate, decontaminate and tokenize a corpus; resumes if run again."""
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.corpus import Corpus
     from megatron_mathcpt.data.build import build_corpus, describe_build, submit_corpus
@@ -109,9 +112,9 @@ def tokenize(
     files: Annotated[list[Path], Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
     tokenizer: Annotated[Path, Option(help="Hugging Face folder or tokenizer.json")],
     out: Annotated[Path, Option(help="prefix of the .bin and .idx files")],
-    field: Annotated[str, Option(help="field that holds the text")] = "text",
-    special_literals: Annotated[Literals, Option(help="what a special token's text becomes")] = "text",
-    engine: Annotated[Engine, Option(help="who tokenizes; each gives the same tokens")] = "auto",
+    field: Annotated[str, Option(help="field of the text")] = "text",
+    special_literals: Annotated[Literals, Option(help="a special token's text becomes")] = "text",
+    engine: Annotated[Engine, Option(help="library; each gives the same tokens")] = "auto",
 ) -> None:
     """Tokenize JSON lines to an indexed dataset, without any other step."""
     from megatron_mathcpt.data.tokenizer import tokenize_files
@@ -126,9 +129,9 @@ def synthesize(
     *,
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[int | None, Option(min=1, help="run only so many seeds; count what is accepted")] = None,
-    preview: Annotated[bool, Option("--preview", help="show the first prompts; spend nothing")] = False,
-    scripted: Annotated[bool, Option("--scripted", help="rehearse: a script serves")] = False,
+    pilot: Annotated[int | None, Option(min=1, help="run so many seeds only; count accepted records")] = None,
+    preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
+    scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
 ) -> None:
     """Make new problem-solving data from seed problems."""
@@ -146,7 +149,7 @@ def synthesize(
         return
     connect: stage.Connect = client.Client
     if scripted:
-        # It passes problems off as new that no seed file of the same run's seed holds.
+        # The stub returns these as its new questions: of another seed, so that no seed file contains them.
         new = training_problems(ProblemMix(train_problems=6000), settings.seed + 1)
         connect = script.scripted_client(settings, new)
     title, rows = "pilot", list[tuple[str, str, str | int]]()
@@ -181,10 +184,10 @@ def pack_sft(
     )
 
 
-inspect = group("inspect", "Look into a finished corpus: documents, drops, lengths, the way of one record.")
+inspect = group("inspect", "Inspect a finished corpus: documents, drops, lengths, the trace of one record.")
 
 
-def _screen(folder: Path, most: int = 0) -> Any:
+def _screen(folder: Path, most: int = 0) -> "Screen":
     from megatron_mathcpt.data.inspection import Screen
 
     return Screen(folder, most)
@@ -213,7 +216,7 @@ def show_dropped(
     limit: Limit = 2,
     most: Most = 300,
 ) -> None:
-    """Records that did not stay: counts, and examples of each reason with file and line."""
+    """Dropped records: counts, and examples of each reason with file and line."""
     _screen(folder, most).drops(reason, source, limit)
 
 
@@ -227,7 +230,7 @@ def show_lengths(folder: Folder, pool: Pool = None, source: Source = None) -> No
 def trace_record(
     folder: Folder, record: Annotated[str, Argument(help="id of a record, or FILE:LINE of a raw file")]
 ) -> None:
-    """Follow a record from its source to its fate, its dataset index and its tokens."""
+    """Trace a record from its source to why it was dropped, or to its dataset index and tokens."""
     _screen(folder).trace(record)
 
 

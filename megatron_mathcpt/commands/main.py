@@ -1,4 +1,4 @@
-"""The command `mathcpt`: what its verbs share, and how a user's error is said."""
+"""The command `mathcpt`: what its verbs share, and how a user's error is printed."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from megatron_mathcpt.errors import ConfigError, run_command
 Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
 Pairs = Annotated[list[str] | None, Option(metavar="BASELINE:CANDIDATE", help="test their difference")]
-ROAD = {
+SECTIONS = {
     "Data": ("download", "corpora", "build", "tokenize", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
@@ -37,18 +37,18 @@ EXTRAS = {
 
 
 class Verbs(TyperGroup):
-    """A help page of sections, in the order of the road; no name or option on it is cut."""
+    """A help page with sections in the order of the pipeline; no name or option on it is truncated."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The verbs under their headings."""
-        sections = {"Commands": tuple(self.commands)} if ctx.parent else ROAD
+        """List the verbs under their headings."""
+        sections = {"Commands": tuple(self.commands)} if ctx.parent else SECTIONS
         for heading, names in sections.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in names])
 
 
 def typer_of(text: str) -> typer.Typer:
-    """A typer of ours; its help is plain text, which neither cuts names nor loads rich."""
+    """A typer with plain-text help, which truncates no names and does not import rich."""
     return typer.Typer(
         cls=Verbs, help=text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
@@ -58,7 +58,7 @@ app = typer_of("Continued pretraining of Llama models on mathematics: from raw t
 
 
 def group(name: str, text: str) -> typer.Typer:
-    """Verbs that go by `name` first."""
+    """A group of verbs, called as `mathcpt NAME VERB`."""
     below = typer_of(text)
     app.add_typer(below, name=name)
     return below
@@ -67,7 +67,7 @@ def group(name: str, text: str) -> typer.Typer:
 def verb(name: str, of: typer.Typer = app) -> Any:
     """Decorator of the function that is the verb `name`.
 
-    Of a last parameter that is a dataclass, each field is an option of the verb.
+    If the last parameter is a dataclass, each of its fields is an option of the verb.
     """
     register = of.command(name, no_args_is_help=True)
     return lambda function: register(_with_options(function))
@@ -119,7 +119,7 @@ def print_table(
 
     frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)} if bare else {}
     table = Table(title=title, **frame)
-    forms = {str: "", int: ",", float: ".2f"}
+    forms = {str: "", int: ",", float: ".2f"}  # texts are Text below: brackets in a path are no rich markup
     texts = [[format(cell, forms[type(cell)]) for cell in row] for row in rows]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)

@@ -1,12 +1,12 @@
-"""Layouts, conversion, training; what a run or a grid of runs costs, started here or handed to Slurm."""
+"""Layouts, conversion, training; a run or a study shown, planned, run locally or submitted to Slurm."""
 
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from typer import Argument, Option, echo
 
@@ -14,11 +14,17 @@ from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, pa
 from megatron_mathcpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_mathcpt.config.experiment import ExperimentConfig
+    from megatron_mathcpt.checkpoint.convert import Converted
+    from megatron_mathcpt.config.resolved_study import Study
     from megatron_mathcpt.experiment.stages import Stage
 
-Config = Annotated[Path, Argument(help="YAML file of a run or a grid; or quickstart")]
-Out = Annotated[Path, Option(help="folder of the run, or of the grid's results")]
+Config = Annotated[
+    str, Argument(metavar="CONFIG", help="YAML of a run or a study, STUDY.yaml:RUN, or quickstart")
+]
+Out = Annotated[
+    Path | None, Option(help="folder of the run, or of the study's results; default: the study's `out`")
+]
+Scale = Annotated[str | None, Option(help="the study at this scale of its file, as tiny")]
 Verify = Annotated[bool, Option(help="compare both models' logits")]
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
 
@@ -36,9 +42,9 @@ def plan(
     train_tokens: Annotated[float, Option(help="token budget of the run")] = 1e10,
     top: Annotated[int, Option(min=1, help="layouts to show")] = 10,
 ) -> None:
-    """Rank the layouts of a model on some GPUs: memory, step time, GPU-hours.
+    """Rank the parallel layouts of a model on some GPUs: memory, step time, GPU-hours.
 
-    Overrides are those of a training config: precision, fusions, optimizer. It says why other layouts lose.
+    Overrides are those of a training config: precision, fusions, optimizer. Rejected layouts are counted.
     """
     from rich.console import Console
 
@@ -80,8 +86,8 @@ def from_hf(
     _show(out, import_from_hf(folder, out, verify=verify))
 
 
-def _show(out: Path, done: Any) -> None:
-    """Tell what became of a conversion, a `checkpoint.convert.Converted`."""
+def _show(out: Path, done: "Converted") -> None:
+    """Print the outcome of a conversion."""
     difference = done.max_abs_logit_difference
     proof = "logits not compared" if difference is None else f"largest logit difference {difference:.2e}"
     echo(f"{out}: {'already there' if done.was_there else 'written'}; {proof}")
@@ -89,143 +95,134 @@ def _show(out: Path, done: Any) -> None:
 
 @verb("train")
 def train(
-    config: Annotated[Path, Argument(help="YAML file of the experiment")],
+    config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, Option(help="run folder; started again, the run goes on there")],
+    out: Annotated[Path, Option(help="run folder; started again, the run resumes there")],
     processes: Annotated[int | None, Option(help="local workers; default: the layout's size")] = None,
+    scale: Scale = None,
     check: Annotated[bool, Option("--check", help="check config and data, then stop")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
-    start_training(config, overrides or (), out, processes, *(("--check",) if check else ()))
+    start_training(config, overrides or (), out, processes, scale, *(("--check",) if check else ()))
 
 
 def start_training(
-    config: Path, overrides: Sequence[str], out: Path, processes: int | None, *more: str
+    config: str, overrides: Sequence[str], out: Path, processes: int | None, scale: str | None, *more: str
 ) -> NoReturn:
-    """Become `python -m megatron_mathcpt.train`, so that signals and exit status are the training's own."""
-    words = [sys.executable, "-m", "megatron_mathcpt.train", str(config), *overrides, "--out", str(out)]
-    os.execv(sys.executable, [*words, *(("--processes", str(processes)) if processes else ()), *more])
+    """Replace this process by the training, so that signals and exit status are the training's own."""
+    given = {"--processes": processes, "--scale": scale}
+    options = [word for name, value in given.items() if value for word in (name, str(value))]
+    words = [sys.executable, "-m", "megatron_mathcpt.train", config, *overrides, "--out", str(out)]
+    os.execv(sys.executable, [*words, *options, *more])
 
 
 @dataclass(frozen=True)
-class GridOptions:
-    """What the command line asks of a grid, and of a grid alone."""
+class StudyOptions:
+    """Options of a study, most of which one run does not take."""
 
     data: Annotated[Path | None, Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")] = None
     benchmarks: Annotated[Path | None, Option(help="folder of benchmark sets, one sub-folder a set")] = None
+    scale: Scale = None
     add: Annotated[list[Path] | None, Option(help="YAML file of one more run; may be given again")] = None
     compare: Pairs = None
     only: Annotated[list[str] | None, Option(help="only this run and its needs; may be given again")] = None
 
-    def stages(
-        self, config: Path, overrides: Sequence[str], out: Path | None, processes: int
-    ) -> "list[Stage] | None":
-        """The stages of the grid `config`; None if it is one run, which refuses the options of a grid."""
-        from pydantic import RootModel
+    def study(self, config: str, overrides: Sequence[str], out: Path | None) -> "Study | None":
+        """The study `config`; None if it is one run, for which only `--scale` has a meaning."""
+        from megatron_mathcpt.config.resolved_study import Asked, is_study, load_study
 
-        from megatron_mathcpt.config.base import load_config
-        from megatron_mathcpt.config.grid import GridConfig
+        config = _address(config)
+        if not is_study(config):
+            if given := [name for name, value in vars(self).items() if value and name != "scale"]:
+                raise ConfigError(f"--{given[0]}: takes effect in a study, and {config} is one run")
+            return None
+        pairs = pairs_of(self.compare)
+        return load_study(
+            Path(config), Asked(self.scale, out, self.add or (), pairs, self.only or ()), overrides
+        )
+
+    def stages(self, study: "Study", processes: int) -> "list[Stage]":
+        """The stages of `study` that were asked for."""
         from megatron_mathcpt.experiment.stages import Settings, build_stages
 
-        if "runs" not in load_config(config, RootModel[dict[str, Any]]).root:
-            if given := [name for name, value in vars(self).items() if value]:
-                raise ConfigError(f"--{given[0]}: takes effect in a grid, and {config} is one run")
-            return None
-        if out is None:
-            raise ConfigError(f"{config}: is a grid; give its folder of results with --out")
         data, benchmarks = (path.resolve() if path else None for path in (self.data, self.benchmarks))
-        settings = Settings(out.resolve(), processes, data, benchmarks, tuple(overrides))
-        added = {_load_run(path).name: path.resolve() for path in self.add or ()}
-        grid = load_config(config, GridConfig).with_runs(added, pairs_of(self.compare))
-        return build_stages(grid, config.parent.resolve(), settings, self.only or ())
+        return build_stages(study, Settings(processes, data, benchmarks), self.only or ())
 
 
-def _load_run(path: Path, overrides: Sequence[str] = ()) -> "ExperimentConfig":
-    from megatron_mathcpt.config.base import load_config
-    from megatron_mathcpt.config.experiment import ExperimentConfig
-
-    return load_config(path, ExperimentConfig, overrides)
-
-
-def _config_file(path: Path) -> Path:
-    """`path`, or the file of the quickstart if it is just that word."""
-    if str(path) != "quickstart" or path.exists():
-        return path
+def _address(config: str) -> str:
+    """The address of a run or a study; of the word `quickstart`, its file."""
+    if config != "quickstart" or Path(config).exists():
+        return config
     # setup.py copies the quickstart's files into a wheel; a checkout has them where they are edited.
     package = Path(__file__).resolve().parents[1]
     installed = package / "quickstart" / "quickstart.yaml"
-    return installed if installed.is_file() else package.parent / "configs" / "tiny" / "quickstart.yaml"
+    return str(installed if installed.is_file() else package.parent / "configs" / "tiny" / "quickstart.yaml")
 
 
 @verb("show")
 def show(
-    run: Annotated[Path, Argument(help="YAML file of a run, or its folder")],
+    config: Annotated[
+        str, Argument(metavar="CONFIG", help="YAML of a run, STUDY.yaml:RUN, or a run's folder")
+    ],
     overrides: Overrides = None,
+    *,
+    scale: Scale = None,
 ) -> None:
-    """Print the complete config of a run, every field with its value."""
-    from megatron_mathcpt.config.base import dump_yaml
+    """Print the complete config of a run, with what a study sets in it marked."""
+    from megatron_mathcpt.config.resolved_study import load_run
 
-    path = run / "config.yaml" if run.is_dir() else run
-    echo(dump_yaml(_load_run(path, overrides or ())), nl=False)
+    address = str(Path(config, "config.yaml")) if Path(config).is_dir() else config
+    echo(load_run(address, overrides or (), scale).as_yaml(), nl=False)
 
 
 @verb("dry-run")
 def dry_run(
     configs: Annotated[list[str], Argument(metavar="CONFIG ... [section.field=value ...]")],
-    gpus: Annotated[int | None, Option(min=1, help="GPUs of each run; a grid may go without")] = None,
+    gpus: Annotated[int | None, Option(min=1, help="GPUs of each run; a study may go without")] = None,
     hardware: Hardware = "h100",
-    expected: Annotated[Path | None, Option(help="tokens of pools not built yet, in billions")] = None,
-    out: Annotated[Path | None, Option(help="a grid's folder of results")] = None,
+    out: Out = None,
     *,
-    asked: GridOptions,
+    asked: StudyOptions,
 ) -> None:
-    """Print what runs would see and cost, or what of a grid is still to do.
+    """Print what runs would read and cost: steps, tokens, passes over each pool, memory, GPU-hours.
 
-    Of a run: steps, tokens and passes of each pool, memory, GPU-hours. Of a grid: the stages in order, what
-    each needs, whether it is done; with --gpus what each costs.
+    Of a study also the stages in order, what each needs, and whether it is done; costs with --gpus.
     """
     from rich.console import Console
 
-    from megatron_mathcpt.experiment.dry_run import as_table, load_expected_tokens, plan_run
+    from megatron_mathcpt.config.resolved_study import load_run
+    from megatron_mathcpt.experiment.dry_run import as_table, plan_run
 
     overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
-    files = [_config_file(Path(argument)) for argument in configs if argument not in overrides]
+    files = [argument for argument in configs if argument not in overrides]
     if not files:
         raise ConfigError(f"override '{overrides[0]}': give the YAML file of an experiment too")
-    tokens = load_expected_tokens(expected) if expected else {}
-    stages = asked.stages(files[0], overrides, out, gpus or 2)
-    if stages is not None:
-        if len(files) > 1:
-            raise ConfigError(f"{files[0]}: is a grid; give it alone")
-        if overrides and not gpus:
-            raise ConfigError(f"override '{overrides[0]}': changes what runs cost, so give --gpus too")
-        _plan_grid(stages, str(files[0]), gpus, hardware, tokens)
-    elif not gpus:
-        raise ConfigError(f"{files[0]}: is a run; give the GPUs it would have with --gpus")
+    study = asked.study(files[0], overrides, out)
+    if study is not None and len(files) > 1:
+        raise ConfigError(f"{files[0]}: is a study; give it alone")
+    if not gpus and (study is None or overrides):
+        raise ConfigError(f"{[*overrides, *files][0]}: give the GPUs of a run with --gpus")
+    if study is not None:
+        stages = asked.stages(study, gpus or 2)
+        states = ["done" if stage.is_done() else "to do" for stage in stages]
+        rows = [(one.name, _shortened(one.needs), state) for one, state in zip(stages, states, strict=True)]
+        print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
+        # A run without `model` has the shape of its starting weights, which may not be there yet.
+        trained = [study.runs[stage.name] for stage in stages if stage.kind == "run"]
+        loaded = [run for run in trained if run.config.model and run.config.model.vocab_size]
     else:
-        loaded = (_load_run(path, overrides) for path in files)
-        runs = {config.name: plan_run(config, gpus, hardware, tokens) for config in loaded}
-        Console().print(as_table(runs, f"{gpus} {hardware}"))
-
-
-def _plan_grid(
-    stages: "Sequence[Stage]", title: str, gpus: int | None, hardware: str, tokens: Mapping[str, float]
-) -> None:
-    from megatron_mathcpt.experiment.dry_run import plan_stage
-
-    rows, hours = [], 0.0
-    for stage in stages:
-        planned = plan_stage(stage, gpus, hardware, tokens) if gpus else None
-        hours += planned.gpu_hours if planned else 0.0
-        more = f" and {len(stage.needs) - 4} more" if len(stage.needs) > 5 else ""
-        needs = ", ".join(stage.needs[:4] if more else stage.needs) + more
-        cost = planned.cells() if planned else ()
-        rows.append((stage.name, needs, "done" if stage.is_done() else "to do", *cost))
-    costs = ("steps", "tokens", "GiB", "GPU-hours") if gpus else ()
-    print_table(("stage", "needs", "state", *costs), rows, title)
+        loaded = [load_run(address, overrides, asked.scale) for address in files]
     if gpus:
+        runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
+        Console().print(as_table(runs, f"{gpus} {hardware}"))
+        hours = sum(run.gpu_hours for run in runs.values())
         echo(f"{hours:,.0f} GPU-hours of training on {hardware}, by the planner")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
+    return ", ".join(names[:4] if more else names) + more
 
 
 @verb("run")
@@ -233,23 +230,24 @@ def run(
     config: Config,
     overrides: Overrides = None,
     *,
-    out: Out,
-    processes: Annotated[int | None, Option(min=1, help="processes of a training; of a grid's: 2")] = None,
-    asked: GridOptions,
+    out: Out = None,
+    processes: Annotated[int | None, Option(min=1, help="processes of a training; in a study: 2")] = None,
+    asked: StudyOptions,
 ) -> None:
-    """Train one run here, or complete the stages of a grid that are not done.
+    """Train one run here, or complete the stages of a study that are not done.
 
-    `run quickstart` is the whole road at a size for two cores. Overrides are those of every run.
+    `run quickstart` is the whole pipeline at a size for two cores. Overrides apply to every run.
     """
     from megatron_mathcpt.experiment.local import run_stages
     from megatron_mathcpt.report.page import print_report
 
-    stages = asked.stages(_config_file(config), overrides or (), out, processes or 2)
-    if stages is None:
-        start_training(config, overrides or (), out, processes)
-    # As an exception, SIGTERM has the running stage ended before this process is.
+    study = asked.study(config, overrides or (), out)
+    if study is None:
+        start_training(config, overrides or (), _run_folder(config, out), processes, asked.scale)
+    stages = asked.stages(study, processes or 2)
+    # As an exception, SIGTERM lets the running stage be stopped before this process exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    outcomes = run_stages(stages, out.resolve())
+    outcomes = run_stages(stages, study.out)
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
     if ran:
         peak = max(ran, key=lambda outcome: outcome.peak_memory_gib)
@@ -258,8 +256,14 @@ def run(
         echo(f"{len(ran)} stages in {minutes:.1f} min, {memory}", err=True)
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
     if not status:
-        print_report(out / "report", out.resolve().name)
+        print_report(study.out / "report", study.out.name)
     sys.exit(status)
+
+
+def _run_folder(config: str, out: Path | None) -> Path:
+    if out is None:
+        raise ConfigError(f"{config}: is one run; give its folder with --out")
+    return out
 
 
 @verb("submit")
@@ -267,33 +271,36 @@ def submit(
     config: Config,
     overrides: Overrides = None,
     *,
-    out: Out,
+    out: Out = None,
     cluster: Annotated[str, Option(help="name under configs/clusters, or a path ending in .yaml")],
     site: Annotated[list[str] | None, Option("--set", help="override the cluster file: nodes=4")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the scripts; submit nothing")] = False,
     allow_dirty: Annotated[bool, Option("--allow-dirty", help="snapshot uncommitted changes too")] = False,
-    asked: GridOptions,
+    asked: StudyOptions,
 ) -> None:
-    """Hand one run, or the stages of a grid, to Slurm."""
+    """Submit one run, or the stages of a study, to Slurm."""
+    from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment import submit as slurm
 
-    place, out = slurm.load_cluster(cluster, site or ()), out.resolve()
-    stages = asked.stages(_config_file(config), overrides or (), out, place.world_size)
-    if stages is not None:
+    place = slurm.load_cluster(cluster, site or ())
+    study = asked.study(config, overrides or (), out)
+    if study is not None:
+        stages = asked.stages(study, place.world_size)
         if dry_run:
-            echo("\n".join(slurm.render(slurm.stage_job(stage, place, out), place) for stage in stages))
+            jobs = (slurm.stage_job(stage, place, study.out) for stage in stages)
+            echo("\n".join(slurm.render(job, place) for job in jobs))
             return
-        done = slurm.submit_stages(stages, place, out, allow_dirty=allow_dirty)
+        done = slurm.submit_stages(stages, place, study.out, allow_dirty=allow_dirty)
         rows = [(name, state, str(job_id or "")) for name, (state, job_id) in done.items()]
         print_table(("stage", "state", "job"), rows, f"{config} on {place.name}")
         return
-    settings = _load_run(config, overrides or ())
-    job = slurm.run_job(settings, place, out)
+    settings = load_run(config, overrides or (), asked.scale).config
+    job = slurm.run_job(settings, place, _run_folder(config, out).resolve())
     if dry_run:
         echo(slurm.render(job, place), nl=False)
         return
     from megatron_mathcpt.train.inputs import resolve_inputs
 
-    resolve_inputs(settings)  # a missing corpus or checkpoint is told here, not after the queue
+    resolve_inputs(settings)  # so that a missing corpus or checkpoint is an error now, not after the queue
     job_id = slurm.submit_run(settings, job, place, allow_dirty=allow_dirty)
     echo(f"job {job_id}: {job.folder}")

@@ -1,4 +1,4 @@
-"""From weights to a comparison: benchmarks, paired tests, the report, where a result comes from."""
+"""From weights to a comparison: benchmarks, paired tests, the report, the origin of a result."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from megatron_mathcpt.log import is_first_process
 
 @dataclass(frozen=True)
 class Answering:
-    """How many items are answered, and how; the keyword arguments of `evaluation.tasks.plan`."""
+    """Items and generation settings: the keyword arguments of `evaluation.tasks.plan`."""
 
     shots: Annotated[int, Option(min=0, help="add a form with so many worked examples")] = 0
     limit: Annotated[int | None, Option(min=1, help="items of each task")] = None
@@ -44,7 +44,7 @@ def evaluate(
     """Score a model, loaded by lm-eval, on benchmark files.
 
     The model is a Hugging Face folder, or with --backend megatron a run's checkpoint too. Every answer is
-    kept, and a killed run goes on.
+    kept, and a killed run resumes.
     """
     from megatron_mathcpt.evaluation.evaluate import evaluate as score
     from megatron_mathcpt.evaluation.tasks import plan
@@ -129,7 +129,9 @@ def report(
     runs: Annotated[str, Option(help="runs in order, with commas; default all that are finished")] = "",
     compare: Pairs = None,
     title: Annotated[str, Option(help="heading of the page; default the name of ROOT")] = "",
-    study: Annotated[bool, Option("--study", help="set the runs beside arXiv 2501.14002's")] = False,
+    study: Annotated[
+        bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
+    ] = False,
     quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
@@ -151,7 +153,7 @@ def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
     print_table(LIST_HEADINGS, list_runs(root), bare=True)
 
 
-tracing = group("trace", "Where a synthesized record comes from, and what a training step saw.")
+tracing = group("trace", "The origin of a synthesized record, and the documents of a training step.")
 
 
 @verb("record", tracing)

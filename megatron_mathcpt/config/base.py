@@ -1,17 +1,18 @@
-"""YAML in, overrides on top, a frozen model out; every error names the file and the field's full path.
+"""YAML in, overrides applied, a frozen model out; every error names the file and the field's full path.
 
-No inheritance and no interpolation: the difference of two files is the ablation.
+A file is complete: no inheritance, no interpolation, no environment. Files of differences are `study_file`'s.
 """
 
 import difflib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from megatron_mathcpt.errors import ConfigError, one_line
@@ -25,11 +26,12 @@ class Section(BaseModel):
     def check(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
 
-    def model_post_init(self, _: Any) -> None:
+    def model_post_init(self, _: object) -> None:
         self.check()
 
 
 Model = TypeVar("Model", bound=BaseModel)
+Tree = dict[str, JsonValue]  # settings as YAML has them, before they are checked
 
 
 def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
@@ -37,33 +39,45 @@ def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -
 
     Raises `ConfigError` naming the file and the full path of the first wrong field.
     """
-    return build_config(_read_mapping(path), model, overrides, str(path))
+    return build_config(read_tree(path), model, overrides, str(path))
 
 
-def build_config(tree: dict[str, Any], model: type[Model], overrides: Sequence[str], where: str) -> Model:
-    """The same of a mapping of sections that did not come from a file; `where` names it in errors."""
+def build_config(tree: Tree, model: type[Model], overrides: Sequence[str], where: str) -> Model:
+    """The same of settings that are not a file's; `where` names their source in errors."""
     for override in overrides:
-        _apply_override(tree, override)
+        set_field(tree, *parse_override(override))
     try:
         # JSON mode keeps strictness (no "3" for 3) yet takes lists for tuples and strings for paths.
         return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error, model)}") from error
     except TypeError as error:
-        raise ConfigError(
-            f"{where}: holds a value that is no text, number, list or mapping: {error}"
-        ) from error
+        raise ConfigError(f"{where}: a value is no text, number, list or mapping: {error}") from error
 
 
-def dump_yaml(config: BaseModel) -> str:
-    """The resolved config as YAML that `load_config` reads back equal."""
+def dump_yaml(config: BaseModel, marks: Mapping[str, str] | None = None) -> str:
+    """The resolved config as YAML that `load_config` reads back equal.
+
+    `marks` has, by the full path of a field, a comment to print behind it.
+    """
     buffer, yaml = io.StringIO(), YAML()
-    yaml.default_flow_style, yaml.width = False, 4096
-    yaml.dump(json.loads(config.model_dump_json()), buffer)
+    yaml.default_flow_style, yaml.width = False, 4096  # one line a value, however long
+    yaml.dump(_commented(json.loads(config.model_dump_json()), marks or {}), buffer)
     return buffer.getvalue()
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _commented(tree: Tree, marks: Mapping[str, str], prefix: str = "") -> CommentedMap:
+    commented = CommentedMap()
+    for name, value in tree.items():
+        path = prefix + name
+        commented[name] = _commented(value, marks, f"{path}.") if isinstance(value, dict) else value
+        if path in marks:
+            commented.yaml_add_eol_comment(marks[path], name)
+    return commented
+
+
+def read_tree(path: Path) -> Tree:
+    """The sections of a YAML file, unchecked; raises `ConfigError` for a file that is not a mapping."""
     try:
         tree = _parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
@@ -76,25 +90,36 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_override(override: str) -> tuple[str, JsonValue, str]:
+    """Field, value and origin, as `set_field` takes them, of a word `section.field=value`."""
+    field, equals, value = override.partition("=")
+    origin = f"override '{override}'"
+    if not equals:
+        raise ConfigError(f"{origin}: expected section.field=value")
+    return field, _parse(value, origin), origin
+
+
+def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
+    """Set the field of that full path; `origin` names who sets it in errors."""
+    *sections, last = field.split(".")
+    if not all([*sections, last]):
+        raise ConfigError(f"{origin}: '{field}' is no full path of a field (section.field)")
+    for name in sections:
+        below = tree.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{origin}: '{name}' is not a section")
+        tree = below
+    tree[last] = value
+
+
+def _parse(text: str, where: str) -> JsonValue:
     if "&" in text and any(token in text for token in (": *", "- *", ", *", "[*")):
         raise ConfigError(f"{where}: YAML aliases (`*name`) are not supported; write the value out")
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        found: JsonValue = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {one_line(str(error))}") from error
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, found, value = override.partition("=")
-    *sections, field = key.split(".")
-    if not found or not all([*sections, field]):
-        raise ConfigError(f"override '{override}': expected section.field=value")
-    for name in sections:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override '{override}': '{name}' is not a section")
-    tree[field] = _parse(value, f"override '{override}'")
+    return found
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -119,10 +144,11 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
     for part in map(str, location):
         below = [section.model_fields[part].annotation for section in here if part in section.model_fields]
         here = [found for annotation in below for found in _models_in(annotation)] or here
-    return sorted({name for section in here for name in section.model_fields})
+    fields = {name: field for section in here for name, field in section.model_fields.items()}
+    return sorted(field.alias or name for name, field in fields.items())
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,6 +1,6 @@
-"""One Slurm site: what a job asks for and how its programs start; experiments never name a site.
+"""One Slurm site: the resources of a job and how its programs start; experiments never name a site.
 
-Every text here reaches an `#SBATCH` line or a shell word, so control characters are refused at once.
+Every text here ends up in an `#SBATCH` line or a shell word, so control characters are refused.
 """
 
 from typing import Annotated
@@ -18,14 +18,14 @@ Mount = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f,:]*:/[^\x00
 
 
 class Container(Section):
-    """Image for pyxis/enroot (`--container-image`), and what of the host is seen in it (`SRC:DST[:ro]`)."""
+    """Image for pyxis/enroot (`--container-image`) and the host folders mounted in it (`SRC:DST[:ro]`)."""
 
     image: Line
     mounts: tuple[Mount, ...] = ()
 
 
 class SingleTask(Section):
-    """What a stage asks for that is one process: corpus build, conversion, evaluation, report."""
+    """Resources of a stage that is one process: corpus build, conversion, evaluation, report."""
 
     partition: SlurmName
     cpus_per_task: int = Field(gt=0)
@@ -36,13 +36,13 @@ class SingleTask(Section):
 class ClusterConfig(Section):
     """One site; a training job is `nodes` whole nodes with one task per GPU.
 
-    `cpus_per_task` counts physical cores: with all of a node's given out, the tasks in order of rank fill one
-    socket after the other, as the GPUs of their numbers do. `python` is the interpreter there (in the
-    container, if there is one); `setup_script` is sourced first, `environment` set after it.
-    A job is warned `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it gives up
-    after `requeues_without_progress` requeues that brought no new checkpoint. `check_gpus` has nvidia-smi
-    and torch count and try every node's GPUs before the training starts, and jobs that ask for GPUs refuse to
-    work without (MATHCPT_DEVICE, device.py); `environment` has the last word.
+    `cpus_per_task` counts physical cores: with all cores of a node allocated, tasks in rank order fill one
+    socket after the other, like the GPUs of the same numbers. `python` is the interpreter on the node (or in
+    the container); `setup_script` is sourced first, `environment` is set after it and overrides it.
+    A job gets a signal `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it fails
+    after `requeues_without_progress` requeues without a new checkpoint. With `check_gpus` every node's GPUs
+    are counted by nvidia-smi and tried by torch before training starts, and jobs that request GPUs refuse to
+    run without one (MATHCPT_DEVICE, device.py).
     """
 
     name: SlurmName

@@ -16,9 +16,9 @@ Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 class Select(Section):
     """Which problem records of a source are taken (see data/filters.py); the others count as dropped.
 
-    `stage` is the record's own. Steps from `min_steps` to `max_steps` are counted by `step_rule`: the
-    record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part of the
-    records, chosen by their ids.
+    `stage` is the record's school stage. Steps from `min_steps` to `max_steps` are counted by `step_rule`:
+    the record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part of
+    the records, chosen by a hash of their ids.
     """
 
     stage: Literal["primary", "middle", "high"] | None = None
@@ -50,16 +50,16 @@ class Repetition(Section):
     paragraph_characters: Share | None = 0.20  # Gopher's; that of lines is the filter's own rule
     # Characters in all occurrences of the most frequent n-gram of words; Gopher's.
     top_ngrams: NgramShares = Field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
-    # Characters in n-grams that stood earlier in the text. Ours; Gopher's 5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12,
-    # 9: 0.11, 10: 0.10 drop every third chapter of the textbooks: definitions and worked steps come again.
+    # Characters in n-grams that occurred earlier in the text. Ours; Gopher's 5: 0.15, 6: 0.14, 7: 0.13,
+    # 8: 0.12, 9: 0.11, 10: 0.10 drop every third chapter of textbooks, which repeat definitions and steps.
     duplicate_ngrams: NgramShares = Field(default_factory=lambda: {10: 0.25})
 
 
 class Quality(Section):
     """Gopher's rules on words and lines (arXiv 2112.11446, section A.1.1), for pages; None turns one off.
 
-    Off, as Gopher's limit destroys mathematics, are word length (a formula is one long word, or many of one
-    character) and words with letters. A mostly Chinese text is judged by its size and lines only.
+    Word length (a formula is one long word, or many of one character) and words with letters are off: with
+    Gopher's limits they drop mathematics. A mostly Chinese text is checked by its size and lines only.
     """
 
     min_words: int | None = Field(default=50, ge=0)  # Gopher's; problem records are shorter
@@ -74,10 +74,10 @@ class Quality(Section):
 
 
 class Languages(Section):
-    """Which languages stay (codes of ISO 639-1); see data/filters.py. Needs the extra `language`.
+    """Languages to keep (ISO 639-1); see data/filters.py. Needs the extra `language`.
 
-    A text goes when another language has at least `min_probability`; with fewer than `min_letters` outside
-    its formulas it stays.
+    A text is dropped if another language has at least `min_probability`, unless it has fewer than
+    `min_letters` outside its formulas.
     """
 
     keep: list[Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]] = Field(min_length=1)
@@ -109,7 +109,7 @@ class Source(Section):
     known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
-    `mask_pii` replaces e-mail addresses. `filter` stands in place of the build's.
+    `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
     """
 
     pool: Pool
@@ -147,10 +147,10 @@ class Deduplicate(Section):
 class Decontaminate(Section):
     """Benchmark files or folders of JSON lines, and what counts as an overlap with one of their items.
 
-    A document goes when it holds a run of `ngram_words` words (`ngram_characters` for Chinese) of an item;
-    shorter items must appear whole, those under `short_words` or `short_characters` as a line of their own.
-    In problems at least `problem_overlap` of an item's n-grams must be found, so that two problems of one
-    template with different numbers are not each other's copy. `mask_numbers` drops those too.
+    A document is dropped if it contains `ngram_words` consecutive words of an item (`ngram_characters` for
+    Chinese); shorter items must appear whole, those under `short_words` or `short_characters` as a line of
+    their own. In problem records at least `problem_overlap` of an item's n-grams must be found, so that two
+    problems of one template with different numbers are no copies; `mask_numbers` drops those too.
     """
 
     benchmarks: list[str] = Field(min_length=1)
@@ -169,11 +169,10 @@ class Decontaminate(Section):
 class Tokenizer(Section):
     """Either `path` to an existing tokenizer, or `vocab_size` of one trained on the kept documents.
 
-    `added_tokens` are whole tokens of the trained one wherever they stand in a text, such as the mark of
-    retrospective enhancement; they count in `vocab_size`.
-    `special_literals`: what the text of a special token inside a document becomes, ordinary `text`, or the
-    `control` token (as in Megatron-LM's preprocessing). `engine`: `auto` takes gigatoken where it is
-    installed and agrees with the reference, `tokenizers`.
+    `added_tokens` are single tokens of the trained tokenizer wherever they occur in a text, such as the mark
+    of retrospective enhancement; they count in `vocab_size`. `special_literals` decides whether the text of a
+    special token inside a document becomes ordinary `text` or the `control` token (as in Megatron-LM's
+    preprocessing). `engine: auto` uses gigatoken where it is installed and agrees with `tokenizers`.
     """
 
     path: str | None = Field(default=None, min_length=1)
@@ -205,4 +204,4 @@ class Corpus(Section):
     def check(self) -> None:
         for name in self.sources:
             if not name.replace("-", "_").isidentifier():
-                raise ValueError(f"source name '{name}' may hold letters, digits, '_' and '-' only")
+                raise ValueError(f"source name '{name}' may contain letters, digits, '_' and '-' only")

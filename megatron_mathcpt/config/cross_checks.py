@@ -1,6 +1,6 @@
 """The one check of a run's sections against each other and the world size.
 
-Nothing here imports torch, so it answers on a login node, before any process starts.
+Nothing here imports torch, so it runs on a login node, before any process starts.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from megatron_mathcpt.errors import ConfigError
 
 
 class Division(NamedTuple):
-    """`found`, of `field`, must divide by `divisor`, which is `what`."""
+    """`found`, the value of `field`, must be divisible by `divisor`, which is `what`."""
 
     field: str
     found: int
@@ -19,13 +19,13 @@ class Division(NamedTuple):
 
     @property
     def short(self) -> str:
-        """That it does not, without the numbers, as a search counts it."""
+        """The violated rule without its numbers, under which a search counts rejected layouts."""
         return f"{self.field} does not divide by {self.what}"
 
 
 Conflicts = dict[str, bool]  # what to say, and whether fields contradict each other so
-# Set True when the case "graphs" of tests/train/test_gpu.py passes: its losses left those of the plain run at
-# the third step (megatron-core 0.16.1, Transformer Engine 2.12, H100), the cause is not known.
+# Set True when the case "graphs" of tests/train/test_gpu.py passes: its losses differed from those of the
+# plain run from the third step on (megatron-core 0.16.1, Transformer Engine 2.12, H100), cause unknown.
 GRAPHS_TRAIN_RIGHT = False
 _TENSOR_SIZE = "parallel.tensor_model_parallel_size"
 _FP8_MULTIPLE = 16  # of both sides of a matrix in cuBLAS' FP8 products (Transformer Engine's user guide)
@@ -52,6 +52,7 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
     graphs = parallel.cuda_graph_impl != "none"
     fp32, fp16_masters = precision.params_dtype == "fp32", optimizer.main_params_dtype == "fp16"
     return {
+        # A setting without effect is an error: the run would not be what its config says.
         "parallel.sequence_parallel: has no effect with tensor_model_parallel_size 1": (
             parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1
         ),
@@ -65,7 +66,7 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
         "parallel.tp_comm_overlap: needs sequence_parallel": (
             parallel.tp_comm_overlap and not parallel.sequence_parallel
         ),
-        "parallel.account_for_*_in_pipeline_split: cannot go with num_layers_in_*_pipeline_stage": (
+        "parallel.account_for_*_in_pipeline_split: cannot be combined with num_layers_in_*_pipeline_stage": (
             parallel.ends != (None, None) and any(parallel.counted_as_layers)
         ),
         "precision.fp8_param_gather: needs parallel.use_distributed_optimizer": (
@@ -115,6 +116,7 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
     kept = every is not None or best is not None or chooses
     best_is_known = best in sets and validates is not None and saves % validates == 0
     return {
+        # A checkpoint is chosen by a loss of its own step, so each one needs a validation at that step.
         "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval": (
             chooses and validates != saves
         ),
@@ -122,7 +124,7 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
             chooses and best is not None
         ),
         "checkpoint.keep_every: not a multiple of checkpoint.interval": bool(every and every % saves),
-        "checkpoint.keep_optimizer: is of those kept beside the newest, and none is: set keep_every, "
+        "checkpoint.keep_optimizer: applies to those kept besides the newest, and none is: set keep_every, "
         "keep_best or choose": checkpoint.keep_optimizer and not kept,
         "checkpoint.keep_best: needs one of validation.sets, and validation.interval that divides "
         "checkpoint.interval": best is not None and not best_is_known,
@@ -131,7 +133,7 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
 
 
 def _recompute_divides(config: ExperimentConfig) -> bool:
-    """Whether units of uniform recomputation fill each stage; Megatron-Core would run past the last layer."""
+    """Whether units of uniform recomputation fill each stage; Megatron-Core would overrun the last layer."""
     parallel, shape = config.parallel, config.model
     if parallel.recompute_method != "uniform" or shape is None:
         return True
@@ -145,7 +147,7 @@ def _recompute_divides(config: ExperimentConfig) -> bool:
 
 
 def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
-    """What must divide what in the whole run, in the order to report; the planner's search asks it too."""
+    """What must be divisible by what, in the order to report; the planner's search uses it too."""
     parallel, train, shape = config.parallel, config.train, config.model
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     length, batch, stages = train.seq_length, train.global_batch_size, parallel.pipeline_model_parallel_size
@@ -180,7 +182,7 @@ def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
 
 
 def _stage_divisions(parallel: ParallelSection, num_layers: int) -> list[Division]:
-    """Layers that must come out even over pipeline stages and their virtual parts."""
+    """Rules for an even division of layers over pipeline stages and virtual stages."""
     stages = parallel.pipeline_model_parallel_size
     virtual = parallel.virtual_pipeline_model_parallel_size or 1
     if parallel.ends == (None, None):

@@ -1,7 +1,7 @@
 """How one model is scored: which items, and how its answers are generated."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -9,14 +9,14 @@ from megatron_mathcpt.config.base import Section
 
 
 class EvaluationConfig(Section):
-    """Generation on a few task files; it goes whole into the manifest of the results.
+    """Generation on task files; all of it is recorded in the manifest of the results.
 
     `limits` maps a task to the number of its items, spread evenly over the file; a task without one is
     scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated for
-    each item: greedily if it is one and `temperature` 0, else drawn. `batch_size` counts sequences, of
-    which `megatron` takes fewer at a time where they are too long for 16 GiB; greedy answers do not depend on
-    it beyond rounding. `backend` is lm-eval's `hf` or our `megatron`; `params_dtype` is the precision of its
-    weights; `auto` is fp32 on a CPU, on a GPU bf16 (`megatron`) or the model folder's own (`hf`).
+    each item: greedily if it is one and `temperature` 0, else drawn. `batch_size` counts sequences; the back
+    end `megatron` uses fewer where long ones would need over 16 GiB, and greedy answers depend on it by
+    rounding only. `backend` is lm-eval's `hf` or our `megatron`. `params_dtype` is the type of the weights;
+    `auto` is fp32 on a CPU, on a GPU bf16 (`megatron`) or the model folder's own (`hf`).
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -37,9 +37,9 @@ class EvaluationConfig(Section):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples > 1 would all be the same at temperature 0; set a temperature")
 
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> dict[str, float]:
         """lm-eval's generation settings."""
-        settings: dict[str, Any] = {"max_gen_toks": self.max_new_tokens, "do_sample": self.temperature > 0}
+        settings: dict[str, float] = {"max_gen_toks": self.max_new_tokens, "do_sample": self.temperature > 0}
         if self.temperature > 0:
             settings |= {"temperature": self.temperature, "top_p": self.top_p}
         return settings

@@ -14,7 +14,7 @@ from megatron_mathcpt.config.shape import LlamaShape
 
 
 class InitSection(Section):
-    """Where the weights come from; just one is set.
+    """Where the weights come from; exactly one is set.
 
     `scratch` must be asked for. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
     `hf` a Hugging Face folder. `initial_loss` is the gate before the first step: the loss on the first
@@ -25,14 +25,14 @@ class InitSection(Section):
     scratch: bool = False
     checkpoint: Path | None = None
     hf: Path | None = None
-    load_optimizer: bool = False  # go on with the checkpoint's optimizer instead of a fresh one
+    load_optimizer: bool = False  # continue with the checkpoint's optimizer state instead of a fresh one
     initial_loss: float | Literal["transformers"] | None = None
     initial_loss_band: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     initial_loss_samples: int = Field(default=8, gt=0)
 
     def check(self) -> None:
         if self.scratch + (self.checkpoint is not None) + (self.hf is not None) != 1:
-            raise ValueError("set just one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
+            raise ValueError("set exactly one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
         if self.initial_loss == "transformers" and self.hf is None:
             raise ValueError("initial_loss: transformers needs init.hf")
         if self.load_optimizer and self.checkpoint is None:
@@ -42,11 +42,11 @@ class InitSection(Section):
 
 
 class DataSection(Section):
-    """What is trained on: pools of a corpus folder blended by share, or a folder of packed SFT samples.
+    """Training data: pools of a corpus folder blended by share, or a folder of packed SFT samples.
 
     `blend` weights are relative shares of the token budget; `max_epochs` caps how often a pool may be
-    repeated. `reset_attention_mask` keeps attention within a document; since rotary positions count only by
-    their difference, that resets positions too. SFT samples always have it. With `sft` the corpus is needed
+    repeated. `reset_attention_mask` restricts attention to a document, as SFT samples always do; rotary
+    embeddings depend on position differences only, so positions need no reset. With `sft` the corpus is used
     for validation sets only.
     """
 
@@ -76,9 +76,9 @@ class DataSection(Section):
 class OptimizerSection(Section):
     """AdamW; `lr` and `min_lr` are the ends of the schedule.
 
-    The four last fields make the state smaller than fp32 (Transformer Engine's FusedAdam, with
-    parallel.use_distributed_optimizer): `main_params_dtype` of the weights the update is added to, `exp_avg`
-    and `exp_avg_sq` of the moments.
+    The last four fields store less than fp32 (Transformer Engine's FusedAdam, which needs
+    parallel.use_distributed_optimizer): `main_params_dtype` is the type of the master weights, the other two
+    those of the moments.
     """
 
     lr: float = Field(gt=0)
@@ -120,15 +120,15 @@ _RECOMPUTE: dict[str | None, tuple[tuple[bool, ...], str]] = {
 
 
 class ParallelSection(Section):
-    """How the model lies over the processes; what its sizes leave of the world size is data parallel.
+    """Parallel sizes, overlap and recomputation; the data-parallel size is the world size over the others.
 
-    Stages are uneven by the number of layers in the first and last one, or by counting embedding and loss as
-    a layer each. Recomputation gives activations up and computes them again in backward: of whole layers
-    ("full": by "block" the first `recompute_num_layers` of a stage, by "uniform" all of them, so many at a
-    time), or of the parts in `recompute_modules` ("selective"). `grad_reduce_in_fp32: false` sums the
-    gradients of the replicas, and of the microbatches, in bf16. Overlapped tensor-parallel communication,
-    CUDA graphs and the fused loss need a GPU and Transformer Engine; `gradient_accumulation_fusion`, which
-    adds a weight's gradient to its buffer within the matrix product, is used where they are.
+    Pipeline stages are uneven by the number of layers in the first and last one, or by counting embedding and
+    loss as a layer each. Activation recomputation (Megatron-Core's `recompute_*`) is "full", of whole layers
+    ("block": the first `recompute_num_layers` of a pipeline stage; "uniform": all, in units of that many), or
+    "selective", of `recompute_modules`. `grad_reduce_in_fp32: false` accumulates and reduces gradients in
+    bf16. Overlapped tensor-parallel communication, CUDA graphs and the fused loss need a GPU and Transformer
+    Engine. `gradient_accumulation_fusion` (weight gradients added to their buffer within the GEMM) is used
+    where those are available.
     """
 
     tensor_model_parallel_size: int = Field(ge=1)
@@ -166,7 +166,7 @@ class ParallelSection(Section):
 
     @property
     def model_size(self) -> int:
-        """Processes that hold one replica of the model and its sequence."""
+        """Processes of one model replica, context parallelism included."""
         tensor, pipeline = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
         return tensor * pipeline * self.context_parallel_size
 
@@ -199,15 +199,14 @@ class ParallelSection(Section):
 
 
 class PrecisionSection(Section):
-    """Type of parameters and activations; gradients are summed and AdamW works in fp32.
+    """Type of parameters and activations; gradients are accumulated, and AdamW computes, in fp32.
 
-    On a GPU Transformer Engine multiplies "fp32" as TF32, whose products are off by some 3e-4.
-    `fp8` runs the matrix products of the layers in FP8: "hybrid" is E4M3 forward and E5M2 backward. Recipe
-    "delayed" scales by the maxima of past steps, "tensorwise" by those of the tensor at hand, "blockwise" by
-    those of 1 x 128 (activations, gradients) and 128 x 128 (weights) elements, on Hopper; "mxfp8" by those of
-    32 elements, on Blackwell. The number of layers that `first_last_layers_bf16` leaves in bf16 counts from
-    either end. `fp8_param_gather` keeps the layers' weights in FP8 and gathers them so. All of it needs a GPU
-    and Transformer Engine.
+    On a GPU Transformer Engine multiplies "fp32" as TF32, with relative errors of about 3e-4.
+    `fp8` runs the layers' GEMMs in FP8: "hybrid" is E4M3 forward and E5M2 backward. Scaling factors come from
+    the maxima of past steps ("delayed"), of the current tensor ("tensorwise"), of 1 x 128 (activations,
+    gradients) and 128 x 128 (weights) blocks on Hopper ("blockwise"), or of 32 elements on Blackwell
+    ("mxfp8"). `first_last_layers_bf16` leaves layers at both ends in bf16. `fp8_param_gather` stores the
+    layers' weights in FP8 and all-gathers them as such. All of it needs a GPU and Transformer Engine.
     """
 
     params_dtype: Literal["fp32", "bf16"]
@@ -235,8 +234,8 @@ class PrecisionSection(Section):
 class TrainSection(Section):
     """Budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT data only.
 
-    `deterministic` has the same run, started again or resumed in the same layout on the same GPUs, give the
-    same bits, at some cost of speed (train/process.py). On a CPU it does so anyway.
+    `deterministic` makes a run bit for bit reproducible, restarted or resumed in the same layout on the same
+    GPUs, at some cost of speed (train/process.py). On a CPU every run is.
     """
 
     train_tokens: int | None = Field(default=None, gt=0)
@@ -248,7 +247,7 @@ class TrainSection(Section):
 
     def check(self) -> None:
         if (self.train_tokens is None) == (self.train_epochs is None):
-            raise ValueError("set just one of train_tokens and train_epochs")
+            raise ValueError("set exactly one of train_tokens and train_epochs")
 
     @property
     def tokens_per_step(self) -> int:
@@ -256,7 +255,7 @@ class TrainSection(Section):
 
     @property
     def train_steps(self) -> int:
-        """Optimizer steps of the whole run; epochs have been resolved to tokens before."""
+        """Optimizer steps of the whole run, once `resolve_inputs` has turned epochs into tokens."""
         assert self.train_tokens is not None
         return -(-self.train_tokens // self.tokens_per_step)
 
@@ -274,15 +273,15 @@ class ValidationSection(Section):
 
 
 class CheckpointSection(Section):
-    """A checkpoint every `interval` steps and at the end; the newest `keep` that verify stay.
+    """A checkpoint every `interval` steps and at the end; the newest `keep` that verify are kept.
 
-    Beside them stay those at multiples of `keep_every` steps, and the one with the lowest loss on the
-    validation set `keep_best`. Of those only the weights stay, a seventh of the bytes, and no run goes on
-    from them, unless `keep_optimizer`. `choose` says which stands for the finished run wherever its folder
-    is given as weights: the newest, or the one of lowest validation loss, the mean over the sets, which then
-    stays too. `async_save` trains on while a checkpoint is written from a copy in host memory. `evaluate` is
-    a command and its arguments that is run for each one, its folder added as the last argument; it should
-    hand the work on and return, as sbatch does, and `keep_every` keeps what is scored later.
+    Also kept are those at multiples of `keep_every` steps, and the one with the lowest loss on the validation
+    set `keep_best`; of these only the weights, a seventh of the bytes, so that no run can resume from them,
+    unless `keep_optimizer` is set. `choose` selects the checkpoint that is used wherever the run folder is
+    given as weights: the newest, or the one of lowest validation loss (mean over the sets), which is then
+    kept too. `async_save` continues training while a checkpoint is written from a copy in host memory.
+    `evaluate` is a command, run for each checkpoint with its folder as the last argument; it should submit
+    the work and return, as sbatch does, and `keep_every` keeps what is scored later.
     """
 
     interval: int = Field(gt=0)
@@ -296,12 +295,12 @@ class CheckpointSection(Section):
 
 
 class FaultsSection(Section):
-    """What to do when numbers go wrong or a process stands still (train/faults.py, train/process.py).
+    """Non-finite gradients, loss spikes, diverged replicas and hangs (train/faults.py, train/process.py).
 
-    A step whose gradient is not finite is applied nowhere: the run stops, or goes on with the next batch.
-    `spike_sigma` skips a step whose loss or gradient norm lies so many standard deviations above the mean of
+    A step whose gradient is not finite is not applied on any rank: the run stops, or skips to the next batch.
+    `spike_sigma` skips a step whose loss or gradient norm is that many standard deviations above the mean of
     the last `spike_window` steps. Every `replica_check_interval` steps replicas compare their weights. A
-    process that finishes no step, save or validation for `hang_timeout_seconds` dumps its stacks and ends.
+    process without a finished step, save or validation for `hang_timeout_seconds` dumps its stacks and exits.
     """
 
     non_finite: Literal["stop", "skip"] = "stop"
@@ -312,12 +311,12 @@ class FaultsSection(Section):
 
 
 class LoggingSection(Section):
-    """How often metrics are written and progress is shown, in steps; and where to.
+    """Metrics and progress every `interval` steps, and where they are written besides `metrics.jsonl`.
 
-    `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak MFU is a share of. `wandb_project`
-    sends rows to Weights & Biases too, which must be installed. `loss_by_source` adds each pool's training
-    loss. `profile_step` writes torch.profiler's trace of that step on rank 0, `memory_snapshot_step` the
-    CUDA allocator's history of it (for pytorch.org/memory_viz), both into `.profile` of the run folder.
+    `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak is the denominator of MFU.
+    `wandb_project` needs the extra `wandb`. `loss_by_source` adds each pool's training loss. `profile_step`
+    writes torch.profiler's trace of that step on rank 0, `memory_snapshot_step` the CUDA allocator's history
+    of it (for pytorch.org/memory_viz), both into `.profile` of the run folder.
     """
 
     interval: int = Field(default=10, gt=0)

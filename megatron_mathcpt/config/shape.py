@@ -1,8 +1,8 @@
-"""The shape of a Llama under Megatron-Core's names, and its way from and to a Hugging Face `config.json`."""
+"""The shape of a Llama in Megatron-Core's names, read from and written as a Hugging Face `config.json`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -18,10 +18,10 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 class RopeScaling(Section):
-    """Llama 3's change of the rotary frequencies for long contexts, as Megatron-Core does it.
+    """Llama 3's scaling of the rotary frequencies for long contexts, as implemented in Megatron-Core.
 
-    Low and high frequency factor 1 and 4 and an original context of 8192 are fixed there
-    (`RotaryEmbedding._apply_scaling`), as they are in every published Llama.
+    Low and high frequency factor 1 and 4 and an original context of 8192 are constants there
+    (`RotaryEmbedding._apply_scaling`), as in every published Llama.
     """
 
     factor: float = Field(ge=1)
@@ -88,8 +88,17 @@ _NAMES = {
     "tie_word_embeddings": "share_embeddings_and_output_weights",
     "initializer_range": "init_method_std",
 }
-_REQUIRED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_REQUIRED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+_LLAMA3_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def read_hf_shape(folder: Path) -> LlamaShape:
@@ -119,17 +128,17 @@ def read_hf_shape(folder: Path) -> LlamaShape:
         raise ConfigError(f"{path}: {': '.join(first_error(error))}") from error
 
 
-def _require(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def _require(path: Path, wanted: Mapping[str, object], found: Mapping[str, object]) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
             raise ConfigError(f"{path}: {key} is {found.get(key)!r}; only {value!r} is supported")
 
 
-def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
+def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, object]:
     """The `config.json` that makes transformers build `shape` as `LlamaForCausalLM`."""
     values = shape.model_dump()
     values |= {"num_query_groups": shape.query_groups, "kv_channels": shape.head_size}
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rotary_base}
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": shape.rotary_base}
     if shape.rope_scaling is not None:
         rope |= {"rope_type": "llama3", "factor": shape.rope_scaling.factor, **_LLAMA3_ROPE}
     return {

@@ -1,11 +1,11 @@
 """A synthesis run: seeds, servers, the four methods and their settings, verification, budget.
 
-What the study does not say (arXiv 2501.14002: generator, student and teacher models, temperature, samples a
-question, the final layout of the text, what happened to refused and to already right cases) has no default
-here where it decides the result; `layout` and `right_attempts` say which guess a run makes.
+What the study leaves open (arXiv 2501.14002: generator, student and teacher models, temperature, draws per
+question, layout of the text, what happened to refused and to already right cases) has no default here where
+it decides the result; `layout` and `right_attempts` make the choice explicit.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -17,7 +17,7 @@ Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whit
 
 
 class Sampling(Section):
-    """How a server samples. `max_tokens` bounds one answer, and is what an open request is priced at."""
+    """How a server samples. A request in flight counts `max_tokens` against the budget."""
 
     temperature: float = Field(ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -27,8 +27,8 @@ class Sampling(Section):
 class Server(Section):
     """One model behind one or several OpenAI-compatible addresses, `http://host:port/v1`.
 
-    `key_variable` names the environment variable that holds the key; the key itself stands nowhere. Prices
-    are in the unit of your bill, per million tokens. `maximum_in_flight` is per address.
+    `key_variable` names the environment variable of the key, which is stored nowhere. Prices are in the
+    currency of your bill, per million tokens. `maximum_in_flight` is per address.
     """
 
     model: str = Field(min_length=1)
@@ -62,10 +62,10 @@ class ResponseDiversification(Section):
 
 
 class QueryExpansion(Section):
-    """Two new questions with solutions; each must be confirmed by independent solutions.
+    """Two new questions with solutions, confirmed by independent solutions.
 
     `solver` answers each new question `solutions` times; at least `agreeing` of these must reach the answer
-    that the new question came with.
+    that the question was generated with.
     """
 
     server: str
@@ -86,7 +86,7 @@ class QueryExpansion(Section):
 
 
 class RetrospectiveEnhancement(Section):
-    """A later step pasted in early between two marks; no server. `mark` must be a token of its own."""
+    """A later step inserted early between two marks; no server. `mark` must be a single token."""
 
     mark: str = Field(default="<|back|>", min_length=2)
     samples: int = Field(default=1, gt=0)
@@ -95,8 +95,7 @@ class RetrospectiveEnhancement(Section):
 class TutorshipAmplification(Section):
     """A student attempts, a teacher judges and corrects.
 
-    `right_attempts` says what becomes of an attempt that the teacher calls right: dropped, or kept as a
-    record of a confirmed solution.
+    An attempt that the teacher calls right is dropped, or kept as a record of a confirmed solution.
     """
 
     student: str
@@ -106,6 +105,9 @@ class TutorshipAmplification(Section):
     samples: int = Field(gt=0)
     right_attempts: Literal["drop", "keep"]
     layout: Layout = "prose"
+
+
+Method = ResponseDiversification | QueryExpansion | RetrospectiveEnhancement | TutorshipAmplification
 
 
 class Methods(Section):
@@ -118,9 +120,9 @@ class Methods(Section):
 
 
 class Verification(Section):
-    """What becomes of a record whose teacher and whose mathematics disagree, and of one not gradable.
+    """Whether to keep a record on whose correctness teacher and grader disagree, and one not gradable.
 
-    A record whose final answer is wrong is never kept, whatever the teacher says.
+    A record whose final answer is wrong is never kept, whatever the teacher's verdict.
     """
 
     disagreement: Literal["drop", "keep"]
@@ -128,10 +130,10 @@ class Verification(Section):
 
 
 class Budget(Section):
-    """Where to stop. Tokens and money are hard limits over all methods of one shard.
+    """Where to stop. Tokens and cost are hard limits over all methods of one shard.
 
-    `accepted_tokens` and `seeds` cap each method alike, so that methods can be compared at equal budgets;
-    they are shared out evenly among shards.
+    `accepted_tokens` and `seeds` are limits of each method, so that methods can be compared at equal budgets;
+    they are divided evenly among shards.
     """
 
     maximum_tokens: int | None = Field(default=None, gt=0)
@@ -156,13 +158,13 @@ class SynthesisConfig(Section):
     progress_seconds: float = Field(default=10, gt=0)
 
     @property
-    def chosen(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Method]:
         """Settings of the methods to run, by name."""
         return {name: settings for name, settings in self.methods if settings is not None}
 
     @property
     def asked(self) -> dict[str, str]:
-        """The server that each role of a method to run asks, by `method.role`."""
+        """The server of each role of the methods to run, by `method.role`."""
         return {
             f"{name}.{role}": getattr(settings, role)
             for name, settings in self.chosen.items()

@@ -1,8 +1,9 @@
-"""Score models on mathematics: lm-eval's model objects answer our own tasks, our grader judges.
+"""Score models on mathematics: lm-eval model objects generate, our grader decides what is correct.
 
-In reading order: `tasks` (chosen, prompted, judged, summed up), `evaluate` (a model on task files, into a
-complete folder), `responses` (answers kept as they come, so that a killed run goes on), `megatron_lm` (a
-checkpoint as an lm-eval model), `decoder` (generation and log-likelihoods in any layout), `key_value_cache`.
-`__main__` is lm-eval's own command line and evaluator with our tasks, for the same scores. What is written
-is `formats/evaluation_folder`'s.
+In reading order: `evaluate` scores one model on benchmark files and writes a complete folder; `tasks` selects
+tasks, builds prompts, grades outputs and aggregates scores, also for the YAML files of `tasks/`; `responses`
+appends every output to a file, so that a killed evaluation resumes; `megatron_lm` is an lm-eval model on
+Megatron-Core; `decoder` generates and scores tokens in any parallel layout; `key_value_cache` is its cache,
+with one decoding step as a CUDA graph. `__main__` is lm-eval's own command line with our model and tasks. The
+files of the folder are those of `formats/evaluation_folder`. To add a benchmark, see `tasks/_zero_shot.yaml`.
 """

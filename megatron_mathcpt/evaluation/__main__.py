@@ -1,18 +1,19 @@
-"""lm-eval's own command line with our back end and tasks: `mathcpt-lm-eval run ...`, or this package by `-m`.
+"""lm-eval's own command line with our model and tasks: `mathcpt-lm-eval run ...`, or this package by `-m`.
 
-Takes every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
-`tasks/` are found without `--include_path`. Release 0.4.13 has no plugin discovery, so they are registered
-here, before it reads its arguments.
+It takes every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
+`tasks/` need no `--include_path`. lm-eval 0.4.13 has no plugins, so both are registered before it parses its
+arguments.
 """
 
 import sys
 
 
 def main() -> None:
-    """Register the back end and the tasks, then run lm-eval."""
-    if sys.argv[1:] in ([], ["-h"], ["--help"]):  # lm-eval's own help takes seconds: it imports torch first
+    """Register our model and tasks, then run lm-eval."""
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):  # lm-eval imports torch before it prints its help: seconds
         print(f"{__doc__}\n`run --help`, `ls --help` and `validate --help` are lm-eval's.")  # noqa: T201
         return
+    import lm_eval.models  # noqa: F401  lm-eval imports its own models only while none is registered
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
 
@@ -24,6 +25,7 @@ def main() -> None:
         use_cpu()  # before the first import of Megatron-Core
     model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron_lm:MegatronLM")
     takes_tasks = any(argument.startswith("--tasks") for argument in sys.argv)
+    # lm-eval takes one --include_path only: a user's own replaces ours.
     if takes_tasks and "--include_path" not in sys.argv:
         sys.argv += ["--include_path", str(TASKS_FOLDER)]
     run_command(cli_evaluate)

@@ -1,103 +1,90 @@
-"""Score one model on some task files into a complete folder: samples, results, manifest."""
+"""Score one model on benchmark files, into a complete folder: responses, samples, results, manifest."""
 
 import json
 import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.tasks import STOP, aggregates, judge, prompts, summarize
+from megatron_mathcpt.evaluation.tasks import aggregates, grade_output, prompts, summarize
+from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
-from megatron_mathcpt.formats.evaluation_folder import (
-    KIND,
-    RESPONSES,
-    Results,
-    Sample,
-    load_results,
-    write_evaluation,
-)
+from megatron_mathcpt.formats.evaluation_folder import Results, Sample
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.log import get_logger, is_first_process
 
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
+
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 logger = get_logger(__name__)
 
 
-def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> dict[str, Any]:
-    """Score the model folder `model` on `files` (task name to benchmark file); what `results.json` holds.
+def evaluate(
+    model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path
+) -> dict[str, JsonValue]:
+    """Score the model folder `model` on `files` (task name to benchmark file); return `results.json`.
 
-    Writes `responses.jsonl` as the answers come, then `samples_<task>.jsonl`, `results.json` and the
-    manifest, and nothing when `out` already holds this result; a run that was killed goes on with the answers
-    it has. Raises `EvaluationError` for inputs that cannot be used, before the model is loaded.
+    A killed run resumes. Raises `EvaluationError` for unusable inputs, before the model is loaded.
     """
-    unknown = sorted(set(config.tasks) ^ set(files))
-    if unknown:
-        raise EvaluationError(f"task '{unknown[0]}': named without a file, or a file without a task")
+    assert set(config.tasks) == set(files)  # `plan` makes both
     sets = {name: load_items(files[name]) for name in config.tasks}
     identity = fingerprint(model, config)
     inputs = {"model": identity, **{f"task:{name}": found.sha256 for name, found in sets.items()}}
     recorded = config.model_dump(mode="json")
-    if is_complete(out, KIND, inputs=inputs, config=recorded):
+    if is_complete(out, evaluation_folder.KIND, inputs=inputs, config=recorded):
         logger.info("%s: already complete", out)
-        return load_results(out).as_json()
-    samples, truncated = _answer(model, identity, sets, config, out)
-    scores = {
-        name: summarize(name, file, samples[name], truncated[name], config) for name, file in sets.items()
-    }
+        return evaluation_folder.load_results(out).as_json()
+    samples, cuts = _generate_samples(model, identity, sets, config, out)
+    scores = {name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()}
     results = Results(
         model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
     )
     if is_first_process():
-        write_evaluation(out, results, samples, inputs=inputs, config=recorded)
+        evaluation_folder.write_evaluation(out, results, samples, inputs=inputs, config=recorded)
     return results.as_json()
 
 
-def _answer(
+def _generate_samples(
     model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path
 ) -> tuple[dict[str, list[Sample]], Counter[str]]:
-    """Every answer by task, and how many prompts were cut for leaving no room for the longest answer."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars of milliseconds; ours shows the answers
-    from megatron_mathcpt.evaluation.responses import Question, answer
+    """Generate and grade all outputs; count the prompts cut to leave room for the longest answer, by task."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # hide lm-eval's bars of milliseconds; `responses` has its own
+    from megatron_mathcpt.evaluation.responses import Request, generate_responses
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options of its command line
-    questions = []  # put together, and so checked, before the model is loaded
+    requests = []  # built before the model is loaded: `prompts` checks the worked examples
     for name, file in sets.items():
         items = spread(file.items, config.limits.get(name))
         for item, text in zip(items, prompts(items, file.path, config.shots.get(name, 0)), strict=True):
-            questions += [Question(name, item, text)] * config.samples
+            requests += [Request(name, item, text)] * config.samples
     lm = load(model, config)
-    # What decides an answer beside its prompt and generation settings.
-    decisive = {
-        "model": identity,
-        "backend": config.backend,
-        "precision": str(getattr(lm, "params_dtype", None) or lm.model.dtype),
-        "device": str(lm.device),
-        "seed": config.seed,
-    }
-    settings = {"until": STOP, **config.generation()}
+    # Precision and device change rounding, and so even greedy outputs; the model knows what `auto` became.
+    precision = str(getattr(lm, "params_dtype", None) or lm.model.dtype)
+    origin = {"model": identity, "precision": precision, "device": str(lm.device)}
     try:
-        texts = answer(
-            lm, questions, settings, out / RESPONSES, identity=decisive, batch_size=config.batch_size
-        )
+        texts = generate_responses(lm, requests, config, out / evaluation_folder.RESPONSES, origin)
     finally:
         if config.backend == "megatron":
-            lm.close()
+            lm.close()  # a sweep loads its next checkpoint in this process
     room = lm.max_length - config.max_new_tokens
-    each = questions[:: config.samples]
-    truncated = Counter(asked.task for asked in each if len(lm.tok_encode(asked.prompt)) > room)
+    each = requests[:: config.samples]
+    cuts = Counter(request.task for request in each if len(lm.tok_encode(request.prompt)) > room)
     samples: dict[str, list[Sample]] = {name: [] for name in sets}
-    for index, ((task, item, _), output) in enumerate(zip(questions, texts, strict=True)):
+    for index, ((task, item, _), output) in enumerate(zip(requests, texts, strict=True)):
         samples[task].append(
             Sample(
                 id=item.id,
                 sample=index % config.samples if config.samples > 1 else None,
-                **judge(item, output),
+                **grade_output(item, output),
                 stage=item.stage,
                 steps=item.steps,
                 gold=item.answer,
@@ -105,11 +92,11 @@ def _answer(
                 output=output,
             )
         )
-    return samples, truncated
+    return samples, cuts
 
 
 def model_name(folder: Path) -> str:
-    """What a reader calls the model: the run of `<run>/hf` or of a checkpoint, else the folder itself."""
+    """Display name of a model: with its run for `<run>/hf` or a checkpoint, else the folder's own name."""
     whole = folder.resolve()
     if whole.name.startswith("step_"):
         return f"{whole.parent.parent.name}/{whole.name}"
@@ -117,55 +104,47 @@ def model_name(folder: Path) -> str:
 
 
 def fingerprint(folder: Path, config: EvaluationConfig) -> str:
-    """SHA-256 of what decides the answers of a checkpoint or Hugging Face folder, before it is loaded.
-
-    Raises `EvaluationError`, `CheckpointError` or `ManifestError` when the folder is not whole.
-    """
+    """SHA-256 of what decides a model folder's outputs; raises a `MathCptError` when it is incomplete."""
     if not (folder / "config.json").is_file():
         if config.backend == "megatron":
             return load_sealed(chosen_checkpoint(folder)).fingerprint()
-        raise EvaluationError(
-            f"{folder}: no config.json here; give a Hugging Face model folder, as `mathcpt convert` makes it"
-        )
+        raise EvaluationError(f"{folder}: no config.json here; a checkpoint needs --backend megatron")
     if (folder / FILE_NAME).is_file():
         return load_manifest(folder, "hf").fingerprint()
     index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-    if index.is_file():  # of a sharded model; a copy that was cut short lacks some of its files
+    if index.is_file():  # of a sharded model; an interrupted download lacks some of its files
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise EvaluationError(f"{folder / missing[0]}: missing, the model folder is not complete")
-    # Beside the weights, what decides prompts and their tokens.
+    # Weights are hashed by samples of their bytes: no evaluation starts by reading 140 GB.
     small = sorted(path for pattern in ("*.json", "*.model") for path in folder.glob(pattern))
     return hash_json({"weights": hf_fingerprint(folder)} | {path.name: hash_file(path) for path in small})
 
 
-def load(folder: Path, config: EvaluationConfig) -> Any:
-    """lm-eval's model object; raises `EvaluationError` when the window leaves no room for a question."""
-    model: Any = _load_megatron(folder, config) if config.backend == "megatron" else _load_hf(folder, config)
-    if model.max_length <= config.max_new_tokens:
-        raise EvaluationError(
-            f"max_new_tokens {config.max_new_tokens}: the model's window is {model.max_length} tokens, "
-            "which leaves no room for a question; ask for fewer"
-        )
+def load(folder: Path, config: EvaluationConfig) -> "TemplateLM":
+    """Load lm-eval's model object; raises `EvaluationError` when the window leaves no room for a prompt."""
+    if config.backend == "megatron":
+        from megatron_mathcpt.cpu import use_cpu
+
+        use_cpu()  # before the first import of Megatron-Core
+        from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
+
+        model = MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
+    else:
+        model = _load_hf(folder, config)
+    new, window = config.max_new_tokens, model.max_length
+    if window <= new:
+        raise EvaluationError(f"max_new_tokens {new}: the model's window is {window} tokens; ask for fewer")
     return model
 
 
-def _load_megatron(folder: Path, config: EvaluationConfig) -> Any:
-    from megatron_mathcpt.cpu import use_cpu
-
-    use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
-
-    return MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
-
-
-def _load_hf(folder: Path, config: EvaluationConfig) -> Any:
-    """lm-eval's `hf` model, on a GPU if there is one; there `auto` is the folder's precision, else fp32."""
+def _load_hf(folder: Path, config: EvaluationConfig) -> "TemplateLM":
     from lm_eval.models.huggingface import HFLM
 
     from megatron_mathcpt.device import on_gpu
 
+    # On a GPU `auto` is the precision of the folder's weights, on a CPU fp32.
     device, automatic = ("cuda", "auto") if on_gpu() else ("cpu", "float32")
     dtype = _DTYPES.get(config.params_dtype, automatic)
     try:

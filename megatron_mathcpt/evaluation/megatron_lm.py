@@ -1,15 +1,16 @@
-"""lm-eval back end on Megatron-Core: a run's checkpoint, or Hugging Face weights, scored without conversion.
+"""lm-eval model on Megatron-Core: a run's checkpoint or Hugging Face weights, evaluated without conversion.
 
-Every process of a replica takes part in each forward; replicas share the requests among themselves and
-exchange the answers, so lm-eval sees one process and its own sharding, which miscounts repeats, is not used.
+Every process of a replica takes part in each forward pass. Replicas split the requests and all-gather the
+results, so lm-eval sees one process: its own data parallelism pads repeated requests and miscounts them.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -23,38 +24,33 @@ from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.decoder import Decoder, Limits, Pick, greedy, sampler
+from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.model.weights import WeightSource, fill
 
+T = TypeVar("T")
+
 
 class MegatronOptions(BaseModel):
-    """What `--model_args` may say beside the model; lm-eval's other options are left alone.
-
-    Sizes are Megatron-Core's. Weights are in `params_dtype`; `auto` is bf16 on a GPU and fp32 elsewhere.
-    """
+    """What `--model_args` may set in addition to the model; lm-eval's other options are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     tokenizer: str | None = None
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
-    params_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    params_dtype: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 on a GPU, fp32 on a CPU
     batch_size: int = 64
     max_gen_toks: int = 256
     seed: int = 0
 
 
 class MegatronLM(TemplateLM):
-    """`model` is a run folder, one of its checkpoints, or a Hugging Face folder; `options` as above.
+    """`model` is a run folder, a checkpoint or a Hugging Face folder; `options` are `MegatronOptions`."""
 
-    A request may bring a `seed` of its own in its generation settings (`takes_seeds`).
-    Under torchrun or srun what the sizes leave of the processes are replicas.
-    """
+    takes_seeds = True  # a request may have a `seed` of its own in its generation settings
 
-    takes_seeds = True
-
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, model: str, **options: object) -> None:
         super().__init__()
         use_cpu()
         from transformers import AutoTokenizer
@@ -62,12 +58,12 @@ class MegatronLM(TemplateLM):
         from megatron_mathcpt.model.llama import build_model
 
         self.options = MegatronOptions.model_validate(options)
-        source, shape, own = _open(Path(model))
+        source, shape, own = _open_weights(Path(model))
         tokenizer = self.options.tokenizer or own
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         if self.tokenizer.eos_token_id is None:
             raise EvaluationError(f"{tokenizer}: the tokenizer has no end-of-sequence token")
-        self.layout = _layout(self.options)
+        self.layout = _start_layout(self.options)
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
         self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
         precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
@@ -75,8 +71,8 @@ class MegatronLM(TemplateLM):
         fill([chunk], source)
         self._decoder = Decoder(chunk, shape, self.layout)
         self.max_length = shape.max_position_embeddings
-        self._device = self.layout.device  # lm-eval's `device`
-        self._texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        self._device = self.layout.device  # lm-eval's `device` property returns it
+        self._token_texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
 
     @property
     def eot_token_id(self) -> int:
@@ -84,22 +80,23 @@ class MegatronLM(TemplateLM):
         return int(self.tokenizer.eos_token_id)
 
     def close(self) -> None:
-        """Leave the process group, so that another model can be opened."""
+        """Destroy the process group, so that another model can be loaded."""
         parallel.stop()
 
     def barrier(self) -> None:
         """Wait for all processes."""
         dist.barrier()
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of `string`; special tokens by the tokenizer's own default, as in lm-eval's `hf`."""
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        """Tokenize; special tokens by the tokenizer's own default, as in lm-eval's `hf`."""
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **options))
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts of the requests, in their order, cut before the first stop string."""
         drawn = request_seeds([request.args[0] for request in requests], self.options.seed)
-        groups: dict[str, list[int]] = {}  # of the same settings, but for the seed
+        # A batch shares its limits and stop strings: group the requests by settings, seeds aside.
+        groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             kind = {name: value for name, value in request.args[1].items() if name != "seed"}
             groups.setdefault(repr(sorted(kind.items())), []).append(index)
@@ -112,35 +109,36 @@ class MegatronLM(TemplateLM):
                 texts[index] = text
         return texts
 
-    def _generate(self, prompts: list[str], options: dict[str, Any], seeds: list[int]) -> list[str]:
-        stops = handle_stop_sequences(options.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
-        new_tokens = int(options.get("max_gen_toks", self.options.max_gen_toks))
-        if not 0 < new_tokens < self.max_length:
+    def _generate(self, prompts: list[str], settings: dict[str, Any], seeds: list[int]) -> list[str]:
+        stops = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
+        new_tokens = int(settings.get("max_gen_toks", self.options.max_gen_toks))
+        window = self.max_length
+        if not 0 < new_tokens < window:
             raise EvaluationError(
-                f"max_gen_toks {new_tokens}: the model's window is {self.max_length} tokens; ask for fewer, "
-                "and for one at least"
+                f"max_gen_toks {new_tokens}: the model's window is {window}; ask for 1 to {window - 1}"
             )
-        room = self.max_length - new_tokens
+        # A prompt that leaves too little room is cut on the left, as by lm-eval's `hf`: the question is last.
+        room = window - new_tokens
         encoded = [(self.tok_encode(prompt) or [self.eot_token_id])[-room:] for prompt in prompts]
-        temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
-        top_p = float(options.get("top_p", 1.0))
-        limits = Limits(new_tokens, self.eot_token_id, self._stopped_by(stops))
+        temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample", True) else 0.0
+        top_p = float(settings.get("top_p", 1.0))
+        limits = Limits(new_tokens, self.eot_token_id, self._stop_condition(stops))
 
-        def texts_of(batch: list[int]) -> list[str]:
-            pick: Pick = greedy
+        def generate(batch: list[int]) -> list[str]:
+            choose: Chooser = greedy
             if temperature > 0:
-                pick = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
-            found = self._decoder.generate([encoded[index] for index in batch], limits, pick)
+                choose = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
+            found = self._decoder.generate([encoded[index] for index in batch], limits, choose)
             return [_cut(self.tokenizer.decode(new), stops) for new in found]
 
-        return self._by_all([len(tokens) + new_tokens for tokens in encoded], texts_of)
+        return self._over_replicas([len(tokens) + new_tokens for tokens in encoded], generate)
 
-    def _stopped_by(self, stops: Sequence[str]) -> Callable[[list[int]], bool]:
+    def _stop_condition(self, stops: Sequence[str]) -> Callable[[list[int]], bool]:
         """Whether new tokens end with one of the strings `stops`, or a character or so after it."""
-        # The last token's text holds the last character of a stop string: the rest needs no decoding.
-        last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # a piece of a character may complete one
-        may_stop = {token for token, text in enumerate(self._texts) if last & set(text)}
-        # A token is at least a byte; a few more, for a character cut at the start of what is decoded.
+        # Only a token with the last character of a stop string can complete one: others need no decoding.
+        last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # part of a character may complete one
+        may_stop = {token for token, text in enumerate(self._token_texts) if last & set(text)}
+        # Decoding all new tokens each time would be quadratic. 4 bytes more: the cut may split a character.
         tail = max((len(stop.encode()) for stop in stops), default=0) + 4
 
         def stopped(new: list[int]) -> bool:
@@ -152,26 +150,21 @@ class MegatronLM(TemplateLM):
         return stopped
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
     ) -> list[tuple[float, bool]]:
-        """Sum of the continuation's log-probabilities, and whether it is what greedy generation gives."""
-        answers = [len(answer) for _, _, answer in requests]
-        if max(answers, default=0) > self.max_length:
-            raise EvaluationError(
-                f"an answer of {max(answers)} tokens: the model's window is {self.max_length}; leave the "
-                "item out"
-            )
-        sequences = [(context + answer)[-(self.max_length + 1) :] for _, context, answer in requests]
+        """Log-probability of each continuation, and whether greedy generation gives it."""
+        lengths, window = [len(continuation) for _, _, continuation in requests], self.max_length
+        # The first tokens of a longer one have no position: a negative index would score others instead.
+        if (size := max(lengths, default=0)) > window:
+            raise EvaluationError(f"an answer of {size} tokens: the model's window is {window}; remove it")
+        sequences = [(context + tokens)[-(window + 1) :] for _, context, tokens in requests]
+        return self._over_replicas(
+            [len(context) + len(tokens) for _, context, tokens in requests],
+            lambda batch: self._decoder.score([sequences[i] for i in batch], [lengths[i] for i in batch]),
+        )
 
-        def scores_of(batch: list[int]) -> list[tuple[float, bool]]:
-            return self._decoder.score(
-                [sequences[index] for index in batch], [answers[index] for index in batch]
-            )
-
-        return self._by_all([len(context) + len(answer) for _, context, answer in requests], scores_of)
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of each whole text, in windows of the model's length that do not overlap."""
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text, in disjoint windows of the model's length."""
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
@@ -188,12 +181,13 @@ class MegatronLM(TemplateLM):
             totals[owner] += score
         return totals
 
-    def _by_all(self, lengths: Sequence[int], results_of: Callable[[list[int]], list[Any]]) -> list[Any]:
-        """Results by request index, each replica making those of its batches of indices."""
+    def _over_replicas(self, lengths: Sequence[int], compute: Callable[[list[int]], list[T]]) -> list[T]:
+        """Results of all requests, by `lengths`; each replica runs `compute` on its share of the batches."""
         batches = self._decoder.batches(lengths, self.options.batch_size)
-        mine: dict[int, Any] = {}
+        mine: dict[int, T] = {}
+        # Batches are sorted by length: taken in turns, every replica gets long and short ones.
         for batch in batches[self.layout.data_rank :: self.layout.data_size]:
-            mine |= dict(zip(batch, results_of(batch), strict=True))
+            mine |= dict(zip(batch, compute(batch), strict=True))
         parts = [mine] * self.layout.data_size
         if self.layout.data_size > 1:
             dist.all_gather_object(parts, mine, group=self.layout.groups.dp)
@@ -207,7 +201,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
+def _open_weights(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
     """Weights, shape and tokenizer folder of a Hugging Face folder, a run or a checkpoint."""
     if (folder / "config.json").is_file():
         shape = read_hf_shape(folder)
@@ -218,15 +212,13 @@ def _open(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
     return CheckpointWeights(checkpoint, shape), shape, own_tokenizer(checkpoint, manifest)
 
 
-def _layout(options: MegatronOptions) -> parallel.Layout:
-    sizes = ParallelSection(
-        tensor_model_parallel_size=options.tensor_model_parallel_size,
-        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
-    )
+def _start_layout(options: MegatronOptions) -> parallel.Layout:
+    sizes = ParallelSection.model_validate(options.model_dump(include=set(ParallelSection.model_fields)))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world % sizes.model_size:
         raise EvaluationError(
-            f"{world} processes do not hold whole replicas of {sizes.model_size} "
+            f"{world} processes do not form whole replicas of {sizes.model_size} "
             f"(tensor {sizes.tensor_model_parallel_size} x pipeline {sizes.pipeline_model_parallel_size})"
         )
+    # A single process needs no rendezvous over the network.
     return parallel.start_alone(sizes) if world == 1 else parallel.start(sizes, 0)

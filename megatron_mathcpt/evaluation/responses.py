@@ -1,8 +1,9 @@
-"""Answers on disk as they come, one JSON line each, so that a killed evaluation goes on where it stopped.
+"""Generate responses batch by batch, each on disk as one JSON line, so that a killed evaluation resumes.
 
-Questions are cut into batches in one fixed order, and a batch is kept or done again as a whole: a resumed run
-makes the very batches, and so the very bytes, of one that was never killed. A batch's key holds the model's
-fingerprint, the settings, every prompt and every seed: no two models, and no two draws, share an answer.
+Requests are cut into batches in a fixed order, and a batch is kept or generated again as a whole: a resumed
+run makes the same batches, and so the same bytes, as one that was never killed. A batch's key hashes the
+model's fingerprint, the settings, every prompt and every seed. lm-eval's own cache leaves out the model, so a
+second model got the responses of the first.
 """
 
 import hashlib
@@ -13,57 +14,54 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from pydantic import JsonValue
 from rich.console import Console
 from rich.progress import track
 
-from megatron_mathcpt.evaluation.tasks import judge
+from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.evaluation.tasks import STOP, grade_output
 from megatron_mathcpt.formats.benchmark import Item
 from megatron_mathcpt.formats.evaluation_folder import Response
 from megatron_mathcpt.formats.files import JsonLines, hash_json, read_rows
 from megatron_mathcpt.log import is_first_process
 
+Settings = dict[str, JsonValue]  # lm-eval's generation_kwargs
 
-class Question(NamedTuple):
-    """A prompt to be answered once; an item with several answers is as many questions."""
+
+class Request(NamedTuple):
+    """One prompt to generate for; an item with several draws is as many requests."""
 
     task: str
     item: Item
     prompt: str
 
 
-def answer(
-    lm: Any,
-    questions: Sequence[Question],
-    settings: dict[str, Any],
-    path: Path,
-    *,
-    identity: dict[str, Any],
-    batch_size: int,
+def generate_responses(
+    lm: TemplateLM, requests: Sequence[Request], config: EvaluationConfig, path: Path, origin: dict[str, str]
 ) -> list[str]:
-    """Texts that lm-eval's model `lm` gives for the questions, in their order; kept in the file `path`.
-
-    `settings` are lm-eval's for generation, `identity` is everything beside prompt and settings that decides
-    an answer, its `seed` that of the draws. The first process writes; all read the file before the first
-    batch. A line's `seconds` are its whole batch's, whose sequences are generated together.
-    """
+    """Output of `lm` for each request, in order, reused from the file `path` or appended to it."""
+    identity = {**origin, "backend": config.backend, "seed": config.seed}
+    settings: Settings = {"until": [*STOP], **config.generation()}
     writes = is_first_process()
-    known = _read(path, mend=writes)
-    lm.barrier()
+    known = _load_responses(path, repair=writes)
+    lm.barrier()  # no process may read what the first one is already appending
     file = JsonLines(path) if writes else None
-    seeds = request_seeds([question.prompt for question in questions], identity["seed"])
-    # Of about one length; equal prompts keep their order.
-    order = sorted(range(len(questions)), key=lambda index: (-len(questions[index].prompt), index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    seeds = request_seeds([request.prompt for request in requests], config.seed)
+    # Prompts of similar length share a batch, so that little is padding; equal prompts keep their order.
+    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt), index))
+    batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
     texts: dict[int, str] = {}
     quiet = not (writes and sys.stderr.isatty())
-    for members in track(batches, "answers", console=Console(stderr=True), disable=quiet):
-        batch = [questions[index] for index in members]
+    for members in track(batches, "responses", console=Console(stderr=True), disable=quiet):
+        batch = [requests[index] for index in members]
+        # Copies: a back end that appends its end token to the stop strings would change the next batch's key.
         options = [deepcopy(settings) | {"seed": seeds[index]} for index in members]
-        prompts = [question.prompt for question in batch]
+        prompts = [request.prompt for request in batch]
         key = hash_json([identity, list(zip(prompts, options, strict=True))])
         if len(known.get(key, ())) < len(batch):
             rows = _generate(lm, batch, options, key)
@@ -74,30 +72,29 @@ def answer(
         texts |= {index: known[key][place] for place, index in enumerate(members)}
     if file:
         file.close()
-    return [texts[index] for index in range(len(questions))]
+    return [texts[index] for index in range(len(requests))]
 
 
-def _read(path: Path, *, mend: bool) -> dict[str, dict[int, str]]:
-    """Texts of an earlier run by batch and place in it.
-
-    With `mend` a line that a kill cut short is cut off, so that the next one is whole.
-    """
+def _load_responses(path: Path, *, repair: bool) -> dict[str, dict[int, str]]:
+    """Outputs of an earlier run, by batch key and place in the batch."""
     known: dict[str, dict[int, str]] = {}
     for row in read_rows(path, Response) if path.is_file() else ():
         known.setdefault(row.batch, {})[row.place] = row.output
-    if mend and path.is_file():
+    if repair and path.is_file():
+        # Cut off a line that a kill left unfinished: the next one would be appended to it.
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return known
 
 
-def _generate(lm: Any, batch: list[Question], options: list[dict[str, Any]], key: str) -> list[Response]:
-    torch.manual_seed(int(key[:12], 16))  # what a back end without seeds of its own draws with
+def _generate(lm: TemplateLM, batch: list[Request], options: list[Settings], key: str) -> list[Response]:
+    # For a back end without seeds: seeded from its key, a batch is the same wherever a run resumed.
+    torch.manual_seed(int(key[:12], 16))
     if not getattr(lm, "takes_seeds", False):
         options = [{name: value for name, value in each.items() if name != "seed"} for each in options]
     start = time.monotonic()
-    asked = zip(batch, options, strict=True)
+    pairs = zip(batch, options, strict=True)
     outputs = lm.generate_until(
-        [Instance("generate_until", {}, (question.prompt, each), 0) for question, each in asked],
+        [Instance("generate_until", {}, (request.prompt, each), 0) for request, each in pairs],
         disable_tqdm=True,
     )
     seconds = round(time.monotonic() - start, 3)
@@ -105,24 +102,24 @@ def _generate(lm: Any, batch: list[Question], options: list[dict[str, Any]], key
         Response(
             batch=key,
             place=place,
-            task=question.task,
-            id=question.item.id,
-            **judge(question.item, output),
-            prompt=question.prompt,
+            task=request.task,
+            id=request.item.id,
+            **grade_output(request.item, output),
+            prompt=request.prompt,
             output=output,
             tokens=len(lm.tok_encode(output)),
-            seconds=seconds,
+            seconds=seconds,  # of the whole batch, whose sequences are generated together
         )
-        for place, (question, output) in enumerate(zip(batch, outputs, strict=True))
+        for place, (request, output) in enumerate(zip(batch, outputs, strict=True))
     ]
 
 
 def request_seeds(prompts: list[str], seed: int) -> list[int]:
-    """A seed for each request from its prompt, which repeat of it this is, and `seed`."""
+    """A seed for each request, from `seed`, its prompt and how often that occurred before it."""
     seen: Counter[str] = Counter()
     seeds = []
     for prompt in prompts:
         digest = hashlib.sha256(f"{seed}:{seen[prompt]}:{prompt}".encode()).digest()
-        seeds.append(int.from_bytes(digest[:7], "big"))
+        seeds.append(int.from_bytes(digest[:7], "big"))  # 56 bits fit torch's signed 64
         seen[prompt] += 1
     return seeds

@@ -1,6 +1,8 @@
-"""A grid of stages, each a command that completes one folder, run here or handed to Slurm.
+"""The stages of a study, each a command that completes one folder, run locally or as Slurm jobs.
 
-`stages` makes the list from the grid's configs; `local` runs it here; `submit` hands it, or one run, to Slurm
-(with job.sbatch.j2, and `node_health` asked of each node first); `dry_run` says what it will cost;
-`sweep` scores every checkpoint of one run.
+In reading order: `stages` turns a study file into an ordered list, from the paths in its configs; `local`
+runs the list on this machine and skips what is complete; `submit` renders `job.sbatch.j2` and submits the
+list, or one run, with dependencies; `node_health` checks each node at the start of a job; `dry_run` plans
+tokens, memory and GPU-hours of a run; `sweep` scores every checkpoint of one run. The study file itself is
+`config/study_file.py`.
 """

@@ -1,25 +1,24 @@
-"""What a run will see, take and cost, said on any machine before anything is held.
+"""What a run will read, need and cost, on any machine and before a GPU is allocated.
 
-Token counts come from the corpus folder if it is built, else from a file of expected tokens.
+Token counts come from the corpus folder if it is built, else from `tokens` of the study's builds.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from pydantic import RootModel
-
-from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.machine import check_recipe, load_machine
 from megatron_mathcpt.planner.memory import check_memory, peak_memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.step_time import step_time
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,17 @@ class DryRun:
     step_seconds: float
     gpu_hours: float
 
-    def cells(self) -> tuple[str, ...]:
-        """Steps, tokens, memory in GiB and GPU-hours as texts."""
-        return (
-            f"{self.steps:,}",
-            f"{self.tokens / 1e9:.1f}B",
-            f"{self.memory_gib:.1f}",
-            f"{self.gpu_hours:,.0f}",
-        )
-
-
-def load_expected_tokens(path: Path) -> dict[str, float]:
-    """Tokens of each pool, from a YAML file in billions."""
-    billions = load_config(path, RootModel[dict[str, float]]).root
-    return {pool: tokens * 1e9 for pool, tokens in billions.items()}
-
 
 def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
     """Plan `config` on `gpus` cards of `hardware`.
 
     Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit into the
-    card's memory, or if nothing tells how many tokens a pool has. Needs `model` in the config.
+    card's memory, or if the tokens of a pool are not known. Needs `model` in the config.
     """
+    if config.model is None or config.model.vocab_size is None:
+        raise ConfigError(
+            f"{config.name}: model: its starting weights decide it; give the section to plan the run"
+        )
     # Of an SFT run the packed folder is named after its pool.
     shares = {config.data.sft.name: 1.0} if config.data.sft else config.data.shares()
     available = _tokens_of(shares, config.data.corpus, expected)
@@ -97,26 +85,14 @@ def _tokens_of(pools: Iterable[str], corpus: Path | None, expected: Mapping[str,
         tokens = built[pool]["train"]["tokens"] if pool in built else expected.get(pool)
         if tokens is None:
             raise ConfigError(
-                f"data: nothing says how many tokens pool '{pool}' has; build {corpus} "
-                "or give the pool a line in the file of expected tokens"
+                f"data: the number of tokens of pool '{pool}' is not known; build {corpus}, "
+                "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
             )
         found[pool] = float(tokens)
     return found
 
 
-def plan_stage(stage: Stage, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun | None:
-    """The same of one stage of a grid, with the overrides that it will run with.
-
-    None if it trains nothing, or if only its starting weights tell the model's shape.
-    """
-    if stage.kind != "run":
-        return None
-    path, *overrides = stage.command[3 : stage.command.index("--out")]
-    config = load_config(Path(path), ExperimentConfig, overrides)
-    return plan_run(config, gpus, hardware, expected) if config.model and config.model.vocab_size else None
-
-
-def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
+def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":
     """A rich table of several runs."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -124,9 +100,11 @@ def as_table(runs: Mapping[str, DryRun], title: str) -> Any:
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
     for name in ("run", "steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "GPU-hours"):
         left, wrapped = name in ("run", "of which (passes)", "layout"), name in ("run", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=not wrapped)
+        table.add_column(name, justify="left" if left else "right", no_wrap=not wrapped, overflow="fold")
     for name, run in runs.items():
-        steps, tokens, memory, hours = run.cells()
         mixed = "\n".join(f"{pool} {n / 1e9:.2f}B ({passes:.2f})" for pool, (n, passes) in run.pools.items())
-        table.add_row(name, steps, tokens, mixed, run.layout, memory, f"{run.step_seconds:.2f}", hours)
+        size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout)
+        table.add_row(
+            name, *size, f"{run.memory_gib:.1f}", f"{run.step_seconds:.2f}", f"{run.gpu_hours:,.0f}"
+        )
     return table

@@ -1,8 +1,8 @@
-"""Run a grid's stages on this machine, one after the other, each as its own command.
+"""Run a study's stages on this machine, one after the other, each as its own command.
 
-What is complete is skipped, a failed stage stops only what depends on it, and running again goes on where it
-stopped. Whether a complete folder is of today's inputs and settings is asked of the stage's own command,
-which goes by the manifest: it does nothing, or refuses and never overwrites; only the report is made anew.
+A complete stage is skipped, a failed one stops only what depends on it, and running again resumes. Whether a
+complete folder matches the current inputs and settings is decided by the stage's own command from the
+manifest: it does nothing, or refuses and never overwrites; only the report is written again.
 """
 
 import fcntl
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -31,7 +30,7 @@ _logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What became of a stage: `done` (was complete), `ran`, `failed` or `skipped`."""
+    """Outcome of a stage: `done` (was complete before), `ran`, `failed` or `skipped`."""
 
     stage: str
     state: str
@@ -41,8 +40,8 @@ class StageOutcome:
 
 
 def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
-    """Run `stages` in order; raises `MathCptError` if another run holds `out`."""
-    # Of each stage, the key it was last complete for, and the seconds it took.
+    """Run `stages` in order; raises `MathCptError` if another process is running in `out`."""
+    # By stage: the key for which it was last complete, and the seconds it took.
     keys, timings = out / ".stages.json", out / "timings.json"
     folders = {stage.name: stage.folder for stage in stages}
     outcomes: dict[str, StageOutcome] = {}
@@ -54,11 +53,12 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
                 outcomes[name] = StageOutcome(name, "skipped")
                 continue
             key, complete = stage.key(folders, out), stage.is_done()
-            if complete and _noted(keys).get(name) == key:  # asked before, with the same answer
+            if complete and _noted(keys).get(name) == key:  # its own command has already checked this key
                 outcomes[name] = StageOutcome(name, "done")
                 continue
             command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
             _logger.info("[%d/%d] %s: python %s", number, len(stages), name, command)
+            stage.write_config()
             outcomes[name] = outcome = _run(stage, out)
             if outcome.status:
                 _logger.error("%s failed with status %d; fix it and run again", name, outcome.status)
@@ -69,9 +69,9 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
     return list(outcomes.values())
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _noted(path: Path) -> dict[str, str | float]:
     return (
-        read_json(path, dict[str, Any], "delete it, and the stages are checked again")
+        read_json(path, dict[str, str | float], "delete it, and the stages are checked again")
         if path.is_file()
         else {}
     )
@@ -90,12 +90,12 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(SAMPLE_SECONDS)
             peak = max(peak, _tree_memory_bytes(root))
-    except BaseException:  # Ctrl-C or a signal turned exception: the stage is ended before we are
+    except BaseException:  # Ctrl-C or a signal turned exception: the stage must not outlive this process
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
     if status == 0 and not stage.is_done():
-        raise MathCptError(f"{stage.name}: ended well but left no manifest in {stage.folder}; this is a bug")
+        raise MathCptError(f"{stage.name}: succeeded but wrote no manifest in {stage.folder}; this is a bug")
     state = "failed" if status else "ran"
     return StageOutcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
 
@@ -112,7 +112,7 @@ def _tree_memory_bytes(root: psutil.Process) -> int:
 
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """Hold `out` for one runner; raises `MathCptError` naming the process that has it."""
+    """Lock `out` for one process; raises `MathCptError` naming the one that has it."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -120,7 +120,7 @@ def _lock(out: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             owner = one_line(file.read())
-            raise MathCptError(f"{out}: in use by process {owner}; wait for it or end it") from error
+            raise MathCptError(f"{out}: in use by process {owner}; wait for it or stop it") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -128,7 +128,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _end_leftovers(out: Path) -> None:
-    """Kill stages that a killed runner of this folder left running; they would write beside ours."""
+    """Kill stages that a killed process left running in this folder; they would write the files of ours."""
     mine = str(out.resolve())
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

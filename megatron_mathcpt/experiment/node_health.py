@@ -1,6 +1,6 @@
-"""Question one node before a job trains on it: run by srun, one task per node.
+"""Check one node before a job trains on it: run by srun, one task per node.
 
-A sick node prints its name on stdout, the reason on stderr, and ends with status 1.
+A sick node prints its name on stdout, the reason on stderr, and exits with status 1.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 _QUERY = "ecc.errors.uncorrected.volatile.total"
-# A driver too old for this torch, or a GPU that has fallen off the bus, is seen by nvidia-smi all the same.
+# nvidia-smi lists a GPU that has fallen off the bus, or whose driver is too old for this torch; torch fails.
 _TRY = """
 import sys, torch
 for number in range(int(sys.argv[1])):
@@ -26,7 +26,7 @@ _MINIMUM_FREE_BYTES = 1 << 30
 
 
 def node_faults(folder: Path, gpus: int) -> list[str]:
-    """What is wrong with this node: `folder` not shared or full; GPUs missing, sick or of no use to torch."""
+    """Faults of this node: `folder` not shared or full; GPUs missing, sick or unusable by torch."""
     return [*_folder_faults(folder), *(_gpu_faults(gpus) or _torch_faults(gpus) if gpus else [])]
 
 
@@ -61,7 +61,7 @@ def gpu_faults(table: str, gpus: int) -> list[str]:
 
 
 def _torch_faults(gpus: int) -> list[str]:
-    """The first GPU that torch cannot put a number on, in a process of its own."""
+    """The first GPU on which torch cannot create a tensor, tried in a subprocess that may hang or crash."""
     command = [sys.executable, "-P", "-c", _TRY, str(gpus)]
     try:
         done = subprocess.run(
@@ -69,7 +69,7 @@ def _torch_faults(gpus: int) -> list[str]:
         )
     except subprocess.TimeoutExpired as error:
         tried = (error.stdout or b"").count(b"\n")
-        return [f"GPU {tried}: torch stands still ({_TRY_TIMEOUT_SECONDS:g} s)"]
+        return [f"GPU {tried}: torch hangs ({_TRY_TIMEOUT_SECONDS:g} s)"]
     if done.returncode == 0:
         return []
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]

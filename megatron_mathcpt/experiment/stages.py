@@ -1,34 +1,31 @@
-"""From a grid to the list of its stages, in an order in which each can run.
+"""From a study to the list of its stages, in an order in which each can run.
 
-A stage is one verb of `mathcpt` that completes one folder. Its key hashes all that decides its result: the
-verb's words, the files it names, and the fingerprints of the folders it reads. Which folders these are
-follows from the paths in its config (see config/grid.py).
+A stage is one verb of `mathcpt` that completes one folder. Its key hashes everything that decides its result:
+the verb's words, its config, the files it names, and the fingerprints of the folders it reads. Which folders
+these are follows from the paths in its config (see config/study_file.py).
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.grid import GridConfig
-from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.files import hash_file, hash_json
-from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
+from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 
 _SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/synthesize.py names it
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the graph: `command` completes `folder`, which holds a manifest of `kind`.
+    """One node of the graph: `command` completes `folder`, which gets a manifest of `kind`.
 
-    `needs` names the stages whose folders are read; `files` are further inputs (configs, benchmark items).
+    `needs` names the stages whose folders are read; `files` are further inputs (benchmark items, corpora).
+    `config` is the YAML file that the command names, and its text.
     """
 
     name: str
@@ -37,6 +34,14 @@ class Stage:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    config: tuple[Path, str] | None = None
+
+    def write_config(self) -> None:
+        """Write the file that the command reads; an equal one stays as it is."""
+        if self.config is not None:
+            path, text = self.config
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                write_atomically(path, text.encode())
 
     def is_done(self) -> bool:
         """Whether the folder is complete."""
@@ -52,104 +57,97 @@ class Stage:
                 "command": [word.replace(str(out), "OUT") for word in self.command[1:]],
                 "needs": {name: load_manifest(folders[name], None).fingerprint() for name in self.needs},
                 "files": [[path.name, hash_file(path)] for path in self.files],
+                "config": self.config[1].replace(str(out), "OUT") if self.config else None,
             }
         )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line decides: results folder, processes of a training, own corpora, benchmark sets.
+    """What the command line decides: processes of a training, own corpora, benchmark sets."""
 
-    `overrides` (`section.field=value`) are those of every run.
-    """
-
-    out: Path
     processes: int
     data: Path | None = None
     benchmarks: Path | None = None
-    overrides: tuple[str, ...] = ()
 
 
-def build_stages(
-    grid: GridConfig, grid_folder: Path, settings: Settings, only: Sequence[str] = ()
-) -> list[Stage]:
-    """All stages of `grid`, each after those it needs; with `only`, what these runs need and their report.
+def build_stages(study: Study, settings: Settings, only: Sequence[str] = ()) -> list[Stage]:
+    """All stages of `study`, each after those it needs; with `only`, what these runs need and their report.
 
-    Raises `ConfigError` for a config that cannot be read, for a path that no stage makes, and for a cycle.
+    Raises `ConfigError` for a path that no stage makes, and for a cycle.
     """
-    if unknown := sorted(set(only) - set(grid.runs)):
-        raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(grid.runs)}")
-    stages = _in_order(list(_Planner(grid, grid_folder, settings).stages()))
+    if unknown := sorted(set(only) - set(study.runs)):
+        raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(study.runs)}")
+    stages = _in_order(list(_Planner(study, settings).stages()))
     if not only:
         return stages
     needed = set(only)
     for stage in reversed(stages):
         needed.update(stage.needs if stage.name in needed else ())
-    return _in_order(list(_Planner(grid.restricted(needed, only), grid_folder, settings).stages()))
+    return _in_order(list(_Planner(study.restricted(needed, only), settings).stages()))
 
 
 class _Planner:
-    """One grid with its settings; a method a kind of stage."""
+    """One study with its settings; a method a kind of stage."""
 
-    def __init__(self, grid: GridConfig, folder: Path, settings: Settings) -> None:
-        self.grid, self.folder, self.settings, self.out = grid, folder, settings, settings.out
-        self.runs = {
-            name: load_config(folder / path, ExperimentConfig, settings.overrides)
-            for name, path in grid.runs.items()
-        }
+    def __init__(self, study: Study, settings: Settings) -> None:
+        self.study, self.settings, self.out = study, settings, study.out
         self.packed = self._packed()
-        self.corpora = ("corpora",) if grid.corpora else ()
-        self.synthesis = ("synthesis",) if grid.synthesis else ()
-        self.names = {*self.corpora, *self.synthesis, *grid.builds, *grid.runs, *self.packed}
+        self.corpora = ("corpora",) if study.corpora else ()
+        self.synthesis = ("synthesis",) if study.synthesis else ()
+        # Folders of results are named after stages, so a path in a config says which stage makes it.
+        self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
         self.items = tuple(sorted(settings.benchmarks.glob("*/*.jsonl"))) if settings.benchmarks else ()
 
     def stages(self) -> Iterator[Stage]:
-        out, data = self.out, self.settings.data
-        if self.grid.corpora:
+        out, data, study = self.out, self.settings.data, self.study
+        if study.corpora:
             own = ("--data", data) if data else ()
             files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
-            command = _verb("corpora", "--out", out / "corpora", "--seed", self.grid.corpora.seed, *own)
+            command = _verb("corpora", "--out", out / "corpora", "--seed", study.corpora.seed, *own)
             yield Stage("corpora", "corpora", out / "corpora", command, files=files)
-        for name, path in self.grid.builds.items():
-            yield self.corpus(name, self.folder / path)
-        if self.grid.synthesis:
-            path, folder = self.folder / self.grid.synthesis.config, out / "synthesis"
-            moved, needs = self._from_results(path, load_config(path, SynthesisConfig))
-            rehearsed = ("--scripted",) if self.grid.synthesis.scripted else ()
-            command = _verb("synthesize", path, *_overrides(moved), "--out", folder, *rehearsed)
-            yield Stage("synthesis", "synthesis", folder / _SHARD, command, needs, (path,))
+        for name, build in study.corpus.items():
+            yield self.corpus(name, build)
+        if study.synthesis:
+            config, needs = self._config("synthesis", study.synthesis)
+            stub = ("--scripted",) if study.scripted else ()
+            command = _verb("synthesize", config[0], "--out", out / "synthesis", *stub)
+            yield Stage("synthesis", "synthesis", out / "synthesis" / _SHARD, command, needs, config=config)
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
-        for name, path in self.grid.runs.items():
-            yield self.run(name, self.folder / path)
-            if name in self.grid.scored:
+        for name, run in study.runs.items():
+            config, needs = self._config(name, run)
+            # The module, not the verb, which would start another process: under srun every task is a worker.
+            command = (sys.executable, "-m", "megatron_mathcpt.train", str(config[0]))
+            command = (*command, "--out", str(out / name), "--processes", str(self.settings.processes))
+            yield Stage(name, "run", out / name, command, needs, config=config)
+            if name in study.scored:
                 folder = out / name / "hf"
                 command = _verb("convert", "to-hf", out / name, "--out", folder)
                 yield Stage(f"{name}/hf", "hf", folder, command, (name,))
                 yield self.evaluate(name)
         yield self.report()
 
-    def corpus(self, name: str, path: Path) -> Stage:
-        config, benchmarks = load_config(path, Corpus), self.settings.benchmarks
-        moved, needs = self._from_results(path, config)
-        if config.decontaminate and benchmarks:
-            field = "decontaminate.benchmarks"
-            moved[field] = [*moved.get(field, config.decontaminate.benchmarks), str(benchmarks)]
-        command = _verb("build", path, *_overrides(moved), "--out", self.out / name)
-        return Stage(name, "corpus", self.out / name, command, needs, (path, *self.items))
-
-    def run(self, name: str, path: Path) -> Stage:
-        moved, needs = self._from_results(path, self.runs[name])
-        overrides = (*self.settings.overrides, *_overrides(moved))
-        options = ("--out", str(self.out / name), "--processes", str(self.settings.processes))
-        command = (sys.executable, "-m", "megatron_mathcpt.train", str(path), *overrides, *options)
-        return Stage(name, "run", self.out / name, command, needs, (path,))
+    def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
+        decontaminate, benchmarks = build.config.decontaminate, self.settings.benchmarks
+        if (
+            decontaminate and benchmarks
+        ):  # what the runs are scored on must not be in what they are trained on
+            sets = [*decontaminate.benchmarks, str(benchmarks)]
+            wider = {"decontaminate": decontaminate.model_copy(update={"benchmarks": sets})}
+            marks = {**build.marks, "decontaminate.benchmarks": "and --benchmarks"}
+            build = Resolved(build.config.model_copy(update=wider), marks)
+        config, needs = self._config(name, build)
+        command = _verb("build", config[0], "--out", self.out / name)
+        return Stage(name, "corpus", self.out / name, command, needs, self.items, config)
 
     def evaluate(self, name: str) -> Stage:
-        folder, benchmarks, asked = self.out / name, self.settings.benchmarks, self.grid.evaluation
+        folder, benchmarks, asked = self.out / name, self.settings.benchmarks, self.study.evaluation
         if not self.corpora and not benchmarks:
-            raise ConfigError(f"grid '{self.grid.name}' makes no problems of its own; give --benchmarks DIR")
+            raise ConfigError(
+                f"study '{self.study.name}' makes no problems of its own; give --benchmarks DIR"
+            )
         words: list[object] = ["--model", folder / "hf", "--out", folder / "evaluation"]
         words += ["--max-new-tokens", asked.max_new_tokens]
         words += ["--task", self.out / "corpora" / "evaluation"] if self.corpora else []
@@ -159,75 +157,51 @@ class _Planner:
         return Stage(f"{name}/evaluation", "evaluation", folder / "evaluation", command, needs, self.items)
 
     def report(self) -> Stage:
-        folder, asked, runs = self.out / "report", self.grid.report, tuple(self.grid.runs)
+        folder, study, runs = self.out / "report", self.study, tuple(self.study.runs)
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
-        for candidate, baseline in asked.comparisons:
+        for candidate, baseline in study.comparisons:
             words += ["--compare", f"{baseline}:{candidate}"]
-        words += ["--study"] if asked.study else []
-        scores = (f"{name}/evaluation" for name in self.grid.scored)
-        needs = (*self.grid.builds, *self.synthesis, *runs, *scores)
+        words += ["--study"] if study.published else []
+        scores = (f"{name}/evaluation" for name in study.scored)
+        needs = (*study.corpus, *self.synthesis, *runs, *scores)
         return Stage("report", "report", folder, _verb("report", *words), needs)
 
     def _packed(self) -> dict[str, tuple[str, str, int]]:
         """Stage name of each folder of packed samples, and the corpus, pool and length it is made from."""
         packed: dict[str, tuple[str, str, int]] = {}
-        for name, config in self.runs.items():
-            folder, corpus = (self._inside(path) for path in (config.data.sft, config.data.corpus))
+        for name, run in self.study.runs.items():
+            data = run.config.data
+            folder, corpus = self.study.inside(data.sft), self.study.inside(data.corpus)
             if folder is None:
                 continue
             if corpus is None:
-                raise ConfigError(f"runs.{name}: data.corpus must say what {config.data.sft} is made of")
-            made_from = (str(corpus), folder.name, config.train.seq_length)
+                raise ConfigError(f"runs.{name}: data.corpus must say what {data.sft} is made of")
+            made_from = (str(corpus), folder.name, run.config.train.seq_length)
             if packed.setdefault(str(folder), made_from) != made_from:
                 raise ConfigError(
-                    f"runs.{name}: {config.data.sft} is made from {packed[str(folder)]} for another run, "
+                    f"runs.{name}: {data.sft} is made from {packed[str(folder)]} for another run, "
                     f"from {made_from} for this one; give it a folder of its own"
                 )
         return packed
 
-    def _inside(self, path: Any) -> Path | None:
-        """`path` below the folder of results; None if it lies elsewhere or is no path."""
-        root = Path("runs") / self.grid.name
-        inside = isinstance(path, str | Path) and Path(path).is_relative_to(root)
-        return Path(path).relative_to(root) if inside else None
-
-    def _from_results(self, path: Path, config: Section) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Fields of `config` with paths below the folder of results, as they are here, and who makes them."""
-        moved: dict[str, Any] = {}
+    def _config(self, name: str, resolved: Resolved[Model]) -> tuple[tuple[Path, str], tuple[str, ...]]:
+        """The file that a stage reads, and the stages that make the results it names."""
         needs: dict[str, None] = {}
-        for field, value in _leaves(config.model_dump(mode="json")):
-            texts = value if isinstance(value, list) else [value]
-            here = list(texts)
-            for number, text in enumerate(texts):
-                if inside := self._inside(text):
-                    makers = [name for name in self.names if inside.is_relative_to(name)]
+        for field, value in leaves(resolved.config.model_dump(mode="json")).items():
+            for text in value if isinstance(value, list) else [value]:
+                if inside := self.study.inside(text):
+                    # Below `sft` each pool is a stage of its own, so the longest name is the maker.
+                    makers = [maker for maker in self.names if inside.is_relative_to(maker)]
                     if not makers:
                         raise ConfigError(
-                            f"{path}: {field}: no stage of grid '{self.grid.name}' makes {text}"
+                            f"{name}: {field}: no stage of study '{self.study.name}' makes {text}"
                         )
                     needs[max(makers, key=len)] = None
-                    here[number] = str(self.out / inside)
-            if here != texts:
-                moved[field] = here if isinstance(value, list) else here[0]
-        return moved, tuple(needs)
+        return (self.out / "configs" / f"{name}.yaml", resolved.as_yaml()), tuple(needs)
 
 
 def _verb(name: str, *words: object) -> tuple[str, ...]:
     return (sys.executable, "-m", "megatron_mathcpt", name, *map(str, words))
-
-
-def _overrides(values: dict[str, Any]) -> list[str]:
-    """`field=value` with the value as JSON, which YAML reads whatever characters a path holds."""
-    return [f"{field}={json.dumps(value, ensure_ascii=False)}" for field, value in values.items()]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by their full path."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:
@@ -237,6 +211,6 @@ def _in_order(stages: Sequence[Stage]) -> list[Stage]:
         ready = next((stage for stage in waiting if ordered.keys() >= set(stage.needs)), None)
         if ready is None:
             names = ", ".join(stage.name for stage in waiting)
-            raise ConfigError(f"stages wait for each other in a cycle among {names}; mend a path in one")
+            raise ConfigError(f"stages wait for each other in a cycle among {names}; change a path in one")
         ordered[ready.name] = ready
     return list(ordered.values())

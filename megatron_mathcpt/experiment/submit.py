@@ -1,10 +1,10 @@
-"""Hand a run, or the stages of a grid, to Slurm: one job each, its script, code and logs kept in `.slurm`.
+"""Submit a run, or the stages of a study, to Slurm: one job each, its script, code and logs kept in `.slurm`.
 
 There is no engine here: order and failure are Slurm's dependencies, restarts are the job script's. A job runs
-from a copy of the code, so that edits made while it waits or runs do not reach it.
+from a copy of the code, so edits made while it is queued or running do not affect it.
 
-Shell words are quoted by `shlex`. An `#SBATCH` line knows no safe quoting (a newline or a `%` in a value
-changes the job), so what goes there is limited to harmless characters and anything else is refused.
+Shell words are quoted by `shlex`. An `#SBATCH` line has no safe quoting (a newline or a `%` in a value
+changes the job), so values there are limited to harmless characters and anything else is refused.
 """
 
 import re
@@ -25,11 +25,11 @@ from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ".slurm"  # hidden: logs grow after the stage's manifest is written
+FOLDER = ".slurm"  # hidden, so not an output of the stage: its logs grow after the manifest is written
 _COPIED = ("megatron_mathcpt", "tools", "configs")
 _STATE = ("progress", "sick_nodes", "owner")
 _JOB_ID = "job_id"
-# What may stand in an #SBATCH line, with the words for it.
+# Values allowed in an #SBATCH line, and how an error describes them.
 _NAME = (r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits and _ . + -")
 _PATH = (r"(/(?!\.\.(/|$))[A-Za-z0-9_.+=@~-]+)+", "an absolute path of letters, digits and _ . + = @ ~ -")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -39,8 +39,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 class Job:
     """One job: `command` (the interpreter first) runs as `nodes` x `tasks_per_node` tasks.
 
-    `folder` takes logs and state, `code` is the copy it runs from, `checkpoints` shows its progress, and
-    relative paths in its command count from `work`.
+    `folder` is for logs and state, `code` is the copy it runs from, `checkpoints` is watched for progress,
+    and relative paths in its command are relative to `work`.
     """
 
     name: str
@@ -68,7 +68,7 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
 
 
 def run_job(config: ExperimentConfig, cluster: ClusterConfig, out: Path) -> Job:
-    """The job that trains `config` into `out`; raises `ConfigError` if it cannot fill the nodes."""
+    """The job that trains `config` into `out`; raises `ConfigError` if its layout does not fit the nodes."""
     check_experiment(config, cluster.world_size)
     folder = out / FOLDER
     words = ("-P", "-m", "megatron_mathcpt.train", str(folder / "config.yaml"), "--out", str(out))
@@ -79,8 +79,8 @@ def run_job(config: ExperimentConfig, cluster: ClusterConfig, out: Path) -> Job:
 def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, allow_dirty: bool) -> int:
     """Write the job's folder (code, config, script), submit it, and return the job's id.
 
-    A run that is queued or running is refused; submitting again after a failure goes on from the newest
-    checkpoint, with the code and config of now.
+    A run that is queued or running is refused; submitting again after a failure resumes from the newest
+    checkpoint, with the current code and config.
     """
     script = render(job, cluster)
     if (queued := _queued_id(job.folder)) is not None:
@@ -91,18 +91,15 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
 
 
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
-    """The job that completes one stage of the grid in `out`; a training gets whole nodes, else one task."""
+    """The job of one stage of the study in `out`: whole nodes for a training, else one task."""
     name, code = stage.name.replace("/", "-"), out / FOLDER / "code"
-    command = [cluster.python, "-P"]
-    for word in stage.command[1:]:
-        ours = Path(word).is_relative_to(ROOT) and Path(word).is_file()  # then the copy has it
-        command.append(str(code / Path(word).relative_to(ROOT)) if ours else word)
+    command = (cluster.python, "-P", *stage.command[1:])
     task = cluster.single_task
     gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
     alone: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
     size = _whole_nodes(cluster) if stage.kind == "run" else alone
     places = (out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints")
-    return Job(name, *places, tuple(command), **size)
+    return Job(name, *places, command, **size)
 
 
 def submit_stages(
@@ -110,8 +107,8 @@ def submit_stages(
 ) -> dict[str, tuple[str, int | None]]:
     """Submit every stage that is neither complete nor queued, each after those it needs.
 
-    Gives of each stage whether it is `done`, `queued` or `submitted`, and its job, if it has one.
-    A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again goes on.
+    Returns for each stage whether it is `done`, `queued` or `submitted`, and its job id, if it has one.
+    A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again resumes.
     """
     jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
     scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
@@ -123,14 +120,15 @@ def submit_stages(
             result[stage.name] = "queued", job_id
     if len(result) < len(jobs):
         snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
-    for name, needs in ((stage.name, stage.needs) for stage in stages if stage.name not in result):
-        after = [job_id for need in needs if (job_id := result[need][1]) is not None]
-        result[name] = "submitted", submit_job(jobs[name], scripts[name], after)
+    for stage in [stage for stage in stages if stage.name not in result]:
+        stage.write_config()  # never that of a queued job, which keeps what it was submitted with
+        after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
+        result[stage.name] = "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
     return {name: result[name] for name in jobs}
 
 
 def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
-    """Submit `script` as `job`, to start once the jobs `after` ended well; return its id."""
+    """Submit `script` as `job`, to start once the jobs `after` have succeeded; return its id."""
     for name in _STATE:
         (job.folder / name).unlink(missing_ok=True)
     (job.folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -151,7 +149,7 @@ def _whole_nodes(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def _queued_id(folder: Path) -> int | None:
-    """Id of the job last submitted for `folder` if Slurm still has it in its queue."""
+    """Id of the job last submitted for `folder` if it is still in Slurm's queue."""
     if not (folder / _JOB_ID).is_file():
         return None
     job_id = int((folder / _JOB_ID).read_text(encoding="ascii"))
@@ -159,7 +157,7 @@ def _queued_id(folder: Path) -> int | None:
 
 
 def _ask(*command: str) -> str:
-    """What a program answers; raises `MathCptError` if it is not there or refuses."""
+    """Output of a program; raises `MathCptError` if it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
@@ -170,7 +168,7 @@ def _ask(*command: str) -> str:
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:
-    """The sbatch script of `job`; raises `ConfigError` for a value that cannot be passed on unchanged."""
+    """The sbatch script of `job`; raises `ConfigError` for a value that cannot be quoted."""
     from jinja2 import Environment, StrictUndefined
 
     # Shell, not HTML: every value goes through `quote`.
@@ -185,12 +183,13 @@ def render(job: Job, cluster: ClusterConfig) -> str:
 def _quote(value: object) -> str:
     """One shell word."""
     if _CONTROL.search(str(value)):
-        raise ConfigError(f"{str(value)!r}: holds a control character; it cannot go into a job script")
+        raise ConfigError(f"{str(value)!r}: contains a control character; it cannot go into a job script")
     return shlex.quote(str(value))
 
 
 def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     """Options of the `#SBATCH` lines, in order."""
+    # A training has whole nodes to itself: all memory, all GPUs, physical cores only.
     training = job.gpus_per_node == cluster.gpus_per_node and job.tasks_per_node == cluster.gpus_per_node
     minutes = cluster.time_limit_minutes
     options = {
@@ -207,11 +206,12 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         "exclusive": training,
         "hint": "nomultithread" if training else None,
         "time": f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00",
+        # To the batch script alone (B), which forwards it: the tasks save, and the script requeues the job.
         "signal": f"B:USR1@{cluster.warning_seconds}",
         "requeue": True,
         "chdir": _harmless("working folder", job.work, _PATH),
         "output": f"{_harmless('folder', job.folder, _PATH)}/%j.log",
-        "open-mode": "append",
+        "open-mode": "append",  # a requeued job continues its log
     }
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
@@ -220,14 +220,15 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
 def _harmless(field: str, value: object, allowed: tuple[str, str]) -> object:
     pattern, words = allowed
     if not re.fullmatch(pattern, str(value)):
-        raise ConfigError(f"{field}: {str(value)!r} cannot stand in an #SBATCH line; use {words} only")
+        raise ConfigError(f"{field}: {str(value)!r} cannot be part of an #SBATCH line; use {words} only")
     return value
 
 
 def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
     """Copy the code of the checkout `root` to `target` (replaced if there) and return its commit.
 
-    The commit gets `+dirty` and the changes go along when `allow_dirty`; else they raise `ConfigError`.
+    With `allow_dirty`, uncommitted changes are copied too and the commit gets `+dirty`; else they raise
+    `ConfigError`.
     """
     git = ("git", "-C", str(root))
     commit = _ask(*git, "rev-parse", "HEAD").strip()

@@ -1,6 +1,6 @@
 """Score every checkpoint of a run on the same items, and compare each with the first.
 
-The sweep's folder is a folder of results, one run a checkpoint: a sweep that was killed goes on with the next
+The sweep's folder is a folder of results with one run per checkpoint: a killed sweep resumes with the next
 one, later checkpoints are added, and a report can be written on it.
 """
 
@@ -28,7 +28,7 @@ def sweep(
     with the first in words: of the first answers to each item, by the report's tests. None in all processes
     but the first, which alone writes and reads. Raises `EvaluationError` when the run has no checkpoint.
     """
-    paths = {path.name: path for path in reversed(checkpoint_paths(run))}
+    paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # that are newest first
     if not paths:
         raise EvaluationError(f"{run}: no checkpoint in checkpoints/; --sweep takes the folder of a run")
     for name, path in paths.items():

@@ -21,8 +21,6 @@ STUDY_SETS = {
     "gaokao_public": "gaokao/test.jsonl",
     "zhongkao_public": "zhongkao/test.jsonl",
 }
-_OTHERS = "agieval_gaokao_mathqa agieval_gaokao_mathcloze agieval_sat_math gaokao_bench cmath aime24"
-SETS = STUDY_SETS | {name: f"{name}/test.jsonl" for name in _OTHERS.split()}
 
 
 class Item(BaseModel):
@@ -89,16 +87,20 @@ def load_items(path: Path) -> ItemFile:
 def choose_sets(root: str, names: str) -> dict[str, Path]:
     """Paths of benchmark sets in the folder `root`: the comma-separated `names`, `all` found, or the study's.
 
-    `samples` as `root` are the small sets of this package. Raises `EvaluationError` for an unknown set, and,
-    with all expected paths, if a file is missing.
+    Every NAME/test.jsonl of the folder is a set NAME; `samples` as `root` are the small sets of this package.
+    Raises `EvaluationError` for an unknown set, and, with all expected paths, if a file is missing.
     """
     folder = SAMPLES if root == "samples" else Path(root)
-    chosen = names.split(",") if names else list(STUDY_SETS)
-    if names == "all":
-        chosen = [name for name, path in SETS.items() if name in STUDY_SETS or (folder / path).is_file()]
-    if unknown := sorted(set(chosen) - set(SETS)):
-        raise EvaluationError(f"set '{unknown[0]}': unknown; known are {', '.join(SETS)}")
-    paths = {name: folder / SETS[name] for name in chosen}
+    study = {name: folder / path for name, path in STUDY_SETS.items()}
+    others = (path for path in sorted(folder.glob("*/test.jsonl")) if path not in study.values())
+    known = study | {path.parent.name: path for path in others} | study  # study sets first, none replaced
+    chosen = list(known) if names == "all" else names.split(",") if names else list(STUDY_SETS)
+    if unknown := sorted(set(chosen) - set(known)):
+        file = folder / unknown[0] / "test.jsonl"
+        raise EvaluationError(
+            f"set '{unknown[0]}': unknown; known are {', '.join(known)}; to add it, write {file}"
+        )
+    paths = {name: known[name] for name in chosen}
     if missing := [path for path in paths.values() if not path.is_file()]:
         expected = ", ".join(f"{name}: {path}" for name, path in paths.items())
         raise EvaluationError(f"{missing[0]}: no such file; expected in {folder}: {expected}")

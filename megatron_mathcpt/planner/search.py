@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from pydantic import JsonValue
 from rich.table import Column, Table
 
 from megatron_mathcpt.config.base import build_config
@@ -65,11 +66,11 @@ def given_config(
                 f"{', '.join(_GIVEN)}"
             )
     batch = {"seq_length": seq_length, "global_batch_size": global_batch_size, "micro_batch_size": 1}
-    tree = {
+    tree: dict[str, JsonValue] = {
         **{"name": shape.name, "seed": 0, "init": {"hf": "weights"}, "checkpoint": {"interval": 1}},
         **{"data": {"corpus": "corpus", "blend": {"all": 1.0}}, "train": {"train_tokens": 1, **batch}},
         **{"optimizer": {"lr": 1.0}, "schedule": {"lr_decay_style": "constant"}},
-        "parallel": dict.fromkeys(_SIZES, 1) | {"use_distributed_optimizer": True},
+        "parallel": {**dict.fromkeys(_SIZES, 1), "use_distributed_optimizer": True},
         "precision": {"params_dtype": "bf16"},
     }
     config = build_config(tree, ExperimentConfig, overrides, "search")

@@ -1,4 +1,8 @@
-"""Tables, plots and one self-contained page from the result files of a grid of runs alone.
+"""Tables, plots and one self-contained page about a grid of runs, from their result files alone.
 
-In reading order: `read`, `comparison`, `study`, `results`, `graph`, `page`, `figures`.
+In reading order: `read` loads runs and checks them against one another; `comparison` runs paired exact tests
+with Holm's correction; `study` has the published figures and judges whether the study's results reproduce;
+`results` builds report.json; `graph` finds from the manifests which folder was made from which;
+`figures` formats numbers and lays out plots; `page` fills the templates and writes the report. Texts that a
+reader of the page sees are in `templates/`.
 """

@@ -1,19 +1,18 @@
-"""How figures look: numbers as text, and values as plots in the user units of an SVG, which templates draw.
+"""Format numbers as text, and lay out plots in the user units of an SVG, which templates draw.
 
-The page's script turns coordinates back into values with the axes of the plot, so a page of fifty runs stays
-small.
+The page's script converts coordinates back to values, so the page needs no second copy of the data, and stays
+small with fifty runs.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 MISSING = "–"
 
 
 def points(share: float | None, *, sign: bool = False) -> str:
-    """A share of 1 in percent, or a difference of shares in percentage points when `sign` is set."""
+    """Format a share of 1 in percent; with `sign`, a difference of shares in percentage points."""
     if share is None:
         return MISSING
     text = f"{100 * share:+.1f}" if sign else f"{100 * share:.1f}"
@@ -21,48 +20,51 @@ def points(share: float | None, *, sign: bool = False) -> str:
 
 
 def significant(value: float | None) -> str:
-    """Two significant digits, as in `0.021` and `1.5e−6`."""
+    """Format with two significant digits, as in `0.021` and `1.5e−6`."""
     return MISSING if value is None else f"{value:.2g}".replace("e-0", "e-").replace("-", "−")
 
 
 def p_value(value: float, *, equals: bool = False) -> str:
-    """Two significant digits; `equals` puts the relation in front, as in `= 0.021` or `< 1e−15`."""
+    """Format as `significant` does; `equals` adds the relation, as in `= 0.021` or `< 1e−15`."""
     if value < 1e-15:
         return "< 1e−15"
     return f"= {significant(value)}" if equals else significant(value)
 
 
 def tokens(count: float | None, *, tick: bool = False) -> str:
-    """Three significant digits with k, M, B or T; a `tick` has no zeros at the end."""
+    """Format with three significant digits and k, M, B or T; a `tick` has no trailing zeros."""
     if count is None:
         return MISSING
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= 0.9995 * size:
+        if abs(count) >= 0.9995 * size:  # 999,600 rounds to 1.00 M, not to 1000 k
             value = count / size
             return f"{value:.3g} {unit}" if tick or value >= 99.95 else f"{value:#.3g} {unit}"
     return f"{count:.0f}"
 
 
 def seconds(value: float) -> str:
-    """Seconds below two minutes, minutes below two hours, else hours."""
+    """Format in seconds below two minutes, in minutes below two hours, else in hours."""
     unit, size = ("s", 1) if value < 120 else ("min", 60) if value < 7200 else ("h", 3600)
     return f"{value / size:.1f} {unit}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A plain number with `digits` decimals."""
+    """Format with `digits` decimals."""
     return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
 WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 38.0
-ROW_HEIGHT, LETTER_WIDTH, MOST_LETTERS = 26.0, 6.4, 34  # names beyond so many letters widen the plot
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 38.0  # room for tick labels and axis names
+ROW_HEIGHT, LETTER_WIDTH, MAX_LETTERS = 26.0, 6.4, 34  # a longer name widens the plot
 Point = tuple[float, float]
+Curve = tuple[str, int, Sequence[Point]]  # name, index of colour and dashes, points
+Interval = tuple[str, int, float, float, float, str]  # name, colour, low end, value, high end, text on hover
+Bar = tuple[str, int, str]  # label, height, text on hover
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear map from values `low`..`high` to coordinates `start`..`end`, with round ticks."""
+    """Linear map from values `low`..`high` to coordinates `start`..`end`."""
 
     low: float
     high: float
@@ -76,9 +78,10 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """About five values within the axis: multiples of 1, 2 or 5 times a power of ten."""
+        """About five values within the axis, multiples of 1, 2 or 5 times a power of ten."""
         raw = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
+        # The tolerances keep a tick that rounding moved just outside of an end.
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(i * step, 12) for i in range(first, last + 1)]
@@ -86,10 +89,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """Rows over a pair of axes, as `line_plot`, `interval_plot` and `bar_plot` say."""
+    """Rows of one kind over a pair of axes."""
 
     title: str
-    rows: Sequence[Any]
+    rows: Sequence[Curve | Interval | Bar]
     x: Axis
     y: Axis
     width: float = WIDTH
@@ -97,14 +100,12 @@ class Plot:
     unit: str = ""
 
     def path(self, curve: Iterable[Point]) -> str:
-        """The SVG path through some points."""
+        """SVG path of a curve."""
         return "M" + "L".join(f"{self.x.at(a):g},{self.y.at(b):g}" for a, b in curve)
 
 
-def line_plot(
-    title: str, curves: Iterable[tuple[str, int, Sequence[Point]]], *, from_zero: bool = True
-) -> Plot | None:
-    """Curves as (name, index of colour and dashes, points), tokens from zero on; None without a point."""
+def line_plot(title: str, curves: Iterable[Curve], *, from_zero: bool = True) -> Plot | None:
+    """Plot curves against tokens; None if no curve has a point."""
     rows = [curve for curve in curves if curve[2]]
     if not rows:
         return None
@@ -113,25 +114,24 @@ def line_plot(
     return Plot(title, rows, Axis(*ends, LEFT, WIDTH - RIGHT), Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP))
 
 
-def interval_plot(
-    title: str, rows: Sequence[tuple[str, int, float, float, float, str]], low: float, high: float
-) -> Plot:
-    """Rows, from `low` to `high`: name, index of colour, low end, value, high end, text shown on hover."""
+def interval_plot(title: str, rows: Sequence[Interval], low: float, high: float) -> Plot:
+    """Plot a value with its interval in each row, on an axis from `low` to `high`."""
+    # Names are on the left of the axis: they decide where it starts, and long ones how wide the plot is.
     letters = max(len(name) for name, *_ in rows)
-    width = WIDTH + LETTER_WIDTH * max(0, letters - MOST_LETTERS)
+    width = WIDTH + LETTER_WIDTH * max(0, letters - MAX_LETTERS)
     x = Axis(*_padded([low, high], 0.0), 14 + LETTER_WIDTH * letters, width - RIGHT)
     y = Axis(0, len(rows), TOP, TOP + len(rows) * ROW_HEIGHT)
     return Plot(title, rows, x, y, width, y.end + BOTTOM - 12)
 
 
-def bar_plot(title: str, unit: str, bars: Sequence[tuple[str, int, str]]) -> Plot:
-    """Bars as (label, height, text on hover); of labels too long to stand side by side only some stay."""
+def bar_plot(title: str, unit: str, bars: Sequence[Bar]) -> Plot:
+    """Plot bars; of labels too long to fit next to each other, every n-th is shown."""
     x = Axis(0, max(1, len(bars)), LEFT, WIDTH - RIGHT)
     y = Axis(*_padded([0.0, *(float(height) for _, height, _ in bars)], 0.0), HEIGHT - BOTTOM, TOP)
     letters = max((len(label) for label, _, _ in bars), default=0)
     every = math.ceil((letters + 1) * LETTER_WIDTH / (x.at(1) - x.start))
-    rows = [("" if number % every else label, *bar) for number, (label, *bar) in enumerate(bars)]
-    return Plot(title, rows, x, y, height=HEIGHT - 14, unit=unit)  # no name of an axis below
+    rows = [("" if number % every else bar[0], *bar[1:]) for number, bar in enumerate(bars)]
+    return Plot(title, rows, x, y, height=HEIGHT - 14, unit=unit)  # the x axis has no name
 
 
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Which folder was made from which, read from the manifests: an input that carries another's fingerprint."""
+"""Graph of result folders: an edge leads from a folder to each one whose manifest has it as an input."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ _RUN_STAGES = ("run", "hf", "evaluation")  # in the order in which they are done
 
 @dataclass(frozen=True)
 class GraphNode:
-    """One folder of results: the stages in it (`run`, `hf`, `evaluation`) and its config, from the root."""
+    """One folder of results: the pipeline stages in it, and its config, relative to the root."""
 
     name: str
     kinds: tuple[str, ...]
@@ -23,17 +23,16 @@ class GraphNode:
 
 
 class Graph:
-    """Folders in an order in which each comes after those it was made from, and edges (from, to).
+    """Folders in topological order, edges (from, to), and a layout in the user units of an SVG.
 
-    Its picture is in the user units of an SVG: boxes in centred columns by depth, which is the length of the
-    longest way from a source; `places` are upper left corners. Templates draw it.
+    Boxes are in centred columns by depth; `places` has their upper left corners.
     """
 
     box = (132.0, 44.0)
 
     def __init__(self, nodes: Sequence[GraphNode], edges: Sequence[tuple[str, str]]) -> None:
         self.edges, self.depths = edges, {node.name: 0 for node in nodes}
-        for _ in nodes:
+        for _ in nodes:  # depth is the longest path from a source: no longer than this many edges
             for start, end in edges:
                 self.depths[end] = max(self.depths[end], self.depths[start] + 1)
         self.nodes = sorted(nodes, key=lambda node: self.depths[node.name])
@@ -49,7 +48,7 @@ class Graph:
             below[depth] += down
 
     def direct_edges(self) -> Iterator[tuple[str, str]]:
-        """The edges that no longer way through other folders implies."""
+        """The edges that no longer path implies (transitive reduction): others would clutter the picture."""
         below: dict[str, set[str]] = {node.name: set() for node in self.nodes}
         for node in reversed(self.nodes):
             for start, end in self.edges:
@@ -60,7 +59,7 @@ class Graph:
                 yield a, b
 
     def paths(self) -> Iterator[str]:
-        """SVG paths of the direct edges, from the right of one box to the left of the other."""
+        """SVG paths of the direct edges, from the right side of one box to the left side of the other."""
         for start, end in self.direct_edges():
             (x0, y0), (x1, y1) = self.places[start], self.places[end]
             x0, y0, y1 = x0 + self.box[0], y0 + self.box[1] / 2, y1 + self.box[1] / 2
@@ -69,7 +68,7 @@ class Graph:
 
 
 def find_manifests(root: Path, without: Path) -> dict[str, Manifest]:
-    """Every complete folder below `root` but `without`, by path relative to `root`."""
+    """Manifests of all complete folders below `root` except `without`, by path relative to `root`."""
     found = {}
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -82,7 +81,7 @@ def find_manifests(root: Path, without: Path) -> dict[str, Manifest]:
 
 
 def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
-    """The graph of the outermost folders; what lies inside a complete folder counts as part of it."""
+    """Graph of the outermost complete folders; those inside of one count as part of it."""
     owner = {
         path: next(head for head in accumulate(path.split("/"), "{}/{}".format) if head in manifests)
         for path in manifests
@@ -93,7 +92,7 @@ def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
         kinds.setdefault(owner[path], set()).add(manifest.kind)
         for value in (manifest.fingerprint(), *(file.sha256 for file in manifest.outputs.values())):
             owners.setdefault(value, set()).add(owner[path])
-    # What lies in several folders alike points nowhere.
+    # A file that several folders have, such as a tokenizer, does not say which of them was the input.
     made_by = {value: min(names) for value, names in owners.items() if len(names) == 1}
     edges = {
         (made_by[value], owner[path])

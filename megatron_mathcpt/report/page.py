@@ -1,4 +1,4 @@
-"""From a results folder to report.json and one HTML page that needs nothing else."""
+"""Write report.json and one self-contained HTML page for a results folder."""
 
 import json
 import os
@@ -10,17 +10,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
 from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
-from megatron_mathcpt.report.read import load_runs, load_timings
+from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 from megatron_mathcpt.report.study import load_published
 
-MOST_INTERVAL_ROWS, MOST_LENGTH_PLOTS = 40, 24
+MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
 
@@ -33,22 +33,22 @@ def build_report(
     title: str = "",
     study: bool = False,
 ) -> Path:
-    """Write the report on `runs` (folders below `root`) and on the pairs (second, first); return its page.
+    """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
 
-    With `study`, runs that carry the names of published.yaml are set beside the published figures.
-
-    Raises `ManifestError`, `DataError` or `EvaluationError` naming the file when a folder is incomplete, a
-    file is damaged, or compared runs were scored on different items.
+    `study` compares runs with the names of published.yaml with the published figures. Raises as `load_runs`.
     """
     loaded = load_runs(root, runs)
     manifests = find_manifests(root, without=out)
+    times, remedy = root / "timings.json", "delete the file, it contains only times"  # of a grid's runner
+    seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
     graph = build_graph(root, manifests)
     report = {
         "results": build_results(loaded, comparisons, manifests, graph, load_published() if study else None),
-        "timings": build_timings(loaded, load_timings(root / "timings.json")),
+        "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    # Without its manifest the folder is incomplete until all of it is new.
     (out / FILE_NAME).unlink(missing_ok=True)
     write_atomically(out / "report.json", text.encode() + b"\n")
     up = Path(os.path.relpath(root, out)).as_posix()
@@ -65,10 +65,7 @@ def build_report(
 
 
 def print_report(out: Path, title: str) -> None:
-    """Print the score table of the report in `out`, each comparison in words, and the path of the page.
-
-    Raises `ManifestError` if the report is not complete.
-    """
+    """Print the scores, pooled comparisons and path of the report in `out`; `ManifestError` if incomplete."""
     load_manifest(out, "report")
     results = json.loads((out / "report.json").read_bytes())["results"]
     table = Table("run", title=f"{title}: accuracy in % ± standard error")
@@ -91,11 +88,11 @@ def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
-    """`index.html` for the content of report.json; `up` leads from the page to the results."""
+    """Render `index.html` from report.json; `up` is the path from the page to the results folder."""
     results = report["results"]
     runs = results["runs"]
     pools = {pool for run in runs.values() for pool in (*run["tokens_by_source"], *run["final_validation"])}
-    return _filled(
+    return _fill_template(
         "index.html.j2",
         title=title,
         up=up,
@@ -106,15 +103,15 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
         pools=sorted(pools),
         score_plots=_score_plots(results),
         token_plot=_token_plot(runs),
-        many_comparisons=len(results["comparisons"]) > MOST_INTERVAL_ROWS,
+        many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
         difference_plot=_difference_plot(results["comparisons"]),
         loss_plots=_loss_plots(runs),
         graph=graph,
     )
 
 
-def _filled(template: str, **content: Any) -> str:
-    """A template of the report's pages, with our filters."""
+def _fill_template(template: str, **content: Any) -> str:
+    """Fill a template, which has the functions of `figures` as filters."""
     loader = PackageLoader("megatron_mathcpt.report")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
@@ -125,12 +122,12 @@ def _filled(template: str, **content: Any) -> str:
 
 
 def curve_svg(plot: Plot) -> str:
-    """Curves as an SVG file of their own."""
-    return _filled("curve.svg.j2", plot=plot)
+    """Render curves as an SVG file of their own."""
+    return _fill_template("curve.svg.j2", plot=plot)
 
 
 def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
-    """One plot a task: every run's accuracy with its interval, all on one scale."""
+    """A plot for each task: every run's accuracy with its interval, all on one scale."""
     runs = results["runs"]
     top = max((score["high"] for run in runs.values() for score in run["scores"].values()), default=0.0)
     plots = []
@@ -147,8 +144,8 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
 
 
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """Every comparison's difference with its interval; of too many, the pooled ones."""
-    shown = comparisons if len(comparisons) <= MOST_INTERVAL_ROWS else _pooled(comparisons)
+    """Difference and interval of every comparison; of only the pooled ones if there are too many."""
+    shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
     if not shown:
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
@@ -158,11 +155,12 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
         low, share, high = (row[key] for key in ("low", "difference", "high"))
         rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
         ends += [low, high]
-    return interval_plot("difference, percentage points", rows, min(ends), max(ends))
+    title = "difference" if several else f"{shown[0]['second']} − {shown[0]['first']}"
+    return interval_plot(f"{title}, percentage points", rows, min(ends), max(ends))
 
 
 def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
-    """Each run's accuracy over all tasks against the tokens of mathematics it and its parents saw."""
+    """Accuracy over all tasks against the tokens of mathematics that a run and its parents saw."""
     points = [
         (name, index, [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
         for index, (name, run) in enumerate(runs.items())
@@ -172,7 +170,7 @@ def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
 
 
 def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
-    curves: dict[str, list[tuple[str, int, Sequence[figures.Point]]]] = {"training loss": []}
+    curves: dict[str, list[figures.Curve]] = {"training loss": []}
     for index, (name, run) in enumerate(runs.items()):
         curves["training loss"].append((name, index, run["train_loss"]))
         for pool, curve in run["validation_loss"].items():
@@ -181,10 +179,10 @@ def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
 
 
 def render_corpus(content: Mapping[str, Any]) -> str:
-    """The page of the content that data/inspection.py gathers."""
+    """Render the page of a corpus from the content that data/inspection.py gathers."""
     plots = []
-    for row in content["lengths"][:MOST_LENGTH_PLOTS]:
+    for row in content["lengths"][:MAX_LENGTH_PLOTS]:
         unit, total = row["unit"], row["total"]
         bars = [(label, n, f"{label} {unit}: {n:,} ({n / total:.1%})") for label, n in row["bars"]]
         plots.append(bar_plot(row["source"], unit, bars))
-    return _filled("corpus.html.j2", title=content["name"], plots=plots, **content)
+    return _fill_template("corpus.html.j2", title=content["name"], plots=plots, **content)

@@ -1,6 +1,6 @@
-"""The part of report.json that every rerun writes byte for byte alike: no times, no absolute paths.
+"""Build report.json. Its results are the same bytes after every rerun: no times, no absolute paths.
 
-Shares are of 1, losses in nats a token.
+Shares are of 1, losses in nats per token.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ from dataclasses import asdict
 from functools import cache
 from itertools import pairwise
 from typing import Any
+
+from pydantic import JsonValue
 
 from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_first_answers
@@ -22,12 +24,11 @@ from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.study import Published, build_study, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
-MOST_POINTS = 120  # of a curve
-GENERAL = "general"
-MOST_ITEMS = 24  # of those shown with what the runs wrote
-MOST_CHARACTERS = 700
+MAX_POINTS = 120  # of a curve
+GENERAL = "general"  # the pool that does not count as mathematics
+MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
 _ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256"}
-ALL_RUNS_UP_TO = 4  # with more runs an item shows the two compared alone
+ALL_RUNS_UP_TO = 4  # with more runs, an item shows only the two compared
 
 
 def build_results(
@@ -36,15 +37,13 @@ def build_results(
     manifests: dict[str, Manifest],
     graph: Graph,
     published: Published | None,
-) -> dict[str, Any]:
-    """Everything the page shows but times and versions, as JSON can hold it.
-
-    With `published`, the pairs of the study's results join the comparisons, and with them Holm's families.
-    """
-    asked = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
-    comparisons = compare_runs(runs, asked)
+) -> dict[str, JsonValue]:
+    """Everything the page shows except times and versions, as JSON."""
+    # In one list with the study's: all comparisons on a page share the families of Holm's correction.
+    compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
+    comparisons = compare_runs(runs, compared)
     tokens = _mathematics_tokens(manifests, graph)
-    rows = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
+    rows: dict[str, JsonValue] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
@@ -53,13 +52,16 @@ def build_results(
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
-        "samples": choose_samples(runs, asked),
-        "graph": {"nodes": [asdict(node) for node in graph.nodes], "edges": graph.edges},
+        "samples": choose_samples(runs, compared),
+        "graph": {
+            "nodes": [asdict(node) for node in graph.nodes],
+            "edges": [[*edge] for edge in graph.edges],
+        },
     }
 
 
-def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, Any]:
-    """Seconds of each stage; each run's median tokens a second, and the seconds it really trained."""
+def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Seconds of each pipeline stage; each run's median tokens per second, and the seconds of its steps."""
     speeds, trained = {}, {}
     for run in runs:
         steps = [(row.consumed_tokens, rate) for row in run.metrics if (rate := row.tokens_per_second)]
@@ -71,7 +73,7 @@ def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, An
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
-    """Every version of each package, and every commit, that made some folder; one of each is best."""
+    """All versions of each package, and commits, that made the folders; more than one is a warning sign."""
     versions: dict[str, set[str]] = {}
     for manifest in manifests.values():
         for package, version in {**manifest.versions, "commit": manifest.commit}.items():
@@ -79,11 +81,11 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
     return {package: sorted(found) for package, found in sorted(versions.items())}
 
 
-def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> dict[str, Any]:
+def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> dict[str, JsonValue]:
     counts = RunCounts.model_validate(run.manifest.counts) if run.manifest else None
     validation = counts.final_validation or {} if counts else {}
     sources = counts.tokens_by_source if counts else {}
-    hf = run.folder / "hf"  # its parameters are counted only where its config has come along
+    hf = run.folder / "hf"  # a results folder may have been copied without the models
     converted = manifests.get(f"{run.name}/hf")
     return {
         "scores": {
@@ -103,44 +105,43 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
 
 
 def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
-    """Losses against consumed tokens, thinned to about `MOST_POINTS`.
-
-    Training's are means over equal numbers of rows, each at its last one; a pool's every n-th, and the last.
-    """
+    """Losses against consumed tokens, thinned to about `MAX_POINTS`."""
     points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
-    size = -(-len(points) // MOST_POINTS) or 1
+    # Training loss is noisy: means over windows, each at its last row. Of validation every n-th value.
+    size = -(-len(points) // MAX_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     pools: dict[str, list[Point]] = {}
     for row in rows:
         for pool, loss in (row.validation or {}).items():
             pools.setdefault(pool, []).append((float(row.consumed_tokens), loss))
-    thinned = {pool: curve[::-1][:: -(-len(curve) // MOST_POINTS)][::-1] for pool, curve in pools.items()}
+    # Counted from the end, which is the value that tables show.
+    thinned = {pool: curve[::-1][:: -(-len(curve) // MAX_POINTS)][::-1] for pool, curve in pools.items()}
     means = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
     return {"train_loss": means, "validation_loss": thinned}
 
 
-def _total(scores: Collection[TaskScore]) -> dict[str, Any]:
-    """Share right of all items of all tasks, and the plain mean of the tasks' accuracies."""
+def _total(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
+    """Accuracy over all items of all tasks, and the plain mean of the tasks' accuracies."""
     correct, n, ungraded = (sum(getattr(s, field) for s in scores) for field in ("correct", "n", "ungraded"))
-    about = {"ungraded": ungraded, "mean_of_tasks": sum(score.accuracy for score in scores) / len(scores)}
-    return _share(correct, n) | about
+    mean = sum(score.accuracy for score in scores) / len(scores)
+    return _share(correct, n) | {"ungraded": ungraded, "mean_of_tasks": mean}
 
 
-def _share(correct: int, n: int) -> dict[str, Any]:
+def _share(correct: int, n: int) -> dict[str, JsonValue]:
     low, high = wilson_interval(correct, n)
-    counts, error = {"n": n, "correct": correct}, _number(accuracy_standard_error(correct, n))
-    return counts | {"accuracy": correct / n, "stderr": error, "low": low, "high": high}
+    error = _number(accuracy_standard_error(correct, n))
+    return {"n": n, "correct": correct, "accuracy": correct / n, "stderr": error, "low": low, "high": high}
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no number for what is none, such as the error of one item."""
+    """None for NaN, which JSON lacks, such as the standard error of one item."""
     return None if value is None or math.isnan(value) else value
 
 
 def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
-    """Tokens seen of every pool but the general one, by each run and those whose weights it began with."""
+    """Tokens of all pools but the general one that each run and those it started from saw."""
     total: dict[str, int] = {}
-    for node in graph.nodes:  # in an order in which parents come first
+    for node in graph.nodes:  # in topological order: parents first
         manifest = manifests[node.name]
         sources = RunCounts.model_validate(manifest.counts).tokens_by_source if manifest.kind == "run" else {}
         own = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
@@ -148,13 +149,13 @@ def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[st
     return total
 
 
-def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, dict[str, Any]]:
+def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, Any]:
     return {path: manifest.counts for path, manifest in manifests.items() if manifest.kind == kind}
 
 
-def _synthesis(folders: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What each method of each folder came to: the share accepted of its outcomes, its counts, its cost."""
-    found = {}
+def _synthesis(folders: dict[str, Any]) -> dict[str, JsonValue]:
+    """Share of accepted outcomes, counts and cost of each method of each folder."""
+    found: dict[str, JsonValue] = {}
     for path, counts in folders.items():
         for method, made in counts["methods"].items():
             share = made["accepted"] / made["outcomes"] if made["outcomes"] else 0.0
@@ -163,12 +164,8 @@ def _synthesis(folders: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]
     return found
 
 
-def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Some problems with what each run wrote, drawn without looking at how they read.
-
-    For each comparison and task a few items of each kind (both right, only one, none), in the order of a hash
-    of the item's id, so nobody picks them and every rerun picks the same. About `MOST_ITEMS` at most.
-    """
+def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[JsonValue]:
+    """About `MAX_ITEMS` problems with the runs' outputs, of each comparison, task and kind of `_kinds`."""
     by_name = {run.name: run for run in runs}
     cells = [(pair, *cell) for pair in pairs for cell in _kinds(*(by_name[name] for name in pair))]
 
@@ -177,23 +174,22 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> lis
         folder, score = by_name[run].folder / "evaluation", by_name[run].scores[task]
         return {row.id: row for row in load_first_answers(folder, task, score)}
 
-    chosen = []
+    chosen: list[JsonValue] = []
     for pair, task, kind, ids in cells:
         names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
+        # By a hash of the id: nobody picks the items, and every rerun shows the same.
         ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
-        for item in ids[: max(1, MOST_ITEMS // len(cells))]:
+        for item in ids[: max(1, MAX_ITEMS // len(cells))]:
             rows = {name: answers(name, task)[item] for name in names if task in by_name[name].scores}
             any_row = next(iter(rows.values()))
-            chosen.append(
-                {"pair": pair, "task": task, "kind": kind, "id": item}
-                | {"question": any_row.question, "gold": any_row.gold}
-                | {"runs": {name: _shown(row) for name, row in rows.items()}}
-            )
+            shown: dict[str, JsonValue] = {"pair": [*pair], "task": task, "kind": kind, "id": item}
+            shown |= {"question": any_row.question, "gold": any_row.gold}
+            chosen.append(shown | {"runs": {name: _shown(row) for name, row in rows.items()}})
     return chosen
 
 
 def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
-    """Of each common task the kinds in which the two runs come out, with their items."""
+    """Items of each task in common by which of the two runs is correct, as (task, kind, ids)."""
     only = {(True, False): f"only {second.name}", (False, True): f"only {first.name}"}
     for task, after in second.outcomes.items():
         before = first.outcomes.get(task, {})
@@ -203,6 +199,6 @@ def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
                 yield task, kind, ids
 
 
-def _shown(row: Sample) -> dict[str, Any]:
-    cut = row.output[:MOST_CHARACTERS] + (" …" if len(row.output) > MOST_CHARACTERS else "")
+def _shown(row: Sample) -> dict[str, JsonValue]:
+    cut = row.output[:MAX_CHARACTERS] + (" …" if len(row.output) > MAX_CHARACTERS else "")
     return row.model_dump(include={"correct", "verdict", "extracted"}) | {"output": cut}

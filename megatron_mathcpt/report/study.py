@@ -1,14 +1,14 @@
-"""Our runs beside the figures that arXiv 2501.14002 published, and what they say about its five results.
+"""Compare our runs with the figures that arXiv 2501.14002 published, and judge whether its results reproduce.
 
-Published figures live in published.yaml. Only the study's own public sets (GSM8K, MATH) are set beside ours;
-a result is judged by the Holm-corrected paired tests of our runs alone.
+published.yaml has the published figures. Scores are compared only on the study's public benchmark sets (GSM8K
+and MATH); a result is judged only by the Holm-corrected paired tests between our own runs.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.report import figures
@@ -16,11 +16,11 @@ from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.read import Run
 
 Pair = tuple[str, str]
-_WORDS = {"holds": "Holds", "fails": "Does not hold", "not distinguishable": "Not distinguishable"}
+Runs = Mapping[str, Any]  # the runs of report.json, by name
 
 
 class PublishedSet(Section):
-    """One evaluation set of the study: our task on the same items, if there is one, and its whole size."""
+    """One benchmark set of the study: our task on the same items, if there is one, and its size."""
 
     name: str
     task: str | None
@@ -39,15 +39,13 @@ class PublishedRow(Section):
 
 
 class PublishedTable(Section):
-    """One table of the study."""
-
     title: str
     note: str
     rows: tuple[PublishedRow, ...]
 
 
 class StudyResult(Section):
-    """One result of the study: pairs (better, worse) that it claims, and pairs free of its confounds."""
+    """One result of the study: pairs (better, worse) that it claims; `matched` differ in one thing only."""
 
     text: str
     published: str
@@ -57,32 +55,28 @@ class StudyResult(Section):
 
 
 class Published(Section):
-    """All that is used of the study."""
-
     sets: tuple[PublishedSet, ...]
     tables: tuple[PublishedTable, ...]
     results: tuple[StudyResult, ...]
 
 
 def load_published() -> Published:
-    """The study's figures."""
+    """Load published.yaml."""
     return load_config(Path(__file__).with_name("published.yaml"), Published)
 
 
 def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
-    """Every pair of the study's results of which both runs are there and scored."""
+    """Pairs of the study's results whose runs exist here and are scored."""
     scored = {run.name for run in runs if run.scores}
     pairs = [pair for result in published.results for pair in (*result.pairs, *result.matched)]
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= scored]
 
 
-def build_study(
-    published: Published, runs: Mapping[str, Any], comparisons: Sequence[Comparison]
-) -> dict[str, Any]:
-    """Tables with a row of ours, and a judgement of each result; `runs` are those of report.json."""
+def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparison]) -> dict[str, JsonValue]:
+    """Tables that have one of our runs, and the verdict on each result."""
 
-    def ours(run: str) -> list[dict[str, Any] | None]:
-        """Our score on each of the study's sets; `whole` tells whether it is on all items of the set."""
+    def ours(run: str) -> list[JsonValue]:
+        # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
         scores = runs[run]["scores"] if run in runs else {}
         return [
             {name: score[name] for name in ("accuracy", "stderr", "n")} | {"whole": score["n"] == found.items}
@@ -105,29 +99,26 @@ def build_study(
 
 def judge(
     pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
-) -> dict[str, Any]:
-    """What the comparisons say about `pairs`; a pair that was not run on the items asked for is left out.
-
-    The verdict is `holds` if all come out as the study says, `fails` if one is opposite.
-    """
+) -> dict[str, JsonValue]:
+    """Verdict of the comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
     for second, first in pairs:
+        # Only the first task or subset of `where` that was scored counts: the study's claim is about one.
         rows = (by_name.get((second, first, task)) for task in where.get(second, (POOLED,)))
         found += [row for row in rows if row][:1]
+    # One significant difference in the other direction is enough to contradict a result.
     better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
-    verdict = "fails" if worse else "holds" if better == len(found) else "not distinguishable"
-    counts = f"{better} of {len(found)} comparisons as the study says, {worse} the other way round"
+    verdict = "contradicted" if worse else "reproduced" if better == len(found) else "not distinguishable"
+    counts = f"{better} of {len(found)} comparisons in the study's direction, {worse} in the opposite one"
     left_out = f"; {len(pairs) - len(found)} not run" if len(found) < len(pairs) else ""
-    sentence = f"{_WORDS[verdict]} here: {counts}{left_out}."
+    sentence = f"{verdict.capitalize()}: {counts}{left_out}."
     if not found:
-        verdict, sentence = "not tested", "Not tested: none of its pairs of runs is here."
+        verdict, sentence = "not tested", "Not tested: none of its pairs of runs is in this report."
     return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
-def _result(
-    result: StudyResult, comparisons: Sequence[Comparison], runs: Mapping[str, Any]
-) -> dict[str, Any]:
+def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) -> dict[str, JsonValue]:
     own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ

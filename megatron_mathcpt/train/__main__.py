@@ -15,9 +15,10 @@ from typing import Annotated
 
 import typer
 
-from megatron_mathcpt.config.base import dump_yaml, load_config
+from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.resolved_study import load_run
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
@@ -32,10 +33,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Argument(help="YAML file of the experiment")],
+    config: Annotated[str, typer.Argument(help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     out: Annotated[Path, typer.Option(help="run folder; started again, the run goes on there")] = ...,  # type: ignore[assignment]
     processes: Annotated[int | None, typer.Option(help="local workers; default: the layout's size")] = None,
+    scale: Annotated[str | None, typer.Option(help="the study at this scale of its file")] = None,
     check: Annotated[bool, typer.Option(help="check config and every byte of the data, then stop")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
@@ -44,7 +46,7 @@ def main(
         os.environ.update(world)
         process.die_with_parent()
     try:
-        experiment = load_config(config, ExperimentConfig, overrides or [])
+        experiment = load_run(config, overrides or [], scale).config
         sys.exit(_launch(experiment, out, processes, check) if world is None else _work(experiment, out))
     except MathCptError as error:
         # A worker's error is said once, by rank 0, though every rank ends on it. A GPU may be missing on one

@@ -15,9 +15,9 @@ import pytest
 from megatron_mathcpt.answers import Verdict, grade
 from megatron_mathcpt.answers.grader import Worker
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.answers.conftest import Pair, load_pairs
+from tests.support.answer_pairs import Pair, load_answer_pairs
 
-PAIRS = load_pairs()
+PAIRS = load_answer_pairs()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.gold} ~ {pair.prediction}")

@@ -28,7 +28,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler
-from tests.support import models
+from tests.support import llama_models
 
 BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
 LENGTH = 128  # of the longest prompt, and of what follows
@@ -72,7 +72,7 @@ def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, 
     with layout.device:
         # Not `.to(dtype)`, which would round the rotary frequencies too.
         reference = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
-    model = models.build(shape, layout, Held(reference, shape), params_dtype=dtype)
+    model = llama_models.build_megatron(shape, layout, Held(reference, shape), params_dtype=dtype)
     decoder = Decoder(model, shape, layout)
     decoder.graphs = False
     return decoder, reference
@@ -187,7 +187,7 @@ def main(
 ) -> None:
     """`--shape` is layers,hidden,heads,groups,ffn,words."""
     use_cpu()  # before the first import of Megatron-Core
-    report, layout = Report(out), parallel.start_alone(models.ALONE)
+    report, layout = Report(out), parallel.start_alone(llama_models.ALONE)
     small = build(shape_of(4, 256, 8, 2, 704, 1000, init_method_std=0.1), layout, "fp32")
     check_parity(report, *small, "eager")
     *_, words = numbers = [int(number) for number in shape.split(",")]

@@ -19,7 +19,7 @@ from measuring import cost, fresh, kill_processes, print_table
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.formats.benchmark import load_items
-from tests.answers.conftest import load_pairs
+from tests.support.answer_pairs import load_answer_pairs
 
 LIMIT_SECONDS = 12
 # What other graders raise on hostile answers: one that fails has not called the pair equal.
@@ -61,7 +61,7 @@ def times(seconds: list[float]) -> tuple[str, str, str]:
 
 def compare_graders() -> None:
     """All pairs, each under a hard limit."""
-    pairs, rows = load_pairs(), []
+    pairs, rows = load_answer_pairs(), []
     for grader in (ours, math_verify, minerva):
         wrong, seconds, hangs, worker = Counter[bool](), [], 0, None
         for pair in pairs:

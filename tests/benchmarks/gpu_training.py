@@ -44,9 +44,9 @@ from megatron_mathcpt.planner.memory import GIB, check_memory, memory_per_stage
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
 from megatron_mathcpt.planner.step_time import speed, step_time
-from tests.support.shapes import tiny
+from tests.support.llama_shapes import tiny_shape
 
-TINY = tiny(num_layers=4, hidden_size=256, ffn_hidden_size=704, vocab_size=1024, init_method_std=0.02)
+TINY = tiny_shape(num_layers=4, hidden_size=256, ffn_hidden_size=704, vocab_size=1024, init_method_std=0.02)
 DEVICE = "cuda" if ON_GPU else "cpu"
 CARDS = ("h100", "h200", "a100", "b200")  # that the planner knows
 

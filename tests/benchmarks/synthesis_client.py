@@ -19,13 +19,13 @@ import typer
 from measuring import cost, print_table, resident
 
 from megatron_mathcpt.synthesis.synthesize import first_prompts, synthesize
-from tests.support.fake_server import Loopback, ScriptedModel
-from tests.synthesis.conftest import build_config
+from tests.support.fake_server import FakeServer, ScriptedModel
+from tests.support.synthesis_runs import build_config
 
 
 def serve(pipe: Connection) -> None:
     """Answer until the other side closes."""
-    with Loopback(ScriptedModel(), delay_seconds=0.25) as server:
+    with FakeServer(ScriptedModel(), delay_seconds=0.25) as server:
         pipe.send(server.url)
         pipe.recv()
 

@@ -1,4 +1,4 @@
-"""The published models' proportions in small, and a model on one process that is saved and loaded."""
+"""A small model in this process alone that is saved and loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -6,31 +6,19 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.shape import RopeScaling
 from megatron_mathcpt.formats import run_folder as folders
-from tests.support.models import build, layout  # noqa: F401
-from tests.support.shapes import TINY, tiny
-
-LLAMA2 = tiny(num_layers=4, num_attention_heads=16, num_query_groups=None, vocab_size=320)
-GROUPED = LLAMA2.model_copy(update={"num_query_groups": 8})
-LLAMA3 = GROUPED.model_copy(update={"vocab_size": 501, "rotary_base": 5e5})
-TIED = {"share_embeddings_and_output_weights": True}
-LLAMA32 = GROUPED.model_copy(update=TIED | {"rope_scaling": RopeScaling(factor=32.0)})
-# Heads to groups, tying, odd vocabularies.
-SHAPES = {"Llama-2-7B": LLAMA2, "Llama-2-70B": GROUPED, "Llama-3-8B": LLAMA3, "Llama-3.2-1B": LLAMA32}
-# SmolLM2's 9 heads in 3 groups do not divide by 2: only pipelines.
-NINE_HEADS = {"num_attention_heads": 9, "num_query_groups": 3, "hidden_size": 72}
-SMOLLM2 = LLAMA2.model_copy(update=NINE_HEADS | TIED)
+from tests.support.llama_models import build_megatron
+from tests.support.llama_shapes import TINY_SHAPE
 
 
 class SmallRun:
-    """A model in this process alone, and the run folder it is saved in."""
+    """A random model, and savers of its run folder."""
 
-    def __init__(self, alone: parallel.Layout, folder: Path) -> None:
+    def __init__(self, layout: parallel.Layout, folder: Path) -> None:
         from megatron_mathcpt.model.weights import RandomWeights
 
-        self.layout, self.folder = alone, folder
-        self.model = build(TINY, alone, RandomWeights(TINY, 1))
+        self.layout, self.folder = layout, folder
+        self.model = build_megatron(TINY_SHAPE, layout, RandomWeights(TINY_SHAPE, 1))
 
     def saver(self, keep: int = 9) -> Any:
         from megatron_mathcpt.checkpoint.save import Saver
@@ -41,7 +29,7 @@ class SmallRun:
         saver.save([self.model], optimizer, folders.CheckpointCounts(step=step), beside=beside)
 
     def saved(self, step: int = 1, optimizer: Any = None, *, beside: bool = False) -> Path:
-        """The checkpoint of `step`, saved now."""
+        """Save a checkpoint of `step` and return its folder."""
         with self.saver() as saver:
             self.save(saver, step, optimizer, beside=beside)
         return folders.checkpoint_path(self.folder, step)
@@ -51,5 +39,5 @@ class SmallRun:
 
 
 @pytest.fixture
-def run(layout: parallel.Layout, tmp_path: Path) -> SmallRun:  # noqa: F811
+def run(layout: parallel.Layout, tmp_path: Path) -> SmallRun:
     return SmallRun(layout, tmp_path)

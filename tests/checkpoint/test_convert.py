@@ -16,7 +16,7 @@ from megatron_mathcpt.errors import CheckpointError, ConfigError
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path, load_sealed, seal
 from megatron_mathcpt.model.weights import QKV, RandomWeights
-from tests.checkpoint.conftest import LLAMA2, LLAMA3, SHAPES, SMOLLM2
+from tests.support.llama_shapes import LLAMA2, LLAMA3, SHAPES, SMOLLM2
 
 MORE = SHAPES | {
     "one group": LLAMA2.model_copy(update={"num_query_groups": 1}),

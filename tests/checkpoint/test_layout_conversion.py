@@ -16,8 +16,8 @@ from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.model.weights import RandomWeights, tensor_sizes
-from tests.checkpoint.conftest import SHAPES, SMOLLM2
-from tests.support.models import build
+from tests.support.llama_models import build_megatron
+from tests.support.llama_shapes import SHAPES, SMOLLM2
 
 CASES = [*product(SHAPES, (1, 2, 4, 8), (1, 2, 4)), *product(["SmolLM2-135M"], [1], (1, 2, 4))]
 QUICK = [("Llama-3-8B", 4, 2), ("Llama-3.2-1B", 8, 4), ("SmolLM2-135M", 1, 4)]
@@ -63,7 +63,7 @@ def test_every_layout_holds_the_weights_bit_for_bit(
     for rank in range(sizes.model_size):
         world = {"backend": "fake", "store": FakeStore(), "rank": rank, "world_size": sizes.model_size}
         try:
-            assembled.add(build(shape, parallel.start(sizes, 0, **world), source))
+            assembled.add(build_megatron(shape, parallel.start(sizes, 0, **world), source))
         finally:
             parallel.stop()
     write_hf_folder(assembled, shape, tmp_path / "back", eos_id=2)

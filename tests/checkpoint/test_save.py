@@ -12,7 +12,7 @@ from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
 from megatron_mathcpt.formats.run_folder import checkpoint_paths, load_sealed
 from tests.checkpoint.conftest import SmallRun
-from tests.support.shapes import TINY
+from tests.support.llama_shapes import TINY_SHAPE
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron.core import fp8_utils  # noqa: E402
@@ -65,7 +65,7 @@ def test_fp8_weights_are_dequantised_before_they_are_taken(
 
     monkeypatch.setattr(fp8_utils, "is_float8tensor", stands_for_fp8)
     monkeypatch.setattr(fp8_utils, "dequantize_fp8_tensor", lambda tensor: 3 * tensor.detach())
-    weights = CheckpointWeights(run.saved(beside=beside), TINY)
+    weights = CheckpointWeights(run.saved(beside=beside), TINY_SHAPE)
     norm = "decoder.final_layernorm.weight"
     assert torch.equal(weights.read("embedding.word_embeddings.weight", None), 3 * embedding[:300])
     assert torch.equal(weights.read(norm, None), run.model.state_dict()[norm])

@@ -66,8 +66,8 @@ def test_what_cannot_run_names_its_field(overrides: list[str], world_size: int, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("init.checkpoint=runs/base", "set just one of scratch"),
-        ("init.scratch=false", "set just one of scratch"),
+        ("init.checkpoint=runs/base", "set exactly one of scratch"),
+        ("init.scratch=false", "set exactly one of scratch"),
         ("init.initial_loss_samples=4", "have no effect without initial_loss"),
         ("init.initial_loss_band=.inf", "finite number"),
         ("data.max_epochs.other=2", r"max_epochs.other names no pool"),

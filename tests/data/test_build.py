@@ -29,7 +29,8 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.records import Problem, cpt_text
-from tests.data.made import problem, sentence, tree, write_lines
+from tests.support.corpus_factory import corpus_settings, make_problem, make_sentence
+from tests.support.json_lines import write_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +44,7 @@ def append(path: Path, line: str) -> None:
 
 
 def changed(raw: Path, **changes: Any) -> Corpus:
-    return Corpus.model_validate(tree(raw) | changes)
+    return Corpus.model_validate(corpus_settings(raw) | changes)
 
 
 def test_datasets_contain_the_documents(config: Corpus, tmp_path: Path) -> None:
@@ -114,8 +115,8 @@ def test_complete_build_is_never_overwritten(raw: Path, config: Corpus, tmp_path
         ("general", '{"id": "a"}', "general.jsonl:1: record without 'text'"),
         ("general", '{"id": "a", "text": ["x"]}', "general.jsonl:1: field 'text' is list"),
         ("general", '{"id": "a", "text": "tiny"}', "pool 'general': no document left"),
-        ("problem_solving", json.dumps(problem(0, question=" ")), ".jsonl:1: record without 'question'"),
-        ("problem_solving", json.dumps(problem(0, lang="fr")), ".jsonl:1: field 'language'"),
+        ("problem_solving", json.dumps(make_problem(0, question=" ")), ".jsonl:1: record without 'question'"),
+        ("problem_solving", json.dumps(make_problem(0, lang="fr")), ".jsonl:1: field 'language'"),
     ],
 )
 def test_bad_input_is_named_by_file_and_line(
@@ -129,7 +130,7 @@ def test_bad_input_is_named_by_file_and_line(
 
 def test_more_rejects_than_the_limit_are_refused(raw: Path, tmp_path: Path) -> None:
     append(raw / "general.jsonl", "{broken")
-    sources = tree(raw)["sources"]
+    sources = corpus_settings(raw)["sources"]
     sources["general"]["reject_limit"] = 0.01
     with pytest.raises(DataError, match=r"general\.jsonl:61: not JSON.*rejected 1 of 61"):
         build_corpus(changed(raw, sources=sources), tmp_path / "out")
@@ -144,7 +145,7 @@ def start(config: dict[str, Any], out: Path, workers: int = 1, **options: Any) -
 
 
 def test_validation_gets_a_document_even_of_a_small_pool(raw: Path, config: Corpus, tmp_path: Path) -> None:
-    write_lines(raw / "general.jsonl", read_json_lines(raw / "general.jsonl")[:3])
+    write_json_lines(raw / "general.jsonl", read_json_lines(raw / "general.jsonl")[:3])
     manifest = build_corpus(config.model_copy(update={"validation_fraction": 1e-9}), tmp_path / "out")
     counts = manifest.counts["pools"]["general"]
     assert (counts["validation"]["documents"], counts["train"]["documents"]) == (1, 2)
@@ -164,7 +165,7 @@ def test_unfinished_work_of_another_config_is_not_used(raw: Path, config: Corpus
     out = raw.parent / "out"
     with pytest.raises(DataError, match="tokenizer not found"):
         build_corpus(changed(raw, tokenizer={"path": str(out / "later")}), out)
-    write_lines(out / "documents" / "general.jsonl", [{"id": "stray"}])
+    write_json_lines(out / "documents" / "general.jsonl", [{"id": "stray"}])
     assert hashes(build_corpus(config, out)) == hashes(whole)
 
 
@@ -210,10 +211,10 @@ def test_progress_by_hand(config: Corpus, raw: Path, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_random_moments_of_a_longer_build(raw: Path, tmp_path: Path, workers: int) -> None:
-    random_, sources = random.Random(workers), tree(raw)["sources"]
+    random_, sources = random.Random(workers), corpus_settings(raw)["sources"]
     for shard in range(3):
-        texts = (sentence(random_, 200) for _ in range(600))
-        write_lines(raw / f"general_{shard}.jsonl", [{"text": text} for text in texts])
+        texts = (make_sentence(random_, 200) for _ in range(600))
+        write_json_lines(raw / f"general_{shard}.jsonl", [{"text": text} for text in texts])
     sources["general"]["path"] = str(raw / "general_*.jsonl")
     config = changed(raw, sources=sources)
     begin = time.monotonic()

@@ -13,13 +13,14 @@ from megatron_mathcpt.data.problems import ProblemMix
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.made import problem, write_lines
+from tests.support.corpus_factory import make_problem
+from tests.support.json_lines import write_json_lines
 
 MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
 
 
 def write_own(folder: Path, problems: list[Any]) -> Path:
-    write_lines(folder / "problem_solving.jsonl", problems)
+    write_json_lines(folder / "problem_solving.jsonl", problems)
     (folder / "math_corpus.jsonl").write_text('{"id": "m", "text": "Let $x$ be."}\n\n')
     (folder / "general.jsonl.gz").write_bytes(gzip.compress(b'{"id": "g", "text": "Some text."}'))
     return folder
@@ -58,11 +59,11 @@ def test_docstrings_are_read_without_importing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_imported_problems_are_mapped_and_split(tmp_path: Path) -> None:
-    problems = [problem(n, lang="en" if n % 3 else "zh") for n in range(1, 60)]
+    problems = [make_problem(n, lang="en" if n % 3 else "zh") for n in range(1, 60)]
     for row in problems[:]:
         typed = row["question"].upper().replace(" ", "  ")
         problems.append(row | {"id": f"copy {row['id']}", "question": typed})
-    problems.append(problem(99, stage="middle", steps=2, difficulty="3"))
+    problems.append(make_problem(99, stage="middle", steps=2, difficulty="3"))
     out, own = tmp_path / "out", write_own(tmp_path / "own", problems)
     whole = make_corpora(out, own, mix=MIX)
     training = read_json_lines(out / "problem_solving.jsonl")
@@ -105,8 +106,12 @@ def test_answer_type() -> None:
     [
         ("problem_solving.jsonl", "", ": empty"),
         ("problem_solving.jsonl", "{not json}", ":1: not JSON"),
-        ("problem_solving.jsonl", "\n" + json.dumps(problem(1, question="")), ":2: record without question"),
-        ("problem_solving.jsonl", json.dumps(problem(1, lang="fr")), ":1: field 'language'"),
+        (
+            "problem_solving.jsonl",
+            "\n" + json.dumps(make_problem(1, question="")),
+            ":2: record without question",
+        ),
+        ("problem_solving.jsonl", json.dumps(make_problem(1, lang="fr")), ":1: field 'language'"),
         ("problem_solving.jsonl", None, ": not found"),
         ("math_corpus.jsonl", '{"id": "1", "text": " "}', ":1: record without text"),
     ],
@@ -114,7 +119,7 @@ def test_answer_type() -> None:
 def test_a_bad_line_is_named_by_file_and_number(
     name: str, content: str | None, message: str, tmp_path: Path
 ) -> None:
-    own = write_own(tmp_path / "own", [problem(number) for number in range(40)])
+    own = write_own(tmp_path / "own", [make_problem(number) for number in range(40)])
     (own / name).unlink()
     if content is not None:
         (own / name).write_text(content)

@@ -14,7 +14,7 @@ from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import write_manifest
-from tests.data.made import write_lines
+from tests.support.json_lines import write_json_lines
 
 ENGLISH = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
@@ -29,7 +29,7 @@ TINY = "Compute $7! - 5!$."
 
 def contamination(tmp_path: Path, *questions: str, **settings: object) -> Contamination:
     rows = [{"id": str(i), "question": question} for i, question in enumerate(questions)]
-    file = write_lines(tmp_path / "set" / "test.jsonl", rows)
+    file = write_json_lines(tmp_path / "set" / "test.jsonl", rows)
     return Contamination(Decontaminate.model_validate({"benchmarks": [str(file)], **settings}))
 
 
@@ -118,10 +118,10 @@ def report(tmp_path: Path, tasks: dict[str, list[str]], texts: list[str]) -> dic
     files = {}
     for task, questions in tasks.items():
         rows = [{"id": name, "question": text} for name, text in zip("abc", questions, strict=False)]
-        files[task] = write_lines(tmp_path / f"{task}.jsonl", rows)
+        files[task] = write_json_lines(tmp_path / f"{task}.jsonl", rows)
         samples = [{"id": row["id"], "correct": row["id"] == "a"} for row in rows]
-        write_lines(tmp_path / "evaluation" / f"samples_{task}.jsonl", samples)
-    documents = write_lines(tmp_path / "documents" / "general.jsonl", [{"text": text} for text in texts])
+        write_json_lines(tmp_path / "evaluation" / f"samples_{task}.jsonl", samples)
+    documents = write_json_lines(tmp_path / "documents" / "general.jsonl", [{"text": text} for text in texts])
     inputs = {f"task:{task}": hash_file(file) for task, file in files.items()}
     write_manifest(tmp_path / "evaluation", "evaluation", inputs=inputs, counts={}, config={})
     result = overlap_report(tmp_path / "evaluation", files, [documents.parent], 0.5)
@@ -180,9 +180,9 @@ def test_other_task_files_and_bad_documents_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: documents not found"):
         overlap_report(evaluation, files, [tmp_path / "empty"], 0.5)
-    bad = write_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"texts": "b"}])
+    bad = write_json_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"texts": "b"}])
     with pytest.raises(DataError, match=r"x\.jsonl:2: no JSON object with 'text'"):
         overlap_report(evaluation, files, [bad], 0.5)
-    write_lines(files["t"], [{"id": "a", "question": "another"}])
+    write_json_lines(files["t"], [{"id": "a", "question": "another"}])
     with pytest.raises(EvaluationError, match="not the file that task 't'"):
         overlap_report(evaluation, files, [bad], 0.5)

@@ -20,7 +20,7 @@ from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
-from tests.data.made import tree
+from tests.support.corpus_factory import corpus_settings
 
 NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 GOPHER_REPETITION = {"lines": 0.30, "duplicate_ngrams": NGRAMS}
@@ -152,7 +152,7 @@ def test_quality_rules_are_datatroves_on_the_same_words(
 
 
 def test_a_source_may_have_its_own_rules_and_drops_record_the_measurement(raw: Path, tmp_path: Path) -> None:
-    changed = tree(raw)
+    changed = corpus_settings(raw)
     changed["sources"]["general"]["filter"] = {"quality": {"min_words": 73, "min_stop_words": 0}}
     with (raw / "general.jsonl").open("a") as file:
         file.write('{"id": "more", "text": "' + "word " * 73 + '"}\n')
@@ -186,18 +186,20 @@ def test_a_new_filter_is_a_threshold_and_a_rule(
     """The steps that the docstring of data/filters.py lists, with the drop in the build's counts."""
     with (raw / "general.jsonl").open("a") as file:
         file.write('{"id": "pi", "text": "pi = 3.14159265358979323846264338327950288"}\n')
-    before = build_corpus(Corpus.model_validate(tree(raw)), tmp_path / "before", workers=1)
+    before = build_corpus(Corpus.model_validate(corpus_settings(raw)), tmp_path / "before", workers=1)
     assert before.counts["sources"]["general"]["dropped"] == {}
 
     monkeypatch.setattr(filters, "TEXT_RULES", [*filters.TEXT_RULES, many_digits])
-    config = CorpusWithDigits.model_validate(tree(raw) | {"filter": {"max_digit_share": 0.5}})  # step 3
+    config = CorpusWithDigits.model_validate(
+        corpus_settings(raw) | {"filter": {"max_digit_share": 0.5}}
+    )  # step 3
     counts = build_corpus(config, tmp_path / "after", workers=1).counts["sources"]["general"]
     assert (counts["dropped"], counts["kept"]) == ({"many_digits": 1}, 60)
     (row,) = read_json_lines(tmp_path / "after" / "dropped" / "general.jsonl")
     assert (row["id"], row["reason"]) == ("pi", "many_digits")
     assert row["detail"] == {"measured": pytest.approx(36 / 42), "limit": 0.5}
     # off, it leaves finished corpora complete
-    assert build_corpus(CorpusWithDigits.model_validate(tree(raw)), tmp_path / "before") == before
+    assert build_corpus(CorpusWithDigits.model_validate(corpus_settings(raw)), tmp_path / "before") == before
 
 
 SOLVED = {"id": "a", "question": "q", "answer": "5.5", "solution": "She has 3.5.\n\nHe gives 2! So 5.5。"}

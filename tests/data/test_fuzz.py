@@ -17,7 +17,7 @@ from megatron_mathcpt.data.build import open_build
 from megatron_mathcpt.data.prepare import prepare, read_counts
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.data.made import problem, sentence
+from tests.support.corpus_factory import make_problem, make_sentence
 
 HOSTILE = [b"\xff\xfe", b"\\ud800", b"\x00", b"\xef\xbb\xbf", b"\\u0000", b'"', b"{", b"\r", b"\n", b"1e999"]
 HOSTILE += ["\u202e\u200b\u2028".encode(), b"NaN", "😀".encode(), b"[" * 3000, b"\xed\xa0\x80"]
@@ -45,7 +45,7 @@ def cut(line: bytes, random_: random.Random) -> bytes:
 
 
 def wrong_type(line: bytes, random_: random.Random) -> bytes:
-    row = {"id": "w", "text": "a text", **problem(1)}
+    row = {"id": "w", "text": "a text", **make_problem(1)}
     row[random_.choice(list(row))] = random_.choice(VALUES)
     return json.dumps(row).encode()
 
@@ -79,7 +79,7 @@ def write_case(folder: Path, kind: str, random_: random.Random) -> tuple[Path, i
         return path, None
     lines = []
     for n in range(4):
-        row = problem(random_.randrange(999)) if kind == "problem" else {"text": sentence(random_)}
+        row = make_problem(random_.randrange(999)) if kind == "problem" else {"text": make_sentence(random_)}
         lines.append(json.dumps({**row, "id": str(n)}).encode())
     for _ in range(random_.randint(1, 3)):
         place = random_.randrange(len(lines))

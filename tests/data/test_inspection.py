@@ -15,7 +15,7 @@ from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_document
-from tests.data.made import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected, texts
+from tests.support.corpus_factory import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected_corpus, wiki_texts
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
 KEPT_WEB = ["web/web.jsonl#1", "wiki2"]
@@ -23,7 +23,7 @@ KEPT_WEB = ["web/web.jsonl#1", "wiki2"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_inspected(tmp_path_factory.mktemp("inspected"))
+    return build_inspected_corpus(tmp_path_factory.mktemp("inspected"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_trace_of_an_unknown_record(root: Path, corpus: CorpusFolder) -> None:
 
 def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     tokenizer = Tokenizer.from_file(str(root / "tokenizer" / "tokenizer.json"))
-    kept = (*texts(), HOSTILE, ESCAPES.replace("\x1b", "").replace("\u202e", ""))
+    kept = (*wiki_texts(), HOSTILE, ESCAPES.replace("\x1b", "").replace("\u202e", ""))
     expected = sorted(len(tokenizer.encode(text).ids) + 1 for text in kept)
     assert sorted(token_lengths(corpus, Selection("general", "wiki"))) == expected
     (wiki,) = lengths(corpus, Selection("general", "wiki"))

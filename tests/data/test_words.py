@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, find_duplicates, signatures
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, span_hashes
-from tests.data.made import problem, sentence
+from tests.support.corpus_factory import make_problem, make_sentence
 
 
 def plain_words(text: str) -> list[str]:
@@ -101,7 +101,7 @@ def verdicts(texts: list[str], numbers: bool = False) -> tuple[list[int], list[i
 def test_signatures_estimate_jaccard() -> None:
     random_ = random.Random(1)
     for share in (0.0, 0.02, 0.05, 0.1):
-        words = sentence(random_, 400).split(" ")
+        words = make_sentence(random_, 400).split(" ")
         changed = [f"new{n}" if random_.random() < share else word for n, word in enumerate(words)]
         pair = [" ".join(words), " ".join(changed)]
         rows = signatures(cut_words(pair), 5, 1024)
@@ -113,7 +113,7 @@ def test_signatures_estimate_jaccard() -> None:
 
 def test_copies_are_dropped_and_the_first_is_kept() -> None:
     random_ = random.Random(2)
-    base = [sentence(random_, 200) for _ in range(20)]
+    base = [make_sentence(random_, 200) for _ in range(20)]
     near = [text.replace(text.split(" ")[50], "changed") for text in base]
     verdict, first = verdicts([*base, base[3].upper() + "  ", *near])
     assert verdict == [KEPT] * 20 + [EXACT] + [NEAR] * 20
@@ -123,7 +123,7 @@ def test_copies_are_dropped_and_the_first_is_kept() -> None:
 
 
 def test_problems_of_one_template_with_other_numbers_are_kept() -> None:
-    texts = [f"{p['question']} {p['solution']} So {p['answer']}." for p in map(problem, range(300))]
+    texts = [f"{p['question']} {p['solution']} So {p['answer']}." for p in map(make_problem, range(300))]
     long = " ".join(f"sentence number one about shop and street {i}" for i in "abcdefghij")
     templated = [f"{long} Tom has {i} apples." for i in range(100)]
     assert set(verdicts(texts, numbers=True)[0]) == {KEPT}

@@ -1,4 +1,4 @@
-"""Generation and scores by the decoder against transformers on the same weights, and its bounds on memory."""
+"""The decoder's generation and scores against transformers on the same weights; its memory bounds."""
 
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,23 @@ import torch
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from tests.support.models import build_both
-from tests.support.shapes import tiny
+from tests.support.llama_models import build_both
+from tests.support.llama_shapes import tiny_shape
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron_mathcpt.evaluation import decoder as decoding  # noqa: E402
 from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler  # noqa: E402
 
-GROUPED = tiny(num_query_groups=2, max_position_embeddings=512)
-# With a smaller deviation tied weights say the last token again.
+GROUPED = tiny_shape(num_query_groups=2, max_position_embeddings=512)
+# With a smaller deviation, tied weights only repeat the last token.
 _TIED = {"share_embeddings_and_output_weights": True, "init_method_std": 0.3}
-TIED = tiny(num_query_groups=None, max_position_embeddings=512, **_TIED)
+TIED = tiny_shape(num_query_groups=None, max_position_embeddings=512, **_TIED)
 NEW = 40
 LIMITS = Limits(NEW, -1, lambda _: False)
 
 
 def _pair(layout: parallel.Layout, folder: Path, shape: LlamaShape) -> tuple[Any, Any]:
-    """The decoder, and transformers' model of the same weights."""
+    """The decoder, and transformers' model with the same weights."""
     model, reference = build_both(shape, layout, folder)
     return Decoder(model, shape, layout), reference
 
@@ -41,7 +41,7 @@ def _prompts(*lengths: int) -> list[list[int]]:
     return [torch.randint(1, 300, (length,), generator=generator).tolist() for length in lengths]
 
 
-UNEQUAL = _prompts(1, 120, 7, 100, 33)  # 120 and 100 grow past a granule, 128
+UNEQUAL = _prompts(1, 120, 7, 100, 33)  # 120 and 100 grow past a block of the cache, 128
 
 
 def _by_transformers(reference: Any, prompt: list[int]) -> list[int]:
@@ -59,7 +59,7 @@ def test_greedy_equals_transformers(layout: parallel.Layout, tmp_path: Path, sha
         assert min(len(set(new)) for new in found) > 3, "a row that repeats one token would agree anyway"
 
 
-def test_rows_that_end_leave_the_others_as_they_were(pair: tuple[Any, Any]) -> None:
+def test_finished_rows_do_not_change_the_others(pair: tuple[Any, Any]) -> None:
     decoder, _ = pair
     whole = decoder.generate(UNEQUAL, LIMITS, greedy)
     end = whole[1][3]
@@ -101,30 +101,30 @@ def test_scores_equal_transformers_in_any_chunks(
         assert [score for score, _ in one] == pytest.approx([score for score, _ in other], abs=error)
 
 
-def test_batches_are_bounded_by_memory_that_is_the_caches_and_by_rows(
+def test_batches_are_bounded_by_rows_and_by_the_memory_of_the_cache(
     pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, _ = pair
     # Two layers of 2 groups of 8 channels, keys and values; 4 x 64 hidden, 3 x 176 in the MLP; fp32.
     assert decoder.token_bytes == (2 * 2 * 2 * 8 + 4 * 64 + 3 * 176) * 4
-    cache = decoder._read(_prompts(100, 30), NEW)
-    held = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
-    assert held == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two granules
+    cache = decoder._prefill(_prompts(100, 30), NEW)
+    stored = sum(part.nbytes for memory in cache.key_value_memory_dict.values() for part in memory)
+    assert stored == 2 * 256 * (2 * 2 * 2 * 8) * 4  # two rows of two blocks
     monkeypatch.setattr(decoding, "BATCH_BYTES", decoder.token_bytes * 128 * 6)
     lengths = [10, 129, 300, 128, 20, 1000, 30, 40, 50, 60, 70]
-    # 1000 tokens take eight granules of 128 and go alone, 300 take three, the third of a pair being left.
+    # Room for six blocks of 128: 1000 tokens take eight and are alone, 300 take three, so two rows fit.
     assert decoder.batches(lengths, 5) == [[5], [2, 1], [3, 10, 9, 8, 7], [6, 4, 0]]
 
 
-def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) -> None:
-    """As a CUDA graph needs it: the operations of one step, recorded and run again, make the next steps."""
+def test_a_recorded_step_can_be_replayed(pair: tuple[Any, Any]) -> None:
+    """As CUDA graphs need it: the recorded operations of one step, run again, compute the next steps."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     decoder, _ = pair
     prompts = _prompts(6, 30)
     expected = decoder.generate(prompts, LIMITS, greedy)
     with torch.inference_mode():
-        cache = decoder._read(prompts, NEW)
+        cache = decoder._prefill(prompts, NEW)
         tokens = torch.tensor([prompt[-1] for prompt in prompts])
         tokens = decoder._step(tokens, cache).argmax(-1)
         cache.advance()
@@ -137,8 +137,8 @@ def test_a_step_is_the_same_kernels_on_the_same_memory(pair: tuple[Any, Any]) ->
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"][: 1 + torch.cuda.is_available()])
-def test_a_draw_is_the_inverse_of_the_nucleus_on_every_device(device: str) -> None:
-    """By NumPy on the CPU; logits are rounded, so that many are equal and their order counts."""
+def test_sampling_inverts_the_nucleus_distribution_on_every_device(device: str) -> None:
+    """Against NumPy on the CPU; logits are rounded, so that many are equal and their order matters."""
     generator = torch.Generator().manual_seed(0)
     pick = sampler([11, 12, 13], temperature=0.7, top_p=0.9)
     uniforms = [torch.Generator().manual_seed(seed) for seed in (11, 12, 13)]

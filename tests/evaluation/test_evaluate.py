@@ -1,4 +1,4 @@
-"""A real lm-eval run of a tiny random Llama: outputs, records, repeatability, refusals."""
+"""Evaluations of a tiny random Llama: outputs, records, repeatability, refusals."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import STOP, plan
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.evaluation.conftest import write_lines
+from tests.support.json_lines import write_json_lines
 
 SETS = ("held", "gsm8k", "math")
 CONFIG = EvaluationConfig(tasks=("en", "zh"), max_new_tokens=12, batch_size=8)
@@ -26,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     english = {"answer": "B", "type": "choice", "lang": "en", "choices": ["4", "5", "6", "8"]}
     rows = {"en": [{"id": f"e{n}", "question": f"Is {n} prime?", **english} for n in range(2)]}
     rows["zh"] = [{"id": f"z{n}", "question": f"小明有{n}个苹果", **chinese} for n in range(3)]
-    return {name: write_lines(folder / f"{name}.jsonl", of_task) for name, of_task in rows.items()}
+    return {name: write_json_lines(folder / f"{name}.jsonl", of_task) for name, of_task in rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def result_folder(model_folder: Path, files: dict[str, Path]) -> Path:
     return out
 
 
-def test_samples_are_plain_greedy_generation_and_results_count_them(
+def test_samples_are_greedy_generation_and_results_count_them(
     model_folder: Path, files: dict[str, Path], result_folder: Path
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,10 +70,10 @@ def test_another_batch_size_gives_the_same_bytes(
         assert (tmp_path / name).read_bytes() == (result_folder / name).read_bytes()
 
 
-def test_a_complete_folder_is_left_alone_and_is_no_other_models(
+def test_a_complete_folder_is_reused_for_the_same_model_only(
     model_folder: Path, files: dict[str, Path], result_folder: Path, tmp_path: Path
 ) -> None:
-    """Weights and tokenizer decide whose result it is."""
+    """The fingerprint covers weights and tokenizer, not a README."""
     folder = shutil.copytree(model_folder, tmp_path / "copy")
     (folder / "README.md").write_text("no part of the model")
     before = (result_folder / "manifest.json").stat().st_mtime_ns
@@ -88,7 +88,9 @@ def test_a_complete_folder_is_left_alone_and_is_no_other_models(
         (folder / name).write_bytes(whole)
 
 
-def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Path, tmp_path: Path) -> None:
+def test_model_folder_is_checked_before_loading(
+    files: dict[str, Path], model_folder: Path, tmp_path: Path
+) -> None:
     broken = shutil.copytree(model_folder, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
     for folder, new_tokens, message in (
@@ -101,8 +103,8 @@ def test_model_folder_is_checked_first(files: dict[str, Path], model_folder: Pat
             evaluate(folder, files, config, tmp_path / "out")
 
 
-def test_what_a_user_names_becomes_tasks_with_limits_and_shots(tmp_path: Path) -> None:
-    write_lines(tmp_path / "held.jsonl", [])
+def test_plan_gives_tasks_with_limits_and_shots(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "held.jsonl", [])
     options: dict[str, Any] = {"shots": 4, "limit": 9, "benchmark_limit": 3, "samples": 1}
     files, config = plan([str(tmp_path)], Path("samples"), "gsm8k,math", **options)
     assert files["held"] == files["held_few_shot"] == tmp_path / "held.jsonl"

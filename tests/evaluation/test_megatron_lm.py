@@ -1,6 +1,6 @@
 """The Megatron-Core back end against transformers on the same weights, in every layout.
 
-As a program it is one process of a layout: it generates and scores, and the first writes what it got.
+Run as a program, this file is one process of a layout; the first process writes the results.
 """
 
 import json
@@ -61,14 +61,14 @@ def _check_scores(found: dict[str, Any], expected: dict[str, Any], rolling: floa
 
 
 def test_one_process_equals_transformers(model_folder: Path, alone: dict[str, Any]) -> None:
-    """As lm-eval's `hf` back end has them; sampled texts are left to the comparison of layouts."""
+    """Against lm-eval's `hf` back end; sampled texts are compared between layouts only."""
     from lm_eval.models.huggingface import HFLM
 
     expected = answers(HFLM(pretrained=str(model_folder), device="cpu", dtype="float32", batch_size=1))
     assert alone["greedy"] == expected["greedy"]
     assert len(set(alone["greedy"])) > 1
     _check_scores(alone, expected, rolling=2e-3)
-    half = len(alone["sampled"]) // 2  # the prompts came twice
+    half = len(alone["sampled"]) // 2  # every prompt is there twice
     assert all(a != b for a, b in zip(alone["sampled"][:half], alone["sampled"][half:], strict=True))
 
 
@@ -81,8 +81,8 @@ def test_layouts_agree(
     _check_scores(found, alone, rolling=1e-3)
 
 
-def test_what_the_window_cannot_hold_is_refused(model_folder: Path) -> None:
-    """A longer answer's first tokens have no position, so that it would be scored by others'."""
+def test_requests_longer_than_the_window_are_refused(model_folder: Path) -> None:
+    """The first tokens of a longer answer have no position: others would be scored instead."""
     model = MegatronLM(str(model_folder))
     with pytest.raises(EvaluationError, match="an answer of 257 tokens: the model's window is 256"):
         model.loglikelihood(requests("loglikelihood", [("a", "b" * 257)]))

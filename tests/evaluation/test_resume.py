@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on with the answers it has, to the same bytes; models share none."""
+"""A killed evaluation resumes from its responses, to the same bytes; models share no response."""
 
 import json
 import subprocess
@@ -14,7 +14,8 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.evaluation_folder import RESPONSES
 from megatron_mathcpt.formats.files import read_json_lines
-from tests.evaluation.conftest import make_model, write_lines
+from tests.support.json_lines import write_json_lines
+from tests.support.llama_models import write_byte_llama
 
 NAMES = ("results.json", "samples_sums.jsonl")
 
@@ -23,7 +24,7 @@ NAMES = ("results.json", "samples_sums.jsonl")
 def items(tmp_path: Path) -> Path:
     common = {"answer": "1", "type": "number", "lang": "en"}
     rows = [{"id": f"q{n}", "question": f"What is {n} + {n * 7 % 5}?", **common} for n in range(40)]
-    return write_lines(tmp_path / "sums.jsonl", rows)
+    return write_json_lines(tmp_path / "sums.jsonl", rows)
 
 
 def _start(model: Path, items: Path, out: Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -33,7 +34,9 @@ def _start(model: Path, items: Path, out: Path, **options: Any) -> subprocess.Po
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_to_the_same_bytes(
+    model_folder: Path, items: Path, tmp_path: Path
+) -> None:
     config = EvaluationConfig(tasks=("sums",), max_new_tokens=48, batch_size=2)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     evaluate(model_folder, {"sums": items}, config, whole)
@@ -43,14 +46,14 @@ def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Pat
     process.kill()
     process.wait()
     had = file.read_bytes()
-    assert 3 <= had.count(b"\n") < 40, "killed half-way"
+    assert 3 <= had.count(b"\n") < 40, "it was killed half-way"
     assert not (killed / "manifest.json").exists()
     with file.open("ab") as torn:
         torn.write(b'{"key": "half a li')
     evaluate(model_folder, {"sums": items}, config, killed)
     for name in NAMES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert file.read_bytes().startswith(had), "the answers it had were kept"
+    assert file.read_bytes().startswith(had), "finished responses were kept"
     (killed / "manifest.json").unlink()
     complete = file.read_bytes()
     rows = {row["id"]: row for row in read_json_lines(file)}
@@ -64,20 +67,20 @@ def test_killed_and_started_again(model_folder: Path, items: Path, tmp_path: Pat
     assert file.read_bytes() == complete, "nothing was generated again"
 
 
-def test_two_models_with_one_folder_share_no_answer(model_folder: Path, items: Path, tmp_path: Path) -> None:
+def test_two_models_in_one_folder_share_no_response(model_folder: Path, items: Path, tmp_path: Path) -> None:
     config = EvaluationConfig(tasks=("sums",), limits={"sums": 6}, max_new_tokens=8)
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     evaluate(model_folder, {"sums": items}, config, out)
     first = (out / NAMES[1]).read_bytes()
-    (out / "manifest.json").unlink()  # what a user does who wants the folder for another model
-    other = make_model(tmp_path / "other", seed=3)
+    (out / "manifest.json").unlink()  # as a user may do to reuse the folder for another model
+    other = write_byte_llama(tmp_path / "other", seed=3)
     for folder in (out, fresh):
         evaluate(other, {"sums": items}, config, folder)
     assert (out / NAMES[1]).read_bytes() == (fresh / NAMES[1]).read_bytes() != first
 
 
 @pytest.mark.parametrize("backend", [pytest.param("hf", marks=pytest.mark.slow), "megatron"])
-def test_drawn_answers_repeat_and_differ(
+def test_draws_are_reproducible_and_differ_from_one_another(
     model_folder: Path, items: Path, tmp_path: Path, backend: str
 ) -> None:
     drawn = {"samples": 4, "temperature": 1.0, "batch_size": 3, "seed": 5, "backend": backend}

@@ -1,4 +1,4 @@
-"""Tasks through lm-eval's own loader: data, prompts, groups, refusals; and what sums their answers up."""
+"""Tasks through lm-eval's own loader: data, prompts, groups, refusals; aggregation of their scores."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import tasks
 from megatron_mathcpt.evaluation.evaluate import evaluate, load
 from megatron_mathcpt.evaluation.tasks import aggregates, majority
-from megatron_mathcpt.formats.benchmark import SETS, STUDY_SETS, choose_sets, examples_for, load_items
+from megatron_mathcpt.formats.benchmark import STUDY_SETS, choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.evaluation_folder import TaskScore
 from megatron_mathcpt.records import cpt_text
-from tests.evaluation.conftest import write_lines
+from tests.support.json_lines import write_json_lines
 
 
 def _manager(**metadata: Any) -> Any:
@@ -24,10 +24,13 @@ def _manager(**metadata: Any) -> Any:
 
 
 def test_every_set_has_both_forms_and_small_samples() -> None:
+    names = STUDY_SETS.keys() | {path.name for path in tasks.TASKS_FOLDER.iterdir() if path.is_dir()}
     assert set(_manager().all_subtasks) == {
-        f"mathcpt_{name}{form}" for name in SETS for form in ("", "_few_shot")
+        f"mathcpt_{name}{form}" for name in names for form in ("", "_few_shot")
     }
-    for path in choose_sets("samples", "").values():
+    samples = choose_sets("samples", "all")
+    assert samples.keys() == STUDY_SETS.keys()
+    for path in samples.values():
         items = load_items(path).items
         assert 4 <= len(items) <= 8
         assert all(grade(item.answer, item.answer, item.type).equal for item in items)
@@ -45,7 +48,7 @@ def test_prompts_of_both_forms_are_in_the_items_language() -> None:
         assert (after.count(question), after.count(answer)) == (5, 4)
 
 
-def test_examples_answer_by_their_own_rules() -> None:
+def test_our_grader_accepts_every_worked_example() -> None:
     path = choose_sets("samples", "zhongkao_public")["zhongkao_public"]
     item = load_items(path).items[0]
     both = [item.model_copy(update={"lang": language}) for language in ("en", "zh")]
@@ -57,8 +60,8 @@ def test_examples_answer_by_their_own_rules() -> None:
 
 def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
     row = {"question": "1+1?", "answer": "2", "type": "number", "lang": "en", "solution": "1+1=2."}
-    path = write_lines(tmp_path / "test.jsonl", [{"id": "a", **row}])
-    write_lines(tmp_path / "fewshot.jsonl", [{"id": "b", **row, "question": " 1 + 1?"}])
+    path = write_json_lines(tmp_path / "test.jsonl", [{"id": "a", **row}])
+    write_json_lines(tmp_path / "fewshot.jsonl", [{"id": "b", **row, "question": " 1 + 1?"}])
     with pytest.raises(EvaluationError, match="worked example 'b' is a test item"):
         tasks.prompts(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
@@ -71,16 +74,16 @@ def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         _manager().load(["mathcpt_gsm8k"])
 
 
-def test_lm_evals_own_evaluator_reports_what_evaluate_writes(
+def test_lm_evals_evaluator_gives_the_scores_of_evaluate(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each set's accuracy, and the plain mean of the four, by a model that says 9 now and then."""
+    """Accuracy of each set and mean of the four, for a model that writes 9 now and then."""
     from lm_eval.evaluator import simple_evaluate
 
     common = {"type": "number", "lang": "en", "answer": "9"}
     rows = [{"id": f"q{n}", "question": f"{n} + {n * n} = ?", **common} for n in range(12)]
     sets = zip(STUDY_SETS.items(), (0, 4, 7, 10), strict=True)
-    files = {name: write_lines(tmp_path / path, rows[start:]) for (name, path), start in sets}
+    files = {name: write_json_lines(tmp_path / path, rows[start:]) for (name, path), start in sets}
     config = EvaluationConfig(tasks=tuple(files), max_new_tokens=12, batch_size=4)
     ours = evaluate(model_folder, files, config, tmp_path / "out")
     options = {"gen_kwargs": {"max_gen_toks": 12}, "bootstrap_iters": 0}

@@ -1,62 +1,75 @@
-"""A grid's stages follow from the paths in its configs."""
+"""A study's stages follow from the paths in its configs."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config import load_config
-from megatron_mathcpt.config.grid import GridConfig
+from megatron_mathcpt.config.base import set_field
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Settings, Stage, build_stages
-from tests.support.stages import copy_config
+from tests.support.stages import CONFIGS
 
-LATE = "init={checkpoint: runs/demo/child/checkpoints/step_2}"
-SFT = "data={corpus: runs/demo/CORPUS, sft: runs/demo/sft/problems}"
-BLEND = "data={corpus: runs/demo/CORPUS, blend: {problems: 1}}"
-SOURCE = "sources={problems: {pool: problems, kind: problem, path: PATH}}"
-SETS = "decontaminate.benchmarks=[runs/demo/corpora/evaluation, elsewhere]"
-# Each file by the one of configs/tiny that it is but for these words.
-FILES = {
-    "grid": (
-        "quickstart",
-        "name=demo",
-        "corpus={raw: raw.yaml, made: made.yaml}",
-        "synthesis={config: synthesis.yaml, scripted: true}",
-        "runs={tuned: tuned.yaml, child: child.yaml, base: base.yaml}",
-        "evaluation={runs: [child], max_new_tokens: 8}",
-        "report={study: true}",
-    ),
-    "synthesis": ("synthesis", "seeds=[runs/demo/corpora/problem_solving.jsonl]"),
-    "raw": ("quickstart_corpus", SOURCE.replace("PATH", "runs/demo/corpora/problem_solving.jsonl"), SETS),
-    "made": (
-        "quickstart_corpus",
-        SOURCE.replace("PATH", "runs/demo/synthesis/shard-*/x/accepted.jsonl"),
-        SETS,
-        "tokenizer={path: runs/demo/raw/tokenizer}",
-    ),
-    "base": ("quickstart_base2", "init={hf: models/elsewhere}", BLEND.replace("CORPUS", "raw")),
-    "child": ("quickstart_base2", "init={checkpoint: runs/demo/base}", BLEND.replace("CORPUS", "made")),
-    "tuned": ("quickstart_base2", LATE, SFT.replace("CORPUS", "raw")),
-    "other": ("quickstart_base2", LATE, SFT.replace("CORPUS", "made")),
-}
+LATE = {"init": {"checkpoint": "runs/demo/child/checkpoints/step_2"}}
+RUN = str(CONFIGS / "tiny" / "quickstart_base.yaml")
+BUILD = str(CONFIGS / "tiny" / "quickstart_corpus.yaml")
 
 
-def grid_of(folder: Path, **changed: str) -> GridConfig:
-    for name, (source, *overrides) in FILES.items():
-        more = [changed[name]] if name in changed else []
-        copy_config(source, folder / f"{name}.yaml", *overrides, *more)
-    return load_config(folder / "grid.yaml", GridConfig)
+def study(folder: Path) -> dict[str, Any]:
+    def blend(corpus: str) -> dict[str, Any]:
+        return {"validation.sets": [], "validation.interval": None} | {
+            "data": {"corpus": f"runs/demo/{corpus}", "blend": {"problems": 1}}
+        }
+
+    def build(path: str) -> dict[str, Any]:
+        source = {"pool": "problems", "kind": "problem", "path": f"runs/demo/{path}"}
+        sets = ["runs/demo/corpora/evaluation", "elsewhere"]
+        return {"sources": {"problems": source}, "decontaminate.benchmarks": sets}
+
+    packed = {"data": {"corpus": "runs/demo/raw", "sft": "runs/demo/sft/problems"}}
+    made = build("synthesis/shard-*/x/accepted.jsonl") | {"tokenizer": {"path": "runs/demo/raw/tokenizer"}}
+    child = blend("made") | {"init": {"checkpoint": "runs/demo/base"}}
+    seeds = {"seeds": ["runs/demo/corpora/problem_solving.jsonl"]}
+    return {
+        "name": "demo",
+        "out": "runs/demo",
+        "corpora": {"seed": 1},
+        "corpus": {
+            "raw": {"file": BUILD, "set": build("corpora/problem_solving.jsonl")},
+            "made": {"file": BUILD, "set": made},
+        },
+        "synthesis": {"file": str(CONFIGS / "tiny" / "synthesis.yaml"), "set": seeds, "scripted": True},
+        "runs": {
+            "tuned": {"from": "base", "set": LATE | packed},
+            "child": {"file": RUN, "set": child},
+            "base": {"file": RUN, "set": blend("raw") | {"init": {"hf": "models/elsewhere"}}},
+        },
+        "evaluation": {"runs": ["child"], "max_new_tokens": 8},
+        "report": {"study": True},
+    }
 
 
 def stages(
-    folder: Path, grid: GridConfig, benchmarks: Path | None = None, only: tuple[str, ...] = ()
+    folder: Path,
+    field: str = "",
+    value: Any = None,
+    benchmarks: Path | None = None,
+    **asked: Any,
 ) -> dict[str, Stage]:
-    settings = Settings(folder / "out", 2, None, benchmarks)
-    return {stage.name: stage for stage in build_stages(grid, folder, settings, only)}
+    """The stages of the study with one field of its file changed."""
+    tree, path = study(folder), folder / "study.yaml"
+    if field:
+        set_field(tree, field, value, "test")
+    path.write_text(json.dumps(tree))
+    found = load_study(path, Asked(out=folder / "out", **asked))
+    built = build_stages(found, Settings(2, None, benchmarks), asked.get("only", ()))
+    return {stage.name: stage for stage in built}
 
 
 def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_results(tmp_path: Path) -> None:
-    found = stages(tmp_path, grid_of(tmp_path), tmp_path / "sets")
+    found = stages(tmp_path, benchmarks=tmp_path / "sets")
     assert {name: stage.needs for name, stage in found.items()} == {
         "corpora": (),
         "raw": ("corpora",),
@@ -75,52 +88,61 @@ def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_result
         assert done.issuperset(stage.needs), name
         done.add(name)
     out = tmp_path / "out"
-    sets = f'["{out}/corpora/evaluation", "elsewhere", "{tmp_path}/sets"]'
-    assert f"decontaminate.benchmarks={sets}" in found["raw"].command
-    assert f'init.checkpoint="{out}/child/checkpoints/step_2"' in found["tuned"].command
-    assert f'data.sft="{out}/sft/problems"' in found["tuned"].command
-    assert not any("models/elsewhere" in word for word in found["base"].command)
+    texts = {name: stage.config[1] for name, stage in found.items() if stage.config}
+    assert f"  - {out}/corpora/evaluation\n  - elsewhere\n  - {tmp_path}/sets\n" in texts["raw"]
+    assert f"checkpoint: {out}/child/checkpoints/step_2" in texts["tuned"]
+    assert f"sft: {out}/sft/problems" in texts["tuned"]
+    assert "hf: models/elsewhere" in texts["base"]
+    written = str(out / "configs" / "tuned.yaml")
+    assert found["tuned"].command[2:4] == ("megatron_mathcpt.train", written)
+    found["tuned"].write_config()
+    assert Path(written).read_text() == texts["tuned"]
     pack = [str(out / "raw"), "problems", "--seq-length", "128", "--out", str(out / "sft" / "problems")]
     assert list(found["sft/problems"].command[1:]) == ["-m", "megatron_mathcpt", "pack-sft", *pack]
     assert found["synthesis"].command[-1] == "--scripted"
     assert found["report"].command[-1] == "--study"
 
 
+OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
+
+
 @pytest.mark.parametrize(
-    ("file", "override", "message"),
+    ("field", "value", "message"),
     [
-        ("grid", "evaluation.runs=[kid]", "evaluation.runs names 'kid'"),
-        ("grid", "report.comparisons=[[base, child]]", "'base', which is not under evaluation.runs"),
-        ("grid", "runs.raw=base.yaml", "runs.raw: another stage has this folder"),
-        ("grid", "runs={../base: base.yaml}", "String should match pattern"),
-        ("grid", "runs.other=other.yaml", "runs.other: runs/demo/sft/problems is made from"),
-        ("child", "init.checkpoint=runs/demo/bass", "child.yaml: init.checkpoint: no stage .*demo/bass"),
-        ("base", "init={checkpoint: runs/demo/child}", "in a cycle among .*child, .*base"),
+        ("evaluation.runs", ["kid"], "study.yaml: evaluation.runs names 'kid'"),
+        ("report.comparisons", [["base", "child"]], "names 'base', which is not scored"),
+        ("runs.raw", {"from": "base"}, "runs.raw: another stage has this folder"),
+        ("runs", {"../base": {"file": RUN}}, "String should match pattern"),
+        ("runs.other", OTHER, "runs.other: .*sft/problems is made from"),
+        ("runs.child.set.init", {"checkpoint": "runs/demo/bass"}, "init.checkpoint: no stage .*/bass"),
+        ("runs.base.set.init", {"checkpoint": "runs/demo/child"}, "in a cycle among .*child, .*base"),
     ],
 )
-def test_wrong_names_are_errors(file: str, override: str, message: str, tmp_path: Path) -> None:
+def test_wrong_names_are_errors(field: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        stages(tmp_path, grid_of(tmp_path, **{file: override}))
+        stages(tmp_path, field, value)
 
 
 def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
-    grid, mine = grid_of(tmp_path), {"mine": tmp_path / "child.yaml"}
-    more = grid.with_runs(mine, [["mine", "child"]])
-    assert list(stages(tmp_path, more))[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
-    assert more.report.comparisons == (("mine", "child"),)
-    with pytest.raises(ConfigError, match="run 'base': the grid has one of this name"):
-        grid.with_runs({"base": tmp_path / "base.yaml"}, [])
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nfrom: child\nset: {seed: 2}\n")
+    found = stages(tmp_path, add=[mine], compare=[("mine", "child")])
+    assert list(found)[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
+    assert found["report"].command[-3:] == ("--compare", "child:mine", "--study")
+    assert found["mine"].needs == found["child"].needs
     with pytest.raises(ConfigError, match="comparisons names 'yours'"):
-        grid.with_runs(mine, [["mine", "yours"]])
+        stages(tmp_path, add=[mine], compare=[("mine", "yours")])
+    mine.write_text("name: base\nfrom: child\n")
+    with pytest.raises(ConfigError, match="run 'base': the study has one of this name"):
+        stages(tmp_path, add=[mine])
 
 
 def test_only_some_runs(tmp_path: Path) -> None:
-    grid = grid_of(tmp_path)
-    found = stages(tmp_path, grid, only=("base",))
+    found = stages(tmp_path, only=("base",))
     assert list(found) == ["corpora", "raw", "base", "base/hf", "base/evaluation", "report"]
     assert found["report"].needs == ("raw", "base", "base/evaluation")
-    whole = set(stages(tmp_path, grid, only=("tuned",)))
+    whole = set(stages(tmp_path, only=("tuned",)))
     assert {"child", "synthesis", "made"} <= whole
     assert "child/evaluation" not in whole
     with pytest.raises(ConfigError, match="--only kid: no such run; there are: tuned, child, base"):
-        stages(tmp_path, grid, only=("kid",))
+        stages(tmp_path, only=("kid",))

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.experiment import sweep
-from tests.report.report_folder import EN, outcomes, write_evaluation
+from tests.support.report_folder import EN, paired_outcomes, write_evaluation
 
 STEPS = ("step_00000100", "step_00000200")
 
@@ -19,7 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of two checkpoints whose evaluations come out as `EN`: 4 and 12 of 20 right."""
     for name in STEPS:
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
-    right = dict(zip(STEPS, outcomes(EN), strict=True))
+    right = dict(zip(STEPS, paired_outcomes(EN), strict=True))
 
     def evaluate(model: Path, *_: Any) -> None:
         write_evaluation(tmp_path / "sweep", model.name, {"sums": right[model.name]})

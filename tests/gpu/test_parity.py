@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.shape import read_hf_shape
 from tests.gpu.conftest import Figure, relative_error
-from tests.support.models import build, write_llama
+from tests.support.llama_models import build_megatron, write_random_llama
 
 LENGTH = 512
 
@@ -20,7 +20,7 @@ def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A Hugging Face folder of random weights: 4 layers, hidden 1024, 8 heads of 128 in 2 groups."""
     sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8}
     options = {"max_position_embeddings": 2048, "vocab_size": request.param, "tie_word_embeddings": False}
-    return write_llama(tmp_path_factory.mktemp("hf"), 11, **sizes, **options)
+    return write_random_llama(tmp_path_factory.mktemp("hf"), 11, **sizes, **options)
 
 
 def ours(folder: Path, layout: parallel.Layout, *, documents: bool = False, **precision: Any) -> Any:
@@ -28,7 +28,7 @@ def ours(folder: Path, layout: parallel.Layout, *, documents: bool = False, **pr
 
     shape = read_hf_shape(folder)
     source = HuggingFaceWeights(folder, shape)
-    return build(shape, layout, source, documents=documents, params_dtype="bf16", **precision)
+    return build_megatron(shape, layout, source, documents=documents, params_dtype="bf16", **precision)
 
 
 def gradient_norm(model: Any) -> float:

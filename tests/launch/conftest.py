@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[None]:
-    """Two nodes of a real Slurm on this machine; stopped afterwards if it was not up before."""
+    """Two nodes of a real Slurm on this machine, which is stopped afterwards unless it was already up."""
     folder = Path(os.environ.get("MATHCPT_SLURM", ROOT.parent / "shared" / "slurm"))
     if not (folder / "start-test-cluster.sh").is_file():
-        pytest.skip("MATHCPT_SLURM names no folder with start-test-cluster.sh")
+        pytest.skip("MATHCPT_SLURM is not a folder with start-test-cluster.sh")
     if os.getuid() != 0:
         pytest.skip("the test cluster needs root")
     ping = ["scontrol", "ping"]
@@ -31,7 +31,7 @@ def slurm() -> Iterator[None]:
 
 @pytest.fixture
 def _no_jobs_left(slurm: None, tmp_path: Path) -> Iterator[None]:
-    """Cancel what a test leaves in the queue, known by the working folder."""
+    """Cancel the jobs that a test left in the queue; their working folder identifies them."""
     yield
     command = ["squeue", "--noheader", "--format=%A %Z"]
     queue = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The GPU environment, as far as no GPU is needed: scripts, pins that agree, the proof's arithmetic."""
+"""The parts of the GPU environment that need no GPU: scripts, consistent pins, the proof's arithmetic."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
 
 
 def test_a_torch_for_the_cpu_is_refused_before_anything_is_built(tmp_path: Path) -> None:
-    """An environment whose interpreter answers as a torch for the CPU does, and that counts as made."""
+    """A finished environment whose interpreter reports a CPU build of torch."""
     sources = (ROOT / "setup.py").read_bytes() + (ROOT / "launch/constraints.txt").read_bytes()
     (tmp_path / ".mathcpt").write_text(hashlib.sha256(sources).hexdigest() + "\n")
     python = tmp_path / "bin" / "python"
@@ -57,8 +57,8 @@ def test_the_cluster_names_the_image_that_the_dockerfile_makes() -> None:
     assert image.image.endswith(f"/megatron_mathcpt-{tag}.sqsh")
 
 
-def test_the_proof_tells_an_fp8_product_from_bf16() -> None:
-    """FP8 by torch's own rounding, without Transformer Engine."""
+def test_the_proof_distinguishes_an_fp8_product_from_bf16() -> None:
+    """FP8 is emulated by torch's rounding, without Transformer Engine."""
     proof = runpy.run_path(str(ROOT / "launch/prove_gpu.py"))
     relative_error, (low, high) = proof["relative_error"], proof["FP8_ERRORS"]
     left, right = torch.randn(64, 256).bfloat16(), torch.randn(128, 256).bfloat16()

@@ -1,4 +1,4 @@
-"""A grid's stages as jobs of a real Slurm, and a corpus build as arrays."""
+"""A grid's stages as jobs of a real Slurm, and a corpus build as job arrays."""
 
 import subprocess
 from pathlib import Path
@@ -11,15 +11,13 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.submit import submit_stages
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.data.conftest import config, raw  # noqa: F401 (fixtures)
-from tests.launch.jobs import field, slurm_cluster, wait_for_end
+from tests.support.slurm_jobs import job_field, slurm_cluster, wait_for_end
 from tests.support.stages import demo_stage
 
 pytestmark = pytest.mark.usefixtures("_no_jobs_left")
 
 
-def test_stages_follow_each_other_and_go_on_after_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_run_in_order_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "grid"
 
@@ -32,7 +30,7 @@ def test_stages_follow_each_other_and_go_on_after_a_failure(
     assert {state for state, _ in first.values()} == {"submitted"}
     ends = {name: wait_for_end(job_id or 0) for name, (_, job_id) in first.items()}
     assert ends == {"a": "COMPLETED", "b": "FAILED", "c": "CANCELLED", "d": "COMPLETED"}
-    assert field(first["b"][1] or 0, "ExitCode") == "2:0"
+    assert job_field(first["b"][1] or 0, "ExitCode") == "2:0"
     second = submit("x")
     assert [second[name][0] for name in "abcd"] == ["done", "submitted", "submitted", "done"]
     assert [wait_for_end(second[name][1] or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]

@@ -1,4 +1,4 @@
-"""Real training under a real Slurm, stopped in every way: the losses of an undisturbed run, bit for bit."""
+"""Real training under a real Slurm, interrupted in every way: bitwise the losses of an undisturbed run."""
 
 import json
 import os
@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.launch.conftest import ROOT
-from tests.launch.jobs import field, preempt, signal_batch, wait_for, wait_for_end
-from tests.train.conftest import build_config, corpus, settings  # noqa: F401 (fixtures)
+from tests.support.slurm_jobs import job_field, preempt_nodes, signal_batch, wait_for_end, wait_until
+from tests.support.training_runs import build_config
+from tests.train.conftest import corpus, settings  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_no_jobs_left"), pytest.mark.timeout(900)]
 STEPS = 400
@@ -51,37 +52,37 @@ def submit(config: Path, run: Path, *overrides: str) -> int:
     return int(done.stdout.split()[1].rstrip(":"))
 
 
-def test_every_stop_leaves_the_losses_alone(tmp_path: Path, settings: dict[str, Any]) -> None:  # noqa: F811
-    """S1 warning, S2 preemption, S4 one rank killed, S5 node lost: in one run, one after the other."""
+def test_no_interruption_changes_the_losses(tmp_path: Path, settings: dict[str, Any]) -> None:  # noqa: F811
+    """S1 warning, S2 preemption, S4 one rank killed, S5 node lost: one after another in one run."""
     config, plain, run = tmp_path / "tiny.yaml", tmp_path / "plain", tmp_path / "run"
     config.write_text(build_config(settings, **CHANGED).model_dump_json())
     train = [sys.executable, "-m", "megatron_mathcpt.train", config, "--out", plain, "--processes", "4"]
     subprocess.run(train, cwd=ROOT, check=True)
-    job_id = submit(config, run, "partition=low")
+    job = submit(config, run, "partition=low")
 
     def after(restarts: int, steps: int) -> None:
-        wait_for(lambda: field(job_id, "Restarts") == str(restarts), 60)
+        wait_until(lambda: job_field(job, "Restarts") == str(restarts), 60)
         start = rows(run)[-1]["step"] if rows(run) else 0
-        wait_for(lambda: rows(run) and rows(run)[-1]["step"] >= start + steps, 200)
+        wait_until(lambda: rows(run) and rows(run)[-1]["step"] >= start + steps, 200)
 
     after(0, 10)
-    signal_batch(job_id, "USR1")
+    signal_batch(job, "USR1")
     after(1, 10)
-    preempt()
+    preempt_nodes()
     after(2, 10)
-    os.kill(pid_of_task(job_id, 3), signal.SIGKILL)
+    os.kill(pid_of_task(job, 3), signal.SIGKILL)
     after(3, 4)
     (pid_file,) = Path("/run").glob("*/slurmd.node2.pid")
     os.kill(int(pid_file.read_text()), signal.SIGKILL)
     start = Path(os.environ.get("MATHCPT_SLURM", ROOT.parent / "shared" / "slurm")) / "start-test-cluster.sh"
-    wait_for(lambda: field(job_id, "Restarts") == "4" or field(job_id, "JobState") == "COMPLETED", 120)
+    wait_until(lambda: job_field(job, "Restarts") == "4" or job_field(job, "JobState") == "COMPLETED", 120)
     subprocess.run([start], check=True)
-    assert wait_for_end(job_id, 300) == "COMPLETED"
-    assert field(job_id, "Restarts") == "4"
+    assert wait_for_end(job, 300) == "COMPLETED"
+    assert job_field(job, "Restarts") == "4"
     keys = ("step", "consumed_samples", "loss", "grad_norm", "learning_rate")
     assert len(rows(run)) == STEPS
     resumed, undisturbed = ([[row[key] for key in keys] for row in rows(folder)] for folder in (run, plain))
     assert resumed == undisturbed
-    told = [line.split("\t")[3] for line in (run / ".slurm" / "attempts.tsv").read_text().splitlines()]
-    assert [line.split()[0] for line in told].count("start") == 5
-    assert told[-1] == "end 0"
+    events = [line.split("\t")[3] for line in (run / ".slurm" / "attempts.tsv").read_text().splitlines()]
+    assert [line.split()[0] for line in events].count("start") == 5
+    assert events[-1] == "end 0"

@@ -13,8 +13,8 @@ from megatron_mathcpt.config.shape import RopeScaling
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.model.weights import RandomWeights
-from tests.support.models import build_both
-from tests.support.shapes import TINY
+from tests.support.llama_models import build_both
+from tests.support.llama_shapes import TINY_SHAPE
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {},
@@ -30,7 +30,7 @@ GIVEN, LABELS, POSITIONS = TOKENS[:, :-1], TOKENS[:, 1:], torch.arange(64).expan
 def test_logits_loss_and_gradients_equal_transformers(
     layout: parallel.Layout, tmp_path: Path, name: str
 ) -> None:
-    model, reference = build_both(TINY.model_copy(update=SHAPES[name]), layout, tmp_path)
+    model, reference = build_both(TINY_SHAPE.model_copy(update=SHAPES[name]), layout, tmp_path)
     expected = reference(GIVEN).logits
     with torch.no_grad():
         logits = model(GIVEN, POSITIONS, None)
@@ -51,7 +51,7 @@ def test_logits_loss_and_gradients_equal_transformers(
 
 
 def test_drawn_weights_have_the_asked_deviation() -> None:
-    shape = TINY.model_copy(update={"hidden_size": 512, "num_layers": 8, "init_method_std": 0.02})
+    shape = TINY_SHAPE.model_copy(update={"hidden_size": 512, "num_layers": 8, "init_method_std": 0.02})
     weights = RandomWeights(shape, 1)
     plain = weights.read("decoder.layers.mlp.linear_fc1.weight", 0)
     residual = weights.read("decoder.layers.mlp.linear_fc2.weight", 0)

@@ -23,12 +23,14 @@ from megatron_mathcpt.planner.memory import saved_per_token
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import flops_per_token, from_llama, load_shape
 from megatron_mathcpt.planner.step_time import speed
-from tests.planner.planned import SHAPE, SMALL, planned
-from tests.support import models
-from tests.support.shapes import tiny
+from tests.support import llama_models
+from tests.support.llama_shapes import tiny_shape
+from tests.support.planned_runs import SHAPE, SMALL, planned_8b
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPED = tiny(hidden_size=128, ffn_hidden_size=336, num_query_groups=2, vocab_size=500, init_method_std=0.02)
+GROUPED = tiny_shape(
+    hidden_size=128, ffn_hidden_size=336, num_query_groups=2, vocab_size=500, init_method_std=0.02
+)
 SHAPES = {
     "grouped": GROUPED,
     "full heads": GROUPED.model_copy(update={"num_query_groups": None}),
@@ -41,7 +43,7 @@ SEQUENCES, LENGTH = 2, 96
 def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> Any:
     from megatron_mathcpt.model.weights import RandomWeights
 
-    return models.build(shape, layout, RandomWeights(shape, 1), params_dtype=dtype)
+    return llama_models.build_megatron(shape, layout, RandomWeights(shape, 1), params_dtype=dtype)
 
 
 def loss_of(model: Any) -> torch.Tensor:
@@ -69,7 +71,7 @@ def test_saved_bytes_of_a_layer_equal_what_hooks_see(layout: parallel.Layout, na
 
 def predicted(shape: LlamaShape, dtype: str, **sizes: Any) -> float:
     batch = {"seq_length": LENGTH, "global_batch_size": SEQUENCES, "mbs": SEQUENCES}
-    given = planned(f"precision.params_dtype={dtype}", shape=from_llama("tiny", shape), **batch, **sizes)
+    given = planned_8b(f"precision.params_dtype={dtype}", shape=from_llama("tiny", shape), **batch, **sizes)
     run = PlannedRun(given.config, given.gpus, fused=False)
     return run.tokens * sum(saved_per_token(run, None).values())
 
@@ -137,7 +139,7 @@ def test_who_holds_the_masters_is_what_megatron_core_says(recipe: str | None, ma
     small = {"use_distributed_optimizer": True, "use_precision_aware_optimizer": True, "fp8_recipe": recipe}
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[main]
     asked = OptimizerConfig(optimizer="adam", lr=1.0, bf16=True, main_params_dtype=dtype, **small)
-    run = planned(*SMALL, f"optimizer.main_params_dtype={main}", precision=recipe or "bf16")
+    run = planned_8b(*SMALL, f"optimizer.main_params_dtype={main}", precision=recipe or "bf16")
     assert run.optimizer_owns_masters == asked.use_precision_aware_optimizer_no_fp8_or_ds_fp8
 
 
@@ -166,7 +168,7 @@ def test_parameters_are_those_of_the_released_weights(name: str) -> None:
 def test_both_conventions_give_the_published_tflops(
     rate: float, model: str, length: int, convention: str, published: float
 ) -> None:
-    run = planned(dp=8, shape=model, seq_length=length)
+    run = planned_8b(dp=8, shape=model, seq_length=length)
     found = speed(run, load_hardware("h100"), 128 * length / rate / 8)
     assert found.tokens_per_second_per_gpu == pytest.approx(rate)
     assert getattr(found, convention) == pytest.approx(published, rel=2e-3)

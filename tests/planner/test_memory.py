@@ -9,11 +9,12 @@ import pytest
 
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.resolved_study import load_study
 from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import load_shape
 from tests.benchmarks.planner_published import PUBLISHED, Peak
-from tests.planner.planned import LAYER, PARAMETERS, SMALL, SMALL_MOMENTS, bf16_ends, planned
+from tests.support.planned_runs import LAYER, PARAMETERS, SMALL, SMALL_MOMENTS, bf16_ends, planned_8b
 
 SAVED = 149_632  # bytes per token of a layer in bf16
 MATRICES = 32 * LAYER
@@ -42,16 +43,16 @@ def parts(run: PlannedRun) -> Mapping[str, float]:
     ],
 )
 def test_saved_bytes_and_weights_by_hand(precision: str, saved: float, copies: float) -> None:
-    run = planned(precision=precision)
+    run = planned_8b(precision=precision)
     assert sum(memory.saved_per_token(run, run.recipe).values()) == saved
     assert parts(run)["weights"] == pytest.approx((2 + copies) * MATRICES + 2 * OTHERS, rel=1e-12)
-    alone = parts(planned(precision=precision, fp8_parameters=True))["weights"]
+    alone = parts(planned_8b(precision=precision, fp8_parameters=True))["weights"]
     assert alone == pytest.approx((copies or 2) * MATRICES + 2 * OTHERS, rel=1e-12)
 
 
 def test_layers_left_in_bf16_weigh_what_they_weigh_in_bf16() -> None:
     fp8: dict[str, Any] = {"pp": 4, "precision": "tensorwise", "fp8_parameters": True}
-    runs = planned(**fp8), planned(*bf16_ends(1, 3), **fp8), planned(pp=4)
+    runs = planned_8b(**fp8), planned_8b(*bf16_ends(1, 3), **fp8), planned_8b(pp=4)
     plain, mixed, bf16 = map(memory.memory_per_stage, runs)
     for part in ("weights", "activations"):
         # One of eight layers of the first stage, three of the last.
@@ -59,7 +60,7 @@ def test_layers_left_in_bf16_weigh_what_they_weigh_in_bf16() -> None:
             expected = (8 - count) * plain[stage].parts[part] + count * bf16[stage].parts[part]
             assert mixed[stage].parts[part] == pytest.approx(expected / 8)
     for ends, shares in (((10, 32), [1, 1, 1, 1]), ((10, 0), [1, 0.25, 0, 0])):
-        run = planned(*bf16_ends(*ends), **fp8)
+        run = planned_8b(*bf16_ends(*ends), **fp8)
         assert [run.bf16_share(stage) for stage in range(4)] == shares
 
 
@@ -89,13 +90,13 @@ HALF = "optimizer.main_params_dtype=fp16"
 def test_bytes_of_a_part_by_hand(
     part: str, overrides: tuple[str, ...], fields: dict[str, Any], expected: float
 ) -> None:
-    assert parts(planned(*overrides, **fields))[part] == expected
+    assert parts(planned_8b(*overrides, **fields))[part] == expected
 
 
 def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> None:
     def copies(*overrides: str, sequences: int = 1, length: int = 128) -> float | None:
         batch = {"seq_length": length, "global_batch_size": sequences}
-        run = planned(*overrides, dp=sequences, grad_reduce_in_fp32=False, **batch)
+        run = planned_8b(*overrides, dp=sequences, grad_reduce_in_fp32=False, **batch)
         return parts(run).get("fp32 copies in the update")
 
     freed = 32 * 128 * SAVED + 6 * 128 * 128256
@@ -109,7 +110,7 @@ def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> N
     ("tensor", "stages", "head_as_layer"), [(1, 1, False), (2, 4, False), (8, 2, False), (4, 17, True)]
 )
 def test_stages_hold_every_parameter_once(tensor: int, stages: int, head_as_layer: bool) -> None:
-    run = planned(tp=tensor, pp=stages, head_as_layer=head_as_layer)
+    run = planned_8b(tp=tensor, pp=stages, head_as_layer=head_as_layer)
     pairs = (memory.stage_parameters(run, stage) for stage in range(stages))
     matrices, others = map(sum, zip(*pairs, strict=True))
     assert matrices * tensor == MATRICES
@@ -124,7 +125,7 @@ def test_stages_hold_every_parameter_once(tensor: int, stages: int, head_as_laye
 def test_in_flight_equals_the_schedule_of_megatron_core(stages: int, virtual: int, microbatches: int) -> None:
     from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 
-    run = planned(pp=stages, vp=virtual, global_batch_size=microbatches)
+    run = planned_8b(pp=stages, vp=virtual, global_batch_size=microbatches)
     for stage in range(stages):
         group = SimpleNamespace(size=lambda: stages, rank=lambda stage=stage: stage)
         virtual_size = virtual if virtual > 1 else None
@@ -138,7 +139,7 @@ def test_in_flight_equals_the_schedule_of_megatron_core(stages: int, virtual: in
     "stages", [{"head_as_layer": True}, {"stage_layers": (15, 16, 15, 17, 16, 17, 15, 15)}]
 )
 def test_peak_is_the_fullest_of_all_stages(stages: dict[str, Any]) -> None:
-    run = planned(shape=load_shape("llama3.1-405b"), tp=8, pp=8, cp=2, dp=4, vp=8, **stages)
+    run = planned_8b(shape=load_shape("llama3.1-405b"), tp=8, pp=8, cp=2, dp=4, vp=8, **stages)
     assert memory.peak_memory(run) == max(memory.memory_per_stage(run), key=lambda stage: stage.total)
 
 
@@ -188,15 +189,11 @@ def test_what_stays_of_25_saves() -> None:
 
 def test_the_study_keeps_under_ten_terabytes() -> None:
     """56.5 TB with the optimizer's state in each of the 25 or 11 checkpoints that were kept of a run."""
-    shape = load("base2").model
     kept = 0
-    for path in sorted(PAPER.glob("*.yaml")):
-        if "\ncheckpoint:" not in path.read_text():
-            continue
-        config = load(path.stem)
+    for config in [run.config for run in load_study(PAPER / "study.yaml").runs.values()]:
         train = config.train
         if train.train_epochs is not None:  # SFT: ten parts and a rest
             tokens = (10 * config.checkpoint.interval + 1) * train.tokens_per_step
             train = train.model_copy(update={"train_tokens": tokens})
-        kept += memory.kept_bytes(config.model_copy(update={"model": config.model or shape, "train": train}))
+        kept += memory.kept_bytes(config.model_copy(update={"train": train}))
     assert 8e12 < kept < 10e12

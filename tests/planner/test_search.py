@@ -16,7 +16,7 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.search import SearchResult, describe, given_config, search, settings
 from megatron_mathcpt.planner.shapes import load_shape
 from megatron_mathcpt.planner.step_time import step_time
-from tests.planner.planned import PARAMETERS, SHAPE, SMALL, SMALL_MOMENTS, bf16_ends, planned
+from tests.support.planned_runs import PARAMETERS, SHAPE, SMALL, SMALL_MOMENTS, bf16_ends, planned_8b
 
 H100 = load_machine("h100")
 BATCH = {"seq_length": 8192, "global_batch_size": 128}
@@ -104,19 +104,19 @@ def test_recipes_are_refused_by_name_on_other_gpus(
 
 
 def test_a_run_that_fits_says_how_much_it_needs() -> None:
-    config = planned(cp=2).config
+    config = planned_8b(cp=2).config
     # 2 + 4 bytes a parameter, 12/64 of the optimizer, 32 layers of 4096 tokens, 6 bytes a logit.
     expected = PARAMETERS * (6 + 12 / 64) + 32 * 4096 * 149_632 + 6 * 4096 * 128256
     assert check_memory(config, 64, memory_gib=79.6).startswith(
         f"predicted {expected / 2**30:.1f} of 79.6 GiB on pipeline stage 0 (gradients 29.9,"
     )
-    whole = planned("parallel.use_distributed_optimizer=false", cp=2).config
+    whole = planned_8b("parallel.use_distributed_optimizer=false", cp=2).config
     with pytest.raises(ConfigError, match=r"predicted 155\.8 of 79.6 GiB .* do not fit; lower train.micro"):
         check_memory(whole, 8, memory_gib=79.6)
 
 
 def test_nothing_is_fused_where_the_layers_are_not() -> None:
-    config = planned("parallel.cross_entropy_loss_fusion=true", tp=2, pp=2, vp=4).config
+    config = planned_8b("parallel.cross_entropy_loss_fusion=true", tp=2, pp=2, vp=4).config
     fused, plain = PlannedRun(config, 16), PlannedRun(config, 16, fused=False)
     assert fused.name == plain.name == "TP2 PP2x4 CP1 DP4 MBS1"
     assert (fused.loss_fusion, fused.accumulated_bytes) == ("te", 0)

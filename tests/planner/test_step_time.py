@@ -11,7 +11,7 @@ from megatron_mathcpt.planner.shapes import flops_per_token
 from megatron_mathcpt.planner.step_time import step_time
 from tests.benchmarks.planner_calibration import errors, fit, leave_one_family_out
 from tests.benchmarks.planner_published import MEASURED, PUBLISHED, Gain, Measured, load_times
-from tests.planner.planned import LAYER, PARAMETERS, SHAPE, SMALL, bf16_ends, planned
+from tests.support.planned_runs import LAYER, PARAMETERS, SHAPE, SMALL, bf16_ends, planned_8b
 
 CARD = {"bf16_tflops": 1000.0, "fp8_tflops": 2000.0, "memory_gib": 80.0, "gpus_per_node": 8}
 CARD |= {"capability": (9, 0), "tuned_overlap": (), "source": "made up"}
@@ -33,21 +33,21 @@ IDEAL, SLOW = machine(), machine(memory=1.0)  # moved bytes are nanoseconds with
 
 def terms(*overrides: str, on: Machine = SLOW, **fields: Any) -> Mapping[str, float]:
     """Terms of a step of one sequence on one GPU, but for what is given."""
-    return step_time(planned(*overrides, **{"global_batch_size": 1} | fields), on).terms
+    return step_time(planned_8b(*overrides, **{"global_batch_size": 1} | fields), on).terms
 
 
 def test_an_ideal_machine_runs_at_its_peak() -> None:
-    time = step_time(planned(dp=8), IDEAL).total
+    time = step_time(planned_8b(dp=8), IDEAL).total
     assert time == pytest.approx(128 * 8192 * flops_per_token(SHAPE, 8192).causal / 8 / 1e15, rel=1e-6)
-    fp8 = step_time(planned(dp=8, precision="tensorwise"), IDEAL).total
+    fp8 = step_time(planned_8b(dp=8, precision="tensorwise"), IDEAL).total
     assert time - fp8 == pytest.approx(128 * 8192 * 6 * LAYERS / 8 / 1e15 / 2, rel=1e-6)
     # Cutting a model costs nothing when traffic is free.
-    assert step_time(planned(tp=4, cp=2), IDEAL).total == pytest.approx(time, rel=1e-6)
+    assert step_time(planned_8b(tp=4, cp=2), IDEAL).total == pytest.approx(time, rel=1e-6)
 
 
 @pytest.mark.parametrize("virtual", [1, 4])
 def test_bubble_and_slowest_stage_by_hand(virtual: int) -> None:
-    time = step_time(planned(pp=4, vp=virtual), IDEAL)
+    time = step_time(planned_8b(pp=4, vp=virtual), IDEAL)
     layer, head = 8192 * 6 * (LAYER + 8192 * 4096) / 1e15, HEAD_SECONDS
     assert time.stages == pytest.approx((8 * layer,) * 3 + (8 * layer + head,), rel=1e-6)
     assert time.terms["pipeline bubble"] == pytest.approx(3 / virtual * (32 * layer + head) / 4, rel=1e-6)
@@ -71,7 +71,7 @@ def test_a_ramp_is_more_of_the_reduction() -> None:
 def test_traffic_by_hand() -> None:
     # 16 GPUs, one per node share of the network: 8 of a group sit on a node and use its 8 cards together.
     linked = machine(network=50.0, nvlink=450.0)
-    time = step_time(planned(dp=16, global_batch_size=16), linked)
+    time = step_time(planned_8b(dp=16, global_batch_size=16), linked)
     sent, window = 4 * PARAMETERS * 15 / 16 / 400e9, 0.9 * time.stages[0]
     assert time.terms["gradient reduction"] == pytest.approx(max(0.05 * sent, sent - window * 2 / 3))
     assert time.terms["parameter gather"] == pytest.approx(max(0.05 * sent / 2, sent / 2 - window / 3))
@@ -87,7 +87,7 @@ def test_gradients_in_bf16_are_half_the_traffic_and_fp8_weights_less() -> None:
         found = terms(on=slow, dp=2, global_batch_size=128, **fields)
         return found["gradient reduction"], found["parameter gather"]
 
-    window = 0.9 * step_time(planned(dp=2), slow).stages[0]
+    window = 0.9 * step_time(planned_8b(dp=2), slow).stages[0]
     sent = PARAMETERS / 2 / 1e9  # half of the parameters, at 1 GB/s
     assert traffic()[0] == pytest.approx(4 * sent - window * 2 / 3)
     assert traffic(grad_reduce_in_fp32=False)[0] == pytest.approx(2 * sent - window * 2 / 3)
@@ -149,7 +149,7 @@ def test_products_scaled_by_blocks_run_at_their_share() -> None:
 
 def test_layers_left_in_bf16_take_their_time() -> None:
     fp8 = {"pp": 2, "precision": "tensorwise"}
-    runs = planned(pp=2), planned(**fp8), planned(*bf16_ends(4, 2), **fp8)
+    runs = planned_8b(pp=2), planned_8b(**fp8), planned_8b(*bf16_ends(4, 2), **fp8)
     bf16, plain, mixed = (step_time(run, IDEAL).stages for run in runs)
     # The head is in bf16 anyway.
     for stage, (share, head) in enumerate(((4 / 16, 0), (2 / 16, HEAD_SECONDS))):

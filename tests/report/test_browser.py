@@ -1,4 +1,4 @@
-"""Pages in a browser: they sort, filter, show values, stay quiet, load nothing, run no hostile names."""
+"""Pages in a browser: sorting, filters, values on hover, no log entries or requests, no injected scripts."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ import pytest
 from megatron_mathcpt.data.inspection import page_content
 from megatron_mathcpt.formats.corpus_folder import open_corpus
 from megatron_mathcpt.report.page import build_report, render_corpus
-from tests.data.made import build_inspected
-from tests.report.browser import Page, in_browser
-from tests.report.report_folder import write_grid
+from tests.support.corpus_factory import build_inspected_corpus
+from tests.support.headless_browser import Page, check_in_browser
+from tests.support.report_folder import write_results
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def column(table: str, number: int) -> str:
     return f"[...document.querySelectorAll('#{table} tbody tr')].map(row => {value}(row.cells[{number}]))"
 
 
-def test_tables_sort_and_samples_filter_by_field_and_word(chromium: str, page: Path) -> None:
+def test_tables_sort_and_outputs_filter_by_field_and_word(chromium: str, page: Path) -> None:
     async def check(opened: Page) -> None:
         click, first = "document.querySelectorAll('#{} th button')[1].click()", column("score-table", 1)
         assert await opened.evaluate(first) == ["0.0", "0.2", "0.6"]
@@ -59,7 +59,7 @@ def test_tables_sort_and_samples_filter_by_field_and_word(chromium: str, page: P
         assert count == "1 of 1 shown"
         assert await chosen("words", "no such word") == []
 
-    in_browser(chromium, page, check)
+    check_in_browser(chromium, page, check)
 
 
 def test_plots_show_values_and_hide_runs_and_the_theme_switches(chromium: str, page: Path) -> None:
@@ -77,24 +77,24 @@ def test_plots_show_values_and_hide_runs_and_the_theme_switches(chromium: str, p
         await opened.evaluate("document.getElementById('theme').click()")
         assert await opened.evaluate(colour) != before
 
-    in_browser(chromium, page, check)
+    check_in_browser(chromium, page, check)
 
 
 @pytest.fixture
 def long_page(tmp_path: Path) -> Path:
     names = ("middle-school-cpt", "middle-school-sft", "an-ablation-with-a-name-longer-than-most")
     right = {name: {"zhongkao_public": [True, False, number > 1] * 5} for number, name in enumerate(names)}
-    root = write_grid(tmp_path / "a-folder-with-quite-a-long-name-of-its-own", right)
+    root = write_results(tmp_path / "a-folder-with-quite-a-long-name-of-its-own", right)
     pairs = [(names[0], names[1]), (names[2], names[0])]
     return build_report(root, root / "report", runs=names, comparisons=pairs, study=True)
 
 
 @pytest.mark.parametrize("kind", ["long_page", "corpus_page"])
-def test_a_phone_need_not_scroll_sideways(chromium: str, kind: str, request: pytest.FixtureRequest) -> None:
+def test_pages_fit_the_width_of_a_phone(chromium: str, kind: str, request: pytest.FixtureRequest) -> None:
     async def check(opened: Page) -> None:
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390
 
-    in_browser(chromium, request.getfixturevalue(kind), check, width=390)
+    check_in_browser(chromium, request.getfixturevalue(kind), check, width=390)
 
 
 CELLS = "[...document.querySelectorAll('#{} tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
@@ -103,14 +103,14 @@ CELLS = "[...document.querySelectorAll('#{} tbody tr')].map(r => [...r.cells].ma
 @pytest.fixture(scope="module")
 def corpus_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inspected")
-    content = page_content(open_corpus(build_inspected(folder)))
+    content = page_content(open_corpus(build_inspected_corpus(folder)))
     content["config"] += "</pre><script>window.hacked = 1</script>"
     path = folder / "page.html"
     path.write_text(render_corpus(content), encoding="utf-8")
     return path
 
 
-def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> None:
+def test_tables_and_plots_show_the_counts(chromium: str, corpus_page: Path) -> None:
     async def check(opened: Page) -> None:
         rows: list[Any] = await opened.evaluate(CELLS.format("source-table"))
         heads = "[...document.querySelectorAll('#source-table th')].map(h => h.textContent)"
@@ -132,8 +132,8 @@ def test_tables_and_plots_hold_the_counts(chromium: str, corpus_page: Path) -> N
         heights = await opened.evaluate(f"{bars}.map(bar => bar.height.baseVal.value)")
         assert (len(heights), len(set(heights))) == (3, 1)
         lead = "document.querySelector('.lead').textContent"
-        assert await opened.evaluate(lead) == "35 of 64 records stayed (54.7\u00a0%)."
+        assert await opened.evaluate(lead) == "35 of 64 records kept (54.7\u00a0%)."
         assert await opened.evaluate("typeof window.hacked") == "undefined"
         assert await opened.evaluate("document.scripts.length") == 1
 
-    in_browser(chromium, corpus_page, check)
+    check_in_browser(chromium, corpus_page, check)

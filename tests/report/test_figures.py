@@ -1,4 +1,4 @@
-"""Numbers as text; axes, paths and the layout of the graph."""
+"""Number formats; axes, paths and the layout of the graph."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
 
 
 @pytest.mark.parametrize("show", NUMBERS)
-def test_a_number_in_a_table(show: Callable[..., str]) -> None:
+def test_numbers_are_formatted(show: Callable[..., str]) -> None:
     assert {value: show(value) for value in NUMBERS[show]} == NUMBERS[show]
 
 
@@ -40,21 +40,21 @@ def test_an_axis_has_round_ticks_and_maps_its_ends(low: float, high: float, valu
     assert (axis.at(low), axis.at(low + (high - low) / 2), axis.at(high)) == (200.0, 150.0, 100.0)
 
 
-def test_a_line_starts_and_ends_where_its_values_lie() -> None:
+def test_a_line_goes_through_its_values() -> None:
     curve = [(0.0, 4.0), (100.0, 2.0)]
     plot = line_plot("loss", [("a", 0, curve)])
     assert plot is not None
     # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
     top, bottom = (212 - (value - 1.88) / 2.24 * 200 for value in (4.0, 2.0))
     assert plot.path(curve) == f"M46,{top:.2f}L426,{bottom:.2f}"
-    # one point alone still has axes, and none no plot
+    # a single point has axes; without points there is no plot
     alone = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
     assert alone is not None
     assert alone.y.low < 3.0 < alone.y.high
     assert line_plot("loss", [("a", 0, [])]) is None
 
 
-def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
+def test_the_graph_has_a_column_for_each_depth_and_no_implied_edge() -> None:
     nodes = tuple(GraphNode(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
     graph = Graph(nodes, (("base", "base1"), ("corpus", "base"), ("corpus", "base1")))
     assert graph.depths == {"corpus": 0, "base": 1, "base1": 2}
@@ -62,7 +62,7 @@ def test_the_graph_has_a_column_a_depth_and_no_implied_edge() -> None:
     assert [x for x, _ in graph.places.values()] == [2.0, 180.0, 358.0]
 
 
-def test_a_long_name_widens_the_plot_and_never_meets_an_interval() -> None:
+def test_a_long_name_widens_the_plot_and_overlaps_no_interval() -> None:
     names = ("middle_school_cpt_matched − middle_school_sft", "a − b")
     plot = interval_plot("t", [(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
     assert plot.x.start == 14 + 6.4 * len(names[0])

@@ -1,4 +1,4 @@
-"""The page as a file: whole, valid, and safe against what models write (test_browser.py: nothing loaded)."""
+"""The page as a file: complete, well-formed, and safe against the outputs of models."""
 
 import re
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.report_folder import POOLS, built
+from tests.support.report_folder import POOLS, report_json
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 
@@ -31,11 +31,11 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def page(results: Path) -> str:
-    built(results, ("base", "base1", "base2"), [("base2", "base1"), ("base1", "base")])
+    report_json(results, ("base", "base1", "base2"), [("base2", "base1"), ("base1", "base")])
     return (results / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_every_table_and_plot_is_whole_and_what_models_write_stays_text(results: Path, page: str) -> None:
+def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, page: str) -> None:
     checker = Checker()
     checker.feed(page)
     checker.close()
@@ -47,7 +47,7 @@ def test_every_table_and_plot_is_whole_and_what_models_write_stays_text(results:
     labels = [found["aria-label"] for tag, found in checker.elements if tag == "svg"]
     losses = [f"{n} against tokens" for n in ("training loss", *(f"validation loss, {p}" for p in POOLS))]
     scores = ["heldout_en", "heldout_zh", "accuracy, all tasks against tokens"]
-    assert labels == [*scores, "difference, percentage points", *losses, "graph of the stages"]
+    assert labels == [*scores, "difference, percentage points", *losses, "graph of the result folders"]
     lines = [found for tag, found in checker.elements if tag == "path" and "data-run" in found]
     assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 5
     names = {tag for tag, _ in checker.elements} | {name for _, found in checker.elements for name in found}

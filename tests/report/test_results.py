@@ -1,4 +1,4 @@
-"""The report on a small results folder, against figures worked by hand; its runs as rows."""
+"""The report on a small results folder against figures worked out by hand; listings of its runs."""
 
 import json
 import shutil
@@ -13,19 +13,20 @@ from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.comparison import compare_two
 from megatron_mathcpt.report.page import print_report
 from megatron_mathcpt.report.read import finished_runs, list_runs
-from tests.report import report_folder
-from tests.report.report_folder import POOLS, write_json_lines, write_run
+from tests.support import report_folder
+from tests.support.json_lines import write_json_lines
+from tests.support.report_folder import POOLS, write_run
 
 RUNS = ("base", "base1", "base2")
 PAIR = ("base2", "base1")
 
 
 def built(root: Path, pairs: Sequence[tuple[str, str]] = (PAIR,)) -> dict[str, Any]:
-    return report_folder.built(root, RUNS, pairs)
+    return report_folder.report_json(root, RUNS, pairs)
 
 
 def complete_again(folder: Path, config: dict[str, Any] | None = None) -> None:
-    """Complete a changed folder anew, so that only the report can notice."""
+    """Write the manifest of a changed folder again, so that only the report can notice."""
     manifest = json.loads((folder / "manifest.json").read_text())
     write_manifest(folder, manifest["kind"], inputs={}, counts=manifest["counts"], config=config or {})
 
@@ -66,7 +67,9 @@ def test_paired_tests_pooled_and_by_task(results: Path) -> None:
 
 
 def test_curves_tokens_and_speed(results: Path) -> None:
-    metrics = results / "base2" / "metrics.jsonl"  # a step done again counts once, a torn line not at all
+    metrics = (
+        results / "base2" / "metrics.jsonl"
+    )  # a repeated step counts once, an unfinished line not at all
     again = {"step": 40, "consumed_tokens": 40000, "loss": 1.5}
     metrics.write_text(metrics.read_text() + json.dumps(again) + '\n{"step": 41, "cons')
     complete_again(metrics.parent)
@@ -88,9 +91,9 @@ def test_curves_tokens_and_speed(results: Path) -> None:
     assert long["train_loss"][-1] == [360000.0, pytest.approx(4 - 359 / 20)]
 
 
-def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path: Path) -> None:
+def test_results_are_the_same_bytes_in_another_folder_and_later(results: Path, tmp_path: Path) -> None:
     first = json.dumps(built(results)["results"])
-    copy = tmp_path / "elsewhere" / "quickstart"
+    copy = tmp_path / "copy" / "quickstart"
     shutil.copytree(results, copy)
     shutil.rmtree(copy / "report")
     (copy / "timings.json").write_text('{"corpus": 99}')
@@ -99,7 +102,7 @@ def test_results_are_the_same_bytes_elsewhere_and_later(results: Path, tmp_path:
     assert load_manifest(copy / "report", "report").counts == {"runs": 3, "comparisons": 1}
 
 
-def test_samples_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
+def test_outputs_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
     found = built(results)["results"]
     rights = {"both": {*PAIR}, "neither": set()} | {f"only {name}": {name} for name in PAIR}
     kinds = {(task, kind) for task in ("heldout_en", "heldout_zh") for kind in rights}
@@ -152,7 +155,7 @@ def test_damage_is_named(
     assert not (results / "report").exists()
 
 
-def test_several_answers_are_compared_by_the_first(results: Path) -> None:
+def test_of_several_draws_the_first_is_compared(results: Path) -> None:
     before = built(results)["results"]["comparisons"]
     path = results / "base1" / SAMPLES
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -178,7 +181,7 @@ def test_every_run_is_listed_with_its_state_and_finished_ones_are_the_default(re
         list_runs(results / "corpus")
 
 
-def test_two_runs_differ_by_their_settings(results: Path) -> None:
+def test_settings_of_two_runs_are_compared(results: Path) -> None:
     for name, rate in (("base1", 1e-4), ("base2", 2e-4)):
         complete_again(results / name, {"optimizer": {"lr": rate, "clip_grad": 1.0}, "seed": 1})
     settings, sentences = compare_two(results, *PAIR)

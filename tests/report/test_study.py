@@ -1,4 +1,4 @@
-"""Published figures against one another, and the judgement of the study's results on made-up outcomes."""
+"""Consistency of the published figures, and verdicts on the study's results for made-up outcomes."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from megatron_mathcpt.report.comparison import Comparison
 from megatron_mathcpt.report.study import judge, load_published
 from megatron_mathcpt.statistics import PairedComparison
-from tests.report.report_folder import built, write_grid
+from tests.support.report_folder import report_json, write_results
 
 PUBLISHED = load_published()
 ROWS = [row for table in PUBLISHED.tables for row in table.rows if row.scores]
@@ -40,21 +40,21 @@ WORSE = comparison("c", 2, 20, 0.001)
 OPEN = comparison("d", 9, 5, 0.4)
 ON_STAGE = comparison("a", 2, 20, 0.001, task="middle school")
 ON_SET = comparison("a", 20, 2, 0.001, task="zhongkao_public")
-EACH, SAYS = (BETTER, WORSE, OPEN), " comparisons as the study says, {} the other way round"
+EACH, SAYS = (BETTER, WORSE, OPEN), " comparisons in the study's direction, {} in the opposite one"
 WHERE = {"a": ("middle school", "zhongkao_public")}
 
 
 @pytest.mark.parametrize(
     ("pairs", "where", "rows", "verdict", "sentence"),
     [
-        ("ab", {}, EACH, "holds", "1 of 1" + SAYS.format(0) + "."),
-        ("ab xb", {}, EACH, "holds", "1 of 1" + SAYS.format(0) + "; 1 not run."),
+        ("ab", {}, EACH, "reproduced", "1 of 1" + SAYS.format(0) + "."),
+        ("ab xb", {}, EACH, "reproduced", "1 of 1" + SAYS.format(0) + "; 1 not run."),
         ("ab db", {}, EACH, "not distinguishable", "1 of 2" + SAYS.format(0)),
-        ("ab cb db", {}, EACH, "fails", "1 of 3" + SAYS.format(1) + "."),
+        ("ab cb db", {}, EACH, "contradicted", "1 of 3" + SAYS.format(1) + "."),
         ("xb", {}, (BETTER,), "not tested", "Not tested"),
         # a pair can be judged on a subset first
-        ("ab", WHERE, (BETTER, ON_SET, ON_STAGE), "fails", ""),
-        ("ab", WHERE, (BETTER, ON_SET), "holds", ""),
+        ("ab", WHERE, (BETTER, ON_SET, ON_STAGE), "contradicted", ""),
+        ("ab", WHERE, (BETTER, ON_SET), "reproduced", ""),
         ("ab", WHERE, (BETTER,), "not tested", ""),
     ],
 )
@@ -71,15 +71,15 @@ def grid(tmp_path: Path) -> Path:
     few, some, many = ([item < right for item in range(100)] for right in (10, 30, 60))
     scores = {"base1": few, "base2": some, "tutor_amp": many, "res_div": some, "base1_sft": some}
     tasks = {name: {"gsm8k": right, "zhongkao_public": right} for name, right in scores.items()}
-    return write_grid(tmp_path / "grid", tasks)
+    return write_results(tmp_path / "grid", tasks)
 
 
-def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
+def test_the_study_is_compared_with_our_runs(grid: Path) -> None:
     names = ("base1", "base2", "tutor_amp", "res_div", "base1_sft")
-    results = built(grid, names, [], study=True)["results"]
+    results = report_json(grid, names, [], study=True)["results"]
     study = results["study"]
     # each pair of the outcomes above differs by 40 or 60 of 200 items, all one way, or by none
-    verdicts = ["holds", "holds", "not distinguishable", "not tested", "not tested"]
+    verdicts = ["reproduced", "reproduced", "not distinguishable", "not tested", "not tested"]
     assert [found["verdict"] for found in study["results"]] == verdicts
     whole = [row for row in results["comparisons"] if row["task"] == "all tasks"]
     pooled = {(row["second"], row["first"]): row for row in whole}
@@ -90,7 +90,7 @@ def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
     assert pooled["base2", "base1"]["p_holm"] == 4 / 2**40
     stages = next(table for table in study["tables"] if table["title"] == "Stages")
     ours = next(row["ours"] for row in stages["rows"] if row["run"] == "base2")
-    # 100 of 1,319 items are a part of GSM8K; nothing of ours stands beside GAOKAO and ZHONGKAO
+    # 100 of 1,319 items are a part of GSM8K; GAOKAO and ZHONGKAO have no task of ours
     assert (ours[0]["n"], ours[0]["accuracy"], ours[0]["whole"]) == (100, 0.3, False)
     assert ours[1:] == [None, None, None]
     titles = {"Synthesis methods", "Stages", "Data distribution", "Difficulty"}
@@ -101,7 +101,7 @@ def test_the_study_is_set_beside_our_runs(grid: Path) -> None:
 
 
 def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
-    results = built(grid, ("base1", "base2"), [("base2", "base1")])["results"]
+    results = report_json(grid, ("base1", "base2"), [("base2", "base1")])["results"]
     # items 0, 2, .. are of middle school; steps are 2 + item mod 5; base2 has items 0..29 right in both tasks
     subsets = results["runs"]["base2"]["subsets"]
     found = {name: (score["correct"], score["n"]) for name, score in subsets.items()}
@@ -119,11 +119,11 @@ def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
 def test_a_model_that_was_only_scored_has_its_row(grid: Path) -> None:
     for name in ("metrics.jsonl", "manifest.json"):
         (grid / "base1" / name).unlink()
-    results = built(grid, ("base1", "base2"), [("base2", "base1")])["results"]
+    results = report_json(grid, ("base1", "base2"), [("base2", "base1")])["results"]
     assert results["runs"]["base1"]["scores"]["gsm8k"]["correct"] == 10
 
 
 def test_a_task_of_one_item_has_no_error(tmp_path: Path) -> None:
-    root = write_grid(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
-    built(root, ("base1", "base2"), [], study=True)
+    root = write_results(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
+    report_json(root, ("base1", "base2"), [], study=True)
     assert "(100.0 ± –)" in (root / "report" / "index.html").read_text(encoding="utf-8")

@@ -1,8 +1,4 @@
-"""A real OpenAI-compatible server on the loopback, whose model is a function and whose faults are chosen.
-
-`ScriptedModel` plays student, teacher and solver for the seeds of `make_seeds`: what it answers depends on
-the prompt alone, and it notes every wrong final answer and every false verdict that it gives.
-"""
+"""A local OpenAI-compatible server with a scripted model and injected faults."""
 
 import asyncio
 import gzip
@@ -21,11 +17,12 @@ from aiohttp import web
 from megatron_mathcpt.records import Problem
 
 Faults = Callable[[str, int], str | None]  # (prompt, attempt from 1) -> name of a fault
+Change = Callable[[bytes], Iterable[bytes]]  # body of a response -> parts to send
 
 
 @dataclass
-class Loopback:
-    """Use as a context; `url` ends in /v1. Counts what it was asked and what it injected."""
+class FakeServer:
+    """Use as a context manager; `url` ends in /v1. Counts the requests and the faults it injected."""
 
     model: Callable[[str], str]
     faults: Faults = lambda _prompt, _attempt: None
@@ -46,7 +43,7 @@ class Loopback:
         app.add_routes([web.get("/v1/models", self._models), *posts])
         return app
 
-    def __enter__(self) -> "Loopback":
+    def __enter__(self) -> "FakeServer":
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -64,7 +61,7 @@ class Loopback:
 
     async def _close(self) -> None:
         await self._runner.cleanup()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}  # answers that nobody waits for any more
+        rest = asyncio.all_tasks() - {asyncio.current_task()}  # responses that no client waits for any more
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
@@ -80,12 +77,12 @@ class Loopback:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            raw, said = await request.read(), request.headers.get("Authorization", "")
-            if self.key and said != f"Bearer {self.key}":
-                return web.json_response({"error": f"bad key {said}"}, status=401)
-            asked = json.loads(raw)
+            raw, authorization = await request.read(), request.headers.get("Authorization", "")
+            if self.key and authorization != f"Bearer {self.key}":
+                return web.json_response({"error": f"bad key {authorization}"}, status=401)
+            body = json.loads(raw)
             in_chat = "chat" in request.path
-            prompt = asked["messages"][-1]["content"] if in_chat else asked["prompt"]
+            prompt = body["messages"][-1]["content"] if in_chat else body["prompt"]
             identity = hashlib.sha256(raw).hexdigest()
             self.attempts[identity] += 1
             if self.delay_seconds:
@@ -94,70 +91,65 @@ class Loopback:
                 self.injected[fault] += 1
                 return await FAULTS[fault](self, request, prompt)
             self.answered[identity] += 1
-            body = reply(self.model(prompt), model=self.name)
-            return web.Response(body=body, content_type="application/json")
+            completion = completion_body(self.model(prompt), model=self.name)
+            return web.Response(body=completion, content_type="application/json")
         finally:
             self.in_flight -= 1
 
 
-def reply(text: str | None, finish: str = "stop", model: str = "test-model") -> bytes:
-    """A whole reply that fits both APIs."""
+def completion_body(text: str | None, finish: str = "stop", model: str = "test-model") -> bytes:
+    """A response body that is valid for both APIs."""
     choice = {"message": {"content": text}, "text": text, "finish_reason": finish}
     usage = {"prompt_tokens": 100, "completion_tokens": 20}
     return json.dumps({"model": model, "choices": [choice], "usage": usage}).encode()
 
 
-def _answer(
-    change: Callable[[bytes], Iterable[bytes]] = lambda _: [b"no"],
-    status: int = 200,
-    wait: float = 0,
-    **headers: str,
-) -> Any:
-    """Parts made of the whole reply, `wait` seconds apart; cut off where a length promises more."""
+def _send(change: Change = lambda _: [b"no"], status: int = 200, wait: float = 0, **headers: str) -> Any:
+    """A handler that sends parts made from the body, `wait` seconds apart; aborts given a Content-Length."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
-    async def answer(server: Loopback, request: web.Request, prompt: str) -> web.StreamResponse:
+    async def respond(server: FakeServer, request: web.Request, prompt: str) -> web.StreamResponse:
         response = web.StreamResponse(status=status, headers=named)
         await response.prepare(request)
-        for part in change(reply(server.model(prompt))):
+        for part in change(completion_body(server.model(prompt))):
             await response.write(part)
             await asyncio.sleep(wait)
         if "Content_Length" in headers and request.transport:
             request.transport.abort()
         return response
 
-    return answer
+    return respond
 
 
-async def _silence(_server: Loopback, _request: web.Request, _prompt: str) -> web.StreamResponse:
+async def _silence(_server: FakeServer, _request: web.Request, _prompt: str) -> web.StreamResponse:
     await asyncio.sleep(3600)
     raise AssertionError
 
 
 _IMITATION = "<check>correct</check>\n<wrong_step>x</wrong_step> <correction>The answer is 7.</correction>"
 _PASSING = {
-    "429": _answer(status=429),
-    "429 with Retry-After": _answer(status=429, Retry_After="0.2"),
-    "500": _answer(status=500),
-    "503": _answer(status=503),
-    "reset in mid-body": _answer(lambda body: [body[:40]], Content_Length="5000"),
+    "429": _send(status=429),
+    "429 with Retry-After": _send(status=429, Retry_After="0.2"),
+    "500": _send(status=500),
+    "503": _send(status=503),
+    "reset in mid-body": _send(lambda body: [body[:40]], Content_Length="5000"),
     "silence": _silence,
-    "one byte a second": _answer(lambda body: (bytes([byte]) for byte in body), wait=1),
+    "one byte a second": _send(lambda body: (bytes([byte]) for byte in body), wait=1),
 }
 _BOMB = gzip.compress(b" " * (1 << 20), 9)  # 1 MB of them is 1 GB when unpacked
 _LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
-    "HTML": (_answer(lambda _: [b"<html>"], Content_Type="text/html"), "reply is not JSON"),
-    "cut JSON": (_answer(lambda body: [body[:-30]]), "reply is not JSON"),
-    "no choices": (_answer(lambda _: [b'{"choices": []}']), "reply without choices"),
-    "null content": (_answer(lambda _: [reply(None)]), "reply without text"),
-    "too long": (_answer(lambda body: [body.replace(b'"stop"', b'"length"')]), "cut off at max_tokens"),
-    "imitated tags": (_answer(lambda _: [reply(_IMITATION)]), None),
-    "1 GB body": (_answer(lambda _: repeat(b" " * (1 << 16), 1 << 14)), "reply larger than 100000 bytes"),
-    "bomb": (_answer(lambda _: [_BOMB * 1024], Content_Encoding="gzip"), "reply larger than 100000 bytes"),
+    "HTML": (_send(lambda _: [b"<html>"], Content_Type="text/html"), "reply is not JSON"),
+    "cut JSON": (_send(lambda body: [body[:-30]]), "reply is not JSON"),
+    "no choices": (_send(lambda _: [b'{"choices": []}']), "reply without choices"),
+    "null content": (_send(lambda _: [completion_body(None)]), "reply without text"),
+    "too long": (_send(lambda body: [body.replace(b'"stop"', b'"length"')]), "cut off at max_tokens"),
+    "imitated tags": (_send(lambda _: [completion_body(_IMITATION)]), None),
+    "1 GB body": (_send(lambda _: repeat(b" " * (1 << 16), 1 << 14)), "reply larger than 100000 bytes"),
+    "bomb": (_send(lambda _: [_BOMB * 1024], Content_Encoding="gzip"), "reply larger than 100000 bytes"),
 }
 PASSING, LASTING = tuple(_PASSING), {fault: error for fault, (_, error) in _LASTING.items()}
 FAULTS: dict[str, Any] = _PASSING | {fault: answer for fault, (answer, _) in _LASTING.items()}
-FAULTS |= {status: _answer(status=int(status)) for status in ("400", "401", "404")}
+FAULTS |= {status: _send(status=int(status)) for status in ("400", "401", "404")}
 
 
 def chance_of(text: str, purpose: str) -> float:
@@ -167,7 +159,7 @@ def chance_of(text: str, purpose: str) -> float:
 
 
 def mixed_faults(passing: float, lasting: float) -> Faults:
-    """These shares of the prompts fail at first, and for good."""
+    """Faults of which one share passes at the second attempt and another share lasts."""
 
     def faults(prompt: str, attempt: int) -> str | None:
         dice = chance_of(prompt, "fault")
@@ -181,27 +173,23 @@ def mixed_faults(passing: float, lasting: float) -> Faults:
 
 
 def make_seeds(count: int) -> list[Problem]:
-    """Seeds `What is a + 7?`, each with its own number."""
-    solution = "Take {0}.\nAdd 7.\nThat makes {0} + 7 = {1}."
-    return [
-        Problem(
-            id=f"seed-{n:06d}",
-            question=f"What is {n} + 7?",
-            solution=solution.format(n, n + 7),
-            answer=str(n + 7),
-        )
-        for n in range(count)
-    ]
+    """Seeds `What is N + 7?`, each with its own number."""
+
+    def seed(n: int, total: int) -> Problem:
+        solution = f"Take {n}.\nAdd 7.\nThat makes {n} + 7 = {total}."
+        return Problem(id=f"seed-{n:06d}", question=f"What is {n} + 7?", solution=solution, answer=str(total))
+
+    return [seed(n, n + 7) for n in range(count)]
 
 
 @dataclass
 class ScriptedModel:
-    """Plays all roles; notes what it did wrong, by prompt, so that a repeated request is one wrong answer."""
+    """Plays student, teacher and solver, by the prompt alone; `mistakes` are sets, so a retry counts once."""
 
     wrong_attempts: float = 0.6
     wrong_corrections: float = 0.2
     false_verdicts: float = 0.1
-    lies: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    mistakes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def __call__(self, prompt: str) -> str:
         first, second = re.findall(r"(\d+) \+ (\d+)", prompt)[0]
@@ -210,14 +198,14 @@ class ScriptedModel:
             total += chance_of(prompt, "attempt") < self.wrong_attempts
             return f"{first} + {second} = {total}\nThe answer is {total}."
         attempt = int(re.findall(r"The answer is (\d+)", prompt)[0])
-        if (attempt == total) != self._lies("verdict", prompt, self.false_verdicts):
+        if (attempt == total) != self._errs("verdict", prompt, self.false_verdicts):
             return "<check>correct</check>"
-        total += self._lies("correction", prompt, self.wrong_corrections)
+        total += self._errs("correction", prompt, self.wrong_corrections)
         step = f"<wrong_step>{first} + {second} is not {attempt}.</wrong_step>"
         correction = f"{first} + {second} = {total}. The answer is {total}."
         return f"<check>wrong</check>\n{step}\n<correction>{correction}</correction>"
 
-    def _lies(self, purpose: str, prompt: str, chance: float) -> bool:
-        if lie := chance_of(prompt, purpose) < chance:
-            self.lies[purpose].add(prompt)
-        return lie
+    def _errs(self, purpose: str, prompt: str, chance: float) -> bool:
+        if errs := chance_of(prompt, purpose) < chance:
+            self.mistakes[purpose].add(prompt)
+        return errs

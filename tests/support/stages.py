@@ -1,22 +1,46 @@
-"""Grids for tests: copies of configs with other values; stages that only write a folder and its manifest."""
+"""Studies for tests: smaller copies of a study file, and stages that only write a folder and its manifest."""
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import RootModel
-
-from megatron_mathcpt.config import load_config
+from megatron_mathcpt.config.base import read_tree
 from megatron_mathcpt.experiment.stages import Stage
 
-TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+Changes = Mapping[str, Mapping[str, Any]]  # of each row, full field paths to values
 
 
-def copy_config(source: str, target: Path, *overrides: str) -> None:
-    """Write the file `source` of configs/tiny to `target` with `section.field=value` changed or added."""
-    tree = load_config(TINY / f"{source}.yaml", RootModel[dict[str, Any]], overrides).root
+def smaller_study(
+    source: str, target: Path, runs: Changes, corpus: Changes, scale: str | None = None, **sections: Any
+) -> Path:
+    """Write the study `source` of configs/ with these runs and builds alone, and `sections` replaced.
+
+    The changes come last in their rows, at `scale`; runs that are left out become variants.
+    """
+    path = CONFIGS / source
+    tree: dict[str, Any] = read_tree(path)
+    at = tree["scale"][scale] if scale else tree
+    tree["variants"] = {name: row for name, row in tree["runs"].items() if name not in runs}
+    tree["runs"] = {name: row for name, row in tree["runs"].items() if name in runs}
+    tree["corpus"] = {name: row for name, row in tree["corpus"].items() if name in corpus}
+    at["corpus"] = {name: row for name, row in at["corpus"].items() if name in corpus}
+    if "synthesis" in at:
+        at["synthesis"]["set"] |= sections.pop("synthesis_set", {})
+    for kind, changes in (("runs", runs), ("corpus", corpus)):
+        for name, change in changes.items():
+            row = at[kind].setdefault(name, {})
+            row["set"] = row.get("set", {}) | change
+    nodes = [*tree["runs"].values(), *tree["variants"].values(), *tree["corpus"].values()]
+    for node in [*nodes, at.get("synthesis", {})]:
+        if "file" in node:
+            node["file"] = str(path.parent / node["file"])
+    at.update({name: value for name, value in sections.items() if name != "report"})
+    tree.update({name: value for name, value in sections.items() if name == "report"})
     target.write_text(json.dumps(tree), encoding="utf-8")
+    return target
 
 
 WRITE = """

@@ -11,8 +11,8 @@ from megatron_mathcpt.config.synthesis import Server
 from megatron_mathcpt.errors import ServerError
 from megatron_mathcpt.synthesis.client import Client, _retry_after
 from megatron_mathcpt.synthesis.method import Reply
-from tests.support.fake_server import LASTING, PASSING, Loopback
-from tests.synthesis.conftest import FAST
+from tests.support.fake_server import LASTING, PASSING, FakeServer
+from tests.support.synthesis_runs import FAST
 
 SILENT = ("silence", "one byte a second")  # end in a time-out, short here; a busy machine may add another
 BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello %d"}]}'
@@ -35,7 +35,7 @@ def fails(fault: str, times: int = 10**6) -> Callable[[str, int], str | None]:
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_is_tried_again(fault: str) -> None:
-    with Loopback(str.upper, faults=fails(fault, 1)) as server:
+    with FakeServer(str.upper, faults=fails(fault, 1)) as server:
         short = {"read_timeout_seconds": 0.5, "total_timeout_seconds": 1.0} if fault in SILENT else {}
         (answer,) = ask(server.url, **short)
     assert (answer.text, answer.error) == ("HELLO 0", None)
@@ -44,28 +44,28 @@ def test_what_passes_is_tried_again(fault: str) -> None:
 
 def test_a_base_model_completes_a_text() -> None:
     body = b'{"model": "test-model", "prompt": "hello %d"}'
-    with Loopback(str.upper) as server:
+    with FakeServer(str.upper) as server:
         (answer,) = ask(server.url, body=body, api="completions")
     assert (answer.text, answer.error) == ("HELLO 0", None)
 
 
 @pytest.mark.parametrize(("fault", "error"), LASTING.items())
 def test_what_lasts_is_a_named_error_after_one_request(fault: str, error: str | None) -> None:
-    with Loopback(str, faults=fails(fault)) as server:
+    with FakeServer(str, faults=fails(fault)) as server:
         (answer,) = ask(server.url)
     assert (answer.error, server.requests) == (error, 1)
 
 
 @pytest.mark.parametrize("status", ["400", "401", "404"])
 def test_what_no_retry_mends_stops_at_once(status: str) -> None:
-    with Loopback(str, faults=fails(status)) as server:
+    with FakeServer(str, faults=fails(status)) as server:
         with pytest.raises(ServerError, match=f"refused with status {status}"):
             ask(server.url)
         assert server.requests == 1
 
 
 def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
-    with Loopback(str, faults=fails("500")) as server:
+    with FakeServer(str, faults=fails("500")) as server:
         (answer,) = ask(server.url, attempts=3)
         assert (answer.error, server.requests) == ("server: status 500", 3)
         with pytest.raises(ServerError, match="in a row"):
@@ -77,7 +77,7 @@ def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
 
 
 def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
-    with Loopback(str, faults=fails("429 with Retry-After", 1)) as server:
+    with FakeServer(str, faults=fails("429 with Retry-After", 1)) as server:
         began = time.monotonic()
         ask(server.url)
         assert time.monotonic() - began >= 0.2
@@ -90,15 +90,15 @@ def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
 
 
 def test_no_address_has_more_requests_than_its_limit() -> None:
-    with Loopback(str, delay_seconds=0.01) as one, Loopback(str, delay_seconds=0.01) as other:
+    with FakeServer(str, delay_seconds=0.01) as one, FakeServer(str, delay_seconds=0.01) as other:
         one.faults = fails("500", 1)  # what failed at one is tried at the other, but for its limit
         ask(one.url, other.url, count=100, maximum_in_flight=8)
         assert one.most_in_flight == other.most_in_flight == 8
 
 
 def test_load_is_shared_by_speed_and_an_address_that_is_gone_costs_no_request() -> None:
-    with Loopback(str, delay_seconds=0.01) as quick, Loopback(str, delay_seconds=0.5) as slow:
+    with FakeServer(str, delay_seconds=0.01) as quick, FakeServer(str, delay_seconds=0.5) as slow:
         ask(quick.url, slow.url, count=400, maximum_in_flight=8)
         assert quick.requests > 4 * slow.requests > 0
-    with Loopback(str) as server:
+    with FakeServer(str) as server:
         assert not [reply for reply in ask(slow.url, server.url, count=20, attempts=2) if reply.error]

@@ -8,23 +8,23 @@ import time
 from pathlib import Path
 
 from megatron_mathcpt.config.base import dump_yaml
-from tests.synthesis.conftest import NOBODY, ROOT, build_config, read
+from tests.support.synthesis_runs import NO_SERVER, ROOT, build_config, read_outcomes
 
 STAND_IN = """#!{python}
 import asyncio, json, pathlib, sys
 sys.path.insert(0, {root!r})
 from aiohttp import web
-from tests.support.fake_server import Loopback, ScriptedModel
+from tests.support.fake_server import FakeServer, ScriptedModel
 model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
 pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
-app = Loopback(ScriptedModel(), name=model, delay_seconds={delay}).application()
+app = FakeServer(ScriptedModel(), name=model, delay_seconds={delay}).application()
 web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not a minute for what is open
 """
 
 
 def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
     """A job on 30 seeds whose servers answer after `delay` or end at once; scontrol notes what it is told."""
-    (tmp_path / "config.yaml").write_text(dump_yaml(build_config(tmp_path, NOBODY, 30)), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(dump_yaml(build_config(tmp_path, NO_SERVER, 30)), encoding="utf-8")
     (tmp_path / "bin").mkdir()
     server = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
     scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n'
@@ -53,7 +53,7 @@ def test_servers_start_serve_one_shard_and_end(tmp_path: Path) -> None:
     job = start(tmp_path, 0)
     said = job.communicate()[1]
     assert job.returncode == 0, said
-    records = read(tmp_path / "out", shard="shard-00001-of-00003")
+    records = read_outcomes(tmp_path / "out", shard="shard-00001-of-00003")
     assert records
     assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
     assert {request["model"] for request in records[0]["extra"]["lineage"]["requests"]} == {"small", "big"}

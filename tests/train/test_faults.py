@@ -19,7 +19,8 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
-from tests.train.conftest import KEPT, ConfigOf, command, go_back, rows_of, run, train, train_all
+from tests.support.training_outputs import metric_rows, rewind
+from tests.support.training_runs import KEEP_ALL, ConfigOf, run_command, train, train_command, train_forked
 
 SAVE, FOLDER = "megatron_mathcpt.checkpoint.save", "megatron_mathcpt.formats.run_folder"
 # Second save (after step 16): before and after each phase of it. Each save syncs its shards, then the index.
@@ -54,7 +55,7 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
     folders.load_sealed(found)
     assert folders.step_of(found) in (8, 16)
     train(config, out)
-    assert rows_of(out) == rows_of(whole)
+    assert metric_rows(out) == metric_rows(whole)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"latest", "step_00000020"}
 
 
@@ -103,10 +104,10 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
     shard.write_bytes(data)
     (out / "checkpoints" / "step_00000016" / "manifest.json").write_text("{")
     (out / "checkpoints" / "latest").write_text("step_99")
-    said = train(config_of(**KEPT), out)
+    said = train(config_of(**KEEP_ALL), out)
     assert "step_00000020/__0_0.distcp" in said
     assert "at step 8" in said
-    assert rows_of(out) == rows_of(whole)
+    assert metric_rows(out) == metric_rows(whole)
 
 
 def test_no_run_goes_on_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_full_disk_is_one_line_and_no_checkpoint(config_of: ConfigOf, tmp_path
     """RLIMIT_FSIZE stands for the full disk: a shard is about 2 MB, all other files are smaller."""
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
     config, out = config_of(checkpoint={"async_save": beside}), tmp_path / "run"
-    done = run(["bash", *command(config, out, "-c", limited, "bash")[1:]])
+    done = run_command(["bash", *train_command(config, out, "-c", limited, "bash")[1:]])
     assert done.returncode == 2, done.stderr
     cause = r"step_00000008: cannot be written \((a write was cut short|File too large); [\d,]+ bytes free"
     assert re.search(cause, done.stderr.splitlines()[-1])
@@ -204,18 +205,18 @@ def test_a_guard_goes_on_from_its_state() -> None:
 @pytest.mark.slow
 def test_nan_on_one_rank_is_applied_on_none(config_of: ConfigOf, tmp_path: Path) -> None:
     faults, out = {"non_finite": "skip", "replica_check_interval": 1}, tmp_path / "run"
-    config = config_of(faults=faults, **KEPT)
+    config = config_of(faults=faults, **KEEP_ALL)
     said = train(config, out, f"{UPDATE}:nan", "1/2")
     assert "step 10 skipped: gradient norm is not finite (samples 36 to 39: " in said
-    whole = rows_of(out)
+    whole = metric_rows(out)
     (skipped,) = [row for row in whole if "skipped" in row]
     assert (skipped["step"], skipped["grad_norm"]) == (10, None)
     assert all(math.isfinite(row["loss"]) for row in whole if "loss" in row)
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
     # Resumed after the skipped step: the same rows, and the skip is not forgotten.
-    go_back(out, 16)
-    train_all({"run": config}, 2, tmp_path)
-    assert rows_of(out) == whole
+    rewind(out, 16)
+    train_forked({"run": config}, 2, tmp_path)
+    assert metric_rows(out) == whole
     assert load_manifest(out, "run").counts["skipped_steps"] == [10]
 
 
@@ -238,5 +239,5 @@ def test_a_process_that_stands_still_is_noticed(config_of: ConfigOf, tmp_path: P
     assert "train_step" in stacks[0]
     assert ("cause" in stacks[1]) == (fault == "hang"), "a stopped process cannot speak"
     assert not (out / "manifest.json").exists()
-    train_all({"run": config}, 2, tmp_path)
-    assert [row["step"] for row in rows_of(out) if "loss" in row] == list(range(1, 21))
+    train_forked({"run": config}, 2, tmp_path)
+    assert [row["step"] for row in metric_rows(out) if "loss" in row] == list(range(1, 21))

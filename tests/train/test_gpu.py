@@ -12,7 +12,8 @@ from megatron_mathcpt.config.cross_checks import GRAPHS_TRAIN_RIGHT
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.process import free_port, local_world
-from tests.train.conftest import ConfigOf, go_back, losses_of
+from tests.support.training_outputs import losses_of, rewind
+from tests.support.training_runs import ConfigOf
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,7 +89,7 @@ def test_fp8_trains_as_bf16(train: Train, plain: list[float], name: str) -> None
 def test_a_resumed_run_has_the_same_losses(train: Train, tmp_path: Path, name: str, beside: bool) -> None:
     saves = {"checkpoint": {"async_save": beside}, "train": {"deterministic": True}}
     whole = train("run", precision=FP8.get(name, {}), **saves)
-    go_back(tmp_path / "run", 8)
+    rewind(tmp_path / "run", 8)
     resumed = train("run", precision=FP8.get(name, {}), **saves)
     assert resumed[8:] == whole[8:], [new / old - 1 for new, old in zip(resumed, whole, strict=True)]
 

@@ -13,7 +13,8 @@ from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
-from tests.train.conftest import KEPT, ROOT, ConfigOf, rows_of, train_all
+from tests.support.training_outputs import metric_rows
+from tests.support.training_runs import KEEP_ALL, ROOT, ConfigOf, train_forked
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny_losses.json"
 VIRTUAL = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
@@ -63,12 +64,12 @@ def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_documents_train_alike_over_context_ranks(config_of: ConfigOf, tmp_path: Path, whole: Path) -> None:
-    documents = KEPT | {"data": {"reset_attention_mask": True}}
-    one = train_all({"one": config_of(**documents)}, 1, tmp_path)["one"]
+    documents = KEEP_ALL | {"data": {"reset_attention_mask": True}}
+    one = train_forked({"one": config_of(**documents)}, 1, tmp_path)["one"]
     context = config_of(**documents, parallel={"context_parallel_size": 2})
-    two = train_all({"two": context}, 2, tmp_path)["two"]
+    two = train_forked({"two": context}, 2, tmp_path)["two"]
     compare(one, two)
-    first, cut, causal = (rows_of(out)[0] for out in (one, two, whole))
+    first, cut, causal = (metric_rows(out)[0] for out in (one, two, whole))
     assert cut["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-6)
     assert first["loss"] != pytest.approx(causal["loss"], rel=1e-4), "documents saw others"
 
@@ -81,8 +82,8 @@ def test_every_layout_trains_as_one_process(
     whole: Path, config_of: ConfigOf, tmp_path: Path, processes: int, names: Iterable[str]
 ) -> None:
     layouts = TWO_PROCESSES | FOUR_PROCESSES
-    configs = {name: config_of(**KEPT, parallel=layouts[name]) for name in names}
-    runs = train_all(configs, processes, tmp_path)
+    configs = {name: config_of(**KEEP_ALL, parallel=layouts[name]) for name in names}
+    runs = train_forked(configs, processes, tmp_path)
     for run in runs.values():
         compare(whole, run)
     if "data" in runs:  # replicas write half each
@@ -98,7 +99,7 @@ def compare(reference: Path, other: Path) -> None:
     Adam's first moment is a sum of gradients: a tensor whose gradient is not summed as it should be differs
     there by its whole size.
     """
-    (*rows, last), (*found, latest) = (rows_of(out) for out in (reference, other))
+    (*rows, last), (*found, latest) = (metric_rows(out) for out in (reference, other))
     steps, others = ([row for row in part if "loss" in row] for part in (rows, found))
     assert [row["step"] for row in others] == [row["step"] for row in steps] == list(range(1, 21))
     assert others[0]["loss"] == pytest.approx(steps[0]["loss"], rel=1e-6)
@@ -115,7 +116,7 @@ def compare(reference: Path, other: Path) -> None:
 
 def test_losses_are_those_of_the_stored_run(whole: Path) -> None:
     """A refactor leaves these alone; a change of maths stores new ones and says so in its commit."""
-    golden, rows = json.loads(GOLDEN.read_text()), rows_of(whole)
+    golden, rows = json.loads(GOLDEN.read_text()), metric_rows(whole)
     losses = {str(row["step"]): row["loss"] for row in rows if "loss" in row}
     assert losses == pytest.approx(golden["loss"], rel=1e-4)
     assert rows[-1]["validation"] == pytest.approx(golden["validation"], rel=1e-4)

@@ -18,8 +18,8 @@ from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.train import process
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.support.models import ALONE
-from tests.train.conftest import ROOT, SHAPE, ConfigOf, command, run
+from tests.support.llama_models import ALONE
+from tests.support.training_runs import ROOT, SHAPE, ConfigOf, run_command, train_command
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_inputs_that_do_not_fit(config_of: ConfigOf, section: str, fields: Any, 
 
 def test_a_check_reads_all_of_the_data(config_of: ConfigOf, corpus: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
-    check = [*command(config_of(data={"corpus": str(damaged)}), tmp_path / "out"), "--check"]
-    assert run(check).returncode == 0
+    check = [*train_command(config_of(data={"corpus": str(damaged)}), tmp_path / "out"), "--check"]
+    assert run_command(check).returncode == 0
     tokens = damaged / "datasets" / "general" / "train.bin"
     tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
-    done = run(check)
+    done = run_command(check)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "general/train.bin: checksum differs from the manifest" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -56,7 +56,7 @@ def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
 ) -> None:
     """Real workers end before they wait for each other, and each says what its torch sees."""
     monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
-    done = run([*command(config_of(), tmp_path / "out"), "--processes", "2"])
+    done = run_command([*train_command(config_of(), tmp_path / "out"), "--processes", "2"])
     assert (done.returncode, done.stdout) == (2, "")
     message = f"a GPU is expected (MATHCPT_DEVICE=cuda), but torch {torch.__version__}"
     assert [message in line for line in done.stderr.splitlines()] == [True, True]

@@ -15,7 +15,8 @@ import pytest
 from megatron_mathcpt.errors import EXIT_REQUEUE
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
-from tests.train.conftest import KEPT, ConfigOf, command, go_back, losses_of, rows_of, run, train, train_all
+from tests.support.training_outputs import losses_of, metric_rows, rewind
+from tests.support.training_runs import KEEP_ALL, ConfigOf, run_command, train, train_command, train_forked
 from tests.train.test_layouts import SHARDED, TWO_PROCESSES
 
 KILLS = int(os.environ.get("MATHCPT_KILLS", "50"))
@@ -26,7 +27,7 @@ OTHERS = {"pipeline": SHARDED | {"pipeline_model_parallel_size": 2}, "data": SHA
 
 def started(config: Path, out: Path, step: int) -> subprocess.Popen[bytes]:
     """A run whose checkpoint after `step` is committed."""
-    process = subprocess.Popen(command(config, out))
+    process = subprocess.Popen(train_command(config, out))
     while not folders.checkpoint_path(out, step).is_dir():
         assert process.poll() is None
         time.sleep(0.005)
@@ -35,7 +36,7 @@ def started(config: Path, out: Path, step: int) -> subprocess.Popen[bytes]:
 
 def check_same_run(whole: Path, resumed: Path) -> None:
     """Each step once, with the bits of the undisturbed run, and equal final checkpoint files."""
-    assert rows_of(resumed) == rows_of(whole)
+    assert metric_rows(resumed) == metric_rows(whole)
     first, second = (load_manifest(folders.newest_checkpoint(out), "checkpoint") for out in (whole, resumed))
     shards = {name: file for name, file in first.outputs.items() if name.endswith(".distcp")}
     assert shards
@@ -61,7 +62,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
 
 def test_a_finished_run_is_left_alone_without_torch(whole: Path, config_of: ConfigOf) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    done = run([sys.executable, "-X", "importtime", *command(config_of(**KEPT), whole)[1:]])
+    done = run_command([sys.executable, "-X", "importtime", *train_command(config_of(**KEEP_ALL), whole)[1:]])
     assert done.returncode == 0
     assert "already trained" in done.stderr
     assert "| torch" not in done.stderr
@@ -91,8 +92,8 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside:
         train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
         checkpoint={"interval": 4, "async_save": beside, "keep_every": 4 * STEPS_A_KILL},
     )
-    killed = train_all({"killed": config}, 2, tmp_path, KILLS)["killed"]
-    whole = train_all({"whole": config}, 2, tmp_path)["whole"]
+    killed = train_forked({"killed": config}, 2, tmp_path, KILLS)["killed"]
+    whole = train_forked({"whole": config}, 2, tmp_path)["whole"]
     check_same_run(whole, killed)
     kept, undisturbed = map(folders.checkpoint_paths, (killed, whole))
     assert folders.step_of(kept[0]) == (KILLS + 1) * STEPS_A_KILL
@@ -115,7 +116,7 @@ def test_a_save_beside_writes_what_waiting_would(config_of: ConfigOf, tmp_path: 
     saves["beside"] = saves["waiting"] | {"async_save": True, "evaluate": link}
     sizes = TWO_PROCESSES[layout]
     configs = {name: config_of(parallel=sizes, checkpoint=settings) for name, settings in saves.items()}
-    train_all(configs, 2, tmp_path)
+    train_forked(configs, 2, tmp_path)
     check_same_run(tmp_path / "waiting", tmp_path / "beside")
     paths = [folders.checkpoint_paths(tmp_path / name) for name in configs]
     assert [folders.step_of(path) for path in paths[0]] == [20, 16, 12, 8, 4]
@@ -129,15 +130,15 @@ def test_a_save_beside_writes_what_waiting_would(config_of: ConfigOf, tmp_path: 
 
 @pytest.mark.slow
 def test_a_tensor_parallel_run_goes_on_in_other_layouts(config_of: ConfigOf, tmp_path: Path) -> None:
-    whole = train_all({"whole": config_of(parallel=SHARDED | TENSOR, **KEPT)}, 2, tmp_path)["whole"]
-    go_back(whole, 8)
+    whole = train_forked({"whole": config_of(parallel=SHARDED | TENSOR, **KEEP_ALL)}, 2, tmp_path)["whole"]
+    rewind(whole, 8)
     for name in (*OTHERS, "one"):
         shutil.copytree(whole, tmp_path / name)
-    others = {name: config_of(parallel=sizes, **KEPT) for name, sizes in OTHERS.items()}
-    resumed = train_all(others, 2, tmp_path)
-    resumed |= train_all({"one": config_of(parallel=SHARDED, **KEPT)}, 1, tmp_path)
-    losses, validation = losses_of(whole), rows_of(whole)[-1]["validation"]
+    others = {name: config_of(parallel=sizes, **KEEP_ALL) for name, sizes in OTHERS.items()}
+    resumed = train_forked(others, 2, tmp_path)
+    resumed |= train_forked({"one": config_of(parallel=SHARDED, **KEEP_ALL)}, 1, tmp_path)
+    losses, validation = losses_of(whole), metric_rows(whole)[-1]["validation"]
     for name, out in resumed.items():
         assert losses_of(out)[:8] == losses[:8], "the rows up to step 8 are the old ones"
         assert losses_of(out) == pytest.approx(losses, rel=1e-6), name
-        assert rows_of(out)[-1]["validation"] == pytest.approx(validation, rel=1e-6), name
+        assert metric_rows(out)[-1]["validation"] == pytest.approx(validation, rel=1e-6), name

@@ -22,8 +22,10 @@ from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.support.models import ALONE, build
-from tests.train.conftest import EOS_ID, SHAPE, ConfigOf, finish, losses_of, train_all, write_indexed
+from tests.support.llama_models import ALONE, build_megatron
+from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_indexed_dataset
+from tests.support.training_outputs import losses_of
+from tests.support.training_runs import SHAPE, ConfigOf, train_forked
 from tests.train.test_layouts import SHARDED
 
 PROBLEMS = [
@@ -49,9 +51,9 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "documents" / "problem_solving.jsonl").write_text("".join(lines))
     tokens = {name: [*tokenizer.encode(text).ids, EOS_ID] for name, text in texts.items()}
     held_out = [tokens.pop(problem.id) for problem in PROBLEMS[37:40]]
-    write_indexed(folder / "datasets" / "problem_solving" / "validation", held_out)
+    write_indexed_dataset(folder / "datasets" / "problem_solving" / "validation", held_out)
     counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
-    return finish(folder, tokenizer.get_vocab_size(), counts)
+    return complete_corpus(folder, tokenizer.get_vocab_size(), counts)
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
     from megatron_mathcpt.model.weights import RandomWeights
 
     with parallel.joined(ALONE, 0) as layout:
-        model = build(SHAPE, layout, RandomWeights(SHAPE, 1), documents=True)
+        model = build_megatron(SHAPE, layout, RandomWeights(SHAPE, 1), documents=True)
         loss, gradient = loss_and_gradient(True)
         single_loss, single_gradient = loss_and_gradient(False)
         other_loss, other_gradient = loss_and_gradient(True, masked_label=7)
@@ -231,4 +233,4 @@ def test_fewer_samples_than_replicas_pass_the_gate(config_of: ConfigOf, hf: Path
     """One sample for two replicas: the second gets a masked one, which counts nowhere."""
     init = gate(hf, initial_loss_samples=1)
     config = config_of(init=init, train={"train_tokens": 256}, parallel=SHARDED)
-    assert len(losses_of(train_all({"two": config}, 2, tmp_path)["two"])) == 1
+    assert len(losses_of(train_forked({"two": config}, 2, tmp_path)["two"])) == 1

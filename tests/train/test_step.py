@@ -16,7 +16,7 @@ from megatron_mathcpt.train import components
 from megatron_mathcpt.train.datasets import Batch
 from megatron_mathcpt.train.metrics import drop_rows_after, last_validation, scalars
 from megatron_mathcpt.train.step import learning_rate, masked_loss
-from tests.train.conftest import ConfigOf
+from tests.support.training_runs import ConfigOf
 
 LOSSES = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
 MASK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])

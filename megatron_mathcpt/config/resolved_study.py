@@ -1,0 +1,293 @@
+"""From a study file to complete configs: each row from its complete file on, at one scale.
+
+`load_run` gives one run, `load_study` all that a study needs for its stages (experiment/stages.py).
+"""
+
+import copy
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Generic, NamedTuple, Self
+
+from pydantic import JsonValue
+
+from megatron_mathcpt.config import base
+from megatron_mathcpt.config.base import Model, Tree
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.study_file import AddedRow, CorporaNode, EvaluationNode, Row, Scale, StudyFile
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.errors import ConfigError
+
+RESERVED = ("corpora", "configs", "synthesis", "sft", "report")  # folders of results that are no run's
+MAX_STEPS = 2  # from a row to its complete file: a run of the study, and its matched twin
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[Model]):
+    """A complete config, and by field what set it, where that is not its complete file.
+
+    `tokens` are those expected of each pool of a run's corpus.
+    """
+
+    config: Model
+    marks: Mapping[str, str]
+    tokens: Mapping[str, float] = field(default_factory=dict)
+
+    def as_yaml(self) -> str:
+        """The complete YAML; what was set is marked."""
+        return base.dump_yaml(self.config, self.marks)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at one scale with its folder of results decided; every config is complete."""
+
+    name: str
+    out: Path
+    corpora: CorporaNode | None
+    corpus: Mapping[str, Resolved[Corpus]]
+    synthesis: Resolved[SynthesisConfig] | None
+    scripted: bool
+    runs: Mapping[str, Resolved[ExperimentConfig]]
+    evaluation: EvaluationNode
+    comparisons: tuple[tuple[str, str], ...]
+    published: bool
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The runs that are scored."""
+        return tuple(self.runs) if self.evaluation.runs is None else self.evaluation.runs
+
+    def inside(self, path: object) -> Path | None:
+        """`path` below the folder of results; None if it lies elsewhere or is no path."""
+        if isinstance(path, str | Path) and Path(path).is_relative_to(self.out):
+            return Path(path).relative_to(self.out)
+        return None
+
+    def restricted(self, names: Container[str], scored: Sequence[str]) -> Self:
+        """This study with the stages `names` alone, and the runs `scored` scored and compared."""
+        return replace(
+            self,
+            corpus={name: row for name, row in self.corpus.items() if name in names},
+            synthesis=self.synthesis if "synthesis" in names else None,
+            runs={name: row for name, row in self.runs.items() if name in names},
+            evaluation=self.evaluation.model_copy(update={"runs": tuple(scored)}),
+            comparisons=tuple(pair for pair in self.comparisons if set(pair) <= set(scored)),
+        )
+
+
+def is_study(address: str | Path) -> bool:
+    """Whether `address` is a study file, rather than one run: a complete file, or `STUDY.yaml:RUN`."""
+    path, _ = _split(address)
+    return path == Path(address) and "runs" in base.read_tree(path)
+
+
+def _split(address: str | Path) -> tuple[Path, str]:
+    """File and run of an address; a file whose own name has a colon is a file."""
+    path, colon, name = str(address).rpartition(":")
+    return (Path(path), name) if colon and not Path(address).exists() else (Path(address), "")
+
+
+def load_run(
+    address: str | Path, overrides: Sequence[str] = (), scale: str | None = None
+) -> Resolved[ExperimentConfig]:
+    """One run: a complete file, or a row of a study as `STUDY.yaml:RUN`. Raises `ConfigError`."""
+    path, name = _split(address)
+    if name:
+        return _Reader(path, scale).run(name, overrides)
+    if is_study(path):
+        names = ", ".join(_Reader(path, scale).rows["runs"])
+        raise ConfigError(f"{path}: is a study; name a run as {path}:RUN; there are: {names}")
+    if scale:
+        raise ConfigError(f"--scale {scale}: {path} is a complete file; it takes effect in a study")
+    return Resolved(base.load_config(path, ExperimentConfig, overrides), {})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line decides of a study: its scale, its folder of results, and its runs.
+
+    `add` are files of further runs (complete, or `name`, `from` and `set`), all scored; `compare` are further
+    pairs, candidate first; `only` names runs, and brings in the variants among them.
+    """
+
+    scale: str | None = None
+    out: Path | None = None
+    add: Sequence[Path] = ()
+    compare: Sequence[tuple[str, str]] = ()
+    only: Sequence[str] = ()
+
+
+def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()) -> Study:
+    """The study in `path` with every config complete, `overrides` applied to every run.
+
+    Raises `ConfigError` for names that do not fit together and for a wrong field of any config.
+    """
+    reader = _Reader(path, asked.scale, asked.out)
+    reader.out = reader.out.resolve()  # a stage may run in another working folder
+    file, at, runs = reader.file, reader.at, reader.rows["runs"]
+    more = {
+        name: _Layers(row.file, row.from_, ((name, row.set),)) for name, row in map(_added_row, asked.add)
+    }
+    if twice := sorted(runs.keys() & more):
+        raise ConfigError(f"run '{twice[0]}': the study has one of this name; choose another")
+    runs |= more
+    evaluation, synthesis = at.evaluation or file.evaluation, at.synthesis or file.synthesis
+    if evaluation.runs is not None:
+        evaluation = evaluation.model_copy(update={"runs": (*evaluation.runs, *more)})
+    study = Study(
+        name=file.name,
+        out=reader.out,
+        corpora=at.corpora or file.corpora,
+        corpus={name: reader.resolve("corpus", name, Corpus) for name in reader.rows["corpus"]},
+        synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if synthesis else None,
+        scripted=synthesis is not None and synthesis.scripted,
+        runs={
+            name: reader.run(name, overrides)
+            for name in runs
+            if name not in file.variants or name in asked.only
+        },
+        evaluation=evaluation,
+        comparisons=(*file.report.comparisons, *asked.compare),
+        published=file.report.study,
+    )
+    _check_names(study, str(path))
+    return study
+
+
+def _added_row(path: Path) -> tuple[str, Row]:
+    tree = base.read_tree(path)
+    if "from" not in tree:
+        return base.load_config(path, ExperimentConfig).name, Row(file=path.resolve())
+    row = base.load_config(path, AddedRow)
+    return row.name, row.model_copy(update={"file": path.parent.resolve() / row.file} if row.file else {})
+
+
+def _check_names(study: Study, where: str) -> None:
+    compared = {name for pair in study.comparisons for name in pair}
+    for place, names in (("evaluation.runs", set(study.scored)), ("report.comparisons", compared)):
+        if unknown := sorted(names - set(study.runs)):
+            raise ConfigError(f"{where}: {place} names '{unknown[0]}', which is not under runs")
+    if unscored := sorted(compared - set(study.scored)):
+        raise ConfigError(f"{where}: report.comparisons names '{unscored[0]}', which is not scored")
+    if taken := sorted(set(study.runs) & {*RESERVED, *study.corpus}):
+        raise ConfigError(f"{where}: runs.{taken[0]}: another stage has this folder; choose another name")
+
+
+class _Layers(NamedTuple):
+    """A row at its scale: where it starts, and what is set in order, each with its source."""
+
+    file: Path | None
+    from_: str | None
+    sets: tuple[tuple[str, Mapping[str, JsonValue]], ...]
+
+
+class _Reader:
+    """A study file at one scale: the rows of each kind as layers, and where its results are."""
+
+    def __init__(self, path: Path, scale: str | None = None, out: Path | None = None) -> None:
+        self.path, self.file = path, base.load_config(path, StudyFile)
+        if scale is not None and scale not in self.file.scale:
+            known = ", ".join(self.file.scale) or "none"
+            raise ConfigError(f"--scale {scale}: {path} has no such scale; there are: {known}")
+        file, at = self.file, self.file.scale[scale] if scale else Scale(out=self.file.out)
+        self.scale, self.at, self.out = scale, at, out or at.out
+        node, source = at.synthesis or file.synthesis, f"scale {scale}"
+        self.rows = {
+            "runs": _layered(file.runs | file.variants, at.runs, source, at.set),
+            "corpus": _layered(file.corpus, at.corpus, source, {}),
+            "synthesis": {"synthesis": _Layers(node.file, None, ((source, node.set),))} if node else {},
+        }
+
+    def chain(self, kind: str, name: str) -> list[str]:
+        """The rows from the one that has a file to `name`."""
+        chain, rows = [name], self.rows[kind]
+        while (row := rows.get(chain[0])) and row.from_ is not None:
+            if len(chain) > MAX_STEPS:
+                raise ConfigError(
+                    f"{self.path}: {kind}.{name}: more than {MAX_STEPS} steps from a file "
+                    f"({' <- '.join([row.from_, *chain])}); start from a row that is nearer to one"
+                )
+            chain.insert(0, row.from_)
+        if row is None:
+            raise ConfigError(f"{self.path}: {kind}: no row '{chain[0]}'; there are: {', '.join(rows)}")
+        return chain
+
+    def resolve(
+        self, kind: str, name: str, model: type[Model], overrides: Sequence[str] = ()
+    ) -> Resolved[Model]:
+        """The complete config of one row."""
+        rows, chain = self.rows[kind], self.chain(kind, name)
+        file = rows[chain[0]].file
+        assert file is not None
+        draft = _Draft(self.path.parent / file, f"{self.path}: {kind}.{name}")
+        # From the complete file to the row: a twin first becomes its run at this scale, then changes that.
+        for source, changes in (layer for link in chain for layer in rows[link].sets):
+            draft.set(changes, source)
+        # A run is named after its folder; a build that is a complete file keeps the name in it.
+        if kind == "runs" or rows[name].file is None:
+            draft.tree["name"] = name
+        for path, value, _ in map(base.parse_override, overrides):
+            draft.set({path: value}, "the command line")
+        # Last, so that paths set in rows and on the command line move like those of the file.
+        draft.move(draft.tree, self.file.out, self.out)
+        return Resolved(base.build_config(draft.tree, model, (), draft.where), draft.marks)
+
+    def run(self, name: str, overrides: Sequence[str]) -> Resolved[ExperimentConfig]:
+        """The complete config of one run, with the tokens expected of its corpus at full size."""
+        resolved = self.resolve("runs", name, ExperimentConfig, overrides)
+        corpus = resolved.config.data.corpus
+        if self.scale or corpus is None or corpus.parent != self.out or corpus.name not in self.file.corpus:
+            return resolved
+        builds = [self.file.corpus[link] for link in self.chain("corpus", corpus.name)]
+        billions = {pool: tokens for build in builds for pool, tokens in build.tokens.items()}
+        return replace(resolved, tokens={pool: 1e9 * tokens for pool, tokens in billions.items()})
+
+
+def _layered(
+    own: Mapping[str, Row], scaled: Mapping[str, Row | None], source: str, every: Mapping[str, JsonValue]
+) -> dict[str, _Layers]:
+    """The rows of a scale, which sets `every` in complete files: new ones first, without those left out."""
+    new = {name: row for name, row in scaled.items() if row and name not in own}
+    found = {}
+    for name, row in (new | dict(own)).items():
+        more = scaled.get(name, Row()) if name in own else Row()
+        if more is not None:
+            sets = [(source, every if row.file else {}), (name, row.set), (source, more.set)]
+            found[name] = _Layers(row.file, row.from_, tuple(sets))
+    return found
+
+
+class _Draft:
+    """Settings on their way from a complete file to a run, with a mark at each field that was set since."""
+
+    def __init__(self, file: Path, where: str) -> None:
+        self.tree, self.where, self.marks = base.read_tree(file), where, dict[str, str]()
+        self.file, self.original = file.name, copy.deepcopy(self.tree)
+
+    def set(self, changes: Mapping[str, JsonValue], source: str) -> None:
+        for path, value in changes.items():
+            base.set_field(self.tree, path, copy.deepcopy(value), f"{self.where}: set.{path}")
+            # Setting a section replaces what was set inside it before.
+            self.marks = {name: mark for name, mark in self.marks.items() if not name.startswith(f"{path}.")}
+            before: JsonValue = self.original
+            for name in path.split("."):
+                before = before.get(name) if isinstance(before, dict) else None
+            was = "" if before is None or isinstance(before, dict) else f"; {self.file} has {before}"
+            self.marks[path] = f"set by {source}{was}"
+
+    def move(self, tree: Tree, old: Path, new: Path, prefix: str = "") -> None:
+        """Put `new` in the place of `old` in every path below it."""
+
+        def moved(value: JsonValue) -> JsonValue:
+            below = isinstance(value, str) and Path(value).is_relative_to(old)
+            return str(new / Path(str(value)).relative_to(old)) if below else value
+
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                self.move(value, old, new, f"{prefix}{name}.")
+                continue
+            tree[name] = [moved(one) for one in value] if isinstance(value, list) else moved(value)
+            if tree[name] != value:
+                self.marks.setdefault(prefix + name, f"in the folder of results, {new}")

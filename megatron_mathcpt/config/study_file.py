@@ -1,0 +1,125 @@
+"""A study file: many runs, each as what it changes in a complete file, and the builds and scores they need.
+
+    out: runs/paper
+    runs:
+      base2: {file: base2.yaml}
+      res_div: {from: base2, set: {data.corpus: runs/paper/corpus_synthesis, data.blend.res_div: 6.82}}
+
+Rows of runs and of corpus builds have one form. `file` is relative to the study file. `from` names another
+row, and no row is more than two steps from a file, so that all of a run can be seen at once. `set` has full
+field paths; setting a section or a mapping replaces the whole of it. There are no expressions.
+
+`out` is the folder of results. A path below it, in any config of the study, names the result of a stage, and
+`--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
+config, with every field that was set or moved marked.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, JsonValue, StringConstraints
+
+from megatron_mathcpt.config.base import Section
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+class Row(Section):
+    """One config, as the changes to a complete file or to another row."""
+
+    file: Path | None = None
+    from_: Name | None = Field(default=None, alias="from")
+    set: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.file and self.from_:
+            raise ValueError("set file or from, not both")
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it only changes a row that is there."""
+        return self.file is None and self.from_ is None
+
+
+class CorpusRow(Row):
+    """One corpus build; `tokens` (billions) are expected of each pool, for dry runs before it is built."""
+
+    tokens: dict[str, float] = Field(default_factory=dict)
+
+
+class AddedRow(Row):
+    """A row in a file of its own, for `--add`."""
+
+    name: Name
+
+
+class CorporaNode(Section):
+    """Raw pools: generated from `seed`, or read from the folder given as `--data`."""
+
+    seed: int
+
+
+class SynthesisNode(Section):
+    """The synthesis run. `scripted` replaces its servers by a stub, at no cost: a rehearsal."""
+
+    file: Path
+    set: dict[str, JsonValue] = Field(default_factory=dict)
+    scripted: bool = False
+
+
+class EvaluationNode(Section):
+    """Which runs are scored (None: all), on how many items of each benchmark set, and the longest answer."""
+
+    runs: tuple[str, ...] | None = None
+    max_new_tokens: int = Field(gt=0)
+    benchmark_limit: int | None = Field(default=None, gt=0)
+
+
+class ReportNode(Section):
+    """Pairs of runs `[b, a]` whose difference b - a is tested; `study` adds those of arXiv 2501.14002."""
+
+    comparisons: tuple[tuple[str, str], ...] = ()
+    study: bool = False
+
+
+class Scale(Section):
+    """The same study at another size: sections that replace the study's, and further changes to its rows.
+
+    `set` applies to the complete file of every run, before its row's own changes. `runs` and `corpus` change
+    rows of those names after their own changes, or are new rows, which come first; a null row is left out.
+    """
+
+    out: Path
+    set: dict[str, JsonValue] = Field(default_factory=dict)
+    corpora: CorporaNode | None = None
+    synthesis: SynthesisNode | None = None
+    corpus: dict[Name, Row | None] = Field(default_factory=dict)
+    runs: dict[Name, Row | None] = Field(default_factory=dict)
+    evaluation: EvaluationNode | None = None
+
+
+class StudyFile(Section):
+    """The file itself; `variants` are runs that are trained only when they are named."""
+
+    name: Name
+    out: Path
+    corpora: CorporaNode | None = None
+    corpus: dict[Name, CorpusRow] = Field(min_length=1)
+    synthesis: SynthesisNode | None = None
+    runs: dict[Name, Row] = Field(min_length=1)
+    variants: dict[Name, Row] = Field(default_factory=dict)
+    evaluation: EvaluationNode
+    report: ReportNode = ReportNode()
+    scale: dict[Name, Scale] = Field(default_factory=dict)
+
+    def check(self) -> None:
+        own = self.runs | self.variants
+        for kind, rows in ("runs", own), ("corpus", self.corpus):
+            if wrong := [name for name, row in rows.items() if row.is_change]:
+                raise ValueError(f"{kind}.{wrong[0]}: give file or from")
+        for scale, at in self.scale.items():
+            for kind, rows, scaled in ("runs", own, at.runs), ("corpus", self.corpus, at.corpus):
+                for name, row in scaled.items():
+                    if row is not None and row.is_change != (name in rows):
+                        known = "only set, since the study has this row" if name in rows else "file or from"
+                        raise ValueError(f"scale.{scale}.{kind}.{name}: give {known}")

@@ -1,0 +1,161 @@
+"""Every file under configs/ is read and planned; the study's runs (arXiv 2501.14002) have its numbers."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from megatron_mathcpt.config import load_config
+from megatron_mathcpt.config.cluster import ClusterConfig
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.evaluation import BaselinesConfig
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.resolved_study import Asked, load_study
+from megatron_mathcpt.config.study_file import StudyFile
+from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.experiment.dry_run import DryRun, plan_run
+from megatron_mathcpt.experiment.stages import Settings, build_stages
+from megatron_mathcpt.report.study import load_published
+from tests.support.stages import CONFIGS
+
+STUDY = CONFIGS / "paper" / "study.yaml"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILE = load_config(STUDY, StudyFile)
+FULL = load_study(STUDY, Asked(only=list(FILE.variants)))
+TINY = load_study(STUDY, Asked("tiny"))
+QUICKSTART = load_study(CONFIGS / "tiny" / "quickstart.yaml")
+GPUS = 64
+
+
+@cache
+def plan(name: str) -> DryRun:
+    return plan_run(FULL.runs[name].config, GPUS, "h100", FULL.runs[name].tokens)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_every_file_is_valid(path: Path) -> None:
+    sections = {"sources": Corpus, "methods": SynthesisConfig, "models": BaselinesConfig, "runs": StudyFile}
+    cluster = {"nodes": ClusterConfig} if path.parent.name == "clusters" else {}
+    found = (kind for name, kind in (sections | cluster).items() if f"\n{name}:" in path.read_text())
+    config = load_config(path, next(found, ExperimentConfig))
+    if isinstance(config, ExperimentConfig):
+        check_experiment(config, config.parallel.model_size)
+
+
+@pytest.mark.parametrize("name", FULL.runs)
+def test_a_run_fits_its_gpus(name: str) -> None:
+    run = plan(name)
+    assert FULL.runs[name].config.logging.hardware == "h100"  # so every row of metrics has its MFU
+    assert 40 < run.memory_gib < 72  # of the 80 of an H100
+    assert 0.5 < run.step_seconds < 20
+    assert run.gpu_hours == pytest.approx(run.steps * run.step_seconds * GPUS / 3600)
+
+
+@pytest.mark.parametrize(
+    "name", [f"{study.name}:{name}" for study in (TINY, QUICKSTART) for name in study.runs]
+)
+def test_a_small_run_is_planned(name: str) -> None:
+    runs = (QUICKSTART if name.startswith("quickstart") else TINY).runs
+    model, config = runs["base"].config.model, runs[name.split(":")[1]].config
+    assert model is not None
+    config = config.model_copy(update={"model": model.model_copy(update={"vocab_size": 2048})})
+    pools = [*config.data.blend, config.data.sft.name if config.data.sft else "none"]
+    run = plan_run(config, 2, "h100", dict.fromkeys(pools, 100_000.0))
+    assert 20 < run.steps < 1600
+    assert run.memory_gib < 1
+
+
+def test_the_study_makes_all_that_its_runs_read_at_both_sizes() -> None:
+    """Every stage is planned, so every path has a maker; and a run's corpus has its pools."""
+    full = load_study(STUDY)
+    stages = {s.name: s for s in build_stages(full, Settings(64, None, Path("sets")))}
+    assert len(stages) == 6 + 7 + 3 * 32 + 1  # builds, packed SFT sets, runs with conversion and evaluation
+    assert stages["base2"].needs == stages["corpus_synthesis"].needs == ("corpus_base",)
+    with pytest.raises(ConfigError, match="give --benchmarks"):
+        build_stages(full, Settings(64))
+    tiny = {stage.name: stage for stage in build_stages(TINY, Settings(2))}
+    assert set(TINY.runs) == {*full.runs, "base"}
+    assert set(tiny["corpus_synthesis"].needs) == {"corpora", "corpus_base", "synthesis"}
+    assert set(tiny["hard_sft"].needs) == {"base1", "corpus_difficulty", "sft/hard"}
+    for study in (FULL, TINY):
+        for run in study.runs.values():
+            assert run.config.data.corpus is not None
+            sources = study.corpus[run.config.data.corpus.name].config.sources.values()
+            pools = {source.pool for source in sources}
+            assert {*run.config.data.blend, *run.config.validation.sets} <= pools
+
+
+@pytest.mark.parametrize(
+    ("name", "problem_solving"),
+    [("base1", 0.0), ("mix_7_3", 4.41), ("mix_5_5", 7.35), ("mix_3_7", 10.29), ("base2", 7.2)],
+)
+def test_blends_of_63_billion_tokens(name: str, problem_solving: float) -> None:
+    """63.0B a blend, 104.9B seen, 1.66 passes, to 0.5 %."""
+    blend, run = FULL.runs[name].config.data.blend, plan(name)
+    assert sum(blend.values()) == pytest.approx(63.0, rel=0.005)
+    assert blend.get("problem_solving", 0) == problem_solving
+    assert blend["math_corpus"] + problem_solving == pytest.approx(14.7)
+    assert run.steps == 25_000
+    assert run.tokens == pytest.approx(104.9e9, rel=0.005)
+    assert run.pools["general"][1] == pytest.approx(1.66, rel=0.005)
+
+
+def test_tokens_of_the_other_runs_and_the_gain_of_fp8() -> None:
+    for name, tokens in ("base1_sft", 21.6e9), ("base1_sft_1pct", 3 * 0.072e9), ("mathgpt_8b", 140e9):
+        assert plan(name).tokens == pytest.approx(tokens, rel=0.005)
+    assert sum(FULL.runs["mathgpt_8b"].config.data.blend.values()) == pytest.approx(137.4, rel=0.005)
+    for name in (name for name in FILE.runs if name.endswith("_cpt_matched")):
+        assert plan(name).steps == pytest.approx(
+            0.95 * plan(name.replace("_cpt_matched", "_sft")).steps, abs=2
+        )
+    for name in FILE.variants:  # published gains of this recipe are up to 19 %
+        assert 1.05 < plan(name.removesuffix("_fp8")).gpu_hours / plan(name).gpu_hours < 1.35
+
+
+def test_rows_of_the_study_set_data_and_its_pace_only() -> None:
+    """What else differs between two runs is written in a complete file."""
+    data = {"data", "validation.sets", "train.train_tokens", "train.train_epochs", "init.checkpoint"}
+    paces = {"validation.interval", "checkpoint.interval", "checkpoint.keep_every"}
+    set_fields = {field for row in FILE.runs.values() for field in row.set}
+    assert {field for field in set_fields if not field.startswith("data.")} == data | paces
+    assert {field for row in FILE.variants.values() for field in row.set} == {"precision"}
+
+
+@pytest.mark.parametrize("name", ["base1", "base2", "sft", "mathgpt", "study"])
+def test_the_studys_numbers_carry_their_mark(name: str) -> None:
+    """What the study decides says where it is stated, or that it is unknown."""
+    decided = {"lr", "min_lr", "train_tokens", "train_epochs", "global_batch_size", "seq_length", "seed"}
+    marked = re.compile(r"\[(P|P\*|S|M|E|I)[\],: ]|unknown|by share|x 0\.95")
+    for line in (CONFIGS / "paper" / f"{name}.yaml").read_text().split("\nscale:")[0].splitlines():
+        number = re.match(r" +(set: \{)?(data\.corpus.* data\.blend\.|train\.)\w+: ", line)
+        if line.strip().split(":")[0] in decided or (name != "study" and line.startswith("    ")) or number:
+            assert marked.search(line), f"{name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "parameters"),
+    [
+        ("base1", (32, 4096, 11008, 32, 32, 32000, 4096, 10000.0, 1e-5, False), 6_738_415_616),
+        ("mathgpt_8b", (32, 4096, 14336, 32, 8, 128256, 8192, 500000.0, 1e-5, False), 8_030_261_248),
+    ],
+)
+def test_shapes_are_those_of_the_released_weights(
+    name: str, sizes: tuple[float, ...], parameters: int
+) -> None:
+    """As in the released config.json and the parameter counts on the models' pages."""
+    found = FULL.runs[name].config.model
+    assert found is not None
+    assert (
+        tuple(found.model_dump(exclude={"kv_channels", "rope_scaling", "init_method_std"}).values()) == sizes
+    )
+    assert found.num_parameters() == parameters
+
+
+def test_the_report_knows_the_studys_runs_by_the_names_of_their_rows() -> None:
+    published = load_published()
+    pairs = {pair for result in published.results for pair in (*result.pairs, *result.matched)}
+    rows = {row.run for table in published.tables[:-1] for row in table.rows}
+    assert {name for pair in pairs for name in pair} | rows <= set(FILE.runs)

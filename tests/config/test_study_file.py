@@ -1,0 +1,169 @@
+"""A study file: rows from their complete file on, a scale, the folder of results, and what is refused."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.resolved_study import Asked, is_study, load_run, load_study
+from megatron_mathcpt.errors import ConfigError
+from tests.support.stages import CONFIGS
+
+ROOT = CONFIGS.parent
+STUDY: dict[str, Any] = {
+    "name": "demo",
+    "out": "runs/demo",
+    "corpus": {
+        "raw": {"file": str(CONFIGS / "tiny" / "quickstart_corpus.yaml"), "tokens": {"general": 2.0}},
+        "more": {"from": "raw", "tokens": {"extra": 0.5}, "set": {"seed": 7}},
+    },
+    "runs": {
+        "one": {"file": "one.yaml"},
+        "two": {"from": "one", "set": {"optimizer.lr": 2e-3, "data.blend.extra": 3.0}},
+        "twin": {"from": "two", "set": {"data.blend": {"twin": 1.0}, "data.corpus": "runs/demo/more"}},
+    },
+    "variants": {"wide": {"from": "one", "set": {"train.micro_batch_size": 2}}},
+    "evaluation": {"max_new_tokens": 8},
+    "scale": {
+        "half": {
+            "out": "runs/half",
+            "set": {"optimizer.lr": 5e-4, "seed": 3},
+            "runs": {
+                "base": {"from": "one", "set": {"data.blend": {"general": 1.0}}},
+                "two": {"set": {"data.blend.extra": 1.5}},
+                "twin": None,
+            },
+        }
+    },
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    text = (CONFIGS / "tiny" / "quickstart_base.yaml").read_text()
+    (tmp_path / "one.yaml").write_text(text.replace("runs/quickstart/corpus", "runs/demo/raw"))
+    return write(tmp_path, {})
+
+
+def write(folder: Path, changes: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    YAML().dump(STUDY | changes, path)
+    return path
+
+
+def test_a_row_is_its_complete_file_with_what_each_step_sets(path: Path) -> None:
+    file = load_config(path.with_name("one.yaml"), ExperimentConfig)
+    one, two, twin = (load_run(f"{path}:{name}").config for name in ("one", "two", "twin"))
+    assert one == file.model_copy(update={"name": "one"})
+    assert (two.optimizer.lr, two.data.blend) == (2e-3, {"general": 1.0, "extra": 3.0})
+    assert (twin.name, twin.optimizer.lr, twin.data.blend) == ("twin", 2e-3, {"twin": 1.0})
+    assert twin.model_copy(update={"name": "one", "optimizer": one.optimizer, "data": one.data}) == one
+    assert load_run(f"{path}:two", ["seed=9"]).config.seed == 9
+    assert not is_study(f"{path}:two") and is_study(path) and not is_study(path.with_name("one.yaml"))
+
+
+def test_the_printed_run_is_complete_and_says_what_was_set_by_whom(path: Path, tmp_path: Path) -> None:
+    run = load_run(f"{path}:two", ["seed=9"], "half")
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(run.as_yaml())
+    assert load_config(printed, ExperimentConfig) == run.config
+    marked = {
+        line.split(":")[0].strip(): line.split("# ")[1] for line in run.as_yaml().splitlines() if "# " in line
+    }
+    assert marked == {
+        "seed": "set by the command line; one.yaml has 1",
+        "corpus": "in the folder of results, runs/half",
+        "extra": "set by scale half",
+        "lr": "set by two; one.yaml has 0.003",
+    }
+
+
+def test_a_scale_changes_files_first_and_rows_last(path: Path) -> None:
+    study = load_study(path, Asked("half"))
+    assert list(study.runs) == ["base", "one", "two"]
+    base, one, two = (run.config for run in study.runs.values())
+    assert (base.optimizer.lr, one.optimizer.lr, two.optimizer.lr) == (5e-4, 5e-4, 2e-3)
+    assert (base.seed, two.data.blend["extra"]) == (3, 1.5)
+    assert study.out == Path("runs/half").resolve()
+    assert two.data.corpus == study.out / "raw"
+
+
+def test_the_folder_of_results_replaces_the_files_everywhere(path: Path, tmp_path: Path) -> None:
+    study = load_study(path, Asked(out=tmp_path / "out"))
+    assert [run.config.data.corpus for run in study.runs.values()] == [
+        tmp_path / "out" / name for name in ("raw", "raw", "more")
+    ]
+    assert study.inside(tmp_path / "out" / "raw") == Path("raw")
+    assert study.inside(tmp_path / "raw") is None
+
+
+def test_tokens_expected_of_a_run_are_those_of_its_build(path: Path) -> None:
+    one, _, twin = load_study(path).runs.values()
+    assert (one.tokens, twin.tokens) == ({"general": 2e9}, {"general": 2e9, "extra": 5e8})
+    assert load_study(path, Asked("half")).runs["one"].tokens == {}  # not those of the full size
+
+
+def test_a_variant_is_there_when_it_is_named(path: Path) -> None:
+    assert "wide" not in load_study(path).runs
+    study = load_study(path, Asked(only=["wide"]))
+    assert [name for name, run in study.runs.items() if run.config.train.micro_batch_size == 2] == ["wide"]
+
+
+FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runs": {"a": {}}}, "runs.a: give file or from"),
+        ({"runs": {"a": {"file": "one.yaml", "from": "b"}}}, "runs.a: set file or from, not both"),
+        ({"runs": {"a": {"from": "b"}}}, "study.yaml: runs: no row 'b'; there are: a"),
+        (FAR, r"runs.far: more than 2 steps from a file \(one <- two <- twin <- far\)"),
+        ({"runs": {"a": {"from": "b"}, "b": {"from": "a"}}}, "more than 2 steps from a file"),
+        (
+            {"runs": {"a": {"file": "one.yaml", "set": {"optimizer.lrr": 1.0}}}},
+            "runs.a: optimizer.lrr: unknown key",
+        ),
+        (
+            {"runs": {"a": {"file": "one.yaml", "set": {"optimizer.lr": "1"}}}},
+            "runs.a: optimizer.lr: Input should",
+        ),
+        (
+            {"runs": {"a": {"file": "one.yaml", "set": {"seed.x": 1}}}},
+            "runs.a: set.seed.x: 'seed' is not a section",
+        ),
+        ({"runs": {"a": {"file": "none.yaml"}}}, "none.yaml: cannot be read"),
+        ({"runs": {"a": {"form": "b"}}}, "runs.a.form: unknown key; did you mean 'from'"),
+        ({"scale": {"s": {"out": "x", "runs": {"one": {"from": "two"}}}}}, "scale.s.runs.one: give only set"),
+        ({"scale": {"s": {"out": "x", "runs": {"new": {"set": {}}}}}}, "scale.s.runs.new: give file or from"),
+    ],
+)
+def test_what_is_wrong_is_named(path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_study(write(path.parent, {"scale": {}} | changes))
+
+
+def test_a_scale_is_known_and_of_a_study(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--scale quarter: .*no such scale; there are: half"):
+        load_study(path, Asked("quarter"))
+    with pytest.raises(ConfigError, match=r"--scale half: .*one.yaml is a complete file"):
+        load_run(path.with_name("one.yaml"), (), "half")
+
+
+def test_the_readme_changes_one_thing_of_the_study_with_a_file_of_three_lines(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    example = re.search(r"\n\n((?:    .*\n){3})\n[^\n]*--add", text)
+    assert example is not None
+    mine = tmp_path / "mix_4_6.yaml"
+    mine.write_text(re.sub("^    ", "", example[1], flags=re.MULTILINE))
+    study = load_study(
+        CONFIGS / "paper" / "study.yaml", Asked("tiny", add=[mine], compare=[("mix_4_6", "base")])
+    )
+    ours, like = study.runs["mix_4_6"].config, study.runs["mix_5_5"].config
+    assert ours.data.blend == {"general": 0.2, "math_corpus": 0.32, "problem_solving": 0.48}
+    assert ours.model_copy(update={"name": like.name, "data": like.data}) == like
+    assert "mix_4_6" in study.scored

@@ -1,3 +1,0 @@
-"""The process alone."""
-
-from tests.support.models import layout  # noqa: F401

@@ -1,0 +1,11 @@
+"""JSON Lines files of the tests' own rows."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,59 @@
+"""A complete corpus folder of a few thousand made-up tokens, as training reads it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
+from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, token_dtype
+from megatron_mathcpt.formats.manifest import write_manifest
+
+VOCAB_SIZE, EOS_ID = 500, 0
+POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}  # training documents
+
+
+def write_indexed_dataset(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
+    """Write an indexed dataset and return its counts."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    writer = DatasetWriter(prefix, token_dtype(VOCAB_SIZE))
+    writer.write(np.concatenate(documents), np.array(list(map(len, documents))))
+    return dict(zip(("documents", "tokens"), writer.close(), strict=True))
+
+
+def complete_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
+    """Write the manifest of a folder whose datasets, of these counts, are written."""
+    tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
+    counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
+    write_manifest(folder, "corpus", inputs={}, counts=counts, config=config)
+    return folder
+
+
+def make_documents(count: int, seed: int) -> list[list[int]]:
+    """Arithmetic progressions over the vocabulary: learnable, of 10 to 120 tokens, ended by EOS."""
+    random = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        start, stride, length = random.integers(1, VOCAB_SIZE), random.integers(1, 4), random.integers(9, 120)
+        tokens = (start + stride * np.arange(length)) % (VOCAB_SIZE - 1) + 1
+        documents.append([*tokens.tolist(), EOS_ID])
+    return documents
+
+
+def write_tokenized_corpus(folder: Path) -> Path:
+    """Write a corpus of the three pools whose texts are all alike."""
+    pools, shards = {}, []
+    (folder / "documents").mkdir()
+    for seed, (pool, size) in enumerate(POOLS.items()):
+        splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
+        place = folder / "datasets" / pool
+        pools[pool] = {name: write_indexed_dataset(place / name, split) for name, split in splits.items()}
+        lines = [b'{"id": "%s %d", "text": "a text"}\n' % (pool.encode(), n) for n in range(size + 5)]
+        (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
+        numbers = np.repeat([TRAIN, VALIDATION], [size, 5]).astype(np.uint8)
+        places = make_places(list(map(len, lines)), seed, np.arange(1, size + 6, dtype=np.uint64), numbers)
+        (folder / "documents" / f"{pool}.places").write_bytes(places)
+        shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
+    (folder / "report.json").write_text(json.dumps({"shards": shards}))
+    return complete_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
