@@ -94,15 +94,12 @@ class Kind(Section):
 
 
 class Template(Section):
-    """One kind of problem: numbers to draw, steps (the last one is the answer), and wordings.
-
-    Braces in questions and leads name numbers, step results, or words.
-    """
+    """One kind of problem: numbers to draw, steps (the last one is the answer), and wordings."""
 
     kind: Kind
     numbers: _Pairs
     steps: _Pairs
-    en: _Lines
+    en: _Lines  # in wordings, braces name numbers, step results, or words
     zh: _Lines
     leads: dict[Language, list[str]] = Field(default={})
 

@@ -51,10 +51,8 @@ class Manifest(BaseModel):
     created: str
 
     def fingerprint(self) -> str:
-        """SHA-256 of kind, inputs, config and output hashes; time, place and versions do not count.
-
-        A checkpoint keeps its fingerprint when it becomes weights-only.
-        """
+        """SHA-256 of kind, inputs, config and output hashes; time, place and versions do not count."""
+        # A checkpoint must keep its fingerprint when it becomes weights-only.
         outputs = {name: file.sha256 for name, file in self.without_optimizer().items()}
         known = {"kind": self.kind, "inputs": self.inputs, "config": self.config}
         return hash_json(known | {"outputs": outputs})

@@ -49,16 +49,13 @@ class RunCounts(Row):
 
 
 class CheckpointCounts(RunCounts):
-    """Counts of a checkpoint's manifest, and of a folder converted to Hugging Face's format.
-
-    A converted folder has only step, end-of-text token and the largest difference of a logit.
-    """
+    """Counts of a checkpoint's manifest, or of a folder converted to Hugging Face's format."""
 
     eos_id: int | None = None
     guard: JsonObject | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
     weights_only: bool = False
-    max_abs_logit_difference: float | None = None
+    max_abs_logit_difference: float | None = None  # of a converted folder: only this, step and eos_id
 
 
 class MetricRow(Row):
