@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from megatron_mathcpt.config.resolved_study import Study
     from megatron_mathcpt.experiment.stages import Stage
 
-Config = Annotated[
-    str, Argument(metavar="CONFIG", help="YAML of a run or a study, STUDY.yaml:RUN, or quickstart")
-]
-Out = Annotated[
-    Path | None, Option(help="folder of the run, or of the study's results; default: the study's `out`")
-]
+Config = Annotated[str, Argument(metavar="CONFIG", help="YAML of a run or study, STUDY.yaml:RUN, quickstart")]
+Out = Annotated[Path | None, Option(help="folder of the run, or of results; default: the study's `out`")]
 Scale = Annotated[str | None, Option(help="the study at this scale of its file, as tiny")]
 Verify = Annotated[bool, Option(help="compare both models' logits")]
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
@@ -137,10 +133,8 @@ class StudyOptions:
             if given := [name for name, value in vars(self).items() if value and name != "scale"]:
                 raise ConfigError(f"--{given[0]}: takes effect in a study, and {config} is one run")
             return None
-        pairs = pairs_of(self.compare)
-        return load_study(
-            Path(config), Asked(self.scale, out, self.add or (), pairs, self.only or ()), overrides
-        )
+        asked = Asked(self.scale, out, self.add or (), pairs_of(self.compare), self.only or ())
+        return load_study(Path(config), asked, overrides)
 
     def stages(self, study: "Study", processes: int) -> "list[Stage]":
         """The stages of `study` that were asked for."""
@@ -162,9 +156,7 @@ def _address(config: str) -> str:
 
 @verb("show")
 def show(
-    config: Annotated[
-        str, Argument(metavar="CONFIG", help="YAML of a run, STUDY.yaml:RUN, or a run's folder")
-    ],
+    config: Annotated[str, Argument(metavar="CONFIG", help="run's YAML or folder, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
     *,
     scale: Scale = None,

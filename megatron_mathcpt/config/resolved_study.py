@@ -4,10 +4,10 @@
 """
 
 import copy
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, NamedTuple, Self
+from typing import Generic, NamedTuple
 
 from pydantic import JsonValue
 
@@ -64,17 +64,6 @@ class Study:
         if isinstance(path, str | Path) and Path(path).is_relative_to(self.out):
             return Path(path).relative_to(self.out)
         return None
-
-    def restricted(self, names: Container[str], scored: Sequence[str]) -> Self:
-        """This study with the stages `names` alone, and the runs `scored` scored and compared."""
-        return replace(
-            self,
-            corpus={name: row for name, row in self.corpus.items() if name in names},
-            synthesis=self.synthesis if "synthesis" in names else None,
-            runs={name: row for name, row in self.runs.items() if name in names},
-            evaluation=self.evaluation.model_copy(update={"runs": tuple(scored)}),
-            comparisons=tuple(pair for pair in self.comparisons if set(pair) <= set(scored)),
-        )
 
 
 def is_study(address: str | Path) -> bool:

@@ -78,20 +78,20 @@ def build_stages(study: Study, settings: Settings, only: Sequence[str] = ()) -> 
     """
     if unknown := sorted(set(only) - set(study.runs)):
         raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(study.runs)}")
-    stages = _in_order(list(_Planner(study, settings).stages()))
-    if not only:
-        return stages
-    needed = set(only)
+    planner = _Planner(study, settings, tuple(only) or study.scored)
+    stages = _in_order(list(planner.stages()))
+    needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
     for stage in reversed(stages):
         needed.update(stage.needs if stage.name in needed else ())
-    return _in_order(list(_Planner(study.restricted(needed, only), settings).stages()))
+    kept = [stage for stage in stages if stage.name in needed or not only]
+    return [*kept, planner.report([stage.name for stage in kept])]
 
 
 class _Planner:
-    """One study with its settings; a method a kind of stage."""
+    """One study with its settings, and the runs to score; a method a kind of stage."""
 
-    def __init__(self, study: Study, settings: Settings) -> None:
-        self.study, self.settings, self.out = study, settings, study.out
+    def __init__(self, study: Study, settings: Settings, scored: tuple[str, ...]) -> None:
+        self.study, self.settings, self.out, self.scored = study, settings, study.out, scored
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
         self.synthesis = ("synthesis",) if study.synthesis else ()
@@ -122,12 +122,11 @@ class _Planner:
             command = (sys.executable, "-m", "megatron_mathcpt.train", str(config[0]))
             command = (*command, "--out", str(out / name), "--processes", str(self.settings.processes))
             yield Stage(name, "run", out / name, command, needs, config=config)
-            if name in study.scored:
+            if name in self.scored:
                 folder = out / name / "hf"
                 command = _verb("convert", "to-hf", out / name, "--out", folder)
                 yield Stage(f"{name}/hf", "hf", folder, command, (name,))
                 yield self.evaluate(name)
-        yield self.report()
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.settings.benchmarks
@@ -156,14 +155,16 @@ class _Planner:
         needs, command = (*self.corpora, f"{name}/hf"), _verb("evaluate", *words)
         return Stage(f"{name}/evaluation", "evaluation", folder / "evaluation", command, needs, self.items)
 
-    def report(self) -> Stage:
-        folder, study, runs = self.out / "report", self.study, tuple(self.study.runs)
+    def report(self, made: Sequence[str]) -> Stage:
+        folder, study = self.out / "report", self.study
+        runs = [name for name in study.runs if name in made]
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:
-            words += ["--compare", f"{baseline}:{candidate}"]
+            if {candidate, baseline} <= set(self.scored):
+                words += ["--compare", f"{baseline}:{candidate}"]
         words += ["--study"] if study.published else []
-        scores = (f"{name}/evaluation" for name in study.scored)
-        needs = (*study.corpus, *self.synthesis, *runs, *scores)
+        scores = (f"{name}/evaluation" for name in self.scored)
+        needs = tuple(name for name in (*study.corpus, *self.synthesis, *runs, *scores) if name in made)
         return Stage("report", "report", folder, _verb("report", *words), needs)
 
     def _packed(self) -> dict[str, tuple[str, str, int]]:
