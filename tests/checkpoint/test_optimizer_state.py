@@ -62,7 +62,7 @@ def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form
         assert all(map(torch.equal, state_of(fresh), state_of(optimizer)))
         assert [group["step"] for group in fresh.param_groups] == [1] * len(fresh.param_groups)
     else:
-        says = r"holds weights only, or .* dp_reshardable form, .* just the layout"
+        says = r"has weights only, or .* dp_reshardable form, .* only the layout"
         with pytest.raises(CheckpointError, match=says):
             load_state(path, [other.model], fresh, run.layout)
         load_state(path, [other.model], None, run.layout)
@@ -70,7 +70,7 @@ def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form
 
 
 def test_another_precision_is_refused(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformer Engine can hold moments in bf16, and of the weights' copy its lower 16 bits."""
+    """Transformer Engine can store moments in bf16, and of the weights' copy its lower 16 bits."""
     optimizer = train(run, 1)
     path = run.saved(optimizer=optimizer)
     original = optimizer_state._own_shards

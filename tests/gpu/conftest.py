@@ -15,7 +15,7 @@ Figure = Callable[[str, object], None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what stands in this folder where there is no CUDA device or no Transformer Engine."""
+    """Skip this folder's tests where there is no CUDA device or no Transformer Engine."""
     missing = None
     if not torch.cuda.is_available():
         missing = "no CUDA device here"

@@ -111,7 +111,7 @@ def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
     plain = dict(ours(weights, layout).named_parameters())
     for recipe in ("delayed", "tensorwise", "blockwise"):
         junk = torch.full((2**28,), 1e30, device="cuda")
-        del junk  # what the parameters' memory held before must not matter
+        del junk  # the old content of the parameters' memory must not matter
         model = ours(weights, layout, fp8="hybrid", fp8_recipe=recipe, fp8_param_gather=True)
         errors = {
             name: relative_error(weight.dequantize(), plain[name])

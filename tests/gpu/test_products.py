@@ -65,10 +65,10 @@ def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size:
     alone: Any = SimpleNamespace(**sizes, tensor_model_parallel_size=1, context_parallel_size=1)
     module = DocumentAttention(alone, 1)
     for rank in range(size):
-        held = context_positions(length, size, rank) if size > 1 else torch.arange(length)
+        positions = context_positions(length, size, rank) if size > 1 else torch.arange(length)
         order = torch.cat([context_positions(length, size, other) for other in range(size)])
-        keys = order if size > 1 else held
-        parts = [tensor.clone().requires_grad_() for tensor in (query[held], key, value)]
+        keys = order if size > 1 else positions
+        parts = [tensor.clone().requires_grad_() for tensor in (query[positions], key, value)]
         described = packed(documents, size, rank).to(torch.device("cuda"))
         output = module(*parts, None, packed_seq_params=described)
         exact = [part.detach().double().requires_grad_() for part in parts]

@@ -26,7 +26,7 @@ def test_a_late_chunk_sees_the_beginning_of_its_first_document() -> None:
     assert (late.queries, late.keys, late.aligned) == (slice(2, 4), slice(3, 8), False)
     assert late.query_ends.tolist() == [0, 1, 2]  # position 6 of document 1, position 7 of document 2
     assert late.key_ends.tolist() == [0, 4, 5]  # positions 3 to 6, and 7
-    assert packed(row, 2, 0).order.tolist() == [0, 1, 4, 5, 6, 7, 2, 3]  # the ranks hold 0 1 6 7 and 2 3 4 5
+    assert packed(row, 2, 0).order.tolist() == [0, 1, 4, 5, 6, 7, 2, 3]  # the ranks have 0 1 6 7 and 2 3 4 5
 
 
 def varlen(documents: Documents, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -55,12 +55,12 @@ def test_mask_and_lengths_say_the_same(size: int) -> None:
     sizes = (3, samples, length, heads, channels)
     query, key, value = torch.randn(sizes, generator=generator, dtype=torch.float64)
     for rank in range(size):
-        held = context_positions(length, size, rank)
+        positions = context_positions(length, size, rank)
         keys = torch.cat([context_positions(length, size, other) for other in range(size)])
-        q, k, v = (part.transpose(1, 2) for part in (query[:, held], key[:, keys], value[:, keys]))
+        q, k, v = (part.transpose(1, 2) for part in (query[:, positions], key[:, keys], value[:, keys]))
         dense = F.scaled_dot_product_attention(q, k, v, attn_mask=~forbidden(documents, size, rank))
         described = packed(documents, size, rank)
         if size > 1:
             assert torch.equal(key[:, keys][:, described.order], key)
-        by_lengths = varlen(described, *(part.flatten(0, 1) for part in (query[:, held], key, value)))
+        by_lengths = varlen(described, *(part.flatten(0, 1) for part in (query[:, positions], key, value)))
         assert torch.allclose(by_lengths, dense.transpose(1, 2).flatten(0, 1), atol=1e-12)

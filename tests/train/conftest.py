@@ -143,7 +143,7 @@ def whole(config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
-    """The command that trains into `out`; `script` stands for `-m megatron_mathcpt.train`."""
+    """The command that trains into `out`; `script` replaces `-m megatron_mathcpt.train`."""
     path = out.with_suffix(".yaml")
     path.write_text(dump_yaml(config))
     return [sys.executable, *(script or ("-m", "megatron_mathcpt.train")), str(path), "--out", str(out)]
@@ -173,7 +173,7 @@ def train_all(
 
 
 def go_back(out: Path, step: int) -> None:
-    """Have a finished run go on from its checkpoint of `step`."""
+    """Undo a finished run back to its checkpoint of `step`."""
     (out / "manifest.json").unlink()
     for path in sorted((out / "checkpoints").glob("step_*")):
         if int(path.name.removeprefix("step_")) > step:

@@ -38,7 +38,7 @@ def test_replicas_share_the_global_batch(
 ) -> None:
     sizes = SimpleNamespace(context_parallel_size=1)
     where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
-    names = ("tokens", "labels", "loss_mask", "position_ids")  # each holds its sample's index, from 1
+    names = ("tokens", "labels", "loss_mask", "position_ids")  # filled with the sample's index, from 1
     numbers = [dict.fromkeys(names, torch.full((3,), n + 1)) for n in range(dataset)]
     batches = list(microbatches(numbers, samples, size, where))
     assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
@@ -76,7 +76,7 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
     whole: Path, config_of: ConfigOf, tmp_path: Path
 ) -> None:
     shutil.copy(whole / "config.yaml", tmp_path)
-    with pytest.raises(DataError, match="sample index is not there"):
+    with pytest.raises(DataError, match="sample index is missing"):
         trace_step(tmp_path, 1)
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)

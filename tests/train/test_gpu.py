@@ -83,10 +83,10 @@ def test_fp8_trains_as_bf16(train: Train, plain: list[float], name: str) -> None
     assert fp8[-1] == pytest.approx(plain[-1], rel=2e-2)
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["saved", "saved beside the steps"])
+@pytest.mark.parametrize("async_save", [False, True], ids=["saved", "saved asynchronously"])
 @pytest.mark.parametrize("name", ["bf16", "delayed", "current", "delayed, parameters"])
-def test_a_resumed_run_has_the_same_losses(train: Train, tmp_path: Path, name: str, beside: bool) -> None:
-    saves = {"checkpoint": {"async_save": beside}, "train": {"deterministic": True}}
+def test_a_resumed_run_has_the_same_losses(train: Train, tmp_path: Path, name: str, async_save: bool) -> None:
+    saves = {"checkpoint": {"async_save": async_save}, "train": {"deterministic": True}}
     whole = train("run", precision=FP8.get(name, {}), **saves)
     go_back(tmp_path / "run", 8)
     resumed = train("run", precision=FP8.get(name, {}), **saves)
@@ -129,7 +129,7 @@ def test_documents_attend_within_themselves_as_on_the_cpu(train: Train, plain: l
 
 
 class UnderMask(torch.nn.Module):
-    """PyTorch's attention under the dense mask that the packed description stands for."""
+    """PyTorch's attention under the dense mask that the packed description means."""
 
     def __init__(self, config: Any, layer_number: int, **kwargs: Any) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ Pack = Callable[..., tuple[Path, Any]]
 
 @pytest.fixture(scope="module")
 def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus folder of one pool of problems, the last three English ones held out."""
+    """A corpus folder of one pool of problems, the last three English ones for validation."""
     folder, tokenizer = tmp_path_factory.mktemp("problems"), ByteLevelBPETokenizer()
     texts = {problem.id: cpt_text(problem) for problem in PROBLEMS}
     tokenizer.train_from_iterator(texts.values(), vocab_size=300, special_tokens=["<eos>"])
