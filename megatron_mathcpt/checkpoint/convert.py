@@ -24,10 +24,7 @@ class Converted:
 
 
 def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True) -> Converted:
-    """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`.
-
-    Raises `CheckpointError` if the models' logits differ by more than rounding.
-    """
+    """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`."""
     checkpoint = folders.chosen_checkpoint(run)
     manifest = load_sealed(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}

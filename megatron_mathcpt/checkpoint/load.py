@@ -4,7 +4,7 @@ Checksums are compared before any deserialiser sees a byte: torch loads a flippe
 the index is a pickle, which can run code. A damaged checkpoint is named and the next older one is used.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -42,15 +42,13 @@ _EXTRA = "_extra_state"  # Transformer Engine's FP8 scales
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
     """Find the newest checkpoint to resume from; None if the run has none, an error if none verifies."""
     paths = folders.checkpoint_paths(run_folder)
-    for path in paths:
-        if _is_resumable(path, layout):
-            return path
-    if paths:
+    found = next((path for path in paths if _is_resumable(path, layout)), None)
+    if paths and found is None:
         raise CheckpointError(
             f"{run_folder / folders.FOLDER}: no checkpoint verifies that has more than weights; restore "
             "one or delete all"
         )
-    return None
+    return found
 
 
 def _is_resumable(path: Path, layout: Layout) -> bool:
@@ -92,14 +90,8 @@ def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) 
             whole += 1
 
 
-def load_state(
-    path: Path, model: Sequence[Llama], optimizer: MegatronOptimizer | None, layout: Layout
-) -> None:
-    """Load weights, and the optimizer's state if one is given, from a verified checkpoint.
-
-    Raises `CheckpointError` if the optimizer's state is missing or fits one layout only, or if only a newer
-    Megatron-Core can read the checkpoint.
-    """
+def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | None, layout: Layout) -> None:
+    """Load weights, and the optimizer's state if one is given, from a verified checkpoint of any layout."""
     if hasattr(CheckpointingConfig, "common_backend") and not (path / COMMON_STATE_FNAME).is_file():
         raise CheckpointError(
             f"{path}: has no {COMMON_STATE_FNAME}, so a newer Megatron-Core wrote it (0.19 does), which this "
@@ -168,11 +160,10 @@ class CheckpointWeights:
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        """The tensor `key`, vocabulary unpadded; layers lie along dimension 0 of what is stored."""
         stored = self._metadata.state_dict_metadata.get(key)
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
-        first, rows = (0, stored.size[0]) if layer is None else (layer, 1)
+        first, rows = (0, stored.size[0]) if layer is None else (layer, 1)  # a layer is a row of the stored
         if key.endswith((EMBEDDING, OUTPUT)):
             assert self._shape.vocab_size is not None
             rows = self._shape.vocab_size

@@ -1,9 +1,9 @@
 """The distributed optimizer's state as parts of whole tensors, so that any layout loads what another saved.
 
-Megatron-Core's `fully_reshardable` form gathers the state of all data-parallel ranks on each of them (for a
-7B, 650 GB of host memory a node); its `dp_reshardable` form needs no gather but fits only the layout that
-wrote it. Here a rank describes its own elements: a range of a flattened parameter is a few boxes of it, which
-torch's distributed checkpoint stores and reshards as they are. The keys are those of `fully_reshardable`.
+Megatron-Core's `fully_reshardable` form gathers the state of all data-parallel ranks on each of them (650 GB
+of host memory a node for a 7B); its `dp_reshardable` form fits only the layout that wrote it. Here a rank
+describes its own elements: a range of a flattened parameter is a few boxes, which torch's distributed
+checkpoint stores and reshards as they are. The keys are those of `fully_reshardable`.
 """
 
 import math
@@ -27,18 +27,18 @@ Shards = dict[torch.nn.Parameter, dict[str, torch.Tensor]]
 class OptimizerState:
     """An optimizer's state as `sharded`, for Megatron-Core to save or load; `load` applies it."""
 
-    def __init__(self, optimizer: MegatronOptimizer, model_state: ShardedStateDict, *, loading: bool) -> None:
+    def __init__(self, optimizer: MegatronOptimizer, model: ShardedStateDict, *, loading: bool) -> None:
         # The only optimizer in Megatron-Core's chain; mixture-of-experts layers would have a second.
         (self._optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
         self._shards: Shards = {}
         if not isinstance(self._optimizer, DistributedOptimizer):
-            self.sharded = self._optimizer.sharded_state_dict(model_state, is_loading=loading)
+            self.sharded = self._optimizer.sharded_state_dict(model, is_loading=loading)
             return
         if loading:  # allocates the moments, which otherwise appear in the first step
             self._optimizer.load_state_dict(self._optimizer.state_dict())
         self._shards = _own_shards(self._optimizer)
         self.sharded = self._optimizer.state_dict() | {
-            _PARTS: list(_parts(self._optimizer, self._shards, model_state)),
+            _PARTS: list(_parts(self._optimizer, self._shards, model)),
             "param_state_sharding_type": "fully_reshardable",
         }
 
@@ -61,9 +61,9 @@ def _own_shards(optimizer: DistributedOptimizer) -> Shards:
 
 
 def _parts(
-    optimizer: DistributedOptimizer, shards: Shards, model_state: ShardedStateDict
+    optimizer: DistributedOptimizer, shards: Shards, model: ShardedStateDict
 ) -> Iterator[ShardedTensor]:
-    tensors, _ = extract_sharded_tensors_and_factories(model_state)
+    tensors, _ = extract_sharded_tensors_and_factories(model)
     places = {place.data: place for place in nested_values(tensors)}
     for parameter, states in shards.items():
         place = places[parameter]

@@ -12,7 +12,7 @@ and 0.19 deprecates it.
 """
 
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -131,7 +131,7 @@ def without_crc32() -> AbstractContextManager[None]:
     return serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined,no-any-return]
 
 
-class Saver:
+class Saver(AbstractContextManager["Saver"]):
     """Saves one checkpoint at a time; all ranks call its methods together.
 
     Leaving it as a context commits the save in progress, but not after an error that only this rank may have:
@@ -159,9 +159,6 @@ class Saver:
         self._work: Work = Future[None]()
         self._copying: Future[None] | None = None
 
-    def __enter__(self) -> "Saver":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, TrainingDiverged):  # raised on all ranks alike
             self.finish()
@@ -169,7 +166,7 @@ class Saver:
 
     def save(
         self,
-        model: Sequence[Llama],
+        model: list[Llama],
         optimizer: MegatronOptimizer | None,
         counts: folders.CheckpointCounts,
         *,
@@ -180,7 +177,7 @@ class Saver:
         It is committed on return, or, with `async_save`, by later calls of `poll`; then the state must not
         change before `wait_for_copy` returns.
         """
-        self.finish()  # one at a time: a slow disk delays the training instead of filling the host's memory
+        self.finish()  # one at a time, as they share the host copies and the thread
         self._path = folders.checkpoint_path(self._run_folder, counts.step)
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
             raise self._unwritable("less room than the newest checkpoint takes")
@@ -207,11 +204,11 @@ class Saver:
         while self._phases is not None:
             self._advance()
 
-    def _collect(self, model: Sequence[Llama], optimizer: MegatronOptimizer | None) -> ShardWriter:
+    def _collect(self, model: list[Llama], optimizer: MegatronOptimizer | None) -> ShardWriter:
         """Agree with the other ranks on who writes what, and collect this rank's share of the state."""
         if self._layout.is_writer:
             folders.begin(self._path)
-        dist.barrier()  # no rank writes before the folder is there and empty
+        dist.barrier()  # no rank may write before the folder exists
         writer = ShardWriter(folders.hidden_path(self._path), sync_files=False)  # fsynced when hashed
         try:
             state = sharded_model(model)
@@ -260,17 +257,13 @@ class Saver:
             return
         writer.write_index([results for results, _ in written])
         outputs = {name: file for _, files in written for name, file in files.items()}
-        others = {path.name for path in Path(writer.path).iterdir()} - outputs.keys()
+        folder, config = folders.hidden_path(self._path), self._config
+        outputs |= sync_and_describe(folder, {path.name for path in folder.iterdir()} - outputs.keys())
         manifest = write_manifest(
-            Path(writer.path),
-            "checkpoint",
-            inputs=self._inputs,
-            counts=counts,
-            config=self._config,
-            outputs=outputs | sync_and_describe(Path(writer.path), others),
+            folder, "checkpoint", inputs=self._inputs, counts=counts, config=config, outputs=outputs
         )
-        folders.write_light_manifest(Path(writer.path), manifest)  # of the folder without optimizer state
-        folders.seal(Path(writer.path))  # over both manifests, so after them
+        folders.write_light_manifest(folder, manifest)  # of the folder without optimizer state
+        folders.seal(folder)  # over both manifests, so after them
         folders.commit(self._path)
         if self._on_commit is not None:
             self._on_commit(self._path)

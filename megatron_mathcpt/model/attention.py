@@ -36,11 +36,8 @@ class SdpaAttention(CoreAttention):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
     ) -> Tensor:
-        """Attend; [sequence, batch, heads, channels] to [sequence, batch, heads * channels].
-
-        The mask is Megatron-Core's: True where attention is forbidden; its keys are the whole sequence in the
-        order of the context-parallel ranks.
-        """
+        """Attend; [sequence, batch, heads, channels] to [sequence, batch, heads * channels]."""
+        # The mask is Megatron-Core's, True where attention is forbidden, its keys in the order of the ranks.
         if self.context_group is not None:
             # Each rank gathers all keys, an early and a late chunk from every rank, so plain causality
             # (`is_causal`), which compares indices, would be wrong: a mask compares positions.

@@ -13,11 +13,9 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 
 def context_positions(seq_length: int, size: int, rank: int) -> torch.Tensor:
-    """Positions of context-parallel rank `rank` of `size`: chunks `rank` and `2 size - 1 - rank`.
-
-    An early and a late one for each, so that causal attention costs all ranks the same (Megatron-Core's
-    order, which its rotary embedding assumes).
-    """
+    """Positions of context-parallel rank `rank` of `size`: chunks `rank` and `2 size - 1 - rank`."""
+    # An early and a late one for each, so that causal attention costs all ranks the same (Megatron-Core's
+    # order, which its rotary embedding assumes).
     chunks = torch.arange(seq_length).tensor_split(2 * size)
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
@@ -38,18 +36,13 @@ def forbidden(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Te
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive queries, and the keys that they may attend to, up to the last query's own.
+    """Consecutive queries, and the keys that they may attend to, up to the last query's own."""
 
-    `queries` is a slice of this rank's tokens, `keys` of all ranks', a microbatch's rows concatenated.
-    `query_ends` and `key_ends` are packed attention's cu_seqlens (int32, the first 0), a pair per document;
-    `longest` and `longest_keys` are its max_seqlens.
-    """
-
-    queries: slice
-    keys: slice
-    query_ends: torch.Tensor
+    queries: slice  # of this rank's tokens, a microbatch's rows concatenated
+    keys: slice  # of all ranks' tokens
+    query_ends: torch.Tensor  # packed attention's cu_seqlens: int32, the first 0
     key_ends: torch.Tensor
-    longest: int
+    longest: int  # its max_seqlens
     longest_keys: int
 
     @property
@@ -59,16 +52,14 @@ class Span:
 
 
 class Documents(PackedSeqParams):  # type: ignore[misc]
-    """Passed by Megatron-Core through its layers to `DocumentAttention`; nothing else may depend on it.
-
-    Hence the format sbhd: with thd Megatron-Core would rotate positions by document. Rotating them along the
-    whole sample gives the same attention, which depends on differences only. `order` sorts the gathered
-    tokens of all context-parallel ranks by position.
-    """
+    """Passed by Megatron-Core through its layers to `DocumentAttention`; nothing else may depend on it."""
 
     def __init__(self, length: int, spans: Iterable[Span], order: torch.Tensor | None) -> None:
+        # Not "thd", with which Megatron-Core would rotate positions by document: rotated along the whole
+        # sample they give the same attention, which depends on differences only.
         super().__init__(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length)
-        self.spans, self.order = tuple(spans), order
+        self.spans = tuple(spans)
+        self.order = order  # sorts the gathered tokens of all context-parallel ranks by position
 
     def to(self, device: torch.device) -> "Documents":
         move = partial(torch.Tensor.to, device=device, non_blocking=True)

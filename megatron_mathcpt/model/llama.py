@@ -57,10 +57,7 @@ class Llama(GPTModel):
 def build_model(
     shape: LlamaShape, layout: Layout, precision: PrecisionSection, *, document_attention: bool = False
 ) -> list[Llama]:
-    """Build this process's chunks, one per virtual pipeline stage, with parameters still zero.
-
-    With `document_attention` each batch must contain its documents; without it attention is causal.
-    """
+    """Build this process's chunks, one per virtual pipeline stage, with parameters still zero."""
     assert shape.vocab_size is not None
     config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
     virtual = layout.sizes.virtual_pipeline_model_parallel_size

@@ -105,10 +105,8 @@ class RandomWeights:
 
 
 def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
-    """The weight map: Megatron-Core's keys in forward order, and what each packs along dimension 0.
-
-    Names (in layers after `model.layers.N.`) and sizes of Hugging Face's tensors.
-    """
+    """The weight map: by Megatron-Core's key, in forward order, the Hugging Face tensors that it packs."""
+    # Along dimension 0. Names in layers lack `model.layers.N.`.
     assert shape.vocab_size is not None
     hidden, ffn, vocabulary = shape.hidden_size, shape.ffn_hidden_size, (shape.vocab_size, shape.hidden_size)
     heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.query_groups))

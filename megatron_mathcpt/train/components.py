@@ -83,10 +83,9 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         load_state(whole, chunks, optimizer, layout)
     # A run that will choose its checkpoint by validation loss must not remove the best one meanwhile.
     best = config.validation.sets if keep.choose == "lowest_validation_loss" else (keep.keep_best,)
+    best = tuple(filter(None, best))
     verified = set() if resumed is None else {resumed.name}  # just verified: need not be read again
-    retention = folders.Retention(
-        keep.keep, keep.keep_every, tuple(filter(None, best)), keep.keep_optimizer, verified
-    )
+    retention = folders.Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
     evaluate = partial(start_evaluation, keep.evaluate) if keep.evaluate else None
     tree = config.model_dump(mode="json")
     saver = Saver(run_folder, layout, retention, tree, inputs.fingerprints, on_commit=evaluate)
@@ -106,8 +105,7 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
     check_accelerated(config.parallel, config.precision, fused=fused)
     if config.optimizer.use_precision_aware_optimizer and not fused:
         raise ConfigError(
-            "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine's AdamW, which are "
-            "missing; leave it out"
+            "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine; leave it out"
         )
     if layout.is_writer:
         folders.check_space(run_folder, held_bytes(config))  # now, not when the first save fails after hours

@@ -47,27 +47,22 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch; every tensor but `mask` is [samples, sequence], `loss_mask` 1.0 where the loss counts.
-
-    `sources` has each token's pool by number, if losses are reported by pool. Attention is causal; to keep it
-    within documents, PyTorch's attention takes `mask` and the packed one takes `documents`.
-    """
+    """One microbatch; every tensor but `mask` is [samples, sequence]."""
 
     tokens: torch.Tensor
     labels: torch.Tensor
-    loss_mask: torch.Tensor
+    loss_mask: torch.Tensor  # 1.0 where the loss counts
     position_ids: torch.Tensor
-    sources: torch.Tensor | None = None
+    sources: torch.Tensor | None = None  # each token's pool by number, if losses are reported by pool
+    # Attention is causal. To keep it within documents, PyTorch's takes `mask`, the packed one `documents`.
     mask: torch.Tensor | None = None
     documents: Documents | None = None
 
     @classmethod
     def of(cls, samples: list[Sample], size: int = 1, rank: int = 0, *, fused: bool = False) -> "Batch":
-        """Stack samples, at the positions of context-parallel rank `rank` of `size`.
-
-        A sample's own `documents` are each token's document number. A model with packed attention (`fused`)
-        takes a sample without them as one document.
-        """
+        """Stack samples, at the positions of context-parallel rank `rank` of `size`."""
+        # A sample's own `documents` are each token's document number. A model with packed attention (`fused`)
+        # takes a sample without them as one document.
         names = [field.name for field in fields(cls) if field.name in samples[0].keys() - {"documents"}]
         numbers = [sample.get("documents", torch.zeros_like(sample["tokens"])) for sample in samples]
         positions = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)

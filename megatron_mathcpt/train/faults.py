@@ -21,9 +21,7 @@ from megatron_mathcpt.parallel import Layout
 _MOST_SKIPPED_IN_A_ROW = 10
 
 
-class GuardState(Row):
-    """What a checkpoint stores of a `StepGuard`."""
-
+class GuardState(Row):  # what a checkpoint stores of a `StepGuard`
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
     in_a_row: int = 0
@@ -50,10 +48,7 @@ class StepGuard:
         return GuardState(losses=losses, norms=norms, in_a_row=self._in_a_row, skipped=skipped)
 
     def judge(self, step: int, loss: float | None, norm: float) -> str | None:
-        """Return why `step` must be skipped, None to apply it; the loss is needed only with `spike_sigma`.
-
-        Raises `TrainingDiverged` if the settings say stop, or after too many skips in a row.
-        """
+        """Return why `step` must be skipped, None to apply it; raises `TrainingDiverged` to stop the run."""
         reason = self._fault(loss, norm)
         if reason is None:
             self._in_a_row = 0

@@ -33,7 +33,7 @@ _GPU_THREADS = 8  # at most, of a process with a GPU
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # after one worker failed, for the others to print their errors
 _LOCK_SECONDS = 5.0  # for the kernel to end the workers of a killed job
-_EVALUATION_SECONDS = 60.0  # for a command that only submits, as sbatch
+_SUBMIT_SECONDS = 60.0  # for a command that only submits, as sbatch
 STACKS = ".stacks"
 # For `train.deterministic`, unless set: by default the order of cuBLAS's and NCCL's sums depends on timing.
 # torch demands the first, Megatron-LM the second (megatron/training/arguments.py).
@@ -58,12 +58,9 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     wishes = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
     if os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda":
-        wishes = {
-            "MATHCPT_DEVICE": "cuda",
-            # Megatron-Core orders tensor-parallel communication by it.
-            "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-            "OMP_NUM_THREADS": str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size))),
-        }
+        wishes["OMP_NUM_THREADS"] = str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size)))
+        # Megatron-Core orders tensor-parallel communication by the second.
+        wishes |= {"MATHCPT_DEVICE": "cuda", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     return world | {name: os.environ.get(name, wish) for name, wish in wishes.items()}
 
 
@@ -160,11 +157,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def watchdog(run_folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
-    """Dump all stacks and exit if the yielded `heartbeat` is not called for `seconds`, so Slurm can requeue.
-
-    A process that is stopped (SIGSTOP) writes none to `.stacks/rank_N.txt`; the others, waiting for it, do,
-    and their exit ends the job.
-    """
+    """Dump all stacks and exit if the yielded function is not called for `seconds`, so Slurm can requeue."""
+    # A process stopped by SIGSTOP cannot; the others, waiting for it, do, and their exit ends the job.
     path = run_folder / STACKS / f"rank_{int(os.environ['RANK']):05d}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
@@ -187,9 +181,8 @@ def set_deterministic(wanted: bool) -> None:
     if wanted:
         # A debugging aid that fills new memory with NaN, which FP8 weights would be quantised from.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = (
-            "0"  # attention's backward adds blocks as they finish
-        )
+        # Else attention's backward adds blocks in the order in which they finish.
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
         for name, value in _DETERMINISTIC.items():
             os.environ.setdefault(name, value)
 
@@ -200,8 +193,6 @@ def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
     # Without the worker's rank, which a torch program would take for its own and wait for its peers.
     outside = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
-        subprocess.run(
-            arguments, env=outside, stdin=subprocess.DEVNULL, check=True, timeout=_EVALUATION_SECONDS
-        )
+        subprocess.run(arguments, env=outside, stdin=subprocess.DEVNULL, check=True, timeout=_SUBMIT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("%s: its evaluation was not started (%s)", checkpoint, error)

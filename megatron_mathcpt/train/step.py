@@ -1,7 +1,7 @@
 """One optimizer step, and one forward-only pass: Megatron-Core's schedules over our microbatches.
 
-Losses stay [loss sum, tokens] pairs until they are reported. A mean of microbatch means would give a token
-of a short sequence more weight, and the loss would change with the layout.
+Losses stay [loss sum, tokens] pairs until they are reported: a mean of microbatch means would weight tokens
+unequally, and change with the layout.
 """
 
 import math
@@ -27,15 +27,12 @@ Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one step; `losses` is this process's [loss sum, tokens] in float64, then a row per pool.
+    """Outcome of one step."""
 
-    `loader_seconds` is how long it waited for samples, `skipped` why the step was not applied.
-    """
-
-    losses: torch.Tensor
-    grad_norm: float
-    loader_seconds: float
-    skipped: str | None = None
+    losses: torch.Tensor  # [loss sum, tokens] of this process in float64, then such a row per pool
+    grad_norm: float  # the same on all processes
+    loader_seconds: float  # how long this process waited for its samples
+    skipped: str | None = None  # why the step was not applied
 
 
 def forward_step(
@@ -108,7 +105,6 @@ def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
 
 
 def mean_loss(pair: list[float]) -> float:
-    """Loss per token of a [loss sum, tokens] pair; 0 without tokens."""
     total, tokens = pair
     return total / max(tokens, 1.0)
 
