@@ -80,7 +80,7 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **
         device, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), "nccl"
         torch.cuda.set_device(device)
     # Without `device_id`: with it every sub-group connects at once, and Megatron-Core's 25 of a process
-    # took 7.6 GiB of an H100 (NCCL 2.28), most of them for nothing.
+    # took 7.6 GiB of an H100 (NCCL 2.28), most of it for groups that are never used.
     group.setdefault("backend", backend)
     dist.init_process_group(timeout=timedelta(seconds=timeout_seconds), **group)
     parallel_state.initialize_model_parallel(

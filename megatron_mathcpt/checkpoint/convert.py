@@ -32,7 +32,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     if is_complete(out, "hf", inputs=inputs, config=config):
         return _found(manifests.load_manifest(out, "hf"))
     manifests.verify_hashes(checkpoint, manifest)
-    # Imports from here on bring torch, which takes seconds: a finished conversion is reported without it.
+    # Imports from here on load torch, which takes seconds: a finished conversion is reported without it.
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
@@ -65,7 +65,7 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     from megatron_mathcpt.checkpoint import huggingface
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    # Hidden until it is verified, as a run's saves are: other commands take any checkpoint for whole.
+    # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
     writing = folders.hidden_path(out)
     shutil.rmtree(writing, ignore_errors=True)
     (writing / "tokenizer").mkdir(parents=True)

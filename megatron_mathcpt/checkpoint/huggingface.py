@@ -125,11 +125,11 @@ def _write_safetensors(
         disk = EarlySync(file)
         file.write(start)
         hashing = hasher.submit(digest.update, b"")
-        coming = reader.submit(source.read, *keys[0])
-        for (key, _), following in zip(keys, [*keys[1:], None], strict=True):
-            whole = coming.result()
-            if following is not None:
-                coming = reader.submit(source.read, *following)
+        next_tensor = reader.submit(source.read, *keys[0])
+        for (key, _), next_key in zip(keys, [*keys[1:], None], strict=True):
+            whole = next_tensor.result()
+            if next_key is not None:
+                next_tensor = reader.submit(source.read, *next_key)
             for part in unpack(key, whole, shape):
                 data = part.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data
                 hashing.result()

@@ -83,11 +83,11 @@ def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) 
     # Rank 0's list for all: each checkpoint in it costs a collective, which all ranks must enter.
     listed = [folders.checkpoint_paths(run_folder) if layout.is_writer else []]
     dist.broadcast_object_list(listed, src=0)
-    whole = 1  # the new one, just written
+    verified = 1  # the new one, just written
     for path in listed[0] if len(listed[0]) >= retention.keep else ():
-        if whole < retention.keep and (path.name in retention.verified or _is_resumable(path, layout)):
+        if verified < retention.keep and (path.name in retention.verified or _is_resumable(path, layout)):
             retention.verified.add(path.name)
-            whole += 1
+            verified += 1
 
 
 def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | None, layout: Layout) -> None:
@@ -106,8 +106,8 @@ def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | No
     # 0.19 would load into FP8 parameters itself, and the precise values, for `requantize`, would be lost.
     force_all_tensors_to_non_fp8(state)
     # Each replica reads a part, and they exchange the parts: not every rank reads the whole checkpoint.
-    share = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
-    loaded = dist_checkpointing.load(state, str(path), share)
+    strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
+    loaded = dist_checkpointing.load(state, str(path), strategy)
     for index, chunk in enumerate(model):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, unexpected
@@ -120,7 +120,7 @@ def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | No
 def sharded_model(model: Iterable[Llama], stored: Container[str] | None = None) -> ShardedStateDict:
     """Describe model chunks as sharded tensors, to save them, or to load what a checkpoint has `stored`."""
     # FP8 scales are saved if the model is in FP8, the empty ones of its bf16 layers too, since Megatron-Core
-    # wants a key in all layers or in none; loaded are those that the checkpoint has.
+    # wants a key in all layers or in none. When loading, they are read if the checkpoint has them.
     return {
         f"model{index}": {
             key: value

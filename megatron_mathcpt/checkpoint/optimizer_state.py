@@ -54,7 +54,7 @@ def _own_shards(optimizer: DistributedOptimizer) -> Shards:
         parameter: {
             key: tensor
             for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items()
-            if key != "step"  # torch's AdamW has a tensor of it here, besides the groups' number
+            if key != "step"  # torch's AdamW has a tensor of it here; the groups' number is stored
         }
         for parameter in optimizer.model_param_gbuf_map
     }
@@ -64,20 +64,20 @@ def _parts(
     optimizer: DistributedOptimizer, shards: Shards, model: ShardedStateDict
 ) -> Iterator[ShardedTensor]:
     tensors, _ = extract_sharded_tensors_and_factories(model)
-    places = {place.data: place for place in nested_values(tensors)}
+    sharded_of = {sharded.data: sharded for sharded in nested_values(tensors)}
     for parameter, states in shards.items():
-        place = places[parameter]
+        sharded = sharded_of[parameter]
         begin = optimizer._get_model_param_range_map(parameter)["param"].start
         # Only one data-parallel rank has these elements, but each tensor-parallel one may have them.
-        replica = (*place.replica_id[:2], optimizer.distributed_optimizer_instance_id)
+        replica = (*sharded.replica_id[:2], optimizer.distributed_optimizer_instance_id)
         for name, flat in states.items():
             # The stored tensors, as views of a parameter without memory: fc1 is stored as gate and up.
-            empty = torch.empty(place.data.shape, dtype=flat.dtype, device="meta")
-            named = {"key": f"{PREFIX}state.{name}.{place.key}", "data": empty}
-            if isinstance(place, ShardedTensorFactory):
-                stored = list(nested_values(replace(place, **named).build()))
+            empty = torch.empty(sharded.data.shape, dtype=flat.dtype, device="meta")
+            named = {"key": f"{PREFIX}state.{name}.{sharded.key}", "data": empty}
+            if isinstance(sharded, ShardedTensorFactory):
+                stored = list(nested_values(replace(sharded, **named).build()))
             else:
-                stored = [replace(place, **named, dtype=flat.dtype)]
+                stored = [replace(sharded, **named, dtype=flat.dtype)]
             for tensor in stored:
                 yield from _boxes_of(tensor, flat, begin, replica)
 
@@ -92,7 +92,7 @@ def _boxes_of(
     low, high = max(begin, first), min(begin + len(flat), first + view.numel())
     for offset, size in boxes(low - first, high - first, tuple(view.shape)):
         length = math.prod(size)
-        there = *whole.global_offset[:axes], *map(sum, zip(whole.global_offset[axes:], offset, strict=True))
+        start = *whole.global_offset[:axes], *map(sum, zip(whole.global_offset[axes:], offset, strict=True))
         shape = (1,) * axes + size
         yield ShardedTensor(
             key=whole.key,
@@ -100,7 +100,7 @@ def _boxes_of(
             dtype=flat.dtype,
             local_shape=shape,
             global_shape=whole.global_shape,
-            global_offset=tuple(there),
+            global_offset=tuple(start),
             axis_fragmentations=None,  # boxes of any size
             replica_id=replica,
         )

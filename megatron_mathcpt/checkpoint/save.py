@@ -180,7 +180,7 @@ class Saver(AbstractContextManager["Saver"]):
         self.finish()  # one at a time, as they share the host copies and the thread
         self._path = folders.checkpoint_path(self._run_folder, counts.step)
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
-            raise self._unwritable("less room than the newest checkpoint takes")
+            raise self._unwritable("less free space than the size of the newest checkpoint")
         writer = self._collect(model, optimizer)
         # The one thread copies first, then writes: a blocking save writes from the state itself.
         self._copying = self._thread.submit(writer.copy, self._copies) if async_save else None
@@ -215,8 +215,8 @@ class Saver(AbstractContextManager["Saver"]):
             if optimizer is not None:
                 state["optimizer"] = OptimizerState(optimizer, state, loading=False).sharded
             # Replicas share out the writing of what they all have.
-            share = FullyParallelSaveStrategyWrapper(_Plan(writer), self._layout.groups.dp_cp)
-            dist_checkpointing.save(state, str(writer.path), share)
+            strategy = FullyParallelSaveStrategyWrapper(_Plan(writer), self._layout.groups.dp_cp)
+            dist_checkpointing.save(state, str(writer.path), strategy)
         except (CheckpointException, OSError) as error:
             raise self._unwritable(_cause(error)) from error
         return writer
@@ -275,8 +275,8 @@ class Saver(AbstractContextManager["Saver"]):
     def _unwritable(self, cause: str) -> CheckpointError:
         free = shutil.disk_usage(self._path.parent).free
         return CheckpointError(
-            f"{self._path}: cannot be written ({cause}; {free:,} bytes free there); the checkpoints "
-            "before it are whole, make room or choose another folder and start again"
+            f"{self._path}: cannot be written ({cause}; {free:,} bytes free there), earlier checkpoints are "
+            "intact; free some space or choose another folder and start again"
         )
 
 

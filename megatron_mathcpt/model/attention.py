@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from megatron_mathcpt.model.documents import Documents, forbidden
+from megatron_mathcpt.model.documents import Documents, document_mask
 
 
 class CoreAttention(torch.nn.Module):
@@ -44,7 +44,7 @@ class SdpaAttention(CoreAttention):
             if attention_mask is None:
                 size, rank = self.context_group.size(), self.context_group.rank()
                 one_document = torch.zeros(1, len(query) * size, device=query.device)
-                attention_mask = forbidden(one_document, size, rank)
+                attention_mask = document_mask(one_document, size, rank)
             key, value = self.gather_sequence(key, value)
         grouped = query.shape[2] != key.shape[2]  # not always on: fewer kernels take grouped queries
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))

@@ -1,6 +1,6 @@
 """Describe the documents of packed samples to the two kinds of attention that stay within them.
 
-A row of document numbers per sample becomes a dense mask (`forbidden`, for PyTorch's attention) or the
+A row of document numbers per sample becomes a dense mask (`document_mask`, for PyTorch's attention) or the
 sequence lengths that packed attention takes (`Documents`, for Transformer Engine's).
 """
 
@@ -20,7 +20,7 @@ def context_positions(seq_length: int, size: int, rank: int) -> torch.Tensor:
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def forbidden(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Tensor:
+def document_mask(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Tensor:
     """Megatron-Core's attention mask [samples, 1, queries, keys], True where attention is forbidden.
 
     From document numbers [samples, sequence]. Queries are those of context-parallel rank `rank` of `size`,
@@ -70,7 +70,7 @@ class Documents(PackedSeqParams):  # type: ignore[misc]
         return Documents(self.max_seqlen_q, spans, None if self.order is None else move(self.order))
 
 
-def packed(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
+def pack_documents(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
     """Spans of context-parallel rank `rank` of `size`, from document numbers [samples, sequence]."""
     samples, length = documents.shape
     # Documents' first tokens in the concatenated samples; a sample's first token always is one.

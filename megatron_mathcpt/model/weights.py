@@ -130,7 +130,7 @@ def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
 
 
 def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Size of every whole tensor by Megatron-Core's key, which all layers share: of one layer's."""
+    """Size of every whole tensor by Megatron-Core's key; a layer's own, since layers share their keys."""
     return {
         key: (sum(size[0] for size in parts.values()), *next(iter(parts.values()))[1:])
         for key, parts in packed_sizes(shape).items()

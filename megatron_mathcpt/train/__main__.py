@@ -45,11 +45,7 @@ def main(
         process.die_with_parent()
     try:
         experiment = load_config(config, ExperimentConfig, overrides or [])
-        if world is None:
-            sys.exit(_launch(experiment, out, processes, check))
-        # Check again: under torchrun or srun there was no launcher.
-        inputs, finished = _checked(experiment, int(os.environ["WORLD_SIZE"]), out)
-        sys.exit(0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE)
+        sys.exit(_launch(experiment, out, processes, check) if world is None else _work(experiment, out))
     except MathCptError as error:
         # Every rank raises the same error, so only rank 0 prints it. But a GPU may be missing on one node
         # only, so each process reports its own.
@@ -61,7 +57,7 @@ def main(
 def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: bool) -> int:
     """Check all that can be checked without torch, then start the workers; return their exit status."""
     size = config.parallel.model_size if processes is None else processes
-    inputs, finished = _checked(config, size, out)
+    inputs, finished = _resolve(config, size, out)
     if check:  # an ordinary start compares only file sizes
         for folder in filter(None, (config.data.corpus, config.data.sft)):
             verify_hashes(folder, load_manifest(folder, None))
@@ -79,7 +75,13 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     return status
 
 
-def _checked(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:
+def _work(config: ExperimentConfig, out: Path) -> int:
+    """Check again, since under torchrun or srun there was no launcher, and train; return the exit status."""
+    inputs, finished = _resolve(config, int(os.environ["WORLD_SIZE"]), out)
+    return 0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE
+
+
+def _resolve(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:
     """Resolve the run's inputs, and whether `out` has its result; `ManifestError` if it has another run's."""
     check_experiment(config, world_size)
     inputs = resolve_inputs(config)

@@ -66,7 +66,7 @@ class TrainState:
 
 def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
-    config, init, keep = inputs.config, inputs.config.init, inputs.config.checkpoint
+    config, init, saving = inputs.config, inputs.config.init, inputs.config.checkpoint
     dataset = build_train_dataset(inputs, run_folder)
     validation = {pool: ValidationSet(config, pool) for pool in config.validation.sets}
     counts = folders.CheckpointCounts(step=0)
@@ -79,14 +79,14 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         load_initial_weights(chunks, inputs, layout)
     model = wrap_model(chunks, config, layout)
     optimizer = build_optimizer(model, config)
-    if (whole := resumed or (inputs.checkpoint if init.load_optimizer else None)) is not None:
-        load_state(whole, chunks, optimizer, layout)
+    if (full := resumed or (inputs.checkpoint if init.load_optimizer else None)) is not None:
+        load_state(full, chunks, optimizer, layout)
     # A run that will choose its checkpoint by validation loss must not remove the best one meanwhile.
-    best = config.validation.sets if keep.choose == "lowest_validation_loss" else (keep.keep_best,)
+    best = config.validation.sets if saving.choose == "lowest_validation_loss" else (saving.keep_best,)
     best = tuple(filter(None, best))
     verified = set() if resumed is None else {resumed.name}  # just verified: need not be read again
-    retention = folders.Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
-    evaluate = partial(start_evaluation, keep.evaluate) if keep.evaluate else None
+    retention = folders.Retention(saving.keep, saving.keep_every, best, saving.keep_optimizer, verified)
+    evaluate = partial(start_evaluation, saving.evaluate) if saving.evaluate else None
     tree = config.model_dump(mode="json")
     saver = Saver(run_folder, layout, retention, tree, inputs.fingerprints, on_commit=evaluate)
     guard = StepGuard(config.faults, GuardState.model_validate(counts.guard or {}))

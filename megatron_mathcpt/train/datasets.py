@@ -29,7 +29,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED, SPLITS, TRAIN, Selection, open_corpus
 from megatron_mathcpt.formats.files import hash_json, read_rows
-from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
+from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs, resolve_inputs
 
@@ -59,7 +59,7 @@ class Batch:
     documents: Documents | None = None
 
     @classmethod
-    def of(cls, samples: list[Sample], size: int = 1, rank: int = 0, *, fused: bool = False) -> "Batch":
+    def collate(cls, samples: list[Sample], size: int = 1, rank: int = 0, *, fused: bool = False) -> "Batch":
         """Stack samples, at the positions of context-parallel rank `rank` of `size`."""
         # A sample's own `documents` are each token's document number. A model with packed attention (`fused`)
         # takes a sample without them as one document.
@@ -68,9 +68,9 @@ class Batch:
         positions = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
         stacked = {name: torch.stack([sample[name] for sample in samples])[:, positions] for name in names}
         # Documents are described for whole samples: queries of this rank attend to keys of all ranks.
-        documents = packed(torch.stack(numbers), size, rank) if fused else None
+        documents = pack_documents(torch.stack(numbers), size, rank) if fused else None
         masked = not fused and "documents" in samples[0]
-        mask = forbidden(torch.stack(numbers), size, rank) if masked else None
+        mask = document_mask(torch.stack(numbers), size, rank) if masked else None
         return cls(**stacked, mask=mask, documents=documents)
 
     def pinned(self) -> "Batch":
@@ -120,7 +120,7 @@ class SftDataset(Dataset[Sample]):
         }
 
 
-class NumberedBlend(Dataset[Sample]):
+class AnnotatedBlend(Dataset[Sample]):
     """A blend that adds each sample's pool, if `sources`, and each token's document, if `eos_id` is given."""
 
     def __init__(self, blend: BlendedDataset, *, sources: bool, eos_id: int | None) -> None:
@@ -141,7 +141,7 @@ class NumberedBlend(Dataset[Sample]):
         return sample
 
 
-TrainDataset = SftDataset | NumberedBlend
+TrainDataset = SftDataset | AnnotatedBlend
 
 
 def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
@@ -157,7 +157,7 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
         building.rename(cache)
     dist.barrier()
     eos_id = inputs.eos_id if config.data.reset_attention_mask else None
-    return NumberedBlend(build_blend(inputs, cache), sources=config.logging.loss_by_source, eos_id=eos_id)
+    return AnnotatedBlend(build_blend(inputs, cache), sources=config.logging.loss_by_source, eos_id=eos_id)
 
 
 def index_cache(inputs: Inputs, run_folder: Path) -> Path:
@@ -243,7 +243,7 @@ def microbatches(
             first = dataset[0].items()
             empty = {key: torch.zeros_like(value) for key, value in first if key != "dataset_id"}
             rows += [empty] * (size - len(rows))
-        batch = Batch.of(rows, parts, rank, fused=fused)
+        batch = Batch.collate(rows, parts, rank, fused=fused)
         return batch.pinned() if layout.device.type == "cuda" else batch
 
     with ThreadPoolExecutor(1) as reader:
@@ -276,7 +276,7 @@ class ValidationSet:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TracedDocument:
     sample: int
     pool: str
     document: int
@@ -284,7 +284,7 @@ class Seen:
     text: str
 
 
-def trace_step(run_folder: Path, step: int) -> list[Seen]:
+def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
     """Find every document that `step` (from 1) trained on, in order; `ConfigError` if there is none."""
     config = load_config(run_folder / "config.yaml", ExperimentConfig)
     if not 1 <= step <= config.train.train_steps:
@@ -295,7 +295,7 @@ def trace_step(run_folder: Path, step: int) -> list[Seen]:
         dataset = SftDataset(config.data.sft, config.train.train_samples, config.seed)
         ids = read_rows(config.data.sft / "records.jsonl", list[str])  # of each row's records
         rows = [(sample, dataset.row(sample)) for sample in samples]
-        return [Seen(sample, "sft", row, record, "") for sample, row in rows for record in ids[row]]
+        return [TracedDocument(sample, "sft", row, record, "") for sample, row in rows for record in ids[row]]
     inputs = resolve_inputs(config)
     cache = index_cache(inputs, run_folder)
     if not cache.is_dir():
@@ -315,4 +315,4 @@ def trace_step(run_folder: Path, step: int) -> list[Seen]:
         for kept in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
     }
     found = [(at, records[at[1:]]) for at in seen]
-    return [Seen(*at, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for at, row in found]
+    return [TracedDocument(*at, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for at, row in found]

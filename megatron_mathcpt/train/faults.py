@@ -110,5 +110,5 @@ def _mismatched_ranks(value: torch.Tensor, group: dist.ProcessGroup) -> set[int]
     dist.all_gather(values, value, group=group)
     found = [int(other) for other in values]
     most, count = Counter(found).most_common(1)[0]
-    right = most if count > len(found) / 2 else None
-    return {dist.get_global_rank(group, place) for place, other in enumerate(found) if other != right}
+    majority = most if count > len(found) / 2 else None
+    return {dist.get_global_rank(group, place) for place, other in enumerate(found) if other != majority}

@@ -165,7 +165,7 @@ def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None
         )
     if state.layout.is_writer:
         size = len(samples)
-        logger.info("initial loss of %d samples %.4f, expected %.4f by %s", size, loss, expected, source)
+        logger.info("initial loss of %d samples: %.4f, expected %.4f (%s)", size, loss, expected, source)
 
 
 def transformers_loss(folder: Path, samples: Samples, layout: Layout, heartbeat: Callable[[], None]) -> float:
@@ -175,7 +175,7 @@ def transformers_loss(folder: Path, samples: Samples, layout: Layout, heartbeat:
     for index in range(len(samples)):
         sums = torch.zeros(2, dtype=torch.float64, device=layout.device)
         if reference is not None:
-            sums = _reference_sums(reference, Batch.of([samples[index]]).to(layout.device))
+            sums = _reference_sums(reference, Batch.collate([samples[index]]).to(layout.device))
         dist.broadcast(sums, src=0)
         total += sums.cpu()  # a sync, so that each rank's heartbeat means that rank 0 has finished the sample
         heartbeat()

@@ -74,7 +74,7 @@ class Metrics:
         self._teraflops_per_token = flops / 1e12 / dist.get_world_size()
         hardware = config.logging.hardware
         self._peak_tflops = None if hardware is None else load_hardware(hardware).bf16_tflops
-        self._begun = self._window_begun = time.monotonic()
+        self._started = self._window_started = time.monotonic()
         self._first_step = step
 
     def add(self, step: int, learning_rate: float, result: StepResult) -> None:
@@ -87,10 +87,10 @@ class Metrics:
         sums = torch.stack([result.losses for _, _, result in self._window])
         dist.all_reduce(sums)
         now, train = time.monotonic(), self._config.train
-        rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
+        rate = len(self._window) * train.tokens_per_step / max(now - self._window_started, 1e-9)
         speed = self._speed(rate)
-        for (step, lr, result), (whole, *parts) in zip(self._window, sums.tolist(), strict=True):
-            loss = mean_loss(whole)
+        for (step, lr, result), (total, *by_source) in zip(self._window, sums.tolist(), strict=True):
+            loss = mean_loss(total)
             row: dict[str, object] = {
                 "step": step,
                 "consumed_samples": step * train.global_batch_size,
@@ -101,14 +101,14 @@ class Metrics:
             }
             if result.skipped is not None:
                 row["skipped"] = result.skipped
-            if parts:  # a pool without tokens in this step has no loss
-                pools = zip(self._config.data.blend, parts, strict=True)
+            if by_source:  # a pool without tokens in this step has no loss
+                pools = zip(self._config.data.blend, by_source, strict=True)
                 row["loss_by_source"] = {pool: mean_loss(part) for pool, part in pools if part[1]}
             row |= {"learning_rate": lr, "loader_seconds": round(result.loader_seconds, 6)}
             self._write(row | speed)
-        left = (now - self._begun) / (step - self._first_step) * (train.train_steps - step)
+        left = (now - self._started) / (step - self._first_step) * (train.train_steps - step)
         self._log(f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left")
-        self._window, self._window_begun = [], now
+        self._window, self._window_started = [], now
 
     def _speed(self, rate: float) -> dict[str, float]:
         tflops = rate * self._teraflops_per_token
@@ -128,7 +128,7 @@ class Metrics:
 
     def restart_clock(self) -> None:
         """Exclude validation and saving, which are not training, from the next window's tokens/s."""
-        self._window_begun = time.monotonic()
+        self._window_started = time.monotonic()
 
     def close(self) -> None:
         if self._file is not None:

@@ -56,12 +56,12 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    wishes = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
+    defaults = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
     if os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda":
-        wishes["OMP_NUM_THREADS"] = str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size)))
+        defaults["OMP_NUM_THREADS"] = str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size)))
         # Megatron-Core orders tensor-parallel communication by the second.
-        wishes |= {"MATHCPT_DEVICE": "cuda", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    return world | {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+        defaults |= {"MATHCPT_DEVICE": "cuda", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    return world | {name: os.environ.get(name, default) for name, default in defaults.items()}
 
 
 def free_port() -> int:
@@ -191,8 +191,8 @@ def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
     """Run `command CHECKPOINT`, which submits the evaluation (as sbatch does); its failure is only logged."""
     arguments = [*command, str(checkpoint.resolve())]
     # Without the worker's rank, which a torch program would take for its own and wait for its peers.
-    outside = {name: value for name, value in os.environ.items() if name not in _WORLD}
+    env = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
-        subprocess.run(arguments, env=outside, stdin=subprocess.DEVNULL, check=True, timeout=_SUBMIT_SECONDS)
+        subprocess.run(arguments, env=env, stdin=subprocess.DEVNULL, check=True, timeout=_SUBMIT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("%s: its evaluation was not started (%s)", checkpoint, error)

@@ -75,7 +75,7 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
     # The guard must see the same numbers on every rank: one that skipped a step alone would differ from its
     # replicas for good. A NaN of one faulty device may be on its rank only, so take the largest norm.
     norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
-    # The loss costs one more reduction and device sync a step: only for who asked for spike detection.
+    # The loss costs one more reduction and device sync a step: only with spike detection.
     mean = reduce_losses([losses[0]])[0] if state.config.faults.spike_sigma else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
     if skipped is None:
@@ -136,7 +136,7 @@ def run_schedule(
     # Validation sets and the gate's samples have one loss each, and no pool number for every token.
     sources = 0 if forward_only or not config.logging.loss_by_source else len(config.data.blend)
     waited: list[float] = []
-    # Each virtual stage's chunk reads all microbatches itself: chunks ask for them in different orders.
+    # One iterator a chunk: the interleaved schedule runs all microbatches through each, in turns.
     iterators = [microbatches(dataset, rounded, size, layout, fused=fused) for _ in state.model]
     reports = get_forward_backward_func()(
         forward_step_func=partial(forward_step, sources=sources, waited=waited),

@@ -88,7 +88,7 @@ def test_packed_documents_have_the_losses_of_documents_alone(
             "position_ids": torch.arange(len(tokens)),
             "documents": torch.cat([torch.full((len(text) - 1,), n) for n, text in enumerate(texts)]),
         }
-        batch = Batch.of([row], fused=True).to(torch.device("cuda"))
+        batch = Batch.collate([row], fused=True).to(torch.device("cuda"))
         given = {"labels": batch.labels, "packed_seq_params": batch.documents}
         losses = model(batch.tokens, batch.position_ids, None, **given)
         losses.sum().backward()

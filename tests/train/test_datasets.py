@@ -13,7 +13,7 @@ import torch
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.train.datasets import (
-    NumberedBlend,
+    AnnotatedBlend,
     ValidationSet,
     build_blend,
     index_cache,
@@ -66,7 +66,7 @@ def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
     class Blend(list[Any]):
         dataset_index, dataset_sample_index = (np.array([0, 1]), np.array([0, 0]))
 
-    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
+    blend = AnnotatedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
     assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
     assert blend[1]["sources"].tolist() == [1] * 6
 

@@ -140,10 +140,10 @@ class UnderMask(torch.nn.Module):
     def forward(
         self, query: Any, key: Any, value: Any, mask: Any, *, packed_seq_params: Any, **_: Any
     ) -> torch.Tensor:
-        from megatron_mathcpt.model.documents import forbidden
+        from megatron_mathcpt.model.documents import document_mask
 
         length, rows = query.shape[:2]
         ends = packed_seq_params.spans[0].query_ends[1:].long()
         numbers = torch.bucketize(torch.arange(length * rows, device=ends.device), ends, right=True)
-        output: torch.Tensor = self.inner(query, key, value, forbidden(numbers.view(rows, length)))
+        output: torch.Tensor = self.inner(query, key, value, document_mask(numbers.view(rows, length)))
         return output

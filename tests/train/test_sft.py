@@ -20,7 +20,7 @@ from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
+from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.models import ALONE, build
 from tests.train.conftest import EOS_ID, SHAPE, ConfigOf, finish, losses_of, train_all, write_indexed
@@ -117,7 +117,7 @@ def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
     def loss_and_gradient(together: bool, masked_label: int = 0) -> tuple[float, torch.Tensor]:
         folder, counts = pack(128, together)
         dataset = SftDataset(folder, counts["samples"], seed=1)
-        batch = Batch.of([dataset[index] for index in range(len(dataset))])
+        batch = Batch.collate([dataset[index] for index in range(len(dataset))])
         labels = torch.where(batch.loss_mask == 1.0, batch.labels, masked_label)
         assert torch.equal(labels, batch.labels) == (masked_label == 0)
         losses = model(batch.tokens, batch.position_ids, batch.mask, labels=labels)
@@ -212,13 +212,13 @@ def test_the_gate_costs_the_same_for_every_batch(
 
     one_step = {"train_tokens": 64 * size, "global_batch_size": size}
     inputs = resolve_inputs(config_of(init=gate(hf), train=one_step))
-    read, signs, original = list[int](), list[int](), NumberedBlend.__getitem__
+    read, signs, original = list[int](), list[int](), AnnotatedBlend.__getitem__
 
-    def recorded(blend: NumberedBlend, index: int) -> dict[str, torch.Tensor]:
+    def recorded(blend: AnnotatedBlend, index: int) -> dict[str, torch.Tensor]:
         read.append(index)
         return original(blend, index)
 
-    monkeypatch.setattr(NumberedBlend, "__getitem__", recorded)
+    monkeypatch.setattr(AnnotatedBlend, "__getitem__", recorded)
     with parallel.joined(inputs.config.parallel, 0) as layout:
         check_initial_loss(
             components.build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read))
