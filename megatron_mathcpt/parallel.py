@@ -66,7 +66,7 @@ class Layout:
 
     def largest(self, value: float) -> float:
         """The largest `value` of all processes, infinite if one is NaN; a collective."""
-        # Backends differ in what MAX makes of a NaN.
+        # MAX need not propagate a NaN: every comparison with it is false.
         known = math.inf if math.isnan(value) else value
         found = torch.tensor([known], dtype=torch.float64, device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)

@@ -49,8 +49,8 @@ HostCopies = dict[MetadataIndex, torch.Tensor]
 # torch's records of what one rank wrote, for the index, and its files' sizes and checksums.
 Written = tuple[list[WriteResult], dict[str, OutputFile]]
 Work = Future[Written] | Future[None]
-# The phases of a save: yields this rank's work of a phase; when all ranks have done theirs, it is sent the
-# results, on rank 0 of every rank, and starts the next.
+# The phases of a save. Each yields this rank's work; when all ranks have done theirs, it is sent the results
+# (rank 0 those of every rank, others none), and the next one starts.
 Phases = Generator[Work, list[Written], None]
 
 

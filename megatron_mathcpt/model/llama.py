@@ -69,6 +69,7 @@ def build_model(
             transformer_layer_spec=_layer_spec(config, layout, stage, documents=document_attention),
             vocab_size=padded_vocab_size(shape.vocab_size),
             max_sequence_length=shape.max_position_embeddings,
+            # With virtual stages the embedding is the first chunk's of the first rank, the loss the last's.
             pre_process=layout.is_first_stage and stage == stages[0],
             post_process=layout.is_last_stage and stage == stages[-1],
             parallel_output=True,

@@ -106,7 +106,7 @@ def user_buffers(config: ExperimentConfig) -> Iterator[None]:
     tokens = train.micro_batch_size * train.seq_length // parallel.context_parallel_size
     kinds = base.UserBufferQuantizationMode
     modes = [kinds.NONE if config.precision.fp8 is None else kinds.FP8]
-    if config.precision.first_last_layers_bf16:
+    if config.precision.first_last_layers_bf16:  # these layers look up buffers of their own kind
         modes.append(kinds.NONE)
     base.initialize_ub(
         shape=[tokens, config.model.hidden_size],

@@ -51,7 +51,7 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
             heartbeat()
             metrics.add(state.step, rate, result)
             if is_due(state.step, config.faults.replica_check_interval):
-                gather_parameters(state)  # else weights would be compared that the next forward replaces
+                gather_parameters(state)  # overlapped gathering leaves stale ones until the next forward
                 check_replicas(unwrap(state.model), state.layout, state.step)
             state.saver.poll()
             # The signal reaches ranks at different moments: all must leave the loop after the same step, or
@@ -67,9 +67,10 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
                 losses = mean_losses(state, state.validation.values())
                 state.losses = dict(zip(state.validation, losses, strict=True))
                 metrics.write_validation(state.step, state.losses)
-            if saving:  # after validation, whose losses belong into the checkpoint
-                # No step follows the last save for the writing to overlap with: the process would wait for it
-                # all the same, having copied the state into host memory first, with Slurm's kill on its way.
+            if saving:  # after validation, whose losses belong in the checkpoint
+                # No step follows the last save, so its writing would overlap with nothing: the process would
+                # copy the state into host memory and then wait all the same, after a signal with Slurm's kill
+                # pending.
                 is_last_save = stopping or state.step == last
                 save(state, async_save=config.checkpoint.async_save and not is_last_save)
             if saving or validating:

@@ -94,9 +94,9 @@ def train_and_save(state: Any) -> tuple[dict[str, Any], list[float]]:
     for _ in range(STEPS - 3):
         steps.append(step(state))
         state.saver.poll()
-    found["gpu_gib_in_async_save"] = gpu_peak()
+    found["gpu_gib_beside_save"] = gpu_peak()
     found["async_seconds_after_the_last_step"] = cost(state.saver.finish).wall
-    found["step_seconds_in_async_save"] = [one.wall for one in steps]
+    found["step_seconds_beside_a_save"] = [one.wall for one in steps]
     return found, losses + [one.result for one in steps]
 
 

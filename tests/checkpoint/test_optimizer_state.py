@@ -44,7 +44,7 @@ def state_of(optimizer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("form", ["ours", "fully_reshardable", "dp_reshardable", "weights only"])
 def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form: str) -> None:
-    """Of Megatron-Core's own forms one is read, for the weights any."""
+    """Of Megatron-Core's own forms `fully_reshardable` is read; the weights are read from any."""
     other, path = SmallRun(run.layout, tmp_path / "other"), tmp_path / form
     optimizer, fresh = train(run, 1), train(other, 2)
     assert not torch.equal(state_of(fresh)[0], state_of(optimizer)[0])

@@ -24,7 +24,7 @@ from megatron_mathcpt.checkpoint.load import CheckpointWeights, load_state  # no
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Writers wait for it before they sync; open at first."""
+    """An event that writers wait for before they fsync; set at first."""
     event, original = threading.Event(), saving.sync_and_describe
     event.set()
 

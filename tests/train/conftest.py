@@ -31,7 +31,7 @@ KEPT: dict[str, Any] = {"checkpoint": {"keep": 9}}
 
 
 def write_indexed(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
-    """An indexed dataset; its counts."""
+    """Write an indexed dataset; return its counts."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
     from torch import tensor
 
@@ -44,7 +44,7 @@ def write_indexed(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
 
 
 def finish(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
-    """Make a folder of written datasets, of these counts, a complete corpus."""
+    """Complete a folder of written datasets as a corpus with these counts."""
     tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
     counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
     write_manifest(folder, "corpus", inputs={}, counts=counts, config=config)
@@ -114,7 +114,7 @@ def settings(corpus: Path) -> dict[str, Any]:
 
 
 def build_config(settings: dict[str, Any], **sections: dict[str, Any]) -> ExperimentConfig:
-    """`settings` with fields of some sections replaced or added; starting weights bring their shape."""
+    """`settings` with fields of some sections replaced or added; starting weights have their own shape."""
     tree = settings | {name: {**settings.get(name, {}), **fields} for name, fields in sections.items()}
     if not tree["init"]["scratch"]:
         del tree["model"]
@@ -129,7 +129,7 @@ def config_of(settings: dict[str, Any]) -> ConfigOf:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is the only one of its world."""
+    """Make this process the only rank."""
     for name, value in local_world(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
 
@@ -150,12 +150,12 @@ def command(config: ExperimentConfig, out: Path, *script: str) -> list[str]:
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, its output kept."""
+    """Run a command and capture its output."""
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "", status: int = 0) -> str:
-    """Train, with a fault as `fault_worker` knows it on one of some ranks ("1/2"); what stderr got."""
+    """Train, with a fault of `fault_worker` on one of some ranks ("1/2"); return stderr."""
     script = ("-m", "tests.train.fault_worker", ranks, fault) if fault else ()
     done = run(command(config, out, *script))
     assert done.returncode == status, done.stderr
@@ -165,7 +165,7 @@ def train(config: ExperimentConfig, out: Path, fault: str = "", ranks: str = "",
 def train_all(
     configs: dict[str, ExperimentConfig], processes: int, folder: Path, kills: int = 0
 ) -> dict[str, Path]:
-    """The run folder of each experiment, all trained by the same `processes` workers."""
+    """Train all experiments by the same `processes` workers; return their run folders."""
     jobs = [command(config, folder / name)[3::2] for name, config in configs.items()]  # config and folder
     done = run([sys.executable, "-m", "tests.train.forked", json.dumps(jobs), str(processes), str(kills)])
     assert done.returncode == 0, done.stderr
@@ -173,7 +173,7 @@ def train_all(
 
 
 def go_back(out: Path, step: int) -> None:
-    """Undo a finished run back to its checkpoint of `step`."""
+    """Reset a finished run to its checkpoint of `step`."""
     (out / "manifest.json").unlink()
     for path in sorted((out / "checkpoints").glob("step_*")):
         if int(path.name.removeprefix("step_")) > step:
@@ -181,7 +181,7 @@ def go_back(out: Path, step: int) -> None:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """The metrics that are the same bits in a run that is done again."""
+    """Metrics without timings, which a repeated run must equal to the bit."""
     rows = read_json_lines(out / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
 

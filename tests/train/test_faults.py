@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
 
 
 def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
-    """They are kept of every second save but the newest, sealed, with the bits of the whole one."""
+    """Every second save but the newest keeps its weights, sealed, equal to the bit to the full one's."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
     train(config, out)
     newest, *older = folders.checkpoint_paths(out)

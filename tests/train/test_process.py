@@ -54,7 +54,7 @@ def test_a_check_reads_all_of_the_data(config_of: ConfigOf, corpus: Path, tmp_pa
 def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
     config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real workers end before they wait for each other, and each says what its torch sees."""
+    """Real workers exit before their first collective, and each prints what its torch sees."""
     monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
     done = run([*command(config_of(), tmp_path / "out"), "--processes", "2"])
     assert (done.returncode, done.stdout) == (2, "")

@@ -205,7 +205,7 @@ def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_p
 def test_the_gate_costs_the_same_for_every_batch(
     config_of: ConfigOf, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
+    """Samples 0 to 7, once by either side, for any batch size, with a heartbeat after each."""
     use_cpu()
     from megatron_mathcpt.train import components
     from megatron_mathcpt.train.loop import check_initial_loss
