@@ -1,8 +1,7 @@
-"""The CUDA calls that Megatron-Core hardwires, sent to the CPU; applied only to a process that has no GPU.
+"""Redirect the CUDA calls that are hardwired in Megatron-Core to the CPU, in a process without a GPU.
 
-Each group was found by leaving it out and watching a run fail, with megatron-core 0.16.1 and 0.19.2. The
-factories are wrapped one by one, since a `TorchFunctionMode` is not active in the recomputation that runs
-inside backward. `torch.cuda.is_available()` is False from then on, as it is without a GPU.
+No setting avoids them: without these patches not even a one-process step runs. Each was shown to be needed by
+leaving it out and seeing a run fail, with megatron-core 0.16.1 and 0.19.2.
 """
 
 import functools
@@ -19,15 +18,16 @@ from torch.utils._device import _device_constructors
 
 from megatron_mathcpt.device import on_gpu
 
+# The factories that Megatron-Core calls with a CUDA device: masks, token counters, optimizer flags, buffers.
 _WITH_LIKE = ("zeros", "ones", "empty", "full", "rand", "randn")
 _FACTORIES = ("tensor", "arange", *_WITH_LIKE, *(f"{name}_like" for name in _WITH_LIKE))
 _CPU = torch.device("cpu")
 
 
 class _Stream(AbstractContextManager["_Stream"]):
-    """Stands for `torch.cuda.Stream` and `Event`: work on the CPU is done when the call returns."""
+    """Replaces `torch.cuda.Stream` and `Event`: a call on the CPU is complete when it returns."""
 
-    def _nothing(self, *_: Any, **__: Any) -> None:
+    def _nothing(self, *_: object, **__: object) -> None:
         pass
 
     __init__ = __exit__ = _nothing
@@ -38,18 +38,15 @@ class _Stream(AbstractContextManager["_Stream"]):
 
 
 def use_cpu() -> None:
-    """Make Megatron-Core run on the CPU in this process, unless `on_gpu`; raises `DeviceError` as that does.
-
-    Call it before the first use of Megatron-Core, as often as you like.
-    """
+    """Make Megatron-Core run on the CPU, unless `on_gpu`; call it before Megatron-Core is imported."""
     if on_gpu() or getattr(torch.cuda, "_mathcpt_cpu", False):
         return
     torch.cuda._mathcpt_cpu = True  # type: ignore[attr-defined]
-    # The fusions that torch.compile would build cost seconds at start and gain nothing on a CPU.
+    # Megatron-Core's fusions are torch.compile's: building them takes 8 to 10 s and gains nothing on a CPU.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # Megatron-Core warns of each missing GPU library; that it falls back to torch is the point here.
+    # It warns of each missing GPU library and falls back to torch, as intended.
     warnings.filterwarnings("ignore", category=Warning, module=r"megatron\.core")
-    # It calls collectives by names that newer torch has renamed, and saves in types it gives up.
+    # It calls collectives by old names, and saves in types that newer torch deprecates.
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"torch\.distributed\.(c10d_logger|checkpoint)"
     )
@@ -59,15 +56,16 @@ def use_cpu() -> None:
 
 
 def _patch_torch() -> None:
-    # `with torch.device(...)`, which transformers loads models under, knows the factories by identity and
-    # looks them up at its first use: it must see the originals.
+    # `with torch.device(...)`, which transformers loads models under, compares factories by identity and
+    # caches them at its first use: fill the cache with the originals.
     _device_constructors()
+    # One by one: a `TorchFunctionMode` is not active in the recomputation of activations inside backward.
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
     torch.Tensor.type = _type_of(torch.Tensor.type)  # type: ignore[assignment,method-assign]
-    cuda: Any = torch.cuda
-    cuda.is_available = lambda: False
+    cuda: Any = torch.cuda  # its functions are assigned to
+    cuda.is_available = lambda: False  # as it is without a GPU: Megatron-Core does not mind
     cuda.device_count = lambda: 0
     cuda.current_device = lambda: _CPU
     cuda.synchronize = lambda *_: None
@@ -85,9 +83,10 @@ def _patch_megatron() -> None:
     from megatron.core.optimizer import optimizer as mixed_precision
     from megatron.core.tensor_parallel import random
 
+    # The tracker of random states calls these in every attention layer, even without dropout.
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    # Where Transformer Engine can be imported, as on a login node, its kernels were taken.
+    # If Transformer Engine can be imported, as on a login node, these modules have picked its CUDA kernels.
     for module in (clip_grads, mixed_precision):
         module.multi_tensor_applier = utils.local_multi_tensor_applier
         module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
@@ -96,20 +95,20 @@ def _patch_megatron() -> None:
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(factory)
-    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def on_cpu(*args: object, **kwargs: object) -> torch.Tensor:
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = _CPU
-        kwargs.pop("pin_memory", None)
+        kwargs.pop("pin_memory", None)  # an error without a GPU
         return factory(*args, **kwargs)
 
     return on_cpu
 
 
-def _type_of(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`Tensor.type()` with CUDA's names, which Megatron-Core's optimizers compare with."""
+def _type_of(original: Callable[..., torch.Tensor | str]) -> Callable[..., torch.Tensor | str]:
+    """Give `Tensor.type()` CUDA's names, which Megatron-Core's optimizers compare with."""
 
-    def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found = original(self, *args, **kwargs)
-        return found if args or kwargs else re.sub(r"^torch\.", "torch.cuda.", found)
+    def type_of(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | str:
+        found = original(self, *args, **kwargs)  # with arguments it converts the tensor
+        return re.sub(r"^torch\.", "torch.cuda.", found) if isinstance(found, str) else found
 
     return type_of

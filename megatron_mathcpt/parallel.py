@@ -1,6 +1,6 @@
-"""Processes and their groups: the only user of Megatron-Core's global state.
+"""Process groups: the only user of Megatron-Core's global state.
 
-`start` makes the groups once; everything else gets the `Layout` passed in and asks it.
+`start` makes the groups once; all other code gets them in a `Layout`, as an argument.
 """
 
 import math
@@ -24,9 +24,9 @@ from megatron_mathcpt.device import on_gpu
 
 @dataclass(frozen=True)
 class Layout:
-    """Where this process stands: its sizes and ranks, and Megatron-Core's process groups."""
+    """The parallel layout: sizes, this process's ranks, and Megatron-Core's process groups."""
 
-    groups: Any  # ProcessGroupCollection
+    groups: ProcessGroupCollection
     sizes: ParallelSection
     device: torch.device
 
@@ -36,12 +36,11 @@ class Layout:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process writes logs and manifests."""
         return self.rank == 0
 
     @property
     def data_rank(self) -> int:
-        """Which replica this process belongs to; context-parallel ranks of one replica share it."""
+        """Replica of this process; the context-parallel ranks of one replica share it."""
         return int(self.groups.dp.rank())
 
     @property
@@ -50,25 +49,24 @@ class Layout:
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this process holds the embedding's pipeline stage."""
         return bool(self.groups.pp.rank() == 0)
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this process holds the loss's pipeline stage."""
         return bool(self.groups.pp.rank() == self.groups.pp.size() - 1)
 
     @property
     def reports_loss(self) -> bool:
-        """Whether this process' loss counts in a sum over all: tensor-parallel copies would count twice."""
+        """Whether this process adds its loss to a sum over all: tensor-parallel ranks have copies."""
         return self.is_last_stage and self.groups.tp.rank() == 0
 
     def any_true(self, flag: bool) -> bool:
-        """Whether `flag` holds on any process; all get the same answer."""
+        """Whether `flag` is true on any process; a collective."""
         return bool(self.largest(float(flag)))
 
     def largest(self, value: float) -> float:
-        """The largest `value` of all processes; infinite if one of them is no number."""
+        """The largest `value` of all processes, infinite if one is NaN; a collective."""
+        # MAX need not propagate a NaN: every comparison with it is false.
         known = math.inf if math.isnan(value) else value
         found = torch.tensor([known], dtype=torch.float64, device=self.device)
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
@@ -76,37 +74,31 @@ class Layout:
 
 
 def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **group: Any) -> Layout:
-    """Join the process group the environment describes, and split it by `sizes`.
-
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them, or what `group`
-    tells torch instead. A collective of any group waits `timeout_seconds` for the others. Raises
-    `DeviceError` before, where a GPU is missing.
-    """
+    """Join the process group that torchrun's variables describe, or `group`, and split it by `sizes`."""
     device, backend = torch.device("cpu"), "gloo"
     if on_gpu():
         device, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), "nccl"
         torch.cuda.set_device(device)
     # Without `device_id`: with it every sub-group connects at once, and Megatron-Core's 25 of a process
-    # took 7.6 GiB of an H100 (NCCL 2.28), most of them for nothing.
-    ours: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_seconds)}
-    dist.init_process_group(**ours | group)
+    # took 7.6 GiB of an H100 (NCCL 2.28), most of it for groups that are never used.
+    group.setdefault("backend", backend)
+    dist.init_process_group(timeout=timedelta(seconds=timeout_seconds), **group)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes.tensor_model_parallel_size,
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=sizes.virtual_pipeline_model_parallel_size,
         context_parallel_size=sizes.context_parallel_size,
-        create_gloo_process_groups=False,
+        create_gloo_process_groups=False,  # for optimizer states by gloo, which we save another way
         distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
     )
-    # While a graph is captured Transformer Engine takes random states from its own tracker only. The tracker
-    # outlives the groups, so that of a run before is replaced.
+    # While a graph is captured, Transformer Engine reads random states from its own tracker only. The tracker
+    # outlives the groups, so replace that of an earlier run in this process.
     graphs = device.type == "cuda" and sizes.cuda_graph_impl != "none"
     model_parallel_cuda_manual_seed(seed, te_rng_tracker=graphs, force_reset_rng=True)
     return Layout(ProcessGroupCollection.use_mpu_process_groups(), sizes, device)
 
 
 def start_alone(sizes: ParallelSection) -> Layout:
-    """A process group of this process only, whatever the environment says."""
     return start(sizes, 0, store=HashStore(), rank=0, world_size=1)
 
 
@@ -120,7 +112,6 @@ def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -
 
 
 def stop() -> None:
-    """Leave the process group, if one was joined."""
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

@@ -73,7 +73,7 @@ PYTHON
 PHASES="$PHASES 0" phase 0 45 import "$python" "$imports"
 grep -q '	ok	' "$work/0.import.row" || export NO_TE=1
 if grep -q 'no GPU' "$work/0.import.log"; then export NO_GPU=1; fi
-if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # go on with the local layers, all of site/ but Transformer Engine
+if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # continue with the local layers, all of site/ but Transformer Engine
   rm -rf "$work"/site/transformer_engine*
 fi
 

@@ -1,4 +1,4 @@
-"""Which device a process works on, and that none trains on a CPU when it was told to expect a GPU."""
+"""Which device a process works on, and that none trains on a CPU when it should expect a GPU."""
 
 from contextlib import nullcontext
 
@@ -31,7 +31,7 @@ def test_where_torch_sees_two_gpus(monkeypatch: pytest.MonkeyPatch, device: str,
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert on_gpu() is gpu
     monkeypatch.setenv("LOCAL_RANK", "2")
-    message = r"torch sees 2 GPUs, none for local rank 2.*MATHCPT_DEVICE=cpu asks"
+    message = r"torch sees 2 GPUs, none for local rank 2.*set MATHCPT_DEVICE=cpu"
     with pytest.raises(DeviceError, match=message) if gpu else nullcontext():
         on_gpu()
 

@@ -1,5 +1,7 @@
-"""Checkpoints of a run, and weights from and to Hugging Face.
+"""Checkpoints of a run, in a form that any layout loads, and conversion from and to Hugging Face.
 
-`save` and `load` with `optimizer_state`; `convert` there and back, through `huggingface`. The folders
-themselves are formats/run_folder's.
+In reading order: `save` writes a checkpoint atomically, now or in the background; `load` verifies and reads
+it in any layout; `optimizer_state` cuts the sharded optimizer's state so that this works; `convert` is the
+two conversions with their checks, `huggingface` their tensors, files and comparison of logits. Names, seal,
+commit and retention of the folders are in formats/run_folder.
 """

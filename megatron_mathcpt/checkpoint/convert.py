@@ -1,4 +1,4 @@
-"""Checkpoint to Hugging Face folder and back, proven by the logits of both models."""
+"""Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
 import json
@@ -8,41 +8,31 @@ from pathlib import Path
 
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError, ConfigError
+from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json
-from megatron_mathcpt.formats.manifest import (
-    Manifest,
-    is_complete,
-    load_manifest,
-    sync_and_describe,
-    verify_hashes,
-    write_manifest,
-)
+from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, load_sealed
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Outcome of a conversion: the largest absolute difference of a logit, None if that was not asked for."""
+    """Outcome of a conversion; the largest difference of a logit is None if they were not compared."""
 
     max_abs_logit_difference: float | None
     was_there: bool
 
 
 def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True) -> Converted:
-    """Convert the chosen checkpoint of `run` (or one checkpoint) into the Hugging Face folder `out`.
-
-    The tokenizer is the checkpoint's own or that of the corpus the run was trained on, unless a folder is
-    given. Raises `CheckpointError` if the two models' logits differ by more than rounding. Imports torch
-    only if there is work to do.
-    """
+    """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`."""
     checkpoint = folders.chosen_checkpoint(run)
     manifest = load_sealed(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}
     if is_complete(out, "hf", inputs=inputs, config=config):
-        return _found(load_manifest(out, "hf"))
-    verify_hashes(checkpoint, manifest)
+        return _found(manifests.load_manifest(out, "hf"))
+    manifests.verify_hashes(checkpoint, manifest)
+    # Imports from here on load torch, which takes seconds: a finished conversion is reported without it.
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
@@ -56,29 +46,26 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     difference = compare_logits(source, shape, out) if verify else None
     counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
     outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
-    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
+    manifests.write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
     return Converted(difference, was_there=False)
 
 
 def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted:
-    """Convert the Hugging Face folder `folder` into the checkpoint `out`, for any layout.
-
-    Weights keep their type; the tokenizer goes along. Raises `ConfigError` or `CheckpointError` naming
-    what is missing or no plain Llama.
-    """
+    """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer."""
     shape = read_hf_shape(folder)
     inputs = {"hf": hf_fingerprint(folder)}
     config = {"model": shape.model_dump(mode="json")}
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
         return _found(load_sealed(out))
     if out.exists():
-        raise CheckpointError(f"{out}: is there and is no checkpoint; choose another folder")
+        raise CheckpointError(f"{out}: exists and is no checkpoint; choose another folder")
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
     from megatron_mathcpt.checkpoint import huggingface
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
+    # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
     writing = folders.hidden_path(out)
     shutil.rmtree(writing, ignore_errors=True)
     (writing / "tokenizer").mkdir(parents=True)
@@ -88,9 +75,11 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     difference = huggingface.compare_logits(written, shape, folder) if verify else None
     outputs = sync_and_describe(writing, _files(writing))
     eos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
+    eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id  # Llama-3-Instruct has several
     counts = CheckpointCounts(step=0, eos_id=eos_id, max_abs_logit_difference=difference)
-    write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
+    manifests.write_manifest(
+        writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs
+    )
     folders.seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
@@ -109,19 +98,17 @@ _BLOCK, _BLOCKS = 2**16, 64
 
 
 def hf_fingerprint(folder: Path) -> str:
-    """Identity of foreign weights: the config's hash, and size and sampled content of the weight files.
-
-    Other weights of the same shape differ everywhere, so a sample tells them apart without reading 140 GB
-    at every start; that no bit is damaged is for the download's own checksum.
-    """
+    """Identify downloaded weights by the config's hash and size and sampled content of the weight files."""
+    # Other weights of the same shape differ everywhere, so samples distinguish them without reading 140 GB at
+    # every start. A damaged bit is for the download's own checksum to find.
     weights = {path.name: _sample_hash(path) for path in folder.glob("*.safetensors")}
     if not weights:
-        raise ConfigError(f"{folder}: holds no *.safetensors; other weight formats are not read")
+        raise ConfigError(f"{folder}: has no *.safetensors; other weight formats are not read")
     return hash_json({"config": hash_file(folder / "config.json"), "weights": weights})
 
 
 def _sample_hash(path: Path) -> str:
-    """SHA-256 of a file's size and of 64 blocks of 64 KiB spread over it; of all of it if it is small."""
+    """SHA-256 of a file's size and of 64 blocks of 64 KiB spread over it, or of all of a small file."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     step = max(_BLOCK, -(-(size - _BLOCK) // (_BLOCKS - 1)))  # rounded up, so that the last block ends it
@@ -133,7 +120,7 @@ def _sample_hash(path: Path) -> str:
 
 
 def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
-    """Folder of the tokenizer a checkpoint was trained with; `CheckpointError` if it tells of none."""
+    """Find the folder of the tokenizer that a checkpoint was trained with."""
     data, init = manifest.config.get("data", {}), manifest.config.get("init", {})
     if (checkpoint / "tokenizer").is_dir():
         return checkpoint / "tokenizer"
@@ -144,13 +131,12 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
     if init.get("checkpoint"):
         start = folders.newest_checkpoint(Path(init["checkpoint"]))
         return own_tokenizer(start, load_sealed(start))
-    raise CheckpointError(f"{checkpoint}: tells of no tokenizer; give its folder with --tokenizer")
+    raise CheckpointError(f"{checkpoint}: has no tokenizer; pass one with --tokenizer")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files; `CheckpointError` if there are none."""
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:
-        raise CheckpointError(f"{source}: no tokenizer there; give its folder with --tokenizer")
+        raise CheckpointError(f"{source}: has no tokenizer; pass one with --tokenizer")
     for name in found:
         shutil.copyfile(source / name, folder / name)

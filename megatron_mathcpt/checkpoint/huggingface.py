@@ -1,8 +1,7 @@
-"""Hugging Face Llama folders: weights read and written tensor by tensor, as a checkpoint, and their logits.
+"""Hugging Face Llama folders: read and write weights tensor by tensor, compare logits.
 
-Megatron-Core holds query, key and value of one key-value head next to each other, head after head
-([q heads of the group; k; v] on dimension 0), and gate above up. Rotary channels have the same order in both.
-The whole model is never in memory but for the comparison of logits.
+Megatron-Core packs query, key and value by key-value head ([q heads of the group; k; v] on dimension 0, group
+after group), and gate above up. Only the comparison of logits has a whole model in memory.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ from megatron_mathcpt.model import weights as tensors
 
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-# Both models compute in fp32 from the same stored weights, whatever their type.
+# Both models compute in fp32 from the same weights, so only rounding differs: by 5e-7 for a small model.
 _LOGIT_TOLERANCE = 1e-4
 _SAMPLES, _LENGTH = 2, 128
 _TEXT = (
@@ -43,7 +42,6 @@ _TEXT = (
 
 
 def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
-    """Key and layer of every tensor of a model, in the order of the forward pass."""
     first, *keys = tensors.packed_sizes(shape)
     yield first, None
     for layer in range(shape.num_layers):
@@ -52,7 +50,7 @@ def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
 
 
 def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> tensors.Sizes:
-    """Hugging Face's tensors that Megatron-Core's `key` packs: names, in order, and sizes."""
+    """Names, in order, and sizes of Hugging Face's tensors that Megatron-Core's `key` packs."""
     before = "" if layer is None else f"model.layers.{layer}."
     return {before + name: size for name, size in tensors.packed_sizes(shape)[key].items()}
 
@@ -75,7 +73,7 @@ def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tenso
 
 
 class HuggingFaceWeights:
-    """Source of Megatron-Core's tensors from `*.safetensors`, packed as they are asked for."""
+    """`WeightSource` of the `*.safetensors` of a folder, packed on demand."""
 
     def __init__(self, folder: Path, shape: LlamaShape) -> None:
         self._folder, self._shape = folder, shape
@@ -85,7 +83,6 @@ class HuggingFaceWeights:
                 self._file_of |= dict.fromkeys(file.keys(), path)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        """Megatron-Core's tensor `key`; `CheckpointError` if a part is missing."""
         return pack(key, [self._part(name) for name in hf_sizes(self._shape, key, layer)], self._shape)
 
     def _part(self, name: str) -> torch.Tensor:
@@ -110,11 +107,9 @@ def write_hf_folder(
 def _write_safetensors(
     path: Path, source: tensors.WeightSource, shape: LlamaShape, dtype: torch.dtype
 ) -> OutputFile:
-    """Write the tensors one by one, the next one read and the last one hashed beside; size and checksum.
-
-    Layout: 8 bytes header length, JSON header with the byte range of each tensor, then the bytes
-    (github.com/huggingface/safetensors, "Format").
-    """
+    """Write the tensors one by one, while the next is read and the last is hashed in threads."""
+    # Not by safetensors' `save_file`, which needs the whole model in memory. Layout: 8 bytes header length,
+    # JSON header with each tensor's byte range, the bytes (github.com/huggingface/safetensors, "Format").
     keys = list(tensor_keys(shape))
     sizes = {name: size for key in keys for name, size in hf_sizes(shape, *key).items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -123,18 +118,18 @@ def _write_safetensors(
         begin, end = end, end + math.prod(size) * dtype.itemsize
         header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": size, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # tensors must be aligned to 8 bytes
     start = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(start)
     with path.open("wb") as file, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
         disk = BackgroundFsync(file)
         file.write(start)
         hashing = hasher.submit(digest.update, b"")
-        coming = reader.submit(source.read, *keys[0])
-        for (key, _), following in zip(keys, [*keys[1:], None], strict=True):
-            whole = coming.result()
-            if following is not None:
-                coming = reader.submit(source.read, *following)
+        next_tensor = reader.submit(source.read, *keys[0])
+        for (key, _), next_key in zip(keys, [*keys[1:], None], strict=True):
+            whole = next_tensor.result()
+            if next_key is not None:
+                next_tensor = reader.submit(source.read, *next_key)
             for part in unpack(key, whole, shape):
                 data = part.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data
                 hashing.result()
@@ -147,15 +142,10 @@ def _write_safetensors(
 
 
 def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> None:
-    """Write every tensor of `source` into `folder`, which is there and empty; it is not synced yet.
+    """Write every tensor of `source` into the empty `folder`, in Megatron-Core's torch_dist format."""
 
-    The files are those of Megatron-Core's torch_dist format, which any layout loads, each layer's tensor one
-    chunk of the stacked whole; no process group and no model is needed, so a machine with little memory can
-    convert a large one.
-    """
-
+    # Not by Megatron-Core's own save, which needs process groups and the whole model in memory.
     def read(item: WriteItem) -> torch.Tensor:
-        """The tensor that torch's writer asks for, its vocabulary padded."""
         assert item.tensor_data is not None
         key, place = item.index.fqn, item.tensor_data.chunk
         tensor = source.read(key, place.offsets[0] if key.startswith(tensors.LAYERS) else None)
@@ -177,7 +167,7 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, fold
 
 
 def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
-    """One tensor's place in the stored whole, for torch's writer."""
+    """Describe a tensor to torch's writer; one of a layer is a slice of the stored tensor of all layers."""
     size = tensors.tensor_sizes(shape)[key]
     if key in (tensors.EMBEDDING, tensors.OUTPUT):
         size = (padded_vocab_size(size[0]), *size[1:])
@@ -190,11 +180,7 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
 
 
 def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> float:
-    """Largest difference of a logit between Megatron-Core's model of `source` and transformers' of `folder`.
-
-    In fp32, on random and real tokens; Megatron-Core's model runs in this process alone, in a process group
-    of its own. Raises `CheckpointError` if the difference is more than rounding.
-    """
+    """Largest difference of a logit of Megatron-Core and transformers; `CheckpointError` above rounding."""
     from transformers import LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -213,7 +199,6 @@ def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path
 
 
 def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
-    """Random rows, and one of text in two languages where `folder` has a tokenizer."""
     assert shape.vocab_size is not None
     rows = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
     if (folder / "tokenizer.json").is_file():
@@ -225,7 +210,6 @@ def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
 
 @torch.no_grad()
 def _megatron_logits(source: tensors.WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits [samples, sequence, vocabulary] of Megatron-Core's model filled from `source`, in fp32."""
     from megatron_mathcpt.model.llama import build_model
 
     sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)

@@ -1,23 +1,23 @@
-"""Loading: a run's newest checkpoint that verifies, a training state in any layout, or one tensor at a time.
+"""Load a run's newest checkpoint that verifies, a training state in any layout, or one tensor at a time.
 
-The manifest's checksums are compared before any deserialiser sees a byte; a damaged checkpoint is named and
-the next older one taken.
+Checksums are compared before any deserialiser sees a byte: torch loads a flipped bit without an error, and
+the index is a pickle, which can run code. A damaged checkpoint is named and the next older one is used.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
+from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
@@ -31,39 +31,37 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.model.llama import Llama
 from megatron_mathcpt.model.weights import EMBEDDING, OUTPUT, requantize
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
-_EXTRA = "_extra_state"
+_EXTRA = "_extra_state"  # Transformer Engine's FP8 scales
 
 
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
-    """The newest checkpoint to go on from whose files verify; None if the run has none, else an error."""
+    """Find the newest checkpoint to resume from; None if the run has none, an error if none verifies."""
     paths = folders.checkpoint_paths(run_folder)
-    for path in paths:
-        if _holds_all(path, layout):
-            return path
-    if paths:
+    found = next((path for path in paths if _is_resumable(path, layout)), None)
+    if paths and found is None:
         raise CheckpointError(
-            f"{run_folder / folders.FOLDER}: no checkpoint verifies that holds more than weights; restore "
+            f"{run_folder / folders.FOLDER}: no checkpoint verifies that has more than weights; restore "
             "one or delete all"
         )
-    return None
+    return found
 
 
-def _holds_all(path: Path, layout: Layout) -> bool:
-    """Whether a run can go on from `path`: its files verify, and they are more than the weights."""
+def _is_resumable(path: Path, layout: Layout) -> bool:
     try:
         return not folders.is_weights_only(verify_checkpoint(path, layout))
     except CheckpointError as error:
         if layout.is_writer:
-            logger.warning("%s; passed over for an older checkpoint", error)
+            logger.warning("%s; trying an older checkpoint", error)
         return False
 
 
 def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> Manifest:
-    """The manifest of `path`, each rank verifying a share of the files (of weights, without `optimizer`)."""
+    """Verify the files of `path`, a share on each rank; raises `CheckpointError` on all if any is damaged."""
     problem = ""
     try:
         manifest = folders.load_sealed(path)
@@ -81,54 +79,48 @@ def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> 
 
 
 def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:
-    """Verify what is to stay beside a new checkpoint, so that older ones may go; all ranks together."""
-    listed: list[Any] = [folders.checkpoint_paths(run_folder) if layout.is_writer else None]
+    """Verify the checkpoints to keep with a new one, before older ones are removed; all ranks together."""
+    # Rank 0's list for all: each checkpoint in it costs a collective, which all ranks must enter.
+    listed = [folders.checkpoint_paths(run_folder) if layout.is_writer else []]
     dist.broadcast_object_list(listed, src=0)
-    whole = 1
+    verified = 1  # the new one, just written
     for path in listed[0] if len(listed[0]) >= retention.keep else ():
-        if whole < retention.keep and (path.name in retention.verified or _holds_all(path, layout)):
+        if verified < retention.keep and (path.name in retention.verified or _is_resumable(path, layout)):
             retention.verified.add(path.name)
-            whole += 1
+            verified += 1
 
 
-def load_state(path: Path, model: list[Any], optimizer: Any | None, layout: Layout) -> None:
-    """Load weights, and the optimizer's state if one is given, from a checkpoint that was verified.
-
-    Each rank reads its share; weights that others need too go round. Raises `CheckpointError` if the
-    optimizer's state is not there in a form that every layout can load, or all in one that only newer
-    versions of Megatron-Core read.
-    """
+def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | None, layout: Layout) -> None:
+    """Load weights, and the optimizer's state if one is given, from a verified checkpoint of any layout."""
     if hasattr(CheckpointingConfig, "common_backend") and not (path / COMMON_STATE_FNAME).is_file():
         raise CheckpointError(
             f"{path}: has no {COMMON_STATE_FNAME}, so a newer Megatron-Core wrote it (0.19 does), which this "
-            "one cannot read; go on with that one"
+            "one cannot read; install that one"
         )
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
     state = sharded_model(model, stored)
     if optimizer is not None:
-        held = OptimizerState(optimizer, state, loading=True)
-        _check_stored(path, stored, held)
-        state["optimizer"] = held.sharded
-    # Megatron-Core 0.19 would read into FP8 itself and lose what `keep_precise` needs.
+        parts = OptimizerState(optimizer, state, loading=True)
+        _check_stored(path, stored, parts)
+        state["optimizer"] = parts.sharded
+    # 0.19 would load into FP8 parameters itself, and the precise values, for `requantize`, would be lost.
     force_all_tensors_to_non_fp8(state)
-    share = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
-    loaded = dist_checkpointing.load(state, str(path), share)
+    # Each replica reads a part, and they exchange the parts: not every rank reads the whole checkpoint.
+    strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
+    loaded = dist_checkpointing.load(state, str(path), strategy)
     for index, chunk in enumerate(model):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, unexpected
         assert all(key.endswith(_EXTRA) for key in missing), missing
         requantize(chunk, loaded[f"model{index}"])
     if optimizer is not None:
-        held.load(loaded["optimizer"])
+        parts.load(loaded["optimizer"])
 
 
-def sharded_model(model: list[Any], stored: Container[str] | None = None) -> dict[str, Any]:
-    """Model chunks as Megatron-Core's sharded tensors, resharded on load across any layout.
-
-    Layers have an extra state too: Transformer Engine's FP8 scales, saved with a model in FP8. Layers that
-    stay in bf16 there save theirs too, which is empty: Megatron-Core wants a key of all layers or of none.
-    Asked for in loading are those `stored`, the keys of the checkpoint, has.
-    """
+def sharded_model(model: Iterable[Llama], stored: Container[str] | None = None) -> ShardedStateDict:
+    """Describe model chunks as sharded tensors, to save them, or to load what a checkpoint has `stored`."""
+    # FP8 scales are saved if the model is in FP8, the empty ones of its bf16 layers too, since Megatron-Core
+    # wants a key in all layers or in none. When loading, they are read if the checkpoint has them.
     return {
         f"model{index}": {
             key: value
@@ -140,25 +132,26 @@ def sharded_model(model: list[Any], stored: Container[str] | None = None) -> dic
     }
 
 
-def _check_stored(path: Path, stored: Mapping[str, Any], held: OptimizerState) -> None:
-    for part in nested_values(held.sharded):
+def _check_stored(path: Path, stored: Mapping[str, object], optimizer: OptimizerState) -> None:
+    for part in nested_values(optimizer.sharded):
         if not isinstance(part, ShardedTensor):
             continue
-        if part.key not in stored:
+        found = stored.get(part.key)
+        if not isinstance(found, TensorStorageMetadata):
             raise CheckpointError(
-                f"{path}: no '{part.key}' in this checkpoint; it holds weights only, or the optimizer's "
-                "state in Megatron-Core's dp_reshardable form, which fits just the layout that wrote it: "
+                f"{path}: no '{part.key}' in this checkpoint; it has weights only, or the optimizer's "
+                "state in Megatron-Core's dp_reshardable form, which fits only the layout that wrote it: "
                 "load the weights only, or save it as fully_reshardable"
             )
-        if (found := stored[part.key].properties.dtype) != part.dtype:
+        if found.properties.dtype != part.dtype:  # torch would convert it silently
             raise CheckpointError(
-                f"{path}: '{part.key}' is {found}, this optimizer has it in {part.dtype}; its precision must "
-                "be that of the run that saved it, or load the weights only"
+                f"{path}: '{part.key}' is {found.properties.dtype}, this optimizer has it in {part.dtype}; "
+                "use the precision of the run that saved it, or load the weights only"
             )
 
 
 class CheckpointWeights:
-    """Source of Megatron-Core's tensors from a verified checkpoint, whatever layout wrote it."""
+    """`WeightSource` of a verified checkpoint, whatever layout wrote it."""
 
     def __init__(self, path: Path, shape: LlamaShape) -> None:
         self._path, self._shape = path, shape
@@ -167,11 +160,10 @@ class CheckpointWeights:
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        """The tensor `key`, vocabulary unpadded; layers lie along dimension 0 of what is stored."""
         stored = self._metadata.state_dict_metadata.get(key)
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
-        first, rows = (0, stored.size[0]) if layer is None else (layer, 1)
+        first, rows = (0, stored.size[0]) if layer is None else (layer, 1)  # a layer is a row of the stored
         if key.endswith((EMBEDDING, OUTPUT)):
             assert self._shape.vocab_size is not None
             rows = self._shape.vocab_size
@@ -183,8 +175,6 @@ class CheckpointWeights:
 
 
 class _IntoTensor(DefaultLoadPlanner):
-    """Puts what is read into one tensor."""
-
     def __init__(self, target: torch.Tensor) -> None:
         super().__init__()
         self._target = target

@@ -1,87 +1,83 @@
 """The distributed optimizer's state as parts of whole tensors, so that any layout loads what another saved.
 
-Megatron-Core's `fully_reshardable` form gathers the state of all data-parallel ranks on each of them, to cut
-it by parameter; its `dp_reshardable` form needs no gather and fits only the layout that wrote it. Here a rank
-names its own elements: a stretch of a flattened parameter is a few boxes of it, which torch's distributed
+Megatron-Core's `fully_reshardable` form gathers the state of all data-parallel ranks on each of them (650 GB
+of host memory a node for a 7B); its `dp_reshardable` form fits only the layout that wrote it. Here a rank
+describes its own elements: a range of a flattened parameter is a few boxes, which torch's distributed
 checkpoint stores and reshards as they are. The keys are those of `fully_reshardable`.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-PREFIX = "optimizer."  # what the keys of its tensors begin with, and no weight's
+PREFIX = "optimizer."  # of its tensors' keys, and of no weight's
 _PARTS = "param_state"
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and size
+# By parameter, this rank's flat range of its fp32 copy ("param") and of its two moments.
+Shards = dict[torch.nn.Parameter, dict[str, torch.Tensor]]
 
 
 class OptimizerState:
-    """An optimizer's state in two parts: `sharded`, for a checkpoint, and what `load` does with it.
+    """An optimizer's state as `sharded`, for Megatron-Core to save or load; `load` applies it."""
 
-    With `loading` the state is allocated if there is none yet, and read in place where it can be.
-    """
-
-    def __init__(self, optimizer: Any, model_state: dict[str, Any], *, loading: bool) -> None:
-        # The one optimizer in Megatron-Core's chain; experts would have a second.
+    def __init__(self, optimizer: MegatronOptimizer, model: ShardedStateDict, *, loading: bool) -> None:
+        # The only optimizer in Megatron-Core's chain; mixture-of-experts layers would have a second.
         (self._optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
-        self._shards: dict[Any, dict[str, torch.Tensor]] = {}
+        self._shards: Shards = {}
         if not isinstance(self._optimizer, DistributedOptimizer):
-            self.sharded = self._optimizer.sharded_state_dict(model_state, is_loading=loading)
+            self.sharded = self._optimizer.sharded_state_dict(model, is_loading=loading)
             return
-        if loading:
+        if loading:  # allocates the moments, which otherwise appear in the first step
             self._optimizer.load_state_dict(self._optimizer.state_dict())
         self._shards = _own_shards(self._optimizer)
         self.sharded = self._optimizer.state_dict() | {
-            _PARTS: list(_parts(self._optimizer, self._shards, model_state)),
+            _PARTS: list(_parts(self._optimizer, self._shards, model)),
             "param_state_sharding_type": "fully_reshardable",
         }
 
     @torch.no_grad()
-    def load(self, loaded: dict[str, Any]) -> None:
-        """Take over what was read for `sharded`."""
+    def load(self, loaded: ShardedStateDict) -> None:
         self._optimizer.load_state_dict({key: value for key, value in loaded.items() if key != _PARTS})
         for parameter, tensors in self._shards.items():
             self._optimizer._set_main_param_and_optimizer_states(parameter, tensors)
 
 
-def _own_shards(optimizer: DistributedOptimizer) -> dict[Any, dict[str, torch.Tensor]]:
-    """By parameter, this rank's flat stretch of its fp32 copy (`param`) and its two moments."""
+def _own_shards(optimizer: DistributedOptimizer) -> Shards:
     return {
         parameter: {
             key: tensor
             for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items()
-            if key != "step"  # torch's AdamW has it as a tensor, and in its groups too
+            if key != "step"  # torch's AdamW has a tensor of it here; the groups' number is stored
         }
         for parameter in optimizer.model_param_gbuf_map
     }
 
 
 def _parts(
-    optimizer: DistributedOptimizer, shards: dict[Any, dict[str, torch.Tensor]], model_state: dict[str, Any]
+    optimizer: DistributedOptimizer, shards: Shards, model: ShardedStateDict
 ) -> Iterator[ShardedTensor]:
-    """All elements of `shards` as boxes of the tensors that are stored."""
-    tensors, _ = extract_sharded_tensors_and_factories(model_state)
-    places = {place.data: place for place in nested_values(tensors)}
+    tensors, _ = extract_sharded_tensors_and_factories(model)
+    sharded_of = {sharded.data: sharded for sharded in nested_values(tensors)}
     for parameter, states in shards.items():
-        place = places[parameter]
+        sharded = sharded_of[parameter]
         begin = optimizer._get_model_param_range_map(parameter)["param"].start
         # Only one data-parallel rank has these elements, but each tensor-parallel one may have them.
-        replica = (*place.replica_id[:2], optimizer.distributed_optimizer_instance_id)
+        replica = (*sharded.replica_id[:2], optimizer.distributed_optimizer_instance_id)
         for name, flat in states.items():
-            # What is stored, as views of the parameter without memory: gate and up are two.
-            empty = torch.empty(place.data.shape, dtype=flat.dtype, device="meta")
-            named = {"key": f"{PREFIX}state.{name}.{place.key}", "data": empty}
-            if isinstance(place, ShardedTensorFactory):
-                stored = list(nested_values(replace(place, **named).build()))
+            # The stored tensors, as views of a parameter without memory: fc1 is stored as gate and up.
+            empty = torch.empty(sharded.data.shape, dtype=flat.dtype, device="meta")
+            named = {"key": f"{PREFIX}state.{name}.{sharded.key}", "data": empty}
+            if isinstance(sharded, ShardedTensorFactory):
+                stored = list(nested_values(replace(sharded, **named).build()))
             else:
-                stored = [replace(place, **named, dtype=flat.dtype)]
+                stored = [replace(sharded, **named, dtype=flat.dtype)]
             for tensor in stored:
                 yield from _boxes_of(tensor, flat, begin, replica)
 
@@ -89,14 +85,14 @@ def _parts(
 def _boxes_of(
     whole: ShardedTensor, flat: torch.Tensor, begin: int, replica: tuple[int, ...]
 ) -> Iterator[ShardedTensor]:
-    """The boxes of `whole` that lie in `flat`, which starts at element `begin` of the parameter."""
+    """Boxes of `whole` that are in `flat`, which starts at element `begin` of the parameter."""
     view, axes = whole.data, whole.prepend_axis_num
     assert view.is_contiguous(), whole
     first = view.storage_offset()  # of this tensor within the parameter
     low, high = max(begin, first), min(begin + len(flat), first + view.numel())
     for offset, size in boxes(low - first, high - first, tuple(view.shape)):
         length = math.prod(size)
-        there = *whole.global_offset[:axes], *map(sum, zip(whole.global_offset[axes:], offset, strict=True))
+        start = *whole.global_offset[:axes], *map(sum, zip(whole.global_offset[axes:], offset, strict=True))
         shape = (1,) * axes + size
         yield ShardedTensor(
             key=whole.key,
@@ -104,7 +100,7 @@ def _boxes_of(
             dtype=flat.dtype,
             local_shape=shape,
             global_shape=whole.global_shape,
-            global_offset=tuple(there),
+            global_offset=tuple(start),
             axis_fragmentations=None,  # boxes of any size
             replica_id=replica,
         )
@@ -112,10 +108,10 @@ def _boxes_of(
 
 
 def boxes(begin: int, end: int, shape: tuple[int, ...]) -> Iterator[Box]:
-    """Boxes that hold elements `begin` to `end` of a row-major tensor of `shape`, in their order."""
+    """Cut elements `begin` to `end` of a row-major tensor of `shape` into boxes, in order."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     while begin < end:
-        # The first axis of whose slices one starts here and ends in time, and as many of them as do.
+        # The outermost axis that has a slice starting at `begin` and ending by `end`; as many slices as fit.
         fitting = (begin % stride == 0 and begin + stride <= end for stride in strides)
         axis = list(fitting).index(True)
         offset = tuple(begin // stride % size for stride, size in zip(strides, shape, strict=True))

@@ -1,50 +1,52 @@
 """Core attention: PyTorch's for the local layer spec, Transformer Engine's packed kernels for documents.
 
-Measured on a CPU: PyTorch's takes 1.02 of plain transformers in CPU time; Megatron-Core's own local attention
-1.13, and it refuses context parallelism.
+Megatron-Core's own local attention refuses context parallelism, and takes 1.13 of plain transformers' CPU
+time where PyTorch's takes 1.02.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection as Groups
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from megatron_mathcpt.model.documents import Documents, forbidden
+from megatron_mathcpt.model.documents import Documents, document_mask
 
 
 class CoreAttention(torch.nn.Module):
-    """What Megatron-Core builds as `core_attention`; a context-parallel rank has its part of a sequence."""
+    """A `core_attention` of Megatron-Core's layer specs, with the arguments that it passes."""
 
-    def __init__(self, config: Any, layer_number: int, *_: Any, pg_collection: Any = None, **__: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, pg_collection: Groups | None = None, **_: object
+    ) -> None:
         super().__init__()
-        self.context_group = pg_collection.cp if config.context_parallel_size > 1 else None
+        self.context_group = pg_collection.cp if pg_collection and config.context_parallel_size > 1 else None
 
-    def gathered(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The whole sequence of each tensor, in the order of the ranks that hold its parts."""
+    def gather_sequence(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """All-gather the whole sequence of each tensor, in the order of the context-parallel ranks."""
+        # Sequence parallelism's operation on the context-parallel group: its backward is a reduce-scatter,
+        # which sums the gradients of all ranks for each rank's own keys and values.
         return tuple(gather_from_sequence_parallel_region(part, group=self.context_group) for part in tensors)
 
 
 class SdpaAttention(CoreAttention):
-    """Causal attention; takes the arguments that Megatron-Core passes to a `core_attention`."""
+    """Attention by PyTorch's `scaled_dot_product_attention`; causal, or under a mask."""
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
     ) -> Tensor:
-        """Attend; query is [sequence, batch, heads, channels], key and value have the query groups' heads.
-
-        A mask, if given, is True where attention is forbidden, as in Megatron-Core, its keys the whole
-        sequence in the order of the ranks; without one attention is causal. Returns
-        [sequence, batch, heads * channels].
-        """
+        """Attend; [sequence, batch, heads, channels] to [sequence, batch, heads * channels]."""
+        # The mask is Megatron-Core's, True where attention is forbidden, its keys in the order of the ranks.
         if self.context_group is not None:
+            # Each rank gathers all keys, an early and a late chunk from every rank, so plain causality
+            # (`is_causal`), which compares indices, would be wrong: a mask compares positions.
             if attention_mask is None:
                 size, rank = self.context_group.size(), self.context_group.rank()
                 one_document = torch.zeros(1, len(query) * size, device=query.device)
-                attention_mask = forbidden(one_document, size, rank)
-            key, value = self.gathered(key, value)
-        grouped = query.shape[2] != key.shape[2]
+                attention_mask = document_mask(one_document, size, rank)
+            key, value = self.gather_sequence(key, value)
+        grouped = query.shape[2] != key.shape[2]  # not always on: fewer kernels take grouped queries
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         output = F.scaled_dot_product_attention(
             query,
@@ -60,12 +62,11 @@ class SdpaAttention(CoreAttention):
 class DocumentAttention(CoreAttention):
     """Causal attention within documents, by Transformer Engine's kernels for packed sequences (THD).
 
-    They skip whole blocks of other documents, where a dense mask computes every pair. With context
-    parallelism each rank gathers all keys and attends with its own queries, as Llama 3 was trained
-    (arXiv 2407.21783, section 3.3.2): documents need no padding then, which the ring would ask for.
+    They skip whole blocks of other documents, where a dense mask computes every pair. Context parallelism is
+    Llama 3's (arXiv 2407.21783, section 3.3.2): unlike the ring's, its documents need no padding.
     """
 
-    def __init__(self, config: Any, layer_number: int, **more: Any) -> None:
+    def __init__(self, config: TransformerConfig, layer_number: int, **more: object) -> None:
         super().__init__(config, layer_number, **more)
         from transformer_engine.pytorch import DotProductAttention
 
@@ -80,18 +81,29 @@ class DocumentAttention(CoreAttention):
             layer_number=layer_number,
         )
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **more: Any) -> Tensor:
-        """Attend; shapes are `SdpaAttention`'s, `packed_seq_params` says what this rank's queries may see."""
-        documents: Documents = more["packed_seq_params"]
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *_: object,
+        packed_seq_params: Documents,
+        **__: object,
+    ) -> Tensor:
+        """Attend with the shapes of `SdpaAttention`, within the documents of this rank's queries."""
+        documents = packed_seq_params
         length, rows = query.shape[:2]
         if self.context_group is not None:
-            key, value = (tensor[documents.order] for tensor in self.gathered(key, value))
+            # Into the order of positions: in the ranks' order a document's keys are not contiguous.
+            key, value = (tensor[documents.order] for tensor in self.gather_sequence(key, value))
         query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
-        found = []
+        outputs = []
+        # One call without context parallelism; with it one for each of the rank's two chunks of a sample,
+        # which see different numbers of keys before them.
         for span in documents.spans:
             parts = (query[span.queries], key[span.keys], value[span.keys])
             output = self.packed(
-                # Transformer Engine takes no tensor that begins within another's memory.
+                # Transformer Engine rejects a tensor that starts inside another's storage (seen on an H100).
                 *(part.clone() if part.storage_offset() else part for part in parts),
                 cu_seqlens_q=span.query_ends,
                 cu_seqlens_kv=span.key_ends,
@@ -99,6 +111,6 @@ class DocumentAttention(CoreAttention):
                 max_seqlen_kv=span.longest_keys,
                 attn_mask_type="padding_causal" if span.aligned else "padding_causal_bottom_right",
             )
-            found.append(output)
-        whole = torch.cat(found) if len(found) > 1 else found[0]
+            outputs.append(output)
+        whole = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return whole.view(rows, length, -1).transpose(0, 1).contiguous()

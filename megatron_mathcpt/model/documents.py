@@ -1,7 +1,7 @@
-"""Where the documents of packed samples lie, for the two kinds of attention that stay within them.
+"""Describe the documents of packed samples to the two kinds of attention that stay within them.
 
-One description, a row of document numbers a sample, becomes a dense mask (`forbidden`, for PyTorch's
-attention) or the lengths that packed attention takes (`Documents`, for Transformer Engine's).
+A row of document numbers per sample becomes a dense mask (`document_mask`, for PyTorch's attention) or the
+sequence lengths that packed attention takes (`Documents`, for Transformer Engine's).
 """
 
 from collections.abc import Iterable
@@ -13,24 +13,22 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 
 def context_positions(seq_length: int, size: int, rank: int) -> torch.Tensor:
-    """Positions that context-parallel rank `rank` of `size` holds: chunks `rank` and `2 size - 1 - rank`.
-
-    Of 2 x size equal chunks each rank gets an early and a late one, so that causal attention costs all the
-    same (Megatron-Core's order, which its rotary embedding follows).
-    """
+    """Positions of context-parallel rank `rank` of `size`: chunks `rank` and `2 size - 1 - rank`."""
+    # An early and a late one for each, so that causal attention costs all ranks the same (Megatron-Core's
+    # order, which its rotary embedding assumes).
     chunks = torch.arange(seq_length).tensor_split(2 * size)
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def forbidden(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Tensor:
+def document_mask(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Tensor:
     """Megatron-Core's attention mask [samples, 1, queries, keys], True where attention is forbidden.
 
-    `documents` numbers the documents of whole samples, [samples, sequence]. Queries are those of
-    context-parallel rank `rank` of `size`, keys the whole sequence in the order of the ranks.
+    From document numbers [samples, sequence]. Queries are those of context-parallel rank `rank` of `size`,
+    keys the whole sequence in the order of the ranks.
     """
     length = documents.shape[1]
-    held = [context_positions(length, size, other) for other in range(size)]
-    keys, queries = torch.cat(held), held[rank]
+    positions = [context_positions(length, size, other) for other in range(size)]
+    keys, queries = torch.cat(positions), positions[rank]
     later = keys[None, :] > queries[:, None]
     other = documents[:, queries, None] != documents[:, None, keys]
     return (later.to(documents.device) | other).unsqueeze(1)
@@ -38,39 +36,32 @@ def forbidden(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Te
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive queries, of one document after the other, and the keys they may see, up to their own.
+    """Consecutive queries, and the keys that they may attend to, up to the last query's own."""
 
-    `queries` is a part of this rank's tokens, `keys` of all, rows of a microbatch one after the other.
-    `query_ends` and `key_ends` are packed attention's cu_seqlens (int32, the first 0); `longest` and
-    `longest_keys` bounds on what lies between two of them.
-    """
-
-    queries: slice
-    keys: slice
-    query_ends: torch.Tensor
+    queries: slice  # of this rank's tokens, a microbatch's rows concatenated
+    keys: slice  # of all ranks' tokens
+    query_ends: torch.Tensor  # packed attention's cu_seqlens: int32, the first 0
     key_ends: torch.Tensor
-    longest: int
+    longest: int  # its max_seqlens
     longest_keys: int
 
     @property
     def aligned(self) -> bool:
-        """Whether the first query may see its own key alone, so that both ends are the same."""
+        """Whether the first query starts a document; else its earlier keys call for a bottom-right mask."""
         return bool(self.queries.stop - self.queries.start == self.keys.stop - self.keys.start)
 
 
 class Documents(PackedSeqParams):  # type: ignore[misc]
-    """What Megatron-Core hands through its layers to `DocumentAttention`, beside which it changes nothing.
-
-    Positions are rotated along the whole sample, which is the same: rotary positions count by difference.
-    `order` brings the gathered parts of all context-parallel ranks into the sample's order.
-    """
+    """Passed by Megatron-Core through its layers to `DocumentAttention`; nothing else may depend on it."""
 
     def __init__(self, length: int, spans: Iterable[Span], order: torch.Tensor | None) -> None:
+        # Not "thd", with which Megatron-Core would rotate positions by document: rotated along the whole
+        # sample they give the same attention, which depends on differences only.
         super().__init__(qkv_format="sbhd", max_seqlen_q=length, max_seqlen_kv=length)
-        self.spans, self.order = tuple(spans), order
+        self.spans = tuple(spans)
+        self.order = order  # sorts the gathered tokens of all context-parallel ranks by position
 
     def to(self, device: torch.device) -> "Documents":
-        """The same, its tensors on `device`."""
         move = partial(torch.Tensor.to, device=device, non_blocking=True)
         spans = (
             replace(span, query_ends=move(span.query_ends), key_ends=move(span.key_ends))
@@ -79,17 +70,14 @@ class Documents(PackedSeqParams):  # type: ignore[misc]
         return Documents(self.max_seqlen_q, spans, None if self.order is None else move(self.order))
 
 
-def packed(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
-    """The spans of `documents` [samples, sequence] that context-parallel rank `rank` of `size` attends from.
-
-    Without context parallelism all samples are one span; with it each sample has the rank's two chunks.
-    """
+def pack_documents(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
+    """Spans of context-parallel rank `rank` of `size`, from document numbers [samples, sequence]."""
     samples, length = documents.shape
-    # Where documents start in the samples one after the other, each of which starts one.
+    # Documents' first tokens in the concatenated samples; a sample's first token always is one.
     new = torch.ones_like(documents, dtype=torch.bool)
     new[:, 1:] = documents.diff() != 0
     starts = new.flatten().nonzero().flatten()
-    if size == 1:
+    if size == 1:  # one span; else each of the rank's two chunks of each sample
         return Documents(length, [_span(starts, 0, samples * length, 0)], None)
     count = length // (2 * size)
     begins = [row * length + place * count for row in range(samples) for place in (rank, 2 * size - 1 - rank)]
@@ -98,14 +86,14 @@ def packed(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Documents:
     return Documents(length, spans, order)
 
 
-def _span(starts: torch.Tensor, begin: int, count: int, held_at: int) -> Span:
-    """The span of `count` tokens from `begin` of all, held by its rank from `held_at`."""
+def _span(starts: torch.Tensor, begin: int, count: int, local: int) -> Span:
+    """The span of `count` tokens from `begin` of all tokens, and from `local` of this rank's."""
     end = begin + count
     first_key = int(starts[starts <= begin][-1])
     inside = starts[(starts > begin) & (starts < end)].tolist()
     query_ends, key_ends = (torch.tensor([first, *inside, end]) - first for first in (begin, first_key))
     return Span(
-        slice(held_at, held_at + count),
+        slice(local, local + count),
         slice(first_key, end),
         query_ends.int(),
         key_ends.int(),
@@ -115,5 +103,5 @@ def _span(starts: torch.Tensor, begin: int, count: int, held_at: int) -> Span:
 
 
 def _bound(ends: torch.Tensor) -> int:
-    """The longest document, rounded up to a power of two: cuDNN makes a plan for each bound it is given."""
+    """Length of the longest document, rounded up to a power of two: cuDNN builds a plan for each bound."""
     return 1 << int(ends.diff().max() - 1).bit_length()

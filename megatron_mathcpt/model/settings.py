@@ -1,9 +1,8 @@
-"""Llama shape, layout and precision as Megatron-Core's `TransformerConfig`."""
+"""Make Megatron-Core's `TransformerConfig` from shape, layout and precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,41 +15,37 @@ from megatron_mathcpt.planner.machine import check_recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OF_SHAPE = {"num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon"}
-# Fields of the section parallel that are the optimizer's and the gradients', or made another way.
+# Fields of the config's parallel section for the optimizer and data parallelism, or converted below.
 _NOT_OF_LAYERS = {
     *("use_distributed_optimizer", "overlap_grad_reduce", "overlap_param_gather", "grad_reduce_in_fp32"),
     *("gradient_accumulation_fusion", "recompute_modules"),
 }
-# What fails without Transformer Engine, or brings nothing; on gloo, freeing a pipeline stage's output races
-# with its send, which gives wrong losses without an error.
+# Off without Transformer Engine, where they fail or gain nothing. The last one is a race on gloo: the output
+# of a pipeline stage is freed while it is being sent, which gives wrong losses without an error.
 _FUSIONS = (
     *("bias_activation_fusion", "bias_dropout_fusion", "masked_softmax_fusion", "apply_rope_fusion"),
     "deallocate_pipeline_outputs",
 )
-# weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks there which parameters
-# are tensor-parallel shards; unmarked ones would be missing from the gradient norm. It writes zeros: FP8
-# parameters are quantised there, and what a reused block of memory held would set the scale of delayed
-# scaling for its whole history.
+# weights.py fills every parameter. Initialisation stays on, since Megatron-Core marks tensor-parallel shards
+# in it; unmarked ones would be missing from the gradient norm. It writes zeros: FP8 parameters are quantised
+# in it, and old content of reused memory would set delayed scaling's scale for its whole history.
 _INITIALISED = ("init_method", "output_layer_init_method", "embedding_init_method")
-# Delayed scaling looks so many steps back (defaults of Transformer Engine's DelayedScaling; Megatron-Core's
-# own default of one step overflows when a maximum grows).
+# Steps that delayed scaling looks back (defaults of Transformer Engine's DelayedScaling; with Megatron-Core's
+# default of one step, values overflow whenever the maximum grows).
 _FP8_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
 
 
 def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *, fused: bool) -> None:
-    """Refuse settings that only Transformer Engine's layers on a GPU can follow; `fused` says they are there.
-
-    Megatron-Core's local layers would ignore them without a word. Raises `ConfigError` naming the field.
-    """
-    asked = {
+    """Raise `ConfigError` for settings that the local layers, used unless `fused`, would silently ignore."""
+    enabled = {
         "precision.fp8": precision.fp8 is not None,
         "parallel.tp_comm_overlap": parallel.tp_comm_overlap,
         "parallel.cuda_graph_impl": parallel.cuda_graph_impl != "none",
         "parallel.cross_entropy_loss_fusion": parallel.cross_entropy_loss_fusion,
     }
-    if not fused and any(asked.values()):
-        field = next(filter(asked.get, asked))
-        raise ConfigError(f"{field}: needs a GPU and Transformer Engine, which are not here; leave it out")
+    if not fused and any(enabled.values()):
+        field = next(filter(enabled.get, enabled))
+        raise ConfigError(f"{field}: needs a GPU and Transformer Engine, which are missing; leave it out")
     if precision.fp8_recipe is not None:
         check_recipe(precision.fp8_recipe, torch.cuda.get_device_capability())
 
@@ -58,15 +53,12 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
 def transformer_config(
     shape: LlamaShape, parallel: ParallelSection, precision: PrecisionSection, *, fused: bool
 ) -> TransformerConfig:
-    """Settings of Megatron-Core's transformer; `fused` says that Transformer Engine is there.
-
-    Gradients are normalised by the number of trained tokens of the global batch, never per microbatch.
-    """
+    """Make the settings of Megatron-Core's layers, `fused` if Transformer Engine can be used."""
     check_accelerated(parallel, precision, fused=fused)
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
-    # NVIDIA's apex brings the product that adds the output layer's gradient to its buffer.
+    # NVIDIA's apex has the kernel that adds the output layer's weight gradient to its buffer.
     has_apex_kernel = find_spec("fused_weight_gradient_mlp_cuda") is not None
-    fp8: dict[str, Any] = {}
+    fp8: dict[str, object] = {}
     if precision.fp8 is not None:
         fp8 = precision.model_dump(exclude={"params_dtype", "fp8_param_gather"})
         fp8 |= {"fp8_param": precision.fp8_param_gather}
@@ -87,7 +79,7 @@ def transformer_config(
         bf16=precision.params_dtype == "bf16",
         recompute_modules=list(parallel.recompute_modules) or None,
         deterministic_mode=torch.are_deterministic_algorithms_enabled(),  # train/process.py
-        calculate_per_token_loss=True,
+        calculate_per_token_loss=True,  # gradients per token of the global batch, not per microbatch
         gradient_accumulation_fusion=fused and parallel.gradient_accumulation_fusion and has_apex_kernel,
         cross_entropy_fusion_impl="te",
         persist_layer_norm=False,
@@ -103,10 +95,7 @@ def transformer_config(
 
 @contextmanager
 def user_buffers(config: ExperimentConfig) -> Iterator[None]:
-    """Buffers for the layers of `config` where `tp_comm_overlap` asks for them; freed at the end.
-
-    Made once before the model, for a layer's input of [microbatch x sequence / context size, hidden].
-    """
+    """Allocate Transformer Engine's communication buffers for `tp_comm_overlap`; free them at the end."""
     if not config.parallel.tp_comm_overlap:
         yield
         return
@@ -117,7 +106,7 @@ def user_buffers(config: ExperimentConfig) -> Iterator[None]:
     tokens = train.micro_batch_size * train.seq_length // parallel.context_parallel_size
     kinds = base.UserBufferQuantizationMode
     modes = [kinds.NONE if config.precision.fp8 is None else kinds.FP8]
-    if config.precision.first_last_layers_bf16:
+    if config.precision.first_last_layers_bf16:  # these layers look up buffers of their own kind
         modes.append(kinds.NONE)
     base.initialize_ub(
         shape=[tokens, config.model.hidden_size],

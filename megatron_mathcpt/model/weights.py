@@ -1,19 +1,19 @@
-"""Filling a model's parameters from whole tensors, the same in every layout.
+"""Fill a model's parameters from whole tensors, the same in every layout.
 
-Megatron-Core's `sharded_state_dict` says which part of which global tensor each parameter is. A source gives
-the global tensor of a key and a layer; `fill` cuts out the part. Weights drawn from a seed and weights read
-from Hugging Face are two sources.
+Megatron-Core's `sharded_state_dict` has for each parameter which part of which global tensor it is. A source
+(random, a Hugging Face folder, a checkpoint) reads the global tensor of a key and layer; `fill` slices it.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from megatron.core.fp8_utils import is_float8tensor
+from megatron.core.models.gpt import GPTModel
 
 from megatron_mathcpt.config.shape import LlamaShape
 
@@ -29,18 +29,17 @@ Sizes = dict[str, tuple[int, ...]]
 
 
 class WeightSource(Protocol):
-    """Gives whole tensors; `layer` is None for what is no layer's."""
+    """Reads whole tensors by Megatron-Core's key, vocabulary unpadded; `layer` is None outside of layers."""
 
-    def read(self, key: str, layer: int | None) -> torch.Tensor:
-        """The tensor of Megatron-Core's `key`, vocabulary unpadded."""
+    def read(self, key: str, layer: int | None) -> torch.Tensor: ...
 
 
-def fill(chunks: Iterable[Any], source: WeightSource) -> None:
-    """Copy this process' part of every tensor of `source` into the parameters of `chunks`."""
+def fill(chunks: Iterable[GPTModel], source: WeightSource) -> None:
+    """Copy this process's part of every tensor of `source` into the parameters of `chunks`."""
     for chunk in chunks:
         state = chunk.sharded_state_dict()
         quantized = {key: part for key, part in state.items() if is_float8tensor(getattr(part, "data", None))}
-        # A part of an FP8 tensor has no scale of its own: fill a plain copy, quantise it whole afterwards.
+        # A slice of an FP8 tensor has no scale of its own: fill a plain copy, then quantise all of it.
         force_all_tensors_to_non_fp8(quantized)
         copies = {key: part.data for key, part in quantized.items()}
         apply_factories(state)  # gate and up, stored as one parameter, become two tensors
@@ -54,7 +53,7 @@ def fill(chunks: Iterable[Any], source: WeightSource) -> None:
 
 @torch.no_grad()
 def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
-    """Copy the part of the whole tensor that `sharded` stands for; padded vocabulary rows become zero."""
+    """Copy the part of the whole tensor that `sharded` describes; padded vocabulary rows become zero."""
     prefix = sharded.prepend_axis_num
     whole = source.read(sharded.key, sharded.global_offset[0] if prefix else None)
     ends = zip(sharded.global_offset[prefix:], sharded.local_shape, strict=True)
@@ -63,25 +62,21 @@ def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
     sharded.data[len(part) :].zero_()
 
 
-def _set_scale(quantizer: Any, value: torch.Tensor) -> None:
-    """Let a parameter of delayed scaling start on the scale of `value`, where a fresh one has scale 1.
-
-    Its largest element becomes the format's largest number, as the recipe's own update does with a margin
-    of 0 (Transformer Engine, common/recipe/delayed_scaling.cu). Other recipes' casts compute their own.
-    """
+def _set_scale(quantizer: object, value: torch.Tensor) -> None:
+    """Start a parameter of delayed scaling on the scale of `value`; a new one's is 1: too coarse."""
+    # The largest element becomes the format's largest number, as in the recipe's own update with margin 0
+    # (Transformer Engine, common/recipe/delayed_scaling.cu). Other recipes compute the scale in each cast.
     scale = getattr(quantizer, "scale", None)
     if isinstance(scale, torch.Tensor) and (largest := value.abs().max().float()) > 0:
         scale.fill_(_E4M3_LARGEST / largest)
 
 
 @torch.no_grad()
-def requantize(chunk: Any, values: Mapping[str, Any]) -> None:
-    """Set FP8 parameters to `values`, on the scales they have now; the optimizer starts from `values` too.
-
-    Loading a state quantises with the scales from before it. What the optimizer, which is not built yet,
-    copies is in `_high_precision_init_val` (Transformer Engine, module/base.py), which Megatron-Core makes
-    its fp32 weights from; initialisation leaves ours zero.
-    """
+def requantize(chunk: GPTModel, values: Mapping[str, torch.Tensor]) -> None:
+    """Set FP8 parameters to `values` with their current scales, and the optimizer's start to `values`."""
+    # Again, since `load_state_dict` quantised with the scales from before it. The optimizer, which is built
+    # later, takes its fp32 weights from `_high_precision_init_val` (Transformer Engine, module/base.py), else
+    # from the rounded values; after our initialisation it is zero.
     for name, parameter in chunk.named_parameters():
         if name in values and is_float8tensor(parameter):
             parameter.copy_(values[name])
@@ -90,30 +85,28 @@ def requantize(chunk: Any, values: Mapping[str, Any]) -> None:
 
 
 class RandomWeights:
-    """Weights drawn from a seed: normal with the shape's deviation, norms one; independent of the layout."""
+    """`WeightSource` of random weights: normal with the shape's deviation, norms one."""
 
     def __init__(self, shape: LlamaShape, seed: int) -> None:
         self._shape, self._seed = shape, seed
         self._sizes = tensor_sizes(shape)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        """Draw the tensor of `key`; each has a generator of its own, seeded by key and layer."""
         size = self._sizes[key]
         if len(size) == 1:
             return torch.ones(size)
         deviation = self._shape.init_method_std
         if key in _SCALED:
             deviation /= (2 * self._shape.num_layers) ** 0.5
+        # A generator for each tensor: the order in which a layout's ranks read them must not matter.
         digest = hashlib.sha256(f"{self._seed}/{key}/{layer}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return torch.empty(size).normal_(0.0, deviation, generator=generator)
 
 
 def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
-    """By Megatron-Core's key, in the order of the forward pass, the tensors that it packs along dimension 0.
-
-    They are Hugging Face's by name, with their sizes; a layer's lack `model.layers.N.` before their names.
-    """
+    """The weight map: by Megatron-Core's key, in forward order, the Hugging Face tensors that it packs."""
+    # Along dimension 0. Names in layers lack `model.layers.N.`.
     assert shape.vocab_size is not None
     hidden, ffn, vocabulary = shape.hidden_size, shape.ffn_hidden_size, (shape.vocab_size, shape.hidden_size)
     heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.query_groups))
@@ -137,7 +130,7 @@ def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
 
 
 def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Whole size of every tensor by Megatron-Core's key; a layer's own, all layers having one key."""
+    """Size of every whole tensor by Megatron-Core's key; a layer's own, since layers share their keys."""
     return {
         key: (sum(size[0] for size in parts.values()), *next(iter(parts.values()))[1:])
         for key, parts in packed_sizes(shape).items()

@@ -2,9 +2,9 @@
 
     python -m megatron_mathcpt.train CONFIG [section.field=value ...] --out DIR [--processes N]
 
-Started alone it launches N local workers; under torchrun or srun it is a worker. Exit status: 0 the target
-is reached, 2 bad input, 75 stopped by a signal after a save (start it again to go on), else a crash, or a
-process that stood still (its stacks are in DIR/.stacks).
+Started alone it launches N local workers; under torchrun or srun it is a worker. Exit status: 0 target
+reached, 2 bad input, 75 stopped by a signal after a save (start it again to resume), else a crash or a hang
+(stacks in DIR/.stacks).
 """
 
 import os
@@ -35,10 +35,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[str, typer.Argument(help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
-    out: Annotated[Path, typer.Option(help="run folder; started again, the run goes on there")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="run folder; an interrupted run is resumed from it")] = ...,  # type: ignore[assignment]
     processes: Annotated[int | None, typer.Option(help="local workers; default: the layout's size")] = None,
     scale: Annotated[str | None, typer.Option(help="the study at this scale of its file")] = None,
-    check: Annotated[bool, typer.Option(help="check config and every byte of the data, then stop")] = False,
+    check: Annotated[bool, typer.Option(help="check config and every byte of the data, then exit")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
     world = process.joined_world(os.environ)
@@ -49,18 +49,18 @@ def main(
         experiment = load_run(config, overrides or [], scale).config
         sys.exit(_launch(experiment, out, processes, check) if world is None else _work(experiment, out))
     except MathCptError as error:
-        # A worker's error is said once, by rank 0, though every rank ends on it. A GPU may be missing on one
-        # node only: each process that misses its own says so.
+        # Every rank raises the same error, so only rank 0 prints it. But a GPU may be missing on one node
+        # only, so each process reports its own.
         if world is None or os.environ["RANK"] == "0" or isinstance(error, DeviceError):
             print_error(error)
         sys.exit(EXIT_BAD_INPUT)
 
 
 def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: bool) -> int:
-    """Check everything that can be checked without torch, then start the workers; their exit status."""
+    """Check all that can be checked without torch, then start the workers; return their exit status."""
     size = config.parallel.model_size if processes is None else processes
-    inputs, finished = _checked(config, size, out)
-    if check:  # a start compares the sizes only
+    inputs, finished = _resolve(config, size, out)
+    if check:  # an ordinary start compares only file sizes
         for folder in filter(None, (config.data.corpus, config.data.sft)):
             verify_hashes(folder, load_manifest(folder, None))
     if finished:
@@ -73,32 +73,30 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
     stacks = [str(path) for path in sorted((out / process.STACKS).glob("*")) if path.stat().st_size]
     if status and stacks:
-        logger.error("a process stood still; stacks: %s", ", ".join(stacks))
+        logger.error("a process hung; stacks: %s", ", ".join(stacks))
     return status
 
 
 def _work(config: ExperimentConfig, out: Path) -> int:
-    """Check again what a launcher may not have seen, and train; the exit status."""
-    inputs, finished = _checked(config, int(os.environ["WORLD_SIZE"]), out)
+    """Check again, since under torchrun or srun there was no launcher, and train; return the exit status."""
+    inputs, finished = _resolve(config, int(os.environ["WORLD_SIZE"]), out)
     return 0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE
 
 
-def _checked(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:
-    """What the run reads, and whether `out` holds its result; `ManifestError` if it holds another's.
-
-    The config is checked once more with what the data and weights decide.
-    """
+def _resolve(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:
+    """Resolve the run's inputs, and whether `out` has its result; `ManifestError` if it has another run's."""
     check_experiment(config, world_size)
     inputs = resolve_inputs(config)
-    check_experiment(inputs.config, world_size)
+    check_experiment(inputs.config, world_size)  # again with the fields that data and weights determine
     resolved = inputs.config.model_dump(mode="json")
     return inputs, is_complete(out, "run", inputs=inputs.fingerprints, config=resolved)
 
 
 def train_experiment(inputs: Inputs, out: Path) -> bool:
-    """Start the processes' groups, build, train, close; True if the target was reached."""
+    """Join the process groups, build, train, close; True if the target was reached."""
     from megatron_mathcpt.cpu import use_cpu
 
+    # Both must run before the first import of Megatron-Core.
     use_cpu()
     process.set_deterministic(inputs.config.train.deterministic)
     from megatron_mathcpt import parallel
@@ -109,25 +107,26 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
 
     config, stop = inputs.config, process.StopFlag()
     lock = process.folder_lock(out) if os.environ["RANK"] == "0" else nullcontext()
-    patience = config.faults.hang_timeout_seconds
-    # Collectives wait longer than the watchdog: an exception on one rank would hide the stacks of the others.
+    timeout = config.faults.hang_timeout_seconds
+    # Collectives time out after the watchdog: one rank's exception would end the others before they dump.
     with (
         lock,
-        process.watchdog(out, patience) as alive,
-        parallel.joined(config.parallel, config.seed, 2 * patience) as layout,
+        process.watchdog(out, timeout) as heartbeat,
+        parallel.joined(config.parallel, config.seed, 2 * timeout) as layout,
     ):
         if layout.is_writer:
             write_atomically(out / "config.yaml", dump_yaml(config).encode())
         check_machine(config, layout, out)
         with user_buffers(config):
             state = build(inputs, layout, out)
-            alive()
-            check_initial_loss(state, alive)
-            alive()
+            heartbeat()
+            check_initial_loss(state, heartbeat)
+            heartbeat()
             metrics = Metrics(config, layout, out, state.step, state.dataset)
             with state.saver:
-                finished = train(state, metrics, stop, alive)
+                finished = train(state, metrics, stop, heartbeat)
         metrics.close()
+        # Last: a run folder with a manifest is a finished run, which is never started again.
         if finished and layout.is_writer:
             counts = progress(state).model_copy(update={"final_validation": last_validation(out)})
             tree = config.model_dump(mode="json")

@@ -1,10 +1,9 @@
 """The parts of a run, one visible call each: model, weights, optimizer, dataset, validation sets."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from megatron.core.distributed import (
@@ -15,6 +14,7 @@ from megatron.core.distributed import (
 from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.utils import get_model_config
+from torch.optim.optimizer import ParamsT
 
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import load_state, newest_verified, verify_checkpoint
@@ -24,29 +24,30 @@ from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.llama import accumulate_in_products, build_model, has_transformer_engine
+from megatron_mathcpt.model.llama import Llama, build_model, fuse_weight_gradients, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.memory import check_memory, held_bytes
-from megatron_mathcpt.train.datasets import NumberedBlend, SftDataset, ValidationSet, build_train_dataset
-from megatron_mathcpt.train.faults import StepGuard
+from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset
+from megatron_mathcpt.train.faults import GuardState, StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 from megatron_mathcpt.train.process import start_evaluation
 
 logger = get_logger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
 class TrainState:
-    """Everything the loop works on; only `step` and `losses` are set anew."""
+    """Everything the loop works on; the loop itself assigns only `step` and `losses`."""
 
     inputs: Inputs
     layout: Layout
     run_folder: Path
     model: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
-    dataset: SftDataset | NumberedBlend
+    dataset: TrainDataset
     validation: dict[str, ValidationSet]
     guard: StepGuard
     saver: Saver
@@ -59,13 +60,13 @@ class TrainState:
 
     @property
     def consumed_samples(self) -> int:
-        """Samples used so far; the position in the data is computed from it."""
+        """Samples used so far; the position in the data is computed from it, not stored."""
         return self.step * self.config.train.global_batch_size
 
 
 def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
-    config, init = inputs.config, inputs.config.init
+    config, init, saving = inputs.config, inputs.config.init, inputs.config.checkpoint
     dataset = build_train_dataset(inputs, run_folder)
     validation = {pool: ValidationSet(config, pool) for pool in config.validation.sets}
     counts = folders.CheckpointCounts(step=0)
@@ -74,20 +75,21 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         counts = folders.checkpoint_counts(folders.load_sealed(resumed))
     masked = config.data.document_attention
     chunks = build_model(inputs.shape, layout, config.precision, document_attention=masked)
-    if resumed is None:
+    if resumed is None:  # before the wrapper and the optimizer, which copy the weights
         load_initial_weights(chunks, inputs, layout)
     model = wrap_model(chunks, config, layout)
     optimizer = build_optimizer(model, config)
-    if (whole := resumed or (inputs.checkpoint if init.load_optimizer else None)) is not None:
-        load_state(whole, chunks, optimizer, layout)
-    guard, keep = StepGuard(config.faults, counts.guard), config.checkpoint
-    best = config.validation.sets if keep.choose == "lowest_validation_loss" else (keep.keep_best,)
+    if (full := resumed or (inputs.checkpoint if init.load_optimizer else None)) is not None:
+        load_state(full, chunks, optimizer, layout)
+    # A run that will choose its checkpoint by validation loss must not remove the best one meanwhile.
+    best = config.validation.sets if saving.choose == "lowest_validation_loss" else (saving.keep_best,)
     best = tuple(filter(None, best))
-    verified = set() if resumed is None else {resumed.name}  # it is known to be whole
-    retention = folders.Retention(keep.keep, keep.keep_every, best, keep.keep_optimizer, verified)
-    evaluate = partial(start_evaluation, keep.evaluate) if keep.evaluate else None
+    verified = set() if resumed is None else {resumed.name}  # just verified: need not be read again
+    retention = folders.Retention(saving.keep, saving.keep_every, best, saving.keep_optimizer, verified)
+    evaluate = partial(start_evaluation, saving.evaluate) if saving.evaluate else None
     tree = config.model_dump(mode="json")
     saver = Saver(run_folder, layout, retention, tree, inputs.fingerprints, on_commit=evaluate)
+    guard = StepGuard(config.faults, GuardState.model_validate(counts.guard or {}))
     if layout.is_writer:
         source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
         size = f"{inputs.shape.num_parameters():,}"
@@ -98,16 +100,15 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
 
 
 def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
-    """Refuse what needs Transformer Engine where it is not, and what cannot fit the GPU or the disk."""
+    """Refuse settings that need a missing Transformer Engine, and runs that fit neither GPU nor disk."""
     fused = has_transformer_engine()
     check_accelerated(config.parallel, config.precision, fused=fused)
     if config.optimizer.use_precision_aware_optimizer and not fused:
         raise ConfigError(
-            "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine's AdamW, which are "
-            "not here; leave it out"
+            "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine; leave it out"
         )
     if layout.is_writer:
-        folders.check_space(run_folder, held_bytes(config))
+        folders.check_space(run_folder, held_bytes(config))  # now, not when the first save fails after hours
     if layout.device.type == "cuda":
         total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
         found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
@@ -115,8 +116,8 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             logger.info("%s", found)
 
 
-def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> None:
-    """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or a seed if that was asked for."""
+def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> None:
+    """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or (`init.scratch`) the seed."""
     init = inputs.config.init
     if inputs.checkpoint is not None:
         verify_checkpoint(inputs.checkpoint, layout, optimizer=init.load_optimizer)
@@ -127,8 +128,8 @@ def load_initial_weights(model: list[Any], inputs: Inputs, layout: Layout) -> No
         fill(model, RandomWeights(inputs.shape, inputs.config.seed))
 
 
-def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
-    """Chunks in Megatron-Core's data-parallel wrapper, their schedule hooks set."""
+def wrap_model(model: list[Llama], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
+    """Wrap the chunks for data parallelism and set the hooks that the schedules call."""
     parallel = config.parallel
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=parallel.grad_reduce_in_fp32,
@@ -137,6 +138,8 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         fp8_param_gather=config.precision.fp8_param_gather,
     )
+    # Only the first chunk is cut into buckets, as in Megatron-LM (megatron/training/training.py): the
+    # communication of later ones overlaps with compute anyway.
     wrapped = [
         DistributedDataParallel(
             get_model_config(chunk), settings, chunk, disable_bucketing=index > 0, pg_collection=layout.groups
@@ -144,8 +147,8 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
         for index, chunk in enumerate(model)
     ]
     if parallel.gradient_accumulation_fusion and has_transformer_engine():
-        for chunk in model:
-            accumulate_in_products(chunk)
+        for chunk in model:  # now that the wrapper has made the gradient buffers
+            fuse_weight_gradients(chunk)
     schedule = get_model_config(model[0])
     schedule.finalize_model_grads_func = partial(finalize_model_grads, pg_collection=layout.groups)
     if parallel.overlap_grad_reduce:
@@ -156,24 +159,22 @@ def wrap_model(model: list[Any], config: ExperimentConfig, layout: Layout) -> li
     return wrapped
 
 
-def one_or_all(functions: list[Any]) -> Any:
-    """Megatron-Core's schedules take one function, or a list when there are virtual stages."""
-    return functions if len(functions) > 1 else functions[0]
+def one_or_all(per_chunk: list[T]) -> T | list[T]:
+    """Megatron-Core's schedules take a list only if there are virtual pipeline stages."""
+    return per_chunk if len(per_chunk) > 1 else per_chunk[0]
 
 
-def unwrap(model: list[DistributedDataParallel]) -> list[Any]:
+def unwrap(model: list[DistributedDataParallel]) -> list[Llama]:
     return [chunk.module for chunk in model]
 
 
 def gather_parameters(state: TrainState) -> None:
-    """Have every replica hold every weight now: overlapped gathering brings them with the next forward.
-
-    FP8 weights need Megatron-Core's processing after it, which a forced gather leaves out and the next
-    forward's too, as nothing is on its way any more: backward would use the transposes of the step before.
-    """
+    """Finish the overlapped parameter all-gather now; else it would only complete in the next forward."""
     if state.config.parallel.overlap_param_gather:
         for chunk in state.model:
             chunk.start_param_sync(force_sync=True)
+            # A forced gather leaves out Megatron-Core's processing of FP8 weights, and so does the next
+            # forward, with no gather to wait for: backward would use stale transposes.
             if quantized := [weight for weight in chunk.parameters() if is_float8tensor(weight)]:
                 post_all_gather_processing(quantized)
 
@@ -186,6 +187,7 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
         for name, value in config.optimizer.model_dump().items()
     }
     parallel, precision = config.parallel, config.precision
+    # The precision-aware optimizer reads gradients in the type they are reduced in, any other in fp32.
     in_bf16 = config.optimizer.use_precision_aware_optimizer and not parallel.grad_reduce_in_fp32
     return get_megatron_optimizer(
         OptimizerConfig(
@@ -203,59 +205,47 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
     )
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _ADAM_DEFAULTS = {"bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW with the groups and state of Transformer Engine's FusedAdam, by torch's fused kernel.
+    """AdamW by torch's fused kernel; it and Transformer Engine's FusedAdam load each other's state."""
 
-    One integer `step` per group, `exp_avg` and `exp_avg_sq` per parameter: a state that was saved here goes
-    on there, and the other way round.
-    """
-
-    def __init__(self, params: Iterable[Any], lr: float, **settings: Any) -> None:
+    def __init__(self, params: ParamsT, lr: float, **settings: object) -> None:
+        # Settings that Megatron-Core also passes; any that would change the update is an error.
         assert settings.pop("adam_w_mode", True) and not settings.pop("capturable", False)
         assert settings.keys() <= _ADAM_DEFAULTS.keys(), settings
         super().__init__(params, {"lr": lr} | _ADAM_DEFAULTS | settings)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             params = [param for param in group["params"] if param.grad is not None]
             for param in params:
                 if not self.state[param]:
-                    self.state[param] = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[param] = {name: torch.zeros_like(param) for name in _MOMENTS}
             if params:
+                # One integer step a group, where torch.optim.AdamW has a tensor for each parameter.
                 step = torch.full((), float(group["step"]), device=params[0].device)
+                grads, steps = [param.grad for param in params], [step] * len(params)
+                means, squares = ([self.state[param][name] for param in params] for name in _MOMENTS)
+                rates = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+                rates |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
                 torch._fused_adamw_(
-                    params,
-                    [param.grad for param in params],
-                    [self.state[param]["exp_avg"] for param in params],
-                    [self.state[param]["exp_avg_sq"] for param in params],
-                    [],
-                    [step] * len(params),
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    amsgrad=False,
-                    maximize=False,
+                    params, grads, means, squares, [], steps, amsgrad=False, maximize=False, **rates
                 )
 
 
 def ensure_fused_adam() -> None:
-    """Have Megatron-Core build `FusedAdam` where neither Transformer Engine's nor Apex's can be used.
-
-    It would build torch's AdamW there, whose state its distributed optimizer cannot load.
-    """
+    """Have Megatron-Core build `FusedAdam` where neither Transformer Engine's nor Apex's can be used."""
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 
     if on_gpu() and not optimizer.USING_PYTORCH_OPTIMIZER:
         return
+    # Else it builds torch's AdamW, whose state its distributed optimizer saves but cannot load.
     optimizer.Adam = distrib_optimizer.Adam = FusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = True

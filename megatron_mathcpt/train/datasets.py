@@ -1,18 +1,20 @@
 """Samples: Megatron-Core's GPTDataset and BlendedDataset, packed SFT, and validation sets read in order.
 
-A batch is computed from `consumed_samples`; there is no iterator whose position could be lost. `trace_step`
-goes the way back, from a step of a run to the documents it saw.
+A batch is computed from `consumed_samples`, so there is no iterator position to save or restore. `trace_step`
+is the inverse: from a step of a run to the documents it saw.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core.datasets import helpers
@@ -26,101 +28,100 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED, SPLITS, TRAIN, Selection, open_corpus
-from megatron_mathcpt.formats.files import hash_json, read_json_lines
-from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
+from megatron_mathcpt.formats.files import hash_json, read_rows
+from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.inputs import Inputs, resolve_inputs
 
 _SHOWN_CHARACTERS = 60
+Sample = dict[str, torch.Tensor]
+
+
+class Samples(Protocol):
+    """A map-style dataset, of training, validation or the gate."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch; every tensor but `mask` is [samples, sequence], `loss_mask` 1.0 where the loss counts.
-
-    `sources` is the number of the pool a sample is from, if losses are wanted by pool. Attention is causal;
-    if it is to stay within documents, `mask` says so to PyTorch's attention, `documents` to the packed one.
-    """
+    """One microbatch; every tensor but `mask` is [samples, sequence]."""
 
     tokens: torch.Tensor
     labels: torch.Tensor
-    loss_mask: torch.Tensor
+    loss_mask: torch.Tensor  # 1.0 where the loss counts
     position_ids: torch.Tensor
-    sources: torch.Tensor | None = None
+    sources: torch.Tensor | None = None  # each token's pool by number, if losses are reported by pool
+    # Attention is causal. To keep it within documents, PyTorch's takes `mask`, the packed one `documents`.
     mask: torch.Tensor | None = None
     documents: Documents | None = None
 
     @classmethod
-    def of(
-        cls, samples: list[dict[str, torch.Tensor]], size: int = 1, rank: int = 0, *, fused: bool = False
-    ) -> "Batch":
-        """Samples stacked, the positions that context-parallel rank `rank` of `size` holds.
-
-        The samples' own `documents` number each one's documents. `fused` is for a model with packed
-        attention, to which a sample without them is one document.
-        """
+    def collate(cls, samples: list[Sample], size: int = 1, rank: int = 0, *, fused: bool = False) -> "Batch":
+        """Stack samples, at the positions of context-parallel rank `rank` of `size`."""
+        # A sample's own `documents` are each token's document number. A model with packed attention (`fused`)
+        # takes a sample without them as one document.
         names = [field.name for field in fields(cls) if field.name in samples[0].keys() - {"documents"}]
         numbers = [sample.get("documents", torch.zeros_like(sample["tokens"])) for sample in samples]
-        held = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
-        here: Any = {name: torch.stack([sample[name] for sample in samples])[:, held] for name in names}
-        if fused:
-            here["documents"] = packed(torch.stack(numbers), size, rank)
-        elif "documents" in samples[0]:
-            here["mask"] = forbidden(torch.stack(numbers), size, rank)
-        return cls(**here)
+        positions = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
+        stacked = {name: torch.stack([sample[name] for sample in samples])[:, positions] for name in names}
+        # Documents are described for whole samples: queries of this rank attend to keys of all ranks.
+        documents = pack_documents(torch.stack(numbers), size, rank) if fused else None
+        masked = not fused and "documents" in samples[0]
+        mask = document_mask(torch.stack(numbers), size, rank) if masked else None
+        return cls(**stacked, mask=mask, documents=documents)
 
     def pinned(self) -> "Batch":
-        """The same in page-locked memory, from which a GPU copies beside its work."""
-        return self._map(torch.Tensor.pin_memory)
+        """Copy to page-locked memory, from which transfers to a GPU are asynchronous."""
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors()}
+        return replace(self, **pinned, documents=self.documents)
 
     def to(self, device: torch.device) -> "Batch":
-        documents = None if self.documents is None else self.documents.to(device)
-        return replace(self._map(lambda tensor: tensor.to(device, non_blocking=True)), documents=documents)
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()}
+        return replace(self, **moved, documents=None if self.documents is None else self.documents.to(device))
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        held = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        changed: Any = {name: change(tensor) for name, tensor in held.items()}
-        return replace(self, **changed)
+    def _tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)]
 
 
-class SftDataset(Dataset[dict[str, torch.Tensor]]):
+class SftDataset(Dataset[Sample]):
     """The samples of an "sft" folder, repeated to `samples`; sample i is the same in every run and layout."""
 
     def __init__(self, folder: Path, samples: int, seed: int) -> None:
-        self._tokens, self._labels, self._documents = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("tokens", "labels", "documents")
-        )
+        arrays = (folder / f"{name}.npy" for name in ("tokens", "labels", "documents"))
+        load = partial(np.load, mmap_mode="r", allow_pickle=False)
+        self._tokens, self._labels, self._documents = map(load, arrays)
         self._seed = seed
         self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
-        self.dataset_index = np.zeros(samples, dtype=np.int16)  # all of one pool, as a blend would say it
+        self.dataset_index = np.zeros(samples, dtype=np.int16)  # of its only pool, as in a blend
 
     def __len__(self) -> int:
         return len(self.dataset_index)
 
     def row(self, index: int) -> int:
-        """Row of the folder's arrays that sample `index` shows."""
         epoch, place = divmod(index, len(self._tokens))
-        known, order = self._order  # one name: virtual stages read in a thread each
+        known, order = self._order  # one attribute, read once: each virtual stage has a reader thread
         if epoch != known:
             order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
             self._order = (epoch, order)
         return int(order[place])
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         row = self.row(index)
         labels = torch.from_numpy(self._labels[row].astype(np.int64))
         return {
             "tokens": torch.from_numpy(self._tokens[row].astype(np.int64)),
-            "labels": labels.clamp(min=0),
+            "labels": labels.clamp(min=0),  # any token id; the loss mask excludes these
             "loss_mask": (labels != NOT_TRAINED).float(),
             "position_ids": torch.arange(len(labels)),
             "documents": torch.from_numpy(self._documents[row].astype(np.int64)),
         }
 
 
-class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
-    """A blend that says each sample's pool, if asked, and each token's document, if `eos_id` ends them."""
+class AnnotatedBlend(Dataset[Sample]):
+    """A blend that adds each sample's pool, if `sources`, and each token's document, if `eos_id` is given."""
 
     def __init__(self, blend: BlendedDataset, *, sources: bool, eos_id: int | None) -> None:
         self._blend, self._sources, self._eos_id = blend, sources, eos_id
@@ -130,7 +131,7 @@ class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._blend)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         sample = dict(self._blend[index])
         if self._sources:
             sample["sources"] = torch.full_like(sample["tokens"], int(self.dataset_index[index]))
@@ -140,8 +141,11 @@ class NumberedBlend(Dataset[dict[str, torch.Tensor]]):
         return sample
 
 
-def build_train_dataset(inputs: Inputs, run_folder: Path) -> SftDataset | NumberedBlend:
-    """Packed SFT samples, or the blend, whose indices rank 0 builds once and renames into place."""
+TrainDataset = SftDataset | AnnotatedBlend
+
+
+def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
+    """Open the packed SFT samples, or the blend, whose index rank 0 builds once and renames into place."""
     config = inputs.config
     if config.data.sft is not None:
         return SftDataset(config.data.sft, config.train.train_samples, config.seed)
@@ -153,11 +157,11 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> SftDataset | Number
         building.rename(cache)
     dist.barrier()
     eos_id = inputs.eos_id if config.data.reset_attention_mask else None
-    return NumberedBlend(build_blend(inputs, cache), sources=config.logging.loss_by_source, eos_id=eos_id)
+    return AnnotatedBlend(build_blend(inputs, cache), sources=config.logging.loss_by_source, eos_id=eos_id)
 
 
 def index_cache(inputs: Inputs, run_folder: Path) -> Path:
-    """Folder of the blend's indices, named by what decides them."""
+    """Folder of the blend's index, named by the hash of what determines it."""
     config = inputs.config
     budget = [config.train.train_samples, config.train.seq_length, config.seed]
     key = hash_json([inputs.fingerprints["corpus"], config.data.blend, *budget])
@@ -165,13 +169,13 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
 
 
 def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
-    """Megatron-Core's blend of the pools, its indices read from `cache` or built there."""
+    """Build Megatron-Core's blend of the pools, its index read from `cache` or written there."""
     config = inputs.config
     shares = config.data.shares()
     prefixes = [dataset_prefix(config, pool, "train") for pool in shares]
-    # What GPTDataset asks of a tokenizer; no token is padding, so none is masked by its id.
-    tokenizer: Any = SimpleNamespace(pad=-1, vocab_size=None, eod=inputs.eos_id)
-    tokenizer.unique_identifiers = {"eod": inputs.eos_id}
+    # All that GPTDataset needs of a tokenizer; no token is padding, so none is masked by its id.
+    identifiers = {"eod": inputs.eos_id}
+    tokenizer = SimpleNamespace(pad=-1, vocab_size=None, eod=inputs.eos_id, unique_identifiers=identifiers)
     no = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss", "create_attention_mask")
     settings = GPTDatasetConfig(
         random_seed=config.seed,
@@ -192,28 +196,28 @@ def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
 
 
 def dataset_prefix(config: ExperimentConfig, pool: str, split: str) -> str:
-    """Path of an indexed dataset of the corpus, without `.bin` and `.idx`."""
     assert config.data.corpus is not None
     return str(config.data.corpus / "datasets" / pool / split)
 
 
-def samples_per_pool(weights: list[float], total: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """How many of `total` samples Megatron-Core's blend draws from each pool."""
+def samples_per_pool(weights: list[float], total: int) -> npt.NDArray[np.int64]:
+    # By Megatron-Core's blend itself: counts from the shares alone can leave a pool a sample short, which is
+    # an index error late in the run (Megatron-LM, issue 705).
     pool_of, sample_of = np.zeros(total, dtype=np.int16), np.zeros(total, dtype=np.int64)
     helpers.build_blending_indices(pool_of, sample_of, weights, len(weights), total, False)
     return np.bincount(pool_of, minlength=len(weights))
 
 
 class SourceCounter:
-    """Tokens of each pool, or of "sft", up to a step, counted on from the step before."""
+    """Counts the tokens of each pool, or of "sft", up to a step, from where it was last called."""
 
-    def __init__(self, dataset: Any, config: ExperimentConfig) -> None:
+    def __init__(self, dataset: TrainDataset, config: ExperimentConfig) -> None:
         self._pool_of, self._train = dataset.dataset_index, config.train
         self._pools = list(config.data.blend) or ["sft"]
         self._samples, self._counts = 0, np.zeros(len(self._pools), dtype=np.int64)
 
     def up_to(self, step: int) -> dict[str, int]:
-        """Tokens seen by the end of `step`; steps come in order."""
+        """Tokens seen by the end of `step`; no step may be before the last one given."""
         seen = step * self._train.global_batch_size
         self._counts += np.bincount(self._pool_of[self._samples : seen], minlength=len(self._pools))
         self._samples = seen
@@ -221,13 +225,9 @@ class SourceCounter:
 
 
 def microbatches(
-    dataset: Any, samples: range, size: int, layout: Layout, *, fused: bool = False
+    dataset: Samples, samples: range, size: int, layout: Layout, *, fused: bool = False
 ) -> Iterator[Batch]:
-    """This replica's microbatches of `size` samples out of `samples`, the next one read ahead.
-
-    Samples past the dataset's end are there with an empty mask, so that all replicas run as often. `fused` is
-    for a model with packed attention.
-    """
+    """Yield this replica's microbatches of `size` samples out of `samples`; prefetch one in a thread."""
     stride = size * layout.data_size
     starts = iter(range(samples.start + layout.data_rank * size, samples.stop, stride))
     parts = layout.sizes.context_parallel_size
@@ -239,10 +239,11 @@ def microbatches(
             return None
         rows = [dict(dataset[index]) for index in range(start, min(start + size, len(dataset)))]
         if len(rows) < size:
+            # Past the end: masked samples, so that all replicas run the same number of microbatches.
             first = dataset[0].items()
             empty = {key: torch.zeros_like(value) for key, value in first if key != "dataset_id"}
             rows += [empty] * (size - len(rows))
-        batch = Batch.of(rows, parts, rank, fused=fused)
+        batch = Batch.collate(rows, parts, rank, fused=fused)
         return batch.pinned() if layout.device.type == "cuda" else batch
 
     with ThreadPoolExecutor(1) as reader:
@@ -253,7 +254,7 @@ def microbatches(
 
 
 class ValidationSet:
-    """A pool's validation split cut into sequences in order, each token predicted just once."""
+    """A pool's validation split cut into sequences in order, so that each token is predicted exactly once."""
 
     def __init__(self, config: ExperimentConfig, pool: str) -> None:
         prefix, self._length = dataset_prefix(config, pool, "validation"), config.train.seq_length
@@ -265,7 +266,7 @@ class ValidationSet:
     def __len__(self) -> int:
         return self._samples
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Sample:
         length = self._length
         text = torch.from_numpy(self._tokens[index * length : (index + 1) * length + 1].astype(np.int64))
         positions = torch.arange(length)
@@ -275,9 +276,7 @@ class ValidationSet:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One record, whole or in part, that a sample showed."""
-
+class TracedDocument:
     sample: int
     pool: str
     document: int
@@ -285,8 +284,8 @@ class Seen:
     text: str
 
 
-def trace_step(run_folder: Path, step: int) -> list[Seen]:
-    """Every document that step `step` (from 1) trained on, in order; `ConfigError` without such a step."""
+def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
+    """Find every document that `step` (from 1) trained on, in order; `ConfigError` if there is none."""
     config = load_config(run_folder / "config.yaml", ExperimentConfig)
     if not 1 <= step <= config.train.train_steps:
         raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")
@@ -294,28 +293,26 @@ def trace_step(run_folder: Path, step: int) -> list[Seen]:
     samples = range((step - 1) * size, step * size)
     if config.data.sft is not None:
         dataset = SftDataset(config.data.sft, config.train.train_samples, config.seed)
-        records: list[Any] = read_json_lines(config.data.sft / "records.jsonl")  # ids of each row's records
+        ids = read_rows(config.data.sft / "records.jsonl", list[str])  # of each row's records
         rows = [(sample, dataset.row(sample)) for sample in samples]
-        return [Seen(sample, "sft", row, record, "") for sample, row in rows for record in records[row]]
+        return [TracedDocument(sample, "sft", row, record, "") for sample, row in rows for record in ids[row]]
     inputs = resolve_inputs(config)
     cache = index_cache(inputs, run_folder)
     if not cache.is_dir():
-        raise DataError(
-            f"{cache}: the run's sample index is not there; the run has not started or was cleaned"
-        )
+        raise DataError(f"{cache}: the run's sample index is missing; start the run to build it")
     blend, pools = build_blend(inputs, cache), list(config.data.blend)
     seen: list[tuple[int, str, int]] = []
     for sample in samples:
         pool, place = int(blend.dataset_index[sample]), int(blend.dataset_sample_index[sample])
-        # By a GPTDataset's own index; a third item follows the documents from 0.19 on.
+        # Only this private method knows a GPTDataset's sample's documents; in 0.19 it returns a third item.
         documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
         seen += [(sample, pools[pool], int(document)) for document in documents]
     assert config.data.corpus is not None
     corpus = open_corpus(config.data.corpus)
-    kept = {
-        (pool, one.index): one.row
+    records = {
+        (pool, kept.index): kept.row
         for pool in {pool for _, pool, _ in seen}
-        for one in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
+        for kept in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
     }
-    texts = [(one, kept[one[1:]]) for one in seen]
-    return [Seen(*one, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for one, row in texts]
+    found = [(at, records[at[1:]]) for at in seen]
+    return [TracedDocument(*at, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for at, row in found]

@@ -1,33 +1,31 @@
 """What a run reads, checked before any process starts: corpus, starting weights, and what follows from them.
 
-No torch here: a finished run and a wrong config must answer at once.
+Without torch, whose import takes seconds: a finished run or a wrong config must be reported at once.
 """
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
-from megatron_mathcpt.formats.manifest import Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import Manifest, leaves, load_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, is_weights_only, load_sealed
 
-# What a resumed run may change, by the beginning of the field's path.
+# What a resumed run may change, by prefixes of the fields' paths: nothing that changes samples or updates.
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
 MAY_CHANGE = (*_SECTIONS, "train.micro_batch_size", "train.deterministic")
-# Megatron-Core writes the optimizer's state under other names in the two cases.
+# Megatron-Core names the optimizer's state differently with and without it, so neither loads the other's.
 MUST_STAY = "parallel.use_distributed_optimizer"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The resolved config and fingerprints of everything read; `checkpoint` is the one to start from."""
+    """The resolved config and fingerprints of all input; `checkpoint` is the one to start from."""
 
     config: ExperimentConfig
     fingerprints: dict[str, str]
@@ -36,13 +34,13 @@ class Inputs:
 
     @property
     def shape(self) -> LlamaShape:
-        """The model's shape, its vocabulary known."""
+        """The model's shape, its vocabulary size resolved."""
         assert self.config.model is not None
         return self.config.model
 
 
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
-    """Check data and starting weights, fill in what they decide; errors name the folder or field."""
+    """Check data and starting weights and resolve the config fields that they determine."""
     config, fingerprints, tokenizer = _resolve_data(config)
     checkpoint, shape = None, config.model
     if config.init.checkpoint is not None:
@@ -58,6 +56,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
+    # Published weights may have more rows than their tokenizer has tokens, never fewer.
     size = tokenizer.vocab_size if shape.vocab_size is None else shape.vocab_size
     if tokenizer.vocab_size > size:
         raise DataError(
@@ -69,10 +68,10 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
 
 
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
-    """Refuse to load an optimizer that the checkpoint does not hold, or holds in the other form."""
+    """Refuse to load an optimizer's state that the checkpoint lacks, or has in the other form."""
     theirs = manifest.config.get("parallel", {}).get("use_distributed_optimizer")
     if theirs is None or is_weights_only(manifest):
-        raise ConfigError(f"init.load_optimizer: {checkpoint} holds weights only; leave it out")
+        raise ConfigError(f"init.load_optimizer: {checkpoint} has weights only; leave it out")
     if theirs != config.parallel.use_distributed_optimizer:
         raise ConfigError(
             f"{MUST_STAY}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
@@ -80,11 +79,11 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
 
 
 def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts]:
-    """The config with epochs turned into tokens, the training data's fingerprint, and its tokenizer."""
+    """Return the config with epochs converted to tokens, the training data's fingerprint, its tokenizer."""
     if config.data.corpus is not None:
         manifest = load_manifest(config.data.corpus, "corpus")
         corpus = corpus_counts(manifest)
-        _check_pools(config, config.data.corpus, corpus.pools)
+        _check_pools(config, config.data.corpus, corpus.pools)  # in SFT for the validation sets
         if config.data.sft is None:
             return config, {"corpus": manifest.fingerprint()}, corpus.tokenizer
     assert config.data.sft is not None
@@ -110,25 +109,22 @@ def _check_pools(config: ExperimentConfig, corpus: Path, pools: dict[str, PoolCo
             raise DataError(f"{corpus}: pool '{name}' has no validation tokens")
     for name, share in config.data.shares().items():
         tokens = pools[name].train.tokens
-        if tokens < config.train.seq_length + 1:
+        if tokens < config.train.seq_length + 1:  # labels are the next tokens: one more than a sample
             raise DataError(f"{corpus}: pool '{name}' has {tokens} tokens, less than one sample")
         epochs = share * (config.train.train_tokens or 0) / tokens
         cap = config.data.max_epochs.get(name, math.inf)
         if epochs > cap:
             raise ConfigError(
-                f"data.max_epochs.{name}: the budget asks for {epochs:.2f} epochs, the cap is {cap:g}"
+                f"data.max_epochs.{name}: the budget is {epochs:.2f} epochs, the cap is {cap:g}"
             )
 
 
 def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
-    """Refuse to go on from `checkpoint` with other data, model, budget or optimizer, naming each difference.
-
-    Layout, microbatch size and the intervals may change: the samples and their order stay the same.
-    """
+    """Refuse to resume from `checkpoint` with other data, model, budget or optimizer, naming differences."""
     manifest = load_sealed(checkpoint)
-    # Validated again: a field that came later has its default on both sides, one that is gone counts nowhere.
+    # Through today's fields: one newer than the checkpoint gets its default, a removed one is ignored.
     then = ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
-    old, new = (dict(_fields(config.model_dump(mode="json"))) for config in (then, inputs.config))
+    old, new = (leaves(config.model_dump(mode="json")) for config in (then, inputs.config))
     differences = [
         f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
@@ -141,12 +137,6 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     ]
     if differences:
         raise ConfigError(
-            f"{checkpoint}: cannot go on with a changed experiment ({'; '.join(differences)}); "
+            f"{checkpoint}: cannot resume with a changed experiment ({'; '.join(differences)}); "
             "undo the change or choose another --out"
         )
-
-
-def _fields(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():  # leaves by their full path
-        path = f"{prefix}{name}"
-        yield from _fields(value, f"{path}.") if isinstance(value, dict) else [(path, value)]

@@ -1,14 +1,15 @@
 """The training loop: step, check, log, validate, save or stop; before it, the gate on the first loss.
 
-A conversion or a tokenizer that is subtly wrong trains on without an error; only its first loss tells. A few
-samples tell it: their mean loss has a spread far above the band, but both sides see the same samples.
+A slightly wrong weight conversion or tokenizer raises no error: training just starts from a higher loss. So
+the gate compares the loss of a few samples with transformers' on the same ones: the mean over other samples
+would vary by more than the allowed band.
 """
 
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -20,21 +21,26 @@ from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, Sou
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
-from megatron_mathcpt.train.datasets import Batch, SftDataset, SourceCounter
+from megatron_mathcpt.train.datasets import Batch, Samples, SftDataset, SourceCounter
 from megatron_mathcpt.train.faults import check_replicas
 from megatron_mathcpt.train.metrics import Metrics, profiled
 from megatron_mathcpt.train.process import StopFlag
 from megatron_mathcpt.train.step import StepResult, learning_rate, mean_loss, mean_losses, train_step
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
 logger = get_logger(__name__)
 _SHOWN_SAMPLES = 64
-_ROWS = 1024  # positions whose logits are held at once
-_GARBAGE_COLLECTION_STEPS = 100  # in step on all ranks, so that none waits for another's collector
+_ROWS = 1024  # positions whose logits are computed at a time: all of 8192 x 128,256 in fp32 would be 4 GB
+_GARBAGE_COLLECTION_STEPS = 100
 
 
-def train(state: TrainState, metrics: Metrics, stop: StopFlag, alive: Callable[[], None]) -> bool:
+def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callable[[], None]) -> bool:
     """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
     config, last, stopping = state.config, state.config.train.train_steps, False
+    # Python's collector starts by the objects that a process has allocated, so at another step on each rank,
+    # and all others wait for that rank in their next collective. Below, all ranks collect at the same step.
     gc.disable()
     try:
         while state.step < last and not stopping:
@@ -42,26 +48,34 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, alive: Callable[[
             rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
             with profiled(config.logging, state.layout, state.run_folder, state.step + 1):
                 result = take_step(state, rate)
-            alive()
+            heartbeat()
             metrics.add(state.step, rate, result)
             if is_due(state.step, config.faults.replica_check_interval):
-                gather_parameters(state)
+                gather_parameters(state)  # overlapped gathering leaves stale ones until the next forward
                 check_replicas(unwrap(state.model), state.layout, state.step)
             state.saver.poll()
+            # The signal reaches ranks at different moments: all must leave the loop after the same step, or
+            # those that continue hang in its first collective.
             stopping = state.layout.any_true(stop.requested)
             saving = stopping or state.step == last or is_due(state.step, config.checkpoint.interval)
             validating = is_validation_step(state)
+            # Flush before validating and saving: the window's tokens/s must not include their time, and a run
+            # resumed from this checkpoint will not write the rows up to it again.
             if saving or validating or is_due(state.step, config.logging.interval):
                 metrics.flush()
             if validating:
                 losses = mean_losses(state, state.validation.values())
                 state.losses = dict(zip(state.validation, losses, strict=True))
                 metrics.write_validation(state.step, state.losses)
-            if saving:
-                save(state, beside=config.checkpoint.async_save and not stopping and state.step < last)
+            if saving:  # after validation, whose losses belong in the checkpoint
+                # No step follows the last save, so its writing would overlap with nothing: the process would
+                # copy the state into host memory and then wait all the same, after a signal with Slurm's kill
+                # pending.
+                is_last_save = stopping or state.step == last
+                save(state, async_save=config.checkpoint.async_save and not is_last_save)
             if saving or validating:
-                metrics.restart_clock()
-                alive()
+                metrics.restart_clock()  # the next window's tokens/s is training's alone
+                heartbeat()
             if is_due(state.step, _GARBAGE_COLLECTION_STEPS):
                 gc.collect()
     finally:
@@ -70,11 +84,12 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, alive: Callable[[
 
 
 def take_step(state: TrainState, rate: float) -> StepResult:
-    """Train one step and count it; a fault is told with the samples that the step saw."""
+    """Train one step and count it; name the step's samples if it fails or is skipped."""
     try:
         result = train_step(state, state.consumed_samples, rate)
     except TrainingDiverged as error:
         raise TrainingDiverged(f"{error} ({describe_samples(state, state.step + 1)})") from error
+    # A skipped step counts too: the position in the data and the learning rate are computed from the step.
     state.step += 1
     if result.skipped is not None and state.layout.is_writer:
         samples = describe_samples(state, state.step)
@@ -83,18 +98,16 @@ def take_step(state: TrainState, rate: float) -> StepResult:
 
 
 def is_validation_step(state: TrainState) -> bool:
-    """Whether the validation sets are due after this step."""
     due = is_due(state.step, state.config.validation.interval)
     return bool(state.validation) and (due or state.step == state.config.train.train_steps)
 
 
 def is_due(step: int, interval: int | None) -> bool:
-    """Whether something done every `interval` steps is due after this one; None is never."""
     return interval is not None and step % interval == 0
 
 
 def describe_samples(state: TrainState, step: int) -> str:
-    """The samples that `step` sees, and where they come from; `mathcpt trace step` says more."""
+    """The samples of `step` and their pools; `mathcpt trace step` finds their documents."""
     size, dataset = state.config.train.global_batch_size, state.dataset
     samples = range((step - 1) * size, step * size)
     if isinstance(dataset, SftDataset):
@@ -105,18 +118,18 @@ def describe_samples(state: TrainState, step: int) -> str:
     return f"samples {samples[0]} to {samples[-1]}: {shown}"
 
 
-def save(state: TrainState, *, beside: bool) -> None:
-    """Save a checkpoint of this step, written before the training goes on or beside it."""
-    run = progress(state).model_dump(exclude_unset=True)
-    counts = CheckpointCounts(**run, eos_id=state.inputs.eos_id, guard=state.guard.state())
-    if is_validation_step(state):
+def save(state: TrainState, *, async_save: bool) -> None:
+    """Save a checkpoint of this step, now or in the background of the next steps."""
+    run, guard = progress(state).model_dump(exclude_unset=True), state.guard.state().model_dump(mode="json")
+    counts = CheckpointCounts(**run, eos_id=state.inputs.eos_id, guard=guard)
+    if is_validation_step(state):  # else `losses` are an older step's
         counts = counts.model_copy(update={"validation": state.losses})
     gather_parameters(state)
-    state.saver.save(unwrap(state.model), state.optimizer, counts, beside=beside)
+    state.saver.save(unwrap(state.model), state.optimizer, counts, async_save=async_save)
 
 
 def progress(state: TrainState) -> RunCounts:
-    """How far the run is, and of each pool, or the SFT data, tokens that the budget asks for and seen."""
+    """How far the run is: steps, samples, and of each pool (or "sft") tokens budgeted and seen."""
     budget, data = state.config.train.train_tokens, state.config.data
     assert budget is not None
     seen = SourceCounter(state.dataset, state.config).up_to(state.step)
@@ -133,56 +146,50 @@ def progress(state: TrainState) -> RunCounts:
     )
 
 
-def check_initial_loss(state: TrainState, alive: Callable[[], None]) -> None:
-    """Compare the loss on the first samples with what `init.initial_loss` says; all ranks call it.
-
-    `alive` is called after each sample. Raises `CheckpointError` if the loss lies outside the band. A resumed
-    run has passed the gate before.
-    """
+def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None:
+    """Compare the loss of the first samples with `init.initial_loss`; `CheckpointError` outside the band."""
     init = state.config.init
-    if init.initial_loss is None or state.step:
+    if init.initial_loss is None or state.step:  # a resumed run passed the gate at its start
         return
+    # A few samples, not a global batch: the reference runs on one rank while all others wait.
     samples = Subset(state.dataset, range(min(init.initial_loss_samples, len(state.dataset))))
     (loss,) = mean_losses(state, [samples])
-    alive()
+    heartbeat()
     expected, source = init.initial_loss, "init.initial_loss"
     if expected == "transformers":
         assert init.hf is not None
-        expected, source = transformers_loss(init.hf, samples, state.layout, alive), "transformers"
-    if not abs(loss - expected) <= init.initial_loss_band:
+        expected, source = transformers_loss(init.hf, samples, state.layout, heartbeat), "transformers"
+    if not abs(loss - expected) <= init.initial_loss_band:  # so that NaN fails too
         raise CheckpointError(
             f"initial loss {loss:.4f} is not within {init.initial_loss_band:g} of {expected:.4f} ({source}); "
             "starting weights, tokenizer or data do not fit"
         )
     if state.layout.is_writer:
         size = len(samples)
-        logger.info("initial loss of %d samples %.4f, expected %.4f by %s", size, loss, expected, source)
+        logger.info("initial loss of %d samples: %.4f, expected %.4f (%s)", size, loss, expected, source)
 
 
-def transformers_loss(folder: Path, samples: Any, layout: Layout, alive: Callable[[], None]) -> float:
+def transformers_loss(folder: Path, samples: Samples, layout: Layout, heartbeat: Callable[[], None]) -> float:
     """Loss per token of the Hugging Face weights on `samples`, computed by rank 0; all ranks call it."""
     reference = _reference(folder, layout.device) if layout.is_writer else None
     total = torch.zeros(2, dtype=torch.float64)
     for index in range(len(samples)):
         sums = torch.zeros(2, dtype=torch.float64, device=layout.device)
         if reference is not None:
-            sums = _reference_sums(reference, Batch.of([samples[index]]).to(layout.device))
+            sums = _reference_sums(reference, Batch.collate([samples[index]]).to(layout.device))
         dist.broadcast(sums, src=0)
-        total += sums.cpu()  # waits, so that every rank is alive for as long as rank 0 computes
-        alive()
+        total += sums.cpu()  # a sync, so that each rank's heartbeat means that rank 0 has finished the sample
+        heartbeat()
     return mean_loss(total.tolist())
 
 
-def _reference(folder: Path, device: torch.device) -> Any:
-    """transformers' Llama in fp32 on `device`, its weights in host memory, brought over layer by layer.
-
-    Beside the run's own model the device holds one layer in fp32, its activations of one sample and the
-    logits of some positions: some 5 GB for Llama-3-8B at 8192 tokens, less than a training step takes later.
-    The host holds the folder's weights once.
-    """
+def _reference(folder: Path, device: torch.device) -> "LlamaForCausalLM":
+    """Load transformers' Llama into host memory; a layer is on `device`, in fp32, for its forward only."""
+    # The run's own model is on it too. One fp32 layer, the activations of one sample and the logits of some
+    # positions are 5 GB for Llama-3-8B at 8192 tokens, less than a later training step.
     from transformers import LlamaForCausalLM
 
-    model: Any = LlamaForCausalLM.from_pretrained(
+    model = LlamaForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype="auto", attn_implementation="sdpa"
     ).eval()
     model.model.rotary_emb.to(device)
@@ -192,10 +199,10 @@ def _reference(folder: Path, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def _reference_sums(model: Any, batch: Batch) -> torch.Tensor:
-    """[loss sum, tokens] of a batch of one sample in float64; attention stays within its documents."""
-    # Always a mask, True where attention goes: without one, grouped queries in fp32 may end in a kernel
-    # that holds all scores.
+def _reference_sums(model: "LlamaForCausalLM", batch: Batch) -> torch.Tensor:
+    """[loss sum, tokens] of a one-sample batch in float64; attention stays within its documents."""
+    # Always pass a mask (True where attention is allowed): with grouped queries in fp32 and none, PyTorch may
+    # choose a kernel that materialises all attention scores.
     length, device = batch.tokens.shape[1], batch.tokens.device
     causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
     mask = causal if batch.mask is None else ~batch.mask
@@ -209,10 +216,10 @@ def _reference_sums(model: Any, batch: Batch) -> torch.Tensor:
 
 @contextmanager
 def _in_fp32(part: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """`part` with its parameters in fp32 on `device`, and as before afterwards; it decorates a call too."""
-    held = {parameter: parameter.data for parameter in part.parameters()}
-    for parameter, weights in held.items():
+    """Have `part`'s parameters in fp32 on `device` inside the context; also used as a decorator."""
+    stored = {parameter: parameter.data for parameter in part.parameters()}
+    for parameter, weights in stored.items():
         parameter.data = weights.to(device).float()
     yield
-    for parameter, weights in held.items():
+    for parameter, weights in stored.items():
         parameter.data = weights

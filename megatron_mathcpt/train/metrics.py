@@ -1,6 +1,6 @@
 """Rows of `metrics.jsonl` and the progress line: one reduction and one device sync per log interval.
 
-And a trace of one step's time, and of its GPU memory, by setting.
+`profiled` records a trace or a memory snapshot of one step, if the config names it.
 """
 
 import json
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,24 +22,24 @@ from megatron_mathcpt.log import clock, get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.machine import load_hardware
 from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
-from megatron_mathcpt.train.datasets import SourceCounter
+from megatron_mathcpt.train.datasets import SourceCounter, TrainDataset
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
-# Fields that differ from run to run. All others are the same bits in a repeated or resumed run: on a CPU, and
-# with `train.deterministic` on a GPU.
+# Fields that differ from run to run. All others are equal to the bit in a repeated or resumed run: always on
+# a CPU, and on a GPU with `train.deterministic`.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
 logger = get_logger(__name__)
 
 
 class Metrics:
-    """Collects steps and writes one row each when a window closes; rank 0 writes, all ranks reduce.
+    """Collects steps and writes one row each when the window is flushed; all ranks reduce, rank 0 writes.
 
     TFLOP/s are per process in the causal convention (planner/shapes.py: half of the score matrix, no
     recomputation); MFU is their share of the dense bf16 peak of `logging.hardware`.
     """
 
     def __init__(
-        self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int, dataset: Any
+        self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int, dataset: TrainDataset
     ) -> None:
         self._config, self._device = config, layout.device
         self._window: list[tuple[int, float, StepResult]] = []
@@ -52,7 +51,7 @@ class Metrics:
             if config.logging.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # Hide what was written after `step`: rows after a checkpoint come again.
+                # Discard what was written after `step`: a resumed run writes those rows again.
                 self._board = SummaryWriter(str(run_folder / ".tensorboard"), purge_step=step + 1)
             if config.logging.wandb_project is not None:
                 try:
@@ -61,7 +60,7 @@ class Metrics:
                     raise ConfigError(
                         "logging.wandb_project: wandb is not installed; it is the extra 'wandb'"
                     ) from error
-                # Named like ours; a resumed run goes on in it. Keys come from the environment.
+                # A resumed run must continue its old W&B run, so the id is derived from name and folder.
                 self._wandb = wandb.init(
                     project=config.logging.wandb_project,
                     name=config.name,
@@ -72,66 +71,64 @@ class Metrics:
                 )
         assert config.model is not None
         flops = flops_per_token(from_llama(config.name, config.model), config.train.seq_length).causal
-        self._tera_per_token = flops / 1e12 / dist.get_world_size()
+        self._teraflops_per_token = flops / 1e12 / dist.get_world_size()
         hardware = config.logging.hardware
         self._peak_tflops = None if hardware is None else load_hardware(hardware).bf16_tflops
-        self._begun = self._window_begun = time.monotonic()
+        self._started = self._window_started = time.monotonic()
         self._first_step = step
 
     def add(self, step: int, learning_rate: float, result: StepResult) -> None:
-        """Note a step; nothing is reduced yet."""
         self._window.append((step, learning_rate, result))
 
     def flush(self) -> None:
-        """Reduce the window's losses over all processes, write its rows, show progress."""
+        """Reduce the window's losses over all processes, write its rows, log progress."""
         if not self._window:
             return
         sums = torch.stack([result.losses for _, _, result in self._window])
         dist.all_reduce(sums)
         now, train = time.monotonic(), self._config.train
-        rate = len(self._window) * train.tokens_per_step / max(now - self._window_begun, 1e-9)
+        rate = len(self._window) * train.tokens_per_step / max(now - self._window_started, 1e-9)
         speed = self._speed(rate)
-        for (step, lr, result), (whole, *parts) in zip(self._window, sums.tolist(), strict=True):
-            loss = mean_loss(whole)
-            row: dict[str, Any] = {
+        for (step, lr, result), (total, *by_source) in zip(self._window, sums.tolist(), strict=True):
+            loss = mean_loss(total)
+            row: dict[str, object] = {
                 "step": step,
                 "consumed_samples": step * train.global_batch_size,
                 "consumed_tokens": step * train.tokens_per_step,
                 "tokens_by_source": self._tokens.up_to(step),
-                "loss": loss if math.isfinite(loss) else None,
+                "loss": loss if math.isfinite(loss) else None,  # JSON has no NaN
                 "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
             }
             if result.skipped is not None:
                 row["skipped"] = result.skipped
-            if parts:  # of each pool that the step saw tokens of
-                pools = zip(self._config.data.blend, parts, strict=True)
+            if by_source:  # a pool without tokens in this step has no loss
+                pools = zip(self._config.data.blend, by_source, strict=True)
                 row["loss_by_source"] = {pool: mean_loss(part) for pool, part in pools if part[1]}
             row |= {"learning_rate": lr, "loader_seconds": round(result.loader_seconds, 6)}
             self._write(row | speed)
-        left = (now - self._begun) / (step - self._first_step) * (train.train_steps - step)
-        self._say(f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left")
-        self._window, self._window_begun = [], now
+        left = (now - self._started) / (step - self._first_step) * (train.train_steps - step)
+        self._log(f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left")
+        self._window, self._window_started = [], now
 
     def _speed(self, rate: float) -> dict[str, float]:
-        """What depends on the window's `rate` in tokens per second; the most memory held, GPU or resident."""
-        tflops = rate * self._tera_per_token
+        tflops = rate * self._teraflops_per_token
         speed = {"tokens_per_second": round(rate, 1), "tflops_per_process": float(f"{tflops:.4g}")}
         if self._peak_tflops is not None:
             speed["mfu"] = float(f"{tflops / self._peak_tflops:.4g}")
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if self._device.type == "cuda":
-            held = torch.cuda.max_memory_allocated(self._device) / 2**30
-        return speed | {"memory_gib": round(held, 3)}
+            peak = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return speed | {"memory_gib": round(peak, 3)}
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
         tokens = step * self._config.train.tokens_per_step
         self._write({"step": step, "consumed_tokens": tokens, "validation": losses})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        self._say(f"{step}, validation: {shown}")
+        self._log(f"{step}, validation: {shown}")
 
     def restart_clock(self) -> None:
-        """Leave out of the next rate what was not training: validation and saving."""
-        self._window_begun = time.monotonic()
+        """Exclude validation and saving, which are not training, from the next window's tokens/s."""
+        self._window_started = time.monotonic()
 
     def close(self) -> None:
         if self._file is not None:
@@ -141,7 +138,7 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: dict[str, object]) -> None:
         if self._file is not None:
             self._file.write(row)
         values = scalars(row)
@@ -151,13 +148,13 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.log(values, step=row["step"])
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self._file is not None:
             logger.info("%s step %s", self._config.name, text)
 
 
-def scalars(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a row by name, those of a pool or set as `name/pool`; the step is the axis."""
+def scalars(row: dict[str, object]) -> dict[str, float]:
+    """The numbers of a row by name, those by pool or validation set as `name/pool`, without the step."""
     found: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, dict):
@@ -168,13 +165,12 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 
 def last_validation(run_folder: Path) -> dict[str, float]:
-    """Losses of the newest validation row; empty if there is none."""
     rows = reversed(read_metrics(run_folder / METRICS))
     return next((row.validation for row in rows if row.validation), {})
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Keep the rows up to `step`, each once: what came after the checkpoint will be written again."""
+    """Drop the rows of steps after the checkpoint, which the resumed run writes again."""
     if path.is_file():
         rows = [row for row in read_json_lines(path) if row["step"] <= step]
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
@@ -182,10 +178,7 @@ def drop_rows_after(path: Path, step: int) -> None:
 
 @contextmanager
 def profiled(settings: LoggingSection, layout: Layout, run_folder: Path, step: int) -> Iterator[None]:
-    """Record step `step` if the settings name it; rank 0 writes `step_N.trace.json` and `step_N.memory`.
-
-    The trace opens in Perfetto or chrome://tracing. Raises `ConfigError` for a memory snapshot without a GPU.
-    """
+    """Record `step` if the settings name it: a trace (for Perfetto), a memory snapshot, or both."""
     traced, recorded = step == settings.profile_step, step == settings.memory_snapshot_step
     if recorded and layout.device.type != "cuda":
         raise ConfigError("logging.memory_snapshot_step: only a GPU has an allocator to record")

@@ -1,7 +1,7 @@
-"""A run's processes: started, stopped, watched, kept apart, told to be deterministic; no torch at import.
+"""A run's processes: launch, stop signals, folder lock, watchdog, determinism; no torch at import.
 
-torchrun loses the workers' exit status and, on SIGUSR1, the workers: `--processes N` starts them here
-instead. Under torchrun or srun the process is a worker already.
+`--processes N` launches the workers without torchrun, which always exits with status 1 and dies of SIGUSR1,
+leaving its workers behind. Under torchrun or srun the process is a worker already.
 """
 
 import ctypes
@@ -23,26 +23,26 @@ from pathlib import Path
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.log import get_logger
 
-# What torchrun calls by the names on the left; the launch script sets MASTER_ADDR and MASTER_PORT.
+# torchrun's names and Slurm's; the launch script sets MASTER_ADDR and MASTER_PORT.
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-_LAUNCHER = "MATHCPT_LAUNCHER"  # the process that started this worker
+_LAUNCHER = "MATHCPT_LAUNCHER"  # PID of the process that started this worker
 _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _LAUNCHER)  # of a worker
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # schedulers and launchers use either
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # preemption sends the first, `sbatch --signal` the second
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
-_GPU_THREADS = 8  # at most, for a process that has a GPU
+_GPU_THREADS = 8  # at most, of a process with a GPU
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 10.0  # for the others after one worker failed: they may still print why
-_LOCK_SECONDS = 5.0  # for the workers of a killed job, which the kernel is about to end
-_EVALUATION_SECONDS = 60.0  # to hand the work on
+_GRACE_SECONDS = 10.0  # after one worker failed, for the others to print their errors
+_LOCK_SECONDS = 5.0  # for the kernel to end the workers of a killed job
+_SUBMIT_SECONDS = 60.0  # for a command that only submits, as sbatch
 STACKS = ".stacks"
-# For `train.deterministic`; kept as they are where they are set. Left to themselves, sums of cuBLAS and NCCL
-# may depend on timing. torch asks for the first, Megatron-LM for the second (megatron/training/arguments.py).
+# For `train.deterministic`, unless set: by default the order of cuBLAS's and NCCL's sums depends on timing.
+# torch demands the first, Megatron-LM the second (megatron/training/arguments.py).
 _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS"}
 logger = get_logger(__name__)
 
 
 def joined_world(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Rank and sizes if a launcher started this process (torchrun, srun with MASTER_ADDR), else None."""
+    """Rank and sizes if torchrun, or srun with MASTER_ADDR, started this process; else None."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return {}
     if "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
@@ -51,31 +51,23 @@ def joined_world(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def local_world(rank: int, size: int, port: int) -> dict[str, str]:
-    """Environment of local worker `rank` of `size`; what the caller's own environment says of it stands.
-
-    Workers are told to expect a GPU (device.py) if MATHCPT_DEVICE says so, or else if a driver is loaded.
-    """
+    """Environment of local worker `rank` of `size`; what the caller's environment already sets wins."""
+    # Workers expect a GPU (device.py) if MATHCPT_DEVICE is set so, or is unset and a driver is loaded.
     world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    wishes = {"OMP_NUM_THREADS": "1"}
+    defaults = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
     if os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda":
-        wishes = {
-            "MATHCPT_DEVICE": "cuda",
-            # Megatron-Core orders tensor-parallel communication by it.
-            "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-            "OMP_NUM_THREADS": str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size))),
-        }
-    return world | {name: os.environ.get(name, wish) for name, wish in wishes.items()}
+        defaults["OMP_NUM_THREADS"] = str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size)))
+        # Megatron-Core orders tensor-parallel communication by the second.
+        defaults |= {"MATHCPT_DEVICE": "cuda", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    return world | {name: os.environ.get(name, default) for name, default in defaults.items()}
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on.
-
-    It lies below the range from which Linux numbers outgoing connections (32768 on), so that no connection
-    takes it before the process it is meant for listens.
-    """
+    """A TCP port of this machine that nobody listens on."""
     while True:
+        # Below Linux's ports for outgoing connections (32768 on), one of which could take it before use.
         port = random.SystemRandom().randint(15_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -83,21 +75,21 @@ def free_port() -> int:
 
 
 def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
-    """Run `python -m module arguments` as `processes` local workers; the first failing exit status, or 0.
+    """Run `python -m module arguments` as local workers; return the first failing exit status, or 0.
 
-    Stop signals are passed on. When a worker fails, the others get a short grace and are killed; when
-    this process is killed, the workers end too (`die_with_parent`).
+    Stop signals are forwarded. When a worker fails, the others, which would wait for it in a collective, are
+    killed after a grace period; when this process is killed, so are they (`die_with_parent`).
     """
     command, port = [sys.executable, "-m", module, *arguments], free_port()
     worlds = [local_world(rank, processes, port) | {_LAUNCHER: str(os.getpid())} for rank in range(processes)]
     workers = [subprocess.Popen(command, env=os.environ | world) for world in worlds]
 
-    def pass_on(number: int, _: object) -> None:
+    def forward(number: int, _: object) -> None:
         for worker in workers:
             worker.send_signal(number)
 
     for number in STOP_SIGNALS:
-        signal.signal(number, pass_on)
+        signal.signal(number, forward)
     deadline = math.inf
     try:
         while True:
@@ -114,18 +106,18 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this worker when its launcher dies, so none is left behind (prctl(2))."""
+    """Have the kernel kill this worker when its launcher dies (prctl(2))."""
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None or sys.platform != "linux":
         return
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(launcher):
+    if os.getppid() != int(launcher):  # it died before the call above
         sys.exit(128 + signal.SIGKILL)
 
 
 class StopFlag:
-    """Takes over this process' stop signals; `requested` once one came: stop at the next step boundary."""
+    """Catches the stop signals; the loop reads `requested` after each step."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -138,11 +130,9 @@ class StopFlag:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold `.lock` of a run folder, for one job at a time; the kernel frees it when the process dies.
-
-    Raises `ConfigError` naming host, process and Slurm job of the holder. On file systems without flock
-    across nodes it guards against jobs of the same node only.
-    """
+    """Lock a run folder for one job; raises `ConfigError` naming host, process and Slurm job of its owner."""
+    # The kernel releases a flock when its process dies, so no lock is ever stale. On file systems without
+    # flock across nodes it excludes jobs of the same node only.
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -167,47 +157,42 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def watchdog(run_folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
-    """Yields `alive`: `seconds` after its last call this process ends with status 1, for a job to restart.
-
-    The stacks of all its threads go to `.stacks/rank_N.txt` of the run folder. faulthandler's own thread
-    needs no interpreter lock: it works while Python waits in a collective. A process that is stopped from
-    outside cannot speak; the others, waiting for it, do, and their end ends the job.
-    """
+    """Dump all stacks and exit if the yielded function is not called for `seconds`, so Slurm can requeue."""
+    # A process stopped by SIGSTOP cannot; the others, waiting for it, do, and their exit ends the job.
     path = run_folder / STACKS / f"rank_{int(os.environ['RANK']):05d}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        alive = partial(faulthandler.dump_traceback_later, seconds, exit=True, file=file)
-        alive()
+        # faulthandler's C thread needs no interpreter lock: it fires while Python waits in a collective.
+        heartbeat = partial(faulthandler.dump_traceback_later, seconds, exit=True, file=file)
+        heartbeat()
         try:
-            yield alive
+            yield heartbeat
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
 def set_deterministic(wanted: bool) -> None:
-    """Have this process compute deterministically, or not; call before its first use of Megatron-Core.
-
-    Megatron-Core's own switch follows torch's (model/settings.py); the fused loss, which Megatron-LM calls
-    not deterministic, is refused with it (config/cross_checks.py). CPUs need none.
-    """
+    """Make this process compute deterministically, or not; call before its first use of Megatron-Core."""
+    # Megatron-Core's own switch follows torch's (model/settings.py). The fused loss, which Megatron-LM calls
+    # non-deterministic, is refused (config/cross_checks.py).
     import torch
 
     torch.use_deterministic_algorithms(wanted)
     if wanted:
-        # Filling fresh memory is for finding errors; FP8 weights would be quantised from it.
+        # A debugging aid that fills new memory with NaN, which FP8 weights would be quantised from.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # attention's backward adds as its blocks end
+        # Else attention's backward adds blocks in the order in which they finish.
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
         for name, value in _DETERMINISTIC.items():
             os.environ.setdefault(name, value)
 
 
 def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
-    """Run `command CHECKPOINT`, which hands the work on (as sbatch does); that it fails is only logged."""
+    """Run `command CHECKPOINT`, which submits the evaluation (as sbatch does); its failure is only logged."""
     arguments = [*command, str(checkpoint.resolve())]
-    outside = {name: value for name, value in os.environ.items() if name not in _WORLD}
+    # Without the worker's rank, which a torch program would take for its own and wait for its peers.
+    env = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
-        subprocess.run(
-            arguments, env=outside, stdin=subprocess.DEVNULL, check=True, timeout=_EVALUATION_SECONDS
-        )
+        subprocess.run(arguments, env=env, stdin=subprocess.DEVNULL, check=True, timeout=_SUBMIT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("%s: its evaluation was not started (%s)", checkpoint, error)

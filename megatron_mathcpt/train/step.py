@@ -1,41 +1,44 @@
-"""One optimizer step, and one pass without gradients: Megatron-Core's schedules over our microbatches."""
+"""One optimizer step, and one forward-only pass: Megatron-Core's schedules over our microbatches.
+
+Losses stay [loss sum, tokens] pairs until they are reported: a mean of microbatch means would weight tokens
+unequally, and change with the layout.
+"""
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
 from megatron_mathcpt.model.llama import has_transformer_engine
 from megatron_mathcpt.train.components import TrainState, one_or_all
-from megatron_mathcpt.train.datasets import Batch, microbatches
+from megatron_mathcpt.train.datasets import Batch, Samples, microbatches
+
+# What Megatron-Core's schedule takes from a loss function: loss sum, int32 token count, report.
+Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one step: [loss sum, tokens] of this process in float64, and the gradient norm of all.
+    """Outcome of one step."""
 
-    Further rows of `losses` have the same two of each pool, if that was asked for. `loader_seconds` is how
-    long this process waited for its samples; `skipped` why the step was not applied.
-    """
-
-    losses: torch.Tensor
-    grad_norm: float
-    loader_seconds: float
-    skipped: str | None = None
+    losses: torch.Tensor  # [loss sum, tokens] of this process in float64, then such a row per pool
+    grad_norm: float  # the same on all processes
+    loader_seconds: float  # how long this process waited for its samples
+    skipped: str | None = None  # why the step was not applied
 
 
 def forward_step(
-    batches: Iterator[Batch], model: Any, *, sources: int, waited: list[float]
-) -> tuple[torch.Tensor, Any]:
-    """Run one microbatch; Megatron-Core calls the returned loss function on the last stage."""
+    batches: Iterator[Batch], model: DistributedDataParallel, *, sources: int, waited: list[float]
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], Loss]]:
+    """Run one microbatch; Megatron-Core calls the returned loss function on the last pipeline stage."""
     begun = time.perf_counter()
     batch = next(batches)
     waited.append(time.perf_counter() - begun)
@@ -45,13 +48,8 @@ def forward_step(
     return output, partial(masked_loss, batch, sources)
 
 
-def masked_loss(
-    batch: Batch, sources: int, losses: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum of the losses under the mask, their number, and both for the report; no mean of means.
-
-    The report has a row [sum, number] of the batch, and then one of each of the `sources` pools.
-    """
+def masked_loss(batch: Batch, sources: int, losses: torch.Tensor) -> Loss:
+    """Sum the losses under the mask; the report has a [sum, tokens] row of the batch, then one per pool."""
     masked = losses.float() * batch.loss_mask
     total, count = masked.sum(), batch.loss_mask.sum()
     report = torch.stack([total.detach().double(), count.double()])[None]
@@ -60,6 +58,10 @@ def masked_loss(
         both = torch.stack([masked.detach(), batch.loss_mask], dim=-1).double().flatten(0, 1)
         by_source = torch.zeros(sources, 2, dtype=torch.float64, device=losses.device)
         report = torch.cat([report, by_source.index_add(0, batch.sources.flatten(), both)])
+    # No division here. Backward runs on the sum; with `calculate_per_token_loss` (model/settings.py)
+    # finalize_model_grads adds up the counts of all data- and context-parallel ranks and divides the
+    # gradients once, so a context-parallel rank just sums its part of each sequence. A pair (loss, report)
+    # would be taken for a local mean and multiplied by the context-parallel size (schedules.py).
     return total, count.int(), report
 
 
@@ -68,94 +70,98 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
     for chunk in state.model:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    size, waited = state.config.train.global_batch_size, list[float]()
-    losses = run_schedule(state, state.dataset, consumed_samples, size, waited)
+    batch = range(consumed_samples, consumed_samples + state.config.train.global_batch_size)
+    losses, waited = run_schedule(state, state.dataset, batch, forward_only=False)
+    # The guard must see the same numbers on every rank: one that skipped a step alone would differ from its
+    # replicas for good. A NaN of one faulty device may be on its rank only, so take the largest norm.
     norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
+    # The loss costs one more reduction and device sync a step: only with spike detection.
     mean = reduce_losses([losses[0]])[0] if state.config.faults.spike_sigma else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
     if skipped is None:
-        state.saver.wait_for_copy()
+        state.saver.wait_for_copy()  # forward and backward leave the weights alone, the update does not
         state.optimizer.step_with_ready_grads()
-    return StepResult(losses, norm, sum(waited), skipped)
+    return StepResult(losses, norm, waited, skipped)
 
 
 def prepare_gradients(
     optimizer: MegatronOptimizer, settings: OptimizerSection, learning_rate: float
 ) -> float:
-    """Set rate and decay, clip; the norm before clipping, of the gradients this process can see."""
+    """Set learning rate and weight decay and clip; return this process's norm from before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+    # `optimizer.step()` in its parts, since the guard decides between clipping and the update.
     overflow = optimizer.prepare_grads()
     norm = optimizer.clip_grad_norm(settings.clip_grad) if settings.clip_grad else optimizer.get_grad_norm()
     return math.nan if overflow else float(norm)
 
 
 def reduce_losses(losses: list[torch.Tensor]) -> list[float]:
-    """Mean loss per token of each [loss sum, tokens] pair, summed over all processes at once."""
+    """Mean loss per token of each [loss sum, tokens] pair of all processes, in one reduction."""
     sums = torch.stack(losses)
     dist.all_reduce(sums)
     return [mean_loss(pair) for pair in sums.tolist()]
 
 
 def mean_loss(pair: list[float]) -> float:
-    """Loss per token of a [loss sum, tokens] pair; 0 without tokens."""
     total, tokens = pair
     return total / max(tokens, 1.0)
 
 
-def mean_losses(state: TrainState, datasets: Iterable[Any]) -> list[float]:
-    """Mean loss per token of each dataset, the same number in every layout; nothing is changed."""
+def mean_losses(state: TrainState, datasets: Iterable[Samples]) -> list[float]:
+    """Evaluate the mean loss per token of each dataset; the layout does not change the result."""
     with torch.no_grad():
         for chunk in state.model:
             chunk.eval()
-        losses = [run_schedule(state, dataset, 0, len(dataset))[0] for dataset in datasets]
+        passes = [run_schedule(state, data, range(len(data)), forward_only=True) for data in datasets]
         for chunk in state.model:
             chunk.train()
-    return reduce_losses(losses)
+    return reduce_losses([losses[0] for losses, _ in passes])
 
 
 def run_schedule(
-    state: TrainState, dataset: Any, first: int, samples: int, waited: list[float] | None = None
-) -> torch.Tensor:
-    """Run the pipeline schedule over `samples` samples from `first`; [loss sum, tokens] of this process.
-
-    In training a row of the same two of each pool follows, if the config asks for them, and `waited` gets the
-    seconds that each microbatch was waited for; None runs forward only.
-    """
+    state: TrainState, dataset: Samples, samples: range, *, forward_only: bool
+) -> tuple[torch.Tensor, float]:
+    """Run the pipeline schedule; return this process's losses, as in `StepResult`, and seconds of waiting."""
     layout, sizes, config = state.layout, state.layout.sizes, state.config
-    size, training = config.train.micro_batch_size, waited is not None
+    size = config.train.micro_batch_size
     stride = size * layout.data_size
-    count = -(-samples // stride)
-    if sizes.virtual_pipeline_model_parallel_size:  # its schedule wants whole rounds
+    count = -(-len(samples) // stride)
+    if sizes.virtual_pipeline_model_parallel_size:
+        # The interleaved schedule takes microbatches in rounds of one per pipeline stage.
         count = -(-count // sizes.pipeline_model_parallel_size) * sizes.pipeline_model_parallel_size
-    wanted = range(first, first + count * stride)
+    rounded = range(samples.start, samples.start + count * stride)
     fused = config.data.document_attention and has_transformer_engine()
-    sources = len(config.data.blend) if training and config.logging.loss_by_source else 0
-    iterators = [microbatches(dataset, wanted, size, layout, fused=fused) for _ in state.model]
+    # Validation sets and the gate's samples have one loss each, and no pool number for every token.
+    sources = 0 if forward_only or not config.logging.loss_by_source else len(config.data.blend)
+    waited: list[float] = []
+    # One iterator a chunk: the interleaved schedule runs all microbatches through each, in turns.
+    iterators = [microbatches(dataset, rounded, size, layout, fused=fused) for _ in state.model]
     reports = get_forward_backward_func()(
-        forward_step_func=partial(forward_step, sources=sources, waited=[] if waited is None else waited),
+        forward_step_func=partial(forward_step, sources=sources, waited=waited),
         data_iterator=one_or_all(iterators),
         model=state.model,
         num_microbatches=count,
         seq_length=config.train.seq_length,
         micro_batch_size=size,
-        forward_only=not training,
+        forward_only=forward_only,
     )
-    if not layout.reports_loss:
-        return torch.zeros(1 + sources, 2, dtype=torch.float64, device=layout.device)
-    return torch.stack(reports).sum(dim=0)
+    if layout.reports_loss:
+        return torch.stack(reports).sum(dim=0), sum(waited)
+    # Zeros, not nothing: the sum over all processes needs the same shape from each.
+    return torch.zeros(1 + sources, 2, dtype=torch.float64, device=layout.device), sum(waited)
 
 
 def learning_rate(
     schedule: ScheduleSection, optimizer: OptimizerSection, consumed_samples: int, train_samples: int
 ) -> float:
-    """Learning rate of the step that brings the count to `consumed_samples` of `train_samples`.
+    """Learning rate of the step after which `consumed_samples` of `train_samples` have been seen.
 
-    Linear warm-up from 0 over `lr_warmup_fraction`, then constant, or down to `min_lr` at the end: in a
-    straight line, along half a cosine, or (wsd) constant first and a straight line over the last
-    `lr_wsd_decay_fraction` (arXiv 2404.06395).
+    Linear warm-up from 0, then constant, or decay to `min_lr` at the end: linear, cosine, or (wsd) constant
+    and then linear over the last `lr_wsd_decay_fraction` (arXiv 2404.06395).
     """
+    # Not Megatron-Core's OptimizerParamScheduler: it has state to save, and this is a function of the step.
     progress, warmup = min(1.0, consumed_samples / train_samples), schedule.lr_warmup_fraction
     if progress < warmup:
         return optimizer.lr * progress / warmup

@@ -4,7 +4,7 @@
 
 A random Llama in bf16, 3 GB with 27 layers. Each way, and reading and writing the file by safetensors (whole
 in memory, synced), runs in a process of its own, by turns. Wall and CPU seconds are those of the work without
-the imports; peak memory is all that the process held. What comes back is compared bit for bit.
+the imports; peak memory is all of the process's. What comes back is compared bit for bit.
 Bars: each way >= 0.6 of safetensors' speed, peak <= 3 x the largest tensor + 0.5 GB.
 """
 

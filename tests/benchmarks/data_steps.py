@@ -1,4 +1,4 @@
-"""CPU rates of the steps of a corpus build, and of writing an index beside Megatron-Core's own writer.
+"""CPU rates of the steps of a corpus build, and of writing an index, against Megatron-Core's own writer.
 
     python tests/benchmarks/data_steps.py CORPORA BENCHMARKS     (JSON lines, as in the README's two folders)
     python tests/benchmarks/data_steps.py CORPORA --planted 3000           recall of near-duplicate removal
@@ -7,7 +7,7 @@ MB are 10^6 bytes of text; seconds are CPU time of this process; a rate is the m
 which the steps take turns.
 
 With `--planted`, copies of documents get a random share of their words replaced. The Jaccard similarity of a
-pair is counted on its sets of word 5-grams; it is found when its copy is dropped. Beside it the recall that
+pair is counted on its sets of word 5-grams; it is found when its copy is dropped. Next to it the recall that
 14 bands of 8 rows have in theory, 1 - (1 - s^8)^14, before signatures are compared.
 """
 

@@ -1,9 +1,9 @@
-"""Greedy decoding, log-likelihoods and sampling of the evaluation's decoder beside transformers.
+"""Greedy decoding, log-likelihoods and sampling of the evaluation's decoder against transformers.
 
     python tests/benchmarks/eval_generation.py                         a GPU: 1B, bf16; a CPU: tiny, fp32
     python tests/benchmarks/eval_generation.py --shape 32,4096,32,8,14336,128256 --batch 64    Llama-3-8B
 
-Both models hold the same random weights; prompts of one batch have different lengths (transformers pads them
+Both models have the same random weights; prompts of one batch have different lengths (transformers pads them
 on the left). First a small fp32 model, whose tokens must all be the same. Wall times are the best of
 `--turns` runs taking turns; CPU time is of all threads: trust it where others share the machine. `--out FILE`
 keeps what is printed as JSON, written as it comes. Needs no lm-eval.
@@ -50,8 +50,8 @@ class Report:
             self._out.write_text(json.dumps(self._found, indent=2) + "\n")
 
 
-class Held:
-    """Source of the weights that a transformers model holds."""
+class TransformersWeights:
+    """Source of the weights of a transformers model."""
 
     def __init__(self, model: Any, shape: LlamaShape) -> None:
         self._state, self._shape = model.state_dict(), shape
@@ -72,7 +72,9 @@ def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, 
     with layout.device:
         # Not `.to(dtype)`, which would round the rotary frequencies too.
         reference = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
-    model = llama_models.build_megatron(shape, layout, Held(reference, shape), params_dtype=dtype)
+    model = llama_models.build_megatron(
+        shape, layout, TransformersWeights(reference, shape), params_dtype=dtype
+    )
     decoder = Decoder(model, shape, layout)
     decoder.graphs = False
     return decoder, reference
@@ -139,7 +141,7 @@ def check_parity(report: Report, decoder: Any, reference: Any, kind: str) -> Non
 
 
 def decode(report: Report, found: dict[str, Cost], expected: Cost) -> None:
-    """Tokens a second of greedy decoding beside `expected`, that of transformers."""
+    """Tokens a second of greedy decoding against `expected`, that of transformers."""
     for name, (wall, cpu, result, _) in found.items():
         speed = {"tokens/s": len(result) * LENGTH / wall, "of transformers": expected.wall / wall}
         speed["of its CPU time"] = cpu / expected.cpu

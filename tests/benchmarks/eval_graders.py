@@ -3,7 +3,7 @@
     python tests/benchmarks/eval_graders.py [BENCHMARKS_DIR]
 
 math-verify is called as the minerva task of lm-eval calls it: boxed gold, prediction in a sentence. Our rules
-saw these pairs while they were written; what they got right before stands in `pairs.tsv`.
+saw these pairs while they were written; what they got right before is in `pairs.tsv`.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Tokens/s, TFLOP/s, MFU and memory of the project's own training step on this machine, beside the planner.
+"""Tokens/s, TFLOP/s, MFU and memory of the project's own training step on this machine, against the planner.
 
     python tests/benchmarks/gpu_training.py           12 layers of Llama-3-8B, bf16 and the FP8 recipes
     python tests/benchmarks/gpu_training.py --rows bf16 bf16,documents bf16,unfused --profile
@@ -96,15 +96,15 @@ def ceilings(shape: ModelShape, tokens: int) -> dict[str, float]:
 
 
 def run(config: ExperimentConfig, layout: Any, row: str, arguments: Namespace) -> dict[str, Any]:
-    """Train a few steps; medians and peak, beside what the planner predicts."""
+    """Train a few steps; medians and peak, against what the planner predicts."""
     assert config.model is not None
     if ON_GPU and not arguments.force:
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=TRANSFORMER_ENGINE)
     built = device_cost(lambda: made_up_run.build(config, layout))
     state = built.result
-    held = gib("memory_allocated") or 0.0
-    say(f"{row} built in {built.wall:.1f} s, {held:.1f} GiB")
+    built_gib = gib("memory_allocated") or 0.0
+    say(f"{row} built in {built.wall:.1f} s, {built_gib:.1f} GiB")
     updates = timed(state.optimizer, "step_with_ready_grads")
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
@@ -173,7 +173,7 @@ def profile(step: Callable[[], object]) -> list[tuple[str, float]]:
         profiler.key_averages(group_by_input_shape=True), key=lambda event: -getattr(event, field)
     )
     kernels = [event for event in events if not event.input_shapes]
-    calls = [event for event in events if event.input_shapes]  # tells which tensors a kernel worked on
+    calls = [event for event in events if event.input_shapes]  # shows which tensors a kernel worked on
     return [
         (f"{event.key[:80]} {event.input_shapes or ''}", getattr(event, field) / 1e3)
         for event in kernels[:24] + calls[:24]
@@ -241,7 +241,7 @@ def parse() -> Namespace:
     rows = ["bf16", *FP8_RECIPES] if TRANSFORMER_ENGINE else ["fp32", "bf16"]
     parser.add_argument("--rows", nargs="+", default=rows, help="precision and changes: bf16,documents")
     parser.add_argument("--profile", action="store_true", help="kernel times of one step more, first row")
-    parser.add_argument("--row-seconds", type=float, help="give a row up after so long, and go on")
+    parser.add_argument("--row-seconds", type=float, help="stop a row after so long, and continue")
     parser.add_argument("--force", action="store_true", help="run what the planner says cannot fit")
     parser.add_argument("--no-ceilings", action="store_true", help="leave the card's ceilings out")
     parser.add_argument("--out", type=Path, help="JSON file for everything measured")
@@ -253,7 +253,7 @@ def parse() -> Namespace:
 def measure(arguments: Namespace, row: str | None) -> dict[str, Any]:
     """One row, or the ceilings, in this process."""
     use_cpu()
-    if arguments.row_seconds:  # a row that will be given up tells where it was
+    if arguments.row_seconds:  # a row that will be stopped shows where it was
         faulthandler.dump_traceback_later(max(arguments.row_seconds - 5, 1), exit=False)
     shape = from_llama("tiny", TINY) if arguments.shape == "tiny" else load_shape(arguments.shape)
     if arguments.layers:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Cost(NamedTuple):
-    """Wall and CPU seconds of work, what it returned, and the most bytes held, where that was asked for."""
+    """Wall and CPU seconds of work, what it returned, and the peak of its bytes, if that was asked for."""
 
     wall: float
     cpu: float
@@ -33,7 +33,7 @@ class Cost(NamedTuple):
 
 
 def resident(field: str = "VmHWM") -> int:
-    """The most bytes that this process has held so far, or (`VmRSS`) holds.
+    """The peak of bytes of this process so far, or (`VmRSS`) its current bytes.
 
     Not getrusage's peak, which begins with that of the process that started this one.
     """

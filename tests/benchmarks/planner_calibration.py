@@ -46,7 +46,7 @@ def errors(rows: Sequence[PublishedTime], machine: Machine) -> Array:
 
 
 def fit(rows: Sequence[PublishedTime]) -> Machine:
-    """The machine of the published runs with constants fitted to the newest of `rows`, held near the priors.
+    """The machine of the published runs with constants fitted to the newest of `rows`, kept near the priors.
 
     Least squares of log(predicted / published), large misfits damped.
     A series of runs that differ in nothing but the number of GPUs weighs as much as a single run.

@@ -101,7 +101,7 @@ class Row(Section):
 class Group(Row):
     """Step times of one edition of a page: (GPUs, global batch, seconds), or tokens/s/GPU as the last.
 
-    A `trial` is a layout that its publisher tried beside the one that it recommends.
+    A `trial` is a layout that its publisher tried next to the one that it recommends.
     """
 
     source: str
@@ -114,7 +114,7 @@ class Group(Row):
 
     @property
     def kept(self) -> tuple[object, ...]:
-        """What all editions of it hold."""
+        """What all editions of it have."""
         return self.shape, self.seq_length, self.precision, self.hardware
 
 
@@ -189,7 +189,7 @@ class _Published(Section):
 
 @dataclass(frozen=True)
 class PublishedTime:
-    """A published step time; `is_newest` unless a later edition holds the same model and precision.
+    """A published step time; `is_newest` unless a later edition has the same model and precision.
 
     `series` is how many runs of its group differ in nothing but the number of GPUs.
     """
@@ -202,7 +202,7 @@ class PublishedTime:
 
     @property
     def is_recipe(self) -> bool:
-        """Whether its publisher recommends the layout, and did not try it beside it."""
+        """Whether its publisher recommends the layout, and did not only try it as an alternative."""
         return not self.group.trial and self.group.num_layers is None
 
     @property

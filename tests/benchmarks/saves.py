@@ -4,11 +4,11 @@
     python tests/benchmarks/saves.py --ranks 2 --layers 24 --hidden 1024      two replicas on a CPU, over gloo
 
 Each row trains six steps three times on made-up tokens, deterministically: without a save; with a save after
-the second and one written beside the steps after the third; and resumed from that one. The table says what a
+the second and one written asynchronously after the third; and resumed from that one. The table says what a
 save takes of time and of GPU and host memory above the training's own, and the largest difference of a loss.
 
 On a CPU saves then take turns with plain writes of each rank's bytes by all ranks at once, after a sync of
-the whole disk, so let nothing else run; memory is the peak of a rank's resident set above what it held. Bars
+the whole disk, so let nothing else run; memory is the peak of a rank's resident set above what it had. Bars
 of two ranks: bytes of a rank within 10 % of half; memory as allowed, 1.3 x the rank's share + 0.3 GB; a save
 >= 0.75 of a plain write's speed.
 """
@@ -55,15 +55,15 @@ def step(state: Any) -> Cost:
     return cost(work)
 
 
-def save(state: Any, *, beside: bool = False) -> float:
-    """Seconds until training may go on."""
+def save(state: Any, *, async_save: bool = False) -> float:
+    """Seconds until training can continue."""
     from megatron_mathcpt.formats.run_folder import CheckpointCounts
     from megatron_mathcpt.train.components import gather_parameters, unwrap
 
     def work() -> None:
         gather_parameters(state)
         counts = CheckpointCounts(step=state.step)
-        state.saver.save(unwrap(state.model), state.optimizer, counts, beside=beside)
+        state.saver.save(unwrap(state.model), state.optimizer, counts, async_save=async_save)
 
     return cost(work).wall
 
@@ -83,39 +83,39 @@ def plain_seconds(path: Path, size: int) -> float:
 
 
 def train_and_save(state: Any) -> tuple[dict[str, Any], list[float]]:
-    """What saves take, blocking and beside the steps, and the losses."""
+    """Seconds of saves, blocking and asynchronous, and the losses."""
     losses = [step(state).result for _ in range(2)]
     found: dict[str, Any] = {"gpu_gib_training": gpu_peak(), "host_gib_before": resident() / 2**30}
     found["save_seconds"] = save(state)
     found |= {"gpu_gib_in_save": gpu_peak(), "host_gib_in_save": resident() / 2**30}
     losses.append(step(state).result)
-    found["async_seconds_before_the_next_step"] = save(state, beside=True)
-    beside = []
+    found["async_seconds_before_the_next_step"] = save(state, async_save=True)
+    steps = []
     for _ in range(STEPS - 3):
-        beside.append(step(state))
+        steps.append(step(state))
         state.saver.poll()
     found["gpu_gib_beside_save"] = gpu_peak()
     found["async_seconds_after_the_last_step"] = cost(state.saver.finish).wall
-    found["step_seconds_beside_a_save"] = [one.wall for one in beside]
-    return found, losses + [one.result for one in beside]
+    found["step_seconds_beside_a_save"] = [one.wall for one in steps]
+    return found, losses + [one.result for one in steps]
 
 
 def take_turns(state: Any, file: Path, share: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of saves and of plain writes of `share` bytes, and bytes that a save took above those held."""
+    """Seconds of saves and of plain writes of `share` bytes, and the bytes of memory that a save took."""
     found: dict[str, list[float]] = {name: [] for name in TURNS}
 
     def settle() -> None:
-        state.saver.finish()  # removes what need not stay, in training beside the steps
+        state.saver.finish()  # removes old checkpoints, in training in the background
         os.sync()
         torch.distributed.barrier()
 
     for _ in range(rounds):
         state.step += 1
         settle()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
-        held = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now the current size
+        before = resident("VmRSS")
         found["saves"].append(save(state))
-        found["bytes_above"].append(resident("VmHWM") - held)
+        found["bytes_above"].append(resident("VmHWM") - before)
         settle()
         found["plain_writes"].append(plain_seconds(file, share))
     return found
@@ -171,12 +171,12 @@ def measure(arguments: Namespace, row: str, folder: Path) -> dict[str, Any]:
 
 
 def line(found: dict[str, Any]) -> str:
-    """What a rank wrote and held, medians of the rounds."""
+    """What a rank wrote and needed, medians of the rounds."""
     share = found["rank_bytes"] / 1e9
     took, plain, above = (statistics.median(found[name]) for name in TURNS)
     return (
         f"{1e3 * share:.1f} MB at {share / took:.2f} GB/s, {plain / took:.2f} of a plain write's, "
-        f"{above / 1e9:.3f} GB above what it held, allowed {1.3 * share + 0.3:.2f}"
+        f"{above / 1e9:.3f} GB above that before, allowed {1.3 * share + 0.3:.2f}"
     )
 
 

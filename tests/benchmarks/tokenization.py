@@ -2,7 +2,7 @@
 
 python tests/benchmarks/tokenization.py TEXT.jsonl TOKENIZER --megatron CHECKOUT [--rounds 3]
 
-TEXT holds `{"text": ...}` lines, TOKENIZER is a Hugging Face folder, CHECKOUT a copy of NVIDIA/Megatron-LM.
+TEXT has `{"text": ...}` lines, TOKENIZER is a Hugging Face folder, CHECKOUT a copy of NVIDIA/Megatron-LM.
 Every run is a process of its own; variants take turns; medians. MB are 10^6 bytes of text. "net" subtracts
 the same command on one document. The slow variants read the first SLOW_MEGABYTES only, so compare rates.
 Memory is the sum of proportional set sizes of a command's processes, its largest sample.
@@ -82,8 +82,8 @@ def main(text: Path, tokenizer: Path, megatron: Path | None = None, rounds: int 
     outs: dict[tuple[str, str], Path] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for part, held in (("whole", lines), ("short", lines[:short]), ("one", lines[:1])):
-            (folder / f"{part}.jsonl").write_bytes(b"".join(held))
+        for part, chosen in (("whole", lines), ("short", lines[:short]), ("one", lines[:1])):
+            (folder / f"{part}.jsonl").write_bytes(b"".join(chosen))
 
         def run(name: str, part: str) -> Cost:
             # a new one: datatrove skips what is done

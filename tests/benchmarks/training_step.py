@@ -11,9 +11,9 @@ loader, forward, backward, clipping, optimizer, metrics; theirs reads slices of 
 With `--layouts` a step of the same global batch is run by one process, and by two, by turns in fresh
 processes; the CPU time of all ranks is summed. Bars: whole loop 1.05, TP2 1.15, DP2 1.10.
 
-With `--documents N` three pools hold 60, 30 and 10 % of them and get 50, 30 and 20 % of a budget of all their
+With `--documents N` three pools have 60, 30 and 10 % of them and get 50, 30 and 20 % of a budget of all their
 tokens. Lengths are drawn around 500; the tokens are a sparse file, for building indices reads none of them.
-Peak memory is all that the process held, mapped index files too. Bar: 4 GB at 10^8 documents.
+Peak memory is all of the process's, mapped index files too. Bar: 4 GB at 10^8 documents.
 """
 
 import statistics
@@ -35,7 +35,7 @@ from megatron_mathcpt.config.shape import LlamaShape, hf_config
 from megatron_mathcpt.cpu import use_cpu
 
 LENGTH, LONG, BATCH = 512, 4096, 4
-HOLDS = {"general": 0.6, "math_corpus": 0.3, "problem_solving": 0.1}
+POOL_SHARES = {"general": 0.6, "math_corpus": 0.3, "problem_solving": 0.1}
 GETS = {"general": 0.5, "math_corpus": 0.3, "problem_solving": 0.2}
 SHAPE = shape_of(6, 384, 6, 3, 1024, VOCABULARY)
 LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, tensor parallel size
@@ -146,8 +146,8 @@ def build_indices(documents: int, folder: Path) -> None:
     from megatron_mathcpt.train.inputs import resolve_inputs
 
     random, cache = np.random.default_rng(0), folder / "cache"
-    holds = {pool: round(share * documents) for pool, share in HOLDS.items()}
-    drawn = ((pool, random.integers(1, 1000, size, dtype=np.int32)) for pool, size in holds.items())
+    sizes = {pool: round(share * documents) for pool, share in POOL_SHARES.items()}
+    drawn = ((pool, random.integers(1, 1000, size, dtype=np.int32)) for pool, size in sizes.items())
     corpus = write_corpus(folder / "corpus", drawn, drawn=False)
     total = sum(path.stat().st_size // 2 for path in corpus.rglob("*.bin"))
     train = {"train_tokens": total, "seq_length": LONG}

@@ -25,13 +25,13 @@ class SmallRun:
 
         return Saver(self.folder, self.layout, folders.Retention(keep), {}, {})
 
-    def save(self, saver: Any, step: int, optimizer: Any = None, *, beside: bool = False) -> None:
-        saver.save([self.model], optimizer, folders.CheckpointCounts(step=step), beside=beside)
+    def save(self, saver: Any, step: int, optimizer: Any = None, *, async_save: bool = False) -> None:
+        saver.save([self.model], optimizer, folders.CheckpointCounts(step=step), async_save=async_save)
 
-    def saved(self, step: int = 1, optimizer: Any = None, *, beside: bool = False) -> Path:
+    def saved(self, step: int = 1, optimizer: Any = None, *, async_save: bool = False) -> Path:
         """Save a checkpoint of `step` and return its folder."""
         with self.saver() as saver:
-            self.save(saver, step, optimizer, beside=beside)
+            self.save(saver, step, optimizer, async_save=async_save)
         return folders.checkpoint_path(self.folder, step)
 
     def steps(self) -> list[int]:

@@ -58,7 +58,7 @@ def test_again_does_nothing_and_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Query and key swapped on the way in: every size fits, only the logits tell."""
+    """Query and key swapped on the way in: every size fits, only the logits differ."""
 
     def swapped(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
         return pack(key, [parts[1], parts[0], parts[2]] if key == QKV else parts, shape)
@@ -74,10 +74,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     source, out = make_folder(tmp_path / "hf", LLAMA2), tmp_path / "checkpoint"
     for file in source.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="no tokenizer there"):
+    with pytest.raises(CheckpointError, match="has no tokenizer; pass one"):
         import_from_hf(source, out)
     (source / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(ConfigError, match=r"has no \*\.safetensors"):
         import_from_hf(source, out)
     config = (source / "config.json").read_bytes()
     make_folder(source, LLAMA2.model_copy(update={"num_layers": 3}))
@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_other_weights_of_the_same_size_have_another_fingerprint(tmp_path: Path, size: int) -> None:
     (tmp_path / "config.json").write_text("{}")
     found = []
-    # Of the last one the last byte alone differs, which a block must hold.
+    # Of the last one the last byte alone differs, which must be in a block.
     for content in (bytes(size), bytes(size), b"\x01" * size, bytes(size - 1) + b"\x01"):
         (tmp_path / "model.safetensors").write_bytes(content)
         found.append(hf_fingerprint(tmp_path))
@@ -111,5 +111,5 @@ def test_a_tokenizer_is_found_where_the_run_had_it_from(tmp_path: Path) -> None:
     tuned = found("tuned", data={"corpus": None}, init={"checkpoint": str(tmp_path / "base")})
     assert tuned == Path("corpus/tokenizer")
     assert found("hf", data={"corpus": None}, init={"hf": "weights"}) == Path("weights")
-    with pytest.raises(CheckpointError, match="tells of no tokenizer"):
+    with pytest.raises(CheckpointError, match="has no tokenizer; pass one"):
         found("none")

@@ -52,7 +52,7 @@ class Assembled:
     ("name", "tensor", "pipeline"),
     [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
 )
-def test_every_layout_holds_the_weights_bit_for_bit(
+def test_every_layout_has_the_weights_bit_for_bit(
     tmp_path: Path, name: str, tensor: int, pipeline: int
 ) -> None:
     use_cpu()

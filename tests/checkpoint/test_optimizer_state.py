@@ -44,7 +44,7 @@ def state_of(optimizer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("form", ["ours", "fully_reshardable", "dp_reshardable", "weights only"])
 def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form: str) -> None:
-    """Of Megatron-Core's own forms one is read, for the weights any."""
+    """Of Megatron-Core's own forms `fully_reshardable` is read; the weights are read from any."""
     other, path = SmallRun(run.layout, tmp_path / "other"), tmp_path / form
     optimizer, fresh = train(run, 1), train(other, 2)
     assert not torch.equal(state_of(fresh)[0], state_of(optimizer)[0])
@@ -62,7 +62,7 @@ def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form
         assert all(map(torch.equal, state_of(fresh), state_of(optimizer)))
         assert [group["step"] for group in fresh.param_groups] == [1] * len(fresh.param_groups)
     else:
-        says = r"holds weights only, or .* dp_reshardable form, .* just the layout"
+        says = r"has weights only, or .* dp_reshardable form, .* only the layout"
         with pytest.raises(CheckpointError, match=says):
             load_state(path, [other.model], fresh, run.layout)
         load_state(path, [other.model], None, run.layout)
@@ -70,7 +70,7 @@ def test_what_is_read_comes_back_bit_for_bit(run: SmallRun, tmp_path: Path, form
 
 
 def test_another_precision_is_refused(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformer Engine can hold moments in bf16, and of the weights' copy its lower 16 bits."""
+    """Transformer Engine can store moments in bf16, and of the weights' copy its lower 16 bits."""
     optimizer = train(run, 1)
     path = run.saved(optimizer=optimizer)
     original = optimizer_state._own_shards

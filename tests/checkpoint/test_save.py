@@ -1,4 +1,4 @@
-"""Saving and loading in one process: before the training goes on or beside it, the same bytes."""
+"""Saving and loading in one process: blocking and async saves write the same bytes."""
 
 import threading
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from megatron_mathcpt.checkpoint.load import CheckpointWeights, load_state  # no
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Writers wait for it before they sync; open at first."""
+    """An event that writers wait for before they fsync; set at first."""
     event, original = threading.Event(), saving.sync_and_describe
     event.set()
 
@@ -41,31 +41,33 @@ def test_what_is_written_is_the_state_at_the_call(run: SmallRun, gate: threading
         for step in (1, 3):  # the second time into memory that is there
             run.save(saver, step)
             gate.clear()
-            run.save(saver, step + 1, beside=True)
+            run.save(saver, step + 1, async_save=True)
             saver.wait_for_copy()
             for weight in run.model.parameters():
                 weight.data.add_(1.0)
             gate.set()
     one, two, three, four = (load_sealed(path).outputs for path in checkpoint_paths(run.folder)[::-1])
-    for blocking, beside in ((one, two), (three, four)):
-        assert blocking.keys() == beside.keys()
-        assert [name for name in beside if beside[name] != blocking[name]] == [".metadata"]  # it has an id
+    for blocking, async_one in ((one, two), (three, four)):
+        assert blocking.keys() == async_one.keys()
+        assert [name for name in async_one if async_one[name] != blocking[name]] == [
+            ".metadata"
+        ]  # it has an id
     assert one["__0_0.distcp"] != three["__0_0.distcp"]
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("async_save", [False, True])
 def test_fp8_weights_are_dequantised_before_they_are_taken(
-    run: SmallRun, monkeypatch: pytest.MonkeyPatch, beside: bool
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, async_save: bool
 ) -> None:
-    """The embedding stands for one: its bytes are not its numbers, which are three times as large."""
+    """The embedding plays one: its bytes are not its numbers, which are three times as large."""
     embedding = run.model.embedding.word_embeddings.weight
 
-    def stands_for_fp8(tensor: Any) -> bool:
+    def plays_fp8(tensor: Any) -> bool:
         return isinstance(tensor, torch.Tensor) and tensor.data_ptr() == embedding.data_ptr()
 
-    monkeypatch.setattr(fp8_utils, "is_float8tensor", stands_for_fp8)
+    monkeypatch.setattr(fp8_utils, "is_float8tensor", plays_fp8)
     monkeypatch.setattr(fp8_utils, "dequantize_fp8_tensor", lambda tensor: 3 * tensor.detach())
-    weights = CheckpointWeights(run.saved(beside=beside), TINY_SHAPE)
+    weights = CheckpointWeights(run.saved(async_save=async_save), TINY_SHAPE)
     norm = "decoder.final_layernorm.weight"
     assert torch.equal(weights.read("embedding.word_embeddings.weight", None), 3 * embedding[:300])
     assert torch.equal(weights.read(norm, None), run.model.state_dict()[norm])
@@ -74,14 +76,14 @@ def test_fp8_weights_are_dequantised_before_they_are_taken(
 def test_a_checkpoint_is_there_only_when_it_is_written(run: SmallRun, gate: threading.Event) -> None:
     with run.saver() as saver:
         gate.clear()
-        run.save(saver, 1, beside=True)
+        run.save(saver, 1, async_save=True)
         saver.poll()
         assert run.steps() == []
         gate.set()
         while run.steps() == []:
             saver.poll()
-        run.save(saver, 2, beside=True)
-        run.save(saver, 3, beside=True)  # waits for the one before
+        run.save(saver, 2, async_save=True)
+        run.save(saver, 3, async_save=True)  # waits for the one before
         assert run.steps() == [2, 1]
     assert run.steps() == [3, 2, 1]
 
@@ -91,13 +93,13 @@ def test_after_an_error_of_all_ranks_the_save_is_committed(
     run: SmallRun, error: type[Exception], left: list[int]
 ) -> None:
     with pytest.raises(error), run.saver() as saver:
-        run.save(saver, 1, beside=True)
+        run.save(saver, 1, async_save=True)
         raise error
     assert run.steps() == left
 
 
 def test_extra_state_is_saved_with_fp8_of_every_layer(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Transformer Engine does: bytes that hold FP8 scales, none in a layer that stays in bf16."""
+    """As Transformer Engine does: bytes with FP8 scales, none in a layer that stays in bf16."""
     scales = torch.tensor([3, 1, 4], dtype=torch.uint8)
     norm = type(run.model.decoder.final_layernorm)  # Megatron-Core's local linear layers drop theirs
     in_bf16 = set(run.model.decoder.layers[0].modules())

@@ -88,7 +88,7 @@ def test_packed_documents_have_the_losses_of_documents_alone(
             "position_ids": torch.arange(len(tokens)),
             "documents": torch.cat([torch.full((len(text) - 1,), n) for n, text in enumerate(texts)]),
         }
-        batch = Batch.of([row], fused=True).to(torch.device("cuda"))
+        batch = Batch.collate([row], fused=True).to(torch.device("cuda"))
         given = {"labels": batch.labels, "packed_seq_params": batch.documents}
         losses = model(batch.tokens, batch.position_ids, None, **given)
         losses.sum().backward()
@@ -111,7 +111,7 @@ def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
     plain = dict(ours(weights, layout).named_parameters())
     for recipe in ("delayed", "tensorwise", "blockwise"):
         junk = torch.full((2**28,), 1e30, device="cuda")
-        del junk  # what the parameters' memory held before must not matter
+        del junk  # the old content of the parameters' memory must not matter
         model = ours(weights, layout, fp8="hybrid", fp8_recipe=recipe, fp8_param_gather=True)
         errors = {
             name: relative_error(weight.dequantize(), plain[name])

@@ -54,7 +54,7 @@ def test_a_product_forward_and_backward(
 def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size: int, figure: Figure) -> None:
     """With `size` 2 as each context-parallel rank attends, the keys of all ranks at hand."""
     from megatron_mathcpt.model.attention import DocumentAttention
-    from megatron_mathcpt.model.documents import context_positions, forbidden, packed
+    from megatron_mathcpt.model.documents import context_positions, document_mask, pack_documents
 
     length, heads, groups, channels = 1024, 8, 2, 128
     generator = torch.Generator().manual_seed(5)
@@ -65,15 +65,15 @@ def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size:
     alone: Any = SimpleNamespace(**sizes, tensor_model_parallel_size=1, context_parallel_size=1)
     module = DocumentAttention(alone, 1)
     for rank in range(size):
-        held = context_positions(length, size, rank) if size > 1 else torch.arange(length)
+        positions = context_positions(length, size, rank) if size > 1 else torch.arange(length)
         order = torch.cat([context_positions(length, size, other) for other in range(size)])
-        keys = order if size > 1 else held
-        parts = [tensor.clone().requires_grad_() for tensor in (query[held], key, value)]
-        described = packed(documents, size, rank).to(torch.device("cuda"))
+        keys = order if size > 1 else positions
+        parts = [tensor.clone().requires_grad_() for tensor in (query[positions], key, value)]
+        described = pack_documents(documents, size, rank).to(torch.device("cuda"))
         output = module(*parts, None, packed_seq_params=described)
         exact = [part.detach().double().requires_grad_() for part in parts]
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (exact[0], exact[1][keys], exact[2][keys]))
-        mask = ~forbidden(documents.cuda(), size, rank)
+        mask = ~document_mask(documents.cuda(), size, rank)
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         expected = expected.permute(2, 0, 1, 3).flatten(2)
         gradient = torch.randn_like(output)

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_mathcpt.model.documents import Documents, context_positions, forbidden, packed
+from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
 
 
 def test_lengths_of_a_hand_worked_row() -> None:
     rows = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1]])
-    (span,) = packed(rows).spans
+    (span,) = pack_documents(rows).spans
     assert span.query_ends.tolist() == span.key_ends.tolist() == [0, 3, 5, 8, 15, 16]
     assert span.query_ends.dtype == torch.int32
     assert (span.queries, span.keys) == (slice(0, 16), slice(0, 16))
@@ -20,13 +20,22 @@ def test_lengths_of_a_hand_worked_row() -> None:
 
 def test_a_late_chunk_sees_the_beginning_of_its_first_document() -> None:
     row = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]])
-    early, late = packed(row, size=2, rank=0).spans  # positions 0, 1 and 6, 7
+    early, late = pack_documents(row, size=2, rank=0).spans  # positions 0, 1 and 6, 7
     assert (early.queries, early.keys, early.aligned) == (slice(0, 2), slice(0, 2), True)
     assert early.query_ends.tolist() == early.key_ends.tolist() == [0, 2]
     assert (late.queries, late.keys, late.aligned) == (slice(2, 4), slice(3, 8), False)
     assert late.query_ends.tolist() == [0, 1, 2]  # position 6 of document 1, position 7 of document 2
     assert late.key_ends.tolist() == [0, 4, 5]  # positions 3 to 6, and 7
-    assert packed(row, 2, 0).order.tolist() == [0, 1, 4, 5, 6, 7, 2, 3]  # the ranks hold 0 1 6 7 and 2 3 4 5
+    assert pack_documents(row, 2, 0).order.tolist() == [
+        0,
+        1,
+        4,
+        5,
+        6,
+        7,
+        2,
+        3,
+    ]  # the ranks have 0 1 6 7 and 2 3 4 5
 
 
 def varlen(documents: Documents, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -55,12 +64,12 @@ def test_mask_and_lengths_say_the_same(size: int) -> None:
     sizes = (3, samples, length, heads, channels)
     query, key, value = torch.randn(sizes, generator=generator, dtype=torch.float64)
     for rank in range(size):
-        held = context_positions(length, size, rank)
+        positions = context_positions(length, size, rank)
         keys = torch.cat([context_positions(length, size, other) for other in range(size)])
-        q, k, v = (part.transpose(1, 2) for part in (query[:, held], key[:, keys], value[:, keys]))
-        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=~forbidden(documents, size, rank))
-        described = packed(documents, size, rank)
+        q, k, v = (part.transpose(1, 2) for part in (query[:, positions], key[:, keys], value[:, keys]))
+        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=~document_mask(documents, size, rank))
+        described = pack_documents(documents, size, rank)
         if size > 1:
             assert torch.equal(key[:, keys][:, described.order], key)
-        by_lengths = varlen(described, *(part.flatten(0, 1) for part in (query[:, held], key, value)))
+        by_lengths = varlen(described, *(part.flatten(0, 1) for part in (query[:, positions], key, value)))
         assert torch.allclose(by_lengths, dense.transpose(1, 2).flatten(0, 1), atol=1e-12)

@@ -62,7 +62,7 @@ def test_drawn_weights_have_the_asked_deviation() -> None:
 
 
 def test_local_layers_refuse_what_they_would_ignore() -> None:
-    """Megatron-Core would train on without a word."""
+    """Megatron-Core would silently train without them."""
     use_cpu()
     from megatron_mathcpt.model.settings import check_accelerated
 

@@ -13,7 +13,7 @@ import torch
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.train.datasets import (
-    NumberedBlend,
+    AnnotatedBlend,
     ValidationSet,
     build_blend,
     index_cache,
@@ -40,7 +40,7 @@ def test_replicas_share_the_global_batch(
 ) -> None:
     sizes = SimpleNamespace(context_parallel_size=1)
     where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
-    names = ("tokens", "labels", "loss_mask", "position_ids")  # each holds its sample's index, from 1
+    names = ("tokens", "labels", "loss_mask", "position_ids")  # filled with the sample's index, from 1
     numbers = [dict.fromkeys(names, torch.full((3,), n + 1)) for n in range(dataset)]
     batches = list(microbatches(numbers, samples, size, where))
     assert [batch.tokens[:, 0].tolist() for batch in batches] == expected
@@ -68,7 +68,7 @@ def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
     class Blend(list[Any]):
         dataset_index, dataset_sample_index = (np.array([0, 1]), np.array([0, 0]))
 
-    blend = NumberedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
+    blend = AnnotatedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
     assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
     assert blend[1]["sources"].tolist() == [1] * 6
 
@@ -78,7 +78,7 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
     whole: Path, config_of: ConfigOf, tmp_path: Path
 ) -> None:
     shutil.copy(whole / "config.yaml", tmp_path)
-    with pytest.raises(DataError, match="sample index is not there"):
+    with pytest.raises(DataError, match="sample index is missing"):
         trace_step(tmp_path, 1)
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)

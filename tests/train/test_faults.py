@@ -44,12 +44,12 @@ TENTH = r"gradient norm is not finite at step 10; no process applied the step \(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("async_save", [False, True])
 @pytest.mark.parametrize("phase", SAVE_PHASES)
 def test_a_kill_in_any_phase_of_a_save_loses_nothing(
-    whole: Path, config_of: ConfigOf, tmp_path: Path, phase: str, beside: bool
+    whole: Path, config_of: ConfigOf, tmp_path: Path, phase: str, async_save: bool
 ) -> None:
-    config, out = config_of(checkpoint={"keep": 1, "async_save": beside}), tmp_path / "run"
+    config, out = config_of(checkpoint={"keep": 1, "async_save": async_save}), tmp_path / "run"
     train(config, out, f"{phase}:kill", "0/1", status=128 + signal.SIGKILL)
     found = folders.newest_checkpoint(out)
     folders.load_sealed(found)
@@ -110,8 +110,8 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
     assert metric_rows(out) == metric_rows(whole)
 
 
-def test_no_run_goes_on_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
-    """They are kept of every second save but the newest, sealed, with the bits of the whole one."""
+def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
+    """Every second save but the newest keeps its weights, sealed, equal to the bit to the full one's."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
     train(config, out)
     newest, *older = folders.checkpoint_paths(out)
@@ -123,11 +123,11 @@ def test_no_run_goes_on_from_weights_only(whole: Path, config_of: ConfigOf, tmp_
     (out / "manifest.json").unlink()
     (newest / ".metadata").unlink()
     said = train(config, out, status=2)
-    assert "no checkpoint verifies that holds more than weights" in said.splitlines()[-1]
+    assert "no checkpoint verifies that has more than weights" in said.splitlines()[-1]
     assert "Traceback" not in said
     start = {"scratch": False, "checkpoint": str(older[0])}
     train(config_of(init=start), tmp_path / "from weights")
-    with pytest.raises(ConfigError, match=r"init\.load_optimizer: .*step_00000016 holds weights only"):
+    with pytest.raises(ConfigError, match=r"init\.load_optimizer: .*step_00000016 has weights only"):
         resolve_inputs(config_of(init=start | {"load_optimizer": True}))
 
 
@@ -152,11 +152,13 @@ def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, 
         resolve_inputs(config_of(init=init, **sharded))
 
 
-@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_full_disk_is_one_line_and_no_checkpoint(config_of: ConfigOf, tmp_path: Path, beside: bool) -> None:
-    """RLIMIT_FSIZE stands for the full disk: a shard is about 2 MB, all other files are smaller."""
+@pytest.mark.parametrize("async_save", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_line_and_no_checkpoint(
+    config_of: ConfigOf, tmp_path: Path, async_save: bool
+) -> None:
+    """RLIMIT_FSIZE plays the full disk: a shard is about 2 MB, all other files are smaller."""
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
-    config, out = config_of(checkpoint={"async_save": beside}), tmp_path / "run"
+    config, out = config_of(checkpoint={"async_save": async_save}), tmp_path / "run"
     done = run_command(["bash", *train_command(config, out, "-c", limited, "bash")[1:]])
     assert done.returncode == 2, done.stderr
     cause = r"step_00000008: cannot be written \((a write was cut short|File too large); [\d,]+ bytes free"
@@ -188,7 +190,7 @@ def test_a_spike_is_skipped_by_hand_worked_limits() -> None:
     assert guard.skipped == [4, 5]
 
 
-def test_a_guard_goes_on_from_its_state() -> None:
+def test_a_guard_resumes_from_its_state() -> None:
     settings = FaultsSection(spike_sigma=1.0, spike_window=6)
     losses = [3.0, 2.9, 3.2, 2.7, 9.0, 2.6, 2.8, 3.9, 2.5]
 
@@ -232,7 +234,7 @@ def test_a_faulty_rank_ends_the_run(config_of: ConfigOf, tmp_path: Path, fault: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stop", "hang"])
-def test_a_process_that_stands_still_is_noticed(config_of: ConfigOf, tmp_path: Path, fault: str) -> None:
+def test_a_process_that_hangs_is_noticed(config_of: ConfigOf, tmp_path: Path, fault: str) -> None:
     config, out = config_of(faults={"hang_timeout_seconds": 20.0}), tmp_path / "run"
     train(config, out, f"{UPDATE}:{fault}", "1/2", status=1)
     stacks = [path.read_text() for path in sorted((out / ".stacks").iterdir())]

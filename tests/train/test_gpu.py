@@ -84,10 +84,10 @@ def test_fp8_trains_as_bf16(train: Train, plain: list[float], name: str) -> None
     assert fp8[-1] == pytest.approx(plain[-1], rel=2e-2)
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["saved", "saved beside the steps"])
+@pytest.mark.parametrize("async_save", [False, True], ids=["saved", "saved asynchronously"])
 @pytest.mark.parametrize("name", ["bf16", "delayed", "current", "delayed, parameters"])
-def test_a_resumed_run_has_the_same_losses(train: Train, tmp_path: Path, name: str, beside: bool) -> None:
-    saves = {"checkpoint": {"async_save": beside}, "train": {"deterministic": True}}
+def test_a_resumed_run_has_the_same_losses(train: Train, tmp_path: Path, name: str, async_save: bool) -> None:
+    saves = {"checkpoint": {"async_save": async_save}, "train": {"deterministic": True}}
     whole = train("run", precision=FP8.get(name, {}), **saves)
     rewind(tmp_path / "run", 8)
     resumed = train("run", precision=FP8.get(name, {}), **saves)
@@ -130,7 +130,7 @@ def test_documents_attend_within_themselves_as_on_the_cpu(train: Train, plain: l
 
 
 class UnderMask(torch.nn.Module):
-    """PyTorch's attention under the dense mask that the packed description stands for."""
+    """PyTorch's attention under the dense mask that the packed description means."""
 
     def __init__(self, config: Any, layer_number: int, **kwargs: Any) -> None:
         super().__init__()
@@ -141,10 +141,10 @@ class UnderMask(torch.nn.Module):
     def forward(
         self, query: Any, key: Any, value: Any, mask: Any, *, packed_seq_params: Any, **_: Any
     ) -> torch.Tensor:
-        from megatron_mathcpt.model.documents import forbidden
+        from megatron_mathcpt.model.documents import document_mask
 
         length, rows = query.shape[:2]
         ends = packed_seq_params.spans[0].query_ends[1:].long()
         numbers = torch.bucketize(torch.arange(length * rows, device=ends.device), ends, right=True)
-        output: torch.Tensor = self.inner(query, key, value, forbidden(numbers.view(rows, length)))
+        output: torch.Tensor = self.inner(query, key, value, document_mask(numbers.view(rows, length)))
         return output

@@ -54,7 +54,7 @@ def test_a_check_reads_all_of_the_data(config_of: ConfigOf, corpus: Path, tmp_pa
 def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
     config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real workers end before they wait for each other, and each says what its torch sees."""
+    """Real workers exit before their first collective, and each prints what its torch sees."""
     monkeypatch.setenv("MATHCPT_DEVICE", "cuda")
     done = run_command([*train_command(config_of(), tmp_path / "out"), "--processes", "2"])
     assert (done.returncode, done.stdout) == (2, "")
@@ -128,7 +128,7 @@ def test_joined_world() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "size", "told"),
+    ("environment", "size", "expected"),
     [
         ({}, 2, ("cuda", "1", "8")),
         ({}, 32, ("cuda", "1", "3")),
@@ -138,14 +138,14 @@ def test_joined_world() -> None:
         ({"CUDA_DEVICE_MAX_CONNECTIONS": "32", "OMP_NUM_THREADS": "5"}, 8, ("cuda", "32", "5")),
     ],
 )
-def test_workers_are_told_of_an_expected_gpu(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], size: int, told: tuple[str | None, ...]
+def test_workers_expect_a_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], size: int, expected: tuple[str | None, ...]
 ) -> None:
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(process, "_NVIDIA_DRIVER", Path("/dev/null"))
     monkeypatch.setattr(os, "cpu_count", lambda: 96)
     names = ("MATHCPT_DEVICE", "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS")
-    assert tuple(process.local_world(1, size, 9).get(name) for name in names) == told
+    assert tuple(process.local_world(1, size, 9).get(name) for name in names) == expected
 
 
 def test_an_evaluation_gets_the_checkpoint_and_is_no_worker(
@@ -170,11 +170,11 @@ def test_determinism_reaches_every_library(monkeypatch: pytest.MonkeyPatch, want
     use_cpu()
     from megatron_mathcpt.model.settings import transformer_config
 
-    told: dict[str, str] = {}
-    monkeypatch.setattr(os, "environ", told)
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
     process.set_deterministic(wanted)
     config = transformer_config(SHAPE, ALONE, PrecisionSection(params_dtype="fp32"), fused=False)
     process.set_deterministic(False)
     assert config.deterministic_mode == wanted
     libraries = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS"}
-    assert told == (libraries | {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"} if wanted else {})
+    assert environment == (libraries | {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"} if wanted else {})

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed, saved beside its steps or in another layout goes on with the same bits."""
+"""A stopped, killed, asynchronously saved or resharded run resumes with the same bits."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def check_same_run(whole: Path, resumed: Path) -> None:
 @pytest.mark.parametrize(
     "saves", [{}, pytest.param({"interval": 1, "async_save": True}, marks=pytest.mark.slow)]
 )
-def test_a_stopped_run_goes_on_with_the_same_bits(
+def test_a_stopped_run_resumes_with_the_same_bits(
     whole: Path, config_of: ConfigOf, tmp_path: Path, saves: dict[str, Any]
 ) -> None:
     config, out = config_of(checkpoint=saves), tmp_path / "run"
@@ -71,7 +71,7 @@ def test_a_finished_run_is_left_alone_without_torch(whole: Path, config_of: Conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["launcher", "worker"])
-def test_a_killed_run_goes_on_with_the_same_bits(config_of: ConfigOf, tmp_path: Path, victim: str) -> None:
+def test_a_killed_run_resumes_with_the_same_bits(config_of: ConfigOf, tmp_path: Path, victim: str) -> None:
     config, out = config_of(parallel=TENSOR), tmp_path / "killed"
     train(config, tmp_path / "whole")
     for step in (8, 16):
@@ -85,12 +85,12 @@ def test_a_killed_run_goes_on_with_the_same_bits(config_of: ConfigOf, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("beside", [False, True])
-def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside: bool) -> None:
+@pytest.mark.parametrize("async_save", [False, True])
+def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, async_save: bool) -> None:
     config = config_of(
         parallel=TENSOR,
         train={"train_tokens": (KILLS + 1) * STEPS_A_KILL * 256},
-        checkpoint={"interval": 4, "async_save": beside, "keep_every": 4 * STEPS_A_KILL},
+        checkpoint={"interval": 4, "async_save": async_save, "keep_every": 4 * STEPS_A_KILL},
     )
     killed = train_forked({"killed": config}, 2, tmp_path, KILLS)["killed"]
     whole = train_forked({"whole": config}, 2, tmp_path)["whole"]
@@ -109,27 +109,29 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, beside:
 @pytest.mark.parametrize(
     "layout", ["tensor", *(pytest.param(x, marks=pytest.mark.slow) for x in ("pipeline", "data, overlapped"))]
 )
-def test_a_save_beside_writes_what_waiting_would(config_of: ConfigOf, tmp_path: Path, layout: str) -> None:
-    link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # stands for a job that scores a checkpoint
+def test_an_async_save_writes_what_a_blocking_one_would(
+    config_of: ConfigOf, tmp_path: Path, layout: str
+) -> None:
+    link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # plays a job that scores a checkpoint
     (tmp_path / "scored").mkdir()
-    saves = {"waiting": {"interval": 4, "keep": 9}}
-    saves["beside"] = saves["waiting"] | {"async_save": True, "evaluate": link}
+    saves = {"blocking": {"interval": 4, "keep": 9}}
+    saves["async"] = saves["blocking"] | {"async_save": True, "evaluate": link}
     sizes = TWO_PROCESSES[layout]
     configs = {name: config_of(parallel=sizes, checkpoint=settings) for name, settings in saves.items()}
     train_forked(configs, 2, tmp_path)
-    check_same_run(tmp_path / "waiting", tmp_path / "beside")
+    check_same_run(tmp_path / "blocking", tmp_path / "async")
     paths = [folders.checkpoint_paths(tmp_path / name) for name in configs]
     assert [folders.step_of(path) for path in paths[0]] == [20, 16, 12, 8, 4]
     assert sorted(path.resolve() for path in (tmp_path / "scored").iterdir()) == paths[1][::-1]
-    for waiting, beside in zip(*paths, strict=True):
-        first, second = folders.load_sealed(waiting), folders.load_sealed(beside)
+    for blocking, async_one in zip(*paths, strict=True):
+        first, second = folders.load_sealed(blocking), folders.load_sealed(async_one)
         assert json.dumps(second.counts) == json.dumps(first.counts)
         differing = [name for name in first.outputs if first.outputs[name] != second.outputs[name]]
         assert differing == [".metadata"]  # it has an id of its save
 
 
 @pytest.mark.slow
-def test_a_tensor_parallel_run_goes_on_in_other_layouts(config_of: ConfigOf, tmp_path: Path) -> None:
+def test_a_tensor_parallel_run_resumes_in_other_layouts(config_of: ConfigOf, tmp_path: Path) -> None:
     whole = train_forked({"whole": config_of(parallel=SHARDED | TENSOR, **KEEP_ALL)}, 2, tmp_path)["whole"]
     rewind(whole, 8)
     for name in (*OTHERS, "one"):

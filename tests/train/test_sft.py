@@ -20,7 +20,7 @@ from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import Batch, NumberedBlend, SftDataset
+from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.llama_models import ALONE, build_megatron
 from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_indexed_dataset
@@ -37,7 +37,7 @@ Pack = Callable[..., tuple[Path, Any]]
 
 @pytest.fixture(scope="module")
 def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus folder of one pool of problems, the last three English ones held out."""
+    """A corpus folder of one pool of problems, the last three English ones for validation."""
     folder, tokenizer = tmp_path_factory.mktemp("problems"), ByteLevelBPETokenizer()
     texts = {problem.id: cpt_text(problem) for problem in PROBLEMS}
     tokenizer.train_from_iterator(texts.values(), vocab_size=300, special_tokens=["<eos>"])
@@ -119,7 +119,7 @@ def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
     def loss_and_gradient(together: bool, masked_label: int = 0) -> tuple[float, torch.Tensor]:
         folder, counts = pack(128, together)
         dataset = SftDataset(folder, counts["samples"], seed=1)
-        batch = Batch.of([dataset[index] for index in range(len(dataset))])
+        batch = Batch.collate([dataset[index] for index in range(len(dataset))])
         labels = torch.where(batch.loss_mask == 1.0, batch.labels, masked_label)
         assert torch.equal(labels, batch.labels) == (masked_label == 0)
         losses = model(batch.tokens, batch.position_ids, batch.mask, labels=labels)
@@ -207,20 +207,20 @@ def test_first_loss_is_that_of_transformers(config_of: ConfigOf, hf: Path, tmp_p
 def test_the_gate_costs_the_same_for_every_batch(
     config_of: ConfigOf, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Samples 0 to 7, once by either side, whatever the batch; the watchdog hears of each."""
+    """Samples 0 to 7, once by either side, for any batch size, with a heartbeat after each."""
     use_cpu()
     from megatron_mathcpt.train import components
     from megatron_mathcpt.train.loop import check_initial_loss
 
     one_step = {"train_tokens": 64 * size, "global_batch_size": size}
     inputs = resolve_inputs(config_of(init=gate(hf), train=one_step))
-    read, signs, original = list[int](), list[int](), NumberedBlend.__getitem__
+    read, signs, original = list[int](), list[int](), AnnotatedBlend.__getitem__
 
-    def recorded(blend: NumberedBlend, index: int) -> dict[str, torch.Tensor]:
+    def recorded(blend: AnnotatedBlend, index: int) -> dict[str, torch.Tensor]:
         read.append(index)
         return original(blend, index)
 
-    monkeypatch.setattr(NumberedBlend, "__getitem__", recorded)
+    monkeypatch.setattr(AnnotatedBlend, "__getitem__", recorded)
     with parallel.joined(inputs.config.parallel, 0) as layout:
         check_initial_loss(
             components.build(inputs, layout, tmp_path / "run"), lambda: signs.append(len(read))

@@ -76,7 +76,7 @@ def test_rows_of_metrics(tmp_path: Path) -> None:
 def test_fp8_weights_are_processed_after_a_gather(monkeypatch: pytest.MonkeyPatch, overlapped: bool) -> None:
     """Megatron-Core leaves it to the caller; their transposes would be those of the step before."""
     calls: list[Any] = []
-    chunk = torch.nn.Linear(2, 2)  # its weight stands for an FP8 one, its bias is bf16 there
+    chunk = torch.nn.Linear(2, 2)  # its weight plays an FP8 one, its bias is bf16
     chunk.start_param_sync = lambda force_sync: calls.append(("gathered", force_sync))  # type: ignore[assignment]
     monkeypatch.setattr(components, "is_float8tensor", lambda tensor: tensor is chunk.weight)
     monkeypatch.setattr(components, "post_all_gather_processing", calls.append)
@@ -111,7 +111,7 @@ def test_fused_adam_steps_as_adamw() -> None:
         ours.step()
         theirs.step()
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(first, second, strict=True))
-    # A checkpoint that was written here goes on with the fused Adam on a GPU.
+    # A checkpoint that was written here can be resumed with the fused Adam on a GPU.
     assert ours.state_dict()["param_groups"][0].keys() >= READ_BY_STEP
     assert (ours.param_groups[0]["bias_correction"], ours.param_groups[0]["step"]) == (True, 5)
     assert set(ours.state[first[0]]) == {"exp_avg", "exp_avg_sq"}
