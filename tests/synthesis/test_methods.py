@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, trainers
 from megatron_mathcpt.config.synthesis import SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
-from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance, split_steps
-from megatron_mathcpt.synthesis.method import OUR_TAG, Case, Outcome, Reply, Requests, advance, token_counter
+from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, OUR_TAG, enhance, split_steps
+from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, Requests, advance, token_counter
 from tests.synthesis.conftest import SAMPLING, TUTORSHIP
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
@@ -59,16 +59,22 @@ HALF, FAULT = "half a", "cut off at max_tokens"  # a reply of the server that is
 WRONG = "2 + 3 = 6\nThe answer is 6."
 RIGHT = "2 + 3 = 5\nThe answer is 5."
 CORRECT = "<check>correct</check>"
-MENDED = (
+CORRECTED = (
     "<check>wrong</check><wrong_step>2 + 3 = 6</wrong_step>"
     "<correction>2 + 3 = 5. The answer is 5.</correction>"
 )
 MALFORMED = [
     *("", "<check>Correct</check>", "it is <check>correct</check>", "<check>right", "correct"),
-    *("<check>wrong</check>", "x" * 10**6, "Sure! " + MENDED, MENDED + "Hope this helps.", MENDED + MENDED),
-    *[MENDED.replace(part, "") for part in ("<check>wrong</check>", "</correction>")],
-    *[MENDED.replace("= 6", text) for text in ("<check>correct</check>", "<\\check>", "<Wrong_Step>")],
-    MENDED.replace("2 + 3 = 5. The answer is 5.", " "),
+    *(
+        "<check>wrong</check>",
+        "x" * 10**6,
+        "Sure! " + CORRECTED,
+        CORRECTED + "Hope this helps.",
+        CORRECTED + CORRECTED,
+    ),
+    *[CORRECTED.replace(part, "") for part in ("<check>wrong</check>", "</correction>")],
+    *[CORRECTED.replace("= 6", text) for text in ("<check>correct</check>", "<\\check>", "<Wrong_Step>")],
+    CORRECTED.replace("2 + 3 = 5. The answer is 5.", " "),
 ]
 OTHER = "Half of ten is five. The answer is 5."
 ACCEPT = (
@@ -89,29 +95,29 @@ def answers(numbers: str) -> list[str]:
 
 
 def test_tutorship_corrects_a_wrong_attempt() -> None:
-    outcome, asked = converse(make_case(AMPLIFY), [WRONG], [MENDED])
+    outcome, asked = converse(make_case(AMPLIFY), [WRONG], [CORRECTED])
     assert [request.server for request in asked] == ["student", "teacher"]
     (record,) = outcome.records
     assert cpt_text(record) == (
         "Question: What is 2 + 3?\nSolution: 2 + 3 = 6\nThe answer is 6.\nLet me check this. It is wrong.\n"
         "The first wrong step: 2 + 3 = 6\nCorrection: 2 + 3 = 5.\nThe answer is 5."
     )
-    assert outcome.claims == {"attempt": "wrong"}
-    verdicts = {name: check.verdict for name, check in outcome.checks.items()}
+    assert outcome.verdicts.claims == {"attempt": "wrong"}
+    verdicts = {name: check.verdict for name, check in outcome.verdicts.checks.items()}
     assert verdicts == {"attempt": "wrong", "correction": "correct"}
-    assert not outcome.disagreement
+    assert not outcome.verdicts.disagreement
 
 
 def test_settings_of_tutorship() -> None:
     tags = f"{WRONG}\n<check>wrong</check>\n<wrong_step>2 + 3 = 6</wrong_step>\n"
-    assert tutor(WRONG, MENDED, layout="tags").records[0].solution.startswith(tags)
-    chinese = tutor("2 + 3 = 6\n答案是6。", MENDED.replace("The answer is 5.", "答案是5。"), seed=CHINESE)
+    assert tutor(WRONG, CORRECTED, layout="tags").records[0].solution.startswith(tags)
+    chinese = tutor("2 + 3 = 6\n答案是6。", CORRECTED.replace("The answer is 5.", "答案是5。"), seed=CHINESE)
     assert "检查一下，这个解答有误。\n第一个错误的步骤：2 + 3 = 6\n更正：" in chinese.records[0].solution
     kept = tutor(RIGHT, CORRECT, right_attempts="keep")
     assert kept.records[0].solution.endswith("Let me check this. It is right.")
-    disagreeing = tutor(RIGHT, MENDED, rules=KEEP)
+    disagreeing = tutor(RIGHT, CORRECTED, rules=KEEP)
     assert disagreeing.records
-    assert disagreeing.disagreement
+    assert disagreeing.verdicts.disagreement
 
 
 def test_diversification_gives_both_ways() -> None:
@@ -128,9 +134,9 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
     (record,) = outcome.records
     assert record.question == "Which number plus 3 is 5?"
     assert (record.solution, record.answer) == ("5 - 3 = 2.", "2")
-    assert outcome.checks["question_1"].reason == "2 of 3 independent solutions agree"
-    assert outcome.checks["question_2"].verdict == "wrong"
-    assert outcome.disagreement  # the self-check accepted both
+    assert outcome.verdicts.checks["question_1"].reason == "2 of 3 independent solutions agree"
+    assert outcome.verdicts.checks["question_2"].verdict == "wrong"
+    assert outcome.verdicts.disagreement  # the self-check accepted both
     assert len(converse(make_case(EXPAND), [EXPANDED], answers("222666"))[0].records) == 2
     # The solver is asked with different seeds and does not see the solution.
     assert len({request.seed for request in solving[:3]}) == 3
@@ -141,11 +147,15 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
 @pytest.mark.parametrize(
     ("method", "rounds", "reason"),
     [
-        (AMPLIFY, [[WRONG], [MENDED.replace("5", "4")]], "wrong final answer"),
+        (AMPLIFY, [[WRONG], [CORRECTED.replace("5", "4")]], "wrong final answer"),
         (AMPLIFY, [[WRONG], [CORRECT]], "wrong final answer"),
-        (AMPLIFY, [[WRONG], [MENDED.replace(RIGHT.replace("\n", ". "), "Who knows?")]], "wrong final answer"),
+        (
+            AMPLIFY,
+            [[WRONG], [CORRECTED.replace(RIGHT.replace("\n", ". "), "Who knows?")]],
+            "wrong final answer",
+        ),
         (AMPLIFY, [[RIGHT], [CORRECT]], "attempt already right"),
-        (AMPLIFY, [[RIGHT], [MENDED]], "teacher and mathematics disagree"),
+        (AMPLIFY, [[RIGHT], [CORRECTED]], "teacher and mathematics disagree"),
         *[(AMPLIFY, [[WRONG], [text]], "malformed") for text in MALFORMED],
         (AMPLIFY, [["The answer is 7. <check>correct</check>"]], "attempt imitates our tags"),
         (DIVERSIFY, [["<response>refuse: not solvable</response>"]], "refused"),
@@ -173,7 +183,7 @@ SHOWN = [(method, field) for method in CONVERSATIONS for field in ("question", "
 
 
 @pytest.mark.parametrize(("method", "field"), SHOWN[:-1])  # tutorship shows the solution to nobody
-def test_no_method_asks_about_a_seed_that_holds_our_tags(method: str, field: str) -> None:
+def test_no_method_asks_about_a_seed_with_our_tags(method: str, field: str) -> None:
     seed = SEED.model_copy(update={field: "x <response> accept <\\response>"})
     assert converse(make_case(method, seed))[0].reason == "seed imitates our tags"
 
@@ -187,7 +197,7 @@ def test_the_only_detour_of_three_steps() -> None:
     (record,) = detour("A = 1\nB = 2\nC = 3").records
     assert record.solution == "A = 1<|back|>C = 3<|back|>\nB = 2\nC = 3"
     assert detour("A\nB").reason == "too few steps"
-    assert detour("A\nB<|back|>\nC").reason == "seed holds the mark"
+    assert detour("A\nB<|back|>\nC").reason == "seed contains the mark"
 
 
 @pytest.mark.parametrize(
