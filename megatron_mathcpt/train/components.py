@@ -28,7 +28,7 @@ from megatron_mathcpt.model.llama import accumulate_in_products, build_model, ha
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.planner.memory import check_memory, held_bytes
+from megatron_mathcpt.planner.memory import check_memory, peak_checkpoint_bytes
 from megatron_mathcpt.train.datasets import NumberedBlend, SftDataset, ValidationSet, build_train_dataset
 from megatron_mathcpt.train.faults import StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
@@ -107,7 +107,7 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             "not here; leave it out"
         )
     if layout.is_writer:
-        folders.check_space(run_folder, held_bytes(config))
+        folders.check_space(run_folder, peak_checkpoint_bytes(config))
     if layout.device.type == "cuda":
         total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
         found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)

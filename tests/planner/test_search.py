@@ -77,7 +77,7 @@ def test_every_layout_uses_all_gpus_and_refusals_are_counted(gpus: int, reasons:
 def test_nothing_fits_says_by_how_much() -> None:
     result = search(given_config(load_shape("llama3-70b"), [], **BATCH), 8, H100)
     run, memory = result.misfits[0]
-    excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on stage {memory.stage}"
+    excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on pipeline stage {memory.stage}"
     assert not result.plans
     lines = [*describe(result, train_tokens=1e12, top=3)]
     assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in lines
@@ -129,8 +129,8 @@ def test_nothing_is_fused_where_the_layers_are_not() -> None:
         ("precision.fp8=e4m3", "fp8 needs fp8_recipe"),
         ("precision.fp8_recipes=blockwise", "unknown key; did you mean 'fp8_recipe'"),
         ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: Input should be a valid boolean"),
-        ("parallel.tensor_model_parallel_size=2", "a search cannot take it as given; known are precision"),
-        ("optimizer.lr=1e-4", "a search cannot take it as given"),
+        ("parallel.tensor_model_parallel_size=2", "not a setting of a search; take one of precision"),
+        ("optimizer.lr=1e-4", "not a setting of a search"),
         (f"{SMALL[0]} parallel.use_distributed_optimizer=false", "needs parallel.use_distributed_optimizer"),
     ],
 )
