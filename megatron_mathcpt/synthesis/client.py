@@ -32,17 +32,15 @@ _LARGEST_COUNT = 2**40  # of tokens reported for one reply; SQLite sums them in 
 
 def encode(request: ServerRequest, server: Server) -> tuple[bytes, dict[str, object]]:
     """Return the JSON body, and the request's lineage with its `key` in the store."""
+    # The address is not part of the key: a model may be served at several, and at others in the next run.
     prompt, sampling = request.prompt, request.sampling.model_dump()
     content = {"messages": prompt.messages} if server.api == "chat" else {"prompt": prompt.as_text()}
     fields = {"model": server.model, "seed": request.seed, **sampling, **content}
     body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-    # The address is not part of the key: a model may be served at several, and at others in the next run.
     key = hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
-    origin = {"key": key, "server": request.server, "model": server.model}
-    return body, {
-        **origin,
-        **{"prompt_sha256": prompt.template_sha256, "sampling": sampling, "seed": request.seed},
-    }
+    lineage = {"key": key, "server": request.server, "model": server.model}
+    rest = {"prompt_sha256": prompt.template_sha256, "sampling": sampling, "seed": request.seed}
+    return body, lineage | rest
 
 
 def is_unanswered(reply: Reply) -> bool:
@@ -136,20 +134,17 @@ class Client:
                         raise self._refusal(url, response.status, b"")
                     rows = orjson.loads(await _read_body(response, 1_000_000)) if response.ok else {}
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise ServerError(
-                    f"server '{self._name}': {url}/models cannot be reached "
-                    f"({one_line(str(error)) or 'time-out'}); start it or fix its address"
+                why = one_line(str(error)) or "time-out"
+                raise self._error(
+                    f"{url}/models cannot be reached ({why}); start it or fix its address"
                 ) from error
             except (orjson.JSONDecodeError, _Unreadable):
                 continue  # not every server implements /models
             listed = _at(rows, "data")
-            if isinstance(listed, list) and listed:
-                models = sorted(str(row.get("id")) for row in listed if isinstance(row, dict))
-                if model not in models:
-                    raise ServerError(
-                        f"server '{self._name}': {url} serves {', '.join(models)[:200] or 'nothing'}, "
-                        f"not '{model}'; fix servers.{self._name}.model or start the right one"
-                    )
+            models = sorted(str(_at(row, "id")) for row in listed) if isinstance(listed, list) else []
+            if models and model not in models:
+                remedy = f"fix servers.{self._name}.model or start the right one"
+                raise self._error(f"{url} serves {', '.join(models)[:200]}, not '{model}'; {remedy}")
 
     async def send(self, body: bytes) -> Reply:
         """Return the server's reply; its `error` says why there is none after all attempts.
@@ -174,10 +169,9 @@ class Client:
                 return reply
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
-            raise ServerError(
-                f"server '{self._name}': {self._failures_in_a_row} requests in a row failed "
-                f"{server.attempts} times each, last: {reply.error}; check the server and rerun, "
-                "finished requests are kept"
+            raise self._error(
+                f"{self._failures_in_a_row} requests in a row failed {server.attempts} times each, last: "
+                f"{reply.error}; check the server and rerun, finished requests are kept"
             )
         return reply
 
@@ -205,19 +199,20 @@ class Client:
             raise self._refusal(url, response.status, received)
         wait = _retry_after(response.headers.get("Retry-After", ""))
         if wait > server.maximum_wait_seconds:
-            raise ServerError(
-                f"server '{self._name}': {url} asks to wait {wait:.0f} s, more than "
-                "maximum_wait_seconds; start again later or raise it"
-            )
+            remedy = "more than maximum_wait_seconds; rerun later or raise it"
+            raise self._error(f"{url} asks to wait {wait:.0f} s, {remedy}")
         return Reply("", f"{UNANSWERED}status {response.status}"), wait
 
     def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
-        said = one_line(body[:300].decode("utf-8", "replace"))
+        text = one_line(body[:300].decode("utf-8", "replace"))
         if self._key:  # some servers echo it
-            said = said.replace(self._key, "***")
+            text = text.replace(self._key, "***")
         key, other = "check the key in key_variable", "check model, sampling and prompt length"
-        advice = {401: key, 403: key, 404: "check endpoints and model"}.get(status, other)
-        return ServerError(f"server '{self._name}': {url} refused with status {status} ({said}); {advice}")
+        remedy = {401: key, 403: key, 404: "check endpoints and model"}.get(status, other)
+        return self._error(f"{url} refused with status {status} ({text}); {remedy}")
+
+    def _error(self, text: str) -> ServerError:
+        return ServerError(f"server '{self._name}': {text}")
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -27,7 +27,6 @@ from megatron_mathcpt.formats.files import list_files, numbered_lines
 from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
-STORE = Path(".store") / "synthesis.sqlite"
 # Tables keep SQLite's row numbers, so rows are in order of arrival. Stored in order of their random keys
 # (WITHOUT ROWID), a write took 84 us, not 30, a look-up 20 us, not 5, and the file three times the space.
 _SCHEMA = """
@@ -44,7 +43,6 @@ CREATE TABLE IF NOT EXISTS outcomes (
 );
 CREATE INDEX IF NOT EXISTS by_position ON outcomes (method, position, sample);
 """
-Lineage = Mapping[str, object]  # of one request, as `client.encode` makes it
 
 
 class OutcomeRow(TypedDict):
@@ -126,7 +124,8 @@ def _parse_seed(place: str, line: bytes) -> Problem:
 class Store:
     """The file of one shard; refused if it was created with another `identity`."""
 
-    def __init__(self, path: Path, **identity: str) -> None:
+    def __init__(self, folder: Path, **identity: str) -> None:
+        path = folder / ".store" / "synthesis.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         # Autocommit (None), so that only `_begin` opens transactions; the lock of another process is final.
         self._base = sqlite3.connect(path, isolation_level=None, timeout=1)
@@ -173,15 +172,14 @@ class Store:
         row = self._find("text, error, prompt_tokens, completion_tokens FROM requests WHERE key = ?", key)
         return Reply(*row) if row else None
 
-    def find_request(self, key: str) -> Lineage:
+    def find_request(self, key: str) -> Mapping[str, object]:
         """Return body, text and error of a request; nothing if it got no reply."""
         row = self._find("body, text, error FROM requests WHERE key = ?", key)
         return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         self._begin()
-        said = (reply.text, reply.error, reply.prompt_tokens, reply.completion_tokens)
-        row = (key, method, server, body.decode(), *said)
+        row = (key, method, server, body.decode(), *reply[:-1])  # all but `model`, which is in `identity`
         # OR IGNORE: a seed that is in the input twice may make the same request twice at the same time.
         self._base.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
@@ -229,7 +227,7 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def outcome_row(outcome: Outcome, case: Case, requests: list[Lineage]) -> OutcomeRow:
+def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]]) -> OutcomeRow:
     """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`."""
     seed, method, sample = case.seed, case.method, case.sample
     row: OutcomeRow = {
@@ -240,11 +238,9 @@ def outcome_row(outcome: Outcome, case: Case, requests: list[Lineage]) -> Outcom
         "checks": {name: check._asdict() for name, check in outcome.verdicts.checks.items()},
         "disagreement": outcome.verdicts.disagreement,
     }
-    lineage: dict[str, object] = {
-        **{"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample},
-        **{"requests": requests, "claims": row["claims"], "checks": row["checks"]},
-        "disagreement": row["disagreement"],
-    }
+    origin = {"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample}
+    verdicts = {"claims": row["claims"], "checks": row["checks"], "disagreement": row["disagreement"]}
+    lineage = {**origin, "requests": requests, **verdicts}
     own = {"source": method, "extra": {"lineage": lineage}}
     row["records"] = [
         vars(record) | {"id": f"{seed.id}/{method}/{sample}.{n}", **own}
@@ -265,7 +261,7 @@ def trace(folder: Path, record_id: str) -> dict[str, object]:
             if row.get("id") == record_id:
                 made = row["extra"]["lineage"]["requests"]
                 if made:
-                    with closing(Store(path.parents[1] / STORE)) as store:
+                    with closing(Store(path.parents[1])) as store:
                         made = [request | store.find_request(request["key"]) for request in made]
                 return {"file": str(path), "record": row, "requests": made}
     raise DataError(f"{folder}: no accepted record '{record_id}'; see the ids in its accepted.jsonl files")

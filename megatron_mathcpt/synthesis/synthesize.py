@@ -28,21 +28,10 @@ from megatron_mathcpt.log import get_logger, progress
 from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
-from megatron_mathcpt.synthesis.store import (
-    STORE,
-    Lineage,
-    OutcomeRow,
-    SeedShard,
-    Store,
-    check_seeds,
-    outcome_row,
-    read_seeds,
-)
+from megatron_mathcpt.synthesis.store import OutcomeRow, SeedShard, Store, check_seeds, make_row, read_seeds
 
 KIND = "synthesis"
-_FREE_TO_CHANGE = {"budget", "concurrency", "progress_seconds"}  # and how servers are reached
 _LOG = get_logger(__name__)
-
 Connect = Callable[[str, Server], Client]
 
 
@@ -72,13 +61,6 @@ class Summary(TypedDict):
     methods: dict[str, MethodSummary]
 
 
-class _Identity(TypedDict):
-    """What determines a run's result, as its manifest records it."""
-
-    inputs: dict[str, str]
-    config: dict[str, object]
-
-
 def synthesize(
     config: SynthesisConfig,
     out: Path,
@@ -87,60 +69,59 @@ def synthesize(
     *,
     accept_model: bool = False,
 ) -> Summary:
-    """Run all methods over one shard of the seeds and complete its folder.
+    """Run all methods over one shard of the seeds and complete its folder, resuming a killed run.
 
-    Resumes where a killed run stopped. A folder that a budget stopped is complete, and is resumed when
-    the budget is raised. Raises `DataError`, `ServerError`, `ManifestError`.
+    A folder that a budget stopped is complete, and is resumed when the budget is raised. Raises `DataError`,
+    `ServerError`, `ManifestError`.
     """
-    shard = shard or SeedShard()
-    folder, budget = out / shard.folder_name, config.budget.model_dump(mode="json")
-    seeds, identity = _identify(config)
-    if is_complete(folder, KIND, **identity):
+    run, budget = _Run(config, out, shard or SeedShard()), config.budget.model_dump(mode="json")
+    folder, inputs = run.folder, {"seeds": run.seeds_sha256}
+    if is_complete(folder, KIND, inputs=inputs, config=run.recorded):
         counts = load_manifest(folder, KIND).counts
         if counts["budget"] == budget:
             return {"stopped": counts["stopped"], "budget": budget, "methods": counts["methods"]}
         # Incomplete from now on: a kill must not leave new files under the old manifest.
         (folder / FILE_NAME).unlink()
-    run = _Run(config, folder, shard, seeds, identity)
-    with closing(run.store):
+    with closing(run.open()):
         asyncio.run(run.converse(connect, accept_model=accept_model))
         methods = {name: run.write(name, folder / name) for name in config.chosen}
     summary: Summary = {"stopped": run.stopped, "budget": budget, "methods": methods}
     write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    write_manifest(folder, KIND, counts=dict(summary), **identity)
+    write_manifest(folder, KIND, counts=dict(summary), inputs=inputs, config=run.recorded)
     return summary
 
 
-def _identify(config: SynthesisConfig) -> tuple[int, _Identity]:
-    seeds, sha256 = check_seeds(config)
-    # Not the budget, nor addresses, keys, prices and time-outs: a run may be resumed with others.
-    servers = {name: {"model": server.model, "api": server.api} for name, server in config.servers.items()}
-    recorded = config.model_dump(mode="json", exclude=_FREE_TO_CHANGE) | {"servers": servers}
-    return seeds, {"inputs": {"seeds": sha256}, "config": recorded}
-
-
 class _Run:
-    """A run of one shard; `seeds` counts those of all shards, `stopped` is the budget that ended it."""
+    """A run of one shard; `stopped` is the budget that ended it."""
 
-    def __init__(
-        self, config: SynthesisConfig, folder: Path, shard: SeedShard, seeds: int, identity: _Identity
-    ) -> None:
-        self.config, self.shard, self.seeds = config, shard, seeds
+    def __init__(self, config: SynthesisConfig, out: Path, shard: SeedShard) -> None:
+        self.config, self.shard, self.folder = config, shard, out / shard.folder_name
+        self.seeds, self.seeds_sha256 = check_seeds(config)  # of all shards
+        # What determines the result: a run may be resumed with another budget, other addresses and prices.
+        changeable = {"budget", "concurrency", "progress_seconds"}
+        servers = {
+            name: {"model": server.model, "api": server.api} for name, server in config.servers.items()
+        }
+        self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": servers}
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
         self.positions: Collection[int] | None = None  # of a pilot's seeds
         self.stopped: str | None = None
         self.clients: dict[str, Client] = {}
         self.logged = time.monotonic()
-        local = config.methods.retrospective_enhancement
-        self.count_tokens = token_counter(config.tokenizer, local.mark if local else None)
-        for name, prompt in first_prompts(config).items():
+
+    def open(self) -> Store:
+        """Load the tokenizer, log the first prompts and open the store, before any of the methods below."""
+        local = self.config.methods.retrospective_enhancement
+        self.count_tokens = token_counter(self.config.tokenizer, local.mark if local else None)
+        for name, prompt in first_prompts(self.config).items():
             _LOG.info("first prompt of %s:\n%s", name, prompt)
-        recorded = orjson.dumps(identity["config"], option=orjson.OPT_SORT_KEYS).decode()
-        self.store = Store(folder / STORE, seeds=identity["inputs"]["seeds"], config=recorded)
-        self.meter = Meter(config, self.store.spent())
+        recorded = orjson.dumps(self.recorded, option=orjson.OPT_SORT_KEYS).decode()
+        self.store = Store(self.folder, seeds=self.seeds_sha256, config=recorded)
+        self.meter = Meter(self.config, self.store.spent())
+        return self.store
 
     async def converse(self, connect: Connect, *, accept_model: bool) -> None:
-        """Bring every case to its outcome, unless a budget or `cap` accepted tokens end the method early."""
+        """Run all conversations of all methods, once every server serves the model of the config."""
         self.store.forget_server_failures()
         async with AsyncExitStack() as stack:
             for name in sorted(set(self.config.asked.values())):
@@ -154,7 +135,7 @@ class _Run:
                     await self._run_cases(method)
 
     async def _run_cases(self, method: str) -> None:
-        """Bring every case to its outcome, unless a budget or `cap` accepted tokens end the method before."""
+        """Bring every case to its outcome, unless a budget or `cap` accepted tokens end the method early."""
         accepted, cases = self.store.accepted_tokens(method), self.cases(method)
         ends, began, resumed = Counter[str](), time.monotonic(), 0
 
@@ -202,7 +183,7 @@ class _Run:
     async def _finish(self, case: Case) -> tuple[str | None, int]:
         """Run one conversation and store its outcome; return its reason and accepted tokens."""
         conversation = CONVERSATIONS[case.method](case)
-        made: list[Lineage] = []
+        made: list[Mapping[str, object]] = []
         step = advance(conversation, None)
         while not isinstance(step, Outcome):
             tasks = [asyncio.ensure_future(self._ask(case.method, request, made)) for request in step]
@@ -212,12 +193,12 @@ class _Run:
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
-        row = outcome_row(step, case, made)
+        row = make_row(step, case, made)
         row["requests"] = [str(request["key"]) for request in made]
         self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens
 
-    async def _ask(self, method: str, request: ServerRequest, made: list[Lineage]) -> Reply:
+    async def _ask(self, method: str, request: ServerRequest, made: list[Mapping[str, object]]) -> Reply:
         """Return the stored reply, or the server's, which is stored before anything else can fail."""
         body, lineage = encode(request, self.config.servers[request.server])
         key = str(lineage["key"])
@@ -247,7 +228,7 @@ class _Run:
         for case in self.cases(method):
             outcome = enhance(case)
             tokens = sum(map(self.count_tokens, outcome.records))
-            yield case.seed.id, case.sample, tokens, outcome_row(outcome, case, [])
+            yield case.seed.id, case.sample, tokens, make_row(outcome, case, [])
 
     def write(self, method: str, folder: Path) -> MethodSummary:
         """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens."""
@@ -295,16 +276,13 @@ class _Run:
 def pilot(
     config: SynthesisConfig, out: Path, count: int, connect: Connect = Client, *, accept_model: bool = False
 ) -> dict[str, Counter[str]]:
-    """Count how the cases of `count` seeds end, by method, for the methods that make requests.
-
-    Writes no records, but stores the replies for the run.
-    """
-    run = _Run(config, out / SeedShard().folder_name, SeedShard(), *_identify(config))
+    """Count how the cases of `count` seeds end, by method with requests; stores the replies for the run."""
+    run = _Run(config, out, SeedShard())
     seeds = min(run.seeds, config.budget.seeds or run.seeds)
     count = min(count, seeds)
     # Spread evenly: a file of seeds may be sorted by source or difficulty.
     run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
-    with closing(run.store):
+    with closing(run.open()):
         asyncio.run(run.converse(connect, accept_model=accept_model))
         return {
             name: Counter(row["reason"] or "accepted" for *_, row in run.outcomes(name))
