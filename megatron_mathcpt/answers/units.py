@@ -1,7 +1,7 @@
 """Units of measure at the end (or money at the start) of an answer.
 
-A unit may be left out, but not differ: both sides are taken to base units, and two stated units must have
-the same dimensions. Counting words (个, ways, pieces) say nothing and are dropped.
+A unit may be omitted, but not differ: both sides are converted to base units, and two given units must have
+the same dimensions. Counting words (个, ways, pieces) have no meaning and are dropped.
 """
 
 import re
@@ -9,46 +9,35 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-# dimension, factor to the base unit, spellings
-_TABLE: list[tuple[str, str, str]] = [
-    ("length", "1", "m meter metre 米"),
-    ("length", "1/100", "cm centimeter centimetre 厘米 公分"),
-    ("length", "1/10", "dm decimeter decimetre 分米"),
-    ("length", "1/1000", "mm millimeter millimetre 毫米"),
-    ("length", "1000", "km kilometer kilometre 千米 公里"),
-    ("length", "127/5000", "inch in 英寸"),
-    ("length", "381/1250", "foot feet ft 英尺"),
-    ("length", "1143/1250", "yard yd 码"),
-    ("length", "201168/125", "mile mi 英里"),
-    ("area", "10000", "hectare ha 公顷"),
-    ("volume", "1/1000", "liter litre l 升"),
-    ("volume", "1/1000000", "ml milliliter millilitre 毫升 cc"),
-    ("mass", "1", "kg kilogram 千克 公斤"),
-    ("mass", "1/1000", "g gm gram 克"),
-    ("mass", "1/1000000", "mg milligram 毫克"),
-    ("mass", "1000", "tonne 吨"),
-    ("mass", "1/2", "斤"),
-    ("pound", "1", "pound lb"),
-    ("pound", "1/16", "ounce oz"),
-    ("time", "1", "s sec second 秒 秒钟"),
-    ("time", "60", "min minute 分钟"),
-    ("time", "3600", "h hr hour 小时 时"),
-    ("time", "86400", "day 天 日"),
-    ("time", "604800", "week 周 星期"),
-    ("year", "1/12", "month 个月 月"),
-    ("year", "1", "year yr 年 岁"),
-    ("dollar", "1", "dollar usd buck"),
-    ("dollar", "1/100", "cent 美分"),
-    ("yuan", "1", "yuan rmb 元 块 块钱 元钱 人民币"),
-    ("yuan", "1/10", "角"),
-    ("euro", "1", "euro"),
-    ("degree", "1", "^\\circ degree deg 度"),
-    ("radian", "1", "rad radian 弧度"),
-    ("celsius", "1", "^\\circC 摄氏度 celsius"),
-    ("fahrenheit", "1", "^\\circF fahrenheit"),
-    ("speed", "1397/3125", "mph"),
-    ("speed", "5/18", "kmph kph"),
-]
+# dimension: {factor to the base unit: spellings}
+_TABLE = {
+    "length": {
+        **{"1": "m meter metre 米", "1/100": "cm centimeter centimetre 厘米 公分"},
+        **{"1/10": "dm decimeter decimetre 分米", "1/1000": "mm millimeter millimetre 毫米"},
+        **{"1000": "km kilometer kilometre 千米 公里", "127/5000": "inch in 英寸"},
+        **{"381/1250": "foot feet ft 英尺", "1143/1250": "yard yd 码", "201168/125": "mile mi 英里"},
+    },
+    "area": {"10000": "hectare ha 公顷"},
+    "volume": {"1/1000": "liter litre l 升", "1/1000000": "ml milliliter millilitre 毫升 cc"},
+    "mass": {
+        **{"1": "kg kilogram 千克 公斤", "1/1000": "g gm gram 克", "1/1000000": "mg milligram 毫克"},
+        **{"1000": "tonne 吨", "1/2": "斤"},
+    },
+    "pound": {"1": "pound lb", "1/16": "ounce oz"},
+    "time": {
+        **{"1": "s sec second 秒 秒钟", "60": "min minute 分钟", "3600": "h hr hour 小时 时"},
+        **{"86400": "day 天 日", "604800": "week 周 星期"},
+    },
+    "year": {"1/12": "month 个月 月", "1": "year yr 年 岁"},
+    "dollar": {"1": "dollar usd buck", "1/100": "cent 美分"},
+    "yuan": {"1": "yuan rmb 元 块 块钱 元钱 人民币", "1/10": "角"},
+    "euro": {"1": "euro"},
+    "degree": {"1": "^\\circ degree deg 度"},
+    "radian": {"1": "rad radian 弧度"},
+    "celsius": {"1": "^\\circC 摄氏度 celsius"},
+    "fahrenheit": {"1": "^\\circF fahrenheit"},
+    "speed": {"1397/3125": "mph", "5/18": "kmph kph"},
+}
 _COUNTERS = (  # noqa: SIM905
     "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 "
     "桶 对 副 套 组 层 座 栋 间 道 "
@@ -74,7 +63,8 @@ class Unit(NamedTuple):
 
 _UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
     word: Unit(_COMPOSED.get(dimension, ((dimension, 1),)), Fraction(factor))
-    for dimension, factor, words in _TABLE
+    for dimension, units in _TABLE.items()
+    for factor, words in units.items()
     for word in words.split()
 }
 

@@ -6,7 +6,7 @@ saved-tensor hooks on a real layer. Not included: the CUDA context, NCCL's buffe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
@@ -27,8 +27,7 @@ _FP8_WEIGHT = FP8_ACTIVATION | {"blockwise": 1 + 4 / 128**2}
 _RUNTIME_GIB = 2.5
 
 
-@dataclass(frozen=True)
-class StageMemory:
+class StageMemory(NamedTuple):
     """Bytes on each GPU of one pipeline stage at the worst moment, by name."""
 
     stage: int

@@ -36,19 +36,6 @@ _PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modul
 _GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
 _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
 
-# Fields and divisors of `divisions`, in this order of precedence, and how a search reports them.
-_REFUSALS = {
-    "model.num_attention_heads": "attention heads do not divide by TP",
-    "model.num_query_groups": "query groups do not divide by TP",
-    "model.ffn_hidden_size": "feed-forward width does not divide by TP",
-    "2 x context_parallel_size": "sequence does not divide by 2 CP",
-    "tensor x context size": "sequence does not divide by TP x CP",
-    "train.global_batch_size": "global batch does not divide by DP x micro batch",
-    "train.global_batch_size in microbatches": "interleaving needs microbatches that divide by PP",
-    "model.num_layers": "layers do not divide by PP",
-    "what FP8 needs": "sizes do not divide by what FP8 needs",
-}
-
 
 def given_config(
     shape: ModelShape, overrides: Sequence[str], *, seq_length: int, global_batch_size: int
@@ -122,9 +109,7 @@ def search(
     for config in _layouts(given, gpus, machine.hardware.gpus_per_node):
         rules = [rule for rule in divisions(config, gpus) if rule.found % rule.divisor]
         if rules:
-            # Counted once, by its first reason.
-            broken = {name for rule in rules for name in (rule.field, rule.what)}
-            refused[next(text for name, text in _REFUSALS.items() if name in broken)] += 1
+            refused[f"{rules[0].field} is not a multiple of {rules[0].what}"] += 1
             continue
         for recompute in _RECOMPUTE:  # as little as fits
             run = plan(_changed(config, **recompute), gpus)

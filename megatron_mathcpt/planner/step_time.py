@@ -5,8 +5,8 @@ constant. The slowest pipeline stage sets the pace.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import log2
+from typing import NamedTuple
 
 from megatron_mathcpt.planner.machine import Hardware, Machine
 from megatron_mathcpt.planner.memory import FP8_ACTIVATION, stage_parameters
@@ -22,8 +22,7 @@ _ALWAYS_EXPOSED = 0.05  # the first and last bucket of that traffic have nothing
 _LOSS_BYTES = {None: 52.0, "native": 16.0, "te": 10.0}
 
 
-@dataclass(frozen=True)
-class StepTime:
+class StepTime(NamedTuple):
     """Seconds of a step by term, and of one microbatch on each pipeline stage."""
 
     terms: Mapping[str, float]
@@ -34,8 +33,7 @@ class StepTime:
         return sum(self.terms.values())
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """What a step time comes to; MFU is causal and of the dense bf16 peak, whatever the precision."""
 
     tokens_per_second_per_gpu: float
