@@ -96,11 +96,8 @@ def arabic_numerals(text: str) -> str:
     text = re.sub(tenths, lambda m: f"{_DIGITS[m[1]]}{_DIGITS[m[2] or '零']}%", text)
     text = re.sub("^每(小时|分钟|秒|天|年|月|周|时)(.+)$", r"\2/\1", text)
     # 一个 is a count, 一次函数 a kind of function: only a numeral alone or before a unit is converted.
-    return re.sub(
-        rf"^(负?)({_INTEGER})(?=$|[^一-鿿]|[个只本人元米岁天名件条张辆棵次种倍度])",
-        lambda m: ("-" if m[1] else "") + _read(m[2]),
-        text,
-    )
+    alone = rf"^(负?)({_INTEGER})(?=$|[^一-鿿]|[个只本人元米岁天名件条张辆棵次种倍度])"
+    return re.sub(alone, lambda m: ("-" if m[1] else "") + _read(m[2]), text)
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -217,8 +214,9 @@ def normalize(text: str) -> str:
     text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
     text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
     text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
-    text = re.sub("[\u00bc-\u00be\u2150-\u215e\u2189]", _vulgar, text)
+    text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
     text = unicodedata.normalize("NFKC", text)
+    text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
     text = _currency(text)
     text = text.translate(_TRANSLATION)
@@ -230,9 +228,7 @@ def normalize(text: str) -> str:
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
         text = _WRAPPER.sub(_unwrap, text)
-    text = _SYSTEM.sub(
-        lambda m: ", ".join(re.split(r"\\\\", m.group(1) or m.group(2))).replace("&", " "), text
-    )
+    text = _SYSTEM.sub(lambda m: (m[1] or m[2]).replace("\\\\", ", ").replace("&", " "), text)
     text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m.group().replace(" ", ""), text)
     text = _REPEATING.sub(_repeating, arabic_numerals(text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
@@ -250,10 +246,6 @@ def _repeating(match: re.Match[str]) -> str:
     period = match[3] or "".join(filter(str.isdigit, match[4]))
     bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
     return f"\\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{bottom}}}"
-
-
-def _vulgar(match: re.Match[str]) -> str:
-    return "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match[0]).split("\u2044"))
 
 
 def _currency(text: str) -> str:

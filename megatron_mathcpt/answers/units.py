@@ -55,7 +55,7 @@ _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
 class Unit(NamedTuple):
-    """Exponents of the dimensions, sorted by name, and the factor to base units; no dimension: a counter."""
+    """Exponents of the dimensions, sorted by name (none: a counter), and the factor to base units."""
 
     dimensions: tuple[tuple[str, int], ...]
     factor: Fraction
@@ -70,10 +70,10 @@ _UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
 
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
-    """A normalised answer without its unit, and the unit; None when none is written.
+    """Split a normalised answer into its value and its unit, None if there is none.
 
-    A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
-    5m may be five times m.
+    A single letter is a unit only after a space, or with `bare_letters` (the other answer is a plain number),
+    since 5m may be five times m.
     """
     if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
         return text[money.end() :].strip(), _UNITS[money[1]]
@@ -83,6 +83,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     for found in _START.finditer(text):
         start = found.start()
         body, words = text[:start].rstrip(), text[start:].strip()
+        # Without its exponent: m^2 is still one letter.
         letter = len(words.rstrip("^{}23")) == 1 and words.isascii()
         may_be_unit = bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
         if not body or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body) or (letter and not may_be_unit):
@@ -93,7 +94,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
 
 
 def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
-    """2 hours 30 minutes, 3元6角: one quantity in base units."""
+    # 2 hours 30 minutes, 3元6角: one quantity in base units.
     parts = _PART.findall(text)
     if len(parts) < 2 or _PART.sub("", text).strip():
         return None
@@ -112,7 +113,6 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 
 
 def _read_unit(text: str) -> Unit | None:
-    """A product and quotient of unit words, each with a power; unknown words are dimensions of their own."""
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
     dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
@@ -148,6 +148,7 @@ def _read_word(text: str) -> Unit | None:
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
     if chinese and chinese[1] in _UNITS and not _UNITS[chinese[1]].dimensions:
         return _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
+    # Any other noun is a dimension of its own: 24 apples are not 24 pears.
     if re.fullmatch(r"[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)

@@ -41,9 +41,7 @@ def load_hardware(name: str) -> Hardware:
 def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
     """Raise `ConfigError` if a GPU of this compute capability does not support an FP8 recipe."""
     if recipe is not None and capability < (8, 9):
-        raise ConfigError(
-            "precision.fp8: this GPU has no FP8 products; take bf16, or a GPU since Ada and Hopper"
-        )
+        raise ConfigError("precision.fp8: this GPU has no FP8 products; take bf16, or Ada, Hopper or newer")
     if recipe == "blockwise" and capability[0] != 9:
         raise ConfigError("precision.fp8_recipe: blockwise is for Hopper; take mxfp8 on Blackwell")
     if recipe == "mxfp8" and capability[0] < 10:

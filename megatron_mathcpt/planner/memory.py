@@ -163,10 +163,8 @@ def check_memory(config: ExperimentConfig, world_size: int, *, memory_gib: float
     peak = peak_memory(PlannedRun(config, world_size, fused=fused))
     parts = sorted(peak.parts.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size >= 0.05 * GIB)
-    found = (
-        f"predicted {peak.gib:.1f} of {memory_gib:.1f} GiB on pipeline stage {peak.stage} "
-        f"({shown or 'less than 0.1 GiB'})"
-    )
+    shown = shown or "less than 0.1 GiB"
+    found = f"predicted {peak.gib:.1f} of {memory_gib:.1f} GiB on pipeline stage {peak.stage} ({shown})"
     if peak.gib + _RUNTIME_GIB > memory_gib:
         raise ConfigError(
             f"parallel: {found} and {_RUNTIME_GIB} GiB for CUDA and NCCL do not fit; lower "

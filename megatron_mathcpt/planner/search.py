@@ -47,10 +47,8 @@ def given_config(
     for override in overrides:
         field = override.partition("=")[0]
         if not field.startswith("precision.") and field not in _GIVEN:
-            raise ConfigError(
-                f"override '{override}': not a setting of a search; take one of precision.*, "
-                f"{', '.join(_GIVEN)}"
-            )
+            known = ", ".join(("precision.*", *_GIVEN))
+            raise ConfigError(f"override '{override}': not a setting of a search; take one of {known}")
     # The names and numbers below satisfy the schema and have no influence on memory or time.
     batch = {"seq_length": seq_length, "global_batch_size": global_batch_size, "micro_batch_size": 1}
     tree = {
@@ -109,7 +107,7 @@ def search(
     for config in _layouts(given, gpus, machine.hardware.gpus_per_node):
         rules = [rule for rule in divisions(config, gpus) if rule.found % rule.divisor]
         if rules:
-            refused[f"{rules[0].field} is not a multiple of {rules[0].what}"] += 1
+            refused[rules[0].short] += 1
             continue
         for recompute in _RECOMPUTE:  # as little as fits
             run = plan(_changed(config, **recompute), gpus)

@@ -72,9 +72,9 @@ def load_shape(model: str) -> ModelShape:
         return from_llama(model, shapes[model])
     path = Path(model.removesuffix("config.json"))
     if not (path / "config.json").is_file():
+        known = ", ".join(sorted(shapes))
         raise ConfigError(
-            f"model '{model}': neither a built-in shape ({', '.join(sorted(shapes))}) "
-            "nor the path of a Hugging Face config.json"
+            f"model '{model}': neither a built-in shape ({known}) nor the path of a config.json"
         )
     return from_llama(path.resolve().name, read_hf_shape(path))
 

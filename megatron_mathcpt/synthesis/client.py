@@ -95,9 +95,7 @@ class Client:
         self._name, self._server = name, server
         self._key = os.environ.get(server.key_variable or "", "").strip()
         if server.key_variable and not (self._key and self._key.isprintable()):
-            raise ServerError(
-                f"servers.{name}.key_variable: {server.key_variable} is not set in the environment; export it"
-            )
+            raise ServerError(f"servers.{name}.key_variable: {server.key_variable} is not set; export it")
         # One semaphore over all addresses: `_choose_address` spreads the requests, up to the limit of each.
         self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
         self._in_flight: Counter[str] = Counter()  # by address
@@ -134,10 +132,8 @@ class Client:
                         raise self._refusal(url, response.status, b"")
                     rows = orjson.loads(await _read_body(response, 1_000_000)) if response.ok else {}
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                why = one_line(str(error)) or "time-out"
-                raise self._error(
-                    f"{url}/models cannot be reached ({why}); start it or fix its address"
-                ) from error
+                problem = f"{url}/models cannot be reached ({one_line(str(error)) or 'time-out'})"
+                raise self._error(f"{problem}; start it or fix its address") from error
             except (orjson.JSONDecodeError, _Unreadable):
                 continue  # not every server implements /models
             listed = _at(rows, "data")
@@ -169,10 +165,8 @@ class Client:
                 return reply
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
-            raise self._error(
-                f"{self._failures_in_a_row} requests in a row failed {server.attempts} times each, last: "
-                f"{reply.error}; check the server and rerun, finished requests are kept"
-            )
+            problem = f"{self._failures_in_a_row} requests in a row failed, last: {reply.error}"
+            raise self._error(f"{problem}; check the server and rerun, finished requests are kept")
         return reply
 
     def _choose_address(self, failed: str) -> str:

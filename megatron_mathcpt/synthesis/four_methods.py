@@ -78,9 +78,7 @@ def read_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
     return start.group(1)
 
 
-def make_record(
-    case: Case, layout: sections.Layout, parts: Iterable[tuple[str, str]], **changed: str
-) -> Problem:
+def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **changed: str) -> Problem:
     """Return the seed with the parts, (tag, text) in order, as its solution; it gets its id when stored."""
     seed, lines = case.seed, []
     for tag, text in parts:
@@ -176,6 +174,7 @@ def _confirm(case: Case, solution: str, replies: tuple[Reply, ...], agreeing: in
 def amplify(case: Case) -> Conversation:
     """The attempt, the teacher's verdict and, if the attempt is wrong, the correction, as one solution."""
     settings, seed = case.settings(sections.TutorshipAmplification), case.seed
+    dropping = case.config.verification.disagreement == "drop"
     reject_tags("seed", seed.question)
     (reply,) = yield (case.request("student", question=seed.question),)
     attempt = reply.usable_text().strip()
@@ -197,10 +196,7 @@ def amplify(case: Case) -> Conversation:
         parts |= read_tags(text, ("check", "wrong_step", "correction")) | {"check": "wrong"}
         verdicts.checks["correction"] = check_answer(seed, parts["correction"])
         reject_wrong_answers(case, verdicts, text)
-        if (
-            verdicts.checks["attempt"].verdict == "correct"
-            and case.config.verification.disagreement == "drop"
-        ):
+        if dropping and verdicts.checks["attempt"].verdict == "correct":
             raise Rejected("teacher and mathematics disagree", raw=text, verdicts=verdicts)
     return Outcome((make_record(case, settings.layout, parts.items()),), verdicts=verdicts)
 

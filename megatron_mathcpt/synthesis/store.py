@@ -132,16 +132,12 @@ class Store:
         try:
             self._base.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{path}: cannot be opened ({error}); another process may be running on this shard: "
-                "wait for it, or choose another --out"
-            ) from error
+            remedy = "wait for another process on this shard, or choose another --out"
+            raise DataError(f"{path}: cannot be opened ({error}); {remedy}") from error
         for name, value in identity.items():
             if self.remember(name, value) != value:
                 self._base.close()
-                raise DataError(
-                    f"{name}: changed since this shard was begun; choose another --out, or delete the folder"
-                )
+                raise DataError(f"{name}: not those of the run in {folder}; choose another --out")
 
     def close(self) -> None:
         self._commit()
@@ -188,9 +184,7 @@ class Store:
         where = "seed_sha256 FROM outcomes WHERE method = ? AND seed = ? AND sample = ?"
         row = self._find(where, case.method, case.seed.id, case.sample)
         if row and row[0] != case.seed_sha256:
-            raise DataError(
-                f"seed '{case.seed.id}': id of two different problems; give every seed its own id"
-            )
+            raise DataError(f"seed '{case.seed.id}': id of two different problems; give each its own")
         return bool(row)
 
     def keep_outcome(self, case: Case, tokens: int, row: OutcomeRow) -> None:

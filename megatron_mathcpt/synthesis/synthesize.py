@@ -99,10 +99,8 @@ class _Run:
         self.seeds, self.seeds_sha256 = check_seeds(config)  # of all shards
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
-        servers = {
-            name: {"model": server.model, "api": server.api} for name, server in config.servers.items()
-        }
-        self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": servers}
+        served = {name: {"model": one.model, "api": one.api} for name, one in config.servers.items()}
+        self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": served}
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
         self.positions: Collection[int] | None = None  # of a pilot's seeds
         self.stopped: str | None = None
