@@ -1,4 +1,4 @@
-"""Hand a run, or the stages of a grid, to Slurm: `mathcpt submit`."""
+"""Submit a run, or the pipeline stages of a grid, to Slurm: `mathcpt submit`."""
 
 from megatron_mathcpt.commands.main import main
 
