@@ -1,4 +1,4 @@
-"""Llama-3-8B in bf16 on one GPU, 128 sequences of 8192 tokens, but for what is given."""
+"""Llama-3-8B in bf16 on one GPU, 128 sequences of 8192 tokens, unless given otherwise."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ SMALL_MOMENTS = (*SMALL, "optimizer.exp_avg_dtype=bf16", "optimizer.exp_avg_sq_d
 
 
 def planned(*overrides: str, dp: int = 1, **fields: Any) -> PlannedRun:
-    """The run with other `fields` of a published row, replicated over `dp` ranks, and `overrides`."""
+    """Return the run with other `fields` of a published row, replicated over `dp` ranks, and `overrides`."""
     usual = {"shape": SHAPE, "seq_length": 8192, "global_batch_size": 128, "grad_reduce_in_fp32": True}
     row = Row.model_validate(usual | {"loss_fusion": None, "overrides": overrides} | fields)
     return row.model_copy(update={"gpus": dp * row.tp * row.pp * row.cp}).planned()
 
 
 def bf16_ends(start: int, end: int) -> tuple[str, ...]:
-    """Overrides that leave layers at the start and the end in bf16."""
+    """Return overrides that leave layers at the start and the end in bf16."""
     counts = (f"precision.num_layers_at_{name}_in_bf16={n}" for name, n in (("start", start), ("end", end)))
     return ("precision.first_last_layers_bf16=true", *counts)

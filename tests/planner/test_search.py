@@ -1,4 +1,4 @@
-"""The search against brute force, and what goes in and comes out: overrides, settings, tables, refusals."""
+"""The search against brute force; its overrides, settings, tables and refusals."""
 
 import re
 from itertools import product
@@ -48,7 +48,7 @@ def test_eight_gpus_by_brute_force() -> None:
     assert result.plans[0].run.name == best.name
 
 
-def test_plans_fit_in_order_and_recompute_only_where_they_must() -> None:
+def test_plans_fit_in_order_and_recompute_only_if_needed() -> None:
     given = given_config(load_shape("llama3.1-405b"), [], seq_length=8192, global_batch_size=1024)
     result = search(given, 2048, H100, limit_gib=64)
     assert all(plan.memory.gib <= 64 and sum(plan.run.layers) == 126 for plan in result.plans)
@@ -76,7 +76,7 @@ def test_every_layout_uses_all_gpus_and_refusals_are_counted(gpus: int, reasons:
     assert set(result.refused) == reasons
 
 
-def test_nothing_fits_says_by_how_much() -> None:
+def test_the_closest_miss_is_reported_if_nothing_fits() -> None:
     result = search(given_config(load_shape("llama3-70b"), [], **BATCH), 8, H100)
     run, memory = result.misfits[0]
     excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on pipeline stage {memory.stage}"
@@ -94,7 +94,7 @@ def test_nothing_fits_says_by_how_much() -> None:
         ("mxfp8", (9, 0), "take blockwise on Hopper"),
     ],
 )
-def test_recipes_are_refused_by_name_on_other_gpus(
+def test_recipes_are_refused_on_gpus_without_them(
     recipe: str, capability: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -105,7 +105,7 @@ def test_recipes_are_refused_by_name_on_other_gpus(
         search(given_config(SHAPE, SCALED.split(), **BATCH), 8, H100)
 
 
-def test_a_run_that_fits_says_how_much_it_needs() -> None:
+def test_the_memory_of_a_run_is_reported() -> None:
     config = planned(cp=2).config
     # 2 + 4 bytes a parameter, 12/64 of the optimizer, 32 layers of 4096 tokens, 6 bytes a logit.
     expected = PARAMETERS * (6 + 12 / 64) + 32 * 4096 * 149_632 + 6 * 4096 * 128256
@@ -117,7 +117,7 @@ def test_a_run_that_fits_says_how_much_it_needs() -> None:
         check_memory(whole, 8, memory_gib=79.6)
 
 
-def test_nothing_is_fused_where_the_layers_are_not() -> None:
+def test_nothing_is_fused_with_local_layers() -> None:
     config = planned("parallel.cross_entropy_loss_fusion=true", tp=2, pp=2, vp=4).config
     fused, plain = PlannedRun(config, 16), PlannedRun(config, 16, fused=False)
     assert fused.name == plain.name == "TP2 PP2x4 CP1 DP4 MBS1"
@@ -136,7 +136,7 @@ def test_nothing_is_fused_where_the_layers_are_not() -> None:
         (f"{SMALL[0]} parallel.use_distributed_optimizer=false", "needs parallel.use_distributed_optimizer"),
     ],
 )
-def test_an_override_that_a_search_cannot_follow_is_refused(override: str, message: str) -> None:
+def test_overrides_that_a_search_ignores_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         given_config(SHAPE, override.split(), **BATCH)
 
@@ -152,7 +152,7 @@ SCALED = BLOCKS.replace("blockwise", "mxfp8")
 
 
 @pytest.mark.parametrize("overrides", ["", UNUSUAL, DELAYED, SPARED, BLOCKS, SCALED])
-def test_printed_settings_give_a_config_the_planned_layout(overrides: str) -> None:
+def test_printed_settings_reproduce_the_planned_layout(overrides: str) -> None:
     given = given_config(SHAPE, overrides.split(), **BATCH)
     found = search(given, 16, load_machine("b200" if "mxfp8" in overrides else "h100"), limit_gib=71.6)
     kinds = {}  # one of each kind, the fastest; some layouts must recompute

@@ -20,7 +20,7 @@ FIRST = "shard-00000-of-00001"
 NOBODY = "http://127.0.0.1:1/v1"
 Seeds = list[Problem] | int
 SAMPLING = {"temperature": 0.7, "max_tokens": 256}
-# Time-outs are short only where a test wants them: on a busy machine an answer may take seconds.
+# Time-outs are short only where a test needs them: on a busy machine a reply may take seconds.
 PATIENCE = dict.fromkeys(("read_timeout_seconds", "total_timeout_seconds"), 60.0)
 FAST = {"first_wait_seconds": 0.01, "maximum_wait_seconds": 1.0, "maximum_response_bytes": 100_000} | PATIENCE
 STUDENT = {"student": "student", "student_sampling": SAMPLING, "samples": 1}
@@ -54,7 +54,7 @@ def read(out: Path, kind: str = "accepted", shard: str = FIRST) -> list[dict[str
 
 
 def ends(out: Path, shard: str = FIRST) -> list[str]:
-    """The seed of each outcome."""
+    """Return the seed of each outcome."""
     seeds = [row["extra"]["lineage"]["seed"] for row in read(out, shard=shard)]
     return seeds + [row["seed"] for row in read(out, "rejected", shard)]
 
@@ -71,7 +71,7 @@ def assert_same(out: Path, whole: Path) -> None:
 
 @dataclass
 class Trial:
-    """Runs into `folder` with a server on the loopback."""
+    """Runs into `folder` with a fake server on localhost."""
 
     folder: Path
     server: Loopback
@@ -84,7 +84,7 @@ class Trial:
         return build_config(self.folder, self.server.url, seeds, **changed)
 
     def run(self, seeds: Seeds = 20, out: str = "out", **changed: Any) -> dict[str, Any]:
-        """The summary of the method."""
+        """Run, and return the summary of the method."""
         summary = synthesize(self.config(seeds, **changed), self.folder / out)
         return {**summary["methods"][METHOD], "stopped": summary["stopped"]}
 
