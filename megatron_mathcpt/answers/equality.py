@@ -52,7 +52,6 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
 
 
 def same(gold: str, prediction: str) -> bool | None:
-    """Compare two parts of an answer by all rules."""
     return equivalent(gold.strip(), prediction.strip())[0]
 
 

@@ -36,22 +36,21 @@ _CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*[,、，和与]?\s*[A-H])*
 
 
 class Extraction(NamedTuple):
-    """The answer as written, and how it was found; `text` is empty if `method` is `none`."""
-
-    text: str
+    text: str  # as written; empty if `method` is `none`
     method: Method
 
 
 def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Extraction:
-    """Return the final answer of `output`: last box, final-answer phrase, choice letter, or last number.
+    """Return the last box, final-answer phrase (of `language` first), choice letter, or number of `output`.
 
-    Phrases of `language` are tried first. `kind` is the gold's, if known: choice letters are searched only
-    for choice questions, and a number is cut out of its sentence.
+    Only a gold answer of such a `kind` makes it search for choice letters, or cut a number out of a phrase.
     """
     text = _NEXT_QUESTION.split(output, maxsplit=1)[0]
     if box := _last_box(text):
         return Extraction(box, "box")
-    phrase = _last_phrase(text, language)
+    patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
+    phrases = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
+    phrase = next(filter(None, (_sentence(text[found.end() :]) for found in phrases)), "")
     if kind in ("choice", "multichoice"):
         return _choice(text, phrase, kind)
     if phrase:
@@ -61,7 +60,7 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
 
 
 def _last_box(text: str) -> str:
-    # The last that is closed, of 20: unclosed boxes make this quadratic. `\\boxed 5` is read too.
+    # The last that is closed, of 20: unclosed boxes make this quadratic. `\boxed 5` is read too.
     for found in reversed(list(_BOX.finditer(text))[-20:]):
         rest = text[found.end() :]
         bare = re.match(r"[^\s$\\,.]+", rest)
@@ -79,12 +78,6 @@ def _braced(text: str) -> str | None:
         if depth == 0:
             return text[1 : found.start()]
     return None
-
-
-def _last_phrase(text: str, language: str) -> str:
-    patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
-    found = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
-    return next(filter(None, (_sentence(text[phrase.end() :]) for phrase in found)), "")
 
 
 def _sentence(text: str) -> str:

@@ -28,10 +28,8 @@ _LETTER = r"[A-H]"
 
 
 class Verdict(NamedTuple):
-    """`equal` is None if undecided; `reason` names the rule that decided."""
-
-    equal: bool | None
-    reason: str
+    equal: bool | None  # None: undecided
+    reason: str  # the rule that decided
 
     @property
     def status(self) -> Status:
@@ -39,10 +37,7 @@ class Verdict(NamedTuple):
 
 
 def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: PLR0911 - one rule a return
-    """Compare `prediction` with `gold`, whose `kind` is a benchmark item's type; `auto` infers it.
-
-    Pure and bounded: the same arguments give the same verdict, within seconds whatever the text.
-    """
+    """Compare two answers, within seconds; `kind` is that of the benchmark item, `auto` is unknown."""
     if not prediction.strip():
         return Verdict(False, "no answer")
     if gold.strip() == prediction.strip():
@@ -85,11 +80,7 @@ _MEMORY_BYTES = 2 * 2**30
 
 
 class Worker:
-    """math-verify in one subprocess, started at first use and again after it was killed.
-
-    It reads pairs of answers and writes verdicts as JSON lines on its standard streams, so nothing is pickled
-    or executed; its memory is limited too.
-    """
+    """math-verify in one subprocess, which reads pairs of answers and writes verdicts as JSON lines."""
 
     def __init__(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._timeout_seconds = timeout_seconds
@@ -99,7 +90,14 @@ class Worker:
     def ask(self, gold: str, prediction: str) -> Verdict:
         """Compare two normalised answers, in both directions; what math-verify cannot parse is wrong."""
         with self._lock:  # grading runs in several threads
-            process = self._start()
+            process = self._process
+            if process is None or process.poll() is not None:
+                code = f"from {__name__} import main; main({self._timeout_seconds})"
+                pipe, command = subprocess.PIPE, [sys.executable, "-c", code]
+                process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+                self._process = process
+                # Once it is ready: imports must not count against an answer.
+                cast("IO[bytes]", process.stdout).readline()
             pair, verdict = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
             try:
                 pair.write(json.dumps([gold, prediction]).encode() + b"\n")
@@ -109,8 +107,9 @@ class Worker:
                 line = b""
             if not line:
                 self.close()
-                reason = f"math-verify gave no verdict in {self._timeout_seconds:g} s of CPU time"
-                return Verdict(None, reason)
+                return Verdict(
+                    None, f"math-verify gave no verdict in {self._timeout_seconds:g} s of CPU time"
+                )
             equal = json.loads(line)
             return Verdict(bool(equal), "cannot be read" if equal is None else "math-verify")
 
@@ -119,15 +118,6 @@ class Worker:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-c", f"from {__name__} import main; main({self._timeout_seconds})"]
-            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
-            # Once it is ready: imports must not count against an answer.
-            cast("IO[bytes]", self._process.stdout).readline()
-        return self._process
 
 
 @lru_cache(maxsize=1)

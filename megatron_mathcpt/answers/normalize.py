@@ -129,9 +129,7 @@ def _read(text: str) -> str:
 
 
 _BINARY = "ne approx cup cap in pm mp".split()  # noqa: SIM905
-_NAMES = (  # noqa: SIM905
-    "pi alpha beta gamma theta lambda mu phi omega Delta infty emptyset angle triangle"
-).split()
+_NAMES = "pi alpha beta gamma theta lambda mu phi omega Delta infty emptyset angle triangle".split()  # noqa: SIM905
 # Symbols that have a LaTeX name; applied after NFKC, which has already folded full-width forms.
 _SYMBOLS = {
     **{"−–—﹣‐‑": "-", "÷⁄∕": "/", "∶": ":", "、": ",", "〈⟨": "(", "〉⟩": ")", "′’": "'", "。": "."},
@@ -223,7 +221,6 @@ def normalize(text: str) -> str:
     text = re.sub(r"\\sqrt(?=[0-9.])\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    # The answer's wrappers come off before its inside is read.
     boxed = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*(\{.*\})\s*", text)
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
@@ -241,7 +238,7 @@ def normalize(text: str) -> str:
 
 
 def _repeating(match: re.Match[str]) -> str:
-    # 0.1\\overline{6} is (16 - 1) / 90.
+    # 0.1\overline{6} is (16 - 1) / 90.
     whole, fixed = match[1], match[2]
     period = match[3] or "".join(filter(str.isdigit, match[4]))
     bottom = (10 ** len(period) - 1) * 10 ** len(fixed)

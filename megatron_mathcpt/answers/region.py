@@ -30,11 +30,9 @@ _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
 
 class Group(NamedTuple):
-    """Items between brackets; `is_set` if these are braces."""
-
     brackets: str
     items: tuple[str, ...]
-    is_set: bool
+    is_set: bool  # in braces
 
 
 class Equation(NamedTuple):
@@ -47,22 +45,16 @@ class Equation(NamedTuple):
 
 def split_top(text: str, separator: str) -> list[str]:
     """Split `text` at matches of `separator` outside all brackets; drop empty pieces."""
-    pattern = re.compile(separator)
-    pieces, depth, start, position = [], 0, 0, 0
-    while position < len(text):
-        character = text[position]
-        depth += (character in "([{") - (character in ")]}")
-        found = pattern.match(text, position) if depth == 0 else None
-        if found and found.end() > position:
-            pieces.append(text[start:position])
-            position = start = found.end()
-        else:
-            position += 1
+    pieces, depth, start = [], 0, 0
+    for found in re.finditer(rf"([(\[{{])|([)\]}}])|{separator}", text):
+        depth += bool(found[1]) - bool(found[2])
+        if depth == 0 and not found[1] and not found[2]:
+            pieces.append(text[start : found.start()])
+            start = found.end()
     return [piece.strip() for piece in [*pieces, text[start:]] if piece.strip()]
 
 
 def read_list(text: str) -> list[str]:
-    """Split an answer into its items."""
     if not re.fullmatch(r"-?[\d,.]+", text):  # 24,112 alone may be two numbers; in other company it is one
         text = _THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
     return [found for piece in split_top(text, LIST_SEPARATOR) for found in _signs(piece)]
@@ -115,14 +107,11 @@ def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
 
 
 class Region(NamedTuple):
-    """`contains(value, point)` is membership; `critical(point)` lists numbers where it can change.
-
-    `point` has the values of the other symbols; `variables` are all symbols of the inequalities.
-    """
+    """A set of real numbers, given the values of all other symbols at a point."""
 
     contains: Callable[[Value, Point], bool]
-    critical: Callable[[Point], list[Value]]
-    variables: frozenset[str]
+    critical: Callable[[Point], list[Value]]  # numbers where membership can change
+    variables: frozenset[str]  # all symbols of the inequalities
 
 
 def looks_like_region(text: str) -> bool:
@@ -133,8 +122,10 @@ def looks_like_region(text: str) -> bool:
 
 def read_region(text: str) -> Region | None:
     """Parse a set of real numbers; None for anything else."""
+    pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
+    names = {piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)}
     try:
-        return _read(text.strip(), _variable(text))
+        return _read(text.strip(), _main(names))
     except NotAnExpression:
         return None
 
@@ -154,11 +145,6 @@ def same_region(first: Region, second: Region) -> bool | None:
             if memberships[0] != memberships[1]:
                 return False
     return True if decided else None
-
-
-def _variable(text: str) -> str:
-    pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
-    return _main({piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)})
 
 
 def _main(names: set[str]) -> str:
@@ -219,7 +205,6 @@ def _finite(members: list[Node]) -> Region:
 
 
 def _relation(text: str, variable: str) -> Region:
-    # A chain of relations, such as -1 < x \\le 2.
     relations = re.findall(_RELATION, text)
     sides = [parse_expression(side) for side in split_top(text, _RELATION)]
     if not relations or len(sides) != len(relations) + 1 or not any(side.symbols() for side in sides):
@@ -283,7 +268,6 @@ def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -
 
 
 def _test_values(critical: list[Value]) -> list[Value]:
-    # Every critical number, one between each two, and some beyond the ends.
     distinct: list[Value] = []
     for value in sorted(map(real, critical)):
         if not distinct or not close(distinct[-1], value):

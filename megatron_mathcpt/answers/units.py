@@ -39,10 +39,10 @@ _TABLE = {
     "speed": {"1397/3125": "mph", "5/18": "kmph kph"},
 }
 _COUNTERS = (  # noqa: SIM905
-    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 "
-    "桶 对 副 套 组 层 座 栋 间 道 "
-    "题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 份 段 扇 盏 "
-    "unit way number integer value time piece people person item solution thing point"  # plurals are read too
+    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 桶 对 副 套 组 层 座 "
+    "栋 间 道 题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 "
+    "份 段 扇 盏 "  # of the next also plurals
+    "unit way number integer value time piece people person item solution thing point"
 ).split()
 _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
@@ -55,10 +55,8 @@ _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
 class Unit(NamedTuple):
-    """Exponents of the dimensions, sorted by name (none: a counter), and the factor to base units."""
-
-    dimensions: tuple[tuple[str, int], ...]
-    factor: Fraction
+    dimensions: tuple[tuple[str, int], ...]  # with exponents, sorted by name; none: a counter
+    factor: Fraction  # to base units
 
 
 _UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
@@ -70,11 +68,7 @@ _UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
 
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
-    """Split a normalised answer into its value and its unit, None if there is none.
-
-    A single letter is a unit only after a space, or with `bare_letters` (the other answer is a plain number),
-    since 5m may be five times m.
-    """
+    """Split a normalised answer into value and unit; `bare_letters`: the other answer is a plain number."""
     if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
         return text[money.end() :].strip(), _UNITS[money[1]]
     text = _TRAILING.sub("", text)
@@ -83,7 +77,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     for found in _START.finditer(text):
         start = found.start()
         body, words = text[:start].rstrip(), text[start:].strip()
-        # Without its exponent: m^2 is still one letter.
+        # 5m may be five times m, so a single letter is a unit only after a space or with `bare_letters`.
         letter = len(words.rstrip("^{}23")) == 1 and words.isascii()
         may_be_unit = bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
         if not body or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body) or (letter and not may_be_unit):
@@ -117,26 +111,19 @@ def _read_unit(text: str) -> Unit | None:
     dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
     for index, part in enumerate(parts):
-        single = _read_power(part.strip().removeprefix("\\cdot").strip())
-        if single is None:
+        word, power = part.strip().removeprefix("\\cdot").strip(), 1
+        if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", word):
+            word, power = found[1], int(found[2])
+        for prefix, exponent in _POWERS.items():
+            if re.match(prefix + r"(?:\b|(?=[一-鿿]))\.?\s*", word):
+                word, power = re.sub(rf"^{prefix}\.?\s*", "", word), exponent
+        if (base := _read_word(word)) is None:
             return None
-        sign = -1 if index else 1
-        factor *= single.factor**sign
-        for name, exponent in single.dimensions:
-            dimensions[name] += sign * exponent
+        power = -power if index else power
+        factor *= base.factor**power
+        for name, exponent in base.dimensions:
+            dimensions[name] += power * exponent
     return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), factor)
-
-
-def _read_power(text: str) -> Unit | None:
-    power = 1
-    if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text):
-        text, power = found[1], int(found[2])
-    for word, exponent in _POWERS.items():
-        if re.match(word + r"(?:\b|(?=[一-鿿]))\.?\s*", text):
-            text, power = re.sub(rf"^{word}\.?\s*", "", text), exponent
-    if (base := _read_word(text)) is None:
-        return None
-    return Unit(tuple((name, exponent * power) for name, exponent in base.dimensions), base.factor**power)
 
 
 def _read_word(text: str) -> Unit | None:

@@ -49,13 +49,10 @@ def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
 
 
 class Constants(Section):
-    """What no data sheet gives; fitted by tests/benchmarks/planner_calibration.py, never set by hand.
-
-    Efficiencies are fractions of the data sheet's peak; a ramp is in elements of the reduction.
-    """
+    """Fitted by tests/benchmarks/planner_calibration.py, never set by hand; efficiencies are of a peak."""
 
     bf16_gemm_efficiency: float
-    bf16_gemm_ramp: float
+    bf16_gemm_ramp: float  # in elements of the reduction
     fp8_gemm_efficiency: float
     fp8_gemm_ramp: float
     block_gemm_share: float  # of that rate if FP8 is scaled by blocks of 128 instead of whole tensors
@@ -79,7 +76,6 @@ class Machine:
 
     def __init__(self, hardware: Hardware, constants: Constants) -> None:
         self.hardware, self.constants = hardware, constants
-        # Of element-wise kernels; between GPUs of a node.
         self.memory = hardware.memory_gb_per_second * 1e9 * constants.memory_efficiency
         self.link = hardware.nvlink_gb_per_second * 1e9 * constants.link_efficiency
         self.network = hardware.network_gb_per_second * 1e9 * constants.network_efficiency  # of one GPU

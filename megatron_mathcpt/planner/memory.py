@@ -28,10 +28,8 @@ _RUNTIME_GIB = 2.5
 
 
 class StageMemory(NamedTuple):
-    """Bytes on each GPU of one pipeline stage at the worst moment, by name."""
-
     stage: int
-    parts: Mapping[str, float]
+    parts: Mapping[str, float]  # bytes on each GPU of this pipeline stage at the worst moment
 
     @property
     def total(self) -> float:
@@ -43,12 +41,10 @@ class StageMemory(NamedTuple):
 
 
 def memory_per_stage(run: PlannedRun) -> list[StageMemory]:
-    """Return the memory of every pipeline stage, first to last."""
     return [_stage_memory(run, stage) for stage in range(run.stages)]
 
 
 def peak_memory(run: PlannedRun) -> StageMemory:
-    """Return the memory of the fullest stage."""
     # Of stages with equally many layers the first has most microbatches in flight; the last has the head.
     candidates = {run.layers.index(count) for count in set(run.layers)} | {run.stages - 1}
     return max((_stage_memory(run, stage) for stage in candidates), key=lambda stage: stage.total)
@@ -87,8 +83,7 @@ def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
         "logits": 0.0,
     }
     if stage == run.stages - 1:
-        # fp32 logits become the softmax in place.
-        per_logit = 4.0 if run.is_fp32 else _LOGIT_BYTES[run.loss_fusion]
+        per_logit = 4.0 if run.is_fp32 else _LOGIT_BYTES[run.loss_fusion]  # fp32: softmax in place
         logits = per_logit * run.tokens * run.shape.padded_vocab_size / run.tensor
         # A layer is recomputed after the logits are freed: only the larger of the two counts.
         parts["logits"] = max(0.0, logits - parts["recomputed layer"])
@@ -101,10 +96,8 @@ def _stage_memory(run: PlannedRun, stage: int) -> StageMemory:
 
 
 def in_flight_stages(run: PlannedRun, stage: int) -> float:
-    """Return the microbatches in flight on `stage`, in units of the whole stage.
-
-    1F1B and interleaved 1F1B as in Megatron-Core's `schedules.get_pp_rank_microbatches`.
-    """
+    """Return the microbatches in flight on `stage`, in units of the whole stage."""
+    # 1F1B and interleaved 1F1B as in Megatron-Core's `schedules.get_pp_rank_microbatches`.
     if run.virtual == 1:
         return min(run.microbatches, run.stages - stage)
     warmup = 2 * (run.stages - stage - 1) + (run.virtual - 1) * run.stages
@@ -121,10 +114,7 @@ def _saved_and_kept(run: PlannedRun, recipe: str | None) -> tuple[float, float]:
 
 
 def saved_per_token(run: PlannedRun, recipe: str | None) -> dict[str, float]:
-    """Return the bytes that one layer saves for backward per token of `run.tokens`, by name, on one GPU.
-
-    Without an FP8 `recipe` the layer computes in the parameters' type.
-    """
+    """Return the bytes that one layer saves for backward per token of `run.tokens`, by name, on one GPU."""
     shape, tensor = run.shape, run.tensor
     hidden = shape.hidden_size / (tensor if run.config.parallel.sequence_parallel else 1)
     size = 4 if run.is_fp32 else 2
@@ -156,10 +146,7 @@ def saved_per_token(run: PlannedRun, recipe: str | None) -> dict[str, float]:
 
 
 def check_memory(config: ExperimentConfig, world_size: int, *, memory_gib: float, fused: bool = True) -> str:
-    """Return a sentence with the predicted peak of a resolved config on `world_size` GPUs.
-
-    `fused` is with Transformer Engine. Raises `ConfigError`, with the settings that help, if it does not fit.
-    """
+    """Return a sentence with the predicted peak; raises `ConfigError` with remedies if it does not fit."""
     peak = peak_memory(PlannedRun(config, world_size, fused=fused))
     parts = sorted(peak.parts.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size >= 0.05 * GIB)
@@ -184,7 +171,6 @@ def checkpoint_bytes(config: ExperimentConfig) -> tuple[int, int]:
 
 
 def kept_bytes(config: ExperimentConfig) -> int:
-    """Return the bytes of the checkpoints that a finished run keeps."""
     whole, weights = checkpoint_bytes(config)
     settings, steps = config.checkpoint, config.train.train_steps
     saves = [*range(settings.interval, steps, settings.interval), steps]

@@ -40,10 +40,7 @@ _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSION
 def given_config(
     shape: ModelShape, overrides: Sequence[str], *, seq_length: int, global_batch_size: int
 ) -> ExperimentConfig:
-    """Return the fixed part of a search: a bf16 run with the distributed optimizer, changed by `overrides`.
-
-    Raises `ConfigError` for an override that is invalid in a training config, or that a search ignores.
-    """
+    """Return the fixed part of a search: a bf16 run with the distributed optimizer, with `overrides`."""
     for override in overrides:
         field = override.partition("=")[0]
         if not field.startswith("precision.") and field not in _GIVEN:
@@ -65,26 +62,20 @@ def given_config(
 
 
 class Plan(NamedTuple):
-    """A layout that fits, with its prediction."""
-
     run: PlannedRun
     memory: StageMemory
     time: StepTime
 
 
 class SearchResult(NamedTuple):
-    """Plans from fastest to slowest.
-
-    `misfits`, from closest to farthest, do not fit into `limit_gib` even with every layer recomputed;
-    `refused` counts the layouts that a training run would refuse, by reason.
-    """
+    """All layouts: those that fit, those that do not, and those that a training run would refuse."""
 
     given: ExperimentConfig
     machine: Machine
     limit_gib: float
-    plans: Sequence[Plan]
-    misfits: Sequence[tuple[PlannedRun, StageMemory]]
-    refused: Mapping[str, int]
+    plans: Sequence[Plan]  # from fastest to slowest
+    misfits: Sequence[tuple[PlannedRun, StageMemory]]  # all layers recomputed; closest first
+    refused: Mapping[str, int]  # their number by reason
 
 
 def search(
@@ -95,10 +86,7 @@ def search(
     limit_gib: float | None = None,
     plan: Callable[[ExperimentConfig, int], PlannedRun] = PlannedRun,
 ) -> SearchResult:
-    """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card).
-
-    `plan` makes a run of a config and GPUs; calibration passes one that adds what published runs have.
-    """
+    """Rank all layouts that fit into `limit_gib` (default 90 % of the card); calibration has its own `plan`."""
     limit = MEMORY_SHARE * machine.hardware.memory_gib if limit_gib is None else limit_gib
     check_recipe(given.precision.fp8_recipe, machine.hardware.capability)
     plans: list[Plan] = []
@@ -165,8 +153,8 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def why_slower(plan: Plan, best: Plan) -> str:
-    """Return the two terms in which `plan` loses most against `best`, in percent of the best's step."""
+def _why_slower(plan: Plan, best: Plan) -> str:
+    # The two terms in which `plan` loses most, in percent of the best's step.
     total = best.time.total
     shares = {name: (plan.time.terms[name] - value) / total for name, value in best.time.terms.items()}
     worst = sorted(shares.items(), key=lambda item: -item[1])[:2]
@@ -184,7 +172,11 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
     )
     if result.plans:
         best = result.plans[0]
-        yield from (_ranking(result, top, train_tokens), _memory_table(best.run), _step_table(best))
+        yield from (_ranking(result, top, train_tokens), _memory_table(best.run))
+        total = best.time.total
+        terms = {name: seconds for name, seconds in best.time.terms.items() if seconds} | {"total": total}
+        rows = [(name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()]
+        yield _table(f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share"), rows)
         yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
     for run, memory in result.misfits[:3]:
@@ -216,7 +208,7 @@ def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
         numbers = [plan.memory.gib, seconds, found.tokens_per_second_per_gpu, found.tflops_causal]
         numbers += [100 * found.mfu, hours / 24, hours * plan.run.gpus]
         shown = map(format, numbers, (".1f", ".2f", ",.0f", ".0f", ".1f", ".2f", ",.0f"))
-        rows.append((plan.run.name, *shown, why_slower(plan, result.plans[0])))
+        rows.append((plan.run.name, *shown, _why_slower(plan, result.plans[0])))
     title = "Layouts that fit, fastest first (MFU: causal attention, bf16 peak)"
     columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h")
     return _table(title, columns, rows, "loses by")
@@ -232,13 +224,6 @@ def _memory_table(run: PlannedRun) -> Table:
         for stage in shown
     )
     return _table(f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows)
-
-
-def _step_table(plan: Plan) -> Table:
-    total = plan.time.total
-    terms = {name: seconds for name, seconds in plan.time.terms.items() if seconds} | {"total": total}
-    rows = ((name, f"{seconds:.3f}", f"{100 * seconds / total:.1f} %") for name, seconds in terms.items())
-    return _table(f"One step of {plan.run.name}, slowest stage", ("term", "seconds", "share"), rows)
 
 
 def settings(config: ExperimentConfig) -> list[str]:

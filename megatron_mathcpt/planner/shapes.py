@@ -89,9 +89,7 @@ def from_llama(name: str, llama: LlamaShape) -> ModelShape:
 
 
 class FlopsPerToken(NamedTuple):
-    """FLOPs per trained token, forward and backward, without recomputation; we report `causal`."""
-
-    causal: float
+    causal: float  # forward and backward, without recomputation; our MFU is of this one
     full: float
 
 

@@ -23,10 +23,8 @@ _LOSS_BYTES = {None: 52.0, "native": 16.0, "te": 10.0}
 
 
 class StepTime(NamedTuple):
-    """Seconds of a step by term, and of one microbatch on each pipeline stage."""
-
-    terms: Mapping[str, float]
-    stages: tuple[float, ...]
+    terms: Mapping[str, float]  # seconds of a step
+    stages: tuple[float, ...]  # seconds of one microbatch on each pipeline stage
 
     @property
     def total(self) -> float:

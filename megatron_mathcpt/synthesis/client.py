@@ -96,7 +96,6 @@ class Client:
         self._key = os.environ.get(server.key_variable or "", "").strip()
         if server.key_variable and not (self._key and self._key.isprintable()):
             raise ServerError(f"servers.{name}.key_variable: {server.key_variable} is not set; export it")
-        # One semaphore over all addresses: `_choose_address` spreads the requests, up to the limit of each.
         self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
         self._in_flight: Counter[str] = Counter()  # by address
         self._failures_in_a_row = 0
@@ -143,15 +142,12 @@ class Client:
                 raise self._error(f"{url} serves {', '.join(models)[:200]}, not '{model}'; {remedy}")
 
     async def send(self, body: bytes) -> Reply:
-        """Return the server's reply; its `error` says why there is none after all attempts.
-
-        Raises `ServerError` where a retry is useless: 400, 401, 404 and the like, or a server that is gone.
-        """
+        """Return the reply, with its `error` if any; raises `ServerError` if retries are useless."""
         server, reply, wait, url = self._server, Reply(""), 0.0, ""
         for attempt in range(server.attempts):
             if attempt:
                 most = min(server.maximum_wait_seconds, server.first_wait_seconds * 2 ** (attempt - 1))
-                # Full jitter: requests that failed together must not come back together.
+                # With jitter: requests that failed together must not come back together.
                 await asyncio.sleep(wait + random.uniform(0, most))
             async with self._places:
                 url = self._choose_address(url)
@@ -237,11 +233,9 @@ def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
     choices, usage, model = (_at(reply, name) for name in ("choices", "usage", "model"))
     choice = choices[0] if isinstance(choices, list) and choices else None
     text = _at(_at(choice, "message"), "content") if api == "chat" else _at(choice, "text")
-    # A text that was cut off has no final answer.
     error = "cut off at max_tokens" if _at(choice, "finish_reason") == "length" else None
     if not isinstance(text, str):
         text, error = raw, "reply without text" if isinstance(choice, dict) else "reply without choices"
-    # Estimates, unless the server reports the counts.
     counts = {"prompt_tokens": prompt_tokens, "completion_tokens": len(text.encode()) // BYTES_A_TOKEN}
     for name in counts:
         reported = _at(usage, name)

@@ -121,10 +121,7 @@ def diversify(case: Case) -> Conversation:
 
 
 def expand(case: Case) -> Conversation:
-    """One record per confirmed new question; the server's refusal counts unless `disagreement` is "keep".
-
-    A new question has no gold answer: `agreeing` of `solutions` independent solutions must reach its answer.
-    """
+    """One record per new question that enough independent solutions confirm, as it has no gold answer."""
     settings = case.settings(sections.QueryExpansion)
     text = yield from _ask_with_solution(case)
     names = ("statement", "question_1", "solution_1", "question_2", "solution_2", "check")
@@ -192,7 +189,6 @@ def amplify(case: Case) -> Conversation:
         if settings.right_attempts == "drop":
             raise Rejected("attempt already right", verdicts=verdicts)
     else:
-        # The teacher's reason after `wrong` is dropped: `wrong_step` gives it.
         parts |= read_tags(text, ("check", "wrong_step", "correction")) | {"check": "wrong"}
         verdicts.checks["correction"] = check_answer(seed, parts["correction"])
         reject_wrong_answers(case, verdicts, text)
@@ -201,7 +197,6 @@ def amplify(case: Case) -> Conversation:
     return Outcome((make_record(case, settings.layout, parts.items()),), verdicts=verdicts)
 
 
-# A method that is listed needs a section of the same name in `config.synthesis.Methods`.
 CONVERSATIONS: dict[str, Callable[[Case], Conversation]] = {
     "response_diversification": diversify,
     "query_expansion": expand,
@@ -215,10 +210,8 @@ _FEWEST_STEPS = 3  # one to follow, one to come next, and one after it to insert
 
 
 def enhance(case: Case) -> Outcome:
-    """Insert one detour: after step i comes step j > i + 1 between two marks, then i + 1 and all others.
-
-    The poster's indices are ambiguous; this is our reading.
-    """
+    """Insert one detour: after step i comes step j > i + 1 between two marks, then i + 1 and all others."""
+    # Our reading of the study's poster, whose indices are ambiguous.
     seed, text = case.seed, case.seed.solution
     mark = case.settings(sections.RetrospectiveEnhancement).mark
     if mark in seed.question or mark in text:

@@ -70,22 +70,18 @@ def _load_prompt(name: str, language: str, folder: str | None) -> Callable[[Mapp
 
 
 class ServerRequest(NamedTuple):
-    """One prompt for one server; `seed` differs between draws of the same prompt."""
-
     server: str
     prompt: Prompt
     sampling: Sampling
-    seed: int
+    seed: int  # differs between draws of the same prompt
 
 
 class Reply(NamedTuple):
-    """A server's reply; `error` says why `text` is unusable, `model` is the name the server reports."""
-
     text: str
-    error: str | None = None
+    error: str | None = None  # why the text is unusable
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    model: str = ""
+    model: str = ""  # the name that the server reports
 
     def usable_text(self) -> str:
         """Return the text; raise `Rejected` with the error as its reason."""
@@ -95,13 +91,11 @@ class Reply(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One draw (`sample`) of one seed in one method; `position` is the seed's index in the input."""
-
     config: SynthesisConfig
     method: str
-    position: int
+    position: int  # of the seed in the input
     seed: Problem
-    sample: int = 0
+    sample: int = 0  # which draw of this seed
 
     def settings(self, kind: type[Settings]) -> Settings:
         """Return the method's section of the config, an instance of `kind`."""
@@ -132,10 +126,7 @@ class Case(NamedTuple):
 
 
 def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[Problem], int]:
-    """Return a counter of a record's tokens as CPT text; without a tokenizer it divides bytes by four.
-
-    Raises `DataError` if the tokenizer.json cannot be read, `ConfigError` if `mark` is not a token of it.
-    """
+    """Return a counter of a record's tokens as CPT text; raises `ConfigError` if `mark` is not one token."""
     if tokenizer is None:
         return lambda record: -(-len(cpt_text(record).encode()) // BYTES_A_TOKEN)
     loaded = read_tokenizer(Path(tokenizer))
@@ -149,8 +140,6 @@ def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[P
 
 
 class Check(NamedTuple):
-    """Result of comparing a final answer with the gold one."""
-
     found: str
     verdict: Status
     reason: str
@@ -230,13 +219,10 @@ def reject_wrong_answers(case: Case, verdicts: Verdicts, raw: str) -> None:
 
 
 def any_similar(texts: Iterable[str], maximum: float) -> bool:
-    """Whether any two of the texts are more similar than `maximum`, from 0 to 1.
-
-    Jaccard similarity of the sets of adjacent pairs of words, numbers and signs (Chinese: characters).
-    """
+    """Whether any two of the texts are more similar than `maximum`, from 0 to 1."""
+    # Jaccard similarity of the adjacent pairs of words, numbers and signs (Chinese: characters).
     for first, second in combinations(texts, 2):
         a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
-        # A text of one word has no pairs; 0 / 0 would be undefined.
         similarity = len(a & b) / len(a | b) if a and b else float(first.split() == second.split())
         if similarity > maximum:
             return True

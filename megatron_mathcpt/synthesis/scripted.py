@@ -18,7 +18,6 @@ from megatron_mathcpt.synthesis.client import Client
 from megatron_mathcpt.synthesis.method import Reply
 from megatron_mathcpt.synthesis.store import SeedShard, read_seeds
 
-# The prompts of `prompts/`: which one it is shows from its headings.
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
 _QUESTION = re.compile(r"(?:Question: |问题：)(.*)\n(?:Solution:|解答：)\s*\Z", re.DOTALL)

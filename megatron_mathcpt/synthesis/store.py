@@ -46,15 +46,13 @@ CREATE INDEX IF NOT EXISTS by_position ON outcomes (method, position, sample);
 
 
 class OutcomeRow(TypedDict):
-    """An outcome as JSON; the records go to accepted.jsonl, everything else to rejected.jsonl."""
-
     reason: str | None
     detail: str
     raw: str
     claims: dict[str, str]
     checks: dict[str, dict[str, str]]
     disagreement: bool
-    records: NotRequired[list[dict[str, object]]]
+    records: NotRequired[list[dict[str, object]]]  # the lines of accepted.jsonl
     requests: NotRequired[list[str]]  # their keys in the store; absent where the method makes none
 
 
@@ -244,13 +242,9 @@ def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]])
 
 
 def trace(folder: Path, record_id: str) -> dict[str, object]:
-    """Return a record of a synthesis folder (one shard or all), with every request and reply behind it.
-
-    Raises `DataError` if no accepted record has that id.
-    """
+    """Return an accepted record of a folder (one shard or all), with every request and reply behind it."""
     for path in sorted(folder.rglob("accepted.jsonl")):
         for _, line in numbered_lines(path):
-            # Most lines are skipped by a search of bytes, unparsed.
             row = orjson.loads(line) if record_id.encode() in line else {}
             if row.get("id") == record_id:
                 made = row["extra"]["lineage"]["requests"]

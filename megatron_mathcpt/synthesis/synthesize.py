@@ -36,15 +36,13 @@ Connect = Callable[[str, Server], Client]
 
 
 class MethodSummary(TypedDict):
-    """Totals of one method; `verdicts` counts pairs of a server's claim and the math check's verdict."""
-
     outcomes: int
     accepted: int
     rejected: dict[str, int]
     records: int
     tokens: int
     capped: bool
-    verdicts: dict[str, int]
+    verdicts: dict[str, int]  # pairs of a server's claim and the math check's verdict
     requests: int
     prompt_tokens: int
     completion_tokens: int
@@ -54,9 +52,7 @@ class MethodSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """Contents of summary.json; `stopped` is the budget that ended the run."""
-
-    stopped: str | None
+    stopped: str | None  # the budget that ended the run
     budget: dict[str, object]
     methods: dict[str, MethodSummary]
 
@@ -69,11 +65,7 @@ def synthesize(
     *,
     accept_model: bool = False,
 ) -> Summary:
-    """Run all methods over one shard of the seeds and complete its folder, resuming a killed run.
-
-    A folder that a budget stopped is complete, and is resumed when the budget is raised. Raises `DataError`,
-    `ServerError`, `ManifestError`.
-    """
+    """Run all methods over one shard of the seeds; resumes a killed run, and one whose budget was raised."""
     run, budget = _Run(config, out, shard or SeedShard()), config.budget.model_dump(mode="json")
     folder, inputs = run.folder, {"seeds": run.seeds_sha256}
     if is_complete(folder, KIND, inputs=inputs, config=run.recorded):
@@ -252,7 +244,6 @@ class _Run:
                     bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
         spent = self.store.spent(method)
         cost = sum(self.config.servers[name].cost(*used) for name, (_, *used) in spent.items())
-        # The zeros are for a method without requests.
         requests, prompt_tokens, completion_tokens = map(sum, zip(*spent.values(), (0, 0, 0), strict=True))
         return {
             "outcomes": ends.total(),
