@@ -107,9 +107,8 @@ class Worker:
                 line = b""
             if not line:
                 self.close()
-                return Verdict(
-                    None, f"math-verify gave no verdict in {self._timeout_seconds:g} s of CPU time"
-                )
+                limit = self._timeout_seconds
+                return Verdict(None, f"math-verify gave no verdict in {limit:g} s of CPU time")
             equal = json.loads(line)
             return Verdict(bool(equal), "cannot be read" if equal is None else "math-verify")
 

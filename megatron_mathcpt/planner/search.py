@@ -86,7 +86,7 @@ def search(
     limit_gib: float | None = None,
     plan: Callable[[ExperimentConfig, int], PlannedRun] = PlannedRun,
 ) -> SearchResult:
-    """Rank all layouts that fit into `limit_gib` (default 90 % of the card); calibration has its own `plan`."""
+    """Rank all layouts that fit into `limit_gib` (default 90 % of the card); calibration passes a `plan`."""
     limit = MEMORY_SHARE * machine.hardware.memory_gib if limit_gib is None else limit_gib
     check_recipe(given.precision.fp8_recipe, machine.hardware.capability)
     plans: list[Plan] = []

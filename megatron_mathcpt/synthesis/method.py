@@ -91,6 +91,8 @@ class Reply(NamedTuple):
 
 
 class Case(NamedTuple):
+    """What a conversation is about: one draw of one seed in one method."""
+
     config: SynthesisConfig
     method: str
     position: int  # of the seed in the input

@@ -189,7 +189,7 @@ class _Run:
         return step.reason, tokens
 
     async def _ask(self, method: str, request: ServerRequest, made: list[Mapping[str, object]]) -> Reply:
-        """Return the stored reply, or the server's, which is stored before anything else can fail."""
+        """Return the stored reply, or request it and store it, so that it is paid for once."""
         body, lineage = encode(request, self.config.servers[request.server])
         key = str(lineage["key"])
         made.append(lineage)
@@ -273,10 +273,8 @@ def pilot(
     run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
     with closing(run.open()):
         asyncio.run(run.converse(connect, accept_model=accept_model))
-        return {
-            name: Counter(row["reason"] or "accepted" for *_, row in run.outcomes(name))
-            for name in _conversing(config)
-        }
+        outcomes = ((name, run.outcomes(name)) for name in _conversing(config))
+        return {name: Counter(row["reason"] or "accepted" for *_, row in rows) for name, rows in outcomes}
 
 
 def first_prompts(config: SynthesisConfig) -> dict[str, str]:
