@@ -125,10 +125,8 @@ def _matrices(gold: str, prediction: str) -> bool | None:
         return False if region.read_group(gold) or region.read_group(prediction) else None
     shapes = [[len(row) for row in rows] for rows in (one, two)]
     # A vector may be written as a point, so a row may be compared with a column.
-    as_vectors = (first is None or second is None) and all(
-        len(sizes) == 1 or set(sizes) == {1} for sizes in shapes
-    )
-    if shapes[0] != shapes[1] and not (as_vectors and sum(shapes[0]) == sum(shapes[1])):
+    vectors = (first is None or second is None) and all(len(n) == 1 or set(n) == {1} for n in shapes)
+    if shapes[0] != shapes[1] and not (vectors and sum(shapes[0]) == sum(shapes[1])):
         return False
     return _all(map(same, chain(*one), chain(*two)))
 

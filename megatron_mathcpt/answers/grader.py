@@ -59,7 +59,7 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
         return Verdict(equal, reason)
     if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", second):
         return Verdict(False, "not an answer of this form")
-    return _worker(os.getpid()).ask(first, second)
+    return _worker(os.getpid()).compare(first, second)
 
 
 def _depth(text: str) -> int:
@@ -87,7 +87,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, gold: str, prediction: str) -> Verdict:
+    def compare(self, gold: str, prediction: str) -> Verdict:
         """Compare two normalised answers, in both directions; what math-verify cannot parse is wrong."""
         with self._lock:  # grading runs in several threads
             process = self._process

@@ -13,9 +13,12 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_mathcpt.answers.expression import Node
+
+if TYPE_CHECKING:
+    from mpmath import MPContext
 
 DIGITS = 60
 _AGREE = 45  # of them; the rest is for rounding, which cancellation amplifies
@@ -28,7 +31,7 @@ class Undefined(ValueError):
 
 
 @cache
-def arithmetic() -> Value:
+def arithmetic() -> "MPContext":
     """Return an mpmath context of our own: math libraries change the precision of the global one."""
     from mpmath import MPContext
 

@@ -49,7 +49,7 @@ def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
 
 
 class Constants(Section):
-    """Fitted by tests/benchmarks/planner_calibration.py, never set by hand; efficiencies are of a peak."""
+    """Fitted by tests/benchmarks/planner_calibration.py, not by hand; efficiencies are shares of a peak."""
 
     bf16_gemm_efficiency: float
     bf16_gemm_ramp: float  # in elements of the reduction

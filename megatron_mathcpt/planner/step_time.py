@@ -32,7 +32,7 @@ class StepTime(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What a step time comes to; MFU is causal and of the dense bf16 peak, whatever the precision."""
+    """Throughput at a step time; MFU is causal and of the dense bf16 peak, whatever the precision."""
 
     tokens_per_second_per_gpu: float
     tflops_causal: float
