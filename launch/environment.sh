@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced, not run: makes the Python environment of launch/constraints.txt once and puts it on PATH;
-# launch/gpu.sh adds to it what only GPUs need.
-# Needs Python 3.11 or 3.12 and pip's usual sources. MATHCPT_VENV chooses another folder than .venv.
-# On Linux pip's default torch carries CUDA; to get the smaller CPU build, point pip at the PyTorch CPU
+# To be sourced: creates the Python environment of launch/constraints.txt once and puts it on PATH;
+# launch/gpu.sh adds what only GPUs need.
+# Needs Python 3.11 or 3.12 and pip's usual sources. MATHCPT_VENV sets another folder than .venv.
+# On Linux pip's default torch includes CUDA; to get the smaller CPU build, point pip at the PyTorch CPU
 # wheels through pip's own settings (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
 find_python() {
   local candidate
@@ -16,7 +16,7 @@ find_python() {
   return 2
 }
 
-pip_install() { # VENV PIP-ARGUMENTS: with the versions of launch/constraints.txt beside this file
+pip_install() { # VENV PIP-ARGUMENTS: with the versions of launch/constraints.txt
   local venv=$1
   shift
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
@@ -30,7 +30,7 @@ make_environment() {
   wanted=$(cat "$root/setup.py" "$root/launch/constraints.txt" | sha256sum | cut -d' ' -f1)
   if [ "$(cat "$venv/.mathcpt" 2>/dev/null)" != "$wanted" ]; then
     python=$(find_python) || return 2
-    echo "Making the environment in $venv (once, a few minutes) ..." >&2
+    echo "Creating the environment in $venv (once, a few minutes) ..." >&2
     "$python" -m venv "$venv" || return 2
     pip_install "$venv" setuptools wheel || return 2
     pip_install "$venv" --no-build-isolation \

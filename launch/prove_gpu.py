@@ -1,4 +1,4 @@
-"""Import Transformer Engine as Megatron-Core does; where a GPU is, compare one FP8 product with float64.
+"""Import Transformer Engine as Megatron-Core does; on a GPU, compare one FP8 product with float64.
 
 python launch/prove_gpu.py
 """
@@ -15,13 +15,13 @@ FP8_ERRORS = (0.02, 0.06)
 
 
 def relative_error(product: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> float:
-    """Frobenius norm of `product` - `left` `right`^T, in parts of the exact product's."""
+    """Return the Frobenius norm of `product` - `left` `right`^T, relative to that of the exact product."""
     exact = left.double() @ right.double().T
     return float((product.double() - exact).norm() / exact.norm())
 
 
 def fp8_error() -> float:
-    """The error of a 512 x 1024 by 1024 x 1024 product of Transformer Engine's in current scaling."""
+    """Return the error of Transformer Engine's 512 x 1024 by 1024 x 1024 product in current scaling."""
     import transformer_engine.pytorch as te
     from transformer_engine.common.recipe import Float8CurrentScaling
 
@@ -33,8 +33,8 @@ def fp8_error() -> float:
 
 
 def main() -> None:
-    """Print versions and outcome; status 1 if the product is not an FP8 product."""
-    import transformer_engine.pytorch  # noqa: F401 (an import that fails here says why; Megatron-Core hides it)
+    """Print versions and the result; exit with 1 unless the error is that of an FP8 product."""
+    import transformer_engine.pytorch  # noqa: F401 (shows why an import fails; Megatron-Core hides it)
     from megatron.core.extensions.transformer_engine import HAVE_TE
 
     assert HAVE_TE
@@ -45,7 +45,7 @@ def main() -> None:
     error = fp8_error()
     typer.echo(f"FP8 product on {torch.cuda.get_device_name()}: relative error {error:.4f}")
     if not FP8_ERRORS[0] < error < FP8_ERRORS[1]:
-        sys.exit(f"error: an FP8 product errs by {FP8_ERRORS[0]} to {FP8_ERRORS[1]}")
+        sys.exit(f"error: an FP8 product has an error of {FP8_ERRORS[0]} to {FP8_ERRORS[1]}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Whether two normalised answers mean the same, by their shape: True, False, or None for "cannot tell"."""
+"""Rules that compare two normalised answers by their kind: equal, different, or None for undecided."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import chain
 
-from megatron_mathcpt.answers import region as shape
+from megatron_mathcpt.answers import region
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
 from megatron_mathcpt.answers.units import Unit, split_unit
@@ -13,9 +13,8 @@ from megatron_mathcpt.answers.value import same_curve, same_value
 
 UNDECIDED = "value too large or undefined"
 Rule = Callable[[str, str], bool | None]
-Rows = tuple[tuple[str, ...], ...]
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-# At the end of an answer: the set that its parameter runs over.
+# At the end of an answer: the set of the values of its parameter.
 _PARAMETER = re.compile(
     r"\s*[,(]?\s*\(?\s*(?P<name>[kmn])\s*\\in\s*(?:\\math[a-z]+\s*)?\{?\s*(?P<set>[ZN])\s*\}?"
     r"(?:[*+^{}_\s]|\\cdot)*\)?\s*$"
@@ -24,10 +23,13 @@ _FUNCTIONS_OF = {"y", "f(x)", "g(x)", "h(x)", "f(t)", "f(n)", "p(x)", "P(x)", "q
 
 
 def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bool | None, str]:
-    """Verdict and the rule that decided; `ordered` makes lists keep their order (blanks of a cloze)."""
+    """Return the verdict and the rule that decided; `ordered` compares lists in order (blanks of a cloze)."""
+    # White space between two digits separates two numbers; elsewhere it has no meaning.
     first, second = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text) for text in (gold, prediction))
     if first == second:
         return True, "same text"
+    # The first rule that decides wins, so special notations come before the general ones that would misread
+    # them: (1)(3) as a product, 4:30 as a ratio, 3 < x < 5 as an equation.
     rules: list[tuple[str, Rule]] = [
         ("alternatives", _alternatives),
         ("parameter", _families),
@@ -43,15 +45,13 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         ("value", _quantities),
     ]
     for name, rule in rules:
-        verdict = rule(gold, prediction)
-        if verdict is not None:
+        if (verdict := rule(gold, prediction)) is not None:
             return verdict, name
     parsed = all(_parse(split_unit(text)[0]) for text in (gold, prediction))
     return None, UNDECIDED if parsed else "outside the rules"
 
 
 def same(gold: str, prediction: str) -> bool | None:
-    """`equivalent` without its reason, for parts of an answer."""
     return equivalent(gold.strip(), prediction.strip())[0]
 
 
@@ -61,95 +61,92 @@ def _alternatives(gold: str, prediction: str) -> bool | None:
 
 
 def _families(gold: str, prediction: str) -> bool | None:
-    """Answers with a whole-number parameter, x = k\\pi, k \\in Z: the same family however it is counted."""
+    """Compare families with a whole-number parameter, x = k\\pi, k \\in Z."""
     stated = {(m["name"], m["set"]) for text in (gold, prediction) if (m := _PARAMETER.search(text))}
     if len(stated) != 1:
         return False if len({domain for _, domain in stated}) > 1 else None
     bodies = [_PARAMETER.sub("", text, count=1) for text in (gold, prediction)]
     ((name, domain),) = stated
     symbol = re.compile(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])")
-    counted = [name]
+    renumbered = [name]
+    # Over all integers, k, k + 1 and -k number the same family.
     if domain == "Z":
-        counted += [f"({sign}{name}{shift:+d})" for sign in ("", "-") for shift in range(-2, 3)]
-    return _any(same(bodies[0], symbol.sub(other, bodies[1])) for other in counted)
+        renumbered += [f"({sign}{name}{shift:+d})" for sign in ("", "-") for shift in range(-2, 3)]
+    return _any(same(bodies[0], symbol.sub(other, bodies[1])) for other in renumbered)
 
 
 def _ratios(gold: str, prediction: str) -> bool | None:
-    """Three numbers and more, 3:4:5: equal when all are in proportion; two are a fraction."""
-    terms = [shape.split_top(text, ":") for text in (gold, prediction)]
+    """Compare ratios of three and more numbers, 3:4:5; one of two is a fraction."""
+    terms = [region.split_top(text, ":") for text in (gold, prediction)]
     if max(map(len, terms)) < 3:
         return None
     if len(terms[0]) != len(terms[1]):
         return False
-    nodes = [node for term in (*terms[0], *terms[1]) if (node := _parse(term))]
-    pairs = list(zip(nodes[: len(terms[0])], nodes[len(terms[0]) :], strict=False))
-    if len(pairs) < len(terms[0]):
+    pairs = [(_parse(a), _parse(b)) for a, b in zip(*terms, strict=True)]
+    nodes = [(a, b) for a, b in pairs if a and b]
+    if len(nodes) < len(pairs):
         return None
-    (one, two), *_ = pairs
-    return _all(same_value(Node("multiply", (a, two)), Node("multiply", (b, one))) for a, b in pairs)
+    # Cross-multiplied with the first pair: proportional ratios are equal.
+    one, two = nodes[0]
+    return _all(same_value(Node("multiply", (a, two)), Node("multiply", (b, one))) for a, b in nodes)
 
 
 def _statements(gold: str, prediction: str) -> bool | None:
-    """Numbers of true statements, (1)(3): a set, not a product."""
+    # Numbers of true statements, (1)(3), are a set, not a product.
     if not any(re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)):
         return None
     return set(re.findall(r"\d+", gold)) == set(re.findall(r"\d+", prediction))
 
 
 def _words(gold: str, prediction: str) -> bool | None:
-    words = is_words(gold), is_words(prediction)
-    if all(words):
+    first, second = is_words(gold), is_words(prediction)
+    if first and second:
         return same_words(gold, prediction)
-    return False if words[0] or (words[1] and re.search(r"\d|\\", gold)) else None
+    return False if first or (second and re.search(r"\d|\\", gold)) else None
 
 
 def _regions(gold: str, prediction: str) -> bool | None:
-    if not (shape.looks_like_region(gold) or shape.looks_like_region(prediction)):
+    if not (region.looks_like_region(gold) or region.looks_like_region(prediction)):
         return None
-    first, second = shape.read_region(gold), shape.read_region(prediction)
+    first, second = region.read_region(gold), region.read_region(prediction)
     if first and second:
-        return shape.same_region(first, second)
-    # A side that is no region but can be read is something else.
+        return region.same_region(first, second)
+    # A side that is no region but can be parsed is something else.
     other = prediction if first else gold
     return False if (first or second) and _parse(split_unit(other)[0]) else None
 
 
 def _matrices(gold: str, prediction: str) -> bool | None:
-    first, second = shape.read_matrix(gold), shape.read_matrix(prediction)
+    first, second = region.read_matrix(gold), region.read_matrix(prediction)
     if first is None and second is None:
         return None
     one, two = first or _as_rows(gold), second or _as_rows(prediction)
     if not one or not two:
-        return False if shape.read_group(gold) or shape.read_group(prediction) else None
-    if first is None or second is None:  # a vector may be written as a point
-        one, two = _as_column(one), _as_column(two)
-    if [len(row) for row in one] != [len(row) for row in two]:
+        return False if region.read_group(gold) or region.read_group(prediction) else None
+    shapes = [[len(row) for row in rows] for rows in (one, two)]
+    # A vector may be written as a point, so a row may be compared with a column.
+    vectors = (first is None or second is None) and all(len(n) == 1 or set(n) == {1} for n in shapes)
+    if shapes[0] != shapes[1] and not (vectors and sum(shapes[0]) == sum(shapes[1])):
         return False
     return _all(map(same, chain(*one), chain(*two)))
 
 
-def _as_column(matrix: Rows) -> Rows:
-    """A row or column vector as a column; any other matrix as it is."""
-    if len(matrix) == 1 or all(len(row) == 1 for row in matrix):
-        return tuple((cell,) for row in matrix for cell in row)
-    return matrix
-
-
-def _as_rows(text: str) -> Rows | None:
-    group = shape.read_group(text)
+def _as_rows(text: str) -> tuple[tuple[str, ...], ...] | None:
+    group = region.read_group(text)
     if not group or group.is_set:
         return None
-    rows = tuple(row.items for item in group.items if (row := shape.read_group(item)))
+    rows = tuple(row.items for item in group.items if (row := region.read_group(item)))
     return rows if len(rows) == len(group.items) else (group.items,)
 
 
 def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
-    first, second = shape.read_list(gold), shape.read_list(prediction)
+    first, second = region.read_list(gold), region.read_list(prediction)
     if ordered:
-        separators = [";" if ";" in text else shape.LIST_SEPARATOR for text in (gold, prediction)]
-        first, second = map(shape.split_top, (gold, prediction), separators)
+        separators = [";" if ";" in text else region.LIST_SEPARATOR for text in (gold, prediction)]
+        first, second = map(region.split_top, (gold, prediction), separators)
     sizes = {len(first), len(second)}
     if _THOUSANDS.fullmatch(gold) or _THOUSANDS.fullmatch(prediction):
+        # 24,112 may be one number or two: equal if they are equal as one, else left to the later rules.
         bare = [text.replace(",", "") for text in (gold, prediction)]
         numbers = [Fraction(text) for text in bare if re.fullmatch(r"-?\d+(\.\d+)?", text)]
         if len(numbers) == 2 and numbers[0] == numbers[1]:
@@ -162,12 +159,12 @@ def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
 
 
 def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool | None:
-    groups = [shape.read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
+    groups = [region.read_group(items[0]) if len(items) == 1 else None for items in (first, second)]
     for group, items in ((groups[0], second), (groups[1], first)):
         if group and len(items) > 1:  # 1, 3 for {1, 3}, or for the point (1, 3)
             return _same_sequence(group.items, items, ordered=not group.is_set)
     names = [_names(items) for items in (first, second)]
-    # x_1 and x_2 are two values of one unknown.
+    # x = 1, y = 2 is compared by name. x_1 and x_2 are two values of one unknown.
     stems = [[re.sub(r"_.*", "", name) for name in each] for each in names]
     if all(names) and set(names[0]) == set(names[1]):
         if len(set(names[0])) == len(first) == len(second):
@@ -182,7 +179,7 @@ def _same_items(first: list[str], second: list[str], *, ordered: bool) -> bool |
 
 
 def _names(items: list[str]) -> list[str]:
-    equations = [shape.read_equation(item) for item in items]
+    equations = [region.read_equation(item) for item in items]
     return [equation.name for equation in equations if equation and equation.name] if all(equations) else []
 
 
@@ -201,23 +198,22 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
-    """Like `any`, no further than the first True."""
-    unsure = False
-    for verdict in verdicts:
+    undecided = False
+    for verdict in verdicts:  # no further than the first True: each verdict may take long
         if verdict:
             return True
-        unsure = unsure or verdict is None
-    return None if unsure else False
+        undecided = undecided or verdict is None
+    return None if undecided else False
 
 
 def _groups(gold: str, prediction: str) -> bool | None:
-    first, second = shape.read_group(gold), shape.read_group(prediction)
+    first, second = region.read_group(gold), region.read_group(prediction)
     if first and second:
         return _same_groups(first, second, gold, prediction)
     group, other = (first, prediction) if first else (second, gold)
     if group is None:
         return None
-    equation = shape.read_equation(other)
+    equation = region.read_equation(other)
     if equation and equation.name:
         return same(gold if first else equation.right, equation.right if first else prediction)
     if group.is_set and len(group.items) == 1:
@@ -225,8 +221,8 @@ def _groups(gold: str, prediction: str) -> bool | None:
     return False if _parse(other) else None
 
 
-def _same_groups(first: shape.Group, second: shape.Group, gold: str, prediction: str) -> bool | None:
-    if first.is_set != second.is_set:  # the one solution, as a set or alone
+def _same_groups(first: region.Group, second: region.Group, gold: str, prediction: str) -> bool | None:
+    if first.is_set != second.is_set:  # the only solution, in a set or alone
         one, other = (first, prediction) if first.is_set else (second, gold)
         return same(one.items[0], other) if len(one.items) == 1 else False
     if len(first.items) == 2 and not first.is_set and first.brackets != second.brackets:  # like intervals
@@ -235,7 +231,7 @@ def _same_groups(first: shape.Group, second: shape.Group, gold: str, prediction:
 
 
 def _equations(gold: str, prediction: str) -> bool | None:
-    first, second = shape.read_equation(gold), shape.read_equation(prediction)
+    first, second = region.read_equation(gold), region.read_equation(prediction)
     if first and second:
         return _two_equations(first, second)
     equation, other = (first, prediction) if first else (second, gold)
@@ -247,7 +243,7 @@ def _equations(gold: str, prediction: str) -> bool | None:
     return False if _parse(split_unit(other)[0]) else None
 
 
-def _two_equations(first: shape.Equation, second: shape.Equation) -> bool | None:
+def _two_equations(first: region.Equation, second: region.Equation) -> bool | None:
     if first.name and second.name:
         names = {first.name, second.name}
         if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):

@@ -1,8 +1,7 @@
 """A small grammar of mathematical answers: LaTeX or plain text to a tree, without executing anything.
 
-Standard precedence; multiplication may be left out and binds like an explicit one (1/2x is x/2); a whole
-number before a proper fraction of whole numbers is a mixed number; `\\log` is to base 10; subscripts belong
-to names.
+Standard precedence; implicit multiplication binds like an explicit one (1/2x is x/2); a whole number before a
+proper fraction of whole numbers is a mixed number; `\\log` is to base 10; subscripts are part of names.
 """
 
 import re
@@ -15,22 +14,21 @@ class NotAnExpression(ValueError):
 
 
 class Node(NamedTuple):
-    """`operator` is number, constant, symbol, or an operation or function on `arguments`."""
+    """`operator` is number, constant, symbol, or the name of an operation or function of `arguments`."""
 
     operator: str
     arguments: tuple["Node", ...] = ()
     value: Fraction | str = ""
 
     def symbols(self) -> set[str]:
-        """Names of the free symbols."""
         own = {str(self.value)} if self.operator == "symbol" else set()
         return own.union(*(argument.symbols() for argument in self.arguments))
 
 
 _DECORATIONS = {name: name for name in ("overline", "vec", "hat", "tilde", "dot")}
 _DECORATIONS |= {"bar": "overline", "overrightarrow": "vec", "widehat": "hat"}
-_MAX_TOKENS = 600
-_MAX_DEPTH = 60
+_MAX_TOKENS = 600  # bounds the time, and the recursion of what walks the tree
+_MAX_DEPTH = 60  # of brackets; each takes up to eight of Python's 1000 stack frames
 _GREEK = (  # noqa: SIM905
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi "
     "omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega angle triangle"
@@ -49,7 +47,7 @@ _STOPPERS = {"\\}"} | {f"\\{name}" for name in "cdot rfloor rceil le ge ne in cu
 
 
 def parse_expression(text: str) -> Node:
-    """The tree of `text`; raises `NotAnExpression`."""
+    """Parse `text`; raises `NotAnExpression`."""
     parser = _Parser(_tokens(text))
     try:
         node = parser.sum()
@@ -76,20 +74,21 @@ def _tokens(text: str) -> list[str]:
 
 
 def _split_word(word: str) -> list[str]:
-    """Function names inside a run of letters become commands, the rest single letters: xsinx, AB, lnx."""
+    # Function names become commands, all other letters symbols: xsinx, AB, lnx.
     names = "|".join([*_ALIASES, *FUNCTIONS, "pi"])
     parts = re.findall(rf"({names})|([A-Za-z])", word)
-    if sum(bool(letter) for _, letter in parts) > 4:
+    if sum(bool(letter) for _, letter in parts) > 4:  # more than a product of symbols has
         raise NotAnExpression(f"'{word}' is a word")
     return [f"\\{_ALIASES.get(name, name)}" if name else letter for name, letter in parts]
 
 
 class _Parser:
-    """Recursive descent over the tokens; every method reads one rule and returns its tree."""
+    """Recursive descent over the tokens; each method parses one rule and returns its tree."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
-        self.position = self.depth = self.bars = 0
+        self.position = self.depth = 0
+        self.bars = 0  # 1 inside |...|, where the next bar closes and does not begin a factor
 
     def peek(self, ahead: int = 0) -> str:
         place = self.position + ahead
@@ -103,7 +102,6 @@ class _Parser:
         return token
 
     def accept(self, *tokens: str) -> str:
-        """Take the next token if it is one of these."""
         return self.take() if self.peek() in tokens else ""
 
     def sum(self) -> Node:
@@ -143,7 +141,7 @@ class _Parser:
 
     def power(self, *, after_factor: bool = False) -> Node:
         if after_factor and self.peek()[0].isdigit() and self.tokens[self.position - 1][-1:].isdigit():
-            raise NotAnExpression("two numbers side by side")
+            raise NotAnExpression("two adjacent numbers")
         node = self.postfix(self.atom())
         if self.accept("^"):
             node = self.postfix(Node("power", (node, self.exponent())))
@@ -153,7 +151,7 @@ class _Parser:
         if self.peek() in ("-", "+"):
             return self.signed()
         node = self.braced() if self.peek() == "{" else self.atom()
-        # A tower is read from the top.
+        # Powers are right-associative.
         return Node("power", (node, self.exponent())) if self.accept("^") else node
 
     def postfix(self, node: Node) -> Node:
@@ -192,7 +190,7 @@ class _Parser:
         return _number(value if "." in token else value + self.proper_fraction())
 
     def proper_fraction(self) -> Fraction:
-        """The fraction of a mixed number, if the next tokens are one, else 0."""
+        """Take the fraction of a mixed number, if the next tokens are one; otherwise return 0."""
         text = " ".join(self.tokens[self.position : self.position + 7])
         forms = (r"\\frac \{ (\d+) \} \{ (\d+) \}", r"\\frac (\d)(\d)(?= |$)", r"(\d+) / (\d+)(?!\d| [\^!_])")
         for found in filter(None, (re.match(form, text) for form in forms)):
@@ -216,11 +214,12 @@ class _Parser:
         return node
 
     def argument(self) -> Node:
-        """Argument of a command: a brace group or one digit or symbol, as TeX reads it."""
+        """Parse the argument of a command: a brace group, or one digit or symbol as in TeX."""
         token = self.peek()
         if not token.isdigit():
             return self.braced() if token == "{" else self.postfix(self.atom())
-        if len(token) > 1:  # \frac12 is one half: the rest of the digits stay for the next argument
+        # \frac12 is one half: the other digits are left for the next argument.
+        if len(token) > 1:
             self.tokens[self.position] = token[1:]
         else:
             self.take()
@@ -230,7 +229,7 @@ class _Parser:
         name = letter + self.subscript()
         while self.peek() == "'":
             name += self.take()
-        if len(name) == 1 and letter in "ie":
+        if name in ("i", "e"):
             return Node("constant", value=letter)
         if letter in "CAP" and len(name) > 1 and self.accept("^"):
             # C_n^k and A_n^k, as Chinese papers write combinations and arrangements.
@@ -242,7 +241,7 @@ class _Parser:
         return "_" + self.raw() if self.accept("_") else ""
 
     def raw(self) -> str:
-        """A token or the tokens of a brace group, as written: they only name something."""
+        """Take a token, or the tokens of a brace group, as part of a name."""
         start = self.position + 1
         if (token := self.take()) != "{":
             return token
@@ -273,6 +272,7 @@ class _Parser:
         if exponent == Node("negate", (_number(1),)) and f"arc{name}" in FUNCTIONS:
             name, exponent = f"arc{name}", None
         arguments = self.function_arguments()
+        # \log_2 x has its base as second argument, max(a, b) as many as there are.
         node = Node(name, (*arguments, base) if base else arguments)
         return Node("power", (node, exponent)) if exponent else node
 
@@ -283,6 +283,7 @@ class _Parser:
                 found.append(self.sum())
             self.take(_CLOSING[opening])
             return tuple(found)
+        # Without brackets a function takes the factors up to the next function: sin 2x cos x.
         node = self.power()
         while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() != "(":
             node = Node("multiply", (node, self.power(after_factor=True)))

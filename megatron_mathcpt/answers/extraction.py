@@ -1,7 +1,7 @@
-"""Find the final answer in what a model wrote, and say how it was found.
+"""Find the final answer in a model's output, and record how it was found.
 
-Extraction is apart from grading: a wrong extraction shows in the samples as what it is. A base model
-goes on to invent the next question after its answer; everything from there on is cut first.
+Extraction is separate from grading, so that a wrong extraction is visible in the samples. A base model
+continues after its answer with a next question of its own; the text from there on is cut first.
 """
 
 import re
@@ -36,22 +36,21 @@ _CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*[,、，和与]?\s*[A-H])*
 
 
 class Extraction(NamedTuple):
-    """The answer as written, and how it was found; `text` is empty when `method` is `none`."""
-
-    text: str
+    text: str  # as written; empty if `method` is `none`
     method: Method
 
 
 def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Extraction:
-    """The final answer of `output`: last box, else final-answer phrase, choice letter, or last number.
+    """Return the last box, final-answer phrase (of `language` first), choice letter, or number of `output`.
 
-    `language` says whose phrases are tried first; `kind` is the gold's kind, when known: a choice letter
-    is looked for only in choice questions, and a number in words is cut out of its sentence.
+    Only a gold answer of such a `kind` makes it search for choice letters, or cut a number out of a phrase.
     """
     text = _NEXT_QUESTION.split(output, maxsplit=1)[0]
     if box := _last_box(text):
         return Extraction(box, "box")
-    phrase = _last_phrase(text, language)
+    patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
+    phrases = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
+    phrase = next(filter(None, (_sentence(text[found.end() :]) for found in phrases)), "")
     if kind in ("choice", "multichoice"):
         return _choice(text, phrase, kind)
     if phrase:
@@ -61,8 +60,8 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
 
 
 def _last_box(text: str) -> str:
-    """Content of the last closed `\\boxed{...}`, braces inside counted; `\\boxed 5` is read too."""
-    for found in reversed(list(_BOX.finditer(text))[-20:]):  # unclosed boxes make this quadratic
+    # The last that is closed, of 20: unclosed boxes make this quadratic. `\boxed 5` is read too.
+    for found in reversed(list(_BOX.finditer(text))[-20:]):
         rest = text[found.end() :]
         bare = re.match(r"[^\s$\\,.]+", rest)
         content = _braced(rest) if rest.startswith("{") else bare and bare.group()
@@ -72,26 +71,17 @@ def _last_box(text: str) -> str:
 
 
 def _braced(text: str) -> str | None:
-    """What stands between the brace that opens `text` and its partner; None when it is never closed."""
+    """Return the content of the brace that opens `text`; None if it is never closed."""
     depth = 0
-    for position, character in enumerate(text):
-        if text[position - 1 : position] == "\\" and position:
-            continue
-        depth += (character == "{") - (character == "}")
+    for found in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # \{ and \} are no braces
+        depth += (found[0] == "{") - (found[0] == "}")
         if depth == 0:
-            return text[1:position]
+            return text[1 : found.start()]
     return None
 
 
-def _last_phrase(text: str, language: str) -> str:
-    """What follows the last final-answer phrase, up to the end of its sentence."""
-    patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
-    found = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
-    return next(filter(None, (_sentence(text[phrase.end() :]) for phrase in found)), "")
-
-
 def _sentence(text: str) -> str:
-    """The first sentence of `text`: up to a line break, a full stop that ends one, or `。`; unquoted."""
+    # A line break right after "The answer is:" does not end the sentence.
     text = text.lstrip(" \t*:：") if text[:1] != "\n" else text.lstrip("\n ")
     if display := re.match(r"\s*(\$\$.+?\$\$|\\\[.+?\\\])", text, re.DOTALL):
         return display[1]
@@ -110,7 +100,7 @@ def _choice(text: str, phrase: str, kind: str) -> Extraction:
 
 
 def _number_in(phrase: str) -> str:
-    """A phrase of several words cut down to its last number; anything short is left to the grader."""
+    # A short phrase may be a number with its unit, which the grader can read.
     bare = phrase.replace("$", "").strip()
     short = len(bare.split()) <= 3 and not re.search(r"[一-鿿]{3,}", bare)
     return phrase if short else _last_number(phrase) or phrase

@@ -1,8 +1,8 @@
-"""Whether two final answers say the same; rules by kind, nothing the model wrote is ever executed.
+"""Whether two final answers are equivalent: rules by kind, without executing anything the model wrote.
 
-Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be left out
-but not differ; 50% is 0.5 but 12% is not 12; blanks keep their order, solutions do not; expanding is equal.
-What our rules leave open goes to math-verify, in a worker process that is killed when it takes too long.
+Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be omitted
+but not differ; 50% is 0.5 but 12% is not 12; blanks are ordered, solutions are not; expanded forms are equal.
+What our rules leave undecided goes to math-verify, in a subprocess that is killed if it takes too long.
 """
 
 import json
@@ -10,11 +10,10 @@ import logging
 import os
 import re
 import resource
-import select
+import signal
 import subprocess
 import sys
 import threading
-import time
 from functools import lru_cache
 from itertools import accumulate
 from typing import IO, Literal, NamedTuple, cast
@@ -23,34 +22,22 @@ from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
 from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
 
 Status = Literal["correct", "wrong", "ungraded"]
-MAX_CHARACTERS = 2000  # longer answers are left ungraded before anything is parsed
+MAX_CHARACTERS = 2000  # longer answers are ungraded without any parsing
 _MAX_DEPTH = 50
-KINDS = (  # of the benchmark files
-    *("auto", "number", "latex", "expression", "choice", "multichoice", "cloze", "blanks"),
-    *("multiple_choice", "solutions", "interval", "inequality", "coordinates"),
-)
 _LETTER = r"[A-H]"
 
 
 class Verdict(NamedTuple):
-    """`equal` is None when the rules cannot tell; `reason` says which rule decided."""
-
-    equal: bool | None
-    reason: str
+    equal: bool | None  # None: undecided
+    reason: str  # the rule that decided
 
     @property
     def status(self) -> Status:
-        """`correct`, `wrong` or `ungraded`."""
         return "ungraded" if self.equal is None else "correct" if self.equal else "wrong"
 
 
 def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: PLR0911 - one rule a return
-    """Compare `prediction` with `gold`, an answer of `kind`; `auto` takes the kind from the gold.
-
-    Pure and bounded: the same arguments give the same verdict, within seconds whatever the text.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind '{kind}': expected one of {', '.join(KINDS)}")
+    """Compare two answers, within seconds; `kind` is that of the benchmark item, `auto` is unknown."""
     if not prediction.strip():
         return Verdict(False, "no answer")
     if gold.strip() == prediction.strip():
@@ -58,22 +45,21 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
     if max(len(gold), len(prediction)) > MAX_CHARACTERS or max(map(_depth, (gold, prediction))) > _MAX_DEPTH:
         return Verdict(None, "too long or nested too deep to grade")
     first, second = (words_as_symbols(normalize(text)) for text in (gold, prediction))
-    if kind in ("choice", "multichoice", "multiple_choice") or (
-        kind == "auto" and re.fullmatch(rf"\(?{_LETTER}\)?", first)
-    ):
+    if kind in ("choice", "multichoice") or (kind == "auto" and re.fullmatch(rf"\(?{_LETTER}\)?", first)):
         letters = _letters(second)
         right = bool(letters) and _letters(first) == letters
         return Verdict(right, "letters" if letters else "no choice letter")
+    # Letters in this order are several choices, or the name of a segment: only letters make it a choice.
     if kind == "auto" and re.fullmatch(r"A?B?C?D?E?F?", first) and len(first) > 1:
         letters = _letters(second)
         if len(letters) > 1:
             return Verdict(set(first) == letters, "letters")
-    equal, reason = equivalent(first, second, ordered=kind in ("cloze", "blanks") or ";" in first)
+    equal, reason = equivalent(first, second, ordered=kind == "cloze" or ";" in first)
     if equal is not None or reason == UNDECIDED:
         return Verdict(equal, reason)
     if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", second):
         return Verdict(False, "not an answer of this form")
-    return _worker(os.getpid()).ask(first, second)
+    return _worker(os.getpid()).compare(first, second)
 
 
 def _depth(text: str) -> int:
@@ -81,7 +67,7 @@ def _depth(text: str) -> int:
 
 
 def _letters(text: str) -> set[str]:
-    """The choice letters an answer gives: one at its start, `B. 3 cm`, or a run, `ABD` or `A, B and D`."""
+    """Return the choice letters of an answer: one at its start, `B. 3 cm`, or several, `ABD`, `A and D`."""
     first = re.match(rf"(?:option|choice|选项|选)?\s*\(?\s*({_LETTER})\s*(?:\)|[.:]|$)", text, re.IGNORECASE)
     several = re.match(rf"[(\s]*{_LETTER}(?:[\s,;、和与&)(]|and)*{_LETTER}(?![a-z])", text)
     if first and not several:
@@ -91,90 +77,65 @@ def _letters(text: str) -> set[str]:
 
 TIMEOUT_SECONDS = 3.0  # of CPU time: a verdict must not depend on how busy the machine is
 _MEMORY_BYTES = 2 * 2**30
-_PATIENCE = 10  # times that in all, for a worker that gets no CPU
 
 
 class Worker:
-    """math-verify in one worker process, started at first use and again after a kill.
-
-    It reads pairs of answers and writes verdicts as JSON lines on its standard streams, so nothing is pickled
-    or executed; its memory is limited too.
-    """
+    """math-verify in one subprocess, which reads pairs of answers and writes verdicts as JSON lines."""
 
     def __init__(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._timeout_seconds = timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, gold: str, prediction: str) -> Verdict:
-        """Whether math-verify takes each for the other; what it cannot read is wrong."""
-        with self._lock:
-            process = self._start()
+    def compare(self, gold: str, prediction: str) -> Verdict:
+        """Compare two normalised answers, in both directions; what math-verify cannot parse is wrong."""
+        with self._lock:  # grading runs in several threads
+            process = self._process
+            if process is None or process.poll() is not None:
+                code = f"from {__name__} import main; main({self._timeout_seconds})"
+                pipe, command = subprocess.PIPE, [sys.executable, "-c", code]
+                process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+                self._process = process
+                # Once it is ready: imports must not count against an answer.
+                cast("IO[bytes]", process.stdout).readline()
             pair, verdict = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
             try:
                 pair.write(json.dumps([gold, prediction]).encode() + b"\n")
                 pair.flush()
-                line = verdict.readline() if self._answers(process.pid, verdict) else b""
+                line = verdict.readline()  # empty if the process was killed
             except BrokenPipeError:
                 line = b""
             if not line:
                 self.close()
-                reason = f"math-verify gave no verdict in {self._timeout_seconds:g} s of CPU time"
-                return Verdict(None, reason)
+                limit = self._timeout_seconds
+                return Verdict(None, f"math-verify gave no verdict in {limit:g} s of CPU time")
             equal = json.loads(line)
             return Verdict(bool(equal), "cannot be read" if equal is None else "math-verify")
 
-    def _answers(self, process_id: int, verdict: IO[bytes]) -> bool:
-        """Wait for an answer; False when the process, of one thread, has had its CPU time."""
-        end = time.monotonic() + _PATIENCE * self._timeout_seconds
-        limit = _cpu_seconds(process_id) + self._timeout_seconds
-        while time.monotonic() < end and (rest := limit - _cpu_seconds(process_id)) > 0:
-            if select.select([verdict], [], [], max(rest, 0.01))[0]:
-                return True
-        return False
-
     def close(self) -> None:
-        """Kill the process, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-            cast("IO[bytes]", self._process.stdout).readline()  # imports count against no answer
-        return self._process
-
-
-def _cpu_seconds(process_id: int) -> float:
-    """User and system time of another process: Linux numbers its CPU clocks so (clock_getcpuclockid)."""
-    return time.clock_gettime((~process_id << 3) | 2)
-
 
 @lru_cache(maxsize=1)
 def _worker(_process_id: int) -> Worker:
-    """The worker of this process; a fork gets its own."""
+    # By process id: a forked process must not share the pipes of its parent's worker.
     return Worker()
 
 
-def main() -> None:
-    """The worker process: answer until the input ends."""
+def main(timeout_seconds: float) -> None:
+    """Run the subprocess: one verdict per line until the input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     logging.disable(logging.CRITICAL)
     from math_verify import LatexExtractionConfig, parse, verify
 
-    def read(text: str) -> list[object]:
-        # Only its LaTeX grammar: the plain-text one goes through sympy's parse_expr, which evaluates.
-        return list(
-            parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-        )
+    # Only its LaTeX grammar: the plain-text one calls sympy's parse_expr, which evaluates code.
+    grammar, options = [LatexExtractionConfig()], {"fallback_mode": "no_fallback", "parsing_timeout": None}
 
     def equal(gold: str, prediction: str) -> bool | None:
-        first, second = read(gold), read(prediction)
+        first, second = (parse(f"${text}$", grammar, **options) for text in (gold, prediction))
         if not first or not second:
             return None
         return all(verify(a, b, timeout_seconds=None) for a, b in ((first, second), (second, first)))
@@ -182,9 +143,12 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
+        # The kernel kills the process, even inside a loop in C, when it has used its CPU time.
+        signal.setitimer(signal.ITIMER_PROF, timeout_seconds)
         try:
             verdict = equal(*json.loads(line))
         except (MemoryError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
             verdict = None
+        signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(json.dumps(verdict) + "\n")
         sys.stdout.flush()

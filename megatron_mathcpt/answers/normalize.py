@@ -1,6 +1,6 @@
-"""One spelling for the many ways of typing the same answer: Unicode, LaTeX, plain text, words.
+"""One spelling for the many ways to write the same answer: Unicode, LaTeX, plain text, words.
 
-The result is LaTeX of a small vocabulary (`\\frac`, `\\sqrt`, `\\cdot`, `\\le`, ...); words stay words.
+The result is LaTeX of a small vocabulary (`\\frac`, `\\sqrt`, `\\cdot`, `\\le`, ...); words remain words.
 """
 
 import math
@@ -13,20 +13,17 @@ _YES = "yes true correct right 是 对 正确 真 真命题 能 可以".split() 
 _NO = "no false incorrect wrong 否 不是 错 错误 假 假命题 不能 不可以".split()  # noqa: SIM905
 _SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
 _FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
-_SMALL = (  # noqa: SIM905
-    "zero one two three four five six seven eight nine "
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
+_ONES = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: SIM905
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 _NUMBER_WORDS = {
-    **{word: str(value) for value, word in enumerate(_SMALL)},
+    **{word: str(value) for value, word in enumerate(_ONES + _TEENS)},
     **dict.fromkeys(("half", "one half"), "\\frac{1}{2}"),
     **{"one third": "\\frac{1}{3}", "two thirds": "\\frac{2}{3}"},
     **{"one quarter": "\\frac{1}{4}", "three quarters": "\\frac{3}{4}"},
     **{word: str(10 * value) for value, word in enumerate(_TENS, start=2)},
-    **{f"{t}-{_SMALL[b]}": str(10 * a + b) for a, t in enumerate(_TENS, 2) for b in range(1, 10)},
+    **{f"{t}-{_ONES[b]}": str(10 * a + b) for a, t in enumerate(_TENS, 2) for b in range(1, 10)},
 }
-# Words with a symbol of their own.
 _PHRASES = {
     r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set": "\\emptyset",
     r"(?:方程)?无(?:实数)?解|空集": "\\emptyset",
@@ -36,7 +33,7 @@ _PHRASES = {
 
 
 def words_as_symbols(text: str) -> str:
-    """`text` with a phrase that is the whole answer as its symbol: no solution, all real numbers, seven."""
+    """Replace a phrase that is the whole answer by its symbol: no solution, all real numbers, seven."""
     lower = text.lower().strip()
     for pattern, symbol in _PHRASES.items():
         if re.fullmatch(pattern, lower):
@@ -52,7 +49,7 @@ def is_words(text: str) -> bool:
 
 
 def same_words(first: str, second: str) -> bool:
-    """Equal but for case, articles, fillers and synonyms; parts of an enumeration may change places."""
+    """Whether two texts differ only in case, articles, fillers, synonyms and the order of an enumeration."""
     one, two = (sorted(map(_canonical, re.split(r",|;|和|与|\band\b", text))) for text in (first, second))
     return one == two or _canonical(first) == _canonical(second)
 
@@ -64,13 +61,13 @@ def _canonical(text: str) -> str:
 
 
 def same_time(first: str, second: str) -> bool | None:
-    """Compare two times of day, 4:30 p.m.; None unless one of them says which half of the day it is."""
+    """Compare two times of day, 4:30 p.m.; None unless one of them has a.m. or p.m."""
     pattern = r"(\d{1,2})(?:\s*:\s*(\d{2}))?\s*([ap])?\.?\s*(?:m\.?)?"
     found = [re.fullmatch(pattern, text.lower()) for text in (first, second)]
     times = [(int(time[1]), int(time[2] or 0), time[3]) for time in found if time]
     halves = {half for _, _, half in times if half}
     if len(times) < 2 or not halves:
-        return None
+        return None  # 4:30 alone may be a ratio
     if any(hour > 12 for hour, _, _ in times):
         halves = {half or ("p" if hour >= 12 else "a") for hour, _, half in times}
     return len({(hour % 12, minute) for hour, minute, _ in times}) == len(halves) == 1
@@ -84,29 +81,27 @@ _DIGIT = "[零〇一二三四五六七八九]"
 
 
 def arabic_numerals(text: str) -> str:
-    """`text` with every Chinese numeral in digits; a word that merely starts with one is left alone."""
+    """Write Chinese numerals in digits, but not those that are part of a word."""
+    # Most answers have none, and each pattern below scans the text.
     if not re.search("[零〇一二两三四五六七八九十百千万亿每又根]", text):
         return text
     decimals = rf"({_INTEGER})点({_DIGIT}+)"
     text = re.sub(decimals, lambda m: f"{_read(m[1])}.{''.join(str(_DIGITS[d]) for d in m[2])}", text)
     text = re.sub(rf"百分之({_PLAIN}(?:点{_DIGIT}+)?)", lambda m: f"{_read(m[1])}%", text)
     text = re.sub(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})", _fraction, text)
-    text = re.sub(r"(?<=\d)又(?=\d+/\d|\\frac)", " ", text)
+    text = re.sub(r"(?<=\d)又(?=\d+/\d|\\frac)", " ", text)  # of a mixed number
     text = re.sub(rf"根号({_PLAIN})", lambda m: f"\\sqrt{{{_read(m[1])}}}", text)
     text = re.sub(r"(\d+(?:,\d{3})*(?:\.\d+)?)\s*(万亿|亿|千万|百万|十万|万)(?![分])", _scaled, text)
     tenths = "^([一二三四五六七八九])成([一二三四五六七八九])?$"  # 八成 and 八成五 are per cent
     text = re.sub(tenths, lambda m: f"{_DIGITS[m[1]]}{_DIGITS[m[2] or '零']}%", text)
     text = re.sub("^每(小时|分钟|秒|天|年|月|周|时)(.+)$", r"\2/\1", text)
-    # 一个 is a count, 一次函数 a kind of function: only a numeral that is alone or has a unit is read.
-    return re.sub(
-        rf"^(负?)({_INTEGER})(?=$|[^一-鿿]|[个只本人元米岁天名件条张辆棵次种倍度])",
-        lambda m: ("-" if m[1] else "") + _read(m[2]),
-        text,
-    )
+    # 一个 is a count, 一次函数 a kind of function: only a numeral alone or before a unit is converted.
+    alone = rf"^(负?)({_INTEGER})(?=$|[^一-鿿]|[个只本人元米岁天名件条张辆棵次种倍度])"
+    return re.sub(alone, lambda m: ("-" if m[1] else "") + _read(m[2]), text)
 
 
 def _fraction(match: re.Match[str]) -> str:
-    whole, bottom, root, top = match.groups()
+    whole, bottom, root, top = match.groups()  # Chinese names the denominator first
     above = f"\\sqrt{{{_read(top)}}}" if root else _read(top)
     return (_read(whole) if whole else "") + f"\\frac{{{above}}}{{{_read(bottom)}}}"
 
@@ -117,11 +112,11 @@ def _scaled(match: re.Match[str]) -> str:
 
 
 def _read(text: str) -> str:
-    """Digits of a numeral such as 一百二十三, 两千零五, 一二三; Arabic ones pass."""
     if not re.fullmatch(_INTEGER, text):
         return text
-    if len(text) > 1 and all(character in _DIGITS for character in text):
+    if len(text) > 1 and all(character in _DIGITS for character in text):  # 一二三, as 123
         return "".join(str(_DIGITS[character]) for character in text)
+    # A section is what precedes 万 or 亿; 十 alone is ten.
     total, section, digit = 0, 0, 0
     for character in text:
         if character in _DIGITS:
@@ -134,9 +129,7 @@ def _read(text: str) -> str:
 
 
 _BINARY = "ne approx cup cap in pm mp".split()  # noqa: SIM905
-_NAMES = (  # noqa: SIM905
-    "pi alpha beta gamma theta lambda mu phi omega Delta infty emptyset angle triangle"
-).split()
+_NAMES = "pi alpha beta gamma theta lambda mu phi omega Delta infty emptyset angle triangle".split()  # noqa: SIM905
 # Symbols that have a LaTeX name; applied after NFKC, which has already folded full-width forms.
 _SYMBOLS = {
     **{"−–—﹣‐‑": "-", "÷⁄∕": "/", "∶": ":", "、": ",", "〈⟨": "(", "〉⟩": ")", "′’": "'", "。": "."},
@@ -149,7 +142,7 @@ _TRANSLATION = str.maketrans({sign: text for signs, text in _SYMBOLS.items() for
 _CHARACTERS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "div": "/", "colon": ":"}
 _CHARACTERS |= {"langle": "(", "rangle": ")"}
 
-# Commands that mean the same, or nothing; longer patterns first where one is the start of another.
+# Commands with the same meaning, or none; longer patterns first where one is the start of another.
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -214,12 +207,14 @@ _PREFIX = re.compile(
 
 
 def normalize(text: str) -> str:
-    """`text` in the one spelling that the rules read; no mathematics is done here."""
-    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)  # NFKC makes plain digits of these
+    """Rewrite `text` in the spelling that the rules read, without any mathematics."""
+    # Before NFKC, which makes plain digits of superscripts, circled numbers and one-character fractions.
+    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
     text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
-    text = re.sub("([①-⑳])", r"(\1)", text)  # numbers of statements
-    text = re.sub("[\u00bc-\u00be\u2150-\u215e\u2189]", _vulgar, text)
+    text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
+    text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
     text = unicodedata.normalize("NFKC", text)
+    text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
     text = _currency(text)
     text = text.translate(_TRANSLATION)
@@ -230,34 +225,28 @@ def normalize(text: str) -> str:
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
         text = _WRAPPER.sub(_unwrap, text)
-    text = _SYSTEM.sub(
-        lambda m: ", ".join(re.split(r"\\\\", m.group(1) or m.group(2))).replace("&", " "), text
-    )
+    text = _SYSTEM.sub(lambda m: (m[1] or m[2]).replace("\\\\", ", ").replace("&", " "), text)
     text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m.group().replace(" ", ""), text)
     text = _REPEATING.sub(_repeating, arabic_numerals(text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
     text = _trim(re.sub(r"\s+", " ", text))
     text = re.sub(r"^<([^<>]*,[^<>]*)>$", r"(\1)", text)  # a vector in angle brackets
-    for _ in range(6):
+    for _ in range(6):  # "So the answer is" is four prefixes
         if (found := _PREFIX.match(text)) and found.end() < len(text):
             text = _trim(text[found.end() :])
     return text
 
 
 def _repeating(match: re.Match[str]) -> str:
-    """0.1\\overline{6} as the fraction it is: (16 - 1) / 90."""
+    # 0.1\overline{6} is (16 - 1) / 90.
     whole, fixed = match[1], match[2]
     period = match[3] or "".join(filter(str.isdigit, match[4]))
     bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
     return f"\\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{bottom}}}"
 
 
-def _vulgar(match: re.Match[str]) -> str:
-    return "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match[0]).split("\u2044"))
-
-
 def _currency(text: str) -> str:
-    """Money signs as words; `$` around mathematics goes, a single `$` before a number is dollars."""
+    # Dollar signs in pairs are TeX's; a single one before a number is money.
     text = re.sub(r"\\[()\[\]]", " ", text).replace("\\$", " dollar ")
     if text.count("$") == 1:
         text = re.sub(r"(?:US)?\$(?=\s*[\d.])", " dollar ", text)
@@ -267,12 +256,13 @@ def _currency(text: str) -> str:
 
 def _unwrap(match: re.Match[str]) -> str:
     inside = match.group(1)
-    glued = re.fullmatch(r"[A-Za-z]", inside.strip())  # \mathrm{N}_{1} is a symbol, \text{ cm} a word
+    # \mathrm{N}_{1} is a symbol, \text{ cm} a word.
+    glued = re.fullmatch(r"[A-Za-z]", inside.strip())
     return inside.strip() if glued and not inside.startswith(" ") else f" {inside} "
 
 
 def _trim(text: str) -> str:
-    """Without punctuation at the ends, quotes, and braces around the whole."""
+    # Punctuation at the ends, quotes, and braces around the whole, until nothing changes.
     previous = None
     while text != previous:
         previous = text

@@ -1,8 +1,8 @@
-"""The outer shape of a normalised answer, lists, brackets, equations, and the sets of real numbers it names.
+"""The outer structure of a normalised answer: lists, brackets, equations, and sets of real numbers.
 
-Two sets are equal when no number tells them apart. Between two neighbouring critical numbers (ends of
+Two sets are equal if no number is in only one of them. Between two adjacent critical numbers (ends of
 intervals, roots of both sides) membership cannot change, so comparing at every critical number and once
-between each two is exact when all of them are known.
+between each two is exact if all of them are known.
 """
 
 import re
@@ -30,15 +30,13 @@ _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
 
 class Group(NamedTuple):
-    """Items between brackets; `is_set` for those in braces."""
-
     brackets: str
     items: tuple[str, ...]
-    is_set: bool
+    is_set: bool  # in braces
 
 
 class Equation(NamedTuple):
-    """First and last side of `a = b (= c ...)`; `name` is the left one when that only names the right one."""
+    """First and last side of `a = b (= c ...)`; `name` is the left one if it only names the right one."""
 
     left: str
     right: str
@@ -46,30 +44,23 @@ class Equation(NamedTuple):
 
 
 def split_top(text: str, separator: str) -> list[str]:
-    """Pieces of `text` between matches of `separator` outside all brackets; empty pieces are dropped."""
-    pattern = re.compile(separator)
-    pieces, depth, start, position = [], 0, 0, 0
-    while position < len(text):
-        character = text[position]
-        depth += (character in "([{") - (character in ")]}")
-        found = pattern.match(text, position) if depth == 0 else None
-        if found and found.end() > position:
-            pieces.append(text[start:position])
-            position = start = found.end()
-        else:
-            position += 1
+    """Split `text` at matches of `separator` outside all brackets; drop empty pieces."""
+    pieces, depth, start = [], 0, 0
+    for found in re.finditer(rf"([(\[{{])|([)\]}}])|{separator}", text):
+        depth += bool(found[1]) - bool(found[2])
+        if depth == 0 and not found[1] and not found[2]:
+            pieces.append(text[start : found.start()])
+            start = found.end()
     return [piece.strip() for piece in [*pieces, text[start:]] if piece.strip()]
 
 
 def read_list(text: str) -> list[str]:
-    """Items of an answer that names several; one item when it names one."""
     if not re.fullmatch(r"-?[\d,.]+", text):  # 24,112 alone may be two numbers; in other company it is one
         text = _THOUSANDS.sub(lambda found: found.group().replace(",", ""), text)
     return [found for piece in split_top(text, LIST_SEPARATOR) for found in _signs(piece)]
 
 
 def _signs(text: str) -> list[str]:
-    """The two values of an answer with a plus-minus sign."""
     if "\\pm" not in text and "\\mp" not in text:
         return [text]
     upper = text.replace("\\pm", "+").replace("\\mp", "-")
@@ -78,7 +69,7 @@ def _signs(text: str) -> list[str]:
 
 
 def read_group(text: str) -> Group | None:
-    """The bracket that holds the whole answer, as a point, vector or set; a point's letter is dropped."""
+    """Parse an answer that is one bracket: a point (also `A(1, 2)`), vector or set."""
     text = re.sub(r"^[A-Z]('|_\{?\w\}?)?\s*(?=\()", "", text)
     opening = re.match(r"\\\{|[(\[]", text)
     closing = re.search(r"(\\\}|[)\]])$", text)
@@ -94,7 +85,7 @@ def read_group(text: str) -> Group | None:
 
 
 def read_equation(text: str) -> Equation | None:
-    """The equation that `text` is; None for an inequality or anything else."""
+    """Parse an equation; None for an inequality or anything else."""
     if "=" not in text or re.search(_ORDER, text):
         return None
     sides = split_top(text, "=")
@@ -107,7 +98,7 @@ def read_equation(text: str) -> Equation | None:
 
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
-    """Rows of a LaTeX matrix or column vector that is the whole answer."""
+    """Return the rows of an answer that is a LaTeX matrix or column vector."""
     matrix = r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
     if not (found := re.fullmatch(matrix, text, re.DOTALL)):
         return None
@@ -116,32 +107,31 @@ def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
 
 
 class Region(NamedTuple):
-    """`contains(value, point)` tells membership; `critical(point)` lists numbers where it can change.
-
-    `point` gives the other symbols their values; `variables` holds every symbol of the inequalities.
-    """
+    """A set of real numbers, given the values of all other symbols at a point."""
 
     contains: Callable[[Value, Point], bool]
-    critical: Callable[[Point], list[Value]]
-    variables: frozenset[str]
+    critical: Callable[[Point], list[Value]]  # numbers where membership can change
+    variables: frozenset[str]  # all symbols of the inequalities
 
 
 def looks_like_region(text: str) -> bool:
-    """Whether the text can only be a set of numbers: it has a relation, a union, an infinite end, or is R."""
+    """Whether an answer can only be a set of numbers: it has a relation, a union or an infinite end."""
     signs = r"\\(?:cup|cap|in|infty|mathbb|emptyset|setminus|backslash)(?![A-Za-z])"
     return re.search(f"{_ORDER}|{signs}", text) is not None
 
 
 def read_region(text: str) -> Region | None:
-    """The set that `text` describes; None when it describes none."""
+    """Parse a set of real numbers; None for anything else."""
+    pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
+    names = {piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)}
     try:
-        return _read(text.strip(), _variable(text))
+        return _read(text.strip(), _main(names))
     except NotAnExpression:
         return None
 
 
 def same_region(first: Region, second: Region) -> bool | None:
-    """Whether two sets are equal; None when nothing could be evaluated."""
+    """Whether two sets are equal; None if nothing can be evaluated."""
     names = set(first.variables | second.variables)
     variable = _main(names)
     decided = False
@@ -155,11 +145,6 @@ def same_region(first: Region, second: Region) -> bool | None:
             if memberships[0] != memberships[1]:
                 return False
     return True if decided else None
-
-
-def _variable(text: str) -> str:
-    pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
-    return _main({piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)})
 
 
 def _main(names: set[str]) -> str:
@@ -220,7 +205,6 @@ def _finite(members: list[Node]) -> Region:
 
 
 def _relation(text: str, variable: str) -> Region:
-    """A chain of relations between expressions, such as -1 < x \\le 2."""
     relations = re.findall(_RELATION, text)
     sides = [parse_expression(side) for side in split_top(text, _RELATION)]
     if not relations or len(sides) != len(relations) + 1 or not any(side.symbols() for side in sides):
@@ -228,7 +212,7 @@ def _relation(text: str, variable: str) -> Region:
 
     def contains(value: Value, point: Point) -> bool:
         values = [real(evaluate(side, {**point, variable: value})) for side in sides]
-        return all(map(_holds, values, relations, values[1:]))
+        return all(map(_is_true, values, relations, values[1:]))
 
     def critical(point: Point) -> list[Value]:
         found = _values([side for side in sides if variable not in side.symbols()], point)
@@ -240,7 +224,7 @@ def _relation(text: str, variable: str) -> Region:
     return Region(contains, critical, frozenset().union(*(side.symbols() for side in sides)))
 
 
-def _holds(first: Value, sign: str, second: Value) -> bool:
+def _is_true(first: Value, sign: str, second: Value) -> bool:
     if close(first, second):
         return sign in ("\\le", "\\ge", "=")
     less = bool(first < second)
@@ -256,7 +240,7 @@ def _values(nodes: list[Node], point: Point) -> list[Value]:
 
 
 def _roots(node: Node, variable: str, point: Point) -> list[Value]:
-    """Roots between -50 and 50 where the sign changes on a grid of quarters, or that lie on the grid."""
+    """Find roots from -50 to 50: sign changes on a grid of quarters, and roots on the grid."""
 
     def function(place: Value) -> Value:
         return real(evaluate(node, {**point, variable: place}))
@@ -277,14 +261,13 @@ def _roots(node: Node, variable: str, point: Point) -> list[Value]:
 def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -> Value:
     a, b = real(low), real(high)
     negative_at_a = function(a) < 0
-    for _ in range(190):
+    for _ in range(190):  # 2^-190 of a quarter is below 10^-57
         middle = (a + b) / 2
         a, b = (middle, b) if (function(middle) < 0) == negative_at_a else (a, middle)
     return b
 
 
 def _test_values(critical: list[Value]) -> list[Value]:
-    """Every critical number, one number between each two neighbours, and some beyond the ends."""
     distinct: list[Value] = []
     for value in sorted(map(real, critical)):
         if not distinct or not close(distinct[-1], value):

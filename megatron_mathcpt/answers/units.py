@@ -1,7 +1,7 @@
 """Units of measure at the end (or money at the start) of an answer.
 
-A unit may be left out, but not differ: both sides are taken to base units, and two stated units must have
-the same dimensions. Counting words (个, ways, pieces) say nothing and are dropped.
+A unit may be omitted, but not differ: both sides are converted to base units, and two given units must have
+the same dimensions. Counting words (个, ways, pieces) have no meaning and are dropped.
 """
 
 import re
@@ -9,51 +9,40 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-# dimension, factor to the base unit, spellings
-_TABLE: list[tuple[str, str, str]] = [
-    ("length", "1", "m meter metre 米"),
-    ("length", "1/100", "cm centimeter centimetre 厘米 公分"),
-    ("length", "1/10", "dm decimeter decimetre 分米"),
-    ("length", "1/1000", "mm millimeter millimetre 毫米"),
-    ("length", "1000", "km kilometer kilometre 千米 公里"),
-    ("length", "127/5000", "inch in 英寸"),
-    ("length", "381/1250", "foot feet ft 英尺"),
-    ("length", "1143/1250", "yard yd 码"),
-    ("length", "201168/125", "mile mi 英里"),
-    ("area", "10000", "hectare ha 公顷"),
-    ("volume", "1/1000", "liter litre l 升"),
-    ("volume", "1/1000000", "ml milliliter millilitre 毫升 cc"),
-    ("mass", "1", "kg kilogram 千克 公斤"),
-    ("mass", "1/1000", "g gm gram 克"),
-    ("mass", "1/1000000", "mg milligram 毫克"),
-    ("mass", "1000", "tonne 吨"),
-    ("mass", "1/2", "斤"),
-    ("pound", "1", "pound lb"),
-    ("pound", "1/16", "ounce oz"),
-    ("time", "1", "s sec second 秒 秒钟"),
-    ("time", "60", "min minute 分钟"),
-    ("time", "3600", "h hr hour 小时 时"),
-    ("time", "86400", "day 天 日"),
-    ("time", "604800", "week 周 星期"),
-    ("year", "1/12", "month 个月 月"),
-    ("year", "1", "year yr 年 岁"),
-    ("dollar", "1", "dollar usd buck"),
-    ("dollar", "1/100", "cent 美分"),
-    ("yuan", "1", "yuan rmb 元 块 块钱 元钱 人民币"),
-    ("yuan", "1/10", "角"),
-    ("euro", "1", "euro"),
-    ("degree", "1", "^\\circ degree deg 度"),
-    ("radian", "1", "rad radian 弧度"),
-    ("celsius", "1", "^\\circC 摄氏度 celsius"),
-    ("fahrenheit", "1", "^\\circF fahrenheit"),
-    ("speed", "1397/3125", "mph"),
-    ("speed", "5/18", "kmph kph"),
-]
+# dimension: {factor to the base unit: spellings}
+_TABLE = {
+    "length": {
+        **{"1": "m meter metre 米", "1/100": "cm centimeter centimetre 厘米 公分"},
+        **{"1/10": "dm decimeter decimetre 分米", "1/1000": "mm millimeter millimetre 毫米"},
+        **{"1000": "km kilometer kilometre 千米 公里", "127/5000": "inch in 英寸"},
+        **{"381/1250": "foot feet ft 英尺", "1143/1250": "yard yd 码", "201168/125": "mile mi 英里"},
+    },
+    "area": {"10000": "hectare ha 公顷"},
+    "volume": {"1/1000": "liter litre l 升", "1/1000000": "ml milliliter millilitre 毫升 cc"},
+    "mass": {
+        **{"1": "kg kilogram 千克 公斤", "1/1000": "g gm gram 克", "1/1000000": "mg milligram 毫克"},
+        **{"1000": "tonne 吨", "1/2": "斤"},
+    },
+    "pound": {"1": "pound lb", "1/16": "ounce oz"},
+    "time": {
+        **{"1": "s sec second 秒 秒钟", "60": "min minute 分钟", "3600": "h hr hour 小时 时"},
+        **{"86400": "day 天 日", "604800": "week 周 星期"},
+    },
+    "year": {"1/12": "month 个月 月", "1": "year yr 年 岁"},
+    "dollar": {"1": "dollar usd buck", "1/100": "cent 美分"},
+    "yuan": {"1": "yuan rmb 元 块 块钱 元钱 人民币", "1/10": "角"},
+    "euro": {"1": "euro"},
+    "degree": {"1": "^\\circ degree deg 度"},
+    "radian": {"1": "rad radian 弧度"},
+    "celsius": {"1": "^\\circC 摄氏度 celsius"},
+    "fahrenheit": {"1": "^\\circF fahrenheit"},
+    "speed": {"1397/3125": "mph", "5/18": "kmph kph"},
+}
 _COUNTERS = (  # noqa: SIM905
-    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 "
-    "桶 对 副 套 组 层 座 栋 间 道 "
-    "题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 份 段 扇 盏 "
-    "unit way number integer value time piece people person item solution thing point"  # plurals are read too
+    "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 桶 对 副 套 组 层 座 "
+    "栋 间 道 题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 "
+    "份 段 扇 盏 "  # of the next also plurals
+    "unit way number integer value time piece people person item solution thing point"
 ).split()
 _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
@@ -66,25 +55,20 @@ _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
 class Unit(NamedTuple):
-    """Exponents of the dimensions, sorted by name, and the factor to base units; no dimension: a counter."""
-
-    dimensions: tuple[tuple[str, int], ...]
-    factor: Fraction
+    dimensions: tuple[tuple[str, int], ...]  # with exponents, sorted by name; none: a counter
+    factor: Fraction  # to base units
 
 
 _UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
     word: Unit(_COMPOSED.get(dimension, ((dimension, 1),)), Fraction(factor))
-    for dimension, factor, words in _TABLE
+    for dimension, units in _TABLE.items()
+    for factor, words in units.items()
     for word in words.split()
 }
 
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
-    """A normalised answer without its unit, and the unit; None when none is written.
-
-    A single letter is a unit only after a space or by `bare_letters` (the other answer is a plain number):
-    5m may be five times m.
-    """
+    """Split a normalised answer into value and unit; `bare_letters`: the other answer is a plain number."""
     if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
         return text[money.end() :].strip(), _UNITS[money[1]]
     text = _TRAILING.sub("", text)
@@ -93,6 +77,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     for found in _START.finditer(text):
         start = found.start()
         body, words = text[:start].rstrip(), text[start:].strip()
+        # 5m may be five times m, so a single letter is a unit only after a space or with `bare_letters`.
         letter = len(words.rstrip("^{}23")) == 1 and words.isascii()
         may_be_unit = bare_letters or (text[start - 1] == " " and text[start] in "mgshlL")
         if not body or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body) or (letter and not may_be_unit):
@@ -103,7 +88,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
 
 
 def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
-    """2 hours 30 minutes, 3元6角: one quantity in base units."""
+    # 2 hours 30 minutes, 3元6角: one quantity in base units.
     parts = _PART.findall(text)
     if len(parts) < 2 or _PART.sub("", text).strip():
         return None
@@ -122,31 +107,23 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 
 
 def _read_unit(text: str) -> Unit | None:
-    """A product and quotient of unit words, each with a power; unknown words are dimensions of their own."""
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
     dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
     for index, part in enumerate(parts):
-        single = _read_power(part.strip().removeprefix("\\cdot").strip())
-        if single is None:
+        word, power = part.strip().removeprefix("\\cdot").strip(), 1
+        if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", word):
+            word, power = found[1], int(found[2])
+        for prefix, exponent in _POWERS.items():
+            if re.match(prefix + r"(?:\b|(?=[一-鿿]))\.?\s*", word):
+                word, power = re.sub(rf"^{prefix}\.?\s*", "", word), exponent
+        if (base := _read_word(word)) is None:
             return None
-        sign = -1 if index else 1
-        factor *= single.factor**sign
-        for name, exponent in single.dimensions:
-            dimensions[name] += sign * exponent
+        power = -power if index else power
+        factor *= base.factor**power
+        for name, exponent in base.dimensions:
+            dimensions[name] += power * exponent
     return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), factor)
-
-
-def _read_power(text: str) -> Unit | None:
-    power = 1
-    if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", text):
-        text, power = found[1], int(found[2])
-    for word, exponent in _POWERS.items():
-        if re.match(word + r"(?:\b|(?=[一-鿿]))\.?\s*", text):
-            text, power = re.sub(rf"^{word}\.?\s*", "", text), exponent
-    if (base := _read_word(text)) is None:
-        return None
-    return Unit(tuple((name, exponent * power) for name, exponent in base.dimensions), base.factor**power)
 
 
 def _read_word(text: str) -> Unit | None:
@@ -158,6 +135,7 @@ def _read_word(text: str) -> Unit | None:
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
     if chinese and chinese[1] in _UNITS and not _UNITS[chinese[1]].dimensions:
         return _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
+    # Any other noun is a dimension of its own: 24 apples are not 24 pears.
     if re.fullmatch(r"[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)

@@ -1,6 +1,6 @@
-"""Value of an expression: an exact fraction as long as there is one, else 60 digits; no step is unbounded.
+"""Value of an expression: an exact fraction where possible, else 60 digits; every step is bounded.
 
-Two expressions are equal when they agree to 45 digits, at several points if they have symbols
+Two expressions are equal if they agree to 45 digits, at several points if they have symbols
 (Schwartz-Zippel: different expressions agree at random points with negligible probability).
 """
 
@@ -13,13 +13,16 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_mathcpt.answers.expression import Node
 
+if TYPE_CHECKING:
+    from mpmath import MPContext
+
 DIGITS = 60
-_AGREE = 45
-_MAX_BITS = 20_000  # of an exact fraction or an exponent; beyond, the answer is left ungraded
+_AGREE = 45  # of them; the rest is for rounding, which cancellation amplifies
+_MAX_BITS = 20_000  # of an exact fraction or an exponent; beyond, the answer is ungraded
 Value = Any  # Fraction, or a real or complex number of `arithmetic()`
 
 
@@ -28,8 +31,8 @@ class Undefined(ValueError):
 
 
 @cache
-def arithmetic() -> Any:
-    """mpmath's arithmetic with our own precision, apart from anyone else's."""
+def arithmetic() -> "MPContext":
+    """Return an mpmath context of our own: math libraries change the precision of the global one."""
     from mpmath import MPContext
 
     context = MPContext()
@@ -38,7 +41,7 @@ def arithmetic() -> Any:
 
 
 def evaluate(node: Node, point: Mapping[str, Value] = MappingProxyType({})) -> Value:
-    """Value of `node` with its symbols at `point`; raises `Undefined`."""
+    """Return the value of `node` with its symbols at `point`; raises `Undefined`."""
     if node.operator == "number":
         return node.value
     if node.operator == "constant":
@@ -57,28 +60,29 @@ def evaluate(node: Node, point: Mapping[str, Value] = MappingProxyType({})) -> V
 
 
 def close(first: Value, second: Value) -> bool:
-    """Equal exactly, or to 45 digits where one of the two is not rational."""
+    """Whether two values are equal, exactly or to 45 digits if one is not rational."""
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first == second
     context = arithmetic()
     a, b = as_number(first), as_number(second)
     if context.isinf(a) or context.isinf(b):
         return bool(a == b)
+    # Relative, but absolute next to zero, to which nothing is relatively close.
     scale = max(abs(a), abs(b), context.mpf(1) if min(abs(a), abs(b)) == 0 else context.mpf(0))
     return bool(abs(a - b) <= scale * context.mpf(10) ** -_AGREE)
 
 
 def sample_points(names: set[str], count: int = 6) -> list[dict[str, Fraction]]:
-    """Fixed points for the symbols `names`: positive, then of mixed sign; n and k get whole numbers."""
+    """Return fixed points for the symbols `names`: positive, then of mixed sign; n and k get integers."""
     return [{name: _coordinate(name, index) for name in sorted(names)} for index in range(count)]
 
 
 def same_value(first: Node, second: Node) -> bool | None:
-    """Whether two expressions are equal wherever both are real; None when no point could decide."""
+    """Whether two expressions are equal wherever both are real; None if too few points decide."""
     names = first.symbols() | second.symbols()
     if not names:
         return _same_constant(first, second)
-    verdicts: dict[bool, list[bool]] = {True: [], False: []}  # where both are real, and elsewhere
+    verdicts: dict[bool, list[bool]] = {True: [], False: []}  # at points where both are real, and others
     for point in sample_points(names):
         with suppress(Undefined):
             a, b = evaluate(first, point), evaluate(second, point)
@@ -89,24 +93,22 @@ def same_value(first: Node, second: Node) -> bool | None:
 
 
 def _same_constant(first: Node, second: Node) -> bool | None:
-    """A number that has no value, or is far beyond the other one, is different from it."""
     values: list[Value] = []
     for node in (first, second):
         with suppress(Undefined):
             values.append(evaluate(node))
-    if len(values) < 2:
+    if len(values) < 2:  # a number without value, or too large for one, differs from one that has a value
         return False if values else None
     return close(*values)
 
 
 def is_real(value: Value) -> bool:
-    """Whether a value has no imaginary part beyond rounding."""
     rounding = arithmetic().mpf(10) ** -_AGREE
     return isinstance(value, Fraction) or bool(abs(arithmetic().im(value)) <= abs(value) * rounding)
 
 
 def real(value: Value) -> Value:
-    """A value as a real 60-digit number; raises `Undefined` for a complex one."""
+    """Convert a value to a real 60-digit number; raises `Undefined` for a complex one."""
     if not is_real(value):
         raise Undefined("not a real number")
     return arithmetic().re(as_number(value))
@@ -125,7 +127,7 @@ def _coordinate(name: str, index: int) -> Fraction:
 
 
 def as_number(value: Value) -> Value:
-    """A value as a 60-digit number, which compares and computes with any other."""
+    """Convert a fraction to a 60-digit number, as mpmath does not compute with fractions."""
     if not isinstance(value, Fraction):
         return value
     return arithmetic().mpf(value.numerator) / value.denominator
@@ -145,7 +147,6 @@ def _bounded(value: Value) -> Value:
 
 
 def _alike(first: Value, second: Value) -> tuple[Value, Value]:
-    """Both exact or both rounded."""
     exact = isinstance(first, Fraction) and isinstance(second, Fraction)
     return (first, second) if exact else (as_number(first), as_number(second))
 
@@ -207,29 +208,31 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
 for _name in "sin cos tan cot sec csc sinh cosh tanh asin acos atan acot".split():  # noqa: SIM905
     _OPERATIONS[re.sub("^a", "arc", _name)] = lambda a, name=_name: getattr(arithmetic(), name)(as_number(a))
 
+# Of Newton's method: complex, as real starts do not reach complex roots.
 _STARTS = ("0.7+0.4j", "-1.3+0.9j", "2.1-1.7j", "-0.4-2.3j", "3.9+0.1j", "-5.2+0.2j")
 
 
 def same_curve(first: Node, second: Node) -> bool | None:
-    """Whether `first` = 0 and `second` = 0 hold at the same points; None when no point was found."""
+    """Whether `first` = 0 and `second` = 0 have the same solutions; None if no point was found."""
     names = first.symbols() | second.symbols()
     if first.symbols() != second.symbols():
         return False
     if _proportional(first, second, names):
         return True
-    met = 0
+    # Solve each for one symbol, with the others at fixed points, and try the solutions in the other.
+    solutions = 0
     for variable in sorted(names):
         for point in sample_points(names - {variable}, count=3):
             for one, other in ((first, second), (second, first)):
                 places = _zeros(one, variable, point)
-                met += len(places)
+                solutions += len(places)
                 if not _all_zero(other, places, variable, point):
                     return False
-    return True if met >= 2 else None
+    return True if solutions >= 2 else None
 
 
 def _proportional(first: Node, second: Node, names: set[str]) -> bool:
-    ratios = []
+    ratios = []  # of an equation multiplied by a constant, the common case
     for point in sample_points(names, count=5):
         with suppress(Undefined):
             a, b = evaluate(first, point), evaluate(second, point)

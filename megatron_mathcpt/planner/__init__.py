@@ -1,1 +1,7 @@
-"""Memory, step time and layout of a training run, predicted before a GPU is held; see README.md here."""
+"""Memory, step time and layout of a training run, predicted before a GPU is allocated; see README.md.
+
+In reading order: `shapes` is what of a model determines its cost; `planned_run` a run's config on a number
+of GPUs, with the sizes that follow from it; `memory` the bytes on a GPU of each pipeline stage, and the check
+before a training; `machine` the GPU's data sheet, the fitted constants and their rates; `step_time` the
+seconds of a step by term; `search` all layouts that fit, ranked.
+"""

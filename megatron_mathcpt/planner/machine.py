@@ -1,4 +1,4 @@
-"""The machine as data: a GPU's data sheet, constants fitted to published runs, and the rates they make."""
+"""The machine as data: a GPU's data sheet, constants fitted to published runs, and the resulting rates."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ CONSTANTS = Path(__file__).parent / "data" / "constants.yaml"
 
 
 class Hardware(Section):
-    """One kind of GPU and how it is wired; each entry of `data/hardware.yaml` gives its source.
+    """One kind of GPU and its links; each entry of `data/hardware.yaml` gives its source.
 
     Peaks are dense TFLOP/s, bandwidths GB/s (10^9 bytes) in one direction; `memory_gib` is what the driver
-    reports, before the context.
+    reports, before the CUDA context.
     """
 
     bf16_tflops: float = Field(gt=0)
@@ -24,14 +24,14 @@ class Hardware(Section):
     memory_gb_per_second: float = Field(gt=0)
     nvlink_gb_per_second: float = Field(gt=0)
     network_gb_per_second: float = Field(gt=0)  # per GPU
-    gpus_per_node: int = Field(gt=0)  # joined by NVLink
+    gpus_per_node: int = Field(gt=0)  # connected by NVLink
     capability: tuple[int, int]  # CUDA's compute capability
-    tuned_overlap: tuple[tuple[int, int], ...]  # (hidden size, TP) that have a user-buffer table
+    tuned_overlap: tuple[tuple[int, int], ...]  # (hidden size, TP) with a user-buffer table
     source: str
 
 
 def load_hardware(name: str) -> Hardware:
-    """The entry called `name`; raises `ConfigError` naming the known ones."""
+    """Return the entry `name`; raises `ConfigError` listing the known ones."""
     table = load_config(_HARDWARE, RootModel[dict[str, Hardware]]).root
     if name not in table:
         raise ConfigError(f"hardware '{name}': unknown; known are {', '.join(sorted(table))}")
@@ -39,9 +39,9 @@ def load_hardware(name: str) -> Hardware:
 
 
 def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
-    """Refuse an FP8 recipe that a GPU of this compute capability cannot multiply in; `ConfigError`."""
+    """Raise `ConfigError` if a GPU of this compute capability does not support an FP8 recipe."""
     if recipe is not None and capability < (8, 9):
-        raise ConfigError("precision.fp8: this GPU has no FP8 products (they came with Ada and Hopper)")
+        raise ConfigError("precision.fp8: this GPU has no FP8 products; take bf16, or Ada, Hopper or newer")
     if recipe == "blockwise" and capability[0] != 9:
         raise ConfigError("precision.fp8_recipe: blockwise is for Hopper; take mxfp8 on Blackwell")
     if recipe == "mxfp8" and capability[0] < 10:
@@ -49,24 +49,21 @@ def check_recipe(recipe: str | None, capability: tuple[int, int]) -> None:
 
 
 class Constants(Section):
-    """What no data sheet gives; fitted by tests/benchmarks/planner_calibration.py, never set by hand.
-
-    Efficiencies are shares of the data sheet's peak; a ramp is in elements of the reduction.
-    """
+    """Fitted by tests/benchmarks/planner_calibration.py, not by hand; efficiencies are shares of a peak."""
 
     bf16_gemm_efficiency: float
-    bf16_gemm_ramp: float
+    bf16_gemm_ramp: float  # in elements of the reduction
     fp8_gemm_efficiency: float
     fp8_gemm_ramp: float
-    block_gemm_share: float  # of that rate where FP8 is scaled by blocks of 128 instead of whole tensors
+    block_gemm_share: float  # of that rate if FP8 is scaled by blocks of 128 instead of whole tensors
     attention_efficiency: float
     context_loss: float  # extra attention time of a context-parallel ring of many ranks
     memory_efficiency: float
-    tensor_exposed: float  # share of tuned tensor-parallel traffic that the products do not hide
-    pipeline_exposed: float  # share of the traffic between stages that compute does not hide
-    # Slowdown of delayed scaling per doubling of nodes: every microbatch joins maxima of all ranks.
+    tensor_exposed: float  # fraction of tuned tensor-parallel traffic that the products do not hide
+    pipeline_exposed: float  # fraction of the traffic between stages that compute does not hide
+    # Slowdown of delayed scaling per doubling of nodes: every microbatch all-reduces the maxima of all ranks.
     scale_sync: float
-    maximum_us: float  # joining the maximum of a tensor over tensor-parallel ranks
+    maximum_us: float  # all-reduce of a tensor's maximum over tensor-parallel ranks
     layer_overhead_us: float  # gaps between the kernels of a layer, forward and backward
     fp8_layer_overhead_us: float  # on top: scales, maxima and transposes of FP8 tensors
     step_overhead_ms: float
@@ -79,24 +76,23 @@ class Machine:
 
     def __init__(self, hardware: Hardware, constants: Constants) -> None:
         self.hardware, self.constants = hardware, constants
-        self.memory = (
-            hardware.memory_gb_per_second * 1e9 * constants.memory_efficiency
-        )  # element-wise kernels
-        self.link = hardware.nvlink_gb_per_second * 1e9 * constants.link_efficiency  # between GPUs of a node
+        self.memory = hardware.memory_gb_per_second * 1e9 * constants.memory_efficiency
+        self.link = hardware.nvlink_gb_per_second * 1e9 * constants.link_efficiency
         self.network = hardware.network_gb_per_second * 1e9 * constants.network_efficiency  # of one GPU
         self.attention = hardware.bf16_tflops * 1e12 * constants.attention_efficiency  # causal, both ways
 
     def products_seconds(self, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
-        """A matrix forward and both gradients; to fill its tiles is worth a ramp more of the reduction."""
-        given, card = self.constants, self.hardware
-        peak, efficiency, ramp = card.bf16_tflops, given.bf16_gemm_efficiency, given.bf16_gemm_ramp
+        """Seconds of a matrix product in forward and of both its gradients."""
+        fitted, card = self.constants, self.hardware
+        peak, efficiency, ramp = card.bf16_tflops, fitted.bf16_gemm_efficiency, fitted.bf16_gemm_ramp
         if fp8:
             assert card.fp8_tflops is not None  # check_recipe
-            peak, efficiency, ramp = card.fp8_tflops, given.fp8_gemm_efficiency, given.fp8_gemm_ramp
+            peak, efficiency, ramp = card.fp8_tflops, fitted.fp8_gemm_efficiency, fitted.fp8_gemm_ramp
         sizes = ((tokens, outputs, inputs), (tokens, inputs, outputs), (inputs, outputs, tokens))
+        # Filling the tiles of a short reduction costs about as much as `ramp` more elements.
         return sum(2 * m * n * (k + ramp) / (peak * 1e12 * efficiency) for m, n, k in sizes)
 
 
 def load_machine(name: str) -> Machine:
-    """The GPU called `name` with the constants that ship with the package (fitted on H100)."""
+    """Return the GPU `name` with the constants of the package (fitted on H100)."""
     return Machine(load_hardware(name), load_config(CONSTANTS, Constants))

@@ -1,4 +1,4 @@
-"""A run as the planner sees it: a config on some GPUs, and what its sections come to on each of them."""
+"""A run as the planner sees it: a config on a number of GPUs, and the sizes that follow from it."""
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
@@ -6,10 +6,10 @@ from megatron_mathcpt.planner.shapes import from_llama
 
 
 class PlannedRun:
-    """`config` on `gpus` GPUs; needs the model's shape with its vocabulary, else raises `ConfigError`.
+    """`config` on `gpus` GPUs; raises `ConfigError` if it has no model shape with a vocabulary.
 
-    `fused` is Transformer Engine's layer spec, else Megatron-Core's local one with torch SDPA, where nothing
-    else is fused either, whatever the config asks for.
+    `fused` is Transformer Engine's layer spec; otherwise Megatron-Core's local one with torch SDPA, where
+    nothing else is fused either, whatever the config says.
     """
 
     def __init__(self, config: ExperimentConfig, gpus: int, *, fused: bool = True) -> None:
@@ -27,40 +27,40 @@ class PlannedRun:
         self.data = gpus // parallel.model_size
         self.replicas = self.data * self.context  # ranks that reduce a gradient together
         self.shards = self.replicas if parallel.use_distributed_optimizer else 1  # of the optimizer's state
-        # Microbatches of a process in a step; tokens of one, before tensor parallelism cuts the sequence.
+        # Per process in a step; tokens of one microbatch, before tensor parallelism splits the sequence.
         self.microbatches = train.global_batch_size // (self.data * train.micro_batch_size)
         self.tokens = train.micro_batch_size * train.seq_length / self.context
         self.recipe, self.is_fp32 = precision.fp8_recipe, precision.params_dtype == "fp32"
-        # Published runs have others than ours of the next three: how far back attention goes, the fused loss,
-        # and the copies of a weight for FP8 (as it is and transposed, or scaled along either side).
+        # Published runs differ from ours in the next three: how far attention reaches back, the fused loss,
+        # and the copies of a weight for FP8 (as it is and transposed, or scaled along either dimension).
         self.attended_length = train.seq_length
         self.loss_fusion = "te" if parallel.cross_entropy_loss_fusion and fused else None
         self.fp8_copies = 2
-        # What is computed again in backward; core attention alone saves nothing where it is fused.
+        # Recomputing core attention alone saves nothing where it is fused.
         mlp = "mlp" if "mlp" in parallel.recompute_modules else None
         self.recompute = "full" if parallel.recompute_granularity == "full" else mlp
         self.gradient_bytes = 4 if parallel.grad_reduce_in_fp32 or self.is_fp32 else 2
-        # Bytes a weight moves in a microbatch to add its bf16 gradient to the sum, where no product does it.
+        # Bytes a weight moves per microbatch to add its bf16 gradient to the sum, unless the GEMM does that.
         in_product = parallel.gradient_accumulation_fusion and fused
         self.accumulated_bytes = 0.0 if in_product else 2.0 + 2 * self.gradient_bytes
-        # Whether Transformer Engine's AdamW holds the masters, and reads gradients in the type they have:
+        # Whether Transformer Engine's AdamW owns the master weights, and reads gradients in their own type:
         # `use_precision_aware_optimizer_no_fp8_or_ds_fp8` of Megatron-Core's OptimizerConfig.
         fp16_masters, in_fp8 = optimizer.main_params_dtype == "fp16", precision.fp8_param_gather
         reads_all = fp16_masters or self.recipe in (None, "delayed")
         self.optimizer_owns_masters = optimizer.use_precision_aware_optimizer and reads_all
-        # Bytes of AdamW's two moments and of the master of a weight. Of fp32 masters beside bf16 weights
-        # Transformer Engine's AdamW keeps only the lower half.
+        # Bytes of AdamW's two moments and of the master of a weight. Of fp32 masters of bf16 weights
+        # Transformer Engine's AdamW stores only the lower half: the weight is the upper one.
         small = [optimizer.exp_avg_dtype, optimizer.exp_avg_sq_dtype].count("bf16")
         half = fp16_masters or (self.optimizer_owns_masters and not in_fp8)
         self.optimizer_bytes = 8 - 2 * small + (0 if self.is_fp32 else 2 if half else 4)
-        # Bytes of fp32 copies that AdamW's update makes: of gradients where Megatron-Core hands them over, of
-        # a smaller state where Transformer Engine's reads it (its fused_adam.py, `get_unscaled_state`).
+        # Bytes of fp32 copies that AdamW's update makes: of gradients if Megatron-Core converts them, of a
+        # smaller state if Transformer Engine's reads it (its fused_adam.py, `get_unscaled_state`).
         copied = self.gradient_bytes == 2 and not self.optimizer_owns_masters
         self.update_bytes = 4 * (copied + small + fp16_masters)
 
     @property
     def name(self) -> str:
-        """Short text of the layout, as in `TP4 PP8x5 CP2 DP4 MBS1 recompute full`."""
+        """The layout in short, such as `TP4 PP8x5 CP2 DP4 MBS1 recompute full`."""
         virtual = f"x{self.virtual}" if self.virtual > 1 else ""
         sizes = f"TP{self.tensor} PP{self.stages}{virtual} CP{self.context} DP{self.data}"
         name = f"{sizes} MBS{self.config.train.micro_batch_size}"
@@ -69,7 +69,7 @@ class PlannedRun:
         return name if self.recompute is None else f"{name} recompute {self.recompute}"
 
     def recomputed(self, stage: int) -> int:
-        """How many layers of a pipeline stage are computed again, whole or their MLP."""
+        """Return how many layers of a pipeline stage are recomputed, whole or only their MLP."""
         if self.recompute is None:
             return 0
         parallel, layers = self.config.parallel, self.layers[stage]
@@ -77,7 +77,7 @@ class PlannedRun:
         return min(layers, in_block or layers)
 
     def bf16_share(self, stage: int) -> float:
-        """Share of a pipeline stage's layers that FP8 leaves in bf16, as without interleaving."""
+        """Return the fraction of a pipeline stage's layers left in bf16, as without interleaving."""
         precision = self.config.precision
         if not precision.first_last_layers_bf16:
             return 0.0

@@ -1,10 +1,10 @@
-"""All legal layouts of a model on some GPUs, ranked by predicted step time, and why the others lose."""
+"""All valid layouts of a model on a number of GPUs, ranked by predicted step time, and why others lose."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import JsonValue
 from rich.table import Column, Table
@@ -19,7 +19,7 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import ModelShape, flops_per_token
 from megatron_mathcpt.planner.step_time import StepTime, speed, step_time
 
-# What the formulae leave out (CUDA context, NCCL, fragmentation) and their own error fit into the rest.
+# The rest is for what the formulae leave out (CUDA context, NCCL, fragmentation) and for their error.
 MEMORY_SHARE = 0.9
 _MICRO_BATCHES = (1, 2, 4, 8)
 _FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -30,41 +30,24 @@ _FUSIONS = ("grad_reduce_in_fp32", "gradient_accumulation_fusion", "cross_entrop
 _OVERLAPS = ("overlap_grad_reduce", "overlap_param_gather")
 _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 _OPTIMIZER = ("use_precision_aware_optimizer", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
-# Fields that a plan prints of the section parallel: always, and those beside that are set, in this order.
+# Fields of the section parallel that a plan prints: always, and only if they are set, in this order.
 _ALWAYS = (*_SIZES, "virtual_pipeline_model_parallel_size", "sequence_parallel", "use_distributed_optimizer")
 _PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modules", "tp_comm_overlap")
-# Fields that a search takes as given, beside all of the section precision.
+# Fields that overrides of a search may set, in addition to the section precision.
 _GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
 _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
-
-# Fields and divisors of `divisions`, in the order in which a layout is counted, and how a search says it.
-_REFUSALS = {
-    "model.num_attention_heads": "attention heads do not divide by TP",
-    "model.num_query_groups": "query groups do not divide by TP",
-    "model.ffn_hidden_size": "feed-forward width does not divide by TP",
-    "2 x context_parallel_size": "sequence does not divide by 2 CP",
-    "tensor x context size": "sequence does not divide by TP x CP",
-    "train.global_batch_size": "global batch does not divide by DP x micro batch",
-    "train.global_batch_size in microbatches": "interleaving needs microbatches that divide by PP",
-    "model.num_layers": "layers do not divide by PP",
-    "what FP8 needs": "sizes do not divide by what FP8 needs",
-}
 
 
 def given_config(
     shape: ModelShape, overrides: Sequence[str], *, seq_length: int, global_batch_size: int
 ) -> ExperimentConfig:
-    """What a search takes as given: a bf16 run with the distributed optimizer, changed by `overrides`.
-
-    Raises `ConfigError` for an override that is wrong in a training config, or that the search would ignore.
-    """
+    """Return the fixed part of a search: a bf16 run with the distributed optimizer, with `overrides`."""
     for override in overrides:
         field = override.partition("=")[0]
         if not field.startswith("precision.") and field not in _GIVEN:
-            raise ConfigError(
-                f"override '{override}': a search cannot take it as given; known are precision.*, "
-                f"{', '.join(_GIVEN)}"
-            )
+            known = ", ".join(("precision.*", *_GIVEN))
+            raise ConfigError(f"override '{override}': not a setting of a search; take one of {known}")
+    # The names and numbers below satisfy the schema and have no influence on memory or time.
     batch = {"seq_length": seq_length, "global_batch_size": global_batch_size, "micro_batch_size": 1}
     tree: dict[str, JsonValue] = {
         **{"name": shape.name, "seed": 0, "init": {"hf": "weights"}, "checkpoint": {"interval": 1}},
@@ -74,32 +57,26 @@ def given_config(
         "precision": {"params_dtype": "bf16"},
     }
     config = build_config(tree, ExperimentConfig, overrides, "search")
-    # What overlap needs of the layout is the search's own choice.
+    # Without the overlap: what it needs of the layout is the search's choice.
     check_experiment(_changed(config, tp_comm_overlap=False), 1)
     return config.model_copy(update={"model": shape})
 
 
 class Plan(NamedTuple):
-    """A layout that fits, with its prediction."""
-
     run: PlannedRun
     memory: StageMemory
     time: StepTime
 
 
 class SearchResult(NamedTuple):
-    """Plans from fastest to slowest; why others lose.
-
-    `misfits`, from closest to farthest, do not fit into `limit_gib` even with every layer recomputed;
-    `refused` counts the layouts that a training would refuse, by reason.
-    """
+    """All layouts: those that fit, those that do not, and those that a training run would refuse."""
 
     given: ExperimentConfig
     machine: Machine
     limit_gib: float
-    plans: Sequence[Plan]
-    misfits: Sequence[tuple[PlannedRun, StageMemory]]
-    refused: Mapping[str, int]
+    plans: Sequence[Plan]  # from fastest to slowest
+    misfits: Sequence[tuple[PlannedRun, StageMemory]]  # all layers recomputed; closest first
+    refused: Mapping[str, int]  # their number by reason
 
 
 def search(
@@ -110,10 +87,7 @@ def search(
     limit_gib: float | None = None,
     plan: Callable[[ExperimentConfig, int], PlannedRun] = PlannedRun,
 ) -> SearchResult:
-    """Rank every layout of `gpus` GPUs that fits into `limit_gib` (default 90 % of the card).
-
-    `plan` makes a run of a config on GPUs; calibration adds what published runs have beside.
-    """
+    """Rank all layouts that fit into `limit_gib` (default 90 % of the card); calibration passes a `plan`."""
     limit = MEMORY_SHARE * machine.hardware.memory_gib if limit_gib is None else limit_gib
     check_recipe(given.precision.fp8_recipe, machine.hardware.capability)
     plans: list[Plan] = []
@@ -122,8 +96,7 @@ def search(
     for config in _layouts(given, gpus, machine.hardware.gpus_per_node):
         rules = [rule for rule in divisions(config, gpus) if rule.found % rule.divisor]
         if rules:
-            broken = {name for rule in rules for name in (rule.field, rule.what)}
-            refused[next(text for name, text in _REFUSALS.items() if name in broken)] += 1
+            refused[rules[0].short] += 1
             continue
         for recompute in _RECOMPUTE:  # as little as fits
             run = plan(_changed(config, **recompute), gpus)
@@ -143,7 +116,7 @@ def _changed(config: ExperimentConfig, **parallel: object) -> ExperimentConfig:
 
 
 def _layouts(given: ExperimentConfig, gpus: int, node: int) -> Iterator[ExperimentConfig]:
-    """Every cut of `gpus`, tensor parallelism inside a node, with each micro-batch size."""
+    # Tensor parallelism stays inside a node; context parallelism is tried up to the same size.
     in_a_node = [2**power for power in range(node.bit_length())]
     micro_batches = [given.train.model_copy(update={"micro_batch_size": size}) for size in _MICRO_BATCHES]
     for tensor, context in product(in_a_node, in_a_node):
@@ -163,7 +136,7 @@ def _layouts(given: ExperimentConfig, gpus: int, node: int) -> Iterator[Experime
 
 
 def _staged(cut: ExperimentConfig, stages: int) -> Iterator[ExperimentConfig]:
-    """`cut` with every number of virtual stages; also with embedding and head as a layer each."""
+    """Yield `cut` with every number of virtual stages, and with embedding and head as a layer each."""
     assert cut.model is not None
     for counted in (0, 2):
         counts = dict.fromkeys(_COUNTED, counted > 0)
@@ -172,7 +145,7 @@ def _staged(cut: ExperimentConfig, stages: int) -> Iterator[ExperimentConfig]:
             continue
         for virtual in _divisors(each) if stages > 1 and not rest else [1]:
             if counted and stages == 2 and virtual == 1:
-                continue  # the same as the even cut
+                continue  # each of two stages gives one layer away: the same as the even cut
             size = None if virtual == 1 else virtual
             yield _changed(cut, virtual_pipeline_model_parallel_size=size, **counts)
 
@@ -181,8 +154,8 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def why_slower(plan: Plan, best: Plan) -> str:
-    """The two terms in which `plan` loses most against `best`, in percent of the best's step."""
+def _why_slower(plan: Plan, best: Plan) -> str:
+    # The two terms in which `plan` loses most, in percent of the best's step.
     total = best.time.total
     shares = {name: (plan.time.terms[name] - value) / total for name, value in best.time.terms.items()}
     worst = sorted(shares.items(), key=lambda item: -item[1])[:2]
@@ -190,7 +163,7 @@ def why_slower(plan: Plan, best: Plan) -> str:
 
 
 def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator[Table | str]:
-    """A search as tables: the best layouts, memory and step of the first, why others lose."""
+    """Yield tables of a search: the best layouts, memory and step of the first, why others lose."""
     shape = result.given.model
     assert isinstance(shape, ModelShape)
     flops = flops_per_token(shape, result.given.train.seq_length)
@@ -200,24 +173,28 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
     )
     if result.plans:
         best = result.plans[0]
-        yield from (_ranking(result, top, train_tokens), _memory_table(best.run), _step_table(best))
+        yield from (_ranking(result, top, train_tokens), _memory_table(best.run))
+        total = best.time.total
+        terms = {name: seconds for name, seconds in best.time.terms.items() if seconds} | {"total": total}
+        rows = [(name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()]
+        yield _table(f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share"), rows)
         yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
     for run, memory in result.misfits[:3]:
         largest = max(memory.parts, key=lambda name: memory.parts[name])
-        excess = f"{memory.gib - result.limit_gib:.1f} GiB too much on stage {memory.stage}"
+        excess = f"{memory.gib - result.limit_gib:.1f} GiB too much on pipeline stage {memory.stage}"
         yield f"  closest miss: {run.name}: {excess}, most of it {largest}"
     for reason, count in sorted(result.refused.items(), key=lambda item: -item[1]):
         yield f"  {count} refused: {reason}"
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: str = "") -> Table:
-    """A table of numbers, but for a first column of names and a last one headed `words`."""
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], text: str = "") -> Table:
+    """Return a table with a first column of names, columns of numbers, and one of texts headed `text`."""
     first = Column(columns[0], no_wrap=columns[0] == "layout")
     table = Table(first, *(Column(name, justify="right") for name in columns[1:]), title=title)
     table.title_justify = "left"
-    if words:
-        table.add_column(words)
+    if text:
+        table.add_column(text)
     for row in rows:
         table.add_row(*row)
     return table
@@ -232,15 +209,15 @@ def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
         numbers = [plan.memory.gib, seconds, found.tokens_per_second_per_gpu, found.tflops_causal]
         numbers += [100 * found.mfu, hours / 24, hours * plan.run.gpus]
         shown = map(format, numbers, (".1f", ".2f", ",.0f", ".0f", ".1f", ".2f", ",.0f"))
-        rows.append((plan.run.name, *shown, why_slower(plan, result.plans[0])))
+        rows.append((plan.run.name, *shown, _why_slower(plan, result.plans[0])))
     title = "Layouts that fit, fastest first (MFU: causal attention, bf16 peak)"
     columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h")
     return _table(title, columns, rows, "loses by")
 
 
 def _memory_table(run: PlannedRun) -> Table:
-    """Memory of the stages that differ most: the first two, one in the middle and the last."""
     stages = memory_per_stage(run)
+    # Those that differ most: the first two, one in the middle and the last.
     shown = stages if len(stages) <= 4 else [*stages[:2], stages[len(stages) // 2], stages[-1]]
     names = [name for name in shown[0].parts if any(stage.parts[name] for stage in shown)]
     rows = (
@@ -250,21 +227,14 @@ def _memory_table(run: PlannedRun) -> Table:
     return _table(f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows)
 
 
-def _step_table(plan: Plan) -> Table:
-    total = plan.time.total
-    terms = {name: seconds for name, seconds in plan.time.terms.items() if seconds} | {"total": total}
-    rows = ((name, f"{seconds:.3f}", f"{100 * seconds / total:.1f} %") for name, seconds in terms.items())
-    return _table(f"One step of {plan.run.name}, slowest stage", ("term", "seconds", "share"), rows)
-
-
 def settings(config: ExperimentConfig) -> list[str]:
-    """Overrides that give a training config the layout of a plan, and what its search was given."""
+    """Return the overrides that give a training config a plan's layout and the fixed part of its search."""
     precision, changed = config.precision, config.parallel.model_dump(exclude_defaults=True)
     always = {name: getattr(config.parallel, name) for name in (*_ALWAYS, *_OVERLAPS)}
     parallel = always | changed
     ends = {"first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"}
     unused = set() if precision.first_last_layers_bf16 else ends
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Mapping[str, object]] = {
         "parallel": {name: parallel[name] for name in _PRINTED if name in parallel},
         "optimizer": config.optimizer.model_dump(include=set(_OPTIMIZER), exclude_defaults=True),
         "precision": precision.model_dump(exclude=unused) if precision.fp8 else {},

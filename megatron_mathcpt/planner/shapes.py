@@ -1,8 +1,7 @@
-"""What of a model decides its cost: its shape by name, its parameters, its operations per token.
+"""What of a model determines its cost: its shape by name, its parameters, its FLOPs per token.
 
-Two conventions of operations are in use and differ by 12 % for Llama-3-8B at 8k: *causal* counts the
-attention that is computed (half the score matrix), *full* the whole one, as Megatron-LM's log and tables
-before 2025 do.
+Two conventions of counting FLOPs differ by 12 % for Llama-3-8B at 8k: *causal* counts the attention that is
+computed (half the score matrix), *full* the whole matrix, as Megatron-LM's log and tables before 2025 do.
 Forward and backward together are three times the forward pass; a multiply-add is two operations.
 """
 
@@ -19,10 +18,7 @@ _TABLE = Path(__file__).parent / "data" / "shapes.yaml"
 
 
 class ModelShape(LlamaShape):
-    """A decoder-only transformer; `vocab_size` is known.
-
-    The last three fields are for published rows of older GPT models, no Llama needs them.
-    """
+    """A decoder-only transformer of known `vocab_size`; the last three fields are for published GPT runs."""
 
     name: str
     gated_linear_unit: bool = True
@@ -44,12 +40,12 @@ class ModelShape(LlamaShape):
 
     @property
     def fc1_width(self) -> int:
-        """Outputs of the feed-forward block's first matrix: gate and up, or one of them."""
+        """Outputs of the first feed-forward matrix: gate and up, or up alone."""
         return self.ffn_hidden_size * (2 if self.gated_linear_unit else 1)
 
     @property
     def layer_matrices(self) -> int:
-        """Weights of one layer's four matrices; biases are left out (no Llama has them)."""
+        """Weights of one layer's four matrices, without biases (no Llama has them)."""
         attention = 2 * self.query_width + 2 * self.key_width
         return self.hidden_size * (attention + self.fc1_width + self.ffn_hidden_size)
 
@@ -59,35 +55,32 @@ class ModelShape(LlamaShape):
 
     @property
     def head(self) -> int:
-        """Weights of the output layer, 0 when it is the embedding."""
+        """Weights of the output layer, 0 if it is tied to the embedding."""
         return 0 if self.share_embeddings_and_output_weights else self.padded_vocab_size * self.hidden_size
 
     @property
     def total(self) -> int:
-        """All parameters of the model, its vocabulary padded."""
+        """All parameters, with the vocabulary padded."""
         layers = self.num_layers * (self.layer_matrices + 2 * self.hidden_size)
         return layers + self.embedding + self.head + self.hidden_size
 
 
 def load_shape(model: str) -> ModelShape:
-    """The built-in shape called `model`, or that of the Hugging Face `config.json` at this path.
-
-    Raises `ConfigError` when it is neither.
-    """
+    """Return the built-in shape `model`, or that of a Hugging Face `config.json`; raises `ConfigError`."""
     shapes = load_config(_TABLE, RootModel[dict[str, LlamaShape]]).root
     if model in shapes:
         return from_llama(model, shapes[model])
     path = Path(model.removesuffix("config.json"))
     if not (path / "config.json").is_file():
+        known = ", ".join(sorted(shapes))
         raise ConfigError(
-            f"model '{model}': neither a built-in shape ({', '.join(sorted(shapes))}) "
-            "nor the path of a Hugging Face config.json"
+            f"model '{model}': neither a built-in shape ({known}) nor the path of a config.json"
         )
     return from_llama(path.resolve().name, read_hf_shape(path))
 
 
 def from_llama(name: str, llama: LlamaShape) -> ModelShape:
-    """The shape of a run's config; raises `ConfigError` if it leaves the vocabulary to the tokenizer."""
+    """Return the shape of a run's config; raises `ConfigError` if it leaves out the vocabulary."""
     if isinstance(llama, ModelShape):
         return llama
     if llama.vocab_size is None:
@@ -96,17 +89,14 @@ def from_llama(name: str, llama: LlamaShape) -> ModelShape:
 
 
 class FlopsPerToken(NamedTuple):
-    """Operations per trained token, forward and backward, without recomputation; we report `causal`."""
-
-    causal: float
+    causal: float  # forward and backward, without recomputation; our MFU is of this one
     full: float
 
 
 def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
-    """Operations per token of a sequence of `seq_length`: 6 per weight, 12 L s a d of full attention.
-
-    Source: Narayanan et al. 2021 (arXiv 2104.04473), appendix, without its recomputation.
-    """
+    """Return the FLOPs per token of a sequence of `seq_length`."""
+    # 6 per weight and 12 L s a d of full attention: Narayanan et al. 2021 (arXiv 2104.04473), appendix,
+    # without its recomputation.
     matrices = shape.num_layers * shape.layer_matrices + shape.padded_vocab_size * shape.hidden_size
     attention = 12.0 * shape.num_layers * seq_length * shape.query_width
     return FlopsPerToken(6.0 * matrices + attention / 2, 6.0 * matrices + attention)

@@ -1,42 +1,38 @@
-"""Seconds of one optimizer step, as named terms that add up to it.
+"""Seconds of one optimizer step, as the sum of named terms.
 
 Each term is work (operations or bytes) divided by a rate of the machine: the data sheet's times a fitted
 constant. The slowest pipeline stage sets the pace.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import log2
+from typing import NamedTuple
 
 from megatron_mathcpt.planner.machine import Hardware, Machine
 from megatron_mathcpt.planner.memory import FP8_ACTIVATION, stage_parameters
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import flops_per_token
 
-_BACKWARD_WINDOW = 0.9  # share of a microbatch's compute under which gradients and parameters can travel
-_EXPOSED_ANYWAY = 0.05  # first and last bucket of that traffic have nothing to hide under
+_BACKWARD_WINDOW = 0.9  # fraction of a microbatch's compute that gradient and parameter traffic can overlap
+_ALWAYS_EXPOSED = 0.05  # the first and last bucket of that traffic have nothing to overlap with
 # Bytes a logit moves through the loss, by kind of fusion, counted in the sources named in memory.py. None:
 # the fp32 copy, maximum, subtraction, exponential, sum, division, product with the gradient, rounding.
-# Transformer Engine's: two passes forward, one backward, in bf16. Native: what published runs fit (left out
-# 2.3 %; the four compiled passes could move 28 bytes, which leaves 2.6 %).
+# Transformer Engine's: two passes forward, one backward, in bf16. Native: what published runs fit best
+# (error with a family left out 2.3 %; the four compiled passes could move 28 bytes, which gives 2.6 %).
 _LOSS_BYTES = {None: 52.0, "native": 16.0, "te": 10.0}
 
 
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of a step by term, and the seconds of one microbatch on each pipeline stage."""
-
-    terms: Mapping[str, float]
-    stages: tuple[float, ...]
+class StepTime(NamedTuple):
+    terms: Mapping[str, float]  # seconds of a step
+    stages: tuple[float, ...]  # seconds of one microbatch on each pipeline stage
 
     @property
     def total(self) -> float:
         return sum(self.terms.values())
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What a step time means; MFU is causal and against the dense bf16 peak, whatever the precision."""
+class Speed(NamedTuple):
+    """Throughput at a step time; MFU is causal and of the dense bf16 peak, whatever the precision."""
 
     tokens_per_second_per_gpu: float
     tflops_causal: float
@@ -45,7 +41,7 @@ class Speed:
 
 
 def speed(run: PlannedRun, hardware: Hardware, seconds: float) -> Speed:
-    """Tokens/s, model TFLOP/s in both conventions and MFU of a step of `seconds`."""
+    """Return tokens/s, model TFLOP/s in both conventions and MFU of a step of `seconds`."""
     rate = run.config.train.tokens_per_step / seconds / run.gpus
     flops = flops_per_token(run.shape, run.config.train.seq_length)
     causal = rate * flops.causal / 1e12
@@ -53,7 +49,8 @@ def speed(run: PlannedRun, hardware: Hardware, seconds: float) -> Speed:
 
 
 def step_time(run: PlannedRun, machine: Machine) -> StepTime:
-    """Predict the time of a step."""
+    """Predict the time of one optimizer step."""
+    # Layers that FP8 leaves in bf16 are counted by their share of a stage, not one by one.
     layer, in_bf16 = (_layer_terms(run, machine, recipe) for recipe in (run.recipe, None))
     shares = [run.bf16_share(stage) for stage in range(run.stages)]
     layers = [
@@ -82,15 +79,15 @@ def step_time(run: PlannedRun, machine: Machine) -> StepTime:
 
 
 def _layer_terms(run: PlannedRun, machine: Machine, recipe: str | None) -> dict[str, float]:
-    """Seconds of one layer for one microbatch, forward and backward; without a `recipe` it is in bf16."""
+    """Return the seconds of one layer for one microbatch, forward and backward; bf16 without a `recipe`."""
     constants, shape = machine.constants, run.shape
     # Causal attention, always in bf16.
     alone = 6.0 * run.tokens * run.attended_length * shape.query_width / run.tensor / machine.attention
     attention = alone * (1 + constants.context_loss * (run.context - 1) / run.context)
-    # Keys and values of all other context ranks, bf16: once forward, back again with their gradients.
+    # Keys and values of all other context ranks, bf16: once in forward, in backward with their gradients.
     ring = 3 * 2 * 2.0 * run.tokens * shape.key_width / run.tensor * (run.context - 1)
     ring /= machine.link if run.tensor * run.context <= machine.hardware.gpus_per_node else machine.network
-    # Bytes a token moves through norms and residuals, rotary embedding, gated unit.
+    # Bytes a token moves through norms and residuals, rotary embedding, gated unit; forward + backward.
     hidden, rotary = (20 + 28) * shape.hidden_size, (4 + 4) * (shape.query_width + shape.key_width)
     elementwise = (hidden + rotary + (6 + 10) * shape.ffn_hidden_size) / run.tensor
     accumulated = run.accumulated_bytes * shape.layer_matrices / run.tensor
@@ -108,7 +105,6 @@ def _layer_terms(run: PlannedRun, machine: Machine, recipe: str | None) -> dict[
 
 
 def _matrix_seconds(run: PlannedRun, machine: Machine, recipe: str | None) -> float:
-    """A layer's four matrices."""
     shape = run.shape
     slower = machine.constants.block_gemm_share if recipe == "blockwise" else 1.0
     query, key = shape.query_width / run.tensor, shape.key_width / run.tensor
@@ -123,42 +119,39 @@ def _matrix_seconds(run: PlannedRun, machine: Machine, recipe: str | None) -> fl
 
 
 def _cast_bytes(run: PlannedRun, recipe: str) -> float:
-    """Bytes a token moves in casts of matrix inputs and output gradients: 2 read, two FP8 copies written.
-
-    Current scaling reads everything once more for its maximum (norms bring it along). With delayed scaling
-    norms write FP8 at once; under the others the attention output is cast again in backward, since it is
-    saved as it is.
-    """
+    """Return the bytes a token moves in casts of matrix inputs and output gradients."""
     shape = run.shape
+    # Read in bf16, and two FP8 copies written. Current scaling reads everything once more for its maximum,
+    # except what norms write, which compute it on the way.
     read, written = 4.0 if recipe == "tensorwise" else 2.0, 2 * FP8_ACTIVATION[recipe]
     inputs = shape.query_width + shape.ffn_hidden_size
     gradients = shape.query_width + 2 * shape.key_width + shape.fc1_width + 2 * shape.hidden_size
     moved = (read + written) * (inputs + gradients)
+    # With delayed scaling norms write FP8 themselves. With the others the attention output is saved in bf16
+    # and cast again in backward.
     if recipe != "delayed":
         moved += (2.0 + written) * 2 * shape.hidden_size + read * shape.query_width
     return moved / run.tensor
 
 
 def _tensor_seconds(run: PlannedRun, machine: Machine, recipe: str | None) -> float:
-    """The exposed share of six gathers (FP8 where the products are) and four reduce-scatters (bf16).
-
-    The fifth and sixth gather bring back the norms' outputs, kept only in parts, for the weights' gradients.
-    Without a tuned table nothing is hidden: the published TP8 run of Llama-3-70B fits no overlap at all.
-    Current scaling joins the maxima of the tensor-parallel ranks before each of four casts.
-    """
+    """Return the exposed part of six all-gathers (FP8 if products are) and four reduce-scatters (bf16)."""
     if run.tensor == 1:
         return 0.0
     constants, hidden = machine.constants, run.shape.hidden_size
+    # The fifth and sixth all-gather are of the norms' outputs, saved as shards, for the weights' gradients.
     element_bytes = 6 * (2 if recipe is None else 1) + 4 * 2
     volume = element_bytes * run.tokens * hidden * (run.tensor - 1) / run.tensor
+    # Without a tuned table nothing is overlapped: so the published TP8 run of Llama-3-70B fits best.
     has_table = (hidden, run.tensor) in machine.hardware.tuned_overlap
     exposed = constants.tensor_exposed if run.config.parallel.tp_comm_overlap and has_table else 1.0
+    # Current scaling all-reduces the maximum over tensor-parallel ranks before each of four casts.
     maxima = 4 * constants.maximum_us * 1e-6 if recipe == "tensorwise" else 0.0
     return exposed * volume / machine.link + maxima
 
 
 def _head_seconds(run: PlannedRun, machine: Machine) -> float:
-    """Output layer in bf16, and what its logits move for the loss."""
+    """Return the seconds of the output layer, always in bf16, and of the loss."""
     rows = run.shape.padded_vocab_size / run.tensor
     products = machine.products_seconds(run.tokens, run.shape.hidden_size, rows, fp8=False)
     moved = _LOSS_BYTES[run.loss_fusion] * run.tokens * rows
@@ -167,36 +160,34 @@ def _head_seconds(run: PlannedRun, machine: Machine) -> float:
 
 
 def _recompute_seconds(run: PlannedRun, layer: Mapping[str, float], stage: int) -> float:
-    """The second forward pass of a stage's recomputed layers: a third of their work, attention 1 of 3.5."""
+    # A second forward pass: a third of the layers' work, 1 of 3.5 parts of flash attention's.
     count = run.recomputed(stage)
     rest = sum(layer.values()) - layer["attention"] - layer["gradient accumulation"]
     if run.recompute == "full":
         return count * (rest / 3 + layer["attention"] / 3.5)
-    return count * rest / 3 * 0.75  # a Llama's MLP is about three quarters of its layer
+    return count * rest / 3 * 0.75  # a Llama's MLP is about three quarters of its layer's work
 
 
 def _data_parallel_terms(run: PlannedRun, machine: Machine, first_stage: float) -> dict[str, float]:
-    """What of gradient and parameter traffic outlasts the microbatch it hides under; the optimizer's bytes.
-
-    For each parameter a rank owns it reads the gradient for the norm and for AdamW, as it is or as an fp32
-    copy of a bf16 one that it made, reads and writes AdamW's state, and writes the weight.
-    """
+    """Return the seconds of exposed gradient and parameter traffic, and of the optimizer."""
     matrices, others = stage_parameters(run, 0)
-    # Bytes/s of a collective over data x context ranks; those of one node share the node's network cards.
+    # Bytes/s of a collective over data x context ranks; those on one node use its network cards together.
     node, replicas = machine.hardware.gpus_per_node, run.replicas
     on_node = max(1, min(node // run.tensor, replicas))
     rate = machine.link if replicas * run.tensor <= node else min(on_node * machine.network, machine.link)
     seconds_per_byte = (replicas - 1) / replicas / rate
     gradient = run.gradient_bytes * (matrices + others) * seconds_per_byte
-    # MXFP8 weights are gathered in bf16, since they are scaled along both sides.
+    # MXFP8 weights are gathered in bf16, since they are scaled along both dimensions.
     in_fp8 = run.config.precision.fp8_param_gather and run.recipe != "mxfp8"
     gather = ((1 if in_fp8 else 2) * matrices + 2 * others) * seconds_per_byte
+    # For each parameter of its shard a rank reads the gradient for the norm and for AdamW (in its own type,
+    # or as an fp32 copy that it first makes), reads and writes AdamW's state, and writes the weight.
     as_it_is = run.gradient_bytes == 4 or run.optimizer_owns_masters
     moved = (2 * run.gradient_bytes if as_it_is else 6 + 2 * 4) + 2 * run.optimizer_bytes + 2
     window = _BACKWARD_WINDOW * first_stage / run.virtual
     return {
-        "gradient reduction": max(_EXPOSED_ANYWAY * gradient, gradient - window * 2 / 3),
-        "parameter gather": max(_EXPOSED_ANYWAY * gather, gather - window / 3),
+        "gradient reduction": max(_ALWAYS_EXPOSED * gradient, gradient - window * 2 / 3),
+        "parameter gather": max(_ALWAYS_EXPOSED * gather, gather - window / 3),
         "optimizer": moved * ((matrices + others) / run.shards) / machine.memory,
         "fixed": machine.constants.step_overhead_ms * 1e-3,
     }

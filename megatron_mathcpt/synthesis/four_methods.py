@@ -1,17 +1,22 @@
-"""The study's four methods: three conversations with servers, and one that asks nobody.
+"""The study's four methods: three conversations with servers, and a local one without requests.
 
 response_diversification    an accept or refuse tag, then two further solutions of the same question
 query_expansion             the problem as a statement, two new questions with solutions, a self-check
-tutorship_amplification     a student attempts, a teacher finds the first wrong step and goes on from it
-retrospective_enhancement   a later step pasted in early between back marks, then the solution goes on
+tutorship_amplification     a student attempts, a teacher corrects from the first wrong step to the end
+retrospective_enhancement   a later step inserted early between back marks, then the solution continues
+
+Servers answer in tags, which must be exactly those of the prompt, once each, in order, with nothing outside.
+Only the server's own text is parsed: a seed or a student's attempt that contains one of our tags is rejected
+before it is sent, so none of its text can pass for a verdict.
 """
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 
 from megatron_mathcpt.answers import extract_answer, grade
+from megatron_mathcpt.config import synthesis as sections
+from megatron_mathcpt.records import Language, Problem
 from megatron_mathcpt.synthesis.method import (
-    OUR_TAG,
     Case,
     Check,
     Conversation,
@@ -19,119 +24,177 @@ from megatron_mathcpt.synthesis.method import (
     Rejected,
     Reply,
     Requests,
-    alike,
+    Verdicts,
+    any_similar,
     check_answer,
-    make_record,
-    opening_verdict,
-    read_tags,
-    refuse_tags,
-    require,
+    reject_wrong_answers,
 )
 
-LOCAL = "retrospective_enhancement"
+TAGS = ["response", "statement", "question_1", "solution_1", "question_2", "solution_2", "solution_3"]
+TAGS += ["check", "wrong_step", "correction"]  # of all methods' replies
+# What introduces the content of some tags in a record in prose; a check is replaced by its verdict here.
+_LEADS: dict[str, dict[Language, str]] = {
+    "solution_2": {"en": "First way: ", "zh": "解法一："},
+    "solution_3": {"en": "Second way: ", "zh": "解法二："},
+    "wrong_step": {"en": "The first wrong step: ", "zh": "第一个错误的步骤："},
+    "correction": {"en": "Correction: ", "zh": "更正："},
+    "correct": {"en": "Let me check this. It is right.", "zh": "检查一下，这个解答正确。"},
+    "wrong": {"en": "Let me check this. It is wrong.", "zh": "检查一下，这个解答有误。"},
+}
+# Any spelling of them, as a model that reads `< / Check >` may take it for the tag.
+OUR_TAG = re.compile(rf"<\s*[/\\]?\s*(?:{'|'.join(TAGS)})\b[^>]{{0,40}}>", re.IGNORECASE)
+_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是)[^\n]*\Z")
+
+
+def reject_tags(what: str, text: str) -> None:
+    """Raise `Rejected` if `text`, written by others, contains one of our tags."""
+    if tag := OUR_TAG.search(text):
+        raise Rejected(f"{what} imitates our tags", tag.group(), text)
+
+
+def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the content of each tag; raise `Rejected` as malformed, with what was expected, otherwise."""
+    values = {}
+    rest = text.strip()
+    for name in names:
+        opening, closing = f"<{name}>", f"</{name}>"
+        if not rest.startswith(opening):
+            raise Rejected("malformed", f"expected {opening}, found {rest[:60]!r}", text)
+        content, closed, rest = rest.removeprefix(opening).partition(closing)
+        if not closed or not content.strip() or OUR_TAG.search(content):
+            raise Rejected("malformed", f"{opening} is empty, not closed, or contains another tag", text)
+        values[name] = content.strip()
+        rest = rest.lstrip()
+    if rest:
+        raise Rejected("malformed", f"text after the last tag: {rest[:60]!r}", text)
+    return values
+
+
+def read_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
+    """Return the first word in tag `name` at the start of `text`; a reason may follow it."""
+    start = re.match(rf"\s*<{name}>\s*([a-z]+)", text)
+    if not start or start.group(1) not in allowed:
+        raise Rejected("malformed", f"expected <{name}> with one of {', '.join(allowed)}", text)
+    return start.group(1)
+
+
+def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **changed: str) -> Problem:
+    """Return the seed with the parts, (tag, text) in order, as its solution; it gets its id when stored."""
+    seed, lines = case.seed, []
+    for tag, text in parts:
+        if layout == "tags":
+            lines.append(text if tag == "attempt" else f"<{tag}>{text}</{tag}>")
+        elif tag == "check":
+            lines.append(_LEADS[text][seed.language])
+        elif tag != "response":  # `accept` is for us, not for a reader
+            lines.append(_LEADS.get(tag, {}).get(seed.language, "") + text)
+    solution = "\n".join(lines)
+    if layout == "prose":
+        # The final answer is written once, where the record becomes text (records.cpt_text).
+        solution = _FINAL_ANSWER.sub("", solution).rstrip() or solution
+    return seed.model_copy(update={"solution": solution, "steps": None, **changed})
 
 
 def _ask_with_solution(case: Case) -> Generator[Requests, tuple[Reply, ...], str]:
-    """What the server says to the seed's question and solution."""
     seed = case.seed
-    refuse_tags("seed", f"{seed.question}\n{seed.solution}")
+    reject_tags("seed", f"{seed.question}\n{seed.solution}")
     (reply,) = yield (case.request(question=seed.question, solution=seed.solution),)
     return reply.usable_text()
 
 
 def diversify(case: Case) -> Conversation:
-    """Both solutions must reach the seed's answer, and differ from each other and from the given one."""
+    """Both solutions must reach the seed's answer, and differ from each other and from the seed's."""
+    settings = case.settings(sections.ResponseDiversification)
     text = yield from _ask_with_solution(case)
-    if opening_verdict(text, "response", ("accept", "refuse")) == "refuse":
+    # Before the tags are read: a refusal has no solutions, and would be malformed.
+    if read_verdict(text, "response", ("accept", "refuse")) == "refuse":
         raise Rejected("refused", raw=text)
     solutions = read_tags(text, ("response", "solution_2", "solution_3"))
     del solutions["response"]
     checks = {name: check_answer(case.seed, solution) for name, solution in solutions.items()}
-    claims = dict.fromkeys(solutions, "correct")
-    require(case, checks, claims, text)
-    if alike((case.seed.solution, *solutions.values()), case.settings.maximum_similarity):
-        raise Rejected("solutions alike", raw=text, claims=claims, checks=checks)
-    record = make_record(case, (("response", "accept"), *solutions.items()))
-    return Outcome((record,), claims=claims, checks=checks)
+    verdicts = Verdicts(dict.fromkeys(solutions, "correct"), checks)
+    reject_wrong_answers(case, verdicts, text)
+    if any_similar((case.seed.solution, *solutions.values()), settings.maximum_similarity):
+        raise Rejected("solutions alike", raw=text, verdicts=verdicts)
+    record = make_record(case, settings.layout, (("response", "accept"), *solutions.items()))
+    return Outcome((record,), verdicts=verdicts)
 
 
 def expand(case: Case) -> Conversation:
-    """One record for each new question that is confirmed; a refusal stands unless `disagreement` keeps it.
-
-    A new question has no gold answer: `agreeing` of `solutions` independent ones must reach its answer.
-    """
-    settings = case.settings
+    """One record per new question that enough independent solutions confirm, as it has no gold answer."""
+    settings = case.settings(sections.QueryExpansion)
     text = yield from _ask_with_solution(case)
     names = ("statement", "question_1", "solution_1", "question_2", "solution_2", "check")
     tags = read_tags(text, names)
-    verdict = opening_verdict(f"<check>{tags['check']}", "check", ("accept", "refuse"))
+    verdict = read_verdict(f"<check>{tags['check']}", "check", ("accept", "refuse"))
     if verdict == "refuse" and case.config.verification.disagreement == "drop":
         raise Rejected("refused", tags["check"], text)
     pairs = {"question_1": "solution_1", "question_2": "solution_2"}
-    if alike((case.seed.question, *map(tags.__getitem__, pairs)), settings.maximum_similarity):
+    if any_similar((case.seed.question, *map(tags.__getitem__, pairs)), settings.maximum_similarity):
         raise Rejected("questions alike", raw=text)
-    numbers = range(case.sample * settings.solutions, (case.sample + 1) * settings.solutions)
+    # Numbered over all draws of this seed, so that no two draws of the solver have the same sampling seed.
+    draws = range(case.sample * settings.solutions, (case.sample + 1) * settings.solutions)
     replies = yield tuple(
-        case._replace(sample=number).request("solver", question=tags[name])
-        for name in pairs
-        for number in numbers
+        case._replace(sample=draw).request("solver", question=tags[name]) for name in pairs for draw in draws
     )
-    by_question = (replies[: len(numbers)], replies[len(numbers) :])
+    by_question = (replies[: len(draws)], replies[len(draws) :])
     checks = {
-        name: _confirm(case, tags[solution], answers)
+        name: _confirm(case, tags[solution], answers, settings.agreeing)
         for (name, solution), answers in zip(pairs.items(), by_question, strict=True)
     }
-    claims = dict.fromkeys(checks, "correct" if verdict == "accept" else "wrong")
-    # The statement is the seed's, and prose has no place for the self-check of two questions.
+    verdicts = Verdicts(dict.fromkeys(checks, "correct" if verdict == "accept" else "wrong"), checks)
+    # The statement belongs to the seed, and prose has no place for one self-check of two questions.
     more = (("check", tags["check"]),) if settings.layout == "tags" else ()
-    records = tuple(
-        make_record(case, (("solution", tags[pairs[name]]), *more), question=tags[name], answer=check.found)
-        for name, check in checks.items()
-        if check.verdict == "correct"
-    )
+    records = []
+    for name, check in checks.items():
+        if check.verdict == "correct":
+            parts = (("solution", tags[pairs[name]]), *more)
+            new = {"question": tags[name], "answer": check.found}
+            records.append(make_record(case, settings.layout, parts, **new))
     if not records:
-        raise Rejected("not confirmed", raw=text, claims=claims, checks=checks)
-    return Outcome(records, claims=claims, checks=checks)
+        raise Rejected("not confirmed", raw=text, verdicts=verdicts)
+    return Outcome(tuple(records), verdicts=verdicts)
 
 
-def _confirm(case: Case, solution: str, replies: tuple[Reply, ...]) -> Check:
-    """Whether enough independent solutions reach the answer of `solution`."""
+def _confirm(case: Case, solution: str, replies: tuple[Reply, ...], agreeing: int) -> Check:
     language = case.seed.language
     answer = extract_answer(solution, language).text
+    # The answer becomes a field of the record: no sentence of a rambling reply, and no tags.
     if not answer or len(answer) > 200 or OUR_TAG.search(answer):
         return Check("", "ungraded", "the new solution has no final answer")
     found = [extract_answer(reply.text, language).text for reply in replies if not reply.error]
     same = sum(bool(other) and grade(answer, other).status == "correct" for other in found)
-    said = f"{same} of {len(replies)} independent solutions agree"
-    return Check(answer, "correct" if same >= case.settings.agreeing else "wrong", said)
+    summary = f"{same} of {len(replies)} independent solutions agree"
+    return Check(answer, "correct" if same >= agreeing else "wrong", summary)
 
 
 def amplify(case: Case) -> Conversation:
-    """The attempt, the teacher's verdict and, where it is wrong, the correction, as one solution."""
-    seed = case.seed
-    refuse_tags("seed", seed.question)
+    """The attempt, the teacher's verdict and, if the attempt is wrong, the correction, as one solution."""
+    settings, seed = case.settings(sections.TutorshipAmplification), case.seed
+    dropping = case.config.verification.disagreement == "drop"
+    reject_tags("seed", seed.question)
     (reply,) = yield (case.request("student", question=seed.question),)
     attempt = reply.usable_text().strip()
-    refuse_tags("attempt", attempt)
+    reject_tags("attempt", attempt)
     if not attempt:
         raise Rejected("empty attempt")
     (reply,) = yield (case.request("teacher", question=seed.question, attempt=attempt),)
     text = reply.usable_text()
-    checks = {"attempt": check_answer(seed, attempt)}
-    claims = {"attempt": opening_verdict(text, "check", ("correct", "wrong"))}
-    parts = {"attempt": attempt, "check": claims["attempt"]}
-    if claims["attempt"] == "correct":
+    claim = read_verdict(text, "check", ("correct", "wrong"))
+    verdicts = Verdicts({"attempt": claim}, {"attempt": check_answer(seed, attempt)})
+    parts = {"attempt": attempt, "check": claim}
+    if claim == "correct":
         read_tags(text, ("check",))
-        require(case, checks, claims, attempt)
-        if case.settings.right_attempts == "drop":
-            raise Rejected("attempt already right", claims=claims, checks=checks)
+        reject_wrong_answers(case, verdicts, attempt)
+        if settings.right_attempts == "drop":
+            raise Rejected("attempt already right", verdicts=verdicts)
     else:
         parts |= read_tags(text, ("check", "wrong_step", "correction")) | {"check": "wrong"}
-        checks["correction"] = check_answer(seed, parts["correction"])
-        require(case, checks, claims, text)
-        if checks["attempt"].verdict == "correct" and case.config.verification.disagreement == "drop":
-            raise Rejected("teacher and mathematics disagree", raw=text, claims=claims, checks=checks)
-    return Outcome((make_record(case, parts.items()),), claims=claims, checks=checks)
+        verdicts.checks["correction"] = check_answer(seed, parts["correction"])
+        reject_wrong_answers(case, verdicts, text)
+        if dropping and verdicts.checks["attempt"].verdict == "correct":
+            raise Rejected("teacher and mathematics disagree", raw=text, verdicts=verdicts)
+    return Outcome((make_record(case, settings.layout, parts.items()),), verdicts=verdicts)
 
 
 CONVERSATIONS: dict[str, Callable[[Case], Conversation]] = {
@@ -139,25 +202,24 @@ CONVERSATIONS: dict[str, Callable[[Case], Conversation]] = {
     "query_expansion": expand,
     "tutorship_amplification": amplify,
 }
+LOCAL = "retrospective_enhancement"  # without requests, so nothing of it is stored: a rerun computes it again
 
 _LINE_END = re.compile(r"\n+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)")
-_FEWEST_STEPS = 3
+_FEWEST_STEPS = 3  # one to follow, one to come next, and one after it to insert early
 
 
 def enhance(case: Case) -> Outcome:
-    """The seed with one detour; rejected by name when it has too few steps or holds the mark already.
-
-    The poster's indices are ambiguous; read here as: after step i comes step j > i + 1 between two marks,
-    then step i + 1 and so on to the end.
-    """
-    seed, mark, text = case.seed, case.settings.mark, case.seed.solution
+    """Insert one detour: after step i comes step j > i + 1 between two marks, then i + 1 and all others."""
+    # Our reading of the study's poster, whose indices are ambiguous.
+    seed, text = case.seed, case.seed.solution
+    mark = case.settings(sections.RetrospectiveEnhancement).mark
     if mark in seed.question or mark in text:
-        return Outcome(reason="seed holds the mark", raw=text[:200])
+        return Outcome(reason="seed contains the mark", raw=text[:200])
     steps = split_steps(text)
     if len(steps) < _FEWEST_STEPS:
         return Outcome(reason="too few steps", detail=str(len(steps)))
-    # Two draws from the 31 bits of one: even to one in a million for any number of steps.
+    # Both indices from one 31-bit draw: even to one in a million for any number of steps.
     rest, after = divmod(case.draw(LOCAL), len(steps) - 2)
     early = after + 2 + rest % (len(steps) - after - 2)
     (_, end), (begin, stop) = steps[after], steps[early]
@@ -166,7 +228,7 @@ def enhance(case: Case) -> Outcome:
 
 
 def split_steps(text: str) -> list[tuple[int, int]]:
-    """Begin and end of each step: the lines, or the sentences of a solution of one line."""
+    """Return begin and end of each step: the lines, or the sentences of a one-line solution."""
     pattern = _LINE_END if "\n" in text.strip() else _SENTENCE_END
     between = [found.span() for found in pattern.finditer(text)]
     begins, ends = [0, *(end for _, end in between)], [*(begin for begin, _ in between), len(text)]

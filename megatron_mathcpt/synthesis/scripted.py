@@ -1,8 +1,8 @@
-"""Servers played by a script, in this process: the whole of synthesis and verification without a model.
+"""A scripted stub server in this process: a rehearsal of synthesis and verification without a model.
 
-It knows the seeds' solutions, and other problems to pass off as new ones. What it answers depends on the
-prompt alone. Half of the student's attempts go wrong in the last step, which the teacher finds and corrects.
-For rehearsals and tests: the data has the form of synthesized data, not its worth.
+It knows the seeds' solutions, and other problems to return as new ones. Its replies depend on the prompt
+alone. Half of the student's attempts have a wrong last step, which the teacher finds and corrects. For
+rehearsals and tests: the data has the form of synthesized data, not its value.
 """
 
 import hashlib
@@ -27,44 +27,44 @@ _WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found}
 
 
 def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Callable[[str, Server], Client]:
-    """What makes the clients of `config`'s servers, played by a script that passes `variants` off as new."""
+    """Return a factory of clients for `config`'s servers; `variants` are returned as new problems."""
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
     seeds = (seed for _, seed in read_seeds(config.seeds, SeedShard()))
     known = {problem.question: problem for problem in (*variants, *seeds)}
     new = {language: [one for one in variants if one.language == language] for language in _STEP}
 
-    def answer(prompt: str, model: str) -> str:
+    def reply(prompt: str, model: str) -> str:
+        # In this order: only a teacher's prompt has an attempt, and only a solver's ends with its question.
         found = _ATTEMPT.search(prompt) or _GIVEN.search(prompt) or _QUESTION.search(prompt)
         problem = known.get(found[1]) if found else None
         if found is None or problem is None:
-            raise DataError(f"scripted server: knows no answer to {prompt[:80]!r}")
+            raise DataError(f"scripted server: no reply is known to {prompt[:80]!r}")
         if found.re is _ATTEMPT:
             return _correct(problem, found[2])
         if found.re is _GIVEN:
-            return (
-                _expand(problem, new[problem.language]) if "<question_1>" in found[2] else _diversify(problem)
-            )
+            expands = "<question_1>" in found[2]
+            return _expand(problem, new[problem.language]) if expands else _diversify(problem)
         return _attempt(problem) if model == student and _number(problem.question) % 2 else _solved(problem)
 
-    return lambda name, server: _ScriptedClient(name, server, answer)
+    return lambda name, server: _ScriptedClient(name, server, reply)
 
 
 class _ScriptedClient(Client):
-    """A client that needs no key and, in place of each exchange with a server, asks the script."""
+    """A client without key or network, whose exchanges are calls of `reply`."""
 
-    def __init__(self, name: str, server: Server, answer: Callable[[str, str], str]) -> None:
+    def __init__(self, name: str, server: Server, reply: Callable[[str, str], str]) -> None:
         super().__init__(name, server.model_copy(update={"key_variable": None}))
-        self._answer = answer
+        self._reply = reply
 
     async def check_served(self) -> None:
         pass
 
     async def _exchange(self, url: str, body: bytes) -> tuple[Reply, float]:
-        asked = orjson.loads(body)
-        prompt = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
-        text = self._answer(prompt, asked["model"])
-        return Reply(text, None, len(prompt) // 4, len(text) // 4, asked["model"]), 0
+        request = orjson.loads(body)
+        prompt = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
+        text = self._reply(prompt, request["model"])
+        return Reply(text, None, len(prompt) // 4, len(text) // 4, request["model"]), 0
 
 
 def _expand(problem: Problem, choices: Sequence[Problem]) -> str:
@@ -76,19 +76,17 @@ def _expand(problem: Problem, choices: Sequence[Problem]) -> str:
         f"<question_{n}>{variant.question}</question_{n}>\n<solution_{n}>{_solved(variant)}</solution_{n}>"
         for n, variant in enumerate(new, 1)
     )
-    said = f"<statement>{problem.question} {problem.answer}</statement>"
-    return f"{said}\n{pairs}\n<check>accept: both were computed</check>"
+    statement = f"<statement>{problem.question} {problem.answer}</statement>"
+    return f"{statement}\n{pairs}\n<check>accept: both were computed</check>"
 
 
 def _diversify(problem: Problem) -> str:
     lines = problem.solution.splitlines()
     steps = [_STEP[problem.language].format(number=n, line=line) for n, line in enumerate(lines, 1)]
     together = _TOGETHER[problem.language].format(lines="; ".join(lines))
-    return (
-        "<response>accept</response>\n"
-        f"<solution_2>{_solved(problem, chr(10).join(steps))}</solution_2>\n"
-        f"<solution_3>{_solved(problem, together)}</solution_3>"
-    )
+    solutions = _solved(problem, "\n".join(steps)), _solved(problem, together)
+    tagged = (f"<solution_{n}>{solution}</solution_{n}>" for n, solution in enumerate(solutions, 2))
+    return "\n".join(("<response>accept</response>", *tagged))
 
 
 def _correct(problem: Problem, attempt: str) -> str:
@@ -106,7 +104,6 @@ def _solved(problem: Problem, solution: str | None = None, answer: str | None = 
 
 
 def _attempt(problem: Problem) -> str:
-    """The solution with a wrong result in its last line, and so a wrong answer."""
     *before, last = problem.solution.splitlines()
     wrong = str(int(problem.answer) + 1) if re.fullmatch(r"-?\d{1,18}", problem.answer) else "0"
     head, equals, _ = last.rpartition("=")
@@ -114,4 +111,5 @@ def _attempt(problem: Problem) -> str:
 
 
 def _number(text: str) -> int:
+    # Not `hash`, which differs between processes.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

@@ -28,7 +28,7 @@ from megatron_mathcpt.model.llama import Llama, build_model, fuse_weight_gradien
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.planner.memory import check_memory, held_bytes
+from megatron_mathcpt.planner.memory import check_memory, peak_checkpoint_bytes
 from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset
 from megatron_mathcpt.train.faults import GuardState, StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
@@ -108,7 +108,9 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine; leave it out"
         )
     if layout.is_writer:
-        folders.check_space(run_folder, held_bytes(config))  # now, not when the first save fails after hours
+        folders.check_space(
+            run_folder, peak_checkpoint_bytes(config)
+        )  # now, not when the first save fails after hours
     if layout.device.type == "cuda":
         total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
         found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)

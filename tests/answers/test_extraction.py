@@ -1,4 +1,4 @@
-"""What a model may write around its answer, in English and Chinese; every expectation is by eye."""
+"""What a model may write around its answer, in English and Chinese; every expectation was checked by hand."""
 
 import pytest
 

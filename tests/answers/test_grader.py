@@ -1,4 +1,4 @@
-"""Verdicts on adversarial pairs, on every local gold, and on text that wants to hang or run."""
+"""Verdicts on adversarial pairs, on every local gold, and on text that tries to hang it or to run code."""
 
 import random
 import re
@@ -26,7 +26,7 @@ def test_pair(pair: Pair) -> None:
 
 
 def test_verdict_is_symmetric_for_mathematics() -> None:
-    # A unit that is left out, and a dressing that only a prediction wears, are read from one side.
+    # An omitted unit, and words around the answer, are read only in the prediction.
     dressed = re.compile("[a-z]")
     pairs = [p for p in PAIRS if p.kind == "latex" and not dressed.search(p.gold[-1] + p.prediction)]
     assert len(pairs) > 50
@@ -75,7 +75,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.timeout(180)  # a verdict ends after 3 s of CPU time at the latest; left alone, some take hours
+@pytest.mark.timeout(180)  # a verdict takes at most 3 s of CPU time; without the limit, some take hours
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20].encode("ascii", "replace").decode())
 def test_hostile_text_is_bounded(text: str) -> None:
     for gold in ("1", "(1,\\frac{x}{2})"):
@@ -84,21 +84,21 @@ def test_hostile_text_is_bounded(text: str) -> None:
 
 
 def test_worker_is_killed_when_it_hangs_and_used_again() -> None:
-    # Of CPU time: a busy machine changes nothing.
+    # The limit is of CPU time, so a busy machine changes nothing.
     with closing(Worker(timeout_seconds=1.5)) as worker:
-        assert worker.ask("\\int_0^1 2x\\,dx", "1") == Verdict(True, "math-verify")
+        assert worker.compare("\\int_0^1 2x\\,dx", "1") == Verdict(True, "math-verify")
         first = worker._process
         late = Verdict(None, "math-verify gave no verdict in 1.5 s of CPU time")
-        assert worker.ask("10000000!", "2") == late
+        assert worker.compare("10000000!", "2") == late
         assert first is not None
-        assert first.poll() is not None, "the process that hung is gone"
-        assert worker.ask("\\sum_{k=1}^{3} k", "6") == Verdict(True, "math-verify")
+        assert first.poll() is not None, "the hanging process was killed"
+        assert worker.compare("\\sum_{k=1}^{3} k", "6") == Verdict(True, "math-verify")
 
 
 def test_worker_ends_with_its_parent() -> None:
     code = (
         "from megatron_mathcpt.answers.grader import Worker; worker = Worker(); "
-        "worker.ask('\\\\int_0^1 x', '2'); print(worker._process.pid)"
+        "worker.compare('\\\\int_0^1 x', '2'); print(worker._process.pid)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     deadline = time.monotonic() + 60

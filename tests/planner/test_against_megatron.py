@@ -58,7 +58,7 @@ def test_parameters_and_operations_equal_those_of_a_built_model(layout: parallel
     assert shape.total == sum(weight.numel() for weight in model.parameters())
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         loss_of(model).backward()
-    # The mathematical attention multiplies the whole score matrix, masked half too: the full convention.
+    # The math kernel of attention computes the whole score matrix, with the masked half: the full convention.
     expected = SEQUENCES * LENGTH * flops_per_token(shape, LENGTH).full
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
@@ -77,20 +77,20 @@ def predicted(shape: LlamaShape, dtype: str, **sizes: Any) -> float:
 
 
 def measured(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> int:
-    """Bytes that one more layer saves."""
+    """Return the bytes that one more layer saves."""
     deeper = shape.model_copy(update={"num_layers": shape.num_layers + 1})
     return saved_bytes(build(deeper, layout, dtype)) - saved_bytes(build(shape, layout, dtype))
 
 
 def saved_bytes(model: Any) -> int:
-    """Bytes of the distinct storages that the graph of one forward pass holds, parameters left out."""
+    """Return the bytes of the distinct storages that the graph of a forward pass keeps, but parameters."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage  # held, so that no address is used twice
+            storages[storage.data_ptr()] = storage  # kept alive, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -126,13 +126,13 @@ def test_figures_of_the_training_benchmark_follow_from_its_time(tmp_path: Path) 
     for row in found["rows"]:
         assert row["tokens_per_second_per_gpu"] == pytest.approx(2 * 256 / row["seconds"])
         assert row["tflops_causal"] == pytest.approx(2 * 256 * flops / row["seconds"] / 1e12)
-        assert row["losses"][0] == pytest.approx(math.log(1024), abs=0.1), "random weights know nothing"
+        assert row["losses"][0] == pytest.approx(math.log(1024), abs=0.1), "loss of random weights"
         assert len(row["losses"]) == 6
 
 
 @pytest.mark.parametrize("recipe", [None, "delayed", "tensorwise", "blockwise"])
 @pytest.mark.parametrize("main", ["fp32", "fp16"])
-def test_who_holds_the_masters_is_what_megatron_core_says(recipe: str | None, main: str) -> None:
+def test_the_owner_of_the_masters_is_that_of_megatron_core(recipe: str | None, main: str) -> None:
     pytest.importorskip("transformer_engine.pytorch", reason="Megatron-Core asks for its optimizer")
     from megatron.core.optimizer import OptimizerConfig
 

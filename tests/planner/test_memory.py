@@ -1,4 +1,4 @@
-"""Memory and checkpoints by hand, in flight as in Megatron-Core's own schedule, and published peaks."""
+"""Memory and checkpoints by hand, microbatches in flight by Megatron-Core's schedule, published peaks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_saved_bytes_and_weights_by_hand(precision: str, saved: float, copies: f
     assert alone == pytest.approx((copies or 2) * MATRICES + 2 * OTHERS, rel=1e-12)
 
 
-def test_layers_left_in_bf16_weigh_what_they_weigh_in_bf16() -> None:
+def test_layers_left_in_bf16_need_the_memory_of_bf16() -> None:
     fp8: dict[str, Any] = {"pp": 4, "precision": "tensorwise", "fp8_parameters": True}
     runs = planned_8b(**fp8), planned_8b(*bf16_ends(1, 3), **fp8), planned_8b(pp=4)
     plain, mixed, bf16 = map(memory.memory_per_stage, runs)
@@ -76,7 +76,7 @@ HALF = "optimizer.main_params_dtype=fp16"
         ("optimizer", SMALL, {}, (2 + 4 + 4) * PARAMETERS),
         ("optimizer", (*SMALL, "optimizer.exp_avg_dtype=bf16"), {}, (2 + 2 + 4) * PARAMETERS),
         ("optimizer", (*SMALL, HALF), {}, (2 + 4 + 4) * PARAMETERS),
-        # Megatron-Core keeps the masters beside blockwise FP8, Transformer Engine beside delayed scaling.
+        # With blockwise FP8 Megatron-Core owns the masters, with delayed scaling Transformer Engine.
         ("optimizer", SMALL, {"precision": "blockwise"}, (4 + 4 + 4) * PARAMETERS),
         ("optimizer", SMALL, {"precision": "delayed"}, (2 + 4 + 4) * PARAMETERS),
         ("optimizer", SMALL, {"precision": "delayed", "fp8_parameters": True}, (4 + 4 + 4) * PARAMETERS),
@@ -93,7 +93,7 @@ def test_bytes_of_a_part_by_hand(
     assert parts(planned_8b(*overrides, **fields))[part] == expected
 
 
-def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> None:
+def test_the_update_copies_what_is_not_fp32_after_the_activations_are_freed() -> None:
     def copies(*overrides: str, sequences: int = 1, length: int = 128) -> float | None:
         batch = {"seq_length": length, "global_batch_size": sequences}
         run = planned_8b(*overrides, dp=sequences, grad_reduce_in_fp32=False, **batch)
@@ -109,7 +109,7 @@ def test_the_update_copies_what_is_not_fp32_when_the_activations_are_gone() -> N
 @pytest.mark.parametrize(
     ("tensor", "stages", "head_as_layer"), [(1, 1, False), (2, 4, False), (8, 2, False), (4, 17, True)]
 )
-def test_stages_hold_every_parameter_once(tensor: int, stages: int, head_as_layer: bool) -> None:
+def test_stages_contain_every_parameter_once(tensor: int, stages: int, head_as_layer: bool) -> None:
     run = planned_8b(tp=tensor, pp=stages, head_as_layer=head_as_layer)
     pairs = (memory.stage_parameters(run, stage) for stage in range(stages))
     matrices, others = map(sum, zip(*pairs, strict=True))
@@ -131,7 +131,7 @@ def test_in_flight_equals_the_schedule_of_megatron_core(stages: int, virtual: in
         virtual_size = virtual if virtual > 1 else None
         place = SimpleNamespace(pp_group=group, virtual_pipeline_model_parallel_size=virtual_size)
         *_, warmup, later = get_pp_rank_microbatches(microbatches, virtual, stages, p2p_communicator=place)
-        # Each later forward pass comes before the backward pass that frees a place.
+        # Each later forward pass precedes the backward pass that frees memory.
         assert memory.in_flight_stages(run, stage) * virtual == pytest.approx(warmup + (later > 0))
 
 
@@ -173,7 +173,7 @@ def test_bytes_of_one_checkpoint(overrides: tuple[str, ...], whole: int, weights
     assert memory.checkpoint_bytes(load("base2", *overrides)) == (whole * LLAMA_2_7B, weights * LLAMA_2_7B)
 
 
-def test_what_stays_of_25_saves() -> None:
+def test_checkpoints_kept_of_25() -> None:
     keep = "checkpoint.keep"
     for overrides, wholes, weights in (
         ((), 2, 5),  # 24,000 and 25,000; weights of 5,000 to 20,000 and of the best
@@ -184,7 +184,10 @@ def test_what_stays_of_25_saves() -> None:
         config = load("base2", *overrides)
         kept = (14 * wholes + 2 * weights) * LLAMA_2_7B
         while_written = 0 if wholes == 25 else 14 * LLAMA_2_7B
-        assert (memory.kept_bytes(config), memory.held_bytes(config)) == (kept, kept + while_written)
+        assert (memory.kept_bytes(config), memory.peak_checkpoint_bytes(config)) == (
+            kept,
+            kept + while_written,
+        )
 
 
 def test_the_study_keeps_under_ten_terabytes() -> None:

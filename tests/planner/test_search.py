@@ -1,4 +1,4 @@
-"""The search against brute force, and what goes in and comes out: overrides, settings, tables, refusals."""
+"""The search against brute force; its overrides, settings, tables and refusals."""
 
 import re
 from itertools import product
@@ -48,7 +48,7 @@ def test_eight_gpus_by_brute_force() -> None:
     assert result.plans[0].run.name == best.name
 
 
-def test_plans_fit_in_order_and_recompute_only_where_they_must() -> None:
+def test_plans_fit_in_order_and_recompute_only_if_needed() -> None:
     given = given_config(load_shape("llama3.1-405b"), [], seq_length=8192, global_batch_size=1024)
     result = search(given, 2048, H100, limit_gib=64)
     assert all(plan.memory.gib <= 64 and sum(plan.run.layers) == 126 for plan in result.plans)
@@ -61,10 +61,12 @@ def test_plans_fit_in_order_and_recompute_only_where_they_must() -> None:
         assert peak_memory(PlannedRun(config.model_copy(update={"parallel": parallel}), 2048)).gib > 64
 
 
-BY_LAYERS = {"layers do not divide by PP"}
-EVERY = BY_LAYERS | {f"sequence does not divide by {size}" for size in ("2 CP", "TP x CP")}
-EVERY |= {"global batch does not divide by DP x micro batch"}
-EVERY |= {"interleaving needs microbatches that divide by PP"}
+BY_LAYERS = {"model.num_layers does not divide by pipeline x virtual pipeline size"}
+SEQUENCE = ("2 x context_parallel_size", "tensor x context size")
+BATCH_SIZE = "train.global_batch_size"
+EVERY = BY_LAYERS | {f"train.seq_length does not divide by {size}" for size in SEQUENCE}
+EVERY |= {f"{BATCH_SIZE} does not divide by train.micro_batch_size x data parallel size"}
+EVERY |= {f"{BATCH_SIZE} in microbatches does not divide by parallel.pipeline_model_parallel_size"}
 
 
 @pytest.mark.parametrize(("gpus", "reasons"), [(1, set()), (7, BY_LAYERS), (24, EVERY), (72, EVERY)])
@@ -74,10 +76,10 @@ def test_every_layout_uses_all_gpus_and_refusals_are_counted(gpus: int, reasons:
     assert set(result.refused) == reasons
 
 
-def test_nothing_fits_says_by_how_much() -> None:
+def test_the_closest_miss_is_reported_if_nothing_fits() -> None:
     result = search(given_config(load_shape("llama3-70b"), [], **BATCH), 8, H100)
     run, memory = result.misfits[0]
-    excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on stage {memory.stage}"
+    excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on pipeline stage {memory.stage}"
     assert not result.plans
     lines = [*describe(result, train_tokens=1e12, top=3)]
     assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in lines
@@ -92,7 +94,7 @@ def test_nothing_fits_says_by_how_much() -> None:
         ("mxfp8", (9, 0), "take blockwise on Hopper"),
     ],
 )
-def test_recipes_are_refused_by_name_on_other_gpus(
+def test_recipes_are_refused_on_gpus_without_them(
     recipe: str, capability: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -103,7 +105,7 @@ def test_recipes_are_refused_by_name_on_other_gpus(
         search(given_config(SHAPE, SCALED.split(), **BATCH), 8, H100)
 
 
-def test_a_run_that_fits_says_how_much_it_needs() -> None:
+def test_the_memory_of_a_run_is_reported() -> None:
     config = planned_8b(cp=2).config
     # 2 + 4 bytes a parameter, 12/64 of the optimizer, 32 layers of 4096 tokens, 6 bytes a logit.
     expected = PARAMETERS * (6 + 12 / 64) + 32 * 4096 * 149_632 + 6 * 4096 * 128256
@@ -115,7 +117,7 @@ def test_a_run_that_fits_says_how_much_it_needs() -> None:
         check_memory(whole, 8, memory_gib=79.6)
 
 
-def test_nothing_is_fused_where_the_layers_are_not() -> None:
+def test_nothing_is_fused_with_local_layers() -> None:
     config = planned_8b("parallel.cross_entropy_loss_fusion=true", tp=2, pp=2, vp=4).config
     fused, plain = PlannedRun(config, 16), PlannedRun(config, 16, fused=False)
     assert fused.name == plain.name == "TP2 PP2x4 CP1 DP4 MBS1"
@@ -129,12 +131,12 @@ def test_nothing_is_fused_where_the_layers_are_not() -> None:
         ("precision.fp8=e4m3", "fp8 needs fp8_recipe"),
         ("precision.fp8_recipes=blockwise", "unknown key; did you mean 'fp8_recipe'"),
         ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: Input should be a valid boolean"),
-        ("parallel.tensor_model_parallel_size=2", "a search cannot take it as given; known are precision"),
-        ("optimizer.lr=1e-4", "a search cannot take it as given"),
+        ("parallel.tensor_model_parallel_size=2", "not a setting of a search; take one of precision"),
+        ("optimizer.lr=1e-4", "not a setting of a search"),
         (f"{SMALL[0]} parallel.use_distributed_optimizer=false", "needs parallel.use_distributed_optimizer"),
     ],
 )
-def test_an_override_that_a_search_cannot_follow_is_refused(override: str, message: str) -> None:
+def test_overrides_that_a_search_ignores_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         given_config(SHAPE, override.split(), **BATCH)
 
@@ -150,7 +152,7 @@ SCALED = BLOCKS.replace("blockwise", "mxfp8")
 
 
 @pytest.mark.parametrize("overrides", ["", UNUSUAL, DELAYED, SPARED, BLOCKS, SCALED])
-def test_printed_settings_give_a_config_the_planned_layout(overrides: str) -> None:
+def test_printed_settings_reproduce_the_planned_layout(overrides: str) -> None:
     given = given_config(SHAPE, overrides.split(), **BATCH)
     found = search(given, 16, load_machine("b200" if "mxfp8" in overrides else "h100"), limit_gib=71.6)
     kinds = {}  # one of each kind, the fastest; some layouts must recompute

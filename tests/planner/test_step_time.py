@@ -1,4 +1,4 @@
-"""Step time on ideal machines, where every term can be worked out by hand, and the fitted constants."""
+"""Step time on ideal machines, where every term can be calculated by hand, and the fitted constants."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,18 +21,18 @@ HEAD_SECONDS = 6 * 8192 * 4096 * 128256 / 1e15  # of a sequence, at the ideal ma
 
 
 def machine(**change: float) -> Machine:
-    """Only operations count, at the data sheet's peak, but for given bandwidths in GB/s and constants."""
+    """Return a machine on which only FLOPs take time, except for given bandwidths in GB/s and constants."""
     bandwidths = dict.fromkeys(("memory", "nvlink", "network"), 1e15)
     rates = {f"{name}_gb_per_second": change.pop(name, value) for name, value in bandwidths.items()}
     constants = {name: 0.0 if name.endswith(COSTS) else 1.0 for name in Constants.model_fields}
     return Machine(Hardware(**CARD, **rates), Constants(**constants | change))
 
 
-IDEAL, SLOW = machine(), machine(memory=1.0)  # moved bytes are nanoseconds with the second
+IDEAL, SLOW = machine(), machine(memory=1.0)  # with SLOW a moved byte takes a nanosecond
 
 
 def terms(*overrides: str, on: Machine = SLOW, **fields: Any) -> Mapping[str, float]:
-    """Terms of a step of one sequence on one GPU, but for what is given."""
+    """Return the terms of a step of one sequence on one GPU, unless given otherwise."""
     return step_time(planned_8b(*overrides, **{"global_batch_size": 1} | fields), on).terms
 
 
@@ -54,7 +54,7 @@ def test_bubble_and_slowest_stage_by_hand(virtual: int) -> None:
     assert time.total == pytest.approx(128 * (8 * layer + head) + time.terms["pipeline bubble"], rel=1e-6)
 
 
-def test_a_ramp_is_more_of_the_reduction() -> None:
+def test_a_ramp_lengthens_the_reduction() -> None:
     small = dict.fromkeys(("hidden_size", "ffn_hidden_size", "vocab_size"), 512)
     heads = {"num_attention_heads": 4, "num_query_groups": 4, "kv_channels": 128}
     shape = SHAPE.model_copy(update={"num_layers": 1, "gated_linear_unit": False, **small, **heads})
@@ -147,7 +147,7 @@ def test_products_scaled_by_blocks_run_at_their_share() -> None:
     assert waits == pytest.approx([4 * 32, 0, 0])
 
 
-def test_layers_left_in_bf16_take_their_time() -> None:
+def test_layers_left_in_bf16_take_the_time_of_bf16() -> None:
     fp8 = {"pp": 2, "precision": "tensorwise"}
     runs = planned_8b(pp=2), planned_8b(**fp8), planned_8b(*bf16_ends(4, 2), **fp8)
     bf16, plain, mixed = (step_time(run, IDEAL).stages for run in runs)
@@ -194,7 +194,7 @@ def test_published_gains_of_fp8_in_continued_pretraining(gain: Gain) -> None:
 
 
 @pytest.mark.parametrize("run", MEASURED, ids=lambda run: run.name)
-def test_what_this_project_measured_is_near(run: Measured) -> None:
+def test_measured_runs_are_near(run: Measured) -> None:
     seconds, gib = run.predict(load_machine(run.hardware).constants)
     assert -0.10 < seconds / run.seconds - 1 < 0.03
     assert gib == pytest.approx(run.peak_gib, rel=0.03)

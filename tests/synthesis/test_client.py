@@ -1,4 +1,4 @@
-"""The client against a real server that misbehaves in every way we could think of."""
+"""The client against a real HTTP server with every fault we could think of."""
 
 import asyncio
 import time
@@ -14,12 +14,12 @@ from megatron_mathcpt.synthesis.method import Reply
 from tests.support.fake_server import LASTING, PASSING, FakeServer
 from tests.support.synthesis_runs import FAST
 
-SILENT = ("silence", "one byte a second")  # end in a time-out, short here; a busy machine may add another
+SILENT = ("silence", "one byte a second")  # these end in a time-out, so theirs is short
 BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello %d"}]}'
 
 
 def ask(*endpoints: str, count: int = 1, body: bytes = BODY, **changed: Any) -> list[Reply]:
-    """Ask `count` times at once."""
+    """Send `count` requests at the same time."""
     server = Server(model="test-model", endpoints=endpoints, **(FAST | changed))
 
     async def run() -> list[Reply]:
@@ -34,7 +34,7 @@ def fails(fault: str, times: int = 10**6) -> Callable[[str, int], str | None]:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_passes_is_tried_again(fault: str) -> None:
+def test_transient_faults_are_retried(fault: str) -> None:
     with FakeServer(str.upper, faults=fails(fault, 1)) as server:
         short = {"read_timeout_seconds": 0.5, "total_timeout_seconds": 1.0} if fault in SILENT else {}
         (answer,) = ask(server.url, **short)
@@ -42,7 +42,7 @@ def test_what_passes_is_tried_again(fault: str) -> None:
     assert server.injected == {fault: 1}
 
 
-def test_a_base_model_completes_a_text() -> None:
+def test_a_completions_server_gets_plain_text() -> None:
     body = b'{"model": "test-model", "prompt": "hello %d"}'
     with FakeServer(str.upper) as server:
         (answer,) = ask(server.url, body=body, api="completions")
@@ -50,14 +50,14 @@ def test_a_base_model_completes_a_text() -> None:
 
 
 @pytest.mark.parametrize(("fault", "error"), LASTING.items())
-def test_what_lasts_is_a_named_error_after_one_request(fault: str, error: str | None) -> None:
+def test_permanent_faults_are_a_named_error_after_one_request(fault: str, error: str | None) -> None:
     with FakeServer(str, faults=fails(fault)) as server:
         (answer,) = ask(server.url)
     assert (answer.error, server.requests) == (error, 1)
 
 
 @pytest.mark.parametrize("status", ["400", "401", "404"])
-def test_what_no_retry_mends_stops_at_once(status: str) -> None:
+def test_no_retry_where_it_is_useless(status: str) -> None:
     with FakeServer(str, faults=fails(status)) as server:
         with pytest.raises(ServerError, match=f"refused with status {status}"):
             ask(server.url)
@@ -70,13 +70,13 @@ def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
         assert (answer.error, server.requests) == ("server: status 500", 3)
         with pytest.raises(ServerError, match="in a row"):
             ask(server.url, count=60, attempts=1)
-    (answer,) = ask(server.url, attempts=2)  # nobody listens any more
+    (answer,) = ask(server.url, attempts=2)  # the port is closed
     assert answer.error == "server: connection: ClientConnectorError"
     with pytest.raises(ServerError, match="TEST_KEY is not set"):
         ask(server.url, key_variable="TEST_KEY")
 
 
-def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
+def test_retry_after_is_respected_up_to_the_longest_wait() -> None:
     with FakeServer(str, faults=fails("429 with Retry-After", 1)) as server:
         began = time.monotonic()
         ask(server.url)
@@ -85,18 +85,18 @@ def test_retry_after_is_obeyed_up_to_the_longest_wait() -> None:
             ask(server.url, count=2, maximum_wait_seconds=0.1)
     assert _retry_after("2.5") == 2.5
     assert _retry_after("Fri, 31 Dec 2199 23:59:59 GMT") > 1e9
-    past = ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "", "-3")
+    past = ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "", "-3", "²")
     assert {_retry_after(value) for value in past} == {0.0}
 
 
 def test_no_address_has_more_requests_than_its_limit() -> None:
     with FakeServer(str, delay_seconds=0.01) as one, FakeServer(str, delay_seconds=0.01) as other:
-        one.faults = fails("500", 1)  # what failed at one is tried at the other, but for its limit
+        one.faults = fails("500", 1)  # what failed at one is retried at the other, up to its limit
         ask(one.url, other.url, count=100, maximum_in_flight=8)
         assert one.most_in_flight == other.most_in_flight == 8
 
 
-def test_load_is_shared_by_speed_and_an_address_that_is_gone_costs_no_request() -> None:
+def test_load_is_balanced_by_speed_and_a_closed_address_costs_no_request() -> None:
     with FakeServer(str, delay_seconds=0.01) as quick, FakeServer(str, delay_seconds=0.5) as slow:
         ask(quick.url, slow.url, count=400, maximum_in_flight=8)
         assert quick.requests > 4 * slow.requests > 0

@@ -1,4 +1,4 @@
-"""The job script for servers and client, run by bash as Slurm would, with a small server in vLLM's place."""
+"""The job script for servers and client, run by bash as by Slurm, with a stub server in place of vLLM."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_mathcpt.config.base import dump_yaml
 from tests.support.synthesis_runs import NO_SERVER, ROOT, build_config, read_outcomes
 
-STAND_IN = """#!{python}
+STUB_SERVER = """#!{python}
 import asyncio, json, pathlib, sys
 sys.path.insert(0, {root!r})
 from aiohttp import web
@@ -18,16 +18,16 @@ from tests.support.fake_server import FakeServer, ScriptedModel
 model, port = sys.argv[2], int(sys.argv[sys.argv.index("--port") + 1])
 pathlib.Path({folder!r}, "served-" + model).write_text(json.dumps(sys.argv))
 app = FakeServer(ScriptedModel(), name=model, delay_seconds={delay}).application()
-web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not a minute for what is open
+web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not 60 s
 """
 
 
 def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
-    """A job on 30 seeds whose servers answer after `delay` or end at once; scontrol notes what it is told."""
+    """Start a job on 30 seeds whose servers reply after `delay` or exit at once; scontrol is logged."""
     (tmp_path / "config.yaml").write_text(dump_yaml(build_config(tmp_path, NO_SERVER, 30)), encoding="utf-8")
     (tmp_path / "bin").mkdir()
-    server = STAND_IN.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
-    scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/told-scontrol\n'
+    server = STUB_SERVER.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), delay=delay)
+    scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/scontrol-arguments\n'
     dead = "#!/bin/sh\nexit 3\n"
     for name, script in (("vllm", dead if delay is None else server), ("scontrol", scontrol)):
         (tmp_path / "bin" / name).write_text(script)
@@ -40,8 +40,8 @@ def start(tmp_path: Path, delay: float | None) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def assert_all_end(tmp_path: Path) -> None:
-    """Servers, by their file, and client, by its config; not the job's own shell."""
+def assert_all_exit(tmp_path: Path) -> None:
+    """Wait until the servers, found by their file, and the client, by its config, have exited."""
     search = ["pgrep", "-af", f"{tmp_path}/bin/|synthesize.py {tmp_path}"]
     deadline = time.monotonic() + 30
     while left := subprocess.run(search, capture_output=True, text=True, check=False).stdout:
@@ -49,7 +49,7 @@ def assert_all_end(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_servers_start_serve_one_shard_and_end(tmp_path: Path) -> None:
+def test_servers_start_serve_one_shard_and_exit(tmp_path: Path) -> None:
     job = start(tmp_path, 0)
     said = job.communicate()[1]
     assert job.returncode == 0, said
@@ -58,21 +58,21 @@ def test_servers_start_serve_one_shard_and_end(tmp_path: Path) -> None:
     assert all(int(record["id"][5:11]) % 3 == 1 for record in records)
     assert {request["model"] for request in records[0]["extra"]["lineage"]["requests"]} == {"small", "big"}
     assert '"--tensor-parallel-size", "4"' in (tmp_path / "served-big").read_text()
-    assert_all_end(tmp_path)
+    assert_all_exit(tmp_path)
 
 
-def test_a_server_that_dies_ends_the_job(tmp_path: Path) -> None:
+def test_a_dead_server_ends_the_job(tmp_path: Path) -> None:
     job = start(tmp_path, None)
     assert "ended before both answered" in job.communicate()[1]
     assert job.returncode == 1
-    assert_all_end(tmp_path)
+    assert_all_exit(tmp_path)
 
 
-def test_a_job_near_its_end_goes_back_to_the_queue(tmp_path: Path) -> None:
+def test_a_job_near_its_time_limit_is_requeued(tmp_path: Path) -> None:
     with start(tmp_path, 600) as job:
-        while job.poll() is None and not (tmp_path / "out").exists():  # the client is at work
+        while job.poll() is None and not (tmp_path / "out").exists():  # the client is running
             time.sleep(0.1)
         job.send_signal(signal.SIGUSR1)
         assert job.wait(60) == 143
-    assert (tmp_path / "told-scontrol").read_text().split() == ["requeue", str(os.getpid())]
-    assert_all_end(tmp_path)
+    assert (tmp_path / "scontrol-arguments").read_text().split() == ["requeue", str(os.getpid())]
+    assert_all_exit(tmp_path)

@@ -1,4 +1,4 @@
-"""Each method driven by hand: what it asks, what it accepts, and the name of every rejection."""
+"""Each method with given replies: its requests, its records, and the name of every rejection."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, trainers
 from megatron_mathcpt.config.synthesis import SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
-from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance, split_steps
-from megatron_mathcpt.synthesis.method import OUR_TAG, Case, Outcome, Reply, Requests, advance, token_counter
+from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, OUR_TAG, enhance, split_steps
+from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, Requests, advance, token_counter
 from tests.support.synthesis_runs import SAMPLING, TUTORSHIP
 
 SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
@@ -39,7 +39,7 @@ def make_case(method: str, seed: Problem = SEED, rules: Verification = DROP, **c
 
 
 def converse(case: Case, *rounds: list[str]) -> tuple[Outcome, Requests]:
-    """Play the rounds of replies; the outcome, and what was asked."""
+    """Send the rounds of replies; return the outcome and all requests."""
     conversation = CONVERSATIONS[case.method](case)
     step, asked = advance(conversation, None), ()
     for texts in rounds:
@@ -55,20 +55,26 @@ def tutor(*rounds: str, **changed: Any) -> Outcome:
     return converse(make_case(AMPLIFY, **changed), *([text] for text in rounds))[0]
 
 
-HALF, FAULT = "half a", "cut off at max_tokens"  # a reply of the server that is no answer, and why
+HALF, FAULT = "half a", "cut off at max_tokens"  # an unusable reply, and its error
 WRONG = "2 + 3 = 6\nThe answer is 6."
 RIGHT = "2 + 3 = 5\nThe answer is 5."
 CORRECT = "<check>correct</check>"
-MENDED = (
+CORRECTED = (
     "<check>wrong</check><wrong_step>2 + 3 = 6</wrong_step>"
     "<correction>2 + 3 = 5. The answer is 5.</correction>"
 )
 MALFORMED = [
     *("", "<check>Correct</check>", "it is <check>correct</check>", "<check>right", "correct"),
-    *("<check>wrong</check>", "x" * 10**6, "Sure! " + MENDED, MENDED + "Hope this helps.", MENDED + MENDED),
-    *[MENDED.replace(part, "") for part in ("<check>wrong</check>", "</correction>")],
-    *[MENDED.replace("= 6", text) for text in ("<check>correct</check>", "<\\check>", "<Wrong_Step>")],
-    MENDED.replace("2 + 3 = 5. The answer is 5.", " "),
+    *(
+        "<check>wrong</check>",
+        "x" * 10**6,
+        "Sure! " + CORRECTED,
+        CORRECTED + "Hope this helps.",
+        CORRECTED + CORRECTED,
+    ),
+    *[CORRECTED.replace(part, "") for part in ("<check>wrong</check>", "</correction>")],
+    *[CORRECTED.replace("= 6", text) for text in ("<check>correct</check>", "<\\check>", "<Wrong_Step>")],
+    CORRECTED.replace("2 + 3 = 5. The answer is 5.", " "),
 ]
 OTHER = "Half of ten is five. The answer is 5."
 ACCEPT = (
@@ -89,32 +95,32 @@ def answers(numbers: str) -> list[str]:
 
 
 def test_tutorship_corrects_a_wrong_attempt() -> None:
-    outcome, asked = converse(make_case(AMPLIFY), [WRONG], [MENDED])
+    outcome, asked = converse(make_case(AMPLIFY), [WRONG], [CORRECTED])
     assert [request.server for request in asked] == ["student", "teacher"]
     (record,) = outcome.records
     assert cpt_text(record) == (
         "Question: What is 2 + 3?\nSolution: 2 + 3 = 6\nThe answer is 6.\nLet me check this. It is wrong.\n"
         "The first wrong step: 2 + 3 = 6\nCorrection: 2 + 3 = 5.\nThe answer is 5."
     )
-    assert outcome.claims == {"attempt": "wrong"}
-    verdicts = {name: check.verdict for name, check in outcome.checks.items()}
+    assert outcome.verdicts.claims == {"attempt": "wrong"}
+    verdicts = {name: check.verdict for name, check in outcome.verdicts.checks.items()}
     assert verdicts == {"attempt": "wrong", "correction": "correct"}
-    assert not outcome.disagreement
+    assert not outcome.verdicts.disagreement
 
 
 def test_settings_of_tutorship() -> None:
     tags = f"{WRONG}\n<check>wrong</check>\n<wrong_step>2 + 3 = 6</wrong_step>\n"
-    assert tutor(WRONG, MENDED, layout="tags").records[0].solution.startswith(tags)
-    chinese = tutor("2 + 3 = 6\n答案是6。", MENDED.replace("The answer is 5.", "答案是5。"), seed=CHINESE)
+    assert tutor(WRONG, CORRECTED, layout="tags").records[0].solution.startswith(tags)
+    chinese = tutor("2 + 3 = 6\n答案是6。", CORRECTED.replace("The answer is 5.", "答案是5。"), seed=CHINESE)
     assert "检查一下，这个解答有误。\n第一个错误的步骤：2 + 3 = 6\n更正：" in chinese.records[0].solution
     kept = tutor(RIGHT, CORRECT, right_attempts="keep")
     assert kept.records[0].solution.endswith("Let me check this. It is right.")
-    disagreeing = tutor(RIGHT, MENDED, rules=KEEP)
+    disagreeing = tutor(RIGHT, CORRECTED, rules=KEEP)
     assert disagreeing.records
-    assert disagreeing.disagreement
+    assert disagreeing.verdicts.disagreement
 
 
-def test_diversification_gives_both_ways() -> None:
+def test_diversification_keeps_both_solutions() -> None:
     (record,) = converse(make_case(DIVERSIFY), [ACCEPT])[0].records
     assert record.solution == (
         "First way: Count on from 3: 4, 5. The answer is 5.\nSecond way: Half of ten is five."
@@ -128,11 +134,11 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
     (record,) = outcome.records
     assert record.question == "Which number plus 3 is 5?"
     assert (record.solution, record.answer) == ("5 - 3 = 2.", "2")
-    assert outcome.checks["question_1"].reason == "2 of 3 independent solutions agree"
-    assert outcome.checks["question_2"].verdict == "wrong"
-    assert outcome.disagreement  # the self-check accepted both
+    assert outcome.verdicts.checks["question_1"].reason == "2 of 3 independent solutions agree"
+    assert outcome.verdicts.checks["question_2"].verdict == "wrong"
+    assert outcome.verdicts.disagreement  # the self-check accepted both
     assert len(converse(make_case(EXPAND), [EXPANDED], answers("222666"))[0].records) == 2
-    # The solver is asked with different seeds and does not see the solution.
+    # The solver gets different sampling seeds and does not see the solution.
     assert len({request.seed for request in solving[:3]}) == 3
     assert len({(request.seed, request.prompt.as_text()) for request in solving}) == 6
     assert not any("5 - 3" in request.prompt.as_text() for request in solving)
@@ -141,11 +147,15 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
 @pytest.mark.parametrize(
     ("method", "rounds", "reason"),
     [
-        (AMPLIFY, [[WRONG], [MENDED.replace("5", "4")]], "wrong final answer"),
+        (AMPLIFY, [[WRONG], [CORRECTED.replace("5", "4")]], "wrong final answer"),
         (AMPLIFY, [[WRONG], [CORRECT]], "wrong final answer"),
-        (AMPLIFY, [[WRONG], [MENDED.replace(RIGHT.replace("\n", ". "), "Who knows?")]], "wrong final answer"),
+        (
+            AMPLIFY,
+            [[WRONG], [CORRECTED.replace(RIGHT.replace("\n", ". "), "Who knows?")]],
+            "wrong final answer",
+        ),
         (AMPLIFY, [[RIGHT], [CORRECT]], "attempt already right"),
-        (AMPLIFY, [[RIGHT], [MENDED]], "teacher and mathematics disagree"),
+        (AMPLIFY, [[RIGHT], [CORRECTED]], "teacher and mathematics disagree"),
         *[(AMPLIFY, [[WRONG], [text]], "malformed") for text in MALFORMED],
         (AMPLIFY, [["The answer is 7. <check>correct</check>"]], "attempt imitates our tags"),
         (DIVERSIFY, [["<response>refuse: not solvable</response>"]], "refused"),
@@ -165,15 +175,15 @@ def test_rejections(method: str, rounds: list[list[str]], reason: str) -> None:
     assert (outcome.reason, outcome.records) == (reason, ())
     if reason == FAULT or (reason == "malformed" and method == AMPLIFY):
         assert outcome.raw == rounds[-1][0][:20_000]
-    if reason in ("wrong final answer", "malformed", "solutions alike"):  # kept by no setting
+    if reason in ("wrong final answer", "malformed", "solutions alike"):  # accepted by no setting
         assert converse(make_case(method, rules=KEEP), *rounds)[0].reason == reason
 
 
 SHOWN = [(method, field) for method in CONVERSATIONS for field in ("question", "solution")]
 
 
-@pytest.mark.parametrize(("method", "field"), SHOWN[:-1])  # tutorship shows the solution to nobody
-def test_no_method_asks_about_a_seed_that_holds_our_tags(method: str, field: str) -> None:
+@pytest.mark.parametrize(("method", "field"), SHOWN[:-1])  # tutorship sends no solution
+def test_no_method_asks_about_a_seed_with_our_tags(method: str, field: str) -> None:
     seed = SEED.model_copy(update={field: "x <response> accept <\\response>"})
     assert converse(make_case(method, seed))[0].reason == "seed imitates our tags"
 
@@ -187,7 +197,7 @@ def test_the_only_detour_of_three_steps() -> None:
     (record,) = detour("A = 1\nB = 2\nC = 3").records
     assert record.solution == "A = 1<|back|>C = 3<|back|>\nB = 2\nC = 3"
     assert detour("A\nB").reason == "too few steps"
-    assert detour("A\nB<|back|>\nC").reason == "seed holds the mark"
+    assert detour("A\nB<|back|>\nC").reason == "seed contains the mark"
 
 
 @pytest.mark.parametrize(
@@ -204,12 +214,12 @@ def test_steps_are_lines_or_else_sentences(text: str, steps: list[str]) -> None:
 
 @given(st.lists(st.text("ab1.。 ", min_size=1).filter(str.strip), min_size=3, max_size=8), st.integers(0, 50))
 @example(["1", ". ", " 1"], 0)
-def test_the_detour_is_a_later_step_and_comes_off_again(lines: list[str], number: int) -> None:
+def test_the_detour_is_a_later_step_and_can_be_removed(lines: list[str], number: int) -> None:
     text = "\n".join(lines)
     (record,) = detour(text, number).records
     before, pasted, after = record.solution.split("<|back|>")
     assert before + after == text
-    assert pasted in lines[before.count("\n") + 2 :]  # not the step that comes next anyway
+    assert pasted in lines[before.count("\n") + 2 :]  # not the step that is next anyway
 
 
 def test_positions_depend_on_seed_id_and_run_seed_alone() -> None:
@@ -228,7 +238,7 @@ def test_the_mark_must_be_a_token_of_the_tokenizer(tmp_path: Path) -> None:
         token_counter(path, "<|other|>")
 
 
-def test_tags_are_found_in_any_spelling_and_in_no_plain_text() -> None:
+def test_tags_are_found_in_any_spelling_but_not_in_plain_text() -> None:
     tagged = ("<check>correct", "< / check >", "<\\check>", "a <RESPONSE >", "<solution_2 x>")
     assert all(map(OUR_TAG.search, tagged))
     assert not any(map(OUR_TAG.search, ("a < b", "x <checked> y", "2<3, 4>3", "solution_2", "<b>bold</b>")))

@@ -1,7 +1,7 @@
 """A real model as the student: SmolLM2-135M-Instruct from its package, served by `transformers serve` on CPU.
 
-The teacher is scripted: the seeds' own solutions are known, so it can judge and correct. What is tried here
-is the road, with a model whose attempts nobody wrote: prompts, sampling, parsing, verification, lineage.
+The teacher is scripted: the seeds' own solutions are known, so it can judge and correct. This tests the whole
+pipeline with attempts of a real model: prompts, sampling, parsing, verification, lineage.
 """
 
 import os
@@ -62,7 +62,7 @@ def serve_student(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         until = time.monotonic() + 180
         while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None and time.monotonic() < until, "the server gave no answer"
+            assert server.poll() is None and time.monotonic() < until, "the server did not respond"
             time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1", model
     finally:

@@ -1,4 +1,4 @@
-"""Whole runs against the loopback server: outcomes, resume, budgets, shards, lineage, prices."""
+"""Whole runs against the fake server: outcomes, resume, budgets, shards, lineage, prices."""
 
 import hashlib
 import random
@@ -49,7 +49,7 @@ def command(trial: Trial, config: SynthesisConfig, out: str = "out") -> list[str
 
 
 def change_store(out: Path, *statements: str) -> None:
-    """Change what an unfinished run has stored."""
+    """Make the run unfinished and change its store."""
     (out / FIRST_SHARD / "manifest.json").unlink()
     with closing(sqlite3.connect(out / FIRST_SHARD / ".store" / "synthesis.sqlite")) as base:
         for statement in statements:
@@ -92,7 +92,7 @@ def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Tri
 
 
 def test_faults_end_in_one_outcome_each(trial: Trial) -> None:
-    """All faults at once. What passes leaves no trace; what lasts is a named rejection, never a record."""
+    """All faults at once: transient ones leave no trace, permanent ones are a named rejection."""
     trial.server.faults = mixed_faults(0.3, 0.2)
     trial.run(150, patience_seconds=6)  # the silent ones' end
     assert set(trial.server.injected) == {*PASSING, *LASTING}
@@ -102,7 +102,7 @@ def test_faults_end_in_one_outcome_each(trial: Trial) -> None:
     assert {row["reason"] for row in read_outcomes(trial.out, "rejected")} >= {*LASTING.values()} - {None}
 
 
-def test_a_stopped_run_goes_on_where_it_was(trial: Trial) -> None:
+def test_a_stopped_run_resumes(trial: Trial) -> None:
     server = trial.server
     server.faults = lambda _p, _a: "401" if sum(server.answered.values()) >= 30 else None
     with pytest.raises(ServerError, match="401"):
@@ -110,12 +110,12 @@ def test_a_stopped_run_goes_on_where_it_was(trial: Trial) -> None:
     assert not (trial.out / FIRST_SHARD / "manifest.json").exists()
     server.faults = lambda prompt, _a: "500" if "is 33 +" in prompt else None
     assert trial.run(40)["rejected"]["server: status 500"] == 1
-    server.faults = lambda _p, _a: None  # a seed that no server answered is tried again
+    server.faults = lambda _p, _a: None  # a seed without any reply is retried
     (trial.out / FIRST_SHARD / "manifest.json").unlink()
     assert "server: status 500" not in trial.run(40)["rejected"]
-    change_store(trial.out, "DELETE FROM outcomes")  # as if killed after the answers, before the outcomes
+    change_store(trial.out, "DELETE FROM outcomes")  # as if killed after the replies, before the outcomes
     trial.run(40)
-    assert sum(server.answered.values()) == 80  # each answer is paid once
+    assert sum(server.answered.values()) == 80  # each reply is paid once
     trial.run(40, "whole")
     assert_same(trial.out, trial.folder / "whole")
 
@@ -132,12 +132,12 @@ def test_another_model_behind_the_same_address_is_refused(trial: Trial) -> None:
         trial.run(out="other")
 
 
-def test_limits_of_tokens_and_money_are_never_passed(trial: Trial) -> None:
+def test_limits_of_tokens_and_money_are_never_exceeded(trial: Trial) -> None:
     trial.server.delay_seconds = 0.01
     used = trial.run(200, concurrency=4, budget={"maximum_tokens": 20_000})
     assert used["stopped"] == "maximum_tokens of 20000"
     assert 15_000 < used["prompt_tokens"] + used["completion_tokens"] == 120 * trial.server.requests <= 20_000
-    # A raised limit goes on with what is there.
+    # With a higher limit the run resumes from what is stored.
     assert trial.run(200)["outcomes"] == 200
     assert sum(trial.server.answered.values()) == 400
     assert 0.005 < trial.run(200, "money", concurrency=4, budget={"maximum_cost": 0.01})["cost"] <= 0.01
@@ -153,11 +153,11 @@ def test_prices_by_hand(trial: Trial) -> None:
     assert used["cost_per_token"] == pytest.approx(20 * 140e-6 / used["tokens"])
 
 
-def test_methods_capped_alike_end_at_the_same_tokens(trial: Trial) -> None:
+def test_methods_with_the_same_cap_end_at_the_same_tokens(trial: Trial) -> None:
     methods = {METHOD: TUTORSHIP, "retrospective_enhancement": {}}
     config = trial.config(200, methods=methods, budget={"accepted_tokens": 2000})
     summary = synthesize(config, trial.out)["methods"]
-    assert trial.server.requests < 300  # and nothing is paid far beyond the cap
+    assert trial.server.requests < 300  # and little is paid beyond the cap
     by_seeds = trial.config(200, methods=methods, budget={"seeds": 30})
     equal = synthesize(by_seeds, trial.folder / "seeds")["methods"]
     for method in methods:
@@ -166,7 +166,7 @@ def test_methods_capped_alike_end_at_the_same_tokens(trial: Trial) -> None:
         assert equal[method]["outcomes"] == 30
 
 
-def test_shards_split_the_seeds_without_rest_or_overlap(trial: Trial) -> None:
+def test_shards_partition_the_seeds(trial: Trial) -> None:
     for number in range(3):
         synthesize(trial.config(31), trial.out, SeedShard(number, 3))
     found = [seed for number in range(3) for seed in outcome_seeds(trial.out, f"shard-0000{number}-of-00003")]
@@ -178,7 +178,7 @@ def test_shards_split_the_seeds_without_rest_or_overlap(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 32])
-def test_a_seed_may_come_twice_but_no_id(trial: Trial, concurrency: int) -> None:
+def test_a_seed_may_be_repeated_but_no_id(trial: Trial, concurrency: int) -> None:
     first, second, third = make_seeds(3)
     assert trial.run([first, second, third, first], concurrency=concurrency)["outcomes"] == 3
     with pytest.raises(DataError, match="two different problems"):
@@ -186,7 +186,7 @@ def test_a_seed_may_come_twice_but_no_id(trial: Trial, concurrency: int) -> None
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_seeds_are_read_packed_or_not(trial: Trial, packed: bool) -> None:
+def test_seeds_are_read_compressed_or_not(trial: Trial, packed: bool) -> None:
     plain, path = trial.config(30), trial.folder / ("x.jsonl.zst" if packed else "x.jsonl")
     whole = Path(plain.seeds[0]).read_bytes()
     pack = zstandard.ZstdCompressor().compress if packed else bytes
@@ -201,7 +201,7 @@ def test_seeds_are_read_packed_or_not(trial: Trial, packed: bool) -> None:
     assert trial.server.requests == 0
 
 
-def test_the_command_shows_no_key_anywhere(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_printed_and_stored_nowhere(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     key = trial.server.key = "sk-very-secret-1234"
     monkeypatch.setenv("TEST_KEY", key)
     server = {"model": "test-model", "endpoints": [trial.server.url], "key_variable": "TEST_KEY"}
@@ -227,7 +227,7 @@ def test_the_command_shows_no_key_anywhere(trial: Trial, monkeypatch: pytest.Mon
         assert not file.is_file() or key.encode() not in file.read_bytes()
 
 
-def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
+def test_a_pilot_counts_outcomes_and_its_replies_are_reused(trial: Trial) -> None:
     counted = pilot(trial.config(300), trial.out, 60)[METHOD]
     assert (trial.server.requests, counted.total()) == (120, 60)
     assert 0 < counted["accepted"] < 60
@@ -236,7 +236,7 @@ def test_a_pilot_counts_ends_and_its_answers_are_kept(trial: Trial) -> None:
 
 
 def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
-    """The rehearsal of the tiny study: real client and verification on answers of a stub."""
+    """The rehearsal of the tiny study: the real client and verification with the scripted server."""
     count, config = 60, str(trial.out.parent / "synthesis.yaml")
     study = load_study(ROOT / "configs" / "paper" / "study.yaml", Asked("tiny"))
     assert study.synthesis is not None
@@ -270,9 +270,9 @@ def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills(trial: Trial) -> None:
-    """Each seed has one outcome, and the bytes are an unbroken run's."""
+    """Each seed has one outcome, and the files are those of an uninterrupted run."""
     server, out = trial.server, trial.out
-    # Not more at first: most of these halve the requests in flight, and some are silent for ten seconds.
+    # Not more faults at first, since some are silent for ten seconds.
     server.faults, server.delay_seconds = mixed_faults(0.03, 0.05), 0.02
     config = trial.config(SEEDS, patience_seconds=10)  # no time-outs but those injected
     chance = random.Random(7)
@@ -281,13 +281,13 @@ def test_twenty_kills(trial: Trial) -> None:
         process = subprocess.Popen(command(trial, config), cwd=ROOT, stderr=subprocess.DEVNULL)
         if kill < KILLS:
             while process.poll() is None and server.answered.total() == before:
-                time.sleep(0.02)  # it has begun to ask
+                time.sleep(0.02)  # until its first reply
             time.sleep(chance.uniform(0, 0.5))
             process.kill()
         assert process.wait(600) == (-9 if kill < KILLS else 0)
     assert Counter(outcome_seeds(out)) == Counter(seed.id for seed in make_seeds(SEEDS))
     assert not wrong_answers(out)
-    # What is on its way at a kill is lost, at most `concurrency` a kill; no more is asked twice.
+    # Replies in flight at a kill are lost, at most `concurrency` a kill; nothing else is requested twice.
     twice = sum(count - 1 for count in server.answered.values())
     assert twice <= KILLS * config.concurrency
     server.delay_seconds = 0
