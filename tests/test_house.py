@@ -14,7 +14,7 @@ MODULES = [path for path in FILES if path.stem != "__init__"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MAX_LINES = 19_200  # of the package; a commit that raises it says why
 MAX_FILES = 106
-MAX_ANY = 150
+MAX_ANY = 60
 LONGEST_FUNCTION = 70
 SHORT = {"__main__.py": "starts a program"}  # files under 40 lines, and why each is one
 # What has no reader yet, and which one it waits for.

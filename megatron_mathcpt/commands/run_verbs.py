@@ -138,10 +138,10 @@ class StudyOptions:
 
     def stages(self, study: "Study", processes: int) -> "list[Stage]":
         """The stages of `study` that were asked for."""
-        from megatron_mathcpt.experiment.stages import Settings, build_stages
+        from megatron_mathcpt.experiment.stages import build_stages
 
         data, benchmarks = (path.resolve() if path else None for path in (self.data, self.benchmarks))
-        return build_stages(study, Settings(processes, data, benchmarks), self.only or ())
+        return build_stages(study, processes, data, benchmarks, self.only or ())
 
 
 def _address(config: str) -> str:

@@ -168,8 +168,8 @@ class SynthesisConfig(Section):
         return {
             f"{name}.{role}": getattr(settings, role)
             for name, settings in self.chosen.items()
-            for role in ("server", "solver", "student", "teacher")
-            if hasattr(settings, role)
+            for role in type(settings).model_fields
+            if role == "server" or f"{role}_sampling" in type(settings).model_fields
         }
 
     def check(self) -> None:

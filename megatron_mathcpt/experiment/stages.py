@@ -62,24 +62,22 @@ class Stage:
         )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the command line decides: processes of a training, own corpora, benchmark sets."""
-
-    processes: int
-    data: Path | None = None
-    benchmarks: Path | None = None
-
-
-def build_stages(study: Study, settings: Settings, only: Sequence[str] = ()) -> list[Stage]:
+def build_stages(
+    study: Study,
+    processes: int,
+    data: Path | None = None,
+    benchmarks: Path | None = None,
+    only: Sequence[str] = (),
+) -> list[Stage]:
     """All stages of `study`, each after those it needs; with `only`, what these runs need and their report.
 
-    Raises `ConfigError` for a path that no stage makes, and for a cycle.
+    A training has `processes`; `data` are own corpora, `benchmarks` benchmark sets. Raises `ConfigError` for
+    a path that no stage makes, and for a cycle.
     """
     if unknown := sorted(set(only) - set(study.runs)):
         raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(study.runs)}")
-    planner = _Planner(study, settings, tuple(only) or study.scored)
-    stages = _in_order(list(planner.stages()))
+    planner = _Planner(study, benchmarks, tuple(only) or study.scored)
+    stages = _in_order(list(planner.stages(processes, data)))
     needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
     for stage in reversed(stages):
         needed.update(stage.needs if stage.name in needed else ())
@@ -88,19 +86,19 @@ def build_stages(study: Study, settings: Settings, only: Sequence[str] = ()) -> 
 
 
 class _Planner:
-    """One study with its settings, and the runs to score; a method a kind of stage."""
+    """One study with its benchmark sets, and the runs to score; a method a kind of stage."""
 
-    def __init__(self, study: Study, settings: Settings, scored: tuple[str, ...]) -> None:
-        self.study, self.settings, self.out, self.scored = study, settings, study.out, scored
+    def __init__(self, study: Study, benchmarks: Path | None, scored: tuple[str, ...]) -> None:
+        self.study, self.benchmarks, self.out, self.scored = study, benchmarks, study.out, scored
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
         self.synthesis = ("synthesis",) if study.synthesis else ()
         # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
-        self.items = tuple(sorted(settings.benchmarks.glob("*/*.jsonl"))) if settings.benchmarks else ()
+        self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
-    def stages(self) -> Iterator[Stage]:
-        out, data, study = self.out, self.settings.data, self.study
+    def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
+        out, study = self.out, self.study
         if study.corpora:
             own = ("--data", data) if data else ()
             files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
@@ -120,7 +118,7 @@ class _Planner:
             config, needs = self._config(name, run)
             # The module, not the verb, which would start another process: under srun every task is a worker.
             command = (sys.executable, "-m", "megatron_mathcpt.train", str(config[0]))
-            command = (*command, "--out", str(out / name), "--processes", str(self.settings.processes))
+            command = (*command, "--out", str(out / name), "--processes", str(processes))
             yield Stage(name, "run", out / name, command, needs, config=config)
             if name in self.scored:
                 folder = out / name / "hf"
@@ -129,7 +127,7 @@ class _Planner:
                 yield self.evaluate(name)
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
-        decontaminate, benchmarks = build.config.decontaminate, self.settings.benchmarks
+        decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
         if (
             decontaminate and benchmarks
         ):  # what the runs are scored on must not be in what they are trained on
@@ -142,7 +140,7 @@ class _Planner:
         return Stage(name, "corpus", self.out / name, command, needs, self.items, config)
 
     def evaluate(self, name: str) -> Stage:
-        folder, benchmarks, asked = self.out / name, self.settings.benchmarks, self.study.evaluation
+        folder, benchmarks, asked = self.out / name, self.benchmarks, self.study.evaluation
         if not self.corpora and not benchmarks:
             raise ConfigError(
                 f"study '{self.study.name}' makes no problems of its own; give --benchmarks DIR"

@@ -17,7 +17,7 @@ from megatron_mathcpt.config.study_file import StudyFile
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.dry_run import DryRun, plan_run
-from megatron_mathcpt.experiment.stages import Settings, build_stages
+from megatron_mathcpt.experiment.stages import build_stages
 from megatron_mathcpt.report.study import load_published
 from tests.support.stages import CONFIGS
 
@@ -71,12 +71,12 @@ def test_a_small_run_is_planned(name: str) -> None:
 def test_the_study_makes_all_that_its_runs_read_at_both_sizes() -> None:
     """Every stage is planned, so every path has a maker; and a run's corpus has its pools."""
     full = load_study(STUDY)
-    stages = {s.name: s for s in build_stages(full, Settings(64, None, Path("sets")))}
+    stages = {s.name: s for s in build_stages(full, 64, None, Path("sets"))}
     assert len(stages) == 6 + 7 + 3 * 32 + 1  # builds, packed SFT sets, runs with conversion and evaluation
     assert stages["base2"].needs == stages["corpus_synthesis"].needs == ("corpus_base",)
     with pytest.raises(ConfigError, match="give --benchmarks"):
-        build_stages(full, Settings(64))
-    tiny = {stage.name: stage for stage in build_stages(TINY, Settings(2))}
+        build_stages(full, 64)
+    tiny = {stage.name: stage for stage in build_stages(TINY, 2)}
     assert set(TINY.runs) == {*full.runs, "base"}
     assert set(tiny["corpus_synthesis"].needs) == {"corpora", "corpus_base", "synthesis"}
     assert set(tiny["hard_sft"].needs) == {"base1", "corpus_difficulty", "sft/hard"}

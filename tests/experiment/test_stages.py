@@ -9,7 +9,7 @@ import pytest
 from megatron_mathcpt.config.base import set_field
 from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.stages import Settings, Stage, build_stages
+from megatron_mathcpt.experiment.stages import Stage, build_stages
 from tests.support.stages import CONFIGS
 
 LATE = {"init": {"checkpoint": "runs/demo/child/checkpoints/step_2"}}
@@ -64,7 +64,7 @@ def stages(
         set_field(tree, field, value, "test")
     path.write_text(json.dumps(tree))
     found = load_study(path, Asked(out=folder / "out", **asked))
-    built = build_stages(found, Settings(2, None, benchmarks), asked.get("only", ()))
+    built = build_stages(found, 2, None, benchmarks, asked.get("only", ()))
     return {stage.name: stage for stage in built}
 
 
