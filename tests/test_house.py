@@ -99,6 +99,13 @@ def test_prose_has_none_of_the_houses_old_private_words(path: Path) -> None:
     assert not found, f"{path}: lines {found}"
 
 
+def test_the_readme_of_the_package_names_files_that_are_there() -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml))`", text))
+    assert len(named) > 20
+    assert not [name for name in named if not (PACKAGE / name).is_file() and not (ROOT / name).is_file()]
+
+
 def test_any_is_rare() -> None:
     names = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Name)]
     assert sum(node.id == "Any" for node in names) <= MAX_ANY

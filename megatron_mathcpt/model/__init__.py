@@ -10,6 +10,6 @@ field for what differs, `add_qkv_bias`, in `read_hf_shape` and `hf_config`; (2) 
 TransformerConfig, by `_OF_SHAPE` if the name is Megatron-Core's; (3) weights.py: the tensors by Megatron-
 Core's key (`...linear_qkv.bias`) in `packed_sizes`, their start in `RandomWeights`; `pack` and `unpack` in
 checkpoint/huggingface.py, and there and in train/loop.py AutoModelForCausalLM for LlamaForCausalLM; (4) only
-for other layers: `llama._layer_spec`; (5) a shape in tests/checkpoint/conftest.py: converted and back its
+for other layers: `llama._layer_spec`; (5) a shape in tests/support/llama_shapes.py: converted and back its
 weights must be equal to the bit, its logits those of transformers.
 """
