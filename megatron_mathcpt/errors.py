@@ -1,7 +1,7 @@
 """What a user can get wrong, as exceptions with a self-contained message.
 
 A message names the file, line or field, what was found, and what to do. `run_command` prints it as one
-line and exits with the documented status; any other exception is our bug and keeps its traceback.
+line and exits with status 2; any other exception is our bug and keeps its traceback.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-EXIT_BAD_INPUT = 2  # wrong input or config: do not requeue
+EXIT_BAD_INPUT = 2  # what another try would not change (input, a diverged run, a full disk): do not requeue
 EXIT_REQUEUE = 75  # stopped early at a step boundary after a save: requeue (EX_TEMPFAIL of sysexits.h)
 
 
@@ -40,7 +40,7 @@ class CheckpointError(MathCptError):
 
 
 class TrainingDiverged(MathCptError):
-    """Loss or gradient norm is no longer finite."""
+    """Gradients are not finite, too many steps in a row are skipped, or replicas differ."""
 
 
 class EvaluationError(MathCptError):

@@ -84,7 +84,10 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         ("synthesize missing.yaml --out OUT", "missing.yaml: cannot be read"),
         (f"train {BASE} train.seq_len=8 --out OUT", "train.seq_len: unknown key; did you mean 'seq_length'?"),
         (f"run {BASE} --only base --out OUT", "--only: takes effect in a study"),
-        (f"run {STUDY} --compare base2,base1 --out OUT", "as in --compare base1:base2"),
+        (
+            f"run {STUDY} --compare base2,base1 --out OUT",
+            "comparison base2,base1: expected BASELINE:CANDIDATE, as in base1:base2",
+        ),
         (f"dry-run {BASE}", "give the GPUs of a run with --gpus"),
         (f"dry-run {STUDY} {BASE} --out OUT", "is a study; give it alone"),
         (f"dry-run {STUDY} seed=3 --out OUT", "seed=3: give the GPUs of a run with --gpus"),

@@ -33,7 +33,7 @@ STUDIES: dict[str, Any] = {
         "runs": {"base": MODEL | SMALL, "base2": SMALL},
         "corpus": {"corpus": CORPUS | {"tokenizer.vocab_size": 512}},
         "evaluation": {"runs": ["base", "base2"], "max_new_tokens": 16},
-        "report": {"comparisons": [["base2", "base"]]},
+        "report": {"comparisons": ["base:base2"]},
     },
     "paper/study.yaml": {
         "scale": "tiny",
@@ -51,7 +51,7 @@ STUDIES: dict[str, Any] = {
         },
         "synthesis_set": {"budget": {"seeds": 100}},
         "evaluation": {"max_new_tokens": 8},
-        "report": {"comparisons": [["tutor_amp", "base1"], ["easy_sft", "base1"]], "study": True},
+        "report": {"comparisons": ["base1:tutor_amp", "base1:easy_sft"], "study": True},
     },
 }
 Finished = tuple[list[Any], Path]

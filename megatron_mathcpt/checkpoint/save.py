@@ -179,6 +179,9 @@ class Saver(AbstractContextManager["Saver"]):
         """
         self.finish()  # one at a time, as they share the host copies and the thread
         self._path = folders.checkpoint_path(self._run_folder, counts.step)
+        if self._layout.is_writer:
+            folders.begin(self._path)  # before the question for room: it removes what a killed save left
+        # A collective, so no rank writes before the folder is there.
         if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
             raise self._unwritable("less free space than the size of the newest checkpoint")
         writer = self._collect(model, optimizer)
@@ -206,9 +209,6 @@ class Saver(AbstractContextManager["Saver"]):
 
     def _collect(self, model: list[Llama], optimizer: MegatronOptimizer | None) -> ShardWriter:
         """Agree with the other ranks on who writes what, and collect this rank's share of the state."""
-        if self._layout.is_writer:
-            folders.begin(self._path)
-        dist.barrier()  # no rank may write before the folder exists
         writer = ShardWriter(folders.hidden_path(self._path), sync_files=False)  # fsynced when hashed
         try:
             state = sharded_model(model)

@@ -52,10 +52,10 @@ def download(
 @verb("corpora")
 def corpora(
     out: Annotated[Path, Option(help="folder to write")],
-    data: Annotated[Path | None, Option(help="folder of own <pool>.jsonl[.gz]")] = None,
+    data: Annotated[Path | None, Option(help="folder with your own <pool>.jsonl[.gz]")] = None,
     seed: Annotated[int, Option(help="seed of the problems and of the held-out choice")] = 0,
 ) -> None:
-    """Make raw pools and held-out problems: from this machine's Python, or from own data."""
+    """Make raw pools and held-out problems: from this machine's Python, or from your own data."""
     from megatron_mathcpt.data.corpora import make_corpora
 
     manifest = make_corpora(out, data, seed)
@@ -129,7 +129,9 @@ def synthesize(
     *,
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[int | None, Option(min=1, help="run so many seeds only; count accepted records")] = None,
+    pilot: Annotated[
+        int | None, Option(min=1, help="run this many seeds only; count what is accepted")
+    ] = None,
     preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
@@ -222,7 +224,7 @@ def show_dropped(
 
 @verb("lengths", inspect)
 def show_lengths(folder: Folder, pool: Pool = None, source: Source = None) -> None:
-    """Distributions of tokens a document, and of steps a problem, of each source."""
+    """Distributions of tokens per document, and of steps per problem, of each source."""
     _screen(folder).lengths(pool, source)
 
 

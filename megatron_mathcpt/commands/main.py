@@ -17,7 +17,10 @@ from megatron_mathcpt.errors import ConfigError, run_command
 
 Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
-Pairs = Annotated[list[str] | None, Option(metavar="BASELINE:CANDIDATE", help="test their difference")]
+Pairs = Annotated[
+    list[str] | None,
+    Option(metavar="BASELINE:CANDIDATE", help="test CANDIDATE minus BASELINE; may be given again"),
+]
 SECTIONS = {
     "Data": ("download", "corpora", "build", "tokenize", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "convert"),
@@ -88,17 +91,6 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     found = [*own, *(option.replace(kind=last.KEYWORD_ONLY) for option in options.values())]
     command.__signature__ = Signature(found)  # type: ignore[attr-defined]
     return command
-
-
-def pairs_of(texts: Sequence[str] | None) -> list[tuple[str, str]]:
-    """(candidate, baseline) of each `--compare`; raises `ConfigError` for another form."""
-    pairs = []
-    for text in texts or ():
-        baseline, _, candidate = text.partition(":")
-        if not (baseline and candidate) or "," in text or ":" in candidate:
-            raise ConfigError(f"--compare {text}: expected two runs, as in --compare base1:base2")
-        pairs.append((candidate, baseline))
-    return pairs
 
 
 def print_table(

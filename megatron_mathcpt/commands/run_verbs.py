@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, pairs_of, print_table, verb
+from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_table, verb
 from megatron_mathcpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Config = Annotated[str, Argument(metavar="CONFIG", help="YAML of a run or study, STUDY.yaml:RUN, quickstart")]
 Out = Annotated[Path | None, Option(help="folder of the run, or of results; default: the study's `out`")]
-Scale = Annotated[str | None, Option(help="the study at this scale of its file, as tiny")]
+Scale = Annotated[str | None, Option(help="a scale defined in the study file, as tiny")]
 Verify = Annotated[bool, Option(help="compare both models' logits")]
 _PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
 
@@ -34,7 +34,9 @@ def plan(
     global_batch_size: Annotated[int, Option(min=1, help="sequences per step")] = 1024,
     seq_length: Annotated[int, Option(min=1, help="tokens per sequence")] = 4096,
     hardware: Hardware = "h100",
-    memory_gib: Annotated[float | None, Option(help="limit; default 90 % of the card")] = None,
+    memory_gib: Annotated[
+        float | None, Option(help="GPU memory limit in GiB; default 90 % of the card")
+    ] = None,
     train_tokens: Annotated[float, Option(help="token budget of the run")] = 1e10,
     top: Annotated[int, Option(min=1, help="layouts to show")] = 10,
 ) -> None:
@@ -117,7 +119,7 @@ def start_training(
 class StudyOptions:
     """Options of a study, most of which one run does not take."""
 
-    data: Annotated[Path | None, Option(help="folder of own corpora: <pool>.jsonl or .jsonl.gz")] = None
+    data: Annotated[Path | None, Option(help="folder with your own corpora: <pool>.jsonl[.gz]")] = None
     benchmarks: Annotated[Path | None, Option(help="folder of benchmark sets, one sub-folder a set")] = None
     scale: Scale = None
     add: Annotated[list[Path] | None, Option(help="YAML file of one more run; may be given again")] = None
@@ -133,7 +135,7 @@ class StudyOptions:
             if given := [name for name, value in vars(self).items() if value and name != "scale"]:
                 raise ConfigError(f"--{given[0]}: takes effect in a study, and {config} is one run")
             return None
-        asked = Asked(self.scale, out, self.add or (), pairs_of(self.compare), self.only or ())
+        asked = Asked(self.scale, out, self.add or (), self.compare or (), self.only or ())
         return load_study(Path(config), asked, overrides)
 
     def stages(self, study: "Study", processes: int) -> "list[Stage]":
@@ -164,7 +166,7 @@ def show(
     """Print the complete config of a run, with what a study sets in it marked."""
     from megatron_mathcpt.config.resolved_study import load_run
 
-    address = str(Path(config, "config.yaml")) if Path(config).is_dir() else config
+    address = str(Path(config, "config.yaml")) if Path(config).is_dir() else _address(config)
     echo(load_run(address, overrides or (), scale).as_yaml(), nl=False)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands.main import Pairs, group, pairs_of, print_table, verb
+from megatron_mathcpt.commands.main import Pairs, group, print_table, verb
 from megatron_mathcpt.log import is_first_process
 
 
@@ -16,16 +16,16 @@ from megatron_mathcpt.log import is_first_process
 class Answering:
     """Items and generation settings: the keyword arguments of `evaluation.tasks.plan`."""
 
-    shots: Annotated[int, Option(min=0, help="add a form with so many worked examples")] = 0
+    shots: Annotated[int, Option(min=0, help="score a few-shot form too, with this many examples")] = 0
     limit: Annotated[int | None, Option(min=1, help="items of each task")] = None
     benchmark_limit: Annotated[int | None, Option(min=1, help="items of each benchmark set")] = None
     max_new_tokens: Annotated[int, Option(min=1, help="longest answer in tokens")] = 256
     batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64
     samples: Annotated[int, Option(min=1, help="answers drawn for each item")] = 1
     temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0
-    seed: Annotated[int, Option(help="of the draws")] = 0
-    backend: Annotated[Literal["hf", "megatron"], Option(help="who generates")] = "hf"
-    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="of the weights")] = "auto"
+    seed: Annotated[int, Option(help="seed for sampling answers")] = 0
+    backend: Annotated[Literal["hf", "megatron"], Option(help="generation back end")] = "hf"
+    params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="precision of the weights")] = "auto"
     tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1
     pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1
 
@@ -135,12 +135,13 @@ def report(
     quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
+    from megatron_mathcpt.config.resolved_study import pairs_of
     from megatron_mathcpt.report.page import build_report, print_report
     from megatron_mathcpt.report.read import finished_runs
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     out = out or root / "report"
-    build_report(root, out, runs=names, comparisons=pairs_of(compare), title=title, study=study)
+    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), title=title, study=study)
     if not quiet:
         print_report(out, title or root.resolve().name)
 

@@ -269,7 +269,7 @@ class ValidationSection(Section):
 
     sets: tuple[str, ...] = ()
     interval: int | None = Field(default=None, gt=0)
-    samples: int | None = Field(default=None, gt=0)  # at most so many sequences of each set
+    samples: int | None = Field(default=None, gt=0)  # at most this many sequences of each set
 
 
 class CheckpointSection(Section):
@@ -305,7 +305,7 @@ class FaultsSection(Section):
 
     non_finite: Literal["stop", "skip"] = "stop"
     spike_sigma: float | None = Field(default=None, gt=0)
-    spike_window: int = Field(default=128, ge=2)
+    spike_window: int = Field(default=128, ge=4)  # half of it must give a deviation
     replica_check_interval: int | None = Field(default=None, gt=0)
     hang_timeout_seconds: float = Field(default=1800.0, gt=0)
 

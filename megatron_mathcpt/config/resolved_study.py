@@ -98,13 +98,13 @@ class Asked:
     """What the command line decides of a study: its scale, its folder of results, and its runs.
 
     `add` are files of further runs (complete, or `name`, `from` and `set`), all scored; `compare` are further
-    pairs, candidate first; `only` names runs, and brings in the variants among them.
+    comparisons; `only` names runs, and brings in the variants among them.
     """
 
     scale: str | None = None
     out: Path | None = None
     add: Sequence[Path] = ()
-    compare: Sequence[tuple[str, str]] = ()
+    compare: Sequence[str] = ()
     only: Sequence[str] = ()
 
 
@@ -138,18 +138,30 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
             if name not in file.variants or name in asked.only
         },
         evaluation=evaluation,
-        comparisons=(*file.report.comparisons, *asked.compare),
+        comparisons=tuple(pairs_of([*file.report.comparisons, *asked.compare])),
         published=file.report.study,
     )
     _check_names(study, str(path))
     return study
 
 
+def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
+    """(candidate, baseline) of each BASELINE:CANDIDATE; raises `ConfigError` for another form."""
+    pairs = []
+    for text in comparisons:
+        baseline, _, candidate = text.partition(":")
+        if not (baseline and candidate) or "," in text or ":" in candidate:
+            raise ConfigError(f"comparison {text}: expected BASELINE:CANDIDATE, as in base1:base2")
+        pairs.append((candidate, baseline))
+    return pairs
+
+
 def _added_row(path: Path) -> tuple[str, Row]:
-    tree = base.read_tree(path)
-    if "from" not in tree:
+    if not {"from", "file", "set"} & base.read_tree(path).keys():
         return base.load_config(path, ExperimentConfig).name, Row(file=path.resolve())
     row = base.load_config(path, AddedRow)
+    if row.is_change:
+        raise ConfigError(f"{path}: from: missing; name the row of the study that it changes")
     return row.name, row.model_copy(update={"file": path.parent.resolve() / row.file} if row.file else {})
 
 

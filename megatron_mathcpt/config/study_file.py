@@ -68,17 +68,21 @@ class SynthesisNode(Section):
 
 
 class EvaluationNode(Section):
-    """Which runs are scored (None: all), on how many items of each benchmark set, and the longest answer."""
+    """Which runs are scored (None: all), and how.
+
+    `sets` are those of `--benchmarks` (none: the study's), `benchmark_limit` the items of each.
+    """
 
     runs: tuple[str, ...] | None = None
+    sets: tuple[str, ...] = ()
     max_new_tokens: int = Field(gt=0)
     benchmark_limit: int | None = Field(default=None, gt=0)
 
 
 class ReportNode(Section):
-    """Pairs of runs `[b, a]` whose difference b - a is tested; `study` adds those of arXiv 2501.14002."""
+    """Pairs BASELINE:CANDIDATE whose difference is tested; `study` adds those of arXiv 2501.14002."""
 
-    comparisons: tuple[tuple[str, str], ...] = ()
+    comparisons: tuple[str, ...] = ()
     study: bool = False
 
 

@@ -1,13 +1,15 @@
 """From a study to the list of its stages, in an order in which each can run.
 
-A stage is one verb of `mathcpt` that completes one folder. Its key hashes everything that decides its result:
-the verb's words, its config, the files it names, and the fingerprints of the folders it reads. Which folders
-these are follows from the paths in its config (see config/study_file.py).
+A stage is one verb of `mathcpt`, or a training, that completes one folder. Its key hashes everything that
+decides its result: the command, its config, the fingerprints of the folders of results that it reads, and of
+what it reads elsewhere size and time. Which these are follows from the paths in its config
+(config/study_file.py).
 """
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 
 from megatron_mathcpt.config.base import Model
@@ -25,7 +27,8 @@ class Stage:
     """One node of the graph: `command` completes `folder`, which gets a manifest of `kind`.
 
     `needs` names the stages whose folders are read; `files` are further inputs (benchmark items, corpora).
-    `config` is the YAML file that the command names, and its text.
+    `config` is the YAML file that the command names, and its text; `outside` are paths and patterns in it
+    that are no results of the study: raw corpora, weights.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     config: tuple[Path, str] | None = None
+    outside: tuple[str, ...] = ()
 
     def write_config(self) -> None:
         """Write the file that the command reads; an equal one stays as it is."""
@@ -57,6 +61,7 @@ class Stage:
                 "command": [word.replace(str(out), "OUT") for word in self.command[1:]],
                 "needs": {name: load_manifest(folders[name], None).fingerprint() for name in self.needs},
                 "files": [[path.name, hash_file(path)] for path in self.files],
+                "outside": {pattern: _stamps(pattern) for pattern in self.outside},
                 "config": self.config[1].replace(str(out), "OUT") if self.config else None,
             }
         )
@@ -107,19 +112,16 @@ class _Planner:
         for name, build in study.corpus.items():
             yield self.corpus(name, build)
         if study.synthesis:
-            config, needs = self._config("synthesis", study.synthesis)
             stub = ("--scripted",) if study.scripted else ()
-            command = _verb("synthesize", config[0], "--out", out / "synthesis", *stub)
-            yield Stage("synthesis", "synthesis", out / "synthesis" / _SHARD, command, needs, config=config)
+            stage = self.configured("synthesis", "synthesis", study.synthesis, _verb("synthesize"), *stub)
+            yield replace(stage, folder=stage.folder / _SHARD)
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
         for name, run in study.runs.items():
-            config, needs = self._config(name, run)
             # The module, not the verb, which would start another process: under srun every task is a worker.
-            command = (sys.executable, "-m", "megatron_mathcpt.train", str(config[0]))
-            command = (*command, "--out", str(out / name), "--processes", str(processes))
-            yield Stage(name, "run", out / name, command, needs, config=config)
+            module = (sys.executable, "-m", "megatron_mathcpt.train")
+            yield self.configured(name, "run", run, module, "--processes", str(processes))
             if name in self.scored:
                 folder = out / name / "hf"
                 command = _verb("convert", "to-hf", out / name, "--out", folder)
@@ -128,16 +130,13 @@ class _Planner:
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
-        if (
-            decontaminate and benchmarks
-        ):  # what the runs are scored on must not be in what they are trained on
+        if decontaminate and benchmarks:
+            # What the runs are scored on must not be in what they are trained on.
             sets = [*decontaminate.benchmarks, str(benchmarks)]
             wider = {"decontaminate": decontaminate.model_copy(update={"benchmarks": sets})}
             marks = {**build.marks, "decontaminate.benchmarks": "and --benchmarks"}
             build = Resolved(build.config.model_copy(update=wider), marks)
-        config, needs = self._config(name, build)
-        command = _verb("build", config[0], "--out", self.out / name)
-        return Stage(name, "corpus", self.out / name, command, needs, self.items, config)
+        return replace(self.configured(name, "corpus", build, _verb("build")), files=self.items)
 
     def evaluate(self, name: str) -> Stage:
         folder, benchmarks, asked = self.out / name, self.benchmarks, self.study.evaluation
@@ -149,6 +148,7 @@ class _Planner:
         words += ["--max-new-tokens", asked.max_new_tokens]
         words += ["--task", self.out / "corpora" / "evaluation"] if self.corpora else []
         words += ["--benchmarks", benchmarks] if benchmarks else []
+        words += ["--sets", ",".join(asked.sets)] if benchmarks and asked.sets else []
         words += ["--benchmark-limit", asked.benchmark_limit] if benchmarks and asked.benchmark_limit else []
         needs, command = (*self.corpora, f"{name}/hf"), _verb("evaluate", *words)
         return Stage(f"{name}/evaluation", "evaluation", folder / "evaluation", command, needs, self.items)
@@ -183,20 +183,36 @@ class _Planner:
                 )
         return packed
 
-    def _config(self, name: str, resolved: Resolved[Model]) -> tuple[tuple[Path, str], tuple[str, ...]]:
-        """The file that a stage reads, and the stages that make the results it names."""
-        needs: dict[str, None] = {}
+    def configured(
+        self, name: str, kind: str, resolved: Resolved[Model], program: tuple[str, ...], *options: str
+    ) -> Stage:
+        """The stage in which `program` completes the folder `name` from a config."""
+        needs, outside = dict[str, None](), list[str]()
         for field, value in leaves(resolved.config.model_dump(mode="json")).items():
             for text in value if isinstance(value, list) else [value]:
                 if inside := self.study.inside(text):
                     # Below `sft` each pool is a stage of its own, so the longest name is the maker.
                     makers = [maker for maker in self.names if inside.is_relative_to(maker)]
                     if not makers:
-                        raise ConfigError(
-                            f"{name}: {field}: no stage of study '{self.study.name}' makes {text}"
-                        )
+                        study = self.study.name
+                        raise ConfigError(f"{name}: {field}: no stage of study '{study}' makes {text}")
                     needs[max(makers, key=len)] = None
-        return (self.out / "configs" / f"{name}.yaml", resolved.as_yaml()), tuple(needs)
+                elif isinstance(text, str) and "/" in text:
+                    outside.append(text)
+        path, folder = self.out / "configs" / f"{name}.yaml", self.out / name
+        command = (*program, str(path), "--out", str(folder), *options)
+        config = (path, resolved.as_yaml())
+        return Stage(name, kind, folder, command, tuple(needs), config=config, outside=tuple(outside))
+
+
+def _stamps(pattern: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files that a path or pattern names, those of folders too.
+
+    Not hashes: raw corpora are terabytes, and the stage's own command hashes what it reads.
+    """
+    paths = (Path(name) for name in sorted(glob(pattern)))
+    files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
 
 def _verb(name: str, *words: object) -> tuple[str, ...]:

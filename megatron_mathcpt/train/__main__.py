@@ -3,8 +3,8 @@
     python -m megatron_mathcpt.train CONFIG [section.field=value ...] --out DIR [--processes N]
 
 Started alone it launches N local workers; under torchrun or srun it is a worker. Exit status: 0 target
-reached, 2 bad input, 75 stopped by a signal after a save (start it again to resume), else a crash or a hang
-(stacks in DIR/.stacks).
+reached, 2 bad input or a diverged run, 75 stopped by a signal after a save (start it again to resume), else a
+crash or a hang (stacks in DIR/.stacks).
 """
 
 import os

@@ -160,9 +160,7 @@ def test_the_readme_changes_one_thing_of_the_study_with_a_file_of_three_lines(tm
     assert example is not None
     mine = tmp_path / "mix_4_6.yaml"
     mine.write_text(re.sub("^    ", "", example[1], flags=re.MULTILINE))
-    study = load_study(
-        CONFIGS / "paper" / "study.yaml", Asked("tiny", add=[mine], compare=[("mix_4_6", "base")])
-    )
+    study = load_study(CONFIGS / "paper" / "study.yaml", Asked("tiny", add=[mine], compare=["base:mix_4_6"]))
     ours, like = study.runs["mix_4_6"].config, study.runs["mix_5_5"].config
     assert ours.data.blend == {"general": 0.2, "math_corpus": 0.32, "problem_solving": 0.48}
     assert ours.model_copy(update={"name": like.name, "data": like.data}) == like

@@ -1,6 +1,7 @@
 """A study's stages follow from the paths in its configs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
     ("field", "value", "message"),
     [
         ("evaluation.runs", ["kid"], "study.yaml: evaluation.runs names 'kid'"),
-        ("report.comparisons", [["base", "child"]], "names 'base', which is not scored"),
+        ("report.comparisons", ["child:base"], "names 'base', which is not scored"),
         ("runs.raw", {"from": "base"}, "runs.raw: another stage has this folder"),
         ("runs", {"../base": {"file": RUN}}, "String should match pattern"),
         ("runs.other", OTHER, "runs.other: .*sft/problems is made from"),
@@ -126,15 +127,34 @@ def test_wrong_names_are_errors(field: str, value: Any, message: str, tmp_path: 
 def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("name: mine\nfrom: child\nset: {seed: 2}\n")
-    found = stages(tmp_path, add=[mine], compare=[("mine", "child")])
+    found = stages(tmp_path, add=[mine], compare=["child:mine"])
     assert list(found)[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
     assert found["report"].command[-3:] == ("--compare", "child:mine", "--study")
     assert found["mine"].needs == found["child"].needs
     with pytest.raises(ConfigError, match="comparisons names 'yours'"):
-        stages(tmp_path, add=[mine], compare=[("mine", "yours")])
+        stages(tmp_path, add=[mine], compare=["yours:mine"])
     mine.write_text("name: base\nfrom: child\n")
     with pytest.raises(ConfigError, match="run 'base': the study has one of this name"):
         stages(tmp_path, add=[mine])
+
+
+def test_the_key_of_a_stage_changes_with_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "models" / "elsewhere"
+    weights.mkdir(parents=True)
+    (weights / "a.safetensors").write_bytes(b"1")
+
+    def key(**changed: Any) -> str:
+        stage = stages(tmp_path, **changed)["base"]
+        return replace(stage, needs=()).key({}, tmp_path / "out")
+
+    first = key()
+    assert key() == first
+    assert key(field="runs.base.set.seed", value=2) != first
+    (weights / "a.safetensors").write_bytes(b"22")
+    assert key() != first
 
 
 def test_only_some_runs(tmp_path: Path) -> None:
