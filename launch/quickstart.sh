@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on this machine: raw text in, two continued-pretraining runs out, scored and compared.
-#   bash launch/quickstart.sh [--out DIR] [--data DIR] [--benchmarks DIR] [--processes N] [--config GRID]
+#   bash launch/quickstart.sh [--out DIR] [--data DIR] [--benchmarks DIR] [--processes N] [--config STUDY]
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=$root/runs/quickstart
