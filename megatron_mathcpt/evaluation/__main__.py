@@ -1,6 +1,6 @@
 """lm-eval's own command line with our model and tasks: `mathcpt-lm-eval run ...`, or this package by `-m`.
 
-It takes every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
+It accepts every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
 `tasks/` need no `--include_path`. lm-eval 0.4.13 has no plugins, so both are registered before it parses its
 arguments.
 """
@@ -24,9 +24,8 @@ def main() -> None:
     if any("megatron_mathcpt" in argument for argument in sys.argv):
         use_cpu()  # before the first import of Megatron-Core
     model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron_lm:MegatronLM")
-    takes_tasks = any(argument.startswith("--tasks") for argument in sys.argv)
     # lm-eval takes one --include_path only: a user's own replaces ours.
-    if takes_tasks and "--include_path" not in sys.argv:
+    if any(argument.startswith("--tasks") for argument in sys.argv) and "--include_path" not in sys.argv:
         sys.argv += ["--include_path", str(TASKS_FOLDER)]
     run_command(cli_evaluate)
 

@@ -1,12 +1,8 @@
-"""Generate with a key-value cache, and score tokens, on a Megatron-Core model in any parallel layout.
-
-The next token is the most probable one, or sampled with the request's own seed.
-"""
+"""Generate with a key-value cache, and score tokens, on a Megatron-Core model in any parallel layout."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,15 +18,15 @@ from megatron_mathcpt.parallel import Layout
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
-# Chooses tokens [rows] from logits [rows, vocabulary]; the list has each row's index in its batch.
+# Returns tokens [rows], given logits [rows, vocabulary] and each row's index in the original batch.
 Chooser = Callable[[Tensor, list[int]], Tensor]
-# Finished rows leave when this share of a batch or less still runs; with graphs a new size costs some steps.
+# Drop finished rows once at most this share of a batch runs; with graphs, each new size costs a few steps.
 _SHRINK_SHARE, _SHRINK_SHARE_WITH_GRAPHS = 0.75, 0.5
-# Without cuDNN's attention, which spends milliseconds on a plan for every new length.
+# cuDNN's attention is left out: it spends milliseconds on planning for every new length.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Memory of one batch: leaves room for the bf16 weights of a 7B model on a GPU of 40 GB.
 BATCH_BYTES = 16 * 2**30
-# Memory for logits while scoring; one takes 2 or 4 bytes, then copies in fp32, fp64 and as log-probability.
+# Memory for logits while scoring: each takes 2 or 4 bytes, and its fp32, fp64 and log-probability copies 20.
 _LOGIT_BYTES, _BYTES_PER_LOGIT = 2**30, 24
 
 
@@ -57,8 +53,8 @@ def greedy(logits: Tensor, _rows: list[int]) -> Tensor:
 
 def sampler(seeds: list[int], *, temperature: float, top_p: float) -> Chooser:
     """Sample from the softmax at `temperature`, cut to the `top_p` nucleus."""
-    # One for each row: no other row, batch or layout changes what it samples. On the CPU, whose numbers are
-    # the same everywhere; the rest is on the GPU: 1.4 ms on an H100, 71 ms on a CPU.
+    # A generator per row makes its samples independent of other rows, batch and layout. On the CPU, whose
+    # random numbers are the same everywhere; the rest runs on the GPU: 1.4 ms on an H100, 71 ms on a CPU.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def choose(logits: Tensor, rows: list[int]) -> Tensor:
@@ -77,14 +73,13 @@ def sampler(seeds: list[int], *, temperature: float, top_p: float) -> Chooser:
 
 
 class Decoder:
-    """One replica of the model, which can no longer be trained; all its processes make the same calls."""
+    """One replica of the model, changed so that it cannot train; all its processes make the same calls."""
 
     def __init__(self, model: "GPTModel", shape: LlamaShape, layout: Layout) -> None:
         self._model = model.eval()
-        self._shape = shape
-        self._layout = layout
+        self._shape, self._layout = shape, layout
         self._dtype = next(model.parameters()).dtype
-        # Only where one GPU has the whole model: a step then contains no communication.
+        # Only if one GPU has the whole model: a step then contains no communication.
         self.graphs = layout.sizes.model_size == 1 and layout.device.type == "cuda"
         install_cache(model)
         # Megatron-Core compiles these fusions: tens of seconds at every start and new shape.
@@ -95,21 +90,20 @@ class Decoder:
         model.post_process = False
 
     def batches(self, lengths: Sequence[int], rows: int) -> list[list[int]]:
-        """Batches of indices of `lengths`, prompt and new tokens, of at most `rows` and `BATCH_BYTES`."""
-        found: list[list[int]] = []
-        # Longest first: a batch's lengths are similar, and its first decides what each of its rows takes.
-        room = 0
-        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-            if not room:
-                found.append([])
-                room = max(1, min(rows, BATCH_BYTES // (self.token_bytes * padded(lengths[index]))))
-            found[-1].append(index)
-            room -= 1
+        """Indices of `lengths` (prompt and new tokens) in batches of at most `rows` and `BATCH_BYTES`."""
+        # Longest first: a batch's lengths are similar, and its first row sets the memory of every row.
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        found = []
+        while order:
+            row_bytes = self.token_bytes * padded(lengths[order[0]])
+            size = max(1, min(rows, BATCH_BYTES // row_bytes))
+            found.append(order[:size])
+            del order[:size]
         return found
 
     @property
     def token_bytes(self) -> int:
-        """Memory of a token: keys and values in every layer of the process, and one layer's activations."""
+        """Memory per token: keys and values of all layers in this process, activations of one layer."""
         shape, sizes = self._shape, self._layout.sizes
         tensor = sizes.tensor_model_parallel_size
         layers = -(-shape.num_layers // sizes.pipeline_model_parallel_size)
@@ -130,7 +124,7 @@ class Decoder:
         running = set(rows)
         tokens = self._tensor([prompt[-1] for prompt in prompts])
         while running:
-            # Chosen on every stage, but only the last one has logits: its tokens count.
+            # Every stage chooses, but only the last one has logits: its choice is broadcast.
             tokens = self._from_last_stage(choose(step(tokens, cache), rows))
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if row in running and limits.add(found[row], token):
@@ -147,9 +141,9 @@ class Decoder:
     def score(self, sequences: Sequence[Sequence[int]], answers: Sequence[int]) -> list[tuple[float, bool]]:
         """Log-probability of the last `answers` tokens of each sequence; whether greedy would choose them."""
         positions = [
-            (row, len(sequence) - 1 - left)
+            (row, position)
             for row, (sequence, count) in enumerate(zip(sequences, answers, strict=True))
-            for left in range(count, 0, -1)
+            for position in range(len(sequence) - 1 - count, len(sequence) - 1)
         ]
         targets = [sequences[row][position + 1] for row, position in positions]
         hidden = self._forward(self._pad([sequence[:-1] for sequence in sequences]))
@@ -158,10 +152,8 @@ class Decoder:
             result = self._score_tokens(hidden[position, row], self._tensor(targets))
         else:
             result = torch.empty(2, len(targets), dtype=torch.float64, device=self._layout.device)
-        scores, is_greedy = self._from_last_stage(result).tolist()
-        ends = list(accumulate(answers))
-        parts = [slice(end - count, end) for end, count in zip(ends, answers, strict=True)]
-        return [(math.fsum(scores[part]), all(is_greedy[part])) for part in parts]
+        parts = self._from_last_stage(result).cpu().split(list(answers), 1)
+        return [(math.fsum(scores.tolist()), bool(is_greedy.all())) for scores, is_greedy in parts]
 
     def _score_tokens(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target and whether it is the most probable token, [2, tokens] in fp64."""

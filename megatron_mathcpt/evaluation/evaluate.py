@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
@@ -20,6 +18,7 @@ from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.log import get_logger, is_first_process
+from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
@@ -28,9 +27,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 logger = get_logger(__name__)
 
 
-def evaluate(
-    model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path
-) -> dict[str, JsonValue]:
+def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> JsonObject:
     """Score the model folder `model` on `files` (task name to benchmark file); return `results.json`.
 
     A killed run resumes. Raises `EvaluationError` for unusable inputs, before the model is loaded.
@@ -57,7 +54,7 @@ def _generate_samples(
     model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path
 ) -> tuple[dict[str, list[Sample]], Counter[str]]:
     """Generate and grade all outputs; count the prompts cut to leave room for the longest answer, by task."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # hide lm-eval's bars of milliseconds; `responses` has its own
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars last milliseconds; `responses` has its own
     from megatron_mathcpt.evaluation.responses import Request, generate_responses
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options of its command line
@@ -67,7 +64,7 @@ def _generate_samples(
         for item, text in zip(items, prompts(items, file.path, config.shots.get(name, 0)), strict=True):
             requests += [Request(name, item, text)] * config.samples
     lm = load(model, config)
-    # Precision and device change rounding, and so even greedy outputs; the model knows what `auto` became.
+    # Precision and device change rounding and so even greedy outputs; the model has resolved `auto`.
     precision = str(getattr(lm, "params_dtype", None) or lm.model.dtype)
     origin = {"model": identity, "precision": precision, "device": str(lm.device)}
     try:
@@ -80,23 +77,15 @@ def _generate_samples(
     cuts = Counter(request.task for request in each if len(lm.tok_encode(request.prompt)) > room)
     samples: dict[str, list[Sample]] = {name: [] for name in sets}
     for index, ((task, item, _), output) in enumerate(zip(requests, texts, strict=True)):
-        samples[task].append(
-            Sample(
-                id=item.id,
-                sample=index % config.samples if config.samples > 1 else None,
-                **grade_output(item, output),
-                stage=item.stage,
-                steps=item.steps,
-                gold=item.answer,
-                question=item.question,
-                output=output,
-            )
-        )
+        about = item.model_dump(include={"id", "stage", "steps", "question"})
+        graded = grade_output(item, output)
+        draw = index % config.samples if config.samples > 1 else None
+        samples[task].append(Sample(**about, **graded, sample=draw, gold=item.answer, output=output))
     return samples, cuts
 
 
 def model_name(folder: Path) -> str:
-    """Display name of a model: with its run for `<run>/hf` or a checkpoint, else the folder's own name."""
+    """Display name of a model: RUN for `RUN/hf`, RUN/STEP for a checkpoint, else the folder's own name."""
     whole = folder.resolve()
     if whole.name.startswith("step_"):
         return f"{whole.parent.parent.name}/{whole.name}"
@@ -114,10 +103,9 @@ def fingerprint(folder: Path, config: EvaluationConfig) -> str:
     index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
     if index.is_file():  # of a sharded model; an interrupted download lacks some of its files
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
+    if missing := sorted(name for name in names if not (folder / name).is_file()):
         raise EvaluationError(f"{folder / missing[0]}: missing, the model folder is not complete")
-    # Weights are hashed by samples of their bytes: no evaluation starts by reading 140 GB.
+    # Only samples of the weights' bytes are hashed: no evaluation should start by reading 140 GB.
     small = sorted(path for pattern in ("*.json", "*.model") for path in folder.glob(pattern))
     return hash_json({"weights": hf_fingerprint(folder)} | {path.name: hash_file(path) for path in small})
 
@@ -130,24 +118,21 @@ def load(folder: Path, config: EvaluationConfig) -> "TemplateLM":
         use_cpu()  # before the first import of Megatron-Core
         from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
 
-        model = MegatronLM(str(folder), **config.model_dump(include=set(MegatronOptions.model_fields)))
+        options = config.model_dump(include=set(MegatronOptions.model_fields))
+        model: TemplateLM = MegatronLM(str(folder), **options)
     else:
-        model = _load_hf(folder, config)
+        from lm_eval.models.huggingface import HFLM
+
+        from megatron_mathcpt.device import on_gpu
+
+        # On a GPU `auto` is the precision of the folder's weights, on a CPU fp32.
+        device, automatic = ("cuda", "auto") if on_gpu() else ("cpu", "float32")
+        dtype = _DTYPES.get(config.params_dtype, automatic)
+        try:
+            model = HFLM(pretrained=str(folder), device=device, dtype=dtype, batch_size=config.batch_size)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise EvaluationError(f"{folder}: cannot be loaded as a model: {error}") from error
     new, window = config.max_new_tokens, model.max_length
     if window <= new:
         raise EvaluationError(f"max_new_tokens {new}: the model's window is {window} tokens; ask for fewer")
     return model
-
-
-def _load_hf(folder: Path, config: EvaluationConfig) -> "TemplateLM":
-    from lm_eval.models.huggingface import HFLM
-
-    from megatron_mathcpt.device import on_gpu
-
-    # On a GPU `auto` is the precision of the folder's weights, on a CPU fp32.
-    device, automatic = ("cuda", "auto") if on_gpu() else ("cpu", "float32")
-    dtype = _DTYPES.get(config.params_dtype, automatic)
-    try:
-        return HFLM(pretrained=str(folder), device=device, dtype=dtype, batch_size=config.batch_size)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EvaluationError(f"{folder}: cannot be loaded as a model: {error}") from error

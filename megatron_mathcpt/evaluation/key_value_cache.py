@@ -1,9 +1,9 @@
 """Key-value cache for rows of different lengths, which stores keys with their rotary embedding applied.
 
 Megatron-Core's static cache has one length for the whole batch and rotates all its keys again for every new
-token; Transformer Engine's attention makes a new plan for every length. Here, what a decoding step reads and
-writes are tensors of fixed size and address until `end` grows by `BLOCK` or rows leave the batch, so that it
-can be captured as a CUDA graph.
+token; Transformer Engine's attention makes a new plan for every length. Here a decoding step reads and writes
+tensors of fixed size and address until `end` grows by `BLOCK` or rows leave the batch, so that it can be
+captured as a CUDA graph.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.attention import Attention
 
-# Attention reads a multiple of so many cached tokens. A larger block reads more masked keys for nothing, a
+# Attention reads cached tokens in multiples of this. A larger block reads more masked keys for nothing, a
 # smaller one captures more graphs, each at the cost of a step without a graph.
 BLOCK = 128
 
 
 def padded(length: int) -> int:
-    """`length` rounded up to whole blocks: what a row takes in the cache."""
+    """`length` rounded up to whole blocks: what a row occupies in the cache."""
     return -(-length // BLOCK) * BLOCK
 
 
@@ -98,12 +98,12 @@ class Cache(StaticInferenceContext):
 
 
 class CachedAttention(SdpaAttention):
-    """Causal attention; with a mask, added to the scores, that of one new token over the cached ones."""
+    """Causal attention as in `SdpaAttention`; with a mask, that of one new token over the cached ones."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
     ) -> Tensor:
-        """As `SdpaAttention`; with a mask [rows, 1, 1, keys], query is [1, rows, heads, channels]."""
+        """A mask [rows, 1, 1, keys] is added to the scores of `query` [1, rows, heads, channels]."""
         if attention_mask is None:
             return super().forward(query, key, value, None)
         # The query heads of a group become queries of one head, so that no key is repeated for them: with a

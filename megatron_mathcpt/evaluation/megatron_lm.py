@@ -4,15 +4,17 @@ Every process of a replica takes part in each forward pass. Replicas split the r
 results, so lm-eval sees one process: its own data parallelism pads repeated requests and miscounts them.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pydantic import BaseModel, ConfigDict
 
@@ -76,7 +78,6 @@ class MegatronLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Token that ends a document."""
         return int(self.tokenizer.eos_token_id)
 
     def close(self) -> None:
@@ -84,35 +85,30 @@ class MegatronLM(TemplateLM):
         parallel.stop()
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         dist.barrier()
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Tokenize; special tokens by the tokenizer's own default, as in lm-eval's `hf`."""
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **options))
+        """Tokenize; None adds special tokens, the tokenizer's own default, as in lm-eval's `hf`."""
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts of the requests, in their order, cut before the first stop string."""
         drawn = request_seeds([request.args[0] for request in requests], self.options.seed)
-        # A batch shares its limits and stop strings: group the requests by settings, seeds aside.
+        # A batch shares its limits and stop strings: group the requests by all settings but their seeds.
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             kind = {name: value for name, value in request.args[1].items() if name != "seed"}
             groups.setdefault(repr(sorted(kind.items())), []).append(index)
-        texts = [""] * len(requests)
+        texts: dict[int, str] = {}
         for members in groups.values():
-            prompts = [requests[index].args[0] for index in members]
-            seeds = [requests[index].args[1].get("seed", drawn[index]) for index in members]
-            found = self._generate(prompts, requests[members[0]].args[1], seeds)
-            for index, text in zip(members, found, strict=True):
-                texts[index] = text
-        return texts
+            prompts, settings = zip(*(requests[index].args for index in members), strict=True)
+            seeds = [each.get("seed", drawn[index]) for index, each in zip(members, settings, strict=True)]
+            texts |= zip(members, self._generate(prompts, settings[0], seeds), strict=True)
+        return [texts[index] for index in range(len(requests))]
 
-    def _generate(self, prompts: list[str], settings: dict[str, Any], seeds: list[int]) -> list[str]:
+    def _generate(self, prompts: Sequence[str], settings: dict[str, Any], seeds: list[int]) -> list[str]:
         stops = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
-        new_tokens = int(settings.get("max_gen_toks", self.options.max_gen_toks))
-        window = self.max_length
+        new_tokens, window = int(settings.get("max_gen_toks", self.options.max_gen_toks)), self.max_length
         if not 0 < new_tokens < window:
             raise EvaluationError(
                 f"max_gen_toks {new_tokens}: the model's window is {window}; ask for 1 to {window - 1}"
@@ -129,12 +125,12 @@ class MegatronLM(TemplateLM):
             if temperature > 0:
                 choose = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
             found = self._decoder.generate([encoded[index] for index in batch], limits, choose)
-            return [_cut(self.tokenizer.decode(new), stops) for new in found]
+            return [postprocess_generated_text(self.tokenizer.decode(new), stops, None) for new in found]
 
         return self._over_replicas([len(tokens) + new_tokens for tokens in encoded], generate)
 
     def _stop_condition(self, stops: Sequence[str]) -> Callable[[list[int]], bool]:
-        """Whether new tokens end with one of the strings `stops`, or a character or so after it."""
+        """Whether new tokens end with one of `stops`, perhaps followed by the rest of a token."""
         # Only a token with the last character of a stop string can complete one: others need no decoding.
         last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # part of a character may complete one
         may_stop = {token for token, text in enumerate(self._token_texts) if last & set(text)}
@@ -154,7 +150,7 @@ class MegatronLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether greedy generation gives it."""
         lengths, window = [len(continuation) for _, _, continuation in requests], self.max_length
-        # The first tokens of a longer one have no position: a negative index would score others instead.
+        # Some tokens of a longer one would have no position: a negative index would score others instead.
         if (size := max(lengths, default=0)) > window:
             raise EvaluationError(f"an answer of {size} tokens: the model's window is {window}; remove it")
         sequences = [(context + tokens)[-(window + 1) :] for _, context, tokens in requests]
@@ -165,24 +161,17 @@ class MegatronLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of each whole text, in disjoint windows of the model's length."""
-        windows: list[tuple[None, list[int], list[int]]] = []
-        owners: list[int] = []
-        for index, request in enumerate(requests):
-            rolling = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            windows += [(None, *make_disjoint_window(window)) for window in rolling]
-            owners += [index] * (len(windows) - len(owners))
-        totals = [0.0] * len(requests)
-        for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[owner] += score
-        return totals
+        texts: list[list[tuple[None, list[int], list[int]]]] = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0])
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            texts.append([(None, *make_disjoint_window(window)) for window in windows])
+        # All windows in one call, so that those of different texts share batches.
+        scores = iter(self._loglikelihood_tokens([window for windows in texts for window in windows]))
+        return [math.fsum(score for score, _ in islice(scores, len(windows))) for windows in texts]
 
     def _over_replicas(self, lengths: Sequence[int], compute: Callable[[list[int]], list[T]]) -> list[T]:
-        """Results of all requests, by `lengths`; each replica runs `compute` on its share of the batches."""
+        """Results of all requests; each replica runs `compute` on its share of the batches by `lengths`."""
         batches = self._decoder.batches(lengths, self.options.batch_size)
         mine: dict[int, T] = {}
         # Batches are sorted by length: taken in turns, every replica gets long and short ones.
@@ -193,12 +182,6 @@ class MegatronLM(TemplateLM):
             dist.all_gather_object(parts, mine, group=self.layout.groups.dp)
         whole = {index: result for part in parts for index, result in part.items()}
         return [whole[index] for index in range(len(lengths))]
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.partition(stop)[0] if stop else text
-    return text
 
 
 def _open_weights(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:

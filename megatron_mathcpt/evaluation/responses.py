@@ -34,7 +34,7 @@ Settings = dict[str, JsonValue]  # lm-eval's generation_kwargs
 
 
 class Request(NamedTuple):
-    """One prompt to generate for; an item with several draws is as many requests."""
+    """One prompt to complete; an item with several draws has as many requests."""
 
     task: str
     item: Item
@@ -60,11 +60,10 @@ def generate_responses(
     for members in track(batches, "responses", console=Console(stderr=True), disable=quiet):
         batch = [requests[index] for index in members]
         # Copies: a back end that appends its end token to the stop strings would change the next batch's key.
-        options = [deepcopy(settings) | {"seed": seeds[index]} for index in members]
-        prompts = [request.prompt for request in batch]
-        key = hash_json([identity, list(zip(prompts, options, strict=True))])
+        inputs = [(requests[index].prompt, deepcopy(settings) | {"seed": seeds[index]}) for index in members]
+        key = hash_json([identity, inputs])
         if len(known.get(key, ())) < len(batch):
-            rows = _generate(lm, batch, options, key)
+            rows = _generate(lm, batch, inputs, key)
             known[key] = {row.place: row.output for row in rows}
             if file:
                 for row in rows:
@@ -86,17 +85,17 @@ def _load_responses(path: Path, *, repair: bool) -> dict[str, dict[int, str]]:
     return known
 
 
-def _generate(lm: TemplateLM, batch: list[Request], options: list[Settings], key: str) -> list[Response]:
-    # For a back end without seeds: seeded from its key, a batch is the same wherever a run resumed.
-    torch.manual_seed(int(key[:12], 16))
+def _generate(
+    lm: TemplateLM, batch: list[Request], inputs: list[tuple[str, Settings]], key: str
+) -> list[Response]:
     if not getattr(lm, "takes_seeds", False):
-        options = [{name: value for name, value in each.items() if name != "seed"} for each in options]
+        for _, options in inputs:
+            del options["seed"]
+        # Seeded from its key instead, a batch has the same outputs wherever a run resumed.
+        torch.manual_seed(int(key[:12], 16))
     start = time.monotonic()
-    pairs = zip(batch, options, strict=True)
-    outputs = lm.generate_until(
-        [Instance("generate_until", {}, (request.prompt, each), 0) for request, each in pairs],
-        disable_tqdm=True,
-    )
+    instances = [Instance("generate_until", {}, arguments, 0) for arguments in inputs]
+    outputs = lm.generate_until(instances, disable_tqdm=True)
     seconds = round(time.monotonic() - start, 3)
     return [
         Response(

@@ -53,7 +53,7 @@ def plan(
 ) -> tuple[dict[str, Path], EvaluationConfig]:
     """Benchmark file of each task, and the config; raises `EvaluationError` for what cannot be scored.
 
-    `tasks` are NAME=FILE or folders, `sets` are benchmark sets of the folder `benchmarks`, by name.
+    `tasks` are NAME=FILE or folders, `sets` names benchmark sets of the folder `benchmarks`.
     """
     files = {name: file for text in tasks for name, file in named_files(text).items()}
     limits = dict.fromkeys(files, limit)
@@ -92,7 +92,7 @@ def dataset(
     shots: int = 0,
     benchmarks: str | None = None,
     items_per_set: int | None = None,
-    **_: object,  # lm-eval also passes the other metadata, among it all model arguments
+    **_: object,  # lm-eval also passes the other metadata, all model arguments included
 ) -> "dict[str, Dataset]":
     """Load a benchmark set as lm-eval's `custom_dataset`, each item with its prompt.
 
@@ -120,8 +120,8 @@ def prompts(items: tuple[Item, ...], path: Path, shots: int) -> list[str]:
 
 
 def score(doc: Mapping[str, object], outputs: list[str | list[str]]) -> dict[str, float]:
-    """lm-eval's `process_results`: the share of an item's outputs that is correct, and that is ungraded."""
-    # One request an item; its result is a list where a filter keeps several repeats.
+    """lm-eval's `process_results`: the shares of an item's outputs that are correct and ungraded."""
+    # One request per item; its result is a list where a filter keeps several repeats.
     texts = outputs[0] if isinstance(outputs[0], list) else [outputs[0]]
     verdicts = [grade_output(Item.model_validate(doc), text)["verdict"] for text in texts]
     correct, ungraded = (verdicts.count(status) / len(verdicts) for status in ("correct", "ungraded"))
@@ -148,8 +148,8 @@ def grade_output(item: Item, output: str) -> GradedOutput:
 
 
 def summarize(name: str, file: ItemFile, rows: list[Sample], cut: int, config: EvaluationConfig) -> TaskScore:
-    """Score one task from its samples, in the items' order, of which `cut` had a shortened prompt."""
-    # Draws of one item are not independent, as the errors below assume: only its first one counts.
+    """Score one task from its samples, in the items' order; `cut` of its prompts were truncated."""
+    # The errors below assume independent samples, and draws of one item are not: only the first one counts.
     first = [row for row in rows if not row.sample]
     correct = sum(row.correct for row in first)
     items = spread(file.items, config.limits.get(name))
@@ -181,7 +181,7 @@ def _score_draws(items: Sequence[Item], samples: list[Sample], draws: int) -> di
 
 
 def majority(answers: Sequence[str], kind: str) -> str:
-    """The most frequent answer, equal ones counted together; of a tie the first, '' if there is none."""
+    """The most frequent answer, counting equal ones together; the first of a tie, '' if there is none."""
     counts: Counter[str] = Counter()  # keyed by the first of equal answers
     for answer in filter(None, answers):
         same = (first for first in counts if first == answer or grade(first, answer, kind).equal)
@@ -202,7 +202,7 @@ def aggregates(tasks: dict[str, TaskScore]) -> dict[str, JsonValue]:
     known = [score for name in STUDY_SETS if (score := best.get(name) or tasks.get(name + FEW_SHOT))]
     result: dict[str, JsonValue] = {"higher_of_forms": higher} if higher else {}
     if len(known) == len(STUDY_SETS):
-        # Sets count alike, whatever their size, as in the study; their errors are independent.
+        # Sets have equal weight, whatever their size, as in the study; their errors are independent.
         result["mean_of_four"] = {
             "accuracy": sum(score.accuracy for score in known) / len(known),
             "stderr": math.sqrt(sum(score.stderr**2 for score in known)) / len(known),

@@ -18,6 +18,7 @@ from megatron_mathcpt.statistics import PairedComparison, compare_paired, holm, 
 
 ALPHA = 0.05  # family-wise error rate
 POOLED = "all tasks"
+Pair = tuple[str, str]  # runs: second, first
 _Test = tuple[str, str, str, list[bool], list[bool]]  # second, first, task, outcomes of both
 
 
@@ -59,11 +60,11 @@ class Comparison(PairedComparison):
         return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
 
     def as_json(self) -> dict[str, JsonValue]:
-        """Fields, verdict and sentence."""
+        """All fields, with verdict and sentence."""
         return asdict(self) | {"verdict": self.verdict, "sentence": self.sentence}
 
 
-def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple[Comparison, ...]:
+def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> tuple[Comparison, ...]:
     """Compare each pair (second, first) over all tasks in common, then by task, then by subset.
 
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
@@ -71,9 +72,8 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple
     by_name = {run.name: run for run in runs}
     families: tuple[list[_Test], ...] = [], [], []
     for pair in pairs:
-        for name in pair:
-            if name not in by_name:
-                raise EvaluationError(f"comparison names run '{name}'; there are: {', '.join(by_name)}")
+        if unknown := [name for name in pair if name not in by_name]:
+            raise EvaluationError(f"comparison names run '{unknown[0]}'; there are: {', '.join(by_name)}")
         second, first = (by_name[name] for name in pair)
         tasks = [task for task in second.scores if task in first.scores]
         if not tasks:
@@ -85,7 +85,7 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple
         after, before = ([right for _, outcomes in side for right in outcomes] for side in sides)
         families[0].append((*pair, POOLED, after, before))
         families[1].extend((*pair, task, a, b) for (task, a), (_, b) in zip(*sides, strict=True))
-        # Subsets span all tasks of a run: with other tasks they would be other items, and not paired.
+        # Subsets span all tasks of a run: in runs scored on other tasks they contain other, unpaired items.
         if second.scores.keys() == first.scores.keys():
             for name, found in second.subsets.items():
                 families[2].append((*pair, name, [*found.values()], [*first.subsets[name].values()]))
@@ -107,7 +107,7 @@ def compare_two(root: Path, second: str, first: str) -> tuple[list[tuple[str, st
     """Settings that differ, as (field, value of second, value of first); sentences of the paired tests."""
     runs = load_runs(root, [first, second])
     configs = (leaves(run.manifest.config) if run.manifest else {} for run in runs)
-    # An empty section sets nothing.
+    # An empty section sets nothing: a config without it is not different.
     before, after = ({field: value for field, value in config.items() if value != {}} for config in configs)
     fields = [field for field in before | after if before.get(field) != after.get(field)]
     settings = [(field, str(after.get(field, MISSING)), str(before.get(field, MISSING))) for field in fields]

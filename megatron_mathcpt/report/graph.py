@@ -1,4 +1,4 @@
-"""Graph of result folders: an edge leads from a folder to each one whose manifest has it as an input."""
+"""Graph of result folders: an edge leads from a folder to each one whose manifest lists it as an input."""
 
 import os
 from collections import Counter
@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 
 COLUMN_GAP, ROW_GAP = 46.0, 14.0
-_RUN_STAGES = ("run", "hf", "evaluation")  # in the order in which they are done
+_RUN_STAGES = ("run", "hf", "evaluation")  # in the order they run
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Graph:
 
     def __init__(self, nodes: Sequence[GraphNode], edges: Sequence[tuple[str, str]]) -> None:
         self.edges, self.depths = edges, {node.name: 0 for node in nodes}
-        for _ in nodes:  # depth is the longest path from a source: no longer than this many edges
+        for _ in nodes:  # depth is the longest path from a source, which has fewer edges than there are nodes
             for start, end in edges:
                 self.depths[end] = max(self.depths[end], self.depths[start] + 1)
         self.nodes = sorted(nodes, key=lambda node: self.depths[node.name])
@@ -48,7 +48,7 @@ class Graph:
             below[depth] += down
 
     def direct_edges(self) -> Iterator[tuple[str, str]]:
-        """The edges that no longer path implies (transitive reduction): others would clutter the picture."""
+        """Transitive reduction of the edges: those that a longer path implies would only be clutter."""
         below: dict[str, set[str]] = {node.name: set() for node in self.nodes}
         for node in reversed(self.nodes):
             for start, end in self.edges:
@@ -81,18 +81,18 @@ def find_manifests(root: Path, without: Path) -> dict[str, Manifest]:
 
 
 def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
-    """Graph of the outermost complete folders; those inside of one count as part of it."""
+    """Graph of the outermost complete folders; complete folders inside one count as part of it."""
     owner = {
         path: next(head for head in accumulate(path.split("/"), "{}/{}".format) if head in manifests)
         for path in manifests
     }
-    owners: dict[str, set[str]] = {}  # of each fingerprint and file's hash
+    owners: dict[str, set[str]] = {}  # by fingerprint or file hash
     kinds: dict[str, set[str]] = {}
     for path, manifest in manifests.items():
         kinds.setdefault(owner[path], set()).add(manifest.kind)
         for value in (manifest.fingerprint(), *(file.sha256 for file in manifest.outputs.values())):
             owners.setdefault(value, set()).add(owner[path])
-    # A file that several folders have, such as a tokenizer, does not say which of them was the input.
+    # A file that is in several folders, such as a tokenizer, does not identify which one was the input.
     made_by = {value: min(names) for value, names in owners.items() if len(names) == 1}
     edges = {
         (made_by[value], owner[path])

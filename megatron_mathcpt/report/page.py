@@ -13,12 +13,11 @@ from rich.table import Table
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import ALPHA, POOLED
+from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
 from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
-from megatron_mathcpt.report.study import load_published
 
 MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
@@ -29,13 +28,13 @@ def build_report(
     out: Path,
     *,
     runs: Sequence[str],
-    comparisons: Sequence[tuple[str, str]],
+    comparisons: Sequence[Pair],
     title: str = "",
     study: bool = False,
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
 
-    `study` compares runs with the names of published.yaml with the published figures. Raises as `load_runs`.
+    `study` compares runs that published.yaml names with the published figures. Raises as `load_runs` does.
     """
     loaded = load_runs(root, runs)
     manifests = find_manifests(root, without=out)
@@ -43,12 +42,12 @@ def build_report(
     seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
     graph = build_graph(root, manifests)
     report = {
-        "results": build_results(loaded, comparisons, manifests, graph, load_published() if study else None),
+        "results": build_results(loaded, comparisons, manifests, graph, study),
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    # Without its manifest the folder is incomplete until all of it is new.
+    # Without its manifest the folder is incomplete until all of it is rewritten.
     (out / FILE_NAME).unlink(missing_ok=True)
     write_atomically(out / "report.json", text.encode() + b"\n")
     up = Path(os.path.relpath(root, out)).as_posix()
@@ -117,7 +116,6 @@ def _fill_template(template: str, **content: Any) -> str:
     found.trim_blocks = found.lstrip_blocks = True
     names = ("points", "significant", "p_value", "tokens", "seconds", "number")
     found.filters |= {name: getattr(figures, name) for name in names}
-    found.filters["lower_first"] = lambda text: text[:1].lower() + text[1:]
     return found.get_template(template).render(content)
 
 

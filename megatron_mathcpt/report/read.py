@@ -16,7 +16,7 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
 from megatron_mathcpt.report import figures
 
-# Least number of reasoning steps. The boundaries are ours; those of the study's difficulties are unknown.
+# Minimum number of reasoning steps. The boundaries are ours: the study does not give those of its levels.
 _STEPS = (("up to 2 steps", 0), ("3 or 4 steps", 3), ("5 and more steps", 5))
 SUBSETS = ("primary school", "middle school", "high school", *(name for name, _ in _STEPS))
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
@@ -36,7 +36,7 @@ def _find(root: Path, what: str) -> list[str]:
     """Folders with metrics or scores, by path relative to `root`, sorted."""
     found = []
     for name, below, files in os.walk(root):
-        # A run's checkpoints are many and large, and none is a run.
+        # Checkpoints are many and large, and none of them is a run.
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "checkpoints")
         done = FILE_NAME in files or what == "run"
         if (METRICS in files and done) or _is_scored(Path(name)):
@@ -72,7 +72,7 @@ class Run:
 
     name: str
     folder: Path
-    manifest: Manifest | None  # none, and no metrics, of a model that was only scored
+    manifest: Manifest | None  # None, with no metrics, for a model that was only scored
     metrics: tuple[MetricRow, ...]
     scores: dict[str, TaskScore]
     outcomes: dict[str, dict[str, bool]]  # by task: item id to correct, in the items' order
@@ -88,7 +88,7 @@ def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
     for task in tasks_of(runs):
         scored = [run for run in runs if task in run.scores]
         for run in scored[1:]:
-            # Their order counts too: paired tests match items by position.
+            # Order matters too: paired tests match items by position.
             if list(run.outcomes[task]) != list(scored[0].outcomes[task]):
                 path, other = (samples_path(found.folder / "evaluation", task) for found in (run, scored[0]))
                 raise EvaluationError(f"{path}: other items than {other}; score both runs on the same data")
@@ -105,7 +105,7 @@ def _load_run(folder: Path, name: str) -> Run:
     if _is_scored(folder):
         load_manifest(scored, evaluation_folder.KIND)
         scores = load_results(scored).tasks
-    # A folder with neither is taken for a run, so that the error names its missing manifest.
+    # A folder with neither is treated as a run, so that the error names its missing manifest.
     trained = (folder / METRICS).exists() or not _is_scored(folder)
     load = evaluation_folder.load_first_answers
     answers = {task: load(scored, task, score) for task, score in scores.items()}

@@ -17,11 +17,11 @@ from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import compare_runs
+from megatron_mathcpt.report.comparison import Pair, compare_runs
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.graph import Graph
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
-from megatron_mathcpt.report.study import Published, build_study, study_pairs
+from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 MAX_POINTS = 120  # of a curve
@@ -32,14 +32,11 @@ ALL_RUNS_UP_TO = 4  # with more runs, an item shows only the two compared
 
 
 def build_results(
-    runs: Sequence[Run],
-    pairs: Sequence[tuple[str, str]],
-    manifests: dict[str, Manifest],
-    graph: Graph,
-    published: Published | None,
+    runs: Sequence[Run], pairs: Sequence[Pair], manifests: dict[str, Manifest], graph: Graph, study: bool
 ) -> dict[str, JsonValue]:
-    """Everything the page shows except times and versions, as JSON."""
-    # In one list with the study's: all comparisons on a page share the families of Holm's correction.
+    """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
+    published = load_published() if study else None
+    # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
     comparisons = compare_runs(runs, compared)
     tokens = _mathematics_tokens(manifests, graph)
@@ -53,10 +50,7 @@ def build_results(
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
         "samples": choose_samples(runs, compared),
-        "graph": {
-            "nodes": [asdict(node) for node in graph.nodes],
-            "edges": [[*edge] for edge in graph.edges],
-        },
+        "graph": {"nodes": [*map(asdict, graph.nodes)], "edges": [[*edge] for edge in graph.edges]},
     }
 
 
@@ -73,7 +67,7 @@ def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, di
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
-    """All versions of each package, and commits, that made the folders; more than one is a warning sign."""
+    """Every version of each package, and commit, that built a folder; more than one is a warning sign."""
     versions: dict[str, set[str]] = {}
     for manifest in manifests.values():
         for package, version in {**manifest.versions, "commit": manifest.commit}.items():
@@ -107,14 +101,14 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
 def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
     """Losses against consumed tokens, thinned to about `MAX_POINTS`."""
     points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
-    # Training loss is noisy: means over windows, each at its last row. Of validation every n-th value.
+    # Training loss is noisy: it is averaged over windows, each plotted at its last row.
     size = -(-len(points) // MAX_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     pools: dict[str, list[Point]] = {}
     for row in rows:
         for pool, loss in (row.validation or {}).items():
             pools.setdefault(pool, []).append((float(row.consumed_tokens), loss))
-    # Counted from the end, which is the value that tables show.
+    # Every n-th validation loss, counted from the last one, which tables show.
     thinned = {pool: curve[::-1][:: -(-len(curve) // MAX_POINTS)][::-1] for pool, curve in pools.items()}
     means = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
     return {"train_loss": means, "validation_loss": thinned}
@@ -139,7 +133,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
-    """Tokens of all pools but the general one that each run and those it started from saw."""
+    """Tokens of all pools except the general one that each run saw, its parent runs included."""
     total: dict[str, int] = {}
     for node in graph.nodes:  # in topological order: parents first
         manifest = manifests[node.name]
@@ -164,8 +158,8 @@ def _synthesis(folders: dict[str, Any]) -> dict[str, JsonValue]:
     return found
 
 
-def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> list[JsonValue]:
-    """About `MAX_ITEMS` problems with the runs' outputs, of each comparison, task and kind of `_kinds`."""
+def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue]:
+    """About `MAX_ITEMS` items with the runs' outputs, spread over comparisons, tasks and kinds (`_kinds`)."""
     by_name = {run.name: run for run in runs}
     cells = [(pair, *cell) for pair in pairs for cell in _kinds(*(by_name[name] for name in pair))]
 
@@ -190,12 +184,12 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> lis
 
 def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
     """Items of each task in common by which of the two runs is correct, as (task, kind, ids)."""
-    only = {(True, False): f"only {second.name}", (False, True): f"only {first.name}"}
+    kinds = {(True, False): f"only {second.name}", (False, True): f"only {first.name}"}
+    kinds |= {(True, True): "both", (False, False): "neither"}
     for task, after in second.outcomes.items():
         before = first.outcomes.get(task, {})
-        for outcome, kind in (only | {(True, True): "both", (False, False): "neither"}).items():
-            ids = [item for item, right in before.items() if (after[item], right) == outcome]
-            if ids:
+        for outcome, kind in kinds.items():
+            if ids := [item for item, right in before.items() if (after[item], right) == outcome]:
                 yield task, kind, ids
 
 

@@ -12,10 +12,9 @@ from pydantic import Field, JsonValue
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import POOLED, Comparison
+from megatron_mathcpt.report.comparison import POOLED, Comparison, Pair
 from megatron_mathcpt.report.read import Run
 
-Pair = tuple[str, str]
 Runs = Mapping[str, Any]  # the runs of report.json, by name
 
 
@@ -45,7 +44,7 @@ class PublishedTable(Section):
 
 
 class StudyResult(Section):
-    """One result of the study: pairs (better, worse) that it claims; `matched` differ in one thing only."""
+    """One result of the study: the (better, worse) pairs it claims; `matched` ones differ in one factor."""
 
     text: str
     published: str
@@ -61,12 +60,11 @@ class Published(Section):
 
 
 def load_published() -> Published:
-    """Load published.yaml."""
     return load_config(Path(__file__).with_name("published.yaml"), Published)
 
 
 def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
-    """Pairs of the study's results whose runs exist here and are scored."""
+    """Pairs of the study's results whose runs are in this report and scored."""
     scored = {run.name for run in runs if run.scores}
     pairs = [pair for result in published.results for pair in (*result.pairs, *result.matched)]
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= scored]
@@ -126,8 +124,6 @@ def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) 
         if known := [run[field] for run in rows if run[field] is not None]:
             ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
             size.append(f"{' to '.join(ends)} {unit}")
-    return own | {
-        **result.model_dump(include={"text", "published"}),
-        "size": ", ".join(size) if own["tests"] else "",
-        "matched": matched if result.matched else None,
-    }
+    texts = result.model_dump(include={"text", "published"})
+    texts["size"] = ", ".join(size) if own["tests"] else ""
+    return own | texts | {"matched": matched if result.matched else None}
