@@ -1,6 +1,5 @@
 """How one model is scored: which items, and how its answers are generated."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -43,20 +42,3 @@ class EvaluationConfig(Section):
         if self.temperature > 0:
             settings |= {"temperature": self.temperature, "top_p": self.top_p}
         return settings
-
-
-class Baseline(Section):
-    """A Hugging Face folder, and its `size` in billions of parameters."""
-
-    hf: Path
-    size: float = Field(gt=0)
-
-
-class BaselinesConfig(Section):
-    """An evaluation list: every model on the same sets, zero-shot and with a set's `shots` examples."""
-
-    name: str = Field(min_length=1)
-    models: dict[str, Baseline] = Field(min_length=1)
-    sets: tuple[str, ...] = Field(min_length=1)
-    shots: dict[str, int] = Field(default_factory=dict)
-    max_new_tokens: int = Field(gt=0)
