@@ -138,7 +138,7 @@ class StudyOptions:
         asked = Asked(self.scale, out, self.add or (), self.compare or (), self.only or ())
         return load_study(Path(config), asked, overrides)
 
-    def stages(self, study: "Study", processes: int) -> "list[Stage]":
+    def stages(self, study: "Study", processes: int | None) -> "list[Stage]":
         """The stages of `study` that were asked for."""
         from megatron_mathcpt.experiment.stages import build_stages
 
@@ -195,12 +195,13 @@ def dry_run(
     study = asked.study(files[0], overrides, out)
     if study is not None and len(files) > 1:
         raise ConfigError(f"{files[0]}: is a study; give it alone")
+    if study is None and out is not None:
+        raise ConfigError(f"--out {out}: takes effect in a study, and {files[0]} is one run")
     if not gpus and (study is None or overrides):
         raise ConfigError(f"{[*overrides, *files][0]}: give the GPUs of a run with --gpus")
     if study is not None:
-        stages = asked.stages(study, gpus or 2)
-        states = ["done" if stage.is_done() else "to do" for stage in stages]
-        rows = [(one.name, _shortened(one.needs), state) for one, state in zip(stages, states, strict=True)]
+        stages = asked.stages(study, gpus)
+        rows = [(stage.name, _shortened(stage.needs), _state(stage)) for stage in stages]
         print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
         # A run without `model` has the shape of its starting weights, which may not be there yet.
         trained = [study.runs[stage.name] for stage in stages if stage.kind == "run"]
@@ -210,8 +211,15 @@ def dry_run(
     if gpus:
         runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
         Console().print(as_table(runs, f"{gpus} {hardware}"))
+        if study is not None and len(loaded) < len(trained):
+            echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
         hours = sum(run.gpu_hours for run in runs.values())
         echo(f"{hours:,.0f} GPU-hours of training on {hardware}, by the planner")
+
+
+def _state(stage: "Stage") -> str:
+    field = stage.changed_field()
+    return f"done with another {field}" if field else "done" if stage.is_done() else "to do"
 
 
 def _shortened(names: Sequence[str]) -> str:

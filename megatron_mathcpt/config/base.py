@@ -21,7 +21,7 @@ from megatron_mathcpt.errors import ConfigError, one_line
 class Section(BaseModel):
     """Base of every config model: unknown keys are errors, nothing is converted, nothing changes later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def check(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
@@ -52,7 +52,7 @@ def build_config(tree: Tree, model: type[Model], overrides: Sequence[str], where
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error, model)}") from error
     except TypeError as error:
-        raise ConfigError(f"{where}: a value is no text, number, list or mapping: {error}") from error
+        raise ConfigError(f"{where}: a value is not a text, number, list or mapping: {error}") from error
 
 
 def dump_yaml(config: BaseModel, marks: Mapping[str, str] | None = None) -> str:
@@ -103,7 +103,7 @@ def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
     """Set the field of that full path; `origin` names who sets it in errors."""
     *sections, last = field.split(".")
     if not all([*sections, last]):
-        raise ConfigError(f"{origin}: '{field}' is no full path of a field (section.field)")
+        raise ConfigError(f"{origin}: '{field}' is not a full field path (section.field)")
     for name in sections:
         below = tree.setdefault(name, {})
         if not isinstance(below, dict):
@@ -118,14 +118,16 @@ def _parse(text: str, where: str) -> JsonValue:
     try:
         found: JsonValue = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {one_line(str(error))}") from error
+        raise ConfigError(
+            f"{where}: not valid YAML: {one_line(str(error).split('To suppress')[0])}"
+        ) from error
     return found
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     details = error.errors(include_url=False)
     first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
-    field = ".".join(map(str, first["loc"])) or "(top level)"
+    field = ".".join(map(str, first["loc"]))
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, first["loc"][:-1])
@@ -135,7 +137,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{field}: missing; it has no default and must be decided{more}"
     shown = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r})"
-    return f"{field}: {first['msg'].removeprefix('Value error, ')}{shown}{more}"
+    where = f"{field}: " if field else ""  # a check of the whole names its fields itself
+    return f"{where}{first['msg'].removeprefix('Value error, ')}{shown}{more}"
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

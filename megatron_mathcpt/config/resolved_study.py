@@ -4,6 +4,7 @@
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +16,17 @@ from megatron_mathcpt.config import base
 from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.study_file import AddedRow, CorporaNode, EvaluationNode, Row, Scale, StudyFile
+from megatron_mathcpt.config.study_file import (
+    NAME,
+    AddedRow,
+    CorporaNode,
+    EvaluationNode,
+    Row,
+    Scale,
+    StudyFile,
+)
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, one_line
 
 RESERVED = ("corpora", "configs", "synthesis", "sft", "report")  # folders of results that are no run's
 MAX_STEPS = 2  # from a row to its complete file: a run of the study, and its matched twin
@@ -50,14 +59,10 @@ class Study:
     synthesis: Resolved[SynthesisConfig] | None
     scripted: bool
     runs: Mapping[str, Resolved[ExperimentConfig]]
+    scored: tuple[str, ...]
     evaluation: EvaluationNode
     comparisons: tuple[tuple[str, str], ...]
     published: bool
-
-    @property
-    def scored(self) -> tuple[str, ...]:
-        """The runs that are scored."""
-        return tuple(self.runs) if self.evaluation.runs is None else self.evaluation.runs
 
     def inside(self, path: object) -> Path | None:
         """`path` below the folder of results; None if it lies elsewhere or is no path."""
@@ -69,7 +74,7 @@ class Study:
 def is_study(address: str | Path) -> bool:
     """Whether `address` is a study file, rather than one run: a complete file, or `STUDY.yaml:RUN`."""
     path, _ = _split(address)
-    return path == Path(address) and "runs" in base.read_tree(path)
+    return path == Path(address) and bool({"runs", "corpus", "out"} & base.read_tree(path).keys())
 
 
 def _split(address: str | Path) -> tuple[Path, str]:
@@ -97,8 +102,8 @@ def load_run(
 class Asked:
     """What the command line decides of a study: its scale, its folder of results, and its runs.
 
-    `add` are files of further runs (complete, or `name`, `from` and `set`), all scored; `compare` are further
-    comparisons; `only` names runs, and brings in the variants among them.
+    `add` are files of further runs, all scored: `name`, `from` and `set`, or complete, at any scale as they
+    are. `compare` are further comparisons; `only` are the runs to score, variants too.
     """
 
     scale: str | None = None
@@ -115,34 +120,47 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     """
     reader = _Reader(path, asked.scale, asked.out)
     reader.out = reader.out.resolve()  # a stage may run in another working folder
-    file, at, runs = reader.file, reader.at, reader.rows["runs"]
-    more = {
-        name: _Layers(row.file, row.from_, ((name, row.set),)) for name, row in map(_added_row, asked.add)
-    }
-    if twice := sorted(runs.keys() & more):
-        raise ConfigError(f"run '{twice[0]}': the study has one of this name; choose another")
-    runs |= more
-    evaluation, synthesis = at.evaluation or file.evaluation, at.synthesis or file.synthesis
-    if evaluation.runs is not None:
-        evaluation = evaluation.model_copy(update={"runs": (*evaluation.runs, *more)})
+    file, at, rows = reader.file, reader.at, reader.rows["runs"]
+    variants = file.variants.keys() - set(asked.only)
+    for name, row in map(_added_row, asked.add):
+        if name in rows:
+            raise ConfigError(f"run '{name}': the study has one of this name; choose another")
+        rows[name] = _Layers(row.file, row.from_, ((name, row.set),))
+    added = tuple(rows)[-len(asked.add) :] if asked.add else ()
+    evaluation = at.evaluation or file.evaluation
+    runs = {
+        name: reader.run(name, overrides) for name in rows
+    }  # variants too, so that none has a wrong field
     study = Study(
         name=file.name,
         out=reader.out,
         corpora=at.corpora or file.corpora,
         corpus={name: reader.resolve("corpus", name, Corpus) for name in reader.rows["corpus"]},
-        synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if synthesis else None,
-        scripted=synthesis is not None and synthesis.scripted,
-        runs={
-            name: reader.run(name, overrides)
-            for name in runs
-            if name not in file.variants or name in asked.only
-        },
+        synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if reader.synthesis else None,
+        scripted=reader.synthesis is not None and reader.synthesis.scripted,
+        runs={name: run for name, run in runs.items() if name not in variants},
+        scored=tuple(name for name in rows if name not in variants),
         evaluation=evaluation,
-        comparisons=tuple(pairs_of([*file.report.comparisons, *asked.compare])),
+        comparisons=tuple(pairs_of(file.report.comparisons)),
         published=file.report.study,
     )
+    if evaluation.runs is not None:
+        study = replace(study, scored=(*evaluation.runs, *added))
     _check_names(study, str(path))
-    return study
+    return _restricted(study, added, asked)
+
+
+def _restricted(study: Study, added: Sequence[str], asked: Asked) -> Study:
+    """The study with what the command line asks of its scores, which must be possible."""
+    if unknown := sorted(set(asked.only) - study.runs.keys()):
+        raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(study.runs)}")
+    if asked.only and (left := sorted(set(added) - set(asked.only))):
+        raise ConfigError(f"--only: leaves out '{left[0]}' of --add; name it too")
+    scored, pairs = tuple(asked.only) or study.scored, pairs_of(asked.compare)
+    for name in (name for pair in pairs for name in pair if name not in scored):
+        raise ConfigError(f"--compare: names '{name}', which is not scored; scored are: {', '.join(scored)}")
+    kept = [pair for pair in study.comparisons if set(pair) <= set(scored)]
+    return replace(study, scored=scored, comparisons=(*kept, *pairs))
 
 
 def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
@@ -150,7 +168,7 @@ def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for text in comparisons:
         baseline, _, candidate = text.partition(":")
-        if not (baseline and candidate) or "," in text or ":" in candidate:
+        if not (baseline and candidate) or "," in text or ":" in candidate or baseline == candidate:
             raise ConfigError(f"comparison {text}: expected BASELINE:CANDIDATE, as in base1:base2")
         pairs.append((candidate, baseline))
     return pairs
@@ -158,7 +176,10 @@ def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
 
 def _added_row(path: Path) -> tuple[str, Row]:
     if not {"from", "file", "set"} & base.read_tree(path).keys():
-        return base.load_config(path, ExperimentConfig).name, Row(file=path.resolve())
+        name = base.load_config(path, ExperimentConfig).name
+        if not re.fullmatch(NAME, name):
+            raise ConfigError(f"{path}: name: '{name}' cannot name a folder; it must match {NAME}")
+        return name, Row(file=path.resolve())
     row = base.load_config(path, AddedRow)
     if row.is_change:
         raise ConfigError(f"{path}: from: missing; name the row of the study that it changes")
@@ -172,8 +193,11 @@ def _check_names(study: Study, where: str) -> None:
             raise ConfigError(f"{where}: {place} names '{unknown[0]}', which is not under runs")
     if unscored := sorted(compared - set(study.scored)):
         raise ConfigError(f"{where}: report.comparisons names '{unscored[0]}', which is not scored")
-    if taken := sorted(set(study.runs) & {*RESERVED, *study.corpus}):
-        raise ConfigError(f"{where}: runs.{taken[0]}: another stage has this folder; choose another name")
+    for kind, rows, others in ("runs", study.runs, study.corpus), ("corpus", study.corpus, ()):
+        if taken := sorted(set(rows) & {*RESERVED, *others}):
+            raise ConfigError(
+                f"{where}: {kind}.{taken[0]}: another stage has this folder; choose another name"
+            )
 
 
 class _Layers(NamedTuple):
@@ -194,7 +218,10 @@ class _Reader:
             raise ConfigError(f"--scale {scale}: {path} has no such scale; there are: {known}")
         file, at = self.file, self.file.scale[scale] if scale else Scale(out=self.file.out)
         self.scale, self.at, self.out = scale, at, out or at.out
-        node, source = at.synthesis or file.synthesis, f"scale {scale}"
+        # A path of results may be written below any of these; the last is where they are.
+        self.moved = {folder for one in (file.out, at.out, self.out) for folder in (one, one.resolve())}
+        self.synthesis = node = at.synthesis or file.synthesis
+        source = f"scale {scale}"
         self.rows = {
             "runs": _layered(file.runs | file.variants, at.runs, source, at.set),
             "corpus": _layered(file.corpus, at.corpus, source, {}),
@@ -212,7 +239,8 @@ class _Reader:
                 )
             chain.insert(0, row.from_)
         if row is None:
-            raise ConfigError(f"{self.path}: {kind}: no row '{chain[0]}'; there are: {', '.join(rows)}")
+            where = f"{self.path}: {kind}.{name}"
+            raise ConfigError(f"{where}: no row '{chain[0]}'; there are: {', '.join(rows)}")
         return chain
 
     def resolve(
@@ -229,10 +257,10 @@ class _Reader:
         # A run is named after its folder; a build that is a complete file keeps the name in it.
         if kind == "runs" or rows[name].file is None:
             draft.tree["name"] = name
-        for path, value, _ in map(base.parse_override, overrides):
-            draft.set({path: value}, "the command line")
+        given = {path: value for path, value, _ in map(base.parse_override, overrides)}
+        draft.set(given, "the command line")
         # Last, so that paths set in rows and on the command line move like those of the file.
-        draft.move(draft.tree, self.file.out, self.out)
+        draft.move(draft.tree, [folder for folder in self.moved if len(folder.parts) > 1], self.out)
         return Resolved(base.build_config(draft.tree, model, (), draft.where), draft.marks)
 
     def run(self, name: str, overrides: Sequence[str]) -> Resolved[ExperimentConfig]:
@@ -269,25 +297,33 @@ class _Draft:
 
     def set(self, changes: Mapping[str, JsonValue], source: str) -> None:
         for path, value in changes.items():
-            base.set_field(self.tree, path, copy.deepcopy(value), f"{self.where}: set.{path}")
+            where = f"{self.where}: set.{path}"
+            if path == "name":
+                raise ConfigError(f"{where}: a row is named by its key; rename that")
+            if later := [name for name in changes if path.startswith(f"{name}.")]:
+                raise ConfigError(f"{where}: {later[0]} is set as a whole; write this inside it")
+            base.set_field(self.tree, path, copy.deepcopy(value), where)
             # Setting a section replaces what was set inside it before.
             self.marks = {name: mark for name, mark in self.marks.items() if not name.startswith(f"{path}.")}
             before: JsonValue = self.original
             for name in path.split("."):
                 before = before.get(name) if isinstance(before, dict) else None
             was = "" if before is None or isinstance(before, dict) else f"; {self.file} has {before}"
-            self.marks[path] = f"set by {source}{was}"
+            self.marks[path] = one_line(f"set by {source}{was}")
 
-    def move(self, tree: Tree, old: Path, new: Path, prefix: str = "") -> None:
-        """Put `new` in the place of `old` in every path below it."""
+    def move(self, tree: Tree, folders: Sequence[Path], new: Path, prefix: str = "") -> None:
+        """Put `new` in the place of each of `folders` in every path below it."""
 
         def moved(value: JsonValue) -> JsonValue:
-            below = isinstance(value, str) and Path(value).is_relative_to(old)
-            return str(new / Path(str(value)).relative_to(old)) if below else value
+            if isinstance(value, str):
+                for folder in folders:
+                    if Path(value).is_relative_to(folder):
+                        return str(new / Path(value).relative_to(folder))
+            return value
 
         for name, value in tree.items():
             if isinstance(value, dict):
-                self.move(value, old, new, f"{prefix}{name}.")
+                self.move(value, folders, new, f"{prefix}{name}.")
                 continue
             tree[name] = [moved(one) for one in value] if isinstance(value, list) else moved(value)
             if tree[name] != value:

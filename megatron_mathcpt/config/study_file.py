@@ -21,7 +21,8 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class Row(Section):
@@ -44,7 +45,7 @@ class Row(Section):
 class CorpusRow(Row):
     """One corpus build; `tokens` (billions) are expected of each pool, for dry runs before it is built."""
 
-    tokens: dict[str, float] = Field(default_factory=dict)
+    tokens: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
 
 class AddedRow(Row):
@@ -117,6 +118,8 @@ class StudyFile(Section):
     scale: dict[Name, Scale] = Field(default_factory=dict)
 
     def check(self) -> None:
+        if twice := sorted(self.runs.keys() & self.variants.keys()):
+            raise ValueError(f"variants.{twice[0]}: is under runs too; choose another name")
         own = self.runs | self.variants
         for kind, rows in ("runs", own), ("corpus", self.corpus):
             if wrong := [name for name, row in rows.items() if row.is_change]:
@@ -124,6 +127,10 @@ class StudyFile(Section):
         for scale, at in self.scale.items():
             for kind, rows, scaled in ("runs", own, at.runs), ("corpus", self.corpus, at.corpus):
                 for name, row in scaled.items():
-                    if row is not None and row.is_change != (name in rows):
+                    if (row is None or row.is_change) != (name in rows):
                         known = "only set, since the study has this row" if name in rows else "file or from"
                         raise ValueError(f"scale.{scale}.{kind}.{name}: give {known}")
+        # A short one ("base") would be taken for a name or a pool where the configs have that text.
+        outs = [self.out, *(at.out for at in self.scale.values())]
+        if short := [out for out in outs if len(out.parts) < 2]:
+            raise ValueError(f"out: '{short[0]}' is one word; give a folder below another, as runs/NAME")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from megatron_mathcpt.errors import MathCptError, one_line
+from megatron_mathcpt.errors import ConfigError, MathCptError, one_line
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.log import get_logger
@@ -58,8 +58,12 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
                 continue
             command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
             _logger.info("[%d/%d] %s: python %s", number, len(stages), name, command)
-            stage.write_config()
+            before = stage.write_config()
             outcomes[name] = outcome = _run(stage, out)
+            if (
+                outcome.status and complete and before and stage.config
+            ):  # refused: its config is the one before
+                write_atomically(stage.config.path, before.encode())
             if outcome.status:
                 _logger.error("%s failed with status %d; fix it and run again", name, outcome.status)
                 continue
@@ -113,7 +117,10 @@ def _tree_memory_bytes(root: psutil.Process) -> int:
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
     """Lock `out` for one process; raises `MathCptError` naming the one that has it."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from error
     with (out / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,20 +6,34 @@ what it reads elsewhere size and time. Which these are follows from the paths in
 (config/study_file.py).
 """
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
+from megatron_mathcpt.records import JsonObject
 
+_RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders of ours
 _SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/synthesize.py names it
+
+
+class Config(NamedTuple):
+    """The YAML file that a stage's command names: its text, and the values of its fields by full path."""
+
+    path: Path
+    text: str
+    settings: JsonObject
 
 
 @dataclass(frozen=True)
@@ -27,8 +41,7 @@ class Stage:
     """One node of the graph: `command` completes `folder`, which gets a manifest of `kind`.
 
     `needs` names the stages whose folders are read; `files` are further inputs (benchmark items, corpora).
-    `config` is the YAML file that the command names, and its text; `outside` are paths and patterns in it
-    that are no results of the study: raw corpora, weights.
+    `outside` are paths and patterns in its config that are no results of the study: raw corpora, weights.
     """
 
     name: str
@@ -37,15 +50,29 @@ class Stage:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
-    config: tuple[Path, str] | None = None
+    config: Config | None = None
     outside: tuple[str, ...] = ()
 
-    def write_config(self) -> None:
-        """Write the file that the command reads; an equal one stays as it is."""
-        if self.config is not None:
-            path, text = self.config
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                write_atomically(path, text.encode())
+    def write_config(self) -> str:
+        """Write the file that the command reads, unless it is equal; return what was there before."""
+        if self.config is None:
+            return ""
+        path, text, _ = self.config
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if before != text:
+            write_atomically(path, text.encode())
+        return before
+
+    def changed_field(self) -> str | None:
+        """A field in which the finished folder has another value than the config; None if there is none.
+
+        What the inputs decide (vocabulary, tokens of epochs) is open in the config, and not compared.
+        """
+        if self.config is None or not self.is_done():
+            return None
+        then, now = leaves(load_manifest(self.folder, self.kind).config), self.config.settings
+        both = (name for name, value in now.items() if value is not None and then.get(name) is not None)
+        return next((name for name in both if then[name] != now[name]), None)
 
     def is_done(self) -> bool:
         """Whether the folder is complete."""
@@ -62,44 +89,71 @@ class Stage:
                 "needs": {name: load_manifest(folders[name], None).fingerprint() for name in self.needs},
                 "files": [[path.name, hash_file(path)] for path in self.files],
                 "outside": {pattern: _stamps(pattern) for pattern in self.outside},
-                "config": self.config[1].replace(str(out), "OUT") if self.config else None,
+                "config": json.dumps(self.config and self.config.settings).replace(str(out), "OUT"),
             }
         )
 
 
 def build_stages(
     study: Study,
-    processes: int,
+    processes: int | None,
     data: Path | None = None,
     benchmarks: Path | None = None,
     only: Sequence[str] = (),
 ) -> list[Stage]:
     """All stages of `study`, each after those it needs; with `only`, what these runs need and their report.
 
-    A training has `processes`; `data` are own corpora, `benchmarks` benchmark sets. Raises `ConfigError` for
-    a path that no stage makes, and for a cycle.
+    A training has `processes`, which its layout must fit (None: not decided); `data` are own corpora,
+    `benchmarks` benchmark sets. Raises `ConfigError` for a path that no stage makes, for a run that cannot be
+    trained, and for a cycle.
     """
-    if unknown := sorted(set(only) - set(study.runs)):
-        raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(study.runs)}")
-    planner = _Planner(study, benchmarks, tuple(only) or study.scored)
-    stages = _in_order(list(planner.stages(processes, data)))
+    if data and not study.corpora:
+        raise ConfigError(f"--data {data}: takes effect in a study that makes its raw pools (`corpora:`)")
+    planner = _Planner(study, benchmarks)
+    stages = _in_order(list(planner.stages(processes or 2, data)))
     needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
     for stage in reversed(stages):
         needed.update(stage.needs if stage.name in needed else ())
     kept = [stage for stage in stages if stage.name in needed or not only]
+    for name in [stage.name for stage in kept if stage.kind == "run"]:
+        _check_run(study, name, processes)
     return [*kept, planner.report([stage.name for stage in kept])]
 
 
-class _Planner:
-    """One study with its benchmark sets, and the runs to score; a method a kind of stage."""
+def _check_run(study: Study, name: str, processes: int | None) -> None:
+    """Refuse a run whose sections, processes or pools do not fit together, before its corpus is built."""
+    config = study.runs[name].config
+    if processes is not None:
+        try:
+            check_experiment(config, processes)
+        except ConfigError as error:
+            raise ConfigError(f"runs.{name}: {error}") from error
+    corpus = study.inside(config.data.corpus)
+    if corpus is None:
+        return
+    if str(corpus) not in study.corpus:
+        raise ConfigError(f"runs.{name}: data.corpus: {config.data.corpus} is no corpus of the study")
+    pools = {source.pool for source in study.corpus[str(corpus)].config.sources.values()}
+    packed = [config.data.sft.name] if study.inside(config.data.sft) and config.data.sft else []
+    for field, names in (("blend", config.data.blend), ("validation.sets", config.validation.sets)):
+        if wrong := sorted({*names} - pools):
+            known = ", ".join(sorted(pools))
+            raise ConfigError(f"runs.{name}: {field}: {corpus} has no pool '{wrong[0]}'; there are: {known}")
+    if wrong := sorted({*packed} - pools):
+        raise ConfigError(f"runs.{name}: data.sft: {corpus} has no pool '{wrong[0]}'")
 
-    def __init__(self, study: Study, benchmarks: Path | None, scored: tuple[str, ...]) -> None:
-        self.study, self.benchmarks, self.out, self.scored = study, benchmarks, study.out, scored
+
+class _Planner:
+    """One study with its benchmark sets; a method for each kind of stage."""
+
+    def __init__(self, study: Study, benchmarks: Path | None) -> None:
+        self.study, self.benchmarks, self.out, self.scored = study, benchmarks, study.out, study.scored
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
         self.synthesis = ("synthesis",) if study.synthesis else ()
         # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
+        self.names |= {f"{name}/hf" for name in self.scored}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
     def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
@@ -158,8 +212,7 @@ class _Planner:
         runs = [name for name in study.runs if name in made]
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:
-            if {candidate, baseline} <= set(self.scored):
-                words += ["--compare", f"{baseline}:{candidate}"]
+            words += ["--compare", f"{baseline}:{candidate}"]
         words += ["--study"] if study.published else []
         scores = (f"{name}/evaluation" for name in self.scored)
         needs = tuple(name for name in (*study.corpus, *self.synthesis, *runs, *scores) if name in made)
@@ -188,7 +241,8 @@ class _Planner:
     ) -> Stage:
         """The stage in which `program` completes the folder `name` from a config."""
         needs, outside = dict[str, None](), list[str]()
-        for field, value in leaves(resolved.config.model_dump(mode="json")).items():
+        settings = leaves(resolved.config.model_dump(mode="json"))
+        for field, value in settings.items():
             for text in value if isinstance(value, list) else [value]:
                 if inside := self.study.inside(text):
                     # Below `sft` each pool is a stage of its own, so the longest name is the maker.
@@ -199,9 +253,14 @@ class _Planner:
                     needs[max(makers, key=len)] = None
                 elif isinstance(text, str) and "/" in text:
                     outside.append(text)
+                    if field in _RESULTS and not Path(text).exists():
+                        raise ConfigError(
+                            f"{name}: {field}: {text} is not there, and no stage makes it; results are below "
+                            f"{self.out}, or below `out` of the study file"
+                        )
         path, folder = self.out / "configs" / f"{name}.yaml", self.out / name
         command = (*program, str(path), "--out", str(folder), *options)
-        config = (path, resolved.as_yaml())
+        config = Config(path, resolved.as_yaml(), settings)
         return Stage(name, kind, folder, command, tuple(needs), config=config, outside=tuple(outside))
 
 
@@ -222,6 +281,8 @@ def _verb(name: str, *words: object) -> tuple[str, ...]:
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:
     """The stages, each after those it needs, else as they were given."""
     ordered: dict[str, Stage] = {}
+    if twice := [name for name, count in Counter(stage.name for stage in stages).items() if count > 1]:
+        raise ConfigError(f"{twice[0]}: two stages have this folder; choose another name")
     while waiting := [stage for stage in stages if stage.name not in ordered]:
         ready = next((stage for stage in waiting if ordered.keys() >= set(stage.needs)), None)
         if ready is None:

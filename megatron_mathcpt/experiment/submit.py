@@ -92,7 +92,7 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
 
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     """The job of one stage of the study in `out`: whole nodes for a training, else one task."""
-    name, code = stage.name.replace("/", "-"), out / FOLDER / "code"
+    name, code = stage.name.replace("/", "+"), out / FOLDER / "code"  # "+" is in no name of a run
     command = (cluster.python, "-P", *stage.command[1:])
     task = cluster.single_task
     gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
@@ -114,6 +114,10 @@ def submit_stages(
     scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
     result: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
+        if field := stage.changed_field():
+            raise ConfigError(
+                f"{stage.folder}: is done with another '{field}'; choose another --out or delete the folder"
+            )
         if stage.is_done():
             result[stage.name] = "done", None
         elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:

@@ -121,7 +121,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
     [
         ({"runs": {"a": {}}}, "runs.a: give file or from"),
         ({"runs": {"a": {"file": "one.yaml", "from": "b"}}}, "runs.a: set file or from, not both"),
-        ({"runs": {"a": {"from": "b"}}}, "study.yaml: runs: no row 'b'; there are: a"),
+        ({"runs": {"a": {"from": "b"}}}, "study.yaml: runs.a: no row 'b'; there are: a"),
         (FAR, r"runs.far: more than 2 steps from a file \(one <- two <- twin <- far\)"),
         ({"runs": {"a": {"from": "b"}, "b": {"from": "a"}}}, "more than 2 steps from a file"),
         (
@@ -138,6 +138,23 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ),
         ({"runs": {"a": {"file": "none.yaml"}}}, "none.yaml: cannot be read"),
         ({"runs": {"a": {"form": "b"}}}, "runs.a.form: unknown key; did you mean 'from'"),
+        ({"variants": {"one": {"from": "two"}}}, "variants.one: is under runs too"),
+        ({"variants": {"wide": {"from": "tow"}}}, "runs.wide: no row 'tow'"),
+        ({"runs": {"a": {"file": "one.yaml", "set": {"name": "b"}}}}, "set.name: a row is named by its key"),
+        (
+            {"runs": {"a": {"file": "one.yaml", "set": {"data.blend.x": 1, "data": {}}}}},
+            "set.data.blend.x: data is set as a whole",
+        ),
+        (
+            {"runs": {"a": {"file": "one.yaml", "set": {"optimizer.lr": float("inf")}}}},
+            "optimizer.lr: .*finite",
+        ),
+        ({"variants": {}, "runs": {"raw": {"file": "one.yaml"}}}, "runs.raw: another stage has this folder"),
+        ({"corpus": {"report": STUDY["corpus"]["raw"]}}, "corpus.report: another stage has this folder"),
+        ({"out": "demo"}, "out: 'demo' is one word"),
+        ({"evaluation": {"max_new_tokens": 8, "runs": ["on"]}}, "evaluation.runs names 'on'"),
+        ({"report": {"comparisons": ["one:one"]}}, "comparison one:one: expected BASELINE:CANDIDATE"),
+        ({"scale": {"s": {"out": "x/y", "runs": {"onne": None}}}}, "scale.s.runs.onne: give file or from"),
         ({"scale": {"s": {"out": "x", "runs": {"one": {"from": "two"}}}}}, "scale.s.runs.one: give only set"),
         ({"scale": {"s": {"out": "x", "runs": {"new": {"set": {}}}}}}, "scale.s.runs.new: give file or from"),
     ],
@@ -145,6 +162,30 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
 def test_what_is_wrong_is_named(path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_study(write(path.parent, {"scale": {}} | changes))
+
+
+def test_what_the_command_line_asks_must_be_possible(path: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nfrom: one\nset: {seed: 2}\n")
+    scored = load_study(path, Asked(only=["two", "wide"], compare=["two:wide"]))
+    assert (scored.scored, scored.comparisons) == (("two", "wide"), (("wide", "two"),))
+    assert load_study(path, Asked(add=[mine])).scored == ("one", "two", "twin", "mine")
+    for asked, message in (
+        (Asked(only=["three"]), "--only three: no such run; there are: one, two, twin"),
+        (Asked(only=["one"], add=[mine]), "--only: leaves out 'mine' of --add"),
+        (Asked(only=["one"], compare=["one:two"]), "--compare: names 'two', which is not scored"),
+        (Asked(add=[mine, mine]), "run 'mine': the study has one of this name"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_study(path, asked)
+
+
+def test_results_are_found_however_their_path_is_written(path: Path, tmp_path: Path) -> None:
+    for written in ("runs/demo/raw", str(Path("runs/demo/raw").resolve()), str(tmp_path / "out" / "raw")):
+        study = load_study(path, Asked(out=tmp_path / "out", only=["one"]), [f"data.corpus={written}"])
+        assert study.inside(study.runs["one"].config.data.corpus) == Path("raw")
+    found = load_study(path, Asked("half"), ["data.corpus=runs/half/raw"]).runs["two"].config
+    assert found.data.corpus == Path("runs/half/raw").resolve()
 
 
 def test_a_scale_is_known_and_of_a_study(path: Path) -> None:

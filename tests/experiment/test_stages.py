@@ -117,6 +117,10 @@ OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
         ("runs.other", OTHER, "runs.other: .*sft/problems is made from"),
         ("runs.child.set.init", {"checkpoint": "runs/demo/bass"}, "init.checkpoint: no stage .*/bass"),
         ("runs.base.set.init", {"checkpoint": "runs/demo/child"}, "in a cycle among .*child, .*base"),
+        ("runs.base.set.init", {"checkpoint": "runs/dmo/child"}, "init.checkpoint: runs/dmo/child is not there"),
+        ("runs.base.set.data.blend", {"problem": 1}, "runs.base: blend: raw has no pool 'problem'"),
+        ("runs.base.set.checkpoint", {"interval": 2, "keep_every": 3}, "runs.base: checkpoint.keep_every: not a multiple"),
+        ("runs.tuned.set.data.sft", "runs/demo/child", "child: two stages have this folder"),
     ],
 )
 def test_wrong_names_are_errors(field: str, value: Any, message: str, tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_runs_added_on_the_command_line(tmp_path: Path) -> None:
     assert list(found)[-4:] == ["mine", "mine/hf", "mine/evaluation", "report"]
     assert found["report"].command[-3:] == ("--compare", "child:mine", "--study")
     assert found["mine"].needs == found["child"].needs
-    with pytest.raises(ConfigError, match="comparisons names 'yours'"):
+    with pytest.raises(ConfigError, match="--compare: names 'yours', which is not scored"):
         stages(tmp_path, add=[mine], compare=["yours:mine"])
     mine.write_text("name: base\nfrom: child\n")
     with pytest.raises(ConfigError, match="run 'base': the study has one of this name"):
