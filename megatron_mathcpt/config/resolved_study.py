@@ -127,10 +127,11 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
             raise ConfigError(f"run '{name}': the study has one of this name; choose another")
         rows[name] = _Layers(row.file, row.from_, ((name, row.set),))
     added = tuple(rows)[-len(asked.add) :] if asked.add else ()
-    evaluation = at.evaluation or file.evaluation
-    runs = {
+    evaluation, runs = at.evaluation or file.evaluation, [name for name in rows if name not in variants]
+    scored = tuple(runs) if evaluation.runs is None else (*evaluation.runs, *added)
+    resolved = {
         name: reader.run(name, overrides) for name in rows
-    }  # variants too, so that none has a wrong field
+    }  # variants too: none may have a wrong field
     study = Study(
         name=file.name,
         out=reader.out,
@@ -138,29 +139,20 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         corpus={name: reader.resolve("corpus", name, Corpus) for name in reader.rows["corpus"]},
         synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if reader.synthesis else None,
         scripted=reader.synthesis is not None and reader.synthesis.scripted,
-        runs={name: run for name, run in runs.items() if name not in variants},
-        scored=tuple(name for name in rows if name not in variants),
+        runs={name: resolved[name] for name in runs},
+        scored=tuple(asked.only) or scored,
         evaluation=evaluation,
-        comparisons=tuple(pairs_of(file.report.comparisons)),
+        comparisons=(),
         published=file.report.study,
     )
-    if evaluation.runs is not None:
-        study = replace(study, scored=(*evaluation.runs, *added))
-    _check_names(study, str(path))
-    return _restricted(study, added, asked)
-
-
-def _restricted(study: Study, added: Sequence[str], asked: Asked) -> Study:
-    """The study with what the command line asks of its scores, which must be possible."""
-    if unknown := sorted(set(asked.only) - study.runs.keys()):
-        raise ConfigError(f"--only {unknown[0]}: no such run; there are: {', '.join(study.runs)}")
-    if asked.only and (left := sorted(set(added) - set(asked.only))):
+    pairs = pairs_of(file.report.comparisons)
+    _check_names(study, str(path), scored, pairs)
+    if left := sorted(set(added) - set(study.scored)):
         raise ConfigError(f"--only: leaves out '{left[0]}' of --add; name it too")
-    scored, pairs = tuple(asked.only) or study.scored, pairs_of(asked.compare)
-    for name in (name for pair in pairs for name in pair if name not in scored):
-        raise ConfigError(f"--compare: names '{name}', which is not scored; scored are: {', '.join(scored)}")
-    kept = [pair for pair in study.comparisons if set(pair) <= set(scored)]
-    return replace(study, scored=scored, comparisons=(*kept, *pairs))
+    more = pairs_of(asked.compare)
+    _check_pairs("--compare", more, study.scored)
+    kept = [pair for pair in pairs if set(pair) <= set(study.scored)]
+    return replace(study, comparisons=(*kept, *more))
 
 
 def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
@@ -186,18 +178,23 @@ def _added_row(path: Path) -> tuple[str, Row]:
     return row.name, row.model_copy(update={"file": path.parent.resolve() / row.file} if row.file else {})
 
 
-def _check_names(study: Study, where: str) -> None:
-    compared = {name for pair in study.comparisons for name in pair}
-    for place, names in (("evaluation.runs", set(study.scored)), ("report.comparisons", compared)):
-        if unknown := sorted(names - set(study.runs)):
-            raise ConfigError(f"{where}: {place} names '{unknown[0]}', which is not under runs")
-    if unscored := sorted(compared - set(study.scored)):
-        raise ConfigError(f"{where}: report.comparisons names '{unscored[0]}', which is not scored")
+def _check_names(study: Study, where: str, scored: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+    for place, names in ((f"{where}: evaluation.runs", scored), ("--only", study.scored)):
+        if unknown := sorted(set(names) - study.runs.keys()):
+            known = ", ".join(study.runs)
+            raise ConfigError(f"{place}: names '{unknown[0]}', which is no run; there are: {known}")
+    _check_pairs(f"{where}: report.comparisons", pairs, scored)
     for kind, rows, others in ("runs", study.runs, study.corpus), ("corpus", study.corpus, ()):
         if taken := sorted(set(rows) & {*RESERVED, *others}):
             raise ConfigError(
                 f"{where}: {kind}.{taken[0]}: another stage has this folder; choose another name"
             )
+
+
+def _check_pairs(where: str, pairs: Sequence[tuple[str, str]], scored: Sequence[str]) -> None:
+    for name in (name for pair in pairs for name in pair if name not in scored):
+        known = ", ".join(scored)
+        raise ConfigError(f"{where}: names '{name}', which is not scored; scored are: {known}")
 
 
 class _Layers(NamedTuple):

@@ -152,7 +152,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ({"variants": {}, "runs": {"raw": {"file": "one.yaml"}}}, "runs.raw: another stage has this folder"),
         ({"corpus": {"report": STUDY["corpus"]["raw"]}}, "corpus.report: another stage has this folder"),
         ({"out": "demo"}, "out: 'demo' is one word"),
-        ({"evaluation": {"max_new_tokens": 8, "runs": ["on"]}}, "evaluation.runs names 'on'"),
+        ({"evaluation": {"max_new_tokens": 8, "runs": ["on"]}}, "evaluation.runs: names 'on', which is no run"),
         ({"report": {"comparisons": ["one:one"]}}, "comparison one:one: expected BASELINE:CANDIDATE"),
         ({"scale": {"s": {"out": "x/y", "runs": {"onne": None}}}}, "scale.s.runs.onne: give file or from"),
         ({"scale": {"s": {"out": "x", "runs": {"one": {"from": "two"}}}}}, "scale.s.runs.one: give only set"),
@@ -171,7 +171,7 @@ def test_what_the_command_line_asks_must_be_possible(path: Path, tmp_path: Path)
     assert (scored.scored, scored.comparisons) == (("two", "wide"), (("wide", "two"),))
     assert load_study(path, Asked(add=[mine])).scored == ("one", "two", "twin", "mine")
     for asked, message in (
-        (Asked(only=["three"]), "--only three: no such run; there are: one, two, twin"),
+        (Asked(only=["three"]), "--only: names 'three', which is no run; there are: one, two, twin"),
         (Asked(only=["one"], add=[mine]), "--only: leaves out 'mine' of --add"),
         (Asked(only=["one"], compare=["one:two"]), "--compare: names 'two', which is not scored"),
         (Asked(add=[mine, mine]), "run 'mine': the study has one of this name"),

@@ -110,16 +110,24 @@ OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("evaluation.runs", ["kid"], "study.yaml: evaluation.runs names 'kid'"),
+        ("evaluation.runs", ["kid"], "study.yaml: evaluation.runs: names 'kid'"),
         ("report.comparisons", ["child:base"], "names 'base', which is not scored"),
         ("runs.raw", {"from": "base"}, "runs.raw: another stage has this folder"),
         ("runs", {"../base": {"file": RUN}}, "String should match pattern"),
         ("runs.other", OTHER, "runs.other: .*sft/problems is made from"),
         ("runs.child.set.init", {"checkpoint": "runs/demo/bass"}, "init.checkpoint: no stage .*/bass"),
         ("runs.base.set.init", {"checkpoint": "runs/demo/child"}, "in a cycle among .*child, .*base"),
-        ("runs.base.set.init", {"checkpoint": "runs/dmo/child"}, "init.checkpoint: runs/dmo/child is not there"),
+        (
+            "runs.base.set.init",
+            {"checkpoint": "runs/dmo/child"},
+            "init.checkpoint: runs/dmo/child is not there",
+        ),
         ("runs.base.set.data.blend", {"problem": 1}, "runs.base: blend: raw has no pool 'problem'"),
-        ("runs.base.set.checkpoint", {"interval": 2, "keep_every": 3}, "runs.base: checkpoint.keep_every: not a multiple"),
+        (
+            "runs.base.set.checkpoint",
+            {"interval": 2, "keep_every": 3},
+            "runs.base: checkpoint.keep_every: not a multiple",
+        ),
         ("runs.tuned.set.data.sft", "runs/demo/child", "child: two stages have this folder"),
     ],
 )
@@ -168,5 +176,5 @@ def test_only_some_runs(tmp_path: Path) -> None:
     whole = set(stages(tmp_path, only=("tuned",)))
     assert {"child", "synthesis", "made"} <= whole
     assert "child/evaluation" not in whole
-    with pytest.raises(ConfigError, match="--only kid: no such run; there are: tuned, child, base"):
+    with pytest.raises(ConfigError, match="--only: names 'kid', which is no run; there are: tuned, child, base"):
         stages(tmp_path, only=("kid",))
