@@ -1,4 +1,4 @@
-"""Log messages on stderr with a time stamp, and how they express progress.
+"""Log messages on stderr with a time stamp, and format progress in them.
 
 Nothing in the package prints; only `commands/` writes results to stdout, through `rich`.
 """

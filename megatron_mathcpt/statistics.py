@@ -49,8 +49,6 @@ def wilson_interval(correct: int, items: int, confidence: float = 0.95) -> tuple
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Two-sided exact McNemar test on the items that exactly one of two models answers correctly."""
     discordant = only_first + only_second
-    if discordant == 0:
-        return 1.0
     smaller = min(only_first, only_second)
     # Binomial with probability 1/2, in integers: exact for any number of items.
     tail = sum(math.comb(discordant, count) for count in range(smaller + 1))
@@ -122,16 +120,14 @@ def score_samples(
     return {name: (float(np.mean(v)), float(spread[name] / math.sqrt(items))) for name, v in scores.items()}
 
 
-def minimum_detectable_difference(
-    items: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """Smallest true accuracy difference that a paired test on `items` detects with `power`.
+def minimum_detectable_difference(items: int, discordant: float) -> float:
+    """Smallest true accuracy difference that a paired test at 5 % on `items` detects with a power of 0.8.
 
     `discordant` is the share ψ of items on which the models differ.
     """
     # Normal approximation (Connor, Biometrics 43, 1987): the d that solves
-    # d·√n = z(1−α/2)·√ψ + z(power)·√(ψ − d²), the larger root of its square, at most ψ: d cannot exceed it.
-    a, b = _normal_quantile(1 - alpha) * math.sqrt(discordant), NormalDist().inv_cdf(power)
+    # d·√n = z(0.975)·√ψ + z(0.8)·√(ψ − d²), the larger root of its square, at most ψ: d cannot exceed it.
+    a, b = _normal_quantile(0.95) * math.sqrt(discordant), NormalDist().inv_cdf(0.8)
     root, precision = math.sqrt(items), items + b * b
     if discordant * root <= a + b * math.sqrt(discordant - discordant**2):
         return discordant

@@ -1,4 +1,4 @@
-"""A corpus build from raw sources to indexed datasets: its stages, its progress, and what runs its tasks.
+"""Build a corpus, from raw sources to indexed datasets: stages, progress, and the executors of tasks.
 
 A build stage is a number of independent tasks that may run in any order, in any process, on any node. What a
 task writes depends only on its input, and no file has its final name before it is complete. So a killed task
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -44,10 +44,7 @@ from megatron_mathcpt.log import get_logger, progress
 
 WORK = ".work"  # in the build's folder: results of shards between stages
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
-_FOLDERS = {
-    "prepare": "prepared",
-    "publish": "published",
-}  # of `ShardWork`, by the stages with a task per shard
+_FOLDERS = {"prepare": "prepared", "publish": "published"}  # of `ShardWork`, by stage with a task per shard
 _LOG_SECONDS = 10
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
@@ -75,7 +72,6 @@ class StageTasks:
     threads: int = 0  # of the tokenizer (0: its default)
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
-        """Run task `rank`."""
         if self.threads:
             os.environ["RAYON_NUM_THREADS"] = str(self.threads)
         self.tasks[rank]()
@@ -89,31 +85,29 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: 
     build = open_build(config, out)
     if not _is_built(build):
         discard_stale_work(build)
-
-        def run(stage: StageTasks) -> None:
+        for stage in list_stages(build):
             _log.info("%s", stage.name)
             if ray:
                 run_on_ray(stage, out, workers or -1)
             else:
                 run_locally(stage, build, workers or default_workers(build))
-
-        run_stages(build, run)
         shutil.rmtree(out / LOGS)
     return load_manifest(out, KIND)
 
 
-def run_stages(build: Build, run: Callable[[StageTasks], None]) -> None:
-    """The whole build in order; a stage begins when the one before has succeeded."""
+def list_stages(build: Build) -> Iterator[StageTasks]:
+    """The whole build in order; a stage must begin only when the one before has succeeded."""
     works, config, tokenizer = build.works, build.config, build.out / "tokenizer"
     # Everything that needs one document only, in parallel: text is read and cut into words once.
-    run(StageTasks("prepare", [partial(prepare, work, config) for work in works]))
+    yield StageTasks("prepare", [partial(prepare, work, config) for work in works])
     # One task, as a copy may be in any shard; it reads hashes, no text.
-    run(StageTasks("decide", [partial(decide, works, config)]))
+    yield StageTasks("decide", [partial(decide, works, config)])
     # After `decide`: a tokenizer is trained on kept documents. Before `publish`, which tokenizes them.
-    run(StageTasks("tokenizer", [partial(make_tokenizer, works, config.tokenizer, tokenizer)]))
-    run(StageTasks("publish", [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]))
-    # Needs all shards; the manifest is its last file, so that a killed build is never taken for a corpus.
-    run(StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)]))
+    yield StageTasks("tokenizer", [partial(make_tokenizer, works, config.tokenizer, tokenizer)])
+    publishing = [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]
+    yield StageTasks("publish", publishing)
+    # Needs all shards; the manifest is its last file, so a killed build is never mistaken for a corpus.
+    yield StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)])
 
 
 def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int | None = None) -> int | None:
@@ -132,12 +126,8 @@ def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int |
         raise ConfigError(f"{out}: job {job} of an earlier submission is in the queue; wait, or scancel it")
     discard_stale_work(build)
     last: PipelineExecutor | None = None
-
-    def run(stage: StageTasks) -> None:
-        nonlocal last
+    for stage in list_stages(build):
         last = _slurm_executor(stage, build, site, workers, after=last)
-
-    run_stages(build, run)
     assert last is not None
     last.run()  # submits those it depends on, too
     write_atomically(submitted, str(last.job_id).encode())
@@ -147,8 +137,7 @@ def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int |
 def open_build(config: Corpus, out: Path) -> Build:
     """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
     works = tuple(ShardWork(shard, out / WORK) for shard in list_shards(config.sources))
-    found = benchmark_files(config.decontaminate) if config.decontaminate else []
-    files = {f"benchmark/{file.parent.name}/{file.name}": file for file in found}
+    files = {f"benchmark/{one.parent.name}/{one.name}": one for one in benchmark_files(config.decontaminate)}
     if config.tokenizer.path:
         files["tokenizer"] = tokenizer_file(Path(config.tokenizer.path))
     return Build(config, works, {name: hash_file(file) for name, file in files.items()}, out)
@@ -164,7 +153,7 @@ def _is_built(build: Build) -> bool:
 
 
 def discard_stale_work(build: Build) -> None:
-    """Remove unfinished work, unless it is of exactly these files and this config."""
+    """Remove unfinished work, unless it was made from exactly these files and this config."""
     # Raw files are compared by size and time, as terabytes cannot be hashed at every start.
     files = [(str(file), file.stat()) for work in build.works for file in work.shard.files]
     known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
@@ -201,9 +190,8 @@ def describe_progress(build: Build, finished: Sequence[int], before: int = 0, se
 
 def default_workers(build: Build) -> int:
     """One per processor, but at most one per shard and per 64 MB of input."""
-    megabytes = sum(work.shard.bytes for work in build.works) / 1e6
-    useful = min(len(build.works), int(megabytes / _MEGABYTES_PER_WORKER))
-    return max(1, min(useful, len(os.sched_getaffinity(0))))
+    useful = int(sum(work.shard.bytes for work in build.works) / 1e6 / _MEGABYTES_PER_WORKER)
+    return max(1, min(useful, len(build.works), len(os.sched_getaffinity(0))))
 
 
 def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
@@ -276,7 +264,7 @@ def _slurm_executor(
 
 
 def _environment(site: ClusterConfig) -> str:
-    """Shell lines that put this package and datatrove's command on the paths, with the site's variables."""
+    """Shell lines: the site's variables, datatrove's command on PATH, this package on PYTHONPATH."""
     python = Path(site.python)
     lines = [f". {shlex.quote(str(site.setup_script))}"] if site.setup_script else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]

@@ -1,4 +1,4 @@
-"""The quickstart's raw pools and held-out problems, made from this machine or from the user's data.
+"""Make the quickstart's raw pools and held-out problems, from this machine or from the user's data.
 
 This machine provides Python's documentation topics, docstrings of installed packages (parsed, never imported)
 and school problems from templates. The user's data is `<pool>.jsonl[.gz]`: general and math_corpus with `id`,
@@ -32,17 +32,15 @@ KIND = "corpora"
 POOLS = ("general", "math_corpus", "problem_solving")
 PACKAGES = ("sympy", "mpmath")
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
+_MIX = ProblemMix()
 _MAXIMUM_HELD_OUT = 0.2  # of the user's problems in one language, so that a small set still trains
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
 _MINIMUM_CHARACTERS = 80  # shorter docstrings are remarks, not documents
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def make_corpora(
-    out: Path, data: Path | None = None, seed: int = 0, mix: ProblemMix | None = None
-) -> Manifest:
+def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: ProblemMix = _MIX) -> Manifest:
     """Write the pools and `evaluation/heldout_<language>.jsonl` to `out`, from `data` or this machine."""
-    mix = mix or ProblemMix()
     files = {pool: _find_pool(data, pool) for pool in POOLS} if data else {}
     inputs = {pool: hash_file(file) for pool, file in files.items()}
     if data is None:  # the versions that decide the text
@@ -90,10 +88,8 @@ def split_problems(
         wanted = mix.evaluation_problems.get(language, 0)
         held_out[language] = known[: min(wanted, int(len(known) * _MAXIMUM_HELD_OUT))]
     if not any(held_out.values()):
-        raise DataError(
-            f"problem_solving: {len(problems)} problems are too few for evaluation problems; "
-            f"give at least {round(1 / _MAXIMUM_HELD_OUT)} of one language"
-        )
+        few = f"problem_solving: {len(problems)} problems are too few for evaluation problems"
+        raise DataError(f"{few}; give at least {round(1 / _MAXIMUM_HELD_OUT)} of one language")
     # A problem may occur twice with another id: training must not see the question in any case or spacing.
     questions = {bare(problem) for chosen in held_out.values() for problem in chosen}
     return [problem for problem in problems if bare(problem) not in questions], held_out
@@ -102,14 +98,10 @@ def split_problems(
 def evaluation_item(problem: Problem) -> JsonObject:
     """The problem in the schema of benchmark files; `type` decides how its answer is compared."""
     return {
-        "id": problem.id,
-        "question": problem.question,
-        "answer": problem.answer,
+        **problem.model_dump(include={"id", "question", "answer"}),
         "type": answer_type(problem),
         "lang": problem.language,
-        "solution": problem.solution,
-        "stage": problem.stage,
-        "steps": problem.steps,
+        **problem.model_dump(include={"solution", "stage", "steps"}),
     }
 
 
@@ -138,7 +130,7 @@ def _import_document(where: str, row: JsonObject) -> JsonObject:
 
 
 def _import_problem(where: str, row: JsonObject) -> Problem:
-    # None means unknown in our fields; in fields of the user it is a value.
+    # None means unknown in our fields; in the user's own fields it is a value.
     known = {key: value for key, value in row.items() if value is not None or key not in Problem.model_fields}
     try:
         return problem_of_row({"id": where, **known})

@@ -6,10 +6,10 @@ everywhere, so it matches only as a line of its own, with or without our questio
 """
 
 # Why `Decontaminate` defaults to 13 words and 30 characters: 13 is GPT-3's length (arXiv 2005.14165, app. C).
-# Of the 13,917 documents of the tests' corpora 13 and 30 find 49. 8 words find 203, mostly phrases ("the
-# least common multiple of two numbers is"), 10 words 81; 20 words lose a copy of a GSM8K item. 20 characters
-# add a problem that shares only a list of digits; 45 lose two true copies. The report on an evaluation uses
-# the same index with these defaults, whatever its corpus was built with.
+# Of 13,917 documents (textbooks, GSM8K's and TAL-SCQ5K's training problems) 13 and 30 find 49. 8 words find
+# 203, mostly phrases ("the least common multiple of two numbers is"), 10 words 81; 20 words lose a copy of a
+# GSM8K item. 20 characters add a problem that shares only a list of digits; 45 lose two true copies. The
+# report on an evaluation uses the same index with these defaults, whatever its corpus was built with.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,22 +18,11 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_mathcpt.config.corpus import Decontaminate
 from megatron_mathcpt.data.sources import require_rows
-from megatron_mathcpt.data.words import (
-    DIGITS,
-    IDEOGRAPH,
-    SYMBOL,
-    Flags,
-    Hashes,
-    Indices,
-    Words,
-    batches,
-    cut_words,
-    ngrams,
-    span_hashes,
-)
+from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, SYMBOL, Hashes, Indices, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.files import hash_file, list_files, read_json_lines, read_texts
 from megatron_mathcpt.formats.manifest import load_manifest
@@ -64,13 +53,13 @@ class Hit:
 
 
 class _Index:
-    """All items' n-grams, of the words as written or with numbers masked."""
+    """Index of all items' n-grams, over words as written or with numbers masked."""
 
     def __init__(self, items: Sequence[BenchmarkQuestion], config: Decontaminate, masked: bool) -> None:
         self.masked = masked
         self._config = config
         self._head_words = min(config.short_words, config.short_characters)
-        self._longest_line = 0  # in words, of those that count as lines
+        self._longest_line = 0  # in words, of the items that match as lines
         cut = [self._grams_of(item) for item in items]
         self.totals = np.array([len(hashes) if length else 1 for length, hashes, _ in cut])
         # A document is searched only where the first words of an n-gram occur: a table of flags rejects most
@@ -101,7 +90,7 @@ class _Index:
     def find(self, words: Words) -> list[_Found]:
         """All n-grams of items in normalized `words`."""
         found: list[_Found] = []
-        hashes, begins = ngrams(words, self._head_words, self._maybe)
+        hashes, begins = words.ngrams(self._head_words, self._maybe)
         nearest = np.minimum(np.searchsorted(self._heads, hashes), len(self._heads) - 1)
         begins = begins[self._heads[nearest] == hashes]
         ends = words.documents[np.searchsorted(words.documents, begins, side="right")]
@@ -113,7 +102,7 @@ class _Index:
             else:
                 first = begins[begins + length <= ends]
                 last = first + length
-            hashes = span_hashes(words.hashes, first, last)
+            hashes = words.span_hashes(first, last)
             low, high = np.searchsorted(grams, hashes, "left"), np.searchsorted(grams, hashes, "right")
             # From `low` to `high`: several items may share an n-gram.
             found += [
@@ -134,8 +123,8 @@ class _Index:
         short = self._config.short_characters if chinese else self._config.short_words
         if count >= short:
             length = min(count, length)
-            hashes, first = ngrams(words, length)
-            return length, np.unique(hashes), span_hashes(words.hashes, first, first + self._head_words)
+            hashes, first = words.ngrams(length)
+            return length, np.unique(hashes), words.span_hashes(first, first + self._head_words)
         line = " ".join(item.question.split())
         markers = [prompt_text("", language).split("\n")[0] for language in ("en", "zh")]
         lines = self.normalize(cut_words([line, *(f"{marker} {line}" for marker in markers)]))
@@ -147,12 +136,12 @@ class Contamination:
     """Search documents for the benchmark items of a config."""
 
     def __init__(self, config: Decontaminate) -> None:
-        self.items = [item for path in config.benchmarks for item in load_items(path)]
+        self.items = [item for file in benchmark_files(config) for item in load_items(file)]
         self._config = config
         masks = (False, True) if config.mask_numbers else (False,)
         self._indexes = [_Index(self.items, config, masked) for masked in masks]
 
-    def search(self, words: Words, problems: Flags) -> dict[int, Hit]:
+    def search(self, words: Words, problems: npt.NDArray[np.bool_]) -> dict[int, Hit]:
         """The hit of every contaminated document; `problem_overlap` applies to those marked in `problems`."""
         hits: dict[int, Hit] = {}
         for index in self._indexes:
@@ -184,23 +173,22 @@ class Contamination:
         return list(np.minimum(1.0, counts / index.totals).tolist())
 
 
-def load_items(path: str) -> list[BenchmarkQuestion]:
-    """Read a benchmark file or folder; raises `DataError` with file and line for an item without question."""
-    items: list[BenchmarkQuestion] = []
-    for file in list_files(path, "benchmark"):
-        name, before = f"{file.parent.name}/{file.name.split('.')[0]}", len(items)  # as in `gsm8k/test`
-        for where, row in require_rows(file):
-            question = row.get("question")
-            if not isinstance(question, str) or not question.strip():
-                raise DataError(f"{where}: item without 'question'; correct the benchmark file")
-            items.append(BenchmarkQuestion(name, str(row.get("id", where)), question, where))
-        if len(items) == before:
-            raise DataError(f"{file}: no items; an empty benchmark would hide overlaps")
+def load_items(file: Path) -> list[BenchmarkQuestion]:
+    """Read a benchmark file; raises `DataError` with file and line for an item without question."""
+    items, name = list[BenchmarkQuestion](), f"{file.parent.name}/{file.name.split('.')[0]}"  # `gsm8k/test`
+    for where, row in require_rows(file):
+        question = row.get("question")
+        if not isinstance(question, str) or not question.strip():
+            raise DataError(f"{where}: item without 'question'; correct the benchmark file")
+        items.append(BenchmarkQuestion(name, str(row.get("id", where)), question, where))
+    if not items:
+        raise DataError(f"{file}: no items; an empty benchmark would hide overlaps")
     return items
 
 
-def benchmark_files(config: Decontaminate) -> list[Path]:
-    return [file for path in config.benchmarks for file in list_files(path, "benchmark")]
+def benchmark_files(config: Decontaminate | None) -> list[Path]:
+    """Files of the benchmarks in `config`; none if the build does not decontaminate."""
+    return [file for path in (config.benchmarks if config else ()) for file in list_files(path, "benchmark")]
 
 
 class PartScore(TypedDict):
@@ -230,7 +218,7 @@ def overlap_report(
     shares = iter(zip(index.items, index.shares(blocks), strict=True))
     found: dict[str, JsonObject] = {}
     for task, path in tasks.items():
-        own = {item.id: share for item, share in islice(shares, len(load_items(str(path))))}
+        own = {item.id: share for item, share in islice(shares, len(load_items(path)))}
         rows = read_json_lines(evaluation / f"samples_{task}.jsonl")
         overlap = {name: round(share, 4) for name, share in own.items() if share}
         found[task] = {**scores_without(rows, own, threshold), "overlap": overlap}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
-from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, ngrams, split_words
+from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, split_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Problem
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
 StepRule = Literal["field", "lines", "sentences"]
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")  # a full stop inside a number ends nothing
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")  # a full stop inside a number ends no sentence
 _BAD = re.compile("[\ufffd\ue000-\uf8ff]")  # replacement and private-use characters, left by broken decoding
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Gopher's
 _READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, that decide its language
 _FORMULA = re.compile(r"\$\$?[^$]*\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
 _NO_LETTERS = re.compile(r"[\W\d_]+")
 _SINGLE = re.compile(r"(?<!\S)[A-Za-z](?: [A-Za-z])*(?!\S)")
-# The identifier takes Chinese text with rare characters for one of these.
+# The identifier mistakes Chinese text with rare characters for one of these.
 _CHINESE = frozenset(("yue", "wuu", "lzh", "nan", "hak", "gan"))
 _HAN, _KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile("[\u3041-\u30ff]")
 
@@ -164,7 +164,7 @@ def _quality_drop(text: str, counts: list[int], rules: Quality) -> Drop | None:
 
 
 def _stop_words(text: str, enough: int) -> int:
-    # English almost always shows enough between spaces; only other text is cut into words.
+    # English text almost always has enough of them between spaces; only other text is split into words.
     shown = sum(f" {word} " in text for word in _STOP_WORDS)
     return shown if shown >= enough else len(_STOP_WORDS.intersection(text.split()))
 
@@ -201,7 +201,7 @@ def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
     """
     # Datatrove's second count is lower, as it jumps over each n-gram that it finds; ours is the paper's. An
     # n-gram that occurs once is no repetition, however much of a short text it is.
-    return _repeated(*ngrams(words, length), words.documents, words.ends - words.starts, length)
+    return _repeated(*words.ngrams(length), words.documents, words.ends - words.starts, length)
 
 
 @jit
@@ -247,12 +247,12 @@ def _repeated(
 def language_drop(text: str, rules: Languages) -> Drop | None:
     """A drop named after the text's language, if that is probable enough and not to be kept."""
     # Formulas, LaTeX commands, numbers and single letters say nothing about the language; of a text with
-    # few other letters it is unknown, and the text stays.
+    # few other letters it is unknown, and the text is kept.
     words = _NO_LETTERS.sub(" ", _FORMULA.sub(" ", text[:_READ]))
     letters = " ".join(_SINGLE.sub(" ", words).split())[:_JUDGED]
     if len(letters) - letters.count(" ") < rules.min_letters:
         return None
-    # By script where that decides: one Chinese character in five, and none of Japanese.
+    # By script where that is enough: at least one Chinese character in five, and no Japanese kana.
     language, probability = "zh", 1.0
     if 5 * len(_HAN.findall(letters)) < len(letters) or _KANA.search(letters):
         language, probability = _identifier().classify(letters)

@@ -1,10 +1,9 @@
 """Inspect a finished corpus: documents, drops, lengths, the trace of a record; on a terminal or as a page.
 
-Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines streamed or sought.
+Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines streamed or read by offset.
 """
 
 import json
-import re
 import sys
 from bisect import bisect_left
 from collections import Counter
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_mathcpt.data.filters import StepRule, count_steps
+from megatron_mathcpt.data.sources import HIDDEN
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, corpus_counts
@@ -28,11 +28,9 @@ from megatron_mathcpt.records import JsonObject, Problem
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 _MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced if there are more
 _MOST_STEPS = 15  # a bar each; the last includes all above
-_PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
+_PIPED_WIDTH = 140  # rich assumes 80 columns without a terminal
 _BAR_WIDTH = 40
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
-# Escaped, as they could control the terminal or reverse the text: control characters, marks of direction.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
 def find_documents(
@@ -58,7 +56,7 @@ def find_documents(
 
 
 def trace(corpus: CorpusFolder, record: str) -> list[Kept | JsonObject]:
-    """All records with this id, or from `FILE:LINE` of a raw file; for a lost one its drop or reject."""
+    """All records with this id, or from `FILE:LINE` of a raw file; for one not kept its drop or reject."""
     file, _, line = record.rpartition(":")
     shards = [shard for shard in corpus.shards if file in (shard.file, Path(shard.file).name)]
     found: list[Kept | JsonObject] = []
@@ -271,7 +269,8 @@ def _detail(corpus: CorpusFolder, lost: JsonObject) -> JsonObject:
 
 
 def _visible(text: str) -> str:
-    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)  # as in \x1b
+    # As in \x1b: such characters could control the terminal or reverse the text.
+    return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def page_content(corpus: CorpusFolder) -> JsonObject:

@@ -1,4 +1,4 @@
-"""Which documents are copies of earlier ones: exact by hash, near by MinHash bands and verified signatures.
+"""Find copies of earlier documents: exact by hash, near by MinHash bands and verified signatures.
 
 MinHash: Broder 1997; for corpora, Lee et al. 2022, arXiv 2107.06499. Documents are numbered in keep order
 over all sources; of a group of duplicates the first is kept.
@@ -7,7 +7,7 @@ over all sources; of a group of duplicates the first is kept.
 # Why `Deduplicate` defaults to 14 bands of 8 rows and threshold 0.7: bands and rows are datatrove's. A pair
 # of Jaccard similarity J shares a band with probability 1 - (1 - J^8)^14, which rises most steeply near 0.72
 # = (1/14)^(1/8): 0.56 at J = 0.7, 0.92 at 0.8, 0.9996 at 0.9. The threshold, on all 112 values, is at the
-# same place and rejects less similar pairs that share a band by chance. Of 3,000 planted copies
+# same point and rejects less similar pairs that share a band by chance. Of 3,000 planted copies
 # (configs/LOG.md) 100 % are found at J >= 0.9, 98 % at 0.8 to 0.9, 71 % at 0.7 to 0.8. Shingles keep numbers
 # and operators: folding numbers, as web pipelines do, made datatrove drop 153 of 757 generated problems as
 # copies of each other.

@@ -88,7 +88,7 @@ def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
             tokens = [*encoded.ids, eos_id]
             if np.array(tokens, np.int64).tobytes() in held_out:
                 continue
-            # A token across the border counts as prompt.
+            # A token that spans the border counts as prompt.
             border = len(prompt_text(problem.question, problem.language))
             yield Example(row["id"], tokens, sum(start < border for start, _ in encoded.offsets))
 

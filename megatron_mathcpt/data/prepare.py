@@ -28,6 +28,7 @@ from megatron_mathcpt.records import JsonObject
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
 Array = npt.NDArray[Any]  # of any element type
+assert TRAIN == minhash.KEPT  # a decision is the number of a split, or EXACT or NEAR of data/minhash.py
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class _Sorter:
             self._add_batch(batch)
 
     def _add_batch(self, batch: Sequence[Document]) -> None:
-        # Words are cut once for decontamination and hashes. A contaminated document leaves before duplicates
-        # are looked for: it must not be the one of a group that is kept.
+        # Words are cut once for decontamination and hashes. A contaminated document is dropped
+        # before deduplication: it must not be the one of its duplicates that is kept.
         words = cut_words([document.text for document in batch])
         problems = np.array([document.problem is not None for document in batch])
         hits = self._contamination.search(words, problems) if self._contamination else {}
@@ -178,7 +179,7 @@ class _Sorter:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
 
     def _write(self, name: str, row: object) -> None:
-        # Values that JSON does not know, as dates and bytes of Parquet, become text.
+        # Values without a JSON type, such as dates and bytes of Parquet, become text.
         option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         self._files[name].write(orjson.dumps(row, default=str, option=option))
 
@@ -189,10 +190,9 @@ class _Sorter:
         if last and not read:
             raise DataError(f"{self._shard.path}: no records; remove the file or give one with content")
         if reject and (limit == 0 or (last and rejected > limit * read)):
-            raise DataError(
-                f"{self._shard.path}:{reject.line}: {reject.reason}; correct the line, or raise sources."
-                f"{self._shard.source}.reject_limit (rejected {rejected} of {read})"
-            )
+            where, field = f"{self._shard.path}:{reject.line}", f"sources.{self._shard.source}.reject_limit"
+            remedy = f"correct the line, or raise {field} (rejected {rejected} of {read})"
+            raise DataError(f"{where}: {reject.reason}; {remedy}")
 
 
 def _row(document: Document) -> JsonObject:
@@ -200,10 +200,6 @@ def _row(document: Document) -> JsonObject:
     if document.problem is not None:
         row["problem"] = document.problem.model_dump(exclude={"id", "source"})
     return row
-
-
-Decisions = npt.NDArray[np.uint8]  # the number of a split, or EXACT or NEAR of data/minhash.py
-assert TRAIN == minhash.KEPT
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
@@ -247,15 +243,13 @@ def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.
     return rows
 
 
-def _split(decisions: Decisions, keys: Array, pools: Array, config: Corpus) -> None:
+def _split(decisions: Array, keys: Array, pools: Array, config: Corpus) -> None:
     """Assign documents to validation; every pool gets at least the one with the smallest key."""
     for pool in pools_of(config):
         inside = np.flatnonzero((pools == pool) & (decisions == TRAIN))
         if not len(inside):
-            raise DataError(
-                f"pool '{pool}': no document left after filters, deduplication and decontamination; "
-                "loosen the rules or give other sources"
-            )
+            empty = f"pool '{pool}': no document left after filters, deduplication and decontamination"
+            raise DataError(f"{empty}; loosen the rules or give other sources")
         chosen = inside[keys[inside] < config.validation_fraction]
         if config.validation_fraction and not len(chosen) and len(inside) > 1:
             chosen = inside[np.argmin(keys[inside])][None]

@@ -26,10 +26,8 @@ from megatron_mathcpt.records import Language, Problem, Stage
 
 TEMPLATES = Path(__file__).with_suffix(".yaml")
 # What a wording may name in addition to numbers.
-_WORDS: dict[Language, tuple[str, ...]] = {
-    "en": ("name", "other", "thing", "things"),
-    "zh": ("name", "other", "thing", "unit"),
-}
+_COMMON = ("name", "other", "thing")
+_WORDS: dict[Language, tuple[str, ...]] = {"en": (*_COMMON, "things"), "zh": (*_COMMON, "unit")}
 _MOST_DRAWS = 1000  # without a new problem before a split counts as exhausted
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction | float]] = {
     ast.Add: operator.add,
@@ -171,7 +169,7 @@ def instance_key(name: str, numbers: Values) -> str:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether the instance is for evaluation, as about `share` of all are."""
+    """Whether the instance is held out for evaluation; about `share` of all instances are."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 1000 < share * 1000
 
 

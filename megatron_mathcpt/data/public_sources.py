@@ -1,4 +1,4 @@
-"""The study's public sources: their rows in our field names, and their download from the Hugging Face hub.
+"""The study's public sources: map their rows to our field names, download them from the Hugging Face hub.
 
 Fields, ids, folders, licences and sizes are from the sources' own pages (dataset cards, RedPajama's data_prep
 scripts); None is unknown. Not verified by a page: Lila's names on Hugging Face, AlgebraicStack's
@@ -194,7 +194,7 @@ def _hub_errors(source: PublicSource) -> Iterator[None]:
     """Turn what the hub's library raises into one `DataError`."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-    # Of the HTTP library, which is another in each major version of the hub's.
+    # Base error of the HTTP library, which differs between major versions of huggingface_hub.
     transport = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         yield

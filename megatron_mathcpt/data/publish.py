@@ -17,21 +17,11 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.config.corpus import Corpus, Tokenizer
-from megatron_mathcpt.data.decontaminate import load_items
+from megatron_mathcpt.data import tokenizer
+from megatron_mathcpt.data.decontaminate import benchmark_files, load_items
 from megatron_mathcpt.data.minhash import DUPLICATES
 from megatron_mathcpt.data.prepare import Array, ShardWork, load_array, pools_of, read_counts, write_counts
-from megatron_mathcpt.data.tokenizer import (
-    SAMPLE_DOCUMENTS,
-    Encoder,
-    EngineName,
-    Literals,
-    append_eos,
-    copy_tokenizer,
-    load_encoder,
-    load_tokenizer,
-    prefetch,
-    train_tokenizer,
-)
+from megatron_mathcpt.data.tokenizer import Encoder, EngineName, Literals
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token_dtype
@@ -44,23 +34,22 @@ RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 def make_tokenizer(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
     """Copy the given tokenizer into `folder`, or train one on the kept documents of all shards."""
     if settings.path:
-        copy_tokenizer(Path(settings.path), folder)
+        tokenizer.copy_tokenizer(Path(settings.path), folder)
         return
     assert settings.vocab_size is not None
     kept = ((work, load_array(work.decided / "decisions.npy") <= VALIDATION) for work in works)
     size = sum(int(load_array(work.prepared / "bytes.npy")[mask].sum()) for work, mask in kept)
     share = min(1.0, settings.train_megabytes * 1e6 / max(1, size))
-    train_tokenizer(kept_texts(works, share), settings.vocab_size, folder, settings.added_tokens)
+    texts = kept_texts(works, share)
+    tokenizer.train_tokenizer(texts, settings.vocab_size, folder, settings.added_tokens)
 
 
 def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
     """Texts of the kept documents, or of the `share` of them with the smallest split keys."""
     for work in works:
         decisions, keys = (load_array(work.decided / f"{n}.npy") for n in ("decisions", "keys"))
-        done = 0
-        for _, lines in read_lines(work.prepared / "kept.jsonl"):
-            part = slice(done, done + len(lines))
-            done += len(lines)
+        for first, lines in read_lines(work.prepared / "kept.jsonl"):
+            part = slice(first - 1, first - 1 + len(lines))
             for number in np.flatnonzero((decisions[part] <= VALIDATION) & (keys[part] < share)):
                 yield orjson.loads(lines[number])["text"]
 
@@ -68,7 +57,8 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
     """Write documents, places, duplicates and datasets of one of `works`, tokenized as in `folder`."""
     # The sample is the same for every shard, so that all are tokenized by the same engine.
-    sample, sha256 = tuple(islice(kept_texts(works), SAMPLE_DOCUMENTS)), hash_file(folder / "tokenizer.json")
+    sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
+    sha256 = hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
     task, shard, out = works.index(work), work.shard, work.published
     # Both have one entry per line of kept.jsonl.
@@ -79,11 +69,9 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
         names = ("kept.jsonl", "places", "dropped.jsonl")
         kept, places, dropped = (stack.enter_context(atomic_writer(out / name)) for name in names)
         originals = iter(_originals(work, works, decisions))
-        done = 0
-        for _, lines in prefetch(read_lines(work.prepared / "kept.jsonl")):
-            part = slice(done, done + len(lines))
+        for first, lines in tokenizer.prefetch(read_lines(work.prepared / "kept.jsonl")):
+            part = slice(first - 1, first - 1 + len(lines))
             decided, origin = np.array(decisions[part]), np.array(numbers[part])
-            done += len(lines)
             for number in np.flatnonzero(decided > VALIDATION):
                 where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
                 row = {"reason": DUPLICATES[decided[number]], **where, **orjson.loads(lines[number])}
@@ -91,7 +79,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             for split, writer in zip(SPLITS, writers, strict=True):
                 texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(decided == split)]
                 if texts:
-                    writer.write(*append_eos(*encoder.encode(texts), info.eos_id))
+                    writer.write(*tokenizer.append_eos(*encoder.encode(texts), info.eos_id))
             stay = np.flatnonzero(decided <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
             places.write(make_places(written, task, origin[stay], decided[stay]))
@@ -105,7 +93,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
 def _load_encoder(
     sha256: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
 ) -> tuple[Encoder, TokenizerCounts]:
-    return load_encoder(folder, literals, engine, sample)
+    return tokenizer.load_encoder(folder, literals, engine, sample)
 
 
 def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Array) -> list[JsonObject]:
@@ -129,13 +117,13 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     for pool in pools_of(config):
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
     prepared = [read_counts(work.prepared) for work in works]
-    counts = _counts(works, prepared, config, out / "tokenizer")
+    counts = _counts(works, prepared, config, out)
     shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
     hits = [hit for found in prepared for hit in found["hits"]]
-    paths = config.decontaminate.benchmarks if config.decontaminate else []
+    items = [item for file in benchmark_files(config.decontaminate) for item in load_items(file)]
     benchmarks = {
         name: {"items": count, "hits": [hit for hit in hits if hit["benchmark"] == name]}
-        for name, count in Counter(item.benchmark for path in paths for item in load_items(path)).items()
+        for name, count in Counter(item.benchmark for item in items).items()
     }
     report = {**counts, "benchmarks": benchmarks, "shards": shards}
     write_atomically(out / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
@@ -159,14 +147,9 @@ def _join_pool(pool: str, works: Sequence[ShardWork], out: Path) -> None:
         merge([f / split for f in published], out / "datasets" / pool / split)
 
 
-def _counts(
-    works: Sequence[ShardWork], prepared: list[JsonObject], config: Corpus, tokenizer: Path
-) -> JsonObject:
+def _counts(works: Sequence[ShardWork], prepared: list[JsonObject], config: Corpus, out: Path) -> JsonObject:
     """The manifest's counts, which `formats.corpus_folder.CorpusCounts` reads."""
-    pools: dict[str, dict[str, Counter[str]]] = {
-        pool: {split: Counter(documents=0, tokens=0) for split in SPLITS.values()}
-        for pool in pools_of(config)
-    }
+    pools: dict[str, dict[str, Counter[str]]] = {}
     sources: dict[str, JsonObject] = {}
     for work, counts in zip(works, prepared, strict=True):
         published, source = read_counts(work.published), work.shard.source
@@ -175,12 +158,14 @@ def _counts(
         row["rejected"] += counts["rejected"]
         for found in (counts, published):
             row["dropped"].update(found["dropped"])
+        pool = pools.setdefault(config.sources[source].pool, {split: Counter() for split in SPLITS.values()})
         for split in SPLITS.values():
             row["kept"] += published[split]["documents"]
-            pools[config.sources[source].pool][split].update(published[split])
+            pool[split].update(published[split])
     for name, row in sources.items():
         # Every record that was read is kept, rejected or dropped for a reason.
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
-    return {"tokenizer": load_tokenizer(tokenizer)[1].model_dump(), "pools": pools, "sources": sources}
+    info = tokenizer.load_tokenizer(out / "tokenizer")[1]
+    return {"tokenizer": info.model_dump(), "pools": pools, "sources": sources}

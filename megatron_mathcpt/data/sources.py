@@ -1,7 +1,7 @@
 """Read one source: from files of any known format to cleaned documents.
 
 Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row becomes a document or is
-skipped for a reason, so that nothing read is lost; so is the rest of a truncated file.
+skipped for a reason, as is the rest of a truncated file, so that nothing is lost silently.
 """
 
 import json
@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1024  # of Parquet and Arrow, converted to Python objects at once
 # Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
-_REMOVED = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
-)
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
-# The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which takes the
-# number of a theorem, 1.2.3.4, for one.
+# The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
+# mistakes the number of a theorem, 1.2.3.4, for one.
 _ADDRESS = re.compile(
     r"\b[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@(?:(?:[A-Za-z0-9](?:["
     r"A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?|\[(?:(?:25[0-5]|2[0-4][0-9]|["
@@ -167,7 +165,7 @@ def clean(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
         text = unicodedata.normalize("NFC", text)
-    text = _REMOVED.sub("", text)
+    text = HIDDEN.sub("", text)
     if " \n" in text or "\t\n" in text:
         text = _TRAILING.sub("", text)
     if "\n\n\n\n" in text:

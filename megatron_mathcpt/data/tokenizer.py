@@ -36,7 +36,7 @@ END_OF_TEXT = "<|end_of_text|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
 # gigatoken's cache of words has no limit; a new engine after so many characters bounds the memory.
 _RENEW_CHARACTERS = 8 << 30
-# Texts on which two tokenizers that differ are likely to show it: rare Unicode, long runs, special tokens.
+# Texts likely to expose a difference between two tokenizers: rare Unicode, long runs, special tokens.
 PROBE = (
     *("", " ", "a", "Plain words, and  two   spaces\n\n\n\tthen tabs \t \r\n end "),
     "12345678901234567890 3.14159 1,000,000 x=0001 ½ ²₃ ٣٤ Ⅷ",
@@ -62,10 +62,8 @@ def tokenizer_file(path: Path) -> Path:
     if file.is_file() and file != model:
         return file
     if model.is_file():  # Llama's own format
-        raise DataError(
-            f"{model}: not a tokenizer.json; make one with transformers: "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"
-        )
+        remedy = "make one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"
+        raise DataError(f"{model}: not a tokenizer.json; {remedy}")
     raise DataError(f"{path}: tokenizer not found; give a folder with tokenizer.json, or such a file")
 
 
@@ -171,7 +169,7 @@ def load_encoder(
 ) -> tuple[Encoder, TokenizerCounts]:
     """gigatoken if it is installed and agrees with the reference on the probe and on `sample`."""
     reference = ReferenceEncoder(folder, literals)
-    fast = reference if engine == "tokenizers" else _load_fast(folder, literals, reference, (*PROBE, *sample))
+    fast = reference if engine == "tokenizers" else _load_fast(folder, reference, (*PROBE, *sample))
     if not isinstance(fast, str):
         return fast, reference.info
     if engine == "gigatoken":
@@ -180,20 +178,19 @@ def load_encoder(
     return reference, reference.info
 
 
-def _load_fast(
-    folder: Path, literals: Literals, reference: ReferenceEncoder, texts: Sequence[str]
-) -> Encoder | str:
+def _load_fast(folder: Path, reference: ReferenceEncoder, texts: Sequence[str]) -> Encoder | str:
     """gigatoken's encoder, or the reason why it cannot be used."""
     if find_spec("gigatoken") is None:
         return "is not installed"
     tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
-    if literals == "text":  # without special tokens, so that their literals in a text are text
+    if reference.tokenizer.encode_special_tokens:
+        # Without special tokens, so that their literals in a text are text.
         tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
         tree["post_processor"] = None
     try:
         fast = GigatokenEncoder(orjson.dumps(tree).decode())
         found = [fast.encode([text])[0] for text in texts]
-    # Its refusals of tokenizers that it does not support have no common type.
+    # What it raises for tokenizers that it does not support has no common type.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         return f"cannot take this tokenizer ({one_line(str(error))[:100]})"
     pairs = zip(texts, found, strict=True)
@@ -216,14 +213,9 @@ def tokenize_files(
     first = next(blocks, [])
     encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE_DOCUMENTS])
     writer, size = DatasetWriter(prefix, token_dtype(info.vocab_size)), 0
-
-    def encoded() -> Iterator[tuple[Tokens, Lengths]]:
-        nonlocal size
-        for texts in chain([first], blocks) if first else ():
-            size += sum(map(len, texts))
-            yield encoder.encode(texts)
-
-    for part in prefetch(encoded()):
+    encoded = ((sum(map(len, texts)), encoder.encode(texts)) for texts in chain([first], blocks) if texts)
+    for characters, part in prefetch(encoded):
+        size += characters
         writer.write(*append_eos(*part, info.eos_id))
     documents, tokens = writer.close()
     counts = {"documents": documents, "tokens": tokens, "characters": size, "engine": encoder.name}
@@ -231,7 +223,6 @@ def tokenize_files(
 
 
 def append_eos(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:
-    """Append `eos_id` to each document."""
     closed = lengths + 1
     ends = np.cumsum(closed, dtype=np.int64) - 1
     inside = np.ones(len(tokens) + len(lengths), np.bool_)

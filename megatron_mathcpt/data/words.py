@@ -76,7 +76,18 @@ class Words:
 
     def document_hashes(self) -> Hashes:
         """A hash of each document's words: equal up to case, spacing and compatibility forms."""
-        return span_hashes(self.hashes, self.documents[:-1], self.documents[1:])
+        return self.span_hashes(self.documents[:-1], self.documents[1:])
+
+    def span_hashes(self, first: Indices, last: Indices) -> Hashes:
+        """`span_hash` of words `first[i]` to `last[i]`, exclusive, for every i."""
+        return _span_hashes(self.hashes, first, last)
+
+    def ngrams(self, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
+        """Hashes and first words of the n-grams of `length` words inside documents, those `wanted` flags.
+
+        `wanted` has 2^n flags, for the last n bits of a hash.
+        """
+        return _ngrams(self.hashes, self.documents, length, wanted)
 
     def text(self, first: int, last: int) -> str:
         """Folded text of words `first` to `last`, exclusive."""
@@ -123,14 +134,6 @@ def count_words(words: Words) -> Indices:
     sums = np.zeros((len(columns), len(lengths) + 1), np.int64)
     np.cumsum(columns, axis=1, out=sums[:, 1:])
     return np.diff(sums[:, words.documents]).T
-
-
-def ngrams(words: Words, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
-    """Hashes and first words of the n-grams of `length` words inside documents, those that `wanted` flags.
-
-    `wanted` has 2^n flags, for the last n bits of a hash.
-    """
-    return _ngrams(words.hashes, words.documents, length, wanted)
 
 
 def mix(values: Hashes) -> Hashes:
@@ -229,7 +232,7 @@ def _hash(codes: Codes, starts: Indices, ends: Indices, joined: bool) -> Hashes:
 
 @jit
 def _utf8_byte(code: int, later: int, length: int) -> int:
-    """The byte that `later` others follow in the UTF-8 of `code` (RFC 3629), `length` bytes long."""
+    """The byte followed by `later` others in the UTF-8 of `code` (RFC 3629), `length` bytes long."""
     if length == 1:
         return code
     bits = code >> 6 * later
@@ -248,8 +251,7 @@ def span_hash(hashes: Hashes, first: int, last: int) -> np.uint64:
 
 
 @jit
-def span_hashes(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
-    """`span_hash` of words `first[i]` to `last[i]`, exclusive, for every i."""
+def _span_hashes(hashes: Hashes, first: Indices, last: Indices) -> Hashes:
     found = np.empty(len(first), np.uint64)
     for number in range(len(first)):
         found[number] = span_hash(hashes, first[number], last[number])

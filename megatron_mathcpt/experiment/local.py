@@ -60,10 +60,10 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
             _logger.info("[%d/%d] %s: python %s", number, len(stages), name, command)
             before = stage.write_config()
             outcomes[name] = outcome = _run(stage, out)
-            if (
-                outcome.status and complete and before and stage.config
-            ):  # refused: its config is the one before
-                write_atomically(stage.config.path, before.encode())
+            if outcome.status and complete and before and stage.config:
+                write_atomically(
+                    stage.config.path, before.encode()
+                )  # refused: the folder has the config before
             if outcome.status:
                 _logger.error("%s failed with status %d; fix it and run again", name, outcome.status)
                 continue

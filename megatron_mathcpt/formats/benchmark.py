@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from megatron_mathcpt.errors import EvaluationError, first_error
-from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.files import Row, read_json_lines
 from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -23,10 +23,9 @@ STUDY_SETS = {
 }
 
 
-class Item(BaseModel):
+class Item(Row):
     """One test item; `type` is its answer's kind; school `stage` and `steps` group the report's scores."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
     id: str = Field(min_length=1)
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1)
@@ -96,10 +95,8 @@ def choose_sets(root: str, names: str) -> dict[str, Path]:
     known = study | {path.parent.name: path for path in others} | study  # study sets first, none replaced
     chosen = list(known) if names == "all" else names.split(",") if names else list(STUDY_SETS)
     if unknown := sorted(set(chosen) - set(known)):
-        file = folder / unknown[0] / "test.jsonl"
-        raise EvaluationError(
-            f"set '{unknown[0]}': unknown; known are {', '.join(known)}; to add it, write {file}"
-        )
+        name, file = unknown[0], folder / unknown[0] / "test.jsonl"
+        raise EvaluationError(f"set '{name}': unknown; known are {', '.join(known)}; to add it, write {file}")
     paths = {name: known[name] for name in chosen}
     if missing := [path for path in paths.values() if not path.is_file()]:
         expected = ", ".join(f"{name}: {path}" for name, path in paths.items())
@@ -126,10 +123,8 @@ def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language
         else:
             file = _EXAMPLES / f"{language}.jsonl"
             rows = read_json_lines(file)
-        if len(rows) < shots:
-            raise EvaluationError(
-                f"{file}: {len(rows)} worked examples in '{language}', {shots} shots wanted"
-            )
+        if (count := len(rows)) < shots:
+            raise EvaluationError(f"{file}: {count} worked examples in '{language}', {shots} shots wanted")
         found[language] = [Problem.model_validate(row | {"language": language}) for row in rows[:shots]]
         for example in found[language]:  # one that is a test item would give its answer away
             if "".join(example.question.split()) in questions:

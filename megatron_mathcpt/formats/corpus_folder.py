@@ -125,8 +125,6 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusFolder:
-    """A finished corpus, as `open_corpus` finds it."""
-
     root: Path
     manifest: Manifest
     shards: tuple[RawFile, ...]
@@ -158,12 +156,8 @@ class CorpusFolder:
 
     def by_source(self, pool: str | None = None, source: str | None = None) -> list[Selection]:
         """One selection for each source that matches."""
-        return [
-            Selection(chosen.pool, name)
-            for chosen in self.selections(pool, source)
-            for name in self.pools[chosen.pool]
-            if source in (None, name)
-        ]
+        found = [(one.pool, name) for one in self.selections(pool, source) for name in self.pools[one.pool]]
+        return [Selection(owner, name) for owner, name in found if source in (None, name)]
 
     def blocks(self, selection: Selection) -> Iterator[tuple[int, Places, npt.NDArray[np.bool_]]]:
         """Blocks of a pool's places: number of the first, the places, and a mask of the selected ones."""
@@ -229,7 +223,6 @@ def open_corpus(root: Path) -> CorpusFolder:
 def make_places(
     sizes: Sequence[int], shard: int, lines: npt.NDArray[np.uint64], splits: npt.NDArray[np.uint8]
 ) -> bytes:
-    """Encode the places of one shard's documents."""
     places = np.empty(len(sizes), PLACE)
     places["bytes"], places["shard"], places["line"], places["split"] = sizes, shard, lines, splits
     return places.tobytes()

@@ -54,6 +54,9 @@ class Sample(Row):
     output: str
 
 
+Samples = Mapping[str, Sequence[Sample]]  # by task
+
+
 class SampleScore(Row):
     value: float
     stderr: float
@@ -100,14 +103,9 @@ def samples_path(folder: Path, task: str) -> Path:
 
 
 def write_evaluation(
-    folder: Path,
-    results: Results,
-    samples: Mapping[str, Sequence[Sample]],
-    *,
-    inputs: dict[str, str],
-    config: JsonObject,
+    folder: Path, results: Results, samples: Samples, *, inputs: dict[str, str], config: JsonObject
 ) -> None:
-    """Write samples (by task) and results, then the manifest that makes the folder complete."""
+    """Write samples and results, then the manifest that makes the folder complete."""
     for task, rows in samples.items():
         lines = (json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n" for row in rows)
         write_atomically(samples_path(folder, task), "".join(lines).encode())
@@ -128,8 +126,6 @@ def load_first_answers(folder: Path, task: str, score: TaskScore) -> list[Sample
     rows = [row for row in read_rows(path, Sample) if not row.sample]
     items, correct = len({row.id for row in rows}), sum(row.correct for row in rows)
     if (items, correct, len(rows)) != (score.n, score.correct, score.n):
-        raise EvaluationError(
-            f"{path}: {correct} of {items} different items correct, results.json says {score.correct} of "
-            f"{score.n}; evaluate the run again"
-        )
+        found, said = f"{correct} of {items} different items correct", f"{score.correct} of {score.n}"
+        raise EvaluationError(f"{path}: {found}, results.json says {said}; evaluate the run again")
     return rows

@@ -57,13 +57,11 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, completely or not at all."""
     with atomic_writer(path) as file:
         file.write(data)
 
 
 def join_files(parts: Iterable[Path], path: Path) -> None:
-    """Concatenate `parts` into `path`, completely or not at all."""
     with atomic_writer(path) as file:
         for part in parts:
             with part.open("rb") as source:

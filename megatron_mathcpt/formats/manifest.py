@@ -37,8 +37,6 @@ class OutputFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Contents of `manifest.json`."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str  # the stage
     inputs: dict[str, str]  # by name, the fingerprint or SHA-256 of what was read
@@ -156,10 +154,8 @@ def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: Json
             # if it is off (null, false, zero, empty): what it turns on was not done and is not wanted. If it
             # is on, it is a difference, even if no config can set it any more.
             if then != now and (then or now or (key in old and key in new)):
-                raise ManifestError(
-                    f"{folder}: already built with another {label} '{key}' ({then!r}, now {now!r}); choose "
-                    "another output folder or delete this one"
-                )
+                other = f"already built with another {label} '{key}' ({then!r}, now {now!r})"
+                raise ManifestError(f"{folder}: {other}; choose another output folder or delete this one")
     return True
 
 

@@ -3,7 +3,7 @@
 A checkpoint is written under a hidden name and renamed when it is complete, so a folder with the final name
 always is. The file `latest` names the newest one for people and scripts; this package lists the folders.
 
-Next to its manifest lies the one that it will have without optimizer state, both covered by one seal.
+Next to its manifest is the one that it will have without optimizer state, both covered by one seal.
 Renaming the second over the first makes the checkpoint weights-only in one atomic step.
 """
 
@@ -177,11 +177,10 @@ def commit(path: Path) -> None:
 
 def load_sealed(path: Path) -> Manifest:
     """Load a checkpoint's manifest after comparing its bytes with the seal."""
-    try:
+    # Twice, as its run may be making it weights-only: some of it was read before that, some after.
+    with suppress(ManifestError, FileNotFoundError):
         return _load_sealed(path)
-    except (ManifestError, FileNotFoundError):
-        # Its run may be making it weights-only: some of it was read before that, some after.
-        return _load_sealed(path)
+    return _load_sealed(path)
 
 
 def _load_sealed(path: Path) -> Manifest:
@@ -256,10 +255,9 @@ def check_space(run_folder: Path, needed: int) -> None:
     # A quota or a full storage target cannot be seen in advance.
     lacking, free = needed - sum(map(_size, checkpoint_paths(run_folder))), shutil.disk_usage(run_folder).free
     if free < lacking:
-        raise CheckpointError(
-            f"{run_folder}: {free:,} bytes free, {lacking:,} needed for its checkpoints, {needed:,} in all; "
-            "make room, lower checkpoint.keep, or choose another folder"
-        )
+        full = f"{free:,} bytes free, {lacking:,} needed for its checkpoints, {needed:,} in all"
+        remedy = "make room, lower checkpoint.keep, or choose another folder"
+        raise CheckpointError(f"{run_folder}: {full}; {remedy}")
 
 
 def has_room(run_folder: Path) -> bool:

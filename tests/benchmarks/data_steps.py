@@ -29,7 +29,7 @@ from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination
 from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.sources import Document, clean
-from megatron_mathcpt.data.words import DIGITS, Hashes, Words, batches, cut_words, ngrams
+from megatron_mathcpt.data.words import DIGITS, Hashes, Words, batches, cut_words
 from megatron_mathcpt.formats.indexed_dataset import write_index
 
 ROUNDS = 5
@@ -114,7 +114,7 @@ def kept(texts: list[str]) -> np.ndarray:
 
 
 def jaccard(one: str, other: str) -> float:
-    first, second = (set(ngrams(cut_words([text]), SHINGLE)[0].tolist()) for text in (one, other))
+    first, second = (set(cut_words([text]).ngrams(SHINGLE)[0].tolist()) for text in (one, other))
     return len(first & second) / len(first | second)
 
 

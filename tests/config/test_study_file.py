@@ -152,7 +152,10 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ({"variants": {}, "runs": {"raw": {"file": "one.yaml"}}}, "runs.raw: another stage has this folder"),
         ({"corpus": {"report": STUDY["corpus"]["raw"]}}, "corpus.report: another stage has this folder"),
         ({"out": "demo"}, "out: 'demo' is one word"),
-        ({"evaluation": {"max_new_tokens": 8, "runs": ["on"]}}, "evaluation.runs: names 'on', which is no run"),
+        (
+            {"evaluation": {"max_new_tokens": 8, "runs": ["on"]}},
+            "evaluation.runs: names 'on', which is no run",
+        ),
         ({"report": {"comparisons": ["one:one"]}}, "comparison one:one: expected BASELINE:CANDIDATE"),
         ({"scale": {"s": {"out": "x/y", "runs": {"onne": None}}}}, "scale.s.runs.onne: give file or from"),
         ({"scale": {"s": {"out": "x", "runs": {"one": {"from": "two"}}}}}, "scale.s.runs.one: give only set"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, find_duplicates, signatures
-from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words, ngrams, span_hashes
+from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words
 from tests.support.corpus_factory import make_problem, make_sentence
 
 
@@ -52,11 +52,11 @@ def test_equal_words_and_only_they_have_equal_hashes() -> None:
 
 def test_ngrams_stay_inside_a_document_and_do_not_depend_on_place() -> None:
     words = cut_words(["a b c", "z", "", "q a b c"])
-    hashes, first = ngrams(words, 3)
+    hashes, first = words.ngrams(3)
     assert first.tolist() == [0, 4, 5]
-    assert ngrams(cut_words(["c b a"]), 3)[0][0] != hashes[0]
+    assert cut_words(["c b a"]).ngrams(3)[0][0] != hashes[0]
     assert hashes[0] == hashes[2] != hashes[1]
-    assert span_hashes(words.hashes, np.array([0]), np.array([2]))[0] == ngrams(cut_words(["a b"]), 2)[0][0]
+    assert words.span_hashes(np.array([0]), np.array([2]))[0] == cut_words(["a b"]).ngrams(2)[0][0]
 
 
 def splitmix(value: int) -> int:
@@ -75,7 +75,7 @@ def test_hashes_are_of_eight_utf8_bytes_at_a_time(text: str) -> None:
     words = cut_words([f"{text} x {text}"])
     middle = int(words.hashes[1])
     polynomial = (expected + middle * base + expected * base**2) % (1 << 64)
-    assert ngrams(words, 3)[0].tolist() == [splitmix(polynomial)]
+    assert words.ngrams(3)[0].tolist() == [splitmix(polynomial)]
 
 
 def test_hostile_text_keeps_document_borders_and_lines_begin_where_line_feeds_end() -> None:
@@ -105,7 +105,7 @@ def test_signatures_estimate_jaccard() -> None:
         changed = [f"new{n}" if random_.random() < share else word for n, word in enumerate(words)]
         pair = [" ".join(words), " ".join(changed)]
         rows = signatures(cut_words(pair), 5, 1024)
-        grams = [set(ngrams(cut_words([text]), 5)[0].tolist()) for text in pair]
+        grams = [set(cut_words([text]).ngrams(5)[0].tolist()) for text in pair]
         exact = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
         # standard deviation of the estimate: sqrt(J (1 - J) / 1024) <= 0.016
         assert abs((rows[0] == rows[1]).mean() - exact) < 0.06

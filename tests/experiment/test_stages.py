@@ -176,5 +176,7 @@ def test_only_some_runs(tmp_path: Path) -> None:
     whole = set(stages(tmp_path, only=("tuned",)))
     assert {"child", "synthesis", "made"} <= whole
     assert "child/evaluation" not in whole
-    with pytest.raises(ConfigError, match="--only: names 'kid', which is no run; there are: tuned, child, base"):
+    with pytest.raises(
+        ConfigError, match="--only: names 'kid', which is no run; there are: tuned, child, base"
+    ):
         stages(tmp_path, only=("kid",))
