@@ -1,6 +1,6 @@
 """Config of a corpus build: sources, what is dropped, the tokenizer, the validation split.
 
-Sources are listed in keep order: of two duplicates the one from the source listed first stays.
+Sources are listed in order of precedence: of two duplicates the one from the source listed first stays.
 """
 
 from typing import Annotated, Literal, get_args

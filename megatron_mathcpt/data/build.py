@@ -55,7 +55,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Build:
-    """One build: its config, its shards in keep order, its other inputs (with hashes), its output folder."""
+    """One build: its config, its shards by precedence, its other inputs (with hashes), its output folder."""
 
     config: Corpus
     works: tuple[ShardWork, ...]

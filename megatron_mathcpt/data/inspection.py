@@ -147,7 +147,7 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[JsonObject]:
     found = describe(token_lengths(corpus, selection), int.bit_length, between)  # from power to power of two
     source = corpus.manifest.config["sources"][selection.source]
     if total := found["total"]:
-        unit, title = "tokens a document", "tokens, with the end-of-text token"
+        unit, title = "tokens per document", "tokens, with the end-of-text token"
         yield {"source": selection.source, "unit": unit, "title": title, **found}
     if source["kind"] == "problem":
         rule: StepRule = (source["select"] or {}).get("step_rule") or "field"
@@ -158,7 +158,7 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[JsonObject]:
         label = [*map(str, range(_MOST_STEPS)), f"{_MOST_STEPS}+"].__getitem__
         found = describe(known, lambda steps: min(steps, _MOST_STEPS), label)
         title = f"steps by '{rule}' of {read:,} problems, {read - found['total']:,} without"
-        yield {"source": selection.source, "unit": "steps a problem", "title": title, **found}
+        yield {"source": selection.source, "unit": "steps per problem", "title": title, **found}
 
 
 class Screen:

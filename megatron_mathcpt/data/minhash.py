@@ -1,7 +1,7 @@
 """Find copies of earlier documents: exact by hash, near by MinHash bands and verified signatures.
 
-MinHash: Broder 1997; for corpora, Lee et al. 2022, arXiv 2107.06499. Documents are numbered in keep order
-over all sources; of a group of duplicates the first is kept.
+MinHash: Broder 1997; for corpora, Lee et al. 2022, arXiv 2107.06499. Documents are numbered over all sources
+in order of precedence; of a group of duplicates the first is kept.
 """
 
 # Why `Deduplicate` defaults to 14 bands of 8 rows and threshold 0.7: bands and rows are datatrove's. A pair

@@ -143,7 +143,7 @@ class _Sorter:
 
     def _add_batch(self, batch: Sequence[Document]) -> None:
         # Words are cut once for decontamination and hashes. A contaminated document is dropped
-        # before deduplication: it must not be the one of its duplicates that is kept.
+        # before deduplication, which might keep it and drop its clean near-duplicates.
         words = cut_words([document.text for document in batch])
         problems = np.array([document.problem is not None for document in batch])
         hits = self._contamination.search(words, problems) if self._contamination else {}

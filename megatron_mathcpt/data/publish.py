@@ -1,8 +1,8 @@
 """Last build stages: `make_tokenizer`; `publish`, which tokenizes a shard's kept documents; `finish`.
 
 `finish` is a build stage of its own, not the end of `publish`: shards are published in any order on any node,
-and only when all are does one task join them in keep order, check that every record is accounted for, and
-write the manifest, which makes the corpus complete.
+and only when all are does one task join them in order of precedence, check that every record is accounted
+for, and write the manifest, which makes the corpus complete.
 """
 
 import shutil

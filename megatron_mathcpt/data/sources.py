@@ -87,7 +87,7 @@ Rows = Iterator[list[NumberedRow | Skipped]]  # in blocks
 
 
 def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
-    """All input files in keep order, text files by folder; raises `DataError` for a source without any."""
+    """All input files by precedence, text files by folder; raises `DataError` for a source without any."""
     shards = []
     for name, source in sources.items():
         given = root = Path(source.path)

@@ -53,7 +53,7 @@ def _gpu_faults(gpus: int) -> list[str]:
 
 
 def gpu_faults(table: str, gpus: int) -> list[str]:
-    """Faults in nvidia-smi's answer: a line a GPU, its uncorrected memory errors since the last reset."""
+    """Faults in nvidia-smi's output: a line per GPU, its uncorrected memory errors since the last reset."""
     counts = table.split("\n")[:-1]
     faults = [] if len(counts) == gpus else [f"{len(counts)} GPUs, expected {gpus}"]
     bad = [number for number, errors in enumerate(counts) if errors.strip() not in ("0", "[N/A]")]

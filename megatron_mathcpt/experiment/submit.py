@@ -147,7 +147,7 @@ def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
 
 
 def _whole_nodes(cluster: ClusterConfig) -> dict[str, Any]:
-    """A task a GPU."""
+    """One task per GPU."""
     gpus, size = cluster.gpus_per_node, cluster.model_dump(include={"nodes", "cpus_per_task"})
     return size | {"tasks_per_node": gpus, "gpus_per_node": gpus, "check_nodes": True}
 

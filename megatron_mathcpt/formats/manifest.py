@@ -117,7 +117,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ManifestError(f"{path}: not a manifest ({first_error(error)[1]}); build it again") from error
+        raise ManifestError(f"{path}: not a manifest ({first_error(error)[1]}); rebuild it") from error
     if kind not in (None, manifest.kind):
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
     # By size only: the contents of a 70B model are 140 GB. `verify_hashes` compares them.
@@ -125,7 +125,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
         file = folder / name
         found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
         if found != f"{recorded.bytes} bytes":
-            raise ManifestError(f"{file}: {found}, manifest says {recorded.bytes} bytes; build it again")
+            raise ManifestError(f"{file}: {found}, manifest says {recorded.bytes} bytes; rebuild it")
     return manifest
 
 
@@ -138,7 +138,7 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
         hashes = pool.map(lambda name: hash_file(folder / name), outputs)
         for (name, recorded), found in zip(outputs.items(), hashes, strict=True):
             if found != recorded.sha256:
-                raise ManifestError(f"{folder / name}: checksum differs from the manifest; build it again")
+                raise ManifestError(f"{folder / name}: checksum differs from the manifest; rebuild it")
 
 
 def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: JsonObject) -> bool:

@@ -120,7 +120,7 @@ def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) 
     own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ
-    for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens a run")):
+    for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens per run")):
         if known := [run[field] for run in rows if run[field] is not None]:
             ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
             size.append(f"{' to '.join(ends)} {unit}")

@@ -127,7 +127,7 @@ def test_tables_and_plots_show_the_counts(chromium: str, corpus_page: Path) -> N
         assert steps == {"easy": ["12", "1.0"], "hard": ["8", "3.5"]}
         assert await opened.evaluate("document.querySelectorAll('#length-plots svg').length") == 7
         tip = await opened.hover("#length-plots figure:nth-child(2) g:nth-of-type(2)")
-        assert tip == "1 steps a problem: 4 (33.3%)"
+        assert tip == "1 steps per problem: 4 (33.3%)"
         bars = "[...document.querySelectorAll('#length-plots figure:nth-child(2) .dot')]"
         heights = await opened.evaluate(f"{bars}.map(bar => bar.height.baseVal.value)")
         assert (len(heights), len(set(heights))) == (3, 1)
