@@ -276,7 +276,7 @@ class CheckpointSection(Section):
     """A checkpoint every `interval` steps and at the end; the newest `keep` that verify are kept.
 
     Also kept are those at multiples of `keep_every` steps, and the one with the lowest loss on the validation
-    set `keep_best`; of these only the weights, a seventh of the bytes, so that no run can resume from them,
+    set `keep_best`; of these only the weights (in bf16 a seventh of the bytes), from which no run can resume,
     unless `keep_optimizer` is set. `choose` selects the checkpoint that is used wherever the run folder is
     given as weights: the newest, or the one of lowest validation loss (mean over the sets), which is then
     kept too. `async_save` continues training while a checkpoint is written from a copy in host memory.
