@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # To be sourced: creates the Python environment of launch/constraints.txt once and puts it on PATH;
 # launch/gpu.sh adds what only GPUs need.
-# Needs Python 3.11 or 3.12 and pip's usual sources. MATHCPT_VENV sets another folder than .venv.
+# Needs Python 3.11 or 3.12 and pip's usual package index. MATHCPT_VENV sets a folder other than .venv.
 # On Linux pip's default torch includes CUDA; to get the smaller CPU build, point pip at the PyTorch CPU
 # wheels through pip's own settings (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
 find_python() {
@@ -12,11 +12,11 @@ find_python() {
       return
     fi
   done
-  echo "error: Python 3.11 or 3.12 not found; install one or name it: PYTHON=/path/to/python3.11" >&2
+  echo "error: Python 3.11 or 3.12: not found; install one or set PYTHON=/path/to/python3.11" >&2
   return 2
 }
 
-pip_install() { # VENV PIP-ARGUMENTS: with the versions of launch/constraints.txt
+pip_install() { # VENV PIP-ARGUMENTS: installs the versions in launch/constraints.txt
   local venv=$1
   shift
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \

@@ -21,7 +21,7 @@ def relative_error(product: torch.Tensor, left: torch.Tensor, right: torch.Tenso
 
 
 def fp8_error() -> float:
-    """Return the error of Transformer Engine's 512 x 1024 by 1024 x 1024 product in current scaling."""
+    """Return the error of Transformer Engine's 512 x 1024 by 1024 x 1024 product with current scaling."""
     import transformer_engine.pytorch as te
     from transformer_engine.common.recipe import Float8CurrentScaling
 
@@ -40,12 +40,12 @@ def main() -> None:
     assert HAVE_TE
     typer.echo(", ".join(f"{name} {version(name)}" for name in PACKAGES) + ": imported")
     if not torch.cuda.is_available():
-        typer.echo("torch sees no GPU: the FP8 product was NOT run; run this again on a GPU node")
+        typer.echo("torch: sees no GPU; the FP8 product was NOT run; run this again on a GPU node")
         return
     error = fp8_error()
     typer.echo(f"FP8 product on {torch.cuda.get_device_name()}: relative error {error:.4f}")
     if not FP8_ERRORS[0] < error < FP8_ERRORS[1]:
-        sys.exit(f"error: an FP8 product has an error of {FP8_ERRORS[0]} to {FP8_ERRORS[1]}")
+        sys.exit(f"error: FP8 product: error not in {FP8_ERRORS[0]} to {FP8_ERRORS[1]}; do not train with it")
 
 
 if __name__ == "__main__":

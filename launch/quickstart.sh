@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on this machine: raw text in, two continued-pretraining runs out, scored and compared.
+# The main job on this machine: from raw text to two continued-pretraining runs, scored and compared.
 #   bash launch/quickstart.sh [--out DIR] [--data DIR] [--benchmarks DIR] [--processes N] [--config STUDY]
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

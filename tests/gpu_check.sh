@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Proves the GPU path on one H100 or H200 in one call, without a network; phases end after 545 seconds in all.
+# Checks the GPU path on one H100 or H200 in one call, without a network; the phases' limits add up to 545 seconds.
 #   bash tests/gpu_check.sh [ARCHIVE]       every phase
-#   PHASES="3 7" ROWS="bf16 fp8_current" bash tests/gpu_check.sh    some of them, and of the speed's rows
+#   PHASES="3 7" ROWS="bf16 fp8_current" bash tests/gpu_check.sh    some phases, and some rows of the speed phase
 # ARCHIVE (tar.xz of a folder site/) brings what the machine's Python lacks, such as Transformer Engine; without
-# it the environment of launch/gpu.sh is taken as it is. Results go to $OUT (default runs/gpu_check): table.txt,
-# figures.jsonl, JSON files, log.txt. A phase that fails or runs out of its time never stops the rest.
+# it the environment of launch/gpu.sh is used as it is. Results go to $OUT (default runs/gpu_check): table.txt,
+# figures.jsonl, JSON files, log.txt. A phase that fails or exceeds its time limit never stops the rest.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 2
@@ -16,7 +16,7 @@ work=$(mktemp -d)
 export MATHCPT_FIGURES=$OUT/figures.jsonl PYTHONUNBUFFERED=1 PYTHONPATH=$root
 export CUDA_DEVICE_MAX_CONNECTIONS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export NVTE_FWD_LAYERNORM_SM_MARGIN=0 NVTE_BWD_LAYERNORM_SM_MARGIN=0 # margins are for overlapped communication
-export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True NCCL_GRAPH_REGISTER=0 # the second for the first with graphs
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True NCCL_GRAPH_REGISTER=0 # graphs need 0 with such segments
 : >"$OUT/log.txt"
 : >"$MATHCPT_FIGURES"
 
@@ -40,7 +40,7 @@ phase() {
 unpack() {
   if [ -n "${1:-}" ]; then
     tar -xJf "$1" -C "$work" || return 1
-    rm -rf "$work"/site/transformer_engine/jax # its import costs every process seconds
+    rm -rf "$work"/site/transformer_engine/jax # importing it costs every process seconds
   fi
   nvidia-smi || true
   PYTHONPATH=$PYTHONPATH "$python" - <<'PYTHON'
@@ -73,11 +73,11 @@ PYTHON
 PHASES="$PHASES 0" phase 0 45 import "$python" "$imports"
 grep -q '	ok	' "$work/0.import.row" || export NO_TE=1
 if grep -q 'no GPU' "$work/0.import.log"; then export NO_GPU=1; fi
-if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # continue with the local layers, all of site/ but Transformer Engine
+if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # continue without Transformer Engine, with Megatron-Core's local layers
   rm -rf "$work"/site/transformer_engine*
 fi
 
-# The tests are small and check no time: they share the card.
+# The tests are small and measure no times, so they share the GPU.
 test_of() { "$python" -m pytest -q -p no:cacheprovider -rfE --timeout 150 "$@"; }
 export -f test_of
 phase 1 100 products bash -c 'test_of tests/gpu/test_products.py' &
@@ -86,7 +86,7 @@ phase 4 140 training_tests bash -c 'test_of -v -n 14 tests/train/test_gpu.py -k 
 phase 4 140 graphs bash -c 'test_of tests/train/test_gpu.py -k graphs' &
 wait
 
-# 12 layers of Llama-3-8B in FP8 take 73.9 of 79.2 GiB; moments in bf16 would not fit (fp32 copies in the update).
+# 12 layers of Llama-3-8B in FP8 take 73.9 of 79.2 GiB; bf16 moments would not fit (the update makes fp32 copies).
 rows=${ROWS:-bf16 fp8_current fp8_blockwise fp8_delayed bf16,documents}
 if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
 # shellcheck disable=SC2086 # the rows are words

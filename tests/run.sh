@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Formatting, lint, types and tests, in the project's own environment.
-#   bash tests/run.sh              everything but the slow tests
+#   bash tests/run.sh              all but the slow tests
 #   bash tests/run.sh --full       the slow tests too
 #   bash tests/run.sh -- ARGS      pass ARGS to pytest
 set -euo pipefail

@@ -93,7 +93,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"dry-run {STUDY} seed=3 --out OUT", "seed=3: give the GPUs of a run with --gpus"),
         ("dry-run precision.fp8=e4m3 --gpus 8", "give the YAML file of an experiment too"),
         (f"run {BASE}", "is one run; give its folder with --out"),
-        (f"run {STUDY} --out {BASE}", "cannot be made"),
+        (f"run {STUDY} --out {BASE}", "cannot be created"),
         (f"run {STUDY} --processes 3 --out OUT", "runs.base: world size"),
         (f"dry-run {BASE} --gpus 2 --out OUT", "takes effect in a study"),
         ("dry-run configs/paper/study.yaml --data OUT", "takes effect in a study that makes its raw pools"),
@@ -146,7 +146,7 @@ def test_what_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
     words = ("-m", "megatron_mathcpt", "synthesize", config, "--out", tmp_path / "x")
     done = run(*words, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert (done.returncode, done.stdout) == (2, "")
-    extra = "it comes with pip install 'megatron_mathcpt[synthesis]'"
+    extra = "run pip install 'megatron_mathcpt[synthesis]'"
     assert done.stderr == f"error: aiohttp: not installed; {extra}\n"
 
 

@@ -16,17 +16,17 @@ Literals = Literal["text", "control"]
 Folder = Annotated[Path, Argument(help="folder of a finished corpus")]
 Pool = Annotated[str | None, Option(help="only this pool")]
 Source = Annotated[str | None, Option(help="only this source")]
-Limit = Annotated[int, Option(min=1, help="most documents to show")]
+Limit = Annotated[int, Option(min=1, help="maximum number of documents to show")]
 Most = Annotated[int, Option("--characters", min=0, help="characters to show of each; 0: all")]
 
 
 @verb("download")
 def download(
     source: Annotated[str | None, Argument(help="name of the source, see --list")] = None,
-    out: Annotated[Path | None, Option(help="folder to fetch to")] = None,
-    list_: Annotated[bool, Option("--list", help="show the sources, their licences and sizes")] = False,
+    out: Annotated[Path | None, Option(help="folder to download to")] = None,
+    list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
-    """Fetch a public source from the Hugging Face hub, with checksums; resumes if interrupted."""
+    """Download a public source from the Hugging Face Hub, with checksums; resumes if interrupted."""
     from megatron_mathcpt.data.public_sources import PUBLISHED
     from megatron_mathcpt.data.public_sources import download as fetch
 
@@ -39,10 +39,10 @@ def download(
         print_table(headings, rows, "Public sources of the study")
         return
     if source is None or out is None:
-        raise DataError("give a source and --out, or --list")
+        raise DataError("download: give a source and --out, or --list")
     fetched = fetch(source, out, echo)
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
-    done = f"{len(fetched.new)} files fetched" if fetched.new else "complete, verified"
+    done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
     echo(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
         f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
@@ -53,9 +53,9 @@ def download(
 def corpora(
     out: Annotated[Path, Option(help="folder to write")],
     data: Annotated[Path | None, Option(help="folder with your own <pool>.jsonl[.gz]")] = None,
-    seed: Annotated[int, Option(help="seed of the problems and of the held-out choice")] = 0,
+    seed: Annotated[int, Option(help="seed of the problems and of the held-out split")] = 0,
 ) -> None:
-    """Make raw pools and held-out problems: from this machine's Python, or from your own data."""
+    """Make raw pools and held-out problems, from this machine's Python or from your own data."""
     from megatron_mathcpt.data.corpora import make_corpora
 
     manifest = make_corpora(out, data, seed)
@@ -70,9 +70,9 @@ def build(
     overrides: Overrides = None,
     *,
     out: Annotated[Path, Option(help="folder to build in")],
-    workers: Annotated[int | None, Option(min=1, help="local processes, or tasks at a time")] = None,
-    cluster: Annotated[str | None, Option(help="submit to this site (name or YAML file)")] = None,
-    ray: Annotated[bool, Option("--ray", help="run on the Ray cluster of RAY_ADDRESS")] = False,
+    workers: Annotated[int | None, Option(min=1, help="local processes, or concurrent tasks")] = None,
+    cluster: Annotated[str | None, Option(help="submit to this Slurm site (name or YAML file)")] = None,
+    ray: Annotated[bool, Option("--ray", help="run on the Ray cluster at RAY_ADDRESS")] = False,
     status: Annotated[bool, Option("--status", help="print the progress of the build, do nothing")] = False,
 ) -> None:
     """Read, filter, deduplicate, decontaminate and tokenize a corpus; resumes if run again."""
@@ -112,9 +112,9 @@ def tokenize(
     files: Annotated[list[Path], Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
     tokenizer: Annotated[Path, Option(help="Hugging Face folder or tokenizer.json")],
     out: Annotated[Path, Option(help="prefix of the .bin and .idx files")],
-    field: Annotated[str, Option(help="field of the text")] = "text",
-    special_literals: Annotated[Literals, Option(help="a special token's text becomes")] = "text",
-    engine: Annotated[Engine, Option(help="library; each gives the same tokens")] = "auto",
+    field: Annotated[str, Option(help="field with the text")] = "text",
+    special_literals: Annotated[Literals, Option(help="how to tokenize a special token's string")] = "text",
+    engine: Annotated[Engine, Option(help="tokenizer library; all give the same tokens")] = "auto",
 ) -> None:
     """Tokenize JSON lines to an indexed dataset, without any other step."""
     from megatron_mathcpt.data.tokenizer import tokenize_files
@@ -130,13 +130,13 @@ def synthesize(
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
     pilot: Annotated[
-        int | None, Option(min=1, help="run this many seeds only; count what is accepted")
+        int | None, Option(min=1, help="run only this many seeds; count what is accepted")
     ] = None,
     preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
 ) -> None:
-    """Make new problem-solving data from seed problems."""
+    """Synthesize problem-solving data from seed problems."""
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.data.problems import ProblemMix, training_problems
@@ -151,7 +151,7 @@ def synthesize(
         return
     connect: stage.Connect = client.Client
     if scripted:
-        # The stub returns these as its new questions: of another seed, so that no seed file contains them.
+        # The stub returns these as new questions; from another generator seed, so no seed file has them.
         new = training_problems(ProblemMix(train_problems=6000), settings.seed + 1)
         connect = script.scripted_client(settings, new)
     title, rows = "pilot", list[tuple[str, str, str | int]]()
@@ -170,9 +170,9 @@ def synthesize(
 def pack_sft(
     corpus: Annotated[Path, Argument(help="corpus folder")],
     pool: Annotated[str, Argument(help="pool of problem records")],
-    seq_length: Annotated[int, Option(help="tokens of a sample")],
-    out: Annotated[Path, Option(help="folder for `data.sft`")],
-    packed: Annotated[bool, Option(help="several records to a sample")] = True,
+    seq_length: Annotated[int, Option(help="tokens per sample")],
+    out: Annotated[Path, Option(help="folder to write, for `data.sft`")],
+    packed: Annotated[bool, Option(help="several records per sample")] = True,
 ) -> None:
     """Pack the problem records of a corpus into samples for supervised fine-tuning."""
     from megatron_mathcpt.data.pack_sft import pack_pool
@@ -181,7 +181,7 @@ def pack_sft(
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
     echo(
         f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "
-        f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions trained; "
+        f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions have a loss; "
         f"{counts['tokens']:,} tokens as prompts and responses, {counts['corpus_tokens']:,} as text"
     )
 
@@ -201,12 +201,12 @@ def show_documents(
     pool: Pool = None,
     source: Source = None,
     split: Annotated[str | None, Option(help="only train or validation")] = None,
-    number: Annotated[int | None, Option(help="number among these, from 0")] = None,
+    number: Annotated[int | None, Option(help="index among these, from 0")] = None,
     record: Annotated[str | None, Option("--id", help="id of the record")] = None,
     limit: Limit = 5,
     most: Most = 1000,
 ) -> None:
-    """Kept documents by number or id; with --split, by number in the indexed dataset."""
+    """Show kept documents by index or id; with --split, by index in the indexed dataset."""
     _screen(folder, most).documents((pool, source, split), number, record, limit)
 
 
@@ -218,13 +218,13 @@ def show_dropped(
     limit: Limit = 2,
     most: Most = 300,
 ) -> None:
-    """Dropped records: counts, and examples of each reason with file and line."""
+    """Show dropped records: counts, and examples of each reason with file and line."""
     _screen(folder, most).drops(reason, source, limit)
 
 
 @verb("lengths", inspect)
 def show_lengths(folder: Folder, pool: Pool = None, source: Source = None) -> None:
-    """Distributions of tokens per document, and of steps per problem, of each source."""
+    """Show the distributions of tokens per document and of steps per problem, for each source."""
     _screen(folder).lengths(pool, source)
 
 
@@ -238,7 +238,7 @@ def trace_record(
 
 @verb("page", inspect)
 def write_page(folder: Folder, out: Annotated[Path, Option(help="HTML file to write")]) -> None:
-    """One HTML page: sources, drops by reason, lengths, origin."""
+    """Write one HTML page: sources, drops by reason, lengths, origin."""
     from megatron_mathcpt.data.inspection import page_content
     from megatron_mathcpt.formats.corpus_folder import open_corpus
     from megatron_mathcpt.formats.files import write_atomically
@@ -250,5 +250,5 @@ def write_page(folder: Folder, out: Annotated[Path, Option(help="HTML file to wr
     try:
         write_atomically(out, render_corpus(content).encode())
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another") from error
     echo(f"Page: {out}")

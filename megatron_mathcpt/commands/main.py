@@ -1,4 +1,4 @@
-"""The command `mathcpt`: what its verbs share, and how a user's error is printed."""
+"""The command `mathcpt`: what its verbs share, and how user errors are printed."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
 Pairs = Annotated[
     list[str] | None,
-    Option(metavar="BASELINE:CANDIDATE", help="test CANDIDATE minus BASELINE; may be given again"),
+    Option(metavar="BASELINE:CANDIDATE", help="test CANDIDATE minus BASELINE; may be repeated"),
 ]
 SECTIONS = {
     "Data": ("download", "corpora", "build", "tokenize", "synthesize", "pack-sft", "inspect"),
@@ -27,7 +27,7 @@ SECTIONS = {
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
     "Experiments": ("show", "dry-run", "run", "submit"),
 }
-# Packages by the extra of setup.py that brings them; sympy's documentation is mathematics of the quickstart.
+# Packages by the extra in setup.py that installs them; sympy's documentation is text of the quickstart.
 EXTRAS = {
     "train": ("torch", "megatron", "transformers", "safetensors", "sympy"),
     "eval": ("lm_eval", "math_verify"),
@@ -40,7 +40,7 @@ EXTRAS = {
 
 
 class Verbs(TyperGroup):
-    """A help page with sections in the order of the pipeline; no name or option on it is truncated."""
+    """A help page with sections in pipeline order, on which no name or option is truncated."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the verbs under their headings."""
@@ -51,7 +51,7 @@ class Verbs(TyperGroup):
 
 
 def typer_of(text: str) -> typer.Typer:
-    """A typer with plain-text help, which truncates no names and does not import rich."""
+    """A Typer app with plain-text help, which truncates no names and does not import rich."""
     return typer.Typer(
         cls=Verbs, help=text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
@@ -68,9 +68,9 @@ def group(name: str, text: str) -> typer.Typer:
 
 
 def verb(name: str, of: typer.Typer = app) -> Any:
-    """Decorator of the function that is the verb `name`.
+    """Decorator that makes a function the verb `name`.
 
-    If the last parameter is a dataclass, each of its fields is an option of the verb.
+    If the function's last parameter is a dataclass, each of its fields is an option of the verb.
     """
     register = of.command(name, no_args_is_help=True)
     return lambda function: register(_with_options(function))
@@ -100,9 +100,9 @@ def print_table(
     *,
     bare: bool = False,
 ) -> None:
-    """Print a table, columns of numbers aligned to the right; a `bare` one has no frame.
+    """Print a table with columns of numbers right-aligned; a `bare` one has no frame.
 
-    Counts get commas, other numbers two decimals; texts stay as they are.
+    Counts get commas, other numbers two decimals; strings are printed unchanged.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -111,7 +111,7 @@ def print_table(
 
     frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)} if bare else {}
     table = Table(title=title, **frame)
-    forms = {str: "", int: ",", float: ".2f"}  # texts are Text below: brackets in a path are no rich markup
+    forms = {str: "", int: ",", float: ".2f"}  # as Text below, brackets in a path are no rich markup
     texts = [[format(cell, forms[type(cell)]) for cell in row] for row in rows]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)
@@ -130,7 +130,7 @@ def build_app() -> typer.Typer:
 
 
 def main(*verb: str) -> None:
-    """Run the command line, or with `verb` its words as those of one verb."""
+    """Run the command line, or with `verb` the command line of that verb."""
     run_command(lambda: _run([*verb, *sys.argv[1:]]))
 
 
@@ -143,4 +143,4 @@ def _run(words: list[str]) -> None:
         if extra is None or find_spec(package):
             raise
         install = f"pip install 'megatron_mathcpt[{extra}]'"
-        raise ConfigError(f"{package}: not installed; it comes with {install}") from error
+        raise ConfigError(f"{package}: not installed; run {install}") from error

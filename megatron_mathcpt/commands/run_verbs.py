@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 Config = Annotated[str, Argument(metavar="CONFIG", help="YAML of a run or study, STUDY.yaml:RUN, quickstart")]
 Out = Annotated[Path | None, Option(help="folder of the run, or of results; default: the study's `out`")]
-Scale = Annotated[str | None, Option(help="a scale defined in the study file, as tiny")]
-Verify = Annotated[bool, Option(help="compare both models' logits")]
-_PIPED_WIDTH = 140  # rich takes 80 columns where it sees no terminal
+Scale = Annotated[str | None, Option(help="a scale defined in the study file, such as tiny")]
+Verify = Annotated[bool, Option(help="compare the logits of both models")]
+_PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 
 
 @verb("plan")
 def plan(
-    model: Annotated[str, Argument(help="known shape (llama3-8b) or path of a HF config.json")],
+    model: Annotated[str, Argument(help="known shape (llama3-8b) or path of an HF config.json")],
     overrides: Overrides = None,
     *,
     gpus: Annotated[int, Option(min=1, help="number of GPUs")],
@@ -35,10 +35,10 @@ def plan(
     seq_length: Annotated[int, Option(min=1, help="tokens per sequence")] = 4096,
     hardware: Hardware = "h100",
     memory_gib: Annotated[
-        float | None, Option(help="GPU memory limit in GiB; default 90 % of the card")
+        float | None, Option(help="GPU memory limit in GiB; default: 90 % of the card")
     ] = None,
     train_tokens: Annotated[float, Option(help="token budget of the run")] = 1e10,
-    top: Annotated[int, Option(min=1, help="layouts to show")] = 10,
+    top: Annotated[int, Option(min=1, help="number of layouts to show")] = 10,
 ) -> None:
     """Rank the parallel layouts of a model on some GPUs: memory, step time, GPU-hours.
 
@@ -56,7 +56,7 @@ def plan(
         console.print(part, soft_wrap=isinstance(part, str))
 
 
-conversion = group("convert", "Convert between checkpoints and Hugging Face Llama folders.")
+conversion = group("convert", "Convert between checkpoints and Hugging Face folders of Llama models.")
 
 
 @verb("to-hf", conversion)
@@ -96,12 +96,12 @@ def train(
     config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, Option(help="run folder; started again, the run resumes there")],
-    processes: Annotated[int | None, Option(help="local workers; default: the layout's size")] = None,
+    out: Annotated[Path, Option(help="run folder; if started again, the run resumes there")],
+    processes: Annotated[int | None, Option(help="local processes; default: the layout's size")] = None,
     scale: Scale = None,
     check: Annotated[bool, Option("--check", help="check config and data, then stop")] = False,
 ) -> None:
-    """Train a Llama with Megatron-Core, from scratch or from given weights."""
+    """Train a Llama with Megatron-Core, from scratch or from existing weights."""
     start_training(config, overrides or (), out, processes, scale, *(("--check",) if check else ()))
 
 
@@ -117,17 +117,17 @@ def start_training(
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Options of a study, most of which one run does not take."""
+    """Options of a study, most of which do not apply to a single run."""
 
     data: Annotated[Path | None, Option(help="folder with your own corpora: <pool>.jsonl[.gz]")] = None
-    benchmarks: Annotated[Path | None, Option(help="folder of benchmark sets, one sub-folder a set")] = None
+    benchmarks: Annotated[Path | None, Option(help="folder of benchmark sets, a sub-folder for each")] = None
     scale: Scale = None
-    add: Annotated[list[Path] | None, Option(help="YAML file of one more run; may be given again")] = None
+    add: Annotated[list[Path] | None, Option(help="YAML file of one more run; may be repeated")] = None
     compare: Pairs = None
-    only: Annotated[list[str] | None, Option(help="only this run and its needs; may be given again")] = None
+    only: Annotated[list[str] | None, Option(help="only this run and its needs; may be repeated")] = None
 
     def study(self, config: str, overrides: Sequence[str], out: Path | None) -> "Study | None":
-        """The study `config`; None if it is one run, for which only `--scale` has a meaning."""
+        """The study `config`; None if it is one run, to which only `--scale` applies."""
         from megatron_mathcpt.config.resolved_study import Asked, is_study, load_study
 
         config = _address(config)
@@ -147,10 +147,10 @@ class StudyOptions:
 
 
 def _address(config: str) -> str:
-    """The address of a run or a study; of the word `quickstart`, its file."""
+    """The address of a run or a study; for the word `quickstart`, its file."""
     if config != "quickstart" or Path(config).exists():
         return config
-    # setup.py copies the quickstart's files into a wheel; a checkout has them where they are edited.
+    # setup.py copies the quickstart's files into a wheel; in a checkout they are in configs/.
     package = Path(__file__).resolve().parents[1]
     installed = package / "quickstart" / "quickstart.yaml"
     return str(installed if installed.is_file() else package.parent / "configs" / "tiny" / "quickstart.yaml")
@@ -163,7 +163,7 @@ def show(
     *,
     scale: Scale = None,
 ) -> None:
-    """Print the complete config of a run, with what a study sets in it marked."""
+    """Print the complete config of a run, with the fields that a study sets marked."""
     from megatron_mathcpt.config.resolved_study import load_run
 
     address = str(Path(config, "config.yaml")) if Path(config).is_dir() else _address(config)
@@ -173,7 +173,7 @@ def show(
 @verb("dry-run")
 def dry_run(
     configs: Annotated[list[str], Argument(metavar="CONFIG ... [section.field=value ...]")],
-    gpus: Annotated[int | None, Option(min=1, help="GPUs of each run; a study may go without")] = None,
+    gpus: Annotated[int | None, Option(min=1, help="GPUs of each run; optional for a study")] = None,
     hardware: Hardware = "h100",
     out: Out = None,
     *,
@@ -181,7 +181,7 @@ def dry_run(
 ) -> None:
     """Print what runs would read and cost: steps, tokens, passes over each pool, memory, GPU-hours.
 
-    Of a study also the stages in order, what each needs, and whether it is done; costs with --gpus.
+    For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus.
     """
     from rich.console import Console
 
@@ -203,7 +203,7 @@ def dry_run(
         stages = asked.stages(study, gpus)
         rows = [(stage.name, _shortened(stage.needs), _state(stage)) for stage in stages]
         print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
-        # A run without `model` has the shape of its starting weights, which may not be there yet.
+        # A run without `model` has the shape of its starting weights, which may not exist yet.
         trained = [study.runs[stage.name] for stage in stages if stage.kind == "run"]
         loaded = [run for run in trained if run.config.model and run.config.model.vocab_size]
     else:
@@ -214,7 +214,7 @@ def dry_run(
         if study is not None and len(loaded) < len(trained):
             echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
         hours = sum(run.gpu_hours for run in runs.values())
-        echo(f"{hours:,.0f} GPU-hours of training on {hardware}, by the planner")
+        echo(f"{hours:,.0f} GPU-hours of training on {hardware}, as the planner predicts")
 
 
 def _state(stage: "Stage") -> str:
@@ -233,10 +233,10 @@ def run(
     overrides: Overrides = None,
     *,
     out: Out = None,
-    processes: Annotated[int | None, Option(min=1, help="processes of a training; in a study: 2")] = None,
+    processes: Annotated[int | None, Option(min=1, help="processes of a training run; study: 2")] = None,
     asked: StudyOptions,
 ) -> None:
-    """Train one run here, or complete the stages of a study that are not done.
+    """Train one run here, or run the stages of a study that are not done.
 
     `run quickstart` is the whole pipeline at a size for two cores. Overrides apply to every run.
     """
@@ -247,7 +247,7 @@ def run(
     if study is None:
         start_training(config, overrides or (), _run_folder(config, out), processes, asked.scale)
     stages = asked.stages(study, processes or 2)
-    # As an exception, SIGTERM lets the running stage be stopped before this process exits.
+    # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outcomes = run_stages(stages, study.out)
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
@@ -277,7 +277,7 @@ def submit(
     cluster: Annotated[str, Option(help="name under configs/clusters, or a path ending in .yaml")],
     site: Annotated[list[str] | None, Option("--set", help="override the cluster file: nodes=4")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the scripts; submit nothing")] = False,
-    allow_dirty: Annotated[bool, Option("--allow-dirty", help="snapshot uncommitted changes too")] = False,
+    allow_dirty: Annotated[bool, Option("--allow-dirty", help="copy uncommitted changes too")] = False,
     asked: StudyOptions,
 ) -> None:
     """Submit one run, or the stages of a study, to Slurm."""

@@ -17,11 +17,11 @@ class Answering:
     """Items and generation settings: the keyword arguments of `evaluation.tasks.plan`."""
 
     shots: Annotated[int, Option(min=0, help="score a few-shot form too, with this many examples")] = 0
-    limit: Annotated[int | None, Option(min=1, help="items of each task")] = None
-    benchmark_limit: Annotated[int | None, Option(min=1, help="items of each benchmark set")] = None
-    max_new_tokens: Annotated[int, Option(min=1, help="longest answer in tokens")] = 256
+    limit: Annotated[int | None, Option(min=1, help="items per task")] = None
+    benchmark_limit: Annotated[int | None, Option(min=1, help="items per benchmark set")] = None
+    max_new_tokens: Annotated[int, Option(min=1, help="maximum length of an answer in tokens")] = 256
     batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64
-    samples: Annotated[int, Option(min=1, help="answers drawn for each item")] = 1
+    samples: Annotated[int, Option(min=1, help="answers sampled per item")] = 1
     temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0
     seed: Annotated[int, Option(help="seed for sampling answers")] = 0
     backend: Annotated[Literal["hf", "megatron"], Option(help="generation back end")] = "hf"
@@ -35,16 +35,16 @@ def evaluate(
     *,
     model: Annotated[Path, Option(help="Hugging Face folder, run folder or checkpoint")],
     out: Annotated[Path, Option(help="folder of the results")],
-    sweep: Annotated[bool, Option("--sweep", help="every checkpoint of a run, a folder each")] = False,
+    sweep: Annotated[bool, Option("--sweep", help="score every checkpoint of a run, a folder each")] = False,
     task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
-    benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: ours, small")] = None,
-    sets: Annotated[str, Option(help="sets of --benchmarks, with commas; or `all`")] = "",
+    benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: small ones of ours")] = None,
+    sets: Annotated[str, Option(help="sets of --benchmarks, comma-separated; or `all`")] = "",
     answering: Answering,
 ) -> None:
     """Score a model, loaded by lm-eval, on benchmark files.
 
-    The model is a Hugging Face folder, or with --backend megatron a run's checkpoint too. Every answer is
-    kept, and a killed run resumes.
+    The model is a Hugging Face folder or, with --backend megatron, also a run's checkpoint. Every answer is
+    kept, and a killed evaluation resumes if it is run again.
     """
     from megatron_mathcpt.evaluation.evaluate import evaluate as score
     from megatron_mathcpt.evaluation.tasks import plan
@@ -83,10 +83,10 @@ def contamination(
     *,
     evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
     documents: Annotated[list[Path], Option(help="*.jsonl with a field `text`, or their folder")],
-    task: Annotated[list[str], Option(help="NAME=FILE, as it was evaluated; may be given again")],
+    task: Annotated[list[str], Option(help="NAME=FILE, as it was evaluated; may be repeated")],
     threshold: Annotated[float, Option(min=0.0, max=1.0, help="share of an item that counts")] = 0.5,
 ) -> None:
-    """Overlap of test items with training documents, and the scores without it."""
+    """Find test items that overlap with training documents, and the scores without them."""
     from megatron_mathcpt.data.decontaminate import overlap_report
     from megatron_mathcpt.evaluation.tasks import named_files
     from megatron_mathcpt.formats.files import write_atomically
@@ -108,7 +108,7 @@ def compare(
     baseline: Annotated[Path, Argument(help="folder of a run")],
     candidate: Annotated[Path, Argument(help="folder of another")],
 ) -> None:
-    """Settings that differ between two runs, and the paired tests CANDIDATE - BASELINE."""
+    """Show the settings that differ between two runs, and the paired tests CANDIDATE - BASELINE."""
     from megatron_mathcpt.report.comparison import compare_two
 
     folders = baseline.resolve(), candidate.resolve()
@@ -124,11 +124,11 @@ def compare(
 
 @verb("report")
 def report(
-    root: Annotated[Path, Argument(help="folder of results: one folder a run below it")],
-    out: Annotated[Path | None, Option(help="folder of the report; default ROOT/report")] = None,
-    runs: Annotated[str, Option(help="runs in order, with commas; default all that are finished")] = "",
+    root: Annotated[Path, Argument(help="folder of results, with one folder per run")],
+    out: Annotated[Path | None, Option(help="folder of the report; default: ROOT/report")] = None,
+    runs: Annotated[str, Option(help="runs in order, comma-separated; default: all finished ones")] = "",
     compare: Pairs = None,
-    title: Annotated[str, Option(help="heading of the page; default the name of ROOT")] = "",
+    title: Annotated[str, Option(help="heading of the page; default: the name of ROOT")] = "",
     study: Annotated[
         bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
     ] = False,
@@ -162,7 +162,7 @@ def trace_record(
     folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
     record: Annotated[str, Argument(help="id of an accepted record")],
 ) -> None:
-    """A synthesized record's seed, every request and answer, every verdict."""
+    """Print a synthesized record's seed, every request and answer, and every verdict."""
     from megatron_mathcpt.synthesis.store import trace
 
     echo(json.dumps(trace(folder, record), indent=2, ensure_ascii=False))
@@ -173,7 +173,7 @@ def trace_step(
     run: Annotated[Path, Argument(help="run folder")],
     step: Annotated[int, Argument(help="optimizer step, from 1")],
 ) -> None:
-    """The documents that a step was trained on."""
+    """List the documents that a step was trained on."""
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core

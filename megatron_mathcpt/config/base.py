@@ -1,6 +1,6 @@
 """YAML in, overrides applied, a frozen model out; every error names the file and the field's full path.
 
-A file is complete: no inheritance, no interpolation, no environment. Files of differences are `study_file`'s.
+A file is complete: no inheritance, interpolation or environment variables. Only `study_file` has changes.
 """
 
 import difflib
@@ -43,25 +43,25 @@ def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -
 
 
 def build_config(tree: Tree, model: type[Model], overrides: Sequence[str], where: str) -> Model:
-    """The same of settings that are not a file's; `where` names their source in errors."""
+    """The same for settings already in memory; `where` names their source in errors."""
     for override in overrides:
         set_field(tree, *parse_override(override))
     try:
-        # JSON mode keeps strictness (no "3" for 3) yet takes lists for tuples and strings for paths.
+        # JSON mode is strict (no "3" for 3) yet accepts lists for tuples and strings for paths.
         return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error, model)}") from error
     except TypeError as error:
-        raise ConfigError(f"{where}: a value is not a text, number, list or mapping: {error}") from error
+        raise ConfigError(f"{where}: a value is no string, number, list or mapping: {error}") from error
 
 
 def dump_yaml(config: BaseModel, marks: Mapping[str, str] | None = None) -> str:
-    """The resolved config as YAML that `load_config` reads back equal.
+    """The resolved config as YAML from which `load_config` reads an equal one.
 
-    `marks` has, by the full path of a field, a comment to print behind it.
+    `marks` maps the full path of a field to the comment printed after it.
     """
     buffer, yaml = io.StringIO(), YAML()
-    yaml.default_flow_style, yaml.width = False, 4096  # one line a value, however long
+    yaml.default_flow_style, yaml.width = False, 4096  # one line per value, however long
     yaml.dump(_commented(json.loads(config.model_dump_json()), marks or {}), buffer)
     return buffer.getvalue()
 
@@ -91,7 +91,7 @@ def read_tree(path: Path) -> Tree:
 
 
 def parse_override(override: str) -> tuple[str, JsonValue, str]:
-    """Field, value and origin, as `set_field` takes them, of a word `section.field=value`."""
+    """Field, value and origin, as `set_field` takes them, of the argument `section.field=value`."""
     field, equals, value = override.partition("=")
     origin = f"override '{override}'"
     if not equals:
@@ -100,10 +100,10 @@ def parse_override(override: str) -> tuple[str, JsonValue, str]:
 
 
 def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
-    """Set the field of that full path; `origin` names who sets it in errors."""
+    """Set the field with that full path; `origin` names in errors what sets it."""
     *sections, last = field.split(".")
     if not all([*sections, last]):
-        raise ConfigError(f"{origin}: '{field}' is not a full field path (section.field)")
+        raise ConfigError(f"{origin}: '{field}' is not a full field path; write section.field")
     for name in sections:
         below = tree.setdefault(name, {})
         if not isinstance(below, dict):
@@ -137,7 +137,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{field}: missing; it has no default and must be decided{more}"
     shown = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r})"
-    where = f"{field}: " if field else ""  # a check of the whole names its fields itself
+    where = f"{field}: " if field else ""  # a check of the whole config names its fields itself
     return f"{where}{first['msg'].removeprefix('Value error, ')}{shown}{more}"
 
 

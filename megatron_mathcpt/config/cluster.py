@@ -1,6 +1,6 @@
 """One Slurm site: the resources of a job and how its programs start; experiments never name a site.
 
-Every text here ends up in an `#SBATCH` line or a shell word, so control characters are refused.
+Every string here ends up in an `#SBATCH` line or a shell word, so control characters are refused.
 """
 
 from typing import Annotated
@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 from megatron_mathcpt.config.base import Section
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f\u0085\u2028\u2029]+$")]
-# What Slurm takes as the name of a partition, account or quality of service; never an option or a path.
+# What Slurm accepts as the name of a partition, account or quality of service; never an option or a path.
 SlurmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+@-]*$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f\u0085\u2028\u2029]*$")]
@@ -18,14 +18,14 @@ Mount = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f,:]*:/[^\x00
 
 
 class Container(Section):
-    """Image for pyxis/enroot (`--container-image`) and the host folders mounted in it (`SRC:DST[:ro]`)."""
+    """Image for pyxis/enroot (`--container-image`) and host folders mounted in it (`SRC:DST[:ro]`)."""
 
     image: Line
     mounts: tuple[Mount, ...] = ()
 
 
 class SingleTask(Section):
-    """Resources of a stage that is one process: corpus build, conversion, evaluation, report."""
+    """Resources of a stage that runs as one task: corpus build, conversion, evaluation, report."""
 
     partition: SlurmName
     cpus_per_task: int = Field(gt=0)
@@ -34,15 +34,15 @@ class SingleTask(Section):
 
 
 class ClusterConfig(Section):
-    """One site; a training job is `nodes` whole nodes with one task per GPU.
+    """One site; a training job takes `nodes` whole nodes with one task per GPU.
 
     `cpus_per_task` counts physical cores: with all cores of a node allocated, tasks in rank order fill one
-    socket after the other, like the GPUs of the same numbers. `python` is the interpreter on the node (or in
-    the container); `setup_script` is sourced first, `environment` is set after it and overrides it.
+    socket after the other, as do the GPUs with the same indices. `python` is the interpreter on the node (or
+    in the container); `setup_script` is sourced first, `environment` is set after it and overrides it.
     A job gets a signal `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it fails
-    after `requeues_without_progress` requeues without a new checkpoint. With `check_gpus` every node's GPUs
-    are counted by nvidia-smi and tried by torch before training starts, and jobs that request GPUs refuse to
-    run without one (MATHCPT_DEVICE, device.py).
+    after `requeues_without_progress` requeues without a new checkpoint. With `check_gpus`, nvidia-smi counts
+    every node's GPUs and torch tries each before training starts, and jobs that request GPUs refuse to run
+    without one (MATHCPT_DEVICE, device.py).
     """
 
     name: SlurmName

@@ -1,6 +1,6 @@
 """Config of a corpus build: sources, what is dropped, the tokenizer, the validation split.
 
-Sources are listed in order of precedence: of two duplicates the one from the source listed first stays.
+Sources are listed in order of precedence: of two duplicates the one from the source listed first is kept.
 """
 
 from typing import Annotated, Literal, get_args
@@ -14,11 +14,11 @@ Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Select(Section):
-    """Which problem records of a source are taken (see data/filters.py); the others count as dropped.
+    """Which problem records of a source are selected (see data/filters.py); the others count as dropped.
 
-    `stage` is the record's school stage. Steps from `min_steps` to `max_steps` are counted by `step_rule`:
-    the record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` takes that part of
-    the records, chosen by a hash of their ids.
+    `stage` is the record's school stage. `min_steps` and `max_steps` limit the steps counted by `step_rule`:
+    the record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` selects that fraction
+    of the records, by a hash of their ids.
     """
 
     stage: Literal["primary", "middle", "high"] | None = None
@@ -29,7 +29,7 @@ class Select(Section):
 
     def check(self) -> None:
         if (self.step_rule is None) != (self.min_steps is None and self.max_steps is None):
-            raise ValueError("step_rule goes with min_steps or max_steps, one does nothing without the other")
+            raise ValueError("step_rule: has no effect without min_steps or max_steps, nor they without it")
         if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:
             raise ValueError("min_steps is above max_steps")
 
@@ -39,27 +39,27 @@ NgramShares = dict[Annotated[int, Field(ge=2, le=20)], Share]
 
 
 class Repetition(Section):
-    """Shares of a text above which it repeats itself: Gopher's rules (arXiv 2112.11446, table A1) for pages.
+    """Largest repeated share of a text: Gopher's rules for web pages (arXiv 2112.11446, table A1).
 
     A limit that differs from Gopher's is ours, set by what Gopher's drops of mathematics textbooks; see each.
-    Not for problem records: a solution rightly quotes its question. None, or an n left out, turns a rule off.
+    Not for problem records: a solution rightly quotes its question. None, or an n left out, disables a rule.
     """
 
-    lines: Share | None = None  # Gopher 0.30, by number: drops pages of exercises, where "Solution:" repeats
-    paragraphs: Share | None = 0.30  # Gopher's, by number
-    paragraph_characters: Share | None = 0.20  # Gopher's; that of lines is the filter's own rule
+    lines: Share | None = None  # Gopher 0.30, by count: drops pages of exercises, where "Solution:" repeats
+    paragraphs: Share | None = 0.30  # Gopher's, by count
+    paragraph_characters: Share | None = 0.20  # Gopher's; for lines it is Filter.max_duplicate_line_share
     # Characters in all occurrences of the most frequent n-gram of words; Gopher's.
     top_ngrams: NgramShares = Field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
     # Characters in n-grams that occurred earlier in the text. Ours; Gopher's 5: 0.15, 6: 0.14, 7: 0.13,
-    # 8: 0.12, 9: 0.11, 10: 0.10 drop every third chapter of textbooks, which repeat definitions and steps.
+    # 8: 0.12, 9: 0.11, 10: 0.10 drop every third textbook chapter, for repeated definitions and steps.
     duplicate_ngrams: NgramShares = Field(default_factory=lambda: {10: 0.25})
 
 
 class Quality(Section):
-    """Gopher's rules on words and lines (arXiv 2112.11446, section A.1.1), for pages; None turns one off.
+    """Gopher's rules on words and lines of web pages (arXiv 2112.11446, section A.1.1); None disables one.
 
     Word length (a formula is one long word, or many of one character) and words with letters are off: with
-    Gopher's limits they drop mathematics. A mostly Chinese text is checked by its size and lines only.
+    Gopher's limits they drop mathematics. In a mostly Chinese text only size and lines are checked.
     """
 
     min_words: int | None = Field(default=50, ge=0)  # Gopher's; problem records are shorter
@@ -86,7 +86,7 @@ class Languages(Section):
 
 
 class Filter(Section):
-    """Thresholds of the quality rules; None turns a rule off, a group of rules too. Shares are of 1."""
+    """Thresholds of the quality rules; None disables a rule or a group of rules. Shares are from 0 to 1."""
 
     min_characters: int | None = Field(default=20, ge=0)
     max_characters: int | None = Field(default=10_000_000, gt=0)
@@ -108,7 +108,7 @@ class Source(Section):
     text files, or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
     known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
-    differ. `reject_limit` is the share of unreadable records to set aside before the build stops.
+    differ. `reject_limit` is the share of unreadable records above which the build stops.
     `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
     """
 
@@ -132,9 +132,9 @@ class Source(Section):
 
 
 class Deduplicate(Section):
-    """MinHash over shingles of `shingle_words` words (numbers and operators are words) in bands of rows.
+    """MinHash over shingles of `shingle_words` words (numbers and operators are words), in `bands` of `rows`.
 
-    A pair that shares a band is a duplicate when its signatures agree in `threshold` of their values.
+    Two documents that share a band are duplicates if their signatures agree in `threshold` of the values.
     Problems whose sequences of numbers differ are never duplicates of each other.
     """
 
@@ -150,7 +150,7 @@ class Decontaminate(Section):
     A document is dropped if it contains `ngram_words` consecutive words of an item (`ngram_characters` for
     Chinese); shorter items must appear whole, those under `short_words` or `short_characters` as a line of
     their own. In problem records at least `problem_overlap` of an item's n-grams must be found, so that two
-    problems of one template with different numbers are no copies; `mask_numbers` drops those too.
+    problems from one template with different numbers do not match; `mask_numbers` drops those too.
     """
 
     benchmarks: list[str] = Field(min_length=1)
@@ -167,12 +167,12 @@ class Decontaminate(Section):
 
 
 class Tokenizer(Section):
-    """Either `path` to an existing tokenizer, or `vocab_size` of one trained on the kept documents.
+    """Either `path` to an existing tokenizer, or `vocab_size` of one to train on the kept documents.
 
-    `added_tokens` are single tokens of the trained tokenizer wherever they occur in a text, such as the mark
-    of retrospective enhancement; they count in `vocab_size`. `special_literals` decides whether the text of a
-    special token inside a document becomes ordinary `text` or the `control` token (as in Megatron-LM's
-    preprocessing). `engine: auto` uses gigatoken where it is installed and agrees with `tokenizers`.
+    `added_tokens`, such as the mark of retrospective enhancement, are single tokens of the trained tokenizer
+    wherever they occur in a text; they count in `vocab_size`. `special_literals` decides whether a special
+    token's string inside a document is tokenized as ordinary `text` or as the `control` token (as Megatron-LM
+    does). `engine: auto` uses gigatoken where it is installed and agrees with `tokenizers`.
     """
 
     path: str | None = Field(default=None, min_length=1)
@@ -184,13 +184,13 @@ class Tokenizer(Section):
 
     def check(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
-            raise ValueError("give exactly one of path (existing) and vocab_size (train one)")
+            raise ValueError("give exactly one of path (an existing one) and vocab_size (train one)")
         if self.path is not None and self.added_tokens:
-            raise ValueError("added_tokens goes with vocab_size; an existing tokenizer has its own")
+            raise ValueError("added_tokens: needs vocab_size; an existing tokenizer has its own")
 
 
 class Corpus(Section):
-    """A whole build; `deduplicate` and `decontaminate` must be given, `null` turns them off on purpose."""
+    """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`."""
 
     name: str = Field(min_length=1)
     seed: int
@@ -204,4 +204,4 @@ class Corpus(Section):
     def check(self) -> None:
         for name in self.sources:
             if not name.replace("-", "_").isidentifier():
-                raise ValueError(f"source name '{name}' may contain letters, digits, '_' and '-' only")
+                raise ValueError(f"sources.{name}: not a name; use letters, digits, '_' and '-' only")

@@ -1,6 +1,6 @@
-"""The one check of a run's sections against each other and the world size.
+"""The one check of a run's sections against each other and against the world size.
 
-Nothing here imports torch, so it runs on a login node, before any process starts.
+It does not import torch, so it runs on a login node, before any process starts.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from megatron_mathcpt.errors import ConfigError
 
 
 class Division(NamedTuple):
-    """`found`, the value of `field`, must be divisible by `divisor`, which is `what`."""
+    """`found`, the value of `field`, must be divisible by `divisor`; `what` describes the divisor."""
 
     field: str
     found: int
@@ -19,16 +19,16 @@ class Division(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The violated rule without its numbers, under which a search counts rejected layouts."""
-        return f"{self.field} does not divide by {self.what}"
+        """The violated rule without its numbers, by which a search counts rejected layouts."""
+        return f"{self.field} is not divisible by {self.what}"
 
 
-Conflicts = dict[str, bool]  # what to say, and whether fields contradict each other so
+Conflicts = dict[str, bool]  # each message, and whether the config has that conflict
 # Set True when the case "graphs" of tests/train/test_gpu.py passes: its losses differed from those of the
 # plain run from the third step on (megatron-core 0.16.1, Transformer Engine 2.12, H100), cause unknown.
 GRAPHS_TRAIN_RIGHT = False
 _TENSOR_SIZE = "parallel.tensor_model_parallel_size"
-_FP8_MULTIPLE = 16  # of both sides of a matrix in cuBLAS' FP8 products (Transformer Engine's user guide)
+_FP8_MULTIPLE = 16  # of both dimensions of a matrix in cuBLAS' FP8 GEMMs (Transformer Engine's user guide)
 
 
 def check_experiment(config: ExperimentConfig, world_size: int) -> None:
@@ -79,31 +79,31 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
             fp32 and not parallel.grad_reduce_in_fp32
         ),
         "optimizer.main_params_dtype: has no effect with precision.params_dtype fp32": fp32 and fp16_masters,
-        "train.deterministic: parallel.cross_entropy_loss_fusion is not; leave one out": (
+        "train.deterministic: parallel.cross_entropy_loss_fusion is not deterministic; leave one out": (
             config.train.deterministic and parallel.cross_entropy_loss_fusion
         ),
         "optimizer.main_params_dtype: fp16 with precision.fp8_param_gather needs fp8_recipe delayed": (
             precision.fp8_param_gather and precision.fp8_recipe != "delayed" and fp16_masters
         ),
-        "parallel.cuda_graph_impl: on an H100 a run with Megatron-Core's graphs had other gradients from its "
-        "second step on than one without (configs/LOG.md, 2026-11-27); leave it out": (
+        "parallel.cuda_graph_impl: on an H100, gradients with Megatron-Core's graphs differed from those "
+        "without them from the second step (configs/LOG.md, 2026-11-27); leave it out": (
             graphs and not GRAPHS_TRAIN_RIGHT
         ),
-        "parallel.cuda_graph_impl: a captured layer takes no documents (data.reset_attention_mask, "
-        "data.sft)": graphs and config.data.document_attention,
+        "parallel.cuda_graph_impl: a captured layer does not support document attention "
+        "(data.reset_attention_mask, data.sft)": graphs and config.data.document_attention,
         "parallel.recompute_num_layers: with recompute_method uniform it must divide the layers of each "
-        "stage (each virtual one too)": not _recompute_divides(config),
+        "stage, or of each virtual stage": not _recompute_divides(config),
     }
 
 
 def _data_conflicts(config: ExperimentConfig) -> Conflicts:
-    """Model, budget, data and what is logged of them."""
+    """Model, token budget, data and the logging of their losses."""
     sft, epochs, sets = config.data.sft is not None, config.train.train_epochs, config.validation.sets
     return {
         "model: missing; init.scratch needs the model's shape": config.init.scratch and config.model is None,
         "optimizer.min_lr: above optimizer.lr": config.optimizer.min_lr > config.optimizer.lr,
         "train.train_epochs: for data.sft only; give train.train_tokens": epochs is not None and not sft,
-        "validation.sets: need data.corpus": bool(sets) and config.data.corpus is None,
+        "validation.sets: needs data.corpus": bool(sets) and config.data.corpus is None,
         "logging.loss_by_source: SFT data is one source; leave it out": config.logging.loss_by_source and sft,
     }
 
@@ -116,7 +116,7 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
     kept = every is not None or best is not None or chooses
     best_is_known = best in sets and validates is not None and saves % validates == 0
     return {
-        # A checkpoint is chosen by a loss of its own step, so each one needs a validation at that step.
+        # A checkpoint is chosen by the loss at its own step, so each save needs a validation at that step.
         "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval": (
             chooses and validates != saves
         ),
@@ -124,8 +124,8 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
             chooses and best is not None
         ),
         "checkpoint.keep_every: not a multiple of checkpoint.interval": bool(every and every % saves),
-        "checkpoint.keep_optimizer: applies to those kept besides the newest, and none is: set keep_every, "
-        "keep_best or choose": checkpoint.keep_optimizer and not kept,
+        "checkpoint.keep_optimizer: applies only to checkpoints kept in addition to the newest; set "
+        "keep_every, keep_best or choose": checkpoint.keep_optimizer and not kept,
         "checkpoint.keep_best: needs one of validation.sets, and validation.interval that divides "
         "checkpoint.interval": best is not None and not best_is_known,
         "validation.sets: empty, but validation.interval is set": validates is not None and not sets,
@@ -133,7 +133,7 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
 
 
 def _recompute_divides(config: ExperimentConfig) -> bool:
-    """Whether units of uniform recomputation fill each stage; Megatron-Core would overrun the last layer."""
+    """Whether uniform recomputation units fill each stage; else Megatron-Core overruns its last layer."""
     parallel, shape = config.parallel, config.model
     if parallel.recompute_method != "uniform" or shape is None:
         return True
@@ -147,7 +147,7 @@ def _recompute_divides(config: ExperimentConfig) -> bool:
 
 
 def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
-    """What must be divisible by what, in the order to report; the planner's search uses it too."""
+    """The divisibility rules, in the order of reporting; the planner's search uses them too."""
     parallel, train, shape = config.parallel, config.train, config.model
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     length, batch, stages = train.seq_length, train.global_batch_size, parallel.pipeline_model_parallel_size
@@ -160,12 +160,12 @@ def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
     ]
     if context > 1:  # each rank has two chunks of a sequence
         rules.append(Division("train.seq_length", length, 2 * context, "2 x context_parallel_size"))
-    if parallel.sequence_parallel:  # cuts them again
+    if parallel.sequence_parallel:  # splits them further
         rules.append(Division("train.seq_length", length, tensor * context, "tensor x context size"))
     if parallel.virtual_pipeline_model_parallel_size:  # interleaved stages take turns
         field, what = "train.global_batch_size in microbatches", "parallel.pipeline_model_parallel_size"
         rules.append(Division(field, batch // replicas, stages, what))
-    fp8, needed = _FP8_MULTIPLE if config.precision.fp8 else 1, "what FP8 needs"
+    fp8, needed = _FP8_MULTIPLE if config.precision.fp8 else 1, "the multiple that FP8 needs"
     rules.append(Division(tokens, train.micro_batch_size * length // context, fp8, needed))
     if shape is None:
         return rules
@@ -182,7 +182,7 @@ def divisions(config: ExperimentConfig, world_size: int) -> list[Division]:
 
 
 def _stage_divisions(parallel: ParallelSection, num_layers: int) -> list[Division]:
-    """Rules for an even division of layers over pipeline stages and virtual stages."""
+    """Rules for an even division of the layers among pipeline stages and virtual stages."""
     stages = parallel.pipeline_model_parallel_size
     virtual = parallel.virtual_pipeline_model_parallel_size or 1
     if parallel.ends == (None, None):

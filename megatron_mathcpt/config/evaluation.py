@@ -8,14 +8,14 @@ from megatron_mathcpt.config.base import Section
 
 
 class EvaluationConfig(Section):
-    """Generation on task files; all of it is recorded in the manifest of the results.
+    """Generation on task files; the manifest of the results records all of these settings.
 
     `limits` maps a task to the number of its items, spread evenly over the file; a task without one is
-    scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated for
-    each item: greedily if it is one and `temperature` 0, else drawn. `batch_size` counts sequences; the back
-    end `megatron` uses fewer where long ones would need over 16 GiB, and greedy answers depend on it by
-    rounding only. `backend` is lm-eval's `hf` or our `megatron`. `params_dtype` is the type of the weights;
-    `auto` is fp32 on a CPU, on a GPU bf16 (`megatron`) or the model folder's own (`hf`).
+    scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated per
+    item: one greedily if `temperature` is 0, else sampled. `batch_size` counts sequences; the back end
+    `megatron` uses fewer where long ones would need over 16 GiB, and it affects greedy answers by rounding
+    only. `backend` is lm-eval's `hf` or our `megatron`. `params_dtype` is the type of the weights; `auto` is
+    fp32 on a CPU, on a GPU bf16 (`megatron`) or the type in the model folder (`hf`).
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -34,7 +34,7 @@ class EvaluationConfig(Section):
 
     def check(self) -> None:
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError("samples > 1 would all be the same at temperature 0; set a temperature")
+            raise ValueError("samples: more than 1 are all the same at temperature 0; set temperature")
 
     def generation(self) -> dict[str, float]:
         """lm-eval's generation settings."""

@@ -1,4 +1,4 @@
-"""One training run as typed data; a section checks itself, config/cross_checks.py the sections together.
+"""One training run as typed data; each section checks itself, config/cross_checks.py all of them together.
 
 What must be decided has no default: blend, token budget, learning rate, parallel sizes, starting weights.
 Fields that reach Megatron-Core keep its names.
@@ -16,8 +16,8 @@ from megatron_mathcpt.config.shape import LlamaShape
 class InitSection(Section):
     """Where the weights come from; exactly one is set.
 
-    `scratch` must be asked for. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
-    `hf` a Hugging Face folder. `initial_loss` is the gate before the first step: the loss on the first
+    `scratch` must be set explicitly. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
+    `hf` is a Hugging Face folder. `initial_loss` is a check before the first step: the loss on the first
     `initial_loss_samples` samples must lie within `initial_loss_band` of this value, or of what transformers
     computes from the `hf` weights.
     """
@@ -44,8 +44,8 @@ class InitSection(Section):
 class DataSection(Section):
     """Training data: pools of a corpus folder blended by share, or a folder of packed SFT samples.
 
-    `blend` weights are relative shares of the token budget; `max_epochs` caps how often a pool may be
-    repeated. `reset_attention_mask` restricts attention to a document, as SFT samples always do; rotary
+    `blend` weights are relative shares of the token budget; `max_epochs` limits how often a pool is
+    repeated. `reset_attention_mask` restricts attention to one document, as SFT samples always do; rotary
     embeddings depend on position differences only, so positions need no reset. With `sft` the corpus is used
     for validation sets only.
     """
@@ -76,9 +76,9 @@ class DataSection(Section):
 class OptimizerSection(Section):
     """AdamW; `lr` and `min_lr` are the ends of the schedule.
 
-    The last four fields store less than fp32 (Transformer Engine's FusedAdam, which needs
-    parallel.use_distributed_optimizer): `main_params_dtype` is the type of the master weights, the other two
-    those of the moments.
+    `use_precision_aware_optimizer` allows optimizer state below fp32 (Transformer Engine's FusedAdam, which
+    needs parallel.use_distributed_optimizer): `main_params_dtype` is the type of the master weights,
+    `exp_avg_dtype` and `exp_avg_sq_dtype` are those of the moments.
     """
 
     lr: float = Field(gt=0)
@@ -108,10 +108,10 @@ class ScheduleSection(Section):
 
     def check(self) -> None:
         if self.lr_decay_style == "wsd" and self.lr_warmup_fraction + self.lr_wsd_decay_fraction > 1:
-            raise ValueError("lr_warmup_fraction + lr_wsd_decay_fraction must not be above 1")
+            raise ValueError("lr_warmup_fraction + lr_wsd_decay_fraction must not exceed 1")
 
 
-# Whether method, number of layers and modules of recomputation must be given, and what else to say.
+# Whether recompute_method, recompute_num_layers and recompute_modules must be given; the error if not so.
 _RECOMPUTE: dict[str | None, tuple[tuple[bool, ...], str]] = {
     "full": ((True, True, False), "full needs recompute_method and recompute_num_layers, and no modules"),
     "selective": ((False, False, True), "selective needs recompute_modules, and no method or num_layers"),
@@ -120,15 +120,15 @@ _RECOMPUTE: dict[str | None, tuple[tuple[bool, ...], str]] = {
 
 
 class ParallelSection(Section):
-    """Parallel sizes, overlap and recomputation; the data-parallel size is the world size over the others.
+    """Parallel sizes, overlap and recomputation; the world size over these sizes is the data-parallel size.
 
-    Pipeline stages are uneven by the number of layers in the first and last one, or by counting embedding and
-    loss as a layer each. Activation recomputation (Megatron-Core's `recompute_*`) is "full", of whole layers
+    Stages are uneven if the first or last one is given its number of layers, or if embedding and loss count
+    as a layer each. Activation recomputation (Megatron-Core's `recompute_*`) is "full", of whole layers
     ("block": the first `recompute_num_layers` of a pipeline stage; "uniform": all, in units of that many), or
     "selective", of `recompute_modules`. `grad_reduce_in_fp32: false` accumulates and reduces gradients in
     bf16. Overlapped tensor-parallel communication, CUDA graphs and the fused loss need a GPU and Transformer
     Engine. `gradient_accumulation_fusion` (weight gradients added to their buffer within the GEMM) is used
-    where those are available.
+    where both are available.
     """
 
     tensor_model_parallel_size: int = Field(ge=1)
@@ -162,7 +162,7 @@ class ParallelSection(Section):
         if self.has_uneven_stages and self.pipeline_model_parallel_size == 1:
             raise ValueError("uneven stages have no effect with pipeline_model_parallel_size 1")
         if self.cuda_graph_impl != "none" and self.recompute_granularity:
-            raise ValueError("cuda_graph_impl: cannot capture a layer whose activations are recomputed")
+            raise ValueError("cuda_graph_impl: cannot capture recomputed layers; leave recompute_* out")
 
     @property
     def model_size(self) -> int:
@@ -185,7 +185,7 @@ class ParallelSection(Section):
         return self.ends != (None, None) or any(self.counted_as_layers)
 
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Layers of each pipeline stage; needs a config that passed its checks."""
+        """Layers of each pipeline stage; needs a config that has passed its checks."""
         stages = self.pipeline_model_parallel_size
         if given := [layers for layers in self.ends if layers]:
             middle = stages - len(given)
@@ -201,12 +201,12 @@ class ParallelSection(Section):
 class PrecisionSection(Section):
     """Type of parameters and activations; gradients are accumulated, and AdamW computes, in fp32.
 
-    On a GPU Transformer Engine multiplies "fp32" as TF32, with relative errors of about 3e-4.
+    On a GPU Transformer Engine runs "fp32" GEMMs in TF32, with relative errors of about 3e-4.
     `fp8` runs the layers' GEMMs in FP8: "hybrid" is E4M3 forward and E5M2 backward. Scaling factors come from
     the maxima of past steps ("delayed"), of the current tensor ("tensorwise"), of 1 x 128 (activations,
     gradients) and 128 x 128 (weights) blocks on Hopper ("blockwise"), or of 32 elements on Blackwell
-    ("mxfp8"). `first_last_layers_bf16` leaves layers at both ends in bf16. `fp8_param_gather` stores the
-    layers' weights in FP8 and all-gathers them as such. All of it needs a GPU and Transformer Engine.
+    ("mxfp8"). `first_last_layers_bf16` keeps layers at both ends in bf16. `fp8_param_gather` stores the
+    layers' weights in FP8 and all-gathers them in it. All FP8 settings need a GPU and Transformer Engine.
     """
 
     params_dtype: Literal["fp32", "bf16"]
@@ -232,10 +232,10 @@ class PrecisionSection(Section):
 
 
 class TrainSection(Section):
-    """Budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT data only.
+    """Token budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT only.
 
-    `deterministic` makes a run bit for bit reproducible, restarted or resumed in the same layout on the same
-    GPUs, at some cost of speed (train/process.py). On a CPU every run is.
+    `deterministic` makes a run reproducible bit for bit when it is repeated or resumed in the same layout on
+    the same GPUs, at some cost in speed (train/process.py). On a CPU every run is reproducible.
     """
 
     train_tokens: int | None = Field(default=None, gt=0)
@@ -276,12 +276,12 @@ class CheckpointSection(Section):
     """A checkpoint every `interval` steps and at the end; the newest `keep` that verify are kept.
 
     Also kept are those at multiples of `keep_every` steps, and the one with the lowest loss on the validation
-    set `keep_best`; of these only the weights (in bf16 a seventh of the bytes), from which no run can resume,
-    unless `keep_optimizer` is set. `choose` selects the checkpoint that is used wherever the run folder is
-    given as weights: the newest, or the one of lowest validation loss (mean over the sets), which is then
-    kept too. `async_save` continues training while a checkpoint is written from a copy in host memory.
+    set `keep_best`; of these only the weights (in bf16 a seventh of the bytes), from which no run resumes,
+    unless `keep_optimizer` is set. `choose` selects the checkpoint that is loaded when the run folder is
+    given as weights: the newest, or the one with the lowest validation loss (mean over the sets), which is
+    then kept too. With `async_save` training continues while a checkpoint is written from a host copy.
     `evaluate` is a command, run for each checkpoint with its folder as the last argument; it should submit
-    the work and return, as sbatch does, and `keep_every` keeps what is scored later.
+    the work and return, as sbatch does; `keep_every` keeps checkpoints that are scored later.
     """
 
     interval: int = Field(gt=0)
@@ -299,24 +299,24 @@ class FaultsSection(Section):
 
     A step whose gradient is not finite is not applied on any rank: the run stops, or skips to the next batch.
     `spike_sigma` skips a step whose loss or gradient norm is that many standard deviations above the mean of
-    the last `spike_window` steps. Every `replica_check_interval` steps replicas compare their weights. A
-    process without a finished step, save or validation for `hang_timeout_seconds` dumps its stacks and exits.
+    the last `spike_window` steps. Replicas compare their weights every `replica_check_interval` steps. A
+    process that finishes no step, save or validation for `hang_timeout_seconds` dumps its stacks and exits.
     """
 
     non_finite: Literal["stop", "skip"] = "stop"
     spike_sigma: float | None = Field(default=None, gt=0)
-    spike_window: int = Field(default=128, ge=4)  # half of it must give a deviation
+    spike_window: int = Field(default=128, ge=4)  # half a window must be enough for a standard deviation
     replica_check_interval: int | None = Field(default=None, gt=0)
     hang_timeout_seconds: float = Field(default=1800.0, gt=0)
 
 
 class LoggingSection(Section):
-    """Metrics and progress every `interval` steps, and where they are written besides `metrics.jsonl`.
+    """Metrics and progress every `interval` steps, and where they are written in addition to `metrics.jsonl`.
 
     `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak is the denominator of MFU.
     `wandb_project` needs the extra `wandb`. `loss_by_source` adds each pool's training loss. `profile_step`
     writes torch.profiler's trace of that step on rank 0, `memory_snapshot_step` the CUDA allocator's history
-    of it (for pytorch.org/memory_viz), both into `.profile` of the run folder.
+    of it (for pytorch.org/memory_viz), both to `.profile` in the run folder.
     """
 
     interval: int = Field(default=10, gt=0)
@@ -329,7 +329,7 @@ class LoggingSection(Section):
 
 
 class ExperimentConfig(Section):
-    """One training run, complete. `model` is left out when `init` names weights that bring their shape."""
+    """One complete training run. `model` may be left out if the weights named in `init` have their shape."""
 
     name: str = Field(min_length=1)
     seed: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""From a study file to complete configs: each row from its complete file on, at one scale.
+"""From a study file to complete configs: each row, starting from its complete file, at one scale.
 
 `load_run` gives one run, `load_study` all that a study needs for its stages (experiment/stages.py).
 """
@@ -28,15 +28,15 @@ from megatron_mathcpt.config.study_file import (
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError, one_line
 
-RESERVED = ("corpora", "configs", "synthesis", "sft", "report")  # folders of results that are no run's
+RESERVED = ("corpora", "configs", "synthesis", "sft", "report")  # folders that belong to no run
 MAX_STEPS = 2  # from a row to its complete file: a run of the study, and its matched twin
 
 
 @dataclass(frozen=True)
 class Resolved(Generic[Model]):
-    """A complete config, and by field what set it, where that is not its complete file.
+    """A complete config, and for each field not from its complete file a mark of what set it.
 
-    `tokens` are those expected of each pool of a run's corpus.
+    `tokens` are those expected in each pool of a run's corpus.
     """
 
     config: Model
@@ -44,13 +44,13 @@ class Resolved(Generic[Model]):
     tokens: Mapping[str, float] = field(default_factory=dict)
 
     def as_yaml(self) -> str:
-        """The complete YAML; what was set is marked."""
+        """The complete YAML, with the fields that were set marked."""
         return base.dump_yaml(self.config, self.marks)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study at one scale with its folder of results decided; every config is complete."""
+    """A study at one scale and with one folder of results; every config is complete."""
 
     name: str
     out: Path
@@ -94,16 +94,16 @@ def load_run(
         names = ", ".join(_Reader(path, scale).rows["runs"])
         raise ConfigError(f"{path}: is a study; name a run as {path}:RUN; there are: {names}")
     if scale:
-        raise ConfigError(f"--scale {scale}: {path} is a complete file; it takes effect in a study")
+        raise ConfigError(f"--scale {scale}: {path} is a complete file; scales are for a study only")
     return Resolved(base.load_config(path, ExperimentConfig, overrides), {})
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line decides of a study: its scale, its folder of results, and its runs.
+    """What the command line decides about a study: its scale, its folder of results, and its runs.
 
-    `add` are files of further runs, all scored: `name`, `from` and `set`, or complete, at any scale as they
-    are. `compare` are further comparisons; `only` are the runs to score, variants too.
+    `add` are files of further runs, all of them scored: with `name`, `from` and `set`, or complete and then
+    the same at any scale. `compare` are further comparisons; `only` are the runs to score, variants included.
     """
 
     scale: str | None = None
@@ -116,7 +116,7 @@ class Asked:
 def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()) -> Study:
     """The study in `path` with every config complete, `overrides` applied to every run.
 
-    Raises `ConfigError` for names that do not fit together and for a wrong field of any config.
+    Raises `ConfigError` for names that do not match and for a wrong field of any config.
     """
     reader = _Reader(path, asked.scale, asked.out)
     reader.out = reader.out.resolve()  # a stage may run in another working folder
@@ -124,7 +124,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     variants = file.variants.keys() - set(asked.only)
     for name, row in map(_added_row, asked.add):
         if name in rows:
-            raise ConfigError(f"run '{name}': the study has one of this name; choose another")
+            raise ConfigError(f"run '{name}': the study has one of this name; choose another name")
         rows[name] = _Layers(row.file, row.from_, ((name, row.set),))
     added = tuple(rows)[-len(asked.add) :] if asked.add else ()
     evaluation, runs = at.evaluation or file.evaluation, [name for name in rows if name not in variants]
@@ -156,7 +156,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
 
 
 def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
-    """(candidate, baseline) of each BASELINE:CANDIDATE; raises `ConfigError` for another form."""
+    """(candidate, baseline) of each BASELINE:CANDIDATE; raises `ConfigError` for any other form."""
     pairs = []
     for text in comparisons:
         baseline, _, candidate = text.partition(":")
@@ -198,7 +198,7 @@ def _check_pairs(where: str, pairs: Sequence[tuple[str, str]], scored: Sequence[
 
 
 class _Layers(NamedTuple):
-    """A row at its scale: where it starts, and what is set in order, each with its source."""
+    """A row at its scale: where it starts, and what is set, in order, with the source of each change."""
 
     file: Path | None
     from_: str | None
@@ -206,7 +206,7 @@ class _Layers(NamedTuple):
 
 
 class _Reader:
-    """A study file at one scale: the rows of each kind as layers, and where its results are."""
+    """A study file at one scale: the rows of each kind as layers, and its folder of results."""
 
     def __init__(self, path: Path, scale: str | None = None, out: Path | None = None) -> None:
         self.path, self.file = path, base.load_config(path, StudyFile)
@@ -215,7 +215,7 @@ class _Reader:
             raise ConfigError(f"--scale {scale}: {path} has no such scale; there are: {known}")
         file, at = self.file, self.file.scale[scale] if scale else Scale(out=self.file.out)
         self.scale, self.at, self.out = scale, at, out or at.out
-        # A path of results may be written below any of these; the last is where they are.
+        # A config may name results below any of these folders; the last is where they really are.
         self.moved = {folder for one in (file.out, at.out, self.out) for folder in (one, one.resolve())}
         self.synthesis = node = at.synthesis or file.synthesis
         source = f"scale {scale}"
@@ -226,7 +226,7 @@ class _Reader:
         }
 
     def chain(self, kind: str, name: str) -> list[str]:
-        """The rows from the one that has a file to `name`."""
+        """The rows from the one with a file to `name`."""
         chain, rows = [name], self.rows[kind]
         while (row := rows.get(chain[0])) and row.from_ is not None:
             if len(chain) > MAX_STEPS:
@@ -248,7 +248,7 @@ class _Reader:
         file = rows[chain[0]].file
         assert file is not None
         draft = _Draft(self.path.parent / file, f"{self.path}: {kind}.{name}")
-        # From the complete file to the row: a twin first becomes its run at this scale, then changes that.
+        # From the complete file to the row: a twin starts from its run at this scale, then changes it.
         for source, changes in (layer for link in chain for layer in rows[link].sets):
             draft.set(changes, source)
         # A run is named after its folder; a build that is a complete file keeps the name in it.
@@ -256,7 +256,7 @@ class _Reader:
             draft.tree["name"] = name
         given = {path: value for path, value, _ in map(base.parse_override, overrides)}
         draft.set(given, "the command line")
-        # Last, so that paths set in rows and on the command line move like those of the file.
+        # Last, so that paths set in rows and on the command line move like those in the file.
         draft.move(draft.tree, [folder for folder in self.moved if len(folder.parts) > 1], self.out)
         return Resolved(base.build_config(draft.tree, model, (), draft.where), draft.marks)
 
@@ -274,7 +274,7 @@ class _Reader:
 def _layered(
     own: Mapping[str, Row], scaled: Mapping[str, Row | None], source: str, every: Mapping[str, JsonValue]
 ) -> dict[str, _Layers]:
-    """The rows of a scale, which sets `every` in complete files: new ones first, without those left out."""
+    """The rows of a scale that sets `every` in complete files: new rows first, null rows left out."""
     new = {name: row for name, row in scaled.items() if row and name not in own}
     found = {}
     for name, row in (new | dict(own)).items():
@@ -286,7 +286,7 @@ def _layered(
 
 
 class _Draft:
-    """Settings on their way from a complete file to a run, with a mark at each field that was set since."""
+    """Settings between a complete file and a run, with a mark at each field that was set since."""
 
     def __init__(self, file: Path, where: str) -> None:
         self.tree, self.where, self.marks = base.read_tree(file), where, dict[str, str]()
@@ -298,7 +298,7 @@ class _Draft:
             if path == "name":
                 raise ConfigError(f"{where}: a row is named by its key; rename that")
             if later := [name for name in changes if path.startswith(f"{name}.")]:
-                raise ConfigError(f"{where}: {later[0]} is set as a whole; write this inside it")
+                raise ConfigError(f"{where}: {later[0]} is set as a whole; set this field inside it")
             base.set_field(self.tree, path, copy.deepcopy(value), where)
             # Setting a section replaces what was set inside it before.
             self.marks = {name: mark for name, mark in self.marks.items() if not name.startswith(f"{path}.")}
@@ -309,7 +309,7 @@ class _Draft:
             self.marks[path] = one_line(f"set by {source}{was}")
 
     def move(self, tree: Tree, folders: Sequence[Path], new: Path, prefix: str = "") -> None:
-        """Put `new` in the place of each of `folders` in every path below it."""
+        """Replace each of `folders` by `new` in every path below it."""
 
         def moved(value: JsonValue) -> JsonValue:
             if isinstance(value, str):

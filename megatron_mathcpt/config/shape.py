@@ -1,4 +1,4 @@
-"""The shape of a Llama in Megatron-Core's names, read from and written as a Hugging Face `config.json`."""
+"""The shape of a Llama under Megatron-Core's names, read from and written as a Hugging Face `config.json`."""
 
 import json
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from pydantic import Field, ValidationError
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.errors import ConfigError, first_error, one_line
 
-VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple, the same in every layout
+VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple of this, the same in every layout
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """Rows of the embedding: the same in every layout, so weights and losses are too."""
+    """Rows of the embedding: the same in every layout, so that weights and losses are too."""
     return -(-vocab_size // VOCAB_DIVISOR) * VOCAB_DIVISOR
 
 
 class RopeScaling(Section):
     """Llama 3's scaling of the rotary frequencies for long contexts, as implemented in Megatron-Core.
 
-    Low and high frequency factor 1 and 4 and an original context of 8192 are constants there
+    The low and high frequency factors 1 and 4 and the original context of 8192 are constants there
     (`RotaryEmbedding._apply_scaling`), as in every published Llama.
     """
 
@@ -28,10 +28,10 @@ class RopeScaling(Section):
 
 
 class LlamaShape(Section):
-    """What fixes the parameters and the forward pass of a Llama; the names are `TransformerConfig`'s.
+    """What determines the parameters and the forward pass of a Llama; the names are `TransformerConfig`'s.
 
-    `num_query_groups` and `kv_channels` left out mean full attention heads and
-    `hidden_size / num_attention_heads`; `vocab_size` left out means the tokenizer's.
+    Left out, `num_query_groups` means one per attention head, `kv_channels` means
+    `hidden_size / num_attention_heads`, and `vocab_size` means the tokenizer's.
     """
 
     num_layers: int = Field(gt=0)
@@ -50,9 +50,9 @@ class LlamaShape(Section):
 
     def check(self) -> None:
         if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError("hidden_size is no multiple of num_attention_heads; set kv_channels")
+            raise ValueError("hidden_size: is no multiple of num_attention_heads; set kv_channels")
         if self.num_attention_heads % self.query_groups:
-            raise ValueError("num_attention_heads is no multiple of num_query_groups")
+            raise ValueError("num_attention_heads: is no multiple of num_query_groups; change one of them")
 
     @property
     def query_groups(self) -> int:
@@ -74,7 +74,7 @@ class LlamaShape(Section):
         return self.num_layers * layer + embeddings + hidden
 
 
-# Hugging Face's name -> ours; what is not here is either derived or must have the value of `_REQUIRED`.
+# Hugging Face's name -> ours; any other field is either derived or must have its value in `_REQUIRED`.
 _NAMES = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",

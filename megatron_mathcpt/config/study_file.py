@@ -1,13 +1,13 @@
-"""A study file: many runs, each as what it changes in a complete file, and the builds and scores they need.
+"""A study file: many runs, each as its changes to a complete file, and the builds and scores they need.
 
     out: runs/paper
     runs:
       base2: {file: base2.yaml}
       res_div: {from: base2, set: {data.corpus: runs/paper/corpus_synthesis, data.blend.res_div: 6.82}}
 
-Rows of runs and of corpus builds have one form. `file` is relative to the study file. `from` names another
-row, and no row is more than two steps from a file, so that all of a run can be seen at once. `set` has full
-field paths; setting a section or a mapping replaces the whole of it. There are no expressions.
+Rows of runs and of corpus builds have the same form. `file` is relative to the study file. `from` names
+another row, and no row is more than two steps from a file, so that a run is easy to follow. `set` maps full
+field paths to values; setting a section or a mapping replaces the whole of it. There are no expressions.
 
 `out` is the folder of results. A path below it, in any config of the study, names the result of a stage, and
 `--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
@@ -26,7 +26,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
 class Row(Section):
-    """One config, as the changes to a complete file or to another row."""
+    """One config, as changes to a complete file or to another row."""
 
     file: Path | None = None
     from_: Name | None = Field(default=None, alias="from")
@@ -38,12 +38,12 @@ class Row(Section):
 
     @property
     def is_change(self) -> bool:
-        """Whether it only changes a row that is there."""
+        """Whether it only changes an existing row."""
         return self.file is None and self.from_ is None
 
 
 class CorpusRow(Row):
-    """One corpus build; `tokens` (billions) are expected of each pool, for dry runs before it is built."""
+    """One corpus build; `tokens` are the billions expected in each pool, for dry runs before it is built."""
 
     tokens: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
@@ -61,7 +61,7 @@ class CorporaNode(Section):
 
 
 class SynthesisNode(Section):
-    """The synthesis run. `scripted` replaces its servers by a stub, at no cost: a rehearsal."""
+    """The synthesis run. `scripted` replaces its servers by a stub, to rehearse it at no cost."""
 
     file: Path
     set: dict[str, JsonValue] = Field(default_factory=dict)
@@ -71,7 +71,7 @@ class SynthesisNode(Section):
 class EvaluationNode(Section):
     """Which runs are scored (None: all), and how.
 
-    `sets` are those of `--benchmarks` (none: the study's), `benchmark_limit` the items of each.
+    `sets` are sets of `--benchmarks` (none given: the study's), `benchmark_limit` is the items of each.
     """
 
     runs: tuple[str, ...] | None = None
@@ -90,8 +90,8 @@ class ReportNode(Section):
 class Scale(Section):
     """The same study at another size: sections that replace the study's, and further changes to its rows.
 
-    `set` applies to the complete file of every run, before its row's own changes. `runs` and `corpus` change
-    rows of those names after their own changes, or are new rows, which come first; a null row is left out.
+    `set` applies to the complete file of every run, before its row's own changes. An entry of `runs` or
+    `corpus` changes the row of that name after its own changes, removes it (null), or is new and comes first.
     """
 
     out: Path
@@ -104,7 +104,7 @@ class Scale(Section):
 
 
 class StudyFile(Section):
-    """The file itself; `variants` are runs that are trained only when they are named."""
+    """The file itself; `variants` are runs that are trained only if they are named."""
 
     name: Name
     out: Path
@@ -130,7 +130,7 @@ class StudyFile(Section):
                     if (row is None or row.is_change) != (name in rows):
                         known = "only set, since the study has this row" if name in rows else "file or from"
                         raise ValueError(f"scale.{scale}.{kind}.{name}: give {known}")
-        # A short one ("base") would be taken for a name or a pool where the configs have that text.
+        # A single word ("base") could also be the name of a run or a pool in the configs.
         outs = [self.out, *(at.out for at in self.scale.values())]
         if short := [out for out in outs if len(out.parts) < 2]:
             raise ValueError(f"out: '{short[0]}' is one word; give a folder below another, as runs/NAME")

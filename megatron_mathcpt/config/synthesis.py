@@ -1,8 +1,8 @@
 """A synthesis run: seeds, servers, the four methods and their settings, verification, budget.
 
-What the study leaves open (arXiv 2501.14002: generator, student and teacher models, temperature, draws per
-question, layout of the text, what happened to refused and to already right cases) has no default here where
-it decides the result; `layout` and `right_attempts` make the choice explicit.
+What the study leaves open (arXiv 2501.14002: generator, student and teacher models, temperature, samples per
+question, layout of the text, treatment of refusals and of attempts that are already right) has no default
+here if it decides the result; `layout` and `right_attempts` make the choice explicit.
 """
 
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whit
 
 
 class Sampling(Section):
-    """How a server samples. A request in flight counts `max_tokens` against the budget."""
+    """Sampling settings of a server. A request in flight counts as `max_tokens` in the budget."""
 
     temperature: float = Field(ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -25,10 +25,10 @@ class Sampling(Section):
 
 
 class Server(Section):
-    """One model behind one or several OpenAI-compatible addresses, `http://host:port/v1`.
+    """One model at one or several OpenAI-compatible endpoints, `http://host:port/v1`.
 
-    `key_variable` names the environment variable of the key, which is stored nowhere. Prices are in the
-    currency of your bill, per million tokens. `maximum_in_flight` is per address.
+    `key_variable` names the environment variable with the API key, which is never stored. Prices are in the
+    currency of your bill, per million tokens. `maximum_in_flight` is per endpoint.
     """
 
     model: str = Field(min_length=1)
@@ -47,7 +47,7 @@ class Server(Section):
     completion_price: float = Field(default=0, ge=0)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Price of one or many requests, in the unit of the bill."""
+        """Price of one or many requests, in the currency of the bill."""
         return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
 
 
@@ -64,8 +64,8 @@ class ResponseDiversification(Section):
 class QueryExpansion(Section):
     """Two new questions with solutions, confirmed by independent solutions.
 
-    `solver` answers each new question `solutions` times; at least `agreeing` of these must reach the answer
-    that the question was generated with.
+    `solver` solves each new question `solutions` times; at least `agreeing` of these must reach the answer
+    that was generated with the question.
     """
 
     server: str
@@ -81,12 +81,12 @@ class QueryExpansion(Section):
     def check(self) -> None:
         if self.agreeing > self.solutions:
             raise ValueError(
-                f"agreeing is {self.agreeing}, more than the {self.solutions} solutions asked for"
+                f"agreeing: {self.agreeing} is more than the {self.solutions} solutions asked for; lower it"
             )
 
 
 class RetrospectiveEnhancement(Section):
-    """A later step inserted early between two marks; no server. `mark` must be a single token."""
+    """A later step inserted early, between two marks; needs no server. `mark` must be a single token."""
 
     mark: str = Field(default="<|back|>", min_length=2)
     samples: int = Field(default=1, gt=0)
@@ -95,7 +95,7 @@ class RetrospectiveEnhancement(Section):
 class TutorshipAmplification(Section):
     """A student attempts, a teacher judges and corrects.
 
-    An attempt that the teacher calls right is dropped, or kept as a record of a confirmed solution.
+    An attempt that the teacher judges right is dropped, or kept as a record of a confirmed solution.
     """
 
     student: str
@@ -111,7 +111,7 @@ Method = ResponseDiversification | QueryExpansion | RetrospectiveEnhancement | T
 
 
 class Methods(Section):
-    """The methods to run; leave out those not wanted."""
+    """The methods to run; leave out the others."""
 
     response_diversification: ResponseDiversification | None = None
     query_expansion: QueryExpansion | None = None
@@ -120,9 +120,9 @@ class Methods(Section):
 
 
 class Verification(Section):
-    """Whether to keep a record on whose correctness teacher and grader disagree, and one not gradable.
+    """Whether to keep a record if teacher and grader disagree on it, or if it cannot be graded.
 
-    A record whose final answer is wrong is never kept, whatever the teacher's verdict.
+    A record with a wrong final answer is never kept, whatever the teacher's verdict.
     """
 
     disagreement: Literal["drop", "keep"]
@@ -132,7 +132,7 @@ class Verification(Section):
 class Budget(Section):
     """Where to stop. Tokens and cost are hard limits over all methods of one shard.
 
-    `accepted_tokens` and `seeds` are limits of each method, so that methods can be compared at equal budgets;
+    `accepted_tokens` and `seeds` limit each method, so that methods can be compared at equal budgets;
     they are divided evenly among shards.
     """
 

@@ -1,4 +1,4 @@
-"""What a run will read, need and cost, on any machine and before a GPU is allocated.
+"""What a run will read, need and cost, predicted on any machine and before a GPU is allocated.
 
 Token counts come from the corpus folder if it is built, else from `tokens` of the study's builds.
 """
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DryRun:
-    """One run: optimizer steps, tokens seen, the planner's prediction of its layout.
+    """One run: optimizer steps, training tokens, the planner's prediction for its layout.
 
-    `pools` has the tokens drawn from each, and how many passes over it that is.
+    `pools` maps each pool to the tokens drawn from it, and to how many passes over it that is.
     """
 
     steps: int
@@ -38,16 +38,16 @@ class DryRun:
 
 
 def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
-    """Plan `config` on `gpus` cards of `hardware`.
+    """Plan `config` on `gpus` GPUs of type `hardware`.
 
-    Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit into the
-    card's memory, or if the tokens of a pool are not known. Needs `model` in the config.
+    Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit in the
+    GPU's memory, or if the tokens of a pool are not known. Needs `model` in the config.
     """
     if config.model is None or config.model.vocab_size is None:
         raise ConfigError(
-            f"{config.name}: model: its starting weights decide it; give the section to plan the run"
+            f"{config.name}: model: missing, as its starting weights decide it; give it to plan the run"
         )
-    # Of an SFT run the packed folder is named after its pool.
+    # The folder of packed samples of an SFT run is named after its pool.
     shares = {config.data.sft.name: 1.0} if config.data.sft else config.data.shares()
     available = _tokens_of(shares, config.data.corpus, expected)
     if config.train.train_epochs is not None:
@@ -76,7 +76,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
 
 
 def _tokens_of(pools: Iterable[str], corpus: Path | None, expected: Mapping[str, float]) -> dict[str, float]:
-    """Training tokens of each pool: of the corpus if it is built, else as expected."""
+    """Training tokens of each pool: from the corpus if it is built, else as expected."""
     built = {}
     if corpus is not None and (corpus / FILE_NAME).is_file():
         built = load_manifest(corpus, "corpus").counts["pools"]

@@ -2,7 +2,7 @@
 
 A complete stage is skipped, a failed one stops only what depends on it, and running again resumes. Whether a
 complete folder matches the current inputs and settings is decided by the stage's own command from the
-manifest: it does nothing, or refuses and never overwrites; only the report is written again.
+manifest: the command does nothing, or refuses and never overwrites; only the report is rewritten.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.log import get_logger
 
-OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment: finds what a killed runner left behind
+OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment, to find what a killed runner left running
 SAMPLE_SECONDS = 2.0
 _logger = get_logger(__name__)
 
@@ -41,7 +41,7 @@ class StageOutcome:
 
 def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
     """Run `stages` in order; raises `MathCptError` if another process is running in `out`."""
-    # By stage: the key for which it was last complete, and the seconds it took.
+    # For each stage: the key with which it was last complete, and the seconds it took.
     keys, timings = out / ".stages.json", out / "timings.json"
     folders = {stage.name: stage.folder for stage in stages}
     outcomes: dict[str, StageOutcome] = {}
@@ -63,9 +63,9 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
             if outcome.status and complete and before and stage.config:
                 write_atomically(
                     stage.config.path, before.encode()
-                )  # refused: the folder has the config before
+                )  # refused: the folder belongs to the previous config
             if outcome.status:
-                _logger.error("%s failed with status %d; fix it and run again", name, outcome.status)
+                _logger.error("%s: failed with status %d; fix it and run again", name, outcome.status)
                 continue
             if not complete or name not in _noted(timings):
                 _note(timings, name, round(outcome.seconds, 1))
@@ -75,7 +75,7 @@ def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
 
 def _noted(path: Path) -> dict[str, str | float]:
     return (
-        read_json(path, dict[str, str | float], "delete it, and the stages are checked again")
+        read_json(path, dict[str, str | float], "delete it; the stages are then checked again")
         if path.is_file()
         else {}
     )
@@ -94,18 +94,18 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(SAMPLE_SECONDS)
             peak = max(peak, _tree_memory_bytes(root))
-    except BaseException:  # Ctrl-C or a signal turned exception: the stage must not outlive this process
+    except BaseException:  # Ctrl-C or a signal as an exception: the stage must not outlive this process
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
     if status == 0 and not stage.is_done():
-        raise MathCptError(f"{stage.name}: succeeded but wrote no manifest in {stage.folder}; this is a bug")
+        raise MathCptError(f"{stage.name}: succeeded without a manifest in {stage.folder}; report this bug")
     state = "failed" if status else "ran"
     return StageOutcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
 
 
 def _tree_memory_bytes(root: psutil.Process) -> int:
-    """Proportional set size of a process and all below it."""
+    """Proportional set size of a process and its descendants."""
     total = 0
     with suppress(psutil.Error):  # a process ended while it was read; the next sample is seconds away
         for process in [root, *root.children(recursive=True)]:
@@ -116,11 +116,11 @@ def _tree_memory_bytes(root: psutil.Process) -> int:
 
 @contextmanager
 def _lock(out: Path) -> Iterator[None]:
-    """Lock `out` for one process; raises `MathCptError` naming the one that has it."""
+    """Lock `out` for one process; raises `MathCptError` naming the process that has the lock."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from error
+        raise ConfigError(f"--out {out}: cannot be created ({error.strerror}); give another") from error
     with (out / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +135,7 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 def _end_leftovers(out: Path) -> None:
-    """Kill stages that a killed process left running in this folder; they would write the files of ours."""
+    """Kill stages that a killed process left running in this folder; they would overwrite our files."""
     mine = str(out.resolve())
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

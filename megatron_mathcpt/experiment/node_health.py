@@ -14,19 +14,19 @@ from typing import Annotated
 import typer
 
 _QUERY = "ecc.errors.uncorrected.volatile.total"
-# nvidia-smi lists a GPU that has fallen off the bus, or whose driver is too old for this torch; torch fails.
+# nvidia-smi still lists a GPU that fell off the bus or whose driver is too old for this torch; torch fails.
 _TRY = """
 import sys, torch
 for number in range(int(sys.argv[1])):
     print(float(torch.zeros(1, device=f"cuda:{number}")), flush=True)
 """
 _TIMEOUT_SECONDS = 60.0
-_TRY_TIMEOUT_SECONDS = 180.0  # torch's first import from a file system that all nodes read at once
+_TRY_TIMEOUT_SECONDS = 180.0  # includes torch's first import from a file system that all nodes read at once
 _MINIMUM_FREE_BYTES = 1 << 30
 
 
 def node_faults(folder: Path, gpus: int) -> list[str]:
-    """Faults of this node: `folder` not shared or full; GPUs missing, sick or unusable by torch."""
+    """Faults of this node: `folder` not shared or full; GPUs missing, faulty or unusable by torch."""
     return [*_folder_faults(folder), *(_gpu_faults(gpus) or _torch_faults(gpus) if gpus else [])]
 
 
@@ -53,7 +53,7 @@ def _gpu_faults(gpus: int) -> list[str]:
 
 
 def gpu_faults(table: str, gpus: int) -> list[str]:
-    """Faults in nvidia-smi's output: a line per GPU, its uncorrected memory errors since the last reset."""
+    """Faults in nvidia-smi's output: one line per GPU, uncorrected memory errors since the last reset."""
     counts = table.split("\n")[:-1]
     faults = [] if len(counts) == gpus else [f"{len(counts)} GPUs, expected {gpus}"]
     bad = [number for number, errors in enumerate(counts) if errors.strip() not in ("0", "[N/A]")]
@@ -61,7 +61,7 @@ def gpu_faults(table: str, gpus: int) -> list[str]:
 
 
 def _torch_faults(gpus: int) -> list[str]:
-    """The first GPU on which torch cannot create a tensor, tried in a subprocess that may hang or crash."""
+    """The first GPU on which torch cannot create a tensor; a subprocess tries, as it may hang or crash."""
     command = [sys.executable, "-P", "-c", _TRY, str(gpus)]
     try:
         done = subprocess.run(
@@ -78,9 +78,9 @@ def _torch_faults(gpus: int) -> list[str]:
 
 def main(
     folder: Annotated[Path, typer.Option(help="folder of the job")],
-    gpus: Annotated[int, typer.Option(help="GPUs expected; 0 asks nothing of them")],
+    gpus: Annotated[int, typer.Option(help="GPUs expected; 0 skips their checks")],
 ) -> None:
-    """Check this node and name it on stdout if it is sick."""
+    """Check this node, and print its name on stdout if it is sick."""
     faults = node_faults(folder, gpus)
     if faults:
         node = os.environ.get("SLURMD_NODENAME", socket.gethostname())

@@ -1,8 +1,8 @@
 """From a study to the list of its stages, in an order in which each can run.
 
-A stage is one verb of `mathcpt`, or a training, that completes one folder. Its key hashes everything that
-decides its result: the command, its config, the fingerprints of the folders of results that it reads, and of
-what it reads elsewhere size and time. Which these are follows from the paths in its config
+A stage is one verb of `mathcpt`, or a training run, that completes one folder. Its key hashes everything
+that decides its result: the command, its config, the fingerprints of the folders of results that it reads,
+and size and time of what it reads elsewhere. Which folders these are follows from the paths in its config
 (config/study_file.py).
 """
 
@@ -24,8 +24,8 @@ from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomicall
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 from megatron_mathcpt.records import JsonObject
 
-_RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders of ours
-_SHARD = "shard-00000-of-00001"  # of a synthesis in one piece, as synthesis/synthesize.py names it
+_RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
+_SHARD = "shard-00000-of-00001"  # of a synthesis in one shard, as synthesis/synthesize.py names it
 
 
 class Config(NamedTuple):
@@ -40,7 +40,7 @@ class Config(NamedTuple):
 class Stage:
     """One node of the graph: `command` completes `folder`, which gets a manifest of `kind`.
 
-    `needs` names the stages whose folders are read; `files` are further inputs (benchmark items, corpora).
+    `needs` names the stages whose folders it reads; `files` are further inputs (benchmark items, corpora).
     `outside` are paths and patterns in its config that are no results of the study: raw corpora, weights.
     """
 
@@ -54,7 +54,7 @@ class Stage:
     outside: tuple[str, ...] = ()
 
     def write_config(self) -> str:
-        """Write the file that the command reads, unless it is equal; return what was there before."""
+        """Write the file that the command reads, unless it is unchanged; return its previous text."""
         if self.config is None:
             return ""
         path, text, _ = self.config
@@ -64,9 +64,9 @@ class Stage:
         return before
 
     def changed_field(self) -> str | None:
-        """A field in which the finished folder has another value than the config; None if there is none.
+        """A field whose value in the complete folder differs from the config's; None if there is none.
 
-        What the inputs decide (vocabulary, tokens of epochs) is open in the config, and not compared.
+        What the inputs decide (vocabulary size, tokens of epochs) is None in the config, and not compared.
         """
         if self.config is None or not self.is_done():
             return None
@@ -79,7 +79,7 @@ class Stage:
         return (self.folder / FILE_NAME).is_file()
 
     def key(self, folders: dict[str, Path], out: Path) -> str:
-        """Hash of the command and its inputs, with `out` left out so that a results folder can be moved.
+        """Hash of the command and its inputs, without `out`, so that a folder of results can be moved.
 
         The folders of `needs` must be complete.
         """
@@ -103,9 +103,9 @@ def build_stages(
 ) -> list[Stage]:
     """All stages of `study`, each after those it needs; with `only`, what these runs need and their report.
 
-    A training has `processes`, which its layout must fit (None: not decided); `data` are own corpora,
-    `benchmarks` benchmark sets. Raises `ConfigError` for a path that no stage makes, for a run that cannot be
-    trained, and for a cycle.
+    Each run's layout must fit `processes` (None: not decided yet); `data` has the user's own corpora,
+    `benchmarks` the benchmark sets. Raises `ConfigError` for a path that no stage makes, for a run that
+    cannot be trained, and for a cycle.
     """
     if data and not study.corpora:
         raise ConfigError(f"--data {data}: takes effect in a study that makes its raw pools (`corpora:`)")
@@ -121,7 +121,7 @@ def build_stages(
 
 
 def _check_run(study: Study, name: str, processes: int | None) -> None:
-    """Refuse a run whose sections, processes or pools do not fit together, before its corpus is built."""
+    """Refuse a run whose sections, processes or pools do not match, before its corpus is built."""
     config = study.runs[name].config
     if processes is not None:
         try:
@@ -173,7 +173,7 @@ class _Planner:
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
         for name, run in study.runs.items():
-            # The module, not the verb, which would start another process: under srun every task is a worker.
+            # The module itself: the verb would only start first and then replace its process by it.
             module = (sys.executable, "-m", "megatron_mathcpt.train")
             yield self.configured(name, "run", run, module, "--processes", str(processes))
             if name in self.scored:
@@ -185,7 +185,7 @@ class _Planner:
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
         if decontaminate and benchmarks:
-            # What the runs are scored on must not be in what they are trained on.
+            # The items that the runs are scored on must not be in their training data.
             sets = [*decontaminate.benchmarks, str(benchmarks)]
             wider = {"decontaminate": decontaminate.model_copy(update={"benchmarks": sets})}
             marks = {**build.marks, "decontaminate.benchmarks": "and --benchmarks"}
@@ -196,7 +196,7 @@ class _Planner:
         folder, benchmarks, asked = self.out / name, self.benchmarks, self.study.evaluation
         if not self.corpora and not benchmarks:
             raise ConfigError(
-                f"study '{self.study.name}' makes no problems of its own; give --benchmarks DIR"
+                f"study '{self.study.name}': has no held-out problems of its own; give --benchmarks DIR"
             )
         words: list[object] = ["--model", folder / "hf", "--out", folder / "evaluation"]
         words += ["--max-new-tokens", asked.max_new_tokens]
@@ -265,7 +265,7 @@ class _Planner:
 
 
 def _stamps(pattern: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files that a path or pattern names, those of folders too.
+    """Name, size and modification time of the files that a path or pattern names, files in folders included.
 
     Not hashes: raw corpora are terabytes, and the stage's own command hashes what it reads.
     """
@@ -279,14 +279,14 @@ def _verb(name: str, *words: object) -> tuple[str, ...]:
 
 
 def _in_order(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, each after those it needs, else as they were given."""
+    """The stages, each after those it needs, otherwise in the given order."""
     ordered: dict[str, Stage] = {}
     if twice := [name for name, count in Counter(stage.name for stage in stages).items() if count > 1]:
-        raise ConfigError(f"{twice[0]}: two stages have this folder; choose another name")
+        raise ConfigError(f"{twice[0]}: two stages have this folder; choose another name for one")
     while waiting := [stage for stage in stages if stage.name not in ordered]:
         ready = next((stage for stage in waiting if ordered.keys() >= set(stage.needs)), None)
         if ready is None:
             names = ", ".join(stage.name for stage in waiting)
-            raise ConfigError(f"stages wait for each other in a cycle among {names}; change a path in one")
+            raise ConfigError(f"stages: need each other in a cycle among {names}; change a path in one")
         ordered[ready.name] = ready
     return list(ordered.values())

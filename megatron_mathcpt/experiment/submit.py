@@ -1,7 +1,7 @@
 """Submit a run, or the stages of a study, to Slurm: one job each, its script, code and logs kept in `.slurm`.
 
-There is no engine here: order and failure are Slurm's dependencies, restarts are the job script's. A job runs
-from a copy of the code, so edits made while it is queued or running do not affect it.
+There is no workflow engine: Slurm's dependencies handle order and failure, the job script handles restarts. A
+job runs from a copy of the code, so edits made while it is queued or running do not affect it.
 
 Shell words are quoted by `shlex`. An `#SBATCH` line has no safe quoting (a newline or a `%` in a value
 changes the job), so values there are limited to harmless characters and anything else is refused.
@@ -39,8 +39,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 class Job:
     """One job: `command` (the interpreter first) runs as `nodes` x `tasks_per_node` tasks.
 
-    `folder` is for logs and state, `code` is the copy it runs from, `checkpoints` is watched for progress,
-    and relative paths in its command are relative to `work`.
+    `folder` is for logs and state, `code` is the copy that it runs from, `checkpoints` is watched for
+    progress, and paths in its command are relative to `work`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Job:
 
 
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """The cluster `name` of configs/clusters, or the YAML file of that path."""
+    """The cluster `name` from configs/clusters, or from the YAML file at that path."""
     path = Path(name) if name.endswith(".yaml") else ROOT / "configs" / "clusters" / f"{name}.yaml"
     return load_config(path, ClusterConfig, overrides)
 
@@ -84,14 +84,14 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
     """
     script = render(job, cluster)
     if (queued := _queued_id(job.folder)) is not None:
-        raise MathCptError(f"{job.folder.parent}: job {queued} is queued or running; wait or scancel it")
+        raise MathCptError(f"{job.folder.parent}: job {queued} is queued or running; wait, or scancel it")
     snapshot_code(job.code, allow_dirty=allow_dirty)
     write_atomically(job.folder / "config.yaml", dump_yaml(config).encode())
     return submit_job(job, script)
 
 
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
-    """The job of one stage of the study in `out`: whole nodes for a training, else one task."""
+    """The job of one stage of the study in `out`: whole nodes for a training run, else one task."""
     name, code = stage.name.replace("/", "+"), out / FOLDER / "code"  # "+" is in no name of a run
     command = (cluster.python, "-P", *stage.command[1:])
     task = cluster.single_task
@@ -107,7 +107,7 @@ def submit_stages(
 ) -> dict[str, tuple[str, int | None]]:
     """Submit every stage that is neither complete nor queued, each after those it needs.
 
-    Returns for each stage whether it is `done`, `queued` or `submitted`, and its job id, if it has one.
+    Returns, for each stage, whether it is `done`, `queued` or `submitted`, and its job id if it has one.
     A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again resumes.
     """
     jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
@@ -116,7 +116,7 @@ def submit_stages(
     for stage in stages:
         if field := stage.changed_field():
             raise ConfigError(
-                f"{stage.folder}: is done with another '{field}'; choose another --out or delete the folder"
+                f"{stage.folder}: is complete with another '{field}'; give another --out or delete the folder"
             )
         if stage.is_done():
             result[stage.name] = "done", None
@@ -125,7 +125,7 @@ def submit_stages(
     if len(result) < len(jobs):
         snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
     for stage in [stage for stage in stages if stage.name not in result]:
-        stage.write_config()  # never that of a queued job, which keeps what it was submitted with
+        stage.write_config()  # never that of a queued job, which keeps the config it was submitted with
         after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
         result[stage.name] = "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
     return {name: result[name] for name in jobs}
@@ -175,7 +175,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
     """The sbatch script of `job`; raises `ConfigError` for a value that cannot be quoted."""
     from jinja2 import Environment, StrictUndefined
 
-    # Shell, not HTML: every value goes through `quote`.
+    # No autoescape, which is for HTML: every value goes through `quote`, for the shell.
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False
     )
@@ -187,13 +187,13 @@ def render(job: Job, cluster: ClusterConfig) -> str:
 def _quote(value: object) -> str:
     """One shell word."""
     if _CONTROL.search(str(value)):
-        raise ConfigError(f"{str(value)!r}: contains a control character; it cannot go into a job script")
+        raise ConfigError(f"{str(value)!r}: control characters cannot go into a job script; remove them")
     return shlex.quote(str(value))
 
 
 def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     """Options of the `#SBATCH` lines, in order."""
-    # A training has whole nodes to itself: all memory, all GPUs, physical cores only.
+    # A training run has whole nodes to itself: all memory, all GPUs, physical cores only.
     training = job.gpus_per_node == cluster.gpus_per_node and job.tasks_per_node == cluster.gpus_per_node
     minutes = cluster.time_limit_minutes
     options = {
@@ -210,7 +210,7 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         "exclusive": training,
         "hint": "nomultithread" if training else None,
         "time": f"{minutes // 1440}-{minutes // 60 % 24:02d}:{minutes % 60:02d}:00",
-        # To the batch script alone (B), which forwards it: the tasks save, and the script requeues the job.
+        # To the batch script alone (B:), which forwards it: the tasks save, and the script requeues the job.
         "signal": f"B:USR1@{cluster.warning_seconds}",
         "requeue": True,
         "chdir": _harmless("working folder", job.work, _PATH),
@@ -224,14 +224,14 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
 def _harmless(field: str, value: object, allowed: tuple[str, str]) -> object:
     pattern, words = allowed
     if not re.fullmatch(pattern, str(value)):
-        raise ConfigError(f"{field}: {str(value)!r} cannot be part of an #SBATCH line; use {words} only")
+        raise ConfigError(f"{field}: {str(value)!r} cannot be part of an #SBATCH line; use only {words}")
     return value
 
 
 def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
-    """Copy the code of the checkout `root` to `target` (replaced if there) and return its commit.
+    """Copy the code of the checkout `root` to `target` (replaced if it exists) and return its commit.
 
-    With `allow_dirty`, uncommitted changes are copied too and the commit gets `+dirty`; else they raise
+    With `allow_dirty`, uncommitted changes are copied too and the commit gets `+dirty`; otherwise they raise
     `ConfigError`.
     """
     git = ("git", "-C", str(root))
@@ -239,7 +239,7 @@ def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
     changes = _ask(*git, "status", "--porcelain", "--", *_COPIED).splitlines()
     if changes and not allow_dirty:
         raise ConfigError(
-            f"{root}: {len(changes)} uncommitted changes ({one_line(changes[0])}, ...); "
+            f"{root}: has {len(changes)} uncommitted changes ({one_line(changes[0])}, ...); "
             "commit them or give --allow-dirty"
         )
     listed = _ask(*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_COPIED)

@@ -1,7 +1,7 @@
 """Score every checkpoint of a run on the same items, and compare each with the first.
 
 The sweep's folder is a folder of results with one run per checkpoint: a killed sweep resumes with the next
-one, later checkpoints are added, and a report can be written on it.
+checkpoint, later checkpoints are added, and a report can be written on it.
 """
 
 import json
@@ -24,13 +24,13 @@ def sweep(
 ) -> tuple[list[tuple[str, ...]], list[str]] | None:
     """Evaluate the checkpoints of `run`, oldest first, each into `out`; write `sweep.json` and `sweep.svg`.
 
-    Gives a row of text a checkpoint (name, trained tokens, score on each task), and the pooled comparisons
-    with the first in words: of the first answers to each item, by the report's tests. None in all processes
-    but the first, which alone writes and reads. Raises `EvaluationError` when the run has no checkpoint.
+    Returns one row of strings per checkpoint (name, trained tokens, score on each task), and each pooled
+    comparison with the first as a sentence: the report's tests, on the first answer to each item. Only the
+    first process reads and writes; the others return None. Raises `EvaluationError` for a run without any.
     """
-    paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # that are newest first
+    paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # newest first before reversal
     if not paths:
-        raise EvaluationError(f"{run}: no checkpoint in checkpoints/; --sweep takes the folder of a run")
+        raise EvaluationError(f"{run}: has no checkpoint in checkpoints/; --sweep takes the folder of a run")
     for name, path in paths.items():
         evaluate(path, files, config, out / name / "evaluation")
     if not is_first_process():

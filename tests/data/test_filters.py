@@ -248,7 +248,7 @@ def test_a_share_is_the_same_records_and_grows_by_records() -> None:
 
 @pytest.mark.parametrize("fields", [{"min_steps": 3}, {"step_rule": "lines"}])
 def test_bounds_without_a_rule_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="step_rule goes with"):
+    with pytest.raises(ValidationError, match="step_rule: has no effect without"):
         Select(**fields)
 
 

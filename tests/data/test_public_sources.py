@@ -157,7 +157,7 @@ def test_files_are_complete_verified_and_downloaded_again(hub: tuple[str, type[H
     out = tmp_path / "numinamath"
     first = run(endpoint, "numinamath", "--out", str(out))
     assert first.returncode == 0, first.stderr
-    assert f"2 files fetched; 2 files, 0.00 GB, revision {COMMIT}" in first.stdout
+    assert f"2 files downloaded; 2 files, 0.00 GB, revision {COMMIT}" in first.stdout
     wanted = {name: data for name, data in FILES.items() if name.startswith("data/train")}
     assert {name: (out / name).read_bytes() for name in wanted} == wanted
     assert not (out / "README.md").exists() and not (out / "data" / "test-00000-of-00001.parquet").exists()
@@ -172,7 +172,7 @@ def test_files_are_complete_verified_and_downloaded_again(hub: tuple[str, type[H
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     repaired = run(endpoint, "numinamath", "--out", str(out)).stdout
     assert "train-00001-of-00002.parquet: missing or damaged" in repaired
-    assert "1 files fetched; 2 files" in repaired
+    assert "1 files downloaded; 2 files" in repaired
     assert damaged.read_bytes() == wanted["data/train-00001-of-00002.parquet"]
 
     other = run(endpoint, "lila", "--out", str(out))

@@ -61,12 +61,12 @@ def test_plans_fit_in_order_and_recompute_only_if_needed() -> None:
         assert peak_memory(PlannedRun(config.model_copy(update={"parallel": parallel}), 2048)).gib > 64
 
 
-BY_LAYERS = {"model.num_layers does not divide by pipeline x virtual pipeline size"}
+BY_LAYERS = {"model.num_layers is not divisible by pipeline x virtual pipeline size"}
 SEQUENCE = ("2 x context_parallel_size", "tensor x context size")
 BATCH_SIZE = "train.global_batch_size"
-EVERY = BY_LAYERS | {f"train.seq_length does not divide by {size}" for size in SEQUENCE}
-EVERY |= {f"{BATCH_SIZE} does not divide by train.micro_batch_size x data parallel size"}
-EVERY |= {f"{BATCH_SIZE} in microbatches does not divide by parallel.pipeline_model_parallel_size"}
+EVERY = BY_LAYERS | {f"train.seq_length is not divisible by {size}" for size in SEQUENCE}
+EVERY |= {f"{BATCH_SIZE} is not divisible by train.micro_batch_size x data parallel size"}
+EVERY |= {f"{BATCH_SIZE} in microbatches is not divisible by parallel.pipeline_model_parallel_size"}
 
 
 @pytest.mark.parametrize(("gpus", "reasons"), [(1, set()), (7, BY_LAYERS), (24, EVERY), (72, EVERY)])
