@@ -150,7 +150,7 @@ class _Parser:
     def exponent(self) -> Node:
         if self.peek() in ("-", "+"):
             return self.signed()
-        node = self.braced() if self.peek() == "{" else self.atom()
+        node = self.atom()
         # Powers are right-associative.
         return Node("power", (node, self.exponent())) if self.accept("^") else node
 
@@ -181,7 +181,7 @@ class _Parser:
 
     def number(self, token: str) -> Node:
         if self.accept("_"):  # a whole number in another base: 1101_2 or 52_{8}
-            base = self.braced() if self.peek() == "{" else _number(self.take()[:2])
+            base = self.group(self.take()) if self.peek() == "{" else _number(self.take()[:2])
             radix = int(str(base.value))
             if not 2 <= radix <= 10:
                 raise NotAnExpression("subscript of a number that is no base")
@@ -207,17 +207,11 @@ class _Parser:
         name = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}.get(opening)
         return Node(name, (node,)) if name else node
 
-    def braced(self) -> Node:
-        self.take("{")
-        node = self.sum()
-        self.take("}")
-        return node
-
     def argument(self) -> Node:
         """Parse the argument of a command: a brace group, or one digit or symbol as in TeX."""
         token = self.peek()
         if not token.isdigit():
-            return self.braced() if token == "{" else self.postfix(self.atom())
+            return self.atom() if token == "{" else self.postfix(self.atom())
         # \frac12 is one half: the other digits are left for the next argument.
         if len(token) > 1:
             self.tokens[self.position] = token[1:]

@@ -1,7 +1,7 @@
 """Find the final answer in a model's output, and record how it was found.
 
-Extraction is separate from grading, so that a wrong extraction is visible in the samples. A base model
-continues after its answer with a next question of its own; the text from there on is cut first.
+Extraction is separate from grading, so that a wrong one can be seen among the stored responses. After its
+answer a base model often writes a next question of its own; the text from there is cut off first.
 """
 
 import re
@@ -43,7 +43,7 @@ class Extraction(NamedTuple):
 def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Extraction:
     """Return the last box, final-answer phrase (of `language` first), choice letter, or number of `output`.
 
-    Only a gold answer of such a `kind` makes it search for choice letters, or cut a number out of a phrase.
+    Choice letters are searched for, and numbers cut out of phrases, only if the gold answer is of that kind.
     """
     text = _NEXT_QUESTION.split(output, maxsplit=1)[0]
     if box := _last_box(text):

@@ -1,7 +1,7 @@
 """Whether two final answers are equivalent: rules by kind, without executing anything the model wrote.
 
 Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be omitted
-but not differ; 50% is 0.5 but 12% is not 12; blanks are ordered, solutions are not; expanded forms are equal.
+but must not differ; 50% is 0.5, 12% is not 12; blanks are ordered, solutions are not; expansions are equal.
 What our rules leave undecided goes to math-verify, in a subprocess that is killed if it takes too long.
 """
 
@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
-from typing import IO, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
 from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
@@ -37,7 +38,7 @@ class Verdict(NamedTuple):
 
 
 def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: PLR0911 - one rule a return
-    """Compare two answers, within seconds; `kind` is that of the benchmark item, `auto` is unknown."""
+    """Compare two answers within seconds; `kind` is the benchmark item's, `auto` if it is unknown."""
     if not prediction.strip():
         return Verdict(False, "no answer")
     if gold.strip() == prediction.strip():
@@ -45,15 +46,13 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
     if max(len(gold), len(prediction)) > MAX_CHARACTERS or max(map(_depth, (gold, prediction))) > _MAX_DEPTH:
         return Verdict(None, "too long or nested too deep to grade")
     first, second = (words_as_symbols(normalize(text)) for text in (gold, prediction))
+    letters = _letters(second)
     if kind in ("choice", "multichoice") or (kind == "auto" and re.fullmatch(rf"\(?{_LETTER}\)?", first)):
-        letters = _letters(second)
         right = bool(letters) and _letters(first) == letters
         return Verdict(right, "letters" if letters else "no choice letter")
     # Letters in this order are several choices, or the name of a segment: only letters make it a choice.
-    if kind == "auto" and re.fullmatch(r"A?B?C?D?E?F?", first) and len(first) > 1:
-        letters = _letters(second)
-        if len(letters) > 1:
-            return Verdict(set(first) == letters, "letters")
+    if kind == "auto" and re.fullmatch(r"A?B?C?D?E?F?", first) and min(len(first), len(letters)) > 1:
+        return Verdict(set(first) == letters, "letters")
     equal, reason = equivalent(first, second, ordered=kind == "cloze" or ";" in first)
     if equal is not None or reason == UNDECIDED:
         return Verdict(equal, reason)
@@ -93,18 +92,15 @@ class Worker:
             process = self._process
             if process is None or process.poll() is not None:
                 code = f"from {__name__} import main; main({self._timeout_seconds})"
-                pipe, command = subprocess.PIPE, [sys.executable, "-c", code]
+                pipe, command = subprocess.PIPE, [sys.executable, "-u", "-c", code]
                 process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
                 self._process = process
-                # Once it is ready: imports must not count against an answer.
-                cast("IO[bytes]", process.stdout).readline()
-            pair, verdict = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-            try:
-                pair.write(json.dumps([gold, prediction]).encode() + b"\n")
-                pair.flush()
-                line = verdict.readline()  # empty if the process was killed
-            except BrokenPipeError:
-                line = b""
+            assert process.stdin and process.stdout
+            line = b""
+            with suppress(BrokenPipeError):
+                process.stdin.write(json.dumps([gold, prediction]).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline()  # empty if the process was killed
             if not line:
                 self.close()
                 limit = self._timeout_seconds
@@ -134,21 +130,14 @@ def main(timeout_seconds: float) -> None:
     # Only its LaTeX grammar: the plain-text one calls sympy's parse_expr, which evaluates code.
     grammar, options = [LatexExtractionConfig()], {"fallback_mode": "no_fallback", "parsing_timeout": None}
 
-    def equal(gold: str, prediction: str) -> bool | None:
-        first, second = (parse(f"${text}$", grammar, **options) for text in (gold, prediction))
-        if not first or not second:
-            return None
-        return all(verify(a, b, timeout_seconds=None) for a, b in ((first, second), (second, first)))
-
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
     for line in sys.stdin:
-        # The kernel kills the process, even inside a loop in C, when it has used its CPU time.
+        # The kernel kills the process, even inside a loop in C, when an answer has used its CPU time.
         signal.setitimer(signal.ITIMER_PROF, timeout_seconds)
-        try:
-            verdict = equal(*json.loads(line))
-        except (MemoryError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
-            verdict = None
+        equal = None
+        with suppress(MemoryError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
+            first, second = (parse(f"${text}$", grammar, **options) for text in json.loads(line))
+            if first and second:
+                both = ((first, second), (second, first))
+                equal = all(verify(*pair, timeout_seconds=None) for pair in both)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps(verdict) + "\n")
-        sys.stdout.flush()
+        sys.stdout.write(json.dumps(equal) + "\n")

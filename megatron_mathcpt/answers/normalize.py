@@ -143,45 +143,43 @@ _CHARACTERS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "
 _CHARACTERS |= {"langle": "(", "rangle": ")"}
 
 # Commands with the same meaning, or none; longer patterns first where one is the start of another.
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:left|right)\s*\.|\\!\s*", ""),
-        (r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?)(?![A-Za-z])", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![A-Za-z])", ""),
-        (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]*\}|&nbsp;", " "),
-        (r"\{,\}", ","),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
-        (r"\\(?:leqslant|leqq|leq|le)(?![A-Za-z])|<=|=<|&le;", r" \\le "),
-        (r"\\(?:geqslant|geqq|geq|ge)(?![A-Za-z])|>=|&ge;", r" \\ge "),
-        (r"\\(?:neq|ne)(?![A-Za-z])|!=|\\not\s*=", r" \\ne "),
-        (r"\\lt(?![A-Za-z])|&lt;", "<"),
-        (r"\\gt(?![A-Za-z])|&gt;", ">"),
-        (r"\\(?:times|cdot|ast|bullet)(?![A-Za-z])|(?<!\*)\*(?!\*)", r" \\cdot "),
-        (r"\*\*", "^"),
-        (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])|\\\|", "|"),
-        (rf"\\({'|'.join(_CHARACTERS)})(?![A-Za-z])", lambda m: _CHARACTERS[m[1]]),
-        (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
-        (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"\\(?:varnothing|empty)(?![A-Za-z])|\\phi\s*$(?<=^\\phi)", r"\\emptyset "),
-        (r"\\(?:mathbf|mathbb|mathrm|Bbb|bold)\s*\{?\s*R\s*\}?(?![A-Za-z])|\\R(?![A-Za-z])", r"\\mathbb{R}"),
-        (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
-        (r"\\(?:lor|vee)(?![A-Za-z])", " or "),
-        (r"\\(?:dots|ldots|cdots|dotsc)(?![A-Za-z])|\.\.\.|…", r"\\dots "),
-        (r"\\var(theta|phi|epsilon|pi|rho|sigma)(?![A-Za-z])", r"\\\1"),
-        (r"\\operatorname\s*\*?\s*\{\s*([a-z]+)\s*\}", r"\\\1 "),
-        (r"\\%|\s*(?<![A-Za-z])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
-        (r"(?<=[\d)}])\s*(?:degrees?|deg)(?![A-Za-z])", r"^\\circ "),
-        (r"\+/-|\+-(?=\s*(?:\d|\\sqrt))", r" \\pm "),
-        (r"(?<=[)\]])\s*[Uu]\s*(?=[(\[])|(?<![A-Za-z])union(?![A-Za-z])", r" \\cup "),
-        (r"(?<![A-Za-z\\])(?:sqrt)(?![A-Za-z])", r"\\sqrt"),
-        (r"(?<![A-Za-z\\])(?:[Pp]i)(?![A-Za-z])", r"\\pi "),
-        (r"\\(?:because|therefore|approx|sim)(?![A-Za-z])|∴|∵", " "),
-        (r"\\#", "#"),
-        (r"\\implies|\\Rightarrow|\\to(?![A-Za-z])|⇒|→", " , "),
-    )
-]
+_REWRITES = (
+    (r"\\(?:left|right)\s*\.|\\!\s*", ""),
+    (r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|Biggl?|Biggr?)(?![A-Za-z])", ""),
+    (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![A-Za-z])", ""),
+    (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\hspace\{[^{}]*\}|&nbsp;", " "),
+    (r"\{,\}", ","),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+    (r"\\(?:leqslant|leqq|leq|le)(?![A-Za-z])|<=|=<|&le;", r" \\le "),
+    (r"\\(?:geqslant|geqq|geq|ge)(?![A-Za-z])|>=|&ge;", r" \\ge "),
+    (r"\\(?:neq|ne)(?![A-Za-z])|!=|\\not\s*=", r" \\ne "),
+    (r"\\lt(?![A-Za-z])|&lt;", "<"),
+    (r"\\gt(?![A-Za-z])|&gt;", ">"),
+    (r"\\(?:times|cdot|ast|bullet)(?![A-Za-z])|(?<!\*)\*(?!\*)", r" \\cdot "),
+    (r"\*\*", "^"),
+    (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])|\\\|", "|"),
+    (rf"\\({'|'.join(_CHARACTERS)})(?![A-Za-z])", lambda m: _CHARACTERS[m[1]]),
+    (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
+    (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
+    (r"\\(?:varnothing|empty)(?![A-Za-z])|\\phi\s*$(?<=^\\phi)", r"\\emptyset "),
+    (r"\\(?:mathbf|mathbb|mathrm|Bbb|bold)\s*\{?\s*R\s*\}?(?![A-Za-z])|\\R(?![A-Za-z])", r"\\mathbb{R}"),
+    (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
+    (r"\\(?:lor|vee)(?![A-Za-z])", " or "),
+    (r"\\(?:dots|ldots|cdots|dotsc)(?![A-Za-z])|\.\.\.|…", r"\\dots "),
+    (r"\\var(theta|phi|epsilon|pi|rho|sigma)(?![A-Za-z])", r"\\\1"),
+    (r"\\operatorname\s*\*?\s*\{\s*([a-z]+)\s*\}", r"\\\1 "),
+    (r"\\%|\s*(?<![A-Za-z])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
+    (r"(?<=[\d)}])\s*(?:degrees?|deg)(?![A-Za-z])", r"^\\circ "),
+    (r"\+/-|\+-(?=\s*(?:\d|\\sqrt))", r" \\pm "),
+    (r"(?<=[)\]])\s*[Uu]\s*(?=[(\[])|(?<![A-Za-z])union(?![A-Za-z])", r" \\cup "),
+    (r"(?<![A-Za-z\\])(?:sqrt)(?![A-Za-z])", r"\\sqrt"),
+    (r"(?<![A-Za-z\\])(?:[Pp]i)(?![A-Za-z])", r"\\pi "),
+    (r"\\(?:because|therefore|approx|sim)(?![A-Za-z])|∴|∵", " "),
+    (r"\\#", "#"),
+    (r"\\implies|\\Rightarrow|\\to(?![A-Za-z])|⇒|→", " , "),
+)
+_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 _REPEATING = re.compile(
     r"(\d{1,20})\.(\d{0,20})(?:\\(?:overline|dot|bar)\s*\{(\d{1,20})\}(?!\d)|(\\dot\s*\{\d\}\d{0,20}\\dot\s*\{\d\}))"
 )
@@ -219,7 +217,7 @@ def normalize(text: str) -> str:
     text = _currency(text)
     text = text.translate(_TRANSLATION)
     text = re.sub(r"\\sqrt(?=[0-9.])\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
-    for pattern, replacement in _REWRITES:
+    for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
     boxed = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*(\{.*\})\s*", text)
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text

@@ -1,7 +1,7 @@
 """Value of an expression: an exact fraction where possible, else 60 digits; every step is bounded.
 
-Two expressions are equal if they agree to 45 digits, at several points if they have symbols
-(Schwartz-Zippel: different expressions agree at random points with negligible probability).
+Two expressions are equal if they agree to 45 digits, at several points if they have symbols: different ones
+agree at random points with negligible probability (Schwartz-Zippel).
 """
 
 import math

@@ -14,13 +14,12 @@ CONSTANTS = Path(__file__).parent / "data" / "constants.yaml"
 class Hardware(Section):
     """One kind of GPU and its links; each entry of `data/hardware.yaml` gives its source.
 
-    Peaks are dense TFLOP/s, bandwidths GB/s (10^9 bytes) in one direction; `memory_gib` is what the driver
-    reports, before the CUDA context.
+    Peaks are dense TFLOP/s, bandwidths GB/s (10^9 bytes) in one direction.
     """
 
     bf16_tflops: float = Field(gt=0)
     fp8_tflops: float | None = Field(default=None, gt=0)
-    memory_gib: float = Field(gt=0)
+    memory_gib: float = Field(gt=0)  # as the driver reports it, before the CUDA context
     memory_gb_per_second: float = Field(gt=0)
     nvlink_gb_per_second: float = Field(gt=0)
     network_gb_per_second: float = Field(gt=0)  # per GPU
@@ -82,7 +81,7 @@ class Machine:
         self.attention = hardware.bf16_tflops * 1e12 * constants.attention_efficiency  # causal, both ways
 
     def products_seconds(self, tokens: float, inputs: float, outputs: float, *, fp8: bool) -> float:
-        """Seconds of a matrix product in forward and of both its gradients."""
+        """Return the seconds of a matrix product, forward and both gradients."""
         fitted, card = self.constants, self.hardware
         peak, efficiency, ramp = card.bf16_tflops, fitted.bf16_gemm_efficiency, fitted.bf16_gemm_ramp
         if fp8:

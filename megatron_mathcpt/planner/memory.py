@@ -1,4 +1,4 @@
-"""Bytes on one GPU of each pipeline stage, every part named.
+"""Bytes on one GPU of each pipeline stage, by part.
 
 Formulae of Korthikanti et al. 2022 (arXiv 2205.05198) extended to current layers: grouped queries, gated
 units, context parallelism, FP8, the distributed optimizer over data x context ranks. They are tested against
@@ -32,12 +32,8 @@ class StageMemory(NamedTuple):
     parts: Mapping[str, float]  # bytes on each GPU of this pipeline stage at the worst moment
 
     @property
-    def total(self) -> float:
-        return sum(self.parts.values())
-
-    @property
     def gib(self) -> float:
-        return self.total / GIB
+        return sum(self.parts.values()) / GIB
 
 
 def memory_per_stage(run: PlannedRun) -> list[StageMemory]:
@@ -47,7 +43,7 @@ def memory_per_stage(run: PlannedRun) -> list[StageMemory]:
 def peak_memory(run: PlannedRun) -> StageMemory:
     # Of stages with equally many layers the first has most microbatches in flight; the last has the head.
     candidates = {run.layers.index(count) for count in set(run.layers)} | {run.stages - 1}
-    return max((_stage_memory(run, stage) for stage in candidates), key=lambda stage: stage.total)
+    return max((_stage_memory(run, stage) for stage in candidates), key=lambda stage: stage.gib)
 
 
 def stage_parameters(run: PlannedRun, stage: int) -> tuple[float, float]:
@@ -150,13 +146,12 @@ def check_memory(config: ExperimentConfig, world_size: int, *, memory_gib: float
     peak = peak_memory(PlannedRun(config, world_size, fused=fused))
     parts = sorted(peak.parts.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size >= 0.05 * GIB)
-    shown = shown or "less than 0.1 GiB"
-    found = f"predicted {peak.gib:.1f} of {memory_gib:.1f} GiB on pipeline stage {peak.stage} ({shown})"
+    found = f"predicted {peak.gib:.1f} of {memory_gib:.1f} GiB on pipeline stage {peak.stage}"
+    found += f" ({shown or 'less than 0.1 GiB'})"
     if peak.gib + _RUNTIME_GIB > memory_gib:
-        raise ConfigError(
-            f"parallel: {found} and {_RUNTIME_GIB} GiB for CUDA and NCCL do not fit; lower "
-            "train.micro_batch_size, raise a parallel size, or see `mathcpt plan` for layouts that fit"
-        )
+        problem = f"{found} and {_RUNTIME_GIB} GiB for CUDA and NCCL do not fit"
+        remedy = "train.micro_batch_size, raise a parallel size, or see `mathcpt plan` for layouts that fit"
+        raise ConfigError(f"parallel: {problem}; lower {remedy}")
     return found
 
 
@@ -182,7 +177,6 @@ def kept_bytes(config: ExperimentConfig) -> int:
 
 
 def peak_checkpoint_bytes(config: ExperimentConfig) -> int:
-    """Return the most bytes that a run's checkpoints take at any time."""
     whole, _ = checkpoint_bytes(config)
     # An old checkpoint is deleted only after the next one is complete.
     deletes = config.train.train_steps > config.checkpoint.keep * config.checkpoint.interval

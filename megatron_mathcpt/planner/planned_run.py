@@ -82,7 +82,6 @@ class PlannedRun:
         if not precision.first_last_layers_bf16:
             return 0.0
         start, end = precision.num_layers_at_start_in_bf16, precision.num_layers_at_end_in_bf16
-        first, count = sum(self.layers[:stage]), self.layers[stage]
-        last = first + count
-        left_out = max(0, min(last, start) - first) + max(0, last - max(first, sum(self.layers) - end))
-        return min(1.0, left_out / count)
+        first, behind = sum(self.layers[:stage]), sum(self.layers[stage + 1 :])
+        left_out = max(0, start - first) + max(0, end - behind)
+        return min(1.0, left_out / self.layers[stage])

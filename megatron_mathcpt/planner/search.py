@@ -1,4 +1,4 @@
-"""All valid layouts of a model on a number of GPUs, ranked by predicted step time, and why others lose."""
+"""All valid layouts of a model on a number of GPUs, ranked by step time, and what slows the rest."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from pydantic import JsonValue
-from rich.table import Column, Table
+from rich.table import Table
 
 from megatron_mathcpt.config.base import build_config
 from megatron_mathcpt.config.cross_checks import check_experiment, divisions
@@ -107,7 +107,7 @@ def search(
         else:
             misfits.append((run, memory))
     plans.sort(key=lambda plan: plan.time.total)
-    misfits.sort(key=lambda misfit: misfit[1].total)
+    misfits.sort(key=lambda misfit: misfit[1].gib)
     return SearchResult(given, machine, limit, plans, misfits, refused)
 
 
@@ -116,7 +116,7 @@ def _changed(config: ExperimentConfig, **parallel: object) -> ExperimentConfig:
 
 
 def _layouts(given: ExperimentConfig, gpus: int, node: int) -> Iterator[ExperimentConfig]:
-    # Tensor parallelism stays inside a node; context parallelism is tried up to the same size.
+    # Tensor parallelism stays within a node; context parallelism is tried up to the same size.
     in_a_node = [2**power for power in range(node.bit_length())]
     micro_batches = [given.train.model_copy(update={"micro_batch_size": size}) for size in _MICRO_BATCHES]
     for tensor, context in product(in_a_node, in_a_node):
@@ -163,14 +163,12 @@ def _why_slower(plan: Plan, best: Plan) -> str:
 
 
 def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator[Table | str]:
-    """Yield tables of a search: the best layouts, memory and step of the first, why others lose."""
+    """Yield tables and texts: best layouts, memory and step of the first, closest misses, refusals."""
     shape = result.given.model
     assert isinstance(shape, ModelShape)
     flops = flops_per_token(shape, result.given.train.seq_length)
-    yield (
-        f"{shape.name}: {shape.total / 1e9:.2f} B parameters, "
-        f"{flops.causal / 1e9:.1f} GFLOP a token with causal attention ({flops.full / 1e9:.1f} with full)"
-    )
+    model = f"{shape.name}: {shape.total / 1e9:.2f} B parameters, {flops.causal / 1e9:.1f} GFLOP a token"
+    yield f"{model} with causal attention ({flops.full / 1e9:.1f} with full)"
     if result.plans:
         best = result.plans[0]
         yield from (_ranking(result, top, train_tokens), _memory_table(best.run))
@@ -188,13 +186,11 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
         yield f"  {count} refused: {reason}"
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], text: str = "") -> Table:
-    """Return a table with a first column of names, columns of numbers, and one of texts headed `text`."""
-    first = Column(columns[0], no_wrap=columns[0] == "layout")
-    table = Table(first, *(Column(name, justify="right") for name in columns[1:]), title=title)
-    table.title_justify = "left"
-    if text:
-        table.add_column(text)
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        is_text = name in ("layout", "stage", "term", "loses by")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "layout")
     for row in rows:
         table.add_row(*row)
     return table
@@ -211,8 +207,8 @@ def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
         shown = map(format, numbers, (".1f", ".2f", ",.0f", ".0f", ".1f", ".2f", ",.0f"))
         rows.append((plan.run.name, *shown, _why_slower(plan, result.plans[0])))
     title = "Layouts that fit, fastest first (MFU: causal attention, bf16 peak)"
-    columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h")
-    return _table(title, columns, rows, "loses by")
+    columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h", "loses by")
+    return _table(title, columns, rows)
 
 
 def _memory_table(run: PlannedRun) -> Table:

@@ -1,4 +1,4 @@
-"""What of a model determines its cost: its shape by name, its parameters, its FLOPs per token.
+"""What determines a model's cost: its shape, its parameters, its FLOPs per token.
 
 Two conventions of counting FLOPs differ by 12 % for Llama-3-8B at 8k: *causal* counts the attention that is
 computed (half the score matrix), *full* the whole matrix, as Megatron-LM's log and tables before 2025 do.
@@ -72,10 +72,8 @@ def load_shape(model: str) -> ModelShape:
         return from_llama(model, shapes[model])
     path = Path(model.removesuffix("config.json"))
     if not (path / "config.json").is_file():
-        known = ", ".join(sorted(shapes))
-        raise ConfigError(
-            f"model '{model}': neither a built-in shape ({known}) nor the path of a config.json"
-        )
+        problem = f"neither a built-in shape ({', '.join(sorted(shapes))}) nor the path of a config.json"
+        raise ConfigError(f"model '{model}': {problem}")
     return from_llama(path.resolve().name, read_hf_shape(path))
 
 
@@ -94,7 +92,6 @@ class FlopsPerToken(NamedTuple):
 
 
 def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
-    """Return the FLOPs per token of a sequence of `seq_length`."""
     # 6 per weight and 12 L s a d of full attention: Narayanan et al. 2021 (arXiv 2104.04473), appendix,
     # without its recomputation.
     matrices = shape.num_layers * shape.layer_matrices + shape.padded_vocab_size * shape.hidden_size

@@ -41,7 +41,6 @@ class Speed(NamedTuple):
 
 
 def speed(run: PlannedRun, hardware: Hardware, seconds: float) -> Speed:
-    """Return tokens/s, model TFLOP/s in both conventions and MFU of a step of `seconds`."""
     rate = run.config.train.tokens_per_step / seconds / run.gpus
     flops = flops_per_token(run.shape, run.config.train.seq_length)
     causal = rate * flops.causal / 1e12
@@ -49,12 +48,11 @@ def speed(run: PlannedRun, hardware: Hardware, seconds: float) -> Speed:
 
 
 def step_time(run: PlannedRun, machine: Machine) -> StepTime:
-    """Predict the time of one optimizer step."""
     # Layers that FP8 leaves in bf16 are counted by their share of a stage, not one by one.
     layer, in_bf16 = (_layer_terms(run, machine, recipe) for recipe in (run.recipe, None))
     shares = [run.bf16_share(stage) for stage in range(run.stages)]
     layers = [
-        {name: value + share * (in_bf16[name] - value) for name, value in layer.items()} for share in shares
+        {name: time + share * (in_bf16[name] - time) for name, time in layer.items()} for share in shares
     ]
     recompute = [_recompute_seconds(run, layer, stage) for stage, layer in enumerate(layers)]
     parts = zip(layers, run.layers, recompute, strict=True)

@@ -5,34 +5,26 @@ query_expansion             the problem as a statement, two new questions with s
 tutorship_amplification     a student attempts, a teacher corrects from the first wrong step to the end
 retrospective_enhancement   a later step inserted early between back marks, then the solution continues
 
-Servers answer in tags, which must be exactly those of the prompt, once each, in order, with nothing outside.
+Servers reply in tags, which must be exactly those of the prompt: each once, in order, nothing outside them.
 Only the server's own text is parsed: a seed or a student's attempt that contains one of our tags is rejected
 before it is sent, so none of its text can pass for a verdict.
+
+Final answers are compared mathematically with the seed's. The server's own verdict is recorded next to the
+result of that check (`Verdicts`); it never makes a record of an answer that the check calls wrong.
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain, combinations, pairwise
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config import synthesis as sections
 from megatron_mathcpt.records import Language, Problem
-from megatron_mathcpt.synthesis.method import (
-    Case,
-    Check,
-    Conversation,
-    Outcome,
-    Rejected,
-    Reply,
-    Requests,
-    Verdicts,
-    any_similar,
-    check_answer,
-    reject_wrong_answers,
-)
+from megatron_mathcpt.synthesis.method import Case, Check, Conversation, Outcome, Rejected, Reply, Verdicts
 
 TAGS = ["response", "statement", "question_1", "solution_1", "question_2", "solution_2", "solution_3"]
 TAGS += ["check", "wrong_step", "correction"]  # of all methods' replies
-# What introduces the content of some tags in a record in prose; a check is replaced by its verdict here.
+# Put before a tag's content where a record is prose; of a check only its verdict is written, in these words.
 _LEADS: dict[str, dict[Language, str]] = {
     "solution_2": {"en": "First way: ", "zh": "解法一："},
     "solution_3": {"en": "Second way: ", "zh": "解法二："},
@@ -43,6 +35,7 @@ _LEADS: dict[str, dict[Language, str]] = {
 }
 # Any spelling of them, as a model that reads `< / Check >` may take it for the tag.
 OUR_TAG = re.compile(rf"<\s*[/\\]?\s*(?:{'|'.join(TAGS)})\b[^>]{{0,40}}>", re.IGNORECASE)
+_WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
 _FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是)[^\n]*\Z")
 
 
@@ -53,7 +46,7 @@ def reject_tags(what: str, text: str) -> None:
 
 
 def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Return the content of each tag; raise `Rejected` as malformed, with what was expected, otherwise."""
+    """Return the content of each tag; raise `Rejected` with what was expected if `text` is malformed."""
     values = {}
     rest = text.strip()
     for name in names:
@@ -95,26 +88,51 @@ def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **cha
     return seed.model_copy(update={"solution": solution, "steps": None, **changed})
 
 
-def _ask_with_solution(case: Case) -> Generator[Requests, tuple[Reply, ...], str]:
-    seed = case.seed
-    reject_tags("seed", f"{seed.question}\n{seed.solution}")
-    (reply,) = yield (case.request(question=seed.question, solution=seed.solution),)
-    return reply.usable_text()
+def check_answer(seed: Problem, text: str) -> Check:
+    found = extract_answer(text, seed.language).text
+    if not found:
+        return Check("", "wrong", "no final answer")
+    verdict = grade(seed.answer, found)
+    return Check(found[:200], verdict.status, verdict.reason)
+
+
+def reject_wrong_answers(case: Case, verdicts: Verdicts, raw: str) -> None:
+    """Raise `Rejected` for a wrong final answer, or an ungraded one if those are dropped."""
+    reasons = {"wrong": "wrong final answer"}
+    if case.config.verification.ungraded == "drop":
+        reasons["ungraded"] = "answer not gradable"
+    for name, check in verdicts.checks.items():
+        # What the server itself calls wrong, such as a student's attempt, is expected to be wrong.
+        if check.verdict in reasons and verdicts.claims.get(name) != "wrong":
+            raise Rejected(reasons[check.verdict], f"{name}: {check.reason}", raw, verdicts)
+
+
+def any_similar(texts: Iterable[str], maximum: float) -> bool:
+    """Whether any two of the texts are more similar than `maximum`, from 0 to 1."""
+    # Jaccard similarity of the adjacent pairs of words, numbers and signs (Chinese: characters).
+    for first, second in combinations(texts, 2):
+        a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
+        similarity = len(a & b) / len(a | b) if a and b else float(first.split() == second.split())
+        if similarity > maximum:
+            return True
+    return False
 
 
 def diversify(case: Case) -> Conversation:
     """Both solutions must reach the seed's answer, and differ from each other and from the seed's."""
-    settings = case.settings(sections.ResponseDiversification)
-    text = yield from _ask_with_solution(case)
+    settings, seed = case.settings(sections.ResponseDiversification), case.seed
+    reject_tags("seed", f"{seed.question}\n{seed.solution}")
+    (reply,) = yield (case.request(question=seed.question, solution=seed.solution),)
+    text = reply.usable_text()
     # Before the tags are read: a refusal has no solutions, and would be malformed.
     if read_verdict(text, "response", ("accept", "refuse")) == "refuse":
         raise Rejected("refused", raw=text)
     solutions = read_tags(text, ("response", "solution_2", "solution_3"))
     del solutions["response"]
-    checks = {name: check_answer(case.seed, solution) for name, solution in solutions.items()}
+    checks = {name: check_answer(seed, solution) for name, solution in solutions.items()}
     verdicts = Verdicts(dict.fromkeys(solutions, "correct"), checks)
     reject_wrong_answers(case, verdicts, text)
-    if any_similar((case.seed.solution, *solutions.values()), settings.maximum_similarity):
+    if any_similar((seed.solution, *solutions.values()), settings.maximum_similarity):
         raise Rejected("solutions alike", raw=text, verdicts=verdicts)
     record = make_record(case, settings.layout, (("response", "accept"), *solutions.items()))
     return Outcome((record,), verdicts=verdicts)
@@ -122,26 +140,25 @@ def diversify(case: Case) -> Conversation:
 
 def expand(case: Case) -> Conversation:
     """One record per new question that enough independent solutions confirm, as it has no gold answer."""
-    settings = case.settings(sections.QueryExpansion)
-    text = yield from _ask_with_solution(case)
+    settings, seed = case.settings(sections.QueryExpansion), case.seed
+    reject_tags("seed", f"{seed.question}\n{seed.solution}")
+    (reply,) = yield (case.request(question=seed.question, solution=seed.solution),)
+    text = reply.usable_text()
     names = ("statement", "question_1", "solution_1", "question_2", "solution_2", "check")
     tags = read_tags(text, names)
     verdict = read_verdict(f"<check>{tags['check']}", "check", ("accept", "refuse"))
     if verdict == "refuse" and case.config.verification.disagreement == "drop":
         raise Rejected("refused", tags["check"], text)
     pairs = {"question_1": "solution_1", "question_2": "solution_2"}
-    if any_similar((case.seed.question, *map(tags.__getitem__, pairs)), settings.maximum_similarity):
+    if any_similar((seed.question, *map(tags.__getitem__, pairs)), settings.maximum_similarity):
         raise Rejected("questions alike", raw=text)
     # Numbered over all draws of this seed, so that no two draws of the solver have the same sampling seed.
     draws = range(case.sample * settings.solutions, (case.sample + 1) * settings.solutions)
     replies = yield tuple(
         case._replace(sample=draw).request("solver", question=tags[name]) for name in pairs for draw in draws
     )
-    by_question = (replies[: len(draws)], replies[len(draws) :])
-    checks = {
-        name: _confirm(case, tags[solution], answers, settings.agreeing)
-        for (name, solution), answers in zip(pairs.items(), by_question, strict=True)
-    }
+    halves = {"question_1": replies[: len(draws)], "question_2": replies[len(draws) :]}
+    checks = {name: _confirm(case, tags[pairs[name]], half) for name, half in halves.items()}
     verdicts = Verdicts(dict.fromkeys(checks, "correct" if verdict == "accept" else "wrong"), checks)
     # The statement belongs to the seed, and prose has no place for one self-check of two questions.
     more = (("check", tags["check"]),) if settings.layout == "tags" else ()
@@ -156,8 +173,8 @@ def expand(case: Case) -> Conversation:
     return Outcome(tuple(records), verdicts=verdicts)
 
 
-def _confirm(case: Case, solution: str, replies: tuple[Reply, ...], agreeing: int) -> Check:
-    language = case.seed.language
+def _confirm(case: Case, solution: str, replies: tuple[Reply, ...]) -> Check:
+    language, agreeing = case.seed.language, case.settings(sections.QueryExpansion).agreeing
     answer = extract_answer(solution, language).text
     # The answer becomes a field of the record: no sentence of a rambling reply, and no tags.
     if not answer or len(answer) > 200 or OUR_TAG.search(answer):
@@ -230,6 +247,5 @@ def enhance(case: Case) -> Outcome:
 def split_steps(text: str) -> list[tuple[int, int]]:
     """Return begin and end of each step: the lines, or the sentences of a one-line solution."""
     pattern = _LINE_END if "\n" in text.strip() else _SENTENCE_END
-    between = [found.span() for found in pattern.finditer(text)]
-    begins, ends = [0, *(end for _, end in between)], [*(begin for begin, _ in between), len(text)]
-    return [(begin, end) for begin, end in zip(begins, ends, strict=True) if text[begin:end].strip()]
+    edges = [0, *chain.from_iterable(found.span() for found in pattern.finditer(text)), len(text)]
+    return [step for step in zip(edges[::2], edges[1::2], strict=True) if text[slice(*step)].strip()]

@@ -3,22 +3,17 @@
 A prompt is one file per method, role and language. Its first line `variables: a, b` declares what the text
 uses as `$a` and `$b`; sections follow, headed `### system` and `### user`. Values are substituted once and
 not scanned again, so a `$b` in a seed's text stays text.
-
-Final answers are compared mathematically with the seed's. The server's own verdict is recorded along with the
-result of that check (`Verdicts`), and never accepts an answer that the check calls wrong.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import combinations, pairwise
 from pathlib import Path
 from string import Template
 from typing import NamedTuple, TypeVar
 
-from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.synthesis import Sampling, SynthesisConfig
@@ -30,7 +25,6 @@ BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokeniz
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected reply that are stored for inspection
 
 _SECTION = re.compile(r"^### (.*)\n((?s:.*?))(?=^### |\Z)", re.MULTILINE)  # of a prompt file
-_WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
 Settings = TypeVar("Settings", bound=Section)
 
 
@@ -59,10 +53,8 @@ def _load_prompt(name: str, language: str, folder: str | None) -> Callable[[Mapp
     used = {name for section in sections.values() for name in section.get_identifiers()}
     roles = sorted(sections)  # chat APIs want the system message first
     if not first.startswith("variables:") or used != declared or roles not in (["user"], ["system", "user"]):
-        raise ConfigError(
-            f"{path}: first line must be 'variables: {', '.join(sorted(used))}', "
-            "followed by a '### user' section and at most a '### system' one"
-        )
+        rest = "followed by a '### user' section and at most a '### system' one"
+        raise ConfigError(f"{path}: first line must be 'variables: {', '.join(sorted(used))}', {rest}")
     sha256 = hashlib.sha256(data).hexdigest()
     return lambda values: Prompt(
         [{"role": role, "content": sections[role].substitute(values)} for role in roles], sha256
@@ -134,10 +126,8 @@ def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[P
     loaded = read_tokenizer(Path(tokenizer))
     # Tokenizers split a string that they do not know; encoding the mark between letters shows it.
     if mark and mark not in loaded.encode(f"a{mark}b", add_special_tokens=False).tokens:
-        raise ConfigError(
-            f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}; "
-            "add it as a special token when training the tokenizer"
-        )
+        problem = f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}"
+        raise ConfigError(f"{problem}; add it as a special token when training the tokenizer")
     return lambda record: len(loaded.encode(cpt_text(record), add_special_tokens=False).ids)
 
 
@@ -157,10 +147,8 @@ class Verdicts:
     @property
     def disagreement(self) -> bool:
         """Whether a claim contradicts its check."""
-        return any(
-            check.verdict != "ungraded" and check.verdict != self.claims.get(name, check.verdict)
-            for name, check in self.checks.items()
-        )
+        pairs = ((self.claims.get(name), check.verdict) for name, check in self.checks.items())
+        return any(claim not in (None, verdict) and verdict != "ungraded" for claim, verdict in pairs)
 
 
 @dataclass(frozen=True)
@@ -185,8 +173,7 @@ class Rejected(Exception):
         self, reason: str, detail: str = "", raw: str = "", verdicts: Verdicts | None = None
     ) -> None:
         super().__init__(reason)
-        raw = raw[:MAXIMUM_RAW_CHARACTERS]
-        self.outcome = Outcome((), reason, detail[:500], raw, verdicts or Verdicts())
+        self.outcome = Outcome((), reason, detail[:500], raw[:MAXIMUM_RAW_CHARACTERS], verdicts or Verdicts())
 
 
 def advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> Requests | Outcome:
@@ -198,34 +185,3 @@ def advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> Re
         return end.value
     except Rejected as rejected:
         return rejected.outcome
-
-
-def check_answer(seed: Problem, text: str) -> Check:
-    """Grade the final answer of `text` against the seed's."""
-    found = extract_answer(text, seed.language).text
-    if not found:
-        return Check("", "wrong", "no final answer")
-    verdict = grade(seed.answer, found)
-    return Check(found[:200], verdict.status, verdict.reason)
-
-
-def reject_wrong_answers(case: Case, verdicts: Verdicts, raw: str) -> None:
-    """Raise `Rejected` for a wrong final answer, or an ungraded one if those are dropped."""
-    reasons = {"wrong": "wrong final answer"}
-    if case.config.verification.ungraded == "drop":
-        reasons["ungraded"] = "answer not gradable"
-    for name, check in verdicts.checks.items():
-        # What the server itself calls wrong, such as a student's attempt, is expected to be wrong.
-        if check.verdict in reasons and verdicts.claims.get(name) != "wrong":
-            raise Rejected(reasons[check.verdict], f"{name}: {check.reason}", raw, verdicts)
-
-
-def any_similar(texts: Iterable[str], maximum: float) -> bool:
-    """Whether any two of the texts are more similar than `maximum`, from 0 to 1."""
-    # Jaccard similarity of the adjacent pairs of words, numbers and signs (Chinese: characters).
-    for first, second in combinations(texts, 2):
-        a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
-        similarity = len(a & b) / len(a | b) if a and b else float(first.split() == second.split())
-        if similarity > maximum:
-            return True
-    return False

@@ -1,8 +1,8 @@
 """A scripted stub server in this process: a rehearsal of synthesis and verification without a model.
 
 It knows the seeds' solutions, and other problems to return as new ones. Its replies depend on the prompt
-alone. Half of the student's attempts have a wrong last step, which the teacher finds and corrects. For
-rehearsals and tests: the data has the form of synthesized data, not its value.
+alone. Half of the student's attempts have a wrong last step, which the teacher finds and corrects. The data
+has the format of synthesized data but is worth nothing as such: for rehearsals and tests only.
 """
 
 import hashlib
@@ -99,8 +99,7 @@ def _correct(problem: Problem, attempt: str) -> str:
 
 
 def _solved(problem: Problem, solution: str | None = None, answer: str | None = None) -> str:
-    text = response_text(solution or problem.solution, answer or problem.answer, problem.language)
-    return text.lstrip()
+    return response_text(solution or problem.solution, answer or problem.answer, problem.language).lstrip()
 
 
 def _attempt(problem: Problem) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, Self, TypedDict
+from typing import NotRequired, Self, TypedDict
 
 import orjson
 from pydantic import ValidationError
@@ -71,10 +71,6 @@ class SeedShard:
             raise DataError(f"shard '{text}': expected INDEX/COUNT from 0/COUNT on, such as 0/16")
         return cls(int(found[1]), int(found[2]))
 
-    @property
-    def folder_name(self) -> str:
-        return f"shard-{self.number:05d}-of-{self.count:05d}"
-
     def share(self, whole: int | None) -> int | None:
         """This shard's part of a cap."""
         return None if whole is None else len(range(self.number, whole, self.count))
@@ -82,9 +78,8 @@ class SeedShard:
 
 def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
     """Return the number of seeds and the hash of all their lines; raise `DataError` for a bad line."""
-    digest, count = hashlib.sha256(), 0
     # Without requests nothing is paid for, so a bad line may as well be found later, and parsing is spared.
-    check = bool(config.asked)
+    digest, count, check = hashlib.sha256(), 0, bool(config.asked)
     for place, line in _seed_lines(config.seeds):
         if check:
             _parse_seed(place, line)
@@ -151,24 +146,25 @@ class Store:
             self._base.execute("BEGIN")
             asyncio.get_running_loop().call_soon(self._commit)
 
-    def _find(self, what: str, *values: object) -> Any:
-        return self._base.execute(f"SELECT {what}", values).fetchone()
+    def _select(self, what: str, *values: object) -> sqlite3.Cursor:
+        return self._base.execute(f"SELECT {what}", values)
 
     def remember(self, name: str, value: str) -> str:
         """Return the value stored under `name`; store `value` if there is none."""
         self._base.execute("INSERT OR IGNORE INTO identity VALUES (?, ?)", (name, value))
-        return str(self._find("value FROM identity WHERE name = ?", name)[0])
+        return str(self._select("value FROM identity WHERE name = ?", name).fetchone()[0])
 
     def forget(self, name: str) -> None:
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
     def find_reply(self, key: str) -> Reply | None:
-        row = self._find("text, error, prompt_tokens, completion_tokens FROM requests WHERE key = ?", key)
+        what = "text, error, prompt_tokens, completion_tokens FROM requests WHERE key = ?"
+        row = self._select(what, key).fetchone()
         return Reply(*row) if row else None
 
     def find_request(self, key: str) -> Mapping[str, object]:
         """Return body, text and error of a request; nothing if it got no reply."""
-        row = self._find("body, text, error FROM requests WHERE key = ?", key)
+        row = self._select("body, text, error FROM requests WHERE key = ?", key).fetchone()
         return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
@@ -180,7 +176,7 @@ class Store:
     def has_outcome(self, case: Case) -> bool:
         """Whether the outcome is stored; raises `DataError` if it is of another seed with the same id."""
         where = "seed_sha256 FROM outcomes WHERE method = ? AND seed = ? AND sample = ?"
-        row = self._find(where, case.method, case.seed.id, case.sample)
+        row = self._select(where, case.method, case.seed.id, case.sample).fetchone()
         if row and row[0] != case.seed_sha256:
             raise DataError(f"seed '{case.seed.id}': id of two different problems; give each its own")
         return bool(row)
@@ -200,22 +196,16 @@ class Store:
 
     def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
         """Yield (seed, sample, tokens, outcome) in order of the seeds."""
-        rows = self._base.execute(
-            "SELECT seed, sample, tokens, outcome FROM outcomes WHERE method = ? ORDER BY position, sample",
-            (method,),
-        )
-        return ((*place, orjson.loads(outcome)) for *place, outcome in rows)
+        what = "seed, sample, tokens, outcome FROM outcomes WHERE method = ? ORDER BY position, sample"
+        return ((*place, orjson.loads(outcome)) for *place, outcome in self._select(what, method))
 
     def accepted_tokens(self, method: str) -> int:
-        return int(self._find("sum(tokens) FROM outcomes WHERE method = ?", method)[0] or 0)
+        return int(self._select("total(tokens) FROM outcomes WHERE method = ?", method).fetchone()[0])
 
     def spent(self, method: str | None = None) -> dict[str, tuple[int, int, int]]:
         """Return (requests, prompt tokens, completion tokens) by server, of one method or of all."""
-        rows = self._base.execute(
-            "SELECT server, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests "
-            "WHERE ?1 IS NULL OR method = ?1 GROUP BY server ORDER BY server",
-            (method,),
-        )
+        sums = "server, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests"
+        rows = self._select(f"{sums} WHERE ?1 IS NULL OR method = ?1 GROUP BY server ORDER BY server", method)
         return {server: tuple(counts) for server, *counts in rows}
 
 

@@ -65,7 +65,7 @@ def synthesize(
     *,
     accept_model: bool = False,
 ) -> Summary:
-    """Run all methods over one shard of the seeds; resumes a killed run, and one whose budget was raised."""
+    """Run all methods over one shard of the seeds; resumes a killed run, or one whose budget was raised."""
     run, budget = _Run(config, out, shard or SeedShard()), config.budget.model_dump(mode="json")
     folder, inputs = run.folder, {"seeds": run.seeds_sha256}
     if is_complete(folder, KIND, inputs=inputs, config=run.recorded):
@@ -87,7 +87,8 @@ class _Run:
     """A run of one shard; `stopped` is the budget that ended it."""
 
     def __init__(self, config: SynthesisConfig, out: Path, shard: SeedShard) -> None:
-        self.config, self.shard, self.folder = config, shard, out / shard.folder_name
+        self.config, self.shard = config, shard
+        self.folder = out / f"shard-{shard.number:05d}-of-{shard.count:05d}"
         self.seeds, self.seeds_sha256 = check_seeds(config)  # of all shards
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
@@ -111,7 +112,7 @@ class _Run:
         return self.store
 
     async def converse(self, connect: Connect, *, accept_model: bool) -> None:
-        """Run all conversations of all methods, once every server serves the model of the config."""
+        """Check that every server serves the config's model, then run the conversations of all methods."""
         self.store.forget_server_failures()
         async with AsyncExitStack() as stack:
             for name in sorted(set(self.config.asked.values())):
@@ -125,7 +126,7 @@ class _Run:
                     await self._run_cases(method)
 
     async def _run_cases(self, method: str) -> None:
-        """Bring every case to its outcome, unless a budget or `cap` accepted tokens end the method early."""
+        """Run every case to its outcome; a budget or `cap` accepted tokens may end the method early."""
         accepted, cases = self.store.accepted_tokens(method), self.cases(method)
         ends, began, resumed = Counter[str](), time.monotonic(), 0
 
@@ -203,15 +204,12 @@ class _Run:
         # A server restarted with another model would mix the records of two.
         known = self.store.remember(f"replies as {request.server}", reply.model) if reply.model else ""
         if known != reply.model:
-            raise ServerError(
-                f"server '{request.server}': answers as model '{reply.model}', before as '{known}'; "
-                "serve the same model, or accept the change with --accept-model"
-            )
+            problem = f"server '{request.server}': answers as model '{reply.model}', before as '{known}'"
+            raise ServerError(f"{problem}; serve the same model, or accept the change with --accept-model")
         self.store.keep_reply(key, method, request.server, body, reply)
         return reply
 
     def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
-        """Yield (seed, sample, tokens, outcome) in order of the seeds."""
         if method != LOCAL:
             yield from self.store.outcomes(method)
             return
@@ -227,8 +225,7 @@ class _Run:
         ends, verdicts, capped = Counter[str](), Counter[str](), False
         with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
             for seed, sample, added, row in self.outcomes(method):
-                # Before the first seed that exceeds the cap, so that methods with the same cap differ by less
-                # than the records of one seed.
+                # Never beyond the cap: methods with equal caps differ by less than one seed's records.
                 if self.cap is not None and tokens + added > self.cap:
                     capped = True
                     break
@@ -265,7 +262,7 @@ class _Run:
 def pilot(
     config: SynthesisConfig, out: Path, count: int, connect: Connect = Client, *, accept_model: bool = False
 ) -> dict[str, Counter[str]]:
-    """Count how the cases of `count` seeds end, by method with requests; stores the replies for the run."""
+    """Run the cases of `count` seeds and count how they end, by method; the whole run reuses the replies."""
     run = _Run(config, out, SeedShard())
     seeds = min(run.seeds, config.budget.seeds or run.seeds)
     count = min(count, seeds)

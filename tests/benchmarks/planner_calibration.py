@@ -159,7 +159,7 @@ def _measured(constants: Constants) -> Iterable[Sequence[object]]:
 
 def _peaks() -> Iterable[Sequence[object]]:
     for peak in PUBLISHED.memory:
-        found = peak.predict().total / 1e9
+        found = peak.predict().gib * 2**30 / 1e9
         state = f"{peak.state_gb:.1f} / {peak.predict_state() / 1e9:.1f}" if peak.state_gb else ""
         yield peak.name, f"{peak.peak_gb:.1f}", f"{found:.1f}", _percent(found / peak.peak_gb - 1), state
 

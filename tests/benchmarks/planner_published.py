@@ -131,7 +131,7 @@ class Peak(Section):
     def predict(self) -> StageMemory:
         """The planner's memory of the stage that the figure is from."""
         stages = memory_per_stage(self.row.planned())
-        return max(stages, key=lambda s: s.total) if self.stage is None else stages[self.stage]
+        return max(stages, key=lambda s: s.gib) if self.stage is None else stages[self.stage]
 
     def predict_state(self) -> float:
         """What stays between steps of it, in bytes."""
@@ -159,7 +159,7 @@ class Gain(Section):
     def predict(self, machine: Machine) -> tuple[float, float]:
         fp8, bf16 = (self.row.model_copy(update=change).planned() for change in ({}, {"precision": "bf16"}))
         seconds = [step_time(run, machine).total for run in (bf16, fp8)]
-        return seconds[0] / seconds[1], peak_memory(fp8).total / peak_memory(bf16).total
+        return seconds[0] / seconds[1], peak_memory(fp8).gib / peak_memory(bf16).gib
 
 
 class Measured(Section):

@@ -79,7 +79,7 @@ def test_every_layout_uses_all_gpus_and_refusals_are_counted(gpus: int, reasons:
 def test_the_closest_miss_is_reported_if_nothing_fits() -> None:
     result = search(given_config(load_shape("llama3-70b"), [], **BATCH), 8, H100)
     run, memory = result.misfits[0]
-    excess = f"{memory.total / 2**30 - 0.9 * 79.6:.1f} GiB too much on pipeline stage {memory.stage}"
+    excess = f"{memory.gib - 0.9 * 79.6:.1f} GiB too much on pipeline stage {memory.stage}"
     assert not result.plans
     lines = [*describe(result, train_tokens=1e12, top=3)]
     assert f"  closest miss: {run.name}: {excess}, most of it optimizer" in lines
