@@ -129,9 +129,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     added = tuple(rows)[-len(asked.add) :] if asked.add else ()
     evaluation, runs = at.evaluation or file.evaluation, [name for name in rows if name not in variants]
     scored = tuple(runs) if evaluation.runs is None else (*evaluation.runs, *added)
-    resolved = {
-        name: reader.run(name, overrides) for name in rows
-    }  # variants too: none may have a wrong field
+    resolved = {name: reader.run(name, overrides) for name in rows}  # variants too, to check their fields
     study = Study(
         name=file.name,
         out=reader.out,
@@ -215,8 +213,10 @@ class _Reader:
             raise ConfigError(f"--scale {scale}: {path} has no such scale; there are: {known}")
         file, at = self.file, self.file.scale[scale] if scale else Scale(out=self.file.out)
         self.scale, self.at, self.out = scale, at, out or at.out
-        # A config may name results below any of these folders; the last is where they really are.
-        self.moved = {folder for one in (file.out, at.out, self.out) for folder in (one, one.resolve())}
+        # A config may name results below any of these folders, the last of which they are in; of two that lie
+        # in each other the inner one counts. A short name would be found in fields that are no paths.
+        folders = {folder for one in (file.out, at.out, self.out) for folder in (one, one.resolve())}
+        self.moved = sorted((one for one in folders if len(one.parts) > 1), key=lambda one: -len(one.parts))
         self.synthesis = node = at.synthesis or file.synthesis
         source = f"scale {scale}"
         self.rows = {
@@ -257,7 +257,7 @@ class _Reader:
         given = {path: value for path, value, _ in map(base.parse_override, overrides)}
         draft.set(given, "the command line")
         # Last, so that paths set in rows and on the command line move like those in the file.
-        draft.move(draft.tree, [folder for folder in self.moved if len(folder.parts) > 1], self.out)
+        draft.move(draft.tree, self.moved, self.out)
         return Resolved(base.build_config(draft.tree, model, (), draft.where), draft.marks)
 
     def run(self, name: str, overrides: Sequence[str]) -> Resolved[ExperimentConfig]:

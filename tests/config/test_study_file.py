@@ -184,6 +184,8 @@ def test_what_the_command_line_asks_must_be_possible(path: Path, tmp_path: Path)
 
 
 def test_results_are_found_however_their_path_is_written(path: Path, tmp_path: Path) -> None:
+    inner = load_study(path, Asked(out=Path("runs/demo/again")))
+    assert inner.inside(inner.runs["one"].config.data.corpus) == Path("raw")
     for written in ("runs/demo/raw", str(Path("runs/demo/raw").resolve()), str(tmp_path / "out" / "raw")):
         study = load_study(path, Asked(out=tmp_path / "out", only=["one"]), [f"data.corpus={written}"])
         assert study.inside(study.runs["one"].config.data.corpus) == Path("raw")
