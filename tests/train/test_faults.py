@@ -17,7 +17,7 @@ from megatron_mathcpt.config.experiment import FaultsSection
 from megatron_mathcpt.errors import CheckpointError, ConfigError, TrainingDiverged
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.train.faults import StepGuard
+from megatron_mathcpt.train.faults import GuardState, StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from tests.support.training_outputs import metric_rows, rewind
 from tests.support.training_runs import KEEP_ALL, ConfigOf, run_command, train, train_command, train_forked
@@ -173,7 +173,7 @@ def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
     norms = [1.0, math.inf, *[math.nan] * 9]
     verdicts = [guard.judge(step, None, norm) for step, norm in enumerate(norms, 1)]
     assert verdicts == [None, *["gradient norm is not finite"] * 10]
-    assert guard.skipped == list(range(2, 12))
+    assert guard.state.skipped == list(range(2, 12))
     with pytest.raises(TrainingDiverged, match="11th skipped in a row"):
         guard.judge(12, None, math.nan)
 
@@ -187,7 +187,7 @@ def test_a_spike_is_skipped_by_hand_worked_limits() -> None:
     assert guard.judge(4, 7.77, 1.0) == "loss 7.77 is above 7.761, 2 deviations over the last steps"
     assert guard.judge(5, 7.76, 1.01) == "gradient norm 1.01 is above 1, 2 deviations over the last steps"
     assert guard.judge(6, 7.76, 1.0) is None
-    assert guard.skipped == [4, 5]
+    assert guard.state.skipped == [4, 5]
 
 
 def test_a_guard_resumes_from_its_state() -> None:
@@ -197,10 +197,10 @@ def test_a_guard_resumes_from_its_state() -> None:
     whole = resumed = StepGuard(settings)
     verdicts = []
     for step, loss in enumerate(losses, 1):
-        resumed = StepGuard(settings, resumed.state())  # before every step
+        resumed = StepGuard(settings, GuardState.model_validate_json(resumed.state.model_dump_json()))
         verdicts.append(whole.judge(step, loss, loss))
         assert resumed.judge(step, loss, loss) == verdicts[-1]
-        assert resumed.state() == whole.state()
+        assert resumed.state == whole.state
     assert any(verdicts)
 
 
