@@ -1,4 +1,4 @@
-"""Which samples a replica gets, that validation predicts each token once, and the way back to records."""
+"""Which samples a replica gets, that validation predicts each token once, and the trace back to records."""
 
 import shutil
 from collections import Counter

@@ -92,7 +92,7 @@ def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, layout: parallel
         (copy / name).write_bytes(files[copy / name])
     optimizer = copy / "optimizer___0_0.distcp"
     optimizer.write_bytes(files[optimizer][:-1] + b"?")
-    verify_checkpoint(copy, layout, optimizer=False)  # who starts from the weights does not read it
+    verify_checkpoint(copy, layout, optimizer=False)  # starting from the weights alone does not read it
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
 
 
 def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
-    """Every second save but the newest keeps its weights, sealed, equal to the bit to the full one's."""
+    """Every second save but the newest keeps its weights, sealed and bit-identical to the full one's."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
     train(config, out)
     newest, *older = folders.checkpoint_paths(out)
@@ -134,7 +134,7 @@ def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_
 def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, config_of: ConfigOf) -> None:
     allowed = config_of(checkpoint={"interval": 3}, logging={"interval": 1}, train={"micro_batch_size": 2})
     check_resumable(resolve_inputs(allowed), copy)
-    older = json.loads((copy / "manifest.json").read_text())  # of a version that had fields more
+    older = json.loads((copy / "manifest.json").read_text())  # by a version with extra fields
     older["config"] |= {"gone": {"x": 1}, "optimizer": older["config"]["optimizer"] | {"gone": 1}}
     (copy / "manifest.json").write_text(json.dumps(older))
     folders.seal(copy)
@@ -156,7 +156,7 @@ def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, 
 def test_a_full_disk_is_one_line_and_no_checkpoint(
     config_of: ConfigOf, tmp_path: Path, async_save: bool
 ) -> None:
-    """RLIMIT_FSIZE plays the full disk: a shard is about 2 MB, all other files are smaller."""
+    """RLIMIT_FSIZE simulates the full disk: a shard is about 2 MB, all other files are smaller."""
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
     config, out = config_of(checkpoint={"async_save": async_save}), tmp_path / "run"
     done = run_command(["bash", *train_command(config, out, "-c", limited, "bash")[1:]])
