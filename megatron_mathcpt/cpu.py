@@ -1,7 +1,7 @@
 """Redirect the CUDA calls that are hardwired in Megatron-Core to the CPU, in a process without a GPU.
 
-No setting avoids them: without these patches not even a one-process step runs. Each was shown to be needed by
-leaving it out and seeing a run fail, with megatron-core 0.16.1 and 0.19.2.
+No setting avoids them: without these patches not even a one-process step runs. Each is needed: without it a
+run failed, with megatron-core 0.16.1 and 0.19.2.
 """
 
 import functools
@@ -22,6 +22,7 @@ from megatron_mathcpt.device import on_gpu
 _WITH_LIKE = ("zeros", "ones", "empty", "full", "rand", "randn")
 _FACTORIES = ("tensor", "arange", *_WITH_LIKE, *(f"{name}_like" for name in _WITH_LIKE))
 _CPU = torch.device("cpu")
+_TENSOR_TYPE: Callable[..., torch.Tensor | str] = torch.Tensor.type
 
 
 class _Stream(AbstractContextManager["_Stream"]):
@@ -63,7 +64,7 @@ def _patch_torch() -> None:
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
-    torch.Tensor.type = _type_of(torch.Tensor.type)  # type: ignore[assignment,method-assign]
+    torch.Tensor.type = _cuda_type  # type: ignore[assignment,method-assign]
     cuda: Any = torch.cuda  # its functions are assigned to
     cuda.is_available = lambda: False  # as it is without a GPU: Megatron-Core does not mind
     cuda.device_count = lambda: 0
@@ -104,11 +105,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return on_cpu
 
 
-def _type_of(original: Callable[..., torch.Tensor | str]) -> Callable[..., torch.Tensor | str]:
-    """Give `Tensor.type()` CUDA's names, which Megatron-Core's optimizers compare with."""
-
-    def type_of(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | str:
-        found = original(self, *args, **kwargs)  # with arguments it converts the tensor
-        return re.sub(r"^torch\.", "torch.cuda.", found) if isinstance(found, str) else found
-
-    return type_of
+def _cuda_type(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | str:
+    """`Tensor.type()` with CUDA's names, which Megatron-Core's optimizers compare with."""
+    found = _TENSOR_TYPE(self, *args, **kwargs)  # with arguments it converts the tensor
+    return re.sub(r"^torch\.", "torch.cuda.", found) if isinstance(found, str) else found

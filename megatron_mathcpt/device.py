@@ -1,7 +1,7 @@
 """The device of this process: MATHCPT_DEVICE (cuda or cpu) if it is set, else a GPU if torch sees one.
 
-Job scripts and the launcher set it: a process that expects a GPU and finds none exits, where it would
-otherwise train on its CPU, or wait for the other processes on another backend.
+Job scripts and the launcher set it, so that a process that expects a GPU and finds none exits instead of
+training on its CPU, or waiting for the other processes on another backend.
 """
 
 import os

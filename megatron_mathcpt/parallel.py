@@ -57,7 +57,7 @@ class Layout:
 
     @property
     def reports_loss(self) -> bool:
-        """Whether this process adds its loss to a sum over all: tensor-parallel ranks have copies."""
+        """Whether this process's loss counts in a sum over all: tensor-parallel ranks have copies of it."""
         return self.is_last_stage and self.groups.tp.rank() == 0
 
     def any_true(self, flag: bool) -> bool:
@@ -88,7 +88,7 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **
         pipeline_model_parallel_size=sizes.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=sizes.virtual_pipeline_model_parallel_size,
         context_parallel_size=sizes.context_parallel_size,
-        create_gloo_process_groups=False,  # for optimizer states by gloo, which we save another way
+        create_gloo_process_groups=False,  # its way to save optimizer states; we have our own
         distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
     )
     # While a graph is captured, Transformer Engine reads random states from its own tracker only. The tracker

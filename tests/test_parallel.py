@@ -1,4 +1,4 @@
-"""Process groups: what outlives them is reset, and all of them wait as long as the world."""
+"""Process groups: what outlives them is reset, and all have the world's timeout."""
 
 from collections.abc import Iterator
 from datetime import timedelta

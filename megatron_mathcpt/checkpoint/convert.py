@@ -11,7 +11,7 @@ from megatron_mathcpt.errors import CheckpointError, ConfigError
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json
-from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe
+from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, load_sealed
 
 
@@ -46,7 +46,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     difference = compare_logits(source, shape, out) if verify else None
     counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
     outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
-    manifests.write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
+    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
     return Converted(difference, was_there=False)
 
 
@@ -77,9 +77,7 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     eos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
     eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id  # Llama-3-Instruct has several
     counts = CheckpointCounts(step=0, eos_id=eos_id, max_abs_logit_difference=difference)
-    manifests.write_manifest(
-        writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs
-    )
+    write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
     folders.seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
@@ -98,9 +96,9 @@ _BLOCK, _BLOCKS = 2**16, 64
 
 
 def hf_fingerprint(folder: Path) -> str:
-    """Identify downloaded weights by the config's hash and size and sampled content of the weight files."""
+    """Identify downloaded weights by the config's hash, and the weight files' sizes and sampled content."""
     # Other weights of the same shape differ everywhere, so samples distinguish them without reading 140 GB at
-    # every start. A damaged bit is for the download's own checksum to find.
+    # every start. Finding a flipped bit is left to the download's own checksum.
     weights = {path.name: _sample_hash(path) for path in folder.glob("*.safetensors")}
     if not weights:
         raise ConfigError(f"{folder}: has no *.safetensors; other weight formats are not read")

@@ -1,7 +1,7 @@
 """Hugging Face Llama folders: read and write weights tensor by tensor, compare logits.
 
 Megatron-Core packs query, key and value by key-value head ([q heads of the group; k; v] on dimension 0, group
-after group), and gate above up. Only the comparison of logits has a whole model in memory.
+after group), and gate above up. Only comparing logits needs a whole model in memory.
 """
 
 import hashlib
@@ -83,19 +83,19 @@ class HuggingFaceWeights:
                 self._file_of |= dict.fromkeys(file.keys(), path)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        return pack(key, [self._part(name) for name in hf_sizes(self._shape, key, layer)], self._shape)
-
-    def _part(self, name: str) -> torch.Tensor:
-        if name not in self._file_of:
-            raise CheckpointError(f"{self._folder}: no tensor '{name}' in its *.safetensors")
-        with safe_open(self._file_of[name], framework="pt") as file:
-            return torch.as_tensor(file.get_tensor(name))
+        parts = []
+        for name in hf_sizes(self._shape, key, layer):
+            if name not in self._file_of:
+                raise CheckpointError(f"{self._folder}: no tensor '{name}' in its *.safetensors")
+            with safe_open(self._file_of[name], framework="pt") as file:
+                parts.append(file.get_tensor(name))
+        return pack(key, parts, self._shape)
 
 
 def write_hf_folder(
     source: tensors.WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
 ) -> dict[str, OutputFile]:
-    """Write `config.json` and `model.safetensors`; the latter's size and checksum, taken from memory."""
+    """Write `config.json` and `model.safetensors`; return the latter's size and checksum."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = source.read(tensors.FINAL_NORM, None).dtype
     weights = _write_safetensors(folder / WEIGHTS, source, shape, dtype)
@@ -107,14 +107,13 @@ def write_hf_folder(
 def _write_safetensors(
     path: Path, source: tensors.WeightSource, shape: LlamaShape, dtype: torch.dtype
 ) -> OutputFile:
-    """Write the tensors one by one, while the next is read and the last is hashed in threads."""
+    """Write the tensors one by one, while threads read the next and hash the previous one."""
     # Not by safetensors' `save_file`, which needs the whole model in memory. Layout: 8 bytes header length,
     # JSON header with each tensor's byte range, the bytes (github.com/huggingface/safetensors, "Format").
     keys = list(tensor_keys(shape))
-    sizes = {name: size for key in keys for name, size in hf_sizes(shape, *key).items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, size in sizes.items():
+    for name, size in (item for key in keys for item in hf_sizes(shape, *key).items()):
         begin, end = end, end + math.prod(size) * dtype.itemsize
         header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": size, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -167,7 +166,7 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, fold
 
 
 def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
-    """Describe a tensor to torch's writer; one of a layer is a slice of the stored tensor of all layers."""
+    """Describe a tensor to torch's writer; a layer's is a slice of the stored tensor of all layers."""
     size = tensors.tensor_sizes(shape)[key]
     if key in (tensors.EMBEDDING, tensors.OUTPUT):
         size = (padded_vocab_size(size[0]), *size[1:])
@@ -180,7 +179,7 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
 
 
 def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> float:
-    """Largest difference of a logit of Megatron-Core and transformers; `CheckpointError` above rounding."""
+    """Largest logit difference of Megatron-Core and transformers; `CheckpointError` if above rounding."""
     from transformers import LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 

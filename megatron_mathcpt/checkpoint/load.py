@@ -1,7 +1,7 @@
 """Load a run's newest checkpoint that verifies, a training state in any layout, or one tensor at a time.
 
 Checksums are compared before any deserialiser sees a byte: torch loads a flipped bit without an error, and
-the index is a pickle, which can run code. A damaged checkpoint is named and the next older one is used.
+the index is a pickle, which can run code. A damaged checkpoint is logged, and the next older one used.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -165,8 +165,7 @@ class CheckpointWeights:
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
         first, rows = (0, stored.size[0]) if layer is None else (layer, 1)  # a layer is a row of the stored
         if key.endswith((EMBEDDING, OUTPUT)):
-            assert self._shape.vocab_size is not None
-            rows = self._shape.vocab_size
+            rows = self._shape.vocab_size or rows  # without the padding
         offset, size = torch.Size([first, *[0] * len(stored.size[1:])]), torch.Size([rows, *stored.size[1:]])
         target = torch.empty(size, dtype=stored.properties.dtype)
         items = create_read_items_for_chunk_list(key, stored, [ChunkStorageMetadata(offset, size)])

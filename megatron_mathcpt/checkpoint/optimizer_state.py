@@ -20,8 +20,6 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 PREFIX = "optimizer."  # of its tensors' keys, and of no weight's
 _PARTS = "param_state"
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and size
-# By parameter, this rank's flat range of its fp32 copy ("param") and of its two moments.
-Shards = dict[torch.nn.Parameter, dict[str, torch.Tensor]]
 
 
 class OptimizerState:
@@ -30,15 +28,19 @@ class OptimizerState:
     def __init__(self, optimizer: MegatronOptimizer, model: ShardedStateDict, *, loading: bool) -> None:
         # The only optimizer in Megatron-Core's chain; mixture-of-experts layers would have a second.
         (self._optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
-        self._shards: Shards = {}
+        # By parameter, this rank's flat range of its fp32 copy ("param") and of its two moments.
+        self._shards: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
         if not isinstance(self._optimizer, DistributedOptimizer):
             self.sharded = self._optimizer.sharded_state_dict(model, is_loading=loading)
             return
         if loading:  # allocates the moments, which otherwise appear in the first step
             self._optimizer.load_state_dict(self._optimizer.state_dict())
-        self._shards = _own_shards(self._optimizer)
+        for parameter in self._optimizer.model_param_gbuf_map:
+            own = self._optimizer._get_main_param_and_optimizer_states(parameter)
+            # torch's AdamW has a tensor "step" here; the groups' number is stored instead.
+            self._shards[parameter] = {key: tensor for key, tensor in own.items() if key != "step"}
         self.sharded = self._optimizer.state_dict() | {
-            _PARTS: list(_parts(self._optimizer, self._shards, model)),
+            _PARTS: list(self._parts(model)),
             "param_state_sharding_type": "fully_reshardable",
         }
 
@@ -48,38 +50,24 @@ class OptimizerState:
         for parameter, tensors in self._shards.items():
             self._optimizer._set_main_param_and_optimizer_states(parameter, tensors)
 
-
-def _own_shards(optimizer: DistributedOptimizer) -> Shards:
-    return {
-        parameter: {
-            key: tensor
-            for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items()
-            if key != "step"  # torch's AdamW has a tensor of it here; the groups' number is stored
-        }
-        for parameter in optimizer.model_param_gbuf_map
-    }
-
-
-def _parts(
-    optimizer: DistributedOptimizer, shards: Shards, model: ShardedStateDict
-) -> Iterator[ShardedTensor]:
-    tensors, _ = extract_sharded_tensors_and_factories(model)
-    sharded_of = {sharded.data: sharded for sharded in nested_values(tensors)}
-    for parameter, states in shards.items():
-        sharded = sharded_of[parameter]
-        begin = optimizer._get_model_param_range_map(parameter)["param"].start
-        # Only one data-parallel rank has these elements, but each tensor-parallel one may have them.
-        replica = (*sharded.replica_id[:2], optimizer.distributed_optimizer_instance_id)
-        for name, flat in states.items():
-            # The stored tensors, as views of a parameter without memory: fc1 is stored as gate and up.
-            empty = torch.empty(sharded.data.shape, dtype=flat.dtype, device="meta")
-            named = {"key": f"{PREFIX}state.{name}.{sharded.key}", "data": empty}
-            if isinstance(sharded, ShardedTensorFactory):
-                stored = list(nested_values(replace(sharded, **named).build()))
-            else:
-                stored = [replace(sharded, **named, dtype=flat.dtype)]
-            for tensor in stored:
-                yield from _boxes_of(tensor, flat, begin, replica)
+    def _parts(self, model: ShardedStateDict) -> Iterator[ShardedTensor]:
+        tensors, _ = extract_sharded_tensors_and_factories(model)
+        sharded_of = {sharded.data: sharded for sharded in nested_values(tensors)}
+        for parameter, states in self._shards.items():
+            sharded = sharded_of[parameter]
+            begin = self._optimizer._get_model_param_range_map(parameter)["param"].start
+            # Only one data-parallel rank has these elements, but each tensor-parallel one may have them.
+            replica = (*sharded.replica_id[:2], self._optimizer.distributed_optimizer_instance_id)
+            for name, flat in states.items():
+                # The stored tensors, as views of a parameter without memory: fc1 is stored as gate and up.
+                empty = torch.empty(sharded.data.shape, dtype=flat.dtype, device="meta")
+                named = {"key": f"{PREFIX}state.{name}.{sharded.key}", "data": empty}
+                if isinstance(sharded, ShardedTensorFactory):
+                    stored = list(nested_values(replace(sharded, **named).build()))
+                else:
+                    stored = [replace(sharded, **named, dtype=flat.dtype)]
+                for tensor in stored:
+                    yield from _boxes_of(tensor, flat, begin, replica)
 
 
 def _boxes_of(

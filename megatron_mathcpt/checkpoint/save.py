@@ -7,7 +7,7 @@ points `latest` at it; (4) it removes old checkpoints. A kill before the rename 
 and a hidden folder, which the next save removes.
 
 Only collecting the state involves other ranks; copying and writing it run in any thread. Megatron-Core's own
-async save forks writers out of a process full of threads, which can hang for ever (Megatron-LM, issue 2422),
+async save forks its writers from a process full of threads, which can hang forever (Megatron-LM, issue 2422),
 and 0.19 deprecates it.
 """
 
@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -56,10 +56,6 @@ Phases = Generator[Work, list[Written], None]
 
 class ShardWriter(FileSystemWriter):
     """torch's writer in two parts: inside torch's save it only collects the state; `write` writes it."""
-
-    _plan: SavePlan
-    _metadata: Metadata
-    _state: dict[MetadataIndex, torch.Tensor | BytesIO]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         """Collect what `plan` names; torch calls it in the middle of its save."""
@@ -131,6 +127,7 @@ def without_crc32() -> AbstractContextManager[None]:
     return serialization.patch("save.compute_crc32", False)  # type: ignore[attr-defined,no-any-return]
 
 
+@dataclass
 class Saver(AbstractContextManager["Saver"]):
     """Saves one checkpoint at a time; all ranks call its methods together.
 
@@ -138,24 +135,20 @@ class Saver(AbstractContextManager["Saver"]):
     the other ranks would not take part. `on_commit` is called on rank 0 with each committed checkpoint.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        layout: Layout,
-        retention: folders.Retention,
-        config: dict[str, object],
-        inputs: dict[str, str],
-        on_commit: Callable[[Path], None] | None = None,
-    ) -> None:
-        self._run_folder, self._layout = run_folder, layout
-        self._retention, self._on_commit = retention, on_commit
-        self._config, self._inputs = config, inputs
+    run_folder: Path
+    layout: Layout
+    retention: folders.Retention
+    config: dict[str, object]
+    inputs: dict[str, str]
+    on_commit: Callable[[Path], None] | None = None
+
+    def __post_init__(self) -> None:
         # A new thread's current device is GPU 0, whichever GPU this process uses.
-        self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (layout.device,))
+        self._thread = ThreadPoolExecutor(1, "save", torch.cuda.set_device, (self.layout.device,))
         self._copies: HostCopies = {}
         # The save in progress, this rank's work of its current phase, and its copy of the state.
         self._phases: Phases | None = None
-        self._path = run_folder
+        self._path = self.run_folder
         self._work: Work = Future[None]()
         self._copying: Future[None] | None = None
 
@@ -178,19 +171,20 @@ class Saver(AbstractContextManager["Saver"]):
         change before `wait_for_copy` returns.
         """
         self.finish()  # one at a time, as they share the host copies and the thread
-        self._path = folders.checkpoint_path(self._run_folder, counts.step)
-        if self._layout.is_writer:
-            folders.begin(self._path)  # before the question for room: it removes what a killed save left
+        self._path = folders.checkpoint_path(self.run_folder, counts.step)
+        if self.layout.is_writer:
+            folders.begin(self._path)  # before checking for room: it removes what a killed save left
         # A collective, so no rank writes before the folder is there.
-        if self._layout.any_true(self._layout.is_writer and not folders.has_room(self._run_folder)):
+        if self.layout.any_true(self.layout.is_writer and not folders.has_room(self.run_folder)):
             raise self._unwritable("less free space than the size of the newest checkpoint")
         writer = self._collect(model, optimizer)
         # The one thread copies first, then writes: a blocking save writes from the state itself.
         self._copying = self._thread.submit(writer.copy, self._copies) if async_save else None
         self._phases = self._run_phases(writer, counts)
         self._work = next(self._phases)
-        for _ in () if async_save else ("written", "committed"):
-            self._advance()
+        if not async_save:
+            self._advance()  # from writing to committing
+            self._advance()  # from committing to pruning, which a later call awaits
 
     def wait_for_copy(self) -> None:
         """Return when the state may change; called before every update."""
@@ -199,7 +193,7 @@ class Saver(AbstractContextManager["Saver"]):
 
     def poll(self) -> None:
         """Advance the save in progress by one phase if every rank is ready."""
-        if self._phases is not None and not self._layout.any_true(not self._work.done()):
+        if self._phases is not None and not self.layout.any_true(not self._work.done()):
             self._advance()
 
     def finish(self) -> None:
@@ -214,8 +208,8 @@ class Saver(AbstractContextManager["Saver"]):
             state = sharded_model(model)
             if optimizer is not None:
                 state["optimizer"] = OptimizerState(optimizer, state, loading=False).sharded
-            # Replicas share out the writing of what they all have.
-            strategy = FullyParallelSaveStrategyWrapper(_Plan(writer), self._layout.groups.dp_cp)
+            # Replicas divide the writing of what they have in common.
+            strategy = FullyParallelSaveStrategyWrapper(_Plan(writer), self.layout.groups.dp_cp)
             dist_checkpointing.save(state, str(writer.path), strategy)
         except (CheckpointException, OSError) as error:
             raise self._unwritable(_cause(error)) from error
@@ -225,8 +219,8 @@ class Saver(AbstractContextManager["Saver"]):
         """Write, commit, prune: each in the thread, each after all ranks have finished the one before."""
         written = yield self._thread.submit(writer.write)
         # A collective, so not in the thread. Only checkpoints that verify count as kept when old ones go.
-        verify_kept(self._run_folder, self._retention, self._layout)
-        self._retention.verified.add(self._path.name)  # its bytes were just read for the checksums
+        verify_kept(self.run_folder, self.retention, self.layout)
+        self.retention.verified.add(self._path.name)  # its bytes were just read for the checksums
         yield self._thread.submit(self._commit, writer, counts, written)
         # A phase of its own, which `save` does not wait for: removing takes a quarter of a save's own time.
         yield self._thread.submit(self._prune)
@@ -243,7 +237,7 @@ class Saver(AbstractContextManager["Saver"]):
         """Wait for this rank's work; return every rank's result on rank 0, or raise on all if one failed."""
         error = self._work.exception()
         mine = self._work.result() if error is None else _cause(error)
-        results: list[Written | str | None] = [None] * dist.get_world_size() if self._layout.is_writer else []
+        results: list[Written | str | None] = [None] * dist.get_world_size() if self.layout.is_writer else []
         dist.gather_object(mine, results or None, dst=0)
         problem = [next((result for result in results if isinstance(result, str)), None)]
         dist.broadcast_object_list(problem, src=0)
@@ -253,24 +247,24 @@ class Saver(AbstractContextManager["Saver"]):
 
     def _commit(self, writer: ShardWriter, counts: folders.CheckpointCounts, written: list[Written]) -> None:
         """Complete the folder with index, manifest and seal, in this order, and rename it, on rank 0."""
-        if not self._layout.is_writer:
+        if not self.layout.is_writer:
             return
         writer.write_index([results for results, _ in written])
         outputs = {name: file for _, files in written for name, file in files.items()}
-        folder, config = folders.hidden_path(self._path), self._config
+        folder, config = folders.hidden_path(self._path), self.config
         outputs |= sync_and_describe(folder, {path.name for path in folder.iterdir()} - outputs.keys())
         manifest = write_manifest(
-            folder, "checkpoint", inputs=self._inputs, counts=counts, config=config, outputs=outputs
+            folder, "checkpoint", inputs=self.inputs, counts=counts, config=config, outputs=outputs
         )
         folders.write_light_manifest(folder, manifest)  # of the folder without optimizer state
         folders.seal(folder)  # over both manifests, so after them
         folders.commit(self._path)
-        if self._on_commit is not None:
-            self._on_commit(self._path)
+        if self.on_commit is not None:
+            self.on_commit(self._path)
 
     def _prune(self) -> None:
-        if self._layout.is_writer:
-            folders.prune(self._run_folder, self._retention)
+        if self.layout.is_writer:
+            folders.prune(self.run_folder, self.retention)
 
     def _unwritable(self, cause: str) -> CheckpointError:
         free = shutil.disk_usage(self._path.parent).free

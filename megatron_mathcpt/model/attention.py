@@ -1,7 +1,7 @@
 """Core attention: PyTorch's for the local layer spec, Transformer Engine's packed kernels for documents.
 
-Megatron-Core's own local attention refuses context parallelism, and takes 1.13 of plain transformers' CPU
-time where PyTorch's takes 1.02.
+Megatron-Core's own local attention refuses context parallelism; it takes 1.13 times the CPU time of plain
+transformers, PyTorch's 1.02 times.
 """
 
 import torch
@@ -48,13 +48,9 @@ class SdpaAttention(CoreAttention):
             key, value = self.gather_sequence(key, value)
         grouped = query.shape[2] != key.shape[2]  # not always on: fewer kernels take grouped queries
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        allowed = None if attention_mask is None else ~attention_mask
         output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None,
-            enable_gqa=grouped,
+            query, key, value, attn_mask=allowed, is_causal=allowed is None, enable_gqa=grouped
         )
         return output.permute(2, 0, 1, 3).flatten(2)
 
@@ -82,16 +78,10 @@ class DocumentAttention(CoreAttention):
         )
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *_: object,
-        packed_seq_params: Documents,
-        **__: object,
+        self, query: Tensor, key: Tensor, value: Tensor, _: object, packed_seq_params: Documents, **__: object
     ) -> Tensor:
         """Attend with the shapes of `SdpaAttention`, within the documents of this rank's queries."""
-        documents = packed_seq_params
+        documents = packed_seq_params  # the mask that precedes them is None
         length, rows = query.shape[:2]
         if self.context_group is not None:
             # Into the order of positions: in the ranks' order a document's keys are not contiguous.

@@ -63,10 +63,7 @@ class Documents(PackedSeqParams):  # type: ignore[misc]
 
     def to(self, device: torch.device) -> "Documents":
         move = partial(torch.Tensor.to, device=device, non_blocking=True)
-        spans = (
-            replace(span, query_ends=move(span.query_ends), key_ends=move(span.key_ends))
-            for span in self.spans
-        )
+        spans = (replace(s, query_ends=move(s.query_ends), key_ends=move(s.key_ends)) for s in self.spans)
         return Documents(self.max_seqlen_q, spans, None if self.order is None else move(self.order))
 
 
@@ -91,15 +88,9 @@ def _span(starts: torch.Tensor, begin: int, count: int, local: int) -> Span:
     end = begin + count
     first_key = int(starts[starts <= begin][-1])
     inside = starts[(starts > begin) & (starts < end)].tolist()
-    query_ends, key_ends = (torch.tensor([first, *inside, end]) - first for first in (begin, first_key))
-    return Span(
-        slice(local, local + count),
-        slice(first_key, end),
-        query_ends.int(),
-        key_ends.int(),
-        _bound(query_ends),
-        _bound(key_ends),
-    )
+    queries, keys = slice(local, local + count), slice(first_key, end)
+    query_ends, key_ends = (torch.tensor([first, *inside, end]).int() - first for first in (begin, first_key))
+    return Span(queries, keys, query_ends, key_ends, _bound(query_ends), _bound(key_ends))
 
 
 def _bound(ends: torch.Tensor) -> int:

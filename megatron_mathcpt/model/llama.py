@@ -87,7 +87,7 @@ def build_model(
 
 
 def fuse_weight_gradients(chunk: Llama) -> None:
-    """Have Transformer Engine's products add weight gradients to the data-parallel wrapper's buffers."""
+    """Have Transformer Engine's layers add weight gradients to the data-parallel wrapper's buffers."""
     # Not by building the layers with `gradient_accumulation_fusion`: that demands apex, for the output layer
     # alone. It is set afterwards for Megatron-Core's graphs, which must know what a replay has added already.
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule

@@ -30,8 +30,8 @@ _FUSIONS = (
 # in it; unmarked ones would be missing from the gradient norm. It writes zeros: FP8 parameters are quantised
 # in it, and old content of reused memory would set delayed scaling's scale for its whole history.
 _INITIALISED = ("init_method", "output_layer_init_method", "embedding_init_method")
-# Steps that delayed scaling looks back (defaults of Transformer Engine's DelayedScaling; with Megatron-Core's
-# default of one step, values overflow whenever the maximum grows).
+# How many steps delayed scaling looks back, by default of Transformer Engine's DelayedScaling. With that of
+# Megatron-Core, one step, values overflow whenever the maximum grows.
 _FP8_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
 
 
@@ -86,7 +86,7 @@ def transformer_config(
         # On gloo, batched sends of interleaved stages are matched in the wrong order.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        batch_p2p_sync=False,  # a device synchronisation a message, for torch before 1.14 only
+        batch_p2p_sync=False,  # one device sync per message, for torch before 1.14 only
         **dict.fromkeys(_FUSIONS, fused),
         **dict.fromkeys(_INITIALISED, torch.nn.init.zeros_),
         **fp8,

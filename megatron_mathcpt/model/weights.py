@@ -63,7 +63,7 @@ def _fill_part(sharded: ShardedTensor, source: WeightSource) -> None:
 
 
 def _set_scale(quantizer: object, value: torch.Tensor) -> None:
-    """Start a parameter of delayed scaling on the scale of `value`; a new one's is 1: too coarse."""
+    """Set a delayed-scaling parameter's first scale from `value`; the default of 1 is too coarse."""
     # The largest element becomes the format's largest number, as in the recipe's own update with margin 0
     # (Transformer Engine, common/recipe/delayed_scaling.cu). Other recipes compute the scale in each cast.
     scale = getattr(quantizer, "scale", None)
@@ -85,7 +85,7 @@ def requantize(chunk: GPTModel, values: Mapping[str, torch.Tensor]) -> None:
 
 
 class RandomWeights:
-    """`WeightSource` of random weights: normal with the shape's deviation, norms one."""
+    """`WeightSource` of random weights: normal with the shape's standard deviation, norms 1."""
 
     def __init__(self, shape: LlamaShape, seed: int) -> None:
         self._shape, self._seed = shape, seed
@@ -114,12 +114,10 @@ def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
     sizes: dict[str, Sizes] = {
         EMBEDDING: {"model.embed_tokens.weight": vocabulary},
         f"{LAYERS}self_attention.linear_qkv.layer_norm_weight": {"input_layernorm.weight": (hidden,)},
-        QKV: {f"self_attn.{name}_proj.weight": (rows, hidden) for name, rows in qkv.items()},
+        QKV: {f"self_attn.{n}_proj.weight": (rows, hidden) for n, rows in qkv.items()},
         f"{LAYERS}self_attention.linear_proj.weight": {"self_attn.o_proj.weight": (hidden, heads)},
         f"{LAYERS}mlp.linear_fc1.layer_norm_weight": {"post_attention_layernorm.weight": (hidden,)},
-        f"{LAYERS}mlp.linear_fc1.weight": {
-            f"mlp.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")
-        },
+        f"{LAYERS}mlp.linear_fc1.weight": {f"mlp.{n}_proj.weight": (ffn, hidden) for n in ("gate", "up")},
         f"{LAYERS}mlp.linear_fc2.weight": {"mlp.down_proj.weight": (hidden, ffn)},
         FINAL_NORM: {"model.norm.weight": (hidden,)},
         OUTPUT: {"lm_head.weight": vocabulary},

@@ -47,7 +47,11 @@ def main(
         process.die_with_parent()
     try:
         experiment = load_run(config, overrides or [], scale).config
-        sys.exit(_launch(experiment, out, processes, check) if world is None else _work(experiment, out))
+        if world is None:
+            sys.exit(_launch(experiment, out, processes, check))
+        # Check again: under torchrun or srun there was no launcher.
+        inputs, finished = _resolve(experiment, int(os.environ["WORLD_SIZE"]), out)
+        sys.exit(0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE)
     except MathCptError as error:
         # Every rank raises the same error, so only rank 0 prints it. But a GPU may be missing on one node
         # only, so each process reports its own.
@@ -75,12 +79,6 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     if status and stacks:
         logger.error("a process hung; stacks: %s", ", ".join(stacks))
     return status
-
-
-def _work(config: ExperimentConfig, out: Path) -> int:
-    """Check again, since under torchrun or srun there was no launcher, and train; return the exit status."""
-    inputs, finished = _resolve(config, int(os.environ["WORLD_SIZE"]), out)
-    return 0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE
 
 
 def _resolve(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:

@@ -84,7 +84,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     # A run that will choose its checkpoint by validation loss must not remove the best one meanwhile.
     best = config.validation.sets if saving.choose == "lowest_validation_loss" else (saving.keep_best,)
     best = tuple(filter(None, best))
-    verified = set() if resumed is None else {resumed.name}  # just verified: need not be read again
+    verified = set() if resumed is None else {resumed.name}  # just verified, so not read again
     retention = folders.Retention(saving.keep, saving.keep_every, best, saving.keep_optimizer, verified)
     evaluate = partial(start_evaluation, saving.evaluate) if saving.evaluate else None
     tree = config.model_dump(mode="json")
@@ -100,7 +100,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
 
 
 def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
-    """Refuse settings that need a missing Transformer Engine, and runs that fit neither GPU nor disk."""
+    """Refuse settings that need a missing Transformer Engine, and runs that do not fit on GPU or disk."""
     fused = has_transformer_engine()
     check_accelerated(config.parallel, config.precision, fused=fused)
     if config.optimizer.use_precision_aware_optimizer and not fused:
@@ -108,9 +108,8 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine; leave it out"
         )
     if layout.is_writer:
-        folders.check_space(
-            run_folder, peak_checkpoint_bytes(config)
-        )  # now, not when the first save fails after hours
+        # Now, not after hours, when the first save fails.
+        folders.check_space(run_folder, peak_checkpoint_bytes(config))
     if layout.device.type == "cuda":
         total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
         found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
@@ -133,12 +132,9 @@ def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> 
 def wrap_model(model: list[Llama], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
     """Wrap the chunks for data parallelism and set the hooks that the schedules call."""
     parallel = config.parallel
+    same = {"grad_reduce_in_fp32", "overlap_grad_reduce", "overlap_param_gather", "use_distributed_optimizer"}
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=parallel.grad_reduce_in_fp32,
-        overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
-        fp8_param_gather=config.precision.fp8_param_gather,
+        fp8_param_gather=config.precision.fp8_param_gather, **parallel.model_dump(include=same)
     )
     # Only the first chunk is cut into buckets, as in Megatron-LM (megatron/training/training.py): the
     # communication of later ones overlaps with compute anyway.
@@ -175,7 +171,7 @@ def gather_parameters(state: TrainState) -> None:
     if state.config.parallel.overlap_param_gather:
         for chunk in state.model:
             chunk.start_param_sync(force_sync=True)
-            # A forced gather leaves out Megatron-Core's processing of FP8 weights, and so does the next
+            # A forced gather skips Megatron-Core's processing of FP8 weights, and so does the next
             # forward, with no gather to wait for: backward would use stale transposes.
             if quantized := [weight for weight in chunk.parameters() if is_float8tensor(weight)]:
                 post_all_gather_processing(quantized)

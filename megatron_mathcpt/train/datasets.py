@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core.datasets import helpers
@@ -171,7 +170,8 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
 def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
     """Build Megatron-Core's blend of the pools, its index read from `cache` or written there."""
     config = inputs.config
-    shares = config.data.shares()
+    total, shares = config.train.train_samples, config.data.shares()
+    weights = list(shares.values())
     prefixes = [dataset_prefix(config, pool, "train") for pool in shares]
     # All that GPTDataset needs of a tokenizer; no token is padding, so none is masked by its id.
     identifiers = {"eod": inputs.eos_id}
@@ -181,31 +181,26 @@ def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
         random_seed=config.seed,
         sequence_length=config.train.seq_length,
         path_to_cache=str(cache),
-        blend=(prefixes, list(shares.values())),
+        blend=(prefixes, weights),
         split="1,0,0",
         tokenizer=tokenizer,
         **dict.fromkeys(no, False),
     )
-    samples = samples_per_pool(list(shares.values()), config.train.train_samples)
+    # Samples of each pool by Megatron-Core's blend itself: counts from the shares alone can leave a pool a
+    # sample short, which is an index error late in the run (Megatron-LM, issue 705).
+    pool_of, sample_of = np.zeros(total, dtype=np.int16), np.zeros(total, dtype=np.int64)
+    helpers.build_blending_indices(pool_of, sample_of, weights, len(weights), total, False)
     datasets = []
-    for prefix, count in zip(prefixes, samples.tolist(), strict=True):
+    for prefix, count in zip(prefixes, np.bincount(pool_of, minlength=len(weights)).tolist(), strict=True):
         indexed = IndexedDataset(prefix, mmap=True)
         documents = np.arange(len(indexed.sequence_lengths), dtype=np.int32)
         datasets.append(GPTDataset(indexed, prefix, documents, count, Split.train, settings))
-    return BlendedDataset(datasets, list(shares.values()), config.train.train_samples, settings)
+    return BlendedDataset(datasets, weights, total, settings)
 
 
 def dataset_prefix(config: ExperimentConfig, pool: str, split: str) -> str:
     assert config.data.corpus is not None
     return str(config.data.corpus / "datasets" / pool / split)
-
-
-def samples_per_pool(weights: list[float], total: int) -> npt.NDArray[np.int64]:
-    # By Megatron-Core's blend itself: counts from the shares alone can leave a pool a sample short, which is
-    # an index error late in the run (Megatron-LM, issue 705).
-    pool_of, sample_of = np.zeros(total, dtype=np.int16), np.zeros(total, dtype=np.int64)
-    helpers.build_blending_indices(pool_of, sample_of, weights, len(weights), total, False)
-    return np.bincount(pool_of, minlength=len(weights))
 
 
 class SourceCounter:
@@ -230,8 +225,7 @@ def microbatches(
     """Yield this replica's microbatches of `size` samples out of `samples`; prefetch one in a thread."""
     stride = size * layout.data_size
     starts = iter(range(samples.start + layout.data_rank * size, samples.stop, stride))
-    parts = layout.sizes.context_parallel_size
-    rank = layout.groups.cp.rank() if parts > 1 else 0
+    parts, rank = layout.sizes.context_parallel_size, layout.groups.cp.rank()
 
     def read() -> Batch | None:
         start = next(starts, None)
@@ -240,8 +234,7 @@ def microbatches(
         rows = [dict(dataset[index]) for index in range(start, min(start + size, len(dataset)))]
         if len(rows) < size:
             # Past the end: masked samples, so that all replicas run the same number of microbatches.
-            first = dataset[0].items()
-            empty = {key: torch.zeros_like(value) for key, value in first if key != "dataset_id"}
+            empty = {key: torch.zeros_like(value) for key, value in dataset[0].items() if key != "dataset_id"}
             rows += [empty] * (size - len(rows))
         batch = Batch.collate(rows, parts, rank, fused=fused)
         return batch.pinned() if layout.device.type == "cuda" else batch
@@ -304,7 +297,7 @@ def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
     seen: list[tuple[int, str, int]] = []
     for sample in samples:
         pool, place = int(blend.dataset_index[sample]), int(blend.dataset_sample_index[sample])
-        # Only this private method knows a GPTDataset's sample's documents; in 0.19 it returns a third item.
+        # Only this private method knows the documents of a sample; in 0.19 it returns a third item.
         documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
         seen += [(sample, pools[pool], int(document)) for document in documents]
     assert config.data.corpus is not None

@@ -6,28 +6,32 @@ depend on is saved in the checkpoint, so a resumed run decides the same.
 
 import math
 import statistics
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 
 from megatron_mathcpt.config.experiment import FaultsSection
 from megatron_mathcpt.errors import TrainingDiverged
-from megatron_mathcpt.formats.files import Row
 from megatron_mathcpt.parallel import Layout
 
-# A run that only skips is not training. Spikes take one or two steps, in OLMo-core's experience and ours.
+# A run that only skips is not training. Spikes last one or two steps, in OLMo-core's experience and ours.
 _MOST_SKIPPED_IN_A_ROW = 10
 
 
-class GuardState(Row):  # what a checkpoint stores of a `StepGuard`
-    losses: tuple[float, ...] = ()
-    norms: tuple[float, ...] = ()
+class GuardState(BaseModel):
+    """What a guard remembers, and a checkpoint stores; losses and norms are the last applied steps'."""
+
+    losses: list[float] = []
+    norms: list[float] = []
     in_a_row: int = 0
-    skipped: tuple[int, ...] = ()
+    skipped: list[int] = []
 
 
+@dataclass
 class StepGuard:
     """Judges each step before it is applied, from its loss and gradient norm.
 
@@ -35,42 +39,38 @@ class StepGuard:
     applied steps, once half a window has been seen.
     """
 
-    def __init__(self, settings: FaultsSection, stored: GuardState | None = None) -> None:
-        stored = stored or GuardState()
-        self._settings = settings
-        self._losses = deque(stored.losses, settings.spike_window)
-        self._norms = deque(stored.norms, settings.spike_window)
-        self._in_a_row = stored.in_a_row
-        self.skipped = list(stored.skipped)
+    settings: FaultsSection
+    state: GuardState = field(default_factory=GuardState)
 
-    def state(self) -> GuardState:
-        losses, norms, skipped = tuple(self._losses), tuple(self._norms), tuple(self.skipped)
-        return GuardState(losses=losses, norms=norms, in_a_row=self._in_a_row, skipped=skipped)
+    def __post_init__(self) -> None:
+        length = self.settings.spike_window  # in a resumed run perhaps shorter than when it was saved
+        self.state.losses, self.state.norms = self.state.losses[-length:], self.state.norms[-length:]
 
     def judge(self, step: int, loss: float | None, norm: float) -> str | None:
         """Return why `step` must be skipped, None to apply it; raises `TrainingDiverged` to stop the run."""
+        state, length = self.state, self.settings.spike_window
         reason = self._fault(loss, norm)
         if reason is None:
-            self._in_a_row = 0
+            state.in_a_row = 0
             if loss is not None:  # only applied steps: one spike in the window would hide the next
-                self._losses.append(loss)
-                self._norms.append(norm)
+                state.losses = [*state.losses, loss][-length:]
+                state.norms = [*state.norms, norm][-length:]
             return None
-        self.skipped.append(step)
-        self._in_a_row += 1
-        if not math.isfinite(norm) and self._settings.non_finite == "stop":
+        state.skipped.append(step)
+        state.in_a_row += 1
+        if not math.isfinite(norm) and self.settings.non_finite == "stop":
             raise TrainingDiverged(f"{reason} at step {step}; no process applied the step")
-        if self._in_a_row > _MOST_SKIPPED_IN_A_ROW:
-            raise TrainingDiverged(f"{reason} at step {step}, the {self._in_a_row}th skipped in a row")
+        if state.in_a_row > _MOST_SKIPPED_IN_A_ROW:
+            raise TrainingDiverged(f"{reason} at step {step}, the {state.in_a_row}th skipped in a row")
         return reason
 
     def _fault(self, loss: float | None, norm: float) -> str | None:
         if not math.isfinite(norm):
             return "gradient norm is not finite"
-        sigma = self._settings.spike_sigma
-        if loss is None or sigma is None or len(self._losses) < self._settings.spike_window // 2:
+        sigma, state = self.settings.spike_sigma, self.state
+        if loss is None or sigma is None or len(state.losses) < self.settings.spike_window // 2:
             return None
-        for name, value, window in (("loss", loss, self._losses), ("gradient norm", norm, self._norms)):
+        for name, value, window in (("loss", loss, state.losses), ("gradient norm", norm, state.norms)):
             limit = statistics.fmean(window) + sigma * statistics.stdev(window)
             if not value <= limit:  # so that a NaN counts as a spike
                 return f"{name} {value:.4g} is above {limit:.4g}, {sigma:g} deviations over the last steps"
@@ -106,9 +106,8 @@ def _checksum(weights: Iterable[torch.Tensor], device: torch.device) -> torch.Te
 
 def _mismatched_ranks(value: torch.Tensor, group: dist.ProcessGroup) -> set[int]:
     """Global ranks of `group` whose value is not the majority's; all of them if there is no majority."""
-    values = [torch.zeros_like(value) for _ in range(group.size())]
-    dist.all_gather(values, value, group=group)
-    found = [int(other) for other in values]
+    found = [0] * group.size()
+    dist.all_gather_object(found, int(value), group=group)
     most, count = Counter(found).most_common(1)[0]
     majority = most if count > len(found) / 2 else None
     return {dist.get_global_rank(group, place) for place, other in enumerate(found) if other != majority}

@@ -122,7 +122,7 @@ def _check_pools(config: ExperimentConfig, corpus: Path, pools: dict[str, PoolCo
 def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     """Refuse to resume from `checkpoint` with other data, model, budget or optimizer, naming differences."""
     manifest = load_sealed(checkpoint)
-    # Through today's fields: one newer than the checkpoint gets its default, a removed one is ignored.
+    # As a current config: a field newer than the checkpoint gets its default, a removed one is ignored.
     then = ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
     old, new = (leaves(config.model_dump(mode="json")) for config in (then, inputs.config))
     differences = [

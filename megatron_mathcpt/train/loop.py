@@ -39,8 +39,8 @@ _GARBAGE_COLLECTION_STEPS = 100
 def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callable[[], None]) -> bool:
     """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
     config, last, stopping = state.config, state.config.train.train_steps, False
-    # Python's collector starts by the objects that a process has allocated, so at another step on each rank,
-    # and all others wait for that rank in their next collective. Below, all ranks collect at the same step.
+    # Allocations trigger Python's collector, so it runs at a different step on each rank, and the others wait
+    # for that rank in their next collective. Below, all ranks collect at the same step.
     gc.disable()
     try:
         while state.step < last and not stopping:
@@ -57,7 +57,8 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
             # The signal reaches ranks at different moments: all must leave the loop after the same step, or
             # those that continue hang in its first collective.
             stopping = state.layout.any_true(stop.requested)
-            saving = stopping or state.step == last or is_due(state.step, config.checkpoint.interval)
+            ending = stopping or state.step == last
+            saving = ending or is_due(state.step, config.checkpoint.interval)
             validating = is_validation_step(state)
             # Flush before validating and saving: the window's tokens/s must not include their time, and a run
             # resumed from this checkpoint will not write the rows up to it again.
@@ -68,11 +69,9 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
                 state.losses = dict(zip(state.validation, losses, strict=True))
                 metrics.write_validation(state.step, state.losses)
             if saving:  # after validation, whose losses belong in the checkpoint
-                # No step follows the last save, so its writing would overlap with nothing: the process would
-                # copy the state into host memory and then wait all the same, after a signal with Slurm's kill
-                # pending.
-                is_last_save = stopping or state.step == last
-                save(state, async_save=config.checkpoint.async_save and not is_last_save)
+                # No step follows the last save: an async one would copy the state into host memory and wait
+                # all the same, after a signal with Slurm's kill pending.
+                save(state, async_save=config.checkpoint.async_save and not ending)
             if saving or validating:
                 metrics.restart_clock()  # the next window's tokens/s is training's alone
                 heartbeat()
@@ -120,7 +119,7 @@ def describe_samples(state: TrainState, step: int) -> str:
 
 def save(state: TrainState, *, async_save: bool) -> None:
     """Save a checkpoint of this step, now or in the background of the next steps."""
-    run, guard = progress(state).model_dump(exclude_unset=True), state.guard.state().model_dump(mode="json")
+    run, guard = progress(state).model_dump(exclude_unset=True), state.guard.state.model_dump(mode="json")
     counts = CheckpointCounts(**run, eos_id=state.inputs.eos_id, guard=guard)
     if is_validation_step(state):  # else `losses` are an older step's
         counts = counts.model_copy(update={"validation": state.losses})
@@ -139,7 +138,7 @@ def progress(state: TrainState) -> RunCounts:
         steps=state.step,
         consumed_samples=state.consumed_samples,
         consumed_tokens=state.step * state.config.train.tokens_per_step,
-        skipped_steps=tuple(state.guard.skipped),
+        skipped_steps=tuple(state.guard.state.skipped),
         tokens_by_source={
             pool: SourceTokens(asked=round(share * budget), seen=seen[pool]) for pool, share in shares.items()
         },

@@ -25,7 +25,7 @@ from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
 from megatron_mathcpt.train.datasets import SourceCounter, TrainDataset
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
-# Fields that differ from run to run. All others are equal to the bit in a repeated or resumed run: always on
+# Fields that differ from run to run. All others are bit-identical in a repeated or resumed run: always on
 # a CPU, and on a GPU with `train.deterministic`.
 TIMINGS = ("tokens_per_second", "tflops_per_process", "mfu", "memory_gib", "loader_seconds")
 logger = get_logger(__name__)

@@ -29,11 +29,11 @@ _LAUNCHER = "MATHCPT_LAUNCHER"  # PID of the process that started this worker
 _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _LAUNCHER)  # of a worker
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # preemption sends the first, `sbatch --signal` the second
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
-_GPU_THREADS = 8  # at most, of a process with a GPU
+_GPU_THREADS = 8  # at most, per process with a GPU
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # after one worker failed, for the others to print their errors
 _LOCK_SECONDS = 5.0  # for the kernel to end the workers of a killed job
-_SUBMIT_SECONDS = 60.0  # for a command that only submits, as sbatch
+_SUBMIT_SECONDS = 60.0  # for a command that only submits, such as sbatch
 STACKS = ".stacks"
 # For `train.deterministic`, unless set: by default the order of cuBLAS's and NCCL's sums depends on timing.
 # torch demands the first, Megatron-LM the second (megatron/training/arguments.py).
@@ -59,15 +59,15 @@ def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
     if os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda":
         defaults["OMP_NUM_THREADS"] = str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size)))
-        # Megatron-Core orders tensor-parallel communication by the second.
+        # Megatron-Core relies on the second for the order of tensor-parallel communication.
         defaults |= {"MATHCPT_DEVICE": "cuda", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     return world | {name: os.environ.get(name, default) for name, default in defaults.items()}
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """Pick a TCP port of this machine that is not in use."""
     while True:
-        # Below Linux's ports for outgoing connections (32768 on), one of which could take it before use.
+        # Below Linux's ephemeral ports (32768 and up), which an outgoing connection could take before us.
         port = random.SystemRandom().randint(15_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -190,7 +190,7 @@ def set_deterministic(wanted: bool) -> None:
 def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
     """Run `command CHECKPOINT`, which submits the evaluation (as sbatch does); its failure is only logged."""
     arguments = [*command, str(checkpoint.resolve())]
-    # Without the worker's rank, which a torch program would take for its own and wait for its peers.
+    # Without the worker's rank: a torch program would take it for its own, and wait for its peers.
     env = {name: value for name, value in os.environ.items() if name not in _WORLD}
     try:
         subprocess.run(arguments, env=env, stdin=subprocess.DEVNULL, check=True, timeout=_SUBMIT_SECONDS)

@@ -27,8 +27,6 @@ Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of one step."""
-
     losses: torch.Tensor  # [loss sum, tokens] of this process in float64, then such a row per pool
     grad_norm: float  # the same on all processes
     loader_seconds: float  # how long this process waited for its samples
@@ -65,7 +63,7 @@ def masked_loss(batch: Batch, sources: int, losses: torch.Tensor) -> Loss:
     return total, count.int(), report
 
 
-def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -> StepResult:
+def train_step(state: TrainState, consumed_samples: int, rate: float) -> StepResult:
     """Forward, backward and, if the state's guard allows it, update on the batch after `consumed_samples`."""
     for chunk in state.model:
         chunk.zero_grad_buffer()
@@ -74,7 +72,7 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
     losses, waited = run_schedule(state, state.dataset, batch, forward_only=False)
     # The guard must see the same numbers on every rank: one that skipped a step alone would differ from its
     # replicas for good. A NaN of one faulty device may be on its rank only, so take the largest norm.
-    norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, learning_rate))
+    norm = state.layout.largest(prepare_gradients(state.optimizer, state.config.optimizer, rate))
     # The loss costs one more reduction and device sync a step: only with spike detection.
     mean = reduce_losses([losses[0]])[0] if state.config.faults.spike_sigma else None
     skipped = state.guard.judge(state.step + 1, mean, norm)
@@ -84,12 +82,10 @@ def train_step(state: TrainState, consumed_samples: int, learning_rate: float) -
     return StepResult(losses, norm, waited, skipped)
 
 
-def prepare_gradients(
-    optimizer: MegatronOptimizer, settings: OptimizerSection, learning_rate: float
-) -> float:
+def prepare_gradients(optimizer: MegatronOptimizer, settings: OptimizerSection, rate: float) -> float:
     """Set learning rate and weight decay and clip; return this process's norm from before clipping."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = rate
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
     # `optimizer.step()` in its parts, since the guard decides between clipping and the update.
     overflow = optimizer.prepare_grads()
@@ -136,7 +132,7 @@ def run_schedule(
     # Validation sets and the gate's samples have one loss each, and no pool number for every token.
     sources = 0 if forward_only or not config.logging.loss_by_source else len(config.data.blend)
     waited: list[float] = []
-    # One iterator a chunk: the interleaved schedule runs all microbatches through each, in turns.
+    # One iterator a chunk: the interleaved schedule runs all microbatches through each, in turn.
     iterators = [microbatches(dataset, rounded, size, layout, fused=fused) for _ in state.model]
     reports = get_forward_backward_func()(
         forward_step_func=partial(forward_step, sources=sources, waited=waited),

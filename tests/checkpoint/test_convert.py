@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_other_weights_of_the_same_size_have_another_fingerprint(tmp_path: Path, size: int) -> None:
     (tmp_path / "config.json").write_text("{}")
     found = []
-    # Of the last one the last byte alone differs, which must be in a block.
+    # In the last file only the last byte differs, which must be in a block.
     for content in (bytes(size), bytes(size), b"\x01" * size, bytes(size - 1) + b"\x01"):
         (tmp_path / "model.safetensors").write_bytes(content)
         found.append(hf_fingerprint(tmp_path))

@@ -16,6 +16,7 @@ use_cpu()  # before the first import of Megatron-Core
 from megatron.core import dist_checkpointing  # noqa: E402
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # noqa: E402
 
 from megatron_mathcpt.checkpoint import optimizer_state  # noqa: E402
 from megatron_mathcpt.checkpoint.load import load_state, sharded_model  # noqa: E402
@@ -73,13 +74,13 @@ def test_another_precision_is_refused(run: SmallRun, monkeypatch: pytest.MonkeyP
     """Transformer Engine can store moments in bf16, and of the weights' copy its lower 16 bits."""
     optimizer = train(run, 1)
     path = run.saved(optimizer=optimizer)
-    original = optimizer_state._own_shards
+    name = "_get_main_param_and_optimizer_states"
+    original = getattr(DistributedOptimizer, name)
 
-    def in_bf16(optimizer: Any) -> Any:
-        shards = original(optimizer)
-        return {weight: {key: part.bfloat16() for key, part in own.items()} for weight, own in shards.items()}
+    def in_bf16(optimizer: Any, weight: Any) -> dict[str, Any]:
+        return {key: part.bfloat16() for key, part in original(optimizer, weight).items()}
 
-    monkeypatch.setattr(optimizer_state, "_own_shards", in_bf16)
+    monkeypatch.setattr(DistributedOptimizer, name, in_bf16)
     with pytest.raises(CheckpointError, match=r"' is torch.float32, this optimizer has it in torch.bfloat16"):
         load_state(path, [run.model], optimizer, run.layout)
 

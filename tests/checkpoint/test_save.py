@@ -38,7 +38,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def test_what_is_written_is_the_state_at_the_call(run: SmallRun, gate: threading.Event) -> None:
     with run.saver() as saver:
-        for step in (1, 3):  # the second time into memory that is there
+        for step in (1, 3):  # the second time into memory that exists already
             run.save(saver, step)
             gate.clear()
             run.save(saver, step + 1, async_save=True)
@@ -59,7 +59,7 @@ def test_what_is_written_is_the_state_at_the_call(run: SmallRun, gate: threading
 def test_fp8_weights_are_dequantised_before_they_are_taken(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch, async_save: bool
 ) -> None:
-    """The embedding plays one: its bytes are not its numbers, which are three times as large."""
+    """The embedding serves as one: its bytes are not its numbers, which are three times as large."""
     embedding = run.model.embedding.word_embeddings.weight
 
     def plays_fp8(tensor: Any) -> bool:
@@ -135,7 +135,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(run: SmallRun) -> None:
 def test_what_a_newer_megatron_core_wrote_is_refused_by_an_older_one(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0.19 reads the form of 0.16, but writes one that 0.16 ends on with an AttributeError."""
+    """0.19 reads the form of 0.16, but writes one on which 0.16 fails with an AttributeError."""
     path = run.saved()
     monkeypatch.setattr(CheckpointingConfig, "common_backend", "torch", raising=False)
     (path / "common.pt").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which samples a replica gets, that validation predicts each token once, and the way back to records."""
+"""Which samples a replica gets, that validation predicts each token once, and the trace back to records."""
 
 import shutil
 from collections import Counter
@@ -38,8 +38,9 @@ from tests.support.training_runs import KEEP_ALL, ConfigOf
 def test_replicas_share_the_global_batch(
     dataset: int, samples: range, size: int, rank: int, ranks: int, expected: list[list[int]]
 ) -> None:
-    sizes = SimpleNamespace(context_parallel_size=1)
-    where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"), sizes=sizes)
+    where: Any = SimpleNamespace(data_rank=rank, data_size=ranks, device=torch.device("cpu"))
+    where.sizes = SimpleNamespace(context_parallel_size=1)
+    where.groups = SimpleNamespace(cp=SimpleNamespace(rank=lambda: 0))
     names = ("tokens", "labels", "loss_mask", "position_ids")  # filled with the sample's index, from 1
     numbers = [dict.fromkeys(names, torch.full((3,), n + 1)) for n in range(dataset)]
     batches = list(microbatches(numbers, samples, size, where))

@@ -17,7 +17,7 @@ from megatron_mathcpt.config.experiment import FaultsSection
 from megatron_mathcpt.errors import CheckpointError, ConfigError, TrainingDiverged
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.train.faults import StepGuard
+from megatron_mathcpt.train.faults import GuardState, StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from tests.support.training_outputs import metric_rows, rewind
 from tests.support.training_runs import KEEP_ALL, ConfigOf, run_command, train, train_command, train_forked
@@ -92,7 +92,7 @@ def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, layout: parallel
         (copy / name).write_bytes(files[copy / name])
     optimizer = copy / "optimizer___0_0.distcp"
     optimizer.write_bytes(files[optimizer][:-1] + b"?")
-    verify_checkpoint(copy, layout, optimizer=False)  # who starts from the weights does not read it
+    verify_checkpoint(copy, layout, optimizer=False)  # starting from the weights alone does not read it
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
 
 
 def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
-    """Every second save but the newest keeps its weights, sealed, equal to the bit to the full one's."""
+    """Every second save but the newest keeps its weights, sealed and bit-identical to the full one's."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
     train(config, out)
     newest, *older = folders.checkpoint_paths(out)
@@ -134,7 +134,7 @@ def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_
 def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, config_of: ConfigOf) -> None:
     allowed = config_of(checkpoint={"interval": 3}, logging={"interval": 1}, train={"micro_batch_size": 2})
     check_resumable(resolve_inputs(allowed), copy)
-    older = json.loads((copy / "manifest.json").read_text())  # of a version that had fields more
+    older = json.loads((copy / "manifest.json").read_text())  # by a version with extra fields
     older["config"] |= {"gone": {"x": 1}, "optimizer": older["config"]["optimizer"] | {"gone": 1}}
     (copy / "manifest.json").write_text(json.dumps(older))
     folders.seal(copy)
@@ -156,7 +156,7 @@ def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, 
 def test_a_full_disk_is_one_line_and_no_checkpoint(
     config_of: ConfigOf, tmp_path: Path, async_save: bool
 ) -> None:
-    """RLIMIT_FSIZE plays the full disk: a shard is about 2 MB, all other files are smaller."""
+    """RLIMIT_FSIZE simulates the full disk: a shard is about 2 MB, all other files are smaller."""
     limited = f"ulimit -f 1024; trap '' XFSZ; exec {sys.executable} -m megatron_mathcpt.train \"$@\""
     config, out = config_of(checkpoint={"async_save": async_save}), tmp_path / "run"
     done = run_command(["bash", *train_command(config, out, "-c", limited, "bash")[1:]])
@@ -173,7 +173,7 @@ def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
     norms = [1.0, math.inf, *[math.nan] * 9]
     verdicts = [guard.judge(step, None, norm) for step, norm in enumerate(norms, 1)]
     assert verdicts == [None, *["gradient norm is not finite"] * 10]
-    assert guard.skipped == list(range(2, 12))
+    assert guard.state.skipped == list(range(2, 12))
     with pytest.raises(TrainingDiverged, match="11th skipped in a row"):
         guard.judge(12, None, math.nan)
 
@@ -187,7 +187,7 @@ def test_a_spike_is_skipped_by_hand_worked_limits() -> None:
     assert guard.judge(4, 7.77, 1.0) == "loss 7.77 is above 7.761, 2 deviations over the last steps"
     assert guard.judge(5, 7.76, 1.01) == "gradient norm 1.01 is above 1, 2 deviations over the last steps"
     assert guard.judge(6, 7.76, 1.0) is None
-    assert guard.skipped == [4, 5]
+    assert guard.state.skipped == [4, 5]
 
 
 def test_a_guard_resumes_from_its_state() -> None:
@@ -197,10 +197,10 @@ def test_a_guard_resumes_from_its_state() -> None:
     whole = resumed = StepGuard(settings)
     verdicts = []
     for step, loss in enumerate(losses, 1):
-        resumed = StepGuard(settings, resumed.state())  # before every step
+        resumed = StepGuard(settings, GuardState.model_validate_json(resumed.state.model_dump_json()))
         verdicts.append(whole.judge(step, loss, loss))
         assert resumed.judge(step, loss, loss) == verdicts[-1]
-        assert resumed.state() == whole.state()
+        assert resumed.state == whole.state
     assert any(verdicts)
 
 

@@ -42,7 +42,7 @@ FP8: dict[str, dict[str, Any]] = {
 LAYERS = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 GRAPHS = {"cuda_graph_impl": "local"}
 SMALL = {"use_precision_aware_optimizer": True}
-SAME = {  # and how near
+SAME = {  # and how closely
     "recompute": ({"parallel": LAYERS}, 1e-3),
     "graphs": ({"parallel": GRAPHS}, 1e-3),
     "graphs, unfused gradients": ({"parallel": GRAPHS | {"gradient_accumulation_fusion": False}}, 1e-3),

@@ -1,4 +1,4 @@
-"""Mistakes are refused before any process starts; exit statuses reach the caller, nobody is left behind."""
+"""Mistakes are refused before any process starts; exit statuses reach the caller; no worker outlives it."""
 
 import logging
 import os

@@ -20,7 +20,7 @@ from tests.support.training_runs import KEEP_ALL, ConfigOf, run_command, train, 
 from tests.train.test_layouts import SHARDED, TWO_PROCESSES
 
 KILLS = int(os.environ.get("MATHCPT_KILLS", "50"))
-STEPS_A_KILL = 24  # of them a kill costs some; the run must not end before the last kill
+STEPS_A_KILL = 24  # a kill costs some of them; the run must not end before the last kill
 TENSOR = {"tensor_model_parallel_size": 2}
 OTHERS = {"pipeline": SHARDED | {"pipeline_model_parallel_size": 2}, "data": SHARDED}
 
@@ -102,7 +102,7 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, async_s
         verify_hashes(path, manifest)
         light = folders.is_weights_only(manifest), folders.is_weights_only(expected)
         assert (path.name, *light) == (same.name, *[path not in kept[:2]] * 2)
-        for name in expected.outputs.keys() - {".metadata"}:  # it has an id of its save
+        for name in expected.outputs.keys() - {".metadata"}:  # it contains an id of the save
             assert manifest.outputs[name] == expected.outputs[name]
 
 
@@ -112,7 +112,7 @@ def test_random_kills_change_no_bit(config_of: ConfigOf, tmp_path: Path, async_s
 def test_an_async_save_writes_what_a_blocking_one_would(
     config_of: ConfigOf, tmp_path: Path, layout: str
 ) -> None:
-    link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # plays a job that scores a checkpoint
+    link = ["ln", "-s", "-t", str(tmp_path / "scored")]  # simulates a job that scores a checkpoint
     (tmp_path / "scored").mkdir()
     saves = {"blocking": {"interval": 4, "keep": 9}}
     saves["async"] = saves["blocking"] | {"async_save": True, "evaluate": link}
@@ -127,7 +127,7 @@ def test_an_async_save_writes_what_a_blocking_one_would(
         first, second = folders.load_sealed(blocking), folders.load_sealed(async_one)
         assert json.dumps(second.counts) == json.dumps(first.counts)
         differing = [name for name in first.outputs if first.outputs[name] != second.outputs[name]]
-        assert differing == [".metadata"]  # it has an id of its save
+        assert differing == [".metadata"]  # it contains an id of the save
 
 
 @pytest.mark.slow

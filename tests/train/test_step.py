@@ -29,8 +29,8 @@ def test_masked_loss_sums_over_trained_tokens_only(monkeypatch: pytest.MonkeyPat
     assert total.item() == 1 + 4 + 32
     assert (count.item(), count.dtype) == (3, torch.int32)
     assert report.tolist() == [[37.0, 3.0], [32.0, 1.0], [0.0, 0.0], [5.0, 2.0]]
-    # Pools that are not asked for, as by the gate, are not looked up: adding to rows that are not there ends
-    # a GPU's process, no CPU's.
+    # Pools are not looked up where their losses are not reported, as in the gate: adding to a missing row
+    # aborts a process on a GPU, though not on a CPU.
     monkeypatch.setattr(torch.Tensor, "index_add", None)
     assert masked_loss(BATCH, 0, LOSSES)[2].tolist() == [[37.0, 3.0]]
 
@@ -76,7 +76,7 @@ def test_rows_of_metrics(tmp_path: Path) -> None:
 def test_fp8_weights_are_processed_after_a_gather(monkeypatch: pytest.MonkeyPatch, overlapped: bool) -> None:
     """Megatron-Core leaves it to the caller; their transposes would be those of the step before."""
     calls: list[Any] = []
-    chunk = torch.nn.Linear(2, 2)  # its weight plays an FP8 one, its bias is bf16
+    chunk = torch.nn.Linear(2, 2)  # its weight serves as an FP8 one, its bias is bf16
     chunk.start_param_sync = lambda force_sync: calls.append(("gathered", force_sync))  # type: ignore[assignment]
     monkeypatch.setattr(components, "is_float8tensor", lambda tensor: tensor is chunk.weight)
     monkeypatch.setattr(components, "post_all_gather_processing", calls.append)
@@ -116,6 +116,6 @@ def test_fused_adam_steps_as_adamw() -> None:
     assert (ours.param_groups[0]["bias_correction"], ours.param_groups[0]["step"]) == (True, 5)
     assert set(ours.state[first[0]]) == {"exp_avg", "exp_avg_sq"}
     spec = importlib.util.find_spec("transformer_engine")
-    if spec is not None:  # the installed one reads no other
+    if spec is not None:  # the installed version reads no other
         source = Path(str(spec.origin)).parent / "pytorch" / "optimizers" / "fused_adam.py"
         assert set(re.findall(r'\bgroup\["(\w+)"\]', source.read_text())) <= READ_BY_STEP
