@@ -10,7 +10,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 2
 OUT=${OUT:-$root/runs/gpu_check}
 mkdir -p "$OUT"
-PHASES=${PHASES:-0 1 2 3 4 5 6 7}
+PHASES=${PHASES:-0 1 2 3 4 5 7}
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 export MATHCPT_FIGURES=$OUT/figures.jsonl PYTHONUNBUFFERED=1 PYTHONPATH=$root
