@@ -148,12 +148,17 @@ class _Run:
                 ends[reason or "accepted"] += 1
                 self._log_progress(method, ends, resumed, began)
 
+        failed: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.config.concurrency):
                     group.create_task(work())
         except* (DataError, ServerError) as errors:
-            raise errors.exceptions[0] from None  # one line for the user, not a group of them
+            failed = errors.exceptions[0]
+        if (
+            failed is not None
+        ):  # one line for the user, not a group; raised within, Python 3.11.2 groups it again
+            raise failed
 
     def cases(self, method: str) -> Iterator[Case]:
         """Yield `samples` cases of each seed of the shard, up to the seeds of the budget."""
