@@ -7,6 +7,7 @@ and size and time of what it reads elsewhere. Which folders these are follows fr
 """
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -134,13 +135,12 @@ def _check_run(study: Study, name: str, processes: int | None) -> None:
     if str(corpus) not in study.corpus:
         raise ConfigError(f"runs.{name}: data.corpus: {config.data.corpus} is no corpus of the study")
     pools = {source.pool for source in study.corpus[str(corpus)].config.sources.values()}
-    packed = [config.data.sft.name] if study.inside(config.data.sft) and config.data.sft else []
-    for field, names in (("blend", config.data.blend), ("validation.sets", config.validation.sets)):
+    packed = study.inside(config.data.sft)
+    named = {"data.blend": config.data.blend, "validation.sets": config.validation.sets}
+    for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
         if wrong := sorted({*names} - pools):
             known = ", ".join(sorted(pools))
             raise ConfigError(f"runs.{name}: {field}: {corpus} has no pool '{wrong[0]}'; there are: {known}")
-    if wrong := sorted({*packed} - pools):
-        raise ConfigError(f"runs.{name}: data.sft: {corpus} has no pool '{wrong[0]}'")
 
 
 class _Planner:
@@ -251,7 +251,7 @@ class _Planner:
                         study = self.study.name
                         raise ConfigError(f"{name}: {field}: no stage of study '{study}' makes {text}")
                     needs[max(makers, key=len)] = None
-                elif isinstance(text, str) and "/" in text:
+                elif isinstance(text, str) and ("/" in text or os.path.exists(text)):
                     outside.append(text)
                     if field in _RESULTS and not Path(text).exists():
                         raise ConfigError(
@@ -271,7 +271,8 @@ def _stamps(pattern: str) -> list[tuple[str, int, int]]:
     """
     paths = (Path(name) for name in sorted(glob(pattern)))
     files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
-    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+    stats = ((file.name, file.stat()) for file in files if file.is_file())
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _verb(name: str, *words: object) -> tuple[str, ...]:

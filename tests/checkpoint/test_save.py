@@ -10,7 +10,7 @@ import torch
 
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.formats.run_folder import checkpoint_paths, load_sealed
+from megatron_mathcpt.formats.run_folder import checkpoint_path, checkpoint_paths, hidden_path, load_sealed
 from tests.checkpoint.conftest import SmallRun
 from tests.support.llama_shapes import TINY_SHAPE
 
@@ -86,6 +86,16 @@ def test_a_checkpoint_is_there_only_when_it_is_written(run: SmallRun, gate: thre
         run.save(saver, 3, async_save=True)  # waits for the one before
         assert run.steps() == [2, 1]
     assert run.steps() == [3, 2, 1]
+
+
+def test_what_a_killed_save_left_takes_no_room_of_the_next(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = hidden_path(checkpoint_path(run.folder, 7))
+    leftover.mkdir(parents=True)
+    monkeypatch.setattr(saving.folders, "has_room", lambda _: not leftover.exists())
+    run.saved(1)
+    assert run.steps() == [1]
 
 
 @pytest.mark.parametrize(("error", "left"), [(TrainingDiverged, [1]), (KeyError, [])])

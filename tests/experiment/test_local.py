@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.experiment.local import run_stages
-from megatron_mathcpt.experiment.stages import Stage
+from megatron_mathcpt.experiment.stages import Config, Stage
 from tests.support.stages import demo_stage as stage
 
 
@@ -51,6 +52,12 @@ def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(tmp_path: Pa
     run_stages([stage(tmp_path, "a"), last], tmp_path)
     assert states([changed, last], tmp_path) == ["failed", "skipped"]
     assert (tmp_path / "a" / "a.txt").read_text() == "x"
+    path = tmp_path / "configs" / "a.yaml"
+    path.parent.mkdir()
+    path.write_text("x")
+    asked = replace(changed, config=Config(path, "y", {}))
+    assert states([asked, last], tmp_path) == ["failed", "skipped"]
+    assert path.read_text() == "x", "that of the finished folder"
     shutil.rmtree(tmp_path / "a")
     assert states([changed, last], tmp_path) == ["ran", "failed"]
 
@@ -58,7 +65,7 @@ def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(tmp_path: Pa
 RUNNER = """
 import pathlib, sys
 from megatron_mathcpt.experiment.local import run_stages
-from megatron_mathcpt.experiment.stages import Stage
+from megatron_mathcpt.experiment.stages import Config, Stage
 out = pathlib.Path(sys.argv[1])
 command = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(3600)")
 run_stages([Stage("slow", "demo", out / "slow", command)], out)

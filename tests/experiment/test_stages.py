@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.config.base import set_field
-from megatron_mathcpt.config.resolved_study import Asked, load_study
+from megatron_mathcpt.config.resolved_study import Asked, load_run, load_study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage, build_stages
+from megatron_mathcpt.experiment.submit import load_cluster, submit_stages
+from megatron_mathcpt.formats.manifest import write_manifest
 from tests.support.stages import CONFIGS
 
 LATE = {"init": {"checkpoint": "runs/demo/child/checkpoints/step_2"}}
@@ -122,7 +124,7 @@ OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
             {"checkpoint": "runs/dmo/child"},
             "init.checkpoint: runs/dmo/child is not there",
         ),
-        ("runs.base.set.data.blend", {"problem": 1}, "runs.base: blend: raw has no pool 'problem'"),
+        ("runs.base.set.data.blend", {"problem": 1}, "runs.base: data.blend: raw has no pool 'problem'"),
         (
             "runs.base.set.checkpoint",
             {"interval": 2, "keep_every": 3},
@@ -166,7 +168,22 @@ def test_the_key_of_a_stage_changes_with_what_it_reads(
     assert key() == first
     assert key(field="runs.base.set.seed", value=2) != first
     (weights / "a.safetensors").write_bytes(b"22")
+    (weights / "gone.safetensors").symlink_to("nowhere")
     assert key() != first
+
+
+def test_a_finished_folder_of_other_settings_is_named(tmp_path: Path) -> None:
+    stage = stages(tmp_path)["base"]
+    assert stage.config is not None and stage.changed_field() is None
+    stage.folder.mkdir(parents=True)
+    tree = load_run(f"{tmp_path}/study.yaml:base").config.model_dump(mode="json")
+    moved = tree | {"data": tree["data"] | {"corpus": str(tmp_path / "out" / "raw")}}
+    write_manifest(stage.folder, "run", inputs={}, counts={}, config=moved)
+    assert stage.changed_field() is None
+    assert stages(tmp_path, "runs.base.set.seed", 5)["base"].changed_field() == "seed"
+    planned = build_stages(load_study(tmp_path / "study.yaml", Asked(out=tmp_path / "out")), 2)
+    with pytest.raises(ConfigError, match=r"base: is complete with another 'seed'"):
+        submit_stages(planned, load_cluster("test"), tmp_path / "out", allow_dirty=True)
 
 
 def test_only_some_runs(tmp_path: Path) -> None:
