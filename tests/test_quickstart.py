@@ -17,7 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
+from megatron_mathcpt.experiment.stages import build_stages
 from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.stages import smaller_study
 
@@ -49,7 +51,7 @@ STUDIES: dict[str, Any] = {
             "corpus_difficulty": CORPUS | {"sources.easy.select.share": 1.0},
             "corpus_synthesis": CORPUS,
         },
-        "synthesis_set": {"budget": {"seeds": 100}},
+        "synthesis_set": {"budget.accepted_tokens": None, "budget.seeds": 100},
         "evaluation": {"max_new_tokens": 8},
         "report": {"comparisons": ["base1:tutor_amp", "base1:easy_sft"], "study": True},
     },
@@ -88,6 +90,15 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     command = [sys.executable, "-m", "megatron_mathcpt", "run", study, *scale, "--data", data, "--out"]
     subprocess.run([*command, folder / "out"], check=True, timeout=1200)
     return command, folder / "out"
+
+
+@pytest.mark.parametrize("source", STUDIES)
+def test_the_smaller_studies_can_be_planned(source: str, tmp_path: Path) -> None:
+    """The study's own run is slow, so that a config which no longer loads is seen here."""
+    smaller = STUDIES[source]
+    path = smaller_study(source, tmp_path / "study.yaml", **smaller)
+    asked = Asked(smaller.get("scale"), tmp_path / "out")
+    assert len(build_stages(load_study(path, asked), 2)) > 8
 
 
 def read(path: Path) -> Any:

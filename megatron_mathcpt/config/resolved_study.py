@@ -293,12 +293,12 @@ class _Draft:
         self.file, self.original = file.name, copy.deepcopy(self.tree)
 
     def set(self, changes: Mapping[str, JsonValue], source: str) -> None:
-        for path, value in changes.items():
+        for number, (path, value) in enumerate(changes.items()):
             where = f"{self.where}: set.{path}"
             if path == "name":
                 raise ConfigError(f"{where}: a row is named by its key; rename that")
-            if later := [name for name in changes if path.startswith(f"{name}.")]:
-                raise ConfigError(f"{where}: {later[0]} is set as a whole; set this field inside it")
+            if lost := [name for name in [*changes][:number] if name.startswith(f"{path}.")]:
+                raise ConfigError(f"{where}: would replace {lost[0]}, which is set before it; set this first")
             base.set_field(self.tree, path, copy.deepcopy(value), where)
             # Setting a section replaces what was set inside it before.
             self.marks = {name: mark for name, mark in self.marks.items() if not name.startswith(f"{path}.")}

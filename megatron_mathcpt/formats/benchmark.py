@@ -93,7 +93,8 @@ def choose_sets(root: str, names: str) -> dict[str, Path]:
     study = {name: folder / path for name, path in STUDY_SETS.items()}
     others = (path for path in sorted(folder.glob("*/test.jsonl")) if path not in study.values())
     known = study | {path.parent.name: path for path in others} | study  # study sets first, none replaced
-    chosen = list(known) if names == "all" else names.split(",") if names else list(STUDY_SETS)
+    there = [name for name, path in known.items() if path.is_file()]
+    chosen = there or list(known) if names == "all" else names.split(",") if names else list(STUDY_SETS)
     if unknown := sorted(set(chosen) - set(known)):
         name, file = unknown[0], folder / unknown[0] / "test.jsonl"
         raise EvaluationError(f"set '{name}': unknown; known are {', '.join(known)}; to add it, write {file}")

@@ -143,7 +143,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ({"runs": {"a": {"file": "one.yaml", "set": {"name": "b"}}}}, "set.name: a row is named by its key"),
         (
             {"runs": {"a": {"file": "one.yaml", "set": {"data.blend.x": 1, "data": {}}}}},
-            "set.data.blend.x: data is set as a whole",
+            "set.data: would replace data.blend.x",
         ),
         (
             {"runs": {"a": {"file": "one.yaml", "set": {"optimizer.lr": float("inf")}}}},
