@@ -12,6 +12,7 @@ from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
+from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, load_sealed
 
 
@@ -36,17 +37,18 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_hf_folder
+    from megatron_mathcpt.checkpoint.huggingface import WEIGHTS, compare_logits, write_hf_folder
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     shape, theirs = LlamaShape.model_validate(manifest.config["model"]), folders.checkpoint_counts(manifest)
     source = CheckpointWeights(checkpoint, shape)
-    weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
-    copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
-    difference = compare_logits(source, shape, out) if verify else None
-    counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
-    outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
-    write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
+    with locked_folder(out, "hf", [WEIGHTS, *TOKENIZER_FILES]):
+        weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
+        copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
+        difference = compare_logits(source, shape, out) if verify else None
+        counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
+        outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
+        write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
     return Converted(difference, was_there=False)
 
 
@@ -88,7 +90,8 @@ def _found(manifest: Manifest) -> Converted:
 
 
 def _files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return files - {MARKER}
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")

@@ -26,6 +26,7 @@ from megatron_mathcpt.data.sources import require_rows
 from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.records import JsonObject, Language, Problem, problem_of_row
 
 KIND = "corpora"
@@ -65,11 +66,12 @@ def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: Proble
         if problems:
             rows[f"evaluation/heldout_{language}"] = map(evaluation_item, problems)
     counts = {}
-    for name, found in rows.items():
-        lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in found]
-        write_atomically(out / f"{name}.jsonl", b"".join(lines))
-        counts[Path(name).name] = len(lines)
-    return write_manifest(out, KIND, inputs=inputs, counts=counts, config=config)
+    with locked_folder(out, KIND, ["evaluation"]):
+        for name, found in rows.items():
+            lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in found]
+            write_atomically(out / f"{name}.jsonl", b"".join(lines))
+            counts[Path(name).name] = len(lines)
+        return write_manifest(out, KIND, inputs=inputs, counts=counts, config=config)
 
 
 def split_problems(

@@ -18,6 +18,7 @@ from pydantic import RootModel
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.records import JsonObject
 
 # StarCoder's files begin with control tokens of its training: `<reponame>a/b<filename>c.py<gh_stars>10`.
@@ -149,6 +150,7 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
     bad = [file for file, known in files.items() if _measured(out / file) != known]
     if note and not bad:
         return Fetched(note["revision"], files, [])
+    claim_folder(out, "download")
     for file in bad:
         report(f"{out / file}: missing or damaged, fetched again")
         (out / file).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import Results, Sample
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
 from megatron_mathcpt.log import get_logger, is_first_process
 from megatron_mathcpt.records import JsonObject
@@ -40,13 +42,17 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
     if is_complete(out, evaluation_folder.KIND, inputs=inputs, config=recorded):
         logger.info("%s: already complete", out)
         return evaluation_folder.load_results(out).as_json()
-    samples, cuts = _generate_samples(model, identity, sets, config, out)
-    scores = {name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()}
-    results = Results(
-        model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
-    )
-    if is_first_process():
-        evaluation_folder.write_evaluation(out, results, samples, inputs=inputs, config=recorded)
+    kind, written = evaluation_folder.KIND, [evaluation_folder.RESPONSES]
+    with locked_folder(out, kind, written) if is_first_process() else nullcontext():
+        samples, cuts = _generate_samples(model, identity, sets, config, out)
+        scores = {
+            name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()
+        }
+        results = Results(
+            model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
+        )
+        if is_first_process():
+            evaluation_folder.write_evaluation(out, results, samples, inputs=inputs, config=recorded)
     return results.as_json()
 
 

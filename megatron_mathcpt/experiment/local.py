@@ -5,24 +5,25 @@ complete folder matches the current inputs and settings is decided by the stage'
 manifest: the command does nothing, or refuses and never overwrites; only the report is rewritten.
 """
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from megatron_mathcpt.errors import ConfigError, MathCptError, one_line
+from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import read_json, write_atomically
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import get_logger
 
+KIND = "study"  # of a results folder
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment, to find what a killed runner left running
 SAMPLE_SECONDS = 2.0
 _logger = get_logger(__name__)
@@ -40,12 +41,12 @@ class StageOutcome:
 
 
 def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
-    """Run `stages` in order; raises `MathCptError` if another process is running in `out`."""
+    """Run `stages` in order; raises `ConfigError` as `locked_folder` does."""
     # For each stage: the key with which it was last complete, and the seconds it took.
     keys, timings = out / ".stages.json", out / "timings.json"
     folders = {stage.name: stage.folder for stage in stages}
     outcomes: dict[str, StageOutcome] = {}
-    with _lock(out):
+    with locked_folder(out, KIND):
         _end_leftovers(out)
         for number, stage in enumerate(stages, 1):
             name = stage.name
@@ -112,26 +113,6 @@ def _tree_memory_bytes(root: psutil.Process) -> int:
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)
     return total
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Lock `out` for one process; raises `MathCptError` naming the process that has the lock."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be created ({error.strerror}); give another") from error
-    with (out / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = one_line(file.read())
-            raise MathCptError(f"{out}: in use by process {owner}; wait for it or stop it") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _end_leftovers(out: Path) -> None:

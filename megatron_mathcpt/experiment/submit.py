@@ -21,8 +21,11 @@ from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError, one_line
+from megatron_mathcpt.experiment.local import KIND
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.output_folder import claim_folder
+from megatron_mathcpt.formats.run_folder import RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".slurm"  # hidden, so not an output of the stage: its logs grow after the manifest is written
@@ -85,6 +88,7 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
     script = render(job, cluster)
     if (queued := _queued_id(job.folder)) is not None:
         raise MathCptError(f"{job.folder.parent}: job {queued} is queued or running; wait, or scancel it")
+    claim_folder(job.folder.parent, RUN, [FOLDER])
     snapshot_code(job.code, allow_dirty=allow_dirty)
     write_atomically(job.folder / "config.yaml", dump_yaml(config).encode())
     return submit_job(job, script)
@@ -122,6 +126,7 @@ def submit_stages(
             result[stage.name] = "done", None
         elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:
             result[stage.name] = "queued", job_id
+    claim_folder(out, KIND, [FOLDER])
     if len(result) < len(jobs):
         snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
     for stage in [stage for stage in stages if stage.name not in result]:

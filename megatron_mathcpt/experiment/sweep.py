@@ -11,6 +11,7 @@ from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_paths, load_sealed
 from megatron_mathcpt.log import is_first_process
 from megatron_mathcpt.report.comparison import compare_runs
@@ -31,6 +32,8 @@ def sweep(
     paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # newest first before reversal
     if not paths:
         raise EvaluationError(f"{run}: has no checkpoint in checkpoints/; --sweep takes the folder of a run")
+    if is_first_process():
+        claim_folder(out, "sweep")
     for name, path in paths.items():
         evaluate(path, files, config, out / name / "evaluation")
     if not is_first_process():

@@ -5,6 +5,7 @@ last and atomically, and records what went in (with hashes), what came out (with
 counts, config, versions, commit and command, so every result can be followed back to its sources.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomicall
 from megatron_mathcpt.records import JsonObject
 
 FILE_NAME = "manifest.json"
+_CHECKSUM = b',\n "checksum": "%b"\n}'  # the end of the file
 OPTIMIZER = "optimizer_"  # prefix of a checkpoint's files that only a run reads, and that may be removed
 _RECORDED_PACKAGES = (
     *("megatron_mathcpt", "megatron-core", "torch", "transformer-engine", "transformers", "tokenizers"),
@@ -47,6 +49,7 @@ class Manifest(BaseModel):
     commit: str
     command: list[str]
     created: str
+    checksum: str | None = None  # SHA-256 of the file's bytes before it; None: written by an older version
 
     def fingerprint(self) -> str:
         """SHA-256 of kind, inputs, config and output hashes; time, place and versions do not count."""
@@ -92,8 +95,15 @@ def write_manifest(
     )
     # Last, after every output was synced: whoever sees the manifest sees all that it lists, also after a
     # power cut.
-    write_atomically(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
-    return manifest
+    return store_manifest(manifest, folder / FILE_NAME)
+
+
+def store_manifest(manifest: Manifest, path: Path) -> Manifest:
+    """Write `manifest` to `path` with its checksum as last field, and return it with that."""
+    body = manifest.model_dump_json(indent=1, exclude={"checksum"}).removesuffix("\n}").encode()
+    checksum = hashlib.sha256(body).hexdigest()
+    write_atomically(path, body + _CHECKSUM % checksum.encode())
+    return manifest.model_copy(update={"checksum": checksum})
 
 
 def sync_and_describe(folder: Path, names: Iterable[str]) -> dict[str, OutputFile]:
@@ -114,10 +124,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
     path = folder / FILE_NAME
     if not path.is_file():
         raise ManifestError(f"{path}: not found, the folder is missing or incomplete; run its stage again")
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ManifestError(f"{path}: not a manifest ({first_error(error)[1]}); rebuild it") from error
+    manifest = _read(path)
     if kind not in (None, manifest.kind):
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
     # By size only: the contents of a 70B model are 140 GB. `verify_hashes` compares them.
@@ -126,6 +133,24 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
         found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
         if found != f"{recorded.bytes} bytes":
             raise ManifestError(f"{file}: {found}, manifest says {recorded.bytes} bytes; rebuild it")
+    return manifest
+
+
+def _read(path: Path) -> Manifest:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise ManifestError(f"{path}: not a manifest ({first_error(error)[1]}); rebuild it") from error
+    if manifest.checksum is not None:
+        end = _CHECKSUM % manifest.checksum.encode()
+        # Of the bytes, as JSON can say the same in several ways; the end is compared as bytes, too.
+        body = data.removesuffix(end)
+        if body == data or hashlib.sha256(body).hexdigest() != manifest.checksum:
+            raise ManifestError(f"{path}: differs from its own checksum, it is damaged; rebuild the folder")
     return manifest
 
 

@@ -18,9 +18,10 @@ from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError
 from megatron_mathcpt.formats.files import Row, hash_file, read_rows, sync_folder, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest, store_manifest
 from megatron_mathcpt.records import JsonObject
 
+RUN = "run"  # kind of a run's folder
 FOLDER = "checkpoints"
 SEAL = "manifest.sha256"
 LIGHT = "weights_only.json"
@@ -124,7 +125,7 @@ def chosen_checkpoint(folder: Path) -> Path:
     """The checkpoint that a finished run's `checkpoint.choose` selects, else the newest."""
     choose, metrics = "newest", folder / METRICS
     if (folder / FILE_NAME).is_file() and metrics.is_file():
-        choose = load_manifest(folder, "run").config["checkpoint"].get("choose", choose)
+        choose = load_manifest(folder, RUN).config["checkpoint"].get("choose", choose)
     if choose == "newest":
         return newest_checkpoint(folder)
     rows = ((row.step, row.validation) for row in read_metrics(metrics))
@@ -153,7 +154,7 @@ def write_light_manifest(folder: Path, manifest: Manifest) -> None:
     if outputs != manifest.outputs:
         counts = manifest.counts | {"weights_only": True}
         light = manifest.model_copy(update={"outputs": outputs, "counts": counts})
-        write_atomically(folder / LIGHT, light.model_dump_json(indent=1).encode())
+        store_manifest(light, folder / LIGHT)
 
 
 def seal(folder: Path) -> None:

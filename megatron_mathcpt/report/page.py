@@ -12,6 +12,7 @@ from rich.table import Table
 
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
@@ -19,6 +20,7 @@ from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 
+KIND = "report"
 MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
@@ -47,25 +49,31 @@ def build_report(
         "versions": build_versions(manifests),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    # Without its manifest the folder is incomplete until all of it is rewritten.
-    (out / FILE_NAME).unlink(missing_ok=True)
-    write_atomically(out / "report.json", text.encode() + b"\n")
     up = Path(os.path.relpath(root, out)).as_posix()
     page = render(report, graph, title or root.resolve().name, up)
-    write_atomically(out / "index.html", page.encode())
-    write_manifest(
-        out,
-        "report",
-        inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
-        counts={"runs": len(runs), "comparisons": len(comparisons)},
-        config={"runs": [*runs], "comparisons": [*map(list, comparisons)], "title": title, "study": study},
-    )
+    with locked_folder(out, KIND):
+        # Without its manifest the folder is incomplete until all of it is rewritten.
+        (out / FILE_NAME).unlink(missing_ok=True)
+        write_atomically(out / "report.json", text.encode() + b"\n")
+        write_atomically(out / "index.html", page.encode())
+        write_manifest(
+            out,
+            KIND,
+            inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
+            counts={"runs": len(runs), "comparisons": len(comparisons)},
+            config={
+                "runs": [*runs],
+                "comparisons": [*map(list, comparisons)],
+                "title": title,
+                "study": study,
+            },
+        )
     return out / "index.html"
 
 
 def print_report(out: Path, title: str) -> None:
     """Print the scores, pooled comparisons and path of the report in `out`; `ManifestError` if incomplete."""
-    load_manifest(out, "report")
+    load_manifest(out, KIND)
     results = json.loads((out / "report.json").read_bytes())["results"]
     table = Table("run", title=f"{title}: accuracy in % ± standard error")
     for heading in (*results["tasks"], POOLED):

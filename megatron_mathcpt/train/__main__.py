@@ -22,11 +22,13 @@ from megatron_mathcpt.config.resolved_study import load_run
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
-from megatron_mathcpt.formats.run_folder import newest_readable
+from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
+from megatron_mathcpt.formats.run_folder import FOLDER, METRICS, RUN, newest_readable
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train import process
 from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
 
+_WRITTEN = (FOLDER, METRICS, process.STACKS, ".index_cache")
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,6 +76,7 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
         check_resumable(inputs, resumed)
     if check:
         return 0
+    claim_folder(out, RUN, _WRITTEN)  # before workers load torch
     status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
     stacks = [str(path) for path in sorted((out / process.STACKS).glob("*")) if path.stat().st_size]
     if status and stacks:
@@ -87,7 +90,7 @@ def _resolve(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inpu
     inputs = resolve_inputs(config)
     check_experiment(inputs.config, world_size)  # again with the fields that data and weights determine
     resolved = inputs.config.model_dump(mode="json")
-    return inputs, is_complete(out, "run", inputs=inputs.fingerprints, config=resolved)
+    return inputs, is_complete(out, RUN, inputs=inputs.fingerprints, config=resolved)
 
 
 def train_experiment(inputs: Inputs, out: Path) -> bool:
@@ -104,7 +107,8 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     from megatron_mathcpt.train.metrics import Metrics, last_validation
 
     config, stop = inputs.config, process.StopFlag()
-    lock = process.folder_lock(out) if os.environ["RANK"] == "0" else nullcontext()
+    claim_folder(out, RUN, _WRITTEN)  # by every rank, as each writes there
+    lock = locked_folder(out, RUN) if os.environ["RANK"] == "0" else nullcontext()
     timeout = config.faults.hang_timeout_seconds
     # Collectives time out after the watchdog: one rank's exception would end the others before they dump.
     with (
@@ -128,7 +132,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
         if finished and layout.is_writer:
             counts = progress(state).model_copy(update={"final_validation": last_validation(out)})
             tree = config.model_dump(mode="json")
-            write_manifest(out, "run", inputs=inputs.fingerprints, counts=counts, config=tree)
+            write_manifest(out, RUN, inputs=inputs.fingerprints, counts=counts, config=tree)
         return finished
 
 

@@ -1,4 +1,4 @@
-"""A run's processes: launch, stop signals, folder lock, watchdog, determinism; no torch at import.
+"""A run's processes: launch, stop signals, watchdog, determinism; no torch at import.
 
 `--processes N` launches the workers without torchrun, which always exits with status 1 and dies of SIGUSR1,
 leaving its workers behind. Under torchrun or srun the process is a worker already.
@@ -6,7 +6,6 @@ leaving its workers behind. Under torchrun or srun the process is a worker alrea
 
 import ctypes
 import faulthandler
-import fcntl
 import math
 import os
 import random
@@ -20,7 +19,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.log import get_logger
 
 # torchrun's names and Slurm's; the launch script sets MASTER_ADDR and MASTER_PORT.
@@ -32,7 +30,6 @@ _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _GPU_THREADS = 8  # at most, per process with a GPU
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # after one worker failed, for the others to print their errors
-_LOCK_SECONDS = 5.0  # for the kernel to end the workers of a killed job
 _SUBMIT_SECONDS = 60.0  # for a command that only submits, such as sbatch
 STACKS = ".stacks"
 # For `train.deterministic`, unless set: by default the order of cuBLAS's and NCCL's sums depends on timing.
@@ -126,33 +123,6 @@ class StopFlag:
 
     def _request(self, *_: object) -> None:
         self.requested = True
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Lock a run folder for one job; raises `ConfigError` naming host, process and Slurm job of its owner."""
-    # The kernel releases a flock when its process dies, so no lock is ever stale. On file systems without
-    # flock across nodes it excludes jobs of the same node only.
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise ConfigError(
-                        f"{folder}: in use by {file.read().strip() or 'another job'}; "
-                        "wait for it to end, stop it, or choose another --out"
-                    ) from error
-                time.sleep(0.1)
-        file.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}\n")
-        file.flush()
-        yield
 
 
 @contextmanager

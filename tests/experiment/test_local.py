@@ -17,12 +17,18 @@ from megatron_mathcpt.experiment.stages import Config, Stage
 from tests.support.stages import demo_stage as stage
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"  # the stages' own script is outside of it
+
+
 def states(stages: list[Stage], out: Path) -> list[str]:
     return [outcome.state for outcome in run_stages(stages, out)]
 
 
-def test_complete_stages_are_skipped_even_after_a_move_and_asked_if_not_noted(tmp_path: Path) -> None:
-    out = tmp_path / "one"
+def test_complete_stages_are_skipped_even_after_a_move_and_asked_if_not_noted(
+    out: Path, tmp_path: Path
+) -> None:
     assert states([stage(out, "a"), stage(out, "b", "a")], out) == ["ran", "ran"]
     moved = out.rename(tmp_path / "two")
     chain = [stage(moved, "a"), stage(moved, "b", "a")]
@@ -39,27 +45,27 @@ def test_complete_stages_are_skipped_even_after_a_move_and_asked_if_not_noted(tm
     assert states(chain, moved) == ["done", "done"]
 
 
-def test_a_failed_stage_stops_only_what_needs_it(tmp_path: Path) -> None:
-    first, last = stage(tmp_path, "a", text="fail"), stage(tmp_path, "d", "b", "c")
-    outcomes = run_stages([first, stage(tmp_path, "b", "a"), stage(tmp_path, "c"), last], tmp_path)
+def test_a_failed_stage_stops_only_what_needs_it(out: Path) -> None:
+    first, last = stage(out, "a", text="fail"), stage(out, "d", "b", "c")
+    outcomes = run_stages([first, stage(out, "b", "a"), stage(out, "c"), last], out)
     assert [outcome.state for outcome in outcomes] == ["failed", "skipped", "ran", "skipped"]
     assert [outcome.status for outcome in outcomes] == [2, 0, 0, 0]
-    assert (tmp_path / "log").read_text().split() == ["a", "c"]
+    assert (out / "log").read_text().split() == ["a", "c"]
 
 
-def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(tmp_path: Path) -> None:
-    changed, last = stage(tmp_path, "a", text="y"), stage(tmp_path, "b", "a")
-    run_stages([stage(tmp_path, "a"), last], tmp_path)
-    assert states([changed, last], tmp_path) == ["failed", "skipped"]
-    assert (tmp_path / "a" / "a.txt").read_text() == "x"
-    path = tmp_path / "configs" / "a.yaml"
+def test_changed_settings_or_inputs_are_refused_by_the_stage_itself(out: Path) -> None:
+    changed, last = stage(out, "a", text="y"), stage(out, "b", "a")
+    run_stages([stage(out, "a"), last], out)
+    assert states([changed, last], out) == ["failed", "skipped"]
+    assert (out / "a" / "a.txt").read_text() == "x"
+    path = out / "configs" / "a.yaml"
     path.parent.mkdir()
     path.write_text("x")
     asked = replace(changed, config=Config(path, "y", {}))
-    assert states([asked, last], tmp_path) == ["failed", "skipped"]
+    assert states([asked, last], out) == ["failed", "skipped"]
     assert path.read_text() == "x", "that of the finished folder"
-    shutil.rmtree(tmp_path / "a")
-    assert states([changed, last], tmp_path) == ["ran", "failed"]
+    shutil.rmtree(out / "a")
+    assert states([changed, last], out) == ["ran", "failed"]
 
 
 RUNNER = """

@@ -1,6 +1,7 @@
 """What makes a folder complete, and why one is refused."""
 
 import hashlib
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,30 @@ def test_incomplete_or_damaged_folders_are_refused(tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(ManifestError, match="missing or incomplete"):
         load_manifest(folder, "demo")
+
+
+def test_a_changed_bit_anywhere_in_a_manifest_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    build(folder)
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    assert json.loads(whole)["checksum"] == hashlib.sha256(whole[: whole.rindex(b",")]).hexdigest()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with pytest.raises(ManifestError, match=r"manifest\.json: "):
+            load_manifest(folder, "demo")
+    path.write_bytes(whole.replace(b"\n ", b"\n  "))  # the same JSON
+    with pytest.raises(ManifestError, match="differs from its own checksum"):
+        load_manifest(folder, "demo")
+
+
+def test_a_manifest_of_an_older_version_has_no_checksum(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    written = build(folder)
+    tree = json.loads((folder / "manifest.json").read_bytes())
+    del tree["checksum"]
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    assert load_manifest(folder, "demo") == written.model_copy(update={"checksum": None})
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ run_command(work)
 
 def demo_stage(out: Path, name: str, *needs: str, text: str = "x") -> Stage:
     """A stage that writes `text` and fails if it is that word."""
-    script = out / "stage.py"
+    script = out.with_name("stage.py")  # not among the results
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(WRITE)
     command = (sys.executable, str(script), str(out / name), text, *needs)

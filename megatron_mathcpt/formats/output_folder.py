@@ -1,0 +1,123 @@
+"""Output folders: nothing is written into a folder with files of others, and one process writes at a time.
+
+A folder is ours if its manifest or its marker names the kind of output. The marker, `.lock`, is written
+before anything else, so that an interrupted stage finds its folder again. A link to a folder is followed: its
+target must be as empty or as much ours. Inside of a folder no link is followed.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from megatron_mathcpt.errors import ConfigError, one_line
+from megatron_mathcpt.formats.manifest import FILE_NAME
+from megatron_mathcpt.log import get_logger
+
+MARKER = ".lock"
+_PATIENCE_SECONDS = 5.0  # for the kernel to end the processes of a killed job
+_SHOWN = 3
+_ANY = "any"  # of a folder that an older version was writing: its marker has no kind
+_OLDER = re.compile(r"(process )?\d+")
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems, as they are mounted
+_logger = get_logger(__name__)
+
+
+def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
+    """Create `out`, or check that it is empty or an output of `kind`, and mark it as one.
+
+    `written` are names that the caller will write or replace in it; they must not be links. Raises
+    `ConfigError`, with nothing changed, if the folder is not ours or cannot be written.
+    """
+    marker = out / MARKER
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # Listed before the marker is read: another process that claims it now marks it before it writes more.
+        names = sorted({*os.listdir(out)} - {MARKER})
+        owner = _kind_of(out)
+        if names and owner not in (kind, _ANY):
+            found = f"holds {_shown(names)}" if owner is None else f"is a folder of kind '{owner}'"
+            raise ConfigError(f"{out}: {found}, no output of kind '{kind}'; give a new or an empty folder")
+        if links := [name for name in (MARKER, FILE_NAME, *written) if (out / name).is_symlink()]:
+            raise ConfigError(f"{out / links[0]}: is a link, and would be written through; remove it")
+        if owner is None:
+            # Without truncation: others may be doing the same, or have read it already.
+            with os.fdopen(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o666), "w", encoding="utf-8") as file:
+                file.write(f"{kind}\n")
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+@contextmanager
+def locked_folder(out: Path, kind: str, written: Iterable[str] = ()) -> Iterator[None]:
+    """Claim `out` and lock it for this process; raises `ConfigError` naming the process that has it."""
+    claim_folder(out, kind, written)
+    try:
+        file = (out / MARKER).open("r+", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    with file:
+        # The kernel releases a flock when its process dies, so no lock is ever stale. On file systems without
+        # flock across nodes it excludes processes of the same node only.
+        _acquire(file, out)
+        job = os.environ.get("SLURM_JOB_ID")
+        owner = f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}"
+        try:
+            # The first line stays the same, so that a process that reads it meanwhile still finds it.
+            file.seek(0)
+            file.truncate(file.write(f"{kind}\n{owner}\n"))
+            file.flush()
+        except OSError as error:
+            raise _unwritable(out, error) from error
+        yield
+
+
+def _acquire(file: TextIO, out: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                owner = one_line(file.read().partition("\n")[2]) or "another process"
+                raise ConfigError(
+                    f"{out}: in use by {owner}; wait for it to end, stop it, or choose another --out"
+                ) from error
+            time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise _unwritable(out, error) from error
+            _logger.warning("%s: its file system has no locks; start nothing else in this folder", out)
+            return None
+
+
+def _kind_of(out: Path) -> str | None:
+    """The kind of output that `out` says it is; a damaged manifest is reported by whoever reads it."""
+    try:
+        found = json.loads((out / FILE_NAME).read_bytes())["kind"]
+        if isinstance(found, str):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    try:
+        first = (out / MARKER).read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, ValueError):
+        return None
+    return _ANY if _OLDER.match(first) else first or None
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    where, remedy = error.filename or out, "give another output folder, or remove what is in its place"
+    return ConfigError(f"{where}: cannot be written ({error.strerror}); {remedy}")
