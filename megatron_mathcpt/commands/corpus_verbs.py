@@ -241,14 +241,11 @@ def write_page(folder: Folder, out: Annotated[Path, Option(help="HTML file to wr
     """Write one HTML page: sources, drops by reason, lengths, origin."""
     from megatron_mathcpt.data.inspection import page_content
     from megatron_mathcpt.formats.corpus_folder import open_corpus
-    from megatron_mathcpt.formats.files import write_atomically
-    from megatron_mathcpt.report.page import render_corpus
+    from megatron_mathcpt.formats.output_folder import write_own_file
+    from megatron_mathcpt.report.page import PAGE_START, render_corpus
 
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; give the name of a file")
-    content = page_content(open_corpus(folder))
-    try:
-        write_atomically(out, render_corpus(content).encode())
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); give another") from error
+    page = render_corpus(page_content(open_corpus(folder)))
+    write_own_file(out, page.encode(), PAGE_START)
     echo(f"Page: {out}")

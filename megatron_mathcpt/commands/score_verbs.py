@@ -89,12 +89,13 @@ def contamination(
     """Find test items that overlap with training documents, and the scores without them."""
     from megatron_mathcpt.data.decontaminate import overlap_report
     from megatron_mathcpt.evaluation.tasks import named_files
-    from megatron_mathcpt.formats.files import write_atomically
+    from megatron_mathcpt.formats.output_folder import write_own_file
 
     files = {name: path for text in task for name, path in named_files(text).items()}
     result = overlap_report(evaluation, files, documents, threshold)
     out = evaluation.with_name(f"{evaluation.name}_contamination.json")
-    write_atomically(out, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    write_own_file(out, text.encode(), b'{\n "threshold": ')
     rows = []
     for name, scores in result["tasks"].items():
         found = (scores[part]["accuracy"] for part in ("all", "clean"))

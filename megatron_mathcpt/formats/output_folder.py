@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_mathcpt.errors import ConfigError, one_line
+from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.log import get_logger
 
@@ -43,7 +44,7 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
         names = sorted({*os.listdir(out)} - {MARKER})
         owner = _kind_of(out)
         if names and owner not in (kind, _ANY):
-            found = f"holds {_shown(names)}" if owner is None else f"is a folder of kind '{owner}'"
+            found = f"contains {_shown(names)}" if owner is None else f"is a folder of kind '{owner}'"
             raise ConfigError(f"{out}: {found}, no output of kind '{kind}'; give a new or an empty folder")
         if links := [name for name in (MARKER, FILE_NAME, *written) if (out / name).is_symlink()]:
             raise ConfigError(f"{out / links[0]}: is a link, and would be written through; remove it")
@@ -77,6 +78,22 @@ def locked_folder(out: Path, kind: str, written: Iterable[str] = ()) -> Iterator
         except OSError as error:
             raise _unwritable(out, error) from error
         yield
+
+
+def write_own_file(path: Path, data: bytes, start: bytes) -> None:
+    """Write `data`, which begins with `start`, to `path`; only a file that does so too is replaced.
+
+    Raises `ConfigError` if another file, or a folder, is there, or if it cannot be written.
+    """
+    assert data.startswith(start)
+    try:
+        if path.exists():
+            with path.open("rb") as file:
+                if file.read(len(start)) != start:
+                    raise ConfigError(f"{path}: is there and not of this command; give another name")
+        write_atomically(path, data)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _acquire(file: TextIO, out: Path) -> None:

@@ -21,6 +21,11 @@ from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 
 KIND = "report"
+# How every page begins, by which one of ours is known.
+PAGE_START = (
+    b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    b'<meta name="generator" content="megatron_mathcpt">'
+)
 MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 

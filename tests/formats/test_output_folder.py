@@ -9,7 +9,7 @@ import pytest
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import output_folder
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.formats.output_folder import MARKER, claim_folder, locked_folder
+from megatron_mathcpt.formats.output_folder import MARKER, claim_folder, locked_folder, write_own_file
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -84,6 +84,21 @@ def test_a_path_that_is_no_folder_is_refused_in_a_line(tmp_path: Path, path: str
         claim_folder(tmp_path / path, "run")
     assert (tmp_path / "file").read_text() == "theirs"
     assert not (tmp_path / "none").exists()
+
+
+def test_only_a_file_of_ours_is_replaced(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "page.html", tmp_path / "notes.html"
+    theirs.write_bytes(b"<html>notes</html>")
+    write_own_file(mine, b"<ours>1", b"<ours>")
+    write_own_file(mine, b"<ours>22", b"<ours>")
+    assert mine.read_bytes() == b"<ours>22"
+    with pytest.raises(
+        ConfigError, match=r"notes\.html: is there and not of this command; give another"
+    ):
+        write_own_file(theirs, b"<ours>1", b"<ours>")
+    assert theirs.read_bytes() == b"<html>notes</html>"
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_own_file(theirs / "page.html", b"<ours>1", b"<ours>")
 
 
 def test_a_second_process_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

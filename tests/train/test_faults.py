@@ -16,7 +16,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import FaultsSection
 from megatron_mathcpt.errors import CheckpointError, ConfigError, TrainingDiverged
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.manifest import load_manifest
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest, store_manifest
 from megatron_mathcpt.train.faults import GuardState, StepGuard
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from tests.support.training_outputs import metric_rows, rewind
@@ -136,7 +136,7 @@ def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, 
     check_resumable(resolve_inputs(allowed), copy)
     older = json.loads((copy / "manifest.json").read_text())  # by a version with extra fields
     older["config"] |= {"gone": {"x": 1}, "optimizer": older["config"]["optimizer"] | {"gone": 1}}
-    (copy / "manifest.json").write_text(json.dumps(older))
+    store_manifest(Manifest.model_validate(older), copy / "manifest.json")
     folders.seal(copy)
     check_resumable(resolve_inputs(allowed), copy)
     sharded: dict[str, Any] = {"parallel": {"use_distributed_optimizer": True}}
