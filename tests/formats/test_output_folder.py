@@ -92,9 +92,7 @@ def test_only_a_file_of_ours_is_replaced(tmp_path: Path) -> None:
     write_own_file(mine, b"<ours>1", b"<ours>")
     write_own_file(mine, b"<ours>22", b"<ours>")
     assert mine.read_bytes() == b"<ours>22"
-    with pytest.raises(
-        ConfigError, match=r"notes\.html: is there and not of this command; give another"
-    ):
+    with pytest.raises(ConfigError, match=r"notes\.html: is there and not of this command; give another"):
         write_own_file(theirs, b"<ours>1", b"<ours>")
     assert theirs.read_bytes() == b"<html>notes</html>"
     with pytest.raises(ConfigError, match="cannot be written"):
