@@ -1,7 +1,8 @@
 """What a user can get wrong, as exceptions with a self-contained message.
 
 A message names the file, line or field, what was found, and what to do. `run_command` prints it as one
-line and exits with status 2; any other exception is our bug and keeps its traceback.
+line and exits with status 2, as it does for an `OSError`; any other exception is our bug and keeps its
+traceback.
 """
 
 import sys
@@ -63,12 +64,16 @@ def first_error(error: "ValidationError") -> tuple[str, str]:
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Run `command`; on a `MathCptError` print one line on stderr and exit with status 2."""
+    """Run `command`; on a `MathCptError` or an `OSError` print one line on stderr and exit with status 2."""
     try:
         command()
     except MathCptError as error:
         print_error(error)
-        sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:  # of the machine: a failing disk, a full one, missing rights
+        print_error(MathCptError(f"{error.filename or 'a file'}: {error.strerror or error}"))
+    else:
+        return
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def print_error(error: MathCptError) -> None:

@@ -231,8 +231,12 @@ def hash_json(value: object) -> str:
 
 
 def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file; its `OSError` names the file also where reading fails."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class JsonLines:
