@@ -41,7 +41,7 @@ def test_samples_and_documents_are_seen_as_often_as_a_plain_model_says(
     """Pools of one document to many, weights from a millionth to all, budgets below and above an epoch."""
     random = np.random.default_rng(seed)
     number = int(random.integers(1, 5))
-    lengths = [random.integers(1, 40, random.integers(1, 30)).tolist() + [LENGTH + 1] for _ in range(number)]
+    lengths = [[*random.integers(1, 40, random.integers(1, 30)).tolist(), LENGTH + 1] for _ in range(number)]
     weights = (10.0 ** random.uniform(-6, 0, number)).tolist()
     samples = int(random.integers(1, 400))
     corpus = write_pools(tmp_path / "corpus", lengths)
