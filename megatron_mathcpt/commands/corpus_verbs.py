@@ -164,6 +164,7 @@ def synthesize(
         rows += stage.summary_rows(summary["methods"])
         title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
+    stage.check_answered(rows)
 
 
 @verb("pack-sft")

@@ -34,9 +34,9 @@ _LEADS: dict[str, dict[Language, str]] = {
     "wrong": {"en": "Let me check this. It is wrong.", "zh": "检查一下，这个解答有误。"},
 }
 # Any spelling of them, as a model that reads `< / Check >` may take it for the tag.
-OUR_TAG = re.compile(rf"<\s*[/\\]?\s*(?:{'|'.join(TAGS)})\b[^>]{{0,40}}>", re.IGNORECASE)
+OUR_TAG = re.compile(rf"<\s*(?:[/\\]\s*)?(?:{'|'.join(TAGS)})\b[^>]{{0,40}}>", re.IGNORECASE)
 _WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
-_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是)[^\n]*\Z")
+_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是).*", re.DOTALL)  # of a last line
 
 
 def reject_tags(what: str, text: str) -> None:
@@ -84,7 +84,8 @@ def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **cha
     solution = "\n".join(lines)
     if layout == "prose":
         # The final answer is written once, where the record becomes text (records.cpt_text).
-        solution = _FINAL_ANSWER.sub("", solution).rstrip() or solution
+        start = solution.rfind("\n") + 1
+        solution = (solution[:start] + _FINAL_ANSWER.sub("", solution[start:])).rstrip() or solution
     return seed.model_copy(update={"solution": solution, "steps": None, **changed})
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.synthesis import Sampling, SynthesisConfig
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats.corpus_folder import read_tokenizer
 from megatron_mathcpt.records import Problem, cpt_text
 
@@ -177,7 +177,10 @@ class Rejected(Exception):
 
 
 def advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> Requests | Outcome:
-    """Return the conversation's next requests, or its outcome; `replies` is None at the start."""
+    """Return the conversation's next requests, or its outcome; `replies` is None at the start.
+
+    A fault of ours with one reply must not end the run at every start: it is the reason of a rejection.
+    """
     try:
         return next(conversation) if replies is None else conversation.send(replies)
     except StopIteration as end:
@@ -185,3 +188,8 @@ def advance(conversation: Conversation, replies: tuple[Reply, ...] | None) -> Re
         return end.value
     except Rejected as rejected:
         return rejected.outcome
+    except MathCptError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        found, raw = f"{type(error).__name__}: {error}", replies[-1].text if replies else ""
+        return Rejected("reply cannot be checked", found, raw).outcome

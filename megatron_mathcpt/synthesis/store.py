@@ -1,19 +1,19 @@
 """The seeds of a shard, and every reply and outcome in one SQLite file, so that nothing is paid for twice.
 
-All writes of one event-loop iteration are one transaction, committed at the start of the next: a killed
-process loses at most the replies in flight. WAL with an exclusive lock needs no shared memory, so the file
-may be on a network file system, and a second process on the same shard is refused.
+Each is written at once: a killed process loses at most the replies in flight. WAL with an exclusive lock
+needs no shared memory, so the file may be on a network file system, and a second process on the same shard
+is refused. Every row has a checksum: a damaged reply or outcome is removed at the start, so that it is asked
+or made again, and a file that is damaged in another way is refused.
 
 Each record carries its lineage: seed, requests, prompts, models, sampling, verdicts. `trace` adds the
 requests and replies themselves.
 """
 
-import asyncio
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, Self, TypedDict
@@ -22,8 +22,10 @@ import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.errors import DataError, first_error, one_line
 from megatron_mathcpt.formats.files import list_files, numbered_lines
+from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
@@ -31,18 +33,25 @@ from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 # (WITHOUT ROWID), a write took 84 us, not 30, a look-up 20 us, not 5, and the file three times the space.
 _SCHEMA = """
 PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
-CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT PRIMARY KEY, method TEXT NOT NULL, server TEXT NOT NULL, body TEXT NOT NULL, text TEXT NOT NULL,
-  error TEXT, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+  error TEXT, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+  checksum BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS outcomes (
   method TEXT NOT NULL, seed TEXT NOT NULL, sample INTEGER NOT NULL, position INTEGER NOT NULL,
   seed_sha256 TEXT NOT NULL, tokens INTEGER NOT NULL, reason TEXT, outcome TEXT NOT NULL,
-  PRIMARY KEY (method, seed, sample)
+  checksum BLOB NOT NULL, PRIMARY KEY (method, seed, sample)
 );
 CREATE INDEX IF NOT EXISTS by_position ON outcomes (method, position, sample);
 """
+_MOST_SEED_BYTES = 1 << 20  # with the blocks of the file, what a seed in progress may take of the memory
+_NO_SPACE = "free space and start again; what is stored is kept"
+_REMEDIES = {"SQLITE_BUSY": "wait for another process on this shard, or choose another --out"}
+_REMEDIES |= {"SQLITE_FULL": _NO_SPACE, "SQLITE_IOERR": _NO_SPACE}
+_DAMAGED = "make it writable, restore a copy of it, or delete its folder to ask for everything again"
+_LOG = get_logger(__name__)
 
 
 class OutcomeRow(TypedDict):
@@ -105,6 +114,8 @@ def _seed_lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 
 
 def _parse_seed(place: str, line: bytes) -> Problem:
+    if len(line) > _MOST_SEED_BYTES:
+        raise DataError(f"{place}: seed of over {_MOST_SEED_BYTES >> 20} MiB; shorten or remove the line")
     try:
         return problem_of_row(orjson.loads(line))
     except ValidationError as error:
@@ -114,44 +125,67 @@ def _parse_seed(place: str, line: bytes) -> Problem:
         raise DataError(f"{place}: no JSON object in UTF-8 ({error}); fix or remove the line") from error
 
 
+def _checksum(row: Iterable[object]) -> bytes:
+    # `ascii`, in which text, bytes and numbers differ, unlike in SQLite.
+    return hashlib.blake2b(ascii([*row]).encode(), digest_size=16).digest()
+
+
 class Store:
-    """The file of one shard; refused if it was created with another `identity`."""
+    """The file of one shard."""
 
-    def __init__(self, folder: Path, **identity: str) -> None:
-        path = folder / ".store" / "synthesis.sqlite"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Autocommit (None), so that only `_begin` opens transactions; the lock of another process is final.
-        self._base = sqlite3.connect(path, isolation_level=None, timeout=1)
+    FILE = ".store/synthesis.sqlite"
+
+    def __init__(self, base: sqlite3.Connection) -> None:
+        self._base = base
+        # Damaged text must reach its checksum.
+        base.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, **identity: str) -> Iterator[Self]:
+        """The store of a shard, checked if an `identity` is given and refused if it has another one."""
+        path = folder / cls.FILE
         try:
-            self._base.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            remedy = "wait for another process on this shard, or choose another --out"
-            raise DataError(f"{path}: cannot be opened ({error}); {remedy}") from error
-        for name, value in identity.items():
-            if self.remember(name, value) != value:
-                self._base.close()
-                raise DataError(f"{name}: not those of the run in {folder}; choose another --out")
+            with closing(sqlite3.connect(path, isolation_level=None, timeout=1)) as base:
+                base.executescript(_SCHEMA)
+                store = cls(base)
+                for name, count in store.remove_damaged() if identity else ():
+                    _LOG.warning("%s: %d damaged %s removed, to be made again", path, count, name)
+                for name, value in identity.items():
+                    if store.remember(name, value) != value:
+                        raise DataError(f"{name}: not those of the run in {folder}; choose another --out")
+                yield store
+        except sqlite3.Error as error:
+            kind = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
+            raise DataError(f"{path}: {one_line(str(error))}; {_REMEDIES.get(kind, _DAMAGED)}") from error
 
-    def close(self) -> None:
-        self._commit()
-        self._base.close()
-
-    def _commit(self) -> None:
-        if self._base.in_transaction:
-            self._base.execute("COMMIT")
-
-    def _begin(self) -> None:
-        # The commit is the first callback of the loop's next iteration.
-        if not self._base.in_transaction:
-            self._base.execute("BEGIN")
-            asyncio.get_running_loop().call_soon(self._commit)
+    def remove_damaged(self) -> Iterator[tuple[str, int]]:
+        """Remove damaged rows, counted by table; raises `sqlite3.Error` if anything else is damaged."""
+        if (found := self._base.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(f"damaged ({found})")
+        for table in ("identity", "outcomes", "requests"):
+            rows = self._select(f"rowid, * FROM {table}")
+            damaged = [(row,) for row, *values, checksum in rows if checksum != _checksum(values)]
+            if damaged and table == "identity":
+                raise sqlite3.DatabaseError("damaged, or of another version of this package")
+            self._base.executemany(f"DELETE FROM {table} WHERE rowid = ?", damaged)
+            if damaged:
+                yield table, len(damaged)
+            if damaged and table == "requests":  # an outcome without its replies could not be traced
+                there = "value NOT IN (SELECT key FROM requests)"
+                lacking = f"SELECT 1 FROM json_each(outcome, '$.requests') WHERE {there}"
+                self._base.execute(f"DELETE FROM outcomes WHERE EXISTS ({lacking})")
 
     def _select(self, what: str, *values: object) -> sqlite3.Cursor:
         return self._base.execute(f"SELECT {what}", values)
 
+    def _insert(self, table: str, *values: object) -> None:
+        places = ", ".join("?" * (len(values) + 1))
+        self._base.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", (*values, _checksum(values)))
+
     def remember(self, name: str, value: str) -> str:
         """Return the value stored under `name`; store `value` if there is none."""
-        self._base.execute("INSERT OR IGNORE INTO identity VALUES (?, ?)", (name, value))
+        self._insert("identity", name, value)
         return str(self._select("value FROM identity WHERE name = ?", name).fetchone()[0])
 
     def forget(self, name: str) -> None:
@@ -164,14 +198,15 @@ class Store:
 
     def find_request(self, key: str) -> Mapping[str, object]:
         """Return body, text and error of a request; nothing if it got no reply."""
-        row = self._select("body, text, error FROM requests WHERE key = ?", key).fetchone()
-        return {"request": orjson.loads(row[0]), "text": row[1], "error": row[2]} if row else {}
+        row = self._select("* FROM requests WHERE key = ?", key).fetchone()
+        if row and row[-1] != _checksum(row[:-1]):
+            raise sqlite3.DatabaseError(f"request {key} is damaged")
+        return {"request": orjson.loads(row[3]), "text": row[4], "error": row[5]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
-        self._begin()
-        row = (key, method, server, body.decode(), *reply[:-1])  # all but `model`, which is in `identity`
-        # OR IGNORE: a seed that is in the input twice may make the same request twice at the same time.
-        self._base.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        # Ignored if it is there: a seed that is twice in the input may make a request twice at the same time.
+        # All of the reply but `model`, which is in `identity`.
+        self._insert("requests", key, method, server, body.decode(), *reply[:-1])
 
     def has_outcome(self, case: Case) -> bool:
         """Whether the outcome is stored; raises `DataError` if it is of another seed with the same id."""
@@ -182,17 +217,11 @@ class Store:
         return bool(row)
 
     def keep_outcome(self, case: Case, tokens: int, row: OutcomeRow) -> None:
-        """Store how a case ended; only within a running event loop."""
+        """Store how a case ended."""
         if self.has_outcome(case):  # the same seed twice in the input, both in progress
             return
-        self._begin()
         place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
-        end = (tokens, row["reason"], orjson.dumps(row).decode())
-        self._base.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*place, *end))
-
-    def forget_server_failures(self) -> None:
-        """Delete the outcomes of cases that got no reply, so that this run tries them again."""
-        self._base.execute("DELETE FROM outcomes WHERE reason LIKE 'server: %'")
+        self._insert("outcomes", *place, tokens, row["reason"], orjson.dumps(row).decode())
 
     def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
         """Yield (seed, sample, tokens, outcome) in order of the seeds."""
@@ -235,11 +264,14 @@ def trace(folder: Path, record_id: str) -> dict[str, object]:
     """Return an accepted record of a folder (one shard or all), with every request and reply behind it."""
     for path in sorted(folder.rglob("accepted.jsonl")):
         for _, line in numbered_lines(path):
-            row = orjson.loads(line) if record_id.encode() in line else {}
-            if row.get("id") == record_id:
+            if record_id.encode() not in line:
+                continue
+            verify_hashes(path.parents[1], load_manifest(path.parents[1], None))  # before it is believed
+            row = orjson.loads(line)
+            if row["id"] == record_id:
                 made = row["extra"]["lineage"]["requests"]
                 if made:
-                    with closing(Store(path.parents[1])) as store:
+                    with Store.open(path.parents[1]) as store:
                         made = [request | store.find_request(request["key"]) for request in made]
                 return {"file": str(path), "record": row, "requests": made}
     raise DataError(f"{folder}: no accepted record '{record_id}'; see the ids in its accepted.jsonl files")

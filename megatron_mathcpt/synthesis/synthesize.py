@@ -10,10 +10,11 @@ method; `_run_cases` works on many cases at a time; `_finish` drives one convers
 """
 
 import asyncio
+import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypedDict
@@ -21,11 +22,12 @@ from typing import TypedDict
 import orjson
 
 from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
-from megatron_mathcpt.errors import DataError, ServerError
+from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError
+from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, write_manifest
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import get_logger, progress
-from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
+from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.store import OutcomeRow, SeedShard, Store, check_seeds, make_row, read_seeds
@@ -39,6 +41,7 @@ class MethodSummary(TypedDict):
     outcomes: int
     accepted: int
     rejected: dict[str, int]
+    unanswered: dict[str, int]  # cases by why they got no reply; the next start asks for them again
     records: int
     tokens: int
     capped: bool
@@ -65,22 +68,40 @@ def synthesize(
     *,
     accept_model: bool = False,
 ) -> Summary:
-    """Run all methods over one shard of the seeds; resumes a killed run, or one whose budget was raised."""
+    """Run all methods over one shard of the seeds; resumes a killed run, or one whose budget was raised.
+
+    The folder is complete only if every case got its replies; see `check_answered`.
+    """
     run, budget = _Run(config, out, shard or SeedShard()), config.budget.model_dump(mode="json")
     folder, inputs = run.folder, {"seeds": run.seeds_sha256}
-    if is_complete(folder, KIND, inputs=inputs, config=run.recorded):
-        counts = load_manifest(folder, KIND).counts
-        if counts["budget"] == budget:
-            return {"stopped": counts["stopped"], "budget": budget, "methods": counts["methods"]}
-        # Incomplete from now on: a kill must not leave new files under the old manifest.
-        (folder / FILE_NAME).unlink()
-    with closing(run.open()):
-        asyncio.run(run.converse(connect, accept_model=accept_model))
-        methods = {name: run.write(name, folder / name) for name in config.chosen}
-    summary: Summary = {"stopped": run.stopped, "budget": budget, "methods": methods}
-    write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    write_manifest(folder, KIND, counts=dict(summary), inputs=inputs, config=run.recorded)
+    with run.locked():
+        if manifest.is_complete(folder, KIND, inputs=inputs, config=run.recorded):
+            found = manifest.load_manifest(folder, KIND)
+            try:
+                manifest.verify_hashes(folder, found)
+                if found.counts["budget"] == budget:
+                    made = found.counts["methods"]
+                    return {"stopped": found.counts["stopped"], "budget": budget, "methods": made}
+            except ManifestError as error:
+                _LOG.warning("%s: done now, from the stored replies", error)
+        with run.open():
+            # Incomplete from now on: a kill must not leave new files under an old manifest.
+            (folder / manifest.FILE_NAME).unlink(missing_ok=True)
+            asyncio.run(run.converse(connect, accept_model=accept_model))
+            methods = {name: run.write(name, folder / name) for name in config.chosen}
+        summary: Summary = {"stopped": run.stopped, "budget": budget, "methods": methods}
+        write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+        if not any(run.unanswered.values()):
+            counts = dict(summary)
+            manifest.write_manifest(folder, KIND, counts=counts, inputs=inputs, config=run.recorded)
     return summary
+
+
+def check_answered(rows: Iterable[tuple[str, str, str | int]]) -> None:
+    """Raise `ServerError` if rows of (method, what, number) say that cases got no reply."""
+    lost = [f"{method}: {number} {what}" for method, what, number in rows if what.startswith(UNANSWERED)]
+    if lost:
+        raise ServerError(f"cases without a reply ({'; '.join(lost)}); start again, all others are kept")
 
 
 class _Run:
@@ -97,38 +118,62 @@ class _Run:
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
         self.positions: Collection[int] | None = None  # of a pilot's seeds
         self.stopped: str | None = None
+        self.unanswered = {name: Counter[str]() for name in config.chosen}
         self.clients: dict[str, Client] = {}
         self.logged = time.monotonic()
 
-    def open(self) -> Store:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the folder and make its folders; what the disk refuses in the block is a `DataError`."""
+        folders = [".store", *self.config.chosen]
+        files = [f"{name}/{kind}.jsonl" for name in self.config.chosen for kind in ("accepted", "rejected")]
+        files += ["summary.json", manifest.FILE_NAME, *(Store.FILE + end for end in ("", "-wal", "-shm"))]
+        with locked_folder(self.folder, KIND, [*folders, *files]):
+            try:
+                for name in folders:
+                    (self.folder / name).mkdir(exist_ok=True)
+                for path in (self.folder / name for name in files):
+                    if path.exists() and not path.is_file():
+                        raise DataError(f"{path}: is no file of a run; remove it")
+                yield
+            except OSError as error:
+                problem = f"{error.filename or self.folder}: cannot be written ({error.strerror or error})"
+                raise DataError(f"{problem}; make room and start again, every reply is kept") from error
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
         """Load the tokenizer, log the first prompts and open the store, before any of the methods below."""
         local = self.config.methods.retrospective_enhancement
         self.count_tokens = token_counter(self.config.tokenizer, local.mark if local else None)
         for name, prompt in first_prompts(self.config).items():
             _LOG.info("first prompt of %s:\n%s", name, prompt)
         recorded = orjson.dumps(self.recorded, option=orjson.OPT_SORT_KEYS).decode()
-        self.store = Store(self.folder, seeds=self.seeds_sha256, config=recorded)
-        self.meter = Meter(self.config, self.store.spent())
-        return self.store
+        with Store.open(self.folder, seeds=self.seeds_sha256, config=recorded) as self.store:
+            self.meter = Meter(self.config, self.store.spent())
+            yield
 
     async def converse(self, connect: Connect, *, accept_model: bool) -> None:
         """Check that every server serves the config's model, then run the conversations of all methods."""
-        self.store.forget_server_failures()
         async with AsyncExitStack() as stack:
             for name in sorted(set(self.config.asked.values())):
                 client = await stack.enter_async_context(connect(name, self.config.servers[name]))
                 await client.check_served()
+                client.has_answered = name in self.store.spent()
                 self.clients[name] = client
                 if accept_model:
                     self.store.forget(f"replies as {name}")
             for method in _conversing(self.config):
                 if not self.stopped:
                     await self._run_cases(method)
+                # Refused before others were answered: whether the prompt is at fault is known now.
+                if not self.stopped and any("refused" in reason for reason in self.unanswered[method]):
+                    await self._run_cases(method)
 
     async def _run_cases(self, method: str) -> None:
         """Run every case to its outcome; a budget or `cap` accepted tokens may end the method early."""
         accepted, cases = self.store.accepted_tokens(method), self.cases(method)
         ends, began, resumed = Counter[str](), time.monotonic(), 0
+        self.unanswered[method].clear()
 
         async def work() -> None:
             nonlocal accepted, resumed
@@ -153,11 +198,9 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.config.concurrency):
                     group.create_task(work())
-        except* (DataError, ServerError) as errors:
+        except* (MathCptError, sqlite3.Error) as errors:
             failed = errors.exceptions[0]
-        if (
-            failed is not None
-        ):  # one line for the user, not a group; raised within, Python 3.11.2 groups it again
+        if failed is not None:  # one line, not a group; raised within, Python 3.11.2 groups it again
             raise failed
 
     def cases(self, method: str) -> Iterator[Case]:
@@ -186,6 +229,11 @@ class _Run:
             # All are awaited even if one meets the budget: what is paid for is kept.
             await asyncio.gather(*tasks, return_exceptions=True)
             replies = tuple(task.result() for task in tasks)
+            if failed := next(filter(is_unanswered, replies), None):
+                # No outcome: the next start resumes here.
+                reason = failed.error or UNANSWERED
+                self.unanswered[case.method][reason] += 1
+                return reason, 0
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
@@ -225,7 +273,6 @@ class _Run:
 
     def write(self, method: str, folder: Path) -> MethodSummary:
         """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens."""
-        folder.mkdir(parents=True, exist_ok=True)
         records = tokens = 0
         ends, verdicts, capped = Counter[str](), Counter[str](), False
         with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
@@ -251,6 +298,7 @@ class _Run:
             "outcomes": ends.total(),
             "accepted": ends.pop("accepted", 0),
             "rejected": dict(sorted(ends.items())),
+            "unanswered": dict(sorted(self.unanswered[method].items())),
             "records": records,
             "tokens": tokens,
             "capped": capped,
@@ -273,10 +321,11 @@ def pilot(
     count = min(count, seeds)
     # Spread evenly: a file of seeds may be sorted by source or difficulty.
     run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
-    with closing(run.open()):
+    with run.locked(), run.open():
         asyncio.run(run.converse(connect, accept_model=accept_model))
         outcomes = ((name, run.outcomes(name)) for name in _conversing(config))
-        return {name: Counter(row["reason"] or "accepted" for *_, row in rows) for name, rows in outcomes}
+        ends = {name: Counter(row["reason"] or "accepted" for *_, row in rows) for name, rows in outcomes}
+        return {name: counts + run.unanswered[name] for name, counts in ends.items()}
 
 
 def first_prompts(config: SynthesisConfig) -> dict[str, str]:
@@ -303,5 +352,5 @@ def summary_rows(methods: Mapping[str, MethodSummary]) -> Iterator[tuple[str, st
             yield method, "cost of a record", f"{found['cost_per_record']:.6f}"
             yield method, "cost of 1,000 tokens", f"{1000 * found['cost_per_token']:.6f}"
         rejected = {f"rejected: {reason}": count for reason, count in found["rejected"].items()}
-        for what, count in (rejected | found["verdicts"]).items():
+        for what, count in (rejected | found["verdicts"] | found.get("unanswered", {})).items():
             yield method, what, f"{count:,}"

@@ -135,14 +135,22 @@ _PASSING = {
     "reset in mid-body": _send(lambda body: [body[:40]], Content_Length="5000"),
     "silence": _silence,
     "one byte a second": _send(lambda body: (bytes([byte]) for byte in body), wait=1),
+    "529": _send(status=529),
+    "HTML": _send(lambda _: [b"<html>"], Content_Type="text/html"),
+    "cut JSON": _send(lambda body: [body[:-30]]),
+    "error in 200": _send(lambda _: [b'{"error": {"message": "overloaded", "code": 502}}']),
+    "no choices": _send(lambda _: [b'{"choices": []}']),
+    "no gzip": _send(lambda body: [body], Content_Encoding="gzip"),
 }
 _BOMB = gzip.compress(b" " * (1 << 20), 9)  # 1 MB of them is 1 GB when unpacked
 _LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
-    "HTML": (_send(lambda _: [b"<html>"], Content_Type="text/html"), "reply is not JSON"),
-    "cut JSON": (_send(lambda body: [body[:-30]]), "reply is not JSON"),
-    "no choices": (_send(lambda _: [b'{"choices": []}']), "reply without choices"),
     "null content": (_send(lambda _: [completion_body(None)]), "reply without text"),
     "too long": (_send(lambda body: [body.replace(b'"stop"', b'"length"')]), "cut off at max_tokens"),
+    "filtered": (
+        _send(lambda body: [body.replace(b'"stop"', b'"content_filter"')]),
+        "ended early: content_filter",
+    ),
+    "control token": (_send(lambda _: [completion_body("5<|im_end|>")]), "control tokens in the reply"),
     "imitated tags": (_send(lambda _: [completion_body(_IMITATION)]), None),
     "1 GB body": (_send(lambda _: repeat(b" " * (1 << 16), 1 << 14)), "reply larger than 100000 bytes"),
     "bomb": (_send(lambda _: [_BOMB * 1024], Content_Encoding="gzip"), "reply larger than 100000 bytes"),

@@ -56,12 +56,25 @@ def test_permanent_faults_are_a_named_error_after_one_request(fault: str, error:
     assert (answer.error, server.requests) == (error, 1)
 
 
-@pytest.mark.parametrize("status", ["400", "401", "404"])
+@pytest.mark.parametrize("status", ["401", "404"])
 def test_no_retry_where_it_is_useless(status: str) -> None:
     with FakeServer(str, faults=fails(status)) as server:
         with pytest.raises(ServerError, match=f"refused with status {status}"):
             ask(server.url)
         assert server.requests == 1
+
+
+def test_a_refusal_is_of_the_prompt_only_if_others_are_answered() -> None:
+    with FakeServer(str, faults=lambda prompt, _: "400" if prompt == "hello 3" else None) as server:
+        replies = ask(server.url, count=8, maximum_in_flight=1)
+        assert [n for n, reply in enumerate(replies) if reply.error] == [3]
+        assert (replies[3].error, replies[3].text) == ("refused with status 400", "no")
+        server.faults = fails("400")
+        assert ask(server.url)[0].error == "server: refused with status 400"  # so that it is asked again
+        before = server.requests
+        with pytest.raises(ServerError, match=r"refused with status 400 \(no\); check model"):
+            ask(server.url, count=100, maximum_in_flight=1)
+        assert 8 <= server.requests - before < 20
 
 
 def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:

@@ -23,7 +23,7 @@ from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.store import SeedShard, check_seeds, read_seeds, trace
+from megatron_mathcpt.synthesis.store import SeedShard, Store, check_seeds, read_seeds, trace
 from megatron_mathcpt.synthesis.synthesize import pilot, synthesize
 from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
 from tests.support.synthesis_runs import (
@@ -109,10 +109,10 @@ def test_a_stopped_run_resumes(trial: Trial) -> None:
         trial.run(40, concurrency=4)
     assert not (trial.out / FIRST_SHARD / "manifest.json").exists()
     server.faults = lambda prompt, _a: "500" if "is 33 +" in prompt else None
-    assert trial.run(40)["rejected"]["server: status 500"] == 1
+    assert trial.run(40)["unanswered"] == {"server: status 500": 1}
+    assert not (trial.out / FIRST_SHARD / "manifest.json").exists()
     server.faults = lambda _p, _a: None  # a seed without any reply is retried
-    (trial.out / FIRST_SHARD / "manifest.json").unlink()
-    assert "server: status 500" not in trial.run(40)["rejected"]
+    assert not trial.run(40)["unanswered"]
     change_store(trial.out, "DELETE FROM outcomes")  # as if killed after the replies, before the outcomes
     trial.run(40)
     assert sum(server.answered.values()) == 80  # each reply is paid once
@@ -122,8 +122,10 @@ def test_a_stopped_run_resumes(trial: Trial) -> None:
 
 def test_another_model_behind_the_same_address_is_refused(trial: Trial) -> None:
     trial.run()
-    old = "UPDATE identity SET value = 'old-model' WHERE name LIKE 'replies as %'"
-    change_store(trial.out, old, "DELETE FROM requests", "DELETE FROM outcomes")
+    change_store(trial.out, "DELETE FROM requests", "DELETE FROM outcomes")
+    with Store.open(trial.out / FIRST_SHARD) as store:
+        store.forget("replies as student")
+        store.remember("replies as student", "old-model")
     with pytest.raises(ServerError, match="answers as model 'test-model', before as 'old-model'"):
         trial.run()
     synthesize(trial.config(), trial.out, accept_model=True)
