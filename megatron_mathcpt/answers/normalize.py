@@ -212,16 +212,17 @@ _PREFIX = re.compile(
 
 def normalize(text: str) -> str:
     """Rewrite `text` in the spelling that the rules read, without any mathematics."""
-    # Before NFKC, which makes plain digits of superscripts, circled numbers and one-character fractions.
-    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
-    text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
-    text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
-    text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
-    text = unicodedata.normalize("NFKC", text)
-    text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
+    if not text.isascii():
+        # Before NFKC, which makes plain digits of superscripts, circled numbers and one-character fractions.
+        text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
+        text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
+        text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
+        text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
+        text = unicodedata.normalize("NFKC", text)
+        text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
     text = _currency(text)
-    text = text.translate(_TRANSLATION)
+    text = text if text.isascii() else text.translate(_TRANSLATION)
     text = re.sub(r"\\sqrt(?=[0-9.])\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
