@@ -3,7 +3,7 @@
 Extraction is separate from grading, so that a wrong one can be seen among the stored responses. After its
 answer a base model often writes a next question of its own; the text from there is cut off first.
 
-It takes time linear in the output, whatever that contains: every repetition that could give back characters in
+It takes time linear in the output, whatever that contains: a repetition that could give back characters in
 vain is possessive (`\\s*+`), no match begins inside a run that another one has read, and slices have a limit.
 """
 

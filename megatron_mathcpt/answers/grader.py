@@ -34,6 +34,7 @@ MAX_CHARACTERS = 2000  # longer answers are ungraded without any parsing
 MAX_STEPS = 50_000  # about 0.3 s
 TOO_LARGE = "too long or nested too deep to grade"
 _MAX_DEPTH = 50
+_MAX_FOR_MATH_VERIFY = 500  # characters; some more of any notation take it longer than its limit
 _LETTER = r"[A-H]"
 
 
@@ -82,6 +83,8 @@ def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911
         return Verdict(equal, reason)
     if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", second):
         return Verdict(False, "not an answer of this form")
+    if max(len(first), len(second)) > _MAX_FOR_MATH_VERIFY:
+        return Verdict(None, "too long for math-verify")
     return _worker(os.getpid()).compare(first, second)
 
 
