@@ -6,7 +6,7 @@ from fractions import Fraction
 from itertools import chain
 
 from megatron_mathcpt.answers import region
-from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
+from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression, spend
 from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
 from megatron_mathcpt.answers.units import Unit, split_unit
 from megatron_mathcpt.answers.value import same_curve, same_value
@@ -16,7 +16,7 @@ Rule = Callable[[str, str], bool | None]
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 # At the end of an answer: the set of the values of its parameter.
 _PARAMETER = re.compile(
-    r"\s*[,(]?\s*\(?\s*(?P<name>[kmn])\s*\\in\s*(?:\\math[a-z]+\s*)?\{?\s*(?P<set>[ZN])\s*\}?"
+    r"\s*+(?:[,(]\s*+)?(?:\(\s*+)?(?P<name>[kmn])\s*\\in\s*(?:\\math[a-z]+\s*)?\{?\s*(?P<set>[ZN])\s*\}?"
     r"(?:[*+^{}_\s]|\\cdot)*\)?\s*$"
 )
 _FUNCTIONS_OF = {"y", "f(x)", "g(x)", "h(x)", "f(t)", "f(n)", "p(x)", "P(x)", "q(x)"}
@@ -24,6 +24,7 @@ _FUNCTIONS_OF = {"y", "f(x)", "g(x)", "h(x)", "f(t)", "f(n)", "p(x)", "P(x)", "q
 
 def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bool | None, str]:
     """Return the verdict and the rule that decided; `ordered` compares lists in order (blanks of a cloze)."""
+    spend(20 + (len(gold) + len(prediction)) // 4)
     # White space between two digits separates two numbers; elsewhere it has no meaning.
     first, second = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text) for text in (gold, prediction))
     if first == second:
@@ -61,18 +62,33 @@ def _alternatives(gold: str, prediction: str) -> bool | None:
 
 
 def _families(gold: str, prediction: str) -> bool | None:
-    """Compare families with a whole-number parameter, x = k\\pi, k \\in Z."""
-    stated = {(m["name"], m["set"]) for text in (gold, prediction) if (m := _PARAMETER.search(text))}
-    if len(stated) != 1:
-        return False if len({domain for _, domain in stated}) > 1 else None
-    bodies = [_PARAMETER.sub("", text, count=1) for text in (gold, prediction)]
-    ((name, domain),) = stated
-    symbol = re.compile(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])")
-    renumbered = [name]
-    # Over all integers, k, k + 1 and -k number the same family.
-    if domain == "Z":
-        renumbered += [f"({sign}{name}{shift:+d})" for sign in ("", "-") for shift in range(-2, 3)]
-    return _any(same(bodies[0], symbol.sub(other, bodies[1])) for other in renumbered)
+    """Compare families with whole-number parameters, x = k\\pi, k \\in Z."""
+    (first, stated), (second, others) = map(_split_parameters, (gold, prediction))
+    if len({domain for _, domain in stated | others}) != 1:
+        return False if stated | others else None
+    for body, names in ((first, stated or others), (second, others or stated)):
+        if not all(name in re.sub(r"\\[A-Za-z]+", "", body) for name, _ in names):
+            return False  # 1, k \\in Z is no family, and not 1
+    if stated and others and stated != others:
+        return None
+    renumbered = [second]
+    for name, domain in sorted(stated or others):
+        symbol = re.compile(rf"(?<![\\A-Za-z]){name}(?![A-Za-z])")
+        # Over all integers, k, k + 1 and -k number the same family.
+        more = [f"({sign}{name}{shift:+d})" for sign in ("", "-") for shift in range(-2, 3)]
+        forms = [name, *(more if domain == "Z" else ())]
+        spend(len(renumbered) * len(forms))
+        renumbered = [symbol.sub(form, body) for body in renumbered for form in forms]
+    return _any(same(first, body) for body in renumbered)
+
+
+def _split_parameters(text: str) -> tuple[str, set[tuple[str, str]]]:
+    """Split an answer into its body, and the names and sets of its parameters."""
+    stated = set()
+    while found := _PARAMETER.search(text):
+        stated.add((found["name"], found["set"]))
+        text = text[: found.start()]
+    return text, stated
 
 
 def _ratios(gold: str, prediction: str) -> bool | None:
@@ -193,13 +209,17 @@ def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
-    found = list(verdicts)
-    return False if False in found else None if None in found else True
+    undecided = False
+    for verdict in verdicts:  # no further than the first False: each verdict may take long
+        if verdict is False:
+            return False
+        undecided = undecided or verdict is None
+    return None if undecided else True
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
     undecided = False
-    for verdict in verdicts:  # no further than the first True: each verdict may take long
+    for verdict in verdicts:  # no further than the first True
         if verdict:
             return True
         undecided = undecided or verdict is None

@@ -5,12 +5,29 @@ proper fraction of whole numbers is a mixed number; `\\log` is to base 10; subsc
 """
 
 import re
+from contextvars import ContextVar
 from fractions import Fraction
 from typing import NamedTuple
 
 
 class NotAnExpression(ValueError):
     """The text is outside the grammar."""
+
+
+class OutOfSteps(Exception):
+    """A comparison has done as much work as it may; no rule takes this for an answer without value."""
+
+
+# Left to this thread's comparison, of about 5 microseconds each; a verdict must not depend on the machine.
+STEPS: ContextVar[list[int] | None] = ContextVar("steps", default=None)
+
+
+def spend(steps: int) -> None:
+    """Take steps from those that are left to this comparison; raises `OutOfSteps`."""
+    if (left := STEPS.get()) is not None:
+        left[0] -= steps
+        if left[0] < 0:
+            raise OutOfSteps
 
 
 class Node(NamedTuple):
@@ -20,14 +37,21 @@ class Node(NamedTuple):
     arguments: tuple["Node", ...] = ()
     value: Fraction | str = ""
 
+    def walk(self) -> list["Node"]:
+        """All nodes, a node before its last argument before its first; trees are too deep for recursion."""
+        found, left = [], [self]
+        while left:
+            found.append(node := left.pop())
+            left.extend(node.arguments)
+        return found
+
     def symbols(self) -> set[str]:
-        own = {str(self.value)} if self.operator == "symbol" else set()
-        return own.union(*(argument.symbols() for argument in self.arguments))
+        return {str(node.value) for node in self.walk() if node.operator == "symbol"}
 
 
 _DECORATIONS = {name: name for name in ("overline", "vec", "hat", "tilde", "dot")}
 _DECORATIONS |= {"bar": "overline", "overrightarrow": "vec", "widehat": "hat"}
-_MAX_TOKENS = 600  # bounds the time, and the recursion of what walks the tree
+_MAX_TOKENS = 600
 _MAX_DEPTH = 60  # of brackets; each takes up to eight of Python's 1000 stack frames
 _GREEK = (  # noqa: SIM905
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi "
@@ -48,6 +72,7 @@ _STOPPERS = {"\\}"} | {f"\\{name}" for name in "cdot rfloor rceil le ge ne in cu
 
 def parse_expression(text: str) -> Node:
     """Parse `text`; raises `NotAnExpression`."""
+    spend(1 + len(text) // 4)
     parser = _Parser(_tokens(text))
     try:
         node = parser.sum()

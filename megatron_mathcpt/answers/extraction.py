@@ -2,6 +2,9 @@
 
 Extraction is separate from grading, so that a wrong one can be seen among the stored responses. After its
 answer a base model often writes a next question of its own; the text from there is cut off first.
+
+It takes time linear in the output, whatever that contains: a repetition that could give back characters in
+vain is possessive (`\\s*+`), no match begins inside a run that another one has read, and slices have a limit.
 """
 
 import re
@@ -11,28 +14,31 @@ Method = Literal["box", "phrase", "choice", "last_number", "none"]
 
 # Where a base model starts the next question. Only at the start of a line, so prose is never cut.
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:[#*]{0,4}\s*)(?:Question|Problem|Exercise|Example|Q|问题|题目|例题|例|【题目】|【问题】)"
-    r"\s*\d*\s*(?:\*\*)?\s*[:：.、]|<\|(?:endoftext|end_of_text|eot_id|im_end)\|>|</s>|<eos>",
+    r"\n[^\S\n]*+(?:[#*]{1,4}+\s*+)?+(?:Question|Problem|Exercise|Example|Q|问题|题目|例题|例|【题目】|【问题】)"
+    r"\s*+\d*+\s*+(?:\*\*\s*+)?+[:：.、]|<\|(?:endoftext|end_of_text|eot_id|im_end)\|>|</s>|<eos>",
     re.IGNORECASE,
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)\b\s*+")
+_BARE = re.compile(r"[^\s$\\,.]+")  # `\boxed 5` is read too
 _PHRASE = {
     "en": re.compile(
-        r"(?:\bthe\s+)?(?:\bfinal\s+|\bcorrect\s+)?\banswers?(?:\s+to\s+th(?:e|is)\s+(?:question|problem))?"
-        r"\s*(?:\*\*)?\s*(?:is|are|:|=)(?:\s*:)?\s*(?:\*\*)?|####",
+        r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?\s*+(?:\*\*\s*+)?+(?:is|are|:|=)"
+        r"(?:\s*+:)?\s*+(?:\*\*)?|####",
         re.IGNORECASE,
     ),
     "zh": re.compile(
-        r"(?:最终)?(?:正确)?(?:的)?答案\s*(?:应)?(?:该)?(?:是|为|选|等于|[:：])+\s*[:：]?|(?:故|应|所以|因此)?选(?:择|项)?"
-        r"\s*[:：]?(?=\s*[(（]?[A-H])|(?:^|\n|[。\s])\s*答\s*[:：]"
+        r"答案\s*+应?该?(?:是|为|选|等于|[:：])++\s*+[:：]?|选(?:择|项)?+\s*+[:：]?+(?=\s*+[(（]?[A-H])"
+        r"|(?<![^\s。])答\s*+[:：]"
     ),
 }
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.\\])[-+−]?\s?[$¥￥]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d+(?!\d*\.\d))?\s?%?"
+    r"(?<![A-Za-z0-9_.\\])[-+−]?\s?[$¥￥]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s?/\s?\d++(?!\.\d))?\s?%?"
     r"|\\d?frac\{\d+\}\{\d+\}"
 )
 _CHOICE = re.compile(r"(?<![A-Za-z0-9\\])[(（]?([A-H])(?![A-Za-z0-9'’])")
-_CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*[,、，和与]?\s*[A-H])*)(?![A-Za-z0-9'’])")
+_CHOICES = re.compile(r"(?<![A-Za-z0-9\\])([A-H](?:\s*+(?:[,、，和与]\s*+)?[A-H])*)(?![A-Za-z0-9'’])")
+
+_LONGEST = 4000  # characters of a sentence with the answer, twice what can be graded
 
 
 class Extraction(NamedTuple):
@@ -45,12 +51,12 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
 
     Choice letters are searched for, and numbers cut out of phrases, only if the gold answer is of that kind.
     """
-    text = _NEXT_QUESTION.split(output, maxsplit=1)[0]
+    text = _NEXT_QUESTION.split(output, maxsplit=1)[0].rstrip()
     if box := _last_box(text):
         return Extraction(box, "box")
     patterns = (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"])
     phrases = (phrase for pattern in patterns for phrase in reversed(list(pattern.finditer(text))))
-    phrase = next(filter(None, (_sentence(text[found.end() :]) for found in phrases)), "")
+    phrase = next(filter(None, (_sentence(text[found.end() :][:_LONGEST]) for found in phrases)), "")
     if kind in ("choice", "multichoice"):
         return _choice(text, phrase, kind)
     if phrase:
@@ -60,24 +66,23 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
 
 
 def _last_box(text: str) -> str:
-    # The last that is closed, of 20: unclosed boxes make this quadratic. `\boxed 5` is read too.
-    for found in reversed(list(_BOX.finditer(text))[-20:]):
-        rest = text[found.end() :]
-        bare = re.match(r"[^\s$\\,.]+", rest)
-        content = _braced(rest) if rest.startswith("{") else bare and bare.group()
-        if content and content.strip():
+    """Return the content of the last box that is closed and not empty."""
+    starts = [found.end() for found in _BOX.finditer(text)]
+    if not starts:
+        return ""
+    opened: list[int] = []
+    ends: dict[int, int] = {}  # place of each closed brace: of its end
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # \{ and \} are no braces
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            ends[opened.pop()] = brace.start()
+    for start in reversed(starts):
+        braced, bare = text.startswith("{", start), _BARE.match(text, start)
+        content = text[start + 1 : ends.get(start, start)] if braced else bare[0] if bare else ""
+        if content.strip():
             return content.strip()
     return ""
-
-
-def _braced(text: str) -> str | None:
-    """Return the content of the brace that opens `text`; None if it is never closed."""
-    depth = 0
-    for found in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # \{ and \} are no braces
-        depth += (found[0] == "{") - (found[0] == "}")
-        if depth == 0:
-            return text[1 : found.start()]
-    return None
 
 
 def _sentence(text: str) -> str:

@@ -1,5 +1,9 @@
 """Whether two final answers are equivalent: rules by kind, without executing anything the model wrote.
 
+No pair of texts takes more than 2 s of CPU time or 500 MB, and none raises: lengths and depth are limited,
+our rules count their steps (`expression.spend`), and math-verify's process is killed at its own limits.
+What meets a limit is ungraded, and the reason names the limit.
+
 Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be omitted
 but must not differ; 50% is 0.5, 12% is not 12; blanks are ordered, solutions are not; expansions are equal.
 What our rules leave undecided goes to math-verify, in a subprocess that is killed if it takes too long.
@@ -10,21 +14,27 @@ import logging
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
+from megatron_mathcpt.answers.expression import STEPS, OutOfSteps
 from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
 
 Status = Literal["correct", "wrong", "ungraded"]
 MAX_CHARACTERS = 2000  # longer answers are ungraded without any parsing
+MAX_STEPS = 50_000  # about 0.3 s
+TOO_LARGE = "too long or nested too deep to grade"
 _MAX_DEPTH = 50
+_MAX_FOR_MATH_VERIFY = 500  # characters; some more of any notation take it longer than its limit
 _LETTER = r"[A-H]"
 
 
@@ -37,15 +47,30 @@ class Verdict(NamedTuple):
         return "ungraded" if self.equal is None else "correct" if self.equal else "wrong"
 
 
-def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: PLR0911 - one rule a return
-    """Compare two answers within seconds; `kind` is the benchmark item's, `auto` if it is unknown."""
+def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:
+    """Compare two answers in bounded time; `kind` is the benchmark item's, `auto` if it is unknown."""
     if not prediction.strip():
         return Verdict(False, "no answer")
     if gold.strip() == prediction.strip():
         return Verdict(True, "same text")
-    if max(len(gold), len(prediction)) > MAX_CHARACTERS or max(map(_depth, (gold, prediction))) > _MAX_DEPTH:
-        return Verdict(None, "too long or nested too deep to grade")
+    limit = STEPS.set([MAX_STEPS])
+    try:
+        return _compare(gold, prediction, kind)
+    except OutOfSteps:
+        return Verdict(None, f"not decided in {MAX_STEPS} steps")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # No way to this is known; but one odd output must not end a whole evaluation.
+        return Verdict(None, f"cannot be compared ({type(error).__name__})")
+    finally:
+        STEPS.reset(limit)
+
+
+def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911 - one rule a return
+    if any(map(_too_large, (gold, prediction))):
+        return Verdict(None, TOO_LARGE)
     first, second = (words_as_symbols(normalize(text)) for text in (gold, prediction))
+    if any(map(_too_large, (first, second))):
+        return Verdict(None, TOO_LARGE)
     letters = _letters(second)
     if kind in ("choice", "multichoice") or (kind == "auto" and re.fullmatch(rf"\(?{_LETTER}\)?", first)):
         right = bool(letters) and _letters(first) == letters
@@ -58,61 +83,79 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:  # noqa: P
         return Verdict(equal, reason)
     if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", second):
         return Verdict(False, "not an answer of this form")
+    if max(len(first), len(second)) > _MAX_FOR_MATH_VERIFY:
+        return Verdict(None, "too long for math-verify")
     return _worker(os.getpid()).compare(first, second)
 
 
-def _depth(text: str) -> int:
-    return max(accumulate(((sign in "([{") - (sign in ")]}") for sign in text), initial=0))
+def _too_large(text: str) -> bool:
+    # As Unicode's compatibility form, which makes 18 letters of a ligature, and brackets of full-width ones.
+    text = unicodedata.normalize("NFKC", text)
+    if len(text) > MAX_CHARACTERS or sum(map(text.count, "([{")) <= _MAX_DEPTH:
+        return len(text) > MAX_CHARACTERS
+    return max(accumulate((sign in "([{") - (sign in ")]}") for sign in text)) > _MAX_DEPTH
 
 
 def _letters(text: str) -> set[str]:
     """Return the choice letters of an answer: one at its start, `B. 3 cm`, or several, `ABD`, `A and D`."""
-    first = re.match(rf"(?:option|choice|选项|选)?\s*\(?\s*({_LETTER})\s*(?:\)|[.:]|$)", text, re.IGNORECASE)
+    first = re.match(
+        rf"(?:option|choice|选项|选)?\s*+(?:\(\s*+)?({_LETTER})\s*+(?:\)|[.:]|$)", text, re.IGNORECASE
+    )
     several = re.match(rf"[(\s]*{_LETTER}(?:[\s,;、和与&)(]|and)*{_LETTER}(?![a-z])", text)
     if first and not several:
         return {first.group(1).upper()}
     return set(re.findall(rf"(?<![a-zA-Z]){_LETTER}(?![a-z])|(?<={_LETTER}){_LETTER}(?![a-z])", text))
 
 
-TIMEOUT_SECONDS = 3.0  # of CPU time: a verdict must not depend on how busy the machine is
-_MEMORY_BYTES = 2 * 2**30
+# Of CPU time, as a verdict must not depend on how busy the machine is. The start of its process takes 0.7 s.
+TIMEOUT_SECONDS = 0.6
+_MEMORY_BYTES = 400 * 2**20
 
 
 class Worker:
     """math-verify in one subprocess, which reads pairs of answers and writes verdicts as JSON lines."""
 
-    def __init__(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, timeout_seconds: float = TIMEOUT_SECONDS, stuck_seconds: float = 60) -> None:
         self._timeout_seconds = timeout_seconds
+        self._stuck_seconds = stuck_seconds  # of wall time, for a process that gets no CPU time at all
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def compare(self, gold: str, prediction: str) -> Verdict:
         """Compare two normalised answers, in both directions; what math-verify cannot parse is wrong."""
         with self._lock:  # grading runs in several threads
-            process = self._process
-            if process is None or process.poll() is not None:
+            if self._process is None or self._process.poll() is not None:
+                self.close()
                 code = f"from {__name__} import main; main({self._timeout_seconds})"
                 pipe, command = subprocess.PIPE, [sys.executable, "-u", "-c", code]
-                process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-                self._process = process
-            assert process.stdin and process.stdout
-            line = b""
-            with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps([gold, prediction]).encode() + b"\n")
-                process.stdin.flush()
-                line = process.stdout.readline()  # empty if the process was killed
+                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+            line = self._ask(self._process, json.dumps([gold, prediction]).encode() + b"\n")
             if not line:
-                self.close()
-                limit = self._timeout_seconds
-                return Verdict(None, f"math-verify gave no verdict in {limit:g} s of CPU time")
+                if self.close() == -signal.SIGPROF:
+                    limit = self._timeout_seconds
+                    return Verdict(None, f"math-verify gave no verdict in {limit:g} s of CPU time")
+                return Verdict(None, "math-verify's process was killed or stuck")
             equal = json.loads(line)
             return Verdict(bool(equal), "cannot be read" if equal is None else "math-verify")
 
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+    def _ask(self, process: subprocess.Popen[bytes], question: bytes) -> bytes:
+        """The line that answers a question; empty if the process ends, or is stuck."""
+        assert process.stdin and process.stdout
+        with suppress(BrokenPipeError):
+            process.stdin.write(question)
+            process.stdin.flush()
+        ready = select.poll()
+        ready.register(process.stdout)
+        return process.stdout.readline() if ready.poll(1000 * self._stuck_seconds) else b""
+
+    def close(self) -> int | None:
+        """End the process, if there is one, and return its exit status."""
+        if (process := self._process) is None:
+            return None
+        self._process = None
+        process.kill()
+        process.communicate()  # also closes its pipes
+        return process.returncode
 
 
 @lru_cache(maxsize=1)
@@ -124,20 +167,24 @@ def _worker(_process_id: int) -> Worker:
 def main(timeout_seconds: float) -> None:
     """Run the subprocess: one verdict per line until the input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    # The kernel kills the process, even inside a loop in C, when an answer has used its CPU time.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no verdict
     logging.disable(logging.CRITICAL)
     from math_verify import LatexExtractionConfig, parse, verify
 
     # Only its LaTeX grammar: the plain-text one calls sympy's parse_expr, which evaluates code.
     grammar, options = [LatexExtractionConfig()], {"fallback_mode": "no_fallback", "parsing_timeout": None}
+    parse("$1$", grammar, **options)  # reads its tables, which takes 0.1 s
 
     for line in sys.stdin:
-        # The kernel kills the process, even inside a loop in C, when an answer has used its CPU time.
         signal.setitimer(signal.ITIMER_PROF, timeout_seconds)
         equal = None
-        with suppress(MemoryError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
+        with suppress(RecursionError, ValueError, TypeError, AttributeError, ArithmeticError):
             first, second = (parse(f"${text}$", grammar, **options) for text in json.loads(line))
             if first and second:
                 both = ((first, second), (second, first))
                 equal = all(verify(*pair, timeout_seconds=None) for pair in both)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.write(json.dumps(equal) + "\n")
+        answers.write(json.dumps(equal) + "\n")

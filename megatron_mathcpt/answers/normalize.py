@@ -1,6 +1,7 @@
 """One spelling for the many ways to write the same answer: Unicode, LaTeX, plain text, words.
 
 The result is LaTeX of a small vocabulary (`\\frac`, `\\sqrt`, `\\cdot`, `\\le`, ...); words remain words.
+Each pattern takes time linear in the text: as in `extraction`, by possessive repetitions and starts of runs.
 """
 
 import math
@@ -75,9 +76,11 @@ def same_time(first: str, second: str) -> bool | None:
 
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _POWERS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
-_INTEGER = "[零〇一二两三四五六七八九十百千万亿]+"
-_PLAIN = rf"(?:{_INTEGER}|\d+(?:\.\d+)?)"
+_NUMERAL = "[零〇一二两三四五六七八九十百千万亿]"
+_INTEGER = f"(?<!{_NUMERAL}){_NUMERAL}++"
+_PLAIN = rf"(?:{_INTEGER}|(?<!\d)\d++(?:\.\d++)?+)"
 _DIGIT = "[零〇一二三四五六七八九]"
+_LONGEST_NUMERAL = 40  # characters: ten times 万 is 10^40
 
 
 def arabic_numerals(text: str) -> str:
@@ -91,7 +94,8 @@ def arabic_numerals(text: str) -> str:
     text = re.sub(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})", _fraction, text)
     text = re.sub(r"(?<=\d)又(?=\d+/\d|\\frac)", " ", text)  # of a mixed number
     text = re.sub(rf"根号({_PLAIN})", lambda m: f"\\sqrt{{{_read(m[1])}}}", text)
-    text = re.sub(r"(\d+(?:,\d{3})*(?:\.\d+)?)\s*(万亿|亿|千万|百万|十万|万)(?![分])", _scaled, text)
+    scaled = r"(?<!\d)(\d++(?:,\d{3})*+(?:\.\d++)?+)\s*(万亿|亿|千万|百万|十万|万)(?![分])"
+    text = re.sub(scaled, _scaled, text)
     tenths = "^([一二三四五六七八九])成([一二三四五六七八九])?$"  # 八成 and 八成五 are per cent
     text = re.sub(tenths, lambda m: f"{_DIGITS[m[1]]}{_DIGITS[m[2] or '零']}%", text)
     text = re.sub("^每(小时|分钟|秒|天|年|月|周|时)(.+)$", r"\2/\1", text)
@@ -116,6 +120,8 @@ def _read(text: str) -> str:
         return text
     if len(text) > 1 and all(character in _DIGITS for character in text):  # 一二三, as 123
         return "".join(str(_DIGITS[character]) for character in text)
+    if len(text) > _LONGEST_NUMERAL:
+        return text
     # A section is what precedes 万 or 亿; 十 alone is ten.
     total, section, digit = 0, 0, 0
     for character in text:
@@ -163,13 +169,13 @@ _REWRITES = (
     (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ "),
     (r"\\infin(?![A-Za-z])|(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
     (r"\\(?:varnothing|empty)(?![A-Za-z])|\\phi\s*$(?<=^\\phi)", r"\\emptyset "),
-    (r"\\(?:mathbf|mathbb|mathrm|Bbb|bold)\s*\{?\s*R\s*\}?(?![A-Za-z])|\\R(?![A-Za-z])", r"\\mathbb{R}"),
+    (r"\\(?:math(?:bf|bb|rm)|Bbb|bold)\s*+(?:\{\s*+)?R\s*\}?(?![A-Za-z])|\\R(?![A-Za-z])", r"\\mathbb{R}"),
     (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
     (r"\\(?:lor|vee)(?![A-Za-z])", " or "),
     (r"\\(?:dots|ldots|cdots|dotsc)(?![A-Za-z])|\.\.\.|…", r"\\dots "),
     (r"\\var(theta|phi|epsilon|pi|rho|sigma)(?![A-Za-z])", r"\\\1"),
-    (r"\\operatorname\s*\*?\s*\{\s*([a-z]+)\s*\}", r"\\\1 "),
-    (r"\\%|\s*(?<![A-Za-z])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
+    (r"\\operatorname\s*+(?:\*\s*+)?\{\s*([a-z]+)\s*\}", r"\\\1 "),
+    (r"\\%|(?<!\s)\s*+(?<![A-Za-z])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
     (r"(?<=[\d)}])\s*(?:degrees?|deg)(?![A-Za-z])", r"^\\circ "),
     (r"\+/-|\+-(?=\s*(?:\d|\\sqrt))", r" \\pm "),
     (r"(?<=[)\]])\s*[Uu]\s*(?=[(\[])|(?<![A-Za-z])union(?![A-Za-z])", r" \\cup "),
@@ -206,16 +212,17 @@ _PREFIX = re.compile(
 
 def normalize(text: str) -> str:
     """Rewrite `text` in the spelling that the rules read, without any mathematics."""
-    # Before NFKC, which makes plain digits of superscripts, circled numbers and one-character fractions.
-    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
-    text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
-    text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
-    text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
-    text = unicodedata.normalize("NFKC", text)
-    text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
+    if not text.isascii():
+        # Before NFKC, which makes plain digits of superscripts, circled numbers and one-character fractions.
+        text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
+        text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
+        text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
+        text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
+        text = unicodedata.normalize("NFKC", text)
+        text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
     text = _currency(text)
-    text = text.translate(_TRANSLATION)
+    text = text if text.isascii() else text.translate(_TRANSLATION)
     text = re.sub(r"\\sqrt(?=[0-9.])\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
@@ -223,12 +230,12 @@ def normalize(text: str) -> str:
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
         text = _WRAPPER.sub(_unwrap, text)
-    text = _SYSTEM.sub(lambda m: (m[1] or m[2]).replace("\\\\", ", ").replace("&", " "), text)
+    text = _SYSTEM.sub(lambda m: (m[1] or m[2] or "").replace("\\\\", ", ").replace("&", " "), text)
     text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m.group().replace(" ", ""), text)
     text = _REPEATING.sub(_repeating, arabic_numerals(text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
     text = _trim(re.sub(r"\s+", " ", text))
-    text = re.sub(r"^<([^<>]*,[^<>]*)>$", r"(\1)", text)  # a vector in angle brackets
+    text = re.sub(r"^<([^<>,]*+,[^<>]*+)>$", r"(\1)", text)  # a vector in angle brackets
     for _ in range(6):  # "So the answer is" is four prefixes
         if (found := _PREFIX.match(text)) and found.end() < len(text):
             text = _trim(text[found.end() :])
@@ -259,13 +266,19 @@ def _unwrap(match: re.Match[str]) -> str:
     return inside.strip() if glued and not inside.startswith(" ") else f" {inside} "
 
 
+_STOP = re.compile(r"(?<!\\)[,;:?]|\.|(?<![\d)}a-z!])!")
+
+
 def _trim(text: str) -> str:
     # Punctuation at the ends, quotes, and braces around the whole, until nothing changes.
     previous = None
     while text != previous:
         previous = text
         text = text.strip().strip('"“”`').strip()
-        text = re.sub(r"(?:(?<!\\)[,;:?]|\.|(?<![\d)}a-z!])!)+$", "", text)
+        end = len(text)
+        while end and _STOP.match(text, end - 1):
+            end -= 1
+        text = text[:end]
         text = text.removeprefix("*").removesuffix("*")
         if text.startswith("{") and text.endswith("}") and closes_at_end(text):
             text = f"\\{{{text[1:-1]}\\}}" if re.search(r"[,|;]", text) else text[1:-1]

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
+from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression, spend
 from megatron_mathcpt.answers.normalize import closes_at_end
 from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, close, evaluate, real, sample_points
 
@@ -45,6 +45,7 @@ class Equation(NamedTuple):
 
 def split_top(text: str, separator: str) -> list[str]:
     """Split `text` at matches of `separator` outside all brackets; drop empty pieces."""
+    spend(len(text) // 50)
     pieces, depth, start = [], 0, 0
     for found in re.finditer(rf"([(\[{{])|([)\]}}])|{separator}", text):
         depth += bool(found[1]) - bool(found[2])

@@ -47,11 +47,12 @@ _COUNTERS = (  # noqa: SIM905
 _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
 )
+_LONGEST = 60  # characters of a unit in words
 _POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
 _COMPOSED = {"area": (("length", 2),), "volume": (("length", 3),), "speed": (("length", 1), ("time", -1))}
 # Where a unit may begin: a word right after something that can end a number.
 _START = re.compile(r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(?:[A-Za-z一-鿿]|\^\\circ)")
-_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
+_PART = re.compile(r"\s*(?<!\d)(\d++(?:\.\d++)?+)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
 class Unit(NamedTuple):
@@ -74,7 +75,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     text = _TRAILING.sub("", text)
     if several := _sum_of_parts(text):
         return several
-    for found in _START.finditer(text):
+    for found in _START.finditer(text, max(0, len(text) - _LONGEST)):
         start = found.start()
         body, words = text[:start].rstrip(), text[start:].strip()
         # 5m may be five times m, so a single letter is a unit only after a space or with `bare_letters`.

@@ -1,4 +1,4 @@
-"""Value of an expression: an exact fraction where possible, else 60 digits; every step is bounded.
+"""Value of an expression: an exact fraction where possible, else 60 digits; each step is bounded and counted.
 
 Two expressions are equal if they agree to 45 digits, at several points if they have symbols: different ones
 agree at random points with negligible probability (Schwartz-Zippel).
@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from megatron_mathcpt.answers.expression import Node
+from megatron_mathcpt.answers.expression import Node, spend
 
 if TYPE_CHECKING:
     from mpmath import MPContext
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DIGITS = 60
 _AGREE = 45  # of them; the rest is for rounding, which cancellation amplifies
 _MAX_BITS = 20_000  # of an exact fraction or an exponent; beyond, the answer is ungraded
+_MAX_MAGNITUDE = 1000  # bits before the point in the argument of a function: sin needs as many digits of pi
 Value = Any  # Fraction, or a real or complex number of `arithmetic()`
 
 
@@ -42,27 +43,32 @@ def arithmetic() -> "MPContext":
 
 def evaluate(node: Node, point: Mapping[str, Value] = MappingProxyType({})) -> Value:
     """Return the value of `node` with its symbols at `point`; raises `Undefined`."""
-    if node.operator == "number":
-        return node.value
-    if node.operator == "constant":
-        context = arithmetic()
-        constants = {"pi": +context.pi, "e": +context.e, "i": context.mpc(0, 1), "infty": context.inf}
-        return constants[str(node.value)]
-    if node.operator == "symbol":
-        if node.value not in point:
-            raise Undefined(f"symbol {node.value}")
-        return point[str(node.value)]
-    arguments = [evaluate(argument, point) for argument in node.arguments]
-    try:
-        return _bounded(_OPERATIONS[node.operator](*arguments))
-    except (ArithmeticError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise Undefined(f"{node.operator}: {error}") from error
+    spend(1)
+    values: list[Value] = []
+    for part in reversed(node.walk()):
+        if part.operator == "number":
+            values.append(part.value)
+        elif part.operator == "symbol":
+            if part.value not in point:
+                raise Undefined(f"symbol {part.value}")
+            values.append(point[str(part.value)])
+        elif part.operator == "constant":
+            values.append(_CONSTANTS[str(part.value)](arithmetic()))
+        else:
+            spend(1 if part.operator in _CHEAP else 4)
+            first = len(values) - len(part.arguments)
+            try:
+                values[first:] = [_bounded(_OPERATIONS[part.operator](*values[first:]))]
+            except (ArithmeticError, AttributeError, TypeError, KeyError, ValueError) as error:
+                raise Undefined(f"{part.operator}: {error}") from error
+    return values[0]
 
 
 def close(first: Value, second: Value) -> bool:
     """Whether two values are equal, exactly or to 45 digits if one is not rational."""
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         return first == second
+    spend(1)
     context = arithmetic()
     a, b = as_number(first), as_number(second)
     if context.isinf(a) or context.isinf(b):
@@ -74,6 +80,7 @@ def close(first: Value, second: Value) -> bool:
 
 def sample_points(names: set[str], count: int = 6) -> list[dict[str, Fraction]]:
     """Return fixed points for the symbols `names`: positive, then of mixed sign; n and k get integers."""
+    spend(len(names) * count // 4)
     return [{name: _coordinate(name, index) for name in sorted(names)} for index in range(count)]
 
 
@@ -109,13 +116,14 @@ def is_real(value: Value) -> bool:
 
 def real(value: Value) -> Value:
     """Convert a value to a real 60-digit number; raises `Undefined` for a complex one."""
+    spend(1)
     if not is_real(value):
         raise Undefined("not a real number")
     return arithmetic().re(as_number(value))
 
 
 def _mentions_i(node: Node) -> bool:
-    return (node.operator == "constant" and node.value == "i") or any(map(_mentions_i, node.arguments))
+    return any(part.operator == "constant" and part.value == "i" for part in node.walk())
 
 
 def _coordinate(name: str, index: int) -> Fraction:
@@ -147,8 +155,12 @@ def _bounded(value: Value) -> Value:
 
 
 def _alike(first: Value, second: Value) -> tuple[Value, Value]:
-    exact = isinstance(first, Fraction) and isinstance(second, Fraction)
-    return (first, second) if exact else (as_number(first), as_number(second))
+    if not (isinstance(first, Fraction) and isinstance(second, Fraction)):
+        return as_number(first), as_number(second)
+    bits = max(first.denominator.bit_length(), second.denominator.bit_length())
+    bits = max(bits, first.numerator.bit_length(), second.numerator.bit_length())
+    spend((bits // 1000) ** 2)  # the greatest common divisor takes quadratic time
+    return first, second
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -170,6 +182,9 @@ def _power(base: Value, exponent: Value) -> Value:
 def _arrangements(items: Value, taken: Value) -> Value:
     if items.denominator != 1 or taken.denominator != 1 or not 0 <= taken <= min(items, 1500):
         raise ValueError("arrangements of anything but small whole numbers")
+    if int(taken) * int(items).bit_length() > _MAX_BITS:
+        raise OverflowError("too many arrangements")
+    spend(20)
     return Fraction(math.perm(int(items), int(taken)))
 
 
@@ -180,10 +195,22 @@ def _natural(value: Value) -> Value:
 
 
 def _floor(value: Value) -> Value:
-    exact = value if isinstance(value, Fraction) else arithmetic().floor(real(value))
-    return Fraction(int(exact // 1))
+    if not isinstance(value, Fraction):
+        value = int(arithmetic().floor(real(value)))
+    return Fraction(math.floor(value))
 
 
+def _function(name: str, value: Value) -> Value:
+    context, number = arithmetic(), as_number(value)
+    if _MAX_MAGNITUDE < context.mag(number) < context.inf:
+        raise OverflowError("argument too large")
+    return getattr(context, name)(number)
+
+
+_CONSTANTS: dict[str, Callable[["MPContext"], Value]] = {
+    **{"pi": lambda context: +context.pi, "e": lambda context: +context.e},
+    **{"i": lambda context: context.mpc(0, 1), "infty": lambda context: context.inf},
+}
 _OPERATIONS: dict[str, Callable[..., Value]] = {
     "add": lambda a, b: operator.add(*_alike(a, b)),
     "subtract": lambda a, b: operator.sub(*_alike(a, b)),
@@ -206,7 +233,8 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     "exp": lambda a: _power(arithmetic().e, a),
 }
 for _name in "sin cos tan cot sec csc sinh cosh tanh asin acos atan acot".split():  # noqa: SIM905
-    _OPERATIONS[re.sub("^a", "arc", _name)] = lambda a, name=_name: getattr(arithmetic(), name)(as_number(a))
+    _OPERATIONS[re.sub("^a", "arc", _name)] = partial(_function, _name)
+_CHEAP = {"add", "subtract", "multiply", "divide", "negate", "abs", "max", "min"}
 
 # Of Newton's method: complex, as real starts do not reach complex roots.
 _STARTS = ("0.7+0.4j", "-1.3+0.9j", "2.1-1.7j", "-0.4-2.3j", "3.9+0.1j", "-5.2+0.2j")

@@ -1,5 +1,7 @@
 """What a model may write around its answer, in English and Chinese; every expectation was checked by hand."""
 
+import time
+
 import pytest
 
 from megatron_mathcpt.answers import extract_answer
@@ -57,3 +59,60 @@ def test_next_question_is_cut_and_prose_about_a_question_is_not(marker: str) -> 
 def test_long_hostile_output_is_read_in_bounded_time() -> None:
     assert extract_answer("\\boxed{" * 3000 + " The answer is 5.").text == "5"
     assert extract_answer("1," * 20000 + " The answer is 5.", kind="number").text == "5"
+
+
+RUNS = [
+    " ",
+    "\n",
+    "\n ",
+    "\t\n",
+    "\u3000",
+    "1",
+    "9,",
+    ",",
+    "*",
+    "$",
+    "{",
+    "}",
+    "(",
+    "A",
+    "A ",
+    "AB,",
+    "####",
+    "####。",
+    "答：",
+]
+RUNS += [
+    "选 ",
+    "；",
+    ". ",
+    "answer ",
+    "the ",
+    "\\boxed",
+    "\\boxed{",
+    "\\boxed{}",
+    "\\[",
+    "1/",
+    "</",
+    "\n**",
+    "答案是。",
+]
+HEADS = ["", "answer", "The answer is ", "A", "选", "答案", "1/", "\nQuestion", "x \\frac{", "\\boxed"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_extraction_takes_linear_time(head: str) -> None:
+    # 64 KB of each take some 10 ms; a quadratic pattern takes seconds, a cubic one hours.
+    for run in RUNS:
+        for tail in ("", "x 1/5.5"):
+            output = head + run * (65_000 // len(run)) + tail
+            began = time.process_time()
+            for kind in ("number", "multichoice"):
+                extract_answer(output, "zh", kind)
+            assert time.process_time() - began < 1, (head, run)
+
+
+def test_a_sentence_is_read_to_a_limit_and_a_box_at_any_depth() -> None:
+    assert extract_answer("The answer is " + "x" * 9000).text == "x" * 4000
+    assert extract_answer("\\boxed{7} \\boxed{ } " + "\\boxed{" * 30).text == "7"
+    assert extract_answer("\\boxed{\\boxed{2} \\} 3}").text == "2"

@@ -1,9 +1,12 @@
 """Verdicts on adversarial pairs, on every local gold, and on text that tries to hang it or to run code."""
 
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from fractions import Fraction
@@ -75,12 +78,57 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.timeout(180)  # a verdict takes at most 3 s of CPU time; without the limit, some take hours
+HOSTILE += [
+    "\\begin{cases}\\end{cases}",
+    "一亿万" * 500,
+    "x=\\tan(km)+\\frac{k}{m}, k \\in Z, m \\in Z",
+    "m\\in Z" * 90,
+    "k\\in Z, " + ", ".join(f"x>{n}" for n in range(200)),
+    "\\cap".join(f"(-{n},{n + 1})" for n in range(150)),
+    ",".join(f"({n},{n + 1})" for n in range(200)),
+    "\\binom{10^{6000}}{1500}",
+    "\\sin(2^{19000}x)" * 30,
+    "\\frac{2^{19000}}{3^{12000}}" + "+\\frac{2^{18999}}{3^{11999}}" * 40,
+    "\\frac" * 390,
+    "x " * 590,
+    "x^" * 500 + "x",
+    "\\lbrace " * 200 + "\\rbrace " * 200,
+    "（" * 900,
+    "ﷺ" * 1900,
+    "𐩀" * 500,
+    "1a" * 900,
+    "," * 1900 + "x",
+    "+".join(f"x_{{{n}}}" for n in range(180)) + "=0",
+]
+PLAIN = r"5_n 144_b 12_a 101_\text{two} 2_\theta 3_-1 12_ i<1 \lfloor\infty\rfloor C_n^ \{\}".split()  # noqa: SIM905
+TOKENS = (  # noqa: SIM905
+    r"0 1 2 9 x y k m + - * / = < > ( ) [ ] { } | ! % ^ _ , ; : . ' $ # & \\ \frac \sqrt{ \pi \le \cup \pm "
+    r"\sin \ln ^{ _{ 10^ \in k\in~Z m\in~Z \begin{cases} \end{cases} \begin{pmatrix} \{ \} \text{ \boxed{ "
+    r"\binom ^\circ cm 和 万 亿 一 分之 又 点 个 R or ² ① ½"
+).split()
+
+
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20].encode("ascii", "replace").decode())
 def test_hostile_text_is_bounded(text: str) -> None:
-    for gold in ("1", "(1,\\frac{x}{2})"):
-        grade(gold, text)
-        grade(text[:1500], text)
+    for first, second in (
+        ("1", text),
+        ("x=k\\pi, k\\in Z", text),
+        (text[:1500], text),
+        (text, "(1,\\frac{x}{2})"),
+    ):
+        began = time.process_time()
+        grade(first, second)
+        # Of our rules alone; math-verify's process takes 0.7 s to start, and then at most its limit.
+        assert time.process_time() - began < 1, first
+
+
+def test_no_text_raises() -> None:
+    choose = random.Random(15)
+    texts = ["".join(choose.choices(TOKENS, k=choose.randint(1, 20))) for _ in range(800)]
+    for text in PLAIN + texts:
+        verdict = grade(choose.choice(("1", "x>1", "(1,2)", "x=k\\pi, k\\in Z", "1,2")), text)
+        assert not verdict.reason.startswith("cannot be compared"), text
 
 
 def test_worker_is_killed_when_it_hangs_and_used_again() -> None:
@@ -93,6 +141,17 @@ def test_worker_is_killed_when_it_hangs_and_used_again() -> None:
         assert first is not None
         assert first.poll() is not None, "the hanging process was killed"
         assert worker.compare("\\sum_{k=1}^{3} k", "6") == Verdict(True, "math-verify")
+
+
+def test_worker_that_is_killed_or_stopped_from_outside_is_replaced() -> None:
+    with closing(Worker(stuck_seconds=3)) as worker:
+        for sign in (signal.SIGKILL, signal.SIGSTOP):
+            assert worker.compare("\\sum_{k=1}^{3} k", "6") == Verdict(True, "math-verify")
+            assert worker._process is not None
+            # In the middle of a comparison, as the out-of-memory killer does.
+            threading.Timer(0.1, os.kill, (worker._process.pid, sign)).start()
+            verdict = worker.compare("10000000!", "2")
+            assert verdict == Verdict(None, "math-verify's process was killed or stuck"), sign
 
 
 def test_worker_ends_with_its_parent() -> None:
