@@ -167,7 +167,7 @@ def test_under_torchrun_only_the_first_process_prints_the_scores(
     draws = {"samples": {"pass@4": {"value": 0.75, "stderr": 0.0125}}}
     aggregates = {"mean_of_four": {"accuracy": 0.4, "stderr": 0.02}}
     results = {"model": "base2", "tasks": {"sums": row | draws}, "aggregates": aggregates}
-    monkeypatch.setattr("megatron_mathcpt.evaluation.evaluate.evaluate", lambda *_: results)
+    monkeypatch.setattr("megatron_mathcpt.evaluation.evaluate.evaluate", lambda *_, verify: results)
     words = f"evaluate --model m --out {tmp_path} --task sums=f"
     first, second = (CliRunner().invoke(build_app(), words, env={"RANK": rank}) for rank in ("0", "1"))
     shown = [" ".join(line.replace("│", " ").split()) for line in first.stdout.splitlines() if "│" in line]

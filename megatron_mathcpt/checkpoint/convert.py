@@ -1,19 +1,21 @@
 """Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
-import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
-from megatron_mathcpt.errors import CheckpointError, ConfigError
+from pydantic import ValidationError
+
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_eos, read_hf_shape
+from megatron_mathcpt.errors import CheckpointError, ConfigError, first_error
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
-from megatron_mathcpt.formats.run_folder import CheckpointCounts, load_sealed
+from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_manifest
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Converted:
 def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True) -> Converted:
     """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`."""
     checkpoint = folders.chosen_checkpoint(run)
-    manifest = load_sealed(checkpoint)
+    manifest = checkpoint_manifest(checkpoint)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}
     if is_complete(out, "hf", inputs=inputs, config=config):
@@ -40,7 +42,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.checkpoint.huggingface import WEIGHTS, compare_logits, write_hf_folder
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    shape, theirs = LlamaShape.model_validate(manifest.config["model"]), folders.checkpoint_counts(manifest)
+    shape, theirs = checkpoint_shape(manifest), folders.checkpoint_counts(manifest)
     source = CheckpointWeights(checkpoint, shape)
     with locked_folder(out, "hf", [WEIGHTS, *TOKENIZER_FILES]):
         weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
@@ -55,10 +57,11 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
 def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted:
     """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer."""
     shape = read_hf_shape(folder)
+    verify_exported(folder)
     inputs = {"hf": hf_fingerprint(folder)}
     config = {"model": shape.model_dump(mode="json")}
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
-        return _found(load_sealed(out))
+        return _found(checkpoint_manifest(out))
     if out.exists():
         raise CheckpointError(f"{out}: exists and is no checkpoint; choose another folder")
     from megatron_mathcpt.cpu import use_cpu
@@ -76,11 +79,8 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     written = CheckpointWeights(writing, shape)
     difference = huggingface.compare_logits(written, shape, folder) if verify else None
     outputs = sync_and_describe(writing, _files(writing))
-    eos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
-    eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id  # Llama-3-Instruct has several
-    counts = CheckpointCounts(step=0, eos_id=eos_id, max_abs_logit_difference=difference)
+    counts = CheckpointCounts(step=0, eos_id=read_hf_eos(folder), max_abs_logit_difference=difference)
     write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
-    folders.seal(writing)
     writing.rename(out)
     return Converted(difference, was_there=False)
 
@@ -92,6 +92,23 @@ def _found(manifest: Manifest) -> Converted:
 def _files(folder: Path) -> set[str]:
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return files - {MARKER}
+
+
+HASHED_BYTES = 4 << 30  # of a folder's files: so many are hashed whenever they are used, in seconds
+
+
+def verify_folder(folder: Path, kind: str | None, part: Callable[[str], bool], *, full: bool = False) -> None:
+    """Hash the files of a complete folder that are `part`; if they are huge and not `full`, only sizes."""
+    manifest = manifests.load_manifest(folder, kind)
+    outputs = {name: file for name, file in manifest.outputs.items() if part(name)}
+    if full or sum(file.bytes for file in outputs.values()) <= HASHED_BYTES:
+        manifests.verify_hashes(folder, manifest.model_copy(update={"outputs": outputs}))
+
+
+def verify_exported(folder: Path, *, full: bool = False) -> None:
+    """Verify a Hugging Face folder if it has a manifest of ours; others have no checksums to compare."""
+    if (folder / manifests.FILE_NAME).is_file():
+        verify_folder(folder, "hf", lambda _: True, full=full)
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
@@ -120,19 +137,36 @@ def _sample_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checkpoint_shape(manifest: Manifest) -> LlamaShape:
+    try:
+        return LlamaShape.model_validate(manifest.config.get("model"))
+    except ValidationError as error:
+        wrong = ": ".join(filter(None, first_error(error)))
+        raise CheckpointError(f"a checkpoint's manifest: config.model: {wrong}; use another") from error
+
+
 def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
     """Find the folder of the tokenizer that a checkpoint was trained with."""
     data, init = manifest.config.get("data", {}), manifest.config.get("init", {})
     if (checkpoint / "tokenizer").is_dir():
         return checkpoint / "tokenizer"
     if data.get("corpus"):
-        return Path(data["corpus"]) / "tokenizer"
+        return _tokenizer_of(Path(data["corpus"]))
     if init.get("hf"):
         return Path(init["hf"])
     if init.get("checkpoint"):
         start = folders.newest_checkpoint(Path(init["checkpoint"]))
-        return own_tokenizer(start, load_sealed(start))
+        return own_tokenizer(start, checkpoint_manifest(start))
     raise CheckpointError(f"{checkpoint}: has no tokenizer; pass one with --tokenizer")
+
+
+def _tokenizer_of(corpus: Path) -> Path:
+    """The tokenizer's folder of a corpus, compared with its manifest; the rest may have been removed."""
+    if (corpus / manifests.FILE_NAME).is_file():
+        manifest = manifests._read(corpus / manifests.FILE_NAME)
+        outputs = {name: file for name, file in manifest.outputs.items() if name.startswith("tokenizer/")}
+        manifests.verify_hashes(corpus, manifest.model_copy(update={"outputs": outputs}))
+    return corpus / "tokenizer"
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -9,13 +9,14 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from safetensors import safe_open
-from tokenizers import Tokenizer
+from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -25,10 +26,14 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size
-from megatron_mathcpt.errors import CheckpointError
+from megatron_mathcpt.errors import CheckpointError, one_line
+from megatron_mathcpt.formats.corpus_folder import read_tokenizer
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
 from megatron_mathcpt.model import weights as tensors
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -76,20 +81,37 @@ class HuggingFaceWeights:
     """`WeightSource` of the `*.safetensors` of a folder, packed on demand."""
 
     def __init__(self, folder: Path, shape: LlamaShape) -> None:
-        self._folder, self._shape = folder, shape
+        self._shape = shape
         self._file_of: dict[str, Path] = {}
+        sizes: dict[str, tuple[int, ...]] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
+            with _opened(path) as file:
                 self._file_of |= dict.fromkeys(file.keys(), path)
+                sizes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        # All of them before any memory is asked for: a damaged config.json names any number and size.
+        for name, size in (item for key in tensor_keys(shape) for item in hf_sizes(shape, *key).items()):
+            if name not in sizes:
+                raise CheckpointError(f"{folder}: no tensor '{name}' in its *.safetensors")
+            if sizes[name] != size:
+                found = f"'{name}' is {sizes[name]}, by config.json {size}"
+                raise CheckpointError(f"{self._file_of[name]}: {found}; the two do not belong together")
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         parts = []
         for name in hf_sizes(self._shape, key, layer):
-            if name not in self._file_of:
-                raise CheckpointError(f"{self._folder}: no tensor '{name}' in its *.safetensors")
-            with safe_open(self._file_of[name], framework="pt") as file:
+            with _opened(self._file_of[name]) as file:
                 parts.append(file.get_tensor(name))
         return pack(key, parts, self._shape)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of weights; `CheckpointError` if it is cut or its header is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not read as safetensors ({error}); copy it again") from error
 
 
 def write_hf_folder(
@@ -180,12 +202,8 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
 
 def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> float:
     """Largest logit difference of Megatron-Core and transformers; `CheckpointError` if above rounding."""
-    from transformers import LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
     tokens = _tokens(shape, folder)
-    disable_progress_bar()
-    reference = LlamaForCausalLM.from_pretrained(folder, local_files_only=True)
+    reference = load_reference(folder)
     with torch.no_grad():
         theirs = reference.float().eval()(tokens).logits
     difference = float((_megatron_logits(source, shape, tokens) - theirs).abs().max())
@@ -197,11 +215,25 @@ def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path
     return difference
 
 
+def load_reference(folder: Path, **options: str) -> "LlamaForCausalLM":
+    """transformers' Llama of a folder's `*.safetensors`; `CheckpointError` if it cannot be loaded."""
+    from transformers import LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    only: dict[str, bool] = {"local_files_only": True, "use_safetensors": True}
+    try:
+        return LlamaForCausalLM.from_pretrained(folder, **only, **options)
+    except Exception as error:  # of any type: transformers checks little of config.json
+        reason = one_line(str(error))[:200]
+        raise CheckpointError(f"{folder}: not loaded by transformers ({reason}); is it damaged?") from error
+
+
 def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
     assert shape.vocab_size is not None
     rows = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
     if (folder / "tokenizer.json").is_file():
-        text = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(_TEXT).ids
+        text = read_tokenizer(folder / "tokenizer.json").encode(_TEXT).ids
         real = [token for token in text if token < shape.vocab_size] * _LENGTH
         rows = torch.cat([rows, torch.tensor([real[:_LENGTH]])]) if real else rows
     return rows

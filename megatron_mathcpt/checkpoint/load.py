@@ -1,7 +1,8 @@
 """Load a run's newest checkpoint that verifies, a training state in any layout, or one tensor at a time.
 
-Checksums are compared before any deserialiser sees a byte: torch loads a flipped bit without an error, and
-the index is a pickle, which can run code. A damaged checkpoint is logged, and the next older one used.
+Checksums are compared before any deserialiser sees a byte: torch loads a flipped bit without an error. Who
+made a checkpoint can have chosen its checksums too, so its pickles are read by `safe_pickle` alone. A damaged
+checkpoint is logged, and the next older one used.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingConfig
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
@@ -18,15 +19,21 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
+from megatron_mathcpt.checkpoint.safe_pickle import (
+    EXTRA,
+    CheckpointReader,
+    problem_of_extra_states,
+    reading_by,
+)
 from megatron_mathcpt.config.shape import LlamaShape
-from megatron_mathcpt.errors import CheckpointError, ManifestError
+from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import Manifest
@@ -36,7 +43,6 @@ from megatron_mathcpt.model.weights import EMBEDDING, OUTPUT, requantize
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)
-_EXTRA = "_extra_state"  # Transformer Engine's FP8 scales
 
 
 def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
@@ -64,18 +70,23 @@ def verify_checkpoint(path: Path, layout: Layout, *, optimizer: bool = True) -> 
     """Verify the files of `path`, a share on each rank; raises `CheckpointError` on all if any is damaged."""
     problem = ""
     try:
-        manifest = folders.load_sealed(path)
+        manifest = folders.checkpoint_manifest(path)
         outputs = manifest.outputs if optimizer else manifest.without_optimizer()
         for name in sorted(outputs)[layout.rank :: dist.get_world_size()]:
             if not problem and hash_file(path / name) != outputs[name].sha256:
                 problem = f"{path / name}: checksum differs from the manifest"
-    except ManifestError as error:
+    except (ManifestError, OSError) as error:
         problem = str(error)
+    _raise_on_all(problem)
+    return manifest
+
+
+def _raise_on_all(problem: str) -> None:
+    """Raise the `CheckpointError` that any rank has, on all: else the others would wait for it forever."""
     problems: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     if first := next(filter(None, problems), ""):
         raise CheckpointError(first)
-    return manifest
 
 
 def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) -> None:
@@ -97,7 +108,8 @@ def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | No
             f"{path}: has no {COMMON_STATE_FNAME}, so a newer Megatron-Core wrote it (0.19 does), which this "
             "one cannot read; install that one"
         )
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    reader = CheckpointReader(path)
+    stored = reader.index.state_dict_metadata
     state = sharded_model(model, stored)
     if optimizer is not None:
         parts = OptimizerState(optimizer, state, loading=True)
@@ -107,11 +119,17 @@ def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | No
     force_all_tensors_to_non_fp8(state)
     # Each replica reads a part, and they exchange the parts: not every rank reads the whole checkpoint.
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
-    loaded = dist_checkpointing.load(state, str(path), strategy)
+    try:
+        with reading_by(reader):
+            loaded = dist_checkpointing.load(state, str(path), strategy)
+    except (CheckpointException, CheckpointingException) as error:  # the first wraps those of other ranks
+        first = next((wrapped[0] for wrapped in getattr(error, "failures", {}).values()), error)
+        raise CheckpointError(f"{path}: does not load ({one_line(str(first))}); use another") from error
+    _raise_on_all(problem_of_extra_states(path, (loaded[f"model{index}"] for index in range(len(model)))))
     for index, chunk in enumerate(model):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
         assert not unexpected, unexpected
-        assert all(key.endswith(_EXTRA) for key in missing), missing
+        assert all(key.endswith(EXTRA) for key in missing), missing
         requantize(chunk, loaded[f"model{index}"])
     if optimizer is not None:
         parts.load(loaded["optimizer"])
@@ -125,7 +143,7 @@ def sharded_model(model: Iterable[Llama], stored: Container[str] | None = None) 
         f"model{index}": {
             key: value
             for key, value in chunk.sharded_state_dict().items()
-            if not key.endswith(_EXTRA)
+            if not key.endswith(EXTRA)
             or (chunk.config.fp8 is not None if stored is None else value.unique_key in stored)
         }
         for index, chunk in enumerate(model)
@@ -155,12 +173,11 @@ class CheckpointWeights:
 
     def __init__(self, path: Path, shape: LlamaShape) -> None:
         self._path, self._shape = path, shape
-        self._reader = FileSystemReader(path)
-        self._metadata = self._reader.read_metadata()
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self._reader = CheckpointReader(path)
+        self._reader.set_up_storage_reader(self._reader.index, is_coordinator=True)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        stored = self._metadata.state_dict_metadata.get(key)
+        stored = self._reader.index.state_dict_metadata.get(key)
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
         first, rows = (0, stored.size[0]) if layer is None else (layer, 1)  # a layer is a row of the stored

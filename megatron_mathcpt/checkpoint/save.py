@@ -1,10 +1,10 @@
 """Save checkpoints, synchronously or in the background.
 
 A save is atomic because the checkpoint's final name appears last, by one rename: (1) every rank writes its
-files into a hidden folder, fsyncs and hashes them; (2) rank 0 writes the index, the manifest with all
-checksums and the seal over the manifest, each fsynced; (3) it renames the folder, fsyncs the parent and
-points `latest` at it; (4) it removes old checkpoints. A kill before the rename leaves all older checkpoints,
-and a hidden folder, which the next save removes.
+files into a hidden folder, fsyncs and hashes them; (2) rank 0 writes the index and the manifest with all
+checksums and its own, each fsynced; (3) it renames the folder, fsyncs the parent and points `latest` at it;
+(4) it removes old checkpoints. A kill before the rename leaves all older checkpoints, and a hidden folder,
+which the next save removes.
 
 Only collecting the state involves other ranks; copying and writing it run in any thread. Megatron-Core's own
 async save forks its writers from a process full of threads, which can hang forever (Megatron-LM, issue 2422),
@@ -246,18 +246,16 @@ class Saver(AbstractContextManager["Saver"]):
         return [result for result in results if isinstance(result, tuple)]
 
     def _commit(self, writer: ShardWriter, counts: folders.CheckpointCounts, written: list[Written]) -> None:
-        """Complete the folder with index, manifest and seal, in this order, and rename it, on rank 0."""
+        """Complete the folder with index and manifest, in this order, and rename it, on rank 0."""
         if not self.layout.is_writer:
             return
         writer.write_index([results for results, _ in written])
         outputs = {name: file for _, files in written for name, file in files.items()}
         folder, config = folders.hidden_path(self._path), self.config
         outputs |= sync_and_describe(folder, {path.name for path in folder.iterdir()} - outputs.keys())
-        manifest = write_manifest(
+        write_manifest(
             folder, "checkpoint", inputs=self.inputs, counts=counts, config=config, outputs=outputs
         )
-        folders.write_light_manifest(folder, manifest)  # of the folder without optimizer state
-        folders.seal(folder)  # over both manifests, so after them
         folders.commit(self._path)
         if self.on_commit is not None:
             self.on_commit(self._path)

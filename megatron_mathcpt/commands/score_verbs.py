@@ -39,6 +39,7 @@ def evaluate(
     task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
     benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: small ones of ours")] = None,
     sets: Annotated[str, Option(help="sets of --benchmarks, comma-separated; or `all`")] = "",
+    verify: Annotated[bool, Option("--verify", help="hash an exported folder over 4 GiB too")] = False,
     answering: Answering,
 ) -> None:
     """Score a model, loaded by lm-eval, on benchmark files.
@@ -52,7 +53,7 @@ def evaluate(
 
     files, settings = plan(task or (), benchmarks, sets, **vars(answering))
     if not sweep:
-        results = score(model, files, settings, out)
+        results = score(model, files, settings, out, verify=verify)
         if is_first_process():
             _show_scores(results)
     elif found := sweep_checkpoints(model, files, settings, out):

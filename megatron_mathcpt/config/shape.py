@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -94,13 +95,40 @@ _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_p
 
 def read_hf_shape(folder: Path) -> LlamaShape:
     """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is no plain Llama."""
+    path, found = folder / "config.json", _read_hf_config(folder)
+    try:
+        return _shape_of(path, found)
+    except ConfigError:
+        raise
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {': '.join(first_error(error))}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: no configuration of a Llama ({one_line(str(error))})") from error
+
+
+def read_hf_eos(folder: Path) -> int | None:
+    """The end-of-sequence token in a Hugging Face folder's `config.json`, the first of several."""
+    found = _read_hf_config(folder).get("eos_token_id")
+    first = found[0] if isinstance(found, list) and found else found  # Llama-3-Instruct has several
+    if first is None or type(first) is int:
+        return first
+    raise ConfigError(f"{folder / 'config.json'}: eos_token_id is {first!r}, no token id")
+
+
+def _read_hf_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a Hugging Face folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({one_line(str(error))})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: no JSON object; give a Hugging Face folder")
+    return found
+
+
+def _shape_of(path: Path, found: dict[str, Any]) -> LlamaShape:
     _require(path, _REQUIRED, _REQUIRED | {"model_type": None} | found)
     fields = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
     # transformers 5 keeps the rotary base and its scaling together in rope_parameters.
@@ -113,10 +141,7 @@ def read_hf_shape(folder: Path) -> LlamaShape:
     if kind == "llama3":
         _require(path, _LLAMA3_ROPE, scaling)
         fields["rope_scaling"] = {"factor": float(scaling["factor"])}
-    try:
-        return LlamaShape.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {': '.join(first_error(error))}") from error
+    return LlamaShape.model_validate_json(json.dumps(fields))
 
 
 def _require(path: Path, wanted: Mapping[str, object], found: Mapping[str, object]) -> None:

@@ -1,6 +1,5 @@
 """Score one model on benchmark files, into a complete folder: responses, samples, results, manifest."""
 
-import json
 import logging
 import os
 from collections import Counter
@@ -8,17 +7,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mathcpt.checkpoint.convert import hf_fingerprint
+from megatron_mathcpt.checkpoint.convert import hf_fingerprint, verify_exported
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.tasks import aggregates, grade_output, prompts, summarize
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import Results, Sample
-from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
+from megatron_mathcpt.formats.run_folder import checkpoint_manifest, chosen_checkpoint
 from megatron_mathcpt.log import get_logger, is_first_process
 from megatron_mathcpt.records import JsonObject
 
@@ -29,10 +28,17 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 logger = get_logger(__name__)
 
 
-def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path) -> JsonObject:
+class _WeightFiles(Row):
+    weight_map: dict[str, str]  # by tensor, the file in the folder
+
+
+def evaluate(
+    model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path, *, verify: bool = False
+) -> JsonObject:
     """Score the model folder `model` on `files` (task name to benchmark file); return `results.json`.
 
-    A killed run resumes. Raises `EvaluationError` for unusable inputs, before the model is loaded.
+    A killed run resumes. The weights' checksums are compared, those of an exported folder over 4 GiB only
+    with `verify`. Raises `EvaluationError` for unusable inputs, before the model is loaded.
     """
     assert set(config.tasks) == set(files)  # `plan` makes both
     sets = {name: load_items(files[name]) for name in config.tasks}
@@ -44,7 +50,7 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
         return evaluation_folder.load_results(out).as_json()
     kind, written = evaluation_folder.KIND, [evaluation_folder.RESPONSES]
     with locked_folder(out, kind, written) if is_first_process() else nullcontext():
-        samples, cuts = _generate_samples(model, identity, sets, config, out)
+        samples, cuts = _generate_samples(model, identity, sets, config, out, verify)
         scores = {
             name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()
         }
@@ -57,7 +63,7 @@ def evaluate(model: Path, files: dict[str, Path], config: EvaluationConfig, out:
 
 
 def _generate_samples(
-    model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path
+    model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path, verify: bool
 ) -> tuple[dict[str, list[Sample]], Counter[str]]:
     """Generate and grade all outputs; count the prompts cut to leave room for the longest answer, by task."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars last milliseconds; `responses` has its own
@@ -69,7 +75,7 @@ def _generate_samples(
         items = spread(file.items, config.limits.get(name))
         for item, text in zip(items, prompts(items, file.path, config.shots.get(name, 0)), strict=True):
             requests += [Request(name, item, text)] * config.samples
-    lm = load(model, config)
+    lm = load(model, config, verify=verify)
     # Precision and device change rounding and so even greedy outputs; the model has resolved `auto`.
     precision = str(getattr(lm, "params_dtype", None) or lm.model.dtype)
     origin = {"model": identity, "precision": precision, "device": str(lm.device)}
@@ -102,13 +108,13 @@ def fingerprint(folder: Path, config: EvaluationConfig) -> str:
     """SHA-256 of what decides a model folder's outputs; raises a `MathCptError` when it is incomplete."""
     if not (folder / "config.json").is_file():
         if config.backend == "megatron":
-            return load_sealed(chosen_checkpoint(folder)).fingerprint()
+            return checkpoint_manifest(chosen_checkpoint(folder)).fingerprint()
         raise EvaluationError(f"{folder}: no config.json here; a checkpoint needs --backend megatron")
     if (folder / FILE_NAME).is_file():
         return load_manifest(folder, "hf").fingerprint()
     index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
     if index.is_file():  # of a sharded model; an interrupted download lacks some of its files
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = {*read_json(index, _WeightFiles, "download it again").weight_map.values()}
     if missing := sorted(name for name in names if not (folder / name).is_file()):
         raise EvaluationError(f"{folder / missing[0]}: missing, the model folder is not complete")
     # Only samples of the weights' bytes are hashed: no evaluation should start by reading 140 GB.
@@ -116,7 +122,7 @@ def fingerprint(folder: Path, config: EvaluationConfig) -> str:
     return hash_json({"weights": hf_fingerprint(folder)} | {path.name: hash_file(path) for path in small})
 
 
-def load(folder: Path, config: EvaluationConfig) -> "TemplateLM":
+def load(folder: Path, config: EvaluationConfig, *, verify: bool = False) -> "TemplateLM":
     """Load lm-eval's model object; raises `EvaluationError` when the window leaves no room for a prompt."""
     if config.backend == "megatron":
         from megatron_mathcpt.cpu import use_cpu
@@ -124,7 +130,7 @@ def load(folder: Path, config: EvaluationConfig) -> "TemplateLM":
         use_cpu()  # before the first import of Megatron-Core
         from megatron_mathcpt.evaluation.megatron_lm import MegatronLM, MegatronOptions
 
-        options = config.model_dump(include=set(MegatronOptions.model_fields))
+        options = config.model_dump(include=set(MegatronOptions.model_fields)) | {"verify": verify}
         model: TemplateLM = MegatronLM(str(folder), **options)
     else:
         from lm_eval.models.huggingface import HFLM
@@ -134,9 +140,11 @@ def load(folder: Path, config: EvaluationConfig) -> "TemplateLM":
         # On a GPU `auto` is the precision of the folder's weights, on a CPU fp32.
         device, automatic = ("cuda", "auto") if on_gpu() else ("cpu", "float32")
         dtype = _DTYPES.get(config.params_dtype, automatic)
+        verify_exported(folder, full=verify)
+        only = {"trust_remote_code": False, "use_safetensors": True}
         try:
-            model = HFLM(pretrained=str(folder), device=device, dtype=dtype, batch_size=config.batch_size)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            model = HFLM(str(folder), device=device, dtype=dtype, batch_size=config.batch_size, **only)
+        except Exception as error:  # of any type: the libraries check little of a folder's files
             raise EvaluationError(f"{folder}: cannot be loaded as a model: {error}") from error
     new, window = config.max_new_tokens, model.max_length
     if window <= new:

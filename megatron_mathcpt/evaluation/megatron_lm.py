@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
@@ -19,17 +19,20 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pydantic import BaseModel, ConfigDict
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.convert import own_tokenizer
+from megatron_mathcpt.checkpoint.convert import checkpoint_shape, own_tokenizer, verify_exported
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
-from megatron_mathcpt.checkpoint.load import CheckpointWeights
+from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.errors import EvaluationError, one_line
 from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
-from megatron_mathcpt.formats.run_folder import chosen_checkpoint, load_sealed
+from megatron_mathcpt.formats.run_folder import chosen_checkpoint
 from megatron_mathcpt.model.weights import WeightSource, fill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -45,6 +48,7 @@ class MegatronOptions(BaseModel):
     batch_size: int = 64
     max_gen_toks: int = 256
     seed: int = 0
+    verify: bool = False  # hash a Hugging Face folder of ours whatever its size; a checkpoint always is
 
 
 class MegatronLM(TemplateLM):
@@ -55,17 +59,19 @@ class MegatronLM(TemplateLM):
     def __init__(self, model: str, **options: object) -> None:
         super().__init__()
         use_cpu()
-        from transformers import AutoTokenizer
+        self.options = MegatronOptions.model_validate(options)
+        self.layout = _start_layout(self.options)
+        try:
+            self._load(Path(model))
+        except BaseException:
+            self.close()
+            raise
 
+    def _load(self, folder: Path) -> None:
         from megatron_mathcpt.model.llama import build_model
 
-        self.options = MegatronOptions.model_validate(options)
-        source, shape, own = _open_weights(Path(model))
-        tokenizer = self.options.tokenizer or own
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        if self.tokenizer.eos_token_id is None:
-            raise EvaluationError(f"{tokenizer}: the tokenizer has no end-of-sequence token")
-        self.layout = _start_layout(self.options)
+        source, shape, own = _open_weights(folder, self.layout, verify=self.options.verify)
+        self.tokenizer = _load_tokenizer(Path(self.options.tokenizer or own))
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
         self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
         precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
@@ -184,14 +190,30 @@ class MegatronLM(TemplateLM):
         return [whole[index] for index in range(len(lengths))]
 
 
-def _open_weights(folder: Path) -> tuple[WeightSource, LlamaShape, Path]:
-    """Weights, shape and tokenizer folder of a Hugging Face folder, a run or a checkpoint."""
+def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of any type: a damaged file, or one that asks for code of its own
+        reason = one_line(str(error))[:200]
+        raise EvaluationError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
+    if found.eos_token_id is None:
+        raise EvaluationError(f"{folder}: the tokenizer has no end-of-sequence token")
+    return found  # type: ignore[no-any-return]
+
+
+def _open_weights(
+    folder: Path, layout: parallel.Layout, *, verify: bool
+) -> tuple[WeightSource, LlamaShape, Path]:
+    """Verified weights, shape and tokenizer folder of a Hugging Face folder, a run or a checkpoint."""
     if (folder / "config.json").is_file():
+        verify_exported(folder, full=verify)
         shape = read_hf_shape(folder)
         return HuggingFaceWeights(folder, shape), shape, folder
     checkpoint = chosen_checkpoint(folder)
-    manifest = load_sealed(checkpoint)
-    shape = LlamaShape.model_validate(manifest.config["model"])
+    manifest = verify_checkpoint(checkpoint, layout, optimizer=False)
+    shape = checkpoint_shape(manifest)
     return CheckpointWeights(checkpoint, shape), shape, own_tokenizer(checkpoint, manifest)
 
 

@@ -12,7 +12,7 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder
-from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_paths, load_sealed
+from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_manifest, checkpoint_paths
 from megatron_mathcpt.log import is_first_process
 from megatron_mathcpt.report.comparison import compare_runs
 from megatron_mathcpt.report.figures import line_plot, points, tokens
@@ -38,7 +38,9 @@ def sweep(
         evaluate(path, files, config, out / name / "evaluation")
     if not is_first_process():
         return None
-    seen = {name: checkpoint_counts(load_sealed(path)).consumed_tokens for name, path in paths.items()}
+    seen = {
+        name: checkpoint_counts(checkpoint_manifest(path)).consumed_tokens for name, path in paths.items()
+    }
     first, *later = paths
     runs = load_runs(out, list(paths))
     compared = compare_runs(runs, [(name, first) for name in later])

@@ -55,7 +55,31 @@ def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
     if sequences:  # an empty file cannot be mapped
         lengths = np.memmap(_file(prefix, ".idx"), np.int32, "r", _HEADER.size, (sequences,))
     _check_size(_file(prefix, ".bin"), int(lengths.sum(dtype=np.int64)) * dtype.itemsize, "its index")
+    _check_order(_file(prefix, ".idx"), lengths, dtype)
     return lengths, dtype
+
+
+def _check_order(index: Path, lengths: Lengths, dtype: TokenType) -> None:
+    """Compare offsets with the sums of the lengths, and documents with their order; a block at a time."""
+    end, documents_at = 0, _HEADER.size + 12 * len(lengths)
+    # Ours have one document a sequence, so each number once; Megatron-LM's may have several or none.
+    step = 1 if index.stat().st_size == documents_at + 8 * (len(lengths) + 1) else 0
+    last = -step
+    with index.open("rb") as file:
+        file.seek(_HEADER.size + lengths.nbytes)
+        for low in range(0, len(lengths), _BLOCK):
+            part = lengths[low : low + _BLOCK]
+            ends = end + np.cumsum(part, dtype=np.int64) * dtype.itemsize
+            offsets = np.fromfile(file, "<i8", len(part))
+            if part.min() < 0 or not np.array_equal(offsets, np.concatenate(([end], ends[:-1]))):
+                raise DataError(f"{index}: its lengths and offsets do not agree; build the dataset again")
+            end = int(ends[-1])
+        while len(documents := np.fromfile(file, "<i8", _BLOCK)):  # the first sequence of each
+            if np.diff(documents, prepend=last).min() < step:
+                raise DataError(f"{index}: its documents are not in order; build the dataset again")
+            last = int(documents[-1])
+    if last != len(lengths):
+        raise DataError(f"{index}: ends with document {last} of {len(lengths)}; build the dataset again")
 
 
 def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]]:
@@ -64,9 +88,14 @@ def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]
     assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
     index, offsets = _file(prefix, ".idx"), _HEADER.size + 4 * sequences
     length = int(np.fromfile(index, "<i4", 1, offset=_HEADER.size + 4 * number)[0])
-    offset = int(np.fromfile(index, "<i8", 1, offset=offsets + 8 * number)[0])
-    tokens = np.fromfile(_file(prefix, ".bin"), dtype, length, offset=offset)
-    return offset // dtype.itemsize, tokens.astype(np.int64)
+    places = np.fromfile(index, "<i8", min(2, sequences - number), offset=offsets + 8 * number).tolist()
+    begin, end = [*places, _file(prefix, ".bin").stat().st_size][:2]
+    if begin < 0 or length < 0 or begin % dtype.itemsize or end != begin + length * dtype.itemsize:
+        raise DataError(f"{index}: document {number} ends elsewhere than it says; build the dataset again")
+    tokens = np.fromfile(_file(prefix, ".bin"), dtype, length, offset=begin)
+    if len(tokens) != length:
+        raise DataError(f"{_file(prefix, '.bin')}: ends within document {number}; build the dataset again")
+    return begin // dtype.itemsize, tokens.astype(np.int64)
 
 
 def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:

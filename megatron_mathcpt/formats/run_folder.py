@@ -3,30 +3,34 @@
 A checkpoint is written under a hidden name and renamed when it is complete, so a folder with the final name
 always is. The file `latest` names the newest one for people and scripts; this package lists the folders.
 
-Next to its manifest is the one that it will have without optimizer state, both covered by one seal.
-Renaming the second over the first makes the checkpoint weights-only in one atomic step.
+Removing its optimizer state begins with another manifest, written over the first in one atomic step.
 """
 
+import hashlib
 import math
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
-from megatron_mathcpt.errors import CheckpointError, ManifestError
+from megatron_mathcpt.errors import CheckpointError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats.files import Row, hash_file, read_rows, sync_folder, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest, store_manifest
 from megatron_mathcpt.records import JsonObject
 
 RUN = "run"  # kind of a run's folder
 FOLDER = "checkpoints"
-SEAL = "manifest.sha256"
-LIGHT = "weights_only.json"
-METRICS = "metrics.jsonl"
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+INDEX_CACHE = ".index_cache"
+WRITTEN = (FOLDER, METRICS, CONFIG, ".stacks", INDEX_CACHE)  # by every start of a run
+_FILES = (METRICS, CONFIG, FILE_NAME, ".lock", f"{FOLDER}/latest")
+_FOLDERS = (FOLDER, INDEX_CACHE, ".stacks", ".tensorboard", ".profile")
 _PREFIX = "step_"
+_NAME = re.compile(r"step_\d{8,18}")
 
 # JSON has no NaN; a manifest stores null.
 Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -56,6 +60,7 @@ class CheckpointCounts(RunCounts):
     guard: JsonObject | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
     weights_only: bool = False
+    metrics: str | None = None  # SHA-256 of the run's `metrics.jsonl` up to this step
     max_abs_logit_difference: float | None = None  # of a converted folder: only this, step and eos_id
 
 
@@ -70,7 +75,11 @@ class MetricRow(Row):
 
 
 def checkpoint_counts(manifest: Manifest) -> CheckpointCounts:
-    return CheckpointCounts.model_validate(manifest.counts)
+    try:
+        return CheckpointCounts.model_validate(manifest.counts)
+    except ValidationError as error:
+        wrong = ": ".join(first_error(error))
+        raise ManifestError(f"a checkpoint's {FILE_NAME}: counts.{wrong}; use another checkpoint") from error
 
 
 def is_weights_only(manifest: Manifest) -> bool:
@@ -80,8 +89,47 @@ def is_weights_only(manifest: Manifest) -> bool:
 
 def read_metrics(path: Path) -> tuple[MetricRow, ...]:
     """Rows of `metrics.jsonl` by step; of a step repeated after a restart only the last row counts."""
+    recorded = _recorded(path)
+    if recorded is not None and recorded != hash_file(path):
+        raise DataError(f"{path}: checksum differs from its run's {FILE_NAME}; restore it, or run again")
     last = {(row.step, row.validation is None): row for row in read_rows(path, MetricRow)}
     return tuple(sorted(last.values(), key=lambda row: row.step))
+
+
+def drop_rows_after(path: Path, step: int, recorded: str | None) -> None:
+    """Drop the rows of steps after the checkpoint, which the resumed run writes again.
+
+    Raises `DataError` if the others are not those whose SHA-256 the checkpoint `recorded`.
+    """
+    if not path.is_file():
+        return
+    lines = [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]]
+    remedy = "restore it, or remove it to resume without its rows"
+    try:
+        rows = zip(lines, read_rows(path, MetricRow), strict=True)
+    except DataError as error:
+        raise DataError(f"{error}; {remedy}") from error
+    kept = b"".join(line for line, row in rows if row.step <= step)
+    if recorded is not None and hashlib.sha256(kept).hexdigest() != recorded:
+        raise DataError(f"{path}: its rows up to step {step} are not those of the checkpoint; {remedy}")
+    write_atomically(path, kept)
+
+
+def _recorded(path: Path) -> str | None:
+    """The SHA-256 of a file in the manifest of its folder; None if the run is not finished."""
+    if not (path.parent / FILE_NAME).is_file() or not path.is_file():
+        return None
+    outputs = load_manifest(path.parent, RUN).outputs
+    return outputs[path.name].sha256 if path.name in outputs else None
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a run folder in which something else has the place of a file or folder of a run."""
+    for names, is_right, kind in (("", *_FOLDERS), Path.is_dir, "folder"), (_FILES, Path.is_file, "file"):
+        for path in (folder / name for name in names):
+            if (path.is_symlink() or path.exists()) and not is_right(path):
+                raise CheckpointError(f"{path}: is no {kind}, in the place of one of the run; remove it")
+    checkpoint_paths(folder)
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -98,8 +146,11 @@ def hidden_path(path: Path) -> Path:
 
 
 def checkpoint_paths(run_folder: Path) -> list[Path]:
-    """All complete checkpoints of a run, newest first."""
-    return sorted((run_folder / FOLDER).glob(f"{_PREFIX}*"), reverse=True)
+    """All complete checkpoints of a run, newest first; `CheckpointError` for what only has such a name."""
+    paths = [path for path in (run_folder / FOLDER).glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)]
+    if wrong := [path for path in paths if not path.is_dir()]:
+        raise CheckpointError(f"{wrong[0]}: is no folder, in the place of a checkpoint; remove it")
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -108,7 +159,7 @@ def newest_checkpoint(folder: Path) -> Path:
         return found[0]
     if not (folder / FILE_NAME).is_file():
         raise CheckpointError(f"{folder}: no complete checkpoint; give a run folder or a checkpoint")
-    load_sealed(folder)
+    checkpoint_manifest(folder)
     return folder
 
 
@@ -116,7 +167,7 @@ def newest_readable(run_folder: Path) -> Path | None:
     """The newest checkpoint to resume from with an undamaged manifest; other files are not checked."""
     for path in checkpoint_paths(run_folder):
         with suppress(ManifestError):
-            if not is_weights_only(load_sealed(path)):
+            if not is_weights_only(checkpoint_manifest(path)):
                 return path
     return None
 
@@ -125,7 +176,7 @@ def chosen_checkpoint(folder: Path) -> Path:
     """The checkpoint that a finished run's `checkpoint.choose` selects, else the newest."""
     choose, metrics = "newest", folder / METRICS
     if (folder / FILE_NAME).is_file() and metrics.is_file():
-        choose = load_manifest(folder, RUN).config["checkpoint"].get("choose", choose)
+        choose = load_manifest(folder, RUN).config.get("checkpoint", {}).get("choose", choose)
     if choose == "newest":
         return newest_checkpoint(folder)
     rows = ((row.step, row.validation) for row in read_metrics(metrics))
@@ -143,55 +194,38 @@ def chosen_checkpoint(folder: Path) -> Path:
 def begin(path: Path) -> Path:
     """Create the hidden folder for writing the checkpoint `path`; removes what a killed save left."""
     for leftover in path.parent.glob(f".{_PREFIX}*"):
-        shutil.rmtree(leftover)
+        _remove(leftover)
     hidden_path(path).mkdir(parents=True)
     return hidden_path(path)
 
 
-def write_light_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest that omits the optimizer state, if there is any, before `seal`."""
-    outputs = manifest.without_optimizer()
-    if outputs != manifest.outputs:
-        counts = manifest.counts | {"weights_only": True}
-        light = manifest.model_copy(update={"outputs": outputs, "counts": counts})
-        store_manifest(light, folder / LIGHT)
-
-
-def seal(folder: Path) -> None:
-    """Write the checksums of both manifests, in the format of `sha256sum`."""
-    write_atomically(folder / SEAL, _seal_of(folder))
-
-
-def _seal_of(folder: Path) -> bytes:
-    names = (name for name in (FILE_NAME, LIGHT) if (folder / name).is_file())
-    return "".join(f"{hash_file(folder / name)}  {name}\n" for name in names).encode()
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever else has its name; of a link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def commit(path: Path) -> None:
     """Rename the hidden folder, fsynced and with its manifest, to `path`, and point `latest` at it."""
     if path.exists():
-        shutil.rmtree(path)
+        _remove(path)
     hidden_path(path).rename(path)
     sync_folder(path.parent)
     write_atomically(path.parent / "latest", f"{path.name}\n".encode())
 
 
-def load_sealed(path: Path) -> Manifest:
-    """Load a checkpoint's manifest after comparing its bytes with the seal."""
-    # Twice, as its run may be making it weights-only: some of it was read before that, some after.
-    with suppress(ManifestError, FileNotFoundError):
-        return _load_sealed(path)
-    return _load_sealed(path)
-
-
-def _load_sealed(path: Path) -> Manifest:
-    manifest = load_manifest(path, "checkpoint")
-    sealed = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
-    if sealed != _seal_of(path):
-        # The seal still covers both manifests for a moment after the second was renamed over the first.
-        line = f"{hash_file(path / FILE_NAME)}  {LIGHT}\n".encode()
-        if (path / LIGHT).exists() or not sealed.endswith(line):
-            raise ManifestError(f"{path / FILE_NAME}: checksum differs from {SEAL}; it is damaged")
+def checkpoint_manifest(path: Path) -> Manifest:
+    """Load a checkpoint's manifest, whose checksum covers it; raises `ManifestError` if it is damaged."""
+    try:
+        manifest = load_manifest(path, "checkpoint")
+    except (ManifestError, FileNotFoundError):
+        # Twice, as its run may be making it weights-only: read before that, its files compared after it.
+        manifest = load_manifest(path, "checkpoint")
+    step = checkpoint_counts(manifest).step
+    if path.parent.name == FOLDER and _NAME.fullmatch(path.name) and step != step_of(path):
+        raise ManifestError(f"{path}: is of step {step}; give it the name {_PREFIX}{step:08d} again")
     return manifest
 
 
@@ -199,11 +233,11 @@ def drop_optimizer(path: Path) -> None:
     """Make a checkpoint weights-only, or finish an interrupted attempt; a damaged one is left alone."""
     if left := list(path.glob(f"{OPTIMIZER}*")):
         with suppress(ManifestError):
-            load_sealed(path)
-            if (path / LIGHT).is_file():
-                (path / LIGHT).replace(path / FILE_NAME)
-                sync_folder(path)
-            seal(path)
+            manifest = checkpoint_manifest(path)
+            if not is_weights_only(manifest):
+                counts = manifest.counts | {"weights_only": True}
+                light = {"counts": counts, "outputs": manifest.without_optimizer()}
+                store_manifest(manifest.model_copy(update=light), path / FILE_NAME)
             # After the manifest that no longer lists them: a kill before this leaves files, not a hole.
             for file in left:
                 file.unlink()
@@ -230,7 +264,7 @@ class Retention:
         losses: dict[Path, float] = {}
         for path in paths[::-1] if self.best else ():  # the first of equals
             with suppress(ManifestError):
-                found = checkpoint_counts(load_sealed(path)).validation
+                found = checkpoint_counts(checkpoint_manifest(path)).validation
                 loss = sum(found.get(name, math.inf) for name in self.best)
                 losses[path] = math.inf if math.isnan(loss) else loss
         return spared | ({min(losses, key=losses.__getitem__)} if losses else set())
@@ -268,4 +302,4 @@ def has_room(run_folder: Path) -> bool:
 
 
 def _size(checkpoint: Path) -> int:
-    return sum(file.stat().st_size for file in checkpoint.iterdir())
+    return sum(file.lstat().st_size for file in checkpoint.iterdir())

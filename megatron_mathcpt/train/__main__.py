@@ -21,14 +21,13 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import load_run
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_hashes, write_manifest
+from megatron_mathcpt.formats.manifest import is_complete, write_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
-from megatron_mathcpt.formats.run_folder import FOLDER, METRICS, RUN, newest_readable
+from megatron_mathcpt.formats.run_folder import CONFIG, RUN, WRITTEN, check_run_folder, newest_readable
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.train import process
-from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
+from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_inputs
 
-_WRITTEN = (FOLDER, METRICS, process.STACKS, ".index_cache")
 logger = get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,6 +52,8 @@ def main(
             sys.exit(_launch(experiment, out, processes, check))
         # Check again: under torchrun or srun there was no launcher.
         inputs, finished = _resolve(experiment, int(os.environ["WORLD_SIZE"]), out)
+        if not finished and os.environ["RANK"] == "0" and process._LAUNCHER not in os.environ:
+            verify_inputs(inputs.config, full=False)
         sys.exit(0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE)
     except MathCptError as error:
         # Every rank raises the same error, so only rank 0 prints it. But a GPU may be missing on one node
@@ -66,9 +67,8 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     """Check all that can be checked without torch, then start the workers; return their exit status."""
     size = config.parallel.model_size if processes is None else processes
     inputs, finished = _resolve(config, size, out)
-    if check:  # an ordinary start compares only file sizes
-        for folder in filter(None, (config.data.corpus, config.data.sft)):
-            verify_hashes(folder, load_manifest(folder, None))
+    if check or not finished:
+        verify_inputs(config, full=check)
     if finished:
         logger.info("%s: already trained, in %s", config.name, out)
         return 0
@@ -76,7 +76,7 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
         check_resumable(inputs, resumed)
     if check:
         return 0
-    claim_folder(out, RUN, _WRITTEN)  # before workers load torch
+    claim_folder(out, RUN, WRITTEN)  # before workers load torch
     status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)
     stacks = [str(path) for path in sorted((out / process.STACKS).glob("*")) if path.stat().st_size]
     if status and stacks:
@@ -86,6 +86,7 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
 
 def _resolve(config: ExperimentConfig, world_size: int, out: Path) -> tuple[Inputs, bool]:
     """Resolve the run's inputs, and whether `out` has its result; `ManifestError` if it has another run's."""
+    check_run_folder(out)
     check_experiment(config, world_size)
     inputs = resolve_inputs(config)
     check_experiment(inputs.config, world_size)  # again with the fields that data and weights determine
@@ -107,7 +108,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     from megatron_mathcpt.train.metrics import Metrics, last_validation
 
     config, stop = inputs.config, process.StopFlag()
-    claim_folder(out, RUN, _WRITTEN)  # by every rank, as each writes there
+    claim_folder(out, RUN, WRITTEN)  # by every rank, as each writes there
     lock = locked_folder(out, RUN) if os.environ["RANK"] == "0" else nullcontext()
     timeout = config.faults.hang_timeout_seconds
     # Collectives time out after the watchdog: one rank's exception would end the others before they dump.
@@ -117,7 +118,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
         parallel.joined(config.parallel, config.seed, 2 * timeout) as layout,
     ):
         if layout.is_writer:
-            write_atomically(out / "config.yaml", dump_yaml(config).encode())
+            write_atomically(out / CONFIG, dump_yaml(config).encode())
         check_machine(config, layout, out)
         with user_buffers(config):
             state = build(inputs, layout, out)

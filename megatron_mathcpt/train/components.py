@@ -72,7 +72,9 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     counts = folders.CheckpointCounts(step=0)
     if (resumed := newest_verified(run_folder, layout)) is not None:
         check_resumable(inputs, resumed)
-        counts = folders.checkpoint_counts(folders.load_sealed(resumed))
+        counts = folders.checkpoint_counts(folders.checkpoint_manifest(resumed))
+    if layout.is_writer:
+        folders.drop_rows_after(run_folder / folders.METRICS, counts.step, counts.metrics)
     masked = config.data.document_attention
     chunks = build_model(inputs.shape, layout, config.precision, document_attention=masked)
     if resumed is None:  # before the wrapper and the optimizer, which copy the weights

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
@@ -23,16 +22,21 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
-from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.checkpoint.convert import verify_folder
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.errors import ConfigError, DataError, ManifestError
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED, SPLITS, TRAIN, Selection, open_corpus
 from megatron_mathcpt.formats.files import hash_json, read_rows
+from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, write_manifest
+from megatron_mathcpt.formats.run_folder import INDEX_CACHE
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.train.inputs import Inputs, resolve_inputs
+from megatron_mathcpt.train.inputs import Inputs, recorded_config, resolve_inputs
 
+INDEX = "sample index"  # kind of the folder of a blend's index
 _SHOWN_CHARACTERS = 60
+logger = get_logger(__name__)
 Sample = dict[str, torch.Tensor]
 
 
@@ -90,8 +94,7 @@ class SftDataset(Dataset[Sample]):
 
     def __init__(self, folder: Path, samples: int, seed: int) -> None:
         arrays = (folder / f"{name}.npy" for name in ("tokens", "labels", "documents"))
-        load = partial(np.load, mmap_mode="r", allow_pickle=False)
-        self._tokens, self._labels, self._documents = map(load, arrays)
+        self._tokens, self._labels, self._documents = map(_open_array, arrays)
         self._seed = seed
         self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
         self.dataset_index = np.zeros(samples, dtype=np.int16)  # of its only pool, as in a blend
@@ -117,6 +120,17 @@ class SftDataset(Dataset[Sample]):
             "position_ids": torch.arange(len(labels)),
             "documents": torch.from_numpy(self._documents[row].astype(np.int64)),
         }
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """Map a `.npy` of numbers; `DataError` for anything else, such as objects, which are pickles."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, SyntaxError) as error:  # the header is a Python literal
+        raise DataError(f"{path}: no array of numbers ({error}); build it again") from error
+    if not isinstance(found, np.ndarray):  # a zip of several
+        raise DataError(f"{path}: no array of numbers; build it again")
+    return found
 
 
 class AnnotatedBlend(Dataset[Sample]):
@@ -149,10 +163,13 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
     if config.data.sft is not None:
         return SftDataset(config.data.sft, config.train.train_samples, config.seed)
     cache = index_cache(inputs, run_folder)
-    if dist.get_rank() == 0 and not cache.is_dir():
-        shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, or cut short by a kill
+    if dist.get_rank() == 0 and (problem := problem_of_cache(cache)):
+        if cache.exists():
+            logger.warning("%s; building it again", problem)
+        shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, damaged, or cut short by a kill
         building = cache.with_suffix(".building")
         build_blend(inputs, building)
+        write_manifest(building, INDEX, inputs=inputs.fingerprints, counts={}, config={})
         building.rename(cache)
     dist.barrier()
     eos_id = inputs.eos_id if config.data.reset_attention_mask else None
@@ -163,8 +180,23 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
     """Folder of the blend's index, named by the hash of what determines it."""
     config = inputs.config
     budget = [config.train.train_samples, config.train.seq_length, config.seed]
-    key = hash_json([inputs.fingerprints["corpus"], config.data.blend, *budget])
-    return run_folder / ".index_cache" / key[:16]
+    # Megatron-Core's names of the files in it depend on the corpus's path.
+    data = [inputs.fingerprints["corpus"], str(config.data.corpus), config.data.blend]
+    return run_folder / INDEX_CACHE / hash_json([*data, *budget])[:16]
+
+
+def problem_of_cache(cache: Path) -> str:
+    """Why the index in `cache` must not be read, or an empty string; Megatron-Core would run its pickles."""
+    try:
+        manifest = load_manifest(cache, INDEX)
+        verify_hashes(cache, manifest)
+        for path in cache.glob("*.npy"):
+            if path.name not in manifest.outputs:
+                return f"{path}: not in the manifest"
+            _open_array(path)
+    except (ManifestError, DataError) as error:
+        return str(error)
+    return ""
 
 
 def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
@@ -279,9 +311,11 @@ class TracedDocument:
 
 def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
     """Find every document that `step` (from 1) trained on, in order; `ConfigError` if there is none."""
-    config = load_config(run_folder / "config.yaml", ExperimentConfig)
+    config = recorded_config(run_folder)
     if not 1 <= step <= config.train.train_steps:
         raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")
+    for folder in filter(None, (config.data.corpus, config.data.sft)):
+        verify_folder(folder, None, lambda _: True)
     size = config.train.global_batch_size
     samples = range((step - 1) * size, step * size)
     if config.data.sft is not None:
@@ -291,8 +325,9 @@ def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
         return [TracedDocument(sample, "sft", row, record, "") for sample, row in rows for record in ids[row]]
     inputs = resolve_inputs(config)
     cache = index_cache(inputs, run_folder)
-    if not cache.is_dir():
-        raise DataError(f"{cache}: the run's sample index is missing; start the run to build it")
+    if problem := problem_of_cache(cache):
+        remedy = "start the run to build it (if it is finished, after removing its manifest.json)"
+        raise DataError(f"{problem}: the run's sample index is missing or damaged; {remedy}")
     blend, pools = build_blend(inputs, cache), list(config.data.blend)
     seen: list[tuple[int, str, int]] = []
     for sample in samples:

@@ -8,17 +8,22 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_mathcpt.checkpoint.convert import hf_fingerprint
+from pydantic import ValidationError
+
+from megatron_mathcpt.checkpoint import convert
+from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
-from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.errors import ConfigError, DataError, first_error
+from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
-from megatron_mathcpt.formats.manifest import Manifest, leaves, load_manifest
-from megatron_mathcpt.formats.run_folder import chosen_checkpoint, is_weights_only, load_sealed
+from megatron_mathcpt.formats.indexed_dataset import read_lengths
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest
 
 # What a resumed run may change, by prefixes of the fields' paths: nothing that changes samples or updates.
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
 MAY_CHANGE = (*_SECTIONS, "train.micro_batch_size", "train.deterministic")
+_DATA = (".bin", ".idx", ".npy")  # files of a corpus or of packed samples that training reads
 # Megatron-Core names the optimizer's state differently with and without it, so neither loads the other's.
 MUST_STAY = "parallel.use_distributed_optimizer"
 
@@ -44,15 +49,15 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     config, fingerprints, tokenizer = _resolve_data(config)
     checkpoint, shape = None, config.model
     if config.init.checkpoint is not None:
-        checkpoint = chosen_checkpoint(config.init.checkpoint)
-        manifest = load_sealed(checkpoint)
-        shape = LlamaShape.model_validate(manifest.config["model"])
+        checkpoint = folders.chosen_checkpoint(config.init.checkpoint)
+        manifest = folders.checkpoint_manifest(checkpoint)
+        shape = convert.checkpoint_shape(manifest)
         fingerprints["checkpoint"] = manifest.fingerprint()
         if config.init.load_optimizer:
             _check_optimizer(config, checkpoint, manifest)
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
-        fingerprints["hf"] = hf_fingerprint(config.init.hf)
+        fingerprints["hf"] = convert.hf_fingerprint(config.init.hf)
     assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
@@ -67,10 +72,23 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint)
 
 
+def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
+    """Compare the checksums of what the run will read; `full`: of every file, whatever its size.
+
+    A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py).
+    """
+    for folder in filter(None, (config.data.corpus, config.data.sft)):
+        convert.verify_folder(folder, None, lambda name: full or name.endswith(_DATA), full=full)
+        for index in sorted(folder.glob("datasets/*/*.idx")):
+            read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
+    if config.init.hf is not None:
+        convert.verify_exported(config.init.hf, full=full)
+
+
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
     """Refuse to load an optimizer's state that the checkpoint lacks, or has in the other form."""
     theirs = manifest.config.get("parallel", {}).get("use_distributed_optimizer")
-    if theirs is None or is_weights_only(manifest):
+    if theirs is None or folders.is_weights_only(manifest):
         raise ConfigError(f"init.load_optimizer: {checkpoint} has weights only; leave it out")
     if theirs != config.parallel.use_distributed_optimizer:
         raise ConfigError(
@@ -119,11 +137,27 @@ def _check_pools(config: ExperimentConfig, corpus: Path, pools: dict[str, PoolCo
             )
 
 
+def recorded_config(run_folder: Path) -> ExperimentConfig:
+    """The config of a run: of its manifest or a checkpoint's, which have checksums; before them its file."""
+    if (run_folder / FILE_NAME).is_file():
+        return _config_in(run_folder, load_manifest(run_folder, folders.RUN))
+    if (newest := folders.newest_readable(run_folder)) is not None:
+        return _config_in(newest, folders.checkpoint_manifest(newest))
+    return load_config(run_folder / folders.CONFIG, ExperimentConfig)
+
+
+def _config_in(folder: Path, manifest: Manifest) -> ExperimentConfig:
+    """As a current config: a field newer than the manifest gets its default, a removed one is ignored."""
+    try:
+        return ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
+    except ValidationError as error:
+        raise ConfigError(f"{folder}: config in its manifest: {': '.join(first_error(error))}") from error
+
+
 def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
     """Refuse to resume from `checkpoint` with other data, model, budget or optimizer, naming differences."""
-    manifest = load_sealed(checkpoint)
-    # As a current config: a field newer than the checkpoint gets its default, a removed one is ignored.
-    then = ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
+    manifest = folders.checkpoint_manifest(checkpoint)
+    then = _config_in(checkpoint, manifest)
     old, new = (leaves(config.model_dump(mode="json")) for config in (then, inputs.config))
     differences = [
         f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"

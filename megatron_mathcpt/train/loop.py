@@ -16,8 +16,10 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Subset
 
+from megatron_mathcpt.checkpoint.huggingface import load_reference
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.formats.run_folder import CheckpointCounts, RunCounts, SourceTokens
+from megatron_mathcpt.formats.manifest import sync_and_describe
+from megatron_mathcpt.formats.run_folder import METRICS, CheckpointCounts, RunCounts, SourceTokens
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
@@ -123,6 +125,10 @@ def save(state: TrainState, *, async_save: bool) -> None:
     counts = CheckpointCounts(**run, eos_id=state.inputs.eos_id, guard=guard)
     if is_validation_step(state):  # else `losses` are an older step's
         counts = counts.model_copy(update={"validation": state.losses})
+    if state.layout.is_writer:
+        # Synced: after a power cut, a log without rows that a checkpoint has seen would look damaged.
+        rows = sync_and_describe(state.run_folder, [METRICS])[METRICS]
+        counts = counts.model_copy(update={"metrics": rows.sha256})
     gather_parameters(state)
     state.saver.save(unwrap(state.model), state.optimizer, counts, async_save=async_save)
 
@@ -186,11 +192,7 @@ def _reference(folder: Path, device: torch.device) -> "LlamaForCausalLM":
     """Load transformers' Llama into host memory; a layer is on `device`, in fp32, for its forward only."""
     # The run's own model is on it too. One fp32 layer, the activations of one sample and the logits of some
     # positions are 5 GB for Llama-3-8B at 8192 tokens, less than a later training step.
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype="auto", attn_implementation="sdpa"
-    ).eval()
+    model = load_reference(folder, dtype="auto", attn_implementation="sdpa").eval()
     model.model.rotary_emb.to(device)
     for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
         part.forward = _in_fp32(part, device)(part.forward)

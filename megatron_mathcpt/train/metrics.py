@@ -3,7 +3,6 @@
 `profiled` records a trace or a memory snapshot of one step, if the config names it.
 """
 
-import json
 import math
 import resource
 import time
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_mathcpt.config.experiment import ExperimentConfig, LoggingSection
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.files import JsonLines, hash_json, read_json_lines, write_atomically
+from megatron_mathcpt.formats.files import JsonLines, hash_json
 from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
 from megatron_mathcpt.log import clock, get_logger
 from megatron_mathcpt.parallel import Layout
@@ -46,7 +45,6 @@ class Metrics:
         self._tokens = SourceCounter(dataset, config)
         self._file = self._board = self._wandb = None
         if layout.is_writer:
-            drop_rows_after(run_folder / METRICS, step)
             self._file = JsonLines(run_folder / METRICS)
             if config.logging.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
@@ -167,13 +165,6 @@ def scalars(row: dict[str, object]) -> dict[str, float]:
 def last_validation(run_folder: Path) -> dict[str, float]:
     rows = reversed(read_metrics(run_folder / METRICS))
     return next((row.validation for row in rows if row.validation), {})
-
-
-def drop_rows_after(path: Path, step: int) -> None:
-    """Drop the rows of steps after the checkpoint, which the resumed run writes again."""
-    if path.is_file():
-        rows = [row for row in read_json_lines(path) if row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 @contextmanager

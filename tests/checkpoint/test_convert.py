@@ -1,5 +1,6 @@
 """Hugging Face to checkpoint and back, bit for bit, for the published shapes and both ways of tying."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ from megatron_mathcpt.checkpoint.convert import export_to_hf, hf_fingerprint, im
 from megatron_mathcpt.checkpoint.huggingface import pack, write_hf_folder
 from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
 from megatron_mathcpt.data.tokenizer import train_tokenizer
-from megatron_mathcpt.errors import CheckpointError, ConfigError
+from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.formats.run_folder import checkpoint_path, load_sealed, seal
+from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_path
 from megatron_mathcpt.model.weights import QKV, RandomWeights
 from tests.support.llama_shapes import LLAMA2, LLAMA3, SHAPES, SMOLLM2
 
@@ -86,6 +87,42 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         import_from_hf(source, out)
 
 
+def test_damage_is_found_in_an_exported_folder_and_named_in_another(tmp_path: Path) -> None:
+    """With checksums every flipped bit is found; without them what does not fit together."""
+    source, out = make_folder(tmp_path / "hf", LLAMA2), tmp_path / "checkpoint"
+    import_from_hf(source, out, verify=False)
+    exported = tmp_path / "exported"
+    export_to_hf(out, exported, verify=False)
+    dice = random.Random(0)
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "manifest.json",
+    ):
+        good = (exported / name).read_bytes()
+        for _ in range(4):
+            bad = bytearray(good)
+            bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
+            (exported / name).write_bytes(bad)
+            with pytest.raises((ManifestError, ConfigError), match=str(exported / name)):
+                import_from_hf(exported, tmp_path / "again")
+        (exported / name).write_bytes(good)
+    weights = (source / "model.safetensors").read_bytes()
+    sizes = (source / "config.json").read_text()
+    wide = sizes.replace(f'"intermediate_size": {LLAMA2.ffn_hidden_size}', '"intermediate_size": 9')
+    for config, content, message in (
+        (sizes, weights[:-1], "model.safetensors: not read as safetensors"),
+        (sizes, b"\xff" * 100, "model.safetensors: not read as safetensors"),
+        (wide, weights, r"model.safetensors: '.*mlp.gate_proj.weight' is .*; the two do not belong together"),
+    ):
+        (source / "model.safetensors").write_bytes(content)
+        (source / "config.json").write_text(config)
+        with pytest.raises(CheckpointError, match=message):
+            import_from_hf(source, tmp_path / "again")
+
+
 @pytest.mark.parametrize("size", [1000, 2**16, 5 * 2**20])
 def test_other_weights_of_the_same_size_have_another_fingerprint(tmp_path: Path, size: int) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -102,9 +139,8 @@ def test_a_tokenizer_is_found_where_the_run_had_it_from(tmp_path: Path) -> None:
     def found(run: str, **config: object) -> Path:
         path = checkpoint_path(tmp_path / run, 1)
         path.mkdir(parents=True)
-        write_manifest(path, "checkpoint", inputs={}, counts={}, config=config)
-        seal(path)
-        return own_tokenizer(path, load_sealed(path))
+        write_manifest(path, "checkpoint", inputs={}, counts={"step": 1}, config=config)
+        return own_tokenizer(path, checkpoint_manifest(path))
 
     assert found("base", data={"corpus": "corpus"}, init={"scratch": True}) == Path("corpus/tokenizer")
     # Fine-tuning needs no corpus.

@@ -1,5 +1,6 @@
 """Saving and loading in one process: blocking and async saves write the same bytes."""
 
+import pickle
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,12 @@ import torch
 
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
-from megatron_mathcpt.formats.run_folder import checkpoint_path, checkpoint_paths, hidden_path, load_sealed
+from megatron_mathcpt.formats.run_folder import (
+    checkpoint_manifest,
+    checkpoint_path,
+    checkpoint_paths,
+    hidden_path,
+)
 from tests.checkpoint.conftest import SmallRun
 from tests.support.llama_shapes import TINY_SHAPE
 
@@ -46,7 +52,7 @@ def test_what_is_written_is_the_state_at_the_call(run: SmallRun, gate: threading
             for weight in run.model.parameters():
                 weight.data.add_(1.0)
             gate.set()
-    one, two, three, four = (load_sealed(path).outputs for path in checkpoint_paths(run.folder)[::-1])
+    one, two, three, four = (checkpoint_manifest(path).outputs for path in checkpoint_paths(run.folder)[::-1])
     for blocking, async_one in ((one, two), (three, four)):
         assert blocking.keys() == async_one.keys()
         assert [name for name in async_one if async_one[name] != blocking[name]] == [
@@ -110,11 +116,11 @@ def test_after_an_error_of_all_ranks_the_save_is_committed(
 
 def test_extra_state_is_saved_with_fp8_of_every_layer(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Transformer Engine does: bytes with FP8 scales, none in a layer that stays in bf16."""
-    scales = torch.tensor([3, 1, 4], dtype=torch.uint8)
+    scales = torch.frombuffer(bytearray(pickle.dumps(torch.tensor([3.0]))), dtype=torch.uint8)
     norm = type(run.model.decoder.final_layernorm)  # Megatron-Core's local linear layers drop theirs
     in_bf16 = set(run.model.decoder.layers[0].modules())
     monkeypatch.setattr(
-        norm, "get_extra_state", lambda self: scales[: 0 if self in in_bf16 else 3], raising=False
+        norm, "get_extra_state", lambda self: scales[: 0 if self in in_bf16 else None], raising=False
     )
     plain = run.saved(1)
     monkeypatch.setattr(run.model.config, "fp8", "hybrid")
@@ -126,7 +132,7 @@ def test_extra_state_is_saved_with_fp8_of_every_layer(run: SmallRun, monkeypatch
     assert not seen
     load_state(kept, [run.model], None, run.layout)
     # Two norms in each of two layers, one at the end.
-    assert [state.tolist() for state in seen] == [[], [], [3, 1, 4], [3, 1, 4], [3, 1, 4]]
+    assert [state.tolist() for state in seen] == [[], [], *[scales.tolist()] * 3]
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(run: SmallRun) -> None:

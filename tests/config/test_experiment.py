@@ -1,6 +1,8 @@
 """Cross-checks of a training config, each with the field it must name, and every config that ships."""
 
 import json
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.shape import hf_config, read_hf_shape
+from megatron_mathcpt.config.shape import hf_config, read_hf_eos, read_hf_shape
 from megatron_mathcpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,8 +143,27 @@ def test_shape_of_a_hugging_face_config_and_its_way_back(tmp_path: Path) -> None
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
         ({"rope_scaling": ROPE | {"high_freq_factor": 8.0}}, "high_freq_factor is 8.0"),
         ({"num_hidden_layers": "16"}, "num_layers"),
+        ({"rope_scaling": [ROPE]}, "config.json: no configuration of a Llama"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "low_freq_factor is None"),
+        ({"rope_theta": {}}, "config.json: no configuration of a Llama"),
+        ({"rope_theta": 10**400}, "config.json: no configuration of a Llama"),
+        ({"head_dim": [1]}, "kv_channels"),
     ],
 )
 def test_no_plain_llama_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_hf_shape(write_config(tmp_path, **changes))
+
+
+def test_any_damage_of_a_config_json_is_one_kind_of_error(tmp_path: Path) -> None:
+    dice, good = random.Random(0), bytes(json.dumps(LLAMA32), "utf-8")
+    contents = [b"[]", b"null", b"", b"\xff", b"[" * 100_000, b'{"model_type": "llama"}']
+    for _ in range(500):
+        bad = bytearray(good)
+        bad[dice.randrange(len(bad))] = dice.randrange(256)
+        contents.append(bytes(bad))
+    for content in contents:
+        (tmp_path / "config.json").write_bytes(content)
+        for read in (read_hf_shape, read_hf_eos):
+            with suppress(ConfigError):
+                read(tmp_path)

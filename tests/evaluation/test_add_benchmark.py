@@ -67,7 +67,7 @@ def test_our_evaluation_needs_the_items_alone(
     benchmarks: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 2 and 5."""
-    monkeypatch.setattr(evaluate, "load", lambda *_: Writer())
+    monkeypatch.setattr(evaluate, "load", lambda *_, verify: Writer())
     files, config = tasks.plan((), benchmarks, "riddles", shots=1)
     results: Any = evaluate.evaluate(model_folder, files, config, tmp_path / "out")
     for name in ("riddles", "riddles_few_shot"):

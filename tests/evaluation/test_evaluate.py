@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, ManifestError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import STOP, plan
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import write_manifest
 from tests.support.json_lines import write_json_lines
 
 SETS = ("held", "gsm8k", "math")
@@ -111,3 +113,20 @@ def test_plan_gives_tasks_with_limits_and_shots(tmp_path: Path) -> None:
     assert set(files) == {*config.tasks} == {f"{name}{form}" for name in SETS for form in ("", "_few_shot")}
     assert config.limits == {name: 9 if name.startswith("held") else 3 for name in files}
     assert config.shots == {f"{name}_few_shot": 4 for name in SETS}
+
+
+def test_a_damaged_exported_folder_is_not_scored(
+    model_folder: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is too large to be hashed at every start is on request."""
+    model = Path(shutil.copytree(model_folder, tmp_path / "hf"))
+    write_manifest(model, "hf", inputs={}, counts={}, config={})
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ManifestError, match=r"hf/model\.safetensors: checksum differs"):
+        evaluate(model, files, CONFIG, tmp_path / "out")
+    monkeypatch.setattr(convert, "HASHED_BYTES", 1000)
+    with pytest.raises(ManifestError, match=r"hf/model\.safetensors: checksum differs"):
+        evaluate(model, files, CONFIG, tmp_path / "out", verify=True)
+    evaluate(model, files, CONFIG, tmp_path / "out")

@@ -4,6 +4,7 @@ Run as a program, this file is one process of a layout; the first process writes
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.checkpoint.convert import import_from_hf
+from megatron_mathcpt.errors import EvaluationError, MathCptError
 from megatron_mathcpt.evaluation.megatron_lm import MegatronLM
 from megatron_mathcpt.train.process import run_workers
 
@@ -51,6 +53,26 @@ def _run(model: Path, sizes: tuple[int, int], processes: int, folder: Path) -> d
     words = [str(model), json.dumps(dict(zip(names, sizes, strict=True))), str(out)]
     assert run_workers("tests.evaluation.test_megatron_lm", words, processes) == 0
     return dict(json.loads(out.read_text()))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("imported") / "checkpoint"
+    import_from_hf(model_folder, out, verify=False)
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", ["__0_0.distcp", ".metadata", "common.pt", "manifest.json", "tokenizer/tokenizer.json"]
+)
+def test_no_damaged_checkpoint_is_scored(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    for _ in range(2):  # nothing of the first is left
+        with pytest.raises(MathCptError, match=f"copy/{name}"):
+            MegatronLM(str(copy))
 
 
 def _check_scores(found: dict[str, Any], expected: dict[str, Any], rolling: float) -> None:

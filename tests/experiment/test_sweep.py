@@ -25,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_evaluation(tmp_path / "sweep", model.name, {"sums": right[model.name]})
 
     monkeypatch.setattr(sweep, "evaluate", evaluate)
-    monkeypatch.setattr(sweep, "load_sealed", lambda path: int(path.name.removeprefix("step_")))
+    monkeypatch.setattr(sweep, "checkpoint_manifest", lambda path: int(path.name.removeprefix("step_")))
     monkeypatch.setattr(sweep, "checkpoint_counts", lambda n: SimpleNamespace(consumed_tokens=n * 1000))
     return tmp_path / "run"
 

@@ -1,5 +1,6 @@
 """Datasets are byte for byte what Megatron-Core writes, are read as written, and refused when damaged."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,35 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str, kept: int | None
     file.unlink() if kept is None else file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(DataError, match=f"{file}: .*{message}"):
         read_lengths(prefix)
+
+
+def test_every_flipped_bit_of_an_index_is_found(tmp_path: Path) -> None:
+    """Lengths, offsets and documents say the same; a document alone is read right or refused."""
+    docs = documents(9, 500)
+    prefix = write(tmp_path / "data", docs, 500)
+    index = tmp_path / "data.idx"
+    good = index.read_bytes()
+    for bit in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        index.write_bytes(bad)
+        with pytest.raises(DataError, match=r"data\.(idx|bin): "):
+            read_lengths(prefix)
+        with suppress(DataError):
+            assert read_document(prefix, 7)[1].tolist() == docs[7].tolist()
+
+
+def test_an_index_with_several_sequences_a_document_is_read(tmp_path: Path) -> None:
+    """As Megatron-LM writes with --split-sentences; a document may have none."""
+    prefix = write(tmp_path / "data", documents(4, 500), 500)
+    index = tmp_path / "data.idx"
+    whole = index.read_bytes()
+    header, rest = whole[:26], whole[34:-40]
+    for starts, right in (([0, 2, 2, 4], True), ([0, 3, 2, 4], False), ([0, 2, 3], False), ([0, 5], False)):
+        numbers = np.array(starts, "<i8")
+        index.write_bytes(header + len(starts).to_bytes(8, "little") + rest + numbers.tobytes())
+        if right:
+            assert len(read_lengths(prefix)[0]) == 4
+        else:
+            with pytest.raises(DataError, match=r"documents are not in order|ends with document"):
+                read_lengths(prefix)

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.errors import CheckpointError, ManifestError
+from megatron_mathcpt.errors import CheckpointError, DataError, ManifestError
 from megatron_mathcpt.formats import run_folder
-from megatron_mathcpt.formats.files import JsonLines, hash_file
+from megatron_mathcpt.formats.files import JsonLines
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, write_manifest
 from megatron_mathcpt.formats.run_folder import (
     Retention,
+    checkpoint_manifest,
     checkpoint_path,
     checkpoint_paths,
     chosen_checkpoint,
     is_weights_only,
-    load_sealed,
     newest_checkpoint,
     prune,
 )
@@ -29,14 +29,12 @@ OPTIMIZER = "optimizer__0_0.distcp"
 
 
 def make(run: Path, step: int, **counts: object) -> Path:
-    """A sealed checkpoint with a file of the optimizer's."""
+    """A complete checkpoint with a file of the optimizer's."""
     path = checkpoint_path(run, step)
     writing = run_folder.begin(path)
     (writing / "weights").write_text(str(step))
     (writing / OPTIMIZER).write_text("moments")
-    manifest = write_manifest(writing, "checkpoint", inputs={}, counts=counts | {"step": step}, config={})
-    run_folder.write_light_manifest(writing, manifest)
-    run_folder.seal(writing)
+    write_manifest(writing, "checkpoint", inputs={}, counts=counts | {"step": step}, config={})
     run_folder.commit(path)
     return path
 
@@ -82,18 +80,16 @@ def test_every_nth_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_all_but_the_newest_keep_only_weights(tmp_path: Path) -> None:
     paths = [make(tmp_path, step) for step in (10, 20, 30, 40)][::-1]
-    fingerprints = [load_sealed(path).fingerprint() for path in paths]
+    fingerprints = [checkpoint_manifest(path).fingerprint() for path in paths]
     prune(tmp_path, Retention(1, every=10, optimizer=True, verified={paths[0].name}))
-    assert not any(is_weights_only(load_sealed(path)) for path in paths)
+    assert not any(is_weights_only(checkpoint_manifest(path)) for path in paths)
     prune(tmp_path, Retention(2, every=10, verified={paths[0].name, paths[1].name}))
-    manifests = [load_sealed(path) for path in paths]
+    manifests = [checkpoint_manifest(path) for path in paths]
     assert [is_weights_only(manifest) for manifest in manifests] == [False, False, True, True]
     assert [manifest.fingerprint() for manifest in manifests] == fingerprints
     for path in paths[2:]:
-        assert {file.name for file in path.iterdir()} == {"weights", "manifest.json", "manifest.sha256"}
-        line = f"{hash_file(path / 'manifest.json')}  manifest.json\n"
-        assert (path / "manifest.sha256").read_text() == line
-        verify_hashes(path, load_sealed(path))
+        assert {file.name for file in path.iterdir()} == {"weights", "manifest.json"}
+        verify_hashes(path, checkpoint_manifest(path))
     (paths[0] / "manifest.json").write_text("{")
     (paths[1] / "weights").unlink()
     assert run_folder.newest_readable(tmp_path) is None
@@ -119,38 +115,39 @@ def test_a_kill_while_the_optimizer_is_dropped_leaves_a_whole_checkpoint(
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
             patch.setattr(owner, name, or_die(getattr(owner, name)))
         run_folder.drop_optimizer(path)
-    assert left[0] == 0 or calls > 5
-    found = load_sealed(path)
-    assert is_weights_only(found) == (calls > 0)
+    assert left[0] == 0 or calls > 3
+    found = checkpoint_manifest(path)
+    assert is_weights_only(found) == (calls > 1)  # 0: fsync, 1: rename
     verify_hashes(path, found)
     run_folder.drop_optimizer(path)
-    assert is_weights_only(load_sealed(path))
+    assert is_weights_only(checkpoint_manifest(path))
     assert not (path / OPTIMIZER).exists()
 
 
-@pytest.mark.parametrize("name", ["load_manifest", "hash_file"])
-@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("calls", range(4))
 def test_a_checkpoint_that_becomes_weights_only_while_it_is_read_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
-    path, original, left = make(tmp_path, 1), getattr(run_folder, name), [calls]
+    """Its optimizer is dropped before the n-th look at one of its files."""
+    path, original, left = make(tmp_path, 1), Path.is_file, [calls]
 
-    def dropping(*args: Any) -> Any:
+    def dropping(self: Path) -> bool:
         left[0] -= 1
         if left[0] == -1:
             run_folder.drop_optimizer(path)
-        return original(*args)
+        return original(self)
 
-    monkeypatch.setattr(run_folder, name, dropping)
-    assert load_sealed(path).counts["step"] == 1
+    monkeypatch.setattr(Path, "is_file", dropping)
+    assert checkpoint_manifest(path).counts["step"] == 1
 
 
 def test_weights_are_read_without_optimizer_and_a_damaged_checkpoint_keeps_its_own(tmp_path: Path) -> None:
     path = make(tmp_path, 1)
-    manifest = load_sealed(path)
-    (path / "weights_only.json").write_text("{}")
-    with pytest.raises(ManifestError, match="checksum differs"):
-        load_sealed(path)
+    manifest = checkpoint_manifest(path)
+    whole = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(whole.replace('"step": 1', '"step": 7'))
+    with pytest.raises(ManifestError, match="differs from its own checksum"):
+        checkpoint_manifest(path)
     run_folder.drop_optimizer(path)
     (path / OPTIMIZER).unlink()  # still there, and may go while weights are read
     verify_hashes(path, manifest)
@@ -184,12 +181,12 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         **{"step": 2, "consumed_tokens": 7, "skipped_steps": (1,), "eos_id": 3, "guard": {"mean": 0.5}},
         validation={"a": 2.5},
     )
-    sealed = load_sealed(make(tmp_path, **saved.model_dump(exclude_unset=True)))
-    assert run_folder.checkpoint_counts(sealed) == saved
+    found = checkpoint_manifest(make(tmp_path, **saved.model_dump(exclude_unset=True)))
+    assert run_folder.checkpoint_counts(found) == saved
     manifest = write_manifest(tmp_path, "run", inputs={}, counts=done, config={})
     assert "skipped_steps" not in manifest.counts
-    found = run_folder.RunCounts.model_validate(load_manifest(tmp_path, "run").counts)
-    assert repr(found) == repr(done)  # NaN is not equal to itself
+    counts = run_folder.RunCounts.model_validate(load_manifest(tmp_path, "run").counts)
+    assert repr(counts) == repr(done)  # NaN is not equal to itself
     rows = [
         run_folder.MetricRow(step=1, consumed_tokens=3, loss=2.5, tokens_per_second=9.5),
         run_folder.MetricRow(step=2, consumed_tokens=7, validation={"a": 2.5}),
@@ -199,6 +196,54 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         metrics.write(row.model_dump(exclude_unset=True))
     metrics.close()
     assert run_folder.read_metrics(tmp_path / run_folder.METRICS) == tuple(rows)
+
+
+def test_what_is_in_the_place_of_a_run_is_named(tmp_path: Path) -> None:
+    make(tmp_path, 99_999_999)
+    newest = make(tmp_path, 100_000_000)
+    (tmp_path / "checkpoints" / "step_00000001.backup").mkdir()
+    run_folder.check_run_folder(tmp_path)
+    run_folder.check_run_folder(tmp_path / "new")
+    assert checkpoint_paths(tmp_path)[0] == newest, "by number, not by name"
+    places = {
+        "checkpoints/step_00000007": False,
+        "metrics.jsonl": True,
+        "config.yaml": True,
+        ".stacks": False,
+    }
+    for name, is_file in places.items():
+        path = tmp_path / name
+        for wrong in (path.mkdir if is_file else path.touch, lambda path=path: path.symlink_to("nowhere")):
+            wrong()
+            kind = "file" if is_file else "folder"
+            with pytest.raises(CheckpointError, match=f"{path}: is no {kind}, in the place of .*; remove it"):
+                run_folder.check_run_folder(tmp_path)
+            path.rmdir() if path.is_dir() else path.unlink()
+    renamed = newest.rename(checkpoint_path(tmp_path, 100_000_001))
+    with pytest.raises(ManifestError, match="is of step 100000000; give it the name step_100000000 again"):
+        checkpoint_manifest(renamed)
+    for leftover in (".step_00000001.saving", ".step_00000002.saving"):
+        (tmp_path / "checkpoints" / leftover).symlink_to("nowhere")
+    make(tmp_path, 8)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_checkpoint_of_before_checksums_is_read(tmp_path: Path) -> None:
+    """It has a seal over two manifests, which nothing reads any more."""
+    path = make(tmp_path, 1)
+    tree = json.loads((path / "manifest.json").read_text())
+    del tree["checksum"]
+    (path / "manifest.json").write_text(json.dumps(tree))
+    (path / "weights_only.json").write_text("{}")
+    (path / "manifest.sha256").write_text("0  manifest.json\n")
+    assert not is_weights_only(checkpoint_manifest(path))
+    run_folder.drop_optimizer(path)
+    assert is_weights_only(checkpoint_manifest(path))
+    tree["counts"]["step"] = "one"
+    (path / "manifest.json").write_text(json.dumps(tree))
+    (path / OPTIMIZER).write_text("moments")
+    with pytest.raises(ManifestError, match=r"counts\.step: Input should be a valid integer"):
+        checkpoint_manifest(path)
 
 
 LOSSES = [(10, 3.0, 1.0), (20, 1.0, 1.0), (30, 2.5, 1.2), (20, 2.0, 1.0), (40, 1.0, 2.0)]  # 20 was repeated
@@ -222,6 +267,11 @@ def choosing(run: Path, choose: str = "lowest_validation_loss") -> Path:
 
 def test_lowest_mean_over_the_sets_newest_by_default_and_while_a_run_is_not_finished(finished: Path) -> None:
     assert chosen_checkpoint(finished) == checkpoint_path(finished, 20)  # 2.0, 1.5, 1.85, 1.5
+    rows = (finished / "metrics.jsonl").read_text()
+    (finished / "metrics.jsonl").write_text(rows.replace('"a": 2.0', '"a": 9.0'))
+    with pytest.raises(DataError, match=r"metrics\.jsonl: checksum differs from its run's manifest\.json"):
+        chosen_checkpoint(finished)
+    (finished / "metrics.jsonl").write_text(rows)
     first, newest = checkpoint_path(finished, 10), checkpoint_path(finished, 40)
     assert chosen_checkpoint(first) == first
     (finished / "manifest.json").unlink()

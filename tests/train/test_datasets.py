@@ -16,8 +16,10 @@ from megatron_mathcpt.train.datasets import (
     AnnotatedBlend,
     ValidationSet,
     build_blend,
+    build_train_dataset,
     index_cache,
     microbatches,
+    problem_of_cache,
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
@@ -72,6 +74,45 @@ def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
     blend = AnnotatedBlend(Blend([{"tokens": torch.tensor([4, 5, 0, 6, 0, 7])}] * 2), sources=True, eos_id=0)
     assert blend[1]["documents"].tolist() == [0, 0, 0, 1, 1, 2]
     assert blend[1]["sources"].tolist() == [1] * 6
+
+
+@pytest.mark.usefixtures("layout")
+def test_a_damaged_index_is_built_again_with_the_same_bytes(
+    whole: Path, config_of: ConfigOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut, gone, in another order, with objects, or of an older version, which wrote no checksums."""
+    inputs = resolve_inputs(config_of(**KEEP_ALL))
+    shutil.copy(whole / "config.yaml", tmp_path)
+    cache = Path(shutil.copytree(index_cache(inputs, whole), index_cache(inputs, tmp_path)))
+    assert problem_of_cache(cache) == ""
+    names = ("*.npy", "*.txt")
+    good = {path: path.read_bytes() for name in names for path in sorted(cache.glob(name))}
+    order = next(path for path in good if "shuffle_index" in path.name)
+    swapped = np.load(order)[::-1]
+
+    def damage(kind: str) -> None:
+        if kind == "half":
+            for path in list(good)[::2]:
+                path.unlink()
+        elif kind == "added":
+            np.save(cache / "more.npy", np.zeros(1))
+        elif kind == "manifest":
+            (cache / "manifest.json").unlink()
+        elif kind == "a file":
+            shutil.rmtree(cache)
+            cache.touch()
+        else:
+            np.save(order, swapped if kind == "order" else np.array([print, None], object))
+
+    for kind in ("half", "added", "manifest", "a file", "order", "objects"):
+        damage(kind)
+        assert problem_of_cache(cache), kind
+        with pytest.raises(DataError, match="missing or damaged"):
+            trace_step(tmp_path, 1)
+        caplog.clear()
+        build_train_dataset(inputs, tmp_path)
+        assert "building it again" in caplog.text
+        assert {path: path.read_bytes() for path in good} == good, kind
 
 
 @pytest.mark.usefixtures("layout")

@@ -33,7 +33,6 @@ SAVE_PHASES = [
     f"{SAVE}:sync_and_describe:before:4",  # the index
     f"{SAVE}:write_manifest:before:2",
     f"{SAVE}:write_manifest:after:2",
-    f"{FOLDER}:seal:after:2",
     f"{FOLDER}:sync_folder:before:2",  # renamed, not yet pointed at
     f"{FOLDER}:commit:after:2",
     f"{FOLDER}:prune:before:2",
@@ -52,7 +51,7 @@ def test_a_kill_in_any_phase_of_a_save_loses_nothing(
     config, out = config_of(checkpoint={"keep": 1, "async_save": async_save}), tmp_path / "run"
     train(config, out, f"{phase}:kill", "0/1", status=128 + signal.SIGKILL)
     found = folders.newest_checkpoint(out)
-    folders.load_sealed(found)
+    folders.checkpoint_manifest(found)
     assert folders.step_of(found) in (8, 16)
     train(config, out)
     assert metric_rows(out) == metric_rows(whole)
@@ -76,7 +75,7 @@ def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, layout: parallel
 
     verify_checkpoint(copy, layout)
     files = {path: path.read_bytes() for path in sorted(copy.iterdir())}
-    names = {".metadata", "metadata.json", "__0_0.distcp", "manifest.json", "manifest.sha256"}
+    names = {".metadata", "metadata.json", "__0_0.distcp", "manifest.json"}
     assert names <= {file.name for file in files}
     dice = random.Random(0)
     for number in range(200):
@@ -95,6 +94,31 @@ def test_every_flipped_bit_and_cut_file_is_detected(copy: Path, layout: parallel
     verify_checkpoint(copy, layout, optimizer=False)  # starting from the weights alone does not read it
 
 
+def test_a_start_names_damaged_data_and_what_is_in_its_place(
+    whole: Path, corpus: Path, config_of: ConfigOf, tmp_path: Path
+) -> None:
+    """In one line, before a worker starts."""
+    config = config_of(data={"corpus": str(shutil.copytree(corpus, tmp_path / "corpus"))})
+    for name in ("train.bin", "validation.idx"):
+        file = tmp_path / "corpus/datasets/general" / name
+        good = file.read_bytes()
+        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        said = train(config, tmp_path / "run", status=2)
+        assert said == f"error: {file}: checksum differs from the manifest; rebuild it\n"
+        file.write_bytes(good)
+    (tmp_path / "run").write_text("mine")
+    remedy = "is no folder, in the place of one of the run; remove it"
+    assert train(config, tmp_path / "run", status=2) == f"error: {tmp_path / 'run'}: {remedy}\n"
+    out = Path(shutil.copytree(whole, tmp_path / "resumed"))
+    rewind(out, 16)
+    (out / "metrics.jsonl").write_text(
+        (out / "metrics.jsonl").read_text().replace('"step": 3,', '"step": 4,')
+    )
+    said = train(config_of(**KEEP_ALL), out, status=2)
+    assert said.splitlines()[-1].startswith(f"error: {out / 'metrics.jsonl'}: its rows up to step 16 are not")
+    assert "Traceback" not in said
+
+
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     (out / "manifest.json").unlink()
@@ -111,13 +135,13 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, config_of: ConfigOf, t
 
 
 def test_no_run_resumes_from_weights_only(whole: Path, config_of: ConfigOf, tmp_path: Path) -> None:
-    """Every second save but the newest keeps its weights, sealed and bit-identical to the full one's."""
+    """Every second save but the newest keeps its weights, bit-identical to the full one's."""
     out, config = tmp_path / "run", config_of(checkpoint={"keep": 1, "keep_every": 8})
     train(config, out)
     newest, *older = folders.checkpoint_paths(out)
     assert [folders.step_of(path) for path in (newest, *older)] == [20, 16, 8]
     for path in older:
-        light, full = map(folders.load_sealed, (path, whole / "checkpoints" / path.name))
+        light, full = map(folders.checkpoint_manifest, (path, whole / "checkpoints" / path.name))
         assert folders.is_weights_only(light)
         assert light.outputs["__0_0.distcp"] == full.outputs["__0_0.distcp"]
     (out / "manifest.json").unlink()
@@ -137,7 +161,6 @@ def test_going_on_with_a_changed_experiment_is_refused(whole: Path, copy: Path, 
     older = json.loads((copy / "manifest.json").read_text())  # by a version with extra fields
     older["config"] |= {"gone": {"x": 1}, "optimizer": older["config"]["optimizer"] | {"gone": 1}}
     store_manifest(Manifest.model_validate(older), copy / "manifest.json")
-    folders.seal(copy)
     check_resumable(resolve_inputs(allowed), copy)
     sharded: dict[str, Any] = {"parallel": {"use_distributed_optimizer": True}}
     changed = sharded | {"optimizer": {"lr": 1e-3}, "train": {"global_batch_size": 8}}

@@ -1,5 +1,6 @@
 """The loss of a microbatch, the learning rate and the optimizer's step by hand; rows of metrics."""
 
+import hashlib
 import importlib.util
 import re
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.run_folder import drop_rows_after
 from megatron_mathcpt.train import components
 from megatron_mathcpt.train.datasets import Batch
-from megatron_mathcpt.train.metrics import drop_rows_after, last_validation, scalars
+from megatron_mathcpt.train.metrics import last_validation, scalars
 from megatron_mathcpt.train.step import learning_rate, masked_loss
 from tests.support.training_runs import ConfigOf
 
@@ -64,9 +66,14 @@ def test_rows_of_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = ['"step": 1, "loss": 6.25', '"step": 2, "loss": 0.1', '"step": 2, "validation": {"a": 3.5}']
     kept = "".join(f'{{"consumed_tokens": 9, {row}}}\n' for row in rows)
-    path.write_text(kept + '{"step": 3, "loss": 5.0}\n{"step": 4, "lo')
-    drop_rows_after(path, 2)
+    path.write_text(kept + '{"consumed_tokens": 9, "step": 3, "loss": 5.0}\n{"step": 4, "lo')
+    drop_rows_after(path, 2, hashlib.sha256(kept.encode()).hexdigest())
     assert path.read_text() == kept
+    for damage, message in ((kept.replace("6.25", "6.35"), "are not those of"), ("\0garbage\n", "jsonl:1: ")):
+        path.write_text(damage)
+        with pytest.raises(DataError, match=message):
+            drop_rows_after(path, 2, hashlib.sha256(kept.encode()).hexdigest())
+    path.write_text(kept)
     assert last_validation(tmp_path) == {"a": 3.5}
     row = {"step": 3, "loss": 2.5, "grad_norm": None, "validation": {"math": 2.0}, "skipped": "spike"}
     assert scalars(row) == {"loss": 2.5, "validation/math": 2.0}
