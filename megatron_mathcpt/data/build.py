@@ -6,21 +6,18 @@ is simply run again, and an interrupted build resumes with the missing tasks and
 any number of workers. Tasks are run by datatrove's executors: one process, several, Ray, or Slurm arrays.
 """
 
-import ctypes
 import importlib.util
 import os
+import secrets
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from datatrove.executor.base import PipelineExecutor
@@ -31,25 +28,25 @@ from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.decontaminate import benchmark_files
-from megatron_mathcpt.data.prepare import DONE, ShardWork, decide, prepare
+from megatron_mathcpt.data.prepare import DONE, ShardWork, decide, other_inputs, prepare, read_counts, stamp
 from megatron_mathcpt.data.publish import RESULTS, finish, make_tokenizer, publish
 from megatron_mathcpt.data.sources import list_shards
-from megatron_mathcpt.data.tokenizer import tokenizer_file
+from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import get_logger, progress
 
 WORK = ".work"  # in the build's folder: results of shards between stages
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
 _FOLDERS = {"prepare": "prepared", "publish": "published"}  # of `ShardWork`, by stage with a task per shard
 _LOG_SECONDS = 10
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
 _RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
+_NEED_ALL_SHARDS = ("decide", "tokenizer", "publish", "finish")  # stages
 _log = get_logger(__name__)
 
 
@@ -64,14 +61,38 @@ class Build:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """A build in Slurm's queue: its jobs have the `name` that is recorded in the folder `out`."""
+
+    out: Path
+    name: str
+
+    @property
+    def record(self) -> Path:
+        return self.out / WORK / "slurm_jobs"
+
+    def is_over(self) -> bool:
+        """Whether the corpus is complete; raises `DataError` in a job of an older submission."""
+        # Slurm may requeue a job long after it left the queue, and a new build has begun.
+        if (self.out / FILE_NAME).is_file():
+            return True
+        if not self.record.is_file() or self.record.read_text(encoding="utf-8") != self.name:
+            raise DataError(f"{self.out}: this job is not of the newest submission; scancel it")
+        return False
+
+
+@dataclass(frozen=True)
 class StageTasks:
     """The independent tasks of one build stage, one per shard or a single one, as a datatrove step."""
 
     name: str
     tasks: Sequence[Callable[[], None]] = field(repr=False)  # datatrove logs the step with every task
     threads: int = 0  # of the tokenizer (0: its default)
+    of: Submission | None = None
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
+        if self.of and self.of.is_over():
+            return
         if self.threads:
             os.environ["RAYON_NUM_THREADS"] = str(self.threads)
         self.tasks[rank]()
@@ -80,34 +101,64 @@ class StageTasks:
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
     """Build the corpus of `config` in the folder `out`, on this machine or with Ray; returns its manifest.
 
-    Raises `ManifestError` if `out` is complete for other inputs or another config.
+    Raises `ManifestError` if `out` is complete for other inputs or another config, `ConfigError` if it is not
+    ours or another process builds in it.
     """
-    build = open_build(config, out)
-    if not _is_built(build):
-        discard_stale_work(build)
-        for stage in list_stages(build):
-            _log.info("%s", stage.name)
-            if ray:
-                run_on_ray(stage, out, workers or -1)
-            else:
-                run_locally(stage, build, workers or default_workers(build))
-        shutil.rmtree(out / LOGS)
-    return load_manifest(out, KIND)
+    with ended_by_signals():
+        build = open_build(config, out)
+        if not _is_built(build) or (out / WORK).exists():
+            with _locked_build(build):
+                for stage in () if _is_built(build) else list_stages(build):
+                    _log.info("%s", stage.name)
+                    if ray:
+                        run_on_ray(stage, out, workers or -1)
+                    else:
+                        run_locally(stage, build, workers or default_workers(build))
+                for name in (WORK, LOGS):
+                    shutil.rmtree(out / name, ignore_errors=True)
+        return load_manifest(out, KIND)
+
+
+@contextmanager
+def _locked_build(build: Build) -> Iterator[None]:
+    """Lock the folder of a build against other builds, also those in the queue of Slurm."""
+    out, record = build.out, Submission(build.out, "").record
+    with locked_folder(out, KIND, (*RESULTS, WORK, LOGS)):
+        # A lock is of a process. Jobs are known by the name that was recorded before they were submitted.
+        if record.is_file():
+            if jobs := _queued(record):
+                found = f"{len(jobs)} jobs of an earlier submission, the first {jobs[0]}, are in the queue"
+                raise ConfigError(f"{out}: {found}; wait for them, or scancel them")
+            record.unlink()
+        if not _is_built(build):
+            discard_stale_work(build)
+        yield
+
+
+def _queued(record: Path) -> list[str]:
+    """Ids of the jobs in Slurm's queue with the recorded name."""
+    try:
+        queue = subprocess.check_output(["squeue", "--noheader", "--format=%F %j"], text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        remedy = "run again where squeue works, or remove this file when no job of the build is left"
+        raise ConfigError(f"{record}: the build was submitted to Slurm, and {error}; {remedy}") from error
+    name = record.read_text(encoding="utf-8")
+    return sorted({line.split()[0] for line in queue.splitlines() if line.endswith(name)}, key=int)
 
 
 def list_stages(build: Build) -> Iterator[StageTasks]:
     """The whole build in order; a stage must begin only when the one before has succeeded."""
-    works, config, tokenizer = build.works, build.config, build.out / "tokenizer"
+    works, config, inputs, tokenizer = build.works, build.config, build.inputs, build.out / "tokenizer"
     # Everything that needs one document only, in parallel: text is read and cut into words once.
-    yield StageTasks("prepare", [partial(prepare, work, config) for work in works])
+    yield StageTasks("prepare", [partial(prepare, work, config, inputs) for work in works])
     # One task, as a copy may be in any shard; it reads hashes, no text.
     yield StageTasks("decide", [partial(decide, works, config)])
     # After `decide`: a tokenizer is trained on kept documents. Before `publish`, which tokenizes them.
-    yield StageTasks("tokenizer", [partial(make_tokenizer, works, config.tokenizer, tokenizer)])
+    yield StageTasks("tokenizer", [partial(make_tokenizer, works, config, inputs, tokenizer)])
     publishing = [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]
     yield StageTasks("publish", publishing)
     # Needs all shards; the manifest is its last file, so a killed build is never mistaken for a corpus.
-    yield StageTasks("finish", [partial(finish, works, config, build.inputs, build.out)])
+    yield StageTasks("finish", [partial(finish, works, config, inputs, build.out)])
 
 
 def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int | None = None) -> int | None:
@@ -119,28 +170,21 @@ def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int |
     build = open_build(config, out)
     if _is_built(build):
         return None
-    submitted, queue = out / WORK / "slurm_job", ["squeue", "--noheader", "--format=%F"]
-    job = submitted.read_text() if submitted.is_file() else ""
-    # Two builds would write the same files.
-    if job and job in subprocess.check_output(queue, text=True).split():
-        raise ConfigError(f"{out}: job {job} of an earlier submission is in the queue; wait, or scancel it")
-    discard_stale_work(build)
-    last: PipelineExecutor | None = None
-    for stage in list_stages(build):
-        last = _slurm_executor(stage, build, site, workers, after=last)
-    assert last is not None
-    last.run()  # submits those it depends on, too
-    write_atomically(submitted, str(last.job_id).encode())
+    with _locked_build(build):
+        submission = Submission(out, f"mathcpt{secrets.token_hex(4)}")
+        write_atomically(submission.record, submission.name.encode())
+        last: PipelineExecutor | None = None
+        for stage in list_stages(build):
+            last = _slurm_executor(replace(stage, of=submission), build, site, workers, after=last)
+        assert last is not None
+        last.run()  # submits those it depends on, too
     return int(last.job_id)
 
 
 def open_build(config: Corpus, out: Path) -> Build:
     """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
-    works = tuple(ShardWork(shard, out / WORK) for shard in list_shards(config.sources))
-    files = {f"benchmark/{one.parent.name}/{one.name}": one for one in benchmark_files(config.decontaminate)}
-    if config.tokenizer.path:
-        files["tokenizer"] = tokenizer_file(Path(config.tokenizer.path))
-    return Build(config, works, {name: hash_file(file) for name, file in files.items()}, out)
+    works = tuple(ShardWork(shard, out / WORK, stamp(shard)) for shard in list_shards(config.sources))
+    return Build(config, works, {name: hash_file(file) for name, file in other_inputs(config).items()}, out)
 
 
 def _is_built(build: Build) -> bool:
@@ -153,18 +197,37 @@ def _is_built(build: Build) -> bool:
 
 
 def discard_stale_work(build: Build) -> None:
-    """Remove unfinished work, unless it was made from exactly these files and this config."""
-    # Raw files are compared by size and time, as terabytes cannot be hashed at every start.
-    files = [(str(file), file.stat()) for work in build.works for file in work.shard.files]
-    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-    key = hash_json([known, build.inputs, build.config.model_dump(mode="json")]).encode()
-    file = build.out / WORK / "key"
-    if file.is_file() and file.read_bytes() == key:
-        return
-    for name in (WORK, LOGS, *RESULTS):
-        if (build.out / name).exists():
-            shutil.rmtree(build.out / name)
+    """Remove unfinished work that was not made from exactly these files and this config."""
+    work, logs = build.out / WORK, build.out / LOGS
+    tops = [build.out / name for name in (WORK, LOGS, *RESULTS)]
+    if files := [path for path in tops if path.exists() and not path.is_dir()]:
+        raise ConfigError(f"{files[0]}: is a file, where a build has a folder; remove it")
+    for path in (path for top in tops for path in top.rglob("*")):
+        if path.is_symlink():
+            raise ConfigError(f"{path}: is a link, and would be written through; remove it")
+        if path.suffix == ".tmp":  # from a write that was killed
+            path.unlink()
+    shards = [(one.shard.name, str(one.shard.path)) for one in build.works]
+    key = hash_json([shards, build.inputs, build.config.model_dump(mode="json")]).encode()
+    file, stale = work / "key", list[Path]()
+    if not file.is_file() or file.read_bytes() != key:
+        file.unlink(missing_ok=True)  # first, so that a kill leaves nothing that looks finished
+        stale = [work, logs]
+    elif unread := [rank for rank, one in enumerate(build.works) if not _is_prepared(one)]:
+        for rank in unread:
+            (logs / "prepare" / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+        # What needs all shards is made again.
+        stale = [*(logs / stage for stage in _NEED_ALL_SHARDS), work / "decided", work / "published"]
+    for path in (*stale, *(build.out / name for name in RESULTS if stale)):
+        if path.exists():
+            shutil.rmtree(path)
     write_atomically(file, key)
+
+
+def _is_prepared(work: ShardWork) -> bool:
+    """Whether a shard was prepared, from files that are unchanged since."""
+    # By size and times, as terabytes cannot be hashed at every start.
+    return (work.prepared / DONE).is_file() and read_counts(work.prepared).get("seen") == work.seen
 
 
 def describe_build(config: Corpus, out: Path) -> str:
@@ -198,28 +261,18 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
     """Run the unfinished tasks of `stage` and log progress; one worker is this process."""
     workers = min(workers, len(stage.tasks))
     executor = LocalPipelineExecutor(**_executor_arguments(stage, build.out, 0 if workers == 1 else 1))
-    with ExitStack() as stack:
-        run: Callable[..., Iterable[object]] = map
-        if workers > 1:
-            # Not forked, as this process has threads; not the executor's `run`, whose helper processes
-            # outlive a killed parent.
-            pool = stack.enter_context(get_context("spawn").Pool(workers, _start_worker))
-            run = pool.imap_unordered
-        datatrove_logger.disable("datatrove")
-        done = run(executor._run_for_rank, executor.get_incomplete_ranks())
-        begin = shown = time.monotonic()
-        before = sum(_finished(build, stage.name))
+    datatrove_logger.disable("datatrove")
+    ranks, run = executor.get_incomplete_ranks(), executor._run_for_rank
+    alone, names = workers == 1, [str(work.shard.path) for work in build.works]
+    tasks = (run(rank) for rank in ranks) if alone else run_in_processes(run, ranks, workers, names)
+    begin = shown = time.monotonic()
+    before = sum(_finished(build, stage.name))
+    with closing(tasks) as done:
         for _ in done:
             now = time.monotonic()
             if stage.name in _FOLDERS and now - shown >= _LOG_SECONDS:
                 shown, finished = now, _finished(build, stage.name)
                 _log.info("%s: %s", stage.name, describe_progress(build, finished, before, now - begin))
-
-
-def _start_worker() -> None:
-    datatrove_logger.disable("datatrove")
-    if sys.platform == "linux":  # the kernel kills this process when its parent dies, even by SIGKILL
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
@@ -247,7 +300,7 @@ def _slurm_executor(
     account = {"account": site.account} if site.account else {}
     return SlurmPipelineExecutor(
         **parts,
-        job_name=f"{build.config.name}_{stage.name}",
+        job_name="_".join([build.config.name, stage.name, *([stage.of.name] if stage.of else [])]),
         workers=-1 if workers is None else workers,
         time=f"{site.time_limit_minutes}",
         partition=task.partition,

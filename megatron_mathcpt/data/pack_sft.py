@@ -7,22 +7,26 @@ records, and attention does not cross them.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts, read_tokenizer
-from megatron_mathcpt.formats.files import read_lines
+from megatron_mathcpt.formats.files import atomic_writer, read_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
+from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.records import cpt_text, problem_of_row, prompt_text
 
 Ids = npt.NDArray[np.int32]
+ARRAYS = ("tokens", "labels", "documents")
 
 
 @dataclass(frozen=True)
@@ -46,32 +50,47 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
     found = corpus_counts(manifest)
     inputs = {"corpus": manifest.fingerprint()}
     config = {"pool": pool, "seq_length": seq_length, "packed": packed}
-    if is_complete(out, SFT_KIND, inputs=inputs, config=config):
+    is_packed = partial(is_complete, out, SFT_KIND, inputs=inputs, config=config)
+    if is_packed():
         return load_manifest(out, SFT_KIND)
     examples = list(read_examples(corpus, pool, found.tokenizer.eos_id))
     if not examples:
         raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")
     fitting = [example for example in examples if len(example.tokens) - 1 <= seq_length]
     samples = list(group(fitting, seq_length, packed))
-    out.mkdir(parents=True, exist_ok=True)
-    shape, names = (len(samples), seq_length), ("tokens", "labels", "documents")
-    arrays = [open_memmap(out / f"{name}.npy", mode="w+", dtype=np.int32, shape=shape) for name in names]
-    trained = sum(fill_sample(*sample) for sample in zip(samples, *arrays, strict=True))
-    for array in arrays:
-        array.flush()
-    with (out / "records.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps([example.id for example in sample]) + "\n" for sample in samples)
-    counts = {
-        "samples": len(samples),
-        "seq_length": seq_length,
-        "records": len(fitting),
-        "dropped_too_long": len(examples) - len(fitting),
-        "trained_tokens": trained,
-        "tokens": sum(len(example.tokens) for example in fitting),
-        "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
-        "tokenizer": found.tokenizer.model_dump(),
-    }
-    return write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
+    with locked_folder(out, SFT_KIND):
+        if is_packed():  # by another process, meanwhile
+            return load_manifest(out, SFT_KIND)
+        counts = {
+            "samples": len(samples),
+            "seq_length": seq_length,
+            "records": len(fitting),
+            "dropped_too_long": len(examples) - len(fitting),
+            "trained_tokens": _write_samples(samples, seq_length, out),
+            "tokens": sum(len(example.tokens) for example in fitting),
+            "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
+            "tokenizer": found.tokenizer.model_dump(),
+        }
+        return write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
+
+
+def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
+    """Write the arrays and `records.jsonl`; returns the number of trained tokens."""
+    # Not through mapped memory: on a full disk that ends the process without a word.
+    header = {"descr": "<i4", "fortran_order": False, "shape": (len(samples), seq_length)}
+    trained = 0
+    with ExitStack() as stack:
+        records = stack.enter_context(atomic_writer(out / "records.jsonl"))
+        files = [stack.enter_context(atomic_writer(out / f"{name}.npy")) for name in ARRAYS]
+        for file in files:
+            write_array_header_1_0(file, header)
+        for sample in samples:
+            rows = np.zeros((len(files), seq_length), np.int32)
+            trained += fill_sample(sample, *rows)
+            for file, row in zip(files, rows, strict=True):
+                file.write(row.tobytes())
+            records.write(json.dumps([example.id for example in sample]).encode() + b"\n")
+    return trained
 
 
 def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:

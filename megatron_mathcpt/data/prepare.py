@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.config.corpus import Corpus, Decontaminate
+from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import find_drops, select_drop
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
+from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
-from megatron_mathcpt.formats.files import atomic_writer, hash_file, write_atomically
+from megatron_mathcpt.formats.files import atomic_writer, hash_file, hash_json, write_atomically
 from megatron_mathcpt.records import JsonObject
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
@@ -37,6 +38,7 @@ class ShardWork:
 
     shard: SourceShard
     root: Path
+    seen: str  # `stamp` of the shard when the build was started
 
     @property
     def prepared(self) -> Path:
@@ -52,6 +54,36 @@ class ShardWork:
     def published(self) -> Path:
         """By `publish`: kept.jsonl, places, dropped.jsonl and the datasets of both splits."""
         return self.root / "published" / self.shard.name
+
+
+def stamp(shard: SourceShard) -> str:
+    """What differs after every change of a shard's files, even one that restores their sizes and times."""
+    stats = [(str(file), file.stat()) for file in shard.files]
+    return hash_json([(name, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats])
+
+
+def changed(work: ShardWork) -> DataError:
+    """The error that ends a build because the shard's files have changed; has it prepared again."""
+    (work.prepared / DONE).unlink(missing_ok=True)
+    remedy = "start the build again, which reads this shard again and no other"
+    return DataError(f"{work.shard.path}: changed while the corpus was built from it; {remedy}")
+
+
+def other_inputs(config: Corpus) -> dict[str, Path]:
+    """The inputs of a build that are no shards: benchmarks and tokenizer, by their names in the manifest."""
+    files = {f"benchmark/{one.parent.name}/{one.name}": one for one in benchmark_files(config.decontaminate)}
+    if path := config.tokenizer.path:
+        files["tokenizer"] = tokenizer_file(Path(path))
+    return files
+
+
+def check_inputs(config: Corpus, inputs: dict[str, str]) -> None:
+    """Raise `DataError` naming a benchmark or tokenizer that is not as it was when the build was started."""
+    files = other_inputs(config)
+    for name in {**inputs, **files}:
+        if name not in files or inputs.get(name) != hash_file(files[name]):
+            found = f"{files.get(name, name)}: changed while the corpus was built with it"
+            raise DataError(f"{found}; start the build again")
 
 
 def read_counts(folder: Path) -> JsonObject:
@@ -73,37 +105,48 @@ def load_array(path: Path) -> Array:
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def prepare(work: ShardWork, config: Corpus) -> None:
+def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     """Sort the records of a shard into `work.prepared`; raises `DataError` if too many are unreadable."""
     shard, folder = work.shard, work.prepared
+    before = shard.hash()
+    if stamp(shard) != work.seen:
+        raise changed(work)
     with ExitStack() as stack:
         names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
         files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
-        sorter = _Sorter(config, shard, files)
+        sorter = _Sorter(config, shard, files, inputs)
         for block in read_documents(shard, config.sources[shard.source]):
             sorter.add(block)
         sorter.check_rejects(last=True)
     for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
+    if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
+        raise changed(work)
     dropped = dict(sorted(sorter.dropped.items()))
-    write_counts(folder, {**sorter.counts, "dropped": dropped, "hits": sorter.hits, "sha256": shard.hash()})
+    known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen}
+    write_counts(folder, {**sorter.counts, "dropped": dropped, **known})
 
 
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
-def _load_contamination(config: str, hashes: tuple[str, ...]) -> Contamination:
-    return Contamination(Decontaminate.model_validate_json(config))
+def _load_contamination(config: str, inputs: tuple[tuple[str, str], ...]) -> Contamination:
+    corpus = Corpus.model_validate_json(config)
+    assert corpus.decontaminate
+    contamination = Contamination(corpus.decontaminate)
+    check_inputs(corpus, dict(inputs))
+    return contamination
 
 
 class _Sorter:
     """Sort the records of one shard into kept, dropped and rejected, with counts and hashes."""
 
-    def __init__(self, config: Corpus, shard: SourceShard, files: dict[str, BinaryIO]) -> None:
+    def __init__(
+        self, config: Corpus, shard: SourceShard, files: dict[str, BinaryIO], inputs: dict[str, str]
+    ) -> None:
         self._config, self._shard, self._files = config, shard, files
         self._source = config.sources[shard.source]
         self._contamination: Contamination | None = None
-        if rules := config.decontaminate:
-            hashes = tuple(map(hash_file, benchmark_files(rules)))
-            self._contamination = _load_contamination(rules.model_dump_json(), hashes)
+        if config.decontaminate:
+            self._contamination = _load_contamination(config.model_dump_json(), tuple(inputs.items()))
         self._first_reject: Skipped | None = None
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()

@@ -20,21 +20,33 @@ from megatron_mathcpt.config.corpus import Corpus, Tokenizer
 from megatron_mathcpt.data import tokenizer
 from megatron_mathcpt.data.decontaminate import benchmark_files, load_items
 from megatron_mathcpt.data.minhash import DUPLICATES
-from megatron_mathcpt.data.prepare import Array, ShardWork, load_array, pools_of, read_counts, write_counts
+from megatron_mathcpt.data.prepare import (
+    Array,
+    ShardWork,
+    changed,
+    check_inputs,
+    load_array,
+    pools_of,
+    read_counts,
+    stamp,
+    write_counts,
+)
 from megatron_mathcpt.data.tokenizer import Encoder, EngineName, Literals
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, merge, token_dtype
+from megatron_mathcpt.formats.indexed_dataset import dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import JsonObject
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 
 
-def make_tokenizer(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
+def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], folder: Path) -> None:
     """Copy the given tokenizer into `folder`, or train one on the kept documents of all shards."""
+    settings = config.tokenizer
     if settings.path:
         tokenizer.copy_tokenizer(Path(settings.path), folder)
+        check_inputs(config, inputs)
         return
     assert settings.vocab_size is not None
     kept = ((work, load_array(work.decided / "decisions.npy") <= VALIDATION) for work in works)
@@ -56,6 +68,9 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
 
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
     """Write documents, places, duplicates and datasets of one of `works`, tokenized as in `folder`."""
+    # Here, as shards are published in parallel.
+    if work.shard.hash() != read_counts(work.prepared)["sha256"]:
+        raise changed(work)
     # The sample is the same for every shard, so that all are tokenized by the same engine.
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
     sha256 = hash_file(folder / "tokenizer.json")
@@ -64,8 +79,9 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     # Both have one entry per line of kept.jsonl.
     decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
-    writers = [DatasetWriter(out / split, token_dtype(info.vocab_size)) for split in SPLITS.values()]
+    dtype = token_dtype(info.vocab_size)
     with ExitStack() as stack:
+        writers = [stack.enter_context(dataset_writer(out / split, dtype)) for split in SPLITS.values()]
         names = ("kept.jsonl", "places", "dropped.jsonl")
         kept, places, dropped = (stack.enter_context(atomic_writer(out / name)) for name in names)
         originals = iter(_originals(work, works, decisions))
@@ -83,8 +99,10 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             stay = np.flatnonzero(decided <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
             places.write(make_places(written, task, origin[stay], decided[stay]))
-    sizes = zip(SPLITS.values(), (writer.close() for writer in writers), strict=True)
-    counts: JsonObject = {name: {"documents": count, "tokens": tokens} for name, (count, tokens) in sizes}
+    counts: JsonObject = {
+        split: {"documents": writer.documents, "tokens": writer.tokens}
+        for split, writer in zip(SPLITS.values(), writers, strict=True)
+    }
     copies = {reason: int((decisions == value).sum()) for value, reason in DUPLICATES.items()}
     write_counts(out, counts | {"dropped": {reason: count for reason, count in copies.items() if count}})
 
@@ -130,6 +148,11 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
     for name in RESULTS:
         for leftover in (out / name).rglob(".*.tmp"):  # from writes that were killed
             leftover.unlink()
+    # A shard is read again only if its times have changed: `publish` has compared its content.
+    for work, found in zip(works, prepared, strict=True):
+        if stamp(work.shard) != work.seen and work.shard.hash() != found["sha256"]:
+            raise changed(work)
+    check_inputs(config, inputs)
     # `inputs` has the other files: benchmarks and tokenizer.
     raw = {work.shard.label: found["sha256"] for work, found in zip(works, prepared, strict=True)}
     dump = config.model_dump(mode="json")

@@ -22,7 +22,7 @@ import orjson
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
 from megatron_mathcpt.formats.corpus_folder import TokenizerCounts, read_tokenizer
 from megatron_mathcpt.formats.files import hash_file, read_texts, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, Lengths, token_dtype
+from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, token_dtype
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -212,14 +212,14 @@ def tokenize_files(
     blocks = prefetch(texts for file in files for texts in read_texts(file, field))
     first = next(blocks, [])
     encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE_DOCUMENTS])
-    writer, size = DatasetWriter(prefix, token_dtype(info.vocab_size)), 0
     encoded = ((sum(map(len, texts)), encoder.encode(texts)) for texts in chain([first], blocks) if texts)
-    for characters, part in prefetch(encoded):
-        size += characters
-        writer.write(*append_eos(*part, info.eos_id))
-    documents, tokens = writer.close()
-    counts = {"documents": documents, "tokens": tokens, "characters": size, "engine": encoder.name}
-    return counts | info.model_dump()
+    size, dtype = 0, token_dtype(info.vocab_size)
+    with dataset_writer(prefix, dtype) as writer:
+        for characters, part in prefetch(encoded):
+            size += characters
+            writer.write(*append_eos(*part, info.eos_id))
+    counts: JsonObject = {"documents": writer.documents, "tokens": writer.tokens, "characters": size}
+    return counts | {"engine": encoder.name} | info.model_dump()
 
 
 def append_eos(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:

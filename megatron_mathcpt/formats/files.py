@@ -1,6 +1,7 @@
 """Atomic writes, input files by path or glob, plain or compressed JSON lines in blocks, hashes."""
 
 import bz2
+import errno
 import hashlib
 import io
 import json
@@ -9,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -36,6 +37,7 @@ _GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's s
 _DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
 _PACKED_BYTES = 4 << 10  # unpacked at once: 128 MB at the highest ratio, that of .zst
 _RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYNC_BYTES = 16 << 20  # flushed at once, or more; each flush costs the file system a commit
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in _UNPACKERS)
@@ -45,15 +47,23 @@ TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears as `path`, complete, only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # no other process writes to it
-    with temporary.open("wb") as file:
-        yield cast(BinaryIO, file)
-        file.flush()
-        # Content before name: after a power cut a renamed file could otherwise be empty.
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            # Content before name: after a power cut a renamed file could otherwise be empty.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # What a write raises names no file, and numpy's gives no number: `500 requested and 20 written`.
+        if isinstance(error, OSError) and (error.errno in _FULL or str(error).endswith(" written")):
+            raise DataError(f"{path}: {error.strerror or error}; make room and run again") from error
+        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -4,16 +4,19 @@ Format of `megatron/core/datasets/indexed_dataset.py`, version 1: the header, an
 an int64 byte offset per sequence, the first sequence of every document. Ours have one sequence per document.
 """
 
+import fcntl
+import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import BackgroundFsync, atomic_writer, join_files
+from megatron_mathcpt.formats.files import BackgroundFsync, atomic_writer, sync_folder
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -33,19 +36,18 @@ def _file(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-def write_index(prefix: Path, lengths: Lengths, dtype: TokenType) -> None:
-    """Write `<prefix>.idx` for documents of these lengths in tokens; needs 8 MB beyond `lengths` itself."""
+def write_index(file: BinaryIO, lengths: Lengths, dtype: TokenType) -> None:
+    """Write an index for documents of these lengths in tokens; needs 8 MB beyond `lengths` itself."""
     # Megatron-Core's own writer keeps Python lists: 115 bytes per document, 11 GB for 10^8 of them.
-    with atomic_writer(_file(prefix, ".idx")) as file:
-        file.write(_HEADER.pack(_MAGIC, 1, _CODES[dtype], len(lengths), len(lengths) + 1))
-        lengths.astype("<i4", copy=False).tofile(file)
-        offset = 0
-        for low in range(0, len(lengths), _BLOCK):
-            ends = np.cumsum(lengths[low : low + _BLOCK], dtype=np.int64) * dtype.itemsize + offset
-            np.concatenate(([offset], ends[:-1])).astype("<i8").tofile(file)
-            offset = int(ends[-1])
-        for low in range(0, len(lengths) + 1, _BLOCK):
-            np.arange(low, min(low + _BLOCK, len(lengths) + 1), dtype="<i8").tofile(file)
+    file.write(_HEADER.pack(_MAGIC, 1, _CODES[dtype], len(lengths), len(lengths) + 1))
+    lengths.astype("<i4", copy=False).tofile(file)
+    offset = 0
+    for low in range(0, len(lengths), _BLOCK):
+        ends = np.cumsum(lengths[low : low + _BLOCK], dtype=np.int64) * dtype.itemsize + offset
+        np.concatenate(([offset], ends[:-1])).astype("<i8").tofile(file)
+        offset = int(ends[-1])
+    for low in range(0, len(lengths) + 1, _BLOCK):
+        np.arange(low, min(low + _BLOCK, len(lengths) + 1), dtype="<i8").tofile(file)
 
 
 def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
@@ -128,35 +130,60 @@ def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
     lengths, dtypes = zip(*map(read_lengths, parts), strict=True)
     if len(set(dtypes)) != 1:
         raise DataError(f"{prefix}: parts have different token types; tokenize all with one tokenizer")
-    join_files((_file(part, ".bin") for part in parts), _file(prefix, ".bin"))
-    return _finish(prefix, lengths, dtypes[0])
+    with dataset_writer(prefix, dtypes[0]) as writer:
+        for part, counts in zip(parts, lengths, strict=True):
+            file = _file(part, ".bin")  # an empty one cannot be mapped
+            tokens = np.memmap(file, dtypes[0], "r") if file.stat().st_size else np.empty(0, dtypes[0])
+            writer.write(tokens, counts)
+    return writer.documents, writer.tokens
 
 
-def _finish(prefix: Path, parts: Sequence[Lengths], dtype: TokenType) -> tuple[int, int]:
-    lengths = np.concatenate(parts)
-    write_index(prefix, lengths, dtype)
-    return len(lengths), int(lengths.sum(dtype=np.int64))
+@contextmanager
+def dataset_writer(prefix: Path, dtype: TokenType) -> Iterator["DatasetWriter"]:
+    """Open an indexed dataset for writing that replaces an older one only if the block succeeds."""
+    index_file, tokens_file = _file(prefix, ".idx"), _file(prefix, ".bin")
+    # Closed in reverse order: `.bin` is renamed, then `.idx`, then another writer may do the same.
+    with ExitStack() as last, atomic_writer(index_file) as index, atomic_writer(tokens_file) as tokens:
+        writer = DatasetWriter(tokens, dtype)
+        yield writer
+        writer.finish(index)
+        last.enter_context(_locked(prefix.parent))
+        # Both files are on disk. Without any index a `.bin` is refused; with an older one it would be cut
+        # into wrong documents.
+        index_file.unlink(missing_ok=True)
+        sync_folder(prefix.parent)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class DatasetWriter:
-    """Append documents to `<prefix>.bin`; neither file appears before `close`, which writes the index."""
+    """Appends documents to the open `.bin` file of an indexed dataset."""
 
-    def __init__(self, prefix: Path, dtype: TokenType) -> None:
-        self._prefix, self._dtype, self._open = prefix, dtype, ExitStack()
-        self._file = self._open.enter_context(atomic_writer(_file(prefix, ".bin")))
-        self._disk = BackgroundFsync(self._file)
+    def __init__(self, file: BinaryIO, dtype: TokenType) -> None:
+        self._file, self._dtype, self._disk = file, dtype, BackgroundFsync(file)
         self._lengths: list[Lengths] = [np.empty(0, np.int32)]
+        self.documents, self.tokens = 0, 0
 
     def write(self, tokens: npt.NDArray[np.int32] | npt.NDArray[np.uint16], lengths: Lengths) -> None:
         """Append documents, given as one flat array and their lengths."""
         stored = tokens.astype(self._dtype, copy=False)
         stored.tofile(self._file)
         self._lengths.append(lengths.astype(np.int32, copy=False))
+        self.documents, self.tokens = self.documents + len(lengths), self.tokens + len(stored)
         self._disk.wrote(stored.nbytes)
 
-    def close(self) -> tuple[int, int]:
-        """Complete both files; returns documents and tokens."""
+    def finish(self, index: BinaryIO) -> None:
+        """Write the index, and return when both files are on disk."""
         self._disk.finish()
-        # The index last: a `.bin` without `.idx` is refused as incomplete, never read short.
-        self._open.close()
-        return _finish(self._prefix, self._lengths, self._dtype)
+        write_index(index, np.concatenate(self._lengths), self._dtype)
+        index.flush()
+        os.fsync(index.fileno())

@@ -67,7 +67,8 @@ def write_corpus(folder: Path, pools: Iterable[tuple[str, Lengths]], *, drawn: b
     for pool, lengths in pools:
         prefix, total = folder / "datasets" / pool / "train", int(lengths.sum(dtype=np.int64))
         prefix.parent.mkdir(parents=True)
-        write_index(prefix, lengths, np.dtype(np.uint16))
+        with prefix.with_suffix(".idx").open("wb") as index:
+            write_index(index, lengths, np.dtype(np.uint16))
         with prefix.with_suffix(".bin").open("wb") as file:
             if drawn:
                 np.random.default_rng(0).integers(1, VOCABULARY, total, dtype=np.uint16).tofile(file)

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,21 @@ import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import (
-    StageTasks,
+    Build,
     build_corpus,
     describe_build,
     describe_progress,
     discard_stale_work,
+    list_stages,
     open_build,
     run_locally,
 )
-from megatron_mathcpt.data.prepare import prepare
 from megatron_mathcpt.errors import DataError, ManifestError
+from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest
+from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.records import Problem, cpt_text
 from tests.support.corpus_factory import corpus_settings, make_problem, make_sentence
 from tests.support.json_lines import write_json_lines
@@ -151,35 +152,39 @@ def test_validation_gets_a_document_even_of_a_small_pool(raw: Path, config: Corp
     assert (counts["validation"]["documents"], counts["train"]["documents"]) == (1, 2)
 
 
-@pytest.fixture
-def whole(config: Corpus, tmp_path: Path) -> Manifest:
-    return build_corpus(config, tmp_path / "whole", workers=1)
-
-
 def test_several_processes_give_the_same_bytes(config: Corpus, whole: Manifest, tmp_path: Path) -> None:
     two = build_corpus(config, tmp_path / "two", workers=2)
     assert (hashes(two), two.counts, two.inputs) == (hashes(whole), whole.counts, whole.inputs)
 
 
-def test_unfinished_work_of_another_config_is_not_used(raw: Path, config: Corpus, whole: Manifest) -> None:
-    out = raw.parent / "out"
-    with pytest.raises(DataError, match="tokenizer not found"):
-        build_corpus(changed(raw, tokenizer={"path": str(out / "later")}), out)
+def prepare_all(config: Corpus, out: Path) -> Build:
+    """Begin a build in `out` and end it after its first stage."""
+    build = open_build(config, out)
+    claim_folder(out, KIND)
+    discard_stale_work(build)
+    run_locally(next(list_stages(build)), build, 1)
+    return build
+
+
+def test_unfinished_work_of_another_config_is_not_used(
+    config: Corpus, whole: Manifest, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepare_all(config.model_copy(update={"seed": 8}), out)
     write_json_lines(out / "documents" / "general.jsonl", [{"id": "stray"}])
     assert hashes(build_corpus(config, out)) == hashes(whole)
 
 
 def test_finished_tasks_are_not_run_again(config: Corpus, whole: Manifest, tmp_path: Path) -> None:
-    build, out = open_build(config, tmp_path / "out"), tmp_path / "out"
-    discard_stale_work(build)
-    stage = StageTasks("prepare", [partial(prepare, work, config) for work in build.works])
-    run_locally(stage, build, 1)
+    out = tmp_path / "out"
+    build = prepare_all(config, out)
     files = {path: path.stat().st_mtime_ns for path in (out / ".work").rglob("*")}
     assert describe_build(config, out).startswith("prepare: 3 of 3 shards")
-    (out / ".datatrove" / "prepare" / "completions" / "00001").unlink()
-    run_locally(stage, build, 1)
+    (build.works[1].prepared / "done.json").unlink()
+    discard_stale_work(build)
+    run_locally(next(list_stages(build)), build, 1)
     changed = {p.parent.name for p, time in files.items() if p.is_file() and time != p.stat().st_mtime_ns}
-    assert changed == {"math_corpus-00000"}
+    assert changed == {"math_corpus-00000", ".work"}  # .work has the key
     assert hashes(build_corpus(config, out)) == hashes(whole)
 
 

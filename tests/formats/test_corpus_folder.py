@@ -20,7 +20,7 @@ from megatron_mathcpt.formats.corpus_folder import (
     open_corpus,
 )
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, read_document, token_dtype
+from megatron_mathcpt.formats.indexed_dataset import dataset_writer, read_document, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 
 COUNTS = CorpusCounts(
@@ -47,10 +47,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     )
     write_atomically(tmp_path / "documents" / "general.places", places)
     for split in ("train", "validation"):
-        writer = DatasetWriter(tmp_path / "datasets" / "general" / split, token_dtype(500))
-        for ids in (ids for *_, own, _, ids in PLACES if own == split):
-            writer.write(np.array(ids, np.int32), np.array([len(ids)], np.int32))
-        writer.close()
+        with dataset_writer(tmp_path / "datasets" / "general" / split, token_dtype(500)) as writer:
+            for ids in (ids for *_, own, _, ids in PLACES if own == split):
+                writer.write(np.array(ids, np.int32), np.array([len(ids)], np.int32))
     report = {"shards": [shard._asdict() for shard in SHARDS]}
     write_atomically(tmp_path / "report.json", json.dumps(report).encode())
     config = {"name": "made", "sources": {"wiki": {"pool": "general"}}}

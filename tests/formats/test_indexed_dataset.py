@@ -1,6 +1,11 @@
 """Datasets are byte for byte what Megatron-Core writes, are read as written, and refused when damaged."""
 
+import itertools
+import os
+import signal
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +14,7 @@ import pytest
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.indexed_dataset import (
-    DatasetWriter,
+    dataset_writer,
     merge,
     read_document,
     read_documents,
@@ -24,10 +29,9 @@ def documents(count: int, vocab_size: int) -> list[np.ndarray]:
 
 
 def write(prefix: Path, docs: list[np.ndarray], vocab_size: int) -> Path:
-    writer = DatasetWriter(prefix, token_dtype(vocab_size))
-    for part in (docs[low : low + 7] for low in range(0, len(docs), 7)):
-        writer.write(np.concatenate(part), np.array(list(map(len, part)), np.int32))
-    writer.close()
+    with dataset_writer(prefix, token_dtype(vocab_size)) as writer:
+        for part in (docs[low : low + 7] for low in range(0, len(docs), 7)):
+            writer.write(np.concatenate(part), np.array(list(map(len, part)), np.int32))
     return prefix
 
 
@@ -128,3 +132,38 @@ def test_an_index_with_several_sequences_a_document_is_read(tmp_path: Path) -> N
         else:
             with pytest.raises(DataError, match=r"documents are not in order|ends with document"):
                 read_lengths(prefix)
+
+
+def end_before(last: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a process that is killed before its call number `last` to the disk; whether it was."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    calls = itertools.count()
+
+    def counted(function: Callable[..., object], *arguments: object, **options: object) -> object:
+        if next(calls) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    try:
+        for name in ("open", "fsync", "fdatasync", "replace", "unlink"):
+            setattr(os, name, partial(counted, getattr(os, name)))
+        work()
+    finally:
+        os._exit(0)
+
+
+def test_a_kill_at_any_moment_leaves_no_index_of_other_tokens(tmp_path: Path) -> None:
+    old, new = documents(40, 500), documents(60, 500)[20:]
+    pairs = [both(write(tmp_path / name, docs, 500)) for name, docs in (("a", old), ("b", new))]
+    prefix, ends = tmp_path / "data", list[list[bytes | None]]()
+    for last in range(40):
+        write(prefix, old, 500)
+        killed = end_before(last, lambda: write(prefix, new, 500))
+        files = [Path(f"{prefix}{suffix}") for suffix in (".bin", ".idx")]
+        ends.append([file.read_bytes() if file.is_file() else None for file in files])
+        if not killed:
+            break
+    assert ends[0] == pairs[0] and ends[-1] == pairs[1]
+    assert len(ends) > 8
+    assert all(end in pairs or end[1] is None for end in ends)

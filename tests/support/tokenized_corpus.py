@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
-from megatron_mathcpt.formats.indexed_dataset import DatasetWriter, token_dtype
+from megatron_mathcpt.formats.indexed_dataset import dataset_writer, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 
 VOCAB_SIZE, EOS_ID = 500, 0
@@ -17,9 +17,9 @@ POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}  # training do
 def write_indexed_dataset(prefix: Path, documents: list[list[int]]) -> dict[str, int]:
     """Write an indexed dataset and return its counts."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    writer = DatasetWriter(prefix, token_dtype(VOCAB_SIZE))
-    writer.write(np.concatenate(documents), np.array(list(map(len, documents))))
-    return dict(zip(("documents", "tokens"), writer.close(), strict=True))
+    with dataset_writer(prefix, token_dtype(VOCAB_SIZE)) as writer:
+        writer.write(np.concatenate(documents), np.array(list(map(len, documents))))
+    return {"documents": writer.documents, "tokens": writer.tokens}
 
 
 def complete_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:

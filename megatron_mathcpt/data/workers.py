@@ -1,0 +1,127 @@
+"""The processes of a build on this machine: workers, one of which may be killed, and what ends them all."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from socket import socket, socketpair
+from threading import Thread, current_thread, main_thread
+
+from datatrove.utils.logging import logger as datatrove_logger
+
+from megatron_mathcpt.errors import DataError, MathCptError
+from megatron_mathcpt.log import get_logger
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_log = get_logger(__name__)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """End this process at Ctrl-C and at SIGTERM, at once and with a line, with the exit status of a shell."""
+    if current_thread() is not main_thread():  # which alone may set handlers
+        yield
+        return
+    # Not by a handler, which runs between two Python instructions: training a tokenizer is one of minutes.
+    ours, theirs = socketpair()
+    theirs.setblocking(False)
+    watcher = Thread(target=_watch, args=(ours,), daemon=True)
+    watcher.start()
+    handled = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in handled}
+    descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        theirs.close()
+        watcher.join()
+        ours.close()
+
+
+def _watch(numbers: socket) -> None:
+    for number in iter(lambda: numbers.recv(1), b""):
+        if number[0] in _STOP_SIGNALS:
+            _log.info("ended by %s; the same command resumes", signal.Signals(number[0]).name)
+            os._exit(128 + number[0])  # as safe as a kill, and ends the workers as one does
+
+
+def run_in_processes(
+    run: Callable[[int], object], ranks: Sequence[int], workers: int, names: Sequence[str]
+) -> Generator[None, None, None]:
+    """Yield after each `run(rank)`; the processes end with this iterator, and with their parent.
+
+    Raises the first error, or a `DataError` with the name of the rank whose process was killed.
+    """
+    # Not the executor's `run`, whose helpers outlive a killed parent. No pool: Python's wait forever for a
+    # worker that was killed, or do not know its task.
+    waiting, context = deque(ranks), get_context("spawn")  # not forked, as this process has threads
+    processes: dict[Connection, SpawnProcess] = {}
+    resource_tracker.ensure_running()  # else the first start does, and unblocks signals
+    # Inherited: a signal to the whole group ends this process, which ends the others.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        for _ in range(min(workers, len(ranks))):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, run, os.getpid()), daemon=True)
+            process.start()
+            processes[pipe] = process
+            theirs.close()  # so that the pipe ends with the process
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        running: dict[Connection, int | None] = dict.fromkeys(processes)  # None: not ready yet
+        while running:
+            wait(running)
+            for pipe in [pipe for pipe in running if pipe.poll()]:
+                rank = running.pop(pipe)
+                try:
+                    error = pipe.recv()
+                except (EOFError, OSError):
+                    processes[pipe].join()
+                    name = "a worker, at its start" if rank is None else names[rank]
+                    raise DataError(f"{name}: {_describe_end(processes[pipe].exitcode or 0)}") from None
+                if error:
+                    raise error
+                if waiting:
+                    running[pipe] = waiting.popleft()
+                    with suppress(OSError):  # of a dead process, which `recv` finds
+                        pipe.send(running[pipe])
+                yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for process in processes.values():
+            process.kill()
+            process.join()
+
+
+def _work(pipe: Connection, run: Callable[[int], object], parent: int) -> None:
+    """Run the tasks that the parent process sends; send it None when ready for one, or an error."""
+    datatrove_logger.disable("datatrove")
+    if sys.platform == "linux":  # the kernel kills this process when its parent dies, even by SIGKILL
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    while os.getppid() == parent:
+        try:
+            pipe.send(None)
+            rank = pipe.recv()
+        except (EOFError, OSError):  # the parent has ended
+            return
+        try:
+            run(rank)
+        except (MathCptError, OSError) as error:
+            pipe.send(error)
+            return
+
+
+def _describe_end(code: int) -> str:
+    if code >= 0:  # after a traceback
+        return f"its process failed with status {code}; report the lines above"
+    cause = "by the kernel if memory was short; run again, with more memory or fewer --workers"
+    return f"its process was ended by {signal.Signals(-code).name}, {cause}: finished shards are kept"
