@@ -56,6 +56,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def unwritable(error: OSError, place: object) -> ConfigError:
+    """What to raise for a failed write of a file that `error` names, or else of `place`."""
+    where = error.filename2 or error.filename or place
+    return ConfigError(f"{where}: cannot be written ({error.strerror}); make room, or give another --out")
+
+
 def first_error(error: "ValidationError") -> tuple[str, str]:
     """Path of the first field that pydantic rejected ("" for the whole), and why."""
     first = error.errors(include_url=False)[0]
