@@ -5,7 +5,8 @@ line and exits with status 2; any other exception is our bug and keeps its trace
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,10 +57,15 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def unwritable(error: OSError, place: object) -> ConfigError:
-    """What to raise for a failed write of a file that `error` names, or else of `place`."""
-    where = error.filename2 or error.filename or place
-    return ConfigError(f"{where}: cannot be written ({error.strerror}); make room, or give another --out")
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Raise an `OSError` of the block as `ConfigError`, about the file that it names or else `place`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or place
+        why = f"{where}: cannot be written ({error.strerror}); make room, or give another --out"
+        raise ConfigError(why) from error
 
 
 def first_error(error: "ValidationError") -> tuple[str, str]:

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import HashStore
 
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.device import on_gpu
-from megatron_mathcpt.errors import EXIT_BAD_INPUT, MathCptError, unwritable
+from megatron_mathcpt.errors import EXIT_BAD_INPUT, MathCptError, writing
 
 T = TypeVar("T")
 
@@ -81,13 +81,13 @@ class Layout:
         """Result of `action`, which writes `folder`; if it fails on any process, all end; a collective."""
         failed: MathCptError | None = None
         try:
-            result = action()
+            with writing(folder):
+                result = action()
         except MathCptError as error:
             failed = error
-        except OSError as error:
-            failed = unwritable(error, folder)
-        if self.any_true(failed is not None):
-            raise failed or SystemExit(EXIT_BAD_INPUT)
+        first = -self.largest(-math.inf if failed is None else -self.rank)
+        if math.isfinite(first):
+            raise failed if failed is not None and first == self.rank else SystemExit(EXIT_BAD_INPUT)
         return result
 
 

@@ -11,8 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import ConfigError, MathCptError, one_line, unwritable
+from megatron_mathcpt.errors import ConfigError, MathCptError, one_line, writing
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import write_atomically
 
@@ -84,7 +83,7 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
     checkpoint, with the current code and config.
     """
     script = render(job, cluster)
-    with _writing(job.folder):
+    with writing(job.folder):  # Slurm ends a job that cannot write its log without a word
         if (queued := _queued_id(job.folder)) is not None:
             raise MathCptError(f"{job.folder.parent}: job {queued} is queued or running; wait, or scancel it")
         snapshot_code(job.code, allow_dirty=allow_dirty)
@@ -124,7 +123,7 @@ def submit_stages(
             result[stage.name] = "done", None
         elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:
             result[stage.name] = "queued", job_id
-    with _writing(out / FOLDER):
+    with writing(out / FOLDER):
         if len(result) < len(jobs):
             snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
         for stage in [stage for stage in stages if stage.name not in result]:
@@ -147,15 +146,6 @@ def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:
     job_id = int(_ask("sbatch", *options, str(path)).strip().split(";")[0])
     write_atomically(job.folder / _JOB_ID, f"{job_id}\n".encode())
     return job_id
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Raise a failure to write `folder` as `ConfigError`: Slurm would end the job without a log."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(error, folder) from error
 
 
 def _whole_nodes(cluster: ClusterConfig) -> dict[str, Any]:
