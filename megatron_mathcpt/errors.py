@@ -6,7 +6,8 @@ traceback.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class ServerError(MathCptError):
 def one_line(text: str) -> str:
     """`text` with every run of white space, line breaks included, as one space."""
     return " ".join(text.split())
+
+
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Raise an `OSError` of the block as `ConfigError`, about the file that it names or else `place`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or place
+        remedy = "make room, remove what is in its place, or give another --out"
+        why = f"{where}: cannot be written ({error.strerror}); {remedy}"
+        raise ConfigError(why) from error
 
 
 def first_error(error: "ValidationError") -> tuple[str, str]:

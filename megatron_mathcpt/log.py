@@ -22,7 +22,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def is_first_process() -> bool:
     """Whether this is rank 0 of its job, which alone writes results."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("RANK") or 0) == 0
 
 
 def progress(done: float, total: float, unit: str, before: float = 0, seconds: float = 0) -> str:

@@ -5,11 +5,13 @@
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,9 @@ from torch._C._distributed_c10d import HashStore
 
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.device import on_gpu
+from megatron_mathcpt.errors import EXIT_BAD_INPUT, MathCptError, writing
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,19 @@ class Layout:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return found.item()
 
+    def agree(self, action: Callable[[], T], folder: Path) -> T:
+        """Result of `action`, which writes `folder`; if it fails on any process, all end; a collective."""
+        failed: MathCptError | None = None
+        try:
+            with writing(folder):
+                result = action()
+        except MathCptError as error:
+            failed = error
+        first = -self.largest(-math.inf if failed is None else -self.rank)
+        if math.isfinite(first):
+            raise failed if failed is not None and first == self.rank else SystemExit(EXIT_BAD_INPUT)
+        return result
+
 
 def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **group: Any) -> Layout:
     """Join the process group that torchrun's variables describe, or `group`, and split it by `sizes`."""
@@ -104,9 +122,15 @@ def start_alone(sizes: ParallelSection) -> Layout:
 
 @contextmanager
 def joined(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0) -> Iterator[Layout]:
+    """Join the process groups. Of the processes that fail with a `MathCptError`, only the first raises it."""
     layout = start(sizes, seed, timeout_seconds)
     try:
         yield layout
+    except MathCptError:
+        with suppress(dist.DistError):  # the process that serves the store has ended, with its own words
+            if dist.distributed_c10d._get_default_store().add("failed", 1) == 1:
+                raise
+        sys.exit(EXIT_BAD_INPUT)
     finally:
         stop()
 

@@ -31,7 +31,13 @@ def test_where_torch_sees_two_gpus(monkeypatch: pytest.MonkeyPatch, device: str,
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert on_gpu() is gpu
     monkeypatch.setenv("LOCAL_RANK", "2")
-    message = r"torch sees 2 GPUs, none for local rank 2.*set MATHCPT_DEVICE=cpu"
+    message = r"rank 9: torch sees 2 GPUs, none for local rank 2, 3 needed here.*set MATHCPT_DEVICE=cpu"
+    monkeypatch.setenv("RANK", "9")
+    with pytest.raises(DeviceError, match=message) if gpu else nullcontext():
+        on_gpu()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # else it would wait for the six that have none
+    message = "rank 9: torch sees 2 GPUs, 8 needed here"
     with pytest.raises(DeviceError, match=message) if gpu else nullcontext():
         on_gpu()
 

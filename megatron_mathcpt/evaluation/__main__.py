@@ -5,6 +5,7 @@ It accepts every option of lm-eval. `--model megatron_mathcpt` is the Megatron-C
 arguments.
 """
 
+import os
 import sys
 
 
@@ -13,21 +14,28 @@ def main() -> None:
     if sys.argv[1:] in ([], ["-h"], ["--help"]):  # lm-eval imports torch before it prints its help: seconds
         print(f"{__doc__}\n`run --help`, `ls --help` and `validate --help` are lm-eval's.")  # noqa: T201
         return
+    from megatron_mathcpt.errors import run_command
+
+    run_command(_run)
+
+
+def _run() -> None:
     import lm_eval.models  # noqa: F401  lm-eval imports its own models only while none is registered
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
 
     from megatron_mathcpt.cpu import use_cpu
-    from megatron_mathcpt.errors import run_command
+    from megatron_mathcpt.device import joined_world
     from megatron_mathcpt.evaluation.tasks import TASKS_FOLDER
 
     if any("megatron_mathcpt" in argument for argument in sys.argv):
+        os.environ.update(joined_world(os.environ) or {})
         use_cpu()  # before the first import of Megatron-Core
     model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron_lm:MegatronLM")
     # lm-eval takes one --include_path only: a user's own replaces ours.
     if any(argument.startswith("--tasks") for argument in sys.argv) and "--include_path" not in sys.argv:
         sys.argv += ["--include_path", str(TASKS_FOLDER)]
-    run_command(cli_evaluate)
+    cli_evaluate()
 
 
 if __name__ == "__main__":

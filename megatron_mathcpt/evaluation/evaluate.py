@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint, verify_exported
 from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.device import joined_world
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.tasks import aggregates, grade_output, prompts, summarize
 from megatron_mathcpt.formats import evaluation_folder
@@ -41,6 +42,7 @@ def evaluate(
     with `verify`. Raises `EvaluationError` for unusable inputs, before the model is loaded.
     """
     assert set(config.tasks) == set(files)  # `plan` makes both
+    os.environ.update(joined_world(os.environ) or {})
     sets = {name: load_items(files[name]) for name in config.tasks}
     identity = fingerprint(model, config)
     inputs = {"model": identity, **{f"task:{name}": found.sha256 for name, found in sets.items()}}

@@ -20,7 +20,7 @@ from megatron_mathcpt.config.base import dump_yaml, load_config
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import ConfigError, MathCptError, one_line
+from megatron_mathcpt.errors import ConfigError, MathCptError, one_line, writing
 from megatron_mathcpt.experiment.local import KIND
 from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import write_atomically
@@ -89,9 +89,10 @@ def submit_run(config: ExperimentConfig, job: Job, cluster: ClusterConfig, *, al
     if (queued := _queued_id(job.folder)) is not None:
         raise MathCptError(f"{job.folder.parent}: job {queued} is queued or running; wait, or scancel it")
     claim_folder(job.folder.parent, RUN, [FOLDER])
-    snapshot_code(job.code, allow_dirty=allow_dirty)
-    write_atomically(job.folder / "config.yaml", dump_yaml(config).encode())
-    return submit_job(job, script)
+    with writing(job.folder):  # Slurm ends a job that cannot write its log without a word
+        snapshot_code(job.code, allow_dirty=allow_dirty)
+        write_atomically(job.folder / "config.yaml", dump_yaml(config).encode())
+        return submit_job(job, script)
 
 
 def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
@@ -127,12 +128,13 @@ def submit_stages(
         elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:
             result[stage.name] = "queued", job_id
     claim_folder(out, KIND, [FOLDER])
-    if len(result) < len(jobs):
-        snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
-    for stage in [stage for stage in stages if stage.name not in result]:
-        stage.write_config()  # never that of a queued job, which keeps the config it was submitted with
-        after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
-        result[stage.name] = "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
+    with writing(out / FOLDER):
+        if len(result) < len(jobs):
+            snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
+        for stage in [stage for stage in stages if stage.name not in result]:
+            stage.write_config()  # never that of a queued job, which keeps the config it was submitted with
+            after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
+            result[stage.name] = "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
     return {name: result[name] for name in jobs}
 
 
@@ -161,16 +163,16 @@ def _queued_id(folder: Path) -> int | None:
     """Id of the job last submitted for `folder` if it is still in Slurm's queue."""
     if not (folder / _JOB_ID).is_file():
         return None
-    job_id = int((folder / _JOB_ID).read_text(encoding="ascii"))
-    return job_id if str(job_id) in _ask("squeue", "--noheader", "--format=%A").split() else None
+    job_id = (folder / _JOB_ID).read_text(encoding="utf-8", errors="replace").strip()
+    return int(job_id) if job_id in _ask("squeue", "--noheader", "--format=%A").split() else None
 
 
 def _ask(*command: str) -> str:
     """Output of a program; raises `MathCptError` if it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        why = "not found"
+    except OSError as error:
+        why = "not found" if isinstance(error, FileNotFoundError) else one_line(str(error))
     except subprocess.CalledProcessError as error:
         why = one_line(error.stderr) or f"status {error.returncode}"
     raise MathCptError(f"{shlex.join(command)}: {why}; submit from a git checkout, on a login node")

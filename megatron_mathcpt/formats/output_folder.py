@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from megatron_mathcpt.errors import ConfigError, one_line
+from megatron_mathcpt.errors import ConfigError, one_line, writing
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.log import get_logger
@@ -37,8 +37,7 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
     `written` are names that the caller will write or replace in it; they must not be links. Raises
     `ConfigError`, with nothing changed, if the folder is not ours or cannot be written.
     """
-    marker = out / MARKER
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         # Listed before the marker is read: another process that claims it now marks it before it writes more.
         names = sorted({*os.listdir(out)} - {MARKER})
@@ -50,33 +49,30 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
             raise ConfigError(f"{out / links[0]}: is a link, and would be written through; remove it")
         if owner is None:
             # Without truncation: others may be doing the same, or have read it already.
-            with os.fdopen(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o666), "w", encoding="utf-8") as file:
+            with os.fdopen(
+                os.open(out / MARKER, os.O_WRONLY | os.O_CREAT, 0o666), "w", encoding="utf-8"
+            ) as file:
                 file.write(f"{kind}\n")
-    except OSError as error:
-        raise _unwritable(out, error) from error
 
 
 @contextmanager
 def locked_folder(out: Path, kind: str, written: Iterable[str] = ()) -> Iterator[None]:
     """Claim `out` and lock it for this process; raises `ConfigError` naming the process that has it."""
     claim_folder(out, kind, written)
-    try:
+    with writing(out):
         file = (out / MARKER).open("r+", encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(out, error) from error
     with file:
         # The kernel releases a flock when its process dies, so no lock is ever stale. On file systems without
         # flock across nodes it excludes processes of the same node only.
-        _acquire(file, out)
+        with writing(out):
+            _acquire(file, out)
         job = os.environ.get("SLURM_JOB_ID")
         owner = f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}"
-        try:
+        with writing(out):
             # The first line stays the same, so that a process that reads it meanwhile still finds it.
             file.seek(0)
             file.truncate(file.write(f"{kind}\n{owner}\n"))
             file.flush()
-        except OSError as error:
-            raise _unwritable(out, error) from error
         yield
 
 
@@ -86,14 +82,12 @@ def write_own_file(path: Path, data: bytes, start: bytes) -> None:
     Raises `ConfigError` if another file, or a folder, is there, or if it cannot be written.
     """
     assert data.startswith(start)
-    try:
+    with writing(path):
         if path.exists():
             with path.open("rb") as file:
                 if file.read(len(start)) != start:
                     raise ConfigError(f"{path}: is there and not of this command; give another name")
         write_atomically(path, data)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _acquire(file: TextIO, out: Path) -> None:
@@ -110,7 +104,7 @@ def _acquire(file: TextIO, out: Path) -> None:
             time.sleep(0.1)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                raise _unwritable(out, error) from error
+                raise
             _logger.warning("%s: its file system has no locks; start nothing else in this folder", out)
             return None
 
@@ -133,8 +127,3 @@ def _kind_of(out: Path) -> str | None:
 def _shown(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _unwritable(out: Path, error: OSError) -> ConfigError:
-    where, remedy = error.filename or out, "give another output folder, or remove what is in its place"
-    return ConfigError(f"{where}: cannot be written ({error.strerror}); {remedy}")

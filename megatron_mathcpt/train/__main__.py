@@ -7,9 +7,10 @@ reached, 2 bad input or a diverged run, 75 stopped by a signal after a save (sta
 crash or a hang (stacks in DIR/.stacks).
 """
 
+import faulthandler
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import load_run
-from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, DeviceError, MathCptError, print_error
+from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, write_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
@@ -37,28 +38,27 @@ def main(
     config: Annotated[str, typer.Argument(help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     out: Annotated[Path, typer.Option(help="run folder; an interrupted run is resumed from it")] = ...,  # type: ignore[assignment]
-    processes: Annotated[int | None, typer.Option(help="local workers; default: the layout's size")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="local workers; default: the layout's")] = None,
     scale: Annotated[str | None, typer.Option(help="the study at this scale of its file")] = None,
     check: Annotated[bool, typer.Option(help="check config and every byte of the data, then exit")] = False,
 ) -> None:
     """Train a Llama with Megatron-Core, from scratch or from given weights."""
-    world = process.joined_world(os.environ)
-    if world is not None:
-        os.environ.update(world)
-        process.die_with_parent()
+    speaks = True
     try:
+        joined = process.join_launcher()
+        # All processes of a node raise the same error, and a file may be missing on one node only.
+        speaks = not joined or os.environ["LOCAL_RANK"] == "0"
         experiment = load_run(config, overrides or [], scale).config
-        if world is None:
+        if not joined:
             sys.exit(_launch(experiment, out, processes, check))
         # Check again: under torchrun or srun there was no launcher.
         inputs, finished = _resolve(experiment, int(os.environ["WORLD_SIZE"]), out)
         if not finished and os.environ["RANK"] == "0" and process._LAUNCHER not in os.environ:
             verify_inputs(inputs.config, full=False)
+        speaks = True  # a GPU may be missing for one process; of later errors one process raises its own
         sys.exit(0 if finished or train_experiment(inputs, out) else EXIT_REQUEUE)
     except MathCptError as error:
-        # Every rank raises the same error, so only rank 0 prints it. But a GPU may be missing on one node
-        # only, so each process reports its own.
-        if world is None or os.environ["RANK"] == "0" or isinstance(error, DeviceError):
+        if speaks:
             print_error(error)
         sys.exit(EXIT_BAD_INPUT)
 
@@ -108,24 +108,25 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     from megatron_mathcpt.train.metrics import Metrics, last_validation
 
     config, stop = inputs.config, process.StopFlag()
-    claim_folder(out, RUN, WRITTEN)  # by every rank, as each writes there
-    lock = locked_folder(out, RUN) if os.environ["RANK"] == "0" else nullcontext()
     timeout = config.faults.hang_timeout_seconds
+    faulthandler.dump_traceback_later(timeout, exit=True)  # to stderr, until the folder is this job's
     # Collectives time out after the watchdog: one rank's exception would end the others before they dump.
-    with (
-        lock,
-        process.watchdog(out, timeout) as heartbeat,
-        parallel.joined(config.parallel, config.seed, 2 * timeout) as layout,
-    ):
-        if layout.is_writer:
-            write_atomically(out / CONFIG, dump_yaml(config).encode())
-        check_machine(config, layout, out)
+    with ExitStack() as stack, parallel.joined(config.parallel, config.seed, 2 * timeout) as layout:
+
+        def own_folder() -> None:
+            if layout.is_writer:
+                stack.enter_context(locked_folder(out, RUN, WRITTEN))
+                write_atomically(out / CONFIG, dump_yaml(config).encode())
+
+        layout.agree(own_folder, out)  # before any other process writes there
+        heartbeat = layout.agree(lambda: stack.enter_context(process.watchdog(out, timeout)), out)
+        layout.agree(lambda: check_machine(config, layout, out), out)
         with user_buffers(config):
             state = build(inputs, layout, out)
             heartbeat()
             check_initial_loss(state, heartbeat)
             heartbeat()
-            metrics = Metrics(config, layout, out, state.step, state.dataset)
+            metrics = layout.agree(lambda: Metrics(config, layout, out, state.step, state.dataset), out)
             with state.saver:
                 finished = train(state, metrics, stop, heartbeat)
         metrics.close()

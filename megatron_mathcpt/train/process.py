@@ -9,22 +9,26 @@ import faulthandler
 import math
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from megatron_mathcpt.device import joined_world
 from megatron_mathcpt.log import get_logger
 
-# torchrun's names and Slurm's; the launch script sets MASTER_ADDR and MASTER_PORT.
-_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _LAUNCHER = "MATHCPT_LAUNCHER"  # PID of the process that started this worker
-_WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", _LAUNCHER)  # of a worker
+# Of a worker; also Slurm's and MPI's, which `sbatch` would pass to the job that it submits.
+_WORLD = re.compile(
+    r"(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|MATHCPT_LAUNCHER|(OMPI_COMM_WORLD|PMIX?|MV2_COMM_WORLD)_\w+"
+    r"|SLURM_(STEP\w+|PROCID|LOCALID|NTASKS|NPROCS)"
+)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # preemption sends the first, `sbatch --signal` the second
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _GPU_THREADS = 8  # at most, per process with a GPU
@@ -38,19 +42,20 @@ _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS"}
 logger = get_logger(__name__)
 
 
-def joined_world(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Rank and sizes if torchrun, or srun with MASTER_ADDR, started this process; else None."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return {}
-    if "SLURM_PROCID" in environment and "MASTER_ADDR" in environment:
-        return {name: environment[slurm] for name, slurm in _SLURM.items()}
-    return None
+def join_launcher() -> bool:
+    """Take rank and sizes from the launcher of this process, and die with it; False if there is none."""
+    world = joined_world(os.environ)
+    if world is not None:
+        os.environ.update(world)
+        die_with_parent()
+    return world is not None
 
 
 def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     """Environment of local worker `rank` of `size`; what the caller's environment already sets wins."""
     # Workers expect a GPU (device.py) if MATHCPT_DEVICE is set so, or is unset and a driver is loaded.
-    world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    world = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+    world |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(size))
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     defaults = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
@@ -109,7 +114,7 @@ def die_with_parent() -> None:
         return
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it died before the call above
+    if str(os.getppid()) != launcher:  # it died before the call above
         sys.exit(128 + signal.SIGKILL)
 
 
@@ -161,7 +166,7 @@ def start_evaluation(command: Sequence[str], checkpoint: Path) -> None:
     """Run `command CHECKPOINT`, which submits the evaluation (as sbatch does); its failure is only logged."""
     arguments = [*command, str(checkpoint.resolve())]
     # Without the worker's rank: a torch program would take it for its own, and wait for its peers.
-    env = {name: value for name, value in os.environ.items() if name not in _WORLD}
+    env = {name: value for name, value in os.environ.items() if not _WORLD.fullmatch(name)}
     try:
         subprocess.run(arguments, env=env, stdin=subprocess.DEVNULL, check=True, timeout=_SUBMIT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:

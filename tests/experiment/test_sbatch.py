@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError
-from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code
+from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code, submit_stages
+from tests.support.stages import demo_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "sbatch"
@@ -79,22 +80,88 @@ def test_no_value_becomes_a_command(field: str, value: str, tmp_path_factory: py
     assert len(options) == len(render(plain_job, plain).split("\n#SBATCH ")) - 1 + more
     assert all(len(shlex.split(line.removeprefix("#SBATCH "))) == 1 for line in options)
     assert not any("/../" in line or "%" in line.replace("%j.log", "") for line in options)
-    stubs, given = folder / "stubs", folder / "srun_words"
-    stubs.mkdir()
-    for name in ("srun", "squeue", "scontrol"):
-        (stubs / name).write_text(STUB)
-        (stubs / name).chmod(0o755)
-    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STUB_OUT": str(given)}
-    environment |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node1"}
-    shell = {"input": script, "text": True, "cwd": folder, "env": environment, "capture_output": True}
-    subprocess.run(["bash", "-s"], check=False, **shell)
-    words = given.read_text().split("\0")[:-1]  # that srun was given
+    _, words = run_script(script, folder)
     assert not list(folder.glob("**/canary*"))
     if field == "command":
         assert words[-1] == value
     prefixes = {"image": "--container-image=", "mount": "--container-mounts=/a:/b:ro,"}
     if field in prefixes:
         assert prefixes[field] + value in words
+
+
+def run_script(script: str, folder: Path) -> tuple["subprocess.CompletedProcess[str]", list[str]]:
+    """The ended script, without Slurm, and the words that it gave to srun."""
+    stubs, given = folder / "stubs", folder / "srun_words"
+    stubs.mkdir()
+    for name in ("srun", "squeue", "scontrol"):
+        (stubs / name).write_text(STUB)
+        (stubs / name).chmod(0o755)
+    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STUB_OUT": str(given)}
+    environment |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node1", "SLURMD_NODENAME": "node1"}
+    shell = {"input": script, "text": True, "cwd": folder, "env": environment, "capture_output": True}
+    done = subprocess.run(["bash", "-s"], check=False, **shell)
+    return done, given.read_text().split("\0")[:-1] if given.exists() else []
+
+
+# What activation scripts of environments do to the shell that sources them.
+RUDE = """[ -n "$UNSET" ] && echo nested
+false | true
+cd / && set -euo pipefail -f -C -x && shopt -s failglob && IFS=: && set -- a b
+folder=x code=x limit=x program=(x) logs=x attempt=x checkpoints=x container=(x) status=x note=x
+say() { :; }; end() { :; }; note() { :; }
+trap 'echo bye' EXIT ERR
+export GIVEN="$IFS"
+"""
+SETUPS = {  # and the words about its failure
+    RUDE: "",
+    'if [ -n "$UNSET" ]; then echo nested; fi\nexport PS1="(env) $PS1"\n': "",
+    "ls /missing\n": "status 2, that of its last command",
+    "return 3\n": "status 3",
+    "exit 3\n": "exits with status 3",
+    "exit\n": "exits with status 0",
+    "set -e\nls /missing\necho unreached\n": "exits with status 2",
+    'set -u\necho "$UNSET"\n': "exits with status",
+    "if then\n": "status",
+    RUDE + "false\n": "exits with status 1",  # under `set -e`, past its own trap
+    "": "no such file, or not readable, on node1",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), SETUPS.items())
+def test_a_setup_script_has_a_plain_shell_and_its_failure_is_named(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    """A good one changes nothing but the environment; a bad one ends the job by name, without a requeue."""
+    setup, folder = tmp_path / "it's the setup.sh", tmp_path / "job"
+    if text:
+        setup.write_text(text)
+    cluster = load_cluster("test", [f"setup_script={json.dumps(str(setup))}"])
+    places = {"folder": folder, "code": tmp_path, "work": tmp_path, "checkpoints": tmp_path / "checkpoints"}
+    folder.mkdir()
+    (folder / "owner").symlink_to("2")  # of another job, which is not in the queue
+    done, srun = run_script(render(replace(training(cluster), **places), cluster), tmp_path)
+    events = [line.split("\t")[3] for line in (folder / "attempts.tsv").read_text().splitlines()]
+    if not words:
+        assert (done.returncode, events) == (0, ["start none", "end 0"]), done.stdout + done.stderr
+        assert srun[-4:] == [*training(cluster).command[1:]]
+        assert not list(folder.glob("owner"))
+        return
+    (line,) = done.stdout.splitlines()
+    assert f" error: {setup}: setup_script of cluster test: {words}" in line
+    assert (done.returncode, srun, events) == (2, [], ["end 2"])
+    assert (folder / "owner").readlink() == Path("2")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_and_in_the_job(tmp_path: Path) -> None:
+    (tmp_path / ".slurm").touch()
+    cluster, folder = load_cluster("test"), tmp_path / ".slurm" / "a"
+    job = replace(training(cluster), folder=folder, code=folder / "code", work=tmp_path)
+    with pytest.raises(ConfigError, match=r"/\.slurm\S*: cannot be written \(.*; make room"):
+        submit_stages([demo_stage(tmp_path, "a")], cluster, tmp_path, allow_dirty=True)
+    done, srun = run_script(render(job, cluster), tmp_path)
+    assert (done.returncode, srun, done.stderr) == (2, [], "")
+    (line,) = done.stdout.splitlines()
+    assert f" error: {folder}: cannot be written on node1 (mkdir: " in line
 
 
 def changed(field: str, value: str, job: Job) -> tuple[Job, ClusterConfig]:

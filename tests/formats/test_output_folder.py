@@ -80,7 +80,9 @@ def test_a_link_to_a_folder_is_followed_and_links_in_it_are_not(tmp_path: Path) 
 def test_a_path_that_is_no_folder_is_refused_in_a_line(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("theirs")
     (tmp_path / "dangling").symlink_to(tmp_path / "none")
-    with pytest.raises(ConfigError, match=f"{path}: cannot be written .*give another output folder"):
+    with pytest.raises(
+        ConfigError, match=f"{path}: cannot be written .*remove what is in its place, or give another --out"
+    ):
         claim_folder(tmp_path / path, "run")
     assert (tmp_path / "file").read_text() == "theirs"
     assert not (tmp_path / "none").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,14 +69,52 @@ def test_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
     assert (job.checkpoints / "step_00000005" / "manifest.json").exists()
 
 
+def test_killed_ranks_resume_from_the_last_checkpoint(tmp_path: Path) -> None:
+    """S5: KILL of all ranks at once loses the steps since the last checkpoint, and no more."""
+    job, job_id = paused_job(tmp_path / "run")
+    subprocess.run(["scancel", "--signal=KILL", f"{job_id}.0"], check=True)
+    assert wait_for_end(job_id) == "COMPLETED"
+    assert job_field(job_id, "Restarts") == "1"
+    for rank in range(4):
+        assert [step for at, step in steps(tmp_path / "run", rank) if at == 1] == list(range(6, 21))
+    assert "newest checkpoint step_00000005: requeues" in job_log(job, job_id)
+
+
+def test_only_tasks_of_a_whole_world_take_themselves_for_workers(tmp_path: Path) -> None:
+    """The variables that Slurm really sets, for a task, a batch script and an allocation's shell."""
+    code = "import os; from megatron_mathcpt.device import joined_world; print(joined_world(os.environ))"
+    shell = f"cd {slurm_jobs.ROOT} && {sys.executable} -c {shlex.quote(code)}"
+    address, several = "MASTER_ADDR=node1 MASTER_PORT=20000", "--ntasks=2 --nodes=2"
+    script, log = tmp_path / "job.sh", tmp_path / "log"
+    script.write_text(f"#!/bin/sh\n#SBATCH --output={log}\n{shell}\nsrun -n1 sh -c {shlex.quote(shell)}\n")
+    refused = "SLURM_PROCID=1: set as by a launcher, but MASTER_ADDR is not set"
+    for command, words in (
+        (f"srun {several} sh -c {shlex.quote(shell)}", [refused]),
+        (f"srun --ntasks=1 sh -c {shlex.quote(shell)}", ["None"]),
+        (f"salloc {several} sh -c {shlex.quote(shell)}", ["None"]),
+        (f"{address} srun {several} sh -c {shlex.quote(shell)}", ["'RANK': '0'", "'RANK': '1'"]),
+        (f"sbatch --wait {several} {script}; cat {log}", ["None"]),
+    ):
+        options = {"capture_output": True, "text": True, "cwd": tmp_path}
+        done = subprocess.run(["sh", "-c", command], check=False, **options)
+        assert all(word in done.stdout + done.stderr for word in words), f"{command}: {done}"
+    assert done.stdout.split("\n").count("None") == 2, "the batch script, and a single task of it"
+
+
 def test_bad_input_is_not_requeued_and_a_crash_loop_ends(tmp_path: Path) -> None:
     """The first task's status 2 decides, whatever the others exit with. S8: the limit ends a crash loop."""
     bad, crash = fake_job(tmp_path / "bad", "fail=2"), fake_job(tmp_path / "crash", "fail=1")
-    ids = submit(bad), submit(crash, "requeues_without_progress=1")
-    for job_id, code, restarts in zip(ids, ("2:0", "1:0"), "01", strict=True):
+    unset, setup = fake_job(tmp_path / "unset"), tmp_path / "setup.sh"
+    setup.write_text("module load no-such-module\n")
+    ids = submit(bad), submit(crash, "requeues_without_progress=1"), submit(unset, f"setup_script={setup}")
+    for job_id, code, restarts in zip(ids, ("2:0", "1:0", "2:0"), "010", strict=True):
         assert wait_for_end(job_id) == "FAILED"
         assert (job_field(job_id, "ExitCode"), job_field(job_id, "Restarts")) == (code, restarts)
+    assert "\nerror: rank 0 fails\n" in job_log(bad, ids[0])
     assert "gives up: 1 requeues brought no checkpoint newer than none" in job_log(crash, ids[1])
+    assert f"error: {setup}: setup_script of cluster test: status 127" in job_log(unset, ids[2])
+    assert (unset.folder / "attempts.tsv").read_text().endswith("\tend 2\n")
+    assert not (tmp_path / "unset" / "rank_0").exists()
 
 
 def test_second_job_on_a_folder_is_refused_and_a_dead_owner_replaced(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import torch
 
 from megatron_mathcpt.config.experiment import PrecisionSection
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import MathCptError
+from megatron_mathcpt.errors import ConfigError, MathCptError
+from megatron_mathcpt.formats.output_folder import claim_folder
+from megatron_mathcpt.formats.run_folder import RUN
 from megatron_mathcpt.train import process
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.llama_models import ALONE
@@ -61,6 +64,12 @@ def test_no_worker_trains_on_a_cpu_when_a_gpu_is_expected(
     message = f"a GPU is expected (MATHCPT_DEVICE=cuda), but torch {torch.__version__}"
     assert [message in line for line in done.stderr.splitlines()] == [True, True]
     assert os.listdir(tmp_path / "out") == [".lock"]
+
+
+def test_status_0_is_not_that_of_a_run_without_processes(config_of: ConfigOf, tmp_path: Path) -> None:
+    done = run_command([*train_command(config_of(), tmp_path / "out"), "--processes", "0"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--processes'" in done.stderr
 
 
 # A worker that writes its environment and then does what its argument says; alone it starts two.
@@ -109,13 +118,129 @@ def test_workers_end_with_a_killed_launcher(tmp_path: Path) -> None:
     assert not [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_joined_world() -> None:
-    assert process.joined_world({}) is None
-    assert process.joined_world({"RANK": "1", "WORLD_SIZE": "2"}) == {}
-    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
-    assert process.joined_world(slurm) is None, "an interactive Slurm shell is no launched worker"
-    world = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert process.joined_world(slurm | {"MASTER_ADDR": "node1"}) == world
+def test_a_process_without_a_heartbeat_dumps_its_stacks_and_exits(tmp_path: Path) -> None:
+    """S7, for one process: it is stuck in C, with the interpreter's lock; a heartbeat postpones the end."""
+    code = (
+        "import sys, time; from pathlib import Path; from megatron_mathcpt.train.process import watchdog\n"
+        "def stuck(): import re; re.match('(a+)+b', 'a' * 60)\n"
+        "with watchdog(Path(sys.argv[1]), 1) as heartbeat:\n"
+        "    for _ in range(3): time.sleep(0.5); heartbeat()\n"
+        "    print('alive', flush=True); stuck()"
+    )
+    command = ["env", "RANK=3", sys.executable, "-c", code, str(tmp_path)]
+    done = run_command(command)
+    assert (done.returncode, done.stdout) == (1, "alive\n")
+    assert " in stuck" in (tmp_path / ".stacks" / "rank_00003.txt").read_text()
+
+
+ADDRESS = {"MASTER_ADDR": "node1", "MASTER_PORT": "20000"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | ADDRESS
+TASK = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+ALONE_IN_SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+BATCH = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "ENVIRONMENT": "BATCH"}
+FOURTH = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "", "MASTER_ADDR": ""}, None),
+        (TORCHRUN, {}),
+        (TORCHRUN | MPI | TASK, {}),
+        (TASK | ADDRESS, FOURTH),
+        (ALONE_IN_SLURM, None),
+        (ALONE_IN_SLURM | ADDRESS, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "9"}, None),  # salloc, with its shell on the login node
+        (TASK | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),  # or on the first node
+        (BATCH, None),
+        (BATCH | {"SLURM_NTASKS": "8"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
+        (TASK | ADDRESS | {"PMI_SIZE": "8", "PMI_RANK": "3"}, FOURTH),
+        (TASK | ADDRESS | {"SLURM_STEP_TASKS_PER_NODE": "2(x4)"}, FOURTH | {"LOCAL_WORLD_SIZE": "2"}),
+    ],
+)
+def test_joined_world(environment: dict[str, str], expected: dict[str, str] | None) -> None:
+    assert process.joined_world(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, "MASTER_ADDR is not set"),
+        (TASK, "SLURM_PROCID=3: .* MASTER_ADDR is not set"),
+        (TASK | {"MASTER_ADDR": "node1"}, "MASTER_PORT is not set"),
+        ({"SLURM_PROCID": "1"}, "SLURM_NTASKS is not set"),
+        (BATCH | {"SLURM_NTASKS": "8"} | ADDRESS, "RANK is not set"),  # srun is missing
+        (MPI, "OMPI_COMM_WORLD_RANK=1: .* RANK is not set"),
+        (MPI | ADDRESS, "RANK is not set"),
+        (MPI | ALONE_IN_SLURM, "RANK is not set"),
+        (MPI | TASK | ADDRESS, "RANK is not set"),  # mpirun within srun: whose rank?
+        ({"PMIX_RANK": "1"}, "RANK is not set"),
+        (TORCHRUN | {"RANK": "2"}, "RANK=2: must be an integer from 0 to 1, of WORLD_SIZE=2"),
+        (TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK=2: must be an integer from 0 to 1"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK=-1"),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        (TORCHRUN | {"MASTER_PORT": "65536"}, "MASTER_PORT=65536: must be an integer from 1 to 65535"),
+        (
+            TASK | ADDRESS | {"SLURM_PROCID": "8"},
+            "PROCID=8: .* from 0 to 7, of SLURM_NTASKS=8",
+        ),
+    ],
+)
+def test_half_an_environment_of_a_launcher_is_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        process.joined_world(environment)
+
+
+def test_every_part_of_torchruns_environment_is_refused_by_what_is_missing() -> None:
+    for chosen in range(1, 2 ** len(TORCHRUN) - 1):
+        part = {name: TORCHRUN[name] for bit, name in enumerate(TORCHRUN) if chosen >> bit & 1}
+        with pytest.raises(
+            ConfigError, match="|".join(f"{name} is not set" for name in TORCHRUN.keys() - part)
+        ):
+            process.joined_world(part)
+
+
+def test_no_command_trains_or_scores_alone_in_half_a_world(tmp_path: Path) -> None:
+    """In one line, before any file is read."""
+    score = ["-m", "megatron_mathcpt.evaluation", "run", "--model", "megatron_mathcpt", "--tasks", "x"]
+    train_words = ["-m", "megatron_mathcpt.train", "missing.yaml", "--out", str(tmp_path / "out")]
+    for words in (train_words, score):
+        command = ["env", *(f"{name}={value}" for name, value in TASK.items()), sys.executable, *words]
+        done = run_command(command)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith(
+            "error: SLURM_PROCID=3: set as by a launcher, but MASTER_ADDR is not set"
+        )
+
+
+HUGE = {"num_layers": 1000, "hidden_size": 16384, "ffn_hidden_size": 65536, "num_attention_heads": 128}
+
+
+@pytest.mark.parametrize(
+    ("place", "fields", "message"),
+    [
+        ("", {"model": HUGE}, r"run: [\d,]+ bytes free, [\d,]+ needed for its checkpoints"),
+        (".stacks", {}, r"run/\.stacks: cannot be written \(File exists\)"),
+        ("metrics.jsonl/x", {}, r"run/metrics\.jsonl: cannot be written \(Is a directory\)"),
+    ],
+)
+def test_a_refusal_at_start_is_one_line_of_one_rank(
+    config_of: ConfigOf, tmp_path: Path, place: str, fields: dict[str, Any], message: str
+) -> None:
+    """Refused by the first rank alone, by each for itself, and by the first after the model is built."""
+    out = tmp_path / "run"
+    claim_folder(out, RUN)
+    if place:
+        (out / place).parent.mkdir(exist_ok=True)
+        (out / place).touch()
+    done = run_command([*train_command(config_of(**fields), out), "--processes", "2"])
+    *built, refusal = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, len(built)) == (2, "", place.startswith("metrics")), done.stderr
+    assert re.search(f"^error: .*{message}", refusal)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +269,12 @@ def test_an_evaluation_gets_the_checkpoint_and_is_no_worker(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")  # sbatch would pass it to the job that it submits
     monkeypatch.setattr(logging.getLogger("megatron_mathcpt"), "propagate", True)
     script, seen, checkpoint = tmp_path / "a job.sh", tmp_path / "seen", tmp_path / "step_00000008"
-    script.write_text(f'#!/bin/sh\nprintf "%s|" "$@" "${{RANK:-none}}" "${{MASTER_ADDR:-none}}" > {seen}\n')
+    script.write_text(
+        f'#!/bin/sh\nprintf "%s|" "$@" "${{RANK:-none}}" "${{SLURM_STEP_NUM_TASKS:-none}}" > {seen}\n'
+    )
     script.chmod(0o755)
     process.start_evaluation([str(script), "$(touch bad); a"], checkpoint)
     assert seen.read_text() == f"$(touch bad); a|{checkpoint}|none|none|"
