@@ -111,8 +111,8 @@ def parse_override(override: str) -> tuple[str, JsonValue, str]:
 def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
     """Set the field with that full path; `origin` names in errors what sets it."""
     *sections, last = field.split(".")
-    if not all([*sections, last]):
-        raise ConfigError(f"{origin}: '{field}' is not a full field path; write section.field")
+    if not all([*sections, last]) or len(sections) >= MAX_DEPTH:
+        raise ConfigError(f"{origin}: '{field[:200]}' is not a full field path; write section.field")
     for name in sections:
         below = tree.setdefault(name, {})
         if not isinstance(below, dict):

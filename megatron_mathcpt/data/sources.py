@@ -100,11 +100,12 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
     """All input files by precedence, text files by folder; raises `DataError` for a source without any."""
     shards = []
     for name, source in sources.items():
-        given = root = Path(source.path)
+        found, given = list_files(source.path, f"source '{name}'"), Path(source.path)
+        root = given
         while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
             root = root.parent
         units: dict[Path, list[Path]] = {}
-        for file in filter(Path.is_file, list_files(source.path, f"source '{name}'")):
+        for file in filter(Path.is_file, found):
             units.setdefault(file.parent if file.suffix in TEXTS and file != given else file, []).append(file)
         for number, (path, files) in enumerate(units.items()):
             inside = path.name if path == root else str(path.relative_to(root))
@@ -250,8 +251,8 @@ def _json_rows(path: Path) -> Rows:
     else:
         with suppress(DataError):
             found = decode_object(head).get("Instances")
-            rows = found if isinstance(found, list) else [decode_object(head)]
-            yield [(number, row) for number, row in enumerate(rows, 1)]
+            rows = enumerate(found if isinstance(found, list) else [decode_object(head)], 1)
+            yield [(n, row) if isinstance(row, dict) else Skipped(n, "no JSON object") for n, row in rows]
             return
     lines = split_array(chain([head], blocks)) if head.lstrip()[:1] == b"[" else None
     yield from _grouped(lines) if lines else _line_rows(path)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.data.words import batches, has_long_word
+from megatron_mathcpt.data.words import MAX_WORD, batches, has_long_word
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
 from megatron_mathcpt.formats.corpus_folder import TokenizerCounts, read_tokenizer
 from megatron_mathcpt.formats.files import hash_file, read_small, read_texts, write_atomically
@@ -41,9 +41,9 @@ _END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
 _RENEW_CHARACTERS = 8 << 30
 # `tokenizers` needs 75 to 130 bytes a character: a text is encoded in pieces of `_PIECE` characters, cut
 # between words where that changes no token of `_AROUND` characters on both sides (`_CUTS` places are tried).
-# What cannot be cut has at most `MAX_UNCUT` characters, and no word that `has_long_word` finds.
+# What cannot be cut has at most `MAX_UNCUT` characters, and no word of `MAX_WORD`.
 _PIECE, _AROUND, _CUTS, MAX_UNCUT = 1_000_000, 200, 100, 10_000_000
-_CUT = re.compile(r"(?<=\S\n)(?=\w)|(?<=\w)(?= \w)")
+_CUT = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
 _MAX_VOCABULARY = 1 << 24
 # Texts likely to expose a difference between two tokenizers: rare Unicode, long runs, special tokens.
 PROBE = (
@@ -175,7 +175,7 @@ class ReferenceEncoder:
                 break
             pieces.append(text[:place])
             text = text[place:]
-        if len(text) > MAX_UNCUT or has_long_word(text):
+        if len(text) > MAX_UNCUT:
             raise DataError(f"text of {len(text):,} characters that cannot be divided; split the record")
         return [*pieces, text]
 
@@ -256,9 +256,10 @@ def tokenize_files(
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")
     # One thread reads, the engine encodes on all cores in another, this one writes.
-    blocks = prefetch(texts for file in files for texts in read_texts(file, field))
+    blocks = prefetch(_without_long_words(files, field))
     first = next(blocks, [])
-    encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE_DOCUMENTS])
+    sample = [text[:_PIECE] for text in first[:SAMPLE_DOCUMENTS]]
+    encoder, info = load_encoder(tokenizer, literals, engine, sample)
     writer, size = DatasetWriter(prefix, token_dtype(info.vocab_size)), 0
     encoded = ((sum(map(len, texts)), encoder.encode(texts)) for texts in chain([first], blocks) if texts)
     for characters, part in prefetch(encoded):
@@ -267,6 +268,14 @@ def tokenize_files(
     documents, tokens = writer.close()
     counts = {"documents": documents, "tokens": tokens, "characters": size, "engine": encoder.name}
     return counts | info.model_dump()
+
+
+def _without_long_words(files: Sequence[Path], field: str) -> Iterator[list[str]]:
+    for file in files:
+        for texts in read_texts(file, field):
+            if any(map(has_long_word, texts)):
+                raise DataError(f"{file}: a word of {MAX_WORD:,} characters; split the record")
+            yield texts
 
 
 def append_eos(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:

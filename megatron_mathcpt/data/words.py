@@ -30,11 +30,11 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)  # kinds of words of `cut_words`
 HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `split_words`
-MAX_WORD = 4_000_000  # a Chinese text without any line break is ordinary, one of this size is not
+MAX_WORD = 2_000_000  # a Chinese text without any line break is ordinary, one of this size is not
 MAX_MARKS = 2000
 BATCH_CHARACTERS = 1 << 19  # cut at once, so that temporary arrays stay in the processor's cache
 
-_LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD}}}")
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD}}}|(?<!\s)\s{{{MAX_WORD}}}")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
@@ -140,7 +140,7 @@ def compose(text: str) -> str:
 
 
 def has_long_word(text: str) -> bool:
-    """Whether `text` has `MAX_WORD` characters without white space: `tokenizers` needs 130 bytes for each."""
+    """Whether `text` has `MAX_WORD` characters in a row that are no white space, or all are."""
     return len(text) >= MAX_WORD and _LONG_WORD.search(text) is not None
 
 

@@ -39,6 +39,7 @@ def test_yaml_1_2_numbers_and_overrides_and_the_resolved_yaml_reads_back_equal(t
         (GOOD, "seed='3'", r"seed: Input should be a valid integer \(found '3'\)"),
         (GOOD, "seed.x=3", "'seed' is not a section"),
         (GOOD, "seed", "expected section.field=value"),
+        (GOOD, "a." * 2000 + "b=1", "is not a full field path"),
         ("name: tiny\noptimizer: {learning_rate: 1.0}\n", "name=x", "seed: missing; it has no default"),
         (GOOD + "seed: 2\n", "", "not valid YAML.*duplicate key"),
         ("- 1\n", "", "expected a mapping"),

@@ -26,6 +26,7 @@ from megatron_mathcpt.data.sources import (
     read_documents,
     read_rows,
 )
+from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files
 
 ROWS = [{"id": str(i), "text": f"Satz {i} über ∑ and 中文"} for i in range(3000)]
@@ -97,6 +98,23 @@ def test_an_array_of_any_size_is_read_and_a_bad_record_of_it_named(
     (tmp_path / "cut.json").write_bytes(data[:-100])
     *before, last = flat(tmp_path / "cut.json")
     assert len(before) > 2900 and "cannot be read from this record on" in last.reason
+
+
+@pytest.mark.parametrize(
+    "tree", ['{"Instances": [[1], null, {"text": "a"}]}', '{"Instances": 5, "text": "a"}']
+)
+def test_an_entry_of_instances_that_is_no_object_is_one_reject(tmp_path: Path, tree: str) -> None:
+    (tmp_path / "a.json").write_text(tree)
+    source = Source(pool="p", path=str(tmp_path / "a.json"))
+    (block,) = read_documents(*list_shards({"s": source}), source)
+    assert [record.text for record in block if isinstance(record, Document)] == ["a"]
+    assert [one.line for one in block if isinstance(one, Skipped)] == ([1, 2] if "[1]" in tree else [])
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "a**b"])
+def test_a_source_path_that_cannot_be_is_named(path: str) -> None:
+    with pytest.raises(DataError, match="source 's'"):
+        list_shards({"s": Source(pool="p", path=path)})
 
 
 def test_a_file_without_any_record_is_not_read_to_its_end(
