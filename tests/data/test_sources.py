@@ -209,8 +209,11 @@ def test_saved_hugging_face_dataset_is_read_by_its_own_list_of_files(tmp_path: P
     folder = tmp_path / "saved"
     datasets.Dataset.from_list(ROWS).save_to_disk(str(folder), num_shards=2)
     (folder / "cache-123.arrow").write_bytes(b"left by a map")
+    marker = tmp_path / "executed"
+    (folder / "saved.py").write_text(f"open({str(marker)!r}, 'w')")  # a loading script
     shards = list_shards({"own": Source(pool="general", path=str(folder))})
     assert [row for shard in shards for _, row in flat(shard.path)] == ROWS
+    assert not marker.exists()
 
 
 def test_undecodable_value_of_parquet_is_one_reject(tmp_path: Path) -> None:

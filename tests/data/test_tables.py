@@ -76,3 +76,19 @@ def test_two_columns_of_one_name_and_a_file_of_garbage_are_named(tmp_path: Path)
     )
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
     assert read(tmp_path / "b.parquet")[1].startswith("cannot be read from this row on (")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_no_pickle_of_an_extension_type_is_executed(tmp_path: Path, suffix: str) -> None:
+    """Arrow's Python extension types carry a pickle in the schema."""
+    marker, path = tmp_path / "executed", tmp_path / f"a{suffix}"
+    payload = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
+    kind = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": payload}
+    table = pyarrow.table([["a"]], schema=pyarrow.schema([pyarrow.field("text", "string", metadata=kind)]))
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    assert read(path) == ([{"text": "a"}], "")
+    assert not marker.exists()
