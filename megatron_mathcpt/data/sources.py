@@ -18,19 +18,7 @@ from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.data.words import compose
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import (
-    BLOCK_BYTES,
-    MAX_LINE_BYTES,
-    MAX_LINES,
-    TEXTS,
-    hash_file,
-    hash_json,
-    list_files,
-    read_blocks,
-    read_small,
-    scan_lines,
-    split_array,
-)
+from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.records import JsonObject, Problem, cpt_text, problem_of_row
 
@@ -70,8 +58,8 @@ class SourceShard:
     def hash(self) -> str:
         """SHA-256 of the file; for a folder, of its files' names and hashes."""
         if self.path in self.files:
-            return hash_file(self.path)
-        return hash_json([[file.name, hash_file(file)] for file in self.files])
+            return raw.hash_file(self.path)
+        return raw.hash_json([[file.name, raw.hash_file(file)] for file in self.files])
 
 
 @dataclass(frozen=True)
@@ -100,13 +88,15 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
     """All input files by precedence, text files by folder; raises `DataError` for a source without any."""
     shards = []
     for name, source in sources.items():
-        found, given = list_files(source.path, f"source '{name}'"), Path(source.path)
+        found, given = raw.list_files(source.path, f"source '{name}'"), Path(source.path)
         root = given
         while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
             root = root.parent
         units: dict[Path, list[Path]] = {}
         for file in filter(Path.is_file, found):
-            units.setdefault(file.parent if file.suffix in TEXTS and file != given else file, []).append(file)
+            units.setdefault(file.parent if file.suffix in raw.TEXTS and file != given else file, []).append(
+                file
+            )
         for number, (path, files) in enumerate(units.items()):
             inside = path.name if path == root else str(path.relative_to(root))
             shards.append(SourceShard(name, number, path, f"{name}/{inside}", tuple(files)))
@@ -122,7 +112,7 @@ def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document
         useless += len(block) if useless >= 0 else 0
         if any(isinstance(record, Document) or record.id for record in block):
             useless = -1
-        elif useless >= MAX_LINES:  # to read on could take hours
+        elif useless >= raw.MAX_LINES:  # to read on could take hours
             yield [Skipped(block[-1].line + 1, f"no record in {useless} lines; the rest is not read")]
             return
 
@@ -209,7 +199,7 @@ def mask_pii(text: str) -> str:
 
 def read_rows(shard: SourceShard) -> Rows:
     """Blocks of numbered rows in file order; blank lines are skipped silently."""
-    if shard.files[0].suffix in TEXTS:
+    if shard.files[0].suffix in raw.TEXTS:
         return _text_rows(shard.files)
     path = shard.path
     if path.suffix in (".parquet", ".arrow"):
@@ -218,7 +208,7 @@ def read_rows(shard: SourceShard) -> Rows:
 
 
 def _line_rows(path: Path) -> Rows:
-    for first, lines in scan_lines(path):
+    for first, lines in raw.scan_lines(path):
         numbered = enumerate(lines, first)
         yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
@@ -242,11 +232,11 @@ def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
 
 def _json_rows(path: Path) -> Rows:
     """A JSON array of records, or a small file of an object with one as `Instances`; else JSON lines."""
-    blocks, head = read_blocks(path), b""
+    blocks, head = raw.read_blocks(path), b""
     for block in blocks:
         blocks = blocks if isinstance(block, bytes) else chain([block], blocks)
         head += block if isinstance(block, bytes) else b""
-        if isinstance(block, DataError) or len(head) > MAX_LINE_BYTES or head.lstrip()[:1] == b"[":
+        if isinstance(block, DataError) or len(head) > raw.MAX_LINE_BYTES or head.lstrip()[:1] == b"[":
             break
     else:
         with suppress(DataError):
@@ -254,7 +244,7 @@ def _json_rows(path: Path) -> Rows:
             rows = enumerate(found if isinstance(found, list) else [decode_object(head)], 1)
             yield [(n, row) if isinstance(row, dict) else Skipped(n, "no JSON object") for n, row in rows]
             return
-    lines = split_array(chain([head], blocks)) if head.lstrip()[:1] == b"[" else None
+    lines = raw.split_array(chain([head], blocks)) if head.lstrip()[:1] == b"[" else None
     yield from _grouped(lines) if lines else _line_rows(path)
 
 
@@ -265,7 +255,7 @@ def _grouped(lines: Iterable[bytes | DataError]) -> Rows:
         for number, line in enumerate(lines, 1):
             block.append(_line_row(line, number))
             size += len(line) if isinstance(line, bytes) else 0
-            if size >= BLOCK_BYTES or len(block) >= _GROUPED:
+            if size >= raw.BLOCK_BYTES or len(block) >= _GROUPED:
                 yield block
                 block, size = [], 0
     except DataError as error:
@@ -278,7 +268,7 @@ def _text_rows(files: tuple[Path, ...]) -> Rows:
     """One document for each text file, with its name as id."""
     for number, file in enumerate(files, 1):
         try:
-            yield [(number, {"id": file.name, "text": read_small(file, "split it").decode("utf-8-sig")})]
+            yield [(number, {"id": file.name, "text": raw.read_small(file, "split it").decode("utf-8-sig")})]
         except DataError as error:
             yield [Skipped(number, str(error))]
         except UnicodeDecodeError as error:

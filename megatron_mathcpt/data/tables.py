@@ -8,7 +8,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -73,7 +73,6 @@ def _batches(path: str) -> Iterator["pyarrow.RecordBatch"]:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
         groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
         widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-        _require_unique(file.schema_arrow.names)
         yield from file.iter_batches(batch_size=_rows(widest), use_threads=False)
         return
     with pyarrow.memory_map(path) as source:
@@ -82,8 +81,7 @@ def _batches(path: str) -> Iterator["pyarrow.RecordBatch"]:
             batches = map(reader.get_batch, range(reader.num_record_batches))
         else:
             source.seek(0)
-            reader = batches = pyarrow.ipc.open_stream(source)
-        _require_unique(reader.schema.names)
+            batches = iter(pyarrow.ipc.open_stream(source))
         for batch in batches:
             rows = _rows(batch.nbytes // max(1, batch.num_rows))
             yield from (batch.slice(low, rows) for low in range(0, batch.num_rows, rows))
@@ -93,27 +91,24 @@ def _rows(row_bytes: int) -> int:
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
 
 
-def _require_unique(names: list[str]) -> None:
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"column '{twice[0]}' appears twice")
-
-
 def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
     """The rows of `batch`, or if that fails of its parts, down to the row that is damaged."""
     import pyarrow
 
+    if len({*batch.schema.names}) < batch.num_columns:
+        raise ValueError("two columns of one name")
     damage = (pyarrow.ArrowException, ValueError, TypeError, ArithmeticError, LookupError, MemoryError)
     try:
         batch.validate(full=True)  # in a damaged file Arrow could read beyond the end
-        rows = [orjson.dumps(row, default=_plain) for row in batch.to_pylist()]
+        rows: Iterable[bytes] = [orjson.dumps(row, default=_plain) for row in batch.to_pylist()]
     except damage as error:
         if batch.num_rows == 1:
-            yield _BAD + one_line(f"damaged value ({error or type(error).__name__})").encode()[:300]
-        step = -(-batch.num_rows // 16)
-        parts = (batch.slice(low, step) for low in range(0, batch.num_rows, step))
-        yield from chain.from_iterable(map(_lines, parts if batch.num_rows > 1 else ()))
-    else:
-        yield from rows
+            rows = [_BAD + one_line(f"damaged value ({str(error) or type(error).__name__})").encode()[:300]]
+        else:
+            step = -(-batch.num_rows // 16)
+            parts = (batch.slice(low, step) for low in range(0, batch.num_rows, step))
+            rows = chain.from_iterable(map(_lines, parts))
+    yield from rows
 
 
 def _plain(value: object) -> object:

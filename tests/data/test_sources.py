@@ -89,7 +89,7 @@ def test_an_array_of_any_size_is_read_and_a_bad_record_of_it_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 14)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 14)
     data = json.dumps(ROWS, indent=4).encode().replace(b'"id": "7"', b'"id": "7", "id": 7')
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     found = flat(tmp_path / name)
@@ -120,7 +120,6 @@ def test_a_source_path_that_cannot_be_is_named(path: str) -> None:
 def test_a_file_without_any_record_is_not_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_LINES", 100)
     monkeypatch.setattr(files, "MAX_LINES", 100)
     source = Source(pool="p", path=str(tmp_path / "a.jsonl"))
     (tmp_path / "a.jsonl").write_bytes(b"1\n" * 1000)
