@@ -258,7 +258,7 @@ def _grouped(lines: Iterable[bytes | DataError]) -> Rows:
             if size >= raw.BLOCK_BYTES or len(block) >= _GROUPED:
                 yield block
                 block, size = [], 0
-    except DataError as error:
+    except (DataError, OSError) as error:
         block.append(Skipped(number + 1, str(error)))
     if block:
         yield block

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import orjson
 
 from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.formats.files import MAX_RATIO, RATIO_FROM_BYTES
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,7 +30,9 @@ def table_lines(path: Path) -> Iterator[bytes | DataError]:
     """Each row as a JSON line, or why it has none; raises `DataError` if the rest cannot be read."""
     if find_spec("pyarrow") is None:
         raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'")
-    code = f"from {__name__} import main; main({str(path)!r})"
+    from megatron_mathcpt.formats.files import largest_content  # not in the subprocess, for its start
+
+    code = f"from {__name__} import main; main({str(path)!r}, {largest_content(path)})"
     # The library's own allocators reserve more than they use, and so would reach the limit early.
     variables = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
@@ -50,17 +51,17 @@ def table_lines(path: Path) -> Iterator[bytes | DataError]:
             process.kill()
 
 
-def main(path: str) -> None:
+def main(path: str, largest: int) -> None:
     """Run the subprocess: a line for every row; an exception if the rest cannot be read."""
     import pyarrow.parquet  # noqa: F401 - before the limit, for its code does not count
 
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    size, largest = 0, max(RATIO_FROM_BYTES, MAX_RATIO * Path(path).stat().st_size)
+    size = 0
     for line in chain.from_iterable(map(_lines, _batches(path))):
         size += len(line)
         if size > largest:
-            raise ValueError(f"unpacks to more than {MAX_RATIO} times its size; not a file of text")
+            raise ValueError(f"unpacks to more than {largest} bytes; not a file of text")
         sys.stdout.buffer.write(line + b"\n")
 
 

@@ -39,7 +39,7 @@ _UNPACKERS: dict[str, Callable[[], Any]] = {
 _GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's stubs
 _DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
 _PACKED_BYTES = 1 << 9  # unpacked at once: 16 MB at the highest ratio, that of .zst; .bz2 has a limit
-RATIO_FROM_BYTES = 8 << 20  # of content: small archives of repetitive text may shrink further
+_RATIO_FROM_BYTES = 8 << 20  # of content: small archives of repetitive text may shrink further
 _SYNC_BYTES = 16 << 20  # flushed at once, or more; each flush costs the file system a commit
 # Where an element of an array can begin or end; a string is skipped as a whole, if it ends in the block.
 _SIGN = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
@@ -244,12 +244,17 @@ def split_array(blocks: Iterable[bytes | DataError]) -> Iterator[bytes]:
     raise DataError("cannot be read from this record on (the array does not end)")
 
 
+def largest_content(path: Path) -> int:
+    """Bytes from which on a packed file is no text."""
+    return max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
+
+
 def read_blocks(path: Path) -> Iterator[bytes | DataError]:
     """All readable content in blocks, then an error if that was not the whole file."""
     parts: list[bytes] = []
     position, size, damage = 0, 0, ""
     try:
-        largest = max(RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
+        largest = largest_content(path)
         for part in _unpack(path):
             parts.append(part if position else part.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(part), size + len(part)
