@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, cast
 
 from pydantic import RootModel
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import DataError, one_line
