@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -144,11 +145,11 @@ def _is_data(file: Path, root: Path) -> bool:
     return file.name not in ("dataset_info.json", "dataset_dict.json")
 
 
-def read_small(path: Path, remedy: str = "give a readable file", most: int = MAX_LINE_BYTES) -> bytes:
+def read_small(path: Path, remedy: str = "give a readable file", most: float = MAX_LINE_BYTES) -> bytes:
     """A file that is read whole; raises `DataError` if it cannot be read or has more than `most` bytes."""
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = file.read(int(most) + 1 if most < inf else -1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read ({reason}); {remedy}") from error
@@ -330,7 +331,7 @@ _REMEDY = "run its stage again"
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
     """Validated rows of a `JsonLines` file; raises `DataError` naming a damaged file or line."""
-    adapter, lines = TypeAdapter(kind), read_small(path, _REMEDY, 8 << 30).split(b"\n")[:-1]
+    adapter, lines = TypeAdapter(kind), read_small(path, _REMEDY, inf).split(b"\n")[:-1]
     return [_validate(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
