@@ -1,6 +1,8 @@
 """YAML in, overrides applied, a frozen model out; every error names the file and the field's full path.
 
 A file is complete: no inheritance, interpolation or environment variables. Only `study_file` has changes.
+Of YAML a file has plain values, lists and mappings: no tags, which could execute code, and no aliases, which
+could expand without end; at most `MAX_BYTES` (parsing takes 30 s a MB) and `MAX_DEPTH` levels.
 """
 
 import difflib
@@ -13,9 +15,15 @@ from typing import TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import Node
 
-from megatron_mathcpt.errors import ConfigError, one_line
+from megatron_mathcpt.errors import ConfigError, DataError, one_line
+from megatron_mathcpt.formats.files import read_small
+
+MAX_BYTES, MAX_DEPTH = 1 << 17, 30
 
 
 class Section(BaseModel):
@@ -79,10 +87,11 @@ def _commented(tree: Tree, marks: Mapping[str, str], prefix: str = "") -> Commen
 def read_tree(path: Path) -> Tree:
     """The sections of a YAML file, unchecked; raises `ConfigError` for a file that is not a mapping."""
     try:
-        tree = _parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); give the path of a YAML file"
-        raise ConfigError(f"{path}: {problem}") from error
+        tree = _parse(
+            read_small(path, "give the path of a YAML file", MAX_BYTES).decode("utf-8-sig"), str(path)
+        )
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     if not isinstance(tree, dict):
@@ -93,7 +102,7 @@ def read_tree(path: Path) -> Tree:
 def parse_override(override: str) -> tuple[str, JsonValue, str]:
     """Field, value and origin, as `set_field` takes them, of the argument `section.field=value`."""
     field, equals, value = override.partition("=")
-    origin = f"override '{override}'"
+    origin = f"override '{override[:200]}'"
     if not equals:
         raise ConfigError(f"{origin}: expected section.field=value")
     return field, _parse(value, origin), origin
@@ -102,8 +111,8 @@ def parse_override(override: str) -> tuple[str, JsonValue, str]:
 def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
     """Set the field with that full path; `origin` names in errors what sets it."""
     *sections, last = field.split(".")
-    if not all([*sections, last]):
-        raise ConfigError(f"{origin}: '{field}' is not a full field path; write section.field")
+    if not all([*sections, last]) or len(sections) >= MAX_DEPTH:
+        raise ConfigError(f"{origin}: '{field[:200]}' is not a full field path; write section.field")
     for name in sections:
         below = tree.setdefault(name, {})
         if not isinstance(below, dict):
@@ -112,15 +121,36 @@ def set_field(tree: Tree, field: str, value: JsonValue, origin: str) -> None:
     tree[last] = value
 
 
+class _PlainComposer(Composer):
+    """Refuse what is not a plain value, before anything is made of it."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Node | None, index: int | None) -> Node | None:
+        """As the library, which calls this for each value in a file."""
+        event, wrong = self.parser.peek_event(), ""
+        if isinstance(event, AliasEvent):
+            wrong = "aliases (`*name`) are not supported; write the value out"
+        elif getattr(event, "ctag", None) is not None:
+            wrong = f"tags (`{event.ctag}`) are not supported; write a plain value"
+        if wrong or self._depth == MAX_DEPTH:
+            wrong = wrong or f"nested more than {MAX_DEPTH} levels deep"
+            raise ComposerError(problem=wrong, problem_mark=event.start_mark)
+        self._depth += 1
+        node: Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 def _parse(text: str, where: str) -> JsonValue:
-    if "&" in text and any(token in text for token in (": *", "- *", ", *", "[*")):
-        raise ConfigError(f"{where}: YAML aliases (`*name`) are not supported; write the value out")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _PlainComposer
     try:
-        found: JsonValue = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ConfigError(
-            f"{where}: not valid YAML: {one_line(str(error).split('To suppress')[0])}"
-        ) from error
+        found: JsonValue = yaml.load(text)
+    # The others are a date or number that cannot be, or the library's answer to a damaged file.
+    except (YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        said = one_line(str(error).split("To suppress")[0])[:500]
+        raise ConfigError(f"{where}: not valid YAML: {said}") from error
     return found
 
 
@@ -136,7 +166,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{field}: unknown key; {hint}{more}"
     if first["type"] == "missing":
         return f"{field}: missing; it has no default and must be decided{more}"
-    shown = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r})"
+    shown = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r:.100})"
     where = f"{field}: " if field else ""  # a check of the whole config names its fields itself
     return f"{where}{first['msg'].removeprefix('Value error, ')}{shown}{more}"
 

@@ -110,6 +110,10 @@ class Source(Section):
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records above which the build stops.
     `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
+
+    Reading takes less than 1 GB. A record or text file of more than 32 MiB, or one of more than 64 levels or
+    2 million values, is unreadable, and so is the rest of an archive or table from 100 times its own size on
+    (8 MB for a small one). Words of 2 million characters are dropped as `long_word`, by any `filter`.
     """
 
     pool: Pool

@@ -8,8 +8,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.errors import ConfigError, first_error, one_line
+from megatron_mathcpt.errors import ConfigError, DataError, first_error, one_line
+from megatron_mathcpt.formats.files import read_small
+from megatron_mathcpt.formats.strict_json import decode_object
 
+_MAX_BYTES = 1 << 20  # of a config.json
 VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple of this, the same in every layout
 
 
@@ -117,37 +120,37 @@ def read_hf_eos(folder: Path) -> int | None:
 
 def _read_hf_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    data = read_small(path, "give a Hugging Face folder", _MAX_BYTES)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a Hugging Face folder") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON ({one_line(str(error))})") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: no JSON object; give a Hugging Face folder")
+        found = decode_object(data)
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return found
 
 
 def _shape_of(path: Path, found: dict[str, Any]) -> LlamaShape:
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(found.get(key) or {}, dict):
+            raise ConfigError(f"{path}: {key} is {found[key]!r:.100}; expected an object")
     _require(path, _REQUIRED, _REQUIRED | {"model_type": None} | found)
     fields = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
     # transformers 5 keeps the rotary base and its scaling together in rope_parameters.
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or rope
-    fields["rotary_base"] = float(rope.get("rope_theta", found.get("rope_theta", 10000.0)))
+    fields["rotary_base"] = rope.get("rope_theta", found.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in ("default", "llama3", None):
-        raise ConfigError(f"{path}: rope_type is {kind!r}; only 'default' and 'llama3' are supported")
+        raise ConfigError(f"{path}: rope_type is {kind!r:.100}; only 'default' and 'llama3' are supported")
     if kind == "llama3":
         _require(path, _LLAMA3_ROPE, scaling)
-        fields["rope_scaling"] = {"factor": float(scaling["factor"])}
+        fields["rope_scaling"] = {"factor": scaling.get("factor")}
     return LlamaShape.model_validate_json(json.dumps(fields))
 
 
 def _require(path: Path, wanted: Mapping[str, object], found: Mapping[str, object]) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
-            raise ConfigError(f"{path}: {key} is {found.get(key)!r}; only {value!r} is supported")
+            raise ConfigError(f"{path}: {key} is {found.get(key)!r:.100}; only {value!r} is supported")
 
 
 def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, object]:

@@ -24,11 +24,14 @@ from megatron_mathcpt.config.corpus import Decontaminate
 from megatron_mathcpt.data.sources import require_rows
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, SYMBOL, Hashes, Indices, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
-from megatron_mathcpt.formats.files import hash_file, list_files, read_json_lines, read_texts
+from megatron_mathcpt.formats.benchmark import MAX_ITEMS
+from megatron_mathcpt.formats.evaluation_folder import samples_path
+from megatron_mathcpt.formats.files import Row, hash_file, list_files, read_rows, read_texts
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import JsonObject, prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
 
+_MAX_CHARACTERS = 8_000_000  # of a benchmark file's questions, indexed in memory
 _LINE = 0  # as an n-gram length: whole lines
 _TABLE_BITS = 20  # a megabyte of flags fits the processor's cache
 _Found = tuple[int, int, int, int]  # item, its n-gram, first word, word after the last
@@ -104,10 +107,14 @@ class _Index:
                 last = first + length
             hashes = words.span_hashes(first, last)
             low, high = np.searchsorted(grams, hashes, "left"), np.searchsorted(grams, hashes, "right")
+            places = np.flatnonzero(low < high)
+            # Once for each document: a text may consist of one n-gram a million times.
+            document = np.searchsorted(words.documents, first[places], side="right")
+            places = places[np.unique(document * len(grams) + low[places], return_index=True)[1]]
             # From `low` to `high`: several items may share an n-gram.
             found += [
                 (int(owners[gram]), gram, int(first[place]), int(last[place]))
-                for place in np.flatnonzero(low < high)
+                for place in np.sort(places)
                 for gram in range(low[place], high[place])
             ]
         return found
@@ -176,11 +183,16 @@ class Contamination:
 def load_items(file: Path) -> list[BenchmarkQuestion]:
     """Read a benchmark file; raises `DataError` with file and line for an item without question."""
     items, name = list[BenchmarkQuestion](), f"{file.parent.name}/{file.name.split('.')[0]}"  # `gsm8k/test`
+    rest = _MAX_CHARACTERS
     for where, row in require_rows(file):
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{where}: item without 'question'; correct the benchmark file")
         items.append(BenchmarkQuestion(name, str(row.get("id", where)), question, where))
+        rest -= len(question)
+        if len(items) > MAX_ITEMS or rest < 0:
+            most = f"{MAX_ITEMS:,} items or {_MAX_CHARACTERS:,} characters"
+            raise DataError(f"{where}: more than {most}; not a benchmark, divide the file")
     if not items:
         raise DataError(f"{file}: no items; an empty benchmark would hide overlaps")
     return items
@@ -189,6 +201,11 @@ def load_items(file: Path) -> list[BenchmarkQuestion]:
 def benchmark_files(config: Decontaminate | None) -> list[Path]:
     """Files of the benchmarks in `config`; none if the build does not decontaminate."""
     return [file for path in (config.benchmarks if config else ()) for file in list_files(path, "benchmark")]
+
+
+class _Graded(Row):
+    id: str
+    correct: bool
 
 
 class PartScore(TypedDict):
@@ -219,7 +236,7 @@ def overlap_report(
     found: dict[str, JsonObject] = {}
     for task, path in tasks.items():
         own = {item.id: share for item, share in islice(shares, len(load_items(path)))}
-        rows = read_json_lines(evaluation / f"samples_{task}.jsonl")
+        rows = [row.model_dump() for row in read_rows(samples_path(evaluation, task), _Graded)]
         overlap = {name: round(share, 4) for name, share in own.items() if share}
         found[task] = {**scores_without(rows, own, threshold), "overlap": overlap}
     words, characters = rules.ngram_words, rules.ngram_characters

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
+from megatron_mathcpt.data import words as cut
 from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, split_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Problem
@@ -61,6 +62,7 @@ TEXT_RULES: list[Callable[[str, Filter], Drop | None]] = [
     lambda text, rules: Drop("empty") if not text or text.isspace() else None,
     lambda text, rules: below("too_short", len(text), rules.min_characters),
     lambda text, rules: above("too_long", len(text), rules.max_characters),
+    lambda text, rules: Drop("long_word") if cut.has_long_word(text) else None,
     lambda text, rules: above("bad_characters", _bad_share(text), rules.max_bad_character_share),
     lambda text, rules: above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share),
 ]

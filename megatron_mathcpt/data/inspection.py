@@ -19,7 +19,7 @@ from rich.table import Table
 
 from megatron_mathcpt.data.filters import StepRule, count_steps
 from megatron_mathcpt.data.sources import HIDDEN
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, corpus_counts
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
@@ -98,7 +98,10 @@ def _scan(path: Path, text: str) -> Iterator[tuple[int, JsonObject]]:
     with path.open("rb") as file:
         for number, line in enumerate(file):
             if needle in line:
-                yield number, orjson.loads(line)
+                try:
+                    yield number, orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number + 1}: {error}; build the corpus again") from error
 
 
 def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Counter[str]]:

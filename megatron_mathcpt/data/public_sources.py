@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, cast
 
 from pydantic import RootModel
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.files import hash_file, read_json, write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder
+from megatron_mathcpt.formats.strict_json import decode_json
 from megatron_mathcpt.records import JsonObject
 
 # StarCoder's files begin with control tokens of its training: `<reponame>a/b<filename>c.py<gh_stars>10`.
@@ -30,8 +32,8 @@ _NOT_AN_ANSWER = frozenset({"", "proof", "notfound"})  # NuminaMath-1.5's values
 def _by_meta(row: JsonObject, *keys: str) -> JsonObject:
     """`text` and `meta`, an object or JSON as text, whose first of `keys` is the id."""
     meta = row.get("meta")
-    with suppress(TypeError, ValueError, RecursionError):
-        meta = json.loads(cast(str, meta))
+    with suppress(DataError):
+        meta = decode_json(meta.encode()) if isinstance(meta, str) else meta
     found = meta if isinstance(meta, dict) else {}
     return {"text": row.get("text"), "id": next((found[key] for key in keys if found.get(key)), None)}
 
@@ -127,6 +129,13 @@ class FileNote(TypedDict):
     sha256: str
 
 
+class Note(TypedDict):
+    source: str
+    repository: str
+    revision: str
+    files: dict[str, FileNote]
+
+
 class Fetched(NamedTuple):
     revision: str
     files: dict[str, FileNote]
@@ -175,16 +184,13 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
             (out / file).unlink()
             raise DataError(f"{out / file}: SHA-256 is not the hub's, removed; run the command again")
         files[file] = found
-    row = {"source": name, "repository": source.repository, "revision": revision, "files": files}
+    row = Note(source=name, repository=source.repository, revision=revision, files=files)
     write_atomically(out / NOTE, json.dumps(row, indent=1).encode())
     return Fetched(revision, files, wanted)
 
 
-def _read_note(path: Path) -> JsonObject | None:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None  # type: ignore[no-any-return]
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}); remove it to download all files again") from error
+def _read_note(path: Path) -> Note | None:
+    return read_json(path, Note, "remove it to download all files again") if path.is_file() else None
 
 
 def _measured(path: Path) -> FileNote | None:

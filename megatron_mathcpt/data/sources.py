@@ -4,32 +4,28 @@ Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row b
 skipped for a reason, as is the rest of a truncated file, so that nothing is lost silently.
 """
 
-import json
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.public_sources import ADAPTERS
-from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.formats.files import MAX_LINE_BYTES, TEXTS, hash_file, hash_json, list_files, scan_lines
+from megatron_mathcpt.data.tables import table_lines
+from megatron_mathcpt.data.words import compose
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats import files as raw
+from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.records import JsonObject, Problem, cpt_text, problem_of_row
 
-if TYPE_CHECKING:
-    import pyarrow
-
-_BATCH_ROWS = 1024  # of Parquet and Arrow, converted to Python objects at once
+_GROUPED = 1024  # rows of a table or an array that are processed together
 # Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
+_TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
 # The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
 # mistakes the number of a theorem, 1.2.3.4, for one.
 _ADDRESS = re.compile(
@@ -37,6 +33,8 @@ _ADDRESS = re.compile(
     r"A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?|\[(?:(?:25[0-5]|2[0-4][0-9]|["
     r"01]?[0-9][0-9]?)\.){3}(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
 )
+_LOCAL = "A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
+_BEFORE_AT, _FIRST = re.compile(rf"(?<![.{_LOCAL}])[.{_LOCAL}]++(?=@)"), re.compile(rf"\b[{_LOCAL}]")
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ class SourceShard:
     def hash(self) -> str:
         """SHA-256 of the file; for a folder, of its files' names and hashes."""
         if self.path in self.files:
-            return hash_file(self.path)
-        return hash_json([[file.name, hash_file(file)] for file in self.files])
+            return raw.hash_file(self.path)
+        return raw.hash_json([[file.name, raw.hash_file(file)] for file in self.files])
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,15 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
     """All input files by precedence, text files by folder; raises `DataError` for a source without any."""
     shards = []
     for name, source in sources.items():
-        given = root = Path(source.path)
+        found, given = raw.list_files(source.path, f"source '{name}'"), Path(source.path)
+        root = given
         while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
             root = root.parent
         units: dict[Path, list[Path]] = {}
-        for file in filter(Path.is_file, list_files(source.path, f"source '{name}'")):
-            units.setdefault(file.parent if file.suffix in TEXTS and file != given else file, []).append(file)
+        for file in filter(Path.is_file, found):
+            units.setdefault(file.parent if file.suffix in raw.TEXTS and file != given else file, []).append(
+                file
+            )
         for number, (path, files) in enumerate(units.items()):
             inside = path.name if path == root else str(path.relative_to(root))
             shards.append(SourceShard(name, number, path, f"{name}/{inside}", tuple(files)))
@@ -104,8 +105,16 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
 
 def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped]]:
     """Blocks of documents and of skipped records, in file order."""
+    useless = 0  # rows so far, if no record was among them
     for rows in read_rows(shard):
-        yield [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
+        block = [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
+        yield block
+        useless += len(block) if useless >= 0 else 0
+        if any(isinstance(record, Document) or record.id for record in block):
+            useless = -1
+        elif useless >= raw.MAX_LINES:  # to read on could take hours
+            yield [Skipped(block[-1].line + 1, f"no record in {useless} lines; the rest is not read")]
+            return
 
 
 def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) -> Document | Skipped:
@@ -140,7 +149,7 @@ def _problem(row: JsonObject, source: Source, known: JsonObject) -> Problem:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise DataError(f"field '{field}': {first['msg']} (found {first['input']!r})") from error
+        raise DataError(f"field '{field}': {first['msg']} (found {first['input']!r:.100})") from error
 
 
 def _field(row: JsonObject, fields: dict[str, str], name: str) -> object:
@@ -163,8 +172,7 @@ def clean(text: str) -> str:
     """Normalize `text` without touching its mathematics; at most two blank lines in a row remain."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.isascii():  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
-        text = unicodedata.normalize("NFC", text)
+    text = compose(text)  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
     text = HIDDEN.sub("", text)
     if " \n" in text or "\t\n" in text:
         text = _TRAILING.sub("", text)
@@ -175,21 +183,43 @@ def clean(text: str) -> str:
 
 def mask_pii(text: str) -> str:
     """Replace all e-mail addresses in `text` by the same one."""
-    return _ADDRESS.sub("email@example.com", text) if "@" in text else text
+    if "@" not in text:
+        return text
+    parts, end = [], 0
+    # `_ADDRESS.sub` tries every letter of a long run; if the first that can begin an address does not, no
+    # later one before the same @ does.
+    for run in _BEFORE_AT.finditer(text):
+        low = max(end, run.start() + run[0].rfind("..") + 2) if ".." in run[0] else max(end, run.start())
+        first = _FIRST.search(text, low, run.end())
+        if first and (found := _ADDRESS.match(text, first.start())):
+            parts += [text[end : found.start()], "email@example.com"]
+            end = found.end()
+    return "".join([*parts, text[end:]])
 
 
 def read_rows(shard: SourceShard) -> Rows:
     """Blocks of numbered rows in file order; blank lines are skipped silently."""
-    if shard.files[0].suffix in TEXTS:
+    if shard.files[0].suffix in raw.TEXTS:
         return _text_rows(shard.files)
-    readers = {".parquet": _table_rows, ".arrow": _table_rows, ".json": _json_rows}
-    return readers.get(shard.path.suffix, _line_rows)(shard.path)
+    path = shard.path
+    if path.suffix in (".parquet", ".arrow"):
+        return _grouped(table_lines(path))
+    return _json_rows(path) if ".json" in path.suffixes[-2:] else _line_rows(path)
 
 
 def _line_rows(path: Path) -> Rows:
-    for first, lines in scan_lines(path):
+    for first, lines in raw.scan_lines(path):
         numbered = enumerate(lines, first)
         yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
+
+
+def _line_row(line: bytes | DataError, number: int) -> NumberedRow | Skipped:
+    try:
+        if isinstance(line, DataError):
+            raise line
+        return number, decode_object(line)
+    except DataError as error:
+        return Skipped(number, str(error))
 
 
 def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
@@ -200,106 +230,46 @@ def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
         yield f"{path}:{row[0]}", row[1]
 
 
-def _line_row(line: bytes | DataError, number: int) -> NumberedRow | Skipped:
-    if isinstance(line, DataError):
-        return Skipped(number, str(line))
-    try:
-        return _checked(orjson.loads(line), number, line)
-    except orjson.JSONDecodeError as error:
-        reason = f"not JSON ({error})"
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        reason = f"not valid UTF-8 at byte {error.start} of the line"
-    return Skipped(number, reason)
-
-
-def _checked(row: object, number: int, line: bytes = b"") -> NumberedRow | Skipped:
-    if not isinstance(row, dict):
-        return Skipped(number, f"expected a JSON object, found {type(row).__name__}")
-    key = _repeated_key(line, row)
-    return Skipped(number, f"key '{key}' appears twice") if key else (number, row)
-
-
-def _repeated_key(line: bytes, row: JsonObject) -> str | None:
-    """A key that the object in `line` has twice: the parser silently keeps the last value."""
-    # Only a line that may have one is parsed again, slowly.
-    if all(line.count(b'"%b":' % key.encode()) < 2 for key in row):
-        return None
-    try:
-        keys = [key for key, _ in json.loads(line, object_pairs_hook=list)]
-    except RecursionError:
-        return None
-    return next((key for key in row if keys.count(key) > 1), None)
-
-
 def _json_rows(path: Path) -> Rows:
-    """A JSON array of records, or an object with one as `Instances`; else JSON lines."""
-    tree = None
-    if path.stat().st_size <= MAX_LINE_BYTES:
-        with suppress(orjson.JSONDecodeError):
-            tree = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    if tree is None:
-        yield from _line_rows(path)
-        return
-    rows = tree.get("Instances", [tree]) if isinstance(tree, dict) else tree
-    yield [_checked(row, number) for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1)]
+    """A JSON array of records, or a small file of an object with one as `Instances`; else JSON lines."""
+    blocks, head = raw.read_blocks(path), b""
+    for block in blocks:
+        blocks = blocks if isinstance(block, bytes) else chain([block], blocks)
+        head += block if isinstance(block, bytes) else b""
+        if isinstance(block, DataError) or len(head) > raw.MAX_LINE_BYTES or head.lstrip()[:1] == b"[":
+            break
+    else:
+        with suppress(DataError):
+            found = decode_object(head).get("Instances")
+            rows = enumerate(found if isinstance(found, list) else [decode_object(head)], 1)
+            yield [(n, row) if isinstance(row, dict) else Skipped(n, "no JSON object") for n, row in rows]
+            return
+    lines = raw.split_array(chain([head], blocks)) if head.lstrip()[:1] == b"[" else None
+    yield from _grouped(lines) if lines else _line_rows(path)
+
+
+def _grouped(lines: Iterable[bytes | DataError]) -> Rows:
+    """Rows from `lines` of JSON, in blocks; a `DataError` in the iteration ends it."""
+    block, size, number = list[NumberedRow | Skipped](), 0, 0
+    try:
+        for number, line in enumerate(lines, 1):
+            block.append(_line_row(line, number))
+            size += len(line) if isinstance(line, bytes) else 0
+            if size >= raw.BLOCK_BYTES or len(block) >= _GROUPED:
+                yield block
+                block, size = [], 0
+    except (DataError, OSError) as error:
+        block.append(Skipped(number + 1, str(error)))
+    if block:
+        yield block
 
 
 def _text_rows(files: tuple[Path, ...]) -> Rows:
     """One document for each text file, with its name as id."""
     for number, file in enumerate(files, 1):
-        if file.stat().st_size > MAX_LINE_BYTES:
-            yield [Skipped(number, f"{file.name}: text of more than {MAX_LINE_BYTES >> 20} MiB; split it")]
-            continue
         try:
-            yield [(number, {"id": file.name, "text": file.read_bytes().decode("utf-8-sig")})]
+            yield [(number, {"id": file.name, "text": raw.read_small(file, "split it").decode("utf-8-sig")})]
+        except DataError as error:
+            yield [Skipped(number, str(error))]
         except UnicodeDecodeError as error:
             yield [Skipped(number, f"{file.name}: not valid UTF-8 at byte {error.start} of the file")]
-
-
-def _table_rows(path: Path) -> Rows:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'") from error
-    number = 1
-    try:
-        for batch in _table_batches(path):
-            yield list(_batch_rows(batch, number))
-            number += batch.num_rows
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        yield [Skipped(number, f"cannot be read from this row on ({one_line(str(error))})")]
-
-
-def _table_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
-    """Batches of a Parquet file, an Arrow stream (saved by Hugging Face `datasets`), or an Arrow file."""
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        yield from pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS)
-        return
-    with pyarrow.memory_map(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            reader = pyarrow.ipc.open_file(source)
-            batches = map(reader.get_batch, range(reader.num_record_batches))
-        else:
-            source.seek(0)
-            batches = iter(pyarrow.ipc.open_stream(source))
-        for batch in batches:
-            for low in range(0, batch.num_rows, _BATCH_ROWS):
-                yield batch.slice(low, _BATCH_ROWS)
-
-
-def _batch_rows(batch: "pyarrow.RecordBatch", first: int) -> Iterator[NumberedRow | Skipped]:
-    import pyarrow
-
-    try:
-        batch.validate(full=True)  # in a damaged file Arrow could read beyond the end
-        yield from enumerate(batch.to_pylist(), first)
-    except pyarrow.ArrowInvalid as error:
-        if batch.num_rows == 1:
-            yield Skipped(first, f"damaged value ({one_line(str(error))})")
-            return
-        for offset in range(batch.num_rows):
-            yield from _batch_rows(batch.slice(offset, 1), first + offset)

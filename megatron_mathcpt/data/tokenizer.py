@@ -7,11 +7,12 @@ pre-tokenizer of `train_tokenizer`. Both return flat arrays, without a Python ob
 """
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
@@ -19,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from megatron_mathcpt.data.words import MAX_WORD, batches, has_long_word
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
 from megatron_mathcpt.formats.corpus_folder import TokenizerCounts, read_tokenizer
-from megatron_mathcpt.formats.files import hash_file, read_texts, write_atomically
+from megatron_mathcpt.formats.files import hash_file, read_small, read_texts, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, token_dtype
+from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -36,6 +39,12 @@ END_OF_TEXT = "<|end_of_text|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
 # gigatoken's cache of words has no limit; a new engine after so many characters bounds the memory.
 _RENEW_CHARACTERS = 8 << 30
+# `tokenizers` needs 75 to 130 bytes a character: a text is encoded in pieces of `_PIECE` characters, cut
+# between words where that changes no token of `_AROUND` characters on both sides (`_CUTS` places are tried).
+# What cannot be cut has at most `MAX_UNCUT` characters, and no word of `MAX_WORD`.
+_PIECE, _AROUND, _CUTS, MAX_UNCUT = 1_000_000, 200, 100, 10_000_000
+_CUT = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
+_MAX_VOCABULARY = 1 << 24
 # Texts likely to expose a difference between two tokenizers: rare Unicode, long runs, special tokens.
 PROBE = (
     *("", " ", "a", "Plain words, and  two   spaces\n\n\n\tthen tabs \t \r\n end "),
@@ -72,13 +81,19 @@ def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCount
     file = tokenizer_file(folder)
     tokenizer = read_tokenizer(file)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    settings = file.with_name("tokenizer_config.json")
-    named = json.loads(settings.read_bytes()).get("eos_token") if settings.is_file() else None
+    settings, named = file.with_name("tokenizer_config.json"), None
+    if settings.is_file():
+        try:
+            named = decode_object(read_small(settings)).get("eos_token")
+        except DataError as error:
+            raise DataError(f"{settings}: {error}; give a Hugging Face tokenizer_config.json") from error
     named = named.get("content") if isinstance(named, dict) else named
-    names = (named,) if named else _END_NAMES
+    names = (str(named),) if named else _END_NAMES
     if not (found := [vocabulary[name] for name in names if name in vocabulary]):
         raise DataError(f"{file}: no end of text ({', '.join(names)}); name eos_token in {settings.name}")
     size = max(vocabulary.values()) + 1  # not the number of tokens: ids may have gaps
+    if size > _MAX_VOCABULARY:
+        raise DataError(f"{file}: token id {size - 1}; at most {_MAX_VOCABULARY:,} ids are supported")
     return tokenizer, TokenizerCounts(vocab_size=size, eos_id=found[0], sha256=hash_file(file))
 
 
@@ -135,9 +150,40 @@ class ReferenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
         """Concatenated ids of all texts, and the length of each."""
-        encoded = [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-        lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
-        return np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum())), lengths
+        parts = [self._pieces(text) for text in texts]
+        encoded = [np.array(ids, np.int32) for ids in self._encode(list(chain.from_iterable(parts)))]
+        sizes, ends = iter(map(len, encoded)), map(len, parts)
+        lengths = np.array([sum(islice(sizes, count)) for count in ends], np.int32)
+        return np.concatenate([np.empty(0, np.int32), *encoded]), lengths
+
+    def _encode(self, texts: list[str]) -> Iterator[list[int]]:
+        try:
+            for batch in batches(texts, list(map(len, texts))):
+                yield from (e.ids for e in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False))
+        except BaseException as error:  # a panic of Rust's is no `Exception`
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                raise
+            raise DataError(f"tokenizer: cannot encode a text ({one_line(str(error))[:200]})") from error
+
+    def _pieces(self, text: str) -> list[str]:
+        """Parts of `text` with the same tokens, to bound the memory; `text` itself if it is short."""
+        pieces = []
+        while len(text) > _PIECE:
+            places = (found.start() for found in islice(_CUT.finditer(text, _PIECE), _CUTS))
+            place = next((place for place in places if self._separates(text, place)), None)
+            if place is None:
+                break
+            pieces.append(text[:place])
+            text = text[place:]
+        if len(text) > MAX_UNCUT:
+            raise DataError(f"text of {len(text):,} characters that cannot be divided; split the record")
+        return [*pieces, text]
+
+    def _separates(self, text: str, place: int) -> bool:
+        # A tokenizer without pre-tokenizer, as Llama 2's, fails here.
+        left, right = text[max(0, place - _AROUND) : place], text[place : place + _AROUND]
+        first, second, both = self._encode([left, right, left + right])
+        return both == first + second
 
 
 class GigatokenEncoder:
@@ -169,6 +215,7 @@ def load_encoder(
 ) -> tuple[Encoder, TokenizerCounts]:
     """gigatoken if it is installed and agrees with the reference on the probe and on `sample`."""
     reference = ReferenceEncoder(folder, literals)
+    reference.encode(PROBE)  # a tokenizer that cannot encode is refused before the input is read
     fast = reference if engine == "tokenizers" else _load_fast(folder, reference, (*PROBE, *sample))
     if not isinstance(fast, str):
         return fast, reference.info
@@ -209,9 +256,10 @@ def tokenize_files(
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")
     # One thread reads, the engine encodes on all cores in another, this one writes.
-    blocks = prefetch(texts for file in files for texts in read_texts(file, field))
+    blocks = prefetch(_without_long_words(files, field))
     first = next(blocks, [])
-    encoder, info = load_encoder(tokenizer, literals, engine, first[:SAMPLE_DOCUMENTS])
+    sample = [text[:_PIECE] for text in first[:SAMPLE_DOCUMENTS]]
+    encoder, info = load_encoder(tokenizer, literals, engine, sample)
     encoded = ((sum(map(len, texts)), encoder.encode(texts)) for texts in chain([first], blocks) if texts)
     size, dtype = 0, token_dtype(info.vocab_size)
     with dataset_writer(prefix, dtype) as writer:
@@ -220,6 +268,14 @@ def tokenize_files(
             writer.write(*append_eos(*part, info.eos_id))
     counts: JsonObject = {"documents": writer.documents, "tokens": writer.tokens, "characters": size}
     return counts | {"engine": encoder.name} | info.model_dump()
+
+
+def _without_long_words(files: Sequence[Path], field: str) -> Iterator[list[str]]:
+    for file in files:
+        for texts in read_texts(file, field):
+            if any(map(has_long_word, texts)):
+                raise DataError(f"{file}: a word of {MAX_WORD:,} characters; split the record")
+            yield texts
 
 
 def append_eos(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:

@@ -7,6 +7,7 @@ defined on words as written. Numba compiles on the first call and caches in `__p
 cache; where neither is writable, set NUMBA_CACHE_DIR.
 """
 
+import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +30,11 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 SPACE, LETTERS, DIGITS, IDEOGRAPH, SYMBOL = range(5)  # kinds of words of `cut_words`
 HAS_LETTER, NOT_PUNCTUATION, HAS_IDEOGRAPH = 1, 2, 4  # bits of the kinds of words of `split_words`
+MAX_WORD = 2_000_000  # a Chinese text without any line break is ordinary, one of this size is not
+MAX_MARKS = 2000
 BATCH_CHARACTERS = 1 << 19  # cut at once, so that temporary arrays stay in the processor's cache
 
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD}}}|(?<!\s)\s{{{MAX_WORD}}}")
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so no factor of it is lost modulo 2^64
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
@@ -96,7 +100,7 @@ class Words:
 
 def cut_words(texts: Sequence[str]) -> Words:
     """Cut `texts`, best about `BATCH_CHARACTERS` in total; lone surrogates become `?`."""
-    composed = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
+    composed = list(map(compose, texts))
     offsets = np.cumsum([0, *map(len, composed)], dtype=np.int64)
     points = np.frombuffer("".join(composed).encode("utf-32-le", "replace"), np.uint32)
     folds, sequences, classes = _tables()
@@ -123,6 +127,21 @@ def batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[It
         if filled >= BATCH_CHARACTERS or end == len(sizes):
             yield items[begin:end]
             begin, filled = end, 0
+
+
+def compose(text: str) -> str:
+    """`text` in Unicode's form NFC; as it is if it has more than `MAX_MARKS` combining marks in a row."""
+    if len(text) > MAX_MARKS and not text.isascii():  # sorting marks takes the square of their number
+        points = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32)
+        others = np.flatnonzero(~_marks()[np.minimum(points, _TABLE)])
+        if np.diff(others, prepend=-1, append=len(points)).max() > MAX_MARKS + 1:
+            return text
+    return unicodedata.normalize("NFC", text)
+
+
+def has_long_word(text: str) -> bool:
+    """Whether `text` has `MAX_WORD` characters in a row that are no white space, or all are."""
+    return len(text) >= MAX_WORD and _LONG_WORD.search(text) is not None
 
 
 def count_words(words: Words) -> Indices:
@@ -297,6 +316,12 @@ def _tables() -> tuple[Codes, Codes, Kinds]:
     for low, high in (*_SPACELESS, _REPEATED):
         classes[low:high] = IDEOGRAPH
     return folds, np.array(sequences, np.int32), classes
+
+
+@lru_cache(maxsize=1)
+def _marks() -> Flags:
+    """By code point: whether it combines with the one before."""
+    return np.array([unicodedata.combining(chr(point)) > 0 for point in range(_TABLE)] + [False])
 
 
 @lru_cache(maxsize=1)

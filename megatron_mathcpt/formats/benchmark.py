@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from megatron_mathcpt.errors import EvaluationError, first_error
-from megatron_mathcpt.formats.files import Row, read_json_lines
+from megatron_mathcpt.errors import DataError, EvaluationError, first_error
+from megatron_mathcpt.formats.files import Row, read_json_lines, read_small
+from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
 
+MAX_ITEMS = 100_000  # of a file, which is read whole
 SAMPLES = Path(__file__).parent / "samples"
 _EXAMPLES = Path(__file__).parent / "examples"
 # The benchmark sets of the study's four-set score. Its GAOKAO and ZHONGKAO are not public; the names of the
@@ -53,22 +55,17 @@ class ItemFile(NamedTuple):
 def load_items(path: Path) -> ItemFile:
     """Read and validate one benchmark file; raises `EvaluationError` with file and line of a bad item."""
     # Any doubt is an error, not a skipped line: a score over fewer items would look like any other score.
-    try:
-        data = path.read_bytes()
-        lines = data.decode("utf-8").split("\n")
-    except OSError as error:
-        wanted = "expected JSON lines with id, question, answer, type and lang"
-        raise EvaluationError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if lines[0].startswith("\ufeff"):
+    data = read_small(path, "expected JSON lines with id, question, answer, type and lang")
+    if data.startswith(b"\xef\xbb\xbf"):
         raise EvaluationError(f"{path}:1: starts with a byte-order mark; save the file without it")
     items: dict[str, Item] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            item = Item.model_validate_json(line)
+            item = Item.model_validate(decode_object(line))
+        except DataError as error:
+            raise EvaluationError(f"{path}:{number}: {error}; correct the line") from error
         except ValidationError as error:
             field, message = first_error(error)
             found = f"field '{field}': {message}" if field else message
@@ -78,6 +75,8 @@ def load_items(path: Path) -> ItemFile:
         if item.id in items:
             raise EvaluationError(f"{path}:{number}: id '{item.id}' appears twice; ids must be unique")
         items[item.id] = item
+        if len(items) > MAX_ITEMS:
+            raise EvaluationError(f"{path}:{number}: more than {MAX_ITEMS:,} items; divide the file")
     if not items:
         raise EvaluationError(f"{path}: no items; expected one JSON object per line")
     return ItemFile(path, tuple(items.values()), hashlib.sha256(data).hexdigest())

@@ -50,7 +50,9 @@ def read_tokenizer(file: Path) -> "Tokenizer":
         raise DataError(f"{file}: this file does not exist; give a Hugging Face tokenizer.json")
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception for any damage
+    except BaseException as error:  # the library raises plain Exception for any damage, or a panic of Rust's
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
 
 
@@ -194,7 +196,10 @@ class CorpusFolder:
                     before += np.bincount(passed["split"], minlength=len(SPLITS))
                 done, place = number, places[number]
                 file.seek(offset)
-                row = orjson.loads(file.read(int(place["bytes"])))
+                try:
+                    row = orjson.loads(file.read(int(place["bytes"])))
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{file.name}:{number + 1}: {error}; build the corpus again") from error
                 split, shard = int(place["split"]), self.shards[place["shard"]]
                 yield Kept(pool, number, SPLITS[split], int(before[split]), shard, int(place["line"]), row)
 

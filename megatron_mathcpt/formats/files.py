@@ -6,26 +6,31 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-import orjson
 import zstandard
 from isal import isal_zlib
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.formats.strict_json import MAX_DEPTH, decode_object
 from megatron_mathcpt.records import JsonObject
 
 BLOCK_BYTES = 8 << 20
-MAX_LINE_BYTES = 64 << 20  # a longer line is not a record, or an archive made to fill the memory
-MAX_RATIO = 250  # text shrinks 3 to 10 times; an archive that unpacks to more than this is a trap
+# A longer line is not a record, or an archive made to fill the memory: with this limit, and that of lines in
+# a block, reading stays below 1 GB (a character takes up to 4 bytes, a row of one value 200).
+MAX_LINE_BYTES = 32 << 20
+MAX_LINES = 1 << 15  # in a block
+MAX_RATIO = 100  # text shrinks 3 to 10 times; an archive that unpacks to more than this is a trap
 # Objects with `decompress`, `eof` and `unused_data`, so that a truncated archive is noticed: the file objects
 # of zstandard end there silently.
 _UNPACKERS: dict[str, Callable[[], Any]] = {
@@ -35,10 +40,12 @@ _UNPACKERS: dict[str, Callable[[], Any]] = {
 }
 _GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's stubs
 _DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
-_PACKED_BYTES = 4 << 10  # unpacked at once: 128 MB at the highest ratio, that of .zst
-_RATIO_FROM_BYTES = 64 << 20  # of content: small archives of repetitive text may shrink further
+_PACKED_BYTES = 1 << 9  # unpacked at once: 16 MB at the highest ratio, that of .zst; .bz2 has a limit
+_RATIO_FROM_BYTES = 8 << 20  # of content: small archives of repetitive text may shrink further
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYNC_BYTES = 16 << 20  # flushed at once, or more; each flush costs the file system a commit
+# Where an element of an array can begin or end; a string is skipped as a whole, if it ends in the block.
+_SIGN = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in _UNPACKERS)
 TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
@@ -115,40 +122,60 @@ def list_files(path: str, what: str) -> list[Path]:
     # JSON counts only in a folder without tables of records, text only without both: a README or manifest
     # next to data is not a document.
     kinds = (TABLES, (".json",), TEXTS)
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        files = [file for file in given.rglob("*") if _is_data(file)]
-        found = next(filter(None, ([x for x in files if x.name.endswith(kind)] for kind in kinds)), [])
-    else:
-        pattern = str(given.relative_to(given.anchor))
-        found = [file for file in Path(given.anchor).glob(pattern) if file.is_file()]
+    try:
+        if given.is_file():
+            return [given]
+        if given.is_dir():
+            files = [file for file in given.rglob("*") if _is_data(file, given)]
+            found = next(filter(None, ([x for x in files if x.name.endswith(kind)] for kind in kinds)), [])
+        else:
+            pattern = str(given.relative_to(given.anchor))
+            found = [file for file in Path(given.anchor).glob(pattern) if file.is_file()]
+    except (OSError, ValueError, IndexError, NotImplementedError) as error:  # no path or pattern
+        raise DataError(f"{path[:200]}: {what} cannot be listed ({error})") from error
     if not found:
         suffixes = ", ".join(suffix for kind in kinds for suffix in kind)
         raise DataError(f"{path}: {what} not found; give a file, a folder of {suffixes}, or a glob")
     return sorted(found)
 
 
-def _is_data(file: Path) -> bool:
-    if file.name.startswith("."):
+def _is_data(file: Path, root: Path) -> bool:
+    # Hidden folders are copies of notebooks and file systems.
+    if any(part.startswith(".") for part in file.relative_to(root).parts):
         return False
     # A dataset that Hugging Face `datasets` saved lists its files; others there are caches of its maps.
+    state = file.with_name("state.json")
     try:
-        state = json.loads(file.with_name("state.json").read_bytes())
-        return file.name in [entry["filename"] for entry in state["_data_files"]]
-    except OSError:
-        return file.name not in ("dataset_info.json", "dataset_dict.json")
-    except (ValueError, KeyError, TypeError):
+        if state.is_file():
+            return file.name in [
+                entry["filename"] for entry in decode_object(read_small(state))["_data_files"]
+            ]
+    except (DataError, KeyError, TypeError):
         return file.name != "state.json"
+    return file.name not in ("dataset_info.json", "dataset_dict.json")
+
+
+def read_small(path: Path, remedy: str = "give a readable file", most: float = MAX_LINE_BYTES) -> bytes:
+    """A file that is read whole; raises `DataError` if it cannot be read or has more than `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(int(most) + 1 if most < inf else -1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); {remedy}") from error
+    if len(data) > most:
+        raise DataError(f"{path}: more than {most:,} bytes; {remedy}")
+    return data
 
 
 def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
     """Read blocks of whole lines, each with the number of its first line, from 1.
 
-    A line over `MAX_LINE_BYTES`, and the lost rest of a damaged archive, is an error in a block of its own.
+    A line over `MAX_LINE_BYTES`, and the lost rest of a damaged archive, is an error in a block of its own;
+    no block has more than `MAX_LINES`.
     """
     number, rest, skipping = 1, b"", False
-    for block in _read_blocks(path):
+    for block in read_blocks(path):
         if isinstance(block, DataError):
             yield number + skipping, [block]
             return
@@ -156,11 +183,14 @@ def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
         _, end, tail = block.partition(b"\n") if skipping else (b"", b"", block)
         if skipping and not end:
             continue
-        number, skipping = number + skipping, False
-        found = io.BytesIO(rest + tail).readlines()  # half the time of bytes.split
+        number, skipping, whole = number + skipping, False, rest + tail
+        if whole.isspace() and whole.endswith(b"\n"):
+            number, rest = number + whole.count(b"\n"), b""
+            continue
+        found = io.BytesIO(whole).readlines()  # half the time of bytes.split
         rest = found.pop() if found and not found[-1].endswith(b"\n") else b""
-        if found:
-            yield number, [line[:-1] for line in found]
+        for low in range(0, len(found), MAX_LINES):
+            yield number + low, [line[:-1] for line in found[low : low + MAX_LINES]]
         number += len(found)
         if len(rest) > MAX_LINE_BYTES:
             yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
@@ -186,22 +216,56 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def read_texts(file: Path, field: str) -> Iterator[list[str]]:
     """Blocks of the texts in `field` of JSON lines; raises `DataError` naming a line without it."""
     for first, lines in read_lines(file):
-        texts = []
+        texts = list[str]()
         for number, line in enumerate(lines, first):
             try:
-                texts += [orjson.loads(line)[field]] if line.strip() else []
-            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(f"{file}:{number}: no JSON object with '{field}' ({error})") from error
+                text = decode_object(line).get(field) if line.strip() else ""
+                if not isinstance(text, str):
+                    raise DataError(f"no JSON object with '{field}' as text (found {type(text).__name__})")
+            except DataError as error:
+                raise DataError(f"{file}:{number}: {error}; fix or remove the line") from error
+            texts += [text] if line.strip() else []
         if texts:
             yield texts
 
 
-def _read_blocks(path: Path) -> Iterator[bytes | DataError]:
+def split_array(blocks: Iterable[bytes | DataError]) -> Iterator[bytes]:
+    """The elements of a JSON array that comes in blocks; raises `DataError` where it cannot be read."""
+    buffer, place, depth = b"", 0, 0
+    for block in blocks:
+        if isinstance(block, DataError):
+            raise block
+        buffer, begin = buffer + block, 0
+        for sign in _SIGN.finditer(buffer, place):
+            if sign[1] == b"":
+                place = sign.start()
+                break
+            code, place = buffer[sign.start() : sign.start() + 1], sign.end()
+            depth += (code in b"[{") - (code in b"]}")
+            if depth == 1 and code in b"[{":
+                begin = place
+            elif depth == (code == b",") and code in b"]},":  # at the end of an element
+                element, begin = buffer[begin : sign.start()], place
+                yield from [element] if code == b"," or element.strip() else []
+                if not depth:
+                    return
+        buffer, place = buffer[begin:], place - begin
+        if len(buffer) > MAX_LINE_BYTES or depth > MAX_DEPTH:
+            raise DataError(f"record of more than {MAX_LINE_BYTES >> 20} MiB, or nested too deep; split it")
+    raise DataError("cannot be read from this record on (the array does not end)")
+
+
+def largest_content(path: Path) -> int:
+    """Bytes from which on a packed file is no text."""
+    return max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
+
+
+def read_blocks(path: Path) -> Iterator[bytes | DataError]:
     """All readable content in blocks, then an error if that was not the whole file."""
     parts: list[bytes] = []
     position, size, damage = 0, 0, ""
     try:
-        largest = max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
+        largest = largest_content(path)
         for part in _unpack(path):
             parts.append(part if position else part.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(part), size + len(part)
@@ -224,12 +288,13 @@ def _unpack(path: Path) -> Iterator[bytes]:
         if path.suffix not in _UNPACKERS:
             yield from iter(partial(file.read, BLOCK_BYTES), b"")
             return
-        frame = None
+        frame: Any = None
+        limit = (BLOCK_BYTES,) if path.suffix == ".bz2" else ()  # its ratio is a million
         while packed := file.read(_PACKED_BYTES):
-            while packed:
+            while packed or not (frame.eof or getattr(frame, "needs_input", True)):
                 if frame is None or frame.eof:  # an archive has one frame or several
                     frame = _UNPACKERS[path.suffix]()
-                yield frame.decompress(packed)
+                yield frame.decompress(packed, *limit)
                 packed = frame.unused_data
         if frame is not None and not frame.eof:
             raise EOFError("truncated")
@@ -280,13 +345,13 @@ _REMEDY = "run its stage again"
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
     """Validated rows of a `JsonLines` file; raises `DataError` naming a damaged file or line."""
-    adapter, lines = TypeAdapter(kind), _read(path).split(b"\n")[:-1]
+    adapter, lines = TypeAdapter(kind), read_small(path, _REMEDY, inf).split(b"\n")[:-1]
     return [_validate(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def read_json(path: Path, kind: type[Found], remedy: str) -> Found:
     """The content of a JSON file, validated; raises `DataError` naming a wrong field, with `remedy`."""
-    return _validate(TypeAdapter(kind), _read(path), str(path), remedy)
+    return _validate(TypeAdapter(kind), read_small(path, remedy), str(path), remedy)
 
 
 def _validate(adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str = _REMEDY) -> Found:
@@ -294,10 +359,3 @@ def _validate(adapter: TypeAdapter[Found], data: bytes, where: str, remedy: str 
         return adapter.validate_json(data)
     except ValidationError as error:
         raise DataError(f"{where}: {': '.join(filter(None, first_error(error)))}; {remedy}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error

@@ -39,10 +39,25 @@ def test_yaml_1_2_numbers_and_overrides_and_the_resolved_yaml_reads_back_equal(t
         (GOOD, "seed='3'", r"seed: Input should be a valid integer \(found '3'\)"),
         (GOOD, "seed.x=3", "'seed' is not a section"),
         (GOOD, "seed", "expected section.field=value"),
+        (GOOD, "a." * 2000 + "b=1", "is not a full field path"),
         ("name: tiny\noptimizer: {learning_rate: 1.0}\n", "name=x", "seed: missing; it has no default"),
         (GOOD + "seed: 2\n", "", "not valid YAML.*duplicate key"),
         ("- 1\n", "", "expected a mapping"),
         ("a: &x 1\nb: *x\n", "", "aliases"),
+        ("a: &x 1\nb:\n  *x\n", "", "aliases"),
+        ("a: &x [1]\nb: [1,*x]\n", "", "aliases"),
+        ("a: &x y\n? *x\n: 1\n", "", "aliases"),
+        (GOOD, "name={a: &x 1, b:   *x}", "override 'name=.*aliases"),
+        ("a: !!python/name:os.system\n", "", r"tags \(`.*python/name:os.system`\) are not supported"),
+        ("a: !!timestamp x\n", "", "tags"),
+        ("a: !!int abc\n", "", "tags"),
+        ("a: !function os.system\n", "", "tags"),
+        ("a: 2001-99-99\n", "", "not valid YAML: month must be in"),
+        ("a: " + "9" * 5000, "", "not valid YAML: Exceeds the limit"),
+        ("[" * 10_000, "", "nested more than 30 levels deep"),
+        ("a:\n" + "".join(" " * n + "a:\n" for n in range(1, 100)), "", "nested more than 30"),
+        ("a: " + "x" * (1 << 17), "", r"config\.yaml: more than 131,072 bytes"),
+        ("? [a]\n: b\n", "", "a value is no string, number, list or mapping: keys must be str"),
         ("name: \xff", "", r"config\.yaml: not UTF-8 at byte 6"),
         (None, "", r"config\.yaml: cannot be read"),
     ],
@@ -53,3 +68,24 @@ def test_errors_name_file_and_field(tmp_path: Path, text: str | None, override: 
         path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=message):
         load_config(path, Experiment, [override] if override else [])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch {}']",
+        "!!python/object/new:os.system ['touch {}']",
+        "!<tag:yaml.org,2002:python/object/apply:os.system> ['touch {}']",
+        "{{a: !!python/object/apply:subprocess.check_call [[touch, {}]]}}",
+    ],
+)
+def test_no_tag_is_executed(tmp_path: Path, value: str) -> None:
+    path, marker = tmp_path / "config.yaml", tmp_path / "executed"
+    for text in (
+        f"name: {value.format(marker)}\n",
+        f"%TAG !! tag:yaml.org,2002:\n---\n- {value.format(marker)}\n",
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="tags"):
+            load_config(path, Experiment)
+    assert not marker.exists()

@@ -12,7 +12,7 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
 from megatron_mathcpt.config.shape import hf_config, read_hf_eos, read_hf_shape
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, MathCptError
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = next((ROOT / "configs").rglob("quickstart_base.yaml"))
@@ -143,10 +143,14 @@ def test_shape_of_a_hugging_face_config_and_its_way_back(tmp_path: Path) -> None
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
         ({"rope_scaling": ROPE | {"high_freq_factor": 8.0}}, "high_freq_factor is 8.0"),
         ({"num_hidden_layers": "16"}, "num_layers"),
-        ({"rope_scaling": [ROPE]}, "config.json: no configuration of a Llama"),
+        ({"rope_theta": "x"}, "rotary_base"),
+        ({"rope_theta": None}, "rotary_base"),
+        ({"rope_theta": {}}, "rotary_base"),
+        ({"rope_theta": 10**400}, "rotary_base|no configuration of a Llama|not JSON"),
+        ({"rope_scaling": [1]}, "rope_scaling is .1.; expected an object"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "low_freq_factor is None"),
-        ({"rope_theta": {}}, "config.json: no configuration of a Llama"),
-        ({"rope_theta": 10**400}, "config.json: no configuration of a Llama"),
+        ({"rope_scaling": {"rope_type": "llama3"} | ROPE | {"factor": None}}, "rope_scaling.factor"),
+        ({"model_type": [[]] * 1000}, r"model_type is \[\[\]"),
         ({"head_dim": [1]}, "kv_channels"),
     ],
 )
@@ -165,5 +169,22 @@ def test_any_damage_of_a_config_json_is_one_kind_of_error(tmp_path: Path) -> Non
     for content in contents:
         (tmp_path / "config.json").write_bytes(content)
         for read in (read_hf_shape, read_hf_eos):
-            with suppress(ConfigError):
+            with suppress(MathCptError):
                 read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"[]", "expected a JSON object, found list"),
+        (b"[" * 5000, "not JSON"),
+        (b'{"a":' * 500 + b"1" + b"}" * 500, "JSON nested more than"),
+        (b"\xff", "not valid UTF-8"),
+        (b'{"a": 1, "a": 2}', "key 'a' appears twice"),
+        (b" " * (2 << 20), "more than 1,048,576 bytes"),
+    ],
+)
+def test_a_config_that_is_no_object_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(MathCptError, match=rf"config\.json: {message}"):
+        read_hf_shape(tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_mathcpt.config.corpus import Decontaminate
+from megatron_mathcpt.data import decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, Hit, overlap_report, scores_without
 from megatron_mathcpt.data.words import cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
@@ -183,6 +184,36 @@ def test_other_task_files_and_bad_documents_are_named(tmp_path: Path) -> None:
     bad = write_json_lines(tmp_path / "x.jsonl", [{"text": "a"}, {"texts": "b"}])
     with pytest.raises(DataError, match=r"x\.jsonl:2: no JSON object with 'text'"):
         overlap_report(evaluation, files, [bad], 0.5)
+    for damage, reason in (
+        (b"\xff", "1: not valid UTF-8"),
+        (b"[" * 2000, "1: not JSON"),
+        (b'{"text": 5}', "1: no JSON"),
+    ):
+        bad.write_bytes(damage)
+        with pytest.raises(DataError, match=rf"x\.jsonl:{reason}"):
+            overlap_report(evaluation, files, [bad], 0.5)
+    good = write_json_lines(tmp_path / "good.jsonl", [{"text": "a"}])
+    (evaluation / "samples_t.jsonl").write_bytes(b"[" * 28 + b"\n")
+    with pytest.raises(DataError, match=r"samples_t\.jsonl:1: "):
+        overlap_report(evaluation, files, [good], 0.5)
     write_json_lines(files["t"], [{"id": "a", "question": "another"}])
     with pytest.raises(EvaluationError, match="not the file that task 't'"):
         overlap_report(evaluation, files, [bad], 0.5)
+
+
+def test_one_ngram_a_million_times_is_found_once(tmp_path: Path) -> None:
+    index = contamination(tmp_path, "one " * 13 + "two", "one " * 13 + "three")
+    found = index._indexes[0].find(index._indexes[0].normalize(cut_words(["one " * 50_000, "one " * 100])))
+    assert sorted({(item, first) for item, _, first, _ in found}) == [
+        (0, 0),
+        (0, 50_000),
+        (1, 0),
+        (1, 50_000),
+    ]
+    assert len(found) == 4
+
+
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decontaminate, "_MAX_CHARACTERS", 100)
+    with pytest.raises(DataError, match=r"test\.jsonl:2: more than .*; not a benchmark"):
+        contamination(tmp_path, ENGLISH[:90], ENGLISH, ENGLISH)

@@ -279,3 +279,11 @@ def test_no_document_of_the_corpora_is_taken_for_another_language(
     for row in map(orjson.loads, lines[::step]):
         text = row.get("text") or f"{row['question']}\n{row['solution']}"
         assert language_drop(text, Languages(keep=["en", "zh"])) is None, row["id"]
+
+
+def test_a_word_that_no_tokenizer_could_take_is_dropped() -> None:
+    """By its size alone: 1.5 million Chinese characters without a line break are kept."""
+    rules: dict[str, Any] = {"min_characters": 0, "max_characters": None, "max_duplicate_line_share": None}
+    texts = ["a b " * 600_000, "数" * 1_500_000, "a " + "b" * 2_000_000, "a" + " " * 2_000_000 + "b"]
+    found = [drop.reason if drop else None for drop in find_drops(texts, Filter.model_validate(rules))]
+    assert found == [None, None, "long_word", "long_word"]

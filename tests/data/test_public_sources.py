@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from megatron_mathcpt.config.corpus import ProblemAdapter, Source, TextAdapter
-from megatron_mathcpt.data.public_sources import ADAPTERS, NOTE, PUBLISHED
+from megatron_mathcpt.data.public_sources import ADAPTERS, NOTE, PUBLISHED, download
 from megatron_mathcpt.data.sources import Skipped, list_shards, read_documents
+from megatron_mathcpt.errors import DataError
 
 ARXIV = {"yymm": "0704", "arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
 WIKI = json.dumps({"title": "Pi", "url": "https://en.wikipedia.org/wiki/Pi", "language": "en"})
@@ -204,3 +205,10 @@ def test_list_shows_every_adapter() -> None:
     assert all(name in shown.stdout for name in PUBLISHED)
     adapters = {*get_args(TextAdapter), *get_args(ProblemAdapter)}
     assert {found.adapter for found in PUBLISHED.values()} == adapters
+
+
+@pytest.mark.parametrize("note", [b"", b"[" * 5000, b"[]", b'{"repository": 5}', b"\xff"])
+def test_a_damaged_note_of_a_download_is_named(tmp_path: Path, note: bytes) -> None:
+    (tmp_path / NOTE).write_bytes(note)
+    with pytest.raises(DataError, match=r"download\.json: .*; remove it to download all files again"):
+        download("numinamath", tmp_path, print)

@@ -1,7 +1,7 @@
 """gigatoken against the reference on hostile text, the fallback when they differ, refused files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -160,3 +160,50 @@ def test_added_tokens_are_one_token_anywhere(tmp_path: Path) -> None:
     assert list(ids[: lengths[0]]).count(299) == 1
     assert info.eos_id not in ids
     assert ReferenceEncoder(tmp_path, "text").tokenizer.decode(list(ids[: lengths[0]])) == "fox<|back|>fox"
+
+
+@pytest.mark.parametrize("save", [None, save_llama3, save_llama2])
+def test_a_long_text_has_the_same_tokens_in_pieces(
+    tmp_path: Path, folder: Path, save: Callable[[Path], None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if save:
+        save(tmp_path)
+    text = " ".join([*TEXTS, "a\n\n b  c", "x\ny" * 3, "数" * 300, "z" * 300] * 9)
+    encoder = ReferenceEncoder(tmp_path if save else folder, "text")
+    whole, lengths = encoder.encode([text, "a", text])
+    cuts: list[int] = []
+    monkeypatch.setattr(tokenizer, "_PIECE", 100)
+    monkeypatch.setattr(
+        encoder, "_separates", lambda *a: cuts.append(1) or type(encoder)._separates(encoder, *a)
+    )
+    found = encoder.encode([text, "a", text])
+    assert np.array_equal(found[0], whole) and np.array_equal(found[1], lengths)
+    assert len(encoder._pieces(text)) == 1 if save is save_llama2 else len(encoder._pieces(text)) > 20
+
+
+def test_a_word_that_would_fill_the_memory_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Sixty million letters took 9 GB and ended the process."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ab" * 1_000_000}))
+    with pytest.raises(DataError, match=r"a\.jsonl: a word of 2,000,000 characters"):
+        tokenize_files([tmp_path / "a.jsonl"], "text", folder, tmp_path / "out", "text", "tokenizers")
+
+
+UNUSABLE = ['{"version":"1.0","model":{"type":"WordLevel","vocab":{"</s>":0},"unk_token":"x"}}']
+UNUSABLE += [UNUSABLE[0].replace('"</s>":0', '"</s>":4294967295'), "{}", "[" * 5000, "\udcff", ""]
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
+def test_a_tokenizer_that_cannot_encode_is_refused_at_once(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(DataError, match="tokenizer"):
+        load_encoder(tmp_path, "text")
+
+
+@pytest.mark.parametrize(
+    "settings", [b"[]", b"[" * 5000, b"\xff", b"", b'{"eos_token": ["a"]}', b'{"eos_token": 55}']
+)
+def test_damaged_settings_of_a_tokenizer_are_named(tmp_path: Path, folder: Path, settings: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes(settings)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json"):
+        load_tokenizer(tmp_path)

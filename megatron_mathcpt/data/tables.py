@@ -1,0 +1,117 @@
+"""Rows of Parquet and Arrow files as JSON lines, decoded in a subprocess of limited memory.
+
+These formats state sizes that the library allocates unseen: a damaged or crafted file of 1 KB can ask for
+gigabytes, or end the process. Here it ends the subprocess, and the rest of the file counts as unreadable.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from megatron_mathcpt.errors import DataError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_MEMORY_BYTES = 640 << 20  # of the subprocess, without its code and mapped files
+_BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20  # converted to Python objects at once
+_BAD = b"!"  # begins the line of a row that cannot be read, before the reason
+
+
+def table_lines(path: Path) -> Iterator[bytes | DataError]:
+    """Each row as a JSON line, or why it has none; raises `DataError` if the rest cannot be read."""
+    if find_spec("pyarrow") is None:
+        raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'")
+    from megatron_mathcpt.formats.files import largest_content  # not in the subprocess, for its start
+
+    code = f"from {__name__} import main; main({str(path)!r}, {largest_content(path)})"
+    # The library's own allocators reserve more than they use, and so would reach the limit early.
+    variables = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, env=os.environ | variables, stdout=pipe, stderr=pipe) as process:
+        try:
+            assert process.stdout and process.stderr
+            for line in process.stdout:
+                bad = line.startswith(_BAD)
+                yield DataError(line[1:].decode(errors="replace").strip()) if bad else line[:-1]
+            *_, said = ["", *process.stderr.read().decode(errors="replace").splitlines()]  # of a traceback
+            if process.wait():
+                if process.returncode != 1 or "Memory" in said:
+                    said = f"it is damaged, or needs more than {_MEMORY_BYTES >> 20} MiB of memory"
+                raise DataError(f"cannot be read from this row on ({one_line(said)[:300]})")
+        finally:
+            process.kill()
+
+
+def main(path: str, largest: int) -> None:
+    """Run the subprocess: a line for every row; an exception if the rest cannot be read."""
+    import pyarrow.parquet  # noqa: F401 - before the limit, for its code does not count
+
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    size = 0
+    for line in chain.from_iterable(map(_lines, _batches(path))):
+        size += len(line)
+        if size > largest:
+            raise ValueError(f"unpacks to more than {largest} bytes; not a file of text")
+        sys.stdout.buffer.write(line + b"\n")
+
+
+def _batches(path: str) -> Iterator["pyarrow.RecordBatch"]:
+    """Batches of a Parquet file, an Arrow stream (saved by Hugging Face `datasets`), or an Arrow file."""
+    import pyarrow.parquet
+
+    if path.endswith(".parquet"):
+        # A buffer, so that not the whole of a column is read at once.
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        yield from file.iter_batches(batch_size=_rows(widest), use_threads=False)
+        return
+    with pyarrow.memory_map(path) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pyarrow.ipc.open_file(source)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            batches = iter(pyarrow.ipc.open_stream(source))
+        for batch in batches:
+            rows = _rows(batch.nbytes // max(1, batch.num_rows))
+            yield from (batch.slice(low, rows) for low in range(0, batch.num_rows, rows))
+
+
+def _rows(row_bytes: int) -> int:
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+
+
+def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
+    """The rows of `batch`, or if that fails of its parts, down to the row that is damaged."""
+    import pyarrow
+
+    if len({*batch.schema.names}) < batch.num_columns:
+        raise ValueError("two columns of one name")
+    damage = (pyarrow.ArrowException, ValueError, TypeError, ArithmeticError, LookupError, MemoryError)
+    try:
+        batch.validate(full=True)  # in a damaged file Arrow could read beyond the end
+        rows: Iterable[bytes] = [orjson.dumps(row, default=_plain) for row in batch.to_pylist()]
+    except damage as error:
+        if batch.num_rows == 1:
+            rows = [_BAD + one_line(f"damaged value ({str(error) or type(error).__name__})").encode()[:300]]
+        else:
+            step = -(-batch.num_rows // 16)
+            parts = (batch.slice(low, step) for low in range(0, batch.num_rows, step))
+            rows = chain.from_iterable(map(_lines, parts))
+    yield from rows
+
+
+def _plain(value: object) -> object:
+    """A value without a JSON type; bytes stay recognizable, since they are no text."""
+    return {"bytes": value.hex()} if isinstance(value, bytes) else str(value)
