@@ -28,6 +28,7 @@ from typing import Literal, NamedTuple
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
 from megatron_mathcpt.answers.expression import STEPS, OutOfSteps
 from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
+from megatron_mathcpt.own_python import own_command, own_environment
 
 Status = Literal["correct", "wrong", "ungraded"]
 MAX_CHARACTERS = 2000  # longer answers are ungraded without any parsing
@@ -127,8 +128,9 @@ class Worker:
             if self._process is None or self._process.poll() is not None:
                 self.close()
                 code = f"from {__name__} import main; main({self._timeout_seconds})"
-                pipe, command = subprocess.PIPE, [sys.executable, "-u", "-c", code]
-                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+                command, environment = own_command(["-u", "-c", code]), own_environment()
+                self._process = subprocess.Popen(command, env=environment, **pipes)
             line = self._ask(self._process, json.dumps([gold, prediction]).encode() + b"\n")
             if not line:
                 if self.close() == -signal.SIGPROF:

@@ -12,6 +12,7 @@ from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_table, verb
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
     from megatron_mathcpt.checkpoint.convert import Converted
@@ -97,7 +98,7 @@ def train(
     overrides: Overrides = None,
     *,
     out: Annotated[Path, Option(help="run folder; if started again, the run resumes there")],
-    processes: Annotated[int | None, Option(help="local processes; default: the layout's size")] = None,
+    processes: Annotated[int | None, Option(min=1, help="local processes; default: the layout's")] = None,
     scale: Scale = None,
     check: Annotated[bool, Option("--check", help="check config and data, then stop")] = False,
 ) -> None:
@@ -111,8 +112,8 @@ def start_training(
     """Replace this process by the training, so that signals and exit status are the training's own."""
     given = {"--processes": processes, "--scale": scale}
     options = [word for name, value in given.items() if value for word in (name, str(value))]
-    words = [sys.executable, "-m", "megatron_mathcpt.train", config, *overrides, "--out", str(out)]
-    os.execv(sys.executable, [*words, *options, *more])
+    words = ["-m", "megatron_mathcpt.train", config, *overrides, "--out", str(out), *options, *more]
+    os.execve(sys.executable, own_command(words), own_environment())
 
 
 @dataclass(frozen=True)

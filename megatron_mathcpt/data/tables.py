@@ -4,7 +4,6 @@ These formats state sizes that the library allocates unseen: a damaged or crafte
 gigabytes, or end the process. Here it ends the subprocess, and the rest of the file counts as unreadable.
 """
 
-import os
 import resource
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from megatron_mathcpt.errors import DataError, one_line
+from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,8 +35,8 @@ def table_lines(path: Path) -> Iterator[bytes | DataError]:
     code = f"from {__name__} import main; main({str(path)!r}, {largest_content(path)})"
     # The library's own allocators reserve more than they use, and so would reach the limit early.
     variables = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
-    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
-    with subprocess.Popen(command, env=os.environ | variables, stdout=pipe, stderr=pipe) as process:
+    command, pipe = own_command(["-c", code]), subprocess.PIPE
+    with subprocess.Popen(command, env=own_environment() | variables, stdout=pipe, stderr=pipe) as process:
         try:
             assert process.stdout and process.stderr
             for line in process.stdout:

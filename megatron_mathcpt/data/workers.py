@@ -17,6 +17,7 @@ from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.errors import DataError, MathCptError
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.own_python import safe_path
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -66,14 +67,16 @@ def run_in_processes(
     # worker that was killed, or do not know its task.
     waiting, context = deque(ranks), get_context("spawn")  # not forked, as this process has threads
     processes: dict[Connection, SpawnProcess] = {}
-    resource_tracker.ensure_running()  # else the first start does, and unblocks signals
+    with safe_path():
+        resource_tracker.ensure_running()  # else the first start does, and unblocks signals
     # Inherited: a signal to the whole group ends this process, which ends the others.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         for _ in range(min(workers, len(ranks))):
             pipe, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, run, os.getpid()), daemon=True)
-            process.start()
+            with safe_path():
+                process.start()
             processes[pipe] = process
             theirs.close()  # so that the pipe ends with the process
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -94,7 +97,8 @@ def run_in_processes(
                     running[pipe] = waiting.popleft()
                     with suppress(OSError):  # of a dead process, which `recv` finds
                         pipe.send(running[pipe])
-                yield
+                if rank is not None:
+                    yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for process in processes.values():

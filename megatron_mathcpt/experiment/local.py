@@ -22,6 +22,7 @@ from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.own_python import own_command, own_environment
 
 KIND = "study"  # of a results folder
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment, to find what a killed runner left running
@@ -88,7 +89,8 @@ def _note(path: Path, name: str, value: str | float) -> None:
 
 def _run(stage: Stage, out: Path) -> StageOutcome:
     start = time.monotonic()
-    process = subprocess.Popen(stage.command, env={**os.environ, OWNER_VARIABLE: str(out.resolve())})
+    environment = {**own_environment(), OWNER_VARIABLE: str(out.resolve())}
+    process = subprocess.Popen(own_command(stage.command[1:]), env=environment)
     root, peak, status = psutil.Process(process.pid), 0, None
     try:
         while status is None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from megatron_mathcpt.device import joined_world
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.own_python import own_command, own_environment
 
 _LAUNCHER = "MATHCPT_LAUNCHER"  # PID of the process that started this worker
 # Of a worker; also Slurm's and MPI's, which `sbatch` would pass to the job that it submits.
@@ -82,9 +83,9 @@ def run_workers(module: str, arguments: Sequence[str], processes: int) -> int:
     Stop signals are forwarded. When a worker fails, the others, which would wait for it in a collective, are
     killed after a grace period; when this process is killed, so are they (`die_with_parent`).
     """
-    command, port = [sys.executable, "-m", module, *arguments], free_port()
+    command, port = own_command(["-m", module, *arguments]), free_port()
     worlds = [local_world(rank, processes, port) | {_LAUNCHER: str(os.getpid())} for rank in range(processes)]
-    workers = [subprocess.Popen(command, env=os.environ | world) for world in worlds]
+    workers = [subprocess.Popen(command, env=own_environment() | world) for world in worlds]
 
     def forward(number: int, _: object) -> None:
         for worker in workers:
