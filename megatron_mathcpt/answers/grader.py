@@ -128,9 +128,11 @@ class Worker:
             if self._process is None or self._process.poll() is not None:
                 self.close()
                 code = f"from {__name__} import main; main({self._timeout_seconds})"
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
                 command, environment = own_command(["-u", "-c", code]), own_environment()
-                self._process = subprocess.Popen(command, env=environment, **pipes)
+                pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+                self._process = subprocess.Popen(
+                    command, env=environment, stdin=pipe, stdout=pipe, stderr=nowhere
+                )
             line = self._ask(self._process, json.dumps([gold, prediction]).encode() + b"\n")
             if not line:
                 if self.close() == -signal.SIGPROF:

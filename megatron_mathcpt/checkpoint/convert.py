@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,21 +93,10 @@ def _files(folder: Path) -> set[str]:
     return files - {MARKER}
 
 
-HASHED_BYTES = 4 << 30  # of a folder's files: so many are hashed whenever they are used, in seconds
-
-
-def verify_folder(folder: Path, kind: str | None, part: Callable[[str], bool], *, full: bool = False) -> None:
-    """Hash the files of a complete folder that are `part`; if they are huge and not `full`, only sizes."""
-    manifest = manifests.load_manifest(folder, kind)
-    outputs = {name: file for name, file in manifest.outputs.items() if part(name)}
-    if full or sum(file.bytes for file in outputs.values()) <= HASHED_BYTES:
-        manifests.verify_hashes(folder, manifest.model_copy(update={"outputs": outputs}))
-
-
 def verify_exported(folder: Path, *, full: bool = False) -> None:
     """Verify a Hugging Face folder if it has a manifest of ours; others have no checksums to compare."""
     if (folder / manifests.FILE_NAME).is_file():
-        verify_folder(folder, "hf", lambda _: True, full=full)
+        manifests.verify_part(folder, manifests.load_manifest(folder, "hf"), full=full)
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
@@ -163,9 +151,8 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
 def _tokenizer_of(corpus: Path) -> Path:
     """The tokenizer's folder of a corpus, compared with its manifest; the rest may have been removed."""
     if (corpus / manifests.FILE_NAME).is_file():
-        manifest = manifests._read(corpus / manifests.FILE_NAME)
-        outputs = {name: file for name, file in manifest.outputs.items() if name.startswith("tokenizer/")}
-        manifests.verify_hashes(corpus, manifest.model_copy(update={"outputs": outputs}))
+        manifest = manifests.read_manifest(corpus / manifests.FILE_NAME)
+        manifests.verify_part(corpus, manifest, lambda name: name.startswith("tokenizer/"))
     return corpus / "tokenizer"
 
 

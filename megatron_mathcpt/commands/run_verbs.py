@@ -167,8 +167,15 @@ def show(
     """Print the complete config of a run, with the fields that a study sets marked."""
     from megatron_mathcpt.config.resolved_study import load_run
 
-    address = str(Path(config, "config.yaml")) if Path(config).is_dir() else _address(config)
-    echo(load_run(address, overrides or (), scale).as_yaml(), nl=False)
+    if not Path(config).is_dir():
+        echo(load_run(_address(config), overrides or (), scale).as_yaml(), nl=False)
+        return
+    from megatron_mathcpt.config.base import dump_yaml
+    from megatron_mathcpt.train.inputs import recorded_config
+
+    if overrides or scale:
+        raise ConfigError(f"{config}: is the folder of a run, whose config is as it was; leave out the rest")
+    echo(dump_yaml(recorded_config(Path(config))), nl=False)
 
 
 @verb("dry-run")

@@ -319,7 +319,9 @@ def _slurm_executor(
 def _environment(site: ClusterConfig) -> str:
     """Shell lines: the site's variables, datatrove's command on PATH, this package on PYTHONPATH."""
     python = Path(site.python)
-    lines = [f". {shlex.quote(str(site.setup_script))}"] if site.setup_script else []
+    script = shlex.quote(str(site.setup_script))
+    failed = f"{{ echo error: setup_script {script}: failed or missing >&2; exit 2; }}"
+    lines = [f". {script} || {failed}"] if site.setup_script else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     lines += [f"export PATH={shlex.quote(str(python.parent))}:$PATH"] if python.is_absolute() else []
     return "\n".join([*lines, f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parents[2]))}"])

@@ -27,7 +27,7 @@ from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.benchmark import MAX_ITEMS
 from megatron_mathcpt.formats.evaluation_folder import samples_path
 from megatron_mathcpt.formats.files import Row, hash_file, list_files, read_rows, read_texts
-from megatron_mathcpt.formats.manifest import load_manifest
+from megatron_mathcpt.formats.manifest import load_manifest, verify_part
 from megatron_mathcpt.records import JsonObject, prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
 
@@ -224,6 +224,7 @@ def overlap_report(
     as a build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found.
     """
     manifest = load_manifest(evaluation, "evaluation")
+    verify_part(evaluation, manifest)
     # The shares must be of exactly the items that were scored.
     for task, path in tasks.items():
         if manifest.inputs.get(f"task:{task}") != hash_file(path):

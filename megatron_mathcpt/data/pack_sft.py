@@ -21,7 +21,13 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts, read_tokenizer
 from megatron_mathcpt.formats.files import atomic_writer, read_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
-from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
+from megatron_mathcpt.formats.manifest import (
+    Manifest,
+    is_complete,
+    load_manifest,
+    verify_part,
+    write_manifest,
+)
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.records import cpt_text, problem_of_row, prompt_text
 
@@ -53,6 +59,7 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
     is_packed = partial(is_complete, out, SFT_KIND, inputs=inputs, config=config)
     if is_packed():
         return load_manifest(out, SFT_KIND)
+    verify_part(corpus, manifest, lambda name: name.startswith("documents/"))
     examples = list(read_examples(corpus, pool, found.tokenizer.eos_id))
     if not examples:
         raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")

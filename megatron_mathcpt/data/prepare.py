@@ -25,6 +25,7 @@ from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, hash_json, write_atomically
+from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.records import JsonObject
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
@@ -128,8 +129,10 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
 
 
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
-def _load_contamination(config: str, inputs: tuple[tuple[str, str], ...]) -> Contamination:
-    corpus = Corpus.model_validate_json(config)
+def _load_contamination(
+    kind: type[Corpus], config: str, inputs: tuple[tuple[str, str], ...]
+) -> Contamination:
+    corpus = kind.model_validate_json(config)
     assert corpus.decontaminate
     contamination = Contamination(corpus.decontaminate)
     check_inputs(corpus, dict(inputs))
@@ -146,7 +149,8 @@ class _Sorter:
         self._source = config.sources[shard.source]
         self._contamination: Contamination | None = None
         if config.decontaminate:
-            self._contamination = _load_contamination(config.model_dump_json(), tuple(inputs.items()))
+            key = type(config), config.model_dump_json(), tuple(inputs.items())
+            self._contamination = _load_contamination(*key)
         self._first_reject: Skipped | None = None
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
@@ -222,9 +226,7 @@ class _Sorter:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
 
     def _write(self, name: str, row: object) -> None:
-        # Values without a JSON type, such as dates and bytes of Parquet, become text.
-        option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-        self._files[name].write(orjson.dumps(row, default=str, option=option))
+        self._files[name].write(encode_json(row) + b"\n")
 
     def check_rejects(self, last: bool = False) -> None:
         """Raise at the first reject if none is allowed, else at the end if there are too many."""

@@ -36,6 +36,7 @@ from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, Tok
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.strict_json import decode_object, encode_json
 from megatron_mathcpt.records import JsonObject
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
@@ -90,8 +91,8 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             decided, origin = np.array(decisions[part]), np.array(numbers[part])
             for number in np.flatnonzero(decided > VALIDATION):
                 where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
-                row = {"reason": DUPLICATES[decided[number]], **where, **orjson.loads(lines[number])}
-                dropped.write(orjson.dumps({**row, "detail": next(originals)}) + b"\n")
+                row = {"reason": DUPLICATES[decided[number]], **where, **decode_object(lines[number])}
+                dropped.write(encode_json({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
                 texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(decided == split)]
                 if texts:

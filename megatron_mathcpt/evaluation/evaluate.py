@@ -16,7 +16,7 @@ from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import Results, Sample
 from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_json
-from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, verify_part
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, chosen_checkpoint
 from megatron_mathcpt.log import get_logger, is_first_process
@@ -48,6 +48,7 @@ def evaluate(
     inputs = {"model": identity, **{f"task:{name}": found.sha256 for name, found in sets.items()}}
     recorded = config.model_dump(mode="json")
     if is_complete(out, evaluation_folder.KIND, inputs=inputs, config=recorded):
+        verify_part(out, load_manifest(out, evaluation_folder.KIND))
         logger.info("%s: already complete", out)
         return evaluation_folder.load_results(out).as_json()
     kind, written = evaluation_folder.KIND, [evaluation_folder.RESPONSES]

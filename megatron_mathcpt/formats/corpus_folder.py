@@ -16,7 +16,7 @@ import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
-from megatron_mathcpt.formats.manifest import Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_part
 from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ class CorpusFolder:
 def open_corpus(root: Path) -> CorpusFolder:
     """Open the finished corpus in `root`; raises `ManifestError` if it is not complete."""
     manifest = load_manifest(root, KIND)
+    verify_part(root, manifest, lambda name: not name.startswith("datasets/"))
     report = orjson.loads((root / "report.json").read_bytes())
     if "shards" not in report:
         raise DataError(f"{root}: built by an older version; build the corpus again in a new folder")

@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomicall
 from megatron_mathcpt.records import JsonObject
 
 FILE_NAME = "manifest.json"
+HASHED_BYTES = 4 << 30  # of a folder's files: so many are hashed whenever they are used, in seconds
 _CHECKSUM = b',\n "checksum": "%b"\n}'  # the end of the file
 OPTIMIZER = "optimizer_"  # prefix of a checkpoint's files that only a run reads, and that may be removed
 _RECORDED_PACKAGES = (
@@ -124,7 +125,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
     path = folder / FILE_NAME
     if not path.is_file():
         raise ManifestError(f"{path}: not found, the folder is missing or incomplete; run its stage again")
-    manifest = _read(path)
+    manifest = read_manifest(path)
     if kind not in (None, manifest.kind):
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")
     # By size only: the contents of a 70B model are 140 GB. `verify_hashes` compares them.
@@ -136,7 +137,8 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
     return manifest
 
 
-def _read(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in the file `path`; raises `ManifestError` if it is damaged. Nothing else is looked at."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -152,6 +154,15 @@ def _read(path: Path) -> Manifest:
         if body == data or hashlib.sha256(body).hexdigest() != manifest.checksum:
             raise ManifestError(f"{path}: differs from its own checksum, it is damaged; rebuild the folder")
     return manifest
+
+
+def verify_part(
+    folder: Path, manifest: Manifest, is_part: Callable[[str], bool] = bool, *, full: bool = False
+) -> None:
+    """Verify the files whose names are of the part; if they are huge and not `full`, by their sizes only."""
+    outputs = {name: file for name, file in manifest.outputs.items() if is_part(name)}
+    if full or sum(file.bytes for file in outputs.values()) <= HASHED_BYTES:
+        verify_hashes(folder, manifest.model_copy(update={"outputs": outputs}))
 
 
 def verify_hashes(folder: Path, manifest: Manifest) -> None:

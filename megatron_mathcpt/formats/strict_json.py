@@ -1,4 +1,4 @@
-"""Decode JSON from outside, in one place: bounded depth and size, every key once, integers as written."""
+"""JSON from outside, in one place: bounded depth and size, every key once, integers as they are written."""
 
 import json
 
@@ -34,6 +34,14 @@ def decode_json(data: bytes) -> object:
     if large or data.count(b'"') - escaped != 2 * strings:
         found = json.loads(data, object_pairs_hook=_object, parse_int=_integer)
     return found
+
+
+def encode_json(value: object) -> bytes:
+    """One line of JSON; values without a type there, such as dates of Parquet, become text."""
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # an integer of more than 64 bits
+        return json.dumps(value, default=str, ensure_ascii=False).encode()
 
 
 def _damage(data: bytes, error: ValueError) -> str:

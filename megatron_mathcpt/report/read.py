@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_results, samples_path
-from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
 from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
 from megatron_mathcpt.report import figures
 
@@ -103,7 +103,7 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
 def _load_run(folder: Path, name: str) -> Run:
     scored, scores = folder / "evaluation", {}
     if _is_scored(folder):
-        load_manifest(scored, evaluation_folder.KIND)
+        verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
         scores = load_results(scored).tasks
     # A folder with neither is treated as a run, so that the error names its missing manifest.
     trained = (folder / METRICS).exists() or not _is_scored(folder)

@@ -25,6 +25,7 @@ from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, first_error, one_line
 from megatron_mathcpt.formats.files import list_files, numbered_lines
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
@@ -117,11 +118,11 @@ def _parse_seed(place: str, line: bytes) -> Problem:
     if len(line) > _MOST_SEED_BYTES:
         raise DataError(f"{place}: seed of over {_MOST_SEED_BYTES >> 20} MiB; shorten or remove the line")
     try:
-        return problem_of_row(orjson.loads(line))
+        return problem_of_row(decode_object(line))
     except ValidationError as error:
         wrong = ": ".join(filter(None, first_error(error)))
         raise DataError(f"{place}: seed's {wrong}; fix or remove the line") from error
-    except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
+    except (DataError, AttributeError, TypeError) as error:
         raise DataError(f"{place}: no JSON object in UTF-8 ({error}); fix or remove the line") from error
 
 

@@ -22,12 +22,11 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
-from megatron_mathcpt.checkpoint.convert import verify_folder
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError, ManifestError
 from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED, SPLITS, TRAIN, Selection, open_corpus
 from megatron_mathcpt.formats.files import hash_json, read_rows
-from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, write_manifest
+from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, verify_part, write_manifest
 from megatron_mathcpt.formats.run_folder import INDEX_CACHE
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
@@ -315,7 +314,7 @@ def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
     if not 1 <= step <= config.train.train_steps:
         raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")
     for folder in filter(None, (config.data.corpus, config.data.sft)):
-        verify_folder(folder, None, lambda _: True)
+        verify_part(folder, load_manifest(folder, None))
     size = config.train.global_batch_size
     samples = range((step - 1) * size, step * size)
     if config.data.sft is not None:

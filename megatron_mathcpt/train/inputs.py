@@ -18,7 +18,7 @@ from megatron_mathcpt.errors import ConfigError, DataError, first_error
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
-from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 
 # What a resumed run may change, by prefixes of the fields' paths: nothing that changes samples or updates.
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
@@ -78,7 +78,7 @@ def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
     A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py).
     """
     for folder in filter(None, (config.data.corpus, config.data.sft)):
-        convert.verify_folder(folder, None, lambda name: full or name.endswith(_DATA), full=full)
+        verify_part(folder, load_manifest(folder, None), lambda name: full or name.endswith(_DATA), full=full)
         for index in sorted(folder.glob("datasets/*/*.idx")):
             read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
     if config.init.hf is not None:

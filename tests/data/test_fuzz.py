@@ -104,9 +104,10 @@ def check_case(folder: Path, number: int) -> str:
         {"name": "fuzz", "seed": 0, "sources": {"fuzz": source}, "deduplicate": {}, "decontaminate": None}
         | {"tokenizer": {"vocab_size": 300}, "validation_fraction": 0.0}
     )
-    (work,) = open_build(config, folder / "out").works
+    build = open_build(config, folder / "out")
+    (work,) = build.works
     try:
-        prepare(work, config)
+        prepare(work, config, build.inputs)
     except DataError as error:  # nothing but rejects, or nothing at all
         assert str(path) in str(error)
         return "refused"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, ManifestError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import STOP, plan
+from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.benchmark import load_items
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
@@ -126,7 +126,7 @@ def test_a_damaged_exported_folder_is_not_scored(
     (model / "model.safetensors").write_bytes(weights)
     with pytest.raises(ManifestError, match=r"hf/model\.safetensors: checksum differs"):
         evaluate(model, files, CONFIG, tmp_path / "out")
-    monkeypatch.setattr(convert, "HASHED_BYTES", 1000)
+    monkeypatch.setattr(manifest, "HASHED_BYTES", 1000)
     with pytest.raises(ManifestError, match=r"hf/model\.safetensors: checksum differs"):
         evaluate(model, files, CONFIG, tmp_path / "out", verify=True)
     evaluate(model, files, CONFIG, tmp_path / "out")

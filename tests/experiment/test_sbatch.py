@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError
+from megatron_mathcpt.experiment.local import KIND
 from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code, submit_stages
+from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.support.stages import demo_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +155,7 @@ def test_a_setup_script_has_a_plain_shell_and_its_failure_is_named(
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_and_in_the_job(tmp_path: Path) -> None:
+    claim_folder(tmp_path, KIND)
     (tmp_path / ".slurm").touch()
     cluster, folder = load_cluster("test"), tmp_path / ".slurm" / "a"
     job = replace(training(cluster), folder=folder, code=folder / "code", work=tmp_path)
