@@ -12,20 +12,20 @@ PACKAGE = ROOT / "megatron_mathcpt"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 MODULES = [path for path in FILES if path.stem != "__init__"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-MAX_LINES = 20_300  # of the package; a commit that raises it says why
-MAX_FILES = 106
+MAX_LINES = 20_500  # of the package; a commit that raises it says why
+MAX_FILES = 112
 MAX_ANY = 60
 LONGEST_FUNCTION = 70
 SHORT = {"__main__.py": "starts a program"}  # files under 40 lines, and why each is one
-BASE = {"config", "errors", "formats", "log", "records", "answers", "statistics"}
+BASE = {"config", "errors", "formats", "log", "own_python", "records", "answers", "statistics"}
 LOW = BASE | {"device", "cpu", "parallel", "model", "checkpoint"}
 # Which other parts of the package each part may import. No stage imports another stage.
 ALLOWED = {
-    **{part: set[str]() for part in ("errors", "log", "records", "statistics")},
+    **{part: set[str]() for part in ("errors", "log", "own_python", "records", "statistics")},
     "device": {"errors"},
     "formats": {"errors", "log", "records"},
     "config": {"errors", "formats"},
-    "answers": {"errors", "records"},
+    "answers": {"errors", "own_python", "records"},
     **dict.fromkeys(("data", "synthesis", "planner", "report"), BASE),
     "cpu": BASE | {"device"},
     "parallel": BASE | {"device", "cpu"},

@@ -12,7 +12,7 @@ from megatron_mathcpt.config.corpus import Decontaminate
 from megatron_mathcpt.data import decontaminate
 from megatron_mathcpt.data.decontaminate import Contamination, Hit, overlap_report, scores_without
 from megatron_mathcpt.data.words import cut_words
-from megatron_mathcpt.errors import DataError, EvaluationError
+from megatron_mathcpt.errors import DataError, EvaluationError, ManifestError
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import write_manifest
 from tests.support.json_lines import write_json_lines
@@ -193,12 +193,13 @@ def test_other_task_files_and_bad_documents_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"x\.jsonl:{reason}"):
             overlap_report(evaluation, files, [bad], 0.5)
     good = write_json_lines(tmp_path / "good.jsonl", [{"text": "a"}])
-    (evaluation / "samples_t.jsonl").write_bytes(b"[" * 28 + b"\n")
-    with pytest.raises(DataError, match=r"samples_t\.jsonl:1: "):
-        overlap_report(evaluation, files, [good], 0.5)
     write_json_lines(files["t"], [{"id": "a", "question": "another"}])
     with pytest.raises(EvaluationError, match="not the file that task 't'"):
         overlap_report(evaluation, files, [bad], 0.5)
+    samples = evaluation / "samples_t.jsonl"
+    samples.write_bytes(samples.read_bytes().replace(b"true", b"null"))
+    with pytest.raises(ManifestError, match=r"samples_t\.jsonl: checksum differs"):
+        overlap_report(evaluation, files, [good], 0.5)
 
 
 def test_one_ngram_a_million_times_is_found_once(tmp_path: Path) -> None:
