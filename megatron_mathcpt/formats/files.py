@@ -324,7 +324,10 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: JsonObject) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:  # names no file
+            raise DataError(f"{self._file.name}: {error.strerror}; make room and run again") from error
 
     def close(self) -> None:
         self._file.close()

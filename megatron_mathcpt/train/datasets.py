@@ -167,7 +167,11 @@ def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
             logger.warning("%s; building it again", problem)
         shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, damaged, or cut short by a kill
         building = cache.with_suffix(".building")
-        build_blend(inputs, building)
+        try:
+            build_blend(inputs, building)
+        except OSError as error:  # Megatron-Core and numpy write its files
+            why = f"{error.filename or building}: {error.strerror or error}"
+            raise DataError(f"{why}; make room and run again") from error
         write_manifest(building, INDEX, inputs=inputs.fingerprints, counts={}, config={})
         building.rename(cache)
     dist.barrier()

@@ -5,7 +5,9 @@ Without torch, whose import takes seconds: a finished run or a wrong config must
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,9 +16,16 @@ from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
-from megatron_mathcpt.errors import ConfigError, DataError, first_error
+from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.corpus_folder import PoolCounts, TokenizerCounts, corpus_counts, sft_counts
+from megatron_mathcpt.formats.corpus_folder import (
+    PoolCounts,
+    TokenizerCounts,
+    corpus_counts,
+    read_tokenizer,
+    sft_counts,
+)
+from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 
@@ -24,6 +33,7 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
 MAY_CHANGE = (*_SECTIONS, "train.micro_batch_size", "train.deterministic")
 _DATA = (".bin", ".idx", ".npy")  # files of a corpus or of packed samples that training reads
+_TOKENIZER = "tokenizer.json"
 # Megatron-Core names the optimizer's state differently with and without it, so neither loads the other's.
 MUST_STAY = "parallel.use_distributed_optimizer"
 
@@ -47,7 +57,7 @@ class Inputs:
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
     """Check data and starting weights and resolve the config fields that they determine."""
     config, fingerprints, tokenizer = _resolve_data(config)
-    checkpoint, shape = None, config.model
+    checkpoint, shape, weights = None, config.model, config.init.hf
     if config.init.checkpoint is not None:
         checkpoint = folders.chosen_checkpoint(config.init.checkpoint)
         manifest = folders.checkpoint_manifest(checkpoint)
@@ -55,9 +65,14 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         fingerprints["checkpoint"] = manifest.fingerprint()
         if config.init.load_optimizer:
             _check_optimizer(config, checkpoint, manifest)
+        with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged: not comparable
+            weights = convert.own_tokenizer(checkpoint, manifest)
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
         fingerprints["hf"] = convert.hf_fingerprint(config.init.hf)
+    if weights is not None:
+        for data in filter(None, (config.data.corpus, config.data.sft)):
+            _check_tokenizer(config, data, weights / _TOKENIZER)
     assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
@@ -94,6 +109,23 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
         raise ConfigError(
             f"{MUST_STAY}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
         )
+
+
+def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path) -> None:
+    """Refuse data whose ids are other tokens in `theirs`, the tokenizer of the starting weights, if any."""
+    sha256 = TokenizerCounts.model_validate(load_manifest(data, None).counts["tokenizer"]).sha256
+    if not theirs.is_file() or hash_file(theirs) == sha256:
+        return
+    remedy = f"build {data} with the model's tokenizer"
+    ours = (config.data.corpus or data) / "tokenizer" / _TOKENIZER
+    if not ours.is_file() or hash_file(ours) != sha256:
+        raise DataError(f"{data}: its tokenizer (sha256 {sha256[:12]}) is not {theirs}; {remedy}")
+    # Other bytes may be the same tokenizer, saved again: the ids decide.
+    vocabulary, found = (read_tokenizer(file).get_vocab(with_added_tokens=True) for file in (ours, theirs))
+    for token, number in sorted(vocabulary.items(), key=itemgetter(1)):
+        if (there := found.get(token, "none")) != number:
+            differ = f"token {token!r} is {number} here, {there} there"
+            raise DataError(f"{ours}: this tokenizer differs from {theirs} ({differ}); {remedy}")
 
 
 def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts]:

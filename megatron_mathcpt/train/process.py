@@ -137,6 +137,7 @@ def watchdog(run_folder: Path, seconds: float) -> Iterator[Callable[[], None]]:
     # A process stopped by SIGSTOP cannot; the others, waiting for it, do, and their exit ends the job.
     path = run_folder / STACKS / f"rank_{int(os.environ['RANK']):05d}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # a link would be written through
     with path.open("w", encoding="utf-8") as file:
         # faulthandler's C thread needs no interpreter lock: it fires while Python waits in a collective.
         heartbeat = partial(faulthandler.dump_traceback_later, seconds, exit=True, file=file)

@@ -2,12 +2,9 @@
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from tests.data.test_build import hashes, prepare_all, start
 from tests.support.corpus_factory import make_sentence
+from tests.support.full_disk import small_files
 from tests.support.json_lines import write_json_lines
 from tests.support.slurm_jobs import wait_until
 
@@ -40,6 +38,7 @@ from tests.support.slurm_jobs import wait_until
 def test_a_killed_worker_ends_the_build_by_name(config: Corpus, whole: Manifest, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build, begin = open_build(config, out), time.monotonic()
+    before = {child.pid for child in psutil.Process().children()}  # of other tests
     claim_folder(out, KIND)
     discard_stale_work(build)
     stage = next(list_stages(build))
@@ -49,7 +48,8 @@ def test_a_killed_worker_ends_the_build_by_name(config: Corpus, whole: Manifest,
     ):
         run_locally(type(stage)(stage.name, tasks), build, 3)
     assert time.monotonic() - begin < 60
-    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    new = [child for child in psutil.Process().children() if child.pid not in before]
+    assert not [child for child in new if "spawn_main" in " ".join(child.cmdline())]
     assert hashes(build_corpus(config, out, workers=1)) == hashes(whole)
 
 
@@ -169,17 +169,6 @@ def test_a_link_inside_the_results_is_refused(config: Corpus, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="datasets/general: is a link"):
         build_corpus(config, out)
     assert not list(mine.iterdir())
-
-
-@contextmanager
-def small_files(limit: int) -> Iterator[None]:
-    """No file may grow beyond `limit` bytes: writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(("limit", "workers"), [(1_000, 1), (20_000, 1), (40_000, 1), (5_000, 2)])

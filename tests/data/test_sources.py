@@ -170,6 +170,45 @@ def test_line_is_a_row_or_a_named_reject(tmp_path: Path) -> None:
         assert reject.reason.startswith(reason)
 
 
+TREATED = [  # as bytes of the value, the text that is kept or the reason of the reject
+    (b"a\\r\\nb\\rc", "a\nb\nc"),
+    (b"a\\u0000b\xef\xbb\xbfc", "abc"),
+    ("a\u202eb\u2066c\u2069d\u200e".encode(), "abcd"),
+    (b"\\ud83d\\ude00", "\U0001f600"),
+    (b"a\\ud83d", "not JSON"),
+    (b"a\\ude00b", "not JSON"),
+    (b"a\xed\xa0\xbd", "not valid UTF-8 at byte"),
+    (b"a\xc0\x80", "not valid UTF-8 at byte"),
+    (b"a\xf0\x9f\x98", "not valid UTF-8 at byte"),
+    (b"a\x00b", "not JSON"),
+]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_encodings_have_a_defined_treatment(tmp_path: Path, mark: bytes, end: bytes) -> None:
+    """T2: byte order mark, CRLF, NUL, lone surrogates, bidirectional marks; each line is kept or rejected."""
+    lines = [b'{"id": "%d", "text": "%s"}' % (number, value) for number, (value, _) in enumerate(TREATED)]
+    (tmp_path / "a.jsonl").write_bytes(mark + end.join(lines))
+    source = Source(pool="p", path=str(tmp_path / "a.jsonl"))
+    (shard,) = list_shards({"s": source})
+    found = [row for rows in read_documents(shard, source) for row in rows]
+    assert [row.line for row in found] == [*range(1, len(TREATED) + 1)]
+    for row, (_, expected) in zip(found, TREATED, strict=True):
+        if isinstance(row, Document):
+            assert row.text == expected
+        else:
+            assert row.reason.startswith(expected)
+
+
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
+def test_utf_16_is_rejected_line_by_line(tmp_path: Path, mark: bytes) -> None:
+    text = "".join(f'{{"text": "{n}"}}\n' for n in range(3))
+    (tmp_path / "a.jsonl").write_bytes(mark + text.encode("utf-16-le" if mark[0] == 0xFF else "utf-16-be"))
+    found = flat(tmp_path / "a.jsonl")
+    assert found and all(isinstance(row, Skipped) and row.reason for row in found)
+
+
 TEXT_FILES = {"b.txt": b"second", "a.md": b"first", "sub/c.tex": b"other", "bad.txt": b"\xff"}
 FIRST, SECOND = (1, {"id": "a.md", "text": "first"}), {"id": "b.txt", "text": "second"}
 BAD = "bad.txt: not valid UTF-8 at byte 0 of the file"

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.responses import request_seeds
-from megatron_mathcpt.formats.evaluation_folder import RESPONSES
+from megatron_mathcpt.formats.evaluation_folder import KIND, RESPONSES
 from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.output_folder import claim_folder
+from tests.support.full_disk import small_files
 from tests.support.json_lines import write_json_lines
 from tests.support.llama_models import write_byte_llama
 
@@ -65,6 +68,48 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(
             assert row[name] == sample[name]
     evaluate(model_folder, {"sums": items}, config, killed)
     assert file.read_bytes() == complete, "nothing was generated again"
+
+
+def test_a_full_disk_is_named_and_the_evaluation_resumes(
+    model_folder: Path, items: Path, tmp_path: Path
+) -> None:
+    """D1: in the responses, whose older ones are used again, and in the samples."""
+    config = EvaluationConfig(tasks=("sums",), limits={"sums": 12}, max_new_tokens=8, batch_size=2)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    evaluate(model_folder, {"sums": items}, config, whole)
+    responses = (whole / RESPONSES).stat().st_size
+    for limit, name in ((responses // 2, RESPONSES), (1000, NAMES[1])):
+        with small_files(limit), pytest.raises(DataError, match=rf"out/{name}: .*; make room and run again"):
+            evaluate(model_folder, {"sums": items}, config, out)
+        assert not (out / "manifest.json").exists()
+        if name == RESPONSES:
+            had = (out / RESPONSES).read_bytes()
+            evaluate(model_folder, {"sums": items}, config, out)
+            assert (out / RESPONSES).read_bytes().startswith(had[: had.rindex(b"\n") + 1])
+            for path in (out / "manifest.json", out / NAMES[0], out / NAMES[1]):
+                path.unlink()
+    evaluate(model_folder, {"sums": items}, config, out)
+    for name in NAMES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_links_in_the_folder_of_an_evaluation_are_not_written_through(
+    model_folder: Path, items: Path, tmp_path: Path
+) -> None:
+    """X7: of the responses refused, of what is written whole replaced."""
+    config = EvaluationConfig(tasks=("sums",), limits={"sums": 2}, max_new_tokens=4, batch_size=2)
+    mine, out = tmp_path / "thesis.txt", tmp_path / "out"
+    mine.write_text("three years")
+    claim_folder(out, KIND)
+    (out / RESPONSES).symlink_to(mine)
+    with pytest.raises(ConfigError, match=rf"{RESPONSES}: is a link, and would be written through"):
+        evaluate(model_folder, {"sums": items}, config, out)
+    (out / RESPONSES).unlink()
+    for name in NAMES:
+        (out / name).symlink_to(mine)
+    evaluate(model_folder, {"sums": items}, config, out)
+    assert mine.read_text() == "three years"
+    assert not any(path.is_symlink() for path in out.iterdir())
 
 
 def test_two_models_in_one_folder_share_no_response(model_folder: Path, items: Path, tmp_path: Path) -> None:

@@ -55,6 +55,31 @@ def test_the_newest_is_found_by_run_and_by_name_and_an_interrupted_save_is_not(t
     assert not writing.exists()
 
 
+@pytest.mark.parametrize(
+    "pointer", [b"", b"\xff\0", b"step_00000099\n", b"step_00000009\n", b"../elsewhere", None]
+)
+def test_the_pointer_decides_nothing_and_is_repaired(tmp_path: Path, pointer: bytes | None) -> None:
+    """D3: empty, garbage, of a removed or older checkpoint, out of the folder, missing."""
+    latest = tmp_path / "checkpoints" / "latest"
+    latest.parent.mkdir()
+
+    def damage() -> None:
+        latest.unlink(missing_ok=True) if pointer is None else latest.write_bytes(pointer)
+
+    damage()
+    assert run_folder.newest_readable(tmp_path) is None
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        chosen_checkpoint(tmp_path)
+    make(tmp_path, 9)
+    newest = make(tmp_path, 100)
+    damage()
+    run_folder.check_run_folder(tmp_path)
+    for found in (newest_checkpoint, run_folder.newest_readable, chosen_checkpoint):
+        assert found(tmp_path) == newest
+    make(tmp_path, 200)
+    assert latest.read_bytes() == b"step_00000200\n"
+
+
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         newest_checkpoint(tmp_path)

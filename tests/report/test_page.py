@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.report.page import build_report
+from tests.support.full_disk import small_files
 from tests.support.report_folder import POOLS, report_json
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
@@ -60,3 +63,36 @@ def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, pa
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "5 + 7 = 12 &amp; so on." in page
+
+
+@pytest.mark.parametrize(("limit", "name"), [(1000, "report.json"), (40_000, "index.html")])
+def test_a_full_disk_is_named_and_the_older_report_stays(results: Path, limit: int, name: str) -> None:
+    """D1: what is written whole or not at all; without its manifest the folder is not taken for complete."""
+    out = results / "report"
+
+    def build() -> dict[str, bytes]:
+        build_report(results, out, runs=("base", "base1"), comparisons=[("base1", "base")])
+        return {file: (out / file).read_bytes() for file in ("report.json", "index.html")}
+
+    before = build()
+    (results / "timings.json").write_text('{"corpus": 13.5}')
+    with small_files(limit), pytest.raises(DataError, match=rf"report/{name}: .*; make room and run again"):
+        build_report(results, out, runs=("base", "base1"), comparisons=[("base1", "base")])
+    assert (out / "index.html").read_bytes() == before["index.html"]
+    assert ((out / "report.json").read_bytes() == before["report.json"]) == (name == "report.json")
+    assert not (out / "manifest.json").exists()
+    assert not list(out.glob("*.tmp")) and not list(out.glob(".*.tmp"))
+    assert build() != before
+
+
+def test_links_in_the_folder_of_a_report_are_replaced(results: Path, tmp_path: Path) -> None:
+    """X7: their targets stay."""
+    mine = tmp_path / "thesis.html"
+    mine.write_text("three years")
+    report_json(results, ("base",), [])
+    for name in ("report.json", "index.html"):
+        (results / "report" / name).unlink()
+        (results / "report" / name).symlink_to(mine)
+    report_json(results, ("base",), [])
+    assert mine.read_text() == "three years"
+    assert not any(path.is_symlink() for path in (results / "report").iterdir())

@@ -1,5 +1,6 @@
 """A complete corpus folder of a few thousand made-up tokens, as training reads it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from megatron_mathcpt.formats.indexed_dataset import dataset_writer, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 
 VOCAB_SIZE, EOS_ID = 500, 0
+TOKENIZER = b"{}"  # tokenizer.json of corpora and weights whose tokens are made up
 POOLS = {"general": 60, "math_corpus": 30, "problem_solving": 30}  # training documents
 
 
@@ -24,7 +26,9 @@ def write_indexed_dataset(prefix: Path, documents: list[list[int]]) -> dict[str,
 
 def complete_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **config: Any) -> Path:
     """Write the manifest of a folder whose datasets, of these counts, are written."""
-    tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": "none"}
+    file = folder / "tokenizer" / "tokenizer.json"
+    digest = hashlib.sha256(file.read_bytes() if file.is_file() else TOKENIZER).hexdigest()
+    tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": digest}
     counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
     write_manifest(folder, "corpus", inputs={}, counts=counts, config=config)
     return folder

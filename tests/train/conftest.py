@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.train.process import free_port, local_world
-from tests.support.tokenized_corpus import EOS_ID, POOLS, write_tokenized_corpus
+from tests.support.tokenized_corpus import EOS_ID, POOLS, TOKENIZER, write_tokenized_corpus
 from tests.support.training_runs import KEEP_ALL, SHAPE, ConfigOf, build_config, train
 
 
@@ -18,7 +18,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from megatron_mathcpt.model.weights import RandomWeights
 
     write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=EOS_ID)
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder
 
 

@@ -23,6 +23,7 @@ from megatron_mathcpt.train.datasets import (
     trace_step,
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.support.full_disk import small_files
 from tests.support.tokenized_corpus import POOLS, make_documents, write_indexed_dataset
 from tests.support.training_outputs import metric_rows
 from tests.support.training_runs import KEEP_ALL, ConfigOf
@@ -113,6 +114,19 @@ def test_a_damaged_index_is_built_again_with_the_same_bytes(
         build_train_dataset(inputs, tmp_path)
         assert "building it again" in caplog.text
         assert {path: path.read_bytes() for path in good} == good, kind
+
+
+@pytest.mark.usefixtures("layout")
+def test_a_full_disk_is_named_while_the_index_is_built(
+    whole: Path, config_of: ConfigOf, tmp_path: Path
+) -> None:
+    """D1: numpy's error has neither a number nor a file."""
+    inputs = resolve_inputs(config_of(**KEEP_ALL))
+    with small_files(300), pytest.raises(DataError, match=rf"{tmp_path}/\.index_cache/.*; make room and run"):
+        build_train_dataset(inputs, tmp_path)
+    build_train_dataset(inputs, tmp_path)
+    made, right = (sorted(index_cache(inputs, out).glob("*.npy")) for out in (tmp_path, whole))
+    assert [path.read_bytes() for path in made] == [path.read_bytes() for path in right]
 
 
 @pytest.mark.usefixtures("layout")

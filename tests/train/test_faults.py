@@ -189,6 +189,24 @@ def test_a_full_disk_is_one_line_and_no_checkpoint(
     assert not folders.checkpoint_paths(out)
 
 
+def test_a_full_disk_while_logging_is_one_line_and_the_run_resumes(
+    whole: Path, config_of: ConfigOf, tmp_path: Path
+) -> None:
+    """No file may grow beyond 5000 bytes: `metrics.jsonl` reaches them after step 8, with its checkpoint."""
+    limited = f"trap '' XFSZ; exec prlimit --fsize=5000 {sys.executable} -m megatron_mathcpt.train \"$@\""
+    config, out = config_of(**KEEP_ALL), Path(shutil.copytree(whole, tmp_path / "run"))
+    rewind(out, 8)
+    older = {path: path.read_bytes() for path in (out / "checkpoints" / "step_00000008").iterdir()}
+    done = run_command(["bash", *train_command(config, out, "-c", limited, "bash")[1:]])
+    assert done.returncode == 2, done.stderr
+    said = f"error: {out / 'metrics.jsonl'}: File too large; make room and run again"
+    assert done.stderr.splitlines()[-1] == said
+    assert "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in older} == older
+    train(config, out)
+    assert metric_rows(out) == metric_rows(whole)
+
+
 def test_a_step_that_is_not_finite_stops_or_is_skipped() -> None:
     with pytest.raises(TrainingDiverged, match="gradient norm is not finite at step 3; no process applied"):
         StepGuard(FaultsSection()).judge(3, None, math.nan)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,11 @@ def gate(hf: Path, **fields: object) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("alone")
 def test_the_gate_knows_where_documents_end(
-    config_of: ConfigOf, pack: Pack, hf: Path, tmp_path: Path
+    config_of: ConfigOf, pack: Pack, problem_corpus: Path, hf: Path, tmp_path: Path
 ) -> None:
     """transformers' loss of packed samples, attention kept within each."""
+    hf = Path(shutil.copytree(hf, tmp_path / "hf"))
+    shutil.copy(problem_corpus / "tokenizer" / "tokenizer.json", hf)
     data, train = from_sft(pack(64)[0]), {"train_tokens": 256}
     config = config_of(init=gate(hf), data=data, train=train, validation={"sets": []})
     assert train_experiment(resolve_inputs(config), tmp_path / "run")
