@@ -31,6 +31,7 @@ from megatron_mathcpt.checkpoint.safe_pickle import (
     CheckpointReader,
     problem_of_extra_states,
     reading_by,
+    refusing,
 )
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
@@ -184,9 +185,10 @@ class CheckpointWeights:
         if key.endswith((EMBEDDING, OUTPUT)):
             rows = self._shape.vocab_size or rows  # without the padding
         offset, size = torch.Size([first, *[0] * len(stored.size[1:])]), torch.Size([rows, *stored.size[1:]])
-        target = torch.empty(size, dtype=stored.properties.dtype)
-        items = create_read_items_for_chunk_list(key, stored, [ChunkStorageMetadata(offset, size)])
-        self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
+        with refusing(f"{self._path}: '{key}'"):
+            target = torch.empty(size, dtype=stored.properties.dtype)
+            items = create_read_items_for_chunk_list(key, stored, [ChunkStorageMetadata(offset, size)])
+            self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
         return target if layer is None else target[0]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME, maybe_load_config
 from megatron.core.dist_checkpointing.strategies import torch as torch_dist
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from torch._utils import _rebuild_tensor_v2
@@ -84,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Turn any error of a deserialiser into one line: for damaged or hostile bytes it may be of any type."""
     try:
         yield
@@ -95,7 +96,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 def read_index(folder: Path) -> metadata.Metadata:
     """The index of a checkpoint in torch's distributed format; `CheckpointError` if it is anything else."""
-    with _refusing(str(folder / ".metadata")):
+    with refusing(str(folder / ".metadata")):
         index = _Unpickler(io.BytesIO((folder / ".metadata").read_bytes())).load()
         if not _is_sound(index):
             raise ValueError("it is no index of files in its folder")
@@ -138,7 +139,7 @@ class CheckpointReader(filesystem.FileSystemReader):
         unsafe = planner.load_bytes
 
         def load_bytes(item: Any, data: io.BytesIO) -> None:
-            with _refusing(f"{self.folder}: '{item.storage_index.fqn}'"):
+            with refusing(f"{self.folder}: '{item.storage_index.fqn}'"):
                 value = torch.load(data, weights_only=True)
             again = io.BytesIO()
             torch.save(value, again)
@@ -153,8 +154,10 @@ class CheckpointReader(filesystem.FileSystemReader):
 def reading_by(reader: CheckpointReader) -> Iterator[None]:
     """Have Megatron-Core read `reader`'s folder by it alone, after a check of what it reads itself."""
     if (common := reader.folder / COMMON_STATE_FNAME).is_file():
-        with _refusing(str(common)):
+        with refusing(str(common)):
             torch.load(common, map_location="cpu", weights_only=True)
+    with refusing(str(reader.folder / CONFIG_FNAME)):
+        maybe_load_config(str(reader.folder))
     original = torch_dist._get_filesystem_reader
     torch_dist._get_filesystem_reader = lambda *_, **__: reader
     try:
@@ -167,7 +170,7 @@ def problem_of_extra_states(folder: Path, modules: Iterable[Mapping[str, object]
     """Why Transformer Engine must not unpickle an FP8 state of the loaded `modules`; else empty."""
     try:
         for name, state in (item for module in modules for item in module.items() if item[0].endswith(EXTRA)):
-            with _refusing(f"{folder}: '{name}'"):
+            with refusing(f"{folder}: '{name}'"):
                 if isinstance(state, io.BytesIO):  # before Transformer Engine 2.0
                     torch.load(io.BytesIO(state.getvalue()), weights_only=True)
                 elif isinstance(state, torch.Tensor) and state.numel():  # an empty one has none

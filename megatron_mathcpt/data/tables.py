@@ -42,7 +42,8 @@ def table_lines(path: Path) -> Iterator[bytes | DataError]:
             for line in process.stdout:
                 bad = line.startswith(_BAD)
                 yield DataError(line[1:].decode(errors="replace").strip()) if bad else line[:-1]
-            *_, said = ["", *process.stderr.read().decode(errors="replace").splitlines()]  # of a traceback
+            # The last line of a traceback; the library's own text may end in an empty one.
+            *_, said = ["", *process.stderr.read().decode(errors="replace").rstrip().splitlines()]
             if process.wait():
                 if process.returncode != 1 or "Memory" in said:
                     said = f"it is damaged, or needs more than {_MEMORY_BYTES >> 20} MiB of memory"

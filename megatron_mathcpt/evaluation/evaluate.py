@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,11 @@ def _generate_samples(
         for item, text in zip(items, prompts(items, file.path, config.shots.get(name, 0)), strict=True):
             requests += [Request(name, item, text)] * config.samples
     lm = load(model, config, verify=verify)
+    ids = [lm.tok_encode(request.prompt) for request in requests[:: config.samples]]
+    if config.backend == "hf":
+        largest, rows = max(chain(*ids)), lm.model.get_input_embeddings().num_embeddings
+        if largest >= rows:
+            raise EvaluationError(f"{model}: token {largest} in a prompt, but the model has {rows} tokens")
     # Precision and device change rounding and so even greedy outputs; the model has resolved `auto`.
     precision = str(getattr(lm, "params_dtype", None) or lm.model.dtype)
     origin = {"model": identity, "precision": precision, "device": str(lm.device)}
@@ -88,8 +94,8 @@ def _generate_samples(
         if config.backend == "megatron":
             lm.close()  # a sweep loads its next checkpoint in this process
     room = lm.max_length - config.max_new_tokens
-    each = requests[:: config.samples]
-    cuts = Counter(request.task for request in each if len(lm.tok_encode(request.prompt)) > room)
+    each = zip(requests[:: config.samples], ids, strict=True)
+    cuts = Counter(request.task for request, tokens in each if len(tokens) > room)
     samples: dict[str, list[Sample]] = {name: [] for name in sets}
     for index, ((task, item, _), output) in enumerate(zip(requests, texts, strict=True)):
         about = item.model_dump(include={"id", "stage", "steps", "question"})
@@ -136,6 +142,7 @@ def load(folder: Path, config: EvaluationConfig, *, verify: bool = False) -> "Te
         options = config.model_dump(include=set(MegatronOptions.model_fields)) | {"verify": verify}
         model: TemplateLM = MegatronLM(str(folder), **options)
     else:
+        from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
 
         from megatron_mathcpt.device import on_gpu
@@ -147,6 +154,9 @@ def load(folder: Path, config: EvaluationConfig, *, verify: bool = False) -> "Te
         only = {"trust_remote_code": False, "use_safetensors": True}
         try:
             model = HFLM(str(folder), device=device, dtype=dtype, batch_size=config.batch_size, **only)
+            # A token, as generation settings are checked only where they are used.
+            first = Instance("generate_until", {}, ("1", {"until": [], "max_gen_toks": 1}), 0)
+            model.generate_until([first], disable_tqdm=True)
         except Exception as error:  # of any type: the libraries check little of a folder's files
             raise EvaluationError(f"{folder}: cannot be loaded as a model: {error}") from error
     new, window = config.max_new_tokens, model.max_length

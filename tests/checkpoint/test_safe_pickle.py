@@ -29,7 +29,14 @@ from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING  # noqa: E402
 
 from megatron_mathcpt.checkpoint import safe_pickle  # noqa: E402
-from megatron_mathcpt.checkpoint.load import CheckpointReader, load_state, sharded_model  # noqa: E402
+from megatron_mathcpt.checkpoint.load import (  # noqa: E402
+    CheckpointReader,
+    CheckpointWeights,
+    load_state,
+    sharded_model,
+)
+from megatron_mathcpt.model.weights import EMBEDDING  # noqa: E402
+from tests.support.llama_shapes import TINY_SHAPE  # noqa: E402
 
 RECIPES = "transformer_engine.common.recipe"
 
@@ -59,6 +66,22 @@ def test_what_megatron_lm_writes_is_read(run: SmallRun, tmp_path: Path, constant
         assert found["args"] == arguments
         assert torch.equal(found["rng_state"][0]["torch"], rng["torch"])
         load_state(tmp_path / name, [run.model], None, run.layout)
+
+
+@pytest.mark.parametrize("content", ['{"unknown": 1}', "[1]", "{", "\xff"])
+def test_damaged_description_is_refused_by_name(run: SmallRun, content: str) -> None:
+    path = run.saved()
+    (path / "metadata.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"step_00000001/metadata\.json: not read"):
+        load_state(path, [run.model], None, run.layout)
+
+
+def test_damaged_weights_are_refused_by_name(run: SmallRun) -> None:
+    path = run.saved()
+    for file in path.glob("*.distcp"):
+        file.write_bytes(b"no archive of torch")
+    with pytest.raises(CheckpointError, match=r"step_00000001: '.*word_embeddings\.weight': not read"):
+        CheckpointWeights(path, TINY_SHAPE).read(EMBEDDING, None)
 
 
 # In small what Transformer Engine 2 defines.

@@ -90,6 +90,9 @@ def test_two_columns_of_one_name_and_a_file_of_garbage_are_named(tmp_path: Path)
     )
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
     assert read(tmp_path / "b.parquet")[1].startswith("cannot be read from this row on (")
+    # The library's text about this ends in an empty line.
+    (tmp_path / "c.parquet").write_bytes(b"PAR1" + b"\xff" * 50 + b"\x32\0\0\0PAR1")
+    assert "Couldn't deserialize thrift" in read(tmp_path / "c.parquet")[1]
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

@@ -105,6 +105,23 @@ def test_model_folder_is_checked_before_loading(
             evaluate(folder, files, config, tmp_path / "out")
 
 
+def test_settings_and_tokens_that_the_model_lacks_are_refused(
+    model_folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    new = max(tree["model"]["vocab"].values()) + 9
+    tree["added_tokens"].append({"id": new, "content": "Question"} | flags)
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(EvaluationError, match=r"model: token \d+ in a prompt, but the model has \d+ tokens"):
+        evaluate(folder, files, CONFIG, tmp_path / "out")
+    shutil.copy(model_folder / "tokenizer.json", folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "%s"}')
+    with pytest.raises(EvaluationError, match=r"model: cannot be loaded as a model: .*'str'"):
+        evaluate(folder, files, CONFIG, tmp_path / "out")
+
+
 def test_plan_gives_tasks_with_limits_and_shots(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "held.jsonl", [])
     options: dict[str, Any] = {"shots": 4, "limit": 9, "benchmark_limit": 3, "samples": 1}
