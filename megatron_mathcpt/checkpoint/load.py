@@ -188,6 +188,8 @@ class CheckpointWeights:
         with refusing(f"{self._path}: '{key}'"):
             target = torch.empty(size, dtype=stored.properties.dtype)
             items = create_read_items_for_chunk_list(key, stored, [ChunkStorageMetadata(offset, size)])
+            if sum(item.lengths.numel() for item in items) != size.numel():
+                raise ValueError(f"its stored parts are not the whole of {[*size]} from {[*offset]}")
             self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()
         return target if layer is None else target[0]
 

@@ -35,7 +35,7 @@ from megatron_mathcpt.checkpoint.load import (  # noqa: E402
     load_state,
     sharded_model,
 )
-from megatron_mathcpt.model.weights import EMBEDDING  # noqa: E402
+from megatron_mathcpt.model.weights import EMBEDDING, QKV  # noqa: E402
 from tests.support.llama_shapes import TINY_SHAPE  # noqa: E402
 
 RECIPES = "transformer_engine.common.recipe"
@@ -102,6 +102,14 @@ class DelayedScaling:
     margin: int = 0
     fp8_format: Format = Format.HYBRID
 """
+
+
+def test_no_memory_is_read_that_no_stored_part_fills(run: SmallRun) -> None:
+    larger = TINY_SHAPE.model_copy(update={"vocab_size": 1 << 12})
+    weights = CheckpointWeights(run.saved(), larger)
+    for key, layer in ((EMBEDDING, None), (QKV, 99)):
+        with pytest.raises(CheckpointError, match="stored parts are not the whole"):
+            weights.read(key, layer)
 
 
 @pytest.fixture
