@@ -84,6 +84,10 @@ def run_command(command: Callable[[], object]) -> None:
         print_error(error)
     except OSError as error:  # of the machine: a failing disk, a full one, missing rights
         print_error(MathCptError(f"{error.filename or 'a file'}: {error.strerror or error}"))
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
+            raise
+        print_error(MathCptError(f"{error}; remove the link"))
     else:
         return
     sys.exit(EXIT_BAD_INPUT)

@@ -196,3 +196,10 @@ def test_a_wheel_holds_all_that_the_package_reads_and_the_quickstart(tmp_path: P
         done = run(*command, folder=tmp_path, PYTHONPATH=str(wheel))
         assert done.returncode == status, done.stderr
         assert told in done.stdout + done.stderr
+
+
+def test_a_link_to_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = run("-m", "megatron_mathcpt", "compare", tmp_path / "loop", tmp_path / "loop")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*/loop.*\n", done.stderr)

@@ -1,6 +1,7 @@
 """Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     config = {"model": shape.model_dump(mode="json")}
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
         return _found(checkpoint_manifest(out))
-    if out.exists():
+    if os.path.lexists(out):
         raise CheckpointError(f"{out}: exists and is no checkpoint; choose another folder")
     from megatron_mathcpt.cpu import use_cpu
 
@@ -70,17 +71,20 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
+    # What a killed conversion left there has its mark, a folder of the user has not.
     writing = folders.hidden_path(out)
-    shutil.rmtree(writing, ignore_errors=True)
-    (writing / "tokenizer").mkdir(parents=True)
-    copy_tokenizer(folder, writing / "tokenizer")
-    huggingface.write_checkpoint_files(huggingface.HuggingFaceWeights(folder, shape), shape, writing)
-    written = CheckpointWeights(writing, shape)
-    difference = huggingface.compare_logits(written, shape, folder) if verify else None
-    outputs = sync_and_describe(writing, _files(writing))
-    counts = CheckpointCounts(step=0, eos_id=read_hf_eos(folder), max_abs_logit_difference=difference)
-    write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
-    writing.rename(out)
+    with locked_folder(writing, "checkpoint", ["tokenizer"]):
+        for name in _files(writing):
+            (writing / name).unlink()
+        (writing / "tokenizer").mkdir(exist_ok=True)
+        copy_tokenizer(folder, writing / "tokenizer")
+        huggingface.write_checkpoint_files(huggingface.HuggingFaceWeights(folder, shape), shape, writing)
+        written = CheckpointWeights(writing, shape)
+        difference = huggingface.compare_logits(written, shape, folder) if verify else None
+        outputs = sync_and_describe(writing, _files(writing))
+        counts = CheckpointCounts(step=0, eos_id=read_hf_eos(folder), max_abs_logit_difference=difference)
+        write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
+        writing.rename(out)
     return Converted(difference, was_there=False)
 
 

@@ -94,12 +94,11 @@ def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
             owners.setdefault(value, set()).add(owner[path])
     # A file that is in several folders, such as a tokenizer, does not identify which one was the input.
     made_by = {value: min(names) for value, names in owners.items() if len(names) == 1}
-    edges = {
-        (made_by[value], owner[path])
-        for path, manifest in manifests.items()
-        for value in manifest.inputs.values()
-        if value in made_by and made_by[value] != owner[path]
-    }
+    edges: set[tuple[str, str]] = set()
+    # Folders of their own first: scores inside a run may be those of an export that was made from the run.
+    for path in sorted(manifests, key=lambda path: path != owner[path]):
+        starts = {made_by[value] for value in manifests[path].inputs.values() if value in made_by}
+        edges |= {(start, owner[path]) for start in starts - _reached(owner[path], edges)}
     nodes = []
     for name, found in kinds.items():
         own = tuple(kind for kind in _RUN_STAGES if kind in found)
@@ -107,3 +106,11 @@ def build_graph(root: Path, manifests: dict[str, Manifest]) -> Graph:
         others = sorted(found - {*own, "checkpoint"})  # a run's checkpoints are part of it
         nodes.append(GraphNode(name, (*own, *others), config))
     return Graph(nodes, sorted(edges))
+
+
+def _reached(name: str, edges: set[tuple[str, str]]) -> set[str]:
+    """`name`, and every folder to which edges lead from it."""
+    found = {name}
+    while more := {end for start, end in edges if start in found} - found:
+        found |= more
+    return found

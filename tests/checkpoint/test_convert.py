@@ -58,6 +58,23 @@ def test_again_does_nothing_and_needs_no_torch(tmp_path: Path) -> None:
     assert "| torch" not in again.stderr
 
 
+def test_a_hidden_folder_of_the_user_is_refused_and_a_leftover_replaced(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "hf", LLAMA2)
+    out, hidden = tmp_path / "out", tmp_path / ".out.saving"
+    hidden.mkdir()
+    (hidden / "mine").write_text("mine")
+    with pytest.raises(ConfigError, match="contains mine, no output"):
+        import_from_hf(source, out, verify=False)
+    assert [path.name for path in hidden.iterdir()] == ["mine"]
+    (hidden / ".lock").write_text("checkpoint\n")
+    import_from_hf(source, out, verify=False)
+    assert not (out / "mine").exists()
+    assert not hidden.exists()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+        import_from_hf(source, tmp_path / "link", verify=False)
+
+
 def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Query and key swapped on the way in: every size fits, only the logits differ."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.errors import DataError, MathCptError
-from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
+from megatron_mathcpt.formats.manifest import load_manifest, store_manifest, write_manifest
 from megatron_mathcpt.report.comparison import compare_two
 from megatron_mathcpt.report.page import print_report
 from megatron_mathcpt.report.read import finished_runs, list_runs
@@ -118,6 +118,20 @@ def test_outputs_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
     sources = found["corpora"]["corpus"]["sources"]
     assert set(sources) == set(POOLS)
     assert sources["general"]["dropped"] == {"too_short": 5, "duplicate": 4}
+
+
+def test_scores_in_a_run_of_its_export_elsewhere_are_no_cycle(results: Path) -> None:
+    run = load_manifest(results / "base", "run")
+    shutil.rmtree(results / "base" / "hf")
+    (results / "export").mkdir()
+    write_manifest(results / "export", "hf", inputs={"run": run.fingerprint()}, counts={}, config={})
+    path = results / "base" / "evaluation"
+    scored = load_manifest(path, "evaluation")
+    inputs = {"model": load_manifest(results / "export", "hf").fingerprint()}
+    store_manifest(scored.model_copy(update={"inputs": inputs}), path / "manifest.json")
+    edges = built(results)["results"]["graph"]["edges"]
+    assert ["base", "export"] in edges
+    assert ["export", "base"] not in edges
 
 
 SAMPLES, RESULTS = "evaluation/samples_heldout_en.jsonl", "evaluation/results.json"
