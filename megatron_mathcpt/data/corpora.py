@@ -26,7 +26,7 @@ from megatron_mathcpt.data.sources import require_rows
 from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
-from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.records import JsonObject, Language, Problem, problem_of_row
 
 KIND = "corpora"
@@ -49,6 +49,7 @@ def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: Proble
     config = {"seed": seed, "mix": mix.model_dump(mode="json")}
     if is_complete(out, KIND, inputs=inputs, config=config):
         return load_manifest(out, KIND)
+    claim_folder(out, KIND)  # before what takes long
     rows: dict[str, Iterable[JsonObject]]
     if data is None:
         rows = {"general": standard_library(), "math_corpus": chain.from_iterable(map(package, PACKAGES))}

@@ -25,7 +25,7 @@ from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.log import get_logger, progress
 from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
@@ -128,6 +128,7 @@ class _Run:
         folders = [".store", *self.config.chosen]
         files = [f"{name}/{kind}.jsonl" for name in self.config.chosen for kind in ("accepted", "rejected")]
         files += ["summary.json", manifest.FILE_NAME, *(Store.FILE + end for end in ("", "-wal", "-shm"))]
+        claim_folder(self.folder.parent, KIND)
         with locked_folder(self.folder, KIND, [*folders, *files]):
             try:
                 for name in folders:
