@@ -81,8 +81,8 @@ def _generate_samples(
             requests += [Request(name, item, text)] * config.samples
     lm = load(model, config, verify=verify)
     ids = [lm.tok_encode(request.prompt) for request in requests[:: config.samples]]
-    if config.backend == "hf":
-        largest, rows = max(chain(*ids)), lm.model.get_input_embeddings().num_embeddings
+    if (network := getattr(lm, "model", None)) is not None:  # of lm-eval's own back end
+        largest, rows = max(chain(*ids), default=0), network.get_input_embeddings().num_embeddings
         if largest >= rows:
             raise EvaluationError(f"{model}: token {largest} in a prompt, but the model has {rows} tokens")
     # Precision and device change rounding and so even greedy outputs; the model has resolved `auto`.

@@ -292,7 +292,8 @@ def test_what_is_in_the_place_of_ours_is_named_before_anything_is_asked(
 ) -> None:
     path = trial.out / FIRST_SHARD / name
     path.parent.mkdir(parents=True)
-    (trial.out / FIRST_SHARD / ".lock").write_text("synthesis\n")
+    for folder in (trial.out, trial.out / FIRST_SHARD):
+        (folder / ".lock").write_text("synthesis\n")
     if kind == "link":
         path.symlink_to(trial.folder / "nothing")
     elif (kind == "folder") is ("." in name[1:]):
