@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path, PurePosixPath
+from signal import Signals
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch._utils import _rebuild_tensor_v2
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint import planner as plans
 from torch.futures import Future as TorchFuture
-from torch.serialization import _get_layout
+from torch.serialization import _get_layout, safe_globals
 
 from megatron_mathcpt.errors import CheckpointError, one_line
 
@@ -75,6 +76,13 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "getattr"): _member,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
+
+
+# By which Python before 3.11.4 wrote the enumerations in Megatron-LM's arguments.
+_OLDER_NAMES: list[Any] = [
+    (_member, "builtins.getattr"),
+    *((number, f"signal.{number.name}") for number in Signals),
+]
 
 
 class _Unpickler(pickle.Unpickler):
@@ -153,17 +161,18 @@ class CheckpointReader(filesystem.FileSystemReader):
 @contextmanager
 def reading_by(reader: CheckpointReader) -> Iterator[None]:
     """Have Megatron-Core read `reader`'s folder by it alone, after a check of what it reads itself."""
-    if (common := reader.folder / COMMON_STATE_FNAME).is_file():
-        with refusing(str(common)):
-            torch.load(common, map_location="cpu", weights_only=True)
-    with refusing(str(reader.folder / CONFIG_FNAME)):
-        maybe_load_config(str(reader.folder))
     original = torch_dist._get_filesystem_reader
-    torch_dist._get_filesystem_reader = lambda *_, **__: reader
-    try:
-        yield
-    finally:
-        torch_dist._get_filesystem_reader = original
+    with safe_globals(_OLDER_NAMES):
+        if (common := reader.folder / COMMON_STATE_FNAME).is_file():
+            with refusing(str(common)):
+                torch.load(common, map_location="cpu", weights_only=True)
+        with refusing(str(reader.folder / CONFIG_FNAME)):
+            maybe_load_config(str(reader.folder))
+        torch_dist._get_filesystem_reader = lambda *_, **__: reader
+        try:
+            yield
+        finally:
+            torch_dist._get_filesystem_reader = original
 
 
 def problem_of_extra_states(folder: Path, modules: Iterable[Mapping[str, object]]) -> str:
