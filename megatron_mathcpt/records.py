@@ -16,6 +16,8 @@ Stage = Literal["primary", "middle", "high"]
 # Markers of question, solution and answer; evaluation extracts the answer after the last one (see answers/).
 _PROMPT = {"en": "Question: {question}\nSolution:", "zh": "问题：{question}\n解答："}
 _RESPONSE = {"en": " {solution}\nThe answer is {answer}.", "zh": "{solution}\n答案是{answer}。"}
+# Where a model begins another question in our format: the end of an answer, which may have blank lines.
+NEXT_QUESTION = ("\nQuestion:", "\n问题：")
 
 
 class Problem(BaseModel):

@@ -14,8 +14,11 @@ class EvaluationConfig(Section):
     scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated per
     item: one greedily if `temperature` is 0, else sampled. `batch_size` counts sequences; the back end
     `megatron` uses fewer where long ones would need over 16 GiB, and it affects greedy answers by rounding
-    only. `backend` is lm-eval's `hf` or our `megatron`. `params_dtype` is the type of the weights; `auto` is
-    fp32 on a CPU, on a GPU bf16 (`megatron`) or the type in the model folder (`hf`).
+    only. `backend` is lm-eval's `hf` or `vllm`, our `megatron`, or `openai`: a server at `endpoint`, with
+    `tokenizer`, a folder or hub id, to score texts; `auto` is chosen by what the model is. `params_dtype` is
+    the type of the weights; `auto` is fp32 on a CPU, on a GPU bf16 (`megatron`) or the type in the model
+    folder (`hf`, `vllm`). `chat` puts each prompt into the model's chat template, for instruct models.
+    `likelihood` scores each item's gold solution too, in bits per byte.
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -27,10 +30,15 @@ class EvaluationConfig(Section):
     seed: int = 0
     max_new_tokens: int = Field(default=256, gt=0)
     batch_size: int = Field(default=64, gt=0)
-    backend: Literal["hf", "megatron"] = "hf"
+    backend: Literal["auto", "hf", "vllm", "megatron", "openai"] = "auto"
+    endpoint: str = ""
+    tokenizer: str = ""
+    chat: bool = False
+    likelihood: bool = True
     params_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     tensor_model_parallel_size: int = Field(default=1, ge=1)
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
+    data_parallel_size: int = Field(default=1, ge=1)  # replicas of `vllm`; `megatron`'s are its processes
 
     def check(self) -> None:
         if self.samples > 1 and self.temperature == 0:

@@ -19,7 +19,7 @@ from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.formats import benchmark
 from megatron_mathcpt.formats.benchmark import STUDY_SETS, Item, ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import Sample, SampleScore, TaskScore
-from megatron_mathcpt.records import cpt_text
+from megatron_mathcpt.records import NEXT_QUESTION, cpt_text
 from megatron_mathcpt.statistics import accuracy_standard_error, score_samples, wilson_interval
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 FEW_SHOT = "_few_shot"
 # A base model does not stop after its answer: it invents the next question, whose answer must not be graded.
-STOP = ["\n\n", "\nQuestion:", "\n问题："]
+STOP = [*NEXT_QUESTION]
 
 
 class GradedOutput(TypedDict):

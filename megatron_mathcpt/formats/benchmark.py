@@ -26,7 +26,7 @@ STUDY_SETS = {
 
 
 class Item(Row):
-    """One test item; `type` is its answer's kind; school `stage` and `steps` group the report's scores."""
+    """One test item; `type` is its answer's kind; `stage`, `steps` and `level` group the report's scores."""
 
     id: str = Field(min_length=1)
     question: str = Field(min_length=1)
@@ -38,6 +38,8 @@ class Item(Row):
     answer_text: str | None = None
     stage: Stage | None = None
     steps: int | None = Field(default=None, ge=0)
+    level: int | str | None = None  # of difficulty, where the set has one: MATH's 1 to 5
+    subject: str = ""
 
     def prompt(self) -> str:
         """Question, options if there are any, and the marker that begins a solution."""

@@ -38,7 +38,12 @@ class Response(Row):
 
 
 class Sample(Row):
-    """One line of `samples_<task>.jsonl`, an answer; `sample` numbers the draws if an item has several."""
+    """One line of `samples_<task>.jsonl`, an answer; `sample` numbers the draws if an item has several.
+
+    `tokens` are those of the output, `thinking_tokens` those of its cut `<think>` part; `cut` says that the
+    token limit ended it. `gold_bits` is -log2 of the gold text's probability after the prompt, of as many
+    bytes (UTF-8) and characters as given; first draws only.
+    """
 
     id: str
     sample: int | None = None
@@ -49,6 +54,15 @@ class Sample(Row):
     method: str = ""
     stage: Stage | None = None
     steps: int | None = Field(default=None, ge=0)
+    level: int | str | None = None
+    language: str | None = None
+    tokens: int | None = None
+    thinking_tokens: int | None = None
+    cut: bool | None = None
+    false_equations: int | None = None
+    gold_bits: float | None = None
+    gold_bytes: int | None = None
+    gold_characters: int | None = None
     gold: str
     question: str = ""
     output: str
@@ -78,6 +92,13 @@ class TaskScore(Row):
     data_sha256: str
     truncated_prompts: int = 0
     samples: dict[str, SampleScore] | None = None
+    # Of the gold solutions (of the answer's sentence for items without one): mean over items.
+    bits_per_byte: SampleScore | None = None
+    bits_per_character: SampleScore | None = None
+    mean_tokens: float | None = None  # of outputs; next their thinking part, and outputs cut by the limit
+    mean_thinking_tokens: float | None = None
+    cut_outputs: int | None = None
+    right_with_false_equation: int | None = None
 
     @property
     def headline(self) -> SampleScore:
