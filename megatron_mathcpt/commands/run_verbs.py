@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -189,12 +189,13 @@ def dry_run(
 ) -> None:
     """Print what runs would read and cost: steps, tokens, passes over each pool, memory, GPU-hours.
 
-    For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus.
+    For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus. Of
+    models that are only scored: parameters, and memory with the key-value cache of a batch.
     """
     from rich.console import Console
 
     from megatron_mathcpt.config.resolved_study import load_run
-    from megatron_mathcpt.experiment.dry_run import as_table, plan_run
+    from megatron_mathcpt.experiment.dry_run import MODEL_HEADINGS, as_table, plan_models, plan_run
 
     overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
     files = [argument for argument in configs if argument not in overrides]
@@ -205,18 +206,22 @@ def dry_run(
         raise ConfigError(f"{files[0]}: is a study; give it alone")
     if study is None and out is not None:
         raise ConfigError(f"--out {out}: takes effect in a study, and {files[0]} is one run")
-    if not gpus and (study is None or overrides):
+    if not gpus and (study is None or (overrides and study.runs)):
         raise ConfigError(f"{[*overrides, *files][0]}: give the GPUs of a run with --gpus")
     if study is not None:
+        if not study.runs and not asked.benchmarks:  # what models need does not depend on them
+            asked = replace(asked, benchmarks=Path("benchmarks"))
         stages = asked.stages(study, gpus)
         rows = [(stage.name, _shortened(stage.needs), _state(stage)) for stage in stages]
         print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
         # A run without `model` has the shape of its starting weights, which may not exist yet.
         trained = [study.runs[stage.name] for stage in stages if stage.kind == "run"]
         loaded = [run for run in trained if run.config.model and run.config.model.vocab_size]
+        if served := plan_models(study, hardware):
+            print_table(MODEL_HEADINGS, served, f"{study.evaluation.batch_size} sequences, bf16, {hardware}")
     else:
         loaded = [load_run(address, overrides, asked.scale) for address in files]
-    if gpus:
+    if gpus and (study is None or study.runs):
         runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
         Console().print(as_table(runs, f"{gpus} {hardware}"))
         if study is not None and len(loaded) < len(trained):
@@ -242,12 +247,14 @@ def run(
     *,
     out: Out = None,
     processes: Annotated[int | None, Option(min=1, help="processes of a training run; study: 2")] = None,
+    hardware: Hardware = "h100",
     asked: StudyOptions,
 ) -> None:
     """Train one run here, or run the stages of a study that are not done.
 
     `run quickstart` is the whole pipeline at a size for two cores. Overrides apply to every run.
     """
+    from megatron_mathcpt.experiment.dry_run import check_scored
     from megatron_mathcpt.experiment.local import run_stages
     from megatron_mathcpt.report.page import print_report
 
@@ -255,6 +262,7 @@ def run(
     if study is None:
         start_training(config, overrides or (), _run_folder(config, out), processes, asked.scale)
     stages = asked.stages(study, processes or 2)
+    check_scored(study, hardware, asked.benchmarks)
     # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outcomes = run_stages(stages, study.out)
@@ -286,11 +294,13 @@ def submit(
     site: Annotated[list[str] | None, Option("--set", help="override the cluster file: nodes=4")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the scripts; submit nothing")] = False,
     allow_dirty: Annotated[bool, Option("--allow-dirty", help="copy uncommitted changes too")] = False,
+    hardware: Hardware = "h100",
     asked: StudyOptions,
 ) -> None:
     """Submit one run, or the stages of a study, to Slurm."""
     from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment import submit as slurm
+    from megatron_mathcpt.experiment.dry_run import check_scored
 
     place = slurm.load_cluster(cluster, site or ())
     study = asked.study(config, overrides or (), out)
@@ -300,6 +310,7 @@ def submit(
             jobs = (slurm.stage_job(stage, place, study.out) for stage in stages)
             echo("\n".join(slurm.render(job, place) for job in jobs))
             return
+        check_scored(study, hardware, asked.benchmarks)
         done = slurm.submit_stages(stages, place, study.out, allow_dirty=allow_dirty)
         rows = [(name, state, str(job_id or "")) for name, (state, job_id) in done.items()]
         print_table(("stage", "state", "job"), rows, f"{config} on {place.name}")

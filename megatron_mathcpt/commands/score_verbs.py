@@ -57,9 +57,8 @@ def evaluate(
         if is_first_process():
             _show_scores(results)
     elif found := sweep_checkpoints(model, files, settings, out):
-        headings = ("checkpoint", "trained tokens", *settings.tasks)
-        print_table(headings, found[0], str(out))
-        for sentence in found[1]:
+        print_table(*found[:2], str(out))
+        for sentence in found[2]:
             echo(sentence)
         echo(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
 

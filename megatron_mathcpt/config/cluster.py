@@ -30,7 +30,7 @@ class SingleTask(Section):
     partition: SlurmName
     cpus_per_task: int = Field(gt=0)
     memory_gib: int = Field(gt=0)
-    evaluation_gpus: int = Field(ge=0)
+    evaluation_gpus: int = Field(ge=0)  # or what its model needs, in the jobs' partition; 0: on CPUs
 
 
 class ClusterConfig(Section):

@@ -21,6 +21,7 @@ from megatron_mathcpt.config.study_file import (
     AddedRow,
     CorporaNode,
     EvaluationNode,
+    ModelRow,
     Row,
     Scale,
     StudyFile,
@@ -59,6 +60,7 @@ class Study:
     synthesis: Resolved[SynthesisConfig] | None
     scripted: bool
     runs: Mapping[str, Resolved[ExperimentConfig]]
+    models: Mapping[str, ModelRow]
     scored: tuple[str, ...]
     evaluation: EvaluationNode
     comparisons: tuple[tuple[str, str], ...]
@@ -74,7 +76,7 @@ class Study:
 def is_study(address: str | Path) -> bool:
     """Whether `address` is a study file, rather than one run: a complete file, or `STUDY.yaml:RUN`."""
     path, _ = _split(address)
-    return path == Path(address) and bool({"runs", "corpus", "out"} & base.read_tree(path).keys())
+    return path == Path(address) and bool({"runs", "models", "corpus", "out"} & base.read_tree(path).keys())
 
 
 def _split(address: str | Path) -> tuple[Path, str]:
@@ -91,7 +93,7 @@ def load_run(
     if name:
         return _Reader(path, scale).run(name, overrides)
     if is_study(path):
-        names = ", ".join(_Reader(path, scale).rows["runs"])
+        names = ", ".join(_Reader(path, scale).rows["runs"]) or "none"
         raise ConfigError(f"{path}: is a study; name a run as {path}:RUN; there are: {names}")
     if scale:
         raise ConfigError(f"--scale {scale}: {path} is a complete file; scales are for a study only")
@@ -103,7 +105,8 @@ class Asked:
     """What the command line decides about a study: its scale, its folder of results, and its runs.
 
     `add` are files of further runs, all of them scored: with `name`, `from` and `set`, or complete and then
-    the same at any scale. `compare` are further comparisons; `only` are the runs to score, variants included.
+    the same at any scale. `compare` are further comparisons; `only` are the runs (variants included) and
+    models to score.
     """
 
     scale: str | None = None
@@ -114,7 +117,7 @@ class Asked:
 
 
 def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()) -> Study:
-    """The study in `path` with every config complete, `overrides` applied to every run.
+    """The study in `path`, every config complete; `overrides` of `evaluation.` are its, others each run's.
 
     Raises `ConfigError` for names that do not match and for a wrong field of any config.
     """
@@ -123,12 +126,18 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     file, at, rows = reader.file, reader.at, reader.rows["runs"]
     variants = file.variants.keys() - set(asked.only)
     for name, row in map(_added_row, asked.add):
-        if name in rows:
+        if name in rows or name in file.models:
             raise ConfigError(f"run '{name}': the study has one of this name; choose another name")
         rows[name] = _Layers(row.file, row.from_, ((name, row.set),))
     added = tuple(rows)[-len(asked.add) :] if asked.add else ()
-    evaluation, runs = at.evaluation or file.evaluation, [name for name in rows if name not in variants]
-    scored = tuple(runs) if evaluation.runs is None else (*evaluation.runs, *added)
+    scores = [text.removeprefix("evaluation.") for text in overrides if text.startswith("evaluation.")]
+    overrides = [text for text in overrides if not text.startswith("evaluation.")]
+    if overrides and not rows:
+        raise ConfigError(f"override '{overrides[0]}': {path} has no runs; give evaluation.FIELD=VALUE")
+    tree = (at.evaluation or file.evaluation).model_dump(mode="json")
+    evaluation = base.build_config(tree, EvaluationNode, scores, f"{path}: evaluation")
+    runs = [name for name in rows if name not in variants]
+    scored = (*(runs if evaluation.runs is None else (*evaluation.runs, *added)), *file.models)
     resolved = {name: reader.run(name, overrides) for name in rows}  # variants too, to check their fields
     study = Study(
         name=file.name,
@@ -138,6 +147,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if reader.synthesis else None,
         scripted=reader.synthesis is not None and reader.synthesis.scripted,
         runs={name: resolved[name] for name in runs},
+        models=file.models,
         scored=tuple(asked.only) or scored,
         evaluation=evaluation,
         comparisons=(),
@@ -150,7 +160,8 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     more = pairs_of(asked.compare)
     _check_pairs("--compare", more, study.scored)
     kept = [pair for pair in pairs if set(pair) <= set(study.scored)]
-    return replace(study, comparisons=(*kept, *more))
+    models = {name: row for name, row in file.models.items() if name in study.scored}
+    return replace(study, models=models, comparisons=(*kept, *more))
 
 
 def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
@@ -178,11 +189,12 @@ def _added_row(path: Path) -> tuple[str, Row]:
 
 def _check_names(study: Study, where: str, scored: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
     for place, names in ((f"{where}: evaluation.runs", scored), ("--only", study.scored)):
-        if unknown := sorted(set(names) - study.runs.keys()):
-            known = ", ".join(study.runs)
+        if unknown := sorted(set(names) - study.runs.keys() - study.models.keys()):
+            known = ", ".join((*study.runs, *study.models))
             raise ConfigError(f"{place}: names '{unknown[0]}', which is no run; there are: {known}")
     _check_pairs(f"{where}: report.comparisons", pairs, scored)
-    for kind, rows, others in ("runs", study.runs, study.corpus), ("corpus", study.corpus, ()):
+    folders = {**study.runs, **study.models}
+    for kind, rows, others in ("runs", folders, study.corpus), ("corpus", study.corpus, ()):
         if taken := sorted(set(rows) & {*RESERVED, *others}):
             raise ConfigError(
                 f"{where}: {kind}.{taken[0]}: another stage has this folder; choose another name"

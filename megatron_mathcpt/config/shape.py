@@ -109,6 +109,14 @@ def read_hf_shape(folder: Path) -> LlamaShape:
         raise ConfigError(f"{path}: no configuration of a Llama ({one_line(str(error))})") from error
 
 
+def read_decoder(folder: Path) -> LlamaShape | None:
+    """The sizes in the `config.json` of any decoder with Llama's names for them, to plan with; else None."""
+    try:
+        return LlamaShape.model_validate(_sizes(_read_hf_config(folder)))
+    except ValidationError:
+        return None
+
+
 def read_hf_eos(folder: Path) -> int | None:
     """The end-of-sequence token in a Hugging Face folder's `config.json`, the first of several."""
     found = _read_hf_config(folder).get("eos_token_id")
@@ -128,12 +136,16 @@ def _read_hf_config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _sizes(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
+
+
 def _shape_of(path: Path, found: dict[str, Any]) -> LlamaShape:
     for key in ("rope_parameters", "rope_scaling"):
         if not isinstance(found.get(key) or {}, dict):
             raise ConfigError(f"{path}: {key} is {found[key]!r:.100}; expected an object")
     _require(path, _REQUIRED, _REQUIRED | {"model_type": None} | found)
-    fields = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
+    fields = _sizes(found)
     # transformers 5 keeps the rotary base and its scaling together in rope_parameters.
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or rope

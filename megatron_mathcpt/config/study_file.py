@@ -12,14 +12,17 @@ field paths to values; setting a section or a mapping replaces the whole of it. 
 `out` is the folder of results. A path below it, in any config of the study, names the result of a stage, and
 `--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
 config, with every field that was set or moved marked.
+
+`models` are models of others, which are only scored; configs/paper/baselines.yaml has these alone.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -68,16 +71,53 @@ class SynthesisNode(Section):
     scripted: bool = False
 
 
+class ModelRow(Section):
+    """A model that is only scored: the Hugging Face folder `hf`, or without one the hub's `hub`.
+
+    Without the folder a dry run takes the planner's `shape` (None: the row's name), or `size` in billions.
+    Further fields override those of `evaluation`.
+    """
+
+    hf: Path | None = None
+    hub: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    size: float | None = Field(default=None, gt=0)
+    shape: str | None = None
+    tensor_model_parallel_size: int | None = Field(default=None, ge=1)
+    chat: bool | None = None
+
+    def check(self) -> None:
+        if not (self.hf or self.hub):
+            raise ValueError("give hf, a folder, or hub, an id as ORGANIZATION/NAME")
+
+
 class EvaluationNode(Section):
-    """Which runs are scored (None: all), and how.
+    """Which runs are scored (None: all; models always are), and how: settings of config/evaluation.py.
 
     `sets` are sets of `--benchmarks` (none given: the study's), `benchmark_limit` is the items of each.
+    `shots`, a number or one for each set, are the worked examples of a second form; the higher one counts.
     """
 
     runs: tuple[str, ...] | None = None
     sets: tuple[str, ...] = ()
+    shots: Annotated[int, Field(ge=0)] | dict[str, Annotated[int, Field(gt=0)]] = 0
     max_new_tokens: int = Field(gt=0)
     benchmark_limit: int | None = Field(default=None, gt=0)
+    chat: bool = False
+    backend: Literal["auto", "hf", "vllm", "megatron"] = "auto"
+    batch_size: int = Field(default=64, gt=0)
+    tensor_model_parallel_size: int = Field(default=1, ge=1)
+    data_parallel_size: int = Field(default=1, ge=1)
+
+    def check(self) -> None:
+        scored = {*(self.sets or STUDY_SETS), "heldout_en", "heldout_zh"}
+        wrong = [] if isinstance(self.shots, int) or "all" in scored else sorted(self.shots.keys() - scored)
+        if wrong:
+            raise ValueError(f"shots.{wrong[0]}: is not scored; scored are {', '.join(sorted(scored))}")
+
+    def of(self, row: ModelRow) -> "EvaluationNode":
+        """How the model `row` is scored."""
+        own = row.model_dump(include={"tensor_model_parallel_size", "chat"}, exclude_none=True)
+        return self.model_copy(update=own)
 
 
 class ReportNode(Section):
@@ -104,22 +144,25 @@ class Scale(Section):
 
 
 class StudyFile(Section):
-    """The file itself; `variants` are runs that are trained only if they are named."""
+    """The file itself; `variants` are runs that are trained only if they are named, `models` only scored."""
 
     name: Name
     out: Path
     corpora: CorporaNode | None = None
-    corpus: dict[Name, CorpusRow] = Field(min_length=1)
+    corpus: dict[Name, CorpusRow] = Field(default_factory=dict)
     synthesis: SynthesisNode | None = None
-    runs: dict[Name, Row] = Field(min_length=1)
+    runs: dict[Name, Row] = Field(default_factory=dict)
     variants: dict[Name, Row] = Field(default_factory=dict)
+    models: dict[Name, ModelRow] = Field(default_factory=dict)
     evaluation: EvaluationNode
     report: ReportNode = ReportNode()
     scale: dict[Name, Scale] = Field(default_factory=dict)
 
     def check(self) -> None:
-        if twice := sorted(self.runs.keys() & self.variants.keys()):
-            raise ValueError(f"variants.{twice[0]}: is under runs too; choose another name")
+        if not (self.runs or self.models):
+            raise ValueError("runs: give runs to train, or models to score")
+        if twice := sorted(self.runs.keys() & (self.variants.keys() | self.models.keys())):
+            raise ValueError(f"runs.{twice[0]}: is under variants or models too; choose another name")
         own = self.runs | self.variants
         for kind, rows in ("runs", own), ("corpus", self.corpus):
             if wrong := [name for name, row in rows.items() if row.is_change]:

@@ -1,6 +1,7 @@
 """What a run will read, need and cost, predicted on any machine and before a GPU is allocated.
 
-Token counts come from the corpus folder if it is built, else from `tokens` of the study's builds.
+Token counts come from the corpus folder if it is built, else from `tokens` of the study's builds. Of models
+that are only scored, the memory with which they answer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,15 +11,21 @@ from typing import TYPE_CHECKING
 
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.resolved_study import Study
+from megatron_mathcpt.config.shape import read_decoder
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
-from megatron_mathcpt.planner.machine import check_recipe, load_machine
-from megatron_mathcpt.planner.memory import check_memory, peak_memory
+from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
+from megatron_mathcpt.planner.memory import USABLE, answering_gib, check_memory, peak_memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
+from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,48 @@ def _tokens_of(pools: Iterable[str], corpus: Path | None, expected: Mapping[str,
             )
         found[pool] = float(tokens)
     return found
+
+
+def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
+    """A row of `MODEL_HEADINGS` for each model to be scored; the last cell is "yes", or what is wrong."""
+    limit, rows = USABLE * load_hardware(hardware).memory_gib, list[tuple[str | float, ...]]()
+    for name, row in study.models.items():
+        asked, shape = study.evaluation.of(row), known_shapes().get(name)
+        if row.hf and (row.hf / "config.json").is_file():
+            shape = read_decoder(row.hf)
+        elif row.shape:
+            shape = load_shape(row.shape)
+        parameters = shape.num_parameters() if shape and shape.vocab_size else 1e9 * (row.size or 0)
+        heads, tensor = shape.num_attention_heads if shape else 64, asked.tensor_model_parallel_size
+        sizes, batch = (1, 2, 4, 8, 16, 32, 64), (asked.batch_size, asked.max_new_tokens)
+        found = {size: answering_gib(parameters, shape, size, *batch) for size in (*sizes, tensor)}
+        fitting = (f"TP {size} fits" for size in sizes if found[size] <= limit and heads % size == 0)
+        advice = next(fitting, "lower evaluation.batch_size")
+        wrong = f"{limit:.1f} are usable" if found[tensor] > limit else ""
+        wrong = f"{heads} heads are no multiple of TP" if heads % tensor else wrong
+        size = (f"{parameters / 1e9:.2f}B", f"{2 * parameters / 1e9:.1f}", tensor, f"{found[tensor]:.1f}")
+        known = "yes" if shape else "yes, without cache" if parameters else "not known; give size or shape"
+        rows.append((name, *size, f"no: {wrong}; {advice}" if wrong else known))
+    return rows
+
+
+def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
+    """Refuse, before any stage runs, models that are missing or too large, and sets that are not complete."""
+    gone = [
+        f"{name} (hf download {row.hub or 'ORGANIZATION/NAME'} --local-dir {row.hf})"
+        for name, row in study.models.items()
+        if row.hf and not (row.hf / "config.json").is_file()
+    ]
+    if gone:
+        what = "download them, or name what is there with --only"
+        raise ConfigError(f"models: no Hugging Face folder for {', '.join(gone)}; {what}")
+    rows = [row for row in plan_models(study, hardware) if str(row[-1]).startswith("no:")]
+    if rows:
+        shown = (f"{name} at TP {tensor} ({gib} GiB; {fits})" for name, *_, tensor, gib, fits in rows)
+        raise ConfigError(f"models: {', '.join(shown)}: set tensor_model_parallel_size (TP) for {hardware}")
+    sets, shots = ",".join(study.evaluation.sets), study.evaluation.shots
+    for name, path in choose_sets(str(benchmarks), sets).items() if benchmarks else ():
+        examples_for(load_items(path).items, path, shots if isinstance(shots, int) else shots.get(name, 0))
 
 
 def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":

@@ -20,6 +20,7 @@ from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.resolved_study import Resolved, Study
+from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
@@ -43,6 +44,7 @@ class Stage:
 
     `needs` names the stages whose folders it reads; `files` are further inputs (benchmark items, corpora).
     `outside` are paths and patterns in its config that are no results of the study: raw corpora, weights.
+    An evaluation uses `gpus`, if the machine has any.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Stage:
     files: tuple[Path, ...] = ()
     config: Config | None = None
     outside: tuple[str, ...] = ()
+    gpus: int = 1
 
     def write_config(self) -> str:
         """Write the file that the command reads, unless it is unchanged; return its previous text."""
@@ -102,7 +105,7 @@ def build_stages(
     benchmarks: Path | None = None,
     only: Sequence[str] = (),
 ) -> list[Stage]:
-    """All stages of `study`, each after those it needs; with `only`, what these runs need and their report.
+    """All stages of `study`, each after those it needs; with `only`, what these need, and their report.
 
     Each run's layout must fit `processes` (None: not decided yet); `data` has the user's own corpora,
     `benchmarks` the benchmark sets. Raises `ConfigError` for a path that no stage makes, for a run that
@@ -153,7 +156,7 @@ class _Planner:
         self.synthesis = ("synthesis",) if study.synthesis else ()
         # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
-        self.names |= {f"{name}/hf" for name in self.scored}
+        self.names |= {f"{name}/hf" for name in self.scored if name in study.runs}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
     def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
@@ -180,7 +183,9 @@ class _Planner:
                 folder = out / name / "hf"
                 command = _verb("convert", "to-hf", out / name, "--out", folder)
                 yield Stage(f"{name}/hf", "hf", folder, command, (name,))
-                yield self.evaluate(name)
+                yield self.evaluate(name, folder, f"{name}/hf")
+        for name, row in study.models.items():
+            yield self.evaluate(name, row.hf or row.hub, row=row)
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
@@ -192,24 +197,36 @@ class _Planner:
             build = Resolved(build.config.model_copy(update=wider), marks)
         return replace(self.configured(name, "corpus", build, _verb("build")), files=self.items)
 
-    def evaluate(self, name: str) -> Stage:
-        folder, benchmarks, asked = self.out / name, self.benchmarks, self.study.evaluation
+    def evaluate(self, name: str, model: object, *needs: str, row: ModelRow | None = None) -> Stage:
+        folder, benchmarks, asked = self.out / name / "evaluation", self.benchmarks, self.study.evaluation
+        asked = asked.of(row) if row else asked
         if not self.corpora and not benchmarks:
             raise ConfigError(
                 f"study '{self.study.name}': has no held-out problems of its own; give --benchmarks DIR"
             )
-        words: list[object] = ["--model", folder / "hf", "--out", folder / "evaluation"]
-        words += ["--max-new-tokens", asked.max_new_tokens]
+        gpus = asked.tensor_model_parallel_size * asked.data_parallel_size
+        if gpus > 1 and asked.backend in ("hf", "megatron"):
+            raise ConfigError(f"{name}: evaluation.backend: {asked.backend} has one GPU here; take vllm")
+        words: list[object] = ["--model", model, "--out", folder, "--max-new-tokens", asked.max_new_tokens]
         words += ["--task", self.out / "corpora" / "evaluation"] if self.corpora else []
         words += ["--benchmarks", benchmarks] if benchmarks else []
         words += ["--sets", ",".join(asked.sets)] if benchmarks and asked.sets else []
         words += ["--benchmark-limit", asked.benchmark_limit] if benchmarks and asked.benchmark_limit else []
-        needs, command = (*self.corpora, f"{name}/hf"), _verb("evaluate", *words)
-        return Stage(f"{name}/evaluation", "evaluation", folder / "evaluation", command, needs, self.items)
+        shots = str(asked.shots or "")
+        if isinstance(asked.shots, dict):  # of the sets that this command line has
+            there = {name: self.corpora if "heldout_" in name else benchmarks for name in asked.shots}
+            shots = ",".join(f"{name}={count}" for name, count in asked.shots.items() if there[name])
+        words += ["--shots", shots] if shots else []
+        fields = {"backend", "batch_size", "tensor_model_parallel_size", "data_parallel_size", "chat"}
+        for field, value in asked.model_dump(include=fields, exclude_defaults=True).items():
+            words += [f"--{field.replace('_', '-')}", *([] if value is True else [value])]
+        read, command = (*self.corpora, *needs), _verb("evaluate", *words)
+        stage = Stage(f"{name}/evaluation", "evaluation", folder, command, read, self.items, gpus=gpus)
+        return replace(stage, outside=(str(row.hf),)) if row and row.hf else stage
 
     def report(self, made: Sequence[str]) -> Stage:
         folder, study = self.out / "report", self.study
-        runs = [name for name in study.runs if name in made]
+        runs = [name for name in (*study.runs, *study.models) if {name, f"{name}/evaluation"} & {*made}]
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:
             words += ["--compare", f"{baseline}:{candidate}"]

@@ -100,7 +100,11 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     name, code = stage.name.replace("/", "+"), out / FOLDER / "code"  # "+" is in no name of a run
     command = (cluster.python, "-P", *stage.command[1:])
     task = cluster.single_task
-    gpus = task.evaluation_gpus if stage.kind == "evaluation" else 0
+    gpus = max(stage.gpus, task.evaluation_gpus) if stage.kind == "evaluation" and task.evaluation_gpus else 0
+    if gpus > cluster.gpus_per_node:
+        raise ConfigError(
+            f"{stage.name}: {gpus} GPUs of one node, but {cluster.name} has {cluster.gpus_per_node}"
+        )
     alone: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
     size = _whole_nodes(cluster) if stage.kind == "run" else alone
     places = (out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints")
@@ -206,7 +210,7 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     options = {
         "job-name": _harmless("name", job.name, _NAME),
         "account": cluster.account,
-        "partition": cluster.partition if training else cluster.single_task.partition,
+        "partition": cluster.partition if job.gpus_per_node else cluster.single_task.partition,
         "qos": cluster.qos,
         "nodes": job.nodes,
         "ntasks": job.tasks,

@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.evaluate import evaluate
+from megatron_mathcpt.formats.evaluation_folder import Results, SampleScore, load_results
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_manifest, checkpoint_paths
@@ -19,13 +20,15 @@ from megatron_mathcpt.report.figures import line_plot, points, tokens
 from megatron_mathcpt.report.page import curve_svg
 from megatron_mathcpt.report.read import load_runs
 
+_BITS = "bits per byte: "
+
 
 def sweep(
     run: Path, files: dict[str, Path], config: EvaluationConfig, out: Path
-) -> tuple[list[tuple[str, ...]], list[str]] | None:
-    """Evaluate the checkpoints of `run`, oldest first, each into `out`; write `sweep.json` and `sweep.svg`.
+) -> tuple[list[str], list[tuple[str, ...]], list[str]] | None:
+    """Evaluate the checkpoints of `run`, oldest first, each into `out`; write `sweep.json` and the plots.
 
-    Returns one row of strings per checkpoint (name, trained tokens, score on each task), and each pooled
+    Returns headings, one row of strings per checkpoint (name, trained tokens, its scores), and each pooled
     comparison with the first as a sentence: the report's tests, on the first answer to each item. Only the
     first process reads and writes; the others return None. Raises `EvaluationError` for a run without any.
     """
@@ -42,22 +45,33 @@ def sweep(
         name: checkpoint_counts(checkpoint_manifest(path)).consumed_tokens for name, path in paths.items()
     }
     first, *later = paths
-    runs = load_runs(out, list(paths))
-    compared = compare_runs(runs, [(name, first) for name in later])
-    scores = {run.name: {task: score.headline for task, score in run.scores.items()} for run in runs}
+    compared = compare_runs(load_runs(out, list(paths)), [(name, first) for name in later])
+    scores = {name: _scores(load_results(out / name / "evaluation")) for name in paths}
     checkpoints, rows = [], list[tuple[str, ...]]()
-    for name, of_tasks in scores.items():
-        shown = {task: score.model_dump() for task, score in of_tasks.items()}
+    for name, found in scores.items():
+        shown = {heading: score.model_dump() for heading, score in found.items()}
         checkpoints.append({"name": name, "consumed_tokens": seen[name], "tasks": shown})
-        asked = (of_tasks[task] for task in config.tasks)
-        cells = (f"{points(score.value)} ± {points(score.stderr)}" for score in asked)
+        texts = {heading: "{:.3f}".format if heading.startswith(_BITS) else points for heading in found}
+        cells = (f"{texts[name](score.value)} ± {texts[name](score.stderr)}" for name, score in found.items())
         rows.append((name, tokens(seen[name]), *cells))
     result = {"checkpoints": checkpoints, "comparisons": [row.as_json() for row in compared]}
     write_atomically(out / "sweep.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
-    curves = [
-        (task, index, [(float(seen[name]), 100 * scores[name][task].value) for name in paths])
-        for index, task in enumerate(scores[first])
-    ]
-    if plot := line_plot("accuracy in percent", curves, from_zero=False):
-        write_atomically(out / "sweep.svg", curve_svg(plot).encode())
-    return rows, [row.sentence for row in compared[: len(later)]]
+    for file, title, unit in ("sweep", "accuracy in percent", 100), ("sweep_bits", "bits per byte", 1):
+        asked = [name for name in scores[first] if name.startswith(_BITS) == (unit == 1)]
+        curves = [
+            (heading, index, [(float(seen[name]), unit * scores[name][heading].value) for name in paths])
+            for index, heading in enumerate(asked)
+        ]
+        if plot := line_plot(title, curves, from_zero=False):
+            write_atomically(out / f"{file}.svg", curve_svg(plot).encode())
+    sentences = [row.sentence for row in compared[: len(later)]]
+    return ["checkpoint", "trained tokens", *scores[first]], rows, sentences
+
+
+def _scores(results: Results) -> dict[str, SampleScore]:
+    """By heading: each task, the higher form of those in both, bits per byte where they were counted."""
+    higher, tasks = results.aggregates.get("higher_of_forms", {}), results.tasks
+    found = {task: score.headline for task, score in tasks.items()}
+    for task, best in higher.items():
+        found[f"higher of forms: {task}"] = SampleScore(value=best["accuracy"], stderr=best["stderr"])
+    return found | {_BITS + task: bits for task, score in tasks.items() if (bits := score.bits_per_byte)}

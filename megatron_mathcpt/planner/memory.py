@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.planned_run import PlannedRun
 
@@ -25,6 +26,9 @@ FP8_ACTIVATION = {"delayed": 1.0, "tensorwise": 1.0, "blockwise": 1 + 4 / 128, "
 _FP8_WEIGHT = FP8_ACTIVATION | {"blockwise": 1 + 4 / 128**2}
 # CUDA context, NCCL's buffers and cuBLAS workspaces, which the formulae leave out.
 _RUNTIME_GIB = 2.5
+
+USABLE = 0.9  # of a card by a model that only answers, as vLLM has it (`gpu_memory_utilization`)
+PROMPT_TOKENS = 2048  # room for a prompt of eight worked examples
 
 
 class StageMemory(NamedTuple):
@@ -181,3 +185,18 @@ def peak_checkpoint_bytes(config: ExperimentConfig) -> int:
     # An old checkpoint is deleted only after the next one is complete.
     deletes = config.train.train_steps > config.checkpoint.keep * config.checkpoint.interval
     return kept_bytes(config) + deletes * whole
+
+
+def answering_gib(
+    parameters: float, shape: LlamaShape | None, tensor: int, sequences: int, new_tokens: int
+) -> float:
+    """GiB on each of `tensor` GPUs of a bf16 model that answers, every sequence at its longest.
+
+    2 x parameters / TP, and the cache: 2 (key, value) x 2 bytes x layers x key heads / TP x head size x
+    tokens (Kwon et al. 2023, arXiv 2309.06180, section 3); a GPU has one key head at least.
+    """
+    cache = 0.0
+    if shape is not None:
+        heads = max(1.0, shape.query_groups / tensor)
+        cache = 4 * shape.num_layers * heads * shape.head_size * sequences * (PROMPT_TOKENS + new_tokens)
+    return (2 * parameters / tensor + cache) / GIB

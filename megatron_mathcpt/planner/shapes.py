@@ -65,9 +65,14 @@ class ModelShape(LlamaShape):
         return layers + self.embedding + self.head + self.hidden_size
 
 
+def known_shapes() -> dict[str, LlamaShape]:
+    """The built-in shapes by name."""
+    return load_config(_TABLE, RootModel[dict[str, LlamaShape]]).root
+
+
 def load_shape(model: str) -> ModelShape:
     """Return the built-in shape `model`, or that of a Hugging Face `config.json`; raises `ConfigError`."""
-    shapes = load_config(_TABLE, RootModel[dict[str, LlamaShape]]).root
+    shapes = known_shapes()
     if model in shapes:
         return from_llama(model, shapes[model])
     path = Path(model.removesuffix("config.json"))

@@ -76,8 +76,9 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
     def ours(run: str) -> list[JsonValue]:
         # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
         scores = runs[run]["scores"] if run in runs else {}
+        shown = ("accuracy", "stderr", "low", "high", "n")
         return [
-            {name: score[name] for name in ("accuracy", "stderr", "n")} | {"whole": score["n"] == found.items}
+            {name: score[name] for name in shown} | {"whole": score["n"] == found.items}
             if (score := scores.get(found.task))
             else None
             for found in published.sets

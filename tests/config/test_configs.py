@@ -15,13 +15,14 @@ from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.config.study_file import StudyFile
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.dry_run import DryRun, plan_run
+from megatron_mathcpt.experiment.dry_run import DryRun, plan_models, plan_run
 from megatron_mathcpt.experiment.stages import build_stages
 from megatron_mathcpt.report.study import load_published
 from tests.support.stages import CONFIGS
 
 STUDY = CONFIGS / "paper" / "study.yaml"
-FILES = sorted({*CONFIGS.rglob("*.yaml")} - {CONFIGS / "paper" / "baselines.yaml"})  # which has no reader yet
+BASELINES = CONFIGS / "paper" / "baselines.yaml"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
 FILE = load_config(STUDY, StudyFile)
 FULL = load_study(STUDY, Asked(only=list(FILE.variants)))
 TINY = load_study(STUDY, Asked("tiny"))
@@ -36,7 +37,7 @@ def plan(name: str) -> DryRun:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 def test_every_file_is_valid(path: Path) -> None:
-    sections = {"sources": Corpus, "methods": SynthesisConfig, "runs": StudyFile}
+    sections = {"sources": Corpus, "methods": SynthesisConfig, "runs": StudyFile, "models": StudyFile}
     cluster = {"nodes": ClusterConfig} if path.parent.name == "clusters" else {}
     found = (kind for name, kind in (sections | cluster).items() if f"\n{name}:" in path.read_text())
     config = load_config(path, next(found, ExperimentConfig))
@@ -158,3 +159,31 @@ def test_the_report_knows_the_studys_runs_by_the_names_of_their_rows() -> None:
     pairs = {pair for result in published.results for pair in (*result.pairs, *result.matched)}
     rows = {row.run for table in published.tables[:-1] for row in table.rows}
     assert {name for pair in pairs for name in pair} | rows <= set(FILE.runs)
+
+
+def test_the_baselines_are_the_published_rows_and_fit_their_gpus() -> None:
+    study = load_study(BASELINES)
+    table = load_published().tables[-1]
+    assert [*study.models] == [row.run for row in table.rows] and len(study.models) == 15
+    stages = build_stages(study, None, None, Path("sets"))
+    assert [stage.name for stage in stages] == [*(f"{name}/evaluation" for name in study.models), "report"]
+    rows = {row[0]: row for row in plan_models(study, "h100")}
+    assert {row[-1] for row in rows.values()} == {"yes"}
+    for (name, parameters, *_, tensor, _, _), stage in zip(rows.values(), stages, strict=False):
+        size = study.models[str(name)].size
+        assert size and parameters == f"{size:.2f}B"  # of the shape
+        assert stage.gpus == tensor == (8 if size > 70 else 1)
+    # 2 x 70.55e9 / 8, and 80 layers x 2 x 1 of 8 key heads x 128 x 2 bytes x 24 x 4096 tokens
+    assert rows["llama3-70b"][1:5] == (
+        "70.55B",
+        "141.1",
+        8,
+        f"{(17_638_426_624 + 4_026_531_840) / 2**30:.1f}",
+    )
+
+
+def test_the_grid_and_the_baselines_are_scored_by_the_same_rules() -> None:
+    """Zero-shot and few-shot, with as many worked examples; MathEval's counts are 8 and 4."""
+    shots = {"gsm8k": 8, "math": 4, "gaokao_public": 4, "zhongkao_public": 4}
+    assert FULL.evaluation.shots == load_study(BASELINES).evaluation.shots == shots
+    assert TINY.evaluation.shots == QUICKSTART.evaluation.shots == 0

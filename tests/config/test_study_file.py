@@ -138,7 +138,20 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ),
         ({"runs": {"a": {"file": "none.yaml"}}}, "none.yaml: cannot be read"),
         ({"runs": {"a": {"form": "b"}}}, "runs.a.form: unknown key; did you mean 'from'"),
-        ({"variants": {"one": {"from": "two"}}}, "variants.one: is under runs too"),
+        ({"variants": {"one": {"from": "two"}}}, "runs.one: is under variants or models too"),
+        ({"models": {"one": {"hf": "x"}}}, "runs.one: is under variants or models too"),
+        ({"models": {"raw": {"hf": "x"}}}, "raw: another stage has this folder"),
+        ({"models": {"other": {"size": 7}}}, "models.other: give hf, a folder, or hub"),
+        ({"models": {"other": {"hub": "x"}}}, "models.other.hub: String should match"),
+        ({"runs": {}}, "runs: give runs to train, or models to score"),
+        (
+            {"evaluation": {"max_new_tokens": 8, "shots": {"gsm8k": 8, "mth": 4}}},
+            "evaluation: shots.mth: is not scored; scored are .*gsm8k",
+        ),
+        (
+            {"evaluation": {"max_new_tokens": 8, "backend": "openai"}},
+            "evaluation.backend: Input should be 'auto', 'hf', 'vllm' or 'megatron'",
+        ),
         ({"variants": {"wide": {"from": "tow"}}}, "runs.wide: no row 'tow'"),
         ({"runs": {"a": {"file": "one.yaml", "set": {"name": "b"}}}}, "set.name: a row is named by its key"),
         (
@@ -211,3 +224,21 @@ def test_the_readme_changes_one_thing_of_the_study_with_a_file_of_three_lines(tm
     assert ours.data.blend == {"general": 0.2, "math_corpus": 0.32, "problem_solving": 0.48}
     assert ours.model_copy(update={"name": like.name, "data": like.data}) == like
     assert "mix_4_6" in study.scored
+
+
+def test_models_of_others_are_scored_with_the_runs_or_alone(path: Path) -> None:
+    models = {"models": {"theirs": {"hf": "x"}, "far": {"hub": "a/b", "tensor_model_parallel_size": 8}}}
+    study = load_study(write(path.parent, models))
+    assert study.scored == ("one", "two", "twin", "theirs", "far")
+    some = load_study(path, Asked(only=["far", "two"]))
+    assert ([*some.models], some.scored) == (["far"], ("far", "two"))
+    assert study.evaluation.of(study.models["far"]).tensor_model_parallel_size == 8
+    alone = write(path.parent, models | {"runs": {}, "variants": {}, "scale": {}})
+    assert is_study(alone) and not load_study(alone).runs
+    assert load_study(alone, Asked(), ["evaluation.batch_size=3"]).evaluation.batch_size == 3
+    for override, message in (
+        ("optimizer.lr=1.0", r"override 'optimizer.lr=1.0': .*study.yaml has no runs; give evaluation.FIELD"),
+        ("evaluation.batch=3", r"study.yaml: evaluation: batch: unknown key; did you mean 'batch_size'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_study(alone, Asked(), [override])

@@ -11,7 +11,7 @@ from megatron_mathcpt.config.base import set_field
 from megatron_mathcpt.config.resolved_study import Asked, load_run, load_study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.experiment.stages import Stage, build_stages
-from megatron_mathcpt.experiment.submit import load_cluster, submit_stages
+from megatron_mathcpt.experiment.submit import load_cluster, render, stage_job, submit_stages
 from megatron_mathcpt.formats.manifest import write_manifest
 from tests.support.stages import CONFIGS
 
@@ -197,3 +197,62 @@ def test_only_some_runs(tmp_path: Path) -> None:
         ConfigError, match="--only: names 'kid', which is no run; there are: tuned, child, base"
     ):
         stages(tmp_path, only=("kid",))
+
+
+def words(stage: Stage, first: str) -> list[str]:
+    """What follows the option `first` in a stage's command."""
+    return list(stage.command[stage.command.index(first) :]) if first in stage.command else []
+
+
+def test_the_protocol_is_passed_on_to_every_evaluation(tmp_path: Path) -> None:
+    """Only what is set: the command, and with it the key, of other studies stays as it was."""
+    plain = {"runs": ["child"], "max_new_tokens": 8}
+    shots = {"gsm8k": 8, "heldout_en": 2}
+    more = {"shots": shots, "backend": "vllm", "batch_size": 16, "chat": True, "data_parallel_size": 2}
+    sets = tmp_path / "sets"
+    before = stages(tmp_path, benchmarks=sets)["child/evaluation"]
+    assert before.command[-2:] == ("--benchmarks", str(sets))
+    for given, benchmarks, last in (
+        (plain | {"shots": 4}, sets, ["--shots", "4"]),
+        (plain | {"shots": shots}, sets, ["--shots", "gsm8k=8,heldout_en=2"]),
+        (plain | {"shots": shots}, None, ["--shots", "heldout_en=2"]),
+        (plain | {"shots": {"gsm8k": 8}}, None, []),
+    ):
+        found = stages(tmp_path, "evaluation", given, benchmarks)["child/evaluation"]
+        assert words(found, "--shots") == last
+    found = stages(tmp_path, "evaluation", plain | more, sets)["child/evaluation"]
+    options = "--chat --backend vllm --batch-size 16 --data-parallel-size 2"
+    assert " ".join(words(found, "--shots")) == f"--shots gsm8k=8,heldout_en=2 {options}"
+    assert (before.gpus, found.gpus) == (1, 2)
+    with pytest.raises(ConfigError, match=r"child: evaluation.backend: hf has one GPU here; take vllm"):
+        stages(tmp_path, "evaluation", plain | {"backend": "hf", "tensor_model_parallel_size": 2})
+
+
+def test_a_model_of_others_is_a_stage_that_needs_no_run(tmp_path: Path) -> None:
+    models = {"far": {"hub": "a/b", "chat": True}, "near": {"hf": "m/x", "tensor_model_parallel_size": 4}}
+    found = stages(tmp_path, "models", models)
+    far, near = found["far/evaluation"], found["near/evaluation"]
+    assert (far.needs, far.outside, near.outside) == (("corpora",), (), ("m/x",))
+    assert words(far, "--model")[1] == "a/b" and far.command[-1] == "--chat"
+    assert near.command[-2:] == ("--tensor-model-parallel-size", "4")
+    assert found["report"].needs[-3:] == ("child/evaluation", "far/evaluation", "near/evaluation")
+    assert words(found["report"], "--runs")[1] == "tuned,child,base,far,near"
+    only = stages(tmp_path, "models", models, only=("near",))
+    assert list(only) == ["corpora", "near/evaluation", "report"]
+    assert words(only["report"], "--runs")[1] == "near"
+
+
+def test_an_evaluation_has_a_job_with_the_gpus_of_its_model(tmp_path: Path) -> None:
+    models = {"far": {"hub": "a/b"}, "big": {"hub": "a/c", "tensor_model_parallel_size": 8}}
+    found, cluster = stages(tmp_path, "models", models), load_cluster("h100")
+    jobs = {name: stage_job(stage, cluster, tmp_path / "out") for name, stage in found.items()}
+    gpus = {name: job.gpus_per_node for name, job in jobs.items()}
+    assert gpus["far/evaluation"] == gpus["child/evaluation"] == 1 and gpus["big/evaluation"] == 8
+    assert gpus["corpora"] == gpus["child/hf"] == 0
+    for name, partition in ("big/evaluation", "gpu"), ("child/hf", "cpu"), ("base", "gpu"):
+        assert f"#SBATCH --partition={partition}\n" in render(jobs[name], cluster)
+    assert jobs["big/evaluation"].tasks == 1  # vLLM starts its own processes
+    without = load_cluster("test")
+    assert stage_job(found["big/evaluation"], without, tmp_path / "out").gpus_per_node == 0
+    with pytest.raises(ConfigError, match=r"big/evaluation: 8 GPUs of one node, but h100 has 4"):
+        stage_job(found["big/evaluation"], load_cluster("h100", ["gpus_per_node=4"]), tmp_path / "out")

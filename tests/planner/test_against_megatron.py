@@ -147,7 +147,9 @@ def test_the_owner_of_the_masters_is_that_of_megatron_core(recipe: str | None, m
 RELEASED = {
     **{"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192},
     **{"llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "llama3.1-405b": 405_853_388_800},
-    **{"llama3.2-1b": 1_235_814_400, "llama3.2-3b": 3_212_749_824},
+    **{"llama3.2-1b": 1_235_814_400, "llama3.2-3b": 3_212_749_824, "deepseek-7b": 6_910_365_696},
+    # Without the biases of queries, keys and values: 28 x (3584 + 2 x 512) and 80 x (8192 + 2 x 1024).
+    **{"qwen2-7b": 7_615_616_512 - 129_024, "qwen2-72b": 72_706_203_648 - 819_200},
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import load_study
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import load_shape
@@ -200,3 +201,16 @@ def test_the_study_keeps_under_ten_terabytes() -> None:
             train = train.model_copy(update={"train_tokens": tokens})
         kept += memory.kept_bytes(config.model_copy(update={"train": train}))
     assert 8e12 < kept < 10e12
+
+
+def test_a_model_that_answers_has_its_weights_and_a_cache_by_hand() -> None:
+    """OPT-13B's 800 KB a token are those of arXiv 2309.06180, section 3."""
+    opt = LlamaShape(num_layers=40, hidden_size=5120, ffn_hidden_size=20480, num_attention_heads=40)
+    one = memory.PROMPT_TOKENS + 2048  # tokens of a sequence
+    assert memory.answering_gib(0, opt, 1, 3, 2048) * memory.GIB == 3 * one * 819_200
+    llama = load_shape("llama3-70b")
+    for tensor, key_heads in (1, 8), (8, 1), (16, 1):  # a key head is on two of sixteen GPUs
+        cache = 80 * 2 * key_heads * 128 * 2 * 24 * one
+        expected = 70_553_706_496 * 2 / tensor + cache
+        found = memory.answering_gib(llama.num_parameters(), llama, tensor, 24, 2048)
+        assert found * memory.GIB == pytest.approx(expected, rel=1e-12)
