@@ -163,15 +163,29 @@ def test_show_prints_a_config_that_reads_back_the_same(tmp_path: Path) -> None:
 def test_under_torchrun_only_the_first_process_prints_the_scores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    row = {"n": 1319, "correct": 660, "ungraded": 3, "accuracy": 0.5, "stderr": 0.01}
+    row = {"n": 1319, "correct": 660, "ungraded": 3, "accuracy": 0.5, "stderr": 0.01, "cut_outputs": 1}
+    row |= {"bits_per_byte": {"value": 0.8125, "stderr": 0.01}}
     draws = {"samples": {"pass@4": {"value": 0.75, "stderr": 0.0125}}}
-    aggregates = {"mean_of_four": {"accuracy": 0.4, "stderr": 0.02}}
-    results = {"model": "base2", "tasks": {"sums": row | draws}, "aggregates": aggregates}
+    few = row | {"accuracy": 0.25, "ungraded": 0, "cut_outputs": 132}
+    tasks = {"sums": row | draws, "sums_few_shot": few | draws, "held": row}
+    higher = {"sums": {"form": "sums", "accuracy": 0.5, "stderr": 0.01, "n": 1319}}
+    aggregates = {"higher_of_forms": higher, "mean_of_four": {"accuracy": 0.4, "stderr": 0.02}}
+    results = {"model": "base2", "tasks": tasks, "aggregates": aggregates}
     monkeypatch.setattr("megatron_mathcpt.evaluation.evaluate.evaluate", lambda *_, verify: results)
     words = f"evaluate --model m --out {tmp_path} --task sums=f"
     first, second = (CliRunner().invoke(build_app(), words, env={"RANK": rank}) for rank in ("0", "1"))
-    shown = [" ".join(line.replace("│", " ").split()) for line in first.stdout.splitlines() if "│" in line]
-    assert shown == ["sums 1,319 660 3 50.00 1.00", "pass@4 75.00 1.25", "mean of four 40.00 2.00"]
+    shown = [" ".join(line.split()) for line in first.stdout.splitlines()]
+    assert shown[0] == "base2"
+    assert shown[-4:] == [
+        "sums 50.00 25.00 50.00 ± 1.00 3/0 0.812/0.812 0.1/10.0",
+        "pass@4 75.00 75.00",
+        "held 50.00 50.00 ± 1.00 3 0.812 0.1",
+        "mean of four 40.00 ± 2.00",
+    ]
+    results |= {"tasks": {"sums": row | draws}, "aggregates": {}}
+    alone = CliRunner().invoke(build_app(), words, env={"RANK": "0"}).stdout.splitlines()
+    found = [" ".join(line.split()) for line in alone[-2:]]
+    assert found == ["sums 50.00 ± 1.00 3 0.812 0.1", "pass@4 75.00 ± 1.25"]
     assert (second.exit_code, second.stdout) == (0, "")
 
 

@@ -16,7 +16,7 @@ from megatron_mathcpt.log import is_first_process
 class Answering:
     """Items and generation settings: the keyword arguments of `evaluation.tasks.plan`."""
 
-    shots: Annotated[int, Option(min=0, help="score a few-shot form too, with this many examples")] = 0
+    shots: Annotated[str, Option(help="score a few-shot form too: N examples, or gsm8k=8,math=4")] = ""
     limit: Annotated[int | None, Option(min=1, help="items per task")] = None
     benchmark_limit: Annotated[int | None, Option(min=1, help="items per benchmark set")] = None
     max_new_tokens: Annotated[int, Option(min=1, help="maximum length of an answer in tokens")] = 256
@@ -24,16 +24,23 @@ class Answering:
     samples: Annotated[int, Option(min=1, help="answers sampled per item")] = 1
     temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0
     seed: Annotated[int, Option(help="seed for sampling answers")] = 0
-    backend: Annotated[Literal["hf", "megatron"], Option(help="generation back end")] = "hf"
+    backend: Annotated[
+        Literal["auto", "hf", "vllm", "megatron", "openai"], Option(help="auto: by what the model is")
+    ] = "auto"
+    endpoint: Annotated[str, Option(help="address of the server of `openai`")] = ""
+    tokenizer: Annotated[str, Option(help="folder or hub id, if the model has none")] = ""
+    chat: Annotated[bool, Option("--chat", help="use the model's chat template")] = False
+    likelihood: Annotated[bool, Option(help="score gold solutions too, in bits per byte")] = True
     params_dtype: Annotated[Literal["auto", "fp32", "bf16"], Option(help="precision of the weights")] = "auto"
     tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1
     pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1
+    data_parallel_size: Annotated[int, Option(min=1, help="replicas of `vllm`")] = 1
 
 
 @verb("evaluate")
 def evaluate(
     *,
-    model: Annotated[Path, Option(help="Hugging Face folder, run folder or checkpoint")],
+    model: Annotated[str, Option(help="Hugging Face folder or id, run folder, checkpoint, served model")],
     out: Annotated[Path, Option(help="folder of the results")],
     sweep: Annotated[bool, Option("--sweep", help="score every checkpoint of a run, a folder each")] = False,
     task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
@@ -44,8 +51,8 @@ def evaluate(
 ) -> None:
     """Score a model, loaded by lm-eval, on benchmark files.
 
-    The model is a Hugging Face folder or, with --backend megatron, also a run's checkpoint. Every answer is
-    kept, and a killed evaluation resumes if it is run again.
+    Every answer is kept, and a killed evaluation resumes if it is run again. With --shots, each set is scored
+    in two forms, NAME and NAME_few_shot, and the study's score is the higher.
     """
     from megatron_mathcpt.evaluation.evaluate import evaluate as score
     from megatron_mathcpt.evaluation.tasks import plan
@@ -56,7 +63,7 @@ def evaluate(
         results = score(model, files, settings, out, verify=verify)
         if is_first_process():
             _show_scores(results)
-    elif found := sweep_checkpoints(model, files, settings, out):
+    elif found := sweep_checkpoints(Path(model), files, settings, out):
         print_table(*found[:2], str(out))
         for sentence in found[2]:
             echo(sentence)
@@ -64,18 +71,35 @@ def evaluate(
 
 
 def _show_scores(results: dict[str, Any]) -> None:
-    rows: list[tuple[str | float, ...]] = []
-    for name, row in results["tasks"].items():
-        counts = (row["n"], row["correct"], row["ungraded"])
-        rows.append((name, *counts, 100 * row["accuracy"], 100 * row["stderr"]))
-        for score, found in row.get("samples", {}).items():
-            rows.append((f"  {score}", "", "", "", 100 * found["value"], 100 * found["stderr"]))
-    higher, mean = (results["aggregates"].get(name) for name in ("higher_of_forms", "mean_of_four"))
-    best = {f"higher of forms: {name}": found for name, found in (higher or {}).items()}
-    for name, found in (best | ({"mean of four": mean} if mean else {})).items():
-        rows.append((name, "", "", "", 100 * found["accuracy"], 100 * found["stderr"]))
-    headings = ("task", "items", "correct", "ungraded", "accuracy in %", "± s.e.")
-    print_table(headings, rows, results["model"])
+    """One row per set: both forms, the higher, and of each form ungraded, bits per byte and share cut."""
+    tasks, aggregates = results["tasks"], results["aggregates"]
+    higher, mean = aggregates.get("higher_of_forms", {}), aggregates.get("mean_of_four")
+
+    def accuracy(found: dict[str, Any], *, error: bool) -> str:
+        value = f"{100 * found.get('value', found.get('accuracy', 0)):.2f}"
+        return f"{value} ± {100 * found['stderr']:.2f}" if error else value
+
+    rows: list[tuple[str, ...]] = []
+    for name, row in tasks.items():
+        if name.removesuffix("_few_shot") in higher and name not in higher:
+            continue  # in the row of its set
+        forms = [row, tasks[f"{name}_few_shot"]] if name in higher else [row]
+        shown = [accuracy(form, error=not higher) for form in forms]
+        if higher:
+            shown = [*[*shown, ""][:2], accuracy(higher.get(name, row), error=True)]
+        bits = [f"{form['bits_per_byte']['value']:.3f}" for form in forms if "bits_per_byte" in form]
+        cut = [f"{100 * form['cut_outputs'] / form['n']:.1f}" for form in forms if "cut_outputs" in form]
+        ungraded = "/".join(str(form["ungraded"]) for form in forms)
+        rows.append((name, *shown, ungraded, "/".join(bits), "/".join(cut)))
+        for score in row.get("samples", {}):
+            drawn = (accuracy(form["samples"][score], error=not higher) for form in forms)
+            rows.append((f"  {score}", *drawn))
+    if mean:
+        rows.append(("mean of four", *[""] * (2 * bool(higher)), accuracy(mean, error=True)))
+    few = ("few-\nshot %", "higher\n± s.e.") if higher else ()
+    echo(results["model"])
+    headings = ("set", "zero-\nshot %", *few, "un-\ngraded", "bits per\nbyte", "cut\nin %")
+    print_table(headings, rows, bare=True)
 
 
 @verb("contamination")

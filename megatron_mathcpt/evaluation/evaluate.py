@@ -1,6 +1,7 @@
 """Score one model on benchmark files, into a complete folder: responses, samples, results, manifest."""
 
 import logging
+import math
 import os
 from collections import Counter
 from contextlib import nullcontext
@@ -12,10 +13,10 @@ from megatron_mathcpt.checkpoint.convert import hf_fingerprint, verify_exported
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.device import joined_world
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.tasks import aggregates, grade_output, prompts, summarize
+from megatron_mathcpt.evaluation.tasks import aggregates, prompts, summarize
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
-from megatron_mathcpt.formats.evaluation_folder import Results, Sample
+from megatron_mathcpt.formats.evaluation_folder import LIKELIHOODS, RESPONSES, Results, Sample
 from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, is_complete, load_manifest, verify_part
 from megatron_mathcpt.formats.output_folder import locked_folder
@@ -35,9 +36,9 @@ class _WeightFiles(Row):
 
 
 def evaluate(
-    model: Path, files: dict[str, Path], config: EvaluationConfig, out: Path, *, verify: bool = False
+    model: str | Path, files: dict[str, Path], config: EvaluationConfig, out: Path, *, verify: bool = False
 ) -> JsonObject:
-    """Score the model folder `model` on `files` (task name to benchmark file); return `results.json`.
+    """Score `model`, a folder or a name, on `files` (task name to benchmark file); return `results.json`.
 
     A killed run resumes. The weights' checksums are compared, those of an exported folder over 4 GiB only
     with `verify`. Raises `EvaluationError` for unusable inputs, before the model is loaded.
@@ -45,6 +46,7 @@ def evaluate(
     assert set(config.tasks) == set(files)  # `plan` makes both
     os.environ.update(joined_world(os.environ) or {})
     sets = {name: load_items(files[name]) for name in config.tasks}
+    model = Path(model)
     identity = fingerprint(model, config)
     inputs = {"model": identity, **{f"task:{name}": found.sha256 for name, found in sets.items()}}
     recorded = config.model_dump(mode="json")
@@ -52,8 +54,8 @@ def evaluate(
         verify_part(out, load_manifest(out, evaluation_folder.KIND))
         logger.info("%s: already complete", out)
         return evaluation_folder.load_results(out).as_json()
-    kind, written = evaluation_folder.KIND, [evaluation_folder.RESPONSES]
-    with locked_folder(out, kind, written) if is_first_process() else nullcontext():
+    written = [RESPONSES, LIKELIHOODS]
+    with locked_folder(out, evaluation_folder.KIND, written) if is_first_process() else nullcontext():
         samples, cuts = _generate_samples(model, identity, sets, config, out, verify)
         scores = {
             name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()
@@ -69,39 +71,47 @@ def evaluate(
 def _generate_samples(
     model: Path, identity: str, sets: dict[str, ItemFile], config: EvaluationConfig, out: Path, verify: bool
 ) -> tuple[dict[str, list[Sample]], Counter[str]]:
-    """Generate and grade all outputs; count the prompts cut to leave room for the longest answer, by task."""
+    """Score all gold texts, generate and grade all outputs; count the prompts cut for their room, by task."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars last milliseconds; `responses` has its own
-    from megatron_mathcpt.evaluation.responses import Request, generate_responses
+    from megatron_mathcpt.evaluation.responses import Session, encode_requests
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options of its command line
-    requests = []  # built before the model is loaded: `prompts` checks the worked examples
+    asked = []  # built before the model is loaded: `prompts` checks the worked examples
     for name, file in sets.items():
         items = spread(file.items, config.limits.get(name))
-        for item, text in zip(items, prompts(items, file.path, config.shots.get(name, 0)), strict=True):
-            requests += [Request(name, item, text)] * config.samples
+        texts = prompts(items, file.path, config.shots.get(name, 0))
+        asked += [(name, item, text) for item, text in zip(items, texts, strict=True)]
     lm = load(model, config, verify=verify)
-    ids = [lm.tok_encode(request.prompt) for request in requests[:: config.samples]]
-    if (network := getattr(lm, "model", None)) is not None:  # of lm-eval's own back end
-        largest, rows = max(chain(*ids), default=0), network.get_input_embeddings().num_embeddings
-        if largest >= rows:
-            raise EvaluationError(f"{model}: token {largest} in a prompt, but the model has {rows} tokens")
-    # Precision and device change rounding and so even greedy outputs; the model has resolved `auto`.
-    precision = str(getattr(lm, "params_dtype", None) or lm.model.dtype)
-    origin = {"model": identity, "precision": precision, "device": str(lm.device)}
     try:
-        texts = generate_responses(lm, requests, config, out / evaluation_folder.RESPONSES, origin)
+        requests = encode_requests(lm, asked, config)
+        table = getattr(getattr(lm, "model", None), "get_input_embeddings", None)  # of lm-eval's own hf
+        rows = table().num_embeddings if table else math.inf
+        for kind, field in ("prompt", "tokens"), ("gold text", "gold_tokens"):
+            last = max(chain.from_iterable(getattr(each, field) for each in requests), default=0)
+            if last >= rows:
+                raise EvaluationError(f"{model}: token {last} in a {kind}, but the model has {rows} tokens")
+        # Precision and device change rounding and so even greedy outputs; the model has resolved `auto`.
+        precision = str(getattr(lm, "params_dtype", None) or getattr(getattr(lm, "model", ""), "dtype", ""))
+        origin = {"model": identity, "precision": precision, "device": str(lm.device)}
+        origin |= {"backend": config.backend, "seed": str(config.seed)}
+        session = Session(lm, config, out, origin)
+        bits = session.likelihoods(requests) if any(each.gold_tokens for each in requests) else None
+        draws = [request for request in requests for _ in range(config.samples)]
+        answers = session.responses(draws)
     finally:
         if config.backend == "megatron":
             lm.close()  # a sweep loads its next checkpoint in this process
     room = lm.max_length - config.max_new_tokens
-    each = zip(requests[:: config.samples], ids, strict=True)
-    cuts = Counter(request.task for request, tokens in each if len(tokens) > room)
+    cuts = Counter(request.task for request in requests if len(request.tokens) > room)
     samples: dict[str, list[Sample]] = {name: [] for name in sets}
-    for index, ((task, item, _), output) in enumerate(zip(requests, texts, strict=True)):
-        about = item.model_dump(include={"id", "stage", "steps", "question"})
-        graded = grade_output(item, output)
-        draw = index % config.samples if config.samples > 1 else None
-        samples[task].append(Sample(**about, **graded, sample=draw, gold=item.answer, output=output))
+    for index, (request, answer) in enumerate(zip(draws, answers, strict=True)):
+        item, draw = request.item, index % config.samples
+        about = item.model_dump(include={"id", "stage", "steps", "level", "question"})
+        about |= {"language": item.lang, "gold": item.answer} | answer.model_dump(exclude={"id"})
+        if bits and not draw:
+            about["gold_bits"], about["gold_characters"] = bits[index // config.samples], len(request.gold)
+            about["gold_bytes"] = len(request.gold.encode())
+        samples[request.task].append(Sample(**about, sample=draw if config.samples > 1 else None))
     return samples, cuts
 
 

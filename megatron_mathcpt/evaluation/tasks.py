@@ -7,19 +7,22 @@ and `score` below. lm-eval's index of its own tasks takes 13 s to build and is n
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, TypedDict
 
 from pydantic import JsonValue, ValidationError
 
 from megatron_mathcpt.answers import extract_answer, grade
+from megatron_mathcpt.answers.equations import false_equations
+from megatron_mathcpt.answers.extraction import split_thinking
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.formats import benchmark
 from megatron_mathcpt.formats.benchmark import STUDY_SETS, Item, ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import Sample, SampleScore, TaskScore
-from megatron_mathcpt.records import NEXT_QUESTION, cpt_text
+from megatron_mathcpt.records import NEXT_QUESTION, cpt_text, response_text
 from megatron_mathcpt.statistics import accuracy_standard_error, score_samples, wilson_interval
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ TASKS_FOLDER = Path(__file__).parent / "tasks"
 FEW_SHOT = "_few_shot"
 # A base model does not stop after its answer: it invents the next question, whose answer must not be graded.
 STOP = [*NEXT_QUESTION]
+_SEPARATOR = "\n\n"  # of worked examples; its last line break begins the stop string that follows
 
 
 class GradedOutput(TypedDict):
@@ -39,6 +43,7 @@ class GradedOutput(TypedDict):
     reason: str
     extracted: str
     method: str
+    false_equations: int
 
 
 def plan(
@@ -46,14 +51,15 @@ def plan(
     benchmarks: Path | None,
     sets: str,
     *,
-    shots: int = 0,
+    shots: str | int = "",
     limit: int | None = None,
     benchmark_limit: int | None = None,
     **settings: object,
 ) -> tuple[dict[str, Path], EvaluationConfig]:
     """Benchmark file of each task, and the config; raises `EvaluationError` for what cannot be scored.
 
-    `tasks` are NAME=FILE or folders, `sets` names benchmark sets of the folder `benchmarks`.
+    `tasks` are NAME=FILE or folders, `sets` names benchmark sets of the folder `benchmarks`. `shots` is the
+    number of worked examples in each task's few-shot form, or NAME=NUMBER for some, comma-separated.
     """
     files = {name: file for text in tasks for name, file in named_files(text).items()}
     limits = dict.fromkeys(files, limit)
@@ -64,9 +70,12 @@ def plan(
     if not files:
         raise EvaluationError("no task: give --task NAME=FILE or --benchmarks DIR")
     # The study scores each set in two forms: a task gets a second one, NAME_few_shot.
-    few_shot = {name + FEW_SHOT: shots for name in files if shots}
-    limits |= {name + FEW_SHOT: limit for name, limit in limits.items() if shots}
-    files |= {name + FEW_SHOT: file for name, file in files.items() if shots}
+    counts = _count_shots(str(shots), files)
+    few_shot = {name + FEW_SHOT: count for name, count in counts.items() if count}
+    if twice := sorted(few_shot.keys() & files.keys()):
+        raise EvaluationError(f"task '{twice[0]}': is the few-shot form of another; rename its file")
+    limits |= {form: limits[form.removesuffix(FEW_SHOT)] for form in few_shot}
+    files |= {form: files[form.removesuffix(FEW_SHOT)] for form in few_shot}
     limited = {name: count for name, count in limits.items() if count}
     fields = {"tasks": tuple(files), "limits": limited, "shots": few_shot, **settings}
     try:
@@ -74,6 +83,20 @@ def plan(
     except ValidationError as error:
         field, message = first_error(error)
         raise EvaluationError(f"{field or 'settings'}: {message.removeprefix('Value error, ')}") from error
+
+
+def _count_shots(text: str, names: Collection[str]) -> dict[str, int]:
+    if text.isdecimal():
+        return dict.fromkeys(names, int(text))
+    counts: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        name, _, count = part.strip().partition("=")
+        if not count.isdecimal() or name in counts:
+            raise EvaluationError(f"--shots {text}: expected a number, or NAME=NUMBER once for each set")
+        if name not in names:
+            raise EvaluationError(f"--shots {part}: '{name}' is not scored; the sets are {', '.join(names)}")
+        counts[name] = int(count)
+    return counts
 
 
 def named_files(text: str) -> dict[str, Path]:
@@ -113,10 +136,16 @@ def dataset(
 def prompts(items: tuple[Item, ...], path: Path, shots: int) -> list[str]:
     """The prompt of each item of the file `path`: `shots` worked examples in its language, the question."""
     prefixes = {
-        language: "".join(cpt_text(example) + "\n\n" for example in examples)
+        language: "".join(cpt_text(example) + _SEPARATOR for example in examples)
         for language, examples in benchmark.examples_for(items, path, shots).items()
     }
     return [prefixes[item.lang] + item.prompt() for item in items]
+
+
+def gold_text(item: Item) -> str:
+    """What a model should write after an item's prompt: the gold solution, or the answer's sentence alone."""
+    text = response_text(item.solution or "", item.answer, item.lang)
+    return text if item.solution else text.replace("\n", "", 1)
 
 
 def score(doc: Mapping[str, object], outputs: list[str | list[str]]) -> dict[str, float]:
@@ -129,8 +158,9 @@ def score(doc: Mapping[str, object], outputs: list[str | list[str]]) -> dict[str
 
 
 def grade_output(item: Item, output: str) -> GradedOutput:
-    """Extract the answer from an output and compare it with the item's."""
-    extraction = extract_answer(output, item.lang, item.type)
+    """Extract the answer from an output, after its thinking part, and compare it with the item's."""
+    shown = split_thinking(output)[1]
+    extraction = extract_answer(shown, item.lang, item.type)
     verdict = grade(item.answer, extraction.text, item.type)
     # A choice may be answered with the text of the correct option instead of its letter; where the extraction
     # found neither a box nor an answer phrase, it is a bare letter anyway.
@@ -144,6 +174,7 @@ def grade_output(item: Item, output: str) -> GradedOutput:
         "reason": verdict.reason,
         "extracted": extraction.text,
         "method": extraction.method,
+        "false_equations": len(false_equations(shown)),
     }
 
 
@@ -153,6 +184,8 @@ def summarize(name: str, file: ItemFile, rows: list[Sample], cut: int, config: E
     first = [row for row in rows if not row.sample]
     correct = sum(row.correct for row in first)
     items = spread(file.items, config.limits.get(name))
+    scored = [(row.gold_bits, row) for row in first if row.gold_bits is not None]
+    tokens = [row.tokens for row in first if row.tokens is not None]
     return TaskScore(
         n=len(first),
         items_in_file=len(file.items),
@@ -167,7 +200,20 @@ def summarize(name: str, file: ItemFile, rows: list[Sample], cut: int, config: E
         data_sha256=file.sha256,
         truncated_prompts=cut,
         samples=_score_draws(items, rows, config.samples) if config.samples > 1 else None,
+        bits_per_byte=_mean([bits / (row.gold_bytes or 1) for bits, row in scored]),
+        bits_per_character=_mean([bits / (row.gold_characters or 1) for bits, row in scored]),
+        whole_solutions=sum(bool(item.solution) for item in items) if scored else None,
+        mean_tokens=fmean(tokens) if tokens else None,
+        mean_thinking_tokens=fmean(row.thinking_tokens or 0 for row in first) if tokens else None,
+        cut_outputs=sum(bool(row.cut) for row in first) if tokens else None,
+        right_with_false_equation=sum(row.correct and bool(row.false_equations) for row in first),
     )
+
+
+def _mean(values: Sequence[float]) -> SampleScore | None:
+    """Mean over items with its standard error, NaN for one item; None of none."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return SampleScore(value=fmean(values), stderr=error) if values else None
 
 
 def _score_draws(items: Sequence[Item], samples: list[Sample], draws: int) -> dict[str, SampleScore]:

@@ -1,7 +1,7 @@
 """The folder of an evaluation: a model's scores on each task, and every answer with its verdict.
 
-`responses.jsonl` grows during generation, so that a killed evaluation resumes; `results.json`,
-`samples_<task>.jsonl` and the manifest are written when all tasks are done.
+`likelihoods.jsonl` and `responses.jsonl` grow batch by batch, so that a killed evaluation resumes;
+`results.json`, `samples_<task>.jsonl` and the manifest are written when all tasks are done.
 """
 
 import json
@@ -16,25 +16,39 @@ from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import JsonObject, Stage
 
 KIND = "evaluation"
-RESULTS, RESPONSES = "results.json", "responses.jsonl"
+RESULTS, RESPONSES, LIKELIHOODS = "results.json", "responses.jsonl", "likelihoods.jsonl"
 
 
-class Response(Row):
-    """One line of `responses.jsonl`: an answer, its position in its batch, and the batch's seconds."""
+class Computed(Row):
+    """What a line of both growing files has: the item, its position in its batch, the batch's seconds."""
 
     batch: str
     place: int
     task: str
     id: str
+    seconds: float
+
+
+class Likelihood(Computed):
+    """One line of `likelihoods.jsonl`: -log2 of the gold text's probability after the prompt."""
+
+    bits: float
+
+
+class Response(Computed):
+    """One line of `responses.jsonl`, an answer."""
+
     correct: bool
     verdict: str
     reason: str
     extracted: str
     method: str
+    false_equations: int = 0
+    tokens: int | None = None
+    thinking_tokens: int | None = None
+    cut: bool | None = None
     prompt: str
     output: str
-    tokens: int
-    seconds: float
 
 
 class Sample(Row):
@@ -92,9 +106,10 @@ class TaskScore(Row):
     data_sha256: str
     truncated_prompts: int = 0
     samples: dict[str, SampleScore] | None = None
-    # Of the gold solutions (of the answer's sentence for items without one): mean over items.
+    # Of the gold texts, mean over items; of them, `whole_solutions` are more than the answer's sentence.
     bits_per_byte: SampleScore | None = None
     bits_per_character: SampleScore | None = None
+    whole_solutions: int | None = None
     mean_tokens: float | None = None  # of outputs; next their thinking part, and outputs cut by the limit
     mean_thinking_tokens: float | None = None
     cut_outputs: int | None = None

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval.api.model import LM
 
 from megatron_mathcpt.evaluation import evaluate, tasks
 from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.json_lines import write_json_lines
+from tests.support.written_model import Writer
 
 ITEMS = [
     {"id": "sum", "question": "What is 5 + 7?", "answer": "12", "type": "number", "lang": "en"},
@@ -32,30 +32,6 @@ ACCURACY = 2 / 3
 ERROR = 1 / 3  # sqrt(2/3 * 1/3 / (3 - 1))
 
 
-class Writer(LM):
-    """Writes the output of `OUTPUTS` whose key is in the prompt, and remembers the prompts."""
-
-    params_dtype, device, max_length = "fp32", "cpu", 4096
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prompts: list[str] = []
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        self.prompts += [request.args[0] for request in requests]
-        questions = [prompt.rpartition("\n\n")[2] for prompt in self.prompts[-len(requests) :]]
-        return [next(text for key, text in OUTPUTS.items() if key in question) for question in questions]
-
-    def tok_encode(self, string: str) -> list[int]:
-        return list(string.encode())
-
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError
-
-    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        raise NotImplementedError
-
-
 @pytest.fixture
 def benchmarks(tmp_path: Path) -> Path:
     """Step 1: the items, and worked examples."""
@@ -67,7 +43,7 @@ def test_our_evaluation_needs_the_items_alone(
     benchmarks: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 2 and 5."""
-    monkeypatch.setattr(evaluate, "load", lambda *_, verify: Writer())
+    monkeypatch.setattr(evaluate, "load", lambda *_, verify: Writer(OUTPUTS))
     files, config = tasks.plan((), benchmarks, "riddles", shots=1)
     results: Any = evaluate.evaluate(model_folder, files, config, tmp_path / "out")
     for name in ("riddles", "riddles_few_shot"):
@@ -93,7 +69,7 @@ def test_lm_evals_evaluator_needs_two_short_files_more(
     few = common.format("few_shot", "riddles_few_shot") + "  shots: 1\n"
     (folder / "riddles/few_shot.yaml").write_text(few)
     monkeypatch.setenv("MATHCPT_BENCHMARKS", str(benchmarks))
-    manager, model = TaskManager(include_path=str(folder), include_defaults=False), Writer()
+    manager, model = TaskManager(include_path=str(folder), include_defaults=False), Writer(OUTPUTS)
     names = ["mathcpt_riddles", "mathcpt_riddles_few_shot"]
     results = simple_evaluate(model, tasks=names, task_manager=manager)["results"]
     for name in names:

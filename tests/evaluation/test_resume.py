@@ -13,7 +13,7 @@ from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.responses import request_seeds
-from megatron_mathcpt.formats.evaluation_folder import KIND, RESPONSES
+from megatron_mathcpt.formats.evaluation_folder import KIND, LIKELIHOODS, RESPONSES
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.support.full_disk import small_files
@@ -70,11 +70,33 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(
     assert file.read_bytes() == complete, "nothing was generated again"
 
 
+def test_killed_while_texts_were_scored_it_resumes_to_the_same_bytes(
+    model_folder: Path, items: Path, tmp_path: Path
+) -> None:
+    """The lines of a batch that was written in part are computed again."""
+    config = EvaluationConfig(tasks=("sums",), limits={"sums": 9}, max_new_tokens=4, batch_size=4)
+    whole = tmp_path / "whole"
+    evaluate(model_folder, {"sums": items}, config, whole)
+    lines = (whole / LIKELIHOODS).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 9
+    for kept in (0, 3, 8):
+        out = tmp_path / f"killed_{kept}"
+        claim_folder(out, KIND)
+        (out / LIKELIHOODS).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        evaluate(model_folder, {"sums": items}, config, out)
+        for name in NAMES:
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
+        again = read_json_lines(out / LIKELIHOODS)
+        assert [json.loads(line) for line in lines[:kept]] == again[:kept]
+        assert len(again) == 9 + kept % 4
+
+
 def test_a_full_disk_is_named_and_the_evaluation_resumes(
     model_folder: Path, items: Path, tmp_path: Path
 ) -> None:
     """D1: in the responses, whose older ones are used again, and in the samples."""
-    config = EvaluationConfig(tasks=("sums",), limits={"sums": 12}, max_new_tokens=8, batch_size=2)
+    settings = {"limits": {"sums": 12}, "max_new_tokens": 8, "batch_size": 2, "likelihood": False}
+    config = EvaluationConfig.model_validate({"tasks": ("sums",), **settings})
     whole, out = tmp_path / "whole", tmp_path / "out"
     evaluate(model_folder, {"sums": items}, config, whole)
     responses = (whole / RESPONSES).stat().st_size

@@ -11,9 +11,9 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import tasks
 from megatron_mathcpt.evaluation.evaluate import evaluate, load
 from megatron_mathcpt.evaluation.tasks import aggregates, majority
-from megatron_mathcpt.formats.benchmark import STUDY_SETS, choose_sets, examples_for, load_items
+from megatron_mathcpt.formats.benchmark import STUDY_SETS, choose_sets, examples_for, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import TaskScore
-from megatron_mathcpt.records import cpt_text
+from megatron_mathcpt.records import NEXT_QUESTION, cpt_text, prompt_text, response_text
 from tests.support.json_lines import write_json_lines
 
 
@@ -46,6 +46,35 @@ def test_prompts_of_both_forms_are_in_the_items_language() -> None:
         assert alone.startswith(question + doc["question"])
         assert after.endswith("\n\n" + alone)
         assert (after.count(question), after.count(answer)) == (5, 4)
+
+
+def test_what_separates_examples_is_what_stops_generation() -> None:
+    """After an answer in our format, which may have blank lines, a stop string begins the next example."""
+    for path in choose_sets("samples", "gaokao_public,gsm8k").values():
+        items = load_items(path).items
+        for item, text in zip(items, tasks.prompts(items, path, 2), strict=True):
+            first = examples_for(items, path, 2)[item.lang][0]
+            output = text.removeprefix(prompt_text(first.question, item.lang))
+            for stop in tasks.STOP:
+                output = output.split(stop)[0]
+            assert output.rstrip("\n") == response_text(first.solution, first.answer, item.lang)
+    stops = [task.config.generation_kwargs["until"] for task in _tasks()]
+    assert all(until == list(NEXT_QUESTION) == tasks.STOP for until in stops)
+
+
+def _tasks() -> Any:
+    names = ["mathcpt_gsm8k", "mathcpt_gsm8k_few_shot"]
+    return _manager(benchmarks="samples").load(names)["tasks"].values()
+
+
+def test_gold_texts_survive_the_cut_and_extraction(benchmarks_dir: Path) -> None:
+    for name, path in choose_sets(str(benchmarks_dir), "all").items():
+        items = spread(load_items(path).items, 60)
+        for item in items:
+            output = tasks.gold_text(item)
+            for stop in tasks.STOP:
+                output = output.split(stop)[0]
+            assert tasks.grade_output(item, output)["correct"], f"{name} {item.id}"
 
 
 def test_our_grader_accepts_every_worked_example() -> None:
