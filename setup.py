@@ -61,7 +61,8 @@ setup(
     extras_require={
         "train": TRAIN,
         "gpu": [*TRAIN, "transformer-engine[core-cu13,pytorch]>=2.9,<2.13"],  # see launch/constraints.txt
-        "eval": ["lm-eval[math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
+        "eval": ["lm-eval[api,math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
+        "vllm": ["lm-eval[api,math,vllm]>=0.4.13", "math-verify>=0.8"],  # evaluation with vLLM, on GPUs
         "synthesis": ["aiohttp>=3.11", "math-verify>=0.8"],
         "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
         "wandb": ["wandb"],

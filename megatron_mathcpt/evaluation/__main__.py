@@ -33,7 +33,8 @@ def _run() -> None:
         use_cpu()  # before the first import of Megatron-Core
     model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron_lm:MegatronLM")
     # lm-eval takes one --include_path only: a user's own replaces ours.
-    if any(argument.startswith("--tasks") for argument in sys.argv) and "--include_path" not in sys.argv:
+    given = {argument.partition("=")[0] for argument in sys.argv}
+    if given & {"--tasks", "-t"} and "--include_path" not in given:
         sys.argv += ["--include_path", str(TASKS_FOLDER)]
     cli_evaluate()
 

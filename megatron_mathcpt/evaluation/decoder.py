@@ -1,7 +1,7 @@
 """Generate with a key-value cache, and score tokens, on a Megatron-Core model in any parallel layout."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,15 +32,15 @@ _LOGIT_BYTES, _BYTES_PER_LOGIT = 2**30, 24
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a sequence ends: after `new_tokens`, at `end_token`, or when `stopped(new tokens)` is true."""
+    """A sequence ends after `new_tokens`, at one of `end_tokens`, or when `stopped(new tokens)` is true."""
 
     new_tokens: int
-    end_token: int
+    end_tokens: Set[int]
     stopped: Callable[[list[int]], bool]
 
     def add(self, new: list[int], token: int) -> bool:
-        """Append `token` to `new`, unless it is the end token; return whether the sequence ends."""
-        if token == self.end_token:
+        """Append `token` to `new`, unless it is an end token; return whether the sequence ends."""
+        if token in self.end_tokens:
             return True
         new.append(token)
         return len(new) == self.new_tokens or self.stopped(new)
@@ -51,8 +51,13 @@ def greedy(logits: Tensor, _rows: list[int]) -> Tensor:
     return logits.argmax(-1)
 
 
-def sampler(seeds: list[int], *, temperature: float, top_p: float) -> Chooser:
-    """Sample from the softmax at `temperature`, cut to the `top_p` nucleus."""
+def sampler(
+    seeds: list[int], *, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0
+) -> Chooser:
+    """Sample from the softmax at `temperature`, cut to `top_k` tokens, then to their `top_p` nucleus.
+
+    A token less probable than `min_p` of the most probable one is left out too. transformers' order.
+    """
     # A generator per row makes its samples independent of other rows, batch and layout. On the CPU, whose
     # random numbers are the same everywhere; the rest runs on the GPU: 1.4 ms on an H100, 71 ms on a CPU.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -60,9 +65,9 @@ def sampler(seeds: list[int], *, temperature: float, top_p: float) -> Chooser:
     def choose(logits: Tensor, rows: list[int]) -> Tensor:
         # Sorting, the longest part, runs in the logits' type; fp64 after it makes all devices agree.
         ordered, order = logits.sort(descending=True, stable=True)
-        ordered = torch.softmax(ordered.double() / temperature, -1)
+        ordered = torch.softmax(ordered[:, : top_k or None].double() / temperature, -1)
         before = ordered.cumsum(-1) - ordered
-        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        ordered = ordered.masked_fill((before >= top_p) | (ordered < min_p * ordered[:, :1]), 0.0)
         uniform = torch.cat([torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows])
         threshold = uniform.to(logits.device)[:, None] * ordered.sum(-1, keepdim=True)
         # Inverse of the distribution function; rounding must not lead past the last token.

@@ -4,19 +4,16 @@ Every process of a replica takes part in each forward pass. Replicas split the r
 results, so lm-eval sees one process: its own data parallelism pads repeated requests and miscounts them.
 """
 
-import math
 import os
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from pydantic import BaseModel, ConfigDict
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import checkpoint_shape, own_tokenizer, verify_exported
@@ -25,44 +22,108 @@ from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoin
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import EvaluationError, one_line
+from megatron_mathcpt.errors import EvaluationError, first_error
+from megatron_mathcpt.evaluation.backends import local_folder
 from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
-from megatron_mathcpt.formats.run_folder import chosen_checkpoint
+from megatron_mathcpt.evaluation.tokens import OwnTokenizer, end_tokens, load_tokenizer
+from megatron_mathcpt.formats.run_folder import checkpoint_counts, chosen_checkpoint
 from megatron_mathcpt.model.weights import WeightSource, fill
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
 
-class MegatronOptions(BaseModel):
-    """What `--model_args` may set in addition to the model; lm-eval's other options are ignored."""
+# Generation settings of other back ends, and their values that change nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("repetition_penalty", "length_penalty", "typical_p"), (1,)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("min_new_tokens", "min_tokens", "min_length"), (0,)),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "n"), (1,)),
+    **dict.fromkeys(("use_cache", "skip_special_tokens"), (True,)),
+}
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+
+class _Settings(BaseModel):
+    """lm-eval's `generation_kwargs`, normalized."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    until: list[str]
+    max_gen_toks: int
+    do_sample: bool
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=-1)  # 0, or vLLM's -1: all
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, given: dict[str, Any], max_gen_toks: int) -> Self:
+        """Raises `EvaluationError` for a setting that would have no effect, as lm-eval's `hf` has errors."""
+        try:
+            some = {name: value for name, value in given.items() if value is not None}
+            found = dict(normalize_gen_kwargs(some, max_gen_toks))
+            drop = {name for name, value in found.items() if value in _NEUTRAL.get(name, ())}
+            settings = cls.model_validate({name: found[name] for name in found.keys() - drop})
+        except ValidationError as error:
+            name, why = first_error(error)
+            if name in given and name not in cls.model_fields:
+                why = f"not followed by megatron_mathcpt; leave it out, or use {', '.join(cls.model_fields)}"
+            raise EvaluationError(f"generation setting {name}: {given.get(name)!r:.60}: {why}") from error
+        except (TypeError, ValueError) as error:
+            raise EvaluationError(f"generation settings: {error}") from error
+        if settings.do_sample and settings.temperature == 0:
+            raise EvaluationError("generation setting do_sample: needs a temperature above 0; set it")
+        return settings
+
+
+class MegatronOptions(BaseModel):
+    """What `--model_args` may set in addition to the model; lm-eval adds the last three."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
     tokenizer: str | None = None
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
+    tensor_model_parallel_size: PositiveInt = 1
+    pipeline_model_parallel_size: PositiveInt = 1
     params_dtype: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 on a GPU, fp32 on a CPU
-    batch_size: int = 64
-    max_gen_toks: int = 256
+    max_gen_toks: PositiveInt = 256
     seed: int = 0
     verify: bool = False  # hash a Hugging Face folder of ours whatever its size; a checkpoint always is
+    batch_size: PositiveInt = 64  # also for `auto`, as memory limits a batch in any case
+    max_batch_size: PositiveInt | None = None
+    device: str | None = None  # `cuda` if nobody asked; MATHCPT_DEVICE decides
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _automatic(cls, value: object) -> object:
+        return 64 if isinstance(value, str) and value.startswith("auto") else value
+
+    @classmethod
+    def read(cls, given: dict[str, object]) -> tuple[Path, Self]:
+        """The model, under any of the names that back ends have for it, and the other options."""
+        names = ("pretrained", "model", "path")
+        models = [given.pop(name) for name in names if name in given]
+        if len(models) != 1 or not models[0]:
+            raise EvaluationError(f"model_args: {len(models)} models; give one, pretrained=FOLDER")
+        try:
+            return local_folder(str(models[0])), cls.model_validate(given)
+        except ValidationError as error:
+            name, why = first_error(error)
+            if name not in cls.model_fields:
+                why = f"unknown; known are pretrained, {', '.join(cls.model_fields)}"
+            raise EvaluationError(f"model_args {name}: {why}") from error
 
 
-class MegatronLM(TemplateLM):
-    """`model` is a run folder, a checkpoint or a Hugging Face folder; `options` are `MegatronOptions`."""
+class MegatronLM(OwnTokenizer, TemplateLM):
+    """`model` (or `pretrained`) is any model but a served one; `options` are `MegatronOptions`."""
 
     takes_seeds = True  # a request may have a `seed` of its own in its generation settings
 
-    def __init__(self, model: str, **options: object) -> None:
+    def __init__(self, model: str | None = None, **options: object) -> None:
         super().__init__()
         use_cpu()
-        self.options = MegatronOptions.model_validate(options)
+        folder, self.options = MegatronOptions.read(options | ({} if model is None else {"model": model}))
         self.layout = _start_layout(self.options)
         try:
-            self._load(Path(model))
+            self._load(folder)
         except BaseException:
             self.close()
             raise
@@ -70,8 +131,9 @@ class MegatronLM(TemplateLM):
     def _load(self, folder: Path) -> None:
         from megatron_mathcpt.model.llama import build_model
 
-        source, shape, own = _open_weights(folder, self.layout, verify=self.options.verify)
-        self.tokenizer = _load_tokenizer(Path(self.options.tokenizer or own))
+        source, shape, own, ends = _open_weights(folder, self.layout, verify=self.options.verify)
+        self.tokenizer = load_tokenizer(local_folder(self.options.tokenizer or own))
+        self._ends = ends | {self.eot_token_id}
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
         self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
         precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
@@ -93,10 +155,6 @@ class MegatronLM(TemplateLM):
     def barrier(self) -> None:
         dist.barrier()
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Tokenize; None adds special tokens, the tokenizer's own default, as in lm-eval's `hf`."""
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False))
-
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts of the requests, in their order, cut before the first stop string."""
         drawn = request_seeds([request.args[0] for request in requests], self.options.seed)
@@ -112,33 +170,37 @@ class MegatronLM(TemplateLM):
             texts |= zip(members, self._generate(prompts, settings[0], seeds), strict=True)
         return [texts[index] for index in range(len(requests))]
 
-    def _generate(self, prompts: Sequence[str], settings: dict[str, Any], seeds: list[int]) -> list[str]:
-        stops = handle_stop_sequences(settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
-        new_tokens, window = int(settings.get("max_gen_toks", self.options.max_gen_toks)), self.max_length
+    def _generate(self, prompts: Sequence[str], given: dict[str, Any], seeds: list[int]) -> list[str]:
+        settings = _Settings.read(given, self.options.max_gen_toks)
+        eos = self.tokenizer.decode([self.eot_token_id])
+        stops = [stop for stop in handle_stop_sequences(settings.until, eos=eos) if stop]
+        new_tokens, window = settings.max_gen_toks, self.max_length
         if not 0 < new_tokens < window:
             raise EvaluationError(
                 f"max_gen_toks {new_tokens}: the model's window is {window}; ask for 1 to {window - 1}"
             )
         # A prompt that leaves too little room is cut on the left, as by lm-eval's `hf`: the question is last.
         room = window - new_tokens
-        encoded = [(self.tok_encode(prompt) or [self.eot_token_id])[-room:] for prompt in prompts]
-        temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample", True) else 0.0
-        top_p = float(settings.get("top_p", 1.0))
-        limits = Limits(new_tokens, self.eot_token_id, self._stop_condition(stops))
+        encoded = [(self.tok_encode(prompt) or [self.prefix_token_id])[-room:] for prompt in prompts]
+        how = settings.model_dump(include={"temperature", "top_p", "min_p"}) | {
+            "top_k": max(0, settings.top_k)
+        }
+        limits = Limits(new_tokens, self._ends, self._stop_condition(stops))
 
         def generate(batch: list[int]) -> list[str]:
             choose: Chooser = greedy
-            if temperature > 0:
-                choose = sampler([seeds[index] for index in batch], temperature=temperature, top_p=top_p)
+            if settings.temperature > 0:
+                choose = sampler([seeds[index] for index in batch], **how)
             found = self._decoder.generate([encoded[index] for index in batch], limits, choose)
-            return [postprocess_generated_text(self.tokenizer.decode(new), stops, None) for new in found]
+            texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+            return [postprocess_generated_text(text, stops, None) for text in texts]
 
         return self._over_replicas([len(tokens) + new_tokens for tokens in encoded], generate)
 
     def _stop_condition(self, stops: Sequence[str]) -> Callable[[list[int]], bool]:
         """Whether new tokens end with one of `stops`, perhaps followed by the rest of a token."""
         # Only a token with the last character of a stop string can complete one: others need no decoding.
-        last = {stop[-1] for stop in stops if stop} | {"\ufffd"}  # part of a character may complete one
+        last = {stop[-1] for stop in stops} | {"\ufffd"}  # part of a character may complete one
         may_stop = {token for token, text in enumerate(self._token_texts) if last & set(text)}
         # Decoding all new tokens each time would be quadratic. 4 bytes more: the cut may split a character.
         tail = max((len(stop.encode()) for stop in stops), default=0) + 4
@@ -159,22 +221,13 @@ class MegatronLM(TemplateLM):
         # Some tokens of a longer one would have no position: a negative index would score others instead.
         if (size := max(lengths, default=0)) > window:
             raise EvaluationError(f"an answer of {size} tokens: the model's window is {window}; remove it")
-        sequences = [(context + tokens)[-(window + 1) :] for _, context, tokens in requests]
+        # A context of spaces alone has no tokens: they are moved to the continuation.
+        start = [self.prefix_token_id]
+        sequences = [((context or start) + tokens)[-(window + 1) :] for _, context, tokens in requests]
         return self._over_replicas(
             [len(context) + len(tokens) for _, context, tokens in requests],
             lambda batch: self._decoder.score([sequences[i] for i in batch], [lengths[i] for i in batch]),
         )
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of each whole text, in disjoint windows of the model's length."""
-        texts: list[list[tuple[None, list[int], list[int]]]] = []
-        for request in requests:
-            tokens = self.tok_encode(request.args[0])
-            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
-            texts.append([(None, *make_disjoint_window(window)) for window in windows])
-        # All windows in one call, so that those of different texts share batches.
-        scores = iter(self._loglikelihood_tokens([window for windows in texts for window in windows]))
-        return [math.fsum(score for score, _ in islice(scores, len(windows))) for windows in texts]
 
     def _over_replicas(self, lengths: Sequence[int], compute: Callable[[list[int]], list[T]]) -> list[T]:
         """Results of all requests; each replica runs `compute` on its share of the batches by `lengths`."""
@@ -190,31 +243,20 @@ class MegatronLM(TemplateLM):
         return [whole[index] for index in range(len(lengths))]
 
 
-def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of any type: a damaged file, or one that asks for code of its own
-        reason = one_line(str(error))[:200]
-        raise EvaluationError(f"{folder}: its tokenizer cannot be loaded ({reason})") from error
-    if found.eos_token_id is None:
-        raise EvaluationError(f"{folder}: the tokenizer has no end-of-sequence token")
-    return found  # type: ignore[no-any-return]
-
-
 def _open_weights(
     folder: Path, layout: parallel.Layout, *, verify: bool
-) -> tuple[WeightSource, LlamaShape, Path]:
-    """Verified weights, shape and tokenizer folder of a Hugging Face folder, a run or a checkpoint."""
+) -> tuple[WeightSource, LlamaShape, Path, set[int]]:
+    """Verified weights, shape, tokenizer folder and end tokens of a model folder, a run or a checkpoint."""
     if (folder / "config.json").is_file():
         verify_exported(folder, full=verify)
         shape = read_hf_shape(folder)
-        return HuggingFaceWeights(folder, shape), shape, folder
+        return HuggingFaceWeights(folder, shape), shape, folder, end_tokens(folder)
     checkpoint = chosen_checkpoint(folder)
     manifest = verify_checkpoint(checkpoint, layout, optimizer=False)
     shape = checkpoint_shape(manifest)
-    return CheckpointWeights(checkpoint, shape), shape, own_tokenizer(checkpoint, manifest)
+    end = checkpoint_counts(manifest).eos_id
+    tokenizer = own_tokenizer(checkpoint, manifest)
+    return CheckpointWeights(checkpoint, shape), shape, tokenizer, set() if end is None else {end}
 
 
 def _start_layout(options: MegatronOptions) -> parallel.Layout:

@@ -20,9 +20,9 @@ from typing import Self
 import aiohttp
 import orjson
 
+from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
 from megatron_mathcpt.errors import DataError, ServerError
-from megatron_mathcpt.synthesis.api_key import ApiKey
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
 _REFUSED = "refused with status "

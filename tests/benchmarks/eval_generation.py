@@ -93,7 +93,7 @@ def padded(rows: Tokens, model: Any, side: str = "right") -> torch.Tensor:
 
 def ours(decoder: Any, prompts: Tokens, new_tokens: int = LENGTH) -> Tokens:
     """Greedy tokens of our decoder."""
-    found: Tokens = decoder.generate(prompts, Limits(new_tokens, -1, lambda _: False), greedy)
+    found: Tokens = decoder.generate(prompts, Limits(new_tokens, {-1}, lambda _: False), greedy)
     return found
 
 

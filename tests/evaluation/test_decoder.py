@@ -22,7 +22,7 @@ GROUPED = tiny_shape(num_query_groups=2, max_position_embeddings=512)
 _TIED = {"share_embeddings_and_output_weights": True, "init_method_std": 0.3}
 TIED = tiny_shape(num_query_groups=None, max_position_embeddings=512, **_TIED)
 NEW = 40
-LIMITS = Limits(NEW, -1, lambda _: False)
+LIMITS = Limits(NEW, {-1}, lambda _: False)
 
 
 def _pair(layout: parallel.Layout, folder: Path, shape: LlamaShape) -> tuple[Any, Any]:
@@ -65,7 +65,7 @@ def test_finished_rows_do_not_change_the_others(pair: tuple[Any, Any]) -> None:
     end = whole[1][3]
     cut = [new[: new.index(end)] if end in new else new for new in whole]
     assert len({len(new) for new in cut}) > 2
-    assert decoder.generate(UNEQUAL, Limits(NEW, end, lambda _: False), greedy) == cut
+    assert decoder.generate(UNEQUAL, Limits(NEW, {end}, lambda _: False), greedy) == cut
 
 
 def test_a_sampled_row_is_the_same_in_every_batch(pair: tuple[Any, Any]) -> None:
@@ -153,3 +153,23 @@ def test_sampling_inverts_the_nucleus_distribution_on_every_device(device: str) 
             kept = reached[: np.searchsorted(reached, 0.9) + 1]
             uniform = torch.rand(1, generator=uniforms[row], dtype=torch.float64).item()
             assert token == order[np.searchsorted(kept, uniform * kept[-1], side="right")]
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(7, 1.0, 0.0), (0, 1.0, 0.3), (9, 0.8, 0.2)])
+def test_the_tokens_that_can_be_drawn_are_those_of_transformers(
+    top_k: int, top_p: float, min_p: float
+) -> None:
+    """And as often: 5 standard errors of 4000 draws."""
+    from transformers.generation import logits_process as theirs
+
+    logits, temperature, draws = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)), 1.3, 4000
+    expected = theirs.TemperatureLogitsWarper(temperature)(None, logits)
+    expected = theirs.TopKLogitsWarper(top_k)(None, expected) if top_k else expected
+    expected = theirs.TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
+    expected = theirs.MinPLogitsWarper(min_p)(None, expected) if min_p else expected
+    likely = torch.softmax(expected[0].double(), -1)
+    options = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    found = sampler([*range(draws)], **options)(logits.expand(draws, -1), [*range(draws)])
+    share = torch.bincount(found, minlength=40) / draws
+    assert ((share > 0) == (likely > 0)).all()
+    assert ((share - likely).abs() <= 5 * (likely * (1 - likely) / draws).sqrt()).all()

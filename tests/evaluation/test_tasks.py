@@ -9,7 +9,8 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation import tasks
-from megatron_mathcpt.evaluation.evaluate import evaluate, load
+from megatron_mathcpt.evaluation.backends import load
+from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import aggregates, majority
 from megatron_mathcpt.formats.benchmark import STUDY_SETS, choose_sets, examples_for, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import TaskScore

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.errors import DataError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import method, synthesize
-from megatron_mathcpt.synthesis.api_key import ApiKey
 from megatron_mathcpt.synthesis.client import _read_reply, _retry_after
 from megatron_mathcpt.synthesis.four_methods import OUR_TAG, make_record
 from megatron_mathcpt.synthesis.store import Store, check_seeds, trace
