@@ -101,18 +101,18 @@ def choose_sets(root: str, names: str) -> dict[str, Path]:
     chosen = there or list(known) if names == "all" else names.split(",") if names else list(STUDY_SETS)
     if unknown := sorted(set(chosen) - set(known)):
         why = f"set '{unknown[0]}': unknown; known are {', '.join(known)}"
-        raise EvaluationError(f"{why}; to add it, {_remedy(root, unknown[0], folder)}")
+        raise EvaluationError(f"{why}; to add it, {_remedy(root, unknown[0])}")
     paths = {name: known[name] for name in chosen}
     if missing := [name for name, path in paths.items() if not path.is_file()]:
         names, first = ",".join(missing), paths[missing[0]]
-        raise EvaluationError(f"{first}: no such file; {_remedy(root, names, first.parent.parent)}")
+        raise EvaluationError(f"{first}: no such file; {_remedy(root, names)}")
     return paths
 
 
-def _remedy(root: str, names: str, folder: Path) -> str:
-    if names.endswith("_study"):
-        return f"write {folder / names / 'test.jsonl'} if you have it: the study's sets are not public"
+def _remedy(root: str, names: str) -> str:
     out = "DIR" if root == "samples" else root
+    if names.endswith("_study"):
+        return f"write {out}/{names}/test.jsonl if you have it: the study's own sets are not public"
     return f"bring it by `mathcpt download benchmarks --sets {names} --out {out}`, or write its test.jsonl"
 
 
