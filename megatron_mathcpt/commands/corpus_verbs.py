@@ -40,8 +40,11 @@ def download(
             rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
         headings = ("source", "dataset", "files", "licence", "GB", "remark")
         print_table(headings, rows, "Public sources of the study")
-        sets_ = [(name, one.test[0].at, one.licence, one.remark) for name, one in load_table().items()]
-        print_table(("set", "from", "licence", "remark"), sets_, "Sets of `download benchmarks`")
+        known = []
+        for name, its in load_table().items():
+            homes = ", ".join(dict.fromkeys(file.place()[1] for file in its.test))
+            known.append((name, homes, its.licence, its.remark))
+        print_table(("set", "from", "licence", "remark"), known, "Sets of `download benchmarks`")
         return
     if source is None or out is None:
         raise DataError("download: give a source and --out, or --list")
@@ -68,7 +71,8 @@ def _download_benchmarks(out: Path, sets: str, table: Path | None) -> None:
         for part, counts in manifest.counts.items():
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
             rows.append((name, part, counts["read"], counts["kept"], reasons))
-    print_table(("set", "part", "read", "kept", "dropped"), rows, f"Benchmark sets in {out}")
+    if rows:
+        print_table(("set", "part", "read", "kept", "dropped"), rows, f"Benchmark sets in {out}")
     for error in errors[:-1]:
         print_error(error)
     if errors:

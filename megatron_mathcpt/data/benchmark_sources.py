@@ -123,11 +123,12 @@ class Originals:
             return
         try:
             with urlopen(file.address(), timeout=_TIMEOUT_SECONDS) as answer:
-                write_atomically(path, answer.read())
+                data: bytes = answer.read()
         except HTTPError as error:
             raise DataError(f"{file.address()}: refused ({error}); run the command again later") from error
-        except (OSError, HTTPException) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise Unreachable(f"{file.address()}: cannot be reached ({error})") from error
+        write_atomically(path, data)
 
     def errors(self) -> list[MathCptError]:
         """What is missing because nothing could be reached, and where to put it."""
