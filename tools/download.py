@@ -1,4 +1,4 @@
-"""Fetch a public source: `mathcpt download`."""
+"""Fetch a public source, or the benchmark sets: `mathcpt download`."""
 
 from megatron_mathcpt.commands.main import main
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Overrides, group, print_table, verb
-from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.errors import ConfigError, DataError, print_error
 
 if TYPE_CHECKING:
     from megatron_mathcpt.data.inspection import Screen
@@ -22,11 +22,14 @@ Most = Annotated[int, Option("--characters", min=0, help="characters to show of 
 
 @verb("download")
 def download(
-    source: Annotated[str | None, Argument(help="name of the source, see --list")] = None,
+    source: Annotated[str | None, Argument(help="name of a source, or benchmarks; see --list")] = None,
     out: Annotated[Path | None, Option(help="folder to download to")] = None,
+    sets: Annotated[str, Option(help="of benchmarks only these, as gsm8k,olympiadbench")] = "",
+    table: Annotated[Path | None, Option(help="of benchmarks: your table of sets, a YAML file")] = None,
     list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
-    """Download a public source from the Hugging Face Hub, with checksums; resumes if interrupted."""
+    """Download a public source or the benchmark sets, with checksums; resumes if interrupted."""
+    from megatron_mathcpt.data.benchmark_sources import load_table
     from megatron_mathcpt.data.public_sources import PUBLISHED
     from megatron_mathcpt.data.public_sources import download as fetch
 
@@ -37,9 +40,19 @@ def download(
             rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
         headings = ("source", "dataset", "files", "licence", "GB", "remark")
         print_table(headings, rows, "Public sources of the study")
+        known = []
+        for name, its in load_table().items():
+            homes = ", ".join(dict.fromkeys(file.place()[1] for file in its.test))
+            known.append((name, homes, its.licence, its.remark))
+        print_table(("set", "from", "licence", "remark"), known, "Sets of `download benchmarks`")
         return
     if source is None or out is None:
         raise DataError("download: give a source and --out, or --list")
+    if source == "benchmarks":
+        _download_benchmarks(out, sets, table)
+        return
+    if sets or table:
+        raise DataError("--sets and --table: only for `download benchmarks`")
     fetched = fetch(source, out, echo)
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
     done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
@@ -47,6 +60,23 @@ def download(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
         f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
     )
+
+
+def _download_benchmarks(out: Path, sets: str, table: Path | None) -> None:
+    from megatron_mathcpt.data.benchmark_sources import download_benchmarks
+
+    manifests, errors = download_benchmarks(out, sets, echo, table)
+    rows = []
+    for name, manifest in manifests.items():
+        for part, counts in manifest.counts.items():
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
+            rows.append((name, part, counts["read"], counts["kept"], reasons))
+    if rows:
+        print_table(("set", "part", "read", "kept", "dropped"), rows, f"Benchmark sets in {out}")
+    for error in errors[:-1]:
+        print_error(error)
+    if errors:
+        raise errors[-1]
 
 
 @verb("corpora")

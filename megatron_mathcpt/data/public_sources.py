@@ -164,7 +164,7 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
         report(f"{out / file}: missing or damaged, fetched again")
         (out / file).unlink(missing_ok=True)
     hub = HfApi()
-    with _hub_errors(source):
+    with hub_errors(source.repository):
         # Which revision the study used is unknown: take the newest, and note which it was.
         revision = note["revision"] if note else source.revision
         dataset = hub.dataset_info(source.repository, revision=revision, files_metadata=True)
@@ -197,20 +197,28 @@ def _measured(path: Path) -> FileNote | None:
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)} if path.is_file() else None
 
 
+class Unreachable(DataError):
+    """The network, or the server, cannot be reached."""
+
+
 @contextmanager
-def _hub_errors(source: PublicSource) -> Iterator[None]:
+def hub_errors(repository: str) -> Iterator[None]:
     """Turn what the hub's library raises into one `DataError`."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # it would print each of its retries
     # Base error of the HTTP library, which differs between major versions of huggingface_hub.
     transport = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         yield
     except (transport, OSError) as error:
         said = one_line(str(error))[:200]
-        why = f"the hub cannot be reached ({said}); run the command again where there is network"
-        if isinstance(error, HfHubHTTPError):
-            why = f"the hub refuses ({said})"
         if isinstance(error, GatedRepoError):
             why = "gated; accept its terms on its page, then `hf auth login`"
-        raise DataError(f"{source.repository}: {why}") from error
+        elif isinstance(error, HfHubHTTPError):
+            why = f"the hub refuses ({said})"
+        else:
+            why = f"the hub cannot be reached ({said}); run the command again where there is network"
+            raise Unreachable(f"{repository}: {why}") from error
+        raise DataError(f"{repository}: {why}") from error

@@ -41,11 +41,14 @@ class Item(Row):
     level: int | str | None = None  # of difficulty, where the set has one: MATH's 1 to 5
     subject: str = ""
 
-    def prompt(self) -> str:
-        """Question, options if there are any, and the marker that begins a solution."""
+    def full_question(self) -> str:
+        """The question, and its options if there are any."""
         choices = zip("ABCDEFGH", self.choices or (), strict=False)
-        options = "".join(f"\n{letter}. {text}" for letter, text in choices)
-        return prompt_text(self.question + options, self.lang)
+        return self.question + "".join(f"\n{letter}. {text}" for letter, text in choices)
+
+    def prompt(self) -> str:
+        """The full question, and the marker that begins a solution."""
+        return prompt_text(self.full_question(), self.lang)
 
 
 class ItemFile(NamedTuple):
@@ -97,13 +100,20 @@ def choose_sets(root: str, names: str) -> dict[str, Path]:
     there = [name for name, path in known.items() if path.is_file()]
     chosen = there or list(known) if names == "all" else names.split(",") if names else list(STUDY_SETS)
     if unknown := sorted(set(chosen) - set(known)):
-        name, file = unknown[0], folder / unknown[0] / "test.jsonl"
-        raise EvaluationError(f"set '{name}': unknown; known are {', '.join(known)}; to add it, write {file}")
+        why = f"set '{unknown[0]}': unknown; known are {', '.join(known)}"
+        raise EvaluationError(f"{why}; to add it, {_remedy(root, unknown[0])}")
     paths = {name: known[name] for name in chosen}
-    if missing := [path for path in paths.values() if not path.is_file()]:
-        expected = ", ".join(f"{name}: {path}" for name, path in paths.items())
-        raise EvaluationError(f"{missing[0]}: no such file; expected in {folder}: {expected}")
+    if missing := [name for name, path in paths.items() if not path.is_file()]:
+        names, first = ",".join(missing), paths[missing[0]]
+        raise EvaluationError(f"{first}: no such file; {_remedy(root, names)}")
     return paths
+
+
+def _remedy(root: str, names: str) -> str:
+    out = "DIR" if root == "samples" else root
+    if names.endswith("_study"):
+        return f"write {out}/{names}/test.jsonl if you have it: the study's own sets are not public"
+    return f"bring it by `mathcpt download benchmarks --sets {names} --out {out}`, or write its test.jsonl"
 
 
 def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
@@ -115,13 +125,14 @@ def spread(items: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
 
 def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language, list[Problem]]:
     """Worked examples per language of `items`, from `fewshot.jsonl` next to their file `path` or our own."""
-    questions = {"".join(item.question.split()) for item in items}
+    questions = {"".join(item.full_question().split()) for item in items}
     found: dict[Language, list[Problem]] = {}
     for language in dict.fromkeys(item.lang for item in items):
         file = path.with_name("fewshot.jsonl")
         if file.is_file():
             solved = (one for one in load_items(file).items if one.lang == language and one.solution)
-            rows = [one.model_dump(include={"id", "question", "solution", "answer"}) for one in solved]
+            shown = {"id", "solution", "answer"}
+            rows = [one.model_dump(include=shown) | {"question": one.full_question()} for one in solved]
         else:
             file = _EXAMPLES / f"{language}.jsonl"
             rows = read_json_lines(file)

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from megatron_mathcpt.config.corpus import ProblemAdapter, Source, TextAdapter
+from megatron_mathcpt.data.benchmark_sources import load_table
 from megatron_mathcpt.data.public_sources import ADAPTERS, NOTE, PUBLISHED, download
 from megatron_mathcpt.data.sources import Skipped, list_shards, read_documents
 from megatron_mathcpt.errors import DataError
@@ -202,7 +203,7 @@ def test_errors_are_one_line(
 
 def test_list_shows_every_adapter() -> None:
     shown = run("http://127.0.0.1:9", "--list")
-    assert all(name in shown.stdout for name in PUBLISHED)
+    assert all(name in shown.stdout for name in (*PUBLISHED, *load_table()))
     adapters = {*get_args(TextAdapter), *get_args(ProblemAdapter)}
     assert {found.adapter for found in PUBLISHED.values()} == adapters
 

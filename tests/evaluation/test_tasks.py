@@ -1,5 +1,8 @@
 """Tasks through lm-eval's own loader: data, prompts, groups, refusals; aggregation of their scores."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,47 @@ def test_examples_never_come_from_the_test_file(tmp_path: Path) -> None:
         tasks.prompts(load_items(path).items, path, 1)
     with pytest.raises(EvaluationError, match="1 worked examples in 'en', 2 shots"):
         tasks.prompts(load_items(path).items, path, 2)
+
+
+def test_shots_are_those_of_the_study_or_four() -> None:
+    """[E] of the study's protocol: GSM8K 8, MATH 4; the others are ours."""
+    tasks_ = _manager(benchmarks="samples").load(["mathcpt_gsm8k_few_shot", "mathcpt_math_few_shot"])["tasks"]
+    shots = [task.doc_to_text(task.dataset["test"][0]).count("Question: ") - 1 for task in tasks_.values()]
+    assert shots == [8, 4]
+    files = tasks.TASKS_FOLDER.glob("*/few_shot.yaml")
+    assert {path.parent.name for path in files if "shots: 4" not in path.read_text()} == {"gsm8k"}
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("gsm8k", r"gsm8k/test.jsonl: no such file; bring it by `mathcpt download benchmarks --sets gsm8k "),
+        ("aime25", r"set 'aime25': unknown.* bring it by `mathcpt download benchmarks --sets aime25 --out "),
+        ("gaokao_study", r"write \S+/gaokao_study/test.jsonl if you have it: .* are not public"),
+    ],
+)
+def test_a_missing_set_names_the_command_that_brings_it(tmp_path: Path, name: str, remedy: str) -> None:
+    with pytest.raises(EvaluationError, match=remedy):
+        _manager(benchmarks=str(tmp_path)).load([f"mathcpt_{name}"])
+
+
+def test_stock_lm_eval_runs_our_tasks(model_folder: Path) -> None:
+    command = [sys.executable, "-m", "lm_eval", "run", "--include_path", str(tasks.TASKS_FOLDER)]
+    command += ["--tasks", "mathcpt_four,mathcpt_gsm8k_few_shot", "--limit", "1", "--device", "cpu"]
+    command += [
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={model_folder}",
+        "--gen_kwargs",
+        "max_gen_toks=4",
+    ]
+    environment = os.environ | {"MATHCPT_BENCHMARKS": "samples"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=170)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(
+        f"mathcpt_{name}" in done.stdout for name in ("four", "math", "zhongkao_public", "gsm8k_few_shot")
+    )
 
 
 def test_missing_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
