@@ -1,14 +1,15 @@
 """Against scipy, published worked examples, and numbers worked out by hand."""
 
 import math
-from itertools import combinations
+import time
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from megatron_mathcpt import statistics
-from megatron_mathcpt.statistics import compare_paired, mcnemar_p_value
+from megatron_mathcpt.statistics import compare_means, compare_paired, mcnemar_p_value, wilcoxon_signed_rank
 
 
 def test_standard_error_equals_scipy() -> None:
@@ -101,3 +102,87 @@ def test_minimum_detectable_difference_has_its_power() -> None:
     found = [mcnemar_p_value(first, second) < 0.05 for first, second, _ in drawn]
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
     assert statistics.minimum_detectable_difference(4, 0.1) == 0.1
+
+
+def _values(items: int, shift: float, seed: int = 3) -> tuple[list[float], list[float]]:
+    generator = np.random.default_rng(seed)
+    first = generator.gamma(2, 0.5, items)
+    return first.tolist(), (first + generator.normal(shift, 0.2, items)).tolist()
+
+
+@pytest.mark.parametrize(("items", "shift"), [(25, -0.06), (300, -0.02), (300, 0.0), (1000, 0.015)])
+def test_paired_bootstrap_equals_an_independent_one_and_scipy(items: int, shift: float) -> None:
+    first, second = _values(items, shift)
+    found = compare_means([(first, second)])[0]
+    change = np.subtract(second, first)
+    generator = np.random.default_rng(99)
+    means = np.array([generator.choice(change, items).mean() for _ in range(20_000)])
+    error = change.std(ddof=1) / math.sqrt(items)  # a quantile of 10,000 means varies by about 0.03 of it
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.1 * error)
+    theirs = stats.bootstrap((change,), np.mean, method="percentile").confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.1 * error)
+    tail = min(np.mean(means <= 0), np.mean(means >= 0))
+    assert found.p_value == pytest.approx(min(1, 2 * tail), abs=0.02)
+    assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
+    assert (found.mean_first, found.mean_second) == pytest.approx((np.mean(first), np.mean(second)))
+    assert found.difference == pytest.approx(change.mean())
+    assert found.wilcoxon == pytest.approx(stats.wilcoxon(change).pvalue)
+    assert found.detectable == pytest.approx((1.959964 + 0.841621) * error, rel=1e-6)
+    assert compare_means([(first, second)])[0] == found  # seeded
+
+
+def test_pairs_in_one_call_are_compared_as_alone_and_resolve_holms_correction() -> None:
+    pairs = [_values(40, -0.5, seed) for seed in range(3)] + [_values(30, 0.5)]
+    for found, pair in zip(compare_means(pairs), pairs, strict=True):
+        alone = vars(compare_means([pair])[0])
+        assert vars(found) == pytest.approx(alone, rel=1e-9)
+    # 300 comparisons, all as clear as can be, are found by Holm's correction: 2 / 30,001 * 300 = 0.02
+    many = compare_means([pairs[0]] * 300)
+    assert max(statistics.holm([found.p_value for found in many])) == pytest.approx(600 / 30_001)
+    with pytest.raises(ValueError, match="3 and 2 items"):
+        compare_means([([1.0] * 3, [1.0] * 2)])
+
+
+def test_differences_without_spread() -> None:
+    same, moved, one = compare_means([([1.0, 2.0], [1.0, 2.0]), ([1.0] * 6, [2.0] * 6), ([1.0], [2.0])])
+    assert (same.p_value, same.wilcoxon, same.low, same.high, same.detectable) == (1, 1, 0, 0, 0)
+    # all 6 of one sign: 2 of 2^6 signs are as extreme
+    assert (moved.difference, moved.low, moved.wilcoxon, moved.rank_difference) == (1, 1, 2 / 64, 1)
+    assert (one.difference, one.wilcoxon) == (1, 1)
+    assert math.isnan(one.detectable)
+
+
+@pytest.mark.parametrize("items", [1, 2, 6, 30, 50, 51, 400])
+def test_wilcoxon_equals_scipy(items: int) -> None:
+    change = np.random.default_rng(items).normal(0.3, 1, items)
+    p, ranks = wilcoxon_signed_rank(change)
+    assert p == pytest.approx(stats.wilcoxon(change).pvalue, rel=1e-9)
+    order = stats.rankdata(abs(change))
+    assert ranks == pytest.approx((order * np.sign(change)).sum() / order.sum())
+    assert wilcoxon_signed_rank(-change) == pytest.approx((p, -ranks))
+
+
+def test_wilcoxon_with_ties_and_zeros() -> None:
+    change = [0.0, 1, 1, -1, 2, 2, 2, -3, 0, 4]
+    signed = np.array([value for value in change if value])
+    ranks = stats.rankdata(abs(signed))
+    sums = np.array([np.dot(signs, ranks) for signs in product((0, 1), repeat=len(signed))])
+    above = ranks[signed > 0].sum()
+    expected = 2 * min(np.mean(sums >= above), np.mean(sums <= above))
+    assert wilcoxon_signed_rank(change)[0] == pytest.approx(expected)
+    many = np.round(np.random.default_rng(5).normal(0.2, 1, 300), 1)
+    assert (many == 0).any()
+    assert wilcoxon_signed_rank(many)[0] == pytest.approx(
+        stats.wilcoxon(many, method="approx").pvalue, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(("items", "seconds"), [(300, 0.05), (7000, 2.0)])
+def test_the_bootstrap_is_fast(items: int, seconds: float) -> None:
+    pair = _values(items, 0.01)
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        compare_means([pair])
+        taken.append(time.process_time() - start)
+    assert min(taken) < seconds

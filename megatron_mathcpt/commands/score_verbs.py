@@ -1,7 +1,6 @@
 """From weights to a comparison: benchmarks, paired tests, the report, the origin of a result."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -130,20 +129,24 @@ def contamination(
 
 @verb("compare")
 def compare(
-    baseline: Annotated[Path, Argument(help="folder of a run")],
-    candidate: Annotated[Path, Argument(help="folder of another")],
+    baseline: Annotated[Path, Argument(help="folder of a run, of an evaluation, or of lm-eval's output")],
+    candidate: Annotated[Path, Argument(help="another; of lm-eval's output also a log or results file")],
 ) -> None:
-    """Show the settings that differ between two runs, and the paired tests CANDIDATE - BASELINE."""
-    from megatron_mathcpt.report.comparison import compare_two
+    """Show paired tests CANDIDATE - BASELINE on the same items, and settings that differ between two runs.
 
-    folders = baseline.resolve(), candidate.resolve()
-    root = Path(os.path.commonpath([folder.parent for folder in folders]))
-    first, second = (folder.relative_to(root).as_posix() for folder in folders)
-    settings, sentences = compare_two(root, second, first)
+    Of lm-eval's output (--log_samples --output_path) every task, filter and metric is tested.
+    """
+    from megatron_mathcpt.report.comparison import HEADINGS, compare_outputs
+
+    settings, rows, sentences = compare_outputs(baseline.resolve(), candidate.resolve())
+    echo(f"A: {baseline}\nB: {candidate}")
     if settings:
-        rows = [(field, old, new) for field, new, old in settings]
-        print_table(("setting", first, second), rows, bare=True)
-    for sentence in sentences if settings else ("Same settings.", *sentences):
+        print_table(("setting", "A", "B"), settings, bare=True)
+    if rows:  # in full, however narrow the terminal
+        widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+        for row in (HEADINGS, *rows):
+            echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for sentence in sentences:
         echo(sentence)
 
 

@@ -1,25 +1,78 @@
-"""Compare runs by exact paired tests on the same items, each with its verdict as a sentence.
+"""Compare runs on the same items by two measures, each with its verdict as a sentence.
 
-Holm's correction is applied within three families: all pooled comparisons, all on single tasks, all on single
-subsets (school stage or difficulty). The verdict depends on the corrected p-value alone.
+Accuracy has the exact paired test; bits per byte of gold solutions, which decide more where few answers
+are right, the paired bootstrap and Wilcoxon's test. Of a set in two forms it takes one (`read.Run`).
+Holm's correction is applied within three families of each measure: all pooled comparisons, all on sets, all
+on subsets (stage, steps, level, language). Verdicts depend on the corrected p-values alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 from pydantic import JsonValue
 
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.manifest import leaves
-from megatron_mathcpt.report.figures import MISSING, p_value, points
-from megatron_mathcpt.report.read import Run, load_runs
-from megatron_mathcpt.statistics import PairedComparison, compare_paired, holm, minimum_detectable_difference
+from megatron_mathcpt.formats.sample_log import SampleLog, find_logs, read_log, read_own
+from megatron_mathcpt.report.figures import MISSING, number, p_value, points
+from megatron_mathcpt.report.read import SUBSETS, Run, load_runs, scored_folder, verified
+from megatron_mathcpt.statistics import (
+    PairedComparison,
+    PairedMeans,
+    compare_means,
+    compare_paired,
+    holm,
+    minimum_detectable_difference,
+)
 
 ALPHA = 0.05  # family-wise error rate
 POOLED = "all tasks"
+UNDECIDED = "not distinguishable"
+HEADINGS: tuple[str, ...] = ("task", "metric", "items", "A", "B", "B - A", "95% interval", "p", "Holm p")
+HEADINGS += ("Wilcoxon p", "detectable", "only A : only B")
+Cells = tuple[str, ...]
 Pair = tuple[str, str]  # runs: second, first
-_Test = tuple[str, str, str, list[bool], list[bool]]  # second, first, task, outcomes of both
+_Test = tuple[Run, Run, str, list[tuple[str, str]]]  # second, first, task, items as (set, id)
+
+
+@dataclass(frozen=True)
+class BitsComparison(PairedMeans):
+    """`second` against `first` in bits per byte of the gold solutions: fewer are better."""
+
+    second: str
+    first: str
+    task: str
+    p_holm: float
+    wilcoxon_holm: float
+    tests: int
+
+    @property
+    def verdict(self) -> str:
+        """As of `Comparison`; it needs both tests, as the bootstrap's tails are too light for few items."""
+        both = max(self.p_holm, self.wilcoxon_holm) < ALPHA and self.difference * self.rank_difference > 0
+        return UNDECIDED if not both else "better" if self.difference < 0 else "worse"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its figures."""
+        where = "" if self.task == POOLED else f" on {self.task}"
+        tests = zip(("bootstrap", "Wilcoxon"), (self.p_holm, self.wilcoxon_holm), strict=True)
+        p = ", ".join(f"{name} p {p_value(value, equals=True)}" for name, value in tests)
+        corrected = f", after Holm over {self.tests} tests" if self.tests > 1 else ""
+        change, low, high = (number(x, sign=True) for x in (self.difference, self.low, self.high))
+        figures = f"{change}, 95% interval {low} to {high}; {p}{corrected}"
+        claims = {
+            "better": "{} needs fewer bits per byte than {}",
+            "worse": "{} needs more bits per byte than {}",
+            UNDECIDED: "{} and {} are not distinguishable in bits per byte",
+        }
+        counts = f"{number(self.mean_second)} against {number(self.mean_first)}"
+        return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
 
 
 @dataclass(frozen=True)
@@ -34,12 +87,13 @@ class Comparison(PairedComparison):
     detectable: float  # smallest true difference that this test finds with 80 % power
     p_holm: float
     tests: int
+    bits: BitsComparison | None = None  # None if either run was scored without them
 
     @property
     def verdict(self) -> str:
         """`better`, `worse` or `not distinguishable`, at the family-wise level."""
         if self.p_holm >= ALPHA or self.only_first == self.only_second:
-            return "not distinguishable"
+            return UNDECIDED
         return "better" if self.only_second > self.only_first else "worse"
 
     @property
@@ -55,17 +109,32 @@ class Comparison(PairedComparison):
         claims = {
             "better": "{} answers more than {}",
             "worse": "{} answers fewer than {}",
-            "not distinguishable": "{} and {} are not distinguishable",
+            UNDECIDED: "{} and {} are not distinguishable",
         }
         return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
 
+    @property
+    def sentences(self) -> list[str]:
+        """That of accuracy, and of bits per byte if there are any."""
+        return [self.sentence, *([self.bits.sentence] if self.bits else [])]
+
+    @property
+    def contradictory(self) -> bool:
+        """Whether one measure says better and the other worse."""
+        return self.bits is not None and {self.verdict, self.bits.verdict} == {"better", "worse"}
+
     def as_json(self) -> dict[str, JsonValue]:
-        """All fields, with verdict and sentence."""
-        return asdict(self) | {"verdict": self.verdict, "sentence": self.sentence}
+        """All fields, with the verdict and sentence of each measure."""
+        row: dict[str, JsonValue] = asdict(self) | {"verdict": self.verdict, "sentence": self.sentence}
+        if self.bits:
+            detectable = None if math.isnan(self.bits.detectable) else self.bits.detectable
+            said = {"verdict": self.bits.verdict, "sentence": self.bits.sentence}
+            row["bits"] = asdict(self.bits) | said | {"detectable": detectable}
+        return row
 
 
 def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> tuple[Comparison, ...]:
-    """Compare each pair (second, first) over all tasks in common, then by task, then by subset.
+    """Compare each pair (second, first) over all sets in common, then by set, then by subset.
 
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
     """
@@ -75,41 +144,176 @@ def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> tuple[Comparison
         if unknown := [name for name in pair if name not in by_name]:
             raise EvaluationError(f"comparison names run '{unknown[0]}'; there are: {', '.join(by_name)}")
         second, first = (by_name[name] for name in pair)
-        tasks = [task for task in second.scores if task in first.scores]
-        if not tasks:
+        items = {of: [(of, item) for item in second.right(of)] for of in second.higher if of in first.higher}
+        if not items:
             raise EvaluationError(
-                f"{second.folder / 'evaluation'}: no task in common with {first.name}; "
-                "evaluate both runs on the same tasks"
+                f"{second.scored}: no task in common with {first.name}; evaluate both runs on the same tasks"
             )
-        sides = [[(task, [*run.outcomes[task].values()]) for task in tasks] for run in (second, first)]
-        after, before = ([right for _, outcomes in side for right in outcomes] for side in sides)
-        families[0].append((*pair, POOLED, after, before))
-        families[1].extend((*pair, task, a, b) for (task, a), (_, b) in zip(*sides, strict=True))
-        # Subsets span all tasks of a run: in runs scored on other tasks they contain other, unpaired items.
-        if second.scores.keys() == first.scores.keys():
-            for name, found in second.subsets.items():
-                families[2].append((*pair, name, [*found.values()], [*first.subsets[name].values()]))
+        families[0].append((second, first, POOLED, [item for found in items.values() for item in found]))
+        families[1].extend((second, first, of, found) for of, found in items.items())
+        for name in SUBSETS:
+            subset = second.subsets.get(name) or first.subsets.get(name) or ()
+            if found := [item for item in subset if item[0] in items]:
+                families[2].append((second, first, name, found))
     return tuple(row for family in families for row in _compare(family))
 
 
 def _compare(family: Sequence[_Test]) -> Iterator[Comparison]:
-    tests = [compare_paired(before, after) for *_, after, before in family]
-    adjusted = holm([test.p_value for test in tests])
-    for (second, first, task, after, before), test, p in zip(family, tests, adjusted, strict=True):
-        names = {"second": second, "first": first, "task": task, "tests": len(family)}
-        correct = {"correct_second": sum(after), "correct_first": sum(before), "p_holm": p}
-        discordant = (test.only_first + test.only_second) / test.n
-        power = {"detectable": minimum_detectable_difference(test.n, discordant)}
-        yield Comparison(**vars(test) | names | correct | power)
+    tests, pairs = [], {}
+    for index, (second, first, _, items) in enumerate(family):
+        after, before = ([run.right(of)[item] for of, item in items] for run in (second, first))
+        tests.append((compare_paired(before, after), sum(after), sum(before)))
+        old, new = (
+            {(of, item): bits for of in run.higher for item, bits in run.gold_bits(of, other).items()}
+            for run, other in ((first, second), (second, first))
+        )
+        if both := [item for item in items if item in old and item in new]:
+            pairs[index] = [old[item] for item in both], [new[item] for item in both]
+    means = compare_means([*pairs.values()])
+    holms = (holm([getattr(found, test) for found in means]) for test in ("p_value", "wilcoxon"))
+    of_bits = dict(zip(pairs, zip(means, *holms, strict=True), strict=True))
+    adjusted = holm([test.p_value for test, *_ in tests])
+    for index, (second, first, task, _) in enumerate(family):
+        test, correct_second, correct_first = tests[index]
+        names = {"second": second.name, "first": first.name, "task": task}
+        row = Comparison(
+            **vars(test) | names,
+            correct_second=correct_second,
+            correct_first=correct_first,
+            detectable=minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n),
+            p_holm=adjusted[index],
+            tests=len(family),
+        )
+        if index in of_bits:
+            mean, p, wilcoxon = of_bits[index]
+            corrected = {"p_holm": p, "wilcoxon_holm": wilcoxon, "tests": len(pairs)}
+            row = replace(row, bits=BitsComparison(**vars(mean) | names | corrected))
+        yield row
 
 
-def compare_two(root: Path, second: str, first: str) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Settings that differ, as (field, value of second, value of first); sentences of the paired tests."""
+def decided(comparisons: Sequence[Comparison]) -> str:
+    """How many pooled comparisons each measure decides, as a sentence; empty without any."""
+    pooled = [row for row in comparisons if row.task == POOLED]
+    rows: dict[str, Sequence[Comparison | BitsComparison]] = {
+        "accuracy decides {} of {} comparisons": pooled,
+        "bits per byte {} of {}": [row.bits for row in pooled if row.bits],
+    }
+    clear = {text: sum(row.verdict != UNDECIDED for row in found) for text, found in rows.items() if found}
+    texts = (text.format(count, len(rows[text])) for text, count in clear.items())
+    return f"{', '.join(texts)} (Holm, {ALPHA})" if pooled else ""
+
+
+def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells], list[str]]:
+    """Settings that differ, as (field, value of first, of second); rows of `HEADINGS`; what is to be said.
+
+    Both are folders of ours, or lm-eval's output, or one of each: then of tasks and items of ours. Raises a
+    `MathCptError` for what cannot be read, or has other items.
+    """
+
+    def read(log: Path | SampleLog) -> SampleLog:
+        return read_log(log, by_id=any(own)) if isinstance(log, Path) else log
+
+    outputs = [(path, *find_logs(path)) for path in (first, second)]
+    if not any(logs for _, logs, _ in outputs):
+        return _compare_two(first, second)
+    own = [{} if logs else read_own(verified(scored_folder(path))) for path, logs, _ in outputs]
+    a, b = (
+        dict[str, Path | SampleLog](logs or ours) for (_, logs, _), ours in zip(outputs, own, strict=True)
+    )
+    if first.is_file() and second.is_file() and len(a) == len(b) == 1:  # whatever the names of the tasks
+        b = dict(zip(a, b.values(), strict=True))
+    notes = [f"{task}: only in {'AB'[task in b]}; left out" for task in sorted({*a} ^ {*b})]
+    rows = compare_logs({task: (read(a[task]), read(b[task])) for task in a if task in b}, notes)
+    for name, (*_, older) in zip("AB", outputs, strict=True):
+        if older:
+            notes.append(f"{older} older logs in {name} left out; to choose them, give their results file")
+    return [], rows, [*notes, f"Holm p: over {len(rows)} tests."]
+
+
+def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
+    root = Path(os.path.commonpath([folder.parent for folder in folders]))
+    first, second = (folder.relative_to(root).as_posix() for folder in folders)
     runs = load_runs(root, [first, second])
     configs = (leaves(run.manifest.config) if run.manifest else {} for run in runs)
     # An empty section sets nothing: a config without it is not different.
     before, after = ({field: value for field, value in config.items() if value != {}} for config in configs)
     fields = [field for field in before | after if before.get(field) != after.get(field)]
-    settings = [(field, str(after.get(field, MISSING)), str(before.get(field, MISSING))) for field in fields]
-    scored = all(run.scores for run in runs)
-    return settings, [row.sentence for row in compare_runs(runs, [(second, first)])] if scored else []
+    settings: list[Cells] = [
+        (field, str(before.get(field, MISSING)), str(after.get(field, MISSING))) for field in fields
+    ]
+    tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
+    said = [sentence for row in tests[:1] for sentence in row.sentences]
+    return settings, rows_of(tests), said if settings else ["Same settings.", *said]
+
+
+def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """A row of `HEADINGS` for each test, with `first` as A."""
+    rows = []
+    for row in comparisons:
+        ends = (row.correct_first / row.n, row.correct_second / row.n)
+        rows.append(_cells(row.task, "accuracy", row, ends, row.p_holm))
+    for bits in (row.bits for row in comparisons if row.bits):
+        ends = (bits.mean_first, bits.mean_second)
+        rows.append(_cells(bits.task, "bits per byte", bits, ends, bits.p_holm))
+    return rows
+
+
+def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[str]) -> list[Cells]:
+    """A row of `HEADINGS` for each task, filter and metric of two sample logs; `notes` gets what is left out.
+
+    Metrics whose values are all 0 or 1 have the exact McNemar test, others the paired bootstrap, with
+    Wilcoxon's next to it; Holm's correction is over all. Raises `EvaluationError` for logs of other items.
+    """
+    values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    for task, (first, second) in logs.items():
+        both = _common_items(task, first, second, notes)
+        for key in first.metrics | second.metrics:
+            a, b = (log.metrics.get(key, {}) for log in (first, second))
+            found = [a.get(item, math.nan) for item in both], [b.get(item, math.nan) for item in both]
+            metric = key[1] if key[0] == "none" else f"{key[1]}, {key[0]}"
+            if all(map(math.isfinite, chain(*found))):
+                values[task, metric] = found
+            else:
+                notes.append(f"{task}, {metric}: not one number for each item of both; left out")
+    if not values:
+        raise EvaluationError(f"no metric to compare: {'; '.join(notes)}")
+    others = [key for key, found in values.items() if not {*chain(*found)} <= {0.0, 1.0}]
+    tests: dict[tuple[str, str], PairedComparison | PairedMeans] = {
+        key: compare_paired([x == 1 for x in a], [x == 1 for x in b])
+        for key, (a, b) in values.items()
+        if key not in others
+    }
+    tests |= zip(others, compare_means([values[key] for key in others]), strict=True)
+    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    ends = {key: (fmean(a), fmean(b)) for key, (a, b) in values.items()}
+    return [_cells(*key, tests[key], ends[key], adjusted[key]) for key in values]
+
+
+def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[str]) -> list[int | str]:
+    """Items of both logs, by number and hash; notes those that one lacks, and other prompts."""
+    both = [item for item in first.items if item in second.items]
+    other = [item for item in both if first.items[item].identity != second.items[item].identity]
+    if other or not both:
+        what = f"item {other[0]!r} is another" if other else "no item is one"
+        raise EvaluationError(f"{second.path}: {what} than in {first.path}; score both on the same data")
+    for name, log in ("A", first), ("B", second):
+        if left := len(log.items) - len(both):
+            notes.append(f"{task}: {left} items only in {name}; left out")
+    prompts = [(first.items[item].prompt, second.items[item].prompt) for item in both]
+    if others := sum(a != b for a, b in prompts if a and b):
+        notes.append(f"{task}: the prompts of {others} of {len(both)} items differ (shots, chat template)")
+    return both
+
+
+def _cells(
+    task: str, metric: str, test: PairedComparison | PairedMeans, ends: tuple[float, float], p_holm: float
+) -> Cells:
+    """The row of a test on two means."""
+    if isinstance(test, PairedMeans):
+        wilcoxon, counts, detectable = f"{test.wilcoxon:.4g}", "", test.detectable
+    else:
+        wilcoxon, counts = "", f"{test.only_first} : {test.only_second}"
+        detectable = minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n)
+    means = (str(test.n), *(f"{end:.4f}" for end in ends), f"{test.difference:+.4f}")
+    p = (f"{test.low:+.4f} to {test.high:+.4f}", f"{test.p_value:.4g}", f"{p_holm:.4g}")
+    return task, metric, *means, *p, wilcoxon, f"{detectable:.4f}".replace("nan", MISSING), counts

@@ -48,9 +48,9 @@ def seconds(value: float) -> str:
     return f"{value / size:.1f} {unit}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Format with `digits` decimals."""
-    return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "−")
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Format with `digits` decimals; with `sign`, a difference."""
+    return MISSING if value is None else f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
 WIDTH, HEIGHT = 440.0, 250.0

@@ -80,19 +80,29 @@ def print_report(out: Path, title: str) -> None:
     """Print the scores, pooled comparisons and path of the report in `out`; `ManifestError` if incomplete."""
     load_manifest(out, KIND)
     results = json.loads((out / "report.json").read_bytes())["results"]
-    table = Table("run", title=f"{title}: accuracy in % ± standard error")
-    for heading in (*results["tasks"], POOLED):
+    table = Table("run", title=f"{title}: accuracy in % ± standard error, bits per byte")
+    for heading in (*results["tasks"], *(f"{of}, higher" for of in results["in_both_forms"]), POOLED):
         table.add_column(heading, justify="right")
     for name, run in results["runs"].items():
         if run["scores"]:
-            scores = [*(run["scores"].get(task) or {} for task in results["tasks"]), run["total"]]
-            pairs = ([figures.points(s[key]) for key in ("accuracy", "stderr") if s] for s in scores)
-            table.add_row(name, *(" ± ".join(pair) or figures.MISSING for pair in pairs))
+            scores = [run["scores"].get(task) for task in results["tasks"]]
+            scores += [run["sets"].get(of) for of in results["in_both_forms"]]
+            table.add_row(name, *(_score_text(score) for score in (*scores, run["total"])))
     console = Console(markup=False)
     console.print(table)
     for row in _pooled(results["comparisons"]):
-        console.print(row["sentence"], highlight=False)
+        for found in filter(None, (row, row["bits"])):
+            console.print(found["sentence"], highlight=False)
+    if results["decided"]:
+        console.print(f"Over all tasks, {results['decided']}.", highlight=False)
     console.print(f"Report: {out / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+def _score_text(score: Mapping[str, Any] | None) -> str:
+    if not score:
+        return figures.MISSING
+    text = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
+    return text if score["bits_per_byte"] is None else f"{text}, {figures.number(score['bits_per_byte'])}"
 
 
 def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -116,7 +126,13 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
         score_plots=_score_plots(results),
         token_plot=_token_plot(runs),
         many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
-        difference_plot=_difference_plot(results["comparisons"]),
+        with_bits={
+            task for run in runs.values() for task, score in run["scores"].items() if score["bits_stderr"]
+        },
+        difference_plot=_difference_plot(results["comparisons"], "percentage points"),
+        bits_plot=_difference_plot(
+            [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
+        ),
         loss_plots=_loss_plots(runs),
         graph=graph,
     )
@@ -154,7 +170,7 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
     return plots
 
 
-def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
+def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:
     """Difference and interval of every comparison; of only the pooled ones if there are too many."""
     shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
     if not shown:
@@ -167,7 +183,7 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]]) -> Plot | None:
         rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
         ends += [low, high]
     title = "difference" if several else f"{shown[0]['second']} − {shown[0]['first']}"
-    return interval_plot(f"{title}, percentage points", rows, min(ends), max(ends))
+    return interval_plot(f"{title}, {unit}", rows, min(ends), max(ends))
 
 
 def _token_plot(runs: Mapping[str, Any]) -> Plot | None:

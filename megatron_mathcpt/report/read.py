@@ -4,8 +4,9 @@ A run's folder contains `metrics.jsonl` and a manifest; `hf/` and `evaluation/` 
 were converted and scored. Timings are in a file of their own, because results are the same after every rerun.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from megatron_mathcpt.report import figures
 
 # Minimum number of reasoning steps. The boundaries are ours: the study does not give those of its levels.
 _STEPS = (("up to 2 steps", 0), ("3 or 4 steps", 3), ("5 and more steps", 5))
-SUBSETS = ("primary school", "middle school", "high school", *(name for name, _ in _STEPS))
+_LEVELS = tuple(f"level {number}" for number in range(1, 6))
+_LANGUAGES = {"en": "English", "zh": "Chinese"}
+_STAGES = ("primary school", "middle school", "high school")
+SUBSETS = (*_STAGES, *(name for name, _ in _STEPS), *_LEVELS, *_LANGUAGES.values())
+FEW_SHOT = "_few_shot"  # a set NAME scored in two forms is the tasks NAME and NAME_few_shot
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
 
 
@@ -68,15 +73,36 @@ def _status(folder: Path, name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as far as it was trained and scored."""
+    """One run, as far as it was trained and scored. A set is a task, or two that are its two forms.
+
+    Of two forms the study counts the one with the higher accuracy, chosen after both are known. This favours
+    every run alike, and no test corrects for it. Bits per byte are zero-shot, unless only few-shot has them.
+    """
 
     name: str
     folder: Path
+    scored: Path  # folder of the evaluation
     manifest: Manifest | None  # None, with no metrics, for a model that was only scored
     metrics: tuple[MetricRow, ...]
     scores: dict[str, TaskScore]
     outcomes: dict[str, dict[str, bool]]  # by task: item id to correct, in the items' order
-    subsets: dict[str, dict[str, bool]]  # by school stage and difficulty: the same, over all tasks
+    bits: dict[str, dict[str, float]]  # by task: item id to bits per byte of the gold solution
+    higher: dict[str, str]  # by set: the form with the higher accuracy, or the only one
+    subsets: dict[str, list[tuple[str, str]]]  # (set, item id) by name of the subset
+
+    def right(self, of: str) -> dict[str, bool]:
+        """The outcomes that count for a set."""
+        return self.outcomes[self.higher[of]]
+
+    def gold_bits(self, of: str, other: "Run | None" = None) -> dict[str, float]:
+        """The bits per byte that count for a set, in a form that `other` has too; empty without any."""
+        both = [run.bits for run in (self, other or self)]
+        forms = (form for form in (of, of + FEW_SHOT) if all(bits.get(form) for bits in both))
+        return self.bits.get(next(forms, ""), {})
+
+
+def set_of(task: str) -> str:
+    return task.removesuffix(FEW_SHOT)
 
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
@@ -85,12 +111,13 @@ def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
     Raises a `MathCptError` naming what is incomplete or damaged, or two runs scored on different items.
     """
     runs = tuple(_load_run(root / name, name) for name in names)
-    for task in tasks_of(runs):
-        scored = [run for run in runs if task in run.scores]
-        for run in scored[1:]:
-            # Order matters too: paired tests match items by position.
-            if list(run.outcomes[task]) != list(scored[0].outcomes[task]):
-                path, other = (samples_path(found.folder / "evaluation", task) for found in (run, scored[0]))
+    seen: dict[str, tuple[Path, list[str]]] = {}
+    for run in runs:
+        for task, outcomes in run.outcomes.items():
+            # Order matters too: items are matched by position. Both forms of a set have the same items.
+            path, items = samples_path(run.scored, task), list(outcomes)
+            other, first = seen.setdefault(set_of(task), (path, items))
+            if items != first:
                 raise EvaluationError(f"{path}: other items than {other}; score both runs on the same data")
     return runs
 
@@ -100,34 +127,66 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
+def scored_folder(folder: Path) -> Path:
+    """Of a run's folder the evaluation below it; a folder that `mathcpt evaluate` wrote is one itself."""
+    alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
+    return folder if alone else folder / "evaluation"
+
+
+def verified(scored: Path) -> Path:
+    """The folder of an evaluation, after comparing its files with its manifest."""
+    verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
+    return scored
+
+
 def _load_run(folder: Path, name: str) -> Run:
-    scored, scores = folder / "evaluation", {}
-    if _is_scored(folder):
-        verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
-        scores = load_results(scored).tasks
+    scored = scored_folder(folder)
+    has_scores = scored == folder or _is_scored(folder)
+    scores = load_results(verified(scored)).tasks if has_scores else {}
     # A folder with neither is treated as a run, so that the error names its missing manifest.
-    trained = (folder / METRICS).exists() or not _is_scored(folder)
+    trained = (folder / METRICS).exists() or not has_scores
     load = evaluation_folder.load_first_answers
     answers = {task: load(scored, task, score) for task, score in scores.items()}
+    bits = {task: dict(_bits(rows, samples_path(scored, task))) for task, rows in answers.items()}
+    higher: dict[str, str] = {}
+    for task in sorted(scores, key=lambda task: task.endswith(FEW_SHOT)):  # zero-shot first, taken if equal
+        best = higher.setdefault(set_of(task), task)
+        higher[set_of(task)] = max(best, task, key=lambda form: scores[form].accuracy)
+    forms = {of: of if of in scores else form for of, form in higher.items()}
     return Run(
         name=name,
         folder=folder,
+        scored=scored,
         manifest=load_manifest(folder, "run") if trained else None,
         metrics=read_metrics(folder / METRICS) if trained else (),
         scores=scores,
         outcomes={task: {row.id: row.correct for row in rows} for task, rows in answers.items()},
-        subsets=_subsets(answers),
+        bits=bits,
+        higher=higher,
+        subsets=_subsets({of: (scores[form], answers[form]) for of, form in forms.items()}),
     )
 
 
-def _subsets(answers: dict[str, list[Sample]]) -> dict[str, dict[str, bool]]:
-    """Outcomes by school stage and by difficulty, of the items that have one."""
-    found: dict[str, dict[str, bool]] = {name: {} for name in SUBSETS}
-    for task, rows in answers.items():
+def _bits(rows: Sequence[Sample], path: Path) -> Iterator[tuple[str, float]]:
+    """Bits per byte of the items that have them: folders of older versions have none."""
+    for row in rows:
+        if not math.isfinite(row.gold_bits or 0.0):
+            raise EvaluationError(
+                f"{path}: gold_bits of item '{row.id}' is no number; evaluate the run again"
+            )
+        if row.gold_bits is not None and row.gold_bytes:
+            yield row.id, row.gold_bits / row.gold_bytes
+
+
+def _subsets(answers: dict[str, tuple[TaskScore, list[Sample]]]) -> dict[str, list[tuple[str, str]]]:
+    """Items by school stage, steps, level and language, of those that have one."""
+    found: dict[str, list[tuple[str, str]]] = {name: [] for name in SUBSETS}
+    for task, (score, rows) in answers.items():
         for row in rows:
-            if row.stage:
-                found[f"{row.stage} school"][f"{task} {row.id}"] = row.correct
-            if row.steps is not None:
-                subset = [name for name, least in _STEPS if row.steps >= least][-1]
-                found[subset][f"{task} {row.id}"] = row.correct
-    return {name: outcomes for name, outcomes in found.items() if outcomes}
+            steps = row.steps is not None and [name for name, least in _STEPS if row.steps >= least][-1]
+            level = f"level {str(row.level).removeprefix('Level ')}"
+            language = _LANGUAGES.get(row.language or score.language)
+            for name in (f"{row.stage} school", steps, level, language):
+                if name in found:
+                    found[name].append((task, row.id))
+    return {name: items for name, items in found.items() if items}

@@ -5,29 +5,31 @@ Shares are of 1, losses in nats per token.
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from pydantic import JsonValue
 
 from megatron_mathcpt.config.shape import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import Pair, compare_runs
+from megatron_mathcpt.report.comparison import Pair, compare_runs, decided
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
+from megatron_mathcpt.report.read import FEW_SHOT, SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
 MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
-_ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256"}
+_ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256", "shots"}
 ALL_RUNS_UP_TO = 4  # with more runs, an item shows only the two compared
 
 
@@ -43,9 +45,11 @@ def build_results(
     rows: dict[str, JsonValue] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
+        "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
+        "decided": decided(comparisons),
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
@@ -81,13 +85,21 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
     sources = counts.tokens_by_source if counts else {}
     hf = run.folder / "hf"  # a results folder may have been copied without the models
     converted = manifests.get(f"{run.name}/hf")
+    scores = {
+        task: _share([*run.outcomes[task].values()], run.bits[task].values())
+        | score.model_dump(include=_ABOUT_SCORE)
+        for task, score in run.scores.items()
+    }
     return {
-        "scores": {
-            task: _share(score.correct, score.n) | score.model_dump(include=_ABOUT_SCORE)
-            for task, score in run.scores.items()
+        "scores": scores,
+        # The form that counts; bits per byte are those of the zero-shot form.
+        "sets": {
+            of: scores[form] | {"form": form} | _bits(run.gold_bits(of).values())
+            for of, form in run.higher.items()
         },
-        "subsets": {name: _share(sum(found.values()), len(found)) for name, found in run.subsets.items()},
-        "total": _total(run.scores.values()) if run.scores else None,
+        "subsets": {name: _over(run, items) for name, items in run.subsets.items()},
+        "total": _total(run) if run.scores else None,
+        "answers": _answers(run.scores.values()) if run.scores else None,
         "steps": counts and counts.steps,
         "consumed_tokens": counts and counts.consumed_tokens,
         "mathematics_tokens": mathematics_tokens,
@@ -114,17 +126,52 @@ def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
     return {"train_loss": means, "validation_loss": thinned}
 
 
-def _total(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
-    """Accuracy over all items of all tasks, and the plain mean of the tasks' accuracies."""
-    correct, n, ungraded = (sum(getattr(s, field) for s in scores) for field in ("correct", "n", "ungraded"))
-    mean = sum(score.accuracy for score in scores) / len(scores)
-    return _share(correct, n) | {"ungraded": ungraded, "mean_of_tasks": mean}
+def _total(run: Run) -> dict[str, JsonValue]:
+    """Accuracy over all items of all sets, and the plain mean of the sets' accuracies."""
+    counted = [run.scores[form] for form in run.higher.values()]
+    items = [(of, item) for of in run.higher for item in run.right(of)]
+    mean = sum(score.accuracy for score in counted) / len(counted)
+    ungraded = sum(score.ungraded for score in counted)
+    return _over(run, items) | {"ungraded": ungraded, "mean_of_tasks": mean}
 
 
-def _share(correct: int, n: int) -> dict[str, JsonValue]:
+def _over(run: Run, items: Collection[tuple[str, str]]) -> dict[str, JsonValue]:
+    """The scores over some items of a run, as (set, id)."""
+    bits = (run.gold_bits(of).get(item) for of, item in items)
+    return _share([run.right(of)[item] for of, item in items], [found for found in bits if found is not None])
+
+
+def _answers(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
+    """How the answers of all tasks, in both forms, were found and look; None where no task counted it."""
+    methods = sum((Counter(score.methods) for score in scores), Counter())
+
+    def mean(field: str, of: str = "n", times: str | None = None) -> float | None:
+        known = [score for score in scores if getattr(score, field) is not None and getattr(score, of)]
+        total = sum(getattr(score, field) * (getattr(score, times) if times else 1) for score in known)
+        return total / sum(getattr(score, of) for score in known) if known else None
+
+    return {
+        "methods": dict(methods.most_common()),
+        "mean_tokens": mean("mean_tokens", times="n"),
+        "mean_thinking_tokens": mean("mean_thinking_tokens", times="n"),
+        "cut": mean("cut_outputs"),
+        "right_with_false_equation": mean("right_with_false_equation", of="correct"),
+    }
+
+
+def _share(right: Collection[bool], bits: Collection[float]) -> dict[str, JsonValue]:
+    """Accuracy with its error and interval, and bits per byte with theirs if there are any."""
+    correct, n = sum(right), len(right)
     low, high = wilson_interval(correct, n)
     error = _number(accuracy_standard_error(correct, n))
-    return {"n": n, "correct": correct, "accuracy": correct / n, "stderr": error, "low": low, "high": high}
+    counts = {"n": n, "correct": correct, "accuracy": correct / n, "stderr": error, "low": low, "high": high}
+    return counts | _bits(bits)
+
+
+def _bits(values: Collection[float]) -> dict[str, JsonValue]:
+    n = len(values)
+    error = float(np.std([*values], ddof=1)) / math.sqrt(n) if n > 1 else None
+    return {"bits_per_byte": sum(values) / n if n else None, "bits_stderr": error}
 
 
 def _number(value: float | None) -> float | None:
@@ -165,8 +212,8 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue
 
     @cache
     def answers(run: str, task: str) -> dict[str, Sample]:
-        folder, score = by_name[run].folder / "evaluation", by_name[run].scores[task]
-        return {row.id: row for row in load_first_answers(folder, task, score)}
+        found, form = by_name[run], by_name[run].higher[task]
+        return {row.id: row for row in load_first_answers(found.scored, form, found.scores[form])}
 
     chosen: list[JsonValue] = []
     for pair, task, kind, ids in cells:
@@ -174,7 +221,7 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue
         # By a hash of the id: nobody picks the items, and every rerun shows the same.
         ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
         for item in ids[: max(1, MAX_ITEMS // len(cells))]:
-            rows = {name: answers(name, task)[item] for name in names if task in by_name[name].scores}
+            rows = {name: answers(name, task)[item] for name in names if task in by_name[name].higher}
             any_row = next(iter(rows.values()))
             shown: dict[str, JsonValue] = {"pair": [*pair], "task": task, "kind": kind, "id": item}
             shown |= {"question": any_row.question, "gold": any_row.gold}
@@ -186,8 +233,8 @@ def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
     """Items of each task in common by which of the two runs is correct, as (task, kind, ids)."""
     kinds = {(True, False): f"only {second.name}", (False, True): f"only {first.name}"}
     kinds |= {(True, True): "both", (False, False): "neither"}
-    for task, after in second.outcomes.items():
-        before = first.outcomes.get(task, {})
+    for task in second.higher:
+        after, before = second.right(task), first.right(task) if task in first.higher else {}
         for outcome, kind in kinds.items():
             if ids := [item for item, right in before.items() if (after[item], right) == outcome]:
                 yield task, kind, ids

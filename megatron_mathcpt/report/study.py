@@ -1,7 +1,7 @@
 """Compare our runs with the figures that arXiv 2501.14002 published, and judge whether its results reproduce.
 
 published.yaml has the published figures. Scores are compared only on the study's public benchmark sets (GSM8K
-and MATH); a result is judged only by the Holm-corrected paired tests between our own runs.
+and MATH); a result is judged only by the Holm-corrected paired tests between our own runs, of either measure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,11 @@ from pydantic import Field, JsonValue
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import POOLED, Comparison, Pair
+from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison, Comparison, Pair
 from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
+_BY_WEIGHT = ("contradicted", "reproduced", UNDECIDED)
 
 
 class PublishedSet(Section):
@@ -75,7 +76,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
 
     def ours(run: str) -> list[JsonValue]:
         # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
-        scores = runs[run]["scores"] if run in runs else {}
+        scores = runs[run]["sets"] if run in runs else {}
         shown = ("accuracy", "stderr", "low", "high", "n")
         return [
             {name: score[name] for name in shown} | {"whole": score["n"] == found.items}
@@ -85,7 +86,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
         ]
 
     tables = [table for table in published.tables if any(row.run in runs for row in table.rows)]
-    scored = {task for run in runs.values() for task in run["scores"]}
+    scored = {task for run in runs.values() for task in run["sets"]}
     return {
         "sets": [found.model_dump() | {"ours": found.task in scored} for found in published.sets],
         "tables": [
@@ -97,9 +98,11 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
 
 
 def judge(
-    pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
-) -> dict[str, JsonValue]:
-    """Verdict of the comparisons on `pairs`, which the study claims to be (better, worse)."""
+    pairs: Sequence[Pair],
+    where: dict[str, tuple[str, ...]],
+    comparisons: Sequence[Comparison | BitsComparison],
+) -> dict[str, Any]:
+    """Verdict of one measure's comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
     for second, first in pairs:
@@ -108,7 +111,7 @@ def judge(
         found += [row for row in rows if row][:1]
     # One significant difference in the other direction is enough to contradict a result.
     better, worse = (sum(row.verdict == verdict for row in found) for verdict in ("better", "worse"))
-    verdict = "contradicted" if worse else "reproduced" if better == len(found) else "not distinguishable"
+    verdict = "contradicted" if worse else "reproduced" if better == len(found) else UNDECIDED
     counts = f"{better} of {len(found)} comparisons in the study's direction, {worse} in the opposite one"
     left_out = f"; {len(pairs) - len(found)} not run" if len(found) < len(pairs) else ""
     sentence = f"{verdict.capitalize()}: {counts}{left_out}."
@@ -117,8 +120,33 @@ def judge(
     return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
+def judge_by_both(
+    pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
+) -> dict[str, Any]:
+    """Verdict of both measures: contradicted if either contradicts, reproduced if either reproduces.
+
+    Without bits per byte in either run of each pair it is that of accuracy.
+    """
+    accuracy = judge(pairs, where, comparisons)
+    bits = judge(pairs, where, [row.bits for row in comparisons if row.bits])
+    if bits["verdict"] == "not tested":
+        return accuracy | {"accuracy": accuracy, "bits": None}
+    both = {"accuracy": str(accuracy["verdict"]), "bits per byte": str(bits["verdict"])}
+    verdict = min(both.values(), key=_BY_WEIGHT.index)
+    names = " and by ".join(name for name, said in both.items() if said == verdict)
+    sentence = f"{verdict.capitalize()} by {names}."
+    tests = [row for found in (accuracy, bits) for row in found["tests"]]
+    opposite = [row for row in comparisons if row.contradictory and row.sentence in tests]
+    if opposite or {*both.values()} == {"contradicted", "reproduced"}:
+        on = ", ".join(f"{row.second} against {row.first}" for row in opposite)
+        sentence += f" The two measures contradict each other{f' on {on}' if on else ''}."
+    return {"verdict": verdict, "sentence": sentence, "tests": tests, "accuracy": accuracy, "bits": bits}
+
+
 def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) -> dict[str, JsonValue]:
-    own, matched = (judge(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched))
+    own, matched = (
+        judge_by_both(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched)
+    )
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ
     for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens per run")):

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_mathcpt.errors import DataError, MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, store_manifest, write_manifest
-from megatron_mathcpt.report.comparison import compare_two
+from megatron_mathcpt.report.comparison import compare_outputs
 from megatron_mathcpt.report.page import print_report
 from megatron_mathcpt.report.read import finished_runs, list_runs
 from tests.support import report_folder
@@ -46,7 +46,11 @@ def test_scores_have_hand_worked_errors_and_intervals(
     assert shown[2].split("┃")[1:-1] == [" run   ", "  heldout_en ", " heldout_zh ", "  all tasks "]
     # pooled 12 + 5 of 40: 42.5 %, sqrt(0.425 * 0.575 / 39) = 0.07916
     assert shown[6] == "│ base2 │ 60.0 ± 11.2 │ 25.0 ± 9.9 │ 42.5 ± 7.9 │"
-    assert shown[8:] == [found["comparisons"][0]["sentence"], f"Report: {results / 'report' / 'index.html'}"]
+    assert shown[8:] == [
+        found["comparisons"][0]["sentence"],
+        "Over all tasks, accuracy decides 0 of 1 comparisons (Holm, 0.05).",
+        f"Report: {results / 'report' / 'index.html'}",
+    ]
 
 
 def test_paired_tests_pooled_and_by_task(results: Path) -> None:
@@ -198,9 +202,13 @@ def test_every_run_is_listed_with_its_state_and_finished_ones_are_the_default(re
 def test_settings_of_two_runs_are_compared(results: Path) -> None:
     for name, rate in (("base1", 1e-4), ("base2", 2e-4)):
         complete_again(results / name, {"optimizer": {"lr": rate, "clip_grad": 1.0}, "seed": 1})
-    settings, sentences = compare_two(results, *PAIR)
-    assert settings == [("optimizer.lr", "0.0002", "0.0001")]
-    assert sentences[1].startswith("base2 answers more than base1 on heldout_en")
+    settings, rows, said = compare_outputs(results / "base1", results / "base2")
+    assert settings == [("optimizer.lr", "0.0001", "0.0002")]
+    # 12 against 4 of 20, of which 9:1 differ
+    assert rows[1][:6] == ("heldout_en", "accuracy", "20", "0.2000", "0.6000", "+0.4000")
+    assert rows[1][7:9] == (f"{22 / 1024:.4g}", f"{44 / 1024:.4g}")
+    assert rows[1][-1] == "1 : 9"
+    assert said[0].startswith("base2 and base1 are not distinguishable: 17 against 9 of 40")
 
 
 def test_an_unknown_run_is_refused_and_runs_without_scores_still_have_a_page(results: Path) -> None:

@@ -46,8 +46,13 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
     return write_manifest(folder, "run", inputs=inputs, counts=counts.model_dump(), config={})
 
 
-def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]]) -> None:
-    """Write `hf/` and `evaluation/` of a run that got these items right."""
+def write_evaluation(
+    root: Path,
+    name: str,
+    tasks: Mapping[str, Sequence[bool]],
+    bits: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Write `hf/` and `evaluation/` of a run that got these items right, with bits per byte of its tasks."""
     hf = root / name / "hf"
     hf.mkdir(parents=True)
     converted = write_manifest(hf, "hf", inputs={}, counts={"max_abs_logit_difference": 1.5e-6}, config={})
@@ -57,11 +62,23 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
     for task, right in tasks.items():
         n, correct = len(right), sum(right)
         share = {"accuracy": correct / n, "stderr": accuracy_standard_error(correct, n)}
-        scores[task] = TaskScore(n=n, correct=correct, **share, data_sha256="0" * 64, language=task[-2:])
+        values = (bits or {}).get(task)
+        extra: dict[str, Any] = {"language": task[-2:]}
+        if values:  # as a new evaluation writes it
+            extra |= {"methods": {"box": correct, "none": n - correct}, "mean_tokens": 20.5, "cut_outputs": 2}
+            extra |= {"mean_thinking_tokens": 0.0, "right_with_false_equation": 1}
+        scores[task] = TaskScore(n=n, correct=correct, **share, data_sha256="0" * 64, **extra)
         samples[task] = [
             Sample(
-                **{"id": f"{task}-{item}", "correct": ok, "gold": "12", "steps": 2 + item % 5},
+                **{
+                    "id": f"{task.removesuffix('_few_shot')}-{item}",
+                    "correct": ok,
+                    "gold": "12",
+                    "steps": 2 + item % 5,
+                },
                 **{"verdict": "equal" if ok else "different", "extracted": "12" if ok else None},
+                **({"gold_bits": values[item] * (8 + item), "gold_bytes": 8 + item} if values else {}),
+                **({"level": 1 + item % 5} if task.startswith("math") else {}),
                 stage="high" if item % 2 else "middle",
                 question=f"小明有 {item} 个苹果 <script>alert({item})</script>?",
                 output=f" {name} writes: 5 + 7 = 12 & so on.\nThe answer is 12.",
@@ -72,8 +89,15 @@ def write_evaluation(root: Path, name: str, tasks: Mapping[str, Sequence[bool]])
     evaluation_folder.write_evaluation(folder, results, samples, inputs=inputs, config={})
 
 
-def write_results(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]]) -> Path:
-    """Write a corpus, a synthesis, a base, and a run for each name, with these items of its tasks right."""
+def write_results(
+    root: Path,
+    right: Mapping[str, Mapping[str, Sequence[bool]]],
+    bits: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> Path:
+    """Write a corpus, a synthesis, a base, and a run for each name, with these items of its tasks right.
+
+    `bits` are the bits per byte of each item, by run and task.
+    """
     sources = {pool: {"read": 100, "kept": 91, "dropped": {"too_short": 5, "duplicate": 4}} for pool in POOLS}
     part = {"train": {"documents": 86, "tokens": 51234}, "validation": {"documents": 5, "tokens": 2710}}
     method = {"outcomes": 100, "accepted": 85, "rejected": {"check": 15}, "records": 85, "tokens": 34000}
@@ -90,7 +114,7 @@ def write_results(root: Path, right: Mapping[str, Mapping[str, Sequence[bool]]])
     for name, tasks in right.items():
         if name != "base":
             write_run(root, name, {"corpus": corpus, "init": base})
-        write_evaluation(root, name, tasks)
+        write_evaluation(root, name, tasks, (bits or {}).get(name))
     return root
 
 
