@@ -231,7 +231,7 @@ def test_a_model_without_a_template_is_refused_before_anything_is_generated(
     model_folder: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"chat": True})
-    with pytest.raises(EvaluationError, match=r"chat template cannot be applied \(.*\); leave out --chat"):
+    with pytest.raises(EvaluationError, match="no chat template; leave out chat"):
         evaluate(model_folder, files, config, tmp_path / "out")
     assert not (tmp_path / "out/responses.jsonl").exists()
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
