@@ -27,24 +27,29 @@ _THOUGHT = re.compile(
     r"|<\|begin_of_thought\|>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>",
     re.IGNORECASE,
 )
-_END = re.compile(r"<\|(?:endoftext|end_of_text|eot_id|im_end|end)\|>|<end_of_turn>|</s>|<eos>", re.IGNORECASE)
+_END = re.compile(
+    r"<\|(?:endoftext|end_of_text|eot_id|im_end|end)\|>|<end_of_turn>|</s>|<eos>", re.IGNORECASE
+)
 # Where a base model starts the next question. Only at the start of a line, so prose is never cut.
 _NEXT_QUESTION = re.compile(
-    r"\n[^\S\n]*+(?:[#*]{1,4}+\s*+)?+(?:(?:Question|Problem|Exercise|Example|问题|题目|例题|例|【题目】|【问题】)"
+    r"\n[^\S\n]*+(?:[#*]{1,4}+\s*+)?+(?:(?:Question|Problem|Exercise|Example|问题|题目|例题|例|【题目】"
+    r"|【问题】)"
     r"\s*+\d*+\s*+(?:\*\*\s*+)?+[:：.、]|Q\s*+\d*+\s*+[:：])",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*+")
 _BARE = re.compile(r"[^\s$\\,.]+")  # `\boxed 5` is read too
-# All that stands between two boxes of one answer: conjunctions, names of unknowns, numbers of blanks.
+# All that may be between two boxes of one answer: conjunctions, names of unknowns, numbers of blanks.
 _JOINED = re.compile(
-    r"(?:[\s$,;:，；：、。&*~{}]|\\[\\\s,;:!()\[\]]|\\q?quad\b|\\(?:text|mbox|textrm|mathrm)\b|(?:and|or|as well as)\b"
+    r"(?:[\s$,;:，；：、。&*~{}]|\\[\\\s,;:!()\[\]]|\\q?quad\b|\\(?:text|mbox|textrm|mathrm)\b|(?:and"
+    r"|or|as well as)\b"
     r"|或者?|和|与|以及|及|第[一二三四]空[是为填]?|[(（][\da-d①-⑨][)）]|[A-Za-z](?:_\{?\w\}?)?\s*=)*+"
 )
 _NOT_BOX = re.compile(r"(?:\bnot|\bthan|instead of|不是|而非|并非)[\s$\\(*]*$")
 _PHRASE = {
     "en": re.compile(
-        r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?(?:\s++(?:should|must|would|will|therefore|thus"
+        r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?(?:\s++(?:should|must|would|will"
+        r"|therefore|thus"
         r"|then|now|has\s++to|turns\s++out\s++to|comes\s++out\s++to))*+\s*+(?:\*\*\s*+)?+"
         r"(?:is|are|be|equals|:|=)(?!\s++not\b)(?:\s*+:)?\s*+(?:\*\*)?|####",
         re.IGNORECASE,
@@ -56,41 +61,48 @@ _PHRASE = {
 }
 # One answer sentence after another, without a word of correction.
 _IDLING = re.compile(
-    r"(?!.{0,200}?\b(?:no|not|wait|actually|sorry)\b|.{0,200}?[不错]|.{0,200}?等等)(?=\s*+\S)(?:[^\n.。]|\.(?=\S))*+[.。\n]++\s*+"
+    r"(?!.{0,200}?\b(?:no|not|wait|actually|sorry)\b|.{0,200}?[不错]"
+    r"|.{0,200}?等等)(?=\s*+\S)(?:[^\n.。]|\.(?=\S))*+[.。\n]++\s*+"
     r"(?:(?:so|thus|therefore|hence|the|final|correct|所以|故|最终|,)\s*+)*+",
     re.IGNORECASE | re.DOTALL,
 )
 # A reason after an answer, often in brackets, is no part of it.
 _REASON = re.compile(
-    r"(?<=[\w$%)}\]°*])\s*+(?:[(（]\s*+(?:(?:since|because|as|so|i\.e\.|that is|not|check|from|by|which|about|"
+    r"(?<=[\w$%)}\]°*])\s*+(?:[(（]\s*+(?:(?:since|because|as|so|i\.e\.|that is|not|check|from|by|which"
+    r"|about|"
     r"approximately)\b|因为|由于|即|约|[≈=])|[,，]?\s*+(?:\b(?:since|because|as(?! well))\b|因为|由于)"
     r"|[,，]\s*+(?:(?:so|not|which)\b|不是|而不是)).*",
     re.IGNORECASE | re.DOTALL,
 )
 _SPAN = (
-    r"\$\$[^$]{1,400}\$\$|\\\([^\n]{1,400}?\\\)|\\\[.{1,600}?\\\]"
+    r"\$\$[^$]{1,400}\$\$|\\\([^\n]{1,400}?\\\)|\\\[.{1,600}?\\\]|\$(?=\S)[^$]{1,300}(?<=\S)\$(?!\d)"
     r"|\$(?:[^$\nA-Za-z\\]|\\[A-Za-z]++(?:\{[^{}$]*+\})?|\\.|[A-Za-z]{1,2}+(?![A-Za-z])){1,400}+\$(?!\d)"
 )
 _OPERAND = r"[\s$]*+(?:[\d\\({\[√π]|[-−+±](?=[\d\\(√π])|[A-Za-z](?:_\w)?\s*+[=<>≤≥])"
+_JOINT = "and|or|to|over|out of|times|plus|minus|choose|和|或者?|与|比"
 # A mathematical expression, or several that are joined, in or out of dollar signs.
 _EXPRESSION = re.compile(
-    r"(?<![A-Za-z0-9_^/*+\-−.\\])(?:(?P<minus>minus|negative|负|零下)\s*+|(?:plus or minus|(?:square |cube )?root of|根号)\s*+)?+"
-    rf"(?P<value>(?:{_SPAN}|\\(?:text|mathrm|mbox|textbf|operatorname|begin|end)\s*+\{{[^{{}}]*+\}}|\\[A-Za-z]++|\\."
-    r"|(?:\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+|(?<!\d)\.\d++)(?:(?!(?:st|nd|rd|th)\b)[A-Za-z]{1,3}+(?![A-Za-z]))?+"
+    r"(?<![A-Za-z0-9_^/*+\-−.\\])(?:(?P<minus>minus|negative|负|零下)\s*+|(?:plus or minus|(?:square "
+    r"|cube )?root of|根号)\s*+)?+"
+    rf"(?P<value>(?:{_SPAN}|\\(?:text|mathrm|mbox|textbf|operatorname|begin|end)\s*+\{{[^{{}}]*+\}}"
+    rf"|\\[A-Za-z]++|\\."
+    r"|(?:\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+|(?<!\d)\.\d++)(?:(?!(?:st|nd|rd"
+    r"|th)\b)[A-Za-z]{1,3}+(?![A-Za-z]))?+"
     r"(?:[万亿]|[千百](?![米克瓦]))*+"
     r"|(?<![A-Za-z])(?:sqrt|sin|cos|tan|log|ln|pi|[A-Za-z]'*+|[A-Z]{2,3}(?=\s?[\^_=<>≤≥]))(?![A-Za-z'’])"
     r"|[-+−–*/×÷·^_=<>≤≥≠≈±√π∞°%!|(){}\[\]∈∪∩¥￥€£…&]|\.{3}|:(?!\s)|(?<=\s):|\$(?=[\d.-])"
     r"|[一二三四五六七八九十百千万]++分之[一二三四五六七八九十百千万]++"
     r"|[ \t]++(?=[-+−*/×÷·^=<>≤≥≠≈±√π∞\\(\[{}\])|:\d∈∪∩&$]|[A-Za-z](?![A-Za-z'’]))"
     rf"|\s*+[,;，；、](?={_OPERAND})"
-    rf"|\s*+(?:[,，]\s*+)?(?:and|or|to|over|out of|times|plus|minus|choose|和|或者?|与|比)(?={_OPERAND}))++)"
-    r"(?:\s*+(?:million|billion|thousand|hundred|dozen|percent|per cent|squared|cubed|factorial)\b)*+",
+    rf"|\s*+(?:[,，]\s*+)?(?:{_JOINT})(?={_OPERAND}))++)"
+    r"(?:\s*+(?:million|billion|thousand|hundred|percent|per cent|squared|cubed|factorial)\b)*+",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[,;]\s++|[，；、]|\s(?:and|or)\s|或者?|和|与")
 # What an equation between numbers has on its left, apart from signs.
 _ARITHMETIC = re.compile(
-    r"\\(?:times|cdot|div|[dt]?frac|left|right|sqrt|binom|pi|text\s*\{[^{}]*\}|[^A-Za-z])|times|plus|minus|over|sqrt"
+    r"\\(?:times|cdot|div|[dt]?frac|left|right|sqrt|binom|choose|pi|text\s*\{[^{}]*\}|[^A-Za-z])|times"
+    r"|plus|minus|over|sqrt|(?<=[\d%)\s])x(?=\s*[\d$.])"
 )
 _LONGEST = 4000  # characters of a sentence with the answer, twice what can be graded
 _MOST = 200  # answer sentences that are looked at
@@ -205,7 +217,9 @@ def _number_in(phrase: str) -> str:
         return phrase
     first = _EXPRESSION.match(phrase)  # 72 clips in 2 months; but not 5 apples and 3 pears
     if first and (value := _value(first)):
-        more = re.match(r"[^\d,;，；。]*(?:[,;，；]|\b(?:and|or|plus)\b|[和或与])[^\d]*\d", phrase[first.end() :])
+        more = re.match(
+            r"[^\d,;，；。]*(?:[,;，；]|\b(?:and|or|plus)\b|[和或与])[^\d]*\d", phrase[first.end() :]
+        )
         return phrase if more else value
     return _last_expression(phrase) or phrase
 
@@ -235,10 +249,11 @@ def _value(found: re.Match[str]) -> str:
         text = "-" + text[len(found["minus"]) :].strip()
     if not line.strip():
         text = re.sub(r"^[-*–]\s+", "", text)  # a bullet
+    text = re.sub(rf"^(?:,\s*)?(?:{_JOINT})\s*", "", text, flags=re.IGNORECASE)
     text = _bare(re.sub(r"^–\s+|^[A-Za-z]\s+(?=[\d$\\(])|\s+[aAI]$", "", text))
     last = _SEPARATOR.split(text)[-1]
-    left, equals, right = re.sub("≈|\\\\approx", "=", last).rpartition("=")
-    if equals and not re.search(r"[A-Za-z\\<>≤≥]", _ARITHMETIC.sub("", left)):
+    *_, left, right = ["", "", *re.split(r"=|≈|\\approx", last)]  # of a chain, the side before the last one
+    if last != right and not re.search(r"[A-Za-z\\<>≤≥]", _ARITHMETIC.sub("", left)):
         text = _bare(right)
     return text if re.search(r"\d|\\[A-Za-z]|[π∞√=<>]|分之", text) else ""
 
@@ -249,6 +264,12 @@ def _bare(text: str) -> str:
         text = text.lstrip(" \t\n=:*/,;|)}]&").rstrip(" \t\n-+*/=<>:,;|^_&([{!\\")
         text = text.removeprefix("\\)").removeprefix("\\]")
         surplus = sum(map(text.count, "([{")) - sum(map(text.count, ")]}"))
-        text = text[1:] if surplus > 0 and text[0] in "([{" else text[:-1] if surplus < 0 and text[-1:] in (*")]}",) else text
+        text = (
+            text[1:]
+            if surplus > 0 and text[0] in "([{"
+            else text[:-1]
+            if surplus < 0 and text[-1:] in (*")]}",)
+            else text
+        )
         text = text[:-1] if text.count("$") % 2 and text.endswith("$") else text
     return text

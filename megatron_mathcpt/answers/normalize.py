@@ -187,7 +187,8 @@ _REWRITES = (
 )
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 _REPEATING = re.compile(
-    r"(\d{1,20})\.(\d{0,20})(?:\\(?:overline|dot|bar)\s*\{(\d{1,20})\}(?!\d)|(\\dot\s*\{\d\}\d{0,20}\\dot\s*\{\d\}))"
+    r"(\d{1,20})\.(\d{0,20})(?:\\(?:overline|dot|bar)\s*\{(\d{1,20})\}(?!\d)"
+    r"|(\\dot\s*\{\d\}\d{0,20}\\dot\s*\{\d\}))"
 )
 # A brace over equations is a list of them.
 _SYSTEM = re.compile(
@@ -196,14 +197,16 @@ _SYSTEM = re.compile(
     re.DOTALL,
 )
 _WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|boldsymbol|boxed|fbox|ensuremath)"
+    r"\\(?:text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|boldsymbol|boxed"
+    r"|fbox|ensuremath)"
     r"\s*\{([^{}]*)\}"
 )
 _PREFIX = re.compile(
     r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or)[A-Za-z]{2})|final|correct|answers?|"
     r"is|are|:|it's|it is|about|approximately|roughly|exactly|equals?|equal to|we (?:get|have|find)|"
     r"solutions?|values? of)(?![A-Za-z])\s*,?\s*|"
-    r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的|是|为|等于|"
+    r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
+    r"|是|为|等于|"
     r"共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
     r"[:=]\s*)",
     re.IGNORECASE,

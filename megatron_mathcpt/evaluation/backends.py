@@ -255,9 +255,7 @@ def _load_hf(folder: Path, config: EvaluationConfig) -> "TemplateLM":
     lm = HfLM(str(folder), device=device, dtype=dtype, batch_size=config.batch_size, **only)
     # The folder's own sampling settings, such as a repetition penalty, would act on greedy answers too.
     ends = sorted(end_tokens(folder) | {lm.eot_token_id})
-    cache = (
-        None if on_gpu() else "static"
-    )  # the growing one is copied at every step: 3 times the time
+    cache = None if on_gpu() else "static"  # the growing one is copied at every step: 3 times the time
     lm.model.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=ends[0], cache_implementation=cache
     )

@@ -1,0 +1,100 @@
+"""Find false equations between numbers in a model's output: a right answer may come from wrong arithmetic.
+
+Only what is written with digits, operators and brackets is judged, exactly, as fractions. A side next to a
+letter, a root or another unread sign is passed over. Nothing is executed; the time is linear in the output.
+"""
+
+import re
+from fractions import Fraction
+from itertools import pairwise
+
+from megatron_mathcpt.answers.expression import NotAnExpression, OutOfSteps, parse_expression
+from megatron_mathcpt.answers.value import Undefined, evaluate
+
+_LONGEST = 120  # characters of a side
+_MOST_DIGITS = 15
+_SPELLINGS = (
+    (r"\\[dt]?frac\s*+\{\s*+(-?[\d.,]{1,15})\s*+\}\s*+\{\s*+([\d.,]{1,15})\s*+\}", r"((\1)/(\2))"),
+    (r"\^\{(\d{1,3})\}", r"^\1"),
+    (r"\\times|\\cdot|×|·|(?<=[\d)]) ?[xX] ?(?=[\d(])", "*"),
+    (r"\\div|÷", "/"),
+    (r"[−–]", "-"),
+    (r",?\\!", ""),
+    (r"\\%", "%"),
+    (r"\\approx", "≈"),
+    (r"\\(?:left|right|[,!;$])|[$¥￥€£&]", " "),
+    (r"<<|>>", ";"),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+)
+_RUN = re.compile(r"(?:[\d+\-*/^()%=≈ \t]|\.(?=\d))++")
+# Words around an equation that belong to it: 20% of 50 = 10, 13 = 2 times 6 plus 1, 7 = 2 remainder 1.
+_PART = re.compile(
+    r"(?:[A-Za-z]|of|times|plus|minus|over|per|log|ln|sin|cos|tan|mod|choose|to|hundred|thousand|million|billion"
+    r"|dozen|percent|remainder|and|余|分之|的|千|万|亿|倍|\\\\.*)",
+    re.IGNORECASE,
+)
+_WORD_BEFORE, _WORD_AFTER = re.compile(r"(?:\\?[A-Za-z]+|[一-鿿])$"), re.compile(r"[A-Za-z]+|[一-鿿]+")
+
+
+def false_equations(text: str) -> list[str]:
+    """The false ones of the equations in `text`, as read. A side may be rounded to the digits that it has."""
+    found = []
+    for pattern, sign in _SPELLINGS:
+        text = re.sub(pattern, sign, text)
+    for run in _RUN.finditer(text):
+        if "=" in run[0] or "≈" in run[0]:
+            before, after = text[max(0, run.start() - 20) : run.start()], text[run.end() : run.end() + 20]
+            found += _false_in(run[0], before.rpartition("\n")[2], after.partition("\n")[0])
+    return found
+
+
+def _false_in(run: str, before: str, after: str) -> list[str]:
+    if run.strip()[:1] == "(" and run.strip()[-1:] == ")" and run.count("(") == run.count(")") == 1:
+        run, before, after = run.strip()[1:-1], "", ""  # the equation is in brackets
+    sides = [side.strip() for side in re.split(r"[=≈]", run)]
+    values = [_value(side) for side in sides]
+    if sides[0] and (sides[0][0] in "+-*/^)%" or not _is_apart(before, run[:1] == " ", _WORD_BEFORE)):
+        values[0] = None
+    if sides[-1] and (sides[-1][-1] in "+-*/^(" or not _is_apart(after, run[-1:] == " ", _WORD_AFTER)):
+        values[-1] = None
+    found = []
+    for (left, first), (right, second) in pairwise(zip(sides, values, strict=True)):
+        if first is None or second is None or _agrees(first, second, right) or _agrees(second, first, left):
+            continue
+        found.append(f"{left} = {right}")
+    return found
+
+
+def _is_apart(text: str, spaced: bool, word: re.Pattern[str]) -> bool:
+    """Whether the text next to an equation is no part of it: prose, a mark of its end, nothing."""
+    if found := word.search(text) if word is _WORD_BEFORE else word.match(text):
+        return (spaced or found[0][0] > "z") and not _PART.fullmatch(found[0])
+    if re.match(r"[.,][\\\d(]", text):  # a repeating decimal, a list
+        return False
+    return not text or (text[-1] if word is _WORD_BEFORE else text[0]) not in "\\^_{}!|'√<>≤≥°:/[]~@"
+
+
+def _value(side: str) -> Fraction | None:
+    if (
+        not side
+        or len(side) > _LONGEST
+        or re.search(rf"\d{{{_MOST_DIGITS + 1}}}|\d\s+\d|\d\s*\(\(|\^.*\^|\^\d{{3}}", side)
+    ):
+        return None
+    try:
+        text = re.sub(r"(\d+(?:\.\d+)?|\.\d+)%", r"(\1/100)", side).replace("*", "\\cdot ")
+        value = evaluate(parse_expression(text))
+    except (NotAnExpression, OutOfSteps, Undefined):
+        return None
+    return value if isinstance(value, Fraction) else None
+
+
+def _agrees(exact: Fraction, written: Fraction, side: str) -> bool:
+    """Whether `written`, the value of `side`, is `exact`, in percent, or rounded or cut to its decimals."""
+    number = re.fullmatch(r"[-(]*\d*\.(\d+)(%?)\)*", side)
+    unit = Fraction(1, 10 ** (len(number[1]) + 2 * bool(number[2]))) if number else Fraction(0)
+    for scale in (1, 100, Fraction(1, 100)) if "%" in side else (1,):
+        more = abs(exact * scale) - abs(written)  # as large as the decimals that were cut
+        if exact * scale == written or (exact * written >= 0 and -unit / 2 <= more < unit and unit):
+            return True
+    return False

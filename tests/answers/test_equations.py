@@ -1,0 +1,54 @@
+"""False equations between numbers: what is judged, what is rounded, what is passed over."""
+
+import time
+
+import pytest
+
+from megatron_mathcpt.answers.equations import false_equations
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("So 2 + 3 = 6 apples.", ["2 + 3 = 6"]),
+        ("36 / 3 = 6", ["36 / 3 = 6"]),
+        ("He pays <<48/2=25>>25 dollars", ["48/2 = 25"]),
+        (r"$3 \times 4 = 13$", ["3 * 4 = 13"]),
+        ("10/3 = 3.4", ["10/3 = 3.4"]),
+        ("5-2=3=4", ["3 = 4"]),
+        ("so 3 x 5 = 16 apples", ["3*5 = 16"]),
+        ("共有3+4=8个", ["3+4 = 8"]),
+        ("(3+4=8)", ["3+4 = 8"]),
+        ("1,000 + 1 = 1,002", ["1000 + 1 = 1002"]),
+        (r"\frac{1}{2}+\frac{1}{3}=\frac{2}{5}", ["((1)/(2))+((1)/(3)) = ((2)/(5))"]),
+        ("100 – 90 = 20 pots", ["100 - 90 = 20"]),
+    ],
+)
+def test_false_equations_are_found(text: str, expected: list[str]) -> None:
+    assert false_equations(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2+3=5, so $4 + $5 = $9 and 1,000 + 1 = 1,001.",
+        "10/3 = 3.33, 2/3 = 0.67, 2/3 = 0.66",  # rounded, or cut off
+        r"1/3 \approx 0.33 and 1/3 = 33.3\%",
+        r"\frac{1}{2}+\frac{1}{3}=\frac{5}{6} = 0.8\overline{3}",
+        "2^2=4 and 2*(3+4)=14 and 3 - (-2) = 5",
+        "x + 2 = 5, 2x = 4, 5! = 120, f(3) = 7, y^2 = 4",  # not numbers alone
+        "20% of 50 = 10, 13 = 2 times 6 plus 1, 7/3 = 2 remainder 1",
+        r"1 \star 2 = 3 and 1\frac{1}{4} = \frac{5}{4}",
+        "20/100=20%, 50% = 0.5",
+        "1/0 = 5, 2 3 = 6, 9^999 = 1",
+    ],
+)
+def test_true_and_unread_equations_are_passed_over(text: str) -> None:
+    assert false_equations(text) == []
+
+
+def test_hostile_texts_take_linear_time() -> None:
+    for text in ("(" * 10**5, "1=2" * 30_000, "1+" * 50_000, "\\frac{1}{" * 20_000, "= " * 50_000):
+        start = time.process_time()
+        false_equations(text)
+        assert time.process_time() - start < 5
