@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import chain
 
-from megatron_mathcpt.answers import region
+from megatron_mathcpt.answers import forms, region
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression, spend
 from megatron_mathcpt.answers.normalize import is_words, same_time, same_words
+from megatron_mathcpt.answers.piecewise import same_cases
 from megatron_mathcpt.answers.units import Unit, split_unit
 from megatron_mathcpt.answers.value import same_curve, same_value
 
 UNDECIDED = "value too large or undefined"
-Rule = Callable[[str, str], bool | None]
+Rule = Callable[[str, str], forms.Reduced]
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 # At the end of an answer: the set of the values of its parameter.
 _PARAMETER = re.compile(
@@ -29,16 +30,25 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
     first, second = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text) for text in (gold, prediction))
     if first == second:
         return True, "same text"
+    gold, prediction = (
+        forms.named(forms.abbreviated(*pair)) for pair in ((gold, prediction), (prediction, gold))
+    )
     # The first rule that decides wins, so special notations come before the general ones that would misread
     # them: (1)(3) as a product, 4:30 as a ratio, 3 < x < 5 as an equation.
     rules: list[tuple[str, Rule]] = [
         ("alternatives", _alternatives),
+        ("approximation", forms.approximations),
+        ("label", forms.labelled),
         ("parameter", _families),
         ("clock time", same_time),
-        ("statements", _statements),
+        ("statements", forms.statements),
         ("words", _words),
         ("region", _regions),
+        ("congruence", forms.congruences),
+        ("cases", same_cases),
+        ("determinant", forms.determinants),
         ("matrix", _matrices),
+        ("mixed number", forms.mixed_numbers),
         ("list", lambda a, b: _lists(a, b, ordered=ordered)),
         ("group", _groups),
         ("ratio", _ratios),
@@ -46,7 +56,10 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         ("value", _quantities),
     ]
     for name, rule in rules:
-        if (verdict := rule(gold, prediction)) is not None:
+        verdict = rule(gold, prediction)
+        if isinstance(verdict, tuple):
+            return same(*verdict), name
+        if verdict is not None:
             return verdict, name
     parsed = all(_parse(split_unit(text)[0]) for text in (gold, prediction))
     return None, UNDECIDED if parsed else "outside the rules"
@@ -107,13 +120,6 @@ def _ratios(gold: str, prediction: str) -> bool | None:
     return _all(same_value(Node("multiply", (a, two)), Node("multiply", (b, one))) for a, b in nodes)
 
 
-def _statements(gold: str, prediction: str) -> bool | None:
-    # Numbers of true statements, (1)(3), are a set, not a product.
-    if not any(re.fullmatch(r"(?:\(\d{1,2}\)[\s,;和与]*){2,}", text) for text in (gold, prediction)):
-        return None
-    return set(re.findall(r"\d+", gold)) == set(re.findall(r"\d+", prediction))
-
-
 def _words(gold: str, prediction: str) -> bool | None:
     first, second = is_words(gold), is_words(prediction)
     if first and second:
@@ -138,7 +144,8 @@ def _matrices(gold: str, prediction: str) -> bool | None:
         return None
     one, two = first or _as_rows(gold), second or _as_rows(prediction)
     if not one or not two:
-        return False if region.read_group(gold) or region.read_group(prediction) else None
+        other = gold if first is None else prediction
+        return False if region.read_group(other) or _parse(split_unit(other)[0]) else None
     shapes = [[len(row) for row in rows] for rows in (one, two)]
     # A vector may be written as a point, so a row may be compared with a column.
     vectors = (first is None or second is None) and all(len(n) == 1 or set(n) == {1} for n in shapes)
@@ -238,6 +245,8 @@ def _groups(gold: str, prediction: str) -> bool | None:
         return same(gold if first else equation.right, equation.right if first else prediction)
     if group.is_set and len(group.items) == 1:
         return same(group.items[0], other)
+    if binomial := re.fullmatch(r"C\((\d+),(\d+)\)", prediction if second else gold):
+        return same(f"\\binom{{{binomial[1]}}}{{{binomial[2]}}}", other)
     return False if _parse(other) else None
 
 

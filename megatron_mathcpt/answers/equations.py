@@ -29,7 +29,8 @@ _SPELLINGS = (
 _RUN = re.compile(r"(?:[\d+\-*/^()%=≈ \t]|\.(?=\d))++")
 # Words around an equation that belong to it: 20% of 50 = 10, 13 = 2 times 6 plus 1, 7 = 2 remainder 1.
 _PART = re.compile(
-    r"(?:[A-Za-z]|of|times|plus|minus|over|per|log|ln|sin|cos|tan|mod|choose|to|hundred|thousand|million|billion"
+    r"(?:[A-Za-z]|of|times|plus|minus|over|per|log|ln|sin|cos|tan|mod|choose|to|hundred|thousand"
+    r"|million|billion"
     r"|dozen|percent|remainder|and|余|分之|的|千|万|亿|倍|\\\\.*)",
     re.IGNORECASE,
 )

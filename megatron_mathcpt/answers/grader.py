@@ -5,7 +5,8 @@ our rules count their steps (`expression.spend`), and math-verify's process is k
 What meets a limit is ungraded, and the reason names the limit.
 
 Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be omitted
-but must not differ; 50% is 0.5, 12% is not 12; blanks are ordered, solutions are not; expansions are equal.
+but must not differ; 50% is 0.5, 12% is not 12, but for a question that asks for a percentage (type number,
+and 12 is the gold answer); blanks are ordered, solutions are not; expansions are equal.
 What our rules leave undecided goes to math-verify, in a subprocess that is killed if it takes too long.
 """
 
@@ -57,8 +58,8 @@ def grade(gold: str, prediction: str, kind: str = "auto") -> Verdict:
     limit = STEPS.set([MAX_STEPS])
     try:
         return _compare(gold, prediction, kind)
-    except OutOfSteps:
-        return Verdict(None, f"not decided in {MAX_STEPS} steps")
+    except OutOfSteps as error:
+        return Verdict(None, str(error) or f"not decided in {MAX_STEPS} steps")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # No way to this is known; but one odd output must not end a whole evaluation.
         return Verdict(None, f"cannot be compared ({type(error).__name__})")
@@ -79,10 +80,16 @@ def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911
     # Letters in this order are several choices, or the name of a segment: only letters make it a choice.
     if kind == "auto" and re.fullmatch(r"A?B?C?D?E?F?", first) and min(len(first), len(letters)) > 1:
         return Verdict(set(first) == letters, "letters")
-    equal, reason = equivalent(first, second, ordered=kind == "cloze" or ";" in first)
+    ordered = kind == "cloze" or ";" in first
+    if ordered:
+        first, second = map(_blanks, (first, second))
+    if kind == "number" and "%" not in first:  # if the question asks for a percentage, digits are its answer
+        bare = re.sub(r"^(-?[\d.,]+) ?%$", r"\1", second)
+        second = bare if equivalent(first, bare)[0] else second
+    equal, reason = equivalent(first, second, ordered=ordered)
     if equal is not None or reason == UNDECIDED:
         return Verdict(equal, reason)
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]", second):
+    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]|\\label", first + second):
         return Verdict(False, "not an answer of this form")
     if max(len(first), len(second)) > _MAX_FOR_MATH_VERIFY:
         return Verdict(None, "too long for math-verify")
@@ -97,15 +104,58 @@ def _too_large(text: str) -> bool:
     return max(accumulate((sign in "([{") - (sign in ")]}") for sign in text)) > _MAX_DEPTH
 
 
+_LETTERS = re.compile(
+    rf"(?:(?<![A-Za-z])|(?<={_LETTER})){_LETTER}(?![a-z'])(?:(?:[\s,;、和与及&)(/]|and|or"
+    rf"|nor)*{_LETTER}(?![A-Za-z]))*"
+)
+_DENIED_BEFORE = re.compile(
+    r"(?:不是|不选|不能选|不为|并非|而非|非|排除了?|除了?|没有|不|\bnot?\b|n't|\b(?:except|excluding"
+    r"|eliminated?|ruled? out|(?:all|anything|everything|any) but|"
+    r"rather than|instead of|neither|nor)\b)\s*(?:the\s+)?(?:answer|option|choice|选项|答案)?s?\s*\(?$",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r"[\s)]*(?:选项|项|答案)?[\s都均全也的是]*(?:(?:is|are|was|were|be|has to be|must be)\s+)?(?:both "
+    r"|all |also |clearly )?"
+    r"\(?(?:错|不|假|排除|wrong|incorrect|false|not\b|isn't|aren't|cannot|can't|excluded|eliminated"
+    r"|ruled out|impossible)",
+    re.IGNORECASE,
+)
+
+
 def _letters(text: str) -> set[str]:
-    """Return the choice letters of an answer: one at its start, `B. 3 cm`, or several, `ABD`, `A and D`."""
+    """Return the choice letters of an answer: one at its start, `B. 3 cm`, or several, `ABD`; none denied."""
     first = re.match(
         rf"(?:option|choice|选项|选)?\s*+(?:\(\s*+)?({_LETTER})\s*+(?:\)|[.:]|$)", text, re.IGNORECASE
     )
     several = re.match(rf"[(\s]*{_LETTER}(?:[\s,;、和与&)(]|and)*{_LETTER}(?![a-z])", text)
-    if first and not several:
-        return {first.group(1).upper()}
-    return set(re.findall(rf"(?<![a-zA-Z]){_LETTER}(?![a-z])|(?<={_LETTER}){_LETTER}(?![a-z])", text))
+    if first and not several and not _DENIED_AFTER.match(text, first.end(1)):
+        return {first[1].upper()}
+    # What follows a reason says why, or why not another.
+    text = re.split(r"(?<=\S)\s*[,.;(]?\s*(?:\b(?:since|because|as|for)\b|因为|由于|理由)", text, maxsplit=1)[
+        0
+    ]
+    chosen: set[str] = set()
+    for found in _LETTERS.finditer(text):
+        before = _DENIED_BEFORE.search(text[max(0, found.start() - 30) : found.start()])
+        if not before and not _DENIED_AFTER.match(text, found.end()):
+            chosen |= set(re.findall(_LETTER, found[0]))
+    return chosen
+
+
+def _blanks(text: str) -> str:
+    """Return the blanks of a cloze that are numbered, (1)5；(2)6, in the order of their numbers."""
+    parts = re.split(r"(?:(?<![^\s;,.])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小])\s*[:,.]?", text)
+    numbers = [int(next(filter(None, parts[at : at + 3]))) for at in range(1, len(parts), 4)]
+    contents = [part.strip(" ,;.") for part in parts[4::4]]
+    if (
+        parts[0].strip()
+        or len(numbers) < 2
+        or sorted(numbers) != [*range(1, len(numbers) + 1)]
+        or not all(contents)
+    ):
+        return text
+    return ";".join(content for _, content in sorted(zip(numbers, contents, strict=True)))
 
 
 # Of CPU time, as a verdict must not depend on how busy the machine is. The start of its process takes 0.7 s.

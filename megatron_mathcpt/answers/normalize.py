@@ -4,32 +4,52 @@ The result is LaTeX of a small vocabulary (`\\frac`, `\\sqrt`, `\\cdot`, `\\le`,
 Each pattern takes time linear in the text: as in `extraction`, by possessive repetitions and starts of runs.
 """
 
-import math
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import accumulate
 
-_YES = "yes true correct right 是 对 正确 真 真命题 能 可以".split()  # noqa: SIM905
-_NO = "no false incorrect wrong 否 不是 错 错误 假 假命题 不能 不可以".split()  # noqa: SIM905
+from megatron_mathcpt.answers.numerals import arabic_numerals, number_words, repeating_decimals, written
+
+_YES = "yes true correct right 是 是的 对 对的 正确 正确的 真 真命题 能 可以 成立".split()  # noqa: SIM905
+_NO = "no false incorrect wrong 否 不是 错 错的 错误 错误的 不正确 不对 假 假命题 不能 不可以 不成立".split()  # noqa: SIM905
 _SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
-_FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
-_ONES = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # noqa: SIM905
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
-_NUMBER_WORDS = {
-    **{word: str(value) for value, word in enumerate(_ONES + _TEENS)},
-    **dict.fromkeys(("half", "one half"), "\\frac{1}{2}"),
-    **{"one third": "\\frac{1}{3}", "two thirds": "\\frac{2}{3}"},
-    **{"one quarter": "\\frac{1}{4}", "three quarters": "\\frac{3}{4}"},
-    **{word: str(10 * value) for value, word in enumerate(_TENS, start=2)},
-    **{f"{t}-{_ONES[b]}": str(10 * a + b) for a, t in enumerate(_TENS, 2) for b in range(1, 10)},
+_SAME_NAMES = {
+    **{
+        "雉": "锥",
+        "星期": "周",
+        "礼拜": "周",
+        "周天": "周日",
+        "非": "不",
+        "直角等腰": "等腰直角",
+        "立方体": "正方体",
+    },
+    **{
+        "正三角形": "等边三角形",
+        "正四边形": "正方形",
+        "矩形": "长方形",
+        "圆柱体": "圆柱",
+        "圆锥体": "圆锥",
+        "球体": "球",
+    },
 }
+_FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
+_EXIST = r"(?:the |this )?(?:given )?(?:equation|inequality|system|problem|it)?s? ?"
+_EXIST += r"(?:has|have|there (?:is|are|exists?))? ?"
+_ASKED = "(?:[原此该]|这个?|所求|关于x的|分式|一元二次|二元一次)*(?:方程|不等式)?组?(?:的?解集?(?:为|是))?"
 _PHRASES = {
-    r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set": "\\emptyset",
-    r"(?:方程)?无(?:实数)?解|空集": "\\emptyset",
-    r"(?:all|any|every) reals?(?: numbers?)?|全体实数|任意实数|一切实数|实数集": "\\mathbb{R}",
-    r"undefined|does not exist|dne|不存在|无意义": "undefined",
+    _EXIST + r"no (?:such |real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set": "\\emptyset",
+    _ASKED + r"(?:(?:无|没有)(?:实数?)?(?:解|根)|空集)": "\\emptyset",
+    r"(?:all|any|every) (?:reals?|real numbers?)|(?:[a-z](?:可以?)?(?:取|为|是)?)?(?:全体|任意|任何"
+    r"|一切|所有)的?实数|实数集": "\\mathbb{R}",
+    r"undefined|does not exist|dne|(?:这样的|满足条件的|符合条件的)?[^\s存不有无]{0,6}不存在(?:(?:这样"
+    r"|满足条件|符合条件)的[^\s存不有无]{1,6})?"
+    r"|无意义": "undefined",
+    _EXIST
+    + r"infinitely many(?: solutions?| roots?)?|"
+    + _ASKED
+    + "有?(?:无数个?|无穷多个?)解": "infinitely many",
 }
 
 
@@ -39,9 +59,7 @@ def words_as_symbols(text: str) -> str:
     for pattern, symbol in _PHRASES.items():
         if re.fullmatch(pattern, lower):
             return symbol
-    if dozens := re.fullmatch(r"(\d+) dozens?", lower):
-        return str(12 * int(dozens[1]))
-    return _NUMBER_WORDS.get(lower, text)
+    return text
 
 
 def is_words(text: str) -> bool:
@@ -57,81 +75,50 @@ def same_words(first: str, second: str) -> bool:
 
 def _canonical(text: str) -> str:
     text = text.lower().strip()
-    text = _SYNONYMS.get(text, text).replace("雉", "锥").replace("星期", "周").replace("非", "不")
+    text = _SYNONYMS.get(text, text)
+    for name, other in _SAME_NAMES.items():
+        text = text.replace(name, other)
     return _FILLER.sub("", text) or text
 
 
+_TIME = re.compile(
+    r"(?P<day>上午|早上|早晨|清晨|凌晨|中午|下午|傍晚|晚上|夜里|夜晚)?(?P<hour>\d{1,2})"
+    r"(?P<sign>\s*:\s*|[点时](?:钟|整)?)?(?:(?P<minute>\d{1,2})分?|(?P<part>半"
+    r"|[一三13]刻))?(?:\s*(?P<half>[ap])\.?\s*(?:m\.?)?)?"
+)
+_PARTS_OF_HOUR = {"半": 30, "一刻": 15, "1刻": 15, "三刻": 45, "3刻": 45}
+
+
 def same_time(first: str, second: str) -> bool | None:
-    """Compare two times of day, 4:30 p.m.; None unless one of them has a.m. or p.m."""
-    pattern = r"(\d{1,2})(?:\s*:\s*(\d{2}))?\s*([ap])?\.?\s*(?:m\.?)?"
-    found = [re.fullmatch(pattern, text.lower()) for text in (first, second)]
-    times = [(int(time[1]), int(time[2] or 0), time[3]) for time in found if time]
-    halves = {half for _, _, half in times if half}
-    if len(times) < 2 or not halves:
-        return None  # 4:30 alone may be a ratio
-    if any(hour > 12 for hour, _, _ in times):
-        halves = {half or ("p" if hour >= 12 else "a") for hour, _, half in times}
-    return len({(hour % 12, minute) for hour, minute, _ in times}) == len(halves) == 1
+    """Compare two times of day, 4:30 p.m., 下午4点半; None unless one of them can only be one."""
+    found = [re.fullmatch(_TIME, text.lower()) for text in (first, second)]
+    times = [time for time in found if time and (bool(time["minute"] or time["part"]) <= bool(time["sign"]))]
+    halves = [_half(time) for time in times]
+    signs = [(time["sign"] or "").strip() for time in times]
+    # 4:30 alone may be a ratio, 4点 a count and 14时30分 a duration: not if the other is a time.
+    if len(times) < 2 or not (any(halves) or (all(signs) and set(signs) != {":"})):
+        return None
+    clock = [
+        (int(time["hour"]), int(time["minute"] or _PARTS_OF_HOUR.get(time["part"], 0))) for time in times
+    ]
+    if any(hour > 24 or minute > 59 for hour, minute in clock):
+        return None
+    if times[1]["day"] and halves[1] == "p" and clock[0][0] < 12 and not halves[0]:
+        return False  # where days are of 24 hours, 3:30 is not 下午3:30
+    if any(hour >= 12 and not half for (hour, _), half in zip(clock, halves, strict=True)):
+        halves = [
+            half or ("p" if 12 <= hour < 24 else "a") for (hour, _), half in zip(clock, halves, strict=True)
+        ]
+    return len({(hour % 12, minute) for hour, minute in clock}) == 1 and len(set(filter(None, halves))) <= 1
 
 
-_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
-_POWERS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
-_NUMERAL = "[零〇一二两三四五六七八九十百千万亿]"
-_INTEGER = f"(?<!{_NUMERAL}){_NUMERAL}++"
-_PLAIN = rf"(?:{_INTEGER}|(?<!\d)\d++(?:\.\d++)?+)"
-_DIGIT = "[零〇一二三四五六七八九]"
-_LONGEST_NUMERAL = 40  # characters: ten times 万 is 10^40
-
-
-def arabic_numerals(text: str) -> str:
-    """Write Chinese numerals in digits, but not those that are part of a word."""
-    # Most answers have none, and each pattern below scans the text.
-    if not re.search("[零〇一二两三四五六七八九十百千万亿每又根]", text):
-        return text
-    decimals = rf"({_INTEGER})点({_DIGIT}+)"
-    text = re.sub(decimals, lambda m: f"{_read(m[1])}.{''.join(str(_DIGITS[d]) for d in m[2])}", text)
-    text = re.sub(rf"百分之({_PLAIN}(?:点{_DIGIT}+)?)", lambda m: f"{_read(m[1])}%", text)
-    text = re.sub(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})", _fraction, text)
-    text = re.sub(r"(?<=\d)又(?=\d+/\d|\\frac)", " ", text)  # of a mixed number
-    text = re.sub(rf"根号({_PLAIN})", lambda m: f"\\sqrt{{{_read(m[1])}}}", text)
-    scaled = r"(?<!\d)(\d++(?:,\d{3})*+(?:\.\d++)?+)\s*(万亿|亿|千万|百万|十万|万)(?![分])"
-    text = re.sub(scaled, _scaled, text)
-    tenths = "^([一二三四五六七八九])成([一二三四五六七八九])?$"  # 八成 and 八成五 are per cent
-    text = re.sub(tenths, lambda m: f"{_DIGITS[m[1]]}{_DIGITS[m[2] or '零']}%", text)
-    text = re.sub("^每(小时|分钟|秒|天|年|月|周|时)(.+)$", r"\2/\1", text)
-    # 一个 is a count, 一次函数 a kind of function: only a numeral alone or before a unit is converted.
-    alone = rf"^(负?)({_INTEGER})(?=$|[^一-鿿]|[个只本人元米岁天名件条张辆棵次种倍度])"
-    return re.sub(alone, lambda m: ("-" if m[1] else "") + _read(m[2]), text)
-
-
-def _fraction(match: re.Match[str]) -> str:
-    whole, bottom, root, top = match.groups()  # Chinese names the denominator first
-    above = f"\\sqrt{{{_read(top)}}}" if root else _read(top)
-    return (_read(whole) if whole else "") + f"\\frac{{{above}}}{{{_read(bottom)}}}"
-
-
-def _scaled(match: re.Match[str]) -> str:
-    value = Fraction(match[1].replace(",", "")) * math.prod(_POWERS[name] for name in match[2])
-    return str(value) if value.denominator == 1 else match.group()
-
-
-def _read(text: str) -> str:
-    if not re.fullmatch(_INTEGER, text):
-        return text
-    if len(text) > 1 and all(character in _DIGITS for character in text):  # 一二三, as 123
-        return "".join(str(_DIGITS[character]) for character in text)
-    if len(text) > _LONGEST_NUMERAL:
-        return text
-    # A section is what precedes 万 or 亿; 十 alone is ten.
-    total, section, digit = 0, 0, 0
-    for character in text:
-        if character in _DIGITS:
-            digit = _DIGITS[character]
-        elif _POWERS[character] < 10**4:
-            section, digit = section + (digit or 1) * _POWERS[character], 0
-        else:
-            total, section, digit = (total + section + digit) * _POWERS[character], 0, 0
-    return str(total + section + digit)
+def _half(time: re.Match[str]) -> str:
+    day, late = time["day"], int(time["hour"]) in (12, 24)
+    if not day:
+        return time["half"] or ""
+    if day == "中午":
+        return "a" if int(time["hour"]) in (10, 11) else "p"
+    return "p" if day in ("下午", "傍晚") or (day[0] in "晚夜" and not late) else "a"
 
 
 _BINARY = "ne approx cup cap in pm mp".split()  # noqa: SIM905
@@ -181,18 +168,28 @@ _REWRITES = (
     (r"(?<=[)\]])\s*[Uu]\s*(?=[(\[])|(?<![A-Za-z])union(?![A-Za-z])", r" \\cup "),
     (r"(?<![A-Za-z\\])(?:sqrt)(?![A-Za-z])", r"\\sqrt"),
     (r"(?<![A-Za-z\\])(?:[Pp]i)(?![A-Za-z])", r"\\pi "),
-    (r"\\(?:because|therefore|approx|sim)(?![A-Za-z])|∴|∵", " "),
+    (r"\\(?:because|therefore)(?![A-Za-z])|∴|∵", " "),
+    (r"\\(?:approx|approxeq|thickapprox|simeq|doteq|sim)(?![A-Za-z])|≒", r" \\approx "),
+    (r"\\(?:prime|textquotesingle)(?![A-Za-z])", "'"),
+    (r"\^\s*\{\s*('[\s']*)\}|\^\s*(?=')", r"\1"),
+    (r"''|″|\"(?=\s*$)", "''"),
+    (r"\\equiv(?![A-Za-z])|≡", r" \\equiv "),
+    (r"\(?\s*\\?(?<![A-Za-z])[pb]?mod(?![A-Za-z])\s*(?:\{([^{}]*)\}|(\w+))\s*\)?", r" \\pmod{\1\2}"),
+    (
+        r"\{?\s*\{?\s*([\w+\-]+)\s*\}?\s*\\?(?<![A-Za-z])choose(?![A-Za-z])\s*\{?\s*([\w+\-]+)\s*\}?\s*\}?",
+        r"\\binom{\1}{\2}",
+    ),
+    (
+        r"(?:\{\s*\}\s*)?(?<![\w)}])[_^]\s*\{?(\d+)\}?\s*C_\s*\{?(\d+)\}?|(?<![\w.\\])(\d+)C(\d+)(?!\w)",
+        r"\\binom{\1\3}{\2\4}",
+    ),
     (r"\\#", "#"),
     (r"\\implies|\\Rightarrow|\\to(?![A-Za-z])|⇒|→", " , "),
 )
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
-_REPEATING = re.compile(
-    r"(\d{1,20})\.(\d{0,20})(?:\\(?:overline|dot|bar)\s*\{(\d{1,20})\}(?!\d)"
-    r"|(\\dot\s*\{\d\}\d{0,20}\\dot\s*\{\d\}))"
-)
 # A brace over equations is a list of them.
 _SYSTEM = re.compile(
-    r"(?:\\\{\s*)?\\begin\s*\{cases\}(.*?)\\end\s*\{cases\}"
+    r"(?:\\\{\s*)?\\begin\s*\{d?cases\}(.*?)\\end\s*\{d?cases\}"
     r"|\\\{\s*\\begin\s*\{(?:array|aligned)\}(?:\s*\{[lcr]+\})?(.*?)\\end\s*\{(?:array|aligned)\}",
     re.DOTALL,
 )
@@ -208,9 +205,12 @@ _PREFIX = re.compile(
     r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
     r"|是|为|等于|"
     r"共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
-    r"[:=]\s*)",
+    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|(?:[:=]|\\approx)\s*)",
     re.IGNORECASE,
 )
+
+
+_TICKS = dict.fromkeys("√✓✔☑", "正确") | dict.fromkeys("×✗✘✕╳", "错误")
 
 
 def normalize(text: str) -> str:
@@ -219,11 +219,15 @@ def normalize(text: str) -> str:
         # Before NFKC, which makes plain digits of superscripts, circled numbers and one-character fractions.
         text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
         text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
-        text = re.sub("([①-⑳])", r"(\1)", text)  # numbered statements
+        text = re.sub("([①-⑳])", lambda m: f"\\label{{{ord(m[1]) - 0x245F}}}", text)  # numbered statements
+        text = re.sub(
+            "\u0307", "", re.sub(r"(\d)\u0307", r"\\dot{\1}", re.sub(r"(\d)\u0305", r"\\overline{\1}", text))
+        )
         text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
         text = unicodedata.normalize("NFKC", text)
         text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)  # bold of Markdown
+    text = _TICKS.get(text.strip(), text)
     text = _currency(text)
     text = text if text.isascii() else text.translate(_TRANSLATION)
     text = re.sub(r"\\sqrt(?=[0-9.])\s*([0-9]+(?:\.[0-9]+)?)", r"\\sqrt{\1}", text)
@@ -233,24 +237,97 @@ def normalize(text: str) -> str:
     text = boxed[1][1:-1] if boxed and closes_at_end(boxed[1]) else text
     for _ in range(4):  # wrappers inside wrappers
         text = _WRAPPER.sub(_unwrap, text)
-    text = _SYSTEM.sub(lambda m: (m[1] or m[2] or "").replace("\\\\", ", ").replace("&", " "), text)
+    text = _SYSTEM.sub(_system, text)
     text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m.group().replace(" ", ""), text)
-    text = _REPEATING.sub(_repeating, arabic_numerals(text))
+    text = repeating_decimals(arabic_numerals(text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
-    text = _trim(re.sub(r"\s+", " ", text))
+    text = _plain_forms(_trim(re.sub(r"\s+", " ", text)))
     text = re.sub(r"^<([^<>,]*+,[^<>]*+)>$", r"(\1)", text)  # a vector in angle brackets
     for _ in range(6):  # "So the answer is" is four prefixes
-        if (found := _PREFIX.match(text)) and found.end() < len(text):
+        if (found := _PREFIX.match(text)) and text[found.end() :] not in ("", "的"):
             text = _trim(text[found.end() :])
     return text
 
 
-def _repeating(match: re.Match[str]) -> str:
-    # 0.1\overline{6} is (16 - 1) / 90.
-    whole, fixed = match[1], match[2]
-    period = match[3] or "".join(filter(str.isdigit, match[4]))
-    bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
-    return f"\\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{bottom}}}"
+_ORDERS = {
+    **dict.fromkeys(("大于等于", "大于或等于", "不小于", "不低于", "不少于"), "\\ge"),
+    **dict.fromkeys(("小于等于", "小于或等于", "不大于", "不超过", "不多于"), "\\le"),
+    **{"不等于": "\\ne", "大于": ">", "小于": "<", "等于": "="},
+}
+_BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+}
+_BASES |= {"ten": "10", "twelve": "12", "sixteen": "16"}
+_BASE = rf"({'|'.join(_BASES)}|1[0-6]|[2-9])"
+_FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    # Ends of an interval left out, as in France: ]0,1[.
+    (r"([\[\]])([^\[\],;]+)[,;]([^\[\],;]+)([\[\]])", lambda m: _outward(m)),  # noqa: PLW0108 - defined below
+    # 22^\circ 30' 15''
+    (
+        r"(\d+(?:\.\d+)?)\s*(?:\^\\circ|度)\s*(?:(\d+(?:\.\d+)?)\s*(?:'(?!')|分|minutes?))?"
+        r"\s*(?:(\d+(?:\.\d+)?)\s*(?:''|秒|seconds?))?(?![\d'])",
+        lambda m: _degrees(m),  # noqa: PLW0108 - defined below
+    ),
+    # 3比2, 3 to 2
+    (r"(?<=[\d}])\s*比\s*(?=[\d\\])", ":"),
+    (r"^(\d+)((?: to \d+)+)$", lambda m: m[1] + m[2].replace(" to ", ":")),
+    (
+        r"零([上下])\s*(\d+(?:\.\d+)?)\s*(?:摄氏度|度|\^\\circ ?C?)?",
+        lambda m: ("-" if m[1] == "下" else "") + m[2] + "^\\circC",
+    ),
+    (r"^(\d+(?:\.\d+)?.*?) below zero$", r"-\1"),
+    (r"^(?:minus|negative) +(?=[\d\\])", "-"),
+    (r"(?<=[\d}])的(?:全体|一切|所有)?实数$", ""),
+    (r"(\d+(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
+    (rf"(?<=[\w)}}])\s*({'|'.join(_ORDERS)})\s*(?=[-\d\\A-Za-z(])", lambda m: f" {_ORDERS[m[1]]} "),
+    # 3块6, 3元整, 5月1号
+    (r"(?<=\d)[块元](\d)毛?$", r".\1元"),
+    (r"(?<=元)整$|(?<=[元角])零(?=\d)|(?<=\d)左右$", ""),
+    (r"(?<=月)(\d+)号", r"\1日"),
+    # (4343)_6, 4343 base 6, 六进制4343
+    (r"\((\d[\dA-F]*)\)\s*_|(?<=\d)\s*_\s*(?=\d)", lambda m: f"{m[1] or ''}_"),
+    (rf"(?<=[\dA-F])\s*_\s*\{{?\s*\(?\s*{_BASE}\s*\)?\s*\}}?$", lambda m: f"_{{{_BASES.get(m[1], m[1])}}}"),
+    (
+        rf"^([\dA-F]+)\s*\(?\s*(?:in )?base[ -]{_BASE}\s*\)?$",
+        lambda m: f"{m[1]}_{{{_BASES.get(m[2], m[2])}}}",
+    ),
+    (
+        r"^(\d+)进制数?:?\s*([\dA-F]+)$|^([\dA-F]+)\s*\(?(\d+)进制数?\)?$",
+        lambda m: f"{m[2] or m[3]}_{{{m[1] or m[4]}}}",
+    ),
+    (
+        r"^(?=\d*[A-F])([\dA-F]{2,12})_\{(1[1-6])\}$",
+        lambda m: str(int(m[1], int(m[2])) if max(m[1]) < "GABCDEFG"[int(m[2]) - 9] else m[0]),
+    ),
+)
+_COMPILED_FORMS = [(re.compile(pattern), replacement) for pattern, replacement in _FORMS]
+
+
+def _plain_forms(text: str) -> str:
+    for pattern, replacement in _COMPILED_FORMS:
+        text = pattern.sub(replacement, text)
+    return number_words(text)
+
+
+def _outward(match: re.Match[str]) -> str:
+    opening, first, second, closing = match.groups()
+    if (opening, closing) == ("[", "]"):
+        return match[0]
+    return f"{'[' if opening == '[' else '('}{first},{second}{']' if closing == ']' else ')'}"
+
+
+def _degrees(match: re.Match[str]) -> str:
+    if not (match[2] or match[3]):
+        return match[0]
+    degrees, minutes, seconds = (Fraction(part or 0) for part in match.groups())
+    return written(degrees + minutes / 60 + seconds / 3600) + "^\\circ "
 
 
 def _currency(text: str) -> str:
@@ -260,6 +337,26 @@ def _currency(text: str) -> str:
         text = re.sub(r"(?:US)?\$(?=\s*[\d.])", " dollar ", text)
     text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ")
     return re.sub(r"[¥元]\s*(?=\d)", " yuan ", text)
+
+
+_CONDITION = (
+    r"(?:\s*(?:&|,?\s*(?:if|when|for|当)(?![a-z])|,)[\s,&]*|\s*(?=\())(?!\s*=)"
+    r"((?:\(|if|when|for|当)?[^&]*?(?:<|>|\\[lg]e|=|\\ne|\\in|otherwise|else|其|even|odd|[奇偶整]).*)"
+)
+
+
+def _system(match: re.Match[str]) -> str:
+    """Write a brace as a list of equations, or as a function by cases: each row a value and its condition."""
+    rows = [
+        row.strip()
+        for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[1] or match[2] or "")
+        if row.strip(" ,;")
+    ]
+    parts = [re.fullmatch(r"((?:[^&=<>,]|,(?=\d))*?)" + _CONDITION, row.strip(" ,;")) for row in rows]
+    if rows and all(parts) and all(part and part[1].strip() for part in parts):
+        cases = "\\\\".join(f"{part[1].strip()}&{part[2].strip(' &')}" for part in parts if part)
+        return f"\\begin{{cases}}{cases}\\end{{cases}}"
+    return ", ".join(rows).replace("&", " ")
 
 
 def _unwrap(match: re.Match[str]) -> str:

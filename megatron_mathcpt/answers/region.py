@@ -12,8 +12,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression, spend
+from megatron_mathcpt.answers.expression import Node, NotAnExpression, OutOfSteps, parse_expression, spend
 from megatron_mathcpt.answers.normalize import closes_at_end
+from megatron_mathcpt.answers.roots import NotAllKnown, real_zeros
 from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, close, evaluate, real, sample_points
 
 _NAME = re.compile(
@@ -101,7 +102,8 @@ def read_equation(text: str) -> Equation | None:
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     """Return the rows of an answer that is a LaTeX matrix or column vector."""
-    matrix = r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
+    text = re.sub(r"^[(\[]\s*(\\begin\s*\{(?:array|matrix)\}.*)[)\]]$", r"\1", text)
+    matrix = r"\\begin\s*\{([pbB]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
     if not (found := re.fullmatch(matrix, text, re.DOTALL)):
         return None
     rows = re.split(r"\\\\|\\cr", found[2])
@@ -127,7 +129,7 @@ def read_region(text: str) -> Region | None:
     pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
     names = {piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)}
     try:
-        return _read(text.strip(), _main(names))
+        return _read(text.strip(), main_variable(names))
     except NotAnExpression:
         return None
 
@@ -135,10 +137,16 @@ def read_region(text: str) -> Region | None:
 def same_region(first: Region, second: Region) -> bool | None:
     """Whether two sets are equal; None if nothing can be evaluated."""
     names = set(first.variables | second.variables)
-    variable = _main(names)
-    decided = False
+    variable = main_variable(names)
+    decided, complete = False, True
     for point in sample_points(names - {variable}, count=8) if len(names) > 1 else [{}]:
-        for value in _test_values([*first.critical(point), *second.critical(point)]):
+        critical = list(map(Fraction, range(-8, 9)))
+        for part in (first, second):
+            try:
+                critical += part.critical(point)
+            except NotAllKnown:
+                complete = False
+        for value in _test_values(critical):
             try:
                 memberships = first.contains(value, point), second.contains(value, point)
             except Undefined:
@@ -146,10 +154,12 @@ def same_region(first: Region, second: Region) -> bool | None:
             decided = True
             if memberships[0] != memberships[1]:
                 return False
+    if decided and not complete:
+        raise OutOfSteps("not all zeros are known")
     return True if decided else None
 
 
-def _main(names: set[str]) -> str:
+def main_variable(names: set[str]) -> str:
     return min(names, key=lambda name: (name not in ("x", "y", "t"), name), default="x")
 
 
@@ -219,8 +229,8 @@ def _relation(text: str, variable: str) -> Region:
     def critical(point: Point) -> list[Value]:
         found = _values([side for side in sides if variable not in side.symbols()], point)
         for first, second in pairwise(sides):
-            if Node("symbol", value=variable) not in (first, second):
-                found += _roots(Node("subtract", (first, second)), variable, point)
+            if variable in first.symbols() | second.symbols():
+                found += real_zeros(Node("subtract", (first, second)), variable, point)
         return found
 
     return Region(contains, critical, frozenset().union(*(side.symbols() for side in sides)))
@@ -241,39 +251,16 @@ def _values(nodes: list[Node], point: Point) -> list[Value]:
     return [value for value in found if not arithmetic().isinf(value)]
 
 
-def _roots(node: Node, variable: str, point: Point) -> list[Value]:
-    """Find roots from -50 to 50: sign changes on a grid of quarters, and roots on the grid."""
-
-    def function(place: Value) -> Value:
-        return real(evaluate(node, {**point, variable: place}))
-
-    found: list[Value] = []
-    values: dict[Fraction, Value] = {}
-    for place in (Fraction(step, 4) for step in range(-200, 201)):
-        with suppress(Undefined):
-            values[place] = function(place)
-        before, value = values.get(place - Fraction(1, 4)), values.get(place)
-        if value == 0:
-            found.append(place)
-        elif value and before and (before < 0) != (value < 0):
-            found.append(_bisect(function, place - Fraction(1, 4), place))
-    return found
-
-
-def _bisect(function: Callable[[Value], Value], low: Fraction, high: Fraction) -> Value:
-    a, b = real(low), real(high)
-    negative_at_a = function(a) < 0
-    for _ in range(190):  # 2^-190 of a quarter is below 10^-57
-        middle = (a + b) / 2
-        a, b = (middle, b) if (function(middle) < 0) == negative_at_a else (a, middle)
-    return b
-
-
 def _test_values(critical: list[Value]) -> list[Value]:
-    distinct: list[Value] = []
-    for value in sorted(map(real, critical)):
-        if not distinct or not close(distinct[-1], value):
-            distinct.append(value)
-    between = [(a + b) / 2 for a, b in pairwise(distinct)]
-    ends = [distinct[0] - 1, distinct[-1] + 1] if distinct else [arithmetic().mpf(0)]
-    return [*distinct, *between, *ends, *map(arithmetic().mpf, (-(10**9), 10**9))]
+    places = distinct(critical)
+    between = [(a + b) / 2 for a, b in pairwise(places)]
+    ends = [places[0] - 1, places[-1] + 1] if places else [arithmetic().mpf(0)]
+    return [*places, *between, *ends, *map(arithmetic().mpf, (-(10**9), 10**9))]
+
+
+def distinct(places: list[Value]) -> list[Value]:
+    found: list[Value] = []
+    for place in sorted(map(real, places)):
+        if not found or not close(found[-1], place):
+            found.append(place)
+    return found

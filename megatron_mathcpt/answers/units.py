@@ -9,6 +9,8 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
+from megatron_mathcpt.answers.numerals import SCALE_WORDS
+
 # dimension: {factor to the base unit: spellings}
 _TABLE = {
     "length": {
@@ -30,7 +32,7 @@ _TABLE = {
     },
     "year": {"1/12": "month 个月 月", "1": "year yr 年 岁"},
     "dollar": {"1": "dollar usd buck", "1/100": "cent 美分"},
-    "yuan": {"1": "yuan rmb 元 块 块钱 元钱 人民币", "1/10": "角"},
+    "yuan": {"1": "yuan rmb 元 块 块钱 元钱 人民币", "1/10": "角 毛"},
     "euro": {"1": "euro"},
     "degree": {"1": "^\\circ degree deg 度"},
     "radian": {"1": "rad radian 弧度"},
@@ -47,11 +49,16 @@ _COUNTERS = (  # noqa: SIM905
 _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
 )
+_RATE_OF_MONEY = re.compile(r"^(dollar|yuan|euro|pound)\s+(-?[\d.,]+)\s*((?:/|per |an? |each |every ).+)$")
+_IN_BRACKETS = re.compile(r"(?<=[\d)}i%])\s*\(\s*([^()\d]{1,24}(?:\^\{?[23]\}?)?)\s*\)$")
 _LONGEST = 60  # characters of a unit in words
 _POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
 _COMPOSED = {"area": (("length", 2),), "volume": (("length", 3),), "speed": (("length", 1), ("time", -1))}
 # Where a unit may begin: a word right after something that can end a number.
-_START = re.compile(r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] ))(?:[A-Za-z一-鿿]|\^\\circ)")
+_START = re.compile(
+    r"(?:(?<=[\d)}\]%])|(?<=[\d)}\]%] )|(?<=\\pi )|(?<=[a-z] )|(?<=\d)(?=/(?:[A-Za-z]{3,}"
+    r"|[一-鿿])))(?:/|[A-Za-z一-鿿]|\^\\circ)"
+)
 _PART = re.compile(r"\s*(?<!\d)(\d++(?:\.\d++)?+)\s*([A-Za-z一-鿿]+)[,\s]*(?:and)?")
 
 
@@ -70,8 +77,12 @@ _UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
     """Split a normalised answer into value and unit; `bare_letters`: the other answer is a plain number."""
+    text = _RATE_OF_MONEY.sub(r"\2 \1 \3", text)  # $18/day
     if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
         return text[money.end() :].strip(), _UNITS[money[1]]
+    bracket = _IN_BRACKETS.search(text)
+    if bracket and (unit := _read_unit(bracket[1])) and all(name in _TABLE for name, _ in unit.dimensions):
+        return text[: bracket.start()].rstrip(), unit
     text = _TRAILING.sub("", text)
     if several := _sum_of_parts(text):
         return several
@@ -110,8 +121,10 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 def _read_unit(text: str) -> Unit | None:
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
     dimensions, factor = Counter[str](), Fraction(1)
-    parts = re.split(r"\s*(?:/|(?<![A-Za-z])per(?![A-Za-z])|每)\s*", text)
+    parts = re.split(r"\s*(?:/|(?<![A-Za-z])(?:per|an?|each|every)(?= )|每)\s*", text)
     for index, part in enumerate(parts):
+        if not (index or part.strip()) and len(parts) == 2:  # 18/day
+            continue
         word, power = part.strip().removeprefix("\\cdot").strip(), 1
         if found := re.fullmatch(r"(.*?)\s*\^\s*\{?([23])\}?", word):
             word, power = found[1], int(found[2])
@@ -137,9 +150,9 @@ def _read_word(text: str) -> Unit | None:
     if chinese and chinese[1] in _UNITS and not _UNITS[chinese[1]].dimensions:
         return _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
     # Any other noun is a dimension of its own: 24 apples are not 24 pears.
-    if re.fullmatch(r"[一-鿿]{1,6}", plain):
+    if re.fullmatch(r"(?![多余几来左不非])[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)
-    if noun and not re.search(r"\b(?:and|or|to|if|when|is|not|of)\b", plain):
+    if noun and not re.search(rf"\b(?:and|or|to|if|when|is|not|of|(?:{SCALE_WORDS})s?)\b", lower):
         return Unit(((noun.group(1).lower().removesuffix("s"), 1),), Fraction(1))
     return None

@@ -122,6 +122,13 @@ def real(value: Value) -> Value:
     return arithmetic().re(as_number(value))
 
 
+def below(node: Node, bound: Fraction) -> bool:
+    """Whether a real constant is below `bound`; False if it has no value."""
+    with suppress(Undefined):
+        return bool(real(evaluate(node)) < as_number(bound))
+    return False
+
+
 def _mentions_i(node: Node) -> bool:
     return any(part.operator == "constant" and part.value == "i" for part in node.walk())
 
