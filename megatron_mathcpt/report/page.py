@@ -127,7 +127,10 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
         token_plot=_token_plot(runs),
         many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
         with_bits={
-            task for run in runs.values() for task, score in run["scores"].items() if score["bits_stderr"]
+            task
+            for run in runs.values()
+            for task, score in run["scores"].items()
+            if score["bits_per_byte"] is not None
         },
         difference_plot=_difference_plot(results["comparisons"], "percentage points"),
         bits_plot=_difference_plot(

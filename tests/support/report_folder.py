@@ -63,7 +63,7 @@ def write_evaluation(
         n, correct = len(right), sum(right)
         share = {"accuracy": correct / n, "stderr": accuracy_standard_error(correct, n)}
         values = (bits or {}).get(task)
-        extra: dict[str, Any] = {"language": task[-2:]}
+        extra: dict[str, Any] = {"language": task.removesuffix("_few_shot")[-2:]}
         if values:  # as a new evaluation writes it
             extra |= {"methods": {"box": correct, "none": n - correct}, "mean_tokens": 20.5, "cut_outputs": 2}
             extra |= {"mean_thinking_tokens": 0.0, "right_with_false_equation": 1}
