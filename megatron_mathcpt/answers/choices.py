@@ -1,9 +1,8 @@
 """The letters that a text chooses: those it selects or calls right, never one that it denies.
 
-Each group of letters (B; A, B and C; A、B、C) is judged by the words around it, in its clause. A selection
+Each group of letters (B; A, B and C) is judged by the words around it in its own clause. A selection
 (choose B; 故选B) outweighs a verdict that excludes others (only B is right), and that one a plain verdict
-(B is true); several options that are called true are an answer only where several may
-be chosen.
+(B is true); several options that are merely called true are an answer only where several may be chosen.
 """
 
 import re
@@ -11,8 +10,7 @@ import re
 _WIDE = str.maketrans({0xFF21 + i: chr(65 + i) for i in range(8)} | {"（": "(", "）": ")", "’": "'"})
 # An "A" before a word that is none of these is the article.
 _AFTER_LETTER = (
-    r"(?:is|was|are|and|or|nor|as|since|because|but|while|over|not|alone|only|too|then|if|must|would"
-    r"|does|has|can|"
+    r"(?:is|was|are|and|or|nor|as|since|because|but|while|over|not|alone|only|too|then|if|must|would|does|has|can|"
     r"works|fails|gives|yields|hol[d]s|fits|seems|looks|satisf|match|contradict|cannot|isn't|doesn't|can't)"
 )
 _LETTER = rf"(?:\([A-H]\)|(?:[B-H]|A(?!\s++(?!{_AFTER_LETTER})[a-z]))(?![a-z0-9']))"
@@ -24,18 +22,15 @@ _GROUP = re.compile(
 )
 _CLAUSE, _SENTENCE = re.compile(r"[,，。；;.!?\n]"), re.compile(r"[.!?](?=\s)|[。\n]")
 _VERDICT = re.compile(
-    r"(?:没有?错|无误|不错|\bnot\s+(?:wrong|incorrect|false)\b)|(?P<no>错|不(?![但仅])|误|假|矛盾|排除"
-    r"|淘汰|无法|n't\b"
+    r"(?:没有?错|无误|不错|\bnot\s+(?:wrong|incorrect|false)\b)|(?P<no>错|不(?![但仅])|误|假|矛盾|排除|淘汰|无法|n't\b"
     r"|\b(?:wrong|incorrect|false|untrue|not|fail\w*|invalid|no|impossible|eliminated|excluded|ruled|out|too|"
-    r"contradict\w*|cannot|neither)\b)|(?P<best>符合|答案|\b(?:answer|choice|best|works|fits|satisf\w+"
-    r"|match\w*)\b)"
+    r"contradict\w*|cannot|neither)\b)|(?P<best>符合|答案|\b(?:answer|choice|best|works|fits|satisf\w+|match\w*)\b)"
     r"|对(?![应比称于数角面边])|正确|成立|满足|真|可行|\b(?:right|correct|true|valid|hol[d]s)\b",
     re.IGNORECASE,
 )
 _BEST = re.compile(r"答案|\b(?:answer|choice|option|one)\b", re.IGNORECASE)
 _DENIED = re.compile(
-    r"[不别非没]|排除|淘汰|否定|n't\b|\b(?:not|never|neither|nor|eliminat\w+|rul\w+\s+out|exclud\w+"
-    r"|discard\w*|"
+    r"[不别非没]|排除|淘汰|否定|n't\b|\b(?:not|never|neither|nor|eliminat\w+|rul\w+\s+out|exclud\w+|discard\w*|"
     r"reject\w*|unlike|than|instead of|over)\b",
     re.IGNORECASE,
 )
@@ -43,17 +38,18 @@ _EXCEPT = re.compile(
     r"(?:除了?|\b(?:except|besides|other than|apart from|all but))\W*(?:for|选项|option)?\W*$", re.I
 )
 _SELECTED = re.compile(
-    r"(?:选(?!项)择?|答案|正确(?:的|选项|说法|结论)|\b(?:answers?(?!\s+choice)|choose|pick|select"
-    r"|go with|(?:correct|right"
+    r"(?:选(?!项)择?|答案|正确(?:的|选项|说法|结论)|\b(?:answers?(?!\s+choice)|choose|pick|select|go with"
+    r"|(?:correct|right"
     r"|true|best)\s+\w+\s+(?:is|are|(?:would|must|should) be)|(?:correct|right|true) (?:are"
     r"|is)))[^,，]{0,12}$",
     re.IGNORECASE,
 )
 _CONCLUDED = re.compile(
-    r"(?:只有|只剩|剩下|唯一|仅|而是|应该?[为是]|故|所以|因此|即|就是|对应(?:的是)?|\b(?:must be"
-    r"|should be|has to be|is|it's|"
-    r"only|so|thus|hence|therefore|but|leaves|left with|match\w*|correspond\w* to|equals?))\W*(?:选?项"
-    r"|option|choice)?\W*$",
+    r"(?:只有|只剩|剩下|唯一|仅|而是|应该?[为是]|故|所以|因此|即|就是|对应(?:的是)?|\b(?:must be|should be"
+    r"|has to be"
+    r"|is|it's|"
+    r"only|so|thus|hence|therefore|but|leaves|left with|match\w*|correspond\w* to"
+    r"|equals?))\W*(?:选?项|option|choice)?\W*$",
     re.IGNORECASE,
 )
 _NEXT = re.compile(r"(?:not|不)(?:[选是能应该会\s:]|option|choice)*+", re.IGNORECASE)

@@ -32,24 +32,22 @@ _END = re.compile(
 )
 # Where a base model starts the next question. Only at the start of a line, so prose is never cut.
 _NEXT_QUESTION = re.compile(
-    r"\n[^\S\n]*+(?:[#*]{1,4}+\s*+)?+(?:(?:Question|Problem|Exercise|Example|问题|题目|例题|例|【题目】"
-    r"|【问题】)"
+    r"\n[^\S\n]*+(?:[#*]{1,4}+\s*+)?+(?:(?:Question|Problem|Exercise|Example|问题|题目|例题|例|【题目】|【问题】)"
     r"\s*+\d*+\s*+(?:\*\*\s*+)?+[:：.、]|Q\s*+\d*+\s*+[:：])",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*+")
 _BARE = re.compile(r"[^\s$\\,.]+")  # `\boxed 5` is read too
-# All that may be between two boxes of one answer: conjunctions, names of unknowns, numbers of blanks.
+# All that separates the boxes of one answer: conjunctions, names of unknowns, numbers of blanks.
 _JOINED = re.compile(
-    r"(?:[\s$,;:，；：、。&*~{}]|\\[\\\s,;:!()\[\]]|\\q?quad\b|\\(?:text|mbox|textrm|mathrm)\b|(?:and"
-    r"|or|as well as)\b"
+    r"(?:[\s$,;:，；：、。&*~{}]|\\[\\\s,;:!()\[\]]|\\q?quad\b|\\(?:text|mbox|textrm|mathrm)\b"
+    r"|(?:and|or|also|as well as)\b"
     r"|或者?|和|与|以及|及|第[一二三四]空[是为填]?|[(（][\da-d①-⑨][)）]|[A-Za-z](?:_\{?\w\}?)?\s*=)*+"
 )
 _NOT_BOX = re.compile(r"(?:\bnot|\bthan|instead of|不是|而非|并非)[\s$\\(*]*$")
 _PHRASE = {
     "en": re.compile(
-        r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?(?:\s++(?:should|must|would|will"
-        r"|therefore|thus"
+        r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?(?:\s++(?:should|must|would|will|therefore|thus"
         r"|then|now|has\s++to|turns\s++out\s++to|comes\s++out\s++to))*+\s*+(?:\*\*\s*+)?+"
         r"(?:is|are|be|equals|:|=)(?!\s++not\b)(?:\s*+:)?\s*+(?:\*\*)?|####",
         re.IGNORECASE,
@@ -61,19 +59,19 @@ _PHRASE = {
 }
 # One answer sentence after another, without a word of correction.
 _IDLING = re.compile(
-    r"(?!.{0,200}?\b(?:no|not|wait|actually|sorry)\b|.{0,200}?[不错]"
-    r"|.{0,200}?等等)(?=\s*+\S)(?:[^\n.。]|\.(?=\S))*+[.。\n]++\s*+"
+    r"(?!.{0,200}?\b(?:no|not|wait|actually|sorry)\b|.{0,200}?[不错]|.{0,200}?等等)(?=\s*+\S)(?:[^\n.。]|\.(?=\S))*+[.。\n]++\s*+"
     r"(?:(?:so|thus|therefore|hence|the|final|correct|所以|故|最终|,)\s*+)*+",
     re.IGNORECASE | re.DOTALL,
 )
 # A reason after an answer, often in brackets, is no part of it.
 _REASON = re.compile(
-    r"(?<=[\w$%)}\]°*])\s*+(?:[(（]\s*+(?:(?:since|because|as|so|i\.e\.|that is|not|check|from|by|which"
-    r"|about|"
-    r"approximately)\b|因为|由于|即|约|[≈=])|[,，]?\s*+(?:\b(?:since|because|as(?! well))\b|因为|由于)"
-    r"|[,，]\s*+(?:(?:so|not|which)\b|不是|而不是)).*",
+    r"(?<=[\w$%)}\]°*])\s*+(?:[(（]\s*+(?:(?:since|because|as|so|i\.e\.|that is|not|check"
+    r"|from|by|which|about|"
+    r"approximately)\b|因为|由于|即|约|[≈=])|[,，]?\s*+(?:\b(?:since|because|as(?! well))\b|因为|由于))"
+    r"(?!.*(?:\b(?:so|then|thus|hence|therefore|we)\b|所以|故|得)).*",
     re.IGNORECASE | re.DOTALL,
 )
+_AFTERTHOUGHT = re.compile(r"[,，]\s*+(?:(?:so|not|which)\b|不是|而不是).*", re.IGNORECASE | re.DOTALL)
 _SPAN = (
     r"\$\$[^$]{1,400}\$\$|\\\([^\n]{1,400}?\\\)|\\\[.{1,600}?\\\]|\$(?=\S)[^$]{1,300}(?<=\S)\$(?!\d)"
     r"|\$(?:[^$\nA-Za-z\\]|\\[A-Za-z]++(?:\{[^{}$]*+\})?|\\.|[A-Za-z]{1,2}+(?![A-Za-z])){1,400}+\$(?!\d)"
@@ -82,12 +80,10 @@ _OPERAND = r"[\s$]*+(?:[\d\\({\[√π]|[-−+±](?=[\d\\(√π])|[A-Za-z](?:_\w)
 _JOINT = "and|or|to|over|out of|times|plus|minus|choose|和|或者?|与|比"
 # A mathematical expression, or several that are joined, in or out of dollar signs.
 _EXPRESSION = re.compile(
-    r"(?<![A-Za-z0-9_^/*+\-−.\\])(?:(?P<minus>minus|negative|负|零下)\s*+|(?:plus or minus|(?:square "
-    r"|cube )?root of|根号)\s*+)?+"
-    rf"(?P<value>(?:{_SPAN}|\\(?:text|mathrm|mbox|textbf|operatorname|begin|end)\s*+\{{[^{{}}]*+\}}"
-    rf"|\\[A-Za-z]++|\\."
-    r"|(?:\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+|(?<!\d)\.\d++)(?:(?!(?:st|nd|rd"
-    r"|th)\b)[A-Za-z]{1,3}+(?![A-Za-z]))?+"
+    r"(?<![A-Za-z0-9_^/*+\-−.\\])(?:(?P<minus>minus|negative|负|零下)\s*+"
+    r"|(?:plus or minus|(?:square |cube )?root of|根号)\s*+)?+"
+    rf"(?P<value>(?:{_SPAN}|\\(?:text|mathrm|mbox|textbf|operatorname|begin|end)\s*+\{{[^{{}}]*+\}}|\\[A-Za-z]++|\\."
+    r"|(?:\d++(?:,\d{3}(?!\d))*+(?:\.\d++)?+|(?<!\d)\.\d++)(?:(?!(?:st|nd|rd|th)\b)[A-Za-z]{1,3}+(?![A-Za-z]))?+"
     r"(?:[万亿]|[千百](?![米克瓦]))*+"
     r"|(?<![A-Za-z])(?:sqrt|sin|cos|tan|log|ln|pi|[A-Za-z]'*+|[A-Z]{2,3}(?=\s?[\^_=<>≤≥]))(?![A-Za-z'’])"
     r"|[-+−–*/×÷·^_=<>≤≥≠≈±√π∞°%!|(){}\[\]∈∪∩¥￥€£…&]|\.{3}|:(?!\s)|(?<=\s):|\$(?=[\d.-])"
@@ -101,8 +97,7 @@ _EXPRESSION = re.compile(
 _SEPARATOR = re.compile(r"[,;]\s++|[，；、]|\s(?:and|or)\s|或者?|和|与")
 # What an equation between numbers has on its left, apart from signs.
 _ARITHMETIC = re.compile(
-    r"\\(?:times|cdot|div|[dt]?frac|left|right|sqrt|binom|choose|pi|text\s*\{[^{}]*\}|[^A-Za-z])|times"
-    r"|plus|minus|over|sqrt|(?<=[\d%)\s])x(?=\s*[\d$.])"
+    r"\\(?:times|cdot|div|[dt]?frac|left|right|sqrt|binom|choose|pi|text\s*\{[^{}]*\}|[^A-Za-z])|times|plus|minus|over|sqrt|(?<=[\d%)\s])x(?=\s*[\d$.])"
 )
 _LONGEST = 4000  # characters of a sentence with the answer, twice what can be graded
 _MOST = 200  # answer sentences that are looked at
@@ -195,7 +190,7 @@ def _sentence(text: str) -> str:
     # A stop inside $...$ or between digits is part of the answer.
     end = re.search(r"\n|。|；\s*$|\.(?=\s+[A-Z一-鿿]|\s*$)|\.\s*(?=\n)|</", text)
     text = (text[: end.start()] if end else text).strip().strip('*"“”')
-    return _REASON.sub("", text, count=1).rstrip(".,，。;；!！").strip()
+    return _AFTERTHOUGHT.sub("", _REASON.sub("", text, count=1), count=1).rstrip(".,，。;；!！").strip()
 
 
 def _choice(text: str, phrases: list[str], kind: str) -> Extraction:
@@ -231,8 +226,8 @@ def _last_expression(text: str) -> str:
         unit = tail[-size:]
         if tail.endswith(unit * 4) and re.search(r"\d", unit) and re.search(r"[\s,，、]", unit):
             return ""
-    body, newline, line = tail.rpartition("\n")
-    tail = body + newline + _REASON.sub("", line)
+    last = max((stop.end() for stop in re.finditer(r"[.!?]\s|[。\n]", tail[:-1])), default=0)
+    tail = tail[:last] + _REASON.sub("", tail[last:], count=1)
     for found in reversed(list(_EXPRESSION.finditer(tail))):
         if value := _value(found):
             # A digit further on, but for one of a unit or an ordinal, belongs to what cannot be read.
@@ -255,13 +250,13 @@ def _value(found: re.Match[str]) -> str:
     *_, left, right = ["", "", *re.split(r"=|≈|\\approx", last)]  # of a chain, the side before the last one
     if last != right and not re.search(r"[A-Za-z\\<>≤≥]", _ARITHMETIC.sub("", left)):
         text = _bare(right)
-    return text if re.search(r"\d|\\[A-Za-z]|[π∞√=<>]|分之", text) else ""
+    return text if re.search(r"\d|\\(?:frac|sqrt|pi|infty|emptyset|mathbb)|[π∞√=<>]|分之", text) else ""
 
 
 def _bare(text: str) -> str:
     # Signs at the ends that belong to the words around an expression.
     for _ in range(8):
-        text = text.lstrip(" \t\n=:*/,;|)}]&").rstrip(" \t\n-+*/=<>:,;|^_&([{!\\")
+        text = text.lstrip(" \t\n=:*/,;|)}]&").rstrip(" \t\n-+*/=<>:,;|^_&([{.\\")
         text = text.removeprefix("\\)").removeprefix("\\]")
         surplus = sum(map(text.count, "([{")) - sum(map(text.count, ")]}"))
         text = (

@@ -1,10 +1,12 @@
 """What a model may write around its answer, in English and Chinese; every expectation was checked by hand."""
 
 import time
+from pathlib import Path
 
 import pytest
 
-from megatron_mathcpt.answers import extract_answer
+from megatron_mathcpt.answers import extract_answer, grade
+from megatron_mathcpt.answers.extraction import split_thinking
 from megatron_mathcpt.records import response_text
 
 CASES = [
@@ -83,6 +85,19 @@ RUNS = [
     "答：",
 ]
 RUNS += [
+    "1, ",
+    "A和",
+    "不选A",
+    "A错",
+    "\\boxed{1},",
+    "$1",
+    "$a ",
+    "\\(",
+    "The answer is 5.\n",
+    "<think>",
+    "5 (since ",
+]
+RUNS += [
     "选 ",
     "；",
     ". ",
@@ -116,3 +131,48 @@ def test_a_sentence_is_read_to_a_limit_and_a_box_at_any_depth() -> None:
     assert extract_answer("The answer is " + "x" * 9000).text == "x" * 4000
     assert extract_answer("\\boxed{7} \\boxed{ } " + "\\boxed{" * 30).text == "7"
     assert extract_answer("\\boxed{\\boxed{2} \\} 3}").text == "2"
+
+
+OUTPUTS = [
+    line.split("\t")
+    for line in Path(__file__).with_name("outputs.tsv").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize(("case", "language", "kind", "gold", "equal", "output"), OUTPUTS)
+def test_joined_boxes_chosen_letters_and_whole_expressions(
+    case: str, language: str, kind: str, gold: str, equal: str, output: str
+) -> None:
+    found = extract_answer(output.replace("⏎", "\n"), language, kind)
+    assert (grade(gold, found.text, kind).equal is True) == (equal == "1"), (case, found)
+
+
+THINKING = [
+    ("<think>2 or 3? The answer is 3.</think>The answer is 2.", "The answer is 2."),
+    ("so 3</think>\n\n2", "\n\n2"),  # the template has opened it
+    ("<think>a<think>b</think>c</think>d", "d"),
+    ("<think>a</think>b<THINKING>c</thinking>d", "d"),
+    ("<|begin_of_thought|>a<|end_of_thought|>d", "d"),
+    ("[THINK]a[/THINK]d", "d"),
+    ("<think>The answer is 5.", ""),
+    ("<think>a</think>b<think>c", ""),
+    ("no thought", "no thought"),
+]
+
+
+@pytest.mark.parametrize(("output", "answer"), THINKING)
+def test_thinking_is_no_part_of_the_answer(output: str, answer: str) -> None:
+    thinking, rest = split_thinking(output)
+    assert (thinking + rest, rest) == (output, answer)
+    assert not extract_answer("<think>\nProblem: \\boxed{1}", "en", "number").text
+
+
+def test_which_of_several_statements_counts() -> None:
+    assert extract_answer("The answer is 72.\n\nThe answer is 15.").text == "72"  # idling
+    assert extract_answer("The answer is 5. That is wrong, 2 + 4 = 6.\nThe answer is 6.").text == "6"
+    assert extract_answer("The answer is 5. No, wait. The answer is 6.").text == "6"
+    assert extract_answer("$x = \\boxed{1}$ or $\\boxed{2}$\nThe answer is 2.").text == "2"
+    assert extract_answer("\\boxed{42}. I hope the answer is helpful.").text == "42"
+    assert extract_answer("Let x = 1.\nQ.E.D.\nThe answer is 7.").text == "7"
+    assert extract_answer("Buy 5. Buy 5. Buy 5. Buy 5. Buy 5.").method == "none"  # a loop
