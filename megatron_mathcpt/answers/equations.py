@@ -4,9 +4,10 @@ Only what is written with digits, operators and brackets is judged, exactly, as 
 letter, a root or another unread sign is passed over. Nothing is executed; the time is linear in the output.
 """
 
-import re
 from fractions import Fraction
 from itertools import pairwise
+
+import regex as re
 
 from megatron_mathcpt.answers.expression import NotAnExpression, OutOfSteps, parse_expression
 from megatron_mathcpt.answers.value import Undefined, evaluate

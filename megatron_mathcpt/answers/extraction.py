@@ -13,8 +13,9 @@ It takes time linear in the output, whatever that contains: a repetition that co
 vain is possessive (`\\s*+`), no match begins inside a run that another one has read, and slices have a limit.
 """
 
-import re
 from typing import Literal, NamedTuple
+
+import regex as re
 
 from megatron_mathcpt.answers.choices import chosen_letters
 

@@ -3,8 +3,9 @@
 What is no number of a known form stays as it is: 两三个 is about two or three, not 23.
 """
 
-import re
 from fractions import Fraction
+
+import regex as re
 
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
 _POWERS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}

@@ -4,10 +4,11 @@ A unit may be omitted but must not differ: both sides are converted to base unit
 have the same dimensions. Counting words (个, ways, pieces) have no dimension and are dropped.
 """
 
-import re
 from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
+
+import regex as re
 
 from megatron_mathcpt.answers.numerals import SCALE_WORDS
 
