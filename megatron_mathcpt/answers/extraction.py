@@ -175,7 +175,7 @@ def _phrases(text: str, language: str) -> list[str]:
     for pattern in (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"]):
         matches = list(pattern.finditer(text))[-_MOST:]
         found = [(each, _sentence(text[each.end() : each.end() + _LONGEST])) for each in matches]
-        found = [(each, sentence) for each, sentence in found if sentence]
+        found = [(each, sentence) for each, sentence in found if sentence and not _is_loop(sentence)]
         chosen = len(found) - 1
         while chosen > 0 and _IDLING.fullmatch(text, found[chosen - 1][0].end(), found[chosen][0].start()):
             chosen -= 1
@@ -220,13 +220,19 @@ def _number_in(phrase: str) -> str:
     return _last_expression(phrase) or phrase
 
 
+def _is_loop(text: str) -> bool:
+    """Whether it ends in a loop of the same words with a number, which a degenerate model does not leave."""
+    units = (text[-size:] for size in range(2, 80))
+    return any(
+        text.endswith(unit * 4) and re.search(r"\d", unit) and re.search(r"[\s,，、]", unit) for unit in units
+    )
+
+
 def _last_expression(text: str) -> str:
-    """The last expression that may be a value; none of a loop of the same words, which ends nowhere."""
+    """The last expression that may be a value; none of a loop."""
     tail = text[-_LONGEST:]
-    for size in range(2, 80):
-        unit = tail[-size:]
-        if tail.endswith(unit * 4) and re.search(r"\d", unit) and re.search(r"[\s,，、]", unit):
-            return ""
+    if _is_loop(tail):
+        return ""
     last = max((stop.end() for stop in re.finditer(r"[.!?]\s|[。\n]", tail[:-1])), default=0)
     tail = tail[:last] + _REASON.sub("", tail[last:], count=1)
     for found in reversed(list(_EXPRESSION.finditer(tail))):

@@ -176,3 +176,11 @@ def test_which_of_several_statements_counts() -> None:
     assert extract_answer("\\boxed{42}. I hope the answer is helpful.").text == "42"
     assert extract_answer("Let x = 1.\nQ.E.D.\nThe answer is 7.").text == "7"
     assert extract_answer("Buy 5. Buy 5. Buy 5. Buy 5. Buy 5.").method == "none"  # a loop
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is " + "1, " * 500, "答案是3，3，3，3，3，3，3，3", "So 2, 2, 2, 2, 2, 2"]
+)
+def test_a_loop_is_no_answer(text: str) -> None:
+    assert extract_answer(text, "en", "number").text == ""
+    assert extract_answer("The answer is 2, 2, 3, 5", "en", "latex").text == "2, 2, 3, 5"
