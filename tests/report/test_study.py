@@ -123,6 +123,16 @@ def test_a_model_that_was_only_scored_has_its_row(grid: Path) -> None:
     assert results["runs"]["base1"]["scores"]["gsm8k"]["correct"] == 10
 
 
+def test_a_table_of_the_study_shows_our_bits_per_byte(tmp_path: Path) -> None:
+    right = {name: {"zhongkao_public": [False, True]} for name in ("base1", "base2")}
+    bits = {"base1": {"zhongkao_public": [2.0, 3.0]}, "base2": {"zhongkao_public": [1.0, 2.25]}}
+    report_json(write_results(tmp_path / "grid", right, bits), ("base1", "base2"), [], study=True)
+    text = (tmp_path / "grid" / "report" / "index.html").read_text(encoding="utf-8")
+    tables = text[text.index('study-table"') : text.index('<section id="scores">')]
+    # (1 + 2.25) / 2, with a standard error of half the difference
+    assert '<td data-value="1.625">1.625<br><small>± 0.625</small></td>' in tables
+
+
 def test_a_task_of_one_item_has_no_error(tmp_path: Path) -> None:
     root = write_results(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
     report_json(root, ("base1", "base2"), [], study=True)
