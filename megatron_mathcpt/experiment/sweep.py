@@ -29,8 +29,8 @@ def sweep(
     """Evaluate the checkpoints of `run`, oldest first, each into `out`; write `sweep.json` and the plots.
 
     Returns headings, one row of strings per checkpoint (name, trained tokens, its scores), and each pooled
-    comparison with the first as a sentence: the report's tests, on the first answer to each item. Only the
-    first process reads and writes; the others return None. Raises `EvaluationError` for a run without any.
+    comparison with the first as sentences, one for each measure: the report's tests, on the first answer to
+    each item. Only the first process reads and writes; the others return None. Raises `EvaluationError` for a run without any.
     """
     paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # newest first before reversal
     if not paths:
@@ -64,7 +64,7 @@ def sweep(
         ]
         if plot := line_plot(title, curves, from_zero=False):
             write_atomically(out / f"{file}.svg", curve_svg(plot).encode())
-    sentences = [row.sentence for row in compared[: len(later)]]
+    sentences = [sentence for row in compared[: len(later)] for sentence in row.sentences]
     return ["checkpoint", "trained tokens", *scores[first]], rows, sentences
 
 

@@ -25,12 +25,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     right = dict(zip(STEPS, paired_outcomes(EN), strict=True))
 
     def evaluate(model: Path, *_: Any) -> None:
-        write_evaluation(tmp_path / "sweep", model.name, {"sums": right[model.name]})
-        # As if the few-shot form had come out higher, and the gold solutions had been scored.
+        bits = 1.25 if model.name == STEPS[0] else 0.875
+        write_evaluation(
+            tmp_path / "sweep", model.name, {"sums": right[model.name]}, {"sums": [bits, bits + 0.5] * 10}
+        )
+        # As if the few-shot form had come out higher.
         folder = tmp_path / "sweep" / model.name / "evaluation"
         found, rows = load_results(folder), read_rows(samples_path(folder, "sums"), Sample)
-        bits = SampleScore(value=1.25 if model.name == STEPS[0] else 0.875, stderr=0.0625)
-        tasks = {"sums": found.tasks["sums"].model_copy(update={"bits_per_byte": bits})}
+        score = SampleScore(value=bits + 0.25, stderr=0.0625)
+        tasks = {"sums": found.tasks["sums"].model_copy(update={"bits_per_byte": score})}
         higher = {"sums": {"form": "sums_few_shot", "accuracy": 0.75, "stderr": 0.1, "n": 20}}
         changed = found.model_copy(update={"tasks": tasks, "aggregates": {"higher_of_forms": higher}})
         evaluation_folder.write_evaluation(folder, changed, {"sums": rows}, inputs={}, config={})
@@ -45,18 +48,21 @@ def test_each_checkpoint_is_compared_with_the_first(run: Path) -> None:
     out = run.parent / "sweep"
     found = sweep.sweep(run, {"sums": run}, EvaluationConfig(tasks=("sums",)), out)
     assert found is not None
-    headings, rows, (sentence,) = found
+    headings, rows, (sentence, of_bits) = found
     assert headings[2:] == ["sums", "higher of forms: sums", "bits per byte: sums"]
     assert rows == [
-        (STEPS[0], "100 k", "20.0 ± 9.2", "75.0 ± 10.0", "1.250 ± 0.062"),
-        (STEPS[1], "200 k", "60.0 ± 11.2", "75.0 ± 10.0", "0.875 ± 0.062"),
+        (STEPS[0], "100 k", "20.0 ± 9.2", "75.0 ± 10.0", "1.500 ± 0.062"),
+        (STEPS[1], "200 k", "60.0 ± 11.2", "75.0 ± 10.0", "1.125 ± 0.062"),
     ]
     assert sentence.startswith("step_00000200 answers more than step_00000100: 12 against 4 of 20")
+    assert of_bits.startswith(
+        "step_00000200 needs fewer bits per byte than step_00000100: 1.125 against 1.500"
+    )
     result = json.loads((out / "sweep.json").read_text())
     assert [row["consumed_tokens"] for row in result["checkpoints"]] == [100_000, 200_000]
     assert result["comparisons"][0]["p_value"] == pytest.approx(22 / 1024)
     last = {heading: score["value"] for heading, score in result["checkpoints"][1]["tasks"].items()}
-    assert last == {"sums": 0.6, "higher of forms: sums": 0.75, "bits per byte: sums": 0.875}
+    assert last == {"sums": 0.6, "higher of forms: sums": 0.75, "bits per byte: sums": 1.125}
     assert (out / "sweep.svg").read_text().count("<path") == 2
     assert (out / "sweep_bits.svg").read_text().count("<path") == 1
 
