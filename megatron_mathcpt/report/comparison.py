@@ -192,7 +192,7 @@ def _compare(family: Sequence[_Test]) -> Iterator[Comparison]:
 
 
 def decided(comparisons: Sequence[Comparison]) -> str:
-    """How many pooled comparisons each measure decides, as a sentence; empty without any."""
+    """How many pooled comparisons each measure decides, as a sentence; empty if there is one at most."""
     pooled = [row for row in comparisons if row.task == POOLED]
     rows: dict[str, Sequence[Comparison | BitsComparison]] = {
         "accuracy decides {} of {} comparisons": pooled,
@@ -200,7 +200,7 @@ def decided(comparisons: Sequence[Comparison]) -> str:
     }
     clear = {text: sum(row.verdict != UNDECIDED for row in found) for text, found in rows.items() if found}
     texts = (text.format(count, len(rows[text])) for text, count in clear.items())
-    return f"{', '.join(texts)} (Holm, {ALPHA})" if pooled else ""
+    return f"{', '.join(texts)} (Holm, {ALPHA})" if len(pooled) > 1 else ""
 
 
 def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells], list[str]]:
