@@ -17,7 +17,7 @@ from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
 from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
-from megatron_mathcpt.report.read import load_runs
+from megatron_mathcpt.report.read import load_runs, set_of
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 
 KIND = "report"
@@ -80,22 +80,48 @@ def print_report(out: Path, title: str) -> None:
     """Print the scores, pooled comparisons and path of the report in `out`; `ManifestError` if incomplete."""
     load_manifest(out, KIND)
     results = json.loads((out / "report.json").read_bytes())["results"]
-    table = Table("run", title=f"{title}: accuracy in % ± standard error, bits per byte")
-    for heading in (*results["tasks"], *(f"{of}, higher" for of in results["in_both_forms"]), POOLED):
-        table.add_column(heading, justify="right")
-    for name, run in results["runs"].items():
-        if run["scores"]:
-            scores = [run["scores"].get(task) for task in results["tasks"]]
-            scores += [run["sets"].get(of) for of in results["in_both_forms"]]
-            table.add_row(name, *(_score_text(score) for score in (*scores, run["total"])))
+    sets = [*dict.fromkeys(map(set_of, results["tasks"]))]
+    scores = {
+        name: [*(run["sets"].get(of) for of in sets), run["total"]]
+        for name, run in results["runs"].items()
+        if run["scores"]
+    }
     console = Console(markup=False)
-    console.print(table)
+    form = ", higher form" if results["in_both_forms"] else ""
+    console.print(
+        _score_table(
+            f"{title}: accuracy in % ± standard error, bits per byte{form}", [*sets, POOLED], scores, console
+        )
+    )
     for row in _pooled(results["comparisons"]):
         for found in filter(None, (row, row["bits"])):
             console.print(found["sentence"], highlight=False)
     if results["decided"]:
         console.print(f"Over all tasks, {results['decided']}.", highlight=False)
     console.print(f"Report: {out / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+def _score_table(
+    title: str,
+    sets: Sequence[str],
+    scores: Mapping[str, Sequence[Mapping[str, Any] | None]],
+    console: Console,
+) -> Table:
+    """A row for each run, or for each of its scores where that would be too wide."""
+    table = Table("run", title=title)
+    for heading in sets:
+        table.add_column(heading, justify="right")
+    for name, row in scores.items():
+        table.add_row(name, *map(_score_text, row))
+    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+        return table
+    table = Table("run", "set", title=title)
+    table.add_column("score", justify="right")
+    for name, row in scores.items():
+        for heading, score in zip(sets, row, strict=True):
+            table.add_row(name if heading == sets[0] else "", heading, _score_text(score))
+        table.add_section()
+    return table
 
 
 def _score_text(score: Mapping[str, Any] | None) -> str:
