@@ -30,7 +30,8 @@ def sweep(
 
     Returns headings, one row of strings per checkpoint (name, trained tokens, its scores), and each pooled
     comparison with the first as sentences, one for each measure: the report's tests, on the first answer to
-    each item. Only the first process reads and writes; the others return None. Raises `EvaluationError` for a run without any.
+    each item. Only the first process reads and writes; the others return None. Raises `EvaluationError` for
+    a run without any.
     """
     paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # newest first before reversal
     if not paths:
