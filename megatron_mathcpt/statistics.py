@@ -116,7 +116,8 @@ def compare_means(pairs: Sequence[tuple[_Values, _Values]]) -> list[PairedMeans]
 
     The 95 % interval is the percentile interval of `RESAMPLES` means over items drawn with replacement (Efron
     and Tibshirani 1993, 13.3), and its p-value is two-sided from the same means, so that the two agree. For
-    more than 100 pairs there are more resamples: Holm's correction multiplies the least p they can give.
+    more than 100 pairs there are more resamples: Holm's correction multiplies the least p they can give. One
+    item has no interval (NaN), and p 1.
     Raises `ValueError` as `compare_paired` does.
     """
     by_size: dict[int, list[int]] = {}
@@ -153,7 +154,7 @@ def _compare_means(
 ) -> PairedMeans:
     change = second - first
     n, spread = len(change), float(np.std(change, ddof=1)) if len(change) > 1 else math.nan
-    low, high = np.quantile(resampled, (0.025, 0.975))
+    low, high = np.quantile(resampled, (0.025, 0.975)) if n > 1 else (math.nan, math.nan)
     tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
     p_wilcoxon, ranks = wilcoxon_signed_rank(change)
     return PairedMeans(
@@ -163,7 +164,7 @@ def _compare_means(
         difference=float(change.mean()),
         low=float(low),
         high=float(high),
-        p_value=min(1.0, 2 * (1 + tail) / (1 + len(resampled))),
+        p_value=min(1.0, 2 * (1 + tail) / (1 + len(resampled))) if n > 1 else 1.0,
         wilcoxon=p_wilcoxon,
         rank_difference=ranks,
         detectable=(_normal_quantile(0.95) + NormalDist().inv_cdf(0.8)) * spread / math.sqrt(n),
@@ -233,15 +234,20 @@ def score_samples(
 def minimum_detectable_difference(items: int, discordant: float) -> float:
     """Smallest true accuracy difference that a paired test at 5 % on `items` detects with a power of 0.8.
 
-    `discordant` is the share ψ of items on which the models differ.
+    `discordant` is the share ψ of items on which the models differ. Where even ψ in one direction is too few
+    to be found, it is the least share that would be found; NaN if there is none, for under four items.
     """
     # Normal approximation (Connor, Biometrics 43, 1987): the d that solves
-    # d·√n = z(0.975)·√ψ + z(0.8)·√(ψ − d²), the larger root of its square, at most ψ: d cannot exceed it.
-    a, b = _normal_quantile(0.95) * math.sqrt(discordant), NormalDist().inv_cdf(0.8)
-    root, precision = math.sqrt(items), items + b * b
-    if discordant * root <= a + b * math.sqrt(discordant - discordant**2):
-        return discordant
-    return (a * root + b * math.sqrt(precision * discordant - a * a)) / precision
+    # d·√n = z(0.975)·√ψ + z(0.8)·√(ψ − d²), the larger root of its square.
+    z, b = _normal_quantile(0.95), NormalDist().inv_cdf(0.8)
+    a, root, precision = z * math.sqrt(discordant), math.sqrt(items), items + b * b
+    if discordant * root > a + b * math.sqrt(discordant - discordant**2):
+        return (a * root + b * math.sqrt(precision * discordant - a * a)) / precision
+    # d = ψ: (n + z(0.8)²)·s² + 2·z(0.975)·z(0.8)·s = n − z(0.975)² for s = √(1 − d).
+    if items < z * z:
+        return math.nan
+    s = (math.sqrt((z * b) ** 2 + precision * (items - z * z)) - z * b) / precision
+    return 1 - s * s
 
 
 def _normal_quantile(confidence: float) -> float:

@@ -101,7 +101,13 @@ def test_minimum_detectable_difference_has_its_power() -> None:
     drawn = generator.multinomial(items, cells, size=2000).tolist()
     found = [mcnemar_p_value(first, second) < 0.05 for first, second, _ in drawn]
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
-    assert statistics.minimum_detectable_difference(4, 0.1) == 0.1
+    # of 300 items without a difference: d = (1.959964 + 0.841621 sqrt(1 - d))² / 300 = 2.790594² / 300
+    least = statistics.minimum_detectable_difference(300, 0.0)
+    assert least == pytest.approx(0.0259580, abs=1e-6)
+    assert least == pytest.approx((1.959964 + 0.841621 * math.sqrt(1 - least)) ** 2 / 300, rel=1e-6)
+    assert statistics.minimum_detectable_difference(300, 0.02) == least
+    assert statistics.minimum_detectable_difference(300, least) == pytest.approx(least, rel=1e-6)
+    assert math.isnan(statistics.minimum_detectable_difference(3, 1.0))
 
 
 def _values(items: int, shift: float, seed: int = 3) -> tuple[list[float], list[float]]:
@@ -148,8 +154,8 @@ def test_differences_without_spread() -> None:
     assert (same.p_value, same.wilcoxon, same.low, same.high, same.detectable) == (1, 1, 0, 0, 0)
     # all 6 of one sign: 2 of 2^6 signs are as extreme
     assert (moved.difference, moved.low, moved.wilcoxon, moved.rank_difference) == (1, 1, 2 / 64, 1)
-    assert (one.difference, one.wilcoxon) == (1, 1)
-    assert math.isnan(one.detectable)
+    assert (one.difference, one.wilcoxon, one.p_value) == (1, 1, 1)
+    assert all(map(math.isnan, (one.low, one.high, one.detectable)))
 
 
 @pytest.mark.parametrize("items", [1, 2, 6, 30, 50, 51, 400])

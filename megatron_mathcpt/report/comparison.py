@@ -37,6 +37,7 @@ HEADINGS: tuple[str, ...] = ("task", "metric", "items", "A", "B", "B - A", "95% 
 HEADINGS += ("Wilcoxon p", "detectable", "only A : only B")
 Cells = tuple[str, ...]
 Pair = tuple[str, str]  # runs: second, first
+Note = tuple[str, str]  # a task, and what is to be said about it
 _Test = tuple[Run, Run, str, list[tuple[str, str]]]  # second, first, task, items as (set, id)
 
 
@@ -124,13 +125,14 @@ class Comparison(PairedComparison):
         return self.bits is not None and {self.verdict, self.bits.verdict} == {"better", "worse"}
 
     def as_json(self) -> dict[str, JsonValue]:
-        """All fields, with the verdict and sentence of each measure."""
-        row: dict[str, JsonValue] = asdict(self) | {"verdict": self.verdict, "sentence": self.sentence}
-        if self.bits:
-            detectable = None if math.isnan(self.bits.detectable) else self.bits.detectable
-            said = {"verdict": self.bits.verdict, "sentence": self.bits.sentence}
-            row["bits"] = asdict(self.bits) | said | {"detectable": detectable}
-        return row
+        """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
+        return _as_json(self) | {"bits": _as_json(self.bits) if self.bits else None}
+
+
+def _as_json(row: Comparison | BitsComparison) -> dict[str, JsonValue]:
+    values = asdict(row)
+    missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
+    return values | missing | {"verdict": row.verdict, "sentence": row.sentence}
 
 
 def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> tuple[Comparison, ...]:
@@ -222,12 +224,20 @@ def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells]
     )
     if first.is_file() and second.is_file() and len(a) == len(b) == 1:  # whatever the names of the tasks
         b = dict(zip(a, b.values(), strict=True))
-    notes = [f"{task}: only in {'AB'[task in b]}; left out" for task in sorted({*a} ^ {*b})]
+    notes = [(task, f"only in {'AB'[task in b]}; left out") for task in sorted({*a} ^ {*b})]
     rows = compare_logs({task: (read(a[task]), read(b[task])) for task in a if task in b}, notes)
+    said = _by_text(notes)
     for name, (*_, older) in zip("AB", outputs, strict=True):
         if older:
-            notes.append(f"{older} older logs in {name} left out; to choose them, give their results file")
-    return [], rows, [*notes, f"Holm p: over {len(rows)} tests."]
+            said.append(f"{older} older logs in {name} left out; to choose them, give their results file")
+    return [], rows, [*said, f"Holm p: over {len(rows)} tests."]
+
+
+def _by_text(notes: Sequence[Note]) -> list[str]:
+    tasks: dict[str, list[str]] = {}
+    for task, text in notes:
+        tasks.setdefault(text, []).append(task)
+    return [f"{', '.join(found)}: {text}" for text, found in tasks.items()]
 
 
 def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
@@ -258,7 +268,7 @@ def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
     return rows
 
 
-def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[str]) -> list[Cells]:
+def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[Note]) -> list[Cells]:
     """A row of `HEADINGS` for each task, filter and metric of two sample logs; `notes` gets what is left out.
 
     Metrics whose values are all 0 or 1 have the exact McNemar test, others the paired bootstrap, with
@@ -274,9 +284,10 @@ def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[st
             if all(map(math.isfinite, chain(*found))):
                 values[task, metric] = found
             else:
-                notes.append(f"{task}, {metric}: not one number for each item of both; left out")
+                why = "is not one number for each item of both" if a and b else f"only in {'AB'[not a]}"
+                notes.append((task, f"{metric} {why}; left out"))
     if not values:
-        raise EvaluationError(f"no metric to compare: {'; '.join(notes)}")
+        raise EvaluationError(f"no metric to compare: {'; '.join(_by_text(notes))}")
     others = [key for key, found in values.items() if not {*chain(*found)} <= {0.0, 1.0}]
     tests: dict[tuple[str, str], PairedComparison | PairedMeans] = {
         key: compare_paired([x == 1 for x in a], [x == 1 for x in b])
@@ -289,7 +300,7 @@ def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[st
     return [_cells(*key, tests[key], ends[key], adjusted[key]) for key in values]
 
 
-def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[str]) -> list[int | str]:
+def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[Note]) -> list[int | str]:
     """Items of both logs, by number and hash; notes those that one lacks, and other prompts."""
     both = [item for item in first.items if item in second.items]
     other = [item for item in both if first.items[item].identity != second.items[item].identity]
@@ -298,10 +309,10 @@ def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[st
         raise EvaluationError(f"{second.path}: {what} than in {first.path}; score both on the same data")
     for name, log in ("A", first), ("B", second):
         if left := len(log.items) - len(both):
-            notes.append(f"{task}: {left} items only in {name}; left out")
+            notes.append((task, f"{left} items only in {name}; left out"))
     prompts = [(first.items[item].prompt, second.items[item].prompt) for item in both]
     if others := sum(a != b for a, b in prompts if a and b):
-        notes.append(f"{task}: the prompts of {others} of {len(both)} items differ (shots, chat template)")
+        notes.append((task, f"the prompts of {others} of {len(both)} items differ (shots, chat template)"))
     return both
 
 
@@ -315,5 +326,6 @@ def _cells(
         wilcoxon, counts = "", f"{test.only_first} : {test.only_second}"
         detectable = minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n)
     means = (str(test.n), *(f"{end:.4f}" for end in ends), f"{test.difference:+.4f}")
-    p = (f"{test.low:+.4f} to {test.high:+.4f}", f"{test.p_value:.4g}", f"{p_holm:.4g}")
-    return task, metric, *means, *p, wilcoxon, f"{detectable:.4f}".replace("nan", MISSING), counts
+    interval = MISSING if math.isnan(test.low) else f"{test.low:+.4f} to {test.high:+.4f}"
+    p = interval, f"{test.p_value:.4g}", f"{p_holm:.4g}"
+    return task, metric, *means, *p, wilcoxon, number(detectable, 4), counts

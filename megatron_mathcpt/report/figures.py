@@ -50,7 +50,9 @@ def seconds(value: float) -> str:
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """Format with `digits` decimals; with `sign`, a difference."""
-    return MISSING if value is None else f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
 WIDTH, HEIGHT = 440.0, 250.0

@@ -202,6 +202,7 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:
     """Difference and interval of every comparison; of only the pooled ones if there are too many."""
     shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
+    shown = [row for row in shown if row["low"] is not None]  # one item has no interval
     if not shown:
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
