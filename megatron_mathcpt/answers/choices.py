@@ -59,7 +59,9 @@ _LABEL = re.compile(r"^[ \t*(]{0,8}[A-H]\s{0,8}[.、):：]", re.MULTILINE)
 
 def chosen_letters(text: str, *, several: bool, answers: bool = False) -> str:
     """Return the chosen letters, '' if there are none; `answers`: the text begins with the answer, if any."""
-    text = text.translate(_WIDE)
+    text = text.translate(_WIDE).replace("**", "")
+    if re.fullmatch(r"[\s(]*[a-h][\s).]*", text):
+        text = text.upper()
     groups = [*_GROUP.finditer(text)]
     lead = len(text) - len(text.lstrip(" \n\t*(:$"))
     listed = len(_LABEL.findall(text)) > 1  # options are listed: a label is no answer

@@ -37,6 +37,7 @@ _NEXT_QUESTION = re.compile(
     r"\s*+\d*+\s*+(?:\*\*\s*+)?+[:：.、]|Q\s*+\d*+\s*+[:：])",
     re.IGNORECASE,
 )
+_NOTED = re.compile(r"<<[^<>\n]{1,200}>>")  # GSM8K's notes for a calculator
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*+")
 _BARE = re.compile(r"[^\s$\\,.]+")  # `\boxed 5` is read too
 # All that separates the boxes of one answer: conjunctions, names of unknowns, numbers of blanks.
@@ -50,7 +51,9 @@ _PHRASE = {
     "en": re.compile(
         r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?(?:\s++(?:should|must|would|will|therefore|thus"
         r"|then|now|has\s++to|turns\s++out\s++to|comes\s++out\s++to))*+\s*+(?:\*\*\s*+)?+"
-        r"(?:is|are|be|equals|:|=)(?!\s++not\b)(?:\s*+:)?\s*+(?:\*\*)?|####",
+        r"(?:is|are|be|equals|:|=)(?!\s++not\b)"
+        r"(?:\s++(?:therefore|thus|then|simply|just|now)\b)?+"
+        r"(?:\s*+:)?\s*+(?:\*\*)?|####",
         re.IGNORECASE,
     ),
     "zh": re.compile(
@@ -95,6 +98,13 @@ _EXPRESSION = re.compile(
     r"(?:\s*+(?:million|billion|thousand|hundred|percent|per cent|squared|cubed|factorial)\b)*+",
     re.IGNORECASE,
 )
+# 9 points in 40 minutes, remainder 2 when divided by 6: what follows is not what the sentence says.
+_CIRCUMSTANCE = re.compile(
+    r"\b(?:for|after|in|from|per|among|(?<!divisible )by|during|over|on|if|when|between|without|before|until"
+    r"|since|at(?! most| least)"
+    r"|(?<!\b(?:us|me|you|him|her|them|he|she|left) )with)\s+(?:[a-z'’]+\s+){0,2}\$?$",
+    re.IGNORECASE,
+)
 _SEPARATOR = re.compile(r"[,;]\s++|[，；、]|\s(?:and|or)\s|或者?|和|与")
 # What an equation between numbers has on its left, apart from signs.
 _ARITHMETIC = re.compile(
@@ -123,7 +133,7 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
     Choice letters are searched for, and numbers cut out of phrases, only if the gold answer is of that kind.
     """
     _, answer = split_thinking(_END.split(output, maxsplit=1)[0])
-    text = _NEXT_QUESTION.split(answer, maxsplit=1)[0].rstrip()
+    text = _NOTED.sub("", _NEXT_QUESTION.split(answer, maxsplit=1)[0]).rstrip()
     box, end = _last_boxes(text, kind)
     if box:
         # Only a sentence of our own format, on a line of its own, outweighs a box that precedes it.
@@ -235,13 +245,21 @@ def _last_expression(text: str) -> str:
         return ""
     last = max((stop.end() for stop in re.finditer(r"[.!?]\s|[。\n]", tail[:-1])), default=0)
     tail = tail[:last] + _REASON.sub("", tail[last:], count=1)
-    for found in reversed(list(_EXPRESSION.finditer(tail))):
-        if value := _value(found):
-            # A digit further on, but for one of a unit or an ordinal, belongs to what cannot be read.
-            rest = re.sub(r"[A-Za-z]\^?\{?\d|\d+(?:st|nd|rd|th)\b", "", tail[found.end() :])
-            cut = len(text) > _LONGEST and not found.start()
-            return "" if cut or re.search(r"\d", rest) else value
-    return ""
+    values = [(found, value) for found in _EXPRESSION.finditer(tail) if (value := _value(found))]
+    if not values:
+        return ""
+    # A digit further on, but for one of a unit or an ordinal, belongs to what cannot be read.
+    rest = re.sub(r"[A-Za-z]\^?\{?\d|\d+(?:st|nd|rd|th)\b", "", tail[values[-1][0].end() :])
+    if (len(text) > _LONGEST and not values[-1][0].start()) or re.search(r"\d", rest):
+        return ""
+    while (
+        len(values) > 1
+        and values[-2][0].start() >= last
+        and "=" not in values[-1][0][0]
+        and _CIRCUMSTANCE.search(tail[max(last, values[-1][0].start() - 60) : values[-1][0].start()])
+    ):
+        values.pop()
+    return values[-1][1]
 
 
 def _value(found: re.Match[str]) -> str:
