@@ -71,6 +71,8 @@ def evaluate(
 
 def _show_scores(results: dict[str, Any]) -> None:
     """One row per set: both forms, the higher, and of each form ungraded, bits per byte and share cut."""
+    from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, set_of
+
     tasks, aggregates = results["tasks"], results["aggregates"]
     higher, mean = aggregates.get("higher_of_forms", {}), aggregates.get("mean_of_four")
 
@@ -80,9 +82,9 @@ def _show_scores(results: dict[str, Any]) -> None:
 
     rows: list[tuple[str, ...]] = []
     for name, row in tasks.items():
-        if name.removesuffix("_few_shot") in higher and name not in higher:
+        if set_of(name) in higher and name not in higher:
             continue  # in the row of its set
-        forms = [row, tasks[f"{name}_few_shot"]] if name in higher else [row]
+        forms = [row, tasks[name + FEW_SHOT]] if name in higher else [row]
         shown = [accuracy(form, error=not higher) for form in forms]
         if higher:
             shown = [*[*shown, ""][:2], accuracy(higher.get(name, row), error=True)]

@@ -21,7 +21,7 @@ from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.formats import benchmark
 from megatron_mathcpt.formats.benchmark import STUDY_SETS, Item, ItemFile, load_items, spread
-from megatron_mathcpt.formats.evaluation_folder import Sample, SampleScore, TaskScore
+from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, SampleScore, TaskScore, set_of
 from megatron_mathcpt.records import NEXT_QUESTION, cpt_text, response_text
 from megatron_mathcpt.statistics import accuracy_standard_error, score_samples, wilson_interval
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
-FEW_SHOT = "_few_shot"
 # A base model does not stop after its answer: it invents the next question, whose answer must not be graded.
 STOP = [*NEXT_QUESTION]
 _SEPARATOR = "\n\n"  # of worked examples; its last line break begins the stop string that follows
@@ -74,8 +73,8 @@ def plan(
     few_shot = {name + FEW_SHOT: count for name, count in counts.items() if count}
     if twice := sorted(few_shot.keys() & files.keys()):
         raise EvaluationError(f"task '{twice[0]}': is the few-shot form of another; rename its file")
-    limits |= {form: limits[form.removesuffix(FEW_SHOT)] for form in few_shot}
-    files |= {form: files[form.removesuffix(FEW_SHOT)] for form in few_shot}
+    limits |= {form: limits[set_of(form)] for form in few_shot}
+    files |= {form: files[set_of(form)] for form in few_shot}
     limited = {name: count for name, count in limits.items() if count}
     fields = {"tasks": tuple(files), "limits": limited, "shots": few_shot, **settings}
     try:

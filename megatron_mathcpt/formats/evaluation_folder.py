@@ -17,6 +17,11 @@ from megatron_mathcpt.records import JsonObject, Stage
 
 KIND = "evaluation"
 RESULTS, RESPONSES, LIKELIHOODS = "results.json", "responses.jsonl", "likelihoods.jsonl"
+FEW_SHOT = "_few_shot"  # a set NAME scored in two forms is the tasks NAME and NAME_few_shot
+
+
+def set_of(task: str) -> str:
+    return task.removesuffix(FEW_SHOT)
 
 
 class Computed(Row):

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats import evaluation_folder
-from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_results, samples_path
+from megatron_mathcpt.formats.evaluation_folder import (
+    FEW_SHOT,
+    Sample,
+    TaskScore,
+    load_results,
+    samples_path,
+    set_of,
+)
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
 from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
 from megatron_mathcpt.report import figures
@@ -23,7 +30,6 @@ _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")
 SUBSETS = (*_STAGES, *(name for name, _ in _STEPS), *_LEVELS, *_LANGUAGES.values())
-FEW_SHOT = "_few_shot"  # a set NAME scored in two forms is the tasks NAME and NAME_few_shot
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
 
 
@@ -99,10 +105,6 @@ class Run:
         both = [run.bits for run in (self, other or self)]
         forms = (form for form in (of, of + FEW_SHOT) if all(bits.get(form) for bits in both))
         return self.bits.get(next(forms, ""), {})
-
-
-def set_of(task: str) -> str:
-    return task.removesuffix(FEW_SHOT)
 
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:

@@ -16,13 +16,13 @@ import numpy as np
 from pydantic import JsonValue
 
 from megatron_mathcpt.config.shape import read_hf_shape
-from megatron_mathcpt.formats.evaluation_folder import Sample, TaskScore, load_first_answers
+from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
 from megatron_mathcpt.report.comparison import Pair, compare_runs, decided
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.graph import Graph
-from megatron_mathcpt.report.read import FEW_SHOT, SUBSETS, Run, tasks_of
+from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
