@@ -176,6 +176,8 @@ def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
             return True
         if 1 in sizes:
             return None
+        if any(_THOUSANDS.fullmatch(text) and ",0" in text for text in (gold, prediction)):
+            return False  # 1,000 is no list
     if sizes == {1}:
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
@@ -301,7 +303,8 @@ def _quantities(gold: str, prediction: str) -> bool | None:
     if any(dict(found.dimensions).keys() & {"degree", "radian"} for found in stated):
         return _same_angle(first, unit, second, other)
     if len(stated) < 2:  # a unit may be left out
-        return same_value(first, second)
+        counted = any(found.counts for found in (unit, other) if found)
+        return False if counted and stated and stated[0].measures() else same_value(first, second)
     if stated[0].dimensions != stated[1].dimensions:
         return False
     factors = [Node("number", value=found.factor) for found in stated]
@@ -310,6 +313,8 @@ def _quantities(gold: str, prediction: str) -> bool | None:
 
 def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
     kinds = [found.dimensions[0][0] if found and found.dimensions else "" for found in (unit, other)]
+    if set(kinds) == {"degree", "celsius"}:  # 5度
+        return same_value(first, second)
     if not set(kinds) <= {"degree", "radian", ""}:
         return False
     if "" in kinds and same_value(first, second):

@@ -84,7 +84,7 @@ def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911
     if ordered:
         first, second = map(_blanks, (first, second))
     if kind == "number" and "%" not in first:  # if the question asks for a percentage, digits are its answer
-        bare = re.sub(r"^(-?[\d.,]+) ?%$", r"\1", second)
+        bare = re.sub(r"^\(?\+?(-?(?:[\d.,/ {}]|\\frac)+?) ?%\)?$", r"\1", second)
         second = bare if equivalent(first, bare)[0] else second
     equal, reason = equivalent(first, second, ordered=ordered)
     if equal is not None or reason == UNDECIDED:
@@ -111,14 +111,15 @@ _LETTERS = re.compile(
 _DENIED_BEFORE = re.compile(
     r"(?:不是|不选|不能选|不为|并非|而非|非|排除了?|除了?|没有|不|\bnot?\b|n't|\b(?:except|excluding"
     r"|eliminated?|ruled? out|(?:all|anything|everything|any) but|"
-    r"rather than|instead of|neither|nor)\b)\s*(?:the\s+)?(?:answer|option|choice|选项|答案)?s?\s*\(?$",
+    r"rather than|instead of|neither|nor|cannot)\b)\s*(?:be\s+)?(?:the\s+)?"
+    r"(?:answer|option|choice|选项|答案)?s?\s*\(?$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
-    r"[\s)]*(?:选项|项|答案)?[\s都均全也的是]*(?:(?:is|are|was|were|be|has to be|must be)\s+)?(?:both "
-    r"|all |also |clearly )?"
-    r"\(?(?:错|不|假|排除|wrong|incorrect|false|not\b|isn't|aren't|cannot|can't|excluded|eliminated"
-    r"|ruled out|impossible)",
+    r"[\s)]*(?:选项|项|答案)?[\s都均全也的是可以应被要该]*"
+    r"(?:(?:is|are|was|were|be|has to be|must be)\s+)?(?:both |all |also |clearly )?"
+    r"\(?(?:错|不|假|排除|wrong|incorrect|false|not\b(?! [A-H]\b)|isn't|aren't|cannot|can't|excluded"
+    r"|eliminated|ruled out|impossible)",
     re.IGNORECASE,
 )
 
@@ -145,7 +146,7 @@ def _letters(text: str) -> set[str]:
 
 def _blanks(text: str) -> str:
     """Return the blanks of a cloze that are numbered, (1)5；(2)6, in the order of their numbers."""
-    parts = re.split(r"(?:(?<![^\s;,.])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小])\s*[:,.]?", text)
+    parts = re.split(r"(?:(?<![^\s;,.\d])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小])\s*[:,.]?", text)
     numbers = [int(next(filter(None, parts[at : at + 3]))) for at in range(1, len(parts), 4)]
     contents = [part.strip(" ,;.") for part in parts[4::4]]
     if (

@@ -26,6 +26,7 @@ _SAME_NAMES = {
         "立方体": "正方体",
     },
     **{
+        **{"互相": "", "单调": "", "递增": "增", "递减": "减", "增函数": "增", "减函数": "减"},
         "正三角形": "等边三角形",
         "正四边形": "正方形",
         "矩形": "长方形",
@@ -183,6 +184,8 @@ _REWRITES = (
         r"(?:\{\s*\}\s*)?(?<![\w)}])[_^]\s*\{?(\d+)\}?\s*C_\s*\{?(\d+)\}?|(?<![\w.\\])(\d+)C(\d+)(?!\w)",
         r"\\binom{\1\3}{\2\4}",
     ),
+    (r"(?<![\w.)}])(\d+)/(\d+)\s*%", r"\\frac{\1}{\2}%"),
+    (r"\\textcircled\s*\{?(\d+)\}?", r"\\label{\1}"),
     (r"\\#", "#"),
     (r"\\implies|\\Rightarrow|\\to(?![A-Za-z])|⇒|→", " , "),
 )
@@ -205,7 +208,7 @@ _PREFIX = re.compile(
     r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
     r"|是|为|等于|"
     r"共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
-    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|(?:[:=]|\\approx)\s*)",
+    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|位于|在(?=第)|(?:[:=]|\\approx)\s*)",
     re.IGNORECASE,
 )
 
@@ -254,21 +257,14 @@ _ORDERS = {
     **dict.fromkeys(("小于等于", "小于或等于", "不大于", "不超过", "不多于"), "\\le"),
     **{"不等于": "\\ne", "大于": ">", "小于": "<", "等于": "="},
 }
-_BASES = {
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-}
-_BASES |= {"ten": "10", "twelve": "12", "sixteen": "16"}
+_DIGITS = "two three four five six seven eight nine ten".split()  # noqa: SIM905
+_BASES = {word: str(base) for base, word in enumerate(_DIGITS, start=2)}
+_BASES |= {"twelve": "12", "sixteen": "16"}
 _BASE = rf"({'|'.join(_BASES)}|1[0-6]|[2-9])"
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*+"
 _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     # Ends of an interval left out, as in France: ]0,1[.
-    (r"([\[\]])([^\[\],;]+)[,;]([^\[\],;]+)([\[\]])", lambda m: _outward(m)),  # noqa: PLW0108 - defined below
+    (r"([\[\]])([^\[\]()&,;]+)[,;]([^\[\]()&,;]+)([\[\]])", lambda m: _outward(m)),  # noqa: PLW0108 - see below
     # 22^\circ 30' 15''
     (
         r"(\d+(?:\.\d+)?)\s*(?:\^\\circ|度)\s*(?:(\d+(?:\.\d+)?)\s*(?:'(?!')|分|minutes?))?"
@@ -288,7 +284,10 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(\d+(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
     (rf"(?<=[\w)}}])\s*({'|'.join(_ORDERS)})\s*(?=[-\d\\A-Za-z(])", lambda m: f" {_ORDERS[m[1]]} "),
     # 3块6, 3元整, 5月1号
+    (r"^(\d+) (?:out of|in) (\d+)$", r"\\frac{\1}{\2}"),
     (r"(?<=\d)[块元](\d)毛?$", r".\1元"),
+    (rf"^({_MONTH}) (\d\d?)(?:st|nd|rd|th)|^(\d\d?)(?:st|nd|rd|th)?(?: of)? ({_MONTH})", r"\1\4 \2\3"),
+    (r"^(\d{4})-(?:0(\d)|(1[0-2]))-0?(\d|[12]\d|3[01])$", r"\1年\2\3月\4日"),
     (r"(?<=元)整$|(?<=[元角])零(?=\d)|(?<=\d)左右$", ""),
     (r"(?<=月)(\d+)号", r"\1日"),
     # (4343)_6, 4343 base 6, 六进制4343
@@ -325,7 +324,7 @@ def _outward(match: re.Match[str]) -> str:
 
 def _degrees(match: re.Match[str]) -> str:
     if not (match[2] or match[3]):
-        return match[0]
+        return f"{match[1]}^\\circ "
     degrees, minutes, seconds = (Fraction(part or 0) for part in match.groups())
     return written(degrees + minutes / 60 + seconds / 3600) + "^\\circ "
 

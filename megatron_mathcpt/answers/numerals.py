@@ -141,28 +141,10 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
     return total + section + number
 
 
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_SMALL = (  # noqa: SIM905
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 _NAMES = {name: value for value, name in enumerate(_SMALL)}
 _NAMES |= {name: 10 * value for value, name in enumerate(_TENS, start=2)} | {"a": 1, "an": 1}

@@ -102,12 +102,15 @@ def read_equation(text: str) -> Equation | None:
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     """Return the rows of an answer that is a LaTeX matrix or column vector."""
+    times = re.match(r"([^=(){}\\]|\\frac\{\d+\}\{\d+\}|\\frac\d\d|\\cdot)*?(?=[(\[]?\s*\\begin)", text)
+    factor, text = (times[0], text[times.end() :]) if times else ("", text)
     text = re.sub(r"^[(\[]\s*(\\begin\s*\{(?:array|matrix)\}.*)[)\]]$", r"\1", text)
     matrix = r"\\begin\s*\{([pbB]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
     if not (found := re.fullmatch(matrix, text, re.DOTALL)):
         return None
     rows = re.split(r"\\\\|\\cr", found[2])
-    return tuple(tuple(map(str.strip, row.split("&"))) for row in rows if row.strip())
+    cells = [[cell.strip() for cell in row.split("&")] for row in rows if row.strip()]
+    return tuple(tuple(f"{factor}({cell})" if factor else cell for cell in row) for row in cells)
 
 
 class Region(NamedTuple):
@@ -201,7 +204,7 @@ def _combine(parts: list[Region], rule: Callable[[list[bool]], bool]) -> Region:
 
 def _interval(brackets: str, bounds: list[Node]) -> Region:
     def contains(value: Value, point: Point) -> bool:
-        ends = [real(evaluate(bound, point)) for bound in bounds]
+        ends, value = [real(evaluate(bound, point)) for bound in bounds], real(value)
         closed = [bracket in "[]" for end, bracket in zip(ends, brackets, strict=True) if close(value, end)]
         return all(closed) if closed else bool(ends[0] < value < ends[1])
 
@@ -223,7 +226,14 @@ def _relation(text: str, variable: str) -> Region:
         raise NotAnExpression("no relation between expressions")
 
     def contains(value: Value, point: Point) -> bool:
-        values = [real(evaluate(side, {**point, variable: value})) for side in sides]
+        try:
+            values = [real(evaluate(side, {**point, variable: value})) for side in sides]
+        except Undefined as error:
+            if isinstance(value, Fraction) and not isinstance(error.__cause__, OverflowError):
+                return False  # outside the domain of a side
+            raise
+        if not isinstance(value, Fraction) and any(abs(side) > 10**40 for side in values):
+            raise Undefined("next to an irrational pole")
         return all(map(_is_true, values, relations, values[1:]))
 
     def critical(point: Point) -> list[Value]:
@@ -247,20 +257,26 @@ def _values(nodes: list[Node], point: Point) -> list[Value]:
     found = []
     for node in nodes:
         with suppress(Undefined):
-            found.append(real(evaluate(node, point)))
+            value = evaluate(node, point)
+            real(value)  # raises if it is not
+            found.append(value)
     return [value for value in found if not arithmetic().isinf(value)]
 
 
 def _test_values(critical: list[Value]) -> list[Value]:
+    """Return the critical numbers, and exact ones between and outside them."""
     places = distinct(critical)
-    between = [(a + b) / 2 for a, b in pairwise(places)]
-    ends = [places[0] - 1, places[-1] + 1] if places else [arithmetic().mpf(0)]
-    return [*places, *between, *ends, *map(arithmetic().mpf, (-(10**9), 10**9))]
+    ends = [real(places[0]) - 1, *places, real(places[-1]) + 1]
+    between = [Fraction(int((real(a) + b) * 2**120), 2**121) for a, b in pairwise(ends)]
+    return [*places, *between, Fraction(-(10**9)), Fraction(10**9)]
 
 
 def distinct(places: list[Value]) -> list[Value]:
+    """Return different places in their order, exact ones if there are."""
     found: list[Value] = []
-    for place in sorted(map(real, places)):
+    for place in sorted(places, key=lambda place: (real(place), not isinstance(place, Fraction))):
         if not found or not close(found[-1], place):
             found.append(place)
+        elif isinstance(place, Fraction):
+            found[-1] = place
     return found

@@ -190,9 +190,17 @@ def _polynomial_zeros(found: Polynomial) -> list[Value]:
     for index, zero in enumerate(zeros):
         if any(abs(zero - other) < context.mpf(10) ** -12 * (1 + abs(zero)) for other in zeros[:index]):
             raise NotAllKnown
-    return [
-        context.re(zero) for zero in zeros if abs(context.im(zero)) < context.mpf(10) ** -25 * (1 + abs(zero))
-    ]
+    reals = [zero for zero in zeros if abs(context.im(zero)) < context.mpf(10) ** -25 * (1 + abs(zero))]
+    return [_exact(context.re(zero), found) if exact else context.re(zero) for zero in reals]
+
+
+def _exact(zero: Value, polynomial: Polynomial) -> Value:
+    """Return the rational number that is this zero, if there is one."""
+    near = Fraction(int(zero * 2**120), 2**120).limit_denominator(10**9)
+    value = Fraction(0)
+    for coefficient in reversed(polynomial):
+        value = value * near + coefficient
+    return near if value == 0 else zero
 
 
 def _common(first: Polynomial, second: Polynomial) -> Polynomial:
