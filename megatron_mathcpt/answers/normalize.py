@@ -202,7 +202,7 @@ _WRAPPER = re.compile(
     r"\s*\{([^{}]*)\}"
 )
 _PREFIX = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or)[A-Za-z]{2})|final|correct|answers?|"
+    r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or|is)[A-Za-z]{2})|final|correct|answers?|"
     r"is|are|:|it's|it is|about|approximately|roughly|exactly|equals?|equal to|we (?:get|have|find)|"
     r"solutions?|values? of)(?![A-Za-z])\s*,?\s*|"
     r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
