@@ -106,6 +106,9 @@ def _split_parameters(text: str) -> tuple[str, set[tuple[str, str]]]:
 
 def _ratios(gold: str, prediction: str) -> bool | None:
     """Compare ratios of three and more numbers, 3:4:5; one of two is a fraction."""
+    bare = [re.sub(r"^[^=\d]+:[^=\d]+=", "", text) for text in (gold, prediction)]
+    if (bare[0] == gold) != (bare[1] == prediction):  # what is in this ratio: a:b = 3:2
+        return same(*bare)
     terms = [region.split_top(text, ":") for text in (gold, prediction)]
     if max(map(len, terms)) < 3:
         return None
@@ -277,7 +280,8 @@ def _equations(gold: str, prediction: str) -> bool | None:
 def _two_equations(first: region.Equation, second: region.Equation) -> bool | None:
     if first.name and second.name:
         names = {first.name, second.name}
-        if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
+        prose = re.fullmatch("[^:]*[一-鿿][^:]*", first.name + second.name)
+        if len(names) == 1 or names <= _FUNCTIONS_OF or prose:
             return same(first.right, second.right)
     nodes = [node for side in (*first[:2], *second[:2]) if (node := _parse(side))]
     if len(nodes) < 4:

@@ -112,7 +112,7 @@ def _letters(text: str, *, several: bool) -> set[str]:
 
 def _blanks(text: str) -> str:
     """Return the blanks of a cloze that are numbered, (1)5；(2)6, in the order of their numbers."""
-    parts = re.split(r"(?:(?<![^\s;,.\d])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小])\s*[:,.]?", text)
+    parts = re.split(r"(?:(?<![^\s;,.\d])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小]填?)\s*[:,.]?", text)
     numbers = [int(next(filter(None, parts[at : at + 3]))) for at in range(1, len(parts), 4)]
     contents = [part.strip(" ,;.") for part in parts[4::4]]
     if (

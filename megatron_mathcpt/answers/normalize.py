@@ -40,7 +40,7 @@ _EXIST = r"(?:the |this )?(?:given )?(?:equation|inequality|system|problem|it)?s
 _EXIST += r"(?:has|have|there (?:is|are|exists?))? ?"
 _ASKED = "(?:[原此该]|这个?|所求|关于x的|分式|一元二次|二元一次)*(?:方程|不等式)?组?(?:的?解集?(?:为|是))?"
 _PHRASES = {
-    _EXIST + r"no (?:such |real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set": "\\emptyset",
+    _EXIST + r"no (?:such |real )?(?:solutions?|roots?)(?: exists?)?|none|(?:the )?empty set": "\\emptyset",
     _ASKED + r"(?:(?:无|没有)(?:实数?)?(?:解|根)|空集)": "\\emptyset",
     r"(?:all|any|every) (?:reals?|real numbers?)|(?:[a-z](?:可以?)?(?:取|为|是)?)?(?:全体|任意|任何"
     r"|一切|所有)的?实数|实数集": "\\mathbb{R}",
@@ -181,8 +181,8 @@ _REWRITES = (
         r"\\binom{\1}{\2}",
     ),
     (
-        r"(?:\{\s*\}\s*)?(?<![\w)}])[_^]\s*\{?(\d+)\}?\s*C_\s*\{?(\d+)\}?|(?<![\w.\\])(\d+)C(\d+)(?!\w)",
-        r"\\binom{\1\3}{\2\4}",
+        r"(?:\{\s*\}\s*|(?<![\w)}]))[_^]\s*\{?(\d+)\}?\s*([CP])_\s*\{?(\d+)\}?|(?<![\w.\\])(\d+)([CP])(\d+)(?!\w)",
+        r"\2\5_{\1\4}^{\3\6}",
     ),
     (r"(?<![\w.)}])(\d+)/(\d+)\s*%", r"\\frac{\1}{\2}%"),
     (r"\\textcircled\s*\{?(\d+)\}?", r"\\label{\1}"),
@@ -283,7 +283,11 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=[\d}])的(?:全体|一切|所有)?实数$", ""),
     (r"(\d+(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
     (rf"(?<=[\w)}}])\s*({'|'.join(_ORDERS)})\s*(?=[-\d\\A-Za-z(])", lambda m: f" {_ORDERS[m[1]]} "),
+    (rf"(?:^|(?<=;))\s*({'|'.join(_ORDERS)})\s*(?=$|;)", lambda m: _ORDERS[m[1]]),
+    (r"([a-z])_\{?1\}?\s*=\s*\1_\{?2\}?\s*=", r"\1="),  # a double root
     # 3块6, 3元整, 5月1号
+    (r"^[A-Za-z] ?\\in ?(?=\\\{[^|:]*$)", ""),  # x \in \{1, 2\}
+    (r"^all real numbers (?:except|other than) (?:for )?(?:[a-z]\s*=\s*)?([^\s,]+)$", r"x \\ne \1"),
     (r"^(\d+) (?:out of|in) (\d+)$", r"\\frac{\1}{\2}"),
     (r"(?<=\d)[块元](\d)毛?$", r".\1元"),
     (rf"^({_MONTH}) (\d\d?)(?:st|nd|rd|th)|^(\d\d?)(?:st|nd|rd|th)?(?: of)? ({_MONTH})", r"\1\4 \2\3"),
@@ -334,7 +338,7 @@ def _currency(text: str) -> str:
     text = re.sub(r"\\[()\[\]]", " ", text).replace("\\$", " dollar ")
     if text.count("$") == 1:
         text = re.sub(r"(?:US)?\$(?=\s*[\d.])", " dollar ", text)
-    text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ")
+    text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ").replace("¢", " cents")
     return re.sub(r"[¥元]\s*(?=\d)", " yuan ", text)
 
 

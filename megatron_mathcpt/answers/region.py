@@ -27,6 +27,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 LIST_SEPARATOR = r",|;|(?<![A-Za-z])or(?![A-Za-z])|(?<![A-Za-z])and(?![A-Za-z])|或者?|和|与|以及|及|且|并且"
 Point = dict[str, Fraction]
 _RELATION = _ORDER + "|="
+_PARTIAL = {"root", "power", "ln", "lg", "log"}
 _OR = r"\\cup(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])|或者?"
 _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
@@ -131,6 +132,7 @@ def read_region(text: str) -> Region | None:
     """Parse a set of real numbers; None for anything else."""
     pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
     names = {piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)}
+    names = names or {*re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))} - {"e", "i"}
     try:
         return _read(text.strip(), main_variable(names))
     except NotAnExpression:
@@ -225,25 +227,34 @@ def _relation(text: str, variable: str) -> Region:
     if not relations or len(sides) != len(relations) + 1 or not any(side.symbols() for side in sides):
         raise NotAnExpression("no relation between expressions")
 
+    symbols = frozenset[str]().union(*(side.symbols() for side in sides))
+    # Roots and logarithms must be real even where the whole, as (\\ln x)^2, is real again.
+    partial = [part for side in sides for part in side.walk() if part.operator in _PARTIAL]
+
     def contains(value: Value, point: Point) -> bool:
         try:
-            values = [real(evaluate(side, {**point, variable: value})) for side in sides]
+            *_, values = (
+                [real(evaluate(node, {**point, variable: value})) for node in nodes]
+                for nodes in (partial, sides)
+            )
         except Undefined as error:
-            if isinstance(value, Fraction) and not isinstance(error.__cause__, OverflowError):
+            exact = isinstance(value, Fraction) or isinstance(error.__cause__, ZeroDivisionError)
+            if exact and symbols <= {variable, *point} and not isinstance(error.__cause__, OverflowError):
                 return False  # outside the domain of a side
             raise
-        if not isinstance(value, Fraction) and any(abs(side) > 10**40 for side in values):
-            raise Undefined("next to an irrational pole")
+        if not isinstance(value, Fraction) and any(10**50 < abs(side) < arithmetic().inf for side in values):
+            return False  # an irrational pole, up to rounding
         return all(map(_is_true, values, relations, values[1:]))
 
     def critical(point: Point) -> list[Value]:
         found = _values([side for side in sides if variable not in side.symbols()], point)
         for first, second in pairwise(sides):
-            if variable in first.symbols() | second.symbols():
+            endless = any(part.value == "infty" for part in (*first.walk(), *second.walk()))
+            if variable in first.symbols() | second.symbols() and not endless:
                 found += real_zeros(Node("subtract", (first, second)), variable, point)
         return found
 
-    return Region(contains, critical, frozenset().union(*(side.symbols() for side in sides)))
+    return Region(contains, critical, symbols)
 
 
 def _is_true(first: Value, sign: str, second: Value) -> bool:

@@ -125,7 +125,7 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 
 
 def _read_unit(text: str) -> Unit | None:
-    text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
+    text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF").replace(" squared", "^2")
     dimensions, factor = Counter[str](), Fraction(1)
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])(?:per|an?|each|every)(?= )|每)\s*", text)
     for index, part in enumerate(parts):
