@@ -85,7 +85,7 @@ def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911
     if ordered:
         first, second = map(_blanks, (first, second))
     if kind == "number" and "%" not in first:  # if the question asks for a percentage, digits are its answer
-        bare = re.sub(r"^\(?\+?(-?(?:[\d.,/ {}]|\\frac)+?) ?%\)?$", r"\1", second)
+        bare = re.sub(r"^\(?\+?(-?(?:[\d.,/ {}]|\\frac)+?) ?%(?: [a-z]+)?\)?$", r"\1", second)
         second = bare if equivalent(first, bare)[0] else second
     equal, reason = equivalent(first, second, ordered=ordered)
     if equal is not None or reason == UNDECIDED:

@@ -208,7 +208,7 @@ _PREFIX = re.compile(
     r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
     r"|是|为|等于|"
     r"共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
-    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|位于|在(?=第)|(?:[:=]|\\approx)\s*)",
+    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|位于|线段(?=[A-Z])|在(?=第)|(?:[:=]|\\approx)\s*)",
     re.IGNORECASE,
 )
 
@@ -288,6 +288,7 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     # 3块6, 3元整, 5月1号
     (r"^[A-Za-z] ?\\in ?(?=\\\{[^|:]*$)", ""),  # x \in \{1, 2\}
     (r"^all real numbers (?:except|other than) (?:for )?(?:[a-z]\s*=\s*)?([^\s,]+)$", r"x \\ne \1"),
+    (r"^(\d+)(?:st|nd|rd|th)$", r"\1"),
     (r"^(\d+) (?:out of|in) (\d+)$", r"\\frac{\1}{\2}"),
     (r"(?<=\d)[块元](\d)毛?$", r".\1元"),
     (rf"^({_MONTH}) (\d\d?)(?:st|nd|rd|th)|^(\d\d?)(?:st|nd|rd|th)?(?: of)? ({_MONTH})", r"\1\4 \2\3"),
@@ -338,6 +339,7 @@ def _currency(text: str) -> str:
     text = re.sub(r"\\[()\[\]]", " ", text).replace("\\$", " dollar ")
     if text.count("$") == 1:
         text = re.sub(r"(?:US)?\$(?=\s*[\d.])", " dollar ", text)
+    text = re.sub(r"^\s*-\s*dollar\s+(?=[\d.])", " dollar -", text)
     text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ").replace("¢", " cents")
     return re.sub(r"[¥元]\s*(?=\d)", " yuan ", text)
 
