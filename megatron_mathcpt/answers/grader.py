@@ -37,6 +37,10 @@ MAX_CHARACTERS = 2000  # longer answers are ungraded without any parsing
 MAX_STEPS = 50_000  # about 0.3 s
 TOO_LARGE = "too long or nested too deep to grade"
 _MAX_DEPTH = 50
+# Words and subscripts of numbers, which it drops.
+_NOT_FOR_MATH_VERIFY = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]|\\(?:label|text)|[\d)] ?_|\d\.\d+\.\d"
+)
 _CHOICE = re.compile(r"\(?[A-H]\)?|A?B?C?D?E?F?")
 _MAX_FOR_MATH_VERIFY = 500  # characters; some more of any notation take it longer than its limit
 
@@ -90,7 +94,7 @@ def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911
     equal, reason = equivalent(first, second, ordered=ordered)
     if equal is not None or reason == UNDECIDED:
         return Verdict(equal, reason)
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]|\\label", first + second):
+    if _NOT_FOR_MATH_VERIFY.search(first + second):
         return Verdict(False, "not an answer of this form")
     if max(len(first), len(second)) > _MAX_FOR_MATH_VERIFY:
         return Verdict(None, "too long for math-verify")

@@ -15,26 +15,11 @@ from megatron_mathcpt.answers.numerals import arabic_numerals, number_words, rep
 _YES = "yes true correct right 是 是的 对 对的 正确 正确的 真 真命题 能 可以 成立".split()  # noqa: SIM905
 _NO = "no false incorrect wrong 否 不是 错 错的 错误 错误的 不正确 不对 假 假命题 不能 不可以 不成立".split()  # noqa: SIM905
 _SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
-_SAME_NAMES = {
-    **{
-        "雉": "锥",
-        "星期": "周",
-        "礼拜": "周",
-        "周天": "周日",
-        "非": "不",
-        "直角等腰": "等腰直角",
-        "立方体": "正方体",
-    },
-    **{
-        **{"互相": "", "单调": "", "递增": "增", "递减": "减", "增函数": "增", "减函数": "减"},
-        "正三角形": "等边三角形",
-        "正四边形": "正方形",
-        "矩形": "长方形",
-        "圆柱体": "圆柱",
-        "圆锥体": "圆锥",
-        "球体": "球",
-    },
-}
+_NAME_PAIRS = (  # each name, and the one it is replaced by, in this order
+    "雉:锥 星期:周 礼拜:周 周天:周日 非:不 直角等腰:等腰直角 立方体:正方体 互相: 单调: 递增:增 递减:减 "
+    "增函数:增 减函数:减 正三角形:等边三角形 正四边形:正方形 矩形:长方形 圆柱体:圆柱 圆锥体:圆锥 球体:球"
+)
+_SAME_NAMES = dict(pair.split(":") for pair in _NAME_PAIRS.split())
 _FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
 _EXIST = r"(?:the |this )?(?:given )?(?:equation|inequality|system|problem|it)?s? ?"
 _EXIST += r"(?:has|have|there (?:is|are|exists?))? ?"
@@ -199,7 +184,7 @@ _SYSTEM = re.compile(
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|boldsymbol|boxed"
     r"|fbox|ensuremath)"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
 _PREFIX = re.compile(
     r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or|is)[A-Za-z]{2})|final|correct|answers?|"
