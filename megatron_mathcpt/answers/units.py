@@ -126,7 +126,7 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 
 def _read_unit(text: str) -> Unit | None:
     text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF").replace(" squared", "^2")
-    dimensions, factor = Counter[str](), Fraction(1)
+    dimensions, factor, counts = Counter[str](), Fraction(1), False
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])(?:per|an?|each|every)(?= )|每)\s*", text)
     for index, part in enumerate(parts):
         if not (index or part.strip()) and len(parts) == 2:  # 18/day
@@ -140,11 +140,11 @@ def _read_unit(text: str) -> Unit | None:
         if (base := _read_word(word)) is None:
             return None
         power = -power if index else power
-        factor *= base.factor**power
+        factor, counts = factor * base.factor**power, base.counts and len(parts) == 1
         for name, exponent in base.dimensions:
             dimensions[name] += power * exponent
-    found = tuple(sorted((name, power) for name, power in dimensions.items() if power))
-    return Unit(found, factor, len(parts) == 1 and base.counts)
+    powers = tuple(sorted((name, power) for name, power in dimensions.items() if power))
+    return Unit(powers, factor, counts)
 
 
 def _read_word(text: str) -> Unit | None:
