@@ -110,7 +110,7 @@ def _too_large(text: str) -> bool:
 
 
 def _letters(text: str, *, several: bool) -> set[str]:
-    text = text.upper() if re.fullmatch(r"\(?[a-h]\)?", text) else re.sub("[;/]", ",", text)
+    text = text.upper() if re.fullmatch(r"\(?[a-h]\)?", text) else re.sub("[;/]", ",", text.lstrip("- "))
     return set(chosen_letters(text, several=several, answers=True))
 
 

@@ -135,11 +135,13 @@ def _same_functions(first: _Function, second: _Function) -> bool | None:
                 return False
             if one is None or two is None:
                 continue
-            with suppress(Undefined):
-                values = [evaluate(node, {**point, variable: place}) for node in (one, two)]
-                decided = True
-                if not close(*values):
-                    return False
+            values = []
+            for node in (one, two):
+                with suppress(Undefined):
+                    values.append(evaluate(node, {**point, variable: place}))
+            decided = decided or bool(values)
+            if values and (len(values) == 1 or not close(*values)):
+                return False
     return True if decided else None
 
 
