@@ -2,7 +2,7 @@
 
 Two sets are equal if no number is in only one of them. Between two adjacent critical numbers (ends of
 intervals, roots of both sides) membership cannot change, so comparing at every critical number and once
-between each two is exact if all of them are known.
+between each two is exact if all of them are known. An inequality is false where a side has no value.
 """
 
 import re
