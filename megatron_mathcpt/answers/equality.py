@@ -106,6 +106,9 @@ def _split_parameters(text: str) -> tuple[str, set[tuple[str, str]]]:
 
 def _ratios(gold: str, prediction: str) -> bool | None:
     """Compare ratios of three and more numbers, 3:4:5; one of two is a fraction."""
+    bare = [re.sub(r"^[^=\d]+:[^=\d]+=", "", text) for text in (gold, prediction)]
+    if (bare[0] == gold) != (bare[1] == prediction):  # what is in this ratio: a:b = 3:2
+        return same(*bare)
     terms = [region.split_top(text, ":") for text in (gold, prediction)]
     if max(map(len, terms)) < 3:
         return None
@@ -176,6 +179,8 @@ def _lists(gold: str, prediction: str, *, ordered: bool) -> bool | None:
             return True
         if 1 in sizes:
             return None
+        if any(_THOUSANDS.fullmatch(text) and ",0" in text for text in (gold, prediction)):
+            return False  # 1,000 is no list
     if sizes == {1}:
         return None
     return _same_items(first, second, ordered=ordered or ";" in gold)
@@ -275,7 +280,8 @@ def _equations(gold: str, prediction: str) -> bool | None:
 def _two_equations(first: region.Equation, second: region.Equation) -> bool | None:
     if first.name and second.name:
         names = {first.name, second.name}
-        if len(names) == 1 or names <= _FUNCTIONS_OF or any(re.search("[一-鿿]", name) for name in names):
+        prose = re.fullmatch("[^:]*[一-鿿][^:]*", first.name + second.name)
+        if len(names) == 1 or names <= _FUNCTIONS_OF or prose:
             return same(first.right, second.right)
     nodes = [node for side in (*first[:2], *second[:2]) if (node := _parse(side))]
     if len(nodes) < 4:
@@ -301,7 +307,8 @@ def _quantities(gold: str, prediction: str) -> bool | None:
     if any(dict(found.dimensions).keys() & {"degree", "radian"} for found in stated):
         return _same_angle(first, unit, second, other)
     if len(stated) < 2:  # a unit may be left out
-        return same_value(first, second)
+        counted = any(found.counts for found in (unit, other) if found)
+        return False if counted and stated and stated[0].measures() else same_value(first, second)
     if stated[0].dimensions != stated[1].dimensions:
         return False
     factors = [Node("number", value=found.factor) for found in stated]
@@ -310,6 +317,8 @@ def _quantities(gold: str, prediction: str) -> bool | None:
 
 def _same_angle(first: Node, unit: Unit | None, second: Node, other: Unit | None) -> bool | None:
     kinds = [found.dimensions[0][0] if found and found.dimensions else "" for found in (unit, other)]
+    if set(kinds) == {"degree", "celsius"}:  # 5度
+        return same_value(first, second)
     if not set(kinds) <= {"degree", "radian", ""}:
         return False
     if "" in kinds and same_value(first, second):

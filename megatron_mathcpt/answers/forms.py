@@ -145,23 +145,27 @@ def determinants(gold: str, prediction: str) -> Reduced:
     return (first, second) if first and second else False
 
 
+_DETERMINANT = re.compile(
+    r"\\begin\{vmatrix\}(.*?)\\end\{vmatrix\}|(?:\\?det\s*\(?\s*\\begin\{[pb]?matrix\}|\|\s*\\begin\{(?:array"
+    r"|matrix)\}(?:\{[lcr|]+\})?)(.*?)\\end\{\w*\}\s*[|)]?",
+    re.DOTALL,
+)
+
+
 def _expanded(text: str) -> str:
-    found = re.fullmatch(
-        r"(?:\\?det\s*\(?\s*\\begin\{[pb]?matrix\}|\\begin\{vmatrix\}|\|\s*\\begin\{(?:array"
-        r"|matrix)\}(?:\{[lcr|]+\})?)"
-        r"(.*)\\end\{\w*\}\s*[|)]?",
-        text,
-        re.DOTALL,
-    )
-    if not found:
-        return "" if "vmatrix" in text.lower() else text
-    rows = [[f"({cell.strip()})" for cell in row.split("&")] for row in found[1].split("\\\\") if row.strip()]
+    text = _DETERMINANT.sub(_number, text)
+    return "" if "vmatrix" in text.lower() else text
+
+
+def _number(determinant: re.Match[str]) -> str:
+    written_rows = [row for row in (determinant[1] or determinant[2]).split("\\\\") if row.strip()]
+    rows = [[f"({cell.strip()})" for cell in row.split("&")] for row in written_rows]
     if len(rows) not in (2, 3) or any(len(row) != len(rows) for row in rows):
-        return ""
+        return determinant[0] + "vmatrix"
     if len(rows) == 2:
-        return f"{rows[0][0]}{rows[1][1]}-{rows[0][1]}{rows[1][0]}"
+        return f"({rows[0][0]}{rows[1][1]}-{rows[0][1]}{rows[1][0]})"
     ways = ((0, 1, 2), (1, 2, 0), (2, 0, 1)), ((0, 2, 1), (1, 0, 2), (2, 1, 0))
     plus, minus = (
         "".join("+" + "".join(rows[i][j] for i, j in enumerate(way)) for way in each) for each in ways
     )
-    return f"{plus[1:]}-({minus[1:]})"
+    return f"({plus[1:]}-({minus[1:]}))"

@@ -26,6 +26,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
+from megatron_mathcpt.answers.choices import chosen_letters
 from megatron_mathcpt.answers.equality import UNDECIDED, equivalent
 from megatron_mathcpt.answers.expression import STEPS, OutOfSteps
 from megatron_mathcpt.answers.normalize import normalize, words_as_symbols
@@ -36,8 +37,12 @@ MAX_CHARACTERS = 2000  # longer answers are ungraded without any parsing
 MAX_STEPS = 50_000  # about 0.3 s
 TOO_LARGE = "too long or nested too deep to grade"
 _MAX_DEPTH = 50
+# Words and subscripts of numbers, which it drops.
+_NOT_FOR_MATH_VERIFY = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]|\\(?:label|text)|[\d)] ?_|\d\.\d+\.\d"
+)
+_CHOICE = re.compile(r"\(?[A-H]\)?|A?B?C?D?E?F?")
 _MAX_FOR_MATH_VERIFY = 500  # characters; some more of any notation take it longer than its limit
-_LETTER = r"[A-H]"
 
 
 class Verdict(NamedTuple):
@@ -73,23 +78,23 @@ def _compare(gold: str, prediction: str, kind: str) -> Verdict:  # noqa: PLR0911
     first, second = (words_as_symbols(normalize(text)) for text in (gold, prediction))
     if any(map(_too_large, (first, second))):
         return Verdict(None, TOO_LARGE)
-    letters = _letters(second)
-    if kind in ("choice", "multichoice") or (kind == "auto" and re.fullmatch(rf"\(?{_LETTER}\)?", first)):
-        right = bool(letters) and _letters(first) == letters
-        return Verdict(right, "letters" if letters else "no choice letter")
-    # Letters in this order are several choices, or the name of a segment: only letters make it a choice.
-    if kind == "auto" and re.fullmatch(r"A?B?C?D?E?F?", first) and min(len(first), len(letters)) > 1:
-        return Verdict(set(first) == letters, "letters")
+    if kind in ("choice", "multichoice") or (kind == "auto" and _CHOICE.fullmatch(first)):
+        chosen = _letters(first, several=True)
+        letters = _letters(second, several=kind == "multichoice" or len(chosen) > 1)
+        # Several letters may be the name of a segment: only letters make it a choice.
+        if kind != "auto" or len(chosen) < 2 or len(letters) > 1:
+            right = bool(letters) and chosen == letters
+            return Verdict(right, "letters" if letters else "no choice letter")
     ordered = kind == "cloze" or ";" in first
     if ordered:
         first, second = map(_blanks, (first, second))
     if kind == "number" and "%" not in first:  # if the question asks for a percentage, digits are its answer
-        bare = re.sub(r"^(-?[\d.,]+) ?%$", r"\1", second)
+        bare = re.sub(r"^\(?\+?(-?(?:[\d.,/ {}]|\\frac)+?) ?%(?: [a-z]+)?\)?$", r"\1", second)
         second = bare if equivalent(first, bare)[0] else second
     equal, reason = equivalent(first, second, ordered=ordered)
     if equal is not None or reason == UNDECIDED:
         return Verdict(equal, reason)
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}|[一-鿿]|\\label", first + second):
+    if _NOT_FOR_MATH_VERIFY.search(first + second):
         return Verdict(False, "not an answer of this form")
     if max(len(first), len(second)) > _MAX_FOR_MATH_VERIFY:
         return Verdict(None, "too long for math-verify")
@@ -104,48 +109,14 @@ def _too_large(text: str) -> bool:
     return max(accumulate((sign in "([{") - (sign in ")]}") for sign in text)) > _MAX_DEPTH
 
 
-_LETTERS = re.compile(
-    rf"(?:(?<![A-Za-z])|(?<={_LETTER})){_LETTER}(?![a-z'])(?:(?:[\s,;、和与及&)(/]|and|or"
-    rf"|nor)*{_LETTER}(?![A-Za-z]))*"
-)
-_DENIED_BEFORE = re.compile(
-    r"(?:不是|不选|不能选|不为|并非|而非|非|排除了?|除了?|没有|不|\bnot?\b|n't|\b(?:except|excluding"
-    r"|eliminated?|ruled? out|(?:all|anything|everything|any) but|"
-    r"rather than|instead of|neither|nor)\b)\s*(?:the\s+)?(?:answer|option|choice|选项|答案)?s?\s*\(?$",
-    re.IGNORECASE,
-)
-_DENIED_AFTER = re.compile(
-    r"[\s)]*(?:选项|项|答案)?[\s都均全也的是]*(?:(?:is|are|was|were|be|has to be|must be)\s+)?(?:both "
-    r"|all |also |clearly )?"
-    r"\(?(?:错|不|假|排除|wrong|incorrect|false|not\b|isn't|aren't|cannot|can't|excluded|eliminated"
-    r"|ruled out|impossible)",
-    re.IGNORECASE,
-)
-
-
-def _letters(text: str) -> set[str]:
-    """Return the choice letters of an answer: one at its start, `B. 3 cm`, or several, `ABD`; none denied."""
-    first = re.match(
-        rf"(?:option|choice|选项|选)?\s*+(?:\(\s*+)?({_LETTER})\s*+(?:\)|[.:]|$)", text, re.IGNORECASE
-    )
-    several = re.match(rf"[(\s]*{_LETTER}(?:[\s,;、和与&)(]|and)*{_LETTER}(?![a-z])", text)
-    if first and not several and not _DENIED_AFTER.match(text, first.end(1)):
-        return {first[1].upper()}
-    # What follows a reason says why, or why not another.
-    text = re.split(r"(?<=\S)\s*[,.;(]?\s*(?:\b(?:since|because|as|for)\b|因为|由于|理由)", text, maxsplit=1)[
-        0
-    ]
-    chosen: set[str] = set()
-    for found in _LETTERS.finditer(text):
-        before = _DENIED_BEFORE.search(text[max(0, found.start() - 30) : found.start()])
-        if not before and not _DENIED_AFTER.match(text, found.end()):
-            chosen |= set(re.findall(_LETTER, found[0]))
-    return chosen
+def _letters(text: str, *, several: bool) -> set[str]:
+    text = text.upper() if re.fullmatch(r"\(?[a-h]\)?", text) else re.sub("[;/]", ",", text.lstrip("- "))
+    return set(chosen_letters(text, several=several, answers=True))
 
 
 def _blanks(text: str) -> str:
     """Return the blanks of a cloze that are numbered, (1)5；(2)6, in the order of their numbers."""
-    parts = re.split(r"(?:(?<![^\s;,.])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小])\s*[:,.]?", text)
+    parts = re.split(r"(?:(?<![^\s;,.\d])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小]填?)\s*[:,.]?", text)
     numbers = [int(next(filter(None, parts[at : at + 3]))) for at in range(1, len(parts), 4)]
     contents = [part.strip(" ,;.") for part in parts[4::4]]
     if (

@@ -15,31 +15,17 @@ from megatron_mathcpt.answers.numerals import arabic_numerals, number_words, rep
 _YES = "yes true correct right 是 是的 对 对的 正确 正确的 真 真命题 能 可以 成立".split()  # noqa: SIM905
 _NO = "no false incorrect wrong 否 不是 错 错的 错误 错误的 不正确 不对 假 假命题 不能 不可以 不成立".split()  # noqa: SIM905
 _SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
-_SAME_NAMES = {
-    **{
-        "雉": "锥",
-        "星期": "周",
-        "礼拜": "周",
-        "周天": "周日",
-        "非": "不",
-        "直角等腰": "等腰直角",
-        "立方体": "正方体",
-    },
-    **{
-        "正三角形": "等边三角形",
-        "正四边形": "正方形",
-        "矩形": "长方形",
-        "圆柱体": "圆柱",
-        "圆锥体": "圆锥",
-        "球体": "球",
-    },
-}
+_NAME_PAIRS = (  # each name, and the one it is replaced by, in this order
+    "雉:锥 星期:周 礼拜:周 周天:周日 非:不 直角等腰:等腰直角 立方体:正方体 互相: 单调: 递增:增 递减:减 "
+    "增函数:增 减函数:减 正三角形:等边三角形 正四边形:正方形 矩形:长方形 圆柱体:圆柱 圆锥体:圆锥 球体:球"
+)
+_SAME_NAMES = dict(pair.split(":") for pair in _NAME_PAIRS.split())
 _FILLER = re.compile(r"\b(?:an?|the|but|is|are|it|condition|its)\b|[\s.,;:'\"()\-]|[的而但是]|条件")
 _EXIST = r"(?:the |this )?(?:given )?(?:equation|inequality|system|problem|it)?s? ?"
 _EXIST += r"(?:has|have|there (?:is|are|exists?))? ?"
 _ASKED = "(?:[原此该]|这个?|所求|关于x的|分式|一元二次|二元一次)*(?:方程|不等式)?组?(?:的?解集?(?:为|是))?"
 _PHRASES = {
-    _EXIST + r"no (?:such |real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set": "\\emptyset",
+    _EXIST + r"no (?:such |real )?(?:solutions?|roots?)(?: exists?)?|none|(?:the )?empty set": "\\emptyset",
     _ASKED + r"(?:(?:无|没有)(?:实数?)?(?:解|根)|空集)": "\\emptyset",
     r"(?:all|any|every) (?:reals?|real numbers?)|(?:[a-z](?:可以?)?(?:取|为|是)?)?(?:全体|任意|任何"
     r"|一切|所有)的?实数|实数集": "\\mathbb{R}",
@@ -180,9 +166,11 @@ _REWRITES = (
         r"\\binom{\1}{\2}",
     ),
     (
-        r"(?:\{\s*\}\s*)?(?<![\w)}])[_^]\s*\{?(\d+)\}?\s*C_\s*\{?(\d+)\}?|(?<![\w.\\])(\d+)C(\d+)(?!\w)",
-        r"\\binom{\1\3}{\2\4}",
+        r"(?:\{\s*\}\s*|(?<![\w)}]))[_^]\s*\{?(\d+)\}?\s*([CP])_\s*\{?(\d+)\}?|(?<![\w.\\])(\d+)([CP])(\d+)(?!\w)",
+        r"\2\5_{\1\4}^{\3\6}",
     ),
+    (r"(?<![\w.)}])(\d+)/(\d+)\s*%", r"\\frac{\1}{\2}%"),
+    (r"\\textcircled\s*\{?(\d+)\}?", r"\\label{\1}"),
     (r"\\#", "#"),
     (r"\\implies|\\Rightarrow|\\to(?![A-Za-z])|⇒|→", " , "),
 )
@@ -196,16 +184,16 @@ _SYSTEM = re.compile(
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|boldsymbol|boxed"
     r"|fbox|ensuremath)"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
 _PREFIX = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or)[A-Za-z]{2})|final|correct|answers?|"
+    r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or|is)[A-Za-z]{2})|final|correct|answers?|"
     r"is|are|:|it's|it is|about|approximately|roughly|exactly|equals?|equal to|we (?:get|have|find)|"
     r"solutions?|values? of)(?![A-Za-z])\s*,?\s*|"
     r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
     r"|是|为|等于|"
     r"共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
-    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|(?:[:=]|\\approx)\s*)",
+    r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|位于|线段(?=[A-Z])|在(?=第)|(?:[:=]|\\approx)\s*)",
     re.IGNORECASE,
 )
 
@@ -254,21 +242,14 @@ _ORDERS = {
     **dict.fromkeys(("小于等于", "小于或等于", "不大于", "不超过", "不多于"), "\\le"),
     **{"不等于": "\\ne", "大于": ">", "小于": "<", "等于": "="},
 }
-_BASES = {
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-}
-_BASES |= {"ten": "10", "twelve": "12", "sixteen": "16"}
+_DIGITS = "two three four five six seven eight nine ten".split()  # noqa: SIM905
+_BASES = {word: str(base) for base, word in enumerate(_DIGITS, start=2)}
+_BASES |= {"twelve": "12", "sixteen": "16"}
 _BASE = rf"({'|'.join(_BASES)}|1[0-6]|[2-9])"
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*+"
 _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     # Ends of an interval left out, as in France: ]0,1[.
-    (r"([\[\]])([^\[\],;]+)[,;]([^\[\],;]+)([\[\]])", lambda m: _outward(m)),  # noqa: PLW0108 - defined below
+    (r"([\[\]])([^\[\]()&,;]+)[,;]([^\[\]()&,;]+)([\[\]])", lambda m: _outward(m)),  # noqa: PLW0108 - see below
     # 22^\circ 30' 15''
     (
         r"(\d+(?:\.\d+)?)\s*(?:\^\\circ|度)\s*(?:(\d+(?:\.\d+)?)\s*(?:'(?!')|分|minutes?))?"
@@ -287,8 +268,16 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=[\d}])的(?:全体|一切|所有)?实数$", ""),
     (r"(\d+(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
     (rf"(?<=[\w)}}])\s*({'|'.join(_ORDERS)})\s*(?=[-\d\\A-Za-z(])", lambda m: f" {_ORDERS[m[1]]} "),
+    (rf"(?:^|(?<=;))\s*({'|'.join(_ORDERS)})\s*(?=$|;)", lambda m: _ORDERS[m[1]]),
+    (r"([a-z])_\{?1\}?\s*=\s*\1_\{?2\}?\s*=", r"\1="),  # a double root
     # 3块6, 3元整, 5月1号
+    (r"^[A-Za-z] ?\\in ?(?=\\\{[^|:]*$)", ""),  # x \in \{1, 2\}
+    (r"^all real numbers (?:except|other than) (?:for )?(?:[a-z]\s*=\s*)?([^\s,]+)$", r"x \\ne \1"),
+    (r"^(\d+)(?:st|nd|rd|th)$", r"\1"),
+    (r"^(\d+) (?:out of|in) (\d+)$", r"\\frac{\1}{\2}"),
     (r"(?<=\d)[块元](\d)毛?$", r".\1元"),
+    (rf"^({_MONTH}) (\d\d?)(?:st|nd|rd|th)|^(\d\d?)(?:st|nd|rd|th)?(?: of)? ({_MONTH})", r"\1\4 \2\3"),
+    (r"^(\d{4})-(?:0(\d)|(1[0-2]))-0?(\d|[12]\d|3[01])$", r"\1年\2\3月\4日"),
     (r"(?<=元)整$|(?<=[元角])零(?=\d)|(?<=\d)左右$", ""),
     (r"(?<=月)(\d+)号", r"\1日"),
     # (4343)_6, 4343 base 6, 六进制4343
@@ -325,7 +314,7 @@ def _outward(match: re.Match[str]) -> str:
 
 def _degrees(match: re.Match[str]) -> str:
     if not (match[2] or match[3]):
-        return match[0]
+        return f"{match[1]}^\\circ "
     degrees, minutes, seconds = (Fraction(part or 0) for part in match.groups())
     return written(degrees + minutes / 60 + seconds / 3600) + "^\\circ "
 
@@ -335,7 +324,8 @@ def _currency(text: str) -> str:
     text = re.sub(r"\\[()\[\]]", " ", text).replace("\\$", " dollar ")
     if text.count("$") == 1:
         text = re.sub(r"(?:US)?\$(?=\s*[\d.])", " dollar ", text)
-    text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ")
+    text = re.sub(r"^\s*-\s*dollar\s+(?=[\d.])", " dollar -", text)
+    text = text.replace("$", " ").replace("£", " pound ").replace("€", " euro ").replace("¢", " cents")
     return re.sub(r"[¥元]\s*(?=\d)", " yuan ", text)
 
 

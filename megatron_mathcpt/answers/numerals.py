@@ -46,7 +46,7 @@ def arabic_numerals(text: str) -> str:
     text = re.sub(
         f"(?<!{_SIGN})[一二两三四五六七八九](?=千[克米瓦卡伏帕焦赫])", lambda m: str(_DIGITS[m[0]]), text
     )
-    decimals = rf"({_NUMERAL})点({_DIGIT}++)(?!刻)"
+    decimals = rf"({_NUMERAL})点(?!零{_DIGIT}分)({_DIGIT}++)(?!刻)"
     text = re.sub(decimals, _decimal, text)
     text = re.sub(rf"百分之({_PLAIN})", lambda m: f"{_read(m[1])}%", text)
     text = re.sub(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})", _fraction, text)
@@ -141,28 +141,10 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
     return total + section + number
 
 
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_SMALL = (  # noqa: SIM905
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 _NAMES = {name: value for value, name in enumerate(_SMALL)}
 _NAMES |= {name: 10 * value for value, name in enumerate(_TENS, start=2)} | {"a": 1, "an": 1}

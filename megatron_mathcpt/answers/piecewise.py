@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from megatron_mathcpt.answers import region
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
+from megatron_mathcpt.answers.normalize import closes_at_end
 from megatron_mathcpt.answers.value import (
     Undefined,
     Value,
@@ -22,6 +23,10 @@ from megatron_mathcpt.answers.value import (
 )
 
 _CASES = re.compile(r"(?:[^=]*=)?\s*\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
+# 当x>0时, f(x)=x
+_IN_PROSE = re.compile(
+    r"(?:当|[Ii]f|[Ff]or|[Ww]hen)\s*([^当=]+?)(?:时\s*,?|,)(?:[^=<>,;当]*=)?\s*([^,;当=<>]+?)\s*(?:[,;]|$)"
+)
 _OTHERWISE = re.compile(r"(?:otherwise|else|其[他它余].{0,3})")
 _PLACES = tuple(Fraction(place, 1009) for place in (83, 211, 389, 547, 701, 953))
 Branch = tuple[str, str]
@@ -40,7 +45,9 @@ def same_cases(gold: str, prediction: str) -> bool | None:
     if not first and not second:
         return None
     one, two = (
-        found or [(re.sub(r"^[^=]*=", "", text), "\\mathbb{R}")]
+        found
+        or [(row[2], row[1]) for row in _IN_PROSE.finditer(text)]
+        or [(re.sub(r"^[^=]*=", "", text), "\\mathbb{R}")]
         for found, text in ((first, gold), (second, prediction))
     )
     try:
@@ -52,7 +59,8 @@ def same_cases(gold: str, prediction: str) -> bool | None:
 def _same_branches(first: list[Branch], second: list[Branch]) -> bool:
     def spelled(branches: list[Branch]) -> dict[str, str]:
         return {
-            re.sub(r"\s|\bis\b|an? |是|为", "", cond): re.sub(r"\s", "", value) for value, cond in branches
+            re.sub(r"\s|\b(?:is|if|when|for)\b|an? |是|为", "", cond): re.sub(r"\s", "", value)
+            for value, cond in branches
         }
 
     one, two = spelled(first), spelled(second)
@@ -91,10 +99,12 @@ class _Function:
 
 def _condition(text: str) -> region.Region | None:
     """Return the set where a branch counts; None for all that is left."""
+    text = text.strip()
+    text = text[1:-1] if text.startswith("(") and closes_at_end(text, "(", ")") else text
     text = re.sub(
         r"^(?:if|when|for|where|当)\s*|\s*时$|[,(]?\s*[nk]\s*\\in\s*\\?[a-z{}]*N[\s}^{*+_\d]*\)?$",
         "",
-        text.strip("() "),
+        text,
     )
     if _OTHERWISE.fullmatch(text.strip()):
         return None
@@ -108,7 +118,9 @@ def _same_functions(first: _Function, second: _Function) -> bool | None:
     variable = region.main_variable(set(variables))
     if not variables <= {variable}:
         raise NotAnExpression("conditions on several symbols")
-    decided = False
+    decided, whole = False, variable in ("n", "k")
+    # Where a sequence begins is left out of its general term.
+    plain = whole and not (first.variables and second.variables)
     others = set(first.symbols | second.symbols) - {variable}
     for point in sample_points(others, count=3) if others else [{}]:
         critical = [
@@ -117,17 +129,19 @@ def _same_functions(first: _Function, second: _Function) -> bool | None:
             for part in function.regions
             for place in part.critical(point)
         ]
-        for place in _places(critical, whole=variable in ("n", "k")):
+        for place in _places(critical, whole=whole):
             one, two = first.branch(place, point), second.branch(place, point)
-            if (one is None) != (two is None):
+            if (one is None) != (two is None) and not plain:
                 return False
             if one is None or two is None:
                 continue
-            with suppress(Undefined):
-                values = [evaluate(node, {**point, variable: place}) for node in (one, two)]
-                decided = True
-                if not close(*values):
-                    return False
+            values = []
+            for node in (one, two):
+                with suppress(Undefined):
+                    values.append(evaluate(node, {**point, variable: place}))
+            decided = decided or bool(values)
+            if values and (len(values) == 1 or not close(*values)):
+                return False
     return True if decided else None
 
 

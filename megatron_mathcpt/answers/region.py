@@ -2,7 +2,7 @@
 
 Two sets are equal if no number is in only one of them. Between two adjacent critical numbers (ends of
 intervals, roots of both sides) membership cannot change, so comparing at every critical number and once
-between each two is exact if all of them are known.
+between each two is exact if all of them are known. An inequality is false where a side has no value.
 """
 
 import re
@@ -27,6 +27,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 LIST_SEPARATOR = r",|;|(?<![A-Za-z])or(?![A-Za-z])|(?<![A-Za-z])and(?![A-Za-z])|或者?|和|与|以及|及|且|并且"
 Point = dict[str, Fraction]
 _RELATION = _ORDER + "|="
+_PARTIAL = {"root", "power", "ln", "lg", "log"}
 _OR = r"\\cup(?![A-Za-z])|(?<![A-Za-z])or(?![A-Za-z])|或者?"
 _AND = r",|;|(?<![A-Za-z])and(?![A-Za-z])|且|并且|和"
 
@@ -102,12 +103,15 @@ def read_equation(text: str) -> Equation | None:
 
 def read_matrix(text: str) -> tuple[tuple[str, ...], ...] | None:
     """Return the rows of an answer that is a LaTeX matrix or column vector."""
+    times = re.match(r"([^=(){}\\]|\\frac\{\d+\}\{\d+\}|\\frac\d\d|\\cdot)*?(?=[(\[]?\s*\\begin)", text)
+    factor, text = (times[0], text[times.end() :]) if times else ("", text)
     text = re.sub(r"^[(\[]\s*(\\begin\s*\{(?:array|matrix)\}.*)[)\]]$", r"\1", text)
     matrix = r"\\begin\s*\{([pbB]?matrix|array)\}(?:\s*\{[clr|]+\})?(.*)\\end\s*\{\1\}"
     if not (found := re.fullmatch(matrix, text, re.DOTALL)):
         return None
     rows = re.split(r"\\\\|\\cr", found[2])
-    return tuple(tuple(map(str.strip, row.split("&"))) for row in rows if row.strip())
+    cells = [[cell.strip() for cell in row.split("&")] for row in rows if row.strip()]
+    return tuple(tuple(f"{factor}({cell})" if factor else cell for cell in row) for row in cells)
 
 
 class Region(NamedTuple):
@@ -128,6 +132,7 @@ def read_region(text: str) -> Region | None:
     """Parse a set of real numbers; None for anything else."""
     pieces = re.split(rf"{_RELATION}|{_OR}|{_AND}|\\in(?![A-Za-z])|[|{{}}\[\]()\\]", text)
     names = {piece.strip() for piece in pieces if re.fullmatch(r"\s*[A-Za-z](_\w)?\s*", piece)}
+    names = names or {*re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))} - {"e", "i"}
     try:
         return _read(text.strip(), main_variable(names))
     except NotAnExpression:
@@ -201,7 +206,7 @@ def _combine(parts: list[Region], rule: Callable[[list[bool]], bool]) -> Region:
 
 def _interval(brackets: str, bounds: list[Node]) -> Region:
     def contains(value: Value, point: Point) -> bool:
-        ends = [real(evaluate(bound, point)) for bound in bounds]
+        ends, value = [real(evaluate(bound, point)) for bound in bounds], real(value)
         closed = [bracket in "[]" for end, bracket in zip(ends, brackets, strict=True) if close(value, end)]
         return all(closed) if closed else bool(ends[0] < value < ends[1])
 
@@ -222,18 +227,34 @@ def _relation(text: str, variable: str) -> Region:
     if not relations or len(sides) != len(relations) + 1 or not any(side.symbols() for side in sides):
         raise NotAnExpression("no relation between expressions")
 
+    symbols = frozenset[str]().union(*(side.symbols() for side in sides))
+    # Roots and logarithms must be real even where the whole, as (\\ln x)^2, is real again.
+    partial = [part for side in sides for part in side.walk() if part.operator in _PARTIAL]
+
     def contains(value: Value, point: Point) -> bool:
-        values = [real(evaluate(side, {**point, variable: value})) for side in sides]
+        try:
+            *_, values = (
+                [real(evaluate(node, {**point, variable: value})) for node in nodes]
+                for nodes in (partial, sides)
+            )
+        except Undefined as error:
+            exact = isinstance(value, Fraction) or isinstance(error.__cause__, ZeroDivisionError)
+            if exact and symbols <= {variable, *point} and not isinstance(error.__cause__, OverflowError):
+                return False  # outside the domain of a side
+            raise
+        if not isinstance(value, Fraction) and any(10**50 < abs(side) < arithmetic().inf for side in values):
+            return False  # an irrational pole, up to rounding
         return all(map(_is_true, values, relations, values[1:]))
 
     def critical(point: Point) -> list[Value]:
         found = _values([side for side in sides if variable not in side.symbols()], point)
         for first, second in pairwise(sides):
-            if variable in first.symbols() | second.symbols():
+            endless = any(part.value == "infty" for part in (*first.walk(), *second.walk()))
+            if variable in first.symbols() | second.symbols() and not endless:
                 found += real_zeros(Node("subtract", (first, second)), variable, point)
         return found
 
-    return Region(contains, critical, frozenset().union(*(side.symbols() for side in sides)))
+    return Region(contains, critical, symbols)
 
 
 def _is_true(first: Value, sign: str, second: Value) -> bool:
@@ -247,20 +268,26 @@ def _values(nodes: list[Node], point: Point) -> list[Value]:
     found = []
     for node in nodes:
         with suppress(Undefined):
-            found.append(real(evaluate(node, point)))
+            value = evaluate(node, point)
+            real(value)  # raises if it is not
+            found.append(value)
     return [value for value in found if not arithmetic().isinf(value)]
 
 
 def _test_values(critical: list[Value]) -> list[Value]:
+    """Return the critical numbers, and exact ones between and outside them."""
     places = distinct(critical)
-    between = [(a + b) / 2 for a, b in pairwise(places)]
-    ends = [places[0] - 1, places[-1] + 1] if places else [arithmetic().mpf(0)]
-    return [*places, *between, *ends, *map(arithmetic().mpf, (-(10**9), 10**9))]
+    ends = [real(places[0]) - 1, *places, real(places[-1]) + 1]
+    between = [Fraction(int((real(a) + b) * 2**120), 2**121) for a, b in pairwise(ends)]
+    return [*places, *between, Fraction(-(10**9)), Fraction(10**9)]
 
 
 def distinct(places: list[Value]) -> list[Value]:
+    """Return different places in their order, exact ones if there are."""
     found: list[Value] = []
-    for place in sorted(map(real, places)):
+    for place in sorted(places, key=lambda place: (real(place), not isinstance(place, Fraction))):
         if not found or not close(found[-1], place):
             found.append(place)
+        elif isinstance(place, Fraction):
+            found[-1] = place
     return found

@@ -42,15 +42,30 @@ def real_zeros(node: Node, variable: str, point: Mapping[str, Value], depth: int
     # Of one function of the variable: solve for its value first.
     unknown = "\\unknown" + str(depth)
     outer = _replace(node, inner, Node("symbol", value=unknown))
-    if variable in outer.symbols():
-        raise NotAllKnown
     argument, inverse = _inverse(inner, variable, point)
+    if variable in outer.symbols():
+        # The variable is left: solve for the root, of which the variable is a function.
+        place = _under_root(inner, variable, unknown, point)
+        outer = _replace(outer, Node("symbol", value=variable), place)
+        zeros = [Fraction(0), *real_zeros(outer, unknown, point, depth + 1)]
+        return [evaluate(place, {unknown: zero}) for zero in zeros]
     found = real_zeros(argument, variable, point, depth + 1)  # an end of the domain
     for value in real_zeros(outer, unknown, point, depth + 1):
         with suppress(Undefined):
             place = Node("number", value=inverse(value))
             found += real_zeros(Node("subtract", (argument, place)), variable, point, depth + 1)
     return found
+
+
+def _under_root(inner: Node, variable: str, unknown: str, point: Mapping[str, Value]) -> Node:
+    """Return x for u = \\sqrt{ax + b}, which is (u^2 - b)/a."""
+    top, bottom = _ratio(inner.arguments[0], variable, point)
+    squared = inner.operator == "root" and evaluate(inner.arguments[1], point) == 2
+    if not squared or len(top) != 2 or len(bottom) != 1:
+        raise NotAllKnown
+    shift, slope = (Node("number", value=value / bottom[0]) for value in top)
+    square = Node("power", (Node("symbol", value=unknown), Node("number", value=Fraction(2))))
+    return Node("divide", (Node("subtract", (square, shift)), slope))
 
 
 def _innermost(node: Node, variable: str) -> Node | None:
@@ -190,9 +205,17 @@ def _polynomial_zeros(found: Polynomial) -> list[Value]:
     for index, zero in enumerate(zeros):
         if any(abs(zero - other) < context.mpf(10) ** -12 * (1 + abs(zero)) for other in zeros[:index]):
             raise NotAllKnown
-    return [
-        context.re(zero) for zero in zeros if abs(context.im(zero)) < context.mpf(10) ** -25 * (1 + abs(zero))
-    ]
+    reals = [zero for zero in zeros if abs(context.im(zero)) < context.mpf(10) ** -25 * (1 + abs(zero))]
+    return [_exact(context.re(zero), found) if exact else context.re(zero) for zero in reals]
+
+
+def _exact(zero: Value, polynomial: Polynomial) -> Value:
+    """Return the rational number that is this zero, if there is one."""
+    near = Fraction(int(zero * 2**120), 2**120).limit_denominator(10**9)
+    value = Fraction(0)
+    for coefficient in reversed(polynomial):
+        value = value * near + coefficient
+    return near if value == 0 else zero
 
 
 def _common(first: Polynomial, second: Polynomial) -> Polynomial:

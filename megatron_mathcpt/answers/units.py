@@ -1,7 +1,7 @@
 """Units of measure at the end (or money at the start) of an answer.
 
 A unit may be omitted but must not differ: both sides are converted to base units, and two given units must
-have the same dimensions. Counting words (个, ways, pieces) have no dimension and are dropped.
+have the same dimensions. Counting words (个, ways, pieces) have no dimension: 36个 is 36, but not 36元.
 """
 
 from collections import Counter
@@ -37,16 +37,17 @@ _TABLE = {
     "euro": {"1": "euro"},
     "degree": {"1": "^\\circ degree deg 度"},
     "radian": {"1": "rad radian 弧度"},
-    "celsius": {"1": "^\\circC 摄氏度 celsius"},
-    "fahrenheit": {"1": "^\\circF fahrenheit"},
+    "celsius": {"1": "^\\circC 摄氏度 celsius ^\\circCelsius"},
+    "fahrenheit": {"1": "^\\circF fahrenheit ^\\circFahrenheit"},
     "speed": {"1397/3125": "mph", "5/18": "kmph kph"},
 }
 _COUNTERS = (  # noqa: SIM905
     "个 只 本 条 张 枚 头 名 位 人 件 支 枝 棵 株 辆 台 架 艘 片 根 颗 粒 朵 匹 双 桶 对 副 套 组 层 座 "
-    "栋 间 道 题 页 次 种 倍 种方法 种选法 种情况 项 点 步 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 "
+    "栋 间 道 题 页 次 种 种方法 种选法 种情况 行 列 排 批 箱 包 袋 瓶 杯 盒 筐 户 家 班 所 "
     "份 段 扇 盏 "  # of the next also plurals
-    "unit way number integer value time piece people person item solution thing point"
+    "way time piece people person item"
 ).split()
+_NUMBERS = "倍 项 点 步 unit number integer value solution thing point".split()  # noqa: SIM905 - of any kind
 _TRAILING = re.compile(
     r"\s+(?:old|tall|long|wide|high|deep|away|apart|in total|total|altogether|in all|each|more|left)$"
 )
@@ -66,9 +67,13 @@ _PART = re.compile(r"\s*(?<!\d)(\d++(?:\.\d++)?+)\s*([A-Za-z一-鿿]+)[,\s]*(?:a
 class Unit(NamedTuple):
     dimensions: tuple[tuple[str, int], ...]  # with exponents, sorted by name; none: a counter
     factor: Fraction  # to base units
+    counts: bool = False  # things, which are no measure: 36个 are not 36元
+
+    def measures(self) -> bool:
+        return bool(self.dimensions) and all(name in _TABLE for name, _ in self.dimensions)
 
 
-_UNITS = {word: Unit((), Fraction(1)) for word in _COUNTERS} | {
+_UNITS = {word: Unit((), Fraction(1), word not in _NUMBERS) for word in (*_COUNTERS, *_NUMBERS)} | {
     word: Unit(_COMPOSED.get(dimension, ((dimension, 1),)), Fraction(factor))
     for dimension, units in _TABLE.items()
     for factor, words in units.items()
@@ -82,7 +87,7 @@ def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | No
     if money := re.match(r"(dollar|yuan|euro|pound)\s+(?=[\d.\\-])", text):
         return text[money.end() :].strip(), _UNITS[money[1]]
     bracket = _IN_BRACKETS.search(text)
-    if bracket and (unit := _read_unit(bracket[1])) and all(name in _TABLE for name, _ in unit.dimensions):
+    if bracket and (unit := _read_unit(bracket[1])) and (unit.measures() or not unit.dimensions):
         return text[: bracket.start()].rstrip(), unit
     text = _TRAILING.sub("", text)
     if several := _sum_of_parts(text):
@@ -120,8 +125,8 @@ def _sum_of_parts(text: str) -> tuple[str, Unit] | None:
 
 
 def _read_unit(text: str) -> Unit | None:
-    text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF")
-    dimensions, factor = Counter[str](), Fraction(1)
+    text = text.replace("^\\circ C", "^\\circC").replace("^\\circ F", "^\\circF").replace(" squared", "^2")
+    dimensions, factor, counts = Counter[str](), Fraction(1), False
     parts = re.split(r"\s*(?:/|(?<![A-Za-z])(?:per|an?|each|every)(?= )|每)\s*", text)
     for index, part in enumerate(parts):
         if not (index or part.strip()) and len(parts) == 2:  # 18/day
@@ -135,10 +140,11 @@ def _read_unit(text: str) -> Unit | None:
         if (base := _read_word(word)) is None:
             return None
         power = -power if index else power
-        factor *= base.factor**power
+        factor, counts = factor * base.factor**power, base.counts and len(parts) == 1
         for name, exponent in base.dimensions:
             dimensions[name] += power * exponent
-    return Unit(tuple(sorted((name, power) for name, power in dimensions.items() if power)), factor)
+    powers = tuple(sorted((name, power) for name, power in dimensions.items() if power))
+    return Unit(powers, factor, counts)
 
 
 def _read_word(text: str) -> Unit | None:
@@ -147,11 +153,13 @@ def _read_word(text: str) -> Unit | None:
     for candidate in (plain, lower, lower.removesuffix("s"), lower.removesuffix("es")):
         if candidate in _UNITS:
             return _UNITS[candidate]
+    if re.match(r"[多余几来左不非]|.*(?:[的之]|以[上下内外]|次方)", plain):
+        return None  # no unit: 5以上, 5的倍数
     chinese = re.fullmatch(r"([一-鿿]{1,2}?)([一-鿿]{1,6})", plain)
     if chinese and chinese[1] in _UNITS and not _UNITS[chinese[1]].dimensions:
-        return _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
+        return _UNITS.get(chinese[2]) or _UNITS[chinese[1]]  # 24个苹果: a counter and what is counted
     # Any other noun is a dimension of its own: 24 apples are not 24 pears.
-    if re.fullmatch(r"(?![多余几来左不非])[一-鿿]{1,6}", plain):
+    if re.fullmatch("[一-鿿]{1,6}", plain):
         return Unit(((plain, 1),), Fraction(1))
     noun = re.fullmatch(r"(?:[A-Za-z]+[\s-]+){0,3}([A-Za-z]{3,})", plain)
     if noun and not re.search(rf"\b(?:and|or|to|if|when|is|not|of|(?:{SCALE_WORDS})s?)\b", lower):
