@@ -74,6 +74,14 @@ def _generate_samples(
     lm = load(model, config, verify=verify)
     try:
         requests = encode_requests(lm, asked, config)
+        room = lm.max_length - config.max_new_tokens
+        cuts = Counter(request.task for request in requests if len(request.tokens) > room)
+        for name, count in cuts.items():
+            logger.warning(
+                "%s: %d of %d prompts are longer than the %d tokens that the model's window leaves; their "
+                "beginnings are cut off",
+                *(name, count, sum(request.task == name for request in requests), room),
+            )
         table = getattr(getattr(lm, "model", None), "get_input_embeddings", None)  # of lm-eval's own hf
         rows = table().num_embeddings if table else math.inf
         for kind, field in ("prompt", "tokens"), ("gold text", "gold_tokens"):
@@ -91,8 +99,6 @@ def _generate_samples(
     finally:
         if config.backend == "megatron":
             lm.close()  # a sweep loads its next checkpoint in this process
-    room = lm.max_length - config.max_new_tokens
-    cuts = Counter(request.task for request in requests if len(request.tokens) > room)
     samples: dict[str, list[Sample]] = {name: [] for name in sets}
     for index, (request, answer) in enumerate(zip(draws, answers, strict=True)):
         item, draw = request.item, index % config.samples

@@ -68,14 +68,19 @@ class CompletionsLM(OwnTokenizer, LocalCompletionsAPI):
         tokens = ((context or [self.prefix_token_id]) + answer)[-window:]
         wait = wait_exponential(multiplier=0.5, min=1, max=10)
         send = retry(stop=stop_after_attempt(_TRIES), wait=wait, reraise=True)(self.model_call)
-        found = send(messages=[tokens], generate=False)["choices"][0]["logprobs"]
-        scores, best = (found[name][: len(tokens)] for name in ("token_logprobs", "top_logprobs"))
+        reply = send(messages=[tokens], generate=False)
+        places = range(len(tokens) - len(answer), len(tokens))
+        try:
+            found = reply["choices"][0]["logprobs"]
+            scores, best = (found[name][: len(tokens)] for name in ("token_logprobs", "top_logprobs"))
+            total = math.fsum(scores[at] for at in places)
+            is_greedy = all(scores[at] >= max(best[at].values()) for at in places)
+        except (LookupError, TypeError, AttributeError) as error:
+            why = "use a server that follows `echo` and `logprobs`, or switch likelihood off"
+            raise ValueError(f"no log-probabilities of the prompt in {reply!s:.100}; {why}") from error
         if len(scores) != len(tokens):
             raise ValueError(f"log-probabilities of {len(scores)} tokens for a text of {len(tokens)}")
-        places = range(len(tokens) - len(answer), len(tokens))
-        return math.fsum(scores[at] for at in places), all(
-            scores[at] >= max(best[at].values()) for at in places
-        )
+        return total, is_greedy
 
     def _each(self, compute: Callable[[S], T], requests: Sequence[S]) -> list[T]:
         try:
@@ -85,7 +90,8 @@ class CompletionsLM(OwnTokenizer, LocalCompletionsAPI):
             if isinstance(error, EvaluationError):
                 raise
             answer = getattr(getattr(error, "response", None), "text", "")
-            why = ApiKey(self.api_key).quote(f"{type(error).__name__}: {error} {answer}", 400)
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            why = ApiKey(self.api_key).quote(f"{kind}{error} {answer}", 400)
             remedy = "check the server and run again; finished answers are kept"
             raise EvaluationError(f"{self.base_url}: {why}; {remedy}") from error
 
@@ -98,10 +104,15 @@ class CompletionsLM(OwnTokenizer, LocalCompletionsAPI):
     def parse_generations(self, outputs: Any, **options: object) -> list[str]:
         if not outputs.get("choices"):
             raise ValueError(f"reply without choices: {json.dumps(outputs)[:200]}")
-        for choice in outputs["choices"]:  # lm-eval takes a chat reply without it for an empty answer
-            text = choice["text"] if self.scores_text else choice["message"]["content"]
-            if not isinstance(text, str | None):
-                raise TypeError(f"a text of type {type(text).__name__}")
+        for choice in outputs["choices"]:  # lm-eval takes a reply without a text for an empty answer
+            message = choice if self.scores_text else choice.get("message") or {}
+            name = "text" if self.scores_text else "content"
+            text, thought = message.get(name), message.get("reasoning_content") or ""
+            if not (isinstance(text, str) or (text is None and thought and isinstance(thought, str))):
+                raise ValueError(f"reply without a text: {json.dumps(choice)[:200]}")
+            # A server that cuts the thinking off; without an answer, it reached the limit while thinking.
+            end = "" if text is None else f"</think>{text}"
+            message[name] = f"<think>{thought}{end}" if thought else text
         return list(super().parse_generations(outputs, **options))
 
     def _create_payload(self, messages: Any, generate: bool = False, **options: Any) -> JsonObject:

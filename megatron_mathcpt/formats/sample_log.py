@@ -26,6 +26,7 @@ _LOG = re.compile(rf"samples_([^\x00-\x1f\x7f]+)_({_DATE})\.jsonl")
 _RESULTS = re.compile(rf".+_({_DATE})\.json")
 # Python's writer has numbers that JSON lacks; a text with the same letters is not used.
 _NOT_JSON = re.compile(rb"(?<=[:,\[] )(?:NaN|-?Infinity)(?=[,}\]])|(?<=\[)(?:NaN|-?Infinity)(?=[,\]])")
+_REMEDY = "give a log that lm-eval wrote, or the folder of `mathcpt evaluate`"
 _OURS = "mathcpt_"  # prefix of our tasks' names in lm-eval
 
 
@@ -80,20 +81,20 @@ def find_logs(path: Path) -> tuple[dict[str, Path], int]:
     return found, len(logs) - len(found)
 
 
-def read_log(path: Path, *, by_id: bool = False) -> SampleLog:
-    """Read a log; `by_id` numbers the items of our tasks by their own ids. `DataError` names a bad line."""
-    log = SampleLog(path)
+def read_log(path: Path) -> SampleLog:
+    """Read a log; the items of our tasks are numbered by their own ids. `DataError` names a bad line."""
+    log, by_id = SampleLog(path), path.name.startswith(f"samples_{_OURS}")
     for number, line in numbered_lines(path):
         try:
             row = decode_object(_NOT_JSON.sub(b"null", line))
             _add(log, row, _Line.model_validate(row), by_id)
         except ValidationError as error:
             found = ": ".join(filter(None, first_error(error)))
-            raise DataError(f"{path}:{number}: {found}; give a log that lm-eval wrote") from error
+            raise DataError(f"{path}:{number}: {found}; {_REMEDY}") from error
         except DataError as error:
-            raise DataError(f"{path}:{number}: {error}; give a log that lm-eval wrote") from error
+            raise DataError(f"{path}:{number}: {error}; {_REMEDY}") from error
     if not log.metrics:
-        raise DataError(f"{path}: no samples with metrics; give a log that lm-eval wrote")
+        raise DataError(f"{path}: no samples with metrics; {_REMEDY}")
     return log
 
 

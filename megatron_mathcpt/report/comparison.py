@@ -17,7 +17,8 @@ from statistics import fmean
 from pydantic import JsonValue
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.formats.manifest import leaves
+from megatron_mathcpt.formats.evaluation_folder import KIND
+from megatron_mathcpt.formats.manifest import leaves, load_manifest
 from megatron_mathcpt.formats.sample_log import SampleLog, find_logs, read_log, read_own
 from megatron_mathcpt.report.figures import MISSING, number, p_value, points
 from megatron_mathcpt.report.read import SUBSETS, Run, load_runs, scored_folder, verified
@@ -213,7 +214,7 @@ def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells]
     """
 
     def read(log: Path | SampleLog) -> SampleLog:
-        return read_log(log, by_id=any(own)) if isinstance(log, Path) else log
+        return read_log(log) if isinstance(log, Path) else log
 
     outputs = [(path, *find_logs(path)) for path in (first, second)]
     if not any(logs for _, logs, _ in outputs):
@@ -230,7 +231,7 @@ def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells]
     for name, (*_, older) in zip("AB", outputs, strict=True):
         if older:
             said.append(f"{older} older logs in {name} left out; to choose them, give their results file")
-    return [], rows, [*said, f"Holm p: over {len(rows)} tests."]
+    return [], rows, [*said, f"Holm p: over {len(rows)} tests."] if len(rows) > 1 else said
 
 
 def _by_text(notes: Sequence[Note]) -> list[str]:
@@ -244,7 +245,11 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     root = Path(os.path.commonpath([folder.parent for folder in folders]))
     first, second = (folder.relative_to(root).as_posix() for folder in folders)
     runs = load_runs(root, [first, second])
-    configs = (leaves(run.manifest.config) if run.manifest else {} for run in runs)
+    configs = (
+        (leaves(run.manifest.config) if run.manifest else {})
+        | (leaves(load_manifest(run.scored, KIND).config, "evaluation.") if run.scores else {})
+        for run in runs
+    )
     # An empty section sets nothing: a config without it is not different.
     before, after = ({field: value for field, value in config.items() if value != {}} for config in configs)
     fields = [field for field in before | after if before.get(field) != after.get(field)]
@@ -253,7 +258,11 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     ]
     tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
     said = [sentence for row in tests[:1] for sentence in row.sentences]
-    return settings, rows_of(tests), said if settings else ["Same settings.", *said]
+    forms = [{of: form for of, form in run.higher.items() if of in run.scores and form != of} for run in runs]
+    said += [
+        f"Few-shot form of {', '.join(few)} in {name}." for name, few in zip("AB", forms, strict=True) if few
+    ]
+    return settings, rows_of(tests), [*([] if settings else ["Same settings."]), *said]
 
 
 def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
@@ -276,16 +285,19 @@ def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[No
     """
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for task, (first, second) in logs.items():
-        both = _common_items(task, first, second, notes)
+        items = _common_items(task, first, second, notes)
         for key in first.metrics | second.metrics:
             a, b = (log.metrics.get(key, {}) for log in (first, second))
-            found = [a.get(item, math.nan) for item in both], [b.get(item, math.nan) for item in both]
+            found = [a.get(item, math.nan) for item in items], [b.get(item, math.nan) for item in items]
             metric = key[1] if key[0] == "none" else f"{key[1]}, {key[0]}"
-            if all(map(math.isfinite, chain(*found))):
+            bad = [
+                item for item, *both in zip(items, *found, strict=True) if not all(map(math.isfinite, both))
+            ]
+            if not bad:
                 values[task, metric] = found
-            else:
-                why = "is not one number for each item of both" if a and b else f"only in {'AB'[not a]}"
-                notes.append((task, f"{metric} {why}; left out"))
+                continue
+            why = f"is no number for {len(bad)} of {len(items)} items, such as {bad[0]!r}"
+            notes.append((task, f"{metric} {why if a and b else 'only in ' + 'AB'[not a]}; left out"))
     if not values:
         raise EvaluationError(f"no metric to compare: {'; '.join(_by_text(notes))}")
     others = [key for key, found in values.items() if not {*chain(*found)} <= {0.0, 1.0}]
@@ -305,8 +317,8 @@ def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[No
     both = [item for item in first.items if item in second.items]
     other = [item for item in both if first.items[item].identity != second.items[item].identity]
     if other or not both:
-        what = f"item {other[0]!r} is another" if other else "no item is one"
-        raise EvaluationError(f"{second.path}: {what} than in {first.path}; score both on the same data")
+        what = f"item {other[0]!r} is another than in" if other else "has no item of"
+        raise EvaluationError(f"{second.path}: {what} {first.path}; score both on the same data")
     for name, log in ("A", first), ("B", second):
         if left := len(log.items) - len(both):
             notes.append((task, f"{left} items only in {name}; left out"))

@@ -235,9 +235,16 @@ def test_a_chat_endpoint_applies_the_template_itself(folder: Path, server: Model
     hf: Any = load(folder, made(backend="hf", chat=True))
     assert generate(lm, [prompt, prompt]) == generate(hf, [hf.apply_chat_template(MESSAGES)]) * 2
     assert lm.tok_encode("答案") == hf.tok_encode("答案")
-    server.reply = (200, b'{"choices": [{"index": 0, "message": {"role": "assistant"}}]}')
-    with pytest.raises(EvaluationError, match="KeyError: 'content'"):
-        generate(lm, [prompt])
+    for message in (b'{"role": "assistant"}', b'{"content": null}', b'{"content": 5}'):
+        server.reply = (200, b'{"choices": [{"index": 0, "message": %b}]}' % message)
+        with pytest.raises(EvaluationError, match="reply without a text"):
+            generate(lm, [prompt])
+    # what the server has cut off before the answer counts as thinking
+    thoughts = {"5": "<think>2 + 3</think>5", None: "<think>2 + 3"}
+    for content, text in thoughts.items():
+        message = {"content": content, "reasoning_content": "2 + 3"}
+        server.reply = (200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode())
+        assert generate(lm, [prompt]) == [text]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +253,8 @@ def test_a_chat_endpoint_applies_the_template_itself(folder: Path, server: Model
         ((200, b'{"error": {"message": "overloaded"}}'), "reply without choices.*overloaded"),
         ((200, b"<html>"), "JSON"),
         ((400, b'{"error": "prompt too long sk-0123456789abcdef"}'), "withheld"),
-        ((200, b'{"choices": [{"index": 0, "message": {}}]}'), "KeyError|without text|TypeError"),
+        ((200, b'{"choices": [{"index": 0, "message": {}}]}'), "reply without a text"),
+        ((200, b'{"choices": [{"index": 0, "text": null}]}'), "reply without a text"),
     ],
 )
 def test_a_failing_server_is_one_line(
@@ -269,9 +277,11 @@ def test_a_failing_server_is_one_line(
 def test_a_server_that_does_not_echo_is_refused(folder: Path, server: ModelServer) -> None:
     lm: Any = load("org/sums", made(backend="openai", endpoint=server.url, tokenizer=str(folder)))
     scores = {"token_logprobs": [None, -1.0], "top_logprobs": [None, {"a": -1.0}]}
-    server.reply = (200, json.dumps({"choices": [{"index": 0, "text": "", "logprobs": scores}]}).encode())
-    with pytest.raises(EvaluationError, match="log-probabilities of 2 tokens for a text of 5"):
-        lm.loglikelihood(requests("loglikelihood", [("abc", "d")]))
+    for found in (scores, None, {"token_logprobs": [None] * 5, "top_logprobs": [None] * 5}):
+        choice = {"index": 0, "text": "", "logprobs": found}
+        server.reply = (200, json.dumps({"choices": [choice]}).encode())
+        with pytest.raises(EvaluationError, match=r"completions: no log-probabilities of the prompt.*`echo`"):
+            lm.loglikelihood(requests("loglikelihood", [("abc", "d")]))
 
 
 def test_a_hub_id_is_its_snapshot_in_the_cache(folder: Path, tmp_path: Path) -> None:

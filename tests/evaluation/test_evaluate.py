@@ -243,6 +243,18 @@ def test_a_model_without_a_template_is_refused_before_anything_is_generated(
     assert row["gold_bytes"] == len("The answer is B."), "no space follows the template's line break"
 
 
+def test_prompts_that_are_cut_for_their_room_are_said(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = {"answer": "1", "type": "number", "lang": "en"}
+    rows = [item | {"id": size, "question": "x" * int(size)} for size in ("9", "250", "251")]
+    files = {"en": write_json_lines(tmp_path / "en.jsonl", rows)}
+    monkeypatch.setattr(logging.getLogger("megatron_mathcpt"), "propagate", True)
+    evaluate(model_folder, files, CONFIG.model_copy(update={"tasks": ("en",)}), tmp_path / "out")
+    room = 256 - CONFIG.max_new_tokens
+    assert f"en: 2 of 3 prompts are longer than the {room} tokens" in caplog.text
+
+
 def test_a_log_that_is_no_terminal_has_lines_with_rate_and_time_left(
     model_folder: Path,
     files: dict[str, Path],

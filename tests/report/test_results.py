@@ -199,10 +199,16 @@ def test_every_run_is_listed_with_its_state_and_finished_ones_are_the_default(re
 
 
 def test_settings_of_two_runs_are_compared(results: Path) -> None:
+    asked = {"max_new_tokens": 32, "shots": {"heldout_en_few_shot": 8}}
+    write_manifest(results / "base2" / "evaluation", "evaluation", inputs={}, counts={}, config=asked)
     for name, rate in (("base1", 1e-4), ("base2", 2e-4)):
         complete_again(results / name, {"optimizer": {"lr": rate, "clip_grad": 1.0}, "seed": 1})
     settings, rows, said = compare_outputs(results / "base1", results / "base2")
-    assert settings == [("optimizer.lr", "0.0001", "0.0002")]
+    assert settings == [
+        ("optimizer.lr", "0.0001", "0.0002"),
+        ("evaluation.max_new_tokens", "–", "32"),
+        ("evaluation.shots.heldout_en_few_shot", "–", "8"),
+    ]
     # 12 against 4 of 20, of which 9:1 differ
     assert rows[1][:6] == ("heldout_en", "accuracy", "20", "0.2000", "0.6000", "+0.4000")
     assert rows[1][7:9] == (f"{22 / 1024:.4g}", f"{44 / 1024:.4g}")
