@@ -60,8 +60,9 @@ _LABEL = re.compile(r"^[ \t*(]{0,8}[A-H]\s{0,8}[.、):：]", re.MULTILINE)
 def chosen_letters(text: str, *, several: bool, answers: bool = False) -> str:
     """Return the chosen letters, '' if there are none; `answers`: the text begins with the answer, if any."""
     text = text.translate(_WIDE).replace("**", "")
-    if re.fullmatch(r"[\s(]*[a-h][\s).]*", text):
-        text = text.upper()
+    lone = re.findall(r"^[ \t(*$]*([A-Ha-h])[ \t).。*$]*$", text, re.MULTILINE)
+    if len(lone) == 1 and re.search(r"(?:^|\n)[ \t(*$]*[A-Ha-h][ \t).。*$]*$", text):
+        return str(lone[0]).upper()
     groups = [*_GROUP.finditer(text)]
     lead = len(text) - len(text.lstrip(" \n\t*(:$"))
     listed = len(_LABEL.findall(text)) > 1  # options are listed: a label is no answer

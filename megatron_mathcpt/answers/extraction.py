@@ -45,14 +45,23 @@ _JOINED = re.compile(
     r"(?:[\s$,;:，；：、。&*~{}]|\\[\\\s,;:!()\[\]]|\\q?quad\b|\\(?:text|mbox|textrm|mathrm)\b"
     r"|(?:and|or|also|as well as)\b"
     r"|或者?|和|与|以及|及|第[一二三四]空[是为填]?|[(（][\da-d①-⑨][)）]|[A-Za-z](?:_\{?\w\}?)?\s*=)*+"
+    r"|[\s$,;.，；。)]*+(?:(?:and|or)\s++)?+(?:(?:if|when|case)\b|[当若])[^\n]{0,60}+",  # by cases
+    re.IGNORECASE,
 )
-_NOT_BOX = re.compile(r"(?:\bnot|\bthan|instead of|不是|而非|并非)[\s$\\(*]*$")
+_DENIED = re.compile(
+    r"(?:\bnot|n't|rather than|instead of|不是|而非|并非|不等于"
+    r"|(?:(?:can)?not|never|n't) (?:be|equal)|不[能会可]能?是)[\s$\\(*]*$"
+)
+# After a box, the beginning of its correction.
+_CORRECTED = re.compile(
+    r"\b(?:wait|no|not|actually|mis\w+|error|wrong|correct(?:ion|ed))\b|错|不对|更正|等等", re.IGNORECASE
+)
 _PHRASE = {
     "en": re.compile(
         r"\banswers?(?:\s++to\s++th(?:e|is)\s++(?:question|problem))?(?:\s++(?:should|must|would|will|therefore|thus"
         r"|then|now|has\s++to|turns\s++out\s++to|comes\s++out\s++to))*+\s*+(?:\*\*\s*+)?+"
         r"(?:is|are|be|equals|:|=)(?!\s++not\b)"
-        r"(?:\s++(?:therefore|thus|then|simply|just|now)\b)?+"
+        r"(?:\s++(?:therefore|thus|then|simply|just|now|actually)\b)?+"
         r"(?:\s*+:)?\s*+(?:\*\*)?|####",
         re.IGNORECASE,
     ),
@@ -71,7 +80,8 @@ _IDLING = re.compile(
 _REASON = re.compile(
     r"(?<=[\w$%)}\]°*])\s*+(?:[(（]\s*+(?:(?:since|because|as|so|i\.e\.|that is|not|check"
     r"|from|by|which|about|"
-    r"approximately)\b|因为|由于|即|约|[≈=])|[,，]?\s*+(?:\b(?:since|because|as(?! well))\b|因为|由于))"
+    r"approximately)\b|因为|由于|即|约|[≈=])"
+    r"|[,，]?\s*+(?:\b(?:since|because|as(?! (?:well|many|much|an?|the)\b))\b|因为|由于))"
     r"(?!.*(?:\b(?:so|then|thus|hence|therefore|we)\b|所以|故|得)).*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -102,7 +112,35 @@ _EXPRESSION = re.compile(
 _CIRCUMSTANCE = re.compile(
     r"\b(?:for|after|in|from|per|among|(?<!divisible )by|during|over|on|if|when|between|without|before|until"
     r"|since|at(?! most| least)"
-    r"|(?<!\b(?:us|me|you|him|her|them|he|she|left) )with)\s+(?:[a-z'’]+\s+){0,2}\$?$",
+    r"|(?<!\b(?:us|me|you|him|her|them|he|she|left) )with|compared to)\s+(?:[a-z'’]+\s+){0,2}\$?$"
+    r"|(?<!\ba(?:n|n?\s+\w+|n?\s+\w+\s+\w+)|\b(?:total|answer|result|sum|value|average))"
+    r"\s+(?:of|than)(?: (?:the|his|her|its|their|our|my|these|those))?\s+\$?$",
+    re.IGNORECASE,
+)
+_COMPARED = re.compile(
+    r"\s+(?:[a-z]+\s+){0,2}(?:more|less|fewer|[a-z]+er)\s+(?:[a-z]+\s+)?than\b", re.IGNORECASE
+)
+# What a sentence concludes, before a clause that says no more of it.
+_CONCLUDED = re.compile(
+    r"\b(?:so|thus|hence|therefore|is)\b,?[^,]*$|(?:所以|因此|故|是|为|占)，?[^，]*$", re.IGNORECASE
+)
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore|total\w*|left|leav\w+|being|remain\w*"
+    r"|all|altogether|is|are|was|makes?|gives?|means|get)\b|所以|因此|故|得|一共|总共|剩|还|[=≈是为]",
+    re.IGNORECASE,
+)
+# What is no part of the solution: its check, notes, labels of steps.
+_ASIDE = re.compile(
+    r"(?:^|(?<=[.!?。\n])\s{0,4}+)(?:(?:let (?:me|us) |let's |we (?:can )?|to )?(?:double[- ])?"
+    r"(?:check|verif)\w*|验[算证]|检[验查]|经检验)\b"
+    r"(?![^\n]*(?:\b(?:so|thus|hence|therefore)\b|所以|故))[^\n.。]*(?:[.。](?=\d)[^\n.。]*)*"
+    r"|\n[\s*#_]*(?:(?:notes?|remarks?|explanation|备注|注)\s*[:：]|【点评】)(?s:.*)"
+    r"|\b(?:step|case|part|method)\s+\d+\s*[:：]?",
+    re.IGNORECASE,
+)
+_OPEN = re.compile(
+    r"\bdepends on\b|(?:not|n't have) enough|条件不足"
+    r"|(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:determine|find|say|answer)|无法|不能确定",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"[,;]\s++|[，；、]|\s(?:and|or)\s|或者?|和|与")
@@ -136,9 +174,15 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
     text = _NOTED.sub("", _NEXT_QUESTION.split(answer, maxsplit=1)[0]).rstrip()
     box, end = _last_boxes(text, kind)
     if box:
-        # Only a sentence of our own format, on a line of its own, outweighs a box that precedes it.
+        # A box is outweighed by a sentence of our own format on a line of its own, and by the answer after
+        # a word of correction.
         final = re.search(r"\n(?:The answer is|答案是)\s*([^\n]*[\d\\][^\n]*|[A-H]+\W*)$", text[end:])
-        return Extraction(_sentence(final[1]), "phrase") if final else Extraction(box, "box")
+        if final:
+            return Extraction(_sentence(final[1]), "phrase")
+        later = _phrases(text[end:], language) if _CORRECTED.search(text, end) else []
+        if not later or not re.match(r"\W*[A-H]\b|.*[\d\\]", later[0]):
+            return Extraction(box, "box")
+        text = text[end:]
     phrases = _phrases(text, language)
     if kind in ("choice", "multichoice"):
         return _choice(text, phrases, kind)
@@ -146,7 +190,8 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
         phrases = [phrase for phrase in phrases if re.search(r"\d", phrase)] or phrases
     if phrases:
         return Extraction(_number_in(phrases[0]) if kind == "number" else phrases[0], "phrase")
-    number = _last_expression(text)
+    unclosed = re.fullmatch(r"\\boxed\{(?!\})[^\n]*", text[max(0, text.rfind("\\boxed{")) :])
+    number = "" if unclosed else _last_expression(text)
     return Extraction(number, "last_number" if number else "none")
 
 
@@ -168,7 +213,7 @@ def _last_boxes(text: str, kind: str) -> tuple[str, int]:
         braced, bare = text.startswith("{", start.end()), _BARE.match(text, start.end())
         end = ends.get(start.end(), start.end()) if braced else bare.end() if bare else start.end()
         content = text[start.end() + braced : end].strip()
-        if not content or _NOT_BOX.search(text[max(0, start.start() - 30) : start.start()]):
+        if not content or _DENIED.search(text[max(0, start.start() - 30) : start.start()]):
             continue
         if found and not (end <= begin <= end + 100 and _JOINED.fullmatch(text, end + braced, begin)):
             break
@@ -217,6 +262,13 @@ def _choice(text: str, phrases: list[str], kind: str) -> Extraction:
 
 
 def _number_in(phrase: str) -> str:
+    phrase = re.sub(r"(?<=[\w%])\s++[(（][^()（）]*[)）]$", "", phrase)
+    # "The answer is the sum of the digits of 7" says what is sought.
+    if re.match(
+        r"(?:the|found|given)\b(?! (?:number |integer )?\W*\d)(?!.*(?:[=:]|\b(?:is|are|was|equals?)\b))",
+        phrase,
+    ):
+        return ""
     # A short phrase may be a number with its unit, which the grader can read.
     bare = phrase.replace("$", "").strip()
     if len(bare.split()) <= 3 and not re.search(r"[一-鿿]{3,}", bare):
@@ -243,8 +295,11 @@ def _last_expression(text: str) -> str:
     tail = text[-_LONGEST:]
     if _is_loop(tail):
         return ""
+    tail = _ASIDE.sub("", tail).rstrip()
     last = max((stop.end() for stop in re.finditer(r"[.!?]\s|[。\n]", tail[:-1])), default=0)
     tail = tail[:last] + _REASON.sub("", tail[last:], count=1)
+    if _OPEN.search(tail, last):
+        return ""
     values = [(found, value) for found in _EXPRESSION.finditer(tail) if (value := _value(found))]
     if not values:
         return ""
@@ -255,11 +310,28 @@ def _last_expression(text: str) -> str:
     while (
         len(values) > 1
         and values[-2][0].start() >= last
-        and "=" not in values[-1][0][0]
-        and _CIRCUMSTANCE.search(tail[max(last, values[-1][0].start() - 60) : values[-1][0].start()])
+        and _is_aside(tail, last, values[-2][0], values[-1][0])
     ):
         values.pop()
-    return values[-1][1]
+    found, value = values[-1]
+    return "" if _DENIED.search(tail[max(last, found.start() - 30) : found.start()]) else value
+
+
+def _is_aside(text: str, last: int, before: re.Match[str], found: re.Match[str]) -> bool:
+    """Whether an expression is no more than a circumstance of the one before it."""
+    if "=" in found[0]:
+        return False
+    start = found.end() - len(re.sub(rf"^[\s,，]*(?:{_JOINT})?\s*", "", found[0], flags=re.IGNORECASE))
+    between = text[before.end() : start]
+    if re.search(r"[,，]\s*(?:which (?:is|was) |or )?$", between) and _COMPARED.match(text, found.end()):
+        return True
+    if _CIRCUMSTANCE.search(text[max(last, start - 60) : start]) or _DENIED.search(between[-30:]):
+        return True
+    return bool(
+        re.search(r"[,，]", between)
+        and not _CONCLUDES.search(between)
+        and _CONCLUDED.search(text[max(last, before.start() - 100) : before.start()])
+    )
 
 
 def _value(found: re.Match[str]) -> str:
@@ -273,7 +345,8 @@ def _value(found: re.Match[str]) -> str:
     text = _bare(re.sub(r"^–\s+|^[A-Za-z]\s+(?=[\d$\\(])|\s+[aAI]$", "", text))
     last = _SEPARATOR.split(text)[-1]
     *_, left, right = ["", "", *re.split(r"=|≈|\\approx", last)]  # of a chain, the side before the last one
-    if last != right and not re.search(r"[A-Za-z\\<>≤≥]", _ARITHMETIC.sub("", left)):
+    chain = last.count("=") > 1 and not re.search(r"[A-Za-z\\<>≤≥]", _ARITHMETIC.sub("", right))
+    if chain or (last != right and not re.search(r"[A-Za-z\\<>≤≥]", _ARITHMETIC.sub("", left))):
         text = _bare(right)
     return text if re.search(r"\d|\\(?:frac|sqrt|pi|infty|emptyset|mathbb)|[π∞√=<>]|分之", text) else ""
 
