@@ -30,7 +30,7 @@ _VERDICT = re.compile(
 )
 _BEST = re.compile(r"答案|\b(?:answer|choice|option|one)\b", re.IGNORECASE)
 _DENIED = re.compile(
-    r"[不别非没]|排除|淘汰|否定|n't\b|\b(?:not|never|neither|nor|eliminat\w+|rul\w+\s+out|exclud\w+|discard\w*|"
+    r"[不别非没]|排除|淘汰|否定|n't\b|\b(?:not|cannot|never|neither|nor|eliminat\w+|rul\w+\s+out|exclud\w+|discard\w*|"
     r"reject\w*|unlike|than|instead of|over)\b",
     re.IGNORECASE,
 )
@@ -44,6 +44,7 @@ _SELECTED = re.compile(
     r"|is)))[^,，]{0,12}$",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(r"\b(?:if|suppose|assum\w+)\b|假设|如果|若", re.IGNORECASE)
 _CONCLUDED = re.compile(
     r"(?:只有|只剩|剩下|唯一|仅|而是|应该?[为是]|故|所以|因此|即|就是|对应(?:的是)?|\b(?:must be|should be"
     r"|has to be"
@@ -60,9 +61,11 @@ _LABEL = re.compile(r"^[ \t*(]{0,8}[A-H]\s{0,8}[.、):：]", re.MULTILINE)
 def chosen_letters(text: str, *, several: bool, answers: bool = False) -> str:
     """Return the chosen letters, '' if there are none; `answers`: the text begins with the answer, if any."""
     text = text.translate(_WIDE).replace("**", "")
-    lone = re.findall(r"^[ \t(*$]*([A-Ha-h])[ \t).。*$]*$", text, re.MULTILINE)
-    if len(lone) == 1 and re.search(r"(?:^|\n)[ \t(*$]*[A-Ha-h][ \t).。*$]*$", text):
-        return str(lone[0]).upper()
+    # A letter on a line of its own at the end; or the only label, of the last line.
+    for line in (r"[ \t(*$]*([A-Ha-h])[ \t).。*$]*", r"[ \t(]*([A-H])[.、)][ \t][^\n]{1,80}"):
+        lone = re.findall(rf"^{line}$", text, re.MULTILINE)
+        if len(lone) == 1 and re.search(rf"(?:^|\n){line}\s*$", text):
+            return str(lone[0]).upper()
     groups = [*_GROUP.finditer(text)]
     lead = len(text) - len(text.lstrip(" \n\t*(:$"))
     listed = len(_LABEL.findall(text)) > 1  # options are listed: a label is no answer
@@ -106,7 +109,7 @@ def _weight(before: str, after: str, verdict: re.Match[str] | None) -> int:
     if (verdict and verdict["no"]) or _DENIED.search(before):
         return -1
     if _SELECTED.search(before):
-        return 3
+        return 0 if _SUPPOSED.search(before) else 3
     if _CONCLUDED.search(before):
         return 2
     if verdict:
