@@ -47,6 +47,7 @@ _CIRCUMSTANCE = re.compile(
     r"|since|at(?! most| least)"
     r"|(?<!\b(?:us|me|you|him|her|them|he|she|left) )with|compared to)\s+(?:[a-z'’]+\s+){0,2}\$?$"
     r"|[,，]比[^,，。\d]{1,10}$"
+    r"|\b(?:that|who)\s+(?:costs?|weighs?|contains?)\s+\$?$"
     r"|(?<!\ba(?:n|n?\s+\w+|n?\s+\w+\s+\w+)|\b(?:total|answer|result|sum|value|average))"
     r"\s+(?:of|than)(?: (?:the|his|her|its|their|our|my|these|those))?\s+\$?$",
     re.IGNORECASE,
@@ -134,6 +135,11 @@ def last_expression(text: str) -> str:
     rest = re.sub(r"[A-Za-z]\^?\{?\d|\d+(?:st|nd|rd|th)\b", "", tail[values[-1][0].end() :])
     if (len(text) > LONGEST and not values[-1][0].start()) or re.search(r"\d", rest):
         return ""
+    # 35 flowers: 10 yellow, 18 purple and 7 green
+    colon = re.search(r"(?<=\d) [a-z ]{1,30}:(?= \$?\d[^=]*$)", tail[last:])
+    listed = [each for each in values if colon and each[0].start() >= last + colon.end()]
+    if 1 < len(listed) < len(values):
+        values = values[: -len(listed)]
     while (
         len(values) > 1
         and values[-2][0].start() >= last
