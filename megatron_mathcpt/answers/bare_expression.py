@@ -44,7 +44,7 @@ _EXPRESSION = re.compile(
 # 9 points in 40 minutes, remainder 2 when divided by 6: what follows is not what the sentence says.
 _CIRCUMSTANCE = re.compile(
     r"\b(?:for|after|in|from|per|among|(?<!divisible )by|during|over|on|if|when|between|without|before|until"
-    r"|since|at(?! most| least)"
+    r"|modulo|since|at(?! most| least)"
     r"|(?<!\b(?:us|me|you|him|her|them|he|she|left) )with|compared to)\s+(?:[a-z'’]+\s+){0,2}\$?$"
     r"|[,，]比[^,，。\d]{1,10}$"
     r"|\b(?:that|who)\s+(?:costs?|weighs?|contains?)\s+\$?$"
@@ -73,7 +73,9 @@ _ASIDE = re.compile(
     r"|\b(?:step|case|part|method)\s+\d+\s*[:：]?",
     re.IGNORECASE,
 )
-_IN_WORDS = re.compile(r"(?<=[\w%$])\s++[(（][^()（）]*[A-Za-z一-鿿]{2}[^()（）]*[)）]\s*+[.。]?$")
+_IN_WORDS = re.compile(
+    r"(?<=[\w%$])\s++[(（][^()（）]*(?:[A-Za-z一-鿿]{2}|\d\s?[*×/+=]\s?\d)[^()（）]*[)）]\s*+[.。]?$"
+)
 _OPEN = re.compile(
     r"\b(?:depends on|unclear|unknown)\b|(?:not|n't have) enough|条件不足"
     r"|(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:determine|find|say|answer)|无法|不能确定",
