@@ -29,22 +29,11 @@ def download(
     list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
     """Download a public source or the benchmark sets, with checksums; resumes if interrupted."""
-    from megatron_mathcpt.data.benchmark_sources import load_table
     from megatron_mathcpt.data.public_sources import PUBLISHED
     from megatron_mathcpt.data.public_sources import download as fetch
 
     if list_:
-        rows = []
-        for name, one in PUBLISHED.items():
-            size = "unknown" if one.gigabytes is None else f"{one.gigabytes:g}"
-            rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
-        headings = ("source", "dataset", "files", "licence", "GB", "remark")
-        print_table(headings, rows, "Public sources of the study")
-        known = []
-        for name, its in load_table().items():
-            homes = ", ".join(dict.fromkeys(file.place()[1] for file in its.test))
-            known.append((name, homes, its.licence, its.remark))
-        print_table(("set", "from", "licence", "remark"), known, "Sets of `download benchmarks`")
+        _list_sources(source, table)
         return
     if source is None or out is None:
         raise DataError("download: give a source and --out, or --list")
@@ -60,6 +49,24 @@ def download(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
         f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
     )
+
+
+def _list_sources(source: str | None, table: Path | None) -> None:
+    from megatron_mathcpt.data.benchmark_sources import load_table
+    from megatron_mathcpt.data.public_sources import PUBLISHED
+
+    if source != "benchmarks":
+        rows = []
+        for name, one in PUBLISHED.items():
+            size = "unknown" if one.gigabytes is None else f"{one.gigabytes:g}"
+            rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
+        headings = ("source", "dataset", "files", "licence", "GB", "remark")
+        print_table(headings, rows, "Public sources of the study")
+    known = []
+    for name, its in load_table(table).items():
+        homes = ", ".join(dict.fromkeys(file.place()[1] for file in its.test))
+        known.append((name, homes, its.licence, its.remark))
+    print_table(("set", "from", "licence", "remark"), known, "Sets of `download benchmarks`")
 
 
 def _download_benchmarks(out: Path, sets: str, table: Path | None) -> None:

@@ -204,6 +204,9 @@ def test_errors_are_one_line(
 def test_list_shows_every_adapter() -> None:
     shown = run("http://127.0.0.1:9", "--list")
     assert all(name in shown.stdout for name in (*PUBLISHED, *load_table()))
+    sets = run("http://127.0.0.1:9", "benchmarks", "--list").stdout
+    assert all(name in sets for name in load_table())
+    assert not any(name in sets for name in PUBLISHED)
     adapters = {*get_args(TextAdapter), *get_args(ProblemAdapter)}
     assert {found.adapter for found in PUBLISHED.values()} == adapters
 
