@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
@@ -132,18 +132,29 @@ def _check_run(study: Study, name: str, processes: int | None) -> None:
             check_experiment(config, processes)
         except ConfigError as error:
             raise ConfigError(f"runs.{name}: {error}") from error
-    corpus = study.inside(config.data.corpus)
-    if corpus is None:
-        return
-    if str(corpus) not in study.corpus:
-        raise ConfigError(f"runs.{name}: data.corpus: {config.data.corpus} is no corpus of the study")
-    pools = {source.pool for source in study.corpus[str(corpus)].config.sources.values()}
-    packed = study.inside(config.data.sft)
-    named = {"data.blend": config.data.blend, "validation.sets": config.validation.sets}
+    corpora = [study.inside(folder) for folder in config.data.corpora]
+    if None not in corpora:  # of one that is built elsewhere the run checks the pools when it starts
+        _check_pools(study, name, [*map(str, corpora)])
+    try:
+        check_passes(config, study.runs[name].tokens)
+    except ConfigError as error:
+        raise ConfigError(f"runs.{name}: {error}") from error
+
+
+def _check_pools(study: Study, name: str, corpora: Sequence[str]) -> None:
+    """Refuse a run that names a pool which none, or more than one, of its corpora has."""
+    data, validation = study.runs[name].config.data, study.runs[name].config.validation
+    if unknown := [corpus for corpus in corpora if corpus not in study.corpus]:
+        raise ConfigError(f"runs.{name}: data.corpus: {study.out / unknown[0]} is no corpus of the study")
+    owners = Counter(pool for corpus in corpora for pool in study.pools(corpus))
+    where, packed = ", ".join(corpora), study.inside(data.sft)
+    named = {"data.blend": [*data.blend], "validation.sets": [*validation.sets]}
     for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
-        if wrong := sorted({*names} - pools):
-            known = ", ".join(sorted(pools))
-            raise ConfigError(f"runs.{name}: {field}: {corpus} has no pool '{wrong[0]}'; there are: {known}")
+        if missing := [pool for pool in names if not owners[pool]]:
+            known = f"there are: {', '.join(sorted(owners))}"
+            raise ConfigError(f"runs.{name}: {field}: {where} has no pool '{missing[0]}'; {known}")
+        if twice := [pool for pool in names if owners[pool] > 1]:
+            raise ConfigError(f"runs.{name}: {field}: pool '{twice[0]}' is in more than one of {where}")
 
 
 class _Planner:
@@ -240,9 +251,12 @@ class _Planner:
         packed: dict[str, tuple[str, str, int]] = {}
         for name, run in self.study.runs.items():
             data = run.config.data
-            folder, corpus = self.study.inside(data.sft), self.study.inside(data.corpus)
+            folder = self.study.inside(data.sft)
             if folder is None:
                 continue
+            corpora = [corpus for corpus in map(self.study.inside, data.corpora) if corpus is not None]
+            owners = (corpus for corpus in corpora if folder.name in self.study.pools(str(corpus)))
+            corpus = next(owners, corpora[0] if corpora else None)
             if corpus is None:
                 raise ConfigError(f"runs.{name}: data.corpus must say what {data.sft} is made of")
             made_from = (str(corpus), folder.name, run.config.train.seq_length)
