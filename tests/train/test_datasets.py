@@ -220,5 +220,5 @@ def test_corpora_must_not_share_a_pool_or_differ_in_tokens(
     shutil.rmtree(Path(two[1]) / "documents")
     (Path(two[1]) / "manifest.json").unlink()
     write_tokenized_corpus(Path(two[1]), ["math_corpus"])  # again, for the manifest to have the other hash
-    with pytest.raises(DataError, match="second/tokenizer/tokenizer.json: "):
+    with pytest.raises(DataError, match=r"second/tokenizer/tokenizer\.json: "):
         resolve_inputs(config_of(data={"corpus": two}))
