@@ -15,20 +15,10 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.synthesis.servers import served
 from tests.support.synthesis_runs import NO_SERVER, ROOT, build_config, read_outcomes
 
-STUB_SERVER = """
-import asyncio, json, os, pathlib, sys
-sys.path.insert(0, {root!r})
-from aiohttp import web
-from tests.support.fake_server import FakeServer, ScriptedModel
-model, name, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
-served = pathlib.Path({folder!r}, "served-" + model)
-served.write_text(json.dumps([*sys.argv[1:], os.environ["CUDA_VISIBLE_DEVICES"]]))
-app = FakeServer(ScriptedModel(), name=name, delay_seconds={delay}).application()
-web.run_app(app, host="127.0.0.1", port=port, print=None, shutdown_timeout=1)  # not 60 s
-"""
+STUB = ROOT / "tests" / "support" / "stub_server.py"
 
 
-def plan(tmp_path: Path, *words: str) -> SynthesisServers:
+def plan(*words: str) -> SynthesisServers:
     """Two servers on eight GPUs, started by this command."""
     gpus = {"student": (0, 1), "teacher": (4, 5, 6, 7)}
     command = (sys.executable, *words, "{model}", "{name}", "{port}")
@@ -39,11 +29,8 @@ def plan(tmp_path: Path, *words: str) -> SynthesisServers:
 def start(tmp_path: Path, delay: float, *words: str) -> subprocess.Popen[str]:
     """Start the second of three shards of 30 seeds, whose servers reply after `delay`."""
     (tmp_path / "config.yaml").write_text(dump_yaml(build_config(tmp_path, NO_SERVER, 30)), encoding="utf-8")
-    stub = STUB_SERVER.format(root=str(ROOT), folder=str(tmp_path), delay=delay)
-    (tmp_path / "stub.py").write_text(stub, encoding="utf-8")
-    (tmp_path / "servers.yaml").write_text(
-        dump_yaml(plan(tmp_path, *(words or (str(tmp_path / "stub.py"),))))
-    )
+    servers = plan(*(words or (str(STUB), str(tmp_path), str(delay))))
+    (tmp_path / "servers.yaml").write_text(dump_yaml(servers), encoding="utf-8")
     options = ("--out", tmp_path / "out", "--shard", "1/3", "--serve", tmp_path / "servers.yaml")
     command = [sys.executable, "-m", "megatron_mathcpt", "synthesize", tmp_path / "config.yaml", *options]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -51,7 +38,7 @@ def start(tmp_path: Path, delay: float, *words: str) -> subprocess.Popen[str]:
 
 def assert_all_exit(tmp_path: Path) -> None:
     """No server, found by its file, is left."""
-    search = ["pgrep", "-af", f"{tmp_path}/stub.py"]
+    search = ["pgrep", "-af", f"stub_server.py {tmp_path} "]
     deadline = time.monotonic() + 5
     while left := subprocess.run(search, capture_output=True, text=True, check=False).stdout:
         assert time.monotonic() < deadline, left
@@ -69,8 +56,7 @@ def test_servers_start_serve_one_shard_and_exit(tmp_path: Path) -> None:
         found = json.loads((tmp_path / f"served-{name}").read_text())
         assert (found[:2], found[3]) == ([name, "test-model"], gpus)
     assert_all_exit(tmp_path)
-    (tmp_path / "stub.py").unlink()  # a finished shard starts no server
-    assert start(tmp_path, 0, "none.py").wait(60) == 0
+    assert start(tmp_path, 0, "none.py").wait(60) == 0  # a finished shard starts no server
 
 
 def test_a_server_that_ends_before_it_answers(tmp_path: Path) -> None:
@@ -92,7 +78,7 @@ def test_a_run_that_is_ended_ends_its_servers(
             time.sleep(0.1)
         time.sleep(3)  # both answer, and the client waits for its first replies
         if number is None:
-            subprocess.run(["pkill", "-KILL", "-f", f"{tmp_path}/stub.py teacher"], check=True)
+            subprocess.run(["pkill", "-KILL", "-f", f"stub_server.py {tmp_path} [0-9.]+ teacher"], check=True)
         else:
             job.send_signal(number)
         assert job.wait(60) == status
@@ -104,7 +90,7 @@ def test_a_run_that_is_ended_ends_its_servers(
 
 def test_servers_that_cannot_be_started(tmp_path: Path) -> None:
     config = build_config(tmp_path, NO_SERVER, 3)
-    known = plan(tmp_path, "x")
+    known = plan("x")
     alone = known.model_copy(update={"servers": {"student": known.servers["student"]}})
     with pytest.raises(ConfigError, match="teacher: the servers that are started are only student"):
         served(config, alone).__enter__()
