@@ -1,5 +1,6 @@
 """From raw text and seed problems to a corpus and SFT samples; `inspect` shows a finished corpus."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -172,34 +173,41 @@ def synthesize(
     preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
+    serve: Annotated[
+        Path | None, Option(help="start these servers first: YAML, as `synthesis` of a cluster file")
+    ] = None,
 ) -> None:
     """Synthesize problem-solving data from seed problems."""
     from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.cluster import SynthesisServers
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.data.problems import ProblemMix, training_problems
     from megatron_mathcpt.synthesis import client, store
     from megatron_mathcpt.synthesis import scripted as script
     from megatron_mathcpt.synthesis import synthesize as stage
+    from megatron_mathcpt.synthesis.servers import served
 
     settings = load_config(config, SynthesisConfig, overrides or ())
     if preview:
         for name, prompt in stage.first_prompts(settings).items():
             echo(f"── {name} ──\n{prompt}")
         return
-    connect: stage.Connect = client.Client
+    servers: AbstractContextManager[stage.Connect] = nullcontext(client.Client)
     if scripted:
         # The stub returns these as new questions; from another generator seed, so no seed file has them.
         new = training_problems(ProblemMix(train_problems=6000), settings.seed + 1)
-        connect = script.scripted_client(settings, new)
-    title, rows = "pilot", list[tuple[str, str, str | int]]()
-    if pilot:
-        ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
-        rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
-    else:
-        part = store.SeedShard.parse(shard)
-        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-        rows += stage.summary_rows(summary["methods"])
-        title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
+        servers = nullcontext(script.scripted_client(settings, new))
+    elif serve:
+        servers = served(settings, load_config(serve, SynthesisServers))
+    title, rows, part = "pilot", list[tuple[str, str, str | int]](), store.SeedShard.parse(shard)
+    with servers as connect:
+        if pilot:
+            ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
+            rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
+        else:
+            summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
+            rows += stage.summary_rows(summary["methods"])
+            title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
     stage.check_answered(rows)
 

@@ -59,6 +59,7 @@ class Study:
     corpora: CorporaNode | None
     corpus: Mapping[str, Resolved[Corpus]]
     synthesis: Resolved[SynthesisConfig] | None
+    shards: int  # of the synthesis
     scripted: bool
     runs: Mapping[str, Resolved[ExperimentConfig]]
     models: Mapping[str, ModelRow]
@@ -151,6 +152,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         corpora=at.corpora or file.corpora,
         corpus={name: reader.corpus(name) for name in reader.rows["corpus"]},
         synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if reader.synthesis else None,
+        shards=reader.synthesis.shards if reader.synthesis else 0,
         scripted=reader.synthesis is not None and reader.synthesis.scripted,
         runs={name: resolved[name] for name in runs},
         models=file.models,

@@ -27,7 +27,6 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 from megatron_mathcpt.records import JsonObject
 
 _RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
-_SHARD = "shard-00000-of-00001"  # of a synthesis in one shard, as synthesis/synthesize.py names it
 
 
 class Config(NamedTuple):
@@ -164,9 +163,12 @@ class _Planner:
         self.study, self.benchmarks, self.out, self.scored = study, benchmarks, study.out, study.scored
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
-        self.synthesis = ("synthesis",) if study.synthesis else ()
+        self.shards = [f"shard-{number:05d}-of-{study.shards:05d}" for number in range(study.shards)]
+        several = tuple(f"synthesis/{shard}" for shard in self.shards)
+        self.synthesis = several if study.shards > 1 else ("synthesis",) * study.shards
         # Folders of results are named after stages, so a path in a config says which stage makes it.
-        self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
+        self.names = {*self.corpora, *study.corpus, *study.runs, *self.packed}
+        self.names |= {"synthesis"} if study.synthesis else set()
         self.names |= {f"{name}/hf" for name in self.scored if name in study.runs}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
@@ -182,7 +184,10 @@ class _Planner:
         if study.synthesis:
             stub = ("--scripted",) if study.scripted else ()
             stage = self.configured("synthesis", "synthesis", study.synthesis, _verb("synthesize"), *stub)
-            yield replace(stage, folder=stage.folder / _SHARD)
+            for number, (name, shard) in enumerate(zip(self.synthesis, self.shards, strict=True)):
+                part = ("--shard", f"{number}/{study.shards}") if study.shards > 1 else ()
+                command, folder = (*stage.command, *part), stage.folder / shard
+                yield replace(stage, name=name, folder=folder, command=command)
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
@@ -292,7 +297,8 @@ class _Planner:
         path, folder = self.out / "configs" / f"{name}.yaml", self.out / name
         command = (*program, str(path), "--out", str(folder), *options)
         config = Config(path, resolved.as_yaml(), settings)
-        return Stage(name, kind, folder, command, tuple(needs), config=config, outside=tuple(outside))
+        made = (part for need in needs for part in (self.synthesis if need == "synthesis" else (need,)))
+        return Stage(name, kind, folder, command, tuple(made), config=config, outside=tuple(outside))
 
 
 def _stamps(pattern: str) -> list[tuple[str, int, int]]:
