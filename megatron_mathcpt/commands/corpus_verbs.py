@@ -23,14 +23,18 @@ Most = Annotated[int, Option("--characters", min=0, help="characters to show of 
 
 @verb("download")
 def download(
-    source: Annotated[str | None, Argument(help="name of a source, or benchmarks; see --list")] = None,
+    source: Annotated[
+        str | None, Argument(help="a source of --list, OWNER/NAME of the hub, or benchmarks")
+    ] = None,
     out: Annotated[Path | None, Option(help="folder to download to")] = None,
+    files: Annotated[str | None, Option(help="only files that match, as 'data/train-*.parquet'")] = None,
+    revision: Annotated[str | None, Option(help="branch, tag or commit of the dataset")] = None,
     sets: Annotated[str, Option(help="of benchmarks only these, as gsm8k,olympiadbench")] = "",
     table: Annotated[Path | None, Option(help="of benchmarks: your table of sets, a YAML file")] = None,
     list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
     """Download a public source or the benchmark sets, with checksums; resumes if interrupted."""
-    from megatron_mathcpt.data.public_sources import PUBLISHED
+    from megatron_mathcpt.data.public_sources import PUBLISHED, find_source
     from megatron_mathcpt.data.public_sources import download as fetch
 
     if list_:
@@ -39,16 +43,22 @@ def download(
     if source is None or out is None:
         raise DataError("download: give a source and --out, or --list")
     if source == "benchmarks":
+        if files or revision:
+            raise DataError("--files and --revision: not for `download benchmarks`, whose table has them")
         _download_benchmarks(out, sets, table)
         return
     if sets or table:
         raise DataError("--sets and --table: only for `download benchmarks`")
-    fetched = fetch(source, out, echo)
+    asked = find_source(source, files, revision)
+    fetched = fetch(asked, out, echo)
+    adapter = (
+        f", adapter {asked.adapter or source}" if source in PUBLISHED else "; its columns go under `fields`"
+    )
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
     done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
     echo(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
-        f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
+        f"in a corpus: path {out / asked.pattern}{adapter}"
     )
 
 
@@ -59,10 +69,24 @@ def _list_sources(source: str | None, table: Path | None) -> None:
     if source != "benchmarks":
         rows = []
         for name, one in PUBLISHED.items():
-            size = "unknown" if one.gigabytes is None else f"{one.gigabytes:g}"
-            rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
-        headings = ("source", "dataset", "files", "licence", "GB", "remark")
-        print_table(headings, rows, "Public sources of the study")
+            sizes = (
+                "" if value is None else f"{value:,g}" for value in (one.records, one.tokens, one.gigabytes)
+            )
+            words = (name, one.repository, one.pattern, one.kind, one.language or "en")
+            rows.append((*words, one.licence or "see its page", *sizes, one.remark))
+        headings = (
+            "source",
+            "dataset",
+            "files",
+            "kind",
+            "",
+            "licence",
+            "records",
+            "B tokens",
+            "GB",
+            "remark",
+        )
+        print_table(headings, rows, "Public sources")
     known = []
     for name, its in load_table(table).items():
         homes = ", ".join(dict.fromkeys(file.place()[1] for file in its.test))
