@@ -69,23 +69,11 @@ def _list_sources(source: str | None, table: Path | None) -> None:
     if source != "benchmarks":
         rows = []
         for name, one in PUBLISHED.items():
-            sizes = (
-                "" if value is None else f"{value:,g}" for value in (one.records, one.tokens, one.gigabytes)
-            )
-            words = (name, one.repository, one.pattern, one.kind, one.language or "en")
-            rows.append((*words, one.licence or "see its page", *sizes, one.remark))
-        headings = (
-            "source",
-            "dataset",
-            "files",
-            "kind",
-            "",
-            "licence",
-            "records",
-            "B tokens",
-            "GB",
-            "remark",
-        )
+            known = (one.records, one.tokens, one.gigabytes)
+            sizes = ("" if value is None else f"{value:,}" for value in known)
+            words = (name, one.repository, one.kind, one.language or "en", one.licence or "see its page")
+            rows.append((*words, *sizes, one.remark))
+        headings = ("source", "dataset", "kind", "", "licence", "records", "B tokens", "GB", "remark")
         print_table(headings, rows, "Public sources")
     known = []
     for name, its in load_table(table).items():
