@@ -194,7 +194,11 @@ class Tokenizer(Section):
 
 
 class Corpus(Section):
-    """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`."""
+    """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`.
+
+    Plain JSON lines and Parquet files of more than `shard_megabytes` are prepared in parts of about that size
+    by tasks of their own, with the same result; not below 8 MiB or 1,024 rows.
+    """
 
     name: str = Field(min_length=1)
     seed: int
@@ -204,6 +208,8 @@ class Corpus(Section):
     decontaminate: Decontaminate | None
     tokenizer: Tokenizer
     validation_fraction: float = Field(ge=0, lt=1)
+    # Left out of a manifest at its default, so that finished corpora stay valid.
+    shard_megabytes: float = Field(default=1024, gt=0, exclude_if=lambda value: value == 1024)
 
     def check(self) -> None:
         for name in self.sources:

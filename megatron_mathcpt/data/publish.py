@@ -76,7 +76,8 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
     sha256 = hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
-    task, shard, out = works.index(work), work.shard, work.published
+    shard, out = work.shard, work.published
+    raw = [*dict.fromkeys(other.shard.name for other in works)].index(shard.name)
     # Both have one entry per line of kept.jsonl.
     decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
@@ -99,7 +100,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
                     writer.write(*tokenizer.append_eos(*encoder.encode(texts), info.eos_id))
             stay = np.flatnonzero(decided <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
-            places.write(make_places(written, task, origin[stay], decided[stay]))
+            places.write(make_places(written, raw, origin[stay], decided[stay]))
     counts: JsonObject = {
         split: {"documents": writer.documents, "tokens": writer.tokens}
         for split, writer in zip(SPLITS.values(), writers, strict=True)
@@ -137,7 +138,8 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
     prepared = [read_counts(work.prepared) for work in works]
     counts = _counts(works, prepared, config, out)
-    shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
+    files = {w.shard.name: (w.shard.source, str(w.shard.path)) for w in works}
+    shards = [{"name": name, "source": source, "file": file} for name, (source, file) in files.items()]
     hits = [hit for found in prepared for hit in found["hits"]]
     items = [item for file in benchmark_files(config.decontaminate) for item in load_items(file)]
     benchmarks = {
@@ -155,7 +157,7 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
             raise changed(work)
     check_inputs(config, inputs)
     # `inputs` has the other files: benchmarks and tokenizer.
-    raw = {work.shard.label: found["sha256"] for work, found in zip(works, prepared, strict=True)}
+    raw = {work.shard.input: found["sha256"] for work, found in zip(works, prepared, strict=True)}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
     shutil.rmtree(works[0].root)
