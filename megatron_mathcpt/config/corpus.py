@@ -4,6 +4,7 @@ Sources are listed in order of precedence: of two duplicates the one from the so
 """
 
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints
 
@@ -104,7 +105,8 @@ ProblemAdapter = Literal["numinamath", "lila"]
 class Source(Section):
     """One set of files with one schema.
 
-    `path` is a file, a folder or a glob pattern: JSON lines (plain, gz, zst, bz2), Parquet, Arrow,
+    `path` is a file, a folder or a glob pattern, here or by an address that fsspec understands, such as
+    s3://BUCKET/FOLDER (see data/object_stores.py): JSON lines (plain, gz, zst, bz2), Parquet, Arrow,
     text files, or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
     known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
@@ -127,6 +129,9 @@ class Source(Section):
     filter: Filter | None = None
 
     def check(self) -> None:
+        address = urlsplit(self.path if "://" in self.path else "")
+        if address.password or (address.scheme in ("http", "https") and address.query):
+            raise ValueError("path: has a password or a query, which the manifest would keep; leave it out")
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
         if self.adapter is not None:

@@ -45,7 +45,7 @@ from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest, read_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import get_logger, progress
 
@@ -151,8 +151,8 @@ def _log_uncut(build: Build) -> None:
     shards = [work.shard for work in build.works if not work.shard.part and work.shard.bytes > most * 1e6]
     if shards:
         largest = max(shards, key=lambda shard: shard.bytes)
-        cut = "only plain JSON lines and Parquet of several row groups are cut"
-        found = f"{len(shards)} over {most:g} MB, the largest {largest.path} ({largest.bytes / 1e6:,.0f} MB)"
+        cut = "only plain JSON lines and Parquet of several row groups in files here are cut"
+        found = f"{len(shards)} over {most:g} MB, the largest {largest.place} ({largest.bytes / 1e6:,.0f} MB)"
         _log.info("one task each, as %s: %s", cut, found)
 
 
@@ -215,17 +215,23 @@ def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int |
 def open_build(config: Corpus, out: Path) -> Build:
     """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
     shards = list_shards(config.sources, config.shard_megabytes * 1e6)
-    works = tuple(ShardWork(shard, out / WORK, stamp(shard)) for shard in shards)
+    works = tuple(ShardWork(shard, out / WORK, stamp(shard, listed=True)) for shard in shards)
     return Build(config, works, {name: hash_file(file) for name, file in other_inputs(config).items()}, out)
 
 
 def _is_built(build: Build) -> bool:
     if not (build.out / FILE_NAME).is_file():
         return False
+    # What is in a store is compared by what the store says of it.
+    stored = [work for work in build.works if work.shard.stored]
+    known = read_manifest(build.out / FILE_NAME).inputs
+    inputs = {work.shard.input: known.get(work.shard.input, "") for work in stored}
+    inputs |= {f"{work.shard.input} in its store": work.seen for work in stored}
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(lambda work: (work.shard.input, work.shard.hash()), build.works)
+        here = [work for work in build.works if not work.shard.stored]
+        hashes = pool.map(lambda work: (work.shard.input, work.shard.hash()), here)
         config = build.config.model_dump(mode="json")
-        return is_complete(build.out, KIND, inputs=dict(hashes) | build.inputs, config=config)
+        return is_complete(build.out, KIND, inputs=inputs | dict(hashes) | build.inputs, config=config)
 
 
 def discard_stale_work(build: Build) -> None:
@@ -239,7 +245,7 @@ def discard_stale_work(build: Build) -> None:
             raise ConfigError(f"{path}: is a link, and would be written through; remove it")
         if path.suffix == ".tmp":  # from a write that was killed
             path.unlink()
-    shards = [(one.shard.task, str(one.shard.path)) for one in build.works]
+    shards = [(one.shard.task, one.shard.place) for one in build.works]
     key = hash_json([shards, build.inputs, build.config.model_dump(mode="json")]).encode()
     file, stale = work / "key", list[Path]()
     if not file.is_file() or file.read_bytes() != key:
@@ -296,7 +302,7 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
     datatrove_logger.disable("datatrove")
     ranks, run = executor.get_incomplete_ranks(), executor._run_for_rank
     works = _lines_works(build) if stage.name == "lines" else build.works
-    alone, names = workers == 1, [str(work.shard.path) for work in works]
+    alone, names = workers == 1, [work.shard.place for work in works]
     tasks = (run(rank) for rank in ranks) if alone else run_in_processes(run, ranks, workers, names)
     begin = shown = time.monotonic()
     before = sum(_finished(build, stage.name))

@@ -4,9 +4,9 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -20,6 +20,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import find_drops, select_drop
+from megatron_mathcpt.data.object_stores import fetched, look_up
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
@@ -70,8 +71,14 @@ class ShardWork:
         return self.root / "published" / self.shard.task
 
 
-def stamp(shard: SourceShard) -> str:
-    """What differs after every change of a shard's files, even one that restores their sizes and times."""
+def stamp(shard: SourceShard, *, listed: bool = False) -> str:
+    """What differs after every change of a shard's files, even one that restores their sizes and times.
+
+    Of files in a store, what it says of them; if they are just `listed`, it is not asked again.
+    """
+    if shard.stored:
+        stored = shard.stored if listed else map(look_up, shard.stored)
+        return hash_json([(file.name, file.bytes, file.tag) for file in stored])
     stats = [(str(file), file.stat()) for file in shard.files]
     times = [(name, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats]
     return hash_json([times, asdict(shard.part)] if shard.part else times)
@@ -81,7 +88,7 @@ def changed(work: ShardWork) -> DataError:
     """The error that ends a build because the shard's files have changed; has it prepared again."""
     (work.prepared / DONE).unlink(missing_ok=True)
     remedy = "start the build again, which reads this shard again and no other"
-    return DataError(f"{work.shard.path}: changed while the corpus was built from it; {remedy}")
+    return DataError(f"{work.shard.place}: changed while the corpus was built from it; {remedy}")
 
 
 def other_inputs(config: Corpus) -> dict[str, Path]:
@@ -138,23 +145,36 @@ def _first_line(work: ShardWork) -> int:
     return sum((int(count["lines"]) for count in counts), start=1)
 
 
+@contextmanager
+def _at_hand(work: ShardWork) -> Iterator[SourceShard]:
+    """The shard, with copies of the files that are in a store."""
+    if not work.shard.stored:
+        yield work.shard
+        return
+    folder = work.root / "fetched" / work.shard.task
+    with fetched(work.shard.stored, folder) as files:
+        alone = work.shard.url == work.shard.stored[0].url
+        yield replace(work.shard, path=files[0] if alone else folder, files=files)
+
+
 def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     """Sort the records of a shard into `work.prepared`; raises `DataError` if too many are unreadable."""
-    shard, folder = work.shard, work.prepared
-    before = shard.hash()
-    if stamp(shard) != work.seen:
-        raise changed(work)
+    folder = work.prepared
     with ExitStack() as stack:
+        shard = stack.enter_context(_at_hand(work))
+        before = shard.hash()
+        if stamp(shard) != work.seen:
+            raise changed(work)
         names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
         files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
         sorter = _Sorter(config, shard, files, inputs)
         for block in read_documents(shard, config.sources[shard.source], _first_line(work)):
             sorter.add(block)
         sorter.check_rejects(last=shard.part is None)
+        if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
+            raise changed(work)
     for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
-    if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
-        raise changed(work)
     dropped = dict(sorted(sorter.dropped.items()))
     known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen, "reject": sorter.first_reject}
     write_counts(folder, {**sorter.counts, "dropped": dropped, **known})
@@ -255,7 +275,7 @@ class _Sorter:
         self._write("dropped", {"reason": reason, **self._where(line), **row})
 
     def _where(self, line: int) -> JsonObject:
-        return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
+        return {"shard": self._shard.name, "file": self._shard.place, "line": line}
 
     def _write(self, name: str, row: object) -> None:
         self._files[name].write(encode_json(row) + b"\n")
@@ -270,9 +290,9 @@ def _check_rejects(
 ) -> None:
     read, rejected = counts["read"], counts["rejected"]
     if last and not read:
-        raise DataError(f"{shard.path}: no records; remove the file or give one with content")
+        raise DataError(f"{shard.place}: no records; remove the file or give one with content")
     if reject and (limit == 0 or (last and rejected > limit * read)):
-        where, field = f"{shard.path}:{reject.line}", f"sources.{shard.source}.reject_limit"
+        where, field = f"{shard.place}:{reject.line}", f"sources.{shard.source}.reject_limit"
         remedy = f"correct the line, or raise {field} (rejected {rejected} of {read})"
         raise DataError(f"{where}: {reject.reason}; {remedy}")
 

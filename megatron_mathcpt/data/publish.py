@@ -70,7 +70,7 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
     """Write documents, places, duplicates and datasets of one of `works`, tokenized as in `folder`."""
     # Here, as shards are published in parallel.
-    if work.shard.hash() != read_counts(work.prepared)["sha256"]:
+    if not work.shard.stored and work.shard.hash() != read_counts(work.prepared)["sha256"]:
         raise changed(work)
     # The sample is the same for every shard, so that all are tokenized by the same engine.
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
@@ -91,7 +91,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             part = slice(first - 1, first - 1 + len(lines))
             decided, origin = np.array(decisions[part]), np.array(numbers[part])
             for number in np.flatnonzero(decided > VALIDATION):
-                where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
+                where = {"shard": shard.name, "file": shard.place, "line": int(origin[number])}
                 row = {"reason": DUPLICATES[decided[number]], **where, **decode_object(lines[number])}
                 dropped.write(encode_json({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
@@ -138,7 +138,7 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
     prepared = [read_counts(work.prepared) for work in works]
     counts = _counts(works, prepared, config, out)
-    files = {w.shard.name: (w.shard.source, str(w.shard.path)) for w in works}
+    files = {w.shard.name: (w.shard.source, w.shard.place) for w in works}
     shards = [{"name": name, "source": source, "file": file} for name, (source, file) in files.items()]
     hits = [hit for found in prepared for hit in found["hits"]]
     items = [item for file in benchmark_files(config.decontaminate) for item in load_items(file)]
@@ -153,11 +153,12 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
             leftover.unlink()
     # A shard is read again only if its times have changed: `publish` has compared its content.
     for work, found in zip(works, prepared, strict=True):
-        if stamp(work.shard) != work.seen and work.shard.hash() != found["sha256"]:
+        if stamp(work.shard) != work.seen and (work.shard.stored or work.shard.hash() != found["sha256"]):
             raise changed(work)
     check_inputs(config, inputs)
     # `inputs` has the other files: benchmarks and tokenizer.
     raw = {work.shard.input: found["sha256"] for work, found in zip(works, prepared, strict=True)}
+    raw |= {f"{work.shard.input} in its store": work.seen for work in works if work.shard.stored}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
     shutil.rmtree(works[0].root)

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
+from megatron_mathcpt.data.object_stores import StoredFile, is_url, list_stored
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.data.source_files import GROUPED_ROWS, Part, cut_file
 from megatron_mathcpt.data.tables import table_lines
@@ -49,12 +50,19 @@ class SourceShard:
     number: int
     path: Path
     label: str  # source and path within it, which do not change when the folder moves or grows
-    files: tuple[Path, ...]  # sorted by name
+    files: tuple[Path, ...]  # sorted by name; of `stored` ones none, until they are fetched
     part: Part | None = None
+    url: str = ""  # of the file or folder in an object store
+    stored: tuple[StoredFile, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.source}-{self.number:05d}"
+
+    @property
+    def place(self) -> str:
+        """The file or folder as a user knows it."""
+        return self.url or str(self.path)
 
     @property
     def task(self) -> str:
@@ -70,7 +78,7 @@ class SourceShard:
     def bytes(self) -> int:
         if self.part:
             return self.part.span[1] - self.part.span[0]
-        return sum(file.stat().st_size for file in self.files)
+        return sum(file.bytes for file in self.stored) or sum(file.stat().st_size for file in self.files)
 
     def hash(self) -> str:
         """SHA-256 of the file, or part; for a folder, of its files' names and hashes."""
@@ -106,8 +114,11 @@ def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceSha
 
     Raises `DataError` for a source without any.
     """
-    shards = []
+    shards = list[SourceShard]()
     for name, source in sources.items():
+        if is_url(source.path):
+            shards += _list_stored(name, source.path)
+            continue
         found, given = raw.list_files(source.path, f"source '{name}'"), Path(source.path)
         root = given
         while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
@@ -123,6 +134,17 @@ def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceSha
             whole = SourceShard(name, number, path, f"{name}/{inside}", tuple(files))
             shards += [replace(whole, part=part) for part in parts]
     return shards
+
+
+def _list_stored(name: str, url: str) -> Iterator[SourceShard]:
+    root, found = list_stored(url, f"source '{name}'")
+    units: dict[str, list[StoredFile]] = {}
+    for file in found:
+        folder, text = file.url.rpartition("/")[0], file.url.endswith(raw.TEXTS) and len(found) > 1
+        units.setdefault(folder if text else file.url, []).append(file)
+    for number, (place, files) in enumerate(units.items()):
+        inside = Path(place).name if place == root else place.removeprefix(f"{root}/")
+        yield SourceShard(name, number, Path(inside), f"{name}/{inside}", (), None, place, tuple(files))
 
 
 def read_documents(shard: SourceShard, source: Source, first: int = 1) -> Iterator[list[Document | Skipped]]:
