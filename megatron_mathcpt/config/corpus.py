@@ -105,12 +105,12 @@ ProblemAdapter = Literal["numinamath", "lila"]
 class Source(Section):
     """One set of files with one schema.
 
-    `path` is a file, a folder or a glob pattern, here or by an address that fsspec understands, such as
-    s3://BUCKET/FOLDER (see data/object_stores.py): JSON lines (plain, gz, zst, bz2), Parquet, Arrow,
-    text files, or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
+    `path` is a file, a folder or a glob pattern, here or by an address such as s3://BUCKET/FOLDER (see
+    data/object_stores.py): JSON lines (plain, gz, zst, bz2; a built pool, too), Parquet, Arrow, text files,
+    or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
     known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
-    differ. `reject_limit` is the share of unreadable records above which the build stops.
+    differ. `reject_limit` is the share of a file's unreadable records above which the build stops.
     `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
 
     Reading takes less than 1 GB. A record or text file of more than 32 MiB, or one of more than 64 levels or

@@ -23,7 +23,7 @@ from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}  # of setup.py
+_EXTRAS = {"s3a": "s3", "gcs": "gs", "https": "http"}  # of setup.py; others have the protocol's name
 _SIGNS = "*?["  # of a glob
 _WAITS = (1, 4, 15)  # seconds before another try
 _GONE = (401, 403, 404, 410)  # statuses of a web server
@@ -59,8 +59,9 @@ def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
         found = {name: info for name, info in _ask(url, globbed).items() if info["type"] != "directory"}
     else:
         found = {path: (info := _ask(url, partial(store.info, path)))}
-        # A web server has no folders, but pages that list files.
-        if info["type"] == "directory" or info.get("mimetype") == "text/html":
+        # A web server has no folders, but pages that list files; it may say so of any file, too.
+        page = info.get("mimetype") == "text/html" and not path.endswith((*raw.TABLES, ".json", *raw.TEXTS))
+        if page or info["type"] == "directory":
             top, folder = f"{top}/", path.rstrip("/") + "/"
             found = _data_files(folder, _ask(url, partial(store.find, folder, detail=True)))
     if not found:
@@ -97,21 +98,17 @@ def fetched(files: tuple[StoredFile, ...], folder: Path) -> Iterator[tuple[Path,
     shutil.rmtree(folder, ignore_errors=True)  # of a killed task
     folder.mkdir(parents=True)
     try:
-        yield tuple(_fetch(file, folder / file.name) for file in files)
+        yield tuple(_ask(file.url, partial(_fetch, file, folder / file.name)) for file in files)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fetch(file: StoredFile, place: Path) -> Path:
     store, path = _open(file.url)
-
-    def get() -> Path:
-        store.get_file(path, str(place))
-        if file.bytes and (found := place.stat().st_size) != file.bytes:
-            raise OSError(f"{found} of {file.bytes} bytes")
-        return place
-
-    return _ask(file.url, get)
+    store.get_file(path, str(place))
+    if file.bytes and (found := place.stat().st_size) != file.bytes:
+        raise OSError(f"{found} of {file.bytes} bytes")
+    return place
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -125,11 +122,8 @@ def _open(url: str) -> tuple[Any, str]:
             options = {"client_kwargs": {"timeout": patience}}
         return url_to_fs(url, **options)  # type: ignore[no-any-return]
     except ImportError as error:
-        extra = (
-            f"pip install 'megatron_mathcpt[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it"
-        )
-        found = f"{url}: {protocol}:// needs a package that is not there"
-        raise DataError(f"{found} ({one_line(str(error))}); {extra}") from error
+        extra = f"pip install 'megatron_mathcpt[{_EXTRAS.get(protocol, protocol)}]'"
+        raise DataError(f"{url}: {one_line(str(error))}; for {protocol}:// {extra}") from error
     except ValueError as error:
         raise DataError(f"{url}: {one_line(str(error))}; give a path, or s3://, gs:// or https://") from error
 

@@ -6,9 +6,10 @@ skipped for a reason, as is the rest of a truncated file, so that nothing is los
 
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, repeat
 from math import inf
 from pathlib import Path
 
@@ -120,6 +121,8 @@ def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceSha
             shards += _list_stored(name, source.path)
             continue
         found, given = raw.list_files(source.path, f"source '{name}'"), Path(source.path)
+        if (given / "documents").is_dir() and (given / "manifest.json").is_file():
+            raise DataError(f"{given}: a built corpus; give one of its pools, {given}/documents/POOL.jsonl")
         root = given
         while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
             root = root.parent
@@ -128,11 +131,12 @@ def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceSha
             units.setdefault(file.parent if file.suffix in raw.TEXTS and file != given else file, []).append(
                 file
             )
-        for number, (path, files) in enumerate(units.items()):
+        with ThreadPoolExecutor() as pool:
+            cuts = [*pool.map(cut_file, units, repeat(most))]
+        for number, ((path, files), parts) in enumerate(zip(units.items(), cuts, strict=True)):
             inside = path.name if path == root else str(path.relative_to(root))
-            parts = cut_file(path, most) if path in files else [None]
-            whole = SourceShard(name, number, path, f"{name}/{inside}", tuple(files))
-            shards += [replace(whole, part=part) for part in parts]
+            label, paths = f"{name}/{inside}", tuple(files)
+            shards += [SourceShard(name, number, path, label, paths, part) for part in parts]
     return shards
 
 

@@ -39,14 +39,14 @@ def table_lines(path: Path, rows: Rows = EVERY) -> Iterator[bytes | DataError]:
 
 def row_groups(path: Path) -> list[Rows]:
     """First row and first byte of each row group of a Parquet file; raises `DataError` if it is damaged."""
-    lines = _output(path, f"list_groups({str(path)!r})")
+    lines = _output(path, f"main({str(path)!r}, {EVERY[1]}, None)")
     return [tuple(orjson.loads(line)) for line in lines if isinstance(line, bytes)]
 
 
 def _output(path: Path, call: str) -> Iterator[bytes | DataError]:
     if find_spec("pyarrow") is None:
         raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'")
-    code = f"from {__name__} import list_groups, main; {call}"
+    code = f"from {__name__} import main; {call}"
     # The library's own allocators reserve more than they use, and so would reach the limit early.
     variables = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
     command, pipe = own_command(["-c", code]), subprocess.PIPE
@@ -66,35 +66,29 @@ def _output(path: Path, call: str) -> Iterator[bytes | DataError]:
             process.kill()
 
 
-def main(path: str, largest: int, rows: Rows) -> None:
-    """Run the subprocess: a line for every row; an exception if the rest cannot be read."""
-    _limit_memory()
+def main(path: str, largest: int, rows: Rows | None) -> None:
+    """Run the subprocess: a line for each of `rows`, or row group; an exception if the rest is damaged."""
+    import pyarrow.parquet  # noqa: F401 - before the limit, for its code does not count
+
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = 0
-    for line in chain.from_iterable(map(_lines, _batches(path, rows))):
+    for line in chain.from_iterable(map(_lines, _batches(path, rows))) if rows else _groups(path):
         size += len(line)
         if size > largest:
             raise ValueError(f"unpacks to more than {largest} bytes; not a file of text")
         sys.stdout.buffer.write(line + b"\n")
 
 
-def list_groups(path: str) -> None:
-    """Run the subprocess of `row_groups`."""
-    _limit_memory()
+def _groups(path: str) -> Iterator[bytes]:
     import pyarrow.parquet
 
     data, row = pyarrow.parquet.read_metadata(path), 0
     for group in map(data.row_group, range(data.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
         places = [place for one in columns for place in (one.dictionary_page_offset, one.data_page_offset)]
-        sys.stdout.buffer.write(orjson.dumps([row, min(place for place in places if place)]) + b"\n")
+        yield orjson.dumps([row, min(filter(None, places))])
         row += group.num_rows
-
-
-def _limit_memory() -> None:
-    import pyarrow.parquet  # noqa: F401 - before the limit, for its code does not count
-
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _batches(path: str, rows: Rows) -> Iterator["pyarrow.RecordBatch"]:

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.corpus import Corpus, Source
 from megatron_mathcpt.data import prepare
 from megatron_mathcpt.data.build import build_corpus, discard_stale_work, list_stages, open_build, run_locally
 from megatron_mathcpt.data.source_files import Part, cut_file
-from megatron_mathcpt.data.sources import list_shards
+from megatron_mathcpt.data.sources import SourceShard, list_shards, read_rows
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.corpus_folder import KIND, open_corpus
@@ -178,6 +179,38 @@ def test_a_file_without_records_is_refused_as_a_whole_one_is(
     assert messages[0] == messages[1]
 
 
+def blocks_of(path: Path, parts: Sequence[Part | None]) -> list[Any]:
+    """Blocks of rows of all parts; their first lines are counted here."""
+    first, found, content = 1, list[Any](), path.read_bytes()
+    for part in parts:
+        shard = SourceShard("s", 0, path, "s", (path,), part)
+        found += [block for block in read_rows(shard, first) if block]
+        first += content[slice(*part.span)].count(b"\n") if part else 0
+    return found
+
+
+def test_blocks_of_random_lines_are_those_of_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BLOCK_BYTES": 64, "MAX_LINE_BYTES": 200, "MAX_LINES": 5}.items():
+        monkeypatch.setattr(files, name, value)
+    random_, path, cut = random.Random(1), tmp_path / "a.jsonl", 0
+    for _ in range(300):
+        lines = [b'{"a": 1}']
+        for _ in range(random_.randint(1, 60)):
+            size = random_.choice([0, 1, 30, 90, 190, 191, 192, 193, 200, 250, 500, 900])
+            lines.append(
+                random_.choice([b"", b" " * size, b"{broken" + b"y" * size, b'{"a": "%b"}' % (b"x" * size)])
+            )
+            lines[-1] += random_.choice([b"", b"\r"])
+        mark, end = random_.choice([b"", b"\xef\xbb\xbf"]), random_.choice([b"", b"\n", b"\n\n"])
+        path.write_bytes(mark + b"\n".join(lines) + end)
+        parts = cut_file(path, random_.choice([64, 100, 150, 300, 1000]))
+        assert blocks_of(path, parts) == blocks_of(path, [None])
+        cut += len(parts) > 1
+    assert cut > 200
+
+
 @pytest.mark.parametrize(
     ("content", "most", "ends"),
     [
@@ -255,6 +288,10 @@ def test_a_pool_that_was_built_is_read_again_as_it_is(raw: Path, tmp_path: Path)
     assert again == base and len(base) == 50
     assert base[3]["problem"]["steps"] == 3 and base[3]["problem"]["extra"] == {"kept": "own"}
     assert base[3]["source"] == "book" and base[3]["problem"]["stage"] == "middle"
+    with pytest.raises(
+        DataError, match=r"base: a built corpus; give one of its pools, .*/documents/POOL\.jsonl"
+    ):
+        list_shards({"s": Source(pool="p", path=str(tmp_path / "base"))})
     assert texts == [{name: row[name] for name in ("id", "source", "text")} for row in base]
 
 

@@ -32,9 +32,10 @@ FILES = ["a.jsonl", "deep/b.jsonl.gz", "deep/c.parquet"]
 
 
 class Faulty(SimpleHTTPRequestHandler):
-    """Serves a folder; of the first `faults` requests for a .jsonl one is cut, the next ones fail."""
+    """Serves a folder, data as pages; requests for .jsonl get a status of `faults`, with 200 a cut file."""
 
     faults: list[int]
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".gz": "text/html"}
 
     def log_message(self, *_: object) -> None: ...
 
