@@ -1,14 +1,15 @@
 """Source files in an object store or on a web server, by any address that fsspec understands.
 
 A file is what its store says of it: size, and entity tag or time. A task fetches the files of its shard to
-the build's work folder, reads them there and removes them. Credentials are those that fsspec finds itself, in
-the environment or in the store's own files.
+the build's work folder, which needs room for a shard a worker, reads them there and removes them. Credentials
+are those that fsspec finds itself, in the environment or in the store's own files.
 """
 
 import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,7 +67,9 @@ def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
             found = _data_files(folder, _ask(url, partial(store.find, folder, detail=True)))
     if not found:
         raise DataError(f"{url}: {what} not found; give a file, a folder or a glob with data files")
-    return top.rpartition("/")[0], [_describe(store, name, info) for name, info in sorted(found.items())]
+    with ThreadPoolExecutor() as pool:
+        stored = [*pool.map(partial(_describe, store), *zip(*sorted(found.items()), strict=True))]
+    return top.rpartition("/")[0], stored
 
 
 def _data_files(folder: str, found: dict[str, JsonObject]) -> dict[str, JsonObject]:

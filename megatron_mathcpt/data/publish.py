@@ -8,6 +8,7 @@ for, and write the manifest, which makes the corpus complete.
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import islice
@@ -152,8 +153,10 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
         for leftover in (out / name).rglob(".*.tmp"):  # from writes that were killed
             leftover.unlink()
     # A shard is read again only if its times have changed: `publish` has compared its content.
-    for work, found in zip(works, prepared, strict=True):
-        if stamp(work.shard) != work.seen and (work.shard.stored or work.shard.hash() != found["sha256"]):
+    with ThreadPoolExecutor() as threads:  # a store takes its time
+        stamps = [*threads.map(stamp, [work.shard for work in works])]
+    for work, found, now in zip(works, prepared, stamps, strict=True):
+        if now != work.seen and (work.shard.stored or work.shard.hash() != found["sha256"]):
             raise changed(work)
     check_inputs(config, inputs)
     # `inputs` has the other files: benchmarks and tokenizer.
