@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.public_sources import ADAPTERS
-from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.data.words import compose
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.records import JsonObject, Problem, cpt_text, problem_of_row
 
 _GROUPED = 1024  # rows of a table or an array that are processed together
