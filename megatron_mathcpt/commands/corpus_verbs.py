@@ -177,7 +177,7 @@ def synthesize(
     from megatron_mathcpt.config import load_config
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.data.problems import ProblemMix, training_problems
-    from megatron_mathcpt.synthesis import client, store
+    from megatron_mathcpt.synthesis import client, seeds
     from megatron_mathcpt.synthesis import scripted as script
     from megatron_mathcpt.synthesis import synthesize as stage
 
@@ -196,7 +196,7 @@ def synthesize(
         ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
         rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
     else:
-        part = store.SeedShard.parse(shard)
+        part = seeds.SeedShard.parse(shard)
         summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
         rows += stage.summary_rows(summary["methods"])
         title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
