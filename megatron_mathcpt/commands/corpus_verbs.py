@@ -69,8 +69,8 @@ def _list_sources(source: str | None, table: Path | None) -> None:
     if source != "benchmarks":
         rows = []
         for name, one in PUBLISHED.items():
-            known = (one.records, one.tokens, one.gigabytes)
-            sizes = ("" if value is None else f"{value:,}" for value in known)
+            numbers = (one.records, one.tokens, one.gigabytes)
+            sizes = ("" if value is None else f"{value:,}" for value in numbers)
             words = (name, one.repository, one.kind, one.language or "en", one.licence or "see its page")
             rows.append((*words, *sizes, one.remark))
         headings = ("source", "dataset", "kind", "", "licence", "records", "B tokens", "GB", "remark")
@@ -194,7 +194,7 @@ def synthesize(
     from megatron_mathcpt.config.cluster import SynthesisServers
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.data.problems import ProblemMix, training_problems
-    from megatron_mathcpt.synthesis import client, store
+    from megatron_mathcpt.synthesis import client, seeds
     from megatron_mathcpt.synthesis import scripted as script
     from megatron_mathcpt.synthesis import synthesize as stage
     from megatron_mathcpt.synthesis.servers import served
@@ -211,7 +211,7 @@ def synthesize(
         servers = nullcontext(script.scripted_client(settings, new))
     elif serve:
         servers = served(settings, load_config(serve, SynthesisServers))
-    title, rows, part = "pilot", list[tuple[str, str, str | int]](), store.SeedShard.parse(shard)
+    title, rows, part = "pilot", list[tuple[str, str, str | int]](), seeds.SeedShard.parse(shard)
     with servers as connect:
         if pilot:
             ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)

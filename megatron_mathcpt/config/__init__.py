@@ -3,9 +3,9 @@
 In reading order: `base` reads and writes YAML and applies `section.field=value` overrides; `experiment` is
 one training run, with no default for what must be decided, and `shape` its model; `cross_checks` are the
 rules between the sections and the world size; `corpus` is a corpus build, `synthesis` a synthesis run,
-`evaluation` the scoring of one model, `api_key` the key of a server, `cluster` a Slurm site. `study_file`
-describes many runs, each as its changes to a complete file, and `resolved_study` makes complete configs from
-it.
+`select` what both take of problem records, `evaluation` the scoring of one model, `api_key` the key of a
+server, `cluster` a Slurm site. `study_file` describes many runs, each as its changes to a complete file, and
+`resolved_study` makes complete configs from it.
 """
 
 from megatron_mathcpt.config.base import Section, dump_yaml, load_config

@@ -9,30 +9,10 @@ from urllib.parse import urlsplit
 from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.select import Select
 
 # The study's pools are general, math_corpus and problem_solving; subsets and synthesized data have their own.
 Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-class Select(Section):
-    """Which problem records of a source are selected (see data/filters.py); the others count as dropped.
-
-    `stage` is the record's school stage. `min_steps` and `max_steps` limit the steps counted by `step_rule`:
-    the record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` selects that fraction
-    of the records, by a hash of their ids.
-    """
-
-    stage: Literal["primary", "middle", "high"] | None = None
-    step_rule: Literal["field", "lines", "sentences"] | None = None
-    min_steps: int | None = Field(default=None, ge=0)
-    max_steps: int | None = Field(default=None, ge=0)
-    share: float | None = Field(default=None, gt=0, le=1)
-
-    def check(self) -> None:
-        if (self.step_rule is None) != (self.min_steps is None and self.max_steps is None):
-            raise ValueError("step_rule: has no effect without min_steps or max_steps, nor they without it")
-        if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:
-            raise ValueError("min_steps is above max_steps")
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

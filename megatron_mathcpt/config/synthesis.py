@@ -11,6 +11,8 @@ from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.cluster import VariableName
+from megatron_mathcpt.config.select import Select
+from megatron_mathcpt.records import Problem
 
 Layout = Literal["prose", "tags"]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whitespace=True)]
@@ -142,12 +144,42 @@ class Budget(Section):
     seeds: int | None = Field(default=None, gt=0)
 
 
+class Seeds(Section):
+    """The problems to start from, each with an `id` of its own, or named by its file and row.
+
+    `path` is one or several files, folders or globs: JSON lines, plain or compressed, a JSON array, Parquet,
+    Arrow, or a corpus's documents/POOL.jsonl. `fields` maps our field names to the files' own. `select`,
+    `share` and `count` choose: a fraction, and at most so many of those left, by a hash of the ids. They
+    judge every record at each start of a shard; for many millions a pool built with `select` is quicker.
+    """
+
+    path: str | tuple[str, ...] = Field(min_length=1)
+    fields: dict[str, str] = Field(default_factory=dict)
+    select: Select | None = None
+    share: float | None = Field(default=None, gt=0, le=1)
+    count: int | None = Field(default=None, gt=0)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def choosing(self) -> bool:
+        """Whether not all records of the files are seeds."""
+        return any((self.select, self.share, self.count))
+
+    def check(self) -> None:
+        known = set(Problem.model_fields) - {"extra"}
+        if wrong := sorted(set(self.fields) - known):
+            raise ValueError(f"fields: no field '{wrong[0]}' of ours; known are {', '.join(sorted(known))}")
+
+
 class SynthesisConfig(Section):
     """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes."""
 
     name: str = Field(min_length=1)
     seed: int
-    seeds: tuple[str, ...] = Field(min_length=1)
+    seeds: Seeds
     servers: dict[str, Server] = Field(default_factory=dict)
     methods: Methods
     verification: Verification

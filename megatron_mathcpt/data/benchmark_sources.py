@@ -1,8 +1,8 @@
 """Public benchmark sets: their files fetched at a pinned commit, verified, and converted to items.
 
 benchmark_sources.yaml is the table of the sets, `benchmark_formats` reads their rows. Original files stay in
-DIR/.originals/OWNER/NAME/PATH; without a network they can be put there by hand. An item's `steps` are the
-source's own number, or else the larger of the lines and the sentences of its solution.
+DIR/.originals/OWNER/NAME/PATH; without a network they can be put there by hand. An item's `steps` are
+written only if the source has them; others are counted where items are read (formats/benchmark.py).
 """
 
 import json
@@ -20,14 +20,13 @@ from pydantic import Field, RootModel
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.data.benchmark_formats import FORMATS, read_original
-from megatron_mathcpt.data.filters import count_steps
 from megatron_mathcpt.data.public_sources import Unreachable, hub_errors
 from megatron_mathcpt.errors import DataError, ManifestError, MathCptError
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats.benchmark import MAX_ITEMS, Item
 from megatron_mathcpt.formats.files import hash_file, write_atomically
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.records import JsonObject, Language, Problem, Stage
+from megatron_mathcpt.records import JsonObject, Language, Stage
 
 ORIGINALS = ".originals"
 EXAMPLES = 32  # kept of a training file
@@ -241,7 +240,4 @@ def _item(one: BenchmarkSet, file: Original, number: int, row: JsonObject) -> Js
     if not fields["question"] or not fields["answer"]:
         return "no_question_or_answer"
     fields["answer"] = file.answers.get(number, fields["answer"])
-    if (solution := fields.get("solution")) and "steps" not in fields:
-        problem = Problem(id="-", question="-", solution=solution, answer="-")
-        fields["steps"] = max(count_steps(problem, "lines") or 0, count_steps(problem, "sentences") or 0)
     return {name: value for name, value in fields.items() if value not in (None, "")}

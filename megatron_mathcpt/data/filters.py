@@ -6,28 +6,24 @@ How to add a filter, that is, a drop reason:
 3. Set the threshold in a corpus config. Counts, `dropped/<pool>.jsonl`, the report and `inspect dropped`
    pick up the reason by its name; tests/data/test_filters.py adds one in exactly these steps.
 
-`select_drop` judges problem records by what their source states; `find_drops` judges texts.
+Which problem records a source takes is decided before, by selection.py; `find_drops` judges texts.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition, Select
+from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition
 from megatron_mathcpt.data import words as cut
 from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, split_words
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.records import Problem
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-StepRule = Literal["field", "lines", "sentences"]
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？]")  # a full stop inside a number ends no sentence
 _BAD = re.compile("[\ufffd\ue000-\uf8ff]")  # replacement and private-use characters, left by broken decoding
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Gopher's
 _READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, that decide its language
@@ -66,33 +62,6 @@ TEXT_RULES: list[Callable[[str, Filter], Drop | None]] = [
     lambda text, rules: above("bad_characters", _bad_share(text), rules.max_bad_character_share),
     lambda text, rules: above("repeated_lines", _duplicate_share(text), rules.max_duplicate_line_share),
 ]
-
-
-def select_drop(problem: Problem, select: Select) -> Drop | None:
-    """Why `problem` is not selected; None if it is."""
-    # Nothing is guessed: a record that does not state its school stage or steps has a reason of its own.
-    if select.stage is not None and problem.stage != select.stage:
-        return Drop("stage_unknown" if problem.stage is None else "other_stage")
-    if select.step_rule is not None:
-        steps = count_steps(problem, select.step_rule)
-        if steps is None:
-            return Drop("steps_unknown")
-        if not (select.min_steps or 0) <= steps <= (select.max_steps or steps):
-            return Drop("other_steps")
-    if select.share is not None:
-        # In [0, 1) and from the record's id alone, so that a share is the same in every build.
-        position = int.from_bytes(hashlib.sha256(problem.id.encode()).digest()[:8]) / 2**64
-        return Drop("not_in_share") if position >= select.share else None
-    return None
-
-
-def count_steps(problem: Problem, rule: StepRule) -> int | None:
-    """Reasoning steps: the record's own number (None if unknown), or lines or sentences of the solution."""
-    if rule == "field":
-        return problem.steps
-    if rule == "lines":
-        return sum(1 for line in problem.solution.splitlines() if line.strip())
-    return max(1, len(_SENTENCE_END.findall(problem.solution)))
 
 
 def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:

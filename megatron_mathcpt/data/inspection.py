@@ -17,13 +17,12 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from megatron_mathcpt.data.filters import StepRule, count_steps
 from megatron_mathcpt.data.sources import HIDDEN
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, corpus_counts
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
-from megatron_mathcpt.records import JsonObject, Problem
+from megatron_mathcpt.records import JsonObject, Problem, problem_steps
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 _MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced if there are more
@@ -153,14 +152,12 @@ def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[JsonObject]:
         unit, title = "tokens per document", "tokens, with the end-of-text token"
         yield {"source": selection.source, "unit": unit, "title": title, **found}
     if source["kind"] == "problem":
-        rule: StepRule = (source["select"] or {}).get("step_rule") or "field"
         read = min(total, _MOST_PROBLEMS)
         rows = (one.row for one in corpus.choose(selection, (n * total // read for n in range(read))))
         problems = (Problem(id=row["id"], source=row["source"], **row["problem"]) for row in rows)
-        known = (steps for one in problems if (steps := count_steps(one, rule)) is not None)
         label = [*map(str, range(_MOST_STEPS)), f"{_MOST_STEPS}+"].__getitem__
-        found = describe(known, lambda steps: min(steps, _MOST_STEPS), label)
-        title = f"steps by '{rule}' of {read:,} problems, {read - found['total']:,} without"
+        found = describe(map(problem_steps, problems), lambda steps: min(steps, _MOST_STEPS), label)
+        title = f"steps of {read:,} problems: their own number, or counted"
         yield {"source": selection.source, "unit": "steps per problem", "title": title, **found}
 
 

@@ -19,7 +19,7 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
-from megatron_mathcpt.data.filters import find_drops, select_drop
+from megatron_mathcpt.data.filters import Drop, find_drops
 from megatron_mathcpt.data.object_stores import fetched, look_up
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
@@ -36,6 +36,7 @@ from megatron_mathcpt.formats.files import (
 )
 from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.selection import drop_reason
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
 Array = npt.NDArray[Any]  # of any element type
@@ -217,7 +218,8 @@ class _Sorter:
         self.counts["read"] += len(block)
         good, documents = [], [record for record in block if isinstance(record, Document)]
         select, rules = self._source.select, self._source.filter or self._config.filter
-        chosen = [select_drop(d.problem, select) if select and d.problem else None for d in documents]
+        reasons = [drop_reason(d.problem, select) if select and d.problem else None for d in documents]
+        chosen = [Drop(reason) if reason else None for reason in reasons]
         # Filters get all texts of the block at once; `drops` has their verdicts in the block's order again.
         rest = [document.text for document, drop in zip(documents, chosen, strict=True) if drop is None]
         found = iter(find_drops(rest, rules))

@@ -19,11 +19,11 @@ from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.object_stores import StoredFile, is_url, list_stored
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.data.source_files import GROUPED_ROWS, Part, cut_file
-from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.data.words import compose
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, problem_of_row
 
 # Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from megatron_mathcpt.errors import DataError, EvaluationError, first_error
 from megatron_mathcpt.formats.files import Row, read_json_lines, read_small
 from megatron_mathcpt.formats.strict_json import decode_object
-from megatron_mathcpt.records import Language, Problem, Stage, prompt_text
+from megatron_mathcpt.records import JsonObject, Language, Problem, Stage, count_steps, prompt_text
 
 MAX_ITEMS = 100_000  # of a file, which is read whole
 SAMPLES = Path(__file__).parent / "samples"
@@ -26,7 +26,10 @@ STUDY_SETS = {
 
 
 class Item(Row):
-    """One test item; `type` is its answer's kind; `stage`, `steps` and `level` group the report's scores."""
+    """One test item; `type` is its answer's kind; `stage`, `steps` and `level` group the report's scores.
+
+    `steps` is the set's own label if the line has one, else counted in its `solution`.
+    """
 
     id: str = Field(min_length=1)
     question: str = Field(min_length=1)
@@ -40,6 +43,13 @@ class Item(Row):
     steps: int | None = Field(default=None, ge=0)
     level: int | str | None = None  # of difficulty, where the set has one: MATH's 1 to 5
     subject: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted(cls, row: JsonObject) -> JsonObject:
+        solution = row.get("solution")
+        counts = isinstance(solution, str) and solution.strip() and row.get("steps") is None
+        return row | {"steps": count_steps(str(solution))} if counts else row
 
     def full_question(self) -> str:
         """The question, and its options if there are any."""

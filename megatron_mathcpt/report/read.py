@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from megatron_mathcpt.errors import DataError, EvaluationError
@@ -22,10 +23,15 @@ from megatron_mathcpt.formats.evaluation_folder import (
 )
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
 from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
+from megatron_mathcpt.records import DIFFICULTIES
 from megatron_mathcpt.report import figures
 
-# Minimum number of reasoning steps. The boundaries are ours: the study does not give those of its levels.
-_STEPS = (("up to 2 steps", 0), ("3 or 4 steps", 3), ("5 and more steps", 5))
+_LEAST = list(DIFFICULTIES.values())
+# Groups by the number of reasoning steps, those of the training data: the name of each, and its least number.
+_STEPS = [
+    (f"{low} to {end - 1} steps" if low else f"up to {end - 1} steps", low) for low, end in pairwise(_LEAST)
+]
+_STEPS.append((f"{_LEAST[-1]} and more steps", _LEAST[-1]))
 _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")

@@ -4,8 +4,9 @@ A method is a generator: it yields requests, is sent the replies, and returns on
 a named rejection. Without network and files it can be read, tested and replayed from stored replies. In
 reading order: `synthesize` is the whole run, from seeds to a complete folder; `method` defines requests,
 replies and outcomes; `four_methods` has the four, with what they share: tags, records, the check of a final
-answer; `client` sends requests within the budget, `config/api_key` keeps the key out of what is kept; `store`
-reads seeds and stores every reply and outcome; `scripted` is a stub server for rehearsals.
+answer; `client` sends requests within the budget, `config/api_key` keeps the key out of what is kept; `seeds`
+chooses and reads the seeds; `store` stores every reply and outcome; `scripted` is a stub server for
+rehearsals.
 
 To add a method NAME (as tests/synthesis/test_add_method.py does):
 1. config/synthesis.py: a `Section` with `samples` and, for each role, ROLE and ROLE_sampling (`server` and

@@ -19,7 +19,7 @@ from itertools import chain, combinations, pairwise
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config import synthesis as sections
-from megatron_mathcpt.records import Language, Problem
+from megatron_mathcpt.records import Language, Problem, problem_steps
 from megatron_mathcpt.synthesis.method import Case, Check, Conversation, Outcome, Rejected, Reply, Verdicts
 
 TAGS = ["response", "statement", "question_1", "solution_1", "question_2", "solution_2", "solution_3"]
@@ -71,7 +71,7 @@ def read_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
     return start.group(1)
 
 
-def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **changed: str) -> Problem:
+def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **changed: str | None) -> Problem:
     """Return the seed with the parts, (tag, text) in order, as its solution; it gets its id when stored."""
     seed, lines = case.seed, []
     for tag, text in parts:
@@ -86,7 +86,8 @@ def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **cha
         # The final answer is written once, where the record becomes text (records.cpt_text).
         start = solution.rfind("\n") + 1
         solution = (solution[:start] + _FINAL_ANSWER.sub("", solution[start:])).rstrip() or solution
-    return seed.model_copy(update={"solution": solution, "steps": None, **changed})
+    # The steps are those of the seed's problem: what was asked, however it is answered here.
+    return seed.model_copy(update={"solution": solution, "steps": problem_steps(seed), **changed})
 
 
 def check_answer(seed: Problem, text: str) -> Check:
@@ -167,7 +168,8 @@ def expand(case: Case) -> Conversation:
     for name, check in checks.items():
         if check.verdict == "correct":
             parts = (("solution", tags[pairs[name]]), *more)
-            new = {"question": tags[name], "answer": check.found}
+            # Not of the seed's school stage: a new question can be of any.
+            new = {"question": tags[name], "answer": check.found, "stage": None}
             records.append(make_record(case, settings.layout, parts, **new))
     if not records:
         raise Rejected("not confirmed", raw=text, verdicts=verdicts)
@@ -242,7 +244,7 @@ def enhance(case: Case) -> Outcome:
     early = after + 2 + rest % (len(steps) - after - 2)
     (_, end), (begin, stop) = steps[after], steps[early]
     detour = f"{text[:end]}{mark}{text[begin:stop]}{mark}{text[end:]}"
-    return Outcome((seed.model_copy(update={"solution": detour, "steps": None}),))
+    return Outcome((seed.model_copy(update={"solution": detour, "steps": problem_steps(seed)}),))
 
 
 def split_steps(text: str) -> list[tuple[int, int]]:

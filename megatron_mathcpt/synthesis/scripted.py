@@ -16,7 +16,7 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Language, Problem, response_text
 from megatron_mathcpt.synthesis.client import Client
 from megatron_mathcpt.synthesis.method import Reply
-from megatron_mathcpt.synthesis.store import SeedShard, read_seeds
+from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, read_seeds
 
 _GIVEN = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Solution:|解答：)\n.*?\n\n(.*)", re.DOTALL)
 _ATTEMPT = re.compile(r"(?:Problem:|题目：)\n(.*?)\n\n(?:Attempt:|学生的解答：)\n(.*?)\n\n", re.DOTALL)
@@ -30,7 +30,7 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
     """Return a factory of clients for `config`'s servers; `variants` are returned as new problems."""
     tutorship = config.methods.tutorship_amplification
     student = config.servers[tutorship.student].model if tutorship else None
-    seeds = (seed for _, seed in read_seeds(config.seeds, SeedShard()))
+    seeds = (seed for _, seed in read_seeds(check_seeds(config), SeedShard()))
     known = {problem.question: problem for problem in (*variants, *seeds)}
     new = {language: [one for one in variants if one.language == language] for language in _STEP}
 

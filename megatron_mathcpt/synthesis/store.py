@@ -1,4 +1,4 @@
-"""The seeds of a shard, and every reply and outcome in one SQLite file, so that nothing is paid for twice.
+"""Every reply and outcome of a shard in one SQLite file, so that nothing is paid for twice.
 
 Each is written at once: a killed process loses at most the replies in flight. WAL with an exclusive lock
 needs no shared memory, so the file may be on a network file system, and a second process on the same shard
@@ -10,24 +10,18 @@ requests and replies themselves.
 """
 
 import hashlib
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, Self, TypedDict
 
 import orjson
-from pydantic import ValidationError
 
-from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import DataError, first_error, one_line
-from megatron_mathcpt.formats.files import list_files, numbered_lines
+from megatron_mathcpt.errors import DataError, one_line
+from megatron_mathcpt.formats.files import numbered_lines
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
-from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
 # Tables keep SQLite's row numbers, so rows are in order of arrival. Stored in order of their random keys
@@ -47,7 +41,6 @@ CREATE TABLE IF NOT EXISTS outcomes (
 );
 CREATE INDEX IF NOT EXISTS by_position ON outcomes (method, position, sample);
 """
-_MOST_SEED_BYTES = 1 << 20  # with the blocks of the file, what a seed in progress may take of the memory
 _NO_SPACE = "free space and start again; what is stored is kept"
 _REMEDIES = {"SQLITE_BUSY": "wait for another process on this shard, or choose another --out"}
 _REMEDIES |= {"SQLITE_FULL": _NO_SPACE, "SQLITE_IOERR": _NO_SPACE}
@@ -64,66 +57,6 @@ class OutcomeRow(TypedDict):
     disagreement: bool
     records: NotRequired[list[dict[str, object]]]  # the lines of accepted.jsonl
     requests: NotRequired[list[str]]  # their keys in the store; absent where the method makes none
-
-
-@dataclass(frozen=True)
-class SeedShard:
-    """The seeds whose position modulo `count` is `number`."""
-
-    number: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse `INDEX/COUNT`; raises `DataError` for anything else."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
-        if not found or int(found[1]) >= int(found[2]):
-            raise DataError(f"shard '{text}': expected INDEX/COUNT from 0/COUNT on, such as 0/16")
-        return cls(int(found[1]), int(found[2]))
-
-    def share(self, whole: int | None) -> int | None:
-        """This shard's part of a cap."""
-        return None if whole is None else len(range(self.number, whole, self.count))
-
-
-def check_seeds(config: SynthesisConfig) -> tuple[int, str]:
-    """Return the number of seeds and the hash of all their lines; raise `DataError` for a bad line."""
-    # Without requests nothing is paid for, so a bad line may as well be found later, and parsing is spared.
-    digest, count, check = hashlib.sha256(), 0, bool(config.asked)
-    for place, line in _seed_lines(config.seeds):
-        if check:
-            _parse_seed(place, line)
-        digest.update(line + b"\n")
-        count += 1
-    if not count:
-        raise DataError(f"{', '.join(config.seeds)}: no seeds; give files of one JSON problem a line")
-    return count, digest.hexdigest()
-
-
-def read_seeds(paths: tuple[str, ...], shard: SeedShard) -> Iterator[tuple[int, Problem]]:
-    """Stream (position over all files, seed) of this shard, in order."""
-    for position, (place, line) in enumerate(_seed_lines(paths)):
-        if position % shard.count == shard.number:
-            yield position, _parse_seed(place, line)
-
-
-def _seed_lines(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """Yield (file:line, line) of all lines that are not blank."""
-    for path in (path for given in paths for path in list_files(given, "seeds")):
-        for number, line in numbered_lines(path):
-            yield f"{path}:{number}", line
-
-
-def _parse_seed(place: str, line: bytes) -> Problem:
-    if len(line) > _MOST_SEED_BYTES:
-        raise DataError(f"{place}: seed of over {_MOST_SEED_BYTES >> 20} MiB; shorten or remove the line")
-    try:
-        return problem_of_row(decode_object(line))
-    except ValidationError as error:
-        wrong = ": ".join(filter(None, first_error(error)))
-        raise DataError(f"{place}: seed's {wrong}; fix or remove the line") from error
-    except (DataError, AttributeError, TypeError) as error:
-        raise DataError(f"{place}: no JSON object in UTF-8 ({error}); fix or remove the line") from error
 
 
 def _checksum(row: Iterable[object]) -> bytes:

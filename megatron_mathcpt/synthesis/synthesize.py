@@ -27,10 +27,12 @@ from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.log import get_logger, progress
+from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
-from megatron_mathcpt.synthesis.store import OutcomeRow, SeedShard, Store, check_seeds, make_row, read_seeds
+from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, first_seed, read_seeds
+from megatron_mathcpt.synthesis.store import OutcomeRow, Store, make_row
 
 KIND = "synthesis"
 _LOG = get_logger(__name__)
@@ -55,6 +57,7 @@ class MethodSummary(TypedDict):
 
 
 class Summary(TypedDict):
+    seeds: JsonObject  # of all shards: read, selected, and dropped by reason
     stopped: str | None  # the budget that ended the run
     budget: dict[str, object]
     methods: dict[str, MethodSummary]
@@ -73,7 +76,7 @@ def synthesize(
     The folder is complete only if every case got its replies; see `check_answered`.
     """
     run, budget = _Run(config, out, shard or SeedShard()), config.budget.model_dump(mode="json")
-    folder, inputs = run.folder, {"seeds": run.seeds_sha256}
+    folder, inputs = run.folder, {"seeds": run.found.sha256}
     with run.locked():
         if manifest.is_complete(folder, KIND, inputs=inputs, config=run.recorded):
             found = manifest.load_manifest(folder, KIND)
@@ -81,7 +84,13 @@ def synthesize(
                 manifest.verify_hashes(folder, found)
                 if found.counts["budget"] == budget:
                     made = found.counts["methods"]
-                    return {"stopped": found.counts["stopped"], "budget": budget, "methods": made}
+                    stopped = found.counts["stopped"]
+                    return {
+                        "seeds": run.found.counts(),
+                        "stopped": stopped,
+                        "budget": budget,
+                        "methods": made,
+                    }
             except ManifestError as error:
                 _LOG.warning("%s: done now, from the stored replies", error)
         with run.open():
@@ -89,7 +98,8 @@ def synthesize(
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             asyncio.run(run.converse(connect, accept_model=accept_model))
             methods = {name: run.write(name, folder / name) for name in config.chosen}
-        summary: Summary = {"stopped": run.stopped, "budget": budget, "methods": methods}
+        seeds = run.found.counts()
+        summary: Summary = {"seeds": seeds, "stopped": run.stopped, "budget": budget, "methods": methods}
         write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         if not any(run.unanswered.values()):
             counts = dict(summary)
@@ -110,7 +120,8 @@ class _Run:
     def __init__(self, config: SynthesisConfig, out: Path, shard: SeedShard) -> None:
         self.config, self.shard = config, shard
         self.folder = out / f"shard-{shard.number:05d}-of-{shard.count:05d}"
-        self.seeds, self.seeds_sha256 = check_seeds(config)  # of all shards
+        self.found = check_seeds(config)  # the seeds of all shards
+        self.seeds = min(self.found.count, config.budget.seeds or self.found.count)
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
         served = {name: {"model": one.model, "api": one.api} for name, one in config.servers.items()}
@@ -149,7 +160,7 @@ class _Run:
         for name, prompt in first_prompts(self.config).items():
             _LOG.info("first prompt of %s:\n%s", name, prompt)
         recorded = orjson.dumps(self.recorded, option=orjson.OPT_SORT_KEYS).decode()
-        with Store.open(self.folder, seeds=self.seeds_sha256, config=recorded) as self.store:
+        with Store.open(self.folder, seeds=self.found.sha256, config=recorded) as self.store:
             self.meter = Meter(self.config, self.store.spent())
             yield
 
@@ -206,7 +217,7 @@ class _Run:
 
     def cases(self, method: str) -> Iterator[Case]:
         """Yield `samples` cases of each seed of the shard, up to the seeds of the budget."""
-        seeds, samples = read_seeds(self.config.seeds, self.shard), self.config.chosen[method].samples
+        seeds, samples = read_seeds(self.found, self.shard), self.config.chosen[method].samples
         for position, seed in islice(seeds, self.shard.share(self.config.budget.seeds)):
             if self.positions is None or position in self.positions:
                 yield from (Case(self.config, method, position, seed, sample) for sample in range(samples))
@@ -214,7 +225,7 @@ class _Run:
     def _log_progress(self, method: str, ends: Counter[str], resumed: int, began: float) -> None:
         if (now := time.monotonic()) - self.logged >= self.config.progress_seconds:
             self.logged = now
-            seeds = self.shard.share(min(self.seeds, self.config.budget.seeds or self.seeds)) or 0
+            seeds = self.shard.share(self.seeds) or 0
             cases = len(self.positions or range(seeds)) * self.config.chosen[method].samples
             shown = progress(resumed + ends.total(), cases, "outcomes", resumed, now - began)
             reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
@@ -318,8 +329,7 @@ def pilot(
 ) -> dict[str, Counter[str]]:
     """Run the cases of `count` seeds and count how they end, by method; the whole run reuses the replies."""
     run = _Run(config, out, SeedShard())
-    seeds = min(run.seeds, config.budget.seeds or run.seeds)
-    count = min(count, seeds)
+    count, seeds = min(count, run.seeds), run.seeds
     # Spread evenly: a file of seeds may be sorted by source or difficulty.
     run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
     with run.locked(), run.open():
@@ -331,7 +341,7 @@ def pilot(
 
 def first_prompts(config: SynthesisConfig) -> dict[str, str]:
     """Return the first prompt of each method that makes requests, as the server will see it."""
-    _, seed = next(read_seeds(config.seeds, SeedShard()))
+    seed = first_seed(config.seeds)
     shown = {}
     for name in _conversing(config):
         step = advance(CONVERSATIONS[name](Case(config, name, 0, seed)), None)

@@ -230,7 +230,7 @@ EXPECTED: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "tal_scq5k_zh": [
-        {"id": "talcn-test-000", "question": "$2+3$是（ ）．", "solution": "$2+3=5$．\n故选C．", "steps": 2},
+        {"id": "talcn-test-000", "question": "$2+3$是（ ）．", "solution": "$2+3=5$．\n故选C．", "steps": 1},
         {"question": "如图，求$x$．"},
         {"question": "小学题", "solution": None},
         {"question": "课外题", "subject": "加法"},
@@ -407,10 +407,10 @@ def test_every_set_is_converted_and_a_second_run_asks_for_nothing(
         name: [(item.id, item.answer, item.steps) for item in items] for name, items in fewshot.items()
     } == {
         "gsm8k": [("gsm8k-train-001", "2", 1)],
-        "math": [("math-train-000", "4", 1), ("math-train-002", "2", 2)],
-        "math500": [("math-train-000", "4", 1), ("math-train-002", "2", 2)],
-        "tal_scq5k_en": [("talen-train-001", "C", 2)],
-        "tal_scq5k_zh": [("talcn-train-000", "C", 2)],
+        "math": [("math-train-000", "4", 1), ("math-train-002", "2", 1)],
+        "math500": [("math-train-000", "4", 1), ("math-train-002", "2", 1)],
+        "tal_scq5k_en": [("talen-train-001", "C", 1)],
+        "tal_scq5k_zh": [("talcn-train-000", "C", 1)],
     }
     shot = examples_for(load_items(out / "tal_scq5k_en/test.jsonl").items, out / "tal_scq5k_en/test.jsonl", 1)
     assert shot["en"][0].question == "Sum of $1$ and $4$?\nA. $3$\nB. $4$\nC. $5$"

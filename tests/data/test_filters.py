@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality, Select
+from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality
 from megatron_mathcpt.data import filters
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.corpora import standard_library
-from megatron_mathcpt.data.filters import count_steps, find_drops, language_drop, repeated_ngrams, select_drop
+from megatron_mathcpt.data.filters import find_drops, language_drop, repeated_ngrams
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from megatron_mathcpt.formats.files import read_json_lines
-from megatron_mathcpt.records import Problem
 from tests.support.corpus_factory import corpus_settings
 
 NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
@@ -200,56 +199,6 @@ def test_a_new_filter_is_a_threshold_and_a_rule(
     assert row["detail"] == {"measured": pytest.approx(36 / 42), "limit": 0.5}
     # off, it leaves finished corpora complete
     assert build_corpus(CorpusWithDigits.model_validate(corpus_settings(raw)), tmp_path / "before") == before
-
-
-SOLVED = {"id": "a", "question": "q", "answer": "5.5", "solution": "She has 3.5.\n\nHe gives 2! So 5.5。"}
-
-
-def problem(**fields: object) -> Problem:
-    return Problem.model_validate({**SOLVED, **fields})
-
-
-def test_steps_by_each_rule() -> None:
-    assert count_steps(problem(), "field") is None
-    assert count_steps(problem(steps=7), "field") == 7
-    assert count_steps(problem(), "lines") == 2
-    assert count_steps(problem(), "sentences") == 3
-    assert count_steps(problem(solution="x"), "sentences") == 1
-
-
-@pytest.mark.parametrize(
-    ("select", "fields", "reason"),
-    [
-        ({"stage": "middle"}, {"stage": "middle"}, None),
-        ({"stage": "middle"}, {"stage": "high"}, "other_stage"),
-        ({"stage": "middle"}, {}, "stage_unknown"),
-        ({"min_steps": 4, "max_steps": 5}, {"steps": 3}, "other_steps"),
-        ({"min_steps": 4, "max_steps": 5}, {"steps": 4}, None),
-        ({"min_steps": 4, "max_steps": 5}, {"steps": 5}, None),
-        ({"min_steps": 4, "max_steps": 5}, {"steps": 6}, "other_steps"),
-        ({"min_steps": 6}, {"steps": 99}, None),
-        ({"max_steps": 3}, {"steps": 0}, None),
-        ({"max_steps": 3}, {}, "steps_unknown"),
-    ],
-)
-def test_selection(select: dict[str, Any], fields: dict[str, object], reason: str | None) -> None:
-    rule = None if "stage" in select else "field"
-    drop = select_drop(problem(**fields), Select(step_rule=rule, **select))
-    assert (drop.reason if drop else None) == reason
-
-
-def test_a_share_is_the_same_records_and_grows_by_records() -> None:
-    records, found = [problem(id=f"r{number}") for number in range(10_000)], []
-    for share in (0.01, 0.1):
-        found.append({record.id for record in records if select_drop(record, Select(share=share)) is None})
-    assert found[0] < found[1]
-    assert 70 <= len(found[0]) <= 130 and 910 <= len(found[1]) <= 1090  # three standard deviations
-
-
-@pytest.mark.parametrize("fields", [{"min_steps": 3}, {"step_rule": "lines"}])
-def test_bounds_without_a_rule_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="step_rule: has no effect without"):
-        Select(**fields)
 
 
 FRENCH = "Soit $f$ une fonction continue sur l'intervalle $[a,b]$, alors il existe un point où $f(c)=0$."

@@ -140,9 +140,9 @@ def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     counts = corpus_counts(corpus.manifest).pools["general"]
     assert (len(whole), sum(whole)) == (14, counts.train.tokens + counts.validation.tokens)
     easy, numina = ([*lengths(corpus, Selection("problem_solving", name))][1] for name in ("easy", "numina"))
-    assert easy["title"] == "steps by 'field' of 12 problems, 0 without"
+    assert easy["title"] == "steps of 12 problems: their own number, or counted"
     assert easy["bars"] == [("0", 4), ("1", 4), ("2", 4)]
-    assert (numina["title"], numina["bars"]) == ("steps by 'field' of 1 problems, 1 without", [])
+    assert (numina["total"], numina["bars"]) == (1, [("1", 1)])  # counted
 
 
 def test_distributions_by_hand() -> None:

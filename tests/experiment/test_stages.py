@@ -34,7 +34,7 @@ def study(folder: Path) -> dict[str, Any]:
     packed = {"data": {"corpus": "runs/demo/raw", "sft": "runs/demo/sft/problems"}}
     made = build("synthesis/shard-*/x/accepted.jsonl") | {"tokenizer": {"path": "runs/demo/raw/tokenizer"}}
     child = blend("made") | {"init": {"checkpoint": "runs/demo/base"}}
-    seeds = {"seeds": ["runs/demo/corpora/problem_solving.jsonl"]}
+    seeds = {"seeds.path": "runs/demo/corpora/problem_solving.jsonl"}
     return {
         "name": "demo",
         "out": "runs/demo",

@@ -125,8 +125,8 @@ def test_tables_and_plots_show_the_counts(chromium: str, corpus_page: Path) -> N
             ["numina", "2", "1", "–", "–", "–", "1", "–", "–", "–"],
         ]
         steps = {row[0]: row[1:3] for row in await opened.evaluate(CELLS.format("step-table"))}
-        assert steps == {"easy": ["12", "1.0"], "hard": ["8", "3.5"]}
-        assert await opened.evaluate("document.querySelectorAll('#length-plots svg').length") == 7
+        assert steps == {"easy": ["12", "1.0"], "hard": ["8", "3.5"], "numina": ["1", "1.0"]}
+        assert await opened.evaluate("document.querySelectorAll('#length-plots svg').length") == 8
         tip = await opened.hover("#length-plots figure:nth-child(2) g:nth-of-type(2)")
         assert tip == "1 steps per problem: 4 (33.3%)"
         bars = "[...document.querySelectorAll('#length-plots figure:nth-child(2) .dot')]"

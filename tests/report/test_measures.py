@@ -118,7 +118,7 @@ def test_a_set_counts_once_in_the_higher_of_its_forms(
 
 def test_levels_and_languages_are_subsets_of_both_measures(root: Path) -> None:
     found = results_of(root)
-    expected = ["middle school", "high school", "up to 2 steps", "3 or 4 steps", "5 and more steps"]
+    expected = ["middle school", "high school", "up to 3 steps", "4 to 5 steps", "6 and more steps"]
     assert found["subsets"] == [*expected, *(f"level {n}" for n in range(1, 6)), "English", "Chinese"]
     subsets = found["runs"]["base2"]["subsets"]
     # level 1 has the items 0, 5, ..., 55 of the second set, of which the first is right; Chinese all of it

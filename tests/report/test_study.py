@@ -106,7 +106,7 @@ def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
     subsets = results["runs"]["base2"]["subsets"]
     found = {name: (score["correct"], score["n"]) for name, score in subsets.items()}
     stages = {"middle school": (30, 100), "high school": (30, 100)}
-    steps = {"up to 2 steps": (12, 40), "3 or 4 steps": (24, 80), "5 and more steps": (24, 80)}
+    steps = {"up to 3 steps": (24, 80), "4 to 5 steps": (24, 80), "6 and more steps": (12, 40)}
     assert found == stages | steps
     assert results["synthesis"] == {
         "synthesis: tutor_amp": {"accepted share": 0.85, "outcomes": 100, "accepted": 85, "records": 85}

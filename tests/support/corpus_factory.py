@@ -107,8 +107,8 @@ def build_inspected_corpus(folder: Path) -> Path:
     kind = {"pool": "problem_solving", "kind": "problem"}
     problems = kind | {"path": str(raw / "problems.jsonl")}
     sources = {
-        "easy": {**problems, "select": {"step_rule": "field", "max_steps": 2}},
-        "hard": {**problems, "select": {"step_rule": "field", "min_steps": 3}},
+        "easy": {**problems, "select": {"max_steps": 2}},
+        "hard": {**problems, "select": {"min_steps": 3}},
         "numina": {**kind, "path": str(raw / "numina.jsonl"), "adapter": "numinamath"},
         "wiki": {"pool": "general", "path": str(raw / "wiki"), "reject_limit": 0.2},
         "web": {"pool": "general", "path": str(raw / "web.jsonl")},

@@ -35,7 +35,7 @@ def build_config(
     tree = {
         "name": "test",
         "seed": 1,
-        "seeds": [str(path)],
+        "seeds": {"path": str(path)},
         "servers": {"student": server, "teacher": server},
         "methods": {METHOD: TUTORSHIP},
         "verification": {"disagreement": "drop"},

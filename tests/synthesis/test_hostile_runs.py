@@ -22,7 +22,8 @@ from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import method, synthesize
 from megatron_mathcpt.synthesis.client import _read_reply, _retry_after
 from megatron_mathcpt.synthesis.four_methods import OUR_TAG, make_record
-from megatron_mathcpt.synthesis.store import Store, check_seeds, trace
+from megatron_mathcpt.synthesis.seeds import check_seeds
+from megatron_mathcpt.synthesis.store import Store, trace
 from tests.support.fake_server import ScriptedModel, completion_body, make_seeds
 from tests.support.synthesis_runs import FIRST_SHARD, METHOD, ROOT, Trial, outcome_seeds, read_outcomes
 

@@ -8,14 +8,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
-from megatron_mathcpt.config.synthesis import SynthesisConfig, Verification
+from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem, cpt_text
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, OUR_TAG, enhance, split_steps
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, Requests, advance, token_counter
 from tests.support.synthesis_runs import SAMPLING, TUTORSHIP
 
-SEED = Problem(id="s", question="What is 2 + 3?", solution="2 + 3 = 5", answer="5")
+SUM = {"question": "What is 2 + 3?", "solution": "2 + 3 = 5", "answer": "5"}
+SEED = Problem(id="s", stage="primary", **SUM)
 CHINESE = Problem(id="z", question="2 + 3 等于多少？", solution="2 + 3 = 5", answer="5", language="zh")
 DROP, KEEP = Verification(disagreement="drop"), Verification(disagreement="keep", ungraded="keep")
 DIVERSIFY, EXPAND, AMPLIFY = CONVERSATIONS
@@ -25,7 +26,7 @@ TUTOR = TUTORSHIP | {"right_attempts": "drop"}
 CONFIG = SynthesisConfig(
     name="test",
     seed=1,
-    seeds=("none",),
+    seeds=Seeds(path="none"),
     servers={name: {"model": "m", "endpoints": ("http://a",)} for name in ("student", "teacher")},
     methods={DIVERSIFY: TEACHER, EXPAND: TEACHER | SOLVER, AMPLIFY: TUTOR, LOCAL: {}},
     verification=DROP,
@@ -125,6 +126,9 @@ def test_diversification_keeps_both_solutions() -> None:
     assert record.solution == (
         "First way: Count on from 3: 4, 5. The answer is 5.\nSecond way: Half of ten is five."
     )
+    assert (record.stage, record.steps) == ("primary", 1)  # the seed's, of one step; the record's has two
+    labelled = SEED.model_copy(update={"steps": 4})
+    assert converse(make_case(DIVERSIFY, labelled), [ACCEPT])[0].records[0].steps == 4
     (record,) = converse(make_case(DIVERSIFY, layout="tags"), [ACCEPT])[0].records
     assert record.solution.startswith("<response>accept</response>\n")
 
@@ -134,6 +138,8 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
     (record,) = outcome.records
     assert record.question == "Which number plus 3 is 5?"
     assert (record.solution, record.answer) == ("5 - 3 = 2.", "2")
+    # A new question is of no known stage; the steps are those of the seed's problem, here counted.
+    assert (record.stage, record.steps, record.language) == (None, 1, SEED.language)
     assert outcome.verdicts.checks["question_1"].reason == "2 of 3 independent solutions agree"
     assert outcome.verdicts.checks["question_2"].verdict == "wrong"
     assert outcome.verdicts.disagreement  # the self-check accepted both
@@ -228,6 +234,7 @@ def detour(solution: str, number: int = 0, run_seed: int = 1) -> Outcome:
 def test_the_only_detour_of_three_steps() -> None:
     (record,) = detour("A = 1\nB = 2\nC = 3").records
     assert record.solution == "A = 1<|back|>C = 3<|back|>\nB = 2\nC = 3"
+    assert record.steps == 3
     assert detour("A\nB").reason == "too few steps"
     assert detour("A\nB<|back|>\nC").reason == "seed contains the mark"
 

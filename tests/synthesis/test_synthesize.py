@@ -17,13 +17,14 @@ import zstandard
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.resolved_study import Asked, load_study
-from megatron_mathcpt.config.synthesis import SynthesisConfig
+from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.store import SeedShard, Store, check_seeds, read_seeds, trace
+from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, read_seeds
+from megatron_mathcpt.synthesis.store import Store, trace
 from megatron_mathcpt.synthesis.synthesize import pilot, synthesize
 from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
 from tests.support.synthesis_runs import (
@@ -190,12 +191,13 @@ def test_a_seed_may_be_repeated_but_no_id(trial: Trial, concurrency: int) -> Non
 @pytest.mark.parametrize("packed", [False, True])
 def test_seeds_are_read_compressed_or_not(trial: Trial, packed: bool) -> None:
     plain, path = trial.config(30), trial.folder / ("x.jsonl.zst" if packed else "x.jsonl")
-    whole = Path(plain.seeds[0]).read_bytes()
+    whole = Path(plain.seeds.paths[0]).read_bytes()
     pack = zstandard.ZstdCompressor().compress if packed else bytes
     path.write_bytes(pack(whole))
-    config = plain.model_copy(update={"seeds": (str(path),)})
-    assert check_seeds(config) == (30, hashlib.sha256(whole).hexdigest())
-    assert [seed for _, seed in read_seeds(config.seeds, SeedShard(1, 3))] == make_seeds(30)[1::3]
+    config = plain.model_copy(update={"seeds": Seeds(path=str(path))})
+    found = check_seeds(config)
+    assert (found.count, found.sha256) == (30, hashlib.sha256(whole).hexdigest())
+    assert [seed for _, seed in read_seeds(found, SeedShard(1, 3))] == make_seeds(30)[1::3]
     for bad in (b"{oops}\n", b'{"id": "x"}\n', b"[1]\n", b'{"question": "\xff"}\n'):
         path.write_bytes(pack(whole + bad))
         with pytest.raises(DataError, match=rf"{path.name}:31: "):
@@ -244,9 +246,9 @@ def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
     assert study.synthesis is not None
     Path(config).write_text(study.synthesis.as_yaml())
     made = list(training_problems(ProblemMix(train_problems=count, step_shares=(0.4, 0.3, 0.3)), 7))
-    path, seeds = trial.config(made).seeds[0], {seed.question: seed for seed in made}
+    path, seeds = trial.config(made).seeds.paths[0], {seed.question: seed for seed in made}
     words = [sys.executable, "-m", "megatron_mathcpt", "synthesize", config, "--scripted"]
-    words += ["--out", str(trial.out), f'seeds=["{path}"]', f"budget.seeds={count}", "tokenizer=null"]
+    words += ["--out", str(trial.out), f"seeds.path={path}", f"budget.seeds={count}", "tokenizer=null"]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
     records = {
         path.parent.name: [Problem.model_validate(row) for row in read_json_lines(path)]

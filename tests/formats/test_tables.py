@@ -9,14 +9,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.tables import table_lines
 
 MEASURE = """
 import resource, sys
 from contextlib import suppress
 from pathlib import Path
-from megatron_mathcpt.data.tables import table_lines
+from megatron_mathcpt.formats.tables import table_lines
 with suppress(ValueError):
     for line in table_lines(Path(sys.argv[1])):
         pass

@@ -1,0 +1,179 @@
+"""The seeds of a synthesis: problems of any files, selected, counted, and divided into shards.
+
+Files are read as a stream, many times; of a record only numbers are kept in memory: whether it is a seed, and
+while it is chosen where its id's hash lies. A line that is no problem is refused with file and line, as a
+paid-for record must not be lost by a typing error.
+"""
+
+import hashlib
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig
+from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.formats.files import list_files, numbered_lines, read_blocks, split_array
+from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.tables import table_lines
+from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.records import JsonObject, Problem, hash_share, problem_of_row
+from megatron_mathcpt.selection import drop_reason
+
+_MOST_SEED_BYTES = 1 << 20  # with the blocks of the file, what a seed in progress may take of the memory
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class SeedShard:
+    """The seeds whose position modulo `count` is `number`."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `INDEX/COUNT`; raises `DataError` for anything else."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if not found or int(found[1]) >= int(found[2]):
+            raise DataError(f"shard '{text}': expected INDEX/COUNT from 0/COUNT on, such as 0/16")
+        return cls(int(found[1]), int(found[2]))
+
+    def share(self, whole: int | None) -> int | None:
+        """This shard's part of a cap."""
+        return None if whole is None else len(range(self.number, whole, self.count))
+
+
+@dataclass(frozen=True)
+class SeedSet:
+    """The chosen seeds of all shards: `chosen` has a byte for each record, or is None if all are."""
+
+    seeds: Seeds
+    sha256: str  # of all records of the files
+    chosen: bytes | None
+    read: int
+    dropped: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        return self.read - sum(self.dropped.values())
+
+    def counts(self) -> JsonObject:
+        return {"read": self.read, "selected": self.count, "dropped": self.dropped}
+
+
+def check_seeds(config: SynthesisConfig) -> SeedSet:
+    """Read and choose all seeds; raises `DataError` for a bad line, or if there is no seed."""
+    seeds, digest, read = config.seeds, hashlib.sha256(), 0
+    chosen, hashes, dropped = bytearray(), array("d"), Counter[str]()
+    # Without requests nothing is paid for, so a bad line may as well be found later, and parsing is spared.
+    check = bool(config.asked) or seeds.choosing
+    for place, line in _rows(seeds):
+        digest.update(line + b"\n")
+        read += 1
+        seed = _parse_seed(place, line, seeds.fields) if check else None
+        if seed is None or not seeds.choosing:
+            continue
+        reason = _drop_reason(seed, seeds)
+        dropped.update([reason] if reason else [])
+        chosen.append(reason is None)
+        if seeds.count and not reason:
+            hashes.append(hash_share(seed.id))
+    if seeds.count and seeds.count < len(hashes):
+        dropped["not_in_count"] = len(hashes) - seeds.count
+        _keep_lowest(chosen, hashes, seeds.count)
+    found = SeedSet(seeds, digest.hexdigest(), bytes(chosen) if seeds.choosing else None, read, dict(dropped))
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items()))
+    said = f"{read:,} records read, {found.count:,} selected" + (f", dropped: {reasons}" if reasons else "")
+    if not read:
+        raise DataError(f"{', '.join(seeds.paths)}: no seeds; give files of problems, one JSON object a line")
+    if not found.count:
+        raise DataError(f"seeds: none left ({said}); select more")
+    _LOG.info("seeds: %s", said)
+    return found
+
+
+def _drop_reason(seed: Problem, seeds: Seeds) -> str | None:
+    if seeds.share is not None and hash_share(seed.id) >= seeds.share:
+        return "not_in_share"
+    return drop_reason(seed, seeds.select) if seeds.select else None
+
+
+def _keep_lowest(chosen: bytearray, hashes: "array[float]", count: int) -> None:
+    """Unmark all of `chosen` but the `count` of the lowest hashes; of equal ones the first are kept."""
+    kept = np.sort(np.argsort(np.frombuffer(hashes), kind="stable")[:count])
+    places = np.flatnonzero(np.frombuffer(chosen, np.bool_))[kept]
+    chosen[:] = bytes(len(chosen))
+    np.frombuffer(chosen, np.uint8)[places] = 1
+
+
+def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]]:
+    """Stream (position over all seeds, seed) of this shard, in order of the files."""
+    position = 0
+    for number, (place, line) in enumerate(_rows(found.seeds)):
+        if found.chosen is None or found.chosen[number]:
+            if position % shard.count == shard.number:
+                yield position, _parse_seed(place, line, found.seeds.fields)
+            position += 1
+
+
+def first_seed(seeds: Seeds) -> Problem:
+    """The first seed of all that `select` and `share` leave, found without reading the others."""
+    parsed = (_parse_seed(place, line, seeds.fields) for place, line in _rows(seeds))
+    if (first := next((seed for seed in parsed if not _drop_reason(seed, seeds)), None)) is None:
+        raise DataError(f"{', '.join(seeds.paths)}: no seeds; give files of problems, or select more")
+    return first
+
+
+def _rows(seeds: Seeds) -> Iterator[tuple[str, bytes]]:
+    """Yield (file:line, JSON) of all records that are not blank; of an array or table, file:number."""
+    for path in (path for given in seeds.paths for path in list_files(given, "seeds")):
+        lines: Iterable[tuple[int, bytes | DataError]]
+        if path.suffix in (".parquet", ".arrow"):
+            lines = enumerate(table_lines(path), 1)
+        elif _is_array(path):
+            lines = enumerate(split_array(read_blocks(path)), 1)
+        else:
+            lines = numbered_lines(path)
+        number = 0
+        try:
+            for number, line in lines:
+                if isinstance(line, DataError):
+                    raise line
+                yield f"{path}:{number}", line
+        except DataError as error:
+            given = str(error)
+            raise (
+                error if given.startswith(str(path)) else DataError(f"{path}:{number + 1}: {given}")
+            ) from error
+
+
+def _is_array(path: Path) -> bool:
+    for block in read_blocks(path) if ".json" in path.suffixes[-2:] else ():
+        if isinstance(block, DataError) or block.strip():
+            return isinstance(block, bytes) and block.lstrip().startswith(b"[")
+    return False
+
+
+def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:
+    if len(line) > _MOST_SEED_BYTES:
+        raise DataError(f"{place}: seed of over {_MOST_SEED_BYTES >> 20} MiB; shorten or remove the line")
+    try:
+        row = decode_object(line)
+        if isinstance(problem := row.get("problem"), dict):  # a row of a built pool
+            row = {name: value for name, value in row.items() if name in ("id", "source")} | problem
+        given = {ours: row[theirs] for ours, theirs in fields.items() if theirs in row}
+        row = {name: value for name, value in row.items() if name not in fields.values()} | given
+        row |= {name: str(row[name]) for name in ("id", "answer") if type(row.get(name)) is int}
+        return problem_of_row({"id": "/".join(Path(place).parts[-2:]).replace(":", "#")} | row)
+    except ValidationError as error:
+        wrong = ": ".join(filter(None, first_error(error)))
+        raise DataError(f"{place}: seed's {wrong}; fix or remove the line") from error
+    except (DataError, AttributeError, TypeError) as error:
+        raise DataError(f"{place}: no JSON object in UTF-8 ({error}); fix or remove the line") from error
