@@ -23,7 +23,7 @@ from megatron_mathcpt.formats.files import list_files, numbered_lines, read_bloc
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.records import JsonObject, Problem, hash_share, problem_of_row
+from megatron_mathcpt.records import JsonObject, Problem, flat_row, hash_share, problem_of_row
 from megatron_mathcpt.selection import drop_reason
 
 _MOST_SEED_BYTES = 1 << 20  # with the blocks of the file, what a seed in progress may take of the memory
@@ -165,9 +165,7 @@ def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:
     if len(line) > _MOST_SEED_BYTES:
         raise DataError(f"{place}: seed of over {_MOST_SEED_BYTES >> 20} MiB; shorten or remove the line")
     try:
-        row = decode_object(line)
-        if isinstance(problem := row.get("problem"), dict):  # a row of a built pool
-            row = {name: value for name, value in row.items() if name in ("id", "source")} | problem
+        row = flat_row(decode_object(line))
         given = {ours: row[theirs] for ours, theirs in fields.items() if theirs in row}
         row = {name: value for name, value in row.items() if name not in fields.values()} | given
         row |= {name: str(row[name]) for name in ("id", "answer") if type(row.get(name)) is int}
