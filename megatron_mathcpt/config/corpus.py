@@ -17,15 +17,13 @@ class Select(Section):
     """Which problem records of a source are selected (see data/filters.py); the others count as dropped.
 
     `stage` is the record's school stage. `min_steps` and `max_steps` limit the steps counted by `step_rule`:
-    the record's `field` `steps`, or the `lines` or `sentences` of its solution. `share` selects that fraction
-    of the records, by a hash of their ids.
+    the record's `field` `steps`, or the `lines` or `sentences` of its solution.
     """
 
     stage: Literal["primary", "middle", "high"] | None = None
     step_rule: Literal["field", "lines", "sentences"] | None = None
     min_steps: int | None = Field(default=None, ge=0)
     max_steps: int | None = Field(default=None, ge=0)
-    share: float | None = Field(default=None, gt=0, le=1)
 
     def check(self) -> None:
         if (self.step_rule is None) != (self.min_steps is None and self.max_steps is None):
@@ -101,6 +99,21 @@ TextAdapter = Literal["redpajama", "algebraic_stack", "starcoder", "open_web_mat
 ProblemAdapter = Literal["numinamath", "lila"]
 
 
+class Budget(Section):
+    """At most what a source gives: `tokens` of the tokenizer, ends of text included, or `bytes` of text."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+
+    def check(self) -> None:
+        if (self.tokens is None) == (self.bytes is None):
+            raise ValueError("give exactly one of tokens and bytes")
+
+    def limit(self) -> tuple[str, int]:
+        """The unit, and how much."""
+        return ("bytes", self.bytes) if self.bytes is not None else ("tokens", self.tokens or 0)
+
+
 class Source(Section):
     """One set of files with one schema.
 
@@ -110,6 +123,12 @@ class Source(Section):
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of unreadable records above which the build stops.
     `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
+
+    `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
+    train and validation together, by the documents left after filters, decontamination and deduplication:
+    bytes to within one document, tokens to about 0.2 %. Both take the records with the smallest hashes of
+    their ids, whatever other sources, shards and workers there are: of a pool that was itself built with one
+    of them, `share` takes more than it says, but a `budget` is met.
 
     Reading takes less than 1 GB. A record or text file of more than 32 MiB, or one of more than 64 levels or
     2 million values, is unreadable, and so is the rest of an archive or table from 100 times its own size on
@@ -123,6 +142,8 @@ class Source(Section):
     adapter: TextAdapter | ProblemAdapter | None = None
     mask_pii: bool = False
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+    budget: Budget | None = None
     select: Select | None = None
     filter: Filter | None = None
 

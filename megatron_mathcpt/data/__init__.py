@@ -1,6 +1,6 @@
 """From raw text to a corpus that training reads.
 
-In reading order: `build`, its five stages and the executors of their tasks, with `workers`; `prepare`, a
+In reading order: `build`, its six stages and the executors of their tasks, with `workers`; `prepare`, a
 shard's documents read, filtered and searched for benchmark items, and the decision on duplicates; `publish`,
 tokenized datasets and the finished folder. What these call: `sources`, files to documents, with `tables`,
 Parquet and Arrow, and `public_sources`, schemas and downloads, also of benchmarks (`benchmark_sources` with

@@ -79,11 +79,12 @@ def select_drop(problem: Problem, select: Select) -> Drop | None:
             return Drop("steps_unknown")
         if not (select.min_steps or 0) <= steps <= (select.max_steps or steps):
             return Drop("other_steps")
-    if select.share is not None:
-        # In [0, 1) and from the record's id alone, so that a share is the same in every build.
-        position = int.from_bytes(hashlib.sha256(problem.id.encode()).digest()[:8]) / 2**64
-        return Drop("not_in_share") if position >= select.share else None
     return None
+
+
+def id_rank(identity: str) -> int:
+    """A number below 2^64 from a record's id alone; shares and budgets take the records with the smallest."""
+    return int.from_bytes(hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
 def count_steps(problem: Problem, rule: StepRule) -> int | None:

@@ -22,7 +22,7 @@ from megatron_mathcpt.data.words import Hashes, Indices, Words, jit, mix, span_h
 
 Signatures = npt.NDArray[np.uint32]
 TakeRows = Callable[[Indices], Signatures]
-KEPT, EXACT, NEAR = 0, 2, 3  # numbered together with the splits: KEPT is the first, 1 the second
+KEPT, EXACT, NEAR = 0, 2, 3  # 1 is the second split: a verdict becomes a decision (data/publish.py)
 _PAIRS = 1 << 16  # compared at once: 58 MB of signatures
 DUPLICATES = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 

@@ -18,19 +18,17 @@ import orjson
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
-from megatron_mathcpt.data.filters import find_drops, select_drop
+from megatron_mathcpt.data.filters import find_drops, id_rank, select_drop
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, hash_json, write_atomically
-from megatron_mathcpt.formats.strict_json import encode_json
+from megatron_mathcpt.formats.strict_json import decode_object, encode_json
 from megatron_mathcpt.records import JsonObject
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
 Array = npt.NDArray[Any]  # of any element type
-assert TRAIN == minhash.KEPT  # a decision is the number of a split, or EXACT or NEAR of data/minhash.py
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,12 @@ class ShardWork:
 
     @property
     def prepared(self) -> Path:
-        """By `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
+        """By `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl; of what is kept hashes, sizes, places."""
         return self.root / "prepared" / self.shard.name
 
     @property
     def decided(self) -> Path:
-        """By `decide`: for every kept document its decision, the one it copies, and its split key."""
+        """By `decide`: for every kept document verdict, original, split key; by `split`, decision."""
         return self.root / "decided" / self.shard.name
 
     @property
@@ -106,6 +104,23 @@ def load_array(path: Path) -> Array:
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
+def read_rows(works: Sequence[ShardWork], numbers: Indices) -> list[tuple[ShardWork, int, JsonObject]]:
+    """For documents by their numbers over all of `works`: shard, line in its raw file, and row."""
+    found = list[tuple[ShardWork, int, JsonObject]]()
+    order, begin = np.argsort(numbers, kind="stable"), 0
+    wanted = numbers[order]
+    for work in works if len(numbers) else ():
+        ends, lines = (load_array(work.prepared / f"{name}.npy") for name in ("ends", "lines"))
+        low, high = np.searchsorted(wanted, (begin, begin + len(ends)))
+        with (work.prepared / "kept.jsonl").open("rb") as file:
+            for number in (wanted[low:high] - begin).tolist():
+                file.seek(place := int(ends[number - 1]) if number else 0)
+                row = decode_object(file.read(int(ends[number]) - place))
+                found.append((work, int(lines[number]), row))
+        begin += len(ends)
+    return [found[place] for place in np.argsort(order)]
+
+
 def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     """Sort the records of a shard into `work.prepared`; raises `DataError` if too many are unreadable."""
     shard, folder = work.shard, work.prepared
@@ -113,7 +128,7 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     if stamp(shard) != work.seen:
         raise changed(work)
     with ExitStack() as stack:
-        names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
+        names = ("kept", "dropped", "rejected")
         files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
         sorter = _Sorter(config, shard, files, inputs)
         for block in read_documents(shard, config.sources[shard.source]):
@@ -152,10 +167,11 @@ class _Sorter:
             key = type(config), config.model_dump_json(), tuple(inputs.items())
             self._contamination = _load_contamination(*key)
         self._first_reject: Skipped | None = None
+        self._written = 0  # bytes of kept.jsonl
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[JsonObject] = []
-        names = ("whole", "numbers", "bytes", "lines")
+        names = ("whole", "numbers", "bytes", "lines", "ends", *(["ranks"] if self._source.budget else []))
         self.arrays: dict[str, list[Array]] = {name: [np.empty(0, np.uint64)] for name in names}
         if rule := config.deduplicate:
             self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
@@ -196,15 +212,17 @@ class _Sorter:
         hits = self._contamination.search(words, problems) if self._contamination else {}
         clean = np.ones(len(batch), np.bool_)
         clean[list(hits)] = False
+        sizes = list[int]()  # of the rows in kept.jsonl
         for number, document in enumerate(batch):
             if number in hits:
                 hit = asdict(hits[number])
                 self._drop("contaminated", document.line, {**_row(document), "detail": hit})
                 self.hits.append({"document": document.id, **hit})
             else:
-                self._write("kept", _row(document))
-                self._write("ids", document.id)
-        self.counts["kept"] += int(clean.sum())
+                sizes.append(self._write("kept", _row(document)))
+        self.counts["kept"] += len(sizes)
+        self.arrays["ends"].append(np.cumsum(sizes, dtype=np.uint64) + np.uint64(self._written))
+        self._written += sum(sizes)
         found: dict[str, Array] = {
             "whole": words.document_hashes(),
             # Only problems have one: those with other numbers are never near duplicates.
@@ -212,6 +230,8 @@ class _Sorter:
             "bytes": np.array([len(document.text.encode()) for document in batch], np.uint64),
             "lines": np.array([document.line for document in batch], np.uint64),
         }
+        if self._source.budget:
+            found["ranks"] = np.array([id_rank(document.id) for document in batch], np.uint64)
         if rule := self._config.deduplicate:
             found["signatures"] = minhash.signatures(words, rule.shingle_words, rule.bands * rule.rows)
             self.arrays["bands"].append(minhash.band_keys(found["signatures"][clean], rule.bands))
@@ -225,8 +245,9 @@ class _Sorter:
     def _where(self, line: int) -> JsonObject:
         return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
 
-    def _write(self, name: str, row: object) -> None:
-        self._files[name].write(encode_json(row) + b"\n")
+    def _write(self, name: str, row: object) -> int:
+        """Write a row; returns its bytes."""
+        return self._files[name].write(encode_json(row) + b"\n")
 
     def check_rejects(self, last: bool = False) -> None:
         """Raise at the first reject if none is allowed, else at the end if there are too many."""
@@ -248,24 +269,28 @@ def _row(document: Document) -> JsonObject:
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
-    """Write for every prepared document its decision, the document kept for it, and its split key."""
+    """Write for every prepared document whether it is a copy, the document kept for it, and its split key."""
     parts = _mapped(works, "whole")
     whole, sizes = np.concatenate(parts), [len(part) for part in parts]
-    decisions, first = np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
+    verdicts, first = np.full(len(whole), minhash.KEPT, np.uint8), np.arange(len(whole))
     if rule := config.deduplicate:
         every, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
         bands = (np.concatenate([part[band] for part in every]) for band in range(rule.bands))
         rows = partial(_gather, _mapped(works, "signatures"))
-        decisions, first = minhash.find_duplicates(whole, numbers, bands, rows, rule.threshold)
+        verdicts, first = minhash.find_duplicates(whole, numbers, bands, rows, rule.threshold)
     # In [0, 1), from a document's words and the seed alone: it keeps its split when sources are added or
     # reordered.
     salt = mix(np.array([config.seed % (1 << 64)], np.uint64))
     keys = (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
-    _split(decisions, keys, np.repeat([config.sources[w.shard.source].pool for w in works], sizes), config)
     ends = np.cumsum(sizes)
+    left = {pool: 0 for pool in pools_of(config)}
     for work, low, high in zip(works, [0, *ends[:-1]], ends, strict=True):
-        for name, values in (("decisions", decisions), ("first", first), ("keys", keys)):
+        left[config.sources[work.shard.source].pool] += int((verdicts[low:high] == minhash.KEPT).sum())
+        for name, values in (("verdicts", verdicts), ("first", first), ("keys", keys)):
             save_array(work.decided / f"{name}.npy", values[low:high])
+    if empty := [pool for pool, count in left.items() if not count]:
+        found = f"pool '{empty[0]}': no document left after filters, deduplication and decontamination"
+        raise DataError(f"{found}; loosen the rules or give other sources")
 
 
 def pools_of(config: Corpus) -> list[str]:
@@ -286,16 +311,3 @@ def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.
         inside = where == number
         rows[inside] = parts[number][documents[inside] - begins[number]]
     return rows
-
-
-def _split(decisions: Array, keys: Array, pools: Array, config: Corpus) -> None:
-    """Assign documents to validation; every pool gets at least the one with the smallest key."""
-    for pool in pools_of(config):
-        inside = np.flatnonzero((pools == pool) & (decisions == TRAIN))
-        if not len(inside):
-            empty = f"pool '{pool}': no document left after filters, deduplication and decontamination"
-            raise DataError(f"{empty}; loosen the rules or give other sources")
-        chosen = inside[keys[inside] < config.validation_fraction]
-        if config.validation_fraction and not len(chosen) and len(inside) > 1:
-            chosen = inside[np.argmin(keys[inside])][None]
-        decisions[chosen] = VALIDATION

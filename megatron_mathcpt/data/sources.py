@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
+from megatron_mathcpt.data.filters import id_rank
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.data.words import compose
@@ -77,7 +78,7 @@ class Skipped:
 
     line: int
     reason: str
-    id: str | None = None  # of a record that its source's adapter drops
+    id: str | None = None  # of a record that its source's adapter or share drops
 
 
 NumberedRow = tuple[int, JsonObject]
@@ -125,6 +126,8 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
         row = adapted
     given, label = (_field(row, source.fields, name) for name in ("id", "source"))
     identity = f"{shard.label}#{number}" if given is None else str(given)
+    if source.share is not None and id_rank(identity) / 2**64 >= source.share:
+        return Skipped(number, "not_in_share", identity)
     label = label if isinstance(label, str) and label else shard.source
     try:
         if source.kind == "text":

@@ -238,14 +238,6 @@ def test_selection(select: dict[str, Any], fields: dict[str, object], reason: st
     assert (drop.reason if drop else None) == reason
 
 
-def test_a_share_is_the_same_records_and_grows_by_records() -> None:
-    records, found = [problem(id=f"r{number}") for number in range(10_000)], []
-    for share in (0.01, 0.1):
-        found.append({record.id for record in records if select_drop(record, Select(share=share)) is None})
-    assert found[0] < found[1]
-    assert 70 <= len(found[0]) <= 130 and 910 <= len(found[1]) <= 1090  # three standard deviations
-
-
 @pytest.mark.parametrize("fields", [{"min_steps": 3}, {"step_rule": "lines"}])
 def test_bounds_without_a_rule_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="step_rule: has no effect without"):
