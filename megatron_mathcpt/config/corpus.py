@@ -109,10 +109,6 @@ class Budget(Section):
         if (self.tokens is None) == (self.bytes is None):
             raise ValueError("give exactly one of tokens and bytes")
 
-    def limit(self) -> tuple[str, int]:
-        """The unit, and how much."""
-        return ("bytes", self.bytes) if self.bytes is not None else ("tokens", self.tokens or 0)
-
 
 class Source(Section):
     """One set of files with one schema.

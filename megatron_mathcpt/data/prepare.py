@@ -3,8 +3,10 @@
 `prepare` needs its shard alone, so that shards run in parallel; `decide` needs the hashes of all of them.
 """
 
+import os
+import resource
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import orjson
+import psutil
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
@@ -21,13 +24,17 @@ from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import find_drops, id_rank, select_drop
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
-from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
+from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, hash_json, write_atomically
-from megatron_mathcpt.formats.strict_json import decode_object, encode_json
+from megatron_mathcpt.formats.strict_json import encode_json
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
+_COLUMNS = ("whole.u8", "numbers.u8", "bytes.u8", "lines.u8", "ends.u8")  # a value for each kept document
+_CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")
+_log = get_logger(__name__)
 Array = npt.NDArray[Any]  # of any element type
 
 
@@ -46,7 +53,7 @@ class ShardWork:
 
     @property
     def decided(self) -> Path:
-        """By `decide`: for every kept document verdict, original, split key; by `split`, decision."""
+        """By `decide`: for every kept document verdict and original; by `split`, its decision."""
         return self.root / "decided" / self.shard.name
 
     @property
@@ -94,31 +101,46 @@ def write_counts(folder: Path, counts: JsonObject) -> None:
     write_atomically(folder / DONE, orjson.dumps(counts))
 
 
-def save_array(path: Path, array: Array) -> None:
-    with atomic_writer(path) as file:
-        np.save(file, array, allow_pickle=False)
-
-
 def load_array(path: Path) -> Array:
-    """Memory-map an array of `save_array`."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    """Memory-map a file of values; its suffix is numpy's name of their type."""
+    kind = path.suffix.removeprefix(".")
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.empty(0, kind)
 
 
-def read_rows(works: Sequence[ShardWork], numbers: Indices) -> list[tuple[ShardWork, int, JsonObject]]:
-    """For documents by their numbers over all of `works`: shard, line in its raw file, and row."""
-    found = list[tuple[ShardWork, int, JsonObject]]()
-    order, begin = np.argsort(numbers, kind="stable"), 0
-    wanted = numbers[order]
-    for work in works if len(numbers) else ():
-        ends, lines = (load_array(work.prepared / f"{name}.npy") for name in ("ends", "lines"))
-        low, high = np.searchsorted(wanted, (begin, begin + len(ends)))
-        with (work.prepared / "kept.jsonl").open("rb") as file:
-            for number in (wanted[low:high] - begin).tolist():
-                file.seek(place := int(ends[number - 1]) if number else 0)
-                row = decode_object(file.read(int(ends[number]) - place))
-                found.append((work, int(lines[number]), row))
-        begin += len(ends)
-    return [found[place] for place in np.argsort(order)]
+def array_blocks(paths: Iterable[Path]) -> Iterator[Array]:
+    """The values of some of these files, one after the other, in blocks that do not stay in memory."""
+    for path in paths:
+        with path.open("rb") as file:
+            while len(block := np.fromfile(file, path.suffix.removeprefix("."), minhash.BLOCK)):
+                yield block
+
+
+def count_documents(works: Sequence[ShardWork]) -> list[int]:
+    return [(work.prepared / "whole.u8").stat().st_size // 8 for work in works]
+
+
+def _locate(sizes: Sequence[int], documents: Indices) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Each file with some of `documents`, which are numbered over files of these `sizes`: the file's number,
+    and places in `documents` with numbers in the file, in the file's order."""
+    order, begins = np.argsort(documents, kind="stable"), np.cumsum([0, *sizes])
+    edges = np.searchsorted(documents[order], begins)
+    for file in np.flatnonzero(np.diff(edges)).tolist():
+        places = order[edges[file] : edges[file + 1]]
+        yield file, places.tolist(), (documents[places] - begins[file]).tolist()
+
+
+def read_field(works: Sequence[ShardWork], documents: Indices, field: str) -> list[tuple[str, str, int]]:
+    """For documents by their numbers over all of `works`: a field's value, shard, line in the raw file."""
+    found = [("", "", 0)] * len(documents)
+    for shard, places, numbers in _locate(count_documents(works), documents):
+        folder, name = works[shard].prepared, works[shard].shard.name
+        ends, lines = load_array(folder / "ends.u8"), load_array(folder / "lines.u8")
+        with (folder / "kept.jsonl").open("rb") as file:
+            for place, number in zip(places, numbers, strict=True):
+                file.seek(begin := int(ends[number - 1]) if number else 0)
+                row = orjson.loads(file.read(int(ends[number]) - begin))
+                found[place] = row[field], name, int(lines[number])
+    return found
 
 
 def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
@@ -128,14 +150,14 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     if stamp(shard) != work.seen:
         raise changed(work)
     with ExitStack() as stack:
-        names = ("kept", "dropped", "rejected")
-        files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
+        names = ["kept.jsonl", "dropped.jsonl", "rejected.jsonl", *_COLUMNS]
+        names += ["ranks.u8"] if config.sources[shard.source].budget else []
+        names += ["signatures.u4", *band_files(rule.bands)] if (rule := config.deduplicate) else []
+        files = {name: stack.enter_context(atomic_writer(folder / name)) for name in names}
         sorter = _Sorter(config, shard, files, inputs)
         for block in read_documents(shard, config.sources[shard.source]):
             sorter.add(block)
         sorter.check_rejects(last=True)
-    for name, parts in sorter.arrays.items():
-        save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
     if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
         raise changed(work)
     dropped = dict(sorted(sorter.dropped.items()))
@@ -171,11 +193,6 @@ class _Sorter:
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[JsonObject] = []
-        names = ("whole", "numbers", "bytes", "lines", "ends", *(["ranks"] if self._source.budget else []))
-        self.arrays: dict[str, list[Array]] = {name: [np.empty(0, np.uint64)] for name in names}
-        if rule := config.deduplicate:
-            self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
-            self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
     def add(self, block: list[Document | Skipped]) -> None:
         self.counts["read"] += len(block)
@@ -221,22 +238,26 @@ class _Sorter:
             else:
                 sizes.append(self._write("kept", _row(document)))
         self.counts["kept"] += len(sizes)
-        self.arrays["ends"].append(np.cumsum(sizes, dtype=np.uint64) + np.uint64(self._written))
+        ends = np.zeros(len(batch), np.uint64)
+        ends[clean] = np.cumsum(sizes, dtype=np.uint64) + np.uint64(self._written)
         self._written += sum(sizes)
         found: dict[str, Array] = {
-            "whole": words.document_hashes(),
+            "whole.u8": words.document_hashes(),
             # Only problems have one: those with other numbers are never near duplicates.
-            "numbers": words.select(words.kinds == DIGITS).document_hashes() * problems,
-            "bytes": np.array([len(document.text.encode()) for document in batch], np.uint64),
-            "lines": np.array([document.line for document in batch], np.uint64),
+            "numbers.u8": words.select(words.kinds == DIGITS).document_hashes() * problems,
+            "bytes.u8": np.array([len(document.text.encode()) for document in batch], np.uint64),
+            "lines.u8": np.array([document.line for document in batch], np.uint64),
+            "ends.u8": ends,
         }
         if self._source.budget:
-            found["ranks"] = np.array([id_rank(document.id) for document in batch], np.uint64)
+            found["ranks.u8"] = np.array([id_rank(document.id) for document in batch], np.uint64)
         if rule := self._config.deduplicate:
-            found["signatures"] = minhash.signatures(words, rule.shingle_words, rule.bands * rule.rows)
-            self.arrays["bands"].append(minhash.band_keys(found["signatures"][clean], rule.bands))
+            rows = found["signatures.u4"] = minhash.signatures(
+                words, rule.shingle_words, rule.bands * rule.rows
+            )
+            found |= zip(band_files(rule.bands), minhash.band_keys(rows, rule.bands), strict=True)
         for name, array in found.items():
-            self.arrays[name].append(array[clean])
+            self._files[name].write(array[clean].data)
 
     def _drop(self, reason: str, line: int, row: JsonObject) -> None:
         self.dropped[reason] += 1
@@ -247,7 +268,7 @@ class _Sorter:
 
     def _write(self, name: str, row: object) -> int:
         """Write a row; returns its bytes."""
-        return self._files[name].write(encode_json(row) + b"\n")
+        return self._files[f"{name}.jsonl"].write(encode_json(row) + b"\n")
 
     def check_rejects(self, last: bool = False) -> None:
         """Raise at the first reject if none is allowed, else at the end if there are too many."""
@@ -269,25 +290,27 @@ def _row(document: Document) -> JsonObject:
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
-    """Write for every prepared document whether it is a copy, the document kept for it, and its split key."""
-    parts = _mapped(works, "whole")
-    whole, sizes = np.concatenate(parts), [len(part) for part in parts]
-    verdicts, first = np.full(len(whole), minhash.KEPT, np.uint8), np.arange(len(whole))
+    """Write for every prepared document whether it is a copy, and the document that is kept for it."""
+
+    def blocks(name: str) -> minhash.Blocks:
+        return lambda: array_blocks(work.prepared / name for work in works)
+
+    sizes = count_documents(works)
+    total, low = sum(sizes), 0
     if rule := config.deduplicate:
-        every, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
-        bands = (np.concatenate([part[band] for part in every]) for band in range(rule.bands))
-        rows = partial(_gather, _mapped(works, "signatures"))
-        verdicts, first = minhash.find_duplicates(whole, numbers, bands, rows, rule.threshold)
-    # In [0, 1), from a document's words and the seed alone: it keeps its split when sources are added or
-    # reordered.
-    salt = mix(np.array([config.seed % (1 << 64)], np.uint64))
-    keys = (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
-    ends = np.cumsum(sizes)
-    left = {pool: 0 for pool in pools_of(config)}
-    for work, low, high in zip(works, [0, *ends[:-1]], ends, strict=True):
-        left[config.sources[work.shard.source].pool] += int((verdicts[low:high] == minhash.KEPT).sum())
-        for name, values in (("verdicts", verdicts), ("first", first), ("keys", keys)):
-            save_array(work.decided / f"{name}.npy", values[low:high])
+        values = rule.bands * rule.rows
+        require_memory("decide", total, minhash.memory_bytes(total, values))
+        rows = partial(gather, [work.prepared / "signatures.u4" for work in works], sizes, values)
+        whole, numbers, bands = blocks("whole.u8"), blocks("numbers.u8"), map(blocks, band_files(rule.bands))
+        verdicts, firsts = minhash.find_duplicates(total, whole, numbers, bands, rows, rule.threshold)
+    else:
+        verdicts, firsts = np.full(total, minhash.KEPT, np.uint8), np.arange(total, dtype=np.uint32)
+    left = dict.fromkeys(pools_of(config), 0)
+    for work, size in zip(works, sizes, strict=True):
+        part = slice(low, low := low + size)
+        write_atomically(work.decided / "verdicts.u1", verdicts[part].tobytes())
+        write_atomically(work.decided / "firsts.u4", firsts[part].tobytes())
+        left[config.sources[work.shard.source].pool] += int((verdicts[part] == minhash.KEPT).sum())
     if empty := [pool for pool, count in left.items() if not count]:
         found = f"pool '{empty[0]}': no document left after filters, deduplication and decontamination"
         raise DataError(f"{found}; loosen the rules or give other sources")
@@ -297,17 +320,40 @@ def pools_of(config: Corpus) -> list[str]:
     return list(dict.fromkeys(source.pool for source in config.sources.values()))
 
 
-def _mapped(works: Sequence[ShardWork], name: str) -> list[Array]:
-    return [load_array(work.prepared / f"{name}.npy") for work in works]
+def band_files(bands: int) -> list[str]:
+    return [f"band{number}.u8" for number in range(bands)]
 
 
-def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.Signatures:
-    """Rows of `documents`, numbered over all of `parts`."""
-    # From memory-mapped shards: 448 bytes per document would not fit in memory for a whole corpus.
-    begins = np.cumsum([0, *map(len, parts)])
-    where = np.searchsorted(begins, documents, side="right") - 1
-    rows = np.empty((len(documents), parts[0].shape[1]), np.uint32)
-    for number in np.unique(where):
-        inside = where == number
-        rows[inside] = parts[number][documents[inside] - begins[number]]
+def gather(
+    files: Sequence[Path], sizes: Sequence[int], values: int, documents: Indices
+) -> minhash.Signatures:
+    """Signatures of `documents`, numbered over all of `files`, which have `sizes` each."""
+    # By position and in order: mapped files, of 448 bytes per document, would count as memory.
+    rows, length = np.empty((len(documents), values), np.uint32), values * 4
+    flat = rows.data.cast("B")
+    for number, places, inside in _locate(sizes, documents):
+        with files[number].open("rb") as file:
+            for place, row in zip(places, inside, strict=True):
+                os.preadv(file.fileno(), [flat[place * length : (place + 1) * length]], row * length)
     return rows
+
+
+def require_memory(stage: str, documents: int, more: int) -> None:
+    """Log how much memory this process will take with `more`; raises `DataError` if that is too much."""
+    now = psutil.Process().memory_info()
+    needed, limits = now.rss + more, [psutil.virtual_memory().total]
+    if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        limits.append(most - now.vms + now.rss)
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        kinds, path = line.split(":", 2)[1:]
+        if kinds in ("", "memory"):  # version 2, and 1; in a container only the root may be visible
+            inside = Path("/sys/fs/cgroup", kinds) / path.lstrip("/")
+            files = [place / name for place in (inside, *inside.parents) for name in _CGROUP_LIMITS]
+            texts = [file.read_text().strip() for file in files if file.is_file()]
+            limits += [int(text) for text in texts if text.isdigit()]
+    size = f"{stage}: {documents:,} documents need {needed / 1e9:.2f} GB of memory"
+    _log.info("%s", size)
+    if needed > min(limits):
+        remedy = "give it more (on a cluster, single_task.memory_gib) and run again: prepared shards are kept"
+        other = "or take less of the sources (share), or build their pools as corpora of their own"
+        raise DataError(f"{size}, and there are {min(limits) / 1e9:.2f} GB; {remedy}; {other}")

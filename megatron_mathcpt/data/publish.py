@@ -31,22 +31,15 @@ from megatron_mathcpt.data.prepare import (
     load_array,
     pools_of,
     read_counts,
-    read_rows,
-    save_array,
+    read_field,
+    require_memory,
     stamp,
     write_counts,
 )
 from megatron_mathcpt.data.tokenizer import Encoder, EngineName, Literals
-from megatron_mathcpt.data.words import batches
+from megatron_mathcpt.data.words import Hashes, batches, mix
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import (
-    KIND,
-    SPLITS,
-    TRAIN,
-    VALIDATION,
-    TokenizerCounts,
-    make_places,
-)
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
@@ -55,11 +48,10 @@ from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
-# A decision is the number of a split, the verdict on a copy, or:
-OVER_BUDGET = 4
+OVER_BUDGET = 4  # a decision, if it is not the number of a split (train is KEPT), or of a kind of copy
 REASONS = {**DUPLICATES, OVER_BUDGET: "over_budget"}
 _FEWEST_COUNTED, _STANDARD_ERROR = 1000, 0.001  # documents, and of the tokens of a budget
-assert TRAIN == KEPT
+_ORIGINALS, _ENCODING = 1 << 16, 64 << 20  # read at once; bytes that encoding a batch takes
 _log = get_logger(__name__)
 
 
@@ -71,20 +63,25 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
         check_inputs(config, inputs)
         return
     assert settings.vocab_size is not None
-    kept = ((work, load_array(work.decided / "verdicts.npy") == KEPT) for work in works)
-    size = sum(int(load_array(work.prepared / "bytes.npy")[mask].sum()) for work, mask in kept)
+    kept = ((work, load_array(work.decided / "verdicts.u1") == KEPT) for work in works)
+    size = sum(int(load_array(work.prepared / "bytes.u8")[mask].sum()) for work, mask in kept)
     share = min(1.0, settings.train_megabytes * 1e6 / max(1, size))
-    texts = kept_texts(works, share)
+    texts = kept_texts(works, share, config.seed)
     tokenizer.train_tokenizer(texts, settings.vocab_size, folder, settings.added_tokens)
 
 
-def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
+def split_keys(whole: Hashes, seed: int) -> Array:
+    """In [0, 1), from documents' words and the seed alone: adding or reordering sources moves none."""
+    return (mix(whole ^ mix(np.array([seed % (1 << 64)], np.uint64))) >> np.uint64(11)) / float(1 << 53)
+
+
+def kept_texts(works: Sequence[ShardWork], share: float = 1.0, seed: int = 0) -> Iterator[str]:
     """Texts of the documents that are no copies, or of the `share` of them with the smallest split keys."""
     for work in works:
-        verdicts, keys = (load_array(work.decided / f"{n}.npy") for n in ("verdicts", "keys"))
+        verdicts, whole = load_array(work.decided / "verdicts.u1"), load_array(work.prepared / "whole.u8")
         for first, lines in read_lines(work.prepared / "kept.jsonl"):
             part = slice(first - 1, first - 1 + len(lines))
-            for number in np.flatnonzero((verdicts[part] == KEPT) & (keys[part] < share)):
+            for number in np.flatnonzero((verdicts[part] == KEPT) & (split_keys(whole[part], seed) < share)):
                 yield orjson.loads(lines[number])["text"]
 
 
@@ -92,26 +89,26 @@ def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
     """Decide for every document that is no copy: over its source's budget, for validation, or for train."""
     for pool in pools_of(config):
         inside = [work for work in works if config.sources[work.shard.source].pool == pool]
-        decisions = [np.array(load_array(work.decided / "verdicts.npy")) for work in inside]
+        decisions = [np.array(load_array(work.decided / "verdicts.u1")) for work in inside]
         names, low = [work.shard.source for work in inside], 0
         for name, group in groupby(names):
             chosen = slice(low, low := low + len([*group]))
             if budget := config.sources[name].budget:
                 encoder = _encoder(works, config.tokenizer, folder)[0]
                 _apply_budget(budget, inside[chosen], decisions[chosen], encoder)
-        keys = [load_array(work.decided / "keys.npy") for work in inside]
-        left = [decided == TRAIN for decided in decisions]
-        if not (count := sum(map(np.count_nonzero, left))):
+        least = []  # so that every pool can be validated on: the document with the smallest key
+        for shard, (work, decided) in enumerate(zip(inside, decisions, strict=True)):
+            keys = split_keys(load_array(work.prepared / "whole.u8"), config.seed)
+            keys[decided != KEPT] = 1
+            decided[keys < config.validation_fraction] = VALIDATION
+            least += [(keys.min(), shard, keys.argmin())] if len(keys) else []
+        if not (left := sum(int((decided <= VALIDATION).sum()) for decided in decisions)):
             raise DataError(f"pool '{pool}': the first document is over the budget of its source; raise it")
-        for decided, key, here in zip(decisions, keys, left, strict=True):
-            decided[here & (key < config.validation_fraction)] = VALIDATION
-        if config.validation_fraction and count > 1 and not any(VALIDATION in one for one in decisions):
-            # At least the one with the smallest key, so that every pool can be validated on.
-            least = [float(key[here].min(initial=1)) for key, here in zip(keys, left, strict=True)]
-            shard = int(np.argmin(least))
-            decisions[shard][np.argmax(left[shard] & (keys[shard] == least[shard]))] = VALIDATION
+        key, shard, number = min(least)
+        if config.validation_fraction and key >= config.validation_fraction and left > 1:
+            decisions[shard][number] = VALIDATION
         for work, decided in zip(inside, decisions, strict=True):
-            save_array(work.decided / "decisions.npy", decided)
+            write_atomically(work.decided / "decisions.u1", decided.tobytes())
 
 
 def _apply_budget(
@@ -119,16 +116,20 @@ def _apply_budget(
 ) -> None:
     """Mark what is over the budget of a source, whose shards are `works`."""
     flat = np.concatenate(decisions)
-    order = np.flatnonzero(flat == TRAIN)
+    kept = np.flatnonzero(flat == KEPT)
+    require_memory("split", len(kept), 50 * len(kept) + _ENCODING)
+    pairs = [*zip(works, decisions, strict=True)]
     ranks, sizes = (
-        np.concatenate([load_array(w.prepared / f"{name}.npy") for w in works]) for name in ("ranks", "bytes")
+        np.concatenate([load_array(work.prepared / name)[decided == KEPT] for work, decided in pairs])
+        for name in ("ranks.u8", "bytes.u8")
     )
-    order = order[np.argsort(ranks[order], kind="stable")]  # random, as the ranks are hashes
-    costs, (unit, asked) = sizes[order].astype(np.float64), budget.limit()
+    order = np.argsort(ranks, kind="stable")  # random, as the ranks are hashes
+    costs: Array = sizes[order].astype(np.float64)
+    order, (unit, asked) = kept[order], budget.model_dump(exclude_none=True).popitem()
     if unit == "tokens":
 
         def count_tokens(part: slice) -> Lengths:
-            return encoder.encode([row["text"] for *_, row in read_rows(works, order[part])])[1] + 1
+            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1] + 1
 
         costs = estimate_tokens(costs, asked, count_tokens)
     ends = np.cumsum(costs)
@@ -147,7 +148,7 @@ def estimate_tokens(sizes: Array, asked: int, count_tokens: Callable[[slice], Le
     most 0.1 %, by the ratio estimator: the deviations from the tokens per byte of the sample, for the rest
     through that ratio and on their own.
     """
-    costs, rate, check = np.empty(len(sizes)), 0.0, _FEWEST_COUNTED
+    costs, check = np.empty(len(sizes)), _FEWEST_COUNTED
     for batch in batches(range(len(sizes)), cast(Sequence[int], sizes)):
         part, done = slice(batch[0], batch[-1] + 1), batch[-1] + 1
         costs[part] = count_tokens(part)
@@ -171,24 +172,22 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     encoder, info = _encoder(works, settings, folder)
     task, shard, out = works.index(work), work.shard, work.published
     # All have one entry per line of kept.jsonl.
-    decisions, firsts = (load_array(work.decided / f"{name}.npy") for name in ("decisions", "first"))
-    numbers = load_array(work.prepared / "lines.npy")
+    decisions, firsts = load_array(work.decided / "decisions.u1"), load_array(work.decided / "firsts.u4")
+    numbers = load_array(work.prepared / "lines.u8")
     dtype = token_dtype(info.vocab_size)
     with ExitStack() as stack:
         writers = [stack.enter_context(dataset_writer(out / split, dtype)) for split in SPLITS.values()]
         names = ("kept.jsonl", "places", "dropped.jsonl")
         kept, places, dropped = (stack.enter_context(atomic_writer(out / name)) for name in names)
+        originals = _originals(works, firsts[np.isin(decisions, [*DUPLICATES])])
         for first, lines in tokenizer.prefetch(read_lines(work.prepared / "kept.jsonl")):
             part = slice(first - 1, first - 1 + len(lines))
             decided, origin = np.array(decisions[part]), np.array(numbers[part])
-            copies = np.isin(decided, [*DUPLICATES])
-            originals = iter(read_rows(works, firsts[part][copies]))
             for number in np.flatnonzero(decided > VALIDATION):
                 where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
                 row = {"reason": REASONS[decided[number]], **where, **decode_object(lines[number])}
-                if copies[number]:
-                    other, line, original = next(originals)
-                    row["detail"] = {"kept": original["id"], "shard": other.shard.name, "line": line}
+                if decided[number] in DUPLICATES:
+                    row["detail"] = next(originals)
                 dropped.write(encode_json(row) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
                 texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(decided == split)]
@@ -202,7 +201,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
         for split, writer in zip(SPLITS.values(), writers, strict=True)
     }
     lost = {reason: int((decisions == value).sum()) for value, reason in REASONS.items()}
-    counts["bytes"] = int(load_array(work.prepared / "bytes.npy")[decisions <= VALIDATION].sum())
+    counts["bytes"] = int(load_array(work.prepared / "bytes.u8")[decisions <= VALIDATION].sum())
     write_counts(out, counts | {"dropped": {reason: count for reason, count in lost.items() if count}})
 
 
@@ -220,6 +219,12 @@ def _load_encoder(
     sha256: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
 ) -> tuple[Encoder, TokenizerCounts]:
     return tokenizer.load_encoder(folder, literals, engine, sample)
+
+
+def _originals(works: Sequence[ShardWork], firsts: Array) -> Iterator[JsonObject]:
+    for low in range(0, len(firsts), _ORIGINALS):
+        for identity, shard, line in read_field(works, firsts[low : low + _ORIGINALS], "id"):
+            yield {"kept": identity, "shard": shard, "line": line}
 
 
 def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], out: Path) -> None:
@@ -278,7 +283,7 @@ def _counts(works: Sequence[ShardWork], prepared: list[JsonObject], config: Corp
             row["kept"] += published[split]["documents"]
             pool[split].update(published[split])
         if budget := config.sources[source].budget:
-            unit, asked = budget.limit()
+            unit, asked = budget.model_dump(exclude_none=True).popitem()
             tokens = sum(published[split]["tokens"] for split in SPLITS.values())
             met = row.setdefault("budget", {"unit": unit, "asked": asked, "found": 0})
             met["found"] += tokens if unit == "tokens" else published["bytes"]

@@ -206,7 +206,7 @@ def test_a_build_killed_in_the_split_resumes_with_the_same_bytes(raw: Path, tmp_
         run_locally(stage, unfinished, 1)
         if stage.name == "split":
             break
-    (unfinished.works[2].decided / "decisions.npy").unlink()
+    (unfinished.works[2].decided / "decisions.u1").unlink()
     (out / ".datatrove" / "split" / "completions" / "00000").unlink()
     again = build_corpus(config, out, workers=2)
     assert {n: f.sha256 for n, f in again.outputs.items()} == {n: f.sha256 for n, f in whole.outputs.items()}
