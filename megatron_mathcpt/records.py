@@ -176,9 +176,9 @@ def problem_of_row(row: JsonObject) -> Problem:
     return Problem.model_validate({**known, "extra": others | extra if isinstance(extra, dict) else extra})
 
 
-def hash_share(identity: str) -> float:
-    """In [0, 1) and from the id alone, so that a share of the records is the same in every build."""
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8]) / 2**64
+def id_rank(identity: str) -> int:
+    """A number below 2^64 from a record's id alone: shares, counts and budgets take the smallest."""
+    return int.from_bytes(hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()[:8])
 
 
 def prompt_text(question: str, language: str) -> str:

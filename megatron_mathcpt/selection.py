@@ -14,7 +14,7 @@ from pydantic import RootModel
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.select import Select
-from megatron_mathcpt.records import Problem, Stage, hash_share, problem_steps
+from megatron_mathcpt.records import Problem, Stage, problem_steps
 
 _REACHED = 400  # characters of a solution's end, or its last third, in which it reaches the answer
 _PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), (r"\begin{", r"\end{"), ("{", "}"), ("[asy]", "[/asy]"))
@@ -43,8 +43,6 @@ def drop_reason(problem: Problem, select: Select) -> str | None:
         steps = problem_steps(problem)
         if steps < (least or 0) or (most is not None and steps > most):
             return "other_steps"
-    if select.share is not None and hash_share(problem.id) >= select.share:
-        return "not_in_share"
     return incomplete(problem) if select.complete else None
 
 

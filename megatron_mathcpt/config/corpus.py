@@ -111,6 +111,17 @@ ProblemAdapter = Literal[
 ]
 
 
+class Budget(Section):
+    """At most what a source gives: `tokens` of the tokenizer, ends of text included, or `bytes` of text."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1)
+
+    def check(self) -> None:
+        if (self.tokens is None) == (self.bytes is None):
+            raise ValueError("give exactly one of tokens and bytes")
+
+
 class Source(Section):
     """One set of files with one schema.
 
@@ -121,6 +132,12 @@ class Source(Section):
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
     differ. `reject_limit` is the share of a file's unreadable records above which the build stops.
     `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
+
+    `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
+    train and validation together, by the documents left after filters, decontamination and deduplication:
+    bytes to within one document, tokens to about 0.2 %. Both take the records with the smallest hashes of
+    their ids, whatever other sources, shards and workers there are: of a pool that was itself built with one
+    of them, `share` takes more than it says, but a `budget` is met.
 
     Reading takes less than 1 GB. A record or text file of more than 32 MiB, or one of more than 64 levels or
     2 million values, is unreadable, and so is the rest of an archive or table from 100 times its own size on
@@ -134,6 +151,8 @@ class Source(Section):
     adapter: TextAdapter | ProblemAdapter | None = None
     mask_pii: bool = False
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+    budget: Budget | None = None
     select: Select | None = None
     filter: Filter | None = None
 

@@ -19,7 +19,7 @@ class Select(Section):
     `stage` is the record's own school stage or, without one, what the question and its source's name show;
     if they do not, it is `stage_unknown`. `sources` are names of the record's `source`. `difficulty` is a
     level of `records.DIFFICULTIES`, which the report's groups have too; `min_steps` and `max_steps` are other
-    bounds. `share` is a fraction of the records, by a hash of their ids.
+    bounds.
     """
 
     complete: bool = False
@@ -29,7 +29,6 @@ class Select(Section):
     difficulty: Literal["easy", "medium", "hard"] | None = None
     min_steps: int | None = Field(default=None, ge=0)
     max_steps: int | None = Field(default=None, ge=0)
-    share: float | None = Field(default=None, gt=0, le=1)
 
     def check(self) -> None:
         if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:

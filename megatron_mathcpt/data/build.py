@@ -28,18 +28,18 @@ from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.duplicates import decide
 from megatron_mathcpt.data.prepare import (
     DONE,
     ShardWork,
     check_parts,
     count_lines,
-    decide,
     other_inputs,
     prepare,
     read_counts,
     stamp,
 )
-from megatron_mathcpt.data.publish import RESULTS, finish, make_tokenizer, publish
+from megatron_mathcpt.data.publish import RESULTS, finish, make_tokenizer, publish, split
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -56,7 +56,7 @@ _LOG_SECONDS = 10
 _MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
 _RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
-_NEED_ALL_SHARDS = ("lines", "check", "decide", "tokenizer", "publish", "finish")  # stages
+_NEED_ALL_SHARDS = ("lines", "check", "decide", "tokenizer", "split", "publish", "finish")  # stages
 _log = get_logger(__name__)
 
 
@@ -179,8 +179,9 @@ def list_stages(build: Build) -> Iterator[StageTasks]:
         yield StageTasks("check", [partial(check_parts, parts, config)])
     # One task, as a copy may be in any shard; it reads hashes, no text.
     yield StageTasks("decide", [partial(decide, works, config)])
-    # After `decide`: a tokenizer is trained on kept documents. Before `publish`, which tokenizes them.
+    # After `decide`: a tokenizer is trained on documents that are no copies. Before budgets in its tokens.
     yield StageTasks("tokenizer", [partial(make_tokenizer, works, config, inputs, tokenizer)])
+    yield StageTasks("split", [partial(split, works, config, tokenizer)])
     publishing = [partial(publish, work, works, config.tokenizer, tokenizer) for work in works]
     yield StageTasks("publish", publishing)
     # Needs all shards; the manifest is its last file, so a killed build is never mistaken for a corpus.

@@ -22,8 +22,10 @@ from megatron_mathcpt.data.words import Hashes, Indices, Words, jit, mix, span_h
 
 Signatures = npt.NDArray[np.uint32]
 TakeRows = Callable[[Indices], Signatures]
-KEPT, EXACT, NEAR = 0, 2, 3  # numbered together with the splits: KEPT is the first, 1 the second
-_PAIRS = 1 << 16  # compared at once: 58 MB of signatures
+Blocks = Callable[[], Iterable[Hashes]]  # of one value per document, in order, from the beginning
+KEPT, EXACT, NEAR = 0, 2, 3  # 1 is the second split: a verdict becomes a decision (data/publish.py)
+_PAIRS = 1 << 15  # compared at once: 29 MB of signatures
+BLOCK = 1 << 18  # documents processed together
 DUPLICATES = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 
 
@@ -63,52 +65,101 @@ def band_keys(rows: Signatures, bands: int) -> Hashes:
     return keys
 
 
+def memory_bytes(documents: int, values: int) -> int:
+    """What `find_duplicates` allocates for so many documents with signatures of so many values.
+
+    Compiles it first, so that this is no part of what it allocates.
+    """
+    two, row = np.zeros(2, np.uint64), np.zeros((2, 1), np.uint32)
+    find_duplicates(2, lambda: [two], lambda: [two], [lambda: [two]], row.__getitem__, 0)
+    compared = min(documents, _PAIRS) * values * (4 + 4 + 1)  # two signatures, and where they agree
+    return documents * (8 + 12 + 4 + 1) + min(documents, BLOCK) * 64 + compared
+
+
 def find_duplicates(
-    whole: Hashes, numbers: Hashes, bands: Iterable[Hashes], rows: TakeRows, threshold: float
-) -> tuple[npt.NDArray[np.uint8], Indices]:
+    documents: int, whole: Blocks, numbers: Blocks, bands: Iterable[Blocks], rows: TakeRows, threshold: float
+) -> tuple[npt.NDArray[np.uint8], Signatures]:
     """KEPT, EXACT or NEAR for every document, and the document that is kept in its place.
 
     `whole` are hashes of all words. `numbers` is 0 for text, else a hash of the numbers: only documents with
-    equal ones can be near duplicates of each other. `bands` yields all documents' keys band by band, `rows`
-    returns signatures by document, so that neither need be in memory.
+    equal ones can be near duplicates of each other. `bands` are the keys of each band. Blocks of all these
+    are read in order, of the signatures only the `rows` that are compared.
     """
-    edges, salt = [_edges(whole)], mix(numbers)
-    for keys in bands:
-        left, right = _edges(keys ^ salt)
-        # The share of equal values in two signatures estimates their Jaccard similarity.
-        blocks = [slice(low, low + _PAIRS) for low in range(0, len(left), _PAIRS)]
-        shares = [(rows(left[block]) == rows(right[block])).mean(axis=1) for block in blocks]
-        agree = np.concatenate([[], *shares]) >= threshold
-        edges.append((left[agree], right[agree]))
-    left, right = (np.concatenate(ends) for ends in zip(*edges, strict=True))
-    first = _components(len(whole), left, right)
-    verdict = np.where(first == np.arange(len(whole)), KEPT, NEAR).astype(np.uint8)
-    verdict[edges[0][1]] = EXACT  # after NEAR: an exact copy may also be near to others
-    return verdict, first
-
-
-def _edges(keys: Hashes) -> tuple[Indices, Indices]:
-    """Pairs of the first document of each group of equal keys and every other one of the group."""
-    order = np.argsort(keys, kind="stable")
-    grouped = keys[order]
-    new = np.append(True, grouped[1:] != grouped[:-1])[: len(keys)]
-    heads = order[np.flatnonzero(new)][np.cumsum(new) - 1]
-    return heads[~new], order[~new]
+    assert documents < 1 << 32
+    firsts = np.arange(documents, dtype=np.uint32)  # the union-find's parents
+    keys, copies = np.empty(documents, np.uint64), np.zeros(documents, np.uint8)
+    slots = np.empty(documents + documents // 2 + 1, np.uint64)
+    for band, blocks in enumerate((whole, *bands)):
+        slots.fill(0)
+        high = 0
+        for block, salt in zip(blocks(), numbers(), strict=True):
+            low, high = high, high + len(block)
+            keys[low:high] = block ^ mix(salt) if band else block
+            heads = _heads(keys, low, high, slots)
+            right = np.flatnonzero(heads >= 0)
+            left, right = heads[right], right + low
+            if not band:
+                copies[right] = 1
+            else:
+                apart = _roots(firsts, left) != _roots(firsts, right)  # other pairs would change nothing
+                left, right = left[apart], right[apart]
+                parts = [slice(begin, begin + _PAIRS) for begin in range(0, len(left), _PAIRS)]
+                # The share of equal values in two signatures estimates their Jaccard similarity.
+                shares = [(rows(left[part]) == rows(right[part])).mean(axis=1) for part in parts]
+                agree = np.concatenate([[], *shares]) >= threshold
+                left, right = left[agree], right[agree]
+            _join(firsts, left, right)
+    _conclude(firsts, copies)
+    return copies, firsts
 
 
 @jit
-def _components(count: int, left: Indices, right: Indices) -> Indices:
-    """Smallest document of each one's connected component, by union-find with path halving."""
-    parent = np.arange(count)  # never above the document itself
-    for edge in range(len(left)):
-        one, other = left[edge], right[edge]
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        while parent[other] != other:
-            parent[other] = parent[parent[other]]
-            other = parent[other]
-        parent[max(one, other)] = min(one, other)
-    for document in range(count):
-        parent[document] = parent[parent[document]]
-    return parent
+def _heads(keys: Hashes, low: int, high: int, slots: Hashes) -> Indices:
+    """For documents `low` to `high` the first one with an equal key, or -1 if that is the document itself.
+
+    `slots` is a hash table of the documents before: number + 1, and 32 bits of the key.
+    """
+    heads, size = np.full(high - low, -1), np.uint64(len(slots))
+    number, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for document in range(low, high):
+        key = keys[document]
+        tag = key << shift
+        slot = ((key * np.uint64(0x9E3779B97F4A7C15)) >> shift) * size >> shift
+        while slots[slot]:
+            other = np.int64(slots[slot] & number) - 1
+            if slots[slot] & ~number == tag and keys[other] == key:
+                heads[document - low] = other
+                break
+            slot = slot + np.uint64(1) if slot + np.uint64(1) < size else np.uint64(0)
+        else:
+            slots[slot] = tag | np.uint64(document + 1)
+    return heads
+
+
+@jit
+def _root(firsts: Signatures, document: int) -> int:
+    while firsts[document] != document:
+        firsts[document] = firsts[firsts[document]]
+        document = firsts[document]
+    return document
+
+
+@jit
+def _roots(firsts: Signatures, documents: Indices) -> Indices:
+    return np.array([_root(firsts, document) for document in documents], np.int64)
+
+
+@jit
+def _join(firsts: Signatures, left: Indices, right: Indices) -> None:
+    for pair in range(len(left)):
+        one, other = _root(firsts, left[pair]), _root(firsts, right[pair])
+        firsts[max(one, other)] = min(one, other)  # never above the document itself
+
+
+@jit
+def _conclude(firsts: Signatures, verdicts: npt.NDArray[np.uint8]) -> None:
+    """Make `firsts` the first document of each one's group, and `verdicts`, which has 1 for exact copies."""
+    for document in range(len(firsts)):
+        firsts[document] = firsts[firsts[document]]
+        copy = NEAR if firsts[document] != document else KEPT
+        verdicts[document] = EXACT if verdicts[document] else copy  # an exact copy may also be near to others

@@ -1,13 +1,13 @@
-"""First build stages: `prepare` reads, cleans, filters and decontaminates a shard; `decide` finds duplicates.
+"""First build stage: `prepare` reads, cleans, filters and decontaminates a shard, and hashes what is left.
 
-`prepare` needs its shard alone, so that shards run in parallel; `decide` needs the hashes of all of them.
+It needs its shard alone, so that shards run in parallel; data/duplicates.py needs the hashes of all of them.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,9 +23,8 @@ from megatron_mathcpt.data.filters import Drop, find_drops
 from megatron_mathcpt.data.object_stores import fetched, look_up
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
-from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
+from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import (
     MAX_LINES,
     atomic_writer,
@@ -35,12 +34,12 @@ from megatron_mathcpt.formats.files import (
     write_atomically,
 )
 from megatron_mathcpt.formats.strict_json import encode_json
-from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.records import JsonObject, id_rank
 from megatron_mathcpt.selection import drop_reason
 
 DONE = "done.json"  # in a shard's folder: its build stage is finished
+_COLUMNS = ("whole.u8", "numbers.u8", "bytes.u8", "lines.u8", "ends.u8")  # a value for each kept document
 Array = npt.NDArray[Any]  # of any element type
-assert TRAIN == minhash.KEPT  # a decision is the number of a split, or EXACT or NEAR of data/minhash.py
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ class ShardWork:
 
     @property
     def prepared(self) -> Path:
-        """By `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
+        """By `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl; of what is kept hashes, sizes, places."""
         return self.root / "prepared" / self.shard.task
 
     @property
     def decided(self) -> Path:
-        """By `decide`: for every kept document its decision, the one it copies, and its split key."""
+        """By `decide`: for every kept document verdict and original; by `split`, its decision."""
         return self.root / "decided" / self.shard.task
 
     @property
@@ -118,14 +117,46 @@ def write_counts(folder: Path, counts: JsonObject) -> None:
     write_atomically(folder / DONE, orjson.dumps(counts))
 
 
-def save_array(path: Path, array: Array) -> None:
-    with atomic_writer(path) as file:
-        np.save(file, array, allow_pickle=False)
-
-
 def load_array(path: Path) -> Array:
-    """Memory-map an array of `save_array`."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    """Memory-map a file of values; its suffix is numpy's name of their type."""
+    kind = path.suffix.removeprefix(".")
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.empty(0, kind)
+
+
+def array_blocks(paths: Iterable[Path]) -> Iterator[Array]:
+    """The values of some of these files, one after the other, in blocks that do not stay in memory."""
+    for path in paths:
+        with path.open("rb") as file:
+            while len(block := np.fromfile(file, path.suffix.removeprefix("."), minhash.BLOCK)):
+                yield block
+
+
+def count_documents(works: Sequence[ShardWork]) -> list[int]:
+    return [(work.prepared / "whole.u8").stat().st_size // 8 for work in works]
+
+
+def locate(sizes: Sequence[int], documents: Indices) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Each file with some of `documents`, which are numbered over files of these `sizes`: the file's number,
+    and places in `documents` with numbers in the file, in the file's order."""
+    order, begins = np.argsort(documents, kind="stable"), np.cumsum([0, *sizes])
+    edges = np.searchsorted(documents[order], begins)
+    for file in np.flatnonzero(np.diff(edges)).tolist():
+        places = order[edges[file] : edges[file + 1]]
+        yield file, places.tolist(), (documents[places] - begins[file]).tolist()
+
+
+def read_field(works: Sequence[ShardWork], documents: Indices, field: str) -> list[tuple[str, str, int]]:
+    """For documents by their numbers over all of `works`: a field's value, shard, line in the raw file."""
+    found = [("", "", 0)] * len(documents)
+    for shard, places, numbers in locate(count_documents(works), documents):
+        folder, name = works[shard].prepared, works[shard].shard.name
+        ends, lines = load_array(folder / "ends.u8"), load_array(folder / "lines.u8")
+        with (folder / "kept.jsonl").open("rb") as file:
+            for place, number in zip(places, numbers, strict=True):
+                file.seek(begin := int(ends[number - 1]) if number else 0)
+                row = orjson.loads(file.read(int(ends[number]) - begin))
+                found[place] = row[field], name, int(lines[number])
+    return found
 
 
 def count_lines(work: ShardWork) -> None:
@@ -166,16 +197,16 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
         before = shard.hash()
         if stamp(shard) != work.seen:
             raise changed(work)
-        names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
-        files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
+        names = ["kept.jsonl", "dropped.jsonl", "rejected.jsonl", *_COLUMNS]
+        names += ["ranks.u8"] if config.sources[shard.source].budget else []
+        names += ["signatures.u4", *band_files(rule.bands)] if (rule := config.deduplicate) else []
+        files = {name: stack.enter_context(atomic_writer(folder / name)) for name in names}
         sorter = _Sorter(config, shard, files, inputs)
         for block in read_documents(shard, config.sources[shard.source], _first_line(work)):
             sorter.add(block)
         sorter.check_rejects(last=shard.part is None)
         if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
             raise changed(work)
-    for name, parts in sorter.arrays.items():
-        save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
     dropped = dict(sorted(sorter.dropped.items()))
     known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen, "reject": sorter.first_reject}
     write_counts(folder, {**sorter.counts, "dropped": dropped, **known})
@@ -205,14 +236,10 @@ class _Sorter:
             key = type(config), config.model_dump_json(), tuple(inputs.items())
             self._contamination = _load_contamination(*key)
         self.first_reject: Skipped | None = None
+        self._written = 0  # bytes of kept.jsonl
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[JsonObject] = []
-        names = ("whole", "numbers", "bytes", "lines")
-        self.arrays: dict[str, list[Array]] = {name: [np.empty(0, np.uint64)] for name in names}
-        if rule := config.deduplicate:
-            self.arrays["signatures"] = [np.empty((0, rule.bands * rule.rows), np.uint32)]
-            self.arrays["bands"] = [np.empty((rule.bands, 0), np.uint64)]
 
     def add(self, block: list[Document | Skipped]) -> None:
         self.counts["read"] += len(block)
@@ -250,27 +277,35 @@ class _Sorter:
         hits = self._contamination.search(words, problems) if self._contamination else {}
         clean = np.ones(len(batch), np.bool_)
         clean[list(hits)] = False
+        sizes = list[int]()  # of the rows in kept.jsonl
         for number, document in enumerate(batch):
             if number in hits:
                 hit = asdict(hits[number])
                 self._drop("contaminated", document.line, {**_row(document), "detail": hit})
                 self.hits.append({"document": document.id, **hit})
             else:
-                self._write("kept", _row(document))
-                self._write("ids", document.id)
-        self.counts["kept"] += int(clean.sum())
+                sizes.append(self._write("kept", _row(document)))
+        self.counts["kept"] += len(sizes)
+        ends = np.zeros(len(batch), np.uint64)
+        ends[clean] = np.cumsum(sizes, dtype=np.uint64) + np.uint64(self._written)
+        self._written += sum(sizes)
         found: dict[str, Array] = {
-            "whole": words.document_hashes(),
+            "whole.u8": words.document_hashes(),
             # Only problems have one: those with other numbers are never near duplicates.
-            "numbers": words.select(words.kinds == DIGITS).document_hashes() * problems,
-            "bytes": np.array([len(document.text.encode()) for document in batch], np.uint64),
-            "lines": np.array([document.line for document in batch], np.uint64),
+            "numbers.u8": words.select(words.kinds == DIGITS).document_hashes() * problems,
+            "bytes.u8": np.array([len(document.text.encode()) for document in batch], np.uint64),
+            "lines.u8": np.array([document.line for document in batch], np.uint64),
+            "ends.u8": ends,
         }
+        if self._source.budget:
+            found["ranks.u8"] = np.array([id_rank(document.id) for document in batch], np.uint64)
         if rule := self._config.deduplicate:
-            found["signatures"] = minhash.signatures(words, rule.shingle_words, rule.bands * rule.rows)
-            self.arrays["bands"].append(minhash.band_keys(found["signatures"][clean], rule.bands))
+            rows = found["signatures.u4"] = minhash.signatures(
+                words, rule.shingle_words, rule.bands * rule.rows
+            )
+            found |= zip(band_files(rule.bands), minhash.band_keys(rows, rule.bands), strict=True)
         for name, array in found.items():
-            self.arrays[name].append(array[clean])
+            self._files[name].write(array[clean].data)
 
     def _drop(self, reason: str, line: int, row: JsonObject) -> None:
         self.dropped[reason] += 1
@@ -279,8 +314,9 @@ class _Sorter:
     def _where(self, line: int) -> JsonObject:
         return {"shard": self._shard.name, "file": self._shard.place, "line": line}
 
-    def _write(self, name: str, row: object) -> None:
-        self._files[name].write(encode_json(row) + b"\n")
+    def _write(self, name: str, row: object) -> int:
+        """Write a row; returns its bytes."""
+        return self._files[f"{name}.jsonl"].write(encode_json(row) + b"\n")
 
     def check_rejects(self, last: bool = False) -> None:
         """Raise at the first reject if none is allowed, else at the end if there are too many."""
@@ -319,55 +355,9 @@ def _row(document: Document) -> JsonObject:
     return row
 
 
-def decide(works: Sequence[ShardWork], config: Corpus) -> None:
-    """Write for every prepared document its decision, the document kept for it, and its split key."""
-    parts = _mapped(works, "whole")
-    whole, sizes = np.concatenate(parts), [len(part) for part in parts]
-    decisions, first = np.full(len(whole), TRAIN, np.uint8), np.arange(len(whole))
-    if rule := config.deduplicate:
-        every, numbers = _mapped(works, "bands"), np.concatenate(_mapped(works, "numbers"))
-        bands = (np.concatenate([part[band] for part in every]) for band in range(rule.bands))
-        rows = partial(_gather, _mapped(works, "signatures"))
-        decisions, first = minhash.find_duplicates(whole, numbers, bands, rows, rule.threshold)
-    # In [0, 1), from a document's words and the seed alone: it keeps its split when sources are added or
-    # reordered.
-    salt = mix(np.array([config.seed % (1 << 64)], np.uint64))
-    keys = (mix(whole ^ salt) >> np.uint64(11)) / float(1 << 53)
-    _split(decisions, keys, np.repeat([config.sources[w.shard.source].pool for w in works], sizes), config)
-    ends = np.cumsum(sizes)
-    for work, low, high in zip(works, [0, *ends[:-1]], ends, strict=True):
-        for name, values in (("decisions", decisions), ("first", first), ("keys", keys)):
-            save_array(work.decided / f"{name}.npy", values[low:high])
-
-
 def pools_of(config: Corpus) -> list[str]:
     return list(dict.fromkeys(source.pool for source in config.sources.values()))
 
 
-def _mapped(works: Sequence[ShardWork], name: str) -> list[Array]:
-    return [load_array(work.prepared / f"{name}.npy") for work in works]
-
-
-def _gather(parts: Sequence[minhash.Signatures], documents: Indices) -> minhash.Signatures:
-    """Rows of `documents`, numbered over all of `parts`."""
-    # From memory-mapped shards: 448 bytes per document would not fit in memory for a whole corpus.
-    begins = np.cumsum([0, *map(len, parts)])
-    where = np.searchsorted(begins, documents, side="right") - 1
-    rows = np.empty((len(documents), parts[0].shape[1]), np.uint32)
-    for number in np.unique(where):
-        inside = where == number
-        rows[inside] = parts[number][documents[inside] - begins[number]]
-    return rows
-
-
-def _split(decisions: Array, keys: Array, pools: Array, config: Corpus) -> None:
-    """Assign documents to validation; every pool gets at least the one with the smallest key."""
-    for pool in pools_of(config):
-        inside = np.flatnonzero((pools == pool) & (decisions == TRAIN))
-        if not len(inside):
-            empty = f"pool '{pool}': no document left after filters, deduplication and decontamination"
-            raise DataError(f"{empty}; loosen the rules or give other sources")
-        chosen = inside[keys[inside] < config.validation_fraction]
-        if config.validation_fraction and not len(chosen) and len(inside) > 1:
-            chosen = inside[np.argmin(keys[inside])][None]
-        decisions[chosen] = VALIDATION
+def band_files(bands: int) -> list[str]:
+    return [f"band{number}.u8" for number in range(bands)]

@@ -1,4 +1,6 @@
-"""Last build stages: `make_tokenizer`; `publish`, which tokenizes a shard's kept documents; `finish`.
+"""Last build stages: `make_tokenizer`, `split`, `publish` (tokenizes a shard's documents), `finish`.
+
+`split` comes after the tokenizer, in whose tokens a budget may be, which is trained on all that is no copy.
 
 `finish` is a build stage of its own, not the end of `publish`: shards are published in any order on any node,
 and only when all are does one task join them in order of precedence, check that every record is accounted
@@ -7,20 +9,22 @@ for, and write the manifest, which makes the corpus complete.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import orjson
 
-from megatron_mathcpt.config.corpus import Corpus, Tokenizer
+from megatron_mathcpt.config.corpus import Budget, Corpus, Tokenizer
 from megatron_mathcpt.data import tokenizer
 from megatron_mathcpt.data.decontaminate import benchmark_files, load_items
-from megatron_mathcpt.data.minhash import DUPLICATES
+from megatron_mathcpt.data.duplicates import require_memory
+from megatron_mathcpt.data.minhash import DUPLICATES, KEPT
 from megatron_mathcpt.data.prepare import (
     Array,
     ShardWork,
@@ -29,18 +33,27 @@ from megatron_mathcpt.data.prepare import (
     load_array,
     pools_of,
     read_counts,
+    read_field,
     stamp,
     write_counts,
 )
 from megatron_mathcpt.data.tokenizer import Encoder, EngineName, Literals
+from megatron_mathcpt.data.words import Hashes, batches, mix
+from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import dataset_writer, merge, token_dtype
+from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
+OVER_BUDGET = 4  # a decision, if it is not the number of a split (train is KEPT), or of a kind of copy
+REASONS = {**DUPLICATES, OVER_BUDGET: "over_budget"}
+_FEWEST_COUNTED, _STANDARD_ERROR = 1000, 0.001  # documents, and of the tokens of a budget
+_ORIGINALS, _ENCODING = 1 << 16, 64 << 20  # read at once; bytes that encoding a batch takes
+_log = get_logger(__name__)
 
 
 def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], folder: Path) -> None:
@@ -51,21 +64,105 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
         check_inputs(config, inputs)
         return
     assert settings.vocab_size is not None
-    kept = ((work, load_array(work.decided / "decisions.npy") <= VALIDATION) for work in works)
-    size = sum(int(load_array(work.prepared / "bytes.npy")[mask].sum()) for work, mask in kept)
+    kept = ((work, load_array(work.decided / "verdicts.u1") == KEPT) for work in works)
+    size = sum(int(load_array(work.prepared / "bytes.u8")[mask].sum()) for work, mask in kept)
     share = min(1.0, settings.train_megabytes * 1e6 / max(1, size))
-    texts = kept_texts(works, share)
+    texts = kept_texts(works, share, config.seed)
     tokenizer.train_tokenizer(texts, settings.vocab_size, folder, settings.added_tokens)
 
 
-def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
-    """Texts of the kept documents, or of the `share` of them with the smallest split keys."""
+def split_keys(whole: Hashes, seed: int) -> Array:
+    """In [0, 1), from documents' words and the seed alone: adding or reordering sources moves none."""
+    return (mix(whole ^ mix(np.array([seed % (1 << 64)], np.uint64))) >> np.uint64(11)) / float(1 << 53)
+
+
+def kept_texts(works: Sequence[ShardWork], share: float = 1.0, seed: int = 0) -> Iterator[str]:
+    """Texts of the documents that are no copies, or of the `share` of them with the smallest split keys."""
     for work in works:
-        decisions, keys = (load_array(work.decided / f"{n}.npy") for n in ("decisions", "keys"))
+        verdicts, whole = load_array(work.decided / "verdicts.u1"), load_array(work.prepared / "whole.u8")
         for first, lines in read_lines(work.prepared / "kept.jsonl"):
             part = slice(first - 1, first - 1 + len(lines))
-            for number in np.flatnonzero((decisions[part] <= VALIDATION) & (keys[part] < share)):
+            for number in np.flatnonzero((verdicts[part] == KEPT) & (split_keys(whole[part], seed) < share)):
                 yield orjson.loads(lines[number])["text"]
+
+
+def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
+    """Decide for every document that is no copy: over its source's budget, for validation, or for train."""
+    for pool in pools_of(config):
+        inside = [work for work in works if config.sources[work.shard.source].pool == pool]
+        decisions = [np.array(load_array(work.decided / "verdicts.u1")) for work in inside]
+        names, low = [work.shard.source for work in inside], 0
+        for name, group in groupby(names):
+            chosen = slice(low, low := low + len([*group]))
+            if budget := config.sources[name].budget:
+                encoder = _encoder(works, config.tokenizer, folder)[0]
+                _apply_budget(budget, inside[chosen], decisions[chosen], encoder)
+        least = []  # so that every pool can be validated on: the document with the smallest key
+        for shard, (work, decided) in enumerate(zip(inside, decisions, strict=True)):
+            keys = split_keys(load_array(work.prepared / "whole.u8"), config.seed)
+            keys[decided != KEPT] = 1
+            decided[keys < config.validation_fraction] = VALIDATION
+            least += [(keys.min(), shard, keys.argmin())] if len(keys) else []
+        if not (left := sum(int((decided <= VALIDATION).sum()) for decided in decisions)):
+            raise DataError(f"pool '{pool}': the first document is over the budget of its source; raise it")
+        key, shard, number = min(least)
+        if config.validation_fraction and key >= config.validation_fraction and left > 1:
+            decisions[shard][number] = VALIDATION
+        for work, decided in zip(inside, decisions, strict=True):
+            write_atomically(work.decided / "decisions.u1", decided.tobytes())
+
+
+def _apply_budget(
+    budget: Budget, works: Sequence[ShardWork], decisions: Sequence[Array], encoder: Encoder
+) -> None:
+    """Mark what is over the budget of a source, whose shards are `works`."""
+    flat = np.concatenate(decisions)
+    kept = np.flatnonzero(flat == KEPT)
+    require_memory("split", len(kept), 50 * len(kept) + _ENCODING)
+    pairs = [*zip(works, decisions, strict=True)]
+    ranks, sizes = (
+        np.concatenate([load_array(work.prepared / name)[decided == KEPT] for work, decided in pairs])
+        for name in ("ranks.u8", "bytes.u8")
+    )
+    order = np.argsort(ranks, kind="stable")  # random, as the ranks are hashes
+    costs: Array = sizes[order].astype(np.float64)
+    order, (unit, asked) = kept[order], budget.model_dump(exclude_none=True).popitem()
+    if unit == "tokens":
+
+        def count_tokens(part: slice) -> Lengths:
+            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1] + 1
+
+        costs = estimate_tokens(costs, asked, count_tokens)
+    ends = np.cumsum(costs)
+    flat[order[np.searchsorted(ends, asked, side="right") :]] = OVER_BUDGET
+    for decided, part in zip(decisions, np.split(flat, np.cumsum([*map(len, decisions)])[:-1]), strict=True):
+        decided[:] = part
+    if not len(ends) or ends[-1] < asked:
+        found = f"{ends[-1] if len(ends) else 0:,.0f} {unit} of its budget of {asked:,}"
+        _log.warning("source '%s': has only %s; all of it is taken", works[0].shard.source, found)
+
+
+def estimate_tokens(sizes: Array, asked: int, count_tokens: Callable[[slice], Lengths]) -> Array:
+    """Tokens of documents in random order from their bytes: counted for the first, a random sample of all.
+
+    Documents are counted until `asked` is reached, or until the sum up to there has a standard error of at
+    most 0.1 %, by the ratio estimator: the deviations from the tokens per byte of the sample, for the rest
+    through that ratio and on their own.
+    """
+    costs, check = np.empty(len(sizes)), _FEWEST_COUNTED
+    for batch in batches(range(len(sizes)), cast(Sequence[int], sizes)):
+        part, done = slice(batch[0], batch[-1] + 1), batch[-1] + 1
+        costs[part] = count_tokens(part)
+        if done < min(check, len(sizes)):
+            continue
+        tokens, seen, check = costs[:done] - 1, costs[:done].sum(), done + done // 4
+        rate = tokens.sum() / sizes[:done].sum()  # the end of text is no matter of bytes
+        rest = min(asked - seen, sizes[done:].sum() * rate + len(sizes) - done)
+        squares, more = ((tokens - rate * sizes[:done]) ** 2).sum(), max(0.0, rest / seen)
+        if np.sqrt(squares * (more + more**2)) <= _STANDARD_ERROR * (seen + rest):
+            costs[done:] = sizes[done:] * rate + 1
+            break
+    return costs
 
 
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
@@ -73,28 +170,27 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     # Here, as shards are published in parallel.
     if not work.shard.stored and work.shard.hash() != read_counts(work.prepared)["sha256"]:
         raise changed(work)
-    # The sample is the same for every shard, so that all are tokenized by the same engine.
-    sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
-    sha256 = hash_file(folder / "tokenizer.json")
-    encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
+    encoder, info = _encoder(works, settings, folder)
     shard, out = work.shard, work.published
     raw = [*dict.fromkeys(other.shard.name for other in works)].index(shard.name)
-    # Both have one entry per line of kept.jsonl.
-    decisions = load_array(work.decided / "decisions.npy")
-    numbers = load_array(work.prepared / "lines.npy")
+    # All have one entry per line of kept.jsonl.
+    decisions, firsts = load_array(work.decided / "decisions.u1"), load_array(work.decided / "firsts.u4")
+    numbers = load_array(work.prepared / "lines.u8")
     dtype = token_dtype(info.vocab_size)
     with ExitStack() as stack:
         writers = [stack.enter_context(dataset_writer(out / split, dtype)) for split in SPLITS.values()]
         names = ("kept.jsonl", "places", "dropped.jsonl")
         kept, places, dropped = (stack.enter_context(atomic_writer(out / name)) for name in names)
-        originals = iter(_originals(work, works, decisions))
+        originals = _originals(works, firsts[np.isin(decisions, [*DUPLICATES])])
         for first, lines in tokenizer.prefetch(read_lines(work.prepared / "kept.jsonl")):
             part = slice(first - 1, first - 1 + len(lines))
             decided, origin = np.array(decisions[part]), np.array(numbers[part])
             for number in np.flatnonzero(decided > VALIDATION):
                 where = {"shard": shard.name, "file": shard.place, "line": int(origin[number])}
-                row = {"reason": DUPLICATES[decided[number]], **where, **decode_object(lines[number])}
-                dropped.write(encode_json({**row, "detail": next(originals)}) + b"\n")
+                row = {"reason": REASONS[decided[number]], **where, **decode_object(lines[number])}
+                if decided[number] in DUPLICATES:
+                    row["detail"] = next(originals)
+                dropped.write(encode_json(row) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
                 texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(decided == split)]
                 if texts:
@@ -106,8 +202,18 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
         split: {"documents": writer.documents, "tokens": writer.tokens}
         for split, writer in zip(SPLITS.values(), writers, strict=True)
     }
-    copies = {reason: int((decisions == value).sum()) for value, reason in DUPLICATES.items()}
-    write_counts(out, counts | {"dropped": {reason: count for reason, count in copies.items() if count}})
+    lost = {reason: int((decisions == value).sum()) for value, reason in REASONS.items()}
+    counts["bytes"] = int(load_array(work.prepared / "bytes.u8")[decisions <= VALIDATION].sum())
+    write_counts(out, counts | {"dropped": {reason: count for reason, count in lost.items() if count}})
+
+
+def _encoder(
+    works: Sequence[ShardWork], settings: Tokenizer, folder: Path
+) -> tuple[Encoder, TokenizerCounts]:
+    # The sample is the same for every shard, so that all are tokenized by the same engine.
+    sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
+    sha256 = hash_file(folder / "tokenizer.json")
+    return _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
 
 
 @lru_cache(maxsize=1)  # once for all shards of a process; `sha256` is of the tokenizer, part of the key
@@ -117,20 +223,10 @@ def _load_encoder(
     return tokenizer.load_encoder(folder, literals, engine, sample)
 
 
-def _originals(work: ShardWork, works: Sequence[ShardWork], decisions: Array) -> list[JsonObject]:
-    """For each duplicate of a shard in order, id and place of the document that is kept."""
-    wanted = np.array(load_array(work.decided / "first.npy")[decisions > VALIDATION])
-    result: list[JsonObject] = [{}] * len(wanted)
-    start = 0
-    for other in works if len(wanted) else ():
-        lines = (other.prepared / "ids.jsonl").read_bytes().split(b"\n")[:-1]
-        numbers = load_array(other.prepared / "lines.npy")
-        for place in np.flatnonzero((wanted >= start) & (wanted < start + len(lines))):
-            number = wanted[place] - start
-            where = {"shard": other.shard.name, "line": int(numbers[number])}
-            result[place] = {"kept": orjson.loads(lines[number]), **where}
-        start += len(lines)
-    return result
+def _originals(works: Sequence[ShardWork], firsts: Array) -> Iterator[JsonObject]:
+    for low in range(0, len(firsts), _ORIGINALS):
+        for identity, shard, line in read_field(works, firsts[low : low + _ORIGINALS], "id"):
+            yield {"kept": identity, "shard": shard, "line": line}
 
 
 def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], out: Path) -> None:
@@ -192,6 +288,11 @@ def _counts(works: Sequence[ShardWork], prepared: list[JsonObject], config: Corp
         for split in SPLITS.values():
             row["kept"] += published[split]["documents"]
             pool[split].update(published[split])
+        if budget := config.sources[source].budget:
+            unit, asked = budget.model_dump(exclude_none=True).popitem()
+            tokens = sum(published[split]["tokens"] for split in SPLITS.values())
+            met = row.setdefault("budget", {"unit": unit, "asked": asked, "found": 0})
+            met["found"] += tokens if unit == "tokens" else published["bytes"]
     for name, row in sources.items():
         # Every record that was read is kept, rejected or dropped for a reason.
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())

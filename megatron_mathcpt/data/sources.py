@@ -24,7 +24,7 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tables import table_lines
-from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, problem_of_row
+from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, id_rank, problem_of_row
 
 # Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
@@ -103,7 +103,7 @@ class Skipped:
 
     line: int
     reason: str
-    id: str | None = None  # of a record that its source's adapter drops
+    id: str | None = None  # of a record that its source's adapter or share drops
 
 
 NumberedRow = tuple[int, JsonObject]
@@ -176,6 +176,8 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
         row = flat_row(row)
     given, label = (_field(row, source.fields, name) for name in ("id", "source"))
     identity = f"{shard.label}#{number}" if given is None else str(given)
+    if source.share is not None and id_rank(identity) / 2**64 >= source.share:
+        return Skipped(number, "not_in_share", identity)
     label = label if isinstance(label, str) and label else shard.source
     try:
         if source.kind == "text":

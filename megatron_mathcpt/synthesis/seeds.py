@@ -23,7 +23,7 @@ from megatron_mathcpt.formats.files import list_files, numbered_lines, read_bloc
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.records import JsonObject, Problem, flat_row, hash_share, problem_of_row
+from megatron_mathcpt.records import JsonObject, Problem, flat_row, id_rank, problem_of_row
 from megatron_mathcpt.selection import drop_reason
 
 _MOST_SEED_BYTES = 1 << 20  # with the blocks of the file, what a seed in progress may take of the memory
@@ -84,7 +84,7 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
         dropped.update([reason] if reason else [])
         chosen.append(reason is None)
         if seeds.count and not reason:
-            hashes.append(hash_share(seed.id))
+            hashes.append(id_rank(seed.id))
     if seeds.count and seeds.count < len(hashes):
         dropped["not_in_count"] = len(hashes) - seeds.count
         _keep_lowest(chosen, hashes, seeds.count)
@@ -100,7 +100,7 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
 
 
 def _drop_reason(seed: Problem, seeds: Seeds) -> str | None:
-    if seeds.share is not None and hash_share(seed.id) >= seeds.share:
+    if seeds.share is not None and id_rank(seed.id) / 2**64 >= seeds.share:
         return "not_in_share"
     return drop_reason(seed, seeds.select) if seeds.select else None
 

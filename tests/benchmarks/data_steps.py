@@ -31,6 +31,7 @@ from megatron_mathcpt.data.filters import find_drops
 from megatron_mathcpt.data.sources import Document, clean
 from megatron_mathcpt.data.words import DIGITS, Hashes, Words, batches, cut_words
 from megatron_mathcpt.formats.indexed_dataset import write_index
+from tests.support.duplicates import duplicates_in_memory
 
 ROUNDS = 5
 WORDS, SIGNATURES = "words (shared by the next two)", "MinHash signatures, 112 values"
@@ -114,7 +115,7 @@ def kept(texts: list[str]) -> np.ndarray:
     parts = [hashes(cut_words(batch)) for batch in batches(texts, [len(text) for text in texts])]
     whole, numbers, rows = map(np.concatenate, zip(*parts, strict=True))
     bands, apart = minhash.band_keys(rows, BANDS), np.zeros_like(numbers)
-    return minhash.find_duplicates(whole, apart, bands, rows.__getitem__, THRESHOLD)[0] == minhash.KEPT
+    return np.array(duplicates_in_memory(whole, apart, bands, rows, THRESHOLD)[0]) == minhash.KEPT
 
 
 def jaccard(one: str, other: str) -> float:

@@ -7,9 +7,10 @@ import unicodedata
 import numpy as np
 import pytest
 
-from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, find_duplicates, signatures
+from megatron_mathcpt.data.minhash import EXACT, KEPT, NEAR, band_keys, signatures
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, LETTERS, SYMBOL, cut_words
 from tests.support.corpus_factory import make_problem, make_sentence
+from tests.support.duplicates import duplicates_in_memory
 
 
 def plain_words(text: str) -> list[str]:
@@ -92,10 +93,7 @@ def verdicts(texts: list[str], numbers: bool = False) -> tuple[list[int], list[i
     salt = (
         words.select(words.kinds == DIGITS).document_hashes() if numbers else np.zeros(len(texts), np.uint64)
     )
-    verdict, first = find_duplicates(
-        words.document_hashes(), salt, band_keys(rows, 14), rows.__getitem__, 0.7
-    )
-    return verdict.tolist(), first.tolist()
+    return duplicates_in_memory(words.document_hashes(), salt, band_keys(rows, 14), rows, 0.7)
 
 
 def test_signatures_estimate_jaccard() -> None:
@@ -137,6 +135,6 @@ def test_problems_of_one_template_with_other_numbers_are_kept() -> None:
 def test_chains_join_to_their_first_document() -> None:
     whole = np.array([5, 6, 7, 6, 5], np.uint64)
     rows = np.repeat(np.array([[1], [2], [3], [3], [4]], np.uint32), 8, axis=1)
-    verdict, first = find_duplicates(whole, np.zeros(5, np.uint64), band_keys(rows, 1), rows.__getitem__, 0.7)
-    assert first.tolist() == [0, 1, 1, 1, 0]  # 1-3 equal words, 2-3 equal signatures, so 1, 2 and 3 are one
-    assert verdict.tolist() == [KEPT, KEPT, NEAR, EXACT, EXACT]
+    verdict, first = duplicates_in_memory(whole, np.zeros(5, np.uint64), band_keys(rows, 1), rows, 0.7)
+    assert first == [0, 1, 1, 1, 0]  # 1-3 equal words, 2-3 equal signatures, so 1, 2 and 3 are one
+    assert verdict == [KEPT, KEPT, NEAR, EXACT, EXACT]

@@ -1,0 +1,90 @@
+"""The build stage `decide`: which documents of all shards are copies, by their hashes, in bounded memory."""
+
+import os
+import resource
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data import minhash
+from megatron_mathcpt.data.prepare import (
+    ShardWork,
+    array_blocks,
+    band_files,
+    count_documents,
+    locate,
+    pools_of,
+)
+from megatron_mathcpt.data.words import Indices
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.log import get_logger
+
+_CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")
+_log = get_logger(__name__)
+
+
+def decide(works: Sequence[ShardWork], config: Corpus) -> None:
+    """Write for every prepared document whether it is a copy, and the document that is kept for it."""
+
+    def blocks(name: str) -> minhash.Blocks:
+        return lambda: array_blocks(work.prepared / name for work in works)
+
+    sizes = count_documents(works)
+    total, low = sum(sizes), 0
+    if rule := config.deduplicate:
+        values = rule.bands * rule.rows
+        require_memory("decide", total, minhash.memory_bytes(total, values))
+        rows = partial(gather, [work.prepared / "signatures.u4" for work in works], sizes, values)
+        whole, numbers, bands = blocks("whole.u8"), blocks("numbers.u8"), map(blocks, band_files(rule.bands))
+        verdicts, firsts = minhash.find_duplicates(total, whole, numbers, bands, rows, rule.threshold)
+    else:
+        verdicts, firsts = np.full(total, minhash.KEPT, np.uint8), np.arange(total, dtype=np.uint32)
+    left = dict.fromkeys(pools_of(config), 0)
+    for work, size in zip(works, sizes, strict=True):
+        part = slice(low, low := low + size)
+        write_atomically(work.decided / "verdicts.u1", verdicts[part].tobytes())
+        write_atomically(work.decided / "firsts.u4", firsts[part].tobytes())
+        left[config.sources[work.shard.source].pool] += int((verdicts[part] == minhash.KEPT).sum())
+    if empty := [pool for pool, count in left.items() if not count]:
+        found = f"pool '{empty[0]}': no document left after filters, deduplication and decontamination"
+        raise DataError(f"{found}; loosen the rules or give other sources")
+
+
+def gather(
+    files: Sequence[Path], sizes: Sequence[int], values: int, documents: Indices
+) -> minhash.Signatures:
+    """Signatures of `documents`, numbered over all of `files`, which have `sizes` each."""
+    # By position and in order: mapped files, of 448 bytes per document, would count as memory.
+    rows, length = np.empty((len(documents), values), np.uint32), values * 4
+    flat = rows.data.cast("B")
+    for number, places, inside in locate(sizes, documents):
+        with files[number].open("rb") as file:
+            for place, row in zip(places, inside, strict=True):
+                os.preadv(file.fileno(), [flat[place * length : (place + 1) * length]], row * length)
+    return rows
+
+
+def require_memory(stage: str, documents: int, more: int) -> None:
+    """Log how much memory this process will take with `more`; raises `DataError` if that is too much."""
+    now = psutil.Process().memory_info()
+    needed, limits = now.rss + more, [psutil.virtual_memory().total]
+    if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        limits.append(most - now.vms + now.rss)
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        kinds, path = line.split(":", 2)[1:]
+        if kinds in ("", "memory"):  # version 2, and 1; in a container only the root may be visible
+            inside = Path("/sys/fs/cgroup", kinds) / path.lstrip("/")
+            files = [place / name for place in (inside, *inside.parents) for name in _CGROUP_LIMITS]
+            texts = [file.read_text().strip() for file in files if file.is_file()]
+            limits += [int(text) for text in texts if text.isdigit()]
+    size = f"{stage}: {documents:,} documents need {needed / 1e9:.2f} GB of memory"
+    _log.info("%s", size)
+    if needed > min(limits):
+        remedy = "give it more (on a cluster, single_task.memory_gib) and run again: prepared shards are kept"
+        other = "or take less of the sources (share), or build their pools as corpora of their own"
+        raise DataError(f"{size}, and there are {min(limits) / 1e9:.2f} GB; {remedy}; {other}")
