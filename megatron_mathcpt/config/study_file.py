@@ -13,6 +13,10 @@ field paths to values; setting a section or a mapping replaces the whole of it. 
 `--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
 config, with every field that was set or moved marked.
 
+`from` at the top names another study: this file has all that is in it, below its own `out`, and what differs.
+A row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
+row or a section. So configs/public has the rows of configs/paper on other data.
+
 `models` are models of others, which are only scored; configs/paper/baselines.yaml has these alone.
 """
 
@@ -21,7 +25,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
-from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.base import Section, Tree, build_config, read_tree
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -177,3 +182,48 @@ class StudyFile(Section):
         outs = [self.out, *(at.out for at in self.scale.values())]
         if short := [out for out in outs if len(out.parts) < 2]:
             raise ValueError(f"out: '{short[0]}' is one word; give a folder below another, as runs/NAME")
+
+
+def load_study_file(path: Path) -> tuple[StudyFile, list[Path]]:
+    """The study in `path`, and the folders of results of the study that it is made from, if any."""
+    tree = read_tree(path)
+    other = tree.pop("from", None)
+    if other is None:
+        return build_config(tree, StudyFile, (), str(path)), []
+    if not isinstance(other, str):
+        raise ConfigError(f"{path}: from: expected the path of a study file, found {other!r:.100}")
+    source = path.parent / other
+    base = read_tree(source)
+    if "from" in base:
+        raise ConfigError(f"{path}: from: {source} is itself made from {base['from']}; name that one")
+    found = build_config(base, StudyFile, (), str(source))  # its mistakes are not this file's
+    merged = _merged(_with_files_in(source.parent, base), tree)
+    merged = {name: value for name, value in merged.items() if value is not None}
+    for kind in ("corpus", "runs", "variants", "models", "scale"):
+        if isinstance(rows := merged.get(kind), dict):
+            merged[kind] = {name: row for name, row in rows.items() if row is not None}
+    return build_config(merged, StudyFile, (), str(path)), [
+        found.out,
+        *(at.out for at in found.scale.values()),
+    ]
+
+
+def _with_files_in(folder: Path, tree: Tree) -> Tree:
+    """`tree` with the complete files of its rows as paths from anywhere."""
+    found: Tree = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and name != "set":
+            value = _with_files_in(folder, value)
+        found[name] = str((folder / value).resolve()) if name == "file" and isinstance(value, str) else value
+    return found
+
+
+def _merged(base: Tree, changes: Tree) -> Tree:
+    merged = dict(base)
+    for name, value in changes.items():
+        old = merged.get(name)
+        if isinstance(old, dict) and isinstance(value, dict) and not {"file", "from"} & value.keys():
+            # Values in `set` are whole: a blend is replaced, not mixed with the other study's.
+            value = {**old, **value} if name == "set" else _merged(old, value)
+        merged[name] = value
+    return merged
