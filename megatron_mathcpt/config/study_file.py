@@ -202,28 +202,27 @@ def load_study_file(path: Path) -> tuple[StudyFile, list[Path]]:
     for kind in ("corpus", "runs", "variants", "models", "scale"):
         if isinstance(rows := merged.get(kind), dict):
             merged[kind] = {name: row for name, row in rows.items() if row is not None}
-    return build_config(merged, StudyFile, (), str(path)), [
-        found.out,
-        *(at.out for at in found.scale.values()),
-    ]
+    outs = [found.out, *(at.out for at in found.scale.values())]
+    return build_config(merged, StudyFile, (), str(path)), outs
 
 
 def _with_files_in(folder: Path, tree: Tree) -> Tree:
     """`tree` with the complete files of its rows as paths from anywhere."""
-    found: Tree = {}
-    for name, value in tree.items():
+
+    def located(name: str, value: JsonValue) -> JsonValue:
         if isinstance(value, dict) and name != "set":
-            value = _with_files_in(folder, value)
-        found[name] = str((folder / value).resolve()) if name == "file" and isinstance(value, str) else value
-    return found
+            return _with_files_in(folder, value)
+        return str((folder / value).resolve()) if name == "file" and isinstance(value, str) else value
+
+    return {name: located(name, value) for name, value in tree.items()}
 
 
 def _merged(base: Tree, changes: Tree) -> Tree:
-    merged = dict(base)
-    for name, value in changes.items():
-        old = merged.get(name)
-        if isinstance(old, dict) and isinstance(value, dict) and not {"file", "from"} & value.keys():
-            # Values in `set` are whole: a blend is replaced, not mixed with the other study's.
-            value = {**old, **value} if name == "set" else _merged(old, value)
-        merged[name] = value
-    return merged
+    def merge(name: str, value: JsonValue) -> JsonValue:
+        old = base.get(name)
+        if not (isinstance(old, dict) and isinstance(value, dict)) or {"file", "from"} & value.keys():
+            return value
+        # Values in `set` are whole: a blend is replaced, not mixed with the other study's.
+        return {**old, **value} if name == "set" else _merged(old, value)
+
+    return {**base, **{name: merge(name, value) for name, value in changes.items()}}

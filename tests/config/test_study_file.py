@@ -288,7 +288,7 @@ def test_an_edition_at_a_scale_keeps_what_the_other_study_sets_there(path: Path,
         ({"from": "none.yaml"}, "none.yaml: cannot be read"),
         ({"from": "other.yaml"}, "from: .*other.yaml is itself made from other.yaml; name that one"),
         ({"runs": {"tow": {"set": {}}}}, "other.yaml: runs.tow: give file or from"),
-        ({"runs": {"one": None}, "scale": None}, "other.yaml: runs.twin: no row 'one'"),
+        ({"runs": {"one": None}, "scale": None}, "other.yaml: runs.two: no row 'one'"),
     ],
 )
 def test_an_edition_says_what_is_wrong_with_it(path: Path, changes: dict[str, Any], message: str) -> None:
