@@ -220,7 +220,7 @@ class _Reader:
 
     def __init__(self, path: Path, scale: str | None = None, out: Path | None = None) -> None:
         self.path = path
-        self.file, others = load_study_file(path)
+        self.file, theirs = load_study_file(path)
         if scale is not None and scale not in self.file.scale:
             known = ", ".join(self.file.scale) or "none"
             raise ConfigError(f"--scale {scale}: {path} has no such scale; there are: {known}")
@@ -228,7 +228,7 @@ class _Reader:
         self.scale, self.at, self.out = scale, at, out or at.out
         # A config may name results below any of these folders, the last of which they are in; of two that lie
         # in each other the inner one counts. A short name would be found in fields that are no paths.
-        outs = (file.out, at.out, self.out, *others)
+        outs = (file.out, at.out, self.out, theirs)
         folders = {folder for one in outs for folder in (one, one.resolve())}
         self.moved = sorted((one for one in folders if len(one.parts) > 1), key=lambda one: -len(one.parts))
         self.synthesis = node = at.synthesis or file.synthesis

@@ -13,9 +13,9 @@ field paths to values; setting a section or a mapping replaces the whole of it. 
 `--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
 config, with every field that was set or moved marked.
 
-`from` at the top names another study: this file has all that is in it, below its own `out`, and what differs.
-A row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
-row or a section. So configs/public has the rows of configs/paper on other data.
+`from` at the top names another study: this file has its rows, below an `out` of its own, and what differs. A row
+of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a row or
+a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
 
 `models` are models of others, which are only scored; configs/paper/baselines.yaml has these alone.
 """
@@ -184,26 +184,27 @@ class StudyFile(Section):
             raise ValueError(f"out: '{short[0]}' is one word; give a folder below another, as runs/NAME")
 
 
-def load_study_file(path: Path) -> tuple[StudyFile, list[Path]]:
-    """The study in `path`, and the folders of results of the study that it is made from, if any."""
+def load_study_file(path: Path) -> tuple[StudyFile, Path]:
+    """The study in `path`, and the folder of results of the study that it is made from, or its own."""
     tree = read_tree(path)
     other = tree.pop("from", None)
     if other is None:
-        return build_config(tree, StudyFile, (), str(path)), []
+        found = build_config(tree, StudyFile, (), str(path))
+        return found, found.out
     if not isinstance(other, str):
         raise ConfigError(f"{path}: from: expected the path of a study file, found {other!r:.100}")
     source = path.parent / other
     base = read_tree(source)
     if "from" in base:
         raise ConfigError(f"{path}: from: {source} is itself made from {base['from']}; name that one")
-    found = build_config(base, StudyFile, (), str(source))  # its mistakes are not this file's
+    out = build_config(base, StudyFile, (), str(source)).out  # now, as its mistakes are not this file's
+    base.pop("scale", None)
     merged = _merged(_with_files_in(source.parent, base), tree)
     merged = {name: value for name, value in merged.items() if value is not None}
-    for kind in ("corpus", "runs", "variants", "models", "scale"):
+    for kind in ("corpus", "runs", "variants", "models"):
         if isinstance(rows := merged.get(kind), dict):
             merged[kind] = {name: row for name, row in rows.items() if row is not None}
-    outs = [found.out, *(at.out for at in found.scale.values())]
-    return build_config(merged, StudyFile, (), str(path)), outs
+    return build_config(merged, StudyFile, (), str(path)), out
 
 
 def _with_files_in(folder: Path, tree: Tree) -> Tree:

@@ -256,7 +256,6 @@ def test_an_edition_has_the_rows_of_another_study_on_its_own_data(path: Path, tm
     changes: dict[str, Any] = {
         "corpus": {"raw": {"tokens": {"general": 3.0}, "set": {"seed": 5}}},
         "runs": {"two": {"set": {"data.blend.extra": 4.0}}, "twin": None},
-        "scale": None,  # whose rows change `twin`
     }
     other = write_edition(tmp_path, changes)
     study, theirs = load_study(other), load_study(path)
@@ -272,13 +271,22 @@ def test_an_edition_has_the_rows_of_another_study_on_its_own_data(path: Path, tm
     assert study.evaluation == theirs.evaluation
 
 
-def test_an_edition_at_a_scale_keeps_what_the_other_study_sets_there(path: Path, tmp_path: Path) -> None:
-    small = {"half": {"out": "runs/small", "runs": {"two": {"set": {"data.blend.extra": 0.5}}}}}
-    study = load_study(write_edition(tmp_path, {"scale": small}), Asked("half"))
-    assert [*study.runs] == ["base", "one", "two"]
+def test_an_edition_has_scales_of_its_own(path: Path, tmp_path: Path) -> None:
+    small = {
+        "small": {
+            "out": "runs/small",
+            "set": {"seed": 8},
+            "runs": {"two": {"set": {"data.blend.extra": 0.5}}},
+        }
+    }
+    other = write_edition(tmp_path, {"scale": small})
+    study = load_study(other, Asked("small"))
+    assert [*study.runs] == ["one", "two", "twin"]
     one, two = study.runs["one"].config, study.runs["two"].config
-    assert (one.optimizer.lr, one.seed, two.data.blend["extra"]) == (5e-4, 3, 0.5)
+    assert (one.optimizer.lr, one.seed, two.data.blend["extra"]) == (3e-3, 8, 0.5)
     assert one.data.corpus == Path("runs/small").resolve() / "raw"
+    with pytest.raises(ConfigError, match="no such scale; there are: small"):
+        load_study(other, Asked("half"))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +296,7 @@ def test_an_edition_at_a_scale_keeps_what_the_other_study_sets_there(path: Path,
         ({"from": "none.yaml"}, "none.yaml: cannot be read"),
         ({"from": "other.yaml"}, "from: .*other.yaml is itself made from other.yaml; name that one"),
         ({"runs": {"tow": {"set": {}}}}, "other.yaml: runs.tow: give file or from"),
-        ({"runs": {"one": None}, "scale": None}, "other.yaml: runs.two: no row 'one'"),
+        ({"runs": {"one": None}}, "other.yaml: runs.two: no row 'one'"),
     ],
 )
 def test_an_edition_says_what_is_wrong_with_it(path: Path, changes: dict[str, Any], message: str) -> None:
