@@ -13,9 +13,9 @@ field paths to values; setting a section or a mapping replaces the whole of it. 
 `--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
 config, with every field that was set or moved marked.
 
-`from` at the top names another study: this file has its rows, below an `out` of its own, and what differs. A row
-of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a row or
-a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
+`from` at the top names another study: this file has its rows, below an `out` of its own, and what differs. A
+row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
+row or a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
 
 `models` are models of others, which are only scored; configs/paper/baselines.yaml has these alone.
 """
