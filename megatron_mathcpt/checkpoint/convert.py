@@ -142,8 +142,8 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
     data, init = manifest.config.get("data", {}), manifest.config.get("init", {})
     if (checkpoint / "tokenizer").is_dir():
         return checkpoint / "tokenizer"
-    if data.get("corpus"):
-        return _tokenizer_of(Path(data["corpus"]))
+    if corpus := data.get("corpus"):
+        return _tokenizer_of(Path(corpus[0] if isinstance(corpus, list) else corpus))
     if init.get("hf"):
         return Path(init["hf"])
     if init.get("checkpoint"):

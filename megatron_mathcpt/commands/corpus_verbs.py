@@ -1,5 +1,6 @@
 """From raw text and seed problems to a corpus and SFT samples; `inspect` shows a finished corpus."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,14 +23,18 @@ Most = Annotated[int, Option("--characters", min=0, help="characters to show of 
 
 @verb("download")
 def download(
-    source: Annotated[str | None, Argument(help="name of a source, or benchmarks; see --list")] = None,
+    source: Annotated[
+        str | None, Argument(help="a source of --list, OWNER/NAME of the hub, or benchmarks")
+    ] = None,
     out: Annotated[Path | None, Option(help="folder to download to")] = None,
+    files: Annotated[str | None, Option(help="only files that match, as 'data/train-*.parquet'")] = None,
+    revision: Annotated[str | None, Option(help="branch, tag or commit of the dataset")] = None,
     sets: Annotated[str, Option(help="of benchmarks only these, as gsm8k,olympiadbench")] = "",
     table: Annotated[Path | None, Option(help="of benchmarks: your table of sets, a YAML file")] = None,
     list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
     """Download a public source or the benchmark sets, with checksums; resumes if interrupted."""
-    from megatron_mathcpt.data.public_sources import PUBLISHED
+    from megatron_mathcpt.data.public_sources import PUBLISHED, find_source
     from megatron_mathcpt.data.public_sources import download as fetch
 
     if list_:
@@ -38,16 +43,22 @@ def download(
     if source is None or out is None:
         raise DataError("download: give a source and --out, or --list")
     if source == "benchmarks":
+        if files or revision:
+            raise DataError("--files and --revision: not for `download benchmarks`, whose table has them")
         _download_benchmarks(out, sets, table)
         return
     if sets or table:
         raise DataError("--sets and --table: only for `download benchmarks`")
-    fetched = fetch(source, out, echo)
+    asked = find_source(source, files, revision)
+    fetched = fetch(asked, out, echo)
+    adapter = (
+        f", adapter {asked.adapter or source}" if source in PUBLISHED else "; its columns go under `fields`"
+    )
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
     done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
     echo(
         f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
-        f"in a corpus: path {out / PUBLISHED[source].pattern}, adapter {PUBLISHED[source].adapter}"
+        f"in a corpus: path {out / asked.pattern}{adapter}"
     )
 
 
@@ -58,10 +69,12 @@ def _list_sources(source: str | None, table: Path | None) -> None:
     if source != "benchmarks":
         rows = []
         for name, one in PUBLISHED.items():
-            size = "unknown" if one.gigabytes is None else f"{one.gigabytes:g}"
-            rows.append((name, one.repository, one.pattern, one.licence or "see its page", size, one.remark))
-        headings = ("source", "dataset", "files", "licence", "GB", "remark")
-        print_table(headings, rows, "Public sources of the study")
+            known = (one.records, one.tokens, one.gigabytes)
+            sizes = ("" if value is None else f"{value:,}" for value in known)
+            words = (name, one.repository, one.kind, one.language or "en", one.licence or "see its page")
+            rows.append((*words, *sizes, one.remark))
+        headings = ("source", "dataset", "kind", "", "licence", "records", "B tokens", "GB", "remark")
+        print_table(headings, rows, "Public sources")
     known = []
     for name, its in load_table(table).items():
         homes = ", ".join(dict.fromkeys(file.place()[1] for file in its.test))
@@ -172,34 +185,41 @@ def synthesize(
     preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
+    serve: Annotated[
+        Path | None, Option(help="start these servers first: YAML, as `synthesis` of a cluster file")
+    ] = None,
 ) -> None:
     """Synthesize problem-solving data from seed problems."""
     from megatron_mathcpt.config import load_config
+    from megatron_mathcpt.config.cluster import SynthesisServers
     from megatron_mathcpt.config.synthesis import SynthesisConfig
     from megatron_mathcpt.data.problems import ProblemMix, training_problems
     from megatron_mathcpt.synthesis import client, store
     from megatron_mathcpt.synthesis import scripted as script
     from megatron_mathcpt.synthesis import synthesize as stage
+    from megatron_mathcpt.synthesis.servers import served
 
     settings = load_config(config, SynthesisConfig, overrides or ())
     if preview:
         for name, prompt in stage.first_prompts(settings).items():
             echo(f"── {name} ──\n{prompt}")
         return
-    connect: stage.Connect = client.Client
+    servers: AbstractContextManager[stage.Connect] = nullcontext(client.Client)
     if scripted:
         # The stub returns these as new questions; from another generator seed, so no seed file has them.
         new = training_problems(ProblemMix(train_problems=6000), settings.seed + 1)
-        connect = script.scripted_client(settings, new)
-    title, rows = "pilot", list[tuple[str, str, str | int]]()
-    if pilot:
-        ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
-        rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
-    else:
-        part = store.SeedShard.parse(shard)
-        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-        rows += stage.summary_rows(summary["methods"])
-        title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
+        servers = nullcontext(script.scripted_client(settings, new))
+    elif serve:
+        servers = served(settings, load_config(serve, SynthesisServers))
+    title, rows, part = "pilot", list[tuple[str, str, str | int]](), store.SeedShard.parse(shard)
+    with servers as connect:
+        if pilot:
+            ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
+            rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
+        else:
+            summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
+            rows += stage.summary_rows(summary["methods"])
+            title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
     stage.check_answered(rows)
 

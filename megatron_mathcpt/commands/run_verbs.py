@@ -187,7 +187,7 @@ def dry_run(
     *,
     asked: StudyOptions,
 ) -> None:
-    """Print what runs would read and cost: steps, tokens, passes over each pool, memory, GPU-hours.
+    """Print what runs would read and cost: steps, tokens, passes over each pool, memory, disk, GPU-hours.
 
     For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus. Of
     models that are only scored: parameters, and memory with the key-value cache of a batch.
@@ -195,7 +195,13 @@ def dry_run(
     from rich.console import Console
 
     from megatron_mathcpt.config.resolved_study import load_run
-    from megatron_mathcpt.experiment.dry_run import MODEL_HEADINGS, as_table, plan_models, plan_run
+    from megatron_mathcpt.experiment.dry_run import (
+        MODEL_HEADINGS,
+        as_table,
+        corpora_bytes,
+        plan_models,
+        plan_run,
+    )
 
     overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
     files = [argument for argument in configs if argument not in overrides]
@@ -223,11 +229,17 @@ def dry_run(
         loaded = [load_run(address, overrides, asked.scale) for address in files]
     if gpus and (study is None or study.runs):
         runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
-        Console().print(as_table(runs, f"{gpus} {hardware}"))
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+        Console(width=width).print(as_table(runs, f"{gpus} {hardware}"))
         if study is not None and len(loaded) < len(trained):
             echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
         hours = sum(run.gpu_hours for run in runs.values())
-        echo(f"{hours:,.0f} GPU-hours of training on {hardware}, as the planner predicts")
+        disk = sum(run.disk_bytes for run in runs.values())
+        echo(
+            f"{hours:,.0f} GPU-hours of training on {hardware}, as the planner predicts: "
+            f"{hours / gpus / 24:,.1f} days on {gpus}; checkpoints of up to {disk / 1e12:,.1f} TB"
+            + (f", corpora of about {corpora_bytes(study) / 1e12:,.1f} TB" if study else "")
+        )
 
 
 def _state(stage: "Stage") -> str:

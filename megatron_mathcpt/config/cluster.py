@@ -33,6 +33,34 @@ class SingleTask(Section):
     evaluation_gpus: int = Field(ge=0)  # or what its model needs, in the jobs' partition; 0: on CPUs
 
 
+class ModelServer(Section):
+    """One OpenAI-compatible server on `gpus` of its node, numbered from 0.
+
+    In the words of `command`, `{port}` is replaced by the port to listen on, `{name}` by the model's name in
+    the synthesis config, which the server must report, and `{model}` by `model` (default: that name).
+    """
+
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    command: tuple[Line, ...] = Field(min_length=1)
+    model: Line | None = None
+
+    def check(self) -> None:
+        if not any("{port}" in word for word in self.command):
+            raise ValueError("command: has no {port}, the port to listen on")
+
+
+class SynthesisServers(Section):
+    """How a synthesis job, which takes a whole node, starts the servers of its config, by their names."""
+
+    servers: dict[str, ModelServer] = Field(min_length=1)
+    start_timeout_seconds: float = Field(default=1800, gt=0)  # loading a large model takes minutes
+
+    def check(self) -> None:
+        taken = [gpu for server in self.servers.values() for gpu in server.gpus]
+        if twice := [gpu for gpu in taken if taken.count(gpu) > 1]:
+            raise ValueError(f"servers: GPU {twice[0]} is given twice")
+
+
 class ClusterConfig(Section):
     """One site; a training job takes `nodes` whole nodes with one task per GPU.
 
@@ -61,6 +89,7 @@ class ClusterConfig(Section):
     environment: dict[VariableName, Line] = Field(default_factory=dict)
     container: Container | None = None
     single_task: SingleTask
+    synthesis: SynthesisServers | None = None
 
     def check(self) -> None:
         if self.warning_seconds >= 60 * self.time_limit_minutes:

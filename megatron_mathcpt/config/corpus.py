@@ -97,8 +97,37 @@ class Filter(Section):
     languages: Languages | None = None
 
 
-TextAdapter = Literal["redpajama", "algebraic_stack", "starcoder", "open_web_math", "infimm_webmath"]
-ProblemAdapter = Literal["numinamath", "lila"]
+TextAdapter = Literal[
+    "open_web_math",
+    "infimm_webmath",
+    "finemath_3plus",
+    "finemath_4plus",
+    "megamath_web_pro",
+    "nemotron_cc_math",
+    "c4",
+    "wikipedia_en",
+    "fineweb_2_zh",
+    "proof_pile_arxiv",
+    "algebraic_stack",
+    "starcoder",
+    "redpajama",
+]
+ProblemAdapter = Literal[
+    "numinamath",
+    "gsm8k_train",
+    "math_train",
+    "metamathqa",
+    "orca_math",
+    "openmathinstruct_2",
+    "openmathreasoning",
+    "nemotron_math",
+    "lila",
+    "tal_scq5k_en",
+    "tal_scq5k_zh",
+    "ape210k",
+    "cmm_math",
+    "belle_school_math",
+]
 
 
 class Source(Section):

@@ -3,6 +3,8 @@
 It does not import torch, so it runs on a login node, before any process starts.
 """
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
@@ -43,6 +45,23 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
         for message, wrong in conflicts(config).items():
             if wrong:
                 raise ConfigError(message)
+
+
+def check_passes(config: ExperimentConfig, available: Mapping[str, float]) -> None:
+    """Raise `ConfigError` for a pool that the token budget repeats more often than `data.max_epochs`.
+
+    `available` are the training tokens of each pool; one that is not in it is not checked.
+    """
+    budget = config.train.train_tokens or 0
+    for pool, share in config.data.shares().items():
+        tokens, cap = available.get(pool, math.inf), config.data.epoch_cap(pool)
+        if (passes := share * budget / tokens) > cap:
+            field = f"data.max_epochs{f'.{pool}' if isinstance(config.data.max_epochs, dict) else ''}"
+            found = f"{share * budget:,.0f} tokens of pool '{pool}' are {passes:.2f} passes over the"
+            remedy = "give the pool more text or a smaller share, lower train.train_tokens, or raise the cap"
+            raise ConfigError(
+                f"{field}: {found} {tokens:,.0f} that it has for training, more than {cap:g}; {remedy}"
+            )
 
 
 def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:

@@ -4,6 +4,7 @@ What must be decided has no default: blend, token budget, learning rate, paralle
 Fields that reach Megatron-Core keep its names.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,24 +43,27 @@ class InitSection(Section):
 
 
 class DataSection(Section):
-    """Training data: pools of a corpus folder blended by share, or a folder of packed SFT samples.
+    """Training data: pools of one or several corpus folders blended by share, or a folder of SFT samples.
 
-    `blend` weights are relative shares of the token budget; `max_epochs` limits how often a pool is
-    repeated. `reset_attention_mask` restricts attention to one document, as SFT samples always do; rotary
-    embeddings depend on position differences only, so positions need no reset. With `sft` the corpus is used
-    for validation sets only.
+    Pools are found by their name, which only one of the folders may have. `blend` weights are relative shares
+    of the token budget; `max_epochs` limits how often each pool, or every one, is repeated.
+    `reset_attention_mask` restricts attention to one document, as SFT samples always do; rotary embeddings
+    depend on position differences only, so positions need no reset. With `sft` the corpus is used for
+    validation sets only.
     """
 
-    corpus: Path | None = None
+    corpus: Path | tuple[Path, ...] | None = None
     blend: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    max_epochs: dict[str, float] = Field(default_factory=dict)
+    max_epochs: Annotated[float, Field(gt=0)] | dict[str, float] = Field(default_factory=dict)
     reset_attention_mask: bool = False
     sft: Path | None = None
 
     def check(self) -> None:
         if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
             raise ValueError("set either corpus and blend, or sft")
-        for pool in self.max_epochs:
+        if self.corpus is not None and len({*self.corpora}) < max(1, len(self.corpora)):
+            raise ValueError("corpus: names no folder, or one twice")
+        for pool in self.max_epochs if isinstance(self.max_epochs, dict) else ():
             if pool not in self.blend:
                 raise ValueError(f"max_epochs.{pool} names no pool of the blend")
 
@@ -67,6 +71,17 @@ class DataSection(Section):
         """Share of each pool in the token budget; they add up to 1."""
         total = sum(self.blend.values())
         return {pool: weight / total for pool, weight in self.blend.items()}
+
+    @property
+    def corpora(self) -> tuple[Path, ...]:
+        """All corpus folders."""
+        given = self.corpus
+        return given if isinstance(given, tuple) else () if given is None else (given,)
+
+    def epoch_cap(self, pool: str) -> float:
+        """How many passes over `pool` are allowed."""
+        caps = self.max_epochs
+        return caps.get(pool, math.inf) if isinstance(caps, dict) else caps
 
     @property
     def document_attention(self) -> bool:

@@ -37,7 +37,8 @@ MAX_STEPS = 2  # from a row to its complete file: a run of the study, and its ma
 class Resolved(Generic[Model]):
     """A complete config, and for each field not from its complete file a mark of what set it.
 
-    `tokens` are those expected in each pool of a run's corpus.
+    `tokens` are those expected in each pool: of a build all, for a run those of its corpora for training, so
+    without the validation split.
     """
 
     config: Model
@@ -58,6 +59,7 @@ class Study:
     corpora: CorporaNode | None
     corpus: Mapping[str, Resolved[Corpus]]
     synthesis: Resolved[SynthesisConfig] | None
+    shards: int  # of the synthesis
     scripted: bool
     runs: Mapping[str, Resolved[ExperimentConfig]]
     models: Mapping[str, ModelRow]
@@ -71,6 +73,11 @@ class Study:
         if isinstance(path, str | Path) and Path(path).is_relative_to(self.out):
             return Path(path).relative_to(self.out)
         return None
+
+    def pools(self, corpus: str) -> list[str]:
+        """Pools of one of the study's builds; of another folder none."""
+        build = self.corpus.get(corpus)
+        return list({source.pool: None for source in build.config.sources.values()} if build else {})
 
 
 def is_study(address: str | Path) -> bool:
@@ -143,8 +150,9 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         name=file.name,
         out=reader.out,
         corpora=at.corpora or file.corpora,
-        corpus={name: reader.resolve("corpus", name, Corpus) for name in reader.rows["corpus"]},
+        corpus={name: reader.corpus(name) for name in reader.rows["corpus"]},
         synthesis=reader.resolve("synthesis", "synthesis", SynthesisConfig) if reader.synthesis else None,
+        shards=reader.synthesis.shards if reader.synthesis else 0,
         scripted=reader.synthesis is not None and reader.synthesis.scripted,
         runs={name: resolved[name] for name in runs},
         models=file.models,
@@ -274,15 +282,22 @@ class _Reader:
         draft.move(draft.tree, self.moved, self.out)
         return Resolved(base.build_config(draft.tree, model, (), draft.where), draft.marks)
 
+    def corpus(self, name: str) -> Resolved[Corpus]:
+        """The complete config of one build, with the tokens expected in its pools at full size."""
+        row = None if self.scale else self.file.corpus.get(name)
+        tokens = {pool: 1e9 * billions for pool, billions in row.tokens.items()} if row else {}
+        return replace(self.resolve("corpus", name, Corpus), tokens=tokens)
+
     def run(self, name: str, overrides: Sequence[str]) -> Resolved[ExperimentConfig]:
-        """The complete config of one run, with the tokens expected of its corpus at full size."""
+        """The complete config of one run, with the training tokens expected of its corpora at full size."""
         resolved = self.resolve("runs", name, ExperimentConfig, overrides)
-        corpus = resolved.config.data.corpus
-        if self.scale or corpus is None or corpus.parent != self.out or corpus.name not in self.file.corpus:
-            return resolved
-        builds = [self.file.corpus[link] for link in self.chain("corpus", corpus.name)]
-        billions = {pool: tokens for build in builds for pool, tokens in build.tokens.items()}
-        return replace(resolved, tokens={pool: 1e9 * tokens for pool, tokens in billions.items()})
+        tokens: dict[str, float] = {}
+        for corpus in resolved.config.data.corpora:
+            if not self.scale and corpus.parent == self.out and corpus.name in self.file.corpus:
+                trained = 1 - self.resolve("corpus", corpus.name, Corpus).config.validation_fraction
+                for link in self.chain("corpus", corpus.name):
+                    tokens |= {pool: 1e9 * n * trained for pool, n in self.file.corpus[link].tokens.items()}
+        return replace(resolved, tokens=tokens)
 
 
 def _layered(

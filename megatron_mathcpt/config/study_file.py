@@ -69,9 +69,10 @@ class CorporaNode(Section):
 
 
 class SynthesisNode(Section):
-    """The synthesis run. `scripted` replaces its servers by a stub, to rehearse it at no cost."""
+    """The synthesis run, in `shards` stages. `scripted` replaces its servers by a stub, at no cost."""
 
     file: Path
+    shards: int = Field(default=1, ge=1, le=10_000)
     set: dict[str, JsonValue] = Field(default_factory=dict)
     scripted: bool = False
 

@@ -1,35 +1,70 @@
-"""The study's public sources: map their rows to our field names, download them from the Hugging Face hub.
+"""Public sources: map their rows to our field names, download any data set of the Hugging Face hub.
 
-Fields, ids, folders, licences and sizes are from the sources' own pages (dataset cards, RedPajama's data_prep
-scripts); None is unknown. Not verified by a page: Lila's names on Hugging Face, AlgebraicStack's
-`meta.hexsha`, RedPajama's `arxiv_id`, StarCoder's control tokens.
+public_sources.yaml describes each set: its files, columns, licence and size, and what of that no page of the
+set confirms. Here is only what a list of columns cannot say. A set without an answer column gets its answers
+from its solutions, by the rules with which outputs of models are read (answers/extraction.py), and each
+record says in its `extra` how its answer was found.
 """
 
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
-from pydantic import RootModel
+from pydantic import Field, RootModel
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
+from megatron_mathcpt.answers.extraction import extract_answer, split_thinking
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import hash_file, read_json, write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.strict_json import decode_json
-from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.records import JsonObject, Language
 
 # StarCoder's files begin with control tokens of its training: `<reponame>a/b<filename>c.py<gh_stars>10`.
 _STARCODER_HEAD = re.compile(r"^(?:<(?:reponame|filename|gh_stars)>[^\n<]*)+\n?")
 NOTE = "download.json"  # in a downloaded folder: its source, revision and files
+FOUND = "answer_found"  # in a record's `extra`: "column", or by which rule of `extract_answer`
 _NOT_AN_ANSWER = frozenset({"", "proof", "notfound"})  # NuminaMath-1.5's values for "none"
+_NOTES = re.compile(r"<<[^<>\n]*>>")  # GSM8K's, for a calculator
+# A last line that only states the answer, which our text states after the solution.
+_STATEMENT = re.compile(
+    r"\n\s*(?:####|(?:The (?:final )?answer is|答案[是为]?)\s*[:：]?)[^\n]*\s*$", re.IGNORECASE
+)
+Row = JsonObject | str  # in our field names, or the reason to drop it
 
 
-def _by_meta(row: JsonObject, *keys: str) -> JsonObject:
+class PublicSource(Section):
+    """A dataset of the hub; `adapter` (by default the set's own name) reads the files that match `pattern`.
+
+    `fields` maps our field names to its columns; `records` and `tokens` (billions) are as its page says.
+    """
+
+    repository: str
+    pattern: str
+    kind: Literal["text", "problem"] = "text"
+    adapter: str = ""
+    fields: dict[str, str] = Field(default_factory=dict)
+    language: Language | None = None
+    licence: str | None = None
+    records: int | None = None
+    tokens: float | None = None
+    gigabytes: float | None = None
+    revision: str = "main"
+    remark: str = ""
+
+
+PUBLISHED = load_config(Path(__file__).with_suffix(".yaml"), RootModel[dict[str, PublicSource]]).root
+
+
+def _by_meta(row: JsonObject, *keys: str) -> Row:
     """`text` and `meta`, an object or JSON as text, whose first of `keys` is the id."""
     meta = row.get("meta")
     with suppress(DataError):
@@ -38,7 +73,7 @@ def _by_meta(row: JsonObject, *keys: str) -> JsonObject:
     return {"text": row.get("text"), "id": next((found[key] for key in keys if found.get(key)), None)}
 
 
-def _starcoder(row: JsonObject) -> JsonObject:
+def _starcoder(row: JsonObject) -> Row:
     """`content`, `id`, `max_stars_repo_name`, `max_stars_repo_path`, `max_stars_count`."""
     text = row.get("content")
     name = "/".join(str(row[k]) for k in ("max_stars_repo_name", "max_stars_repo_path") if row.get(k))
@@ -46,7 +81,7 @@ def _starcoder(row: JsonObject) -> JsonObject:
     return {"text": text, "id": name or row.get("id")}
 
 
-def _infimm_webmath(row: JsonObject) -> JsonObject:
+def _infimm_webmath(row: JsonObject) -> Row:
     """`URL`, and parallel lists `text_list` and `image_list`: where one has a value the other has null."""
     parts = row.get("text_list")
     if isinstance(parts, list):
@@ -54,43 +89,124 @@ def _infimm_webmath(row: JsonObject) -> JsonObject:
     return {"text": parts, "id": row.get("URL")}
 
 
-def _numinamath(row: JsonObject) -> JsonObject | str:
-    """1.5: `problem`, `solution`, `answer`, validity flags; CoT has no `answer`, it is the last boxed one."""
+def _numinamath(row: JsonObject) -> Row:
+    """1.5 has flags of validity and an `answer`, which may be a word for "none"; CoT has neither."""
     for flag in ("problem_is_valid", "solution_is_valid"):
         if row.get(flag, "Yes") != "Yes":
             return "invalid_at_source"
-    solution, answer = row.get("solution"), row.get("answer")
-    if not answer and isinstance(solution, str):
-        answer = last_boxed(solution)
-    if answer is None or str(answer).strip().lower() in _NOT_AN_ANSWER:
-        return "no_answer"
     extra = {key: row[key] for key in ("problem_type", "question_type", "synthetic") if key in row}
-    named = {"question": row.get("problem"), "solution": solution, "answer": answer}
-    return {**named, "source": row.get("source"), "extra": extra}
+    known = str(row.get("answer") or "").strip().lower() not in _NOT_AN_ANSWER
+    if not known and (row.get("answer") or not last_boxed(str(row.get("solution") or ""))):
+        return "no_answer"
+    return {**row, "extra": extra}
 
 
-def _lila(row: JsonObject) -> JsonObject | str:
-    """`input`, `output_program`, `output_answer`, `dataset`; in the original files `Input`, `Output Program`
-    and `Output Answer`, the last two as lists. The solution is the program: there is no other explanation."""
+def _lila(row: JsonObject) -> Row:
+    """In the original files the names are `Input`, `Output Program`, `Output Answer`, the last two lists.
+
+    The solution is the program: there is no other explanation.
+    """
     program = _first(row.get("output_program", row.get("Output Program")))
     answer = _first(row.get("output_answer", row.get("Output Answer")))
-    if not program:
-        return "no_solution"
-    if answer is None or not str(answer).strip():
-        return "no_answer"
     question = row.get("input", row.get("Input"))
-    return {"question": question, "solution": program, "answer": answer, "source": row.get("dataset")}
+    return {
+        "input": question,
+        "output_program": program,
+        "output_answer": answer,
+        "dataset": row.get("dataset"),
+    }
 
 
-# Each returns a row in our field names, or the reason to drop it.
-ADAPTERS: Mapping[str, Callable[[JsonObject], JsonObject | str]] = {
+def _tal_scq5k(row: JsonObject) -> Row:
+    """`answer_option_list` is a list of lists of {aoVal, content}; `answer_analysis` is a list of texts."""
+    options = [option for part in _list(row.get("answer_option_list")) for option in _list(part)]
+    lines = [
+        f"{one.get('aoVal')}. {str(one.get('content')).strip()}" for one in options if isinstance(one, dict)
+    ]
+    analysis = "\n".join(part for part in _list(row.get("answer_analysis")) if isinstance(part, str))
+    return {**row, "problem": "\n".join([str(row.get("problem") or ""), *lines]), "answer_analysis": analysis}
+
+
+def _cmm_math(row: JsonObject) -> Row:
+    """Items with an image are dropped; `options` is one text, `analysis` or `solution` the explanation."""
+    if str(row.get("image") or "").strip("[] "):
+        return "needs_image"
+    question = "\n".join(str(row[name]) for name in ("question", "options") if row.get(name))
+    return {**row, "question": question, "analysis": row.get("analysis") or row.get("solution")}
+
+
+def _belle_school_math(row: JsonObject) -> Row:
+    return {**row, "instruction": f"{row.get('instruction') or ''}\n{row.get('input') or ''}".strip()}
+
+
+def _without_thinking(row: JsonObject) -> Row:
+    """What a reasoning model wrote after its thinking; traces themselves are no solutions of this kind."""
+    text = row.get("generated_solution")
+    return {**row, "generated_solution": split_thinking(text)[1].strip() if isinstance(text, str) else text}
+
+
+def _nemotron_math(row: JsonObject) -> Row:
+    """`messages`, of which the last one of the assistant is the solution."""
+    said = [
+        m.get("content")
+        for m in _list(row.get("messages"))
+        if isinstance(m, dict) and m.get("role") == "assistant"
+    ]
+    return {**row, "solution": said[-1] if said else None}
+
+
+# What happens to a row before its columns are taken.
+_PREPARED: Mapping[str, Callable[[JsonObject], Row]] = {
     "redpajama": lambda row: _by_meta(row, "arxiv_id", "url"),
     "algebraic_stack": lambda row: _by_meta(row, "hexsha"),  # for the part from The Stack
+    "proof_pile_arxiv": lambda row: _by_meta(row, "arxiv_id", "url"),
     "starcoder": _starcoder,
-    "open_web_math": lambda row: {"text": row.get("text"), "id": row.get("url")},
     "infimm_webmath": _infimm_webmath,
     "numinamath": _numinamath,
     "lila": _lila,
+    "tal_scq5k_en": _tal_scq5k,
+    "tal_scq5k_zh": _tal_scq5k,
+    "cmm_math": _cmm_math,
+    "belle_school_math": _belle_school_math,
+    "openmathreasoning": _without_thinking,
+    "nemotron_math": _nemotron_math,
+}
+
+
+def _adapt(name: str, row: JsonObject) -> Row:
+    """A row of the set `name` in our field names, or the reason to drop it."""
+    schema, prepare = PUBLISHED[name], _PREPARED.get(name)
+    found = prepare(row) if prepare else row
+    if isinstance(found, str):
+        return found
+    taken = {ours: found.get(theirs) for ours, theirs in schema.fields.items()} or found
+    if schema.kind == "text":
+        return taken
+    stated = schema.fields.get("answer") in found  # NuminaMath has the column in one edition only
+    return _with_answer(taken | {"extra": found.get("extra", {})}, schema.language or "en", stated=stated)
+
+
+def _with_answer(row: JsonObject, language: Language, *, stated: bool) -> Row:
+    """The row with language and answer; what only repeats the answer is no part of the solution."""
+    solution, answer = row.get("solution"), row.get("answer")
+    if solution is None or not str(solution).strip():
+        return "no_solution"
+    method = "column"
+    if answer is None or not str(answer).strip():
+        if stated or not isinstance(solution, str):
+            return "no_answer"
+        answer, method = extract_answer(solution, language)
+        if not answer:
+            return "no_answer"
+    if method == "phrase" and isinstance(solution, str):
+        solution = _NOTES.sub("", solution)
+        solution = _STATEMENT.sub("", solution).rstrip() or solution
+    extra = {**row["extra"], FOUND: method}
+    return {**row, "solution": solution, "answer": answer, "language": language, "extra": extra}
+
+
+ADAPTERS: Mapping[str, Callable[[JsonObject], Row]] = {
+    name: partial(_adapt, name) for name, one in PUBLISHED.items() if one.adapter in ("", name)
 }
 
 
@@ -109,19 +225,8 @@ def _first(value: object) -> object:
     return (value[0] if value else None) if isinstance(value, list) else value
 
 
-class PublicSource(Section):
-    """A dataset of the hub; `adapter` reads the files that match `pattern`."""
-
-    adapter: str
-    repository: str
-    pattern: str
-    licence: str | None = None
-    gigabytes: float | None = None
-    revision: str = "main"
-    remark: str = ""
-
-
-PUBLISHED = load_config(Path(__file__).with_suffix(".yaml"), RootModel[dict[str, PublicSource]]).root
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 class FileNote(TypedDict):
@@ -130,7 +235,7 @@ class FileNote(TypedDict):
 
 
 class Note(TypedDict):
-    source: str
+    source: str  # repository and pattern
     repository: str
     revision: str
     files: dict[str, FileNote]
@@ -142,22 +247,30 @@ class Fetched(NamedTuple):
     new: list[str]  # downloaded by this call
 
 
-def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
-    """Download the source `name` of `PUBLISHED` to `out`, or resume, and verify every file.
+def find_source(name: str, files: str | None = None, revision: str | None = None) -> PublicSource:
+    """The source `name` of the table, or any dataset of the hub as OWNER/NAME; of it the files that match."""
+    known = PUBLISHED.get(name)
+    if known is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise DataError(f"no source '{name}'; give a dataset of the hub as OWNER/NAME, or one of --list")
+    source = known or PublicSource(repository=name, pattern="*")
+    given = {"pattern": files, "revision": revision}
+    return source.model_copy(update={field: value for field, value in given.items() if value is not None})
+
+
+def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> Fetched:
+    """Download the files of `source` to `out`, or resume, and verify every file.
 
     A complete folder is verified without network; missing or damaged files are passed to `report` and fetched
     again in the same revision.
     """
     from huggingface_hub import HfApi
 
-    if name not in PUBLISHED:
-        raise DataError(f"no source '{name}'; known are {', '.join(PUBLISHED)}")
-    source, note = PUBLISHED[name], _read_note(out / NOTE)
+    note, wish = _read_note(out / NOTE), f"{source.repository}:{source.pattern}"
     if note and note["repository"] != source.repository:
         raise DataError(f"{out}: contains {note['repository']}; give another folder for {source.repository}")
     files = note["files"] if note else {}
     bad = [file for file, known in files.items() if _measured(out / file) != known]
-    if note and not bad:
+    if note and not bad and note["source"] == wish:
         return Fetched(note["revision"], files, [])
     claim_folder(out, "download")
     for file in bad:
@@ -170,9 +283,18 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
         dataset = hub.dataset_info(source.repository, revision=revision, files_metadata=True)
         revision = dataset.sha or revision
         offered = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in dataset.siblings or []}
-        wanted = bad or sorted(file for file in offered if fnmatch(file, source.pattern))
-        if not wanted:
-            raise DataError(f"{source.repository}: no file matches {source.pattern} in revision {revision}")
+        matching = sorted(file for file in offered if fnmatch(file, source.pattern))
+        if not matching:
+            kinds = Counter(re.sub(r"[^/]*(?=\.)", "*", file, count=1) for file in sorted(offered))
+            there = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(8))
+            problem = f"no file matches {source.pattern} in revision {revision}"
+            raise DataError(f"{source.repository}: {problem}; there are {there}")
+        wanted = [*bad, *(file for file in matching if file not in files)]
+        sizes = {file.rfilename: file.size or 0 for file in dataset.siblings or []}
+        total, free = sum(sizes.get(file, 0) for file in wanted), shutil.disk_usage(out).free
+        if total > free:
+            raise DataError(f"{out}: {total / 1e9:,.1f} GB to download, {free / 1e9:,.1f} GB free; make room")
+        report(f"{source.repository}: {len(wanted)} files, {total / 1e9:,.2f} GB, revision {revision}")
         hub.snapshot_download(
             source.repository, repo_type="dataset", revision=revision, allow_patterns=wanted, local_dir=out
         )
@@ -184,7 +306,7 @@ def download(name: str, out: Path, report: Callable[[str], None]) -> Fetched:
             (out / file).unlink()
             raise DataError(f"{out / file}: SHA-256 is not the hub's, removed; run the command again")
         files[file] = found
-    row = Note(source=name, repository=source.repository, revision=revision, files=files)
+    row = Note(source=wish, repository=source.repository, revision=revision, files=files)
     write_atomically(out / NOTE, json.dumps(row, indent=1).encode())
     return Fetched(revision, files, wanted)
 

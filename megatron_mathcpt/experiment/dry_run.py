@@ -4,12 +4,12 @@ Token counts come from the corpus folder if it is built, else from `tokens` of t
 that are only scored, the memory with which they answer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import Study
 from megatron_mathcpt.config.shape import read_decoder
@@ -17,14 +17,23 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
-from megatron_mathcpt.planner.memory import USABLE, answering_gib, check_memory, peak_memory
+from megatron_mathcpt.planner.memory import (
+    USABLE,
+    answering_gib,
+    check_memory,
+    peak_checkpoint_bytes,
+    peak_memory,
+)
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
+from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+# 2 for the ids of a vocabulary below 65,536 (else 4), and about 4.5 for the text with its JSON, an estimate.
+_BYTES_PER_TOKEN = 6.5
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
@@ -32,7 +41,8 @@ MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fi
 class DryRun:
     """One run: optimizer steps, training tokens, the planner's prediction for its layout.
 
-    `pools` maps each pool to the tokens drawn from it, and to how many passes over it that is.
+    `pools` maps each pool to the tokens drawn from it, and to how many passes over its training split these
+    are. `disk_bytes` is what its checkpoints take at most.
     """
 
     steps: int
@@ -42,6 +52,7 @@ class DryRun:
     memory_gib: float
     step_seconds: float
     gpu_hours: float
+    disk_bytes: int
 
 
 def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
@@ -56,7 +67,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         )
     # The folder of packed samples of an SFT run is named after its pool.
     shares = {config.data.sft.name: 1.0} if config.data.sft else config.data.shares()
-    available = _tokens_of(shares, config.data.corpus, expected)
+    available = _tokens_of(shares, config.data.corpora, expected)
     if config.train.train_epochs is not None:
         seen = {
             "train_tokens": round(config.train.train_epochs * sum(available.values())),
@@ -64,6 +75,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         }
         config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
+    check_passes(config, available)
     machine = load_machine(hardware)
     check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
     check_recipe(config.precision.fp8_recipe, machine.hardware.capability)
@@ -79,24 +91,32 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         memory_gib=peak_memory(run).gib,
         step_seconds=seconds,
         gpu_hours=steps * seconds * gpus / 3600,
+        disk_bytes=peak_checkpoint_bytes(config),
     )
 
 
-def _tokens_of(pools: Iterable[str], corpus: Path | None, expected: Mapping[str, float]) -> dict[str, float]:
-    """Training tokens of each pool: from the corpus if it is built, else as expected."""
-    built = {}
-    if corpus is not None and (corpus / FILE_NAME).is_file():
-        built = load_manifest(corpus, "corpus").counts["pools"]
-    found = {}
+def _tokens_of(
+    pools: Iterable[str], corpora: Sequence[Path], expected: Mapping[str, float]
+) -> dict[str, float]:
+    """Training tokens of each pool: from the corpora that are built, else as expected."""
+    built, found = JsonObject(), dict[str, float]()
+    for corpus in corpora:
+        if (corpus / FILE_NAME).is_file():
+            built |= load_manifest(corpus, "corpus").counts["pools"]
     for pool in pools:
         tokens = built[pool]["train"]["tokens"] if pool in built else expected.get(pool)
         if tokens is None:
             raise ConfigError(
-                f"data: the number of tokens of pool '{pool}' is not known; build {corpus}, "
+                f"data: the number of tokens of pool '{pool}' is not known; build its corpus, "
                 "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
             )
         found[pool] = float(tokens)
     return found
+
+
+def corpora_bytes(study: Study) -> float:
+    """Expected size of all finished corpora: token ids, and documents as JSON lines."""
+    return _BYTES_PER_TOKEN * sum(sum(build.tokens.values()) for build in study.corpus.values())
 
 
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
@@ -146,14 +166,17 @@ def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
-    for name in ("run", "steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "GPU-hours"):
-        left, wrapped = name in ("run", "of which (passes)", "layout"), name in ("run", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=not wrapped, overflow="fold")
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 120 columns
+    table.add_column("run", overflow="fold", min_width=20)
+    for name in ("steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "disk TB", "GPU-hours"):
+        left = name in ("of which (passes)", "layout")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout")
     for name, run in runs.items():
-        mixed = "\n".join(f"{pool} {n / 1e9:.2f}B ({passes:.2f})" for pool, (n, passes) in run.pools.items())
-        size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout)
-        table.add_row(
-            name, *size, f"{run.memory_gib:.1f}", f"{run.step_seconds:.2f}", f"{run.gpu_hours:,.0f}"
+        mixed = "\n".join(
+            f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
+            for pool, (n, passes) in run.pools.items()
         )
+        size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout, f"{run.memory_gib:.1f}")
+        costs = (f"{run.step_seconds:.2f}", f"{run.disk_bytes / 1e12:.2f}", f"{run.gpu_hours:,.0f}")
+        table.add_row(name, *size, *costs)
     return table

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.cross_checks import check_experiment
+from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
@@ -27,7 +27,6 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 from megatron_mathcpt.records import JsonObject
 
 _RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
-_SHARD = "shard-00000-of-00001"  # of a synthesis in one shard, as synthesis/synthesize.py names it
 
 
 class Config(NamedTuple):
@@ -132,18 +131,29 @@ def _check_run(study: Study, name: str, processes: int | None) -> None:
             check_experiment(config, processes)
         except ConfigError as error:
             raise ConfigError(f"runs.{name}: {error}") from error
-    corpus = study.inside(config.data.corpus)
-    if corpus is None:
-        return
-    if str(corpus) not in study.corpus:
-        raise ConfigError(f"runs.{name}: data.corpus: {config.data.corpus} is no corpus of the study")
-    pools = {source.pool for source in study.corpus[str(corpus)].config.sources.values()}
-    packed = study.inside(config.data.sft)
-    named = {"data.blend": config.data.blend, "validation.sets": config.validation.sets}
+    corpora = [study.inside(folder) for folder in config.data.corpora]
+    if None not in corpora:  # of one that is built elsewhere the run checks the pools when it starts
+        _check_pools(study, name, [*map(str, corpora)])
+    try:
+        check_passes(config, study.runs[name].tokens)
+    except ConfigError as error:
+        raise ConfigError(f"runs.{name}: {error}") from error
+
+
+def _check_pools(study: Study, name: str, corpora: Sequence[str]) -> None:
+    """Refuse a run that names a pool which none, or more than one, of its corpora has."""
+    data, validation = study.runs[name].config.data, study.runs[name].config.validation
+    if unknown := [corpus for corpus in corpora if corpus not in study.corpus]:
+        raise ConfigError(f"runs.{name}: data.corpus: {study.out / unknown[0]} is no corpus of the study")
+    owners = Counter(pool for corpus in corpora for pool in study.pools(corpus))
+    where, packed = ", ".join(corpora), study.inside(data.sft)
+    named = {"data.blend": [*data.blend], "validation.sets": [*validation.sets]}
     for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
-        if wrong := sorted({*names} - pools):
-            known = ", ".join(sorted(pools))
-            raise ConfigError(f"runs.{name}: {field}: {corpus} has no pool '{wrong[0]}'; there are: {known}")
+        if missing := [pool for pool in names if not owners[pool]]:
+            known = f"there are: {', '.join(sorted(owners))}"
+            raise ConfigError(f"runs.{name}: {field}: {where} has no pool '{missing[0]}'; {known}")
+        if twice := [pool for pool in names if owners[pool] > 1]:
+            raise ConfigError(f"runs.{name}: {field}: pool '{twice[0]}' is in more than one of {where}")
 
 
 class _Planner:
@@ -153,9 +163,12 @@ class _Planner:
         self.study, self.benchmarks, self.out, self.scored = study, benchmarks, study.out, study.scored
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
-        self.synthesis = ("synthesis",) if study.synthesis else ()
+        self.shards = [f"shard-{number:05d}-of-{study.shards:05d}" for number in range(study.shards)]
+        several = tuple(f"synthesis/{shard}" for shard in self.shards)
+        self.synthesis = several if study.shards > 1 else ("synthesis",) * study.shards
         # Folders of results are named after stages, so a path in a config says which stage makes it.
-        self.names = {*self.corpora, *self.synthesis, *study.corpus, *study.runs, *self.packed}
+        self.names = {*self.corpora, *study.corpus, *study.runs, *self.packed}
+        self.names |= {"synthesis"} if study.synthesis else set()
         self.names |= {f"{name}/hf" for name in self.scored if name in study.runs}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
@@ -171,7 +184,10 @@ class _Planner:
         if study.synthesis:
             stub = ("--scripted",) if study.scripted else ()
             stage = self.configured("synthesis", "synthesis", study.synthesis, _verb("synthesize"), *stub)
-            yield replace(stage, folder=stage.folder / _SHARD)
+            for number, (name, shard) in enumerate(zip(self.synthesis, self.shards, strict=True)):
+                part = ("--shard", f"{number}/{study.shards}") if study.shards > 1 else ()
+                command, folder = (*stage.command, *part), stage.folder / shard
+                yield replace(stage, name=name, folder=folder, command=command)
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
@@ -240,9 +256,12 @@ class _Planner:
         packed: dict[str, tuple[str, str, int]] = {}
         for name, run in self.study.runs.items():
             data = run.config.data
-            folder, corpus = self.study.inside(data.sft), self.study.inside(data.corpus)
+            folder = self.study.inside(data.sft)
             if folder is None:
                 continue
+            corpora = [corpus for corpus in map(self.study.inside, data.corpora) if corpus is not None]
+            owners = (corpus for corpus in corpora if folder.name in self.study.pools(str(corpus)))
+            corpus = next(owners, corpora[0] if corpora else None)
             if corpus is None:
                 raise ConfigError(f"runs.{name}: data.corpus must say what {data.sft} is made of")
             made_from = (str(corpus), folder.name, run.config.train.seq_length)
@@ -278,7 +297,8 @@ class _Planner:
         path, folder = self.out / "configs" / f"{name}.yaml", self.out / name
         command = (*program, str(path), "--out", str(folder), *options)
         config = Config(path, resolved.as_yaml(), settings)
-        return Stage(name, kind, folder, command, tuple(needs), config=config, outside=tuple(outside))
+        made = (part for need in needs for part in (self.synthesis if need == "synthesis" else (need,)))
+        return Stage(name, kind, folder, command, tuple(made), config=config, outside=tuple(outside))
 
 
 def _stamps(pattern: str) -> list[tuple[str, int, int]]:

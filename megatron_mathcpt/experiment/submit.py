@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ".slurm"  # hidden, so not an output of the stage: its logs grow after the manifest is written
 _COPIED = ("megatron_mathcpt", "tools", "configs")
 _STATE = ("progress", "sick_nodes", "owner")
-_JOB_ID = "job_id"
+_JOB_ID, _SERVERS = "job_id", "servers.yaml"
 # Values allowed in an #SBATCH line, and how an error describes them.
 _NAME = (r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits and _ . + -")
 _PATH = (r"(/(?!\.\.(/|$))[A-Za-z0-9_.+=@~-]+)+", "an absolute path of letters, digits and _ . + = @ ~ -")
@@ -42,8 +42,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 class Job:
     """One job: `command` (the interpreter first) runs as `nodes` x `tasks_per_node` tasks.
 
-    `folder` is for logs and state, `code` is the copy that it runs from, `checkpoints` is watched for
-    progress, and paths in its command are relative to `work`.
+    `folder` is for logs and state, `code` is the copy that it runs from, `checkpoints`, or the size of the
+    file `store`, is watched for progress, and paths in its command are relative to `work`.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Job:
     gpus_per_node: int = 0
     cpus_per_task: int = 1
     check_nodes: bool = False
+    store: Path | None = None
 
     @property
     def tasks(self) -> int:
@@ -105,10 +106,15 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
         raise ConfigError(
             f"{stage.name}: {gpus} GPUs of one node, but {cluster.name} has {cluster.gpus_per_node}"
         )
-    alone: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
-    size = _whole_nodes(cluster) if stage.kind == "run" else alone
-    places = (out / FOLDER / name, code, Path.cwd(), stage.folder / "checkpoints")
-    return Job(name, *places, command, **size)
+    size: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
+    size = _whole_nodes(cluster) if stage.kind == "run" else size
+    folder = out / FOLDER / name
+    if stage.kind == "synthesis" and "--scripted" not in command:
+        command = (*command, "--serve", str(folder / _SERVERS))
+        cores = cluster.gpus_per_node * cluster.cpus_per_task
+        size = {"gpus_per_node": cluster.gpus_per_node, "cpus_per_task": cores}
+        size["store"] = stage.folder / ".store" / "synthesis.sqlite"
+    return Job(name, folder, code, Path.cwd(), stage.folder / "checkpoints", command, **size)
 
 
 def submit_stages(
@@ -119,6 +125,9 @@ def submit_stages(
     Returns, for each stage, whether it is `done`, `queued` or `submitted`, and its job id if it has one.
     A failed stage cancels only what depends on it (`--kill-on-invalid-dep`); submitting again resumes.
     """
+    for stage in stages:
+        if stage.kind == "synthesis":
+            check_servers(stage, cluster)
     jobs = {stage.name: stage_job(stage, cluster, out) for stage in stages}
     scripts = {name: render(job, cluster) for name, job in jobs.items()}  # refuses before anything is written
     result: dict[str, tuple[str, int | None]] = {}
@@ -137,9 +146,23 @@ def submit_stages(
             snapshot_code(out / FOLDER / "code", allow_dirty=allow_dirty)
         for stage in [stage for stage in stages if stage.name not in result]:
             stage.write_config()  # never that of a queued job, which keeps the config it was submitted with
+            if jobs[stage.name].store and cluster.synthesis:
+                servers = dump_yaml(cluster.synthesis).encode()
+                write_atomically(jobs[stage.name].folder / _SERVERS, servers)
             after = [job_id for need in stage.needs if (job_id := result[need][1]) is not None]
             result[stage.name] = "submitted", submit_job(jobs[stage.name], scripts[stage.name], after)
     return {name: result[name] for name in jobs}
+
+
+def check_servers(stage: Stage, cluster: ClusterConfig) -> None:
+    """Refuse a stage of synthesis, unless it is scripted, whose servers the cluster file does not start."""
+    if "--scripted" in stage.command or stage.is_done() or stage.config is None:
+        return
+    known = {} if cluster.synthesis is None else cluster.synthesis.servers
+    for name in {field.split(".")[1] for field in stage.config.settings if field.startswith("servers.")}:
+        if name not in known:
+            remedy = f"say under synthesis.servers.{name} of the cluster file how it is started"
+            raise ConfigError(f"{stage.name}: cluster {cluster.name} has no server '{name}'; {remedy}")
 
 
 def submit_job(job: Job, script: str, after: Sequence[int] = ()) -> int:

@@ -31,6 +31,7 @@ from megatron_mathcpt.formats.run_folder import INDEX_CACHE
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
 from megatron_mathcpt.parallel import Layout
+from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.train.inputs import Inputs, recorded_config, resolve_inputs
 
 INDEX = "sample index"  # kind of the folder of a blend's index
@@ -184,7 +185,8 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
     config = inputs.config
     budget = [config.train.train_samples, config.train.seq_length, config.seed]
     # Megatron-Core's names of the files in it depend on the corpus's path.
-    data = [inputs.fingerprints["corpus"], str(config.data.corpus), config.data.blend]
+    prints = [found for name, found in inputs.fingerprints.items() if name.startswith("corpus")]
+    data = [*prints, *map(str, config.data.corpora), config.data.blend]
     return run_folder / INDEX_CACHE / hash_json([*data, *budget])[:16]
 
 
@@ -234,8 +236,13 @@ def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
 
 
 def dataset_prefix(config: ExperimentConfig, pool: str, split: str) -> str:
-    assert config.data.corpus is not None
-    return str(config.data.corpus / "datasets" / pool / split)
+    folder = _corpus_of(config, pool)
+    return str(folder / "datasets" / pool / split)
+
+
+def _corpus_of(config: ExperimentConfig, pool: str) -> Path:
+    """The one of the run's corpora that has this pool (`resolve_inputs` has checked that it is one)."""
+    return next(folder for folder in config.data.corpora if (folder / "datasets" / pool).is_dir())
 
 
 class SourceCounter:
@@ -317,7 +324,7 @@ def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
     config = recorded_config(run_folder)
     if not 1 <= step <= config.train.train_steps:
         raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")
-    for folder in filter(None, (config.data.corpus, config.data.sft)):
+    for folder in filter(None, (*config.data.corpora, config.data.sft)):
         verify_part(folder, load_manifest(folder, None))
     size = config.train.global_batch_size
     samples = range((step - 1) * size, step * size)
@@ -338,12 +345,10 @@ def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
         # Only this private method knows the documents of a sample; in 0.19 it returns a third item.
         documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
         seen += [(sample, pools[pool], int(document)) for document in documents]
-    assert config.data.corpus is not None
-    corpus = open_corpus(config.data.corpus)
-    records = {
-        (pool, kept.index): kept.row
-        for pool in {pool for _, pool, _ in seen}
-        for kept in corpus.choose(Selection(pool, split=SPLITS[TRAIN]), (d for _, p, d in seen if p == pool))
-    }
+    records: dict[tuple[str, int], JsonObject] = {}
+    for name in {name for _, name, _ in seen}:
+        numbers = [document for _, owner, document in seen if owner == name]
+        kept = open_corpus(_corpus_of(config, name)).choose(Selection(name, split=SPLITS[TRAIN]), numbers)
+        records |= {(name, one.index): one.row for one in kept}
     found = [(at, records[at[1:]]) for at in seen]
     return [TracedDocument(*at, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for at, row in found]

@@ -5,6 +5,7 @@ Without torch, whose import takes seconds: a finished run or a wrong config must
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.config.base import load_config
+from megatron_mathcpt.config.cross_checks import check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
@@ -71,8 +73,8 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         shape = read_hf_shape(config.init.hf)
         fingerprints["hf"] = convert.hf_fingerprint(config.init.hf)
     if weights is not None:
-        for data in filter(None, (config.data.corpus, config.data.sft)):
-            _check_tokenizer(config, data, weights / _TOKENIZER)
+        for data in _folders(config):
+            _check_tokenizer(config, data, weights / _TOKENIZER, "the model's tokenizer")
     assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
@@ -80,7 +82,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     size = tokenizer.vocab_size if shape.vocab_size is None else shape.vocab_size
     if tokenizer.vocab_size > size:
         raise DataError(
-            f"{config.data.sft or config.data.corpus}: its tokenizer has {tokenizer.vocab_size} tokens, "
+            f"{_folders(config)[-1]}: its tokenizer has {tokenizer.vocab_size} tokens, "
             f"the model's vocabulary {size}; build it with the model's tokenizer"
         )
     resolved = config.model_copy(update={"model": shape.model_copy(update={"vocab_size": size})})
@@ -92,12 +94,17 @@ def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
 
     A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py).
     """
-    for folder in filter(None, (config.data.corpus, config.data.sft)):
+    for folder in _folders(config):
         verify_part(folder, load_manifest(folder, None), lambda name: full or name.endswith(_DATA), full=full)
         for index in sorted(folder.glob("datasets/*/*.idx")):
             read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
     if config.init.hf is not None:
         convert.verify_exported(config.init.hf, full=full)
+
+
+def _folders(config: ExperimentConfig) -> list[Path]:
+    """Folders of data that the run reads."""
+    return [*config.data.corpora, *([config.data.sft] if config.data.sft else [])]
 
 
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
@@ -111,14 +118,15 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
         )
 
 
-def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path) -> None:
-    """Refuse data whose ids are other tokens in `theirs`, the tokenizer of the starting weights, if any."""
+def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path, whose: str) -> None:
+    """Refuse data whose ids are other tokens in the file `theirs`, if there is one."""
     sha256 = TokenizerCounts.model_validate(load_manifest(data, None).counts["tokenizer"]).sha256
     if not theirs.is_file() or hash_file(theirs) == sha256:
         return
-    remedy = f"build {data} with the model's tokenizer"
-    ours = (config.data.corpus or data) / "tokenizer" / _TOKENIZER
-    if not ours.is_file() or hash_file(ours) != sha256:
+    remedy = f"build {data} with {whose}"
+    files = (folder / "tokenizer" / _TOKENIZER for folder in (data, *config.data.corpora))  # `sft` has none
+    ours = next((file for file in files if file.is_file() and hash_file(file) == sha256), None)
+    if ours is None:
         raise DataError(f"{data}: its tokenizer (sha256 {sha256[:12]}) is not {theirs}; {remedy}")
     # Other bytes may be the same tokenizer, saved again: the ids decide.
     vocabulary, found = (read_tokenizer(file).get_vocab(with_added_tokens=True) for file in (ours, theirs))
@@ -130,12 +138,14 @@ def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path) -> None
 
 def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts]:
     """Return the config with epochs converted to tokens, the training data's fingerprint, its tokenizer."""
-    if config.data.corpus is not None:
-        manifest = load_manifest(config.data.corpus, "corpus")
-        corpus = corpus_counts(manifest)
-        _check_pools(config, config.data.corpus, corpus.pools)  # in SFT for the validation sets
+    if corpora := config.data.corpora:
+        manifests = [load_manifest(folder, "corpus") for folder in corpora]
+        tokenizer = _check_corpora(config, manifests)  # in SFT for the validation sets
         if config.data.sft is None:
-            return config, {"corpus": manifest.fingerprint()}, corpus.tokenizer
+            if len(corpora) == 1:
+                return config, {"corpus": manifests[0].fingerprint()}, tokenizer
+            prints = (manifest.fingerprint() for manifest in manifests)
+            return config, {f"corpus {n}": found for n, found in enumerate(prints, 1)}, tokenizer
     assert config.data.sft is not None
     manifest = load_manifest(config.data.sft, "sft")
     sft, train = sft_counts(manifest), config.train
@@ -149,24 +159,36 @@ def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str,
     return config.model_copy(update={"train": train}), {"sft": manifest.fingerprint()}, sft.tokenizer
 
 
-def _check_pools(config: ExperimentConfig, corpus: Path, pools: dict[str, PoolCounts]) -> None:
+def _check_corpora(config: ExperimentConfig, manifests: Sequence[Manifest]) -> TokenizerCounts:
+    """Refuse corpora that do not match the config or each other; returns their tokenizer."""
+    pools, owners = dict[str, PoolCounts](), dict[str, Path]()
+    named = {*config.data.blend, *config.validation.sets}
+    for folder, manifest in zip(config.data.corpora, manifests, strict=True):
+        found = corpus_counts(manifest).pools
+        if twice := sorted(named & found.keys() & owners.keys()):
+            raise ConfigError(f"data.corpus: {owners[twice[0]]} and {folder} both have a pool '{twice[0]}'")
+        pools |= found
+        owners |= dict.fromkeys(found, folder)
+    first, *others = config.data.corpora
+    for folder in others:
+        _check_tokenizer(config, folder, first / "tokenizer" / _TOKENIZER, f"the tokenizer of {first}")
+    _check_pools(config, pools, owners)
+    return corpus_counts(manifests[0]).tokenizer
+
+
+def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts], owners: dict[str, Path]) -> None:
     for field, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
-        for name in names:
-            if name not in pools:
-                raise ConfigError(f"{field}: no pool '{name}' in {corpus} (there: {', '.join(pools)})")
+        if unknown := [name for name in names if name not in pools]:
+            where = ", ".join(map(str, config.data.corpora))
+            raise ConfigError(f"{field}: no pool '{unknown[0]}' in {where} (there: {', '.join(pools)})")
     for name in config.validation.sets:
         if pools[name].validation.tokens < 2:
-            raise DataError(f"{corpus}: pool '{name}' has no validation tokens")
-    for name, share in config.data.shares().items():
+            raise DataError(f"{owners[name]}: pool '{name}' has no validation tokens")
+    for name in config.data.blend:
         tokens = pools[name].train.tokens
         if tokens < config.train.seq_length + 1:  # labels are the next tokens: one more than a sample
-            raise DataError(f"{corpus}: pool '{name}' has {tokens} tokens, less than one sample")
-        epochs = share * (config.train.train_tokens or 0) / tokens
-        cap = config.data.max_epochs.get(name, math.inf)
-        if epochs > cap:
-            raise ConfigError(
-                f"data.max_epochs.{name}: the budget is {epochs:.2f} epochs, the cap is {cap:g}"
-            )
+            raise DataError(f"{owners[name]}: pool '{name}' has {tokens} tokens, less than one sample")
+    check_passes(config, {name: counts.train.tokens for name, counts in pools.items()})
 
 
 def recorded_config(run_folder: Path) -> ExperimentConfig:

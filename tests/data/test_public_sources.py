@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +18,11 @@ import pytest
 
 from megatron_mathcpt.config.corpus import ProblemAdapter, Source, TextAdapter
 from megatron_mathcpt.data.benchmark_sources import load_table
-from megatron_mathcpt.data.public_sources import ADAPTERS, NOTE, PUBLISHED, download
-from megatron_mathcpt.data.sources import Skipped, list_shards, read_documents
+from megatron_mathcpt.data.public_sources import ADAPTERS, FOUND, NOTE, PUBLISHED, download, find_source
+from megatron_mathcpt.data.sources import Document, Skipped, list_shards, read_documents
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.records import Problem
+from tests.support.public_samples import write_samples
 
 ARXIV = {"yymm": "0704", "arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
 WIKI = json.dumps({"title": "Pi", "url": "https://en.wikipedia.org/wiki/Pi", "language": "en"})
@@ -76,13 +79,14 @@ def test_a_row_becomes_a_document_or_a_named_drop(
     else:
         problem = record.problem
         assert (problem.question, problem.solution, problem.answer, problem.source) == expected
-        assert set(problem.extra) <= {"problem_type", "question_type", "synthetic"}
+        assert set(problem.extra) <= {"problem_type", "question_type", "synthetic", FOUND}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("value", [None, 1, [], [None], {}, "{", float("nan")])
 def test_wrong_types_are_rejects_or_named_drops(tmp_path: Path, adapter: str, value: Any) -> None:
-    names = ("text", "meta", "content", "url", "URL", "text_list", "problem", "solution", "answer", "input")
+    names = {"meta", "content", "URL", "text_list", "image", "options", "answer_option_list", "messages"}
+    names |= {column for one in PUBLISHED.values() for column in one.fields.values()}
     record = read_one(tmp_path, adapter, dict.fromkeys(names, value))
     assert type(record).__name__ in ("Skipped", "Document")
 
@@ -179,6 +183,23 @@ def test_files_are_complete_verified_and_downloaded_again(hub: tuple[str, type[H
 
     other = run(endpoint, "lila", "--out", str(out))
     assert other.returncode == 2 and "contains AI-MO/NuminaMath-CoT" in other.stderr
+    more = run(endpoint, "AI-MO/NuminaMath-CoT", "--files", "data/*", "--out", str(out))
+    assert "1 files downloaded; 3 files" in more.stdout, more.stderr
+    assert (out / "data" / "test-00000-of-00001.parquet").read_bytes() == b"not wanted"
+
+
+def test_any_dataset_of_the_hub_is_downloaded_by_its_name(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
+    endpoint, handler = hub
+    done = run(endpoint, "some/one", "--revision", "v1", "--out", str(tmp_path / "one"))
+    assert "4 files downloaded" in done.stdout and "its columns go under `fields`" in done.stdout, done.stderr
+    assert (tmp_path / "one" / "README.md").read_bytes() == FILES["README.md"]
+    assert any("some/one/revision/v1" in path for path in handler.asked)
+    none = run(endpoint, "some/one", "--files", "*.json", "--out", str(tmp_path / "none"))
+    assert none.returncode == 2
+    assert "no file matches *.json" in none.stderr
+    assert "there are data/*.parquet (3), *.md (1)" in none.stderr
+    wrong = run(endpoint, "benchmarks", "--files", "x", "--out", str(tmp_path / "none"))
+    assert wrong.returncode == 2 and "--files and --revision: not for `download benchmarks`" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -187,7 +208,7 @@ def test_files_are_complete_verified_and_downloaded_again(hub: tuple[str, type[H
         ("numinamath", {"wrong": True}, "SHA-256 is not the hub's"),
         ("starcoder", {"status": 403}, "bigcode/starcoderdata: gated; accept its terms"),
         ("numinamath", None, "AI-MO/NuminaMath-CoT: the hub cannot be reached"),
-        ("nothing", {}, "no source 'nothing'; known are numinamath,"),
+        ("nothing", {}, "no source 'nothing'; give a dataset of the hub as OWNER/NAME"),
     ],
 )
 def test_errors_are_one_line(
@@ -206,13 +227,71 @@ def test_list_shows_every_adapter() -> None:
     assert all(name in shown.stdout for name in (*PUBLISHED, *load_table()))
     sets = run("http://127.0.0.1:9", "benchmarks", "--list").stdout
     assert all(name in sets for name in load_table())
-    assert not any(name in sets for name in PUBLISHED)
+    assert not any(name in sets for name in ("numinamath", "open_web_math", "starcoder"))
     adapters = {*get_args(TextAdapter), *get_args(ProblemAdapter)}
-    assert {found.adapter for found in PUBLISHED.values()} == adapters
+    assert {found.adapter or name for name, found in PUBLISHED.items()} == adapters == {*ADAPTERS}
+    for found in PUBLISHED.values():
+        assert found.kind == "text" or found.licence
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Problem]]]:
+    """Every set in its own schema and layout."""
+    out = tmp_path_factory.mktemp("corpora")
+    return out, write_samples(out, 24)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "redpajama"])
+def test_every_set_is_read_from_its_own_files(
+    name: str, samples: tuple[Path, dict[str, list[Problem]]]
+) -> None:
+    """Its pattern finds them; each record has the question, solution and answer that were written."""
+    out, written = samples
+    one = PUBLISHED[name]
+    files = [path.relative_to(out / name).as_posix() for path in (out / name).rglob("*") if path.is_file()]
+    assert files and all(fnmatch(file, one.pattern) for file in files)
+    path = f"{out / name}/{one.pattern}"
+    tree = {"pool": "p", "path": path, "kind": one.kind, "adapter": one.adapter or name}
+    source = Source.model_validate(tree)
+    shards = list_shards({name: source})
+    records = [record for shard in shards for block in read_documents(shard, source) for record in block]
+    assert len(records) == 24 and all(isinstance(record, Document) for record in records)
+    if one.kind == "text":
+        assert all(len(record.text) > 20 for record in records if isinstance(record, Document))
+        return
+    ours = {p.question.splitlines()[0]: p for p in written[name]}
+    for record in records:
+        assert isinstance(record, Document) and record.problem
+        made, problem = record.problem, ours[record.problem.question.splitlines()[0]]
+        assert made.language == problem.language
+        letter = re.search(rf"\n([A-D])\. \$\${re.escape(problem.answer)}\$\$$", made.question, re.M)
+        assert made.answer == (letter[1] if letter else problem.answer)
+        # Where the set has a field for it, or the rule that found it, and never a second statement of it.
+        assert made.extra[FOUND] == _FOUND_BY.get(name, "column")
+        assert "####" not in made.solution and "<<" not in made.solution and "<think>" not in made.solution
+        assert record.text.count("The answer is") + record.text.count("答案是") == 1
+        kept = problem.solution.splitlines()[0 if name in ("lila", "numinamath") else -1]
+        assert kept in made.solution
+
+
+_FOUND_BY = {
+    **dict.fromkeys(("numinamath", "math_train"), "box"),
+    **dict.fromkeys(("gsm8k_train", "metamathqa", "belle_school_math"), "phrase"),
+    "orca_math": "last_number",
+}
+
+
+def test_an_item_with_an_image_or_without_a_solution_is_dropped_by_name() -> None:
+    item = {"id": "1", "image": "['1.png']", "question": "q", "analysis": "s", "answer": "a"}
+    assert ADAPTERS["cmm_math"](item) == "needs_image"
+    assert ADAPTERS["cmm_math"](item | {"image": "[]", "analysis": None}) == "no_solution"
+    assert ADAPTERS["orca_math"]({"question": "q", "answer": "It cannot be said."}) == "no_answer"
+    unfinished = {"problem": "q", "generated_solution": "<think>so far", "expected_answer": "1"}
+    assert ADAPTERS["openmathreasoning"](unfinished) == "no_solution"
 
 
 @pytest.mark.parametrize("note", [b"", b"[" * 5000, b"[]", b'{"repository": 5}', b"\xff"])
 def test_a_damaged_note_of_a_download_is_named(tmp_path: Path, note: bytes) -> None:
     (tmp_path / NOTE).write_bytes(note)
     with pytest.raises(DataError, match=r"download\.json: .*; remove it to download all files again"):
-        download("numinamath", tmp_path, print)
+        download(find_source("numinamath"), tmp_path, print)

@@ -12,14 +12,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_mathcpt.config.cluster import ClusterConfig
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.experiment.local import KIND
-from megatron_mathcpt.experiment.submit import Job, load_cluster, render, snapshot_code, submit_stages
+from megatron_mathcpt.experiment.stages import build_stages
+from megatron_mathcpt.experiment.submit import (
+    Job,
+    load_cluster,
+    render,
+    snapshot_code,
+    stage_job,
+    submit_stages,
+)
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.support.stages import demo_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "sbatch"
+STUDY = ROOT / "configs" / "paper" / "study.yaml"
 CLUSTERS = sorted(path.stem for path in (ROOT / "configs" / "clusters").glob("*.yaml"))
 
 
@@ -28,6 +38,25 @@ def training(cluster: ClusterConfig) -> Job:
     places = (run / ".slurm", run / ".slurm" / "code", Path("/lustre/project"), run / "checkpoints")
     command = ("python", "-P", "-m", "megatron_mathcpt.train", f"{run}/.slurm/config.yaml")
     return Job("base2", *places, command, cluster.nodes, gpus, gpus, cluster.cpus_per_task, check_nodes=True)
+
+
+def test_a_shard_of_a_synthesis_has_a_whole_node_and_its_servers(tmp_path: Path) -> None:
+    """Requeued as long as its store grows; a server that the cluster file lacks is named before all else."""
+    study = load_study(STUDY, Asked(out=tmp_path), ())
+    stages = {stage.name: stage for stage in build_stages(study, 64, None, Path("sets"))}
+    shard, cluster = stages["synthesis/shard-00003-of-00016"], load_cluster("h100")
+    job = stage_job(shard, cluster, tmp_path)
+    assert job.command[-4:] == ("--shard", "3/16", "--serve", f"{job.folder}/servers.yaml")
+    assert (job.nodes, job.tasks, job.gpus_per_node, job.cpus_per_task) == (1, 1, 8, 96)
+    text = render(job, cluster)
+    store = tmp_path / "synthesis" / "shard-00003-of-00016" / ".store" / "synthesis.sqlite"
+    assert f"stat --printf='%s bytes stored' {store} " in text and "step_*" not in text
+    (tmp_path / "job.sh").write_text(text)
+    done = subprocess.run(["shellcheck", tmp_path / "job.sh"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert set(stages["corpus_synthesis"].needs) >= {f"synthesis/shard-{n:05d}-of-00016" for n in range(16)}
+    with pytest.raises(ConfigError, match=r"cluster test has no server '\w+'; say under synthesis\.servers"):
+        submit_stages([shard], load_cluster("test"), tmp_path, allow_dirty=True)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

@@ -39,25 +39,6 @@ def test_a_torch_for_the_cpu_is_refused_before_anything_is_built(tmp_path: Path)
     assert not done.stdout
 
 
-def test_a_synthesis_job_refuses_before_its_servers_start(tmp_path: Path) -> None:
-    job, config, file = (
-        ROOT / "launch" / "synthesis.sbatch",
-        ROOT / "configs/tiny/synthesis.yaml",
-        tmp_path / "file",
-    )
-    file.touch()
-    environment = {"PATH": "/usr/bin:/bin", "STUDENT_MODEL": "a", "TEACHER_MODEL": "b"}
-    for words, message in (
-        (("missing.yaml", tmp_path), "missing.yaml: no such file"),
-        ((config, file / "out"), f"{file}/out: cannot be written (mkdir: "),
-        ((config, tmp_path), "vllm: not found on PATH"),
-    ):
-        command = ["bash", job, *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert done.stderr.startswith(f"error: {message}")
-
-
 def test_pinned_versions_are_allowed_by_the_gpu_extra() -> None:
     constraints = (ROOT / "launch/constraints.txt").read_text()
     pins = dict(re.findall(r"^(transformer-engine\S*)==([\d.]+)$", constraints, re.M))

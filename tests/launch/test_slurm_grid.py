@@ -1,19 +1,28 @@
 """A grid's stages as jobs of a real Slurm, and a corpus build as job arrays."""
 
+import json
 import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.build import build_corpus, submit_corpus
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.experiment.stages import build_stages
 from megatron_mathcpt.experiment.submit import submit_stages
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.data.conftest import config, raw  # noqa: F401 (fixtures)
-from tests.support.slurm_jobs import job_field, slurm_cluster, wait_for_end
+from tests.support.fake_server import make_seeds
+from tests.support.slurm_jobs import ROOT, job_field, signal_batch, slurm_cluster, wait_for_end, wait_until
 from tests.support.stages import demo_stage
+from tests.support.synthesis_runs import NO_SERVER, build_config, outcome_seeds, read_outcomes
 
 pytestmark = pytest.mark.usefixtures("_no_jobs_left")
 
@@ -36,6 +45,48 @@ def test_stages_run_in_order_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
     assert [second[name][0] for name in "abcd"] == ["done", "submitted", "submitted", "done"]
     assert [wait_for_end(second[name][1] or 0) for name in "bc"] == ["COMPLETED", "COMPLETED"]
     assert {state for state, _ in submit("x").values()} == {"done"}
+
+
+def test_the_shards_of_a_synthesis_serve_resume_and_feed_a_corpus(tmp_path: Path) -> None:
+    """One is warned before its time limit, requeued, and asks for what it has not got; then the build."""
+    (tmp_path / "synthesis.yaml").write_text(dump_yaml(build_config(tmp_path, NO_SERVER, 60)))
+    source = {"path": "runs/demo/synthesis/shard-*/*/accepted.jsonl", "pool": "made", "kind": "problem"}
+    run = {"file": str(ROOT / "configs/tiny/quickstart_base.yaml"), "set": {"data.blend": {"made": 1.0}}}
+    run["set"] |= {"data.corpus": "runs/demo/made", "validation.sets": ["made"]}
+    made = {"sources": {"made": source}, "decontaminate": None, "tokenizer.vocab_size": 300}
+    study = {
+        "name": "demo",
+        "out": "runs/demo",
+        "synthesis": {"file": "synthesis.yaml", "shards": 2},
+        "corpus": {"made": {"file": str(ROOT / "configs/tiny/quickstart_corpus.yaml"), "set": made}},
+        "runs": {"base": run},
+        "evaluation": {"max_new_tokens": 8},
+    }
+    YAML().dump(study, tmp_path / "study.yaml")
+    out = tmp_path / "out"
+    loaded = load_study(tmp_path / "study.yaml", Asked(out=out))
+    stages = build_stages(loaded, None, None, tmp_path)[:3]
+    assert [stage.kind for stage in stages] == ["synthesis", "synthesis", "corpus"]
+    command = [sys.executable, str(ROOT / "tests/support/stub_server.py"), str(tmp_path), "1.5", "{model}"]
+    servers = {
+        name: {"gpus": [gpu], "command": [*command, "{name}", "{port}"], "model": name}
+        for gpu, name in enumerate(("student", "teacher"))
+    }
+    site = slurm_cluster(f"synthesis={json.dumps({'servers': servers})}")
+    jobs = submit_stages(stages, site, out, allow_dirty=True)
+    ids = [job_id for _, job_id in jobs.values() if job_id]
+    store = stages[1].folder / ".store" / "synthesis.sqlite"
+    wait_until(lambda: store.is_file() and job_field(ids[1], "JobState") == "RUNNING")
+    wait_until((tmp_path / "served-teacher").is_file)
+    time.sleep(3)
+    signal_batch(ids[1], "USR1")
+    assert [wait_for_end(job_id) for job_id in ids] == ["COMPLETED"] * 3
+    assert job_field(ids[1], "Restarts") == "1"
+    outcomes = [seed for stage in stages[:2] for seed in outcome_seeds(out / "synthesis", stage.folder.name)]
+    assert sorted(outcomes) == sorted({seed.id for seed in make_seeds(60)})  # each once
+    accepted = sum(len(read_outcomes(out / "synthesis", shard=stage.folder.name)) for stage in stages[:2])
+    assert load_manifest(stages[2].folder, "corpus").counts["sources"]["made"]["read"] == accepted > 40
+    assert {state for state, _ in submit_stages(stages, site, out, allow_dirty=True).values()} == {"done"}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,23 @@ def make_documents(count: int, seed: int) -> list[list[int]]:
     return documents
 
 
-def write_tokenized_corpus(folder: Path) -> Path:
-    """Write a corpus of the three pools whose texts are all alike."""
+def write_tokenized_corpus(folder: Path, names: Sequence[str] = tuple(POOLS)) -> Path:
+    """Write a corpus of these pools, whose texts are all alike."""
     pools, shards = {}, []
-    (folder / "documents").mkdir()
+    (folder / "documents").mkdir(parents=True)
     for seed, (pool, size) in enumerate(POOLS.items()):
+        if pool not in names:
+            continue
         splits = {"train": make_documents(size, seed), "validation": make_documents(5, 100 + seed)}
         place = folder / "datasets" / pool
         pools[pool] = {name: write_indexed_dataset(place / name, split) for name, split in splits.items()}
         lines = [b'{"id": "%s %d", "text": "a text"}\n' % (pool.encode(), n) for n in range(size + 5)]
         (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
         numbers = np.repeat([TRAIN, VALIDATION], [size, 5]).astype(np.uint8)
-        places = make_places(list(map(len, lines)), seed, np.arange(1, size + 6, dtype=np.uint64), numbers)
+        places = make_places(
+            list(map(len, lines)), len(shards), np.arange(1, size + 6, dtype=np.uint64), numbers
+        )
         (folder / "documents" / f"{pool}.places").write_bytes(places)
         shards.append({"name": f"{pool}-00000", "source": pool, "file": f"{pool}.jsonl"})
     (folder / "report.json").write_text(json.dumps({"shards": shards}))
-    return complete_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in POOLS})
+    return complete_corpus(folder, VOCAB_SIZE, pools, sources={pool: {"pool": pool} for pool in names})

@@ -24,9 +24,14 @@ from megatron_mathcpt.train.datasets import (
 )
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.full_disk import small_files
-from tests.support.tokenized_corpus import POOLS, make_documents, write_indexed_dataset
+from tests.support.tokenized_corpus import (
+    POOLS,
+    make_documents,
+    write_indexed_dataset,
+    write_tokenized_corpus,
+)
 from tests.support.training_outputs import metric_rows
-from tests.support.training_runs import KEEP_ALL, ConfigOf
+from tests.support.training_runs import KEEP_ALL, ConfigOf, train
 
 
 @pytest.mark.parametrize(
@@ -155,3 +160,65 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
             traced = [documents[one.pool][one.document] for one in seen if one.sample == sample]
             tokens, shown = [*chain(*traced)], blend[sample]["tokens"].tolist()
             assert any(tokens[start : start + 64] == shown for start in range(len(traced[0])))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[str]:
+    """The pools of the tiny corpus in two folders."""
+    first = write_tokenized_corpus(tmp_path / "first", ["general", "problem_solving"])
+    return [str(first), str(write_tokenized_corpus(tmp_path / "second", ["math_corpus"]))]
+
+
+@pytest.mark.usefixtures("layout")
+def test_a_blend_over_two_corpora_is_the_blend_over_one(
+    whole: Path, two: list[str], config_of: ConfigOf, tmp_path: Path
+) -> None:
+    """The same losses, training and validation, and the same trace of a step."""
+    config = config_of(**KEEP_ALL | {"data": {"corpus": two}})
+    train(config, tmp_path / "run")
+    names = ("loss", "validation", "tokens_by_source")
+    theirs, ours = (
+        [{name: row.get(name) for name in names} for row in metric_rows(out)]
+        for out in (whole, tmp_path / "run")
+    )
+    assert ours == theirs and len(ours) > 4
+    assert trace_step(tmp_path / "run", 3) == trace_step(whole, 3)
+    assert set(resolve_inputs(config).fingerprints) == {"corpus 1", "corpus 2"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"blend": {"chemistry": 1}},
+            "no pool 'chemistry' in .*first, .*second .there: general, problem_sol",
+        ),
+        (
+            {"max_epochs": 0.5},
+            "data.max_epochs: .* tokens of pool 'general' are .* passes over the .*more than 0.5",
+        ),
+    ],
+)
+def test_a_blend_over_two_corpora_that_cannot_be(
+    two: list[str], config_of: ConfigOf, data: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_inputs(config_of(data={"corpus": two} | data))
+
+
+def test_corpora_must_not_share_a_pool_or_differ_in_tokens(
+    corpus: Path, two: list[str], config_of: ConfigOf
+) -> None:
+    with pytest.raises(ConfigError, match="both have a pool 'math_corpus'"):
+        resolve_inputs(config_of(data={"corpus": [str(corpus), two[1]]}))
+    with pytest.raises(ValueError, match="corpus: names no folder, or one twice"):
+        config_of(data={"corpus": [two[0], two[0]]})
+    for folder, text in ((two[0], "{}"), (two[1], "[]")):
+        file = Path(folder) / "tokenizer" / "tokenizer.json"
+        file.parent.mkdir()
+        file.write_text(text)
+    shutil.rmtree(Path(two[1]) / "documents")
+    (Path(two[1]) / "manifest.json").unlink()
+    write_tokenized_corpus(Path(two[1]), ["math_corpus"])  # again, for the manifest to have the other hash
+    with pytest.raises(DataError, match=r"second/tokenizer/tokenizer\.json: "):
+        resolve_inputs(config_of(data={"corpus": two}))
