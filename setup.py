@@ -66,6 +66,9 @@ setup(
         "vllm": ["lm-eval[api,math,vllm]>=0.4.13", "math-verify>=0.8"],  # evaluation with vLLM, on GPUs
         "synthesis": ["aiohttp>=3.11", "math-verify>=0.8"],
         "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
+        "s3": ["s3fs"],  # sources as s3://BUCKET/...
+        "gs": ["gcsfs"],
+        "http": ["aiohttp>=3.11"],  # sources as https://...
         "wandb": ["wandb"],
         "ray": ["ray"],  # corpus builds on a Ray cluster
         "language": ["py3langid>=0.4"],  # language identification, its model in the wheel

@@ -39,11 +39,20 @@ class Problem(BaseModel):
     extra: JsonObject = Field(default_factory=dict)
 
 
+def flat_row(row: JsonObject) -> JsonObject:
+    """A row of a built pool with the fields of its `problem` among its own; any other row as it is."""
+    problem = row.get("problem")
+    if not isinstance(problem, dict):
+        return row
+    return {**{name: row.get(name) for name in ("id", "source")}, **problem}
+
+
 def problem_of_row(row: JsonObject) -> Problem:
-    """The problem in a row with our field names; `lang` is accepted for `language`.
+    """The problem in a row of a built pool, or with our field names; `lang` is accepted for `language`.
 
     Fields of other names are added to the row's `extra`. Raises pydantic's `ValidationError`.
     """
+    row = flat_row(row)
     known = {name: row[name] for name in Problem.model_fields if row.get(name) is not None}
     if row.get("lang") is not None:
         known.setdefault("language", row["lang"])

@@ -4,6 +4,7 @@ Sources are listed in order of precedence: of two duplicates the one from the so
 """
 
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints
 
@@ -133,11 +134,12 @@ ProblemAdapter = Literal[
 class Source(Section):
     """One set of files with one schema.
 
-    `path` is a file, a folder or a glob pattern: JSON lines (plain, gz, zst, bz2), Parquet, Arrow,
-    text files, or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
+    `path` is a file, a folder or a glob pattern, here or by an address such as s3://BUCKET/FOLDER (see
+    data/object_stores.py): JSON lines (plain, gz, zst, bz2; a built pool, too), Parquet, Arrow, text files,
+    or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
     known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
-    differ. `reject_limit` is the share of unreadable records above which the build stops.
+    differ. `reject_limit` is the share of a file's unreadable records above which the build stops.
     `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
 
     Reading takes less than 1 GB. A record or text file of more than 32 MiB, or one of more than 64 levels or
@@ -156,6 +158,9 @@ class Source(Section):
     filter: Filter | None = None
 
     def check(self) -> None:
+        address = urlsplit(self.path if "://" in self.path else "")
+        if address.password or (address.scheme in ("http", "https") and address.query):
+            raise ValueError("path: has a password or a query, which the manifest would keep; leave it out")
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
         if self.adapter is not None:
@@ -223,7 +228,11 @@ class Tokenizer(Section):
 
 
 class Corpus(Section):
-    """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`."""
+    """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`.
+
+    Plain JSON lines and Parquet files of more than `shard_megabytes` are prepared in parts of about that size
+    by tasks of their own, with the same result; not below 8 MiB or 1,024 rows.
+    """
 
     name: str = Field(min_length=1)
     seed: int
@@ -233,6 +242,8 @@ class Corpus(Section):
     decontaminate: Decontaminate | None
     tokenizer: Tokenizer
     validation_fraction: float = Field(ge=0, lt=1)
+    # Left out of a manifest at its default, so that finished corpora stay valid.
+    shard_megabytes: float = Field(default=1024, gt=0, exclude_if=lambda value: value == 1024)
 
     def check(self) -> None:
         for name in self.sources:

@@ -1,10 +1,11 @@
 """From raw text to a corpus that training reads.
 
-In reading order: `build`, its five stages and the executors of their tasks, with `workers`; `prepare`, a
-shard's documents read, filtered and searched for benchmark items, and the decision on duplicates; `publish`,
-tokenized datasets and the finished folder. What these call: `sources`, files to documents, with `tables`,
-Parquet and Arrow, and `public_sources`, schemas and downloads, also of benchmarks (`benchmark_sources` with
-`benchmark_formats`); `filters`, drop reasons and how to add one;
+In reading order: `build`, its stages and the executors of their tasks, with `workers`; `prepare`, a shard's
+documents read, filtered and searched for benchmark items, and the decision on duplicates; `publish`,
+tokenized datasets and the finished folder. What these call: `sources`, files to documents, with
+`source_files`, big files in parts, `object_stores`, files elsewhere, `tables`, Parquet and Arrow, and
+`public_sources`, schemas and downloads, also of benchmarks (`benchmark_sources` with `benchmark_formats`);
+`filters`, drop reasons and how to add one;
 `words`, the compiled word splitter of all that follow; `decontaminate`, benchmark items in documents;
 `minhash`, copies; `tokenizer`, also usable without a build. On a finished corpus: `pack_sft` makes samples of
 problem records, `inspection` shows what is inside. For the quickstart: `corpora` and `problems` make its raw

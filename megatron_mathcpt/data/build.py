@@ -28,14 +28,24 @@ from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.data.prepare import DONE, ShardWork, decide, other_inputs, prepare, read_counts, stamp
+from megatron_mathcpt.data.prepare import (
+    DONE,
+    ShardWork,
+    check_parts,
+    count_lines,
+    decide,
+    other_inputs,
+    prepare,
+    read_counts,
+    stamp,
+)
 from megatron_mathcpt.data.publish import RESULTS, finish, make_tokenizer, publish
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest, read_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import get_logger, progress
 
@@ -46,7 +56,7 @@ _LOG_SECONDS = 10
 _MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
 _RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
-_NEED_ALL_SHARDS = ("decide", "tokenizer", "publish", "finish")  # stages
+_NEED_ALL_SHARDS = ("lines", "check", "decide", "tokenizer", "publish", "finish")  # stages
 _log = get_logger(__name__)
 
 
@@ -132,7 +142,18 @@ def _locked_build(build: Build) -> Iterator[None]:
             record.unlink()
         if not _is_built(build):
             discard_stale_work(build)
+            _log_uncut(build)
         yield
+
+
+def _log_uncut(build: Build) -> None:
+    most = build.config.shard_megabytes
+    shards = [work.shard for work in build.works if not work.shard.part and work.shard.bytes > most * 1e6]
+    if shards:
+        largest = max(shards, key=lambda shard: shard.bytes)
+        cut = "only plain JSON lines and Parquet of several row groups in files here are cut"
+        found = f"{len(shards)} over {most:g} MB, the largest {largest.place} ({largest.bytes / 1e6:,.0f} MB)"
+        _log.info("one task each, as %s: %s", cut, found)
 
 
 def _queued(record: Path) -> list[str]:
@@ -149,8 +170,13 @@ def _queued(record: Path) -> list[str]:
 def list_stages(build: Build) -> Iterator[StageTasks]:
     """The whole build in order; a stage must begin only when the one before has succeeded."""
     works, config, inputs, tokenizer = build.works, build.config, build.inputs, build.out / "tokenizer"
+    parts = [work for work in works if work.shard.part]
+    if lines := _lines_works(build):
+        yield StageTasks("lines", [partial(count_lines, work) for work in lines])
     # Everything that needs one document only, in parallel: text is read and cut into words once.
     yield StageTasks("prepare", [partial(prepare, work, config, inputs) for work in works])
+    if parts:
+        yield StageTasks("check", [partial(check_parts, parts, config)])
     # One task, as a copy may be in any shard; it reads hashes, no text.
     yield StageTasks("decide", [partial(decide, works, config)])
     # After `decide`: a tokenizer is trained on kept documents. Before `publish`, which tokenizes them.
@@ -159,6 +185,11 @@ def list_stages(build: Build) -> Iterator[StageTasks]:
     yield StageTasks("publish", publishing)
     # Needs all shards; the manifest is its last file, so a killed build is never mistaken for a corpus.
     yield StageTasks("finish", [partial(finish, works, config, inputs, build.out)])
+
+
+def _lines_works(build: Build) -> list[ShardWork]:
+    """Works of the parts of plain files, whose lines are counted first, each with a task."""
+    return [work for work in build.works if work.shard.part and work.shard.part.rows is None]
 
 
 def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int | None = None) -> int | None:
@@ -183,17 +214,24 @@ def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int |
 
 def open_build(config: Corpus, out: Path) -> Build:
     """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
-    works = tuple(ShardWork(shard, out / WORK, stamp(shard)) for shard in list_shards(config.sources))
+    shards = list_shards(config.sources, config.shard_megabytes * 1e6)
+    works = tuple(ShardWork(shard, out / WORK, stamp(shard, listed=True)) for shard in shards)
     return Build(config, works, {name: hash_file(file) for name, file in other_inputs(config).items()}, out)
 
 
 def _is_built(build: Build) -> bool:
     if not (build.out / FILE_NAME).is_file():
         return False
+    # What is in a store is compared by what the store says of it.
+    stored = [work for work in build.works if work.shard.stored]
+    known = read_manifest(build.out / FILE_NAME).inputs
+    inputs = {work.shard.input: known.get(work.shard.input, "") for work in stored}
+    inputs |= {f"{work.shard.input} in its store": work.seen for work in stored}
     with ThreadPoolExecutor() as pool:
-        hashes = pool.map(lambda work: (work.shard.label, work.shard.hash()), build.works)
+        here = [work for work in build.works if not work.shard.stored]
+        hashes = pool.map(lambda work: (work.shard.input, work.shard.hash()), here)
         config = build.config.model_dump(mode="json")
-        return is_complete(build.out, KIND, inputs=dict(hashes) | build.inputs, config=config)
+        return is_complete(build.out, KIND, inputs=inputs | dict(hashes) | build.inputs, config=config)
 
 
 def discard_stale_work(build: Build) -> None:
@@ -207,7 +245,7 @@ def discard_stale_work(build: Build) -> None:
             raise ConfigError(f"{path}: is a link, and would be written through; remove it")
         if path.suffix == ".tmp":  # from a write that was killed
             path.unlink()
-    shards = [(one.shard.name, str(one.shard.path)) for one in build.works]
+    shards = [(one.shard.task, one.shard.place) for one in build.works]
     key = hash_json([shards, build.inputs, build.config.model_dump(mode="json")]).encode()
     file, stale = work / "key", list[Path]()
     if not file.is_file() or file.read_bytes() != key:
@@ -241,7 +279,7 @@ def describe_build(config: Corpus, out: Path) -> str:
 def _finished(build: Build, stage: str) -> list[int]:
     """Sizes of the shards that have finished `stage`."""
     folder = _FOLDERS.get(stage, stage)
-    return [w.shard.bytes for w in build.works if (w.root / folder / w.shard.name / DONE).is_file()]
+    return [w.shard.bytes for w in build.works if (w.root / folder / w.shard.task / DONE).is_file()]
 
 
 def describe_progress(build: Build, finished: Sequence[int], before: int = 0, seconds: float = 0) -> str:
@@ -263,7 +301,8 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
     executor = LocalPipelineExecutor(**_executor_arguments(stage, build.out, 0 if workers == 1 else 1))
     datatrove_logger.disable("datatrove")
     ranks, run = executor.get_incomplete_ranks(), executor._run_for_rank
-    alone, names = workers == 1, [str(work.shard.path) for work in build.works]
+    works = _lines_works(build) if stage.name == "lines" else build.works
+    alone, names = workers == 1, [work.shard.place for work in works]
     tasks = (run(rank) for rank in ranks) if alone else run_in_processes(run, ranks, workers, names)
     begin = shown = time.monotonic()
     before = sum(_finished(build, stage.name))
@@ -294,7 +333,7 @@ def _slurm_executor(
     if shlex.quote(resolved) != resolved:  # datatrove does not quote it in the job script
         raise ConfigError(f"--out {resolved}: must be without spaces and shell characters for Slurm jobs")
     task, box = site.single_task, site.container
-    cpus = 1 if stage.name in _FOLDERS else task.cpus_per_task
+    cpus = 1 if stage.name in (*_FOLDERS, "lines") else task.cpus_per_task
     parts = _executor_arguments(stage, build.out, threads=cpus)
     srun = {"container-image": box.image, "container-mounts": ",".join(box.mounts)} if box else {}
     account = {"account": site.account} if site.account else {}

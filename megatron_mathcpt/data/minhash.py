@@ -56,7 +56,7 @@ def _minima(
 
 def band_keys(rows: Signatures, bands: int) -> Hashes:
     """A row per band with a 64-bit key per document; equal keys mean equal values in that band."""
-    values = rows.reshape(len(rows), bands, -1)
+    values = rows.reshape(len(rows), bands, rows.shape[1] // bands)  # of no documents, too
     keys = np.zeros((bands, len(rows)), np.uint64)
     for column in range(values.shape[2]):
         keys = mix(keys * np.uint64(0x9E3779B97F4A7C15) + values[:, :, column].T)

@@ -4,10 +4,11 @@
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,12 +20,20 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import find_drops, select_drop
+from megatron_mathcpt.data.object_stores import fetched, look_up
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION
-from megatron_mathcpt.formats.files import atomic_writer, hash_file, hash_json, write_atomically
+from megatron_mathcpt.formats.files import (
+    MAX_LINES,
+    atomic_writer,
+    hash_file,
+    hash_json,
+    read_range,
+    write_atomically,
+)
 from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.records import JsonObject
 
@@ -42,32 +51,44 @@ class ShardWork:
     seen: str  # `stamp` of the shard when the build was started
 
     @property
+    def counted(self) -> Path:
+        """By `count_lines`, of a part of a file: the number of its lines."""
+        return self.root / "counted" / self.shard.task
+
+    @property
     def prepared(self) -> Path:
         """By `prepare`: kept.jsonl, dropped.jsonl, rejected.jsonl, ids.jsonl, hashes, sizes and lines."""
-        return self.root / "prepared" / self.shard.name
+        return self.root / "prepared" / self.shard.task
 
     @property
     def decided(self) -> Path:
         """By `decide`: for every kept document its decision, the one it copies, and its split key."""
-        return self.root / "decided" / self.shard.name
+        return self.root / "decided" / self.shard.task
 
     @property
     def published(self) -> Path:
         """By `publish`: kept.jsonl, places, dropped.jsonl and the datasets of both splits."""
-        return self.root / "published" / self.shard.name
+        return self.root / "published" / self.shard.task
 
 
-def stamp(shard: SourceShard) -> str:
-    """What differs after every change of a shard's files, even one that restores their sizes and times."""
+def stamp(shard: SourceShard, *, listed: bool = False) -> str:
+    """What differs after every change of a shard's files, even one that restores their sizes and times.
+
+    Of files in a store, what it says of them; if they are just `listed`, it is not asked again.
+    """
+    if shard.stored:
+        stored = shard.stored if listed else map(look_up, shard.stored)
+        return hash_json([(file.name, file.bytes, file.tag) for file in stored])
     stats = [(str(file), file.stat()) for file in shard.files]
-    return hash_json([(name, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats])
+    times = [(name, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats]
+    return hash_json([times, asdict(shard.part)] if shard.part else times)
 
 
 def changed(work: ShardWork) -> DataError:
     """The error that ends a build because the shard's files have changed; has it prepared again."""
     (work.prepared / DONE).unlink(missing_ok=True)
     remedy = "start the build again, which reads this shard again and no other"
-    return DataError(f"{work.shard.path}: changed while the corpus was built from it; {remedy}")
+    return DataError(f"{work.shard.place}: changed while the corpus was built from it; {remedy}")
 
 
 def other_inputs(config: Corpus) -> dict[str, Path]:
@@ -106,25 +127,56 @@ def load_array(path: Path) -> Array:
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
+def count_lines(work: ShardWork) -> None:
+    """Count the lines of a part of a file, for the numbers of those in the parts after it."""
+    if (work.counted / DONE).is_file() and read_counts(work.counted)["seen"] == work.seen:
+        return
+    assert work.shard.part
+    lines = sum(block.count(b"\n") for block in read_range(work.shard.path, work.shard.part.span))
+    if stamp(work.shard) != work.seen:
+        raise changed(work)
+    write_counts(work.counted, {"lines": lines, "seen": work.seen})
+
+
+def _first_line(work: ShardWork) -> int:
+    part, name = work.shard.part, work.shard.name
+    before = range(part.number if part and part.rows is None else 0)
+    counts = (read_counts(work.counted.with_name(f"{name}.{number:05d}")) for number in before)
+    return sum((int(count["lines"]) for count in counts), start=1)
+
+
+@contextmanager
+def _at_hand(work: ShardWork) -> Iterator[SourceShard]:
+    """The shard, with copies of the files that are in a store."""
+    if not work.shard.stored:
+        yield work.shard
+        return
+    folder = work.root / "fetched" / work.shard.task
+    with fetched(work.shard.stored, folder) as files:
+        alone = work.shard.url == work.shard.stored[0].url
+        yield replace(work.shard, path=files[0] if alone else folder, files=files)
+
+
 def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     """Sort the records of a shard into `work.prepared`; raises `DataError` if too many are unreadable."""
-    shard, folder = work.shard, work.prepared
-    before = shard.hash()
-    if stamp(shard) != work.seen:
-        raise changed(work)
+    folder = work.prepared
     with ExitStack() as stack:
+        shard = stack.enter_context(_at_hand(work))
+        before = shard.hash()
+        if stamp(shard) != work.seen:
+            raise changed(work)
         names = ("kept", "dropped", "ids", "rejected")  # ids are those of the kept documents
         files = {name: stack.enter_context(atomic_writer(folder / f"{name}.jsonl")) for name in names}
         sorter = _Sorter(config, shard, files, inputs)
-        for block in read_documents(shard, config.sources[shard.source]):
+        for block in read_documents(shard, config.sources[shard.source], _first_line(work)):
             sorter.add(block)
-        sorter.check_rejects(last=True)
+        sorter.check_rejects(last=shard.part is None)
+        if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
+            raise changed(work)
     for name, parts in sorter.arrays.items():
         save_array(folder / f"{name}.npy", np.concatenate(parts, axis=1 if name == "bands" else 0))
-    if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
-        raise changed(work)
     dropped = dict(sorted(sorter.dropped.items()))
-    known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen}
+    known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen, "reject": sorter.first_reject}
     write_counts(folder, {**sorter.counts, "dropped": dropped, **known})
 
 
@@ -151,7 +203,7 @@ class _Sorter:
         if config.decontaminate:
             key = type(config), config.model_dump_json(), tuple(inputs.items())
             self._contamination = _load_contamination(*key)
-        self._first_reject: Skipped | None = None
+        self.first_reject: Skipped | None = None
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
         self.hits: list[JsonObject] = []
@@ -181,7 +233,7 @@ class _Sorter:
             elif record.id is not None:
                 self._drop(record.reason, record.line, {"id": record.id})
             else:
-                self._first_reject = self._first_reject or record
+                self.first_reject = self.first_reject or record
                 self.counts["rejected"] += 1
                 self._write("rejected", {**self._where(record.line), "reason": record.reason})
         self.check_rejects()
@@ -223,21 +275,39 @@ class _Sorter:
         self._write("dropped", {"reason": reason, **self._where(line), **row})
 
     def _where(self, line: int) -> JsonObject:
-        return {"shard": self._shard.name, "file": str(self._shard.path), "line": line}
+        return {"shard": self._shard.name, "file": self._shard.place, "line": line}
 
     def _write(self, name: str, row: object) -> None:
         self._files[name].write(encode_json(row) + b"\n")
 
     def check_rejects(self, last: bool = False) -> None:
         """Raise at the first reject if none is allowed, else at the end if there are too many."""
-        reject, limit = self._first_reject, self._source.reject_limit
-        read, rejected = self.counts["read"], self.counts["rejected"]
-        if last and not read:
-            raise DataError(f"{self._shard.path}: no records; remove the file or give one with content")
-        if reject and (limit == 0 or (last and rejected > limit * read)):
-            where, field = f"{self._shard.path}:{reject.line}", f"sources.{self._shard.source}.reject_limit"
-            remedy = f"correct the line, or raise {field} (rejected {rejected} of {read})"
-            raise DataError(f"{where}: {reject.reason}; {remedy}")
+        _check_rejects(self._shard, self._source.reject_limit, self.counts, self.first_reject, last=last)
+
+
+def _check_rejects(
+    shard: SourceShard, limit: float, counts: Mapping[str, int], reject: Skipped | None, *, last: bool
+) -> None:
+    read, rejected = counts["read"], counts["rejected"]
+    if last and not read:
+        raise DataError(f"{shard.place}: no records; remove the file or give one with content")
+    if reject and (limit == 0 or (last and rejected > limit * read)):
+        where, field = f"{shard.place}:{reject.line}", f"sources.{shard.source}.reject_limit"
+        remedy = f"correct the line, or raise {field} (rejected {rejected} of {read})"
+        raise DataError(f"{where}: {reject.reason}; {remedy}")
+
+
+def check_parts(works: Sequence[ShardWork], config: Corpus) -> None:
+    """Raise for a file in parts what `prepare` raises at the end of a whole one."""
+    for _, (first, *others) in groupby(works, key=lambda work: work.shard.name):
+        parts = [read_counts(work.prepared) for work in (first, *others)]
+        begin = [*takewhile(lambda part: part["read"] == part["rejected"], parts)]
+        if sum(part["read"] for part in begin) > MAX_LINES:  # no record in so many: the rest does not count
+            parts = begin
+        counts = {name: sum(part[name] for part in parts) for name in ("read", "rejected")}
+        reject = next((Skipped(**part["reject"]) for part in parts if part["reject"]), None)
+        limit = config.sources[first.shard.source].reject_limit
+        _check_rejects(first.shard, limit, counts, reject, last=True)
 
 
 def _row(document: Document) -> JsonObject:

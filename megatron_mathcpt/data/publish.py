@@ -8,6 +8,7 @@ for, and write the manifest, which makes the corpus complete.
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
 from itertools import islice
@@ -70,13 +71,14 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0) -> Iterator[str]:
 def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> None:
     """Write documents, places, duplicates and datasets of one of `works`, tokenized as in `folder`."""
     # Here, as shards are published in parallel.
-    if work.shard.hash() != read_counts(work.prepared)["sha256"]:
+    if not work.shard.stored and work.shard.hash() != read_counts(work.prepared)["sha256"]:
         raise changed(work)
     # The sample is the same for every shard, so that all are tokenized by the same engine.
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
     sha256 = hash_file(folder / "tokenizer.json")
     encoder, info = _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
-    task, shard, out = works.index(work), work.shard, work.published
+    shard, out = work.shard, work.published
+    raw = [*dict.fromkeys(other.shard.name for other in works)].index(shard.name)
     # Both have one entry per line of kept.jsonl.
     decisions = load_array(work.decided / "decisions.npy")
     numbers = load_array(work.prepared / "lines.npy")
@@ -90,7 +92,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             part = slice(first - 1, first - 1 + len(lines))
             decided, origin = np.array(decisions[part]), np.array(numbers[part])
             for number in np.flatnonzero(decided > VALIDATION):
-                where = {"shard": shard.name, "file": str(shard.path), "line": int(origin[number])}
+                where = {"shard": shard.name, "file": shard.place, "line": int(origin[number])}
                 row = {"reason": DUPLICATES[decided[number]], **where, **decode_object(lines[number])}
                 dropped.write(encode_json({**row, "detail": next(originals)}) + b"\n")
             for split, writer in zip(SPLITS, writers, strict=True):
@@ -99,7 +101,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
                     writer.write(*tokenizer.append_eos(*encoder.encode(texts), info.eos_id))
             stay = np.flatnonzero(decided <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
-            places.write(make_places(written, task, origin[stay], decided[stay]))
+            places.write(make_places(written, raw, origin[stay], decided[stay]))
     counts: JsonObject = {
         split: {"documents": writer.documents, "tokens": writer.tokens}
         for split, writer in zip(SPLITS.values(), writers, strict=True)
@@ -137,7 +139,8 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
     prepared = [read_counts(work.prepared) for work in works]
     counts = _counts(works, prepared, config, out)
-    shards = [{"name": w.shard.name, "source": w.shard.source, "file": str(w.shard.path)} for w in works]
+    files = {w.shard.name: (w.shard.source, w.shard.place) for w in works}
+    shards = [{"name": name, "source": source, "file": file} for name, (source, file) in files.items()]
     hits = [hit for found in prepared for hit in found["hits"]]
     items = [item for file in benchmark_files(config.decontaminate) for item in load_items(file)]
     benchmarks = {
@@ -150,12 +153,15 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
         for leftover in (out / name).rglob(".*.tmp"):  # from writes that were killed
             leftover.unlink()
     # A shard is read again only if its times have changed: `publish` has compared its content.
-    for work, found in zip(works, prepared, strict=True):
-        if stamp(work.shard) != work.seen and work.shard.hash() != found["sha256"]:
+    with ThreadPoolExecutor() as threads:  # a store takes its time
+        stamps = [*threads.map(stamp, [work.shard for work in works])]
+    for work, found, now in zip(works, prepared, stamps, strict=True):
+        if now != work.seen and (work.shard.stored or work.shard.hash() != found["sha256"]):
             raise changed(work)
     check_inputs(config, inputs)
     # `inputs` has the other files: benchmarks and tokenizer.
-    raw = {work.shard.label: found["sha256"] for work, found in zip(works, prepared, strict=True)}
+    raw = {work.shard.input: found["sha256"] for work, found in zip(works, prepared, strict=True)}
+    raw |= {f"{work.shard.input} in its store": work.seen for work in works if work.shard.stored}
     dump = config.model_dump(mode="json")
     write_manifest(out, KIND, inputs={**raw, **inputs}, counts=counts, config=dump)
     shutil.rmtree(works[0].root)

@@ -6,23 +6,26 @@ skipped for a reason, as is the rest of a truncated file, so that nothing is los
 
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
+from math import inf
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
+from megatron_mathcpt.data.object_stores import StoredFile, is_url, list_stored
 from megatron_mathcpt.data.public_sources import ADAPTERS
+from megatron_mathcpt.data.source_files import GROUPED_ROWS, Part, cut_file
 from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.data.words import compose
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.strict_json import decode_object
-from megatron_mathcpt.records import JsonObject, Problem, cpt_text, problem_of_row
+from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, problem_of_row
 
-_GROUPED = 1024  # rows of a table or an array that are processed together
 # Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
@@ -39,26 +42,49 @@ _BEFORE_AT, _FIRST = re.compile(rf"(?<![.{_LOCAL}])[.{_LOCAL}]++(?=@)"), re.comp
 
 @dataclass(frozen=True)
 class SourceShard:
-    """One input file of a source, or the text files of one folder: the unit of work and of resuming."""
+    """One input file of a source, or part of a big one, or the text files of one folder.
+
+    It is the unit of work and of resuming. What a build writes names the file and its lines, not the part.
+    """
 
     source: str
     number: int
     path: Path
     label: str  # source and path within it, which do not change when the folder moves or grows
-    files: tuple[Path, ...]  # sorted by name
+    files: tuple[Path, ...]  # sorted by name; of `stored` ones none, until they are fetched
+    part: Part | None = None
+    url: str = ""  # of the file or folder in an object store
+    stored: tuple[StoredFile, ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.source}-{self.number:05d}"
 
     @property
+    def place(self) -> str:
+        """The file or folder as a user knows it."""
+        return self.url or str(self.path)
+
+    @property
+    def task(self) -> str:
+        """The name of its own work: of its folders between stages."""
+        return f"{self.name}.{self.part.number:05d}" if self.part else self.name
+
+    @property
+    def input(self) -> str:
+        """Its name among the inputs of the manifest."""
+        return f"{self.label}@{self.part.span[0]}-{self.part.span[1]}" if self.part else self.label
+
+    @property
     def bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+        if self.part:
+            return self.part.span[1] - self.part.span[0]
+        return sum(file.bytes for file in self.stored) or sum(file.stat().st_size for file in self.files)
 
     def hash(self) -> str:
-        """SHA-256 of the file; for a folder, of its files' names and hashes."""
+        """SHA-256 of the file, or part; for a folder, of its files' names and hashes."""
         if self.path in self.files:
-            return raw.hash_file(self.path)
+            return raw.hash_file(self.path, self.part.span if self.part else None)
         return raw.hash_json([[file.name, raw.hash_file(file)] for file in self.files])
 
 
@@ -84,11 +110,19 @@ NumberedRow = tuple[int, JsonObject]
 Rows = Iterator[list[NumberedRow | Skipped]]  # in blocks
 
 
-def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
-    """All input files by precedence, text files by folder; raises `DataError` for a source without any."""
-    shards = []
+def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceShard]:
+    """All input files by precedence, those over `most` bytes in parts, text files by folder.
+
+    Raises `DataError` for a source without any.
+    """
+    shards = list[SourceShard]()
     for name, source in sources.items():
+        if is_url(source.path):
+            shards += _list_stored(name, source.path)
+            continue
         found, given = raw.list_files(source.path, f"source '{name}'"), Path(source.path)
+        if (given / "documents").is_dir() and (given / "manifest.json").is_file():
+            raise DataError(f"{given}: a built corpus; give one of its pools, {given}/documents/POOL.jsonl")
         root = given
         while not root.is_dir():  # the folder itself, a file's, or the one before a glob's first wildcard
             root = root.parent
@@ -97,16 +131,31 @@ def list_shards(sources: dict[str, Source]) -> list[SourceShard]:
             units.setdefault(file.parent if file.suffix in raw.TEXTS and file != given else file, []).append(
                 file
             )
-        for number, (path, files) in enumerate(units.items()):
+        with ThreadPoolExecutor() as pool:
+            cuts = [*pool.map(cut_file, units, repeat(most))]
+        for number, ((path, files), parts) in enumerate(zip(units.items(), cuts, strict=True)):
             inside = path.name if path == root else str(path.relative_to(root))
-            shards.append(SourceShard(name, number, path, f"{name}/{inside}", tuple(files)))
+            label, paths = f"{name}/{inside}", tuple(files)
+            shards += [SourceShard(name, number, path, label, paths, part) for part in parts]
     return shards
 
 
-def read_documents(shard: SourceShard, source: Source) -> Iterator[list[Document | Skipped]]:
-    """Blocks of documents and of skipped records, in file order."""
-    useless = 0  # rows so far, if no record was among them
-    for rows in read_rows(shard):
+def _list_stored(name: str, url: str) -> Iterator[SourceShard]:
+    root, found = list_stored(url, f"source '{name}'")
+    units: dict[str, list[StoredFile]] = {}
+    for file in found:
+        folder, text = file.url.rpartition("/")[0], file.url.endswith(raw.TEXTS) and len(found) > 1
+        units.setdefault(folder if text else file.url, []).append(file)
+    for number, (place, files) in enumerate(units.items()):
+        inside = Path(place).name if place == root else place.removeprefix(f"{root}/")
+        yield SourceShard(name, number, Path(inside), f"{name}/{inside}", (), None, place, tuple(files))
+
+
+def read_documents(shard: SourceShard, source: Source, first: int = 1) -> Iterator[list[Document | Skipped]]:
+    """Blocks of documents and of skipped records, in file order; `first` is the number of the first line."""
+    # Rows so far, if no record was among them; a file is judged by its beginning.
+    useless = -1 if shard.part and shard.part.number else 0
+    for rows in read_rows(shard, first):
         block = [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
         yield block
         useless += len(block) if useless >= 0 else 0
@@ -123,6 +172,8 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
         if isinstance(adapted, str):
             return Skipped(number, adapted, f"{shard.label}#{number}")
         row = adapted
+    elif source.kind == "problem":
+        row = flat_row(row)
     given, label = (_field(row, source.fields, name) for name in ("id", "source"))
     identity = f"{shard.label}#{number}" if given is None else str(given)
     label = label if isinstance(label, str) and label else shard.source
@@ -197,18 +248,21 @@ def mask_pii(text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
-def read_rows(shard: SourceShard) -> Rows:
+def read_rows(shard: SourceShard, first: int = 1) -> Rows:
     """Blocks of numbered rows in file order; blank lines are skipped silently."""
     if shard.files[0].suffix in raw.TEXTS:
         return _text_rows(shard.files)
-    path = shard.path
+    path, part = shard.path, shard.part
+    if part:
+        rows = part.rows
+        return _grouped(table_lines(path, rows), rows[0]) if rows else _line_rows(path, part.span, first)
     if path.suffix in (".parquet", ".arrow"):
         return _grouped(table_lines(path))
     return _json_rows(path) if ".json" in path.suffixes[-2:] else _line_rows(path)
 
 
-def _line_rows(path: Path) -> Rows:
-    for first, lines in raw.scan_lines(path):
+def _line_rows(path: Path, part: tuple[int, int] = raw.WHOLE, begin: int = 1) -> Rows:
+    for first, lines in raw.scan_lines(path, part, begin):
         numbered = enumerate(lines, first)
         yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
@@ -248,14 +302,14 @@ def _json_rows(path: Path) -> Rows:
     yield from _grouped(lines) if lines else _line_rows(path)
 
 
-def _grouped(lines: Iterable[bytes | DataError]) -> Rows:
-    """Rows from `lines` of JSON, in blocks; a `DataError` in the iteration ends it."""
-    block, size, number = list[NumberedRow | Skipped](), 0, 0
+def _grouped(lines: Iterable[bytes | DataError], before: int = 0) -> Rows:
+    """Rows from `lines` of JSON, in blocks, numbered after `before`; a `DataError` ends them."""
+    block, size, number = list[NumberedRow | Skipped](), 0, before
     try:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(lines, before + 1):
             block.append(_line_row(line, number))
             size += len(line) if isinstance(line, bytes) else 0
-            if size >= raw.BLOCK_BYTES or len(block) >= _GROUPED:
+            if size >= raw.BLOCK_BYTES or number % GROUPED_ROWS == 0:  # where a part may begin
                 yield block
                 block, size = [], 0
     except (DataError, OSError) as error:

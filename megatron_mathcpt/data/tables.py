@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,27 @@ _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20  # converted to Python objects at onc
 _BAD = b"!"  # begins the line of a row that cannot be read, before the reason
 
 
-def table_lines(path: Path) -> Iterator[bytes | DataError]:
+Rows = tuple[int, int]  # from, to
+EVERY = 0, 1 << 62
+
+
+def table_lines(path: Path, rows: Rows = EVERY) -> Iterator[bytes | DataError]:
     """Each row as a JSON line, or why it has none; raises `DataError` if the rest cannot be read."""
-    if find_spec("pyarrow") is None:
-        raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'")
     from megatron_mathcpt.formats.files import largest_content  # not in the subprocess, for its start
 
-    code = f"from {__name__} import main; main({str(path)!r}, {largest_content(path)})"
+    return _output(path, f"main({str(path)!r}, {largest_content(path)}, {rows})")
+
+
+def row_groups(path: Path) -> list[Rows]:
+    """First row and first byte of each row group of a Parquet file; raises `DataError` if it is damaged."""
+    lines = _output(path, f"main({str(path)!r}, {EVERY[1]}, None)")
+    return [tuple(orjson.loads(line)) for line in lines if isinstance(line, bytes)]
+
+
+def _output(path: Path, call: str) -> Iterator[bytes | DataError]:
+    if find_spec("pyarrow") is None:
+        raise DataError(f"{path}: needs pyarrow; install this package's extra 'tables'")
+    code = f"from {__name__} import main; {call}"
     # The library's own allocators reserve more than they use, and so would reach the limit early.
     variables = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
     command, pipe = own_command(["-c", code]), subprocess.PIPE
@@ -52,30 +66,48 @@ def table_lines(path: Path) -> Iterator[bytes | DataError]:
             process.kill()
 
 
-def main(path: str, largest: int) -> None:
-    """Run the subprocess: a line for every row; an exception if the rest cannot be read."""
+def main(path: str, largest: int, rows: Rows | None) -> None:
+    """Run the subprocess: a line for each of `rows`, or row group; an exception if the rest is damaged."""
     import pyarrow.parquet  # noqa: F401 - before the limit, for its code does not count
 
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = 0
-    for line in chain.from_iterable(map(_lines, _batches(path))):
+    for line in chain.from_iterable(map(_lines, _batches(path, rows))) if rows else _groups(path):
         size += len(line)
         if size > largest:
             raise ValueError(f"unpacks to more than {largest} bytes; not a file of text")
         sys.stdout.buffer.write(line + b"\n")
 
 
-def _batches(path: str) -> Iterator["pyarrow.RecordBatch"]:
-    """Batches of a Parquet file, an Arrow stream (saved by Hugging Face `datasets`), or an Arrow file."""
+def _groups(path: str) -> Iterator[bytes]:
+    import pyarrow.parquet
+
+    data, row = pyarrow.parquet.read_metadata(path), 0
+    for group in map(data.row_group, range(data.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        places = [place for one in columns for place in (one.dictionary_page_offset, one.data_page_offset)]
+        yield orjson.dumps([row, min(filter(None, places))])
+        row += group.num_rows
+
+
+def _batches(path: str, rows: Rows) -> Iterator["pyarrow.RecordBatch"]:
+    """Batches of `rows` of a Parquet file, of an Arrow stream (saved by `datasets`), or an Arrow file."""
     import pyarrow.parquet
 
     if path.endswith(".parquet"):
         # A buffer, so that not the whole of a column is read at once.
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
-        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-        yield from file.iter_batches(batch_size=_rows(widest), use_threads=False)
+        ends = [*accumulate(group.num_rows for group in groups)]
+        chosen = [n for n, end in enumerate(ends) if end > rows[0] and end - groups[n].num_rows < rows[1]]
+        row = ends[chosen[0]] - groups[chosen[0]].num_rows if chosen else 0
+        for batch in file.iter_batches(batch_size=_rows(widest), row_groups=chosen, use_threads=False):
+            low, high = min(max(0, rows[0] - row), batch.num_rows), min(rows[1] - row, batch.num_rows)
+            row += batch.num_rows
+            if low < high:
+                yield batch.slice(low, high - low)
         return
     with pyarrow.memory_map(path) as source:
         if source.read(6) == b"ARROW1":
@@ -85,8 +117,8 @@ def _batches(path: str) -> Iterator["pyarrow.RecordBatch"]:
             source.seek(0)
             batches = iter(pyarrow.ipc.open_stream(source))
         for batch in batches:
-            rows = _rows(batch.nbytes // max(1, batch.num_rows))
-            yield from (batch.slice(low, rows) for low in range(0, batch.num_rows, rows))
+            size = _rows(batch.nbytes // max(1, batch.num_rows))
+            yield from (batch.slice(low, size) for low in range(0, batch.num_rows, size))
 
 
 def _rows(row_bytes: int) -> int:

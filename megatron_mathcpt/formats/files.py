@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -30,6 +29,7 @@ BLOCK_BYTES = 8 << 20
 # a block, reading stays below 1 GB (a character takes up to 4 bytes, a row of one value 200).
 MAX_LINE_BYTES = 32 << 20
 MAX_LINES = 1 << 15  # in a block
+WHOLE = 0, 1 << 62  # bytes, as `part` of a file
 MAX_RATIO = 100  # text shrinks 3 to 10 times; an archive that unpacks to more than this is a trap
 # Objects with `decompress`, `eof` and `unused_data`, so that a truncated archive is noticed: the file objects
 # of zstandard end there silently.
@@ -170,14 +170,16 @@ def read_small(path: Path, remedy: str = "give a readable file", most: float = M
     return data
 
 
-def scan_lines(path: Path) -> Iterator[tuple[int, list[bytes | DataError]]]:
-    """Read blocks of whole lines, each with the number of its first line, from 1.
+def scan_lines(
+    path: Path, part: tuple[int, int] = WHOLE, first: int = 1
+) -> Iterator[tuple[int, list[bytes | DataError]]]:
+    """Read blocks of whole lines, each with the number of its first line; that of the `part` is `first`.
 
     A line over `MAX_LINE_BYTES`, and the lost rest of a damaged archive, is an error in a block of its own;
     no block has more than `MAX_LINES`.
     """
-    number, rest, skipping = 1, b"", False
-    for block in read_blocks(path):
+    number, rest, skipping = first, b"", False
+    for block in read_blocks(path, part):
         if isinstance(block, DataError):
             yield number + skipping, [block]
             return
@@ -262,15 +264,26 @@ def largest_content(path: Path) -> int:
     return max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
 
 
-def read_blocks(path: Path) -> Iterator[bytes | DataError]:
-    """All readable content in blocks, then an error if that was not the whole file."""
+def read_range(path: Path, part: tuple[int, int]) -> Iterator[bytes]:
+    """The bytes of a part of a file, in blocks that end where those of the whole file do."""
+    position, end = part
+    with path.open("rb") as file:
+        if position:  # a pipe has a beginning only
+            file.seek(position)
+        while block := file.read(min(BLOCK_BYTES - position % BLOCK_BYTES, end - position)):
+            yield block
+            position += len(block)
+
+
+def read_blocks(path: Path, part: tuple[int, int] = WHOLE) -> Iterator[bytes | DataError]:
+    """All readable content, or `part` of a plain file, in blocks; then an error if that was not all."""
     parts: list[bytes] = []
-    position, size, damage = 0, 0, ""
+    position, size, damage = part[0], 0, ""
     try:
         largest = largest_content(path)
-        for part in _unpack(path):
-            parts.append(part if position else part.removeprefix(b"\xef\xbb\xbf"))
-            position, size = position + len(part), size + len(part)
+        for data in _unpack(path, part):
+            parts.append(data if position else data.removeprefix(b"\xef\xbb\xbf"))
+            position, size = position + len(data), size + len(data)
             if position > largest:  # checked on the way, before it fills the memory
                 damage = f"unpacks to more than {MAX_RATIO} times its size; not a file of text"
                 break
@@ -284,12 +297,12 @@ def read_blocks(path: Path) -> Iterator[bytes | DataError]:
         yield DataError(damage)
 
 
-def _unpack(path: Path) -> Iterator[bytes]:
-    """Content of a plain or compressed file in small parts; raises `EOFError` where it is truncated."""
+def _unpack(path: Path, part: tuple[int, int]) -> Iterator[bytes]:
+    """Content of a compressed file, or `part` of a plain one; raises `EOFError` where it is truncated."""
+    if path.suffix not in _UNPACKERS:
+        yield from read_range(path, part)
+        return
     with path.open("rb") as file:
-        if path.suffix not in _UNPACKERS:
-            yield from iter(partial(file.read, BLOCK_BYTES), b"")
-            return
         frame: Any = None
         limit = (BLOCK_BYTES,) if path.suffix == ".bz2" else ()  # its ratio is a million
         while packed := file.read(_PACKED_BYTES[path.suffix]):
@@ -307,11 +320,17 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a file; its `OSError` names the file also where reading fails."""
+def hash_file(path: Path, part: tuple[int, int] | None = None) -> str:
+    """SHA-256 (hex) of a file, or part of it; its `OSError` names the file also where reading fails."""
     with path.open("rb") as file:
         try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if part is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            digest, left = hashlib.sha256(), part[1] - file.seek(part[0])
+            while block := file.read(min(left, 1 << 18)):
+                digest.update(block)
+                left -= len(block)
+            return digest.hexdigest()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
 

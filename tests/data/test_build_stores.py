@@ -1,0 +1,234 @@
+"""Sources by address: a web server with lists of its folders, fsspec's memory and local file systems."""
+
+import gzip
+import json
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_mathcpt.config.corpus import Corpus, Source
+from megatron_mathcpt.data import object_stores
+from megatron_mathcpt.data.build import build_corpus, discard_stale_work, list_stages, open_build, run_locally
+from megatron_mathcpt.data.sources import list_shards
+from megatron_mathcpt.errors import DataError, ManifestError
+from megatron_mathcpt.formats.corpus_folder import KIND, open_corpus
+from megatron_mathcpt.formats.files import hash_file, read_json_lines
+from megatron_mathcpt.formats.output_folder import claim_folder
+from tests.data.test_build import changed, hashes
+from tests.support.corpus_factory import make_sentence
+from tests.support.json_lines import write_json_lines
+
+FILES = ["a.jsonl", "deep/b.jsonl.gz", "deep/c.parquet"]
+
+
+class Faulty(SimpleHTTPRequestHandler):
+    """Serves a folder, data as pages; requests for .jsonl get a status of `faults`, with 200 a cut file."""
+
+    faults: list[int]
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".gz": "text/html"}
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        if self.path.endswith(".jsonl") and self.faults:
+            status = self.faults.pop()
+            if status == 200:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000000")
+                self.end_headers()
+                self.wfile.write(b'{"text": "cut')
+                self.close_connection = True
+            else:
+                self.send_error(status)
+            return
+        super().do_GET()
+
+
+@pytest.fixture
+def store(raw: Path) -> Path:
+    """A folder of 60 documents in three files, a README, a hidden folder, and other things."""
+    folder, random_ = raw / "store", random.Random(8)
+    rows = [{"text": "\n".join(make_sentence(random_) for _ in range(4)), "n": n} for n in range(60)]
+    write_json_lines(folder / "a.jsonl", rows[:20])
+    (folder / "deep").mkdir()
+    (folder / "deep/b.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(r) + "\n" for r in rows[20:40]).encode(), mtime=0)
+    )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[40:]), folder / "deep/c.parquet")
+    (folder / "README.md").write_text("about")
+    write_json_lines(folder / ".git" / "x.jsonl", rows)
+    return folder
+
+
+@pytest.fixture
+def server(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(object_stores, "_WAITS", (0.01, 0.01, 0.01))
+    Faulty.faults = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Faulty, directory=str(store.parent))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture
+def memory(store: Path) -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    system.put(str(store), "/bucket", recursive=True)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def one_source(raw: Path, path: str, **more: object) -> Corpus:
+    return changed(raw, sources={"general": {"pool": "general", "path": path, **more}})
+
+
+def content(out: Path) -> list[bytes]:
+    """What does not name the raw file."""
+    names = [
+        "documents/general.jsonl",
+        "documents/general.places",
+        "datasets/general/train.bin",
+        "datasets/general/validation.idx",
+    ]
+    return [(out / name).read_bytes() for name in names]
+
+
+def test_a_folder_by_address_gives_the_documents_of_the_path(
+    raw: Path, store: Path, server: str, memory: Any, tmp_path: Path
+) -> None:
+    here = build_corpus(one_source(raw, str(store)), tmp_path / "here")
+    urls = {
+        "web": f"{server}/store/",
+        "list": f"{server}/store",
+        "memory": "memory://bucket",
+        "file": store.as_uri(),
+    }
+    for name, url in urls.items():
+        found = build_corpus(one_source(raw, url), tmp_path / name, 1)
+        assert content(tmp_path / name) == content(tmp_path / "here"), name
+        assert found.counts == here.counts
+        # The inputs have the hashes of the bytes, and what the store says of them.
+        added = [f"general/{file} in its store" for file in FILES]
+        assert [label for label in found.inputs if label not in here.inputs] == added
+        assert {label: found.inputs[label] for label in here.inputs} == here.inputs
+        assert build_corpus(one_source(raw, url), tmp_path / name, 1) == found
+        file = open_corpus(tmp_path / name).shards[1].file
+        assert file.startswith(url[:4]) and file.endswith("/deep/b.jsonl.gz")
+    two = build_corpus(one_source(raw, urls["web"]), tmp_path / "two", 2)
+    assert hashes(two) == hashes(build_corpus(one_source(raw, urls["web"]), tmp_path / "web"))
+
+
+@pytest.mark.parametrize(
+    ("path", "labels"),
+    [
+        ("", FILES),
+        ("/", FILES),
+        ("/a.jsonl", ["a.jsonl"]),
+        ("/deep/c.parquet", ["c.parquet"]),
+        ("/*/*.parquet", ["deep/c.parquet"]),
+        ("/deep/*", ["b.jsonl.gz", "c.parquet"]),
+        ("/**/*.p[a]rquet", ["deep/c.parquet"]),
+        ("/README.md", ["README.md"]),
+    ],
+)
+def test_an_address_names_what_a_path_would(
+    store: Path, server: str, memory: Any, path: str, labels: list[str]
+) -> None:
+    for base in (f"{server}/store", "memory://bucket", str(store)):
+        shards = list_shards({"s": Source(pool="p", path=base + path)})
+        assert [shard.label for shard in shards] == [f"s/{label}" for label in labels], base
+        sizes = [next(store.rglob(Path(label).name)).stat().st_size for label in labels]
+        assert [shard.bytes for shard in shards] == sizes
+
+
+def test_text_files_of_a_folder_are_one_shard(raw: Path, store: Path, memory: Any, tmp_path: Path) -> None:
+    random_ = random.Random(2)
+    for name in ("one.txt", "two.txt", "sub/three.txt"):
+        memory.pipe(f"/bucket/notes/{name}", "\n".join(make_sentence(random_) for _ in range(3)).encode())
+    config = one_source(raw, "memory://bucket/notes")
+    build_corpus(config, tmp_path / "out", 1)
+    rows = read_json_lines(tmp_path / "out" / "documents" / "general.jsonl")
+    assert [row["id"] for row in rows] == ["one.txt", "two.txt", "three.txt"]
+    assert [shard.label for shard in list_shards(config.sources)] == ["general/notes", "general/sub"]
+
+
+def test_a_fault_is_tried_again_and_then_named_and_the_build_resumes(
+    raw: Path, server: str, tmp_path: Path
+) -> None:
+    config, out = one_source(raw, f"{server}/store/"), tmp_path / "out"
+    Faulty.faults = [503] * 20
+    with pytest.raises(DataError, match=rf"^{server}/store/a\.jsonl: cannot be fetched \(.*503.*run again"):
+        build_corpus(config, out, 1)
+    assert not list((out / ".work" / "fetched").iterdir())
+    Faulty.faults = [503, 200, 500]
+    found = build_corpus(config, out, 1)
+    assert Faulty.faults == []
+    assert found.inputs["general/a.jsonl"] == hash_file(raw / "store" / "a.jsonl")
+    assert hashes(found) == hashes(build_corpus(config, tmp_path / "other", 1))
+
+
+@pytest.mark.parametrize("before", ["prepare", "publish", "finish"])
+def test_a_file_that_changes_in_its_store_is_found(
+    raw: Path, memory: Any, tmp_path: Path, before: str
+) -> None:
+    config, out = one_source(raw, "memory://bucket"), tmp_path / "out"
+    build = open_build(config, out)
+    claim_folder(out, KIND)
+    discard_stale_work(build)
+    with pytest.raises(DataError, match=r"memory:///?bucket/a\.jsonl: changed while"):
+        for stage in list_stages(build):
+            if stage.name == before:
+                data = memory.cat("/bucket/a.jsonl")
+                memory.pipe("/bucket/a.jsonl", data.replace(b"apple1", b"apple2"))
+            run_locally(stage, build, 1)
+    found = build_corpus(config, out, 1)
+    assert hashes(found) == hashes(build_corpus(config, tmp_path / "new", 1))
+    memory.pipe("/bucket/a.jsonl", memory.cat("/bucket/a.jsonl") + b'{"text": "more"}\n')
+    with pytest.raises(ManifestError, match=r"another input 'general/a\.jsonl in its store'"):
+        build_corpus(config, out, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{server}/nothing.jsonl", "nothing.jsonl: cannot be fetched (FileNotFoundError"),
+        ("{server}/store/*.txt", "*.txt: source 's' not found"),
+        ("http://127.0.0.1:9/a.jsonl", "a.jsonl: cannot be fetched (FileNotFoundError"),
+        ("nosuch://bucket/a.jsonl", "nosuch://bucket/a.jsonl: Protocol not known: nosuch"),
+        ("memory://empty/a.jsonl", "a.jsonl: cannot be fetched (FileNotFoundError"),
+    ],
+)
+def test_an_address_without_files_is_refused(server: str, path: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        list_shards({"s": Source(pool="p", path=path.format(server=server))})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("address", "extra"), [("s3://bucket/a.jsonl", "s3"), ("gs://bucket/*", "gs")])
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, address: str, extra: str) -> None:
+    for package in ("s3fs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf"^{address[:5]}.*pip install 'megatron_mathcpt\[{extra}\]'"):
+        list_shards({"s": Source(pool="p", path=address)})
+
+
+def test_an_address_with_secrets_is_refused_without_them() -> None:
+    for path in (
+        "https://me:secret@host/a.jsonl",
+        "https://host/a.jsonl?Signature=secret",
+        "s3://a:secret@b/c",
+    ):
+        with pytest.raises(ValueError, match="has a password or a query") as error:
+            Source(pool="p", path=path)
+        assert "secret" not in error.value.errors(include_input=False)[0]["msg"]  # type: ignore[attr-defined]
