@@ -135,9 +135,9 @@ class Source(Section):
 
     `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
     train and validation together, by the documents left after filters, decontamination and deduplication:
-    bytes to within one document, tokens to about 0.2 %. Both take the records with the smallest hashes of
-    their ids, whatever other sources, shards and workers there are: of a pool that was itself built with one
-    of them, `share` takes more than it says, but a `budget` is met.
+    bytes to within one document, tokens to about 0.2 %. Both take the records with the smallest hashes,
+    whatever other sources, shards and workers there are: `share` of the id, `budget` of the build's name and
+    the id. So a `share` of a pool that was itself built with a `share` takes more than it says.
 
     Reading takes less than 1 GB. A record or text file of more than 32 MiB, or one of more than 64 levels or
     2 million values, is unreadable, and so is the rest of an archive or table from 100 times its own size on

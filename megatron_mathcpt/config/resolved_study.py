@@ -24,7 +24,7 @@ from megatron_mathcpt.config.study_file import (
     ModelRow,
     Row,
     Scale,
-    StudyFile,
+    load_study_file,
 )
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError, one_line
@@ -227,7 +227,8 @@ class _Reader:
     """A study file at one scale: the rows of each kind as layers, and its folder of results."""
 
     def __init__(self, path: Path, scale: str | None = None, out: Path | None = None) -> None:
-        self.path, self.file = path, base.load_config(path, StudyFile)
+        self.path = path
+        self.file, theirs = load_study_file(path)
         if scale is not None and scale not in self.file.scale:
             known = ", ".join(self.file.scale) or "none"
             raise ConfigError(f"--scale {scale}: {path} has no such scale; there are: {known}")
@@ -235,7 +236,8 @@ class _Reader:
         self.scale, self.at, self.out = scale, at, out or at.out
         # A config may name results below any of these folders, the last of which they are in; of two that lie
         # in each other the inner one counts. A short name would be found in fields that are no paths.
-        folders = {folder for one in (file.out, at.out, self.out) for folder in (one, one.resolve())}
+        outs = (file.out, at.out, self.out, theirs)
+        folders = {folder for one in outs for folder in (one, one.resolve())}
         self.moved = sorted((one for one in folders if len(one.parts) > 1), key=lambda one: -len(one.parts))
         self.synthesis = node = at.synthesis or file.synthesis
         source = f"scale {scale}"

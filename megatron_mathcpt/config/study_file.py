@@ -13,6 +13,10 @@ field paths to values; setting a section or a mapping replaces the whole of it. 
 `--out` or the `out` of a scale replaces it in all of them. `mathcpt show STUDY.yaml:RUN` prints the complete
 config, with every field that was set or moved marked.
 
+`from` at the top names another study: this file has its rows, below an `out` of its own, and what differs. A
+row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
+row or a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
+
 `models` are models of others, which are only scored; configs/paper/baselines.yaml has these alone.
 """
 
@@ -21,7 +25,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, StringConstraints
 
-from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.base import Section, Tree, build_config, read_tree
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -178,3 +183,48 @@ class StudyFile(Section):
         outs = [self.out, *(at.out for at in self.scale.values())]
         if short := [out for out in outs if len(out.parts) < 2]:
             raise ValueError(f"out: '{short[0]}' is one word; give a folder below another, as runs/NAME")
+
+
+def load_study_file(path: Path) -> tuple[StudyFile, Path]:
+    """The study in `path`, and the folder of results of the study that it is made from, or its own."""
+    tree = read_tree(path)
+    other = tree.pop("from", None)
+    if other is None:
+        found = build_config(tree, StudyFile, (), str(path))
+        return found, found.out
+    if not isinstance(other, str):
+        raise ConfigError(f"{path}: from: expected the path of a study file, found {other!r:.100}")
+    source = path.parent / other
+    base = read_tree(source)
+    if "from" in base:
+        raise ConfigError(f"{path}: from: {source} is itself made from {base['from']}; name that one")
+    out = build_config(base, StudyFile, (), str(source)).out  # now, as its mistakes are not this file's
+    base.pop("scale", None)
+    merged = _merged(_with_files_in(source.parent, base), tree)
+    merged = {name: value for name, value in merged.items() if value is not None}
+    for kind in ("corpus", "runs", "variants", "models"):
+        if isinstance(rows := merged.get(kind), dict):
+            merged[kind] = {name: row for name, row in rows.items() if row is not None}
+    return build_config(merged, StudyFile, (), str(path)), out
+
+
+def _with_files_in(folder: Path, tree: Tree) -> Tree:
+    """`tree` with the complete files of its rows as paths from anywhere."""
+
+    def located(name: str, value: JsonValue) -> JsonValue:
+        if isinstance(value, dict) and name != "set":
+            return _with_files_in(folder, value)
+        return str((folder / value).resolve()) if name == "file" and isinstance(value, str) else value
+
+    return {name: located(name, value) for name, value in tree.items()}
+
+
+def _merged(base: Tree, changes: Tree) -> Tree:
+    def merge(name: str, value: JsonValue) -> JsonValue:
+        old = base.get(name)
+        if not (isinstance(old, dict) and isinstance(value, dict)) or {"file", "from"} & value.keys():
+            return value
+        # Values in `set` are whole: a blend is replaced, not mixed with the other study's.
+        return {**old, **value} if name == "set" else _merged(old, value)
+
+    return {**base, **{name: merge(name, value) for name, value in changes.items()}}

@@ -298,7 +298,9 @@ class _Sorter:
             "ends.u8": ends,
         }
         if self._source.budget:
-            found["ranks.u8"] = np.array([id_rank(document.id) for document in batch], np.uint64)
+            # With the build's name: a pool that was built with a budget or a share has small ranks only.
+            ids = (f"{self._config.name}\n{document.id}" for document in batch)
+            found["ranks.u8"] = np.array([*map(id_rank, ids)], np.uint64)
         if rule := self._config.deduplicate:
             rows = found["signatures.u4"] = minhash.signatures(
                 words, rule.shingle_words, rule.bands * rule.rows

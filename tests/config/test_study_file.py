@@ -243,3 +243,63 @@ def test_models_of_others_are_scored_with_the_runs_or_alone(path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_study(alone, Asked(), [override])
+
+
+def write_edition(folder: Path, tree: dict[str, Any]) -> Path:
+    path = folder / "editions" / "other.yaml"
+    path.parent.mkdir()
+    YAML().dump({"from": "../study.yaml", "name": "other", "out": "runs/other"} | tree, path)
+    return path
+
+
+def test_an_edition_has_the_rows_of_another_study_on_its_own_data(path: Path, tmp_path: Path) -> None:
+    """Its complete files, its scales, what its rows set; results in a folder of its own."""
+    changes: dict[str, Any] = {
+        "corpus": {"raw": {"tokens": {"general": 3.0}, "set": {"seed": 5}}},
+        "runs": {"two": {"set": {"data.blend.extra": 4.0}}, "twin": None},
+    }
+    other = write_edition(tmp_path, changes)
+    study, theirs = load_study(other), load_study(path)
+    assert [*study.runs] == ["one", "two"]
+    assert study.out == Path("runs/other").resolve()
+    two, like = study.runs["two"].config, theirs.runs["two"].config
+    assert two.data.blend == {"general": 1.0, "extra": 4.0}
+    assert two.optimizer == like.optimizer and two.optimizer.lr == 2e-3
+    assert two.data.corpus == study.out / "raw"  # the file says runs/demo/raw
+    assert study.runs["two"].tokens == {"general": 3e9}
+    assert (study.corpus["raw"].config.seed, study.corpus["more"].config.seed) == (5, 7)
+    assert theirs.corpus["raw"].config.seed == 1234
+    assert study.evaluation == theirs.evaluation
+
+
+def test_an_edition_has_scales_of_its_own(path: Path, tmp_path: Path) -> None:
+    small = {
+        "small": {
+            "out": "runs/small",
+            "set": {"seed": 8},
+            "runs": {"two": {"set": {"data.blend.extra": 0.5}}},
+        }
+    }
+    other = write_edition(tmp_path, {"scale": small})
+    study = load_study(other, Asked("small"))
+    assert [*study.runs] == ["one", "two", "twin"]
+    one, two = study.runs["one"].config, study.runs["two"].config
+    assert (one.optimizer.lr, one.seed, two.data.blend["extra"]) == (3e-3, 8, 0.5)
+    assert one.data.corpus == Path("runs/small").resolve() / "raw"
+    with pytest.raises(ConfigError, match="no such scale; there are: small"):
+        load_study(other, Asked("half"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"from": 3}, "other.yaml: from: expected the path of a study file, found 3"),
+        ({"from": "none.yaml"}, "none.yaml: cannot be read"),
+        ({"from": "other.yaml"}, "from: .*other.yaml is itself made from other.yaml; name that one"),
+        ({"runs": {"tow": {"set": {}}}}, "other.yaml: runs.tow: give file or from"),
+        ({"runs": {"one": None}}, "other.yaml: runs.two: no row 'one'"),
+    ],
+)
+def test_an_edition_says_what_is_wrong_with_it(path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_study(write_edition(path.parent, changes))
