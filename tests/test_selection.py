@@ -141,14 +141,6 @@ def test_the_report_and_the_training_data_have_the_same_levels() -> None:
     assert groups == ["up to 3 steps", "4 to 5 steps", "6 and more steps"]
 
 
-def test_a_share_is_the_same_records_and_grows_by_records() -> None:
-    records, found = [problem(id=f"r{number}") for number in range(10_000)], []
-    for share in (0.01, 0.1):
-        found.append({record.id for record in records if drop_reason(record, Select(share=share)) is None})
-    assert found[0] < found[1]
-    assert 70 <= len(found[0]) <= 130 and 910 <= len(found[1]) <= 1090  # three standard deviations
-
-
 @pytest.mark.parametrize("fields", [{"min_steps": 3, "max_steps": 2}, {"difficulty": "easy", "max_steps": 2}])
 def test_bounds_that_contradict_each_other_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="min_steps"):

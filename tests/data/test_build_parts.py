@@ -118,7 +118,7 @@ def test_parts_are_resumed_and_a_changed_file_is_found(raw: Path, tmp_path: Path
     path.write_bytes(raw_lines(300))
     config = one_source(raw, path, shard_megabytes=0.02)
     names = begin(config, out, stages)
-    assert names == ["lines", "prepare", "check", "decide", "tokenizer", "publish", "finish"]
+    assert names == ["lines", "prepare", "check", "decide", "tokenizer", "split", "publish", "finish"]
     counted = {file: file.stat().st_mtime_ns for file in out.glob(".work/counted/*/done.json")}
     assert len(counted) == len(open_build(config, out).works) > 2
     expected = hashes(build_corpus(config, tmp_path / "new", 1))

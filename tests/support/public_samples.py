@@ -1,9 +1,10 @@
 """Small samples of every public set of data/public_sources.yaml, in its schema and file layout, made up here.
 
-    python tests/support/public_samples.py corpora [PROBLEMS]
+    python tests/support/public_samples.py FOLDER [RECORDS]
 
 The problems are those of our generator, the texts are made of its solutions and of Python's documentation.
-`corpora/NAME` is what `mathcpt download NAME --out corpora/NAME` would bring, of a few hundred records.
+FOLDER/corpora/NAME is what `mathcpt download NAME --out corpora/NAME` would bring, of a few hundred records;
+FOLDER/benchmarks has other problems, to be scored on.
 """
 
 import gzip
@@ -20,8 +21,8 @@ import pyarrow.parquet
 import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from megatron_mathcpt.data.corpora import package, standard_library
-from megatron_mathcpt.data.problems import ProblemMix, training_problems
+from megatron_mathcpt.data.corpora import evaluation_item, package, standard_library
+from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
 from megatron_mathcpt.records import Language, Problem
 
 Row = dict[str, Any]
@@ -298,5 +299,16 @@ def write_samples(out: Path, count: int = 200, seed: int = 5) -> dict[str, list[
     return written
 
 
+def write_benchmarks(out: Path, count: int = 60, seed: int = 5) -> None:
+    """Held-out problems of both languages, which share no numbers of a template with the samples."""
+    for language in ("en", "zh"):
+        mix = ProblemMix(evaluation_problems={language: count})
+        rows = [evaluation_item(problem) for problem in evaluation_problems(mix, language, seed)]
+        path = out / f"samples_{language}" / "test.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines(path, rows)
+
+
 if __name__ == "__main__":
-    write_samples(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
+    write_samples(Path(sys.argv[1], "corpora"), *map(int, sys.argv[2:3]))
+    write_benchmarks(Path(sys.argv[1], "benchmarks"))
