@@ -229,7 +229,7 @@ def dry_run(
         loaded = [load_run(address, overrides, asked.scale) for address in files]
     if gpus and (study is None or study.runs):
         runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
-        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
         Console(width=width).print(as_table(runs, f"{gpus} {hardware}"))
         if study is not None and len(loaded) < len(trained):
             echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")

@@ -52,11 +52,14 @@ def check_passes(config: ExperimentConfig, available: Mapping[str, float]) -> No
 
     `available` are the training tokens of each pool; one that is not in it is not checked.
     """
-    budget = config.train.train_tokens or 0
-    for pool, share in config.data.shares().items():
-        tokens, cap = available.get(pool, math.inf), config.data.epoch_cap(pool)
+    data, budget, epochs = config.data, config.train.train_tokens or 0, config.train.train_epochs
+    for pool, share in ({data.sft.name: 1.0} if data.sft else data.shares()).items():
+        tokens, cap = available.get(pool, math.inf), data.epoch_cap(pool)
+        if epochs is not None and epochs > cap:
+            asked = f"data.max_epochs: train.train_epochs asks for {epochs:g} passes over '{pool}'"
+            raise ConfigError(f"{asked}, more than {cap:g}; lower train.train_epochs, or raise the cap")
         if (passes := share * budget / tokens) > cap:
-            field = f"data.max_epochs{f'.{pool}' if isinstance(config.data.max_epochs, dict) else ''}"
+            field = f"data.max_epochs{f'.{pool}' if isinstance(data.max_epochs, dict) else ''}"
             found = f"{share * budget:,.0f} tokens of pool '{pool}' are {passes:.2f} passes over the"
             remedy = "give the pool more text or a smaller share, lower train.train_tokens, or raise the cap"
             raise ConfigError(

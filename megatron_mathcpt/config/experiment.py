@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.shape import LlamaShape
@@ -42,19 +42,25 @@ class InitSection(Section):
             raise ValueError("initial_loss_band, initial_loss_samples: have no effect without initial_loss")
 
 
+def _plain_if_one(folders: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
+    """A list of one folder is that folder, so that a run resumes in either spelling."""
+    return folders[0] if isinstance(folders, tuple) and len(folders) == 1 else folders
+
+
 class DataSection(Section):
     """Training data: pools of one or several corpus folders blended by share, or a folder of SFT samples.
 
     Pools are found by their name, which only one of the folders may have. `blend` weights are relative shares
-    of the token budget; `max_epochs` limits how often each pool, or every one, is repeated.
+    of the token budget; `max_epochs` limits how often each pool, or every one, is repeated (packed samples
+    are named after their folder).
     `reset_attention_mask` restricts attention to one document, as SFT samples always do; rotary embeddings
     depend on position differences only, so positions need no reset. With `sft` the corpus is used for
     validation sets only.
     """
 
-    corpus: Path | tuple[Path, ...] | None = None
+    corpus: Annotated[Path | tuple[Path, ...] | None, AfterValidator(_plain_if_one)] = None
     blend: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    max_epochs: Annotated[float, Field(gt=0)] | dict[str, float] = Field(default_factory=dict)
+    max_epochs: float | dict[str, float] = Field(default_factory=dict)
     reset_attention_mask: bool = False
     sft: Path | None = None
 
@@ -63,8 +69,11 @@ class DataSection(Section):
             raise ValueError("set either corpus and blend, or sft")
         if self.corpus is not None and len({*self.corpora}) < max(1, len(self.corpora)):
             raise ValueError("corpus: names no folder, or one twice")
-        for pool in self.max_epochs if isinstance(self.max_epochs, dict) else ():
-            if pool not in self.blend:
+        caps = self.max_epochs if isinstance(self.max_epochs, dict) else {"": self.max_epochs}
+        for pool, cap in caps.items():
+            if cap <= 0:
+                raise ValueError(f"max_epochs: {cap:g} passes; give a number above 0")
+            if pool and pool not in (self.blend or [self.sft and self.sft.name]):
                 raise ValueError(f"max_epochs.{pool} names no pool of the blend")
 
     def shares(self) -> dict[str, float]:

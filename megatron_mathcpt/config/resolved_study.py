@@ -284,9 +284,11 @@ class _Reader:
 
     def corpus(self, name: str) -> Resolved[Corpus]:
         """The complete config of one build, with the tokens expected in its pools at full size."""
-        row = None if self.scale else self.file.corpus.get(name)
-        tokens = {pool: 1e9 * billions for pool, billions in row.tokens.items()} if row else {}
-        return replace(self.resolve("corpus", name, Corpus), tokens=tokens)
+        resolved, tokens = self.resolve("corpus", name, Corpus), dict[str, float]()
+        for link in () if self.scale else self.chain("corpus", name):
+            tokens |= {pool: 1e9 * billions for pool, billions in self.file.corpus[link].tokens.items()}
+        pools = {source.pool for source in resolved.config.sources.values()}
+        return replace(resolved, tokens={pool: n for pool, n in tokens.items() if pool in pools})
 
     def run(self, name: str, overrides: Sequence[str]) -> Resolved[ExperimentConfig]:
         """The complete config of one run, with the training tokens expected of its corpora at full size."""
@@ -294,9 +296,9 @@ class _Reader:
         tokens: dict[str, float] = {}
         for corpus in resolved.config.data.corpora:
             if not self.scale and corpus.parent == self.out and corpus.name in self.file.corpus:
-                trained = 1 - self.resolve("corpus", corpus.name, Corpus).config.validation_fraction
-                for link in self.chain("corpus", corpus.name):
-                    tokens |= {pool: 1e9 * n * trained for pool, n in self.file.corpus[link].tokens.items()}
+                build = self.corpus(corpus.name)
+                trained = 1 - build.config.validation_fraction
+                tokens |= {pool: n * trained for pool, n in build.tokens.items()}
         return replace(resolved, tokens=tokens)
 
 

@@ -15,7 +15,7 @@ from megatron_mathcpt.config.resolved_study import Study
 from megatron_mathcpt.config.shape import read_decoder
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
-from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
 from megatron_mathcpt.planner.memory import (
     USABLE,
@@ -27,7 +27,6 @@ from megatron_mathcpt.planner.memory import (
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
-from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,6 +67,7 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
     # The folder of packed samples of an SFT run is named after its pool.
     shares = {config.data.sft.name: 1.0} if config.data.sft else config.data.shares()
     available = _tokens_of(shares, config.data.corpora, expected)
+    check_passes(config, available)
     if config.train.train_epochs is not None:
         seen = {
             "train_tokens": round(config.train.train_epochs * sum(available.values())),
@@ -75,7 +75,6 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         }
         config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
-    check_passes(config, available)
     machine = load_machine(hardware)
     check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
     check_recipe(config.precision.fp8_recipe, machine.hardware.capability)
@@ -99,19 +98,13 @@ def _tokens_of(
     pools: Iterable[str], corpora: Sequence[Path], expected: Mapping[str, float]
 ) -> dict[str, float]:
     """Training tokens of each pool: from the corpora that are built, else as expected."""
-    built, found = JsonObject(), dict[str, float]()
-    for corpus in corpora:
-        if (corpus / FILE_NAME).is_file():
-            built |= load_manifest(corpus, "corpus").counts["pools"]
-    for pool in pools:
-        tokens = built[pool]["train"]["tokens"] if pool in built else expected.get(pool)
-        if tokens is None:
-            raise ConfigError(
-                f"data: the number of tokens of pool '{pool}' is not known; build its corpus, "
-                "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
-            )
-        found[pool] = float(tokens)
-    return found
+    known = {**expected, **tokens_built(corpora)}
+    if missing := [pool for pool in pools if pool not in known]:
+        raise ConfigError(
+            f"data: the number of tokens of pool '{missing[0]}' is not known; build its corpus, "
+            "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
+        )
+    return {pool: known[pool] for pool in pools}
 
 
 def corpora_bytes(study: Study) -> float:

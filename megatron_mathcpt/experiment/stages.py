@@ -22,6 +22,7 @@ from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 from megatron_mathcpt.records import JsonObject
@@ -131,22 +132,36 @@ def _check_run(study: Study, name: str, processes: int | None) -> None:
             check_experiment(config, processes)
         except ConfigError as error:
             raise ConfigError(f"runs.{name}: {error}") from error
-    corpora = [study.inside(folder) for folder in config.data.corpora]
-    if None not in corpora:  # of one that is built elsewhere the run checks the pools when it starts
-        _check_pools(study, name, [*map(str, corpora)])
+    _check_pools(study, name)
     try:
-        check_passes(config, study.runs[name].tokens)
+        check_passes(config, {**study.runs[name].tokens, **tokens_built(config.data.corpora)})
     except ConfigError as error:
         raise ConfigError(f"runs.{name}: {error}") from error
 
 
-def _check_pools(study: Study, name: str, corpora: Sequence[str]) -> None:
+def _check_pools(study: Study, name: str) -> None:
     """Refuse a run that names a pool which none, or more than one, of its corpora has."""
     data, validation = study.runs[name].config.data, study.runs[name].config.validation
-    if unknown := [corpus for corpus in corpora if corpus not in study.corpus]:
-        raise ConfigError(f"runs.{name}: data.corpus: {study.out / unknown[0]} is no corpus of the study")
-    owners = Counter(pool for corpus in corpora for pool in study.pools(corpus))
-    where, packed = ", ".join(corpora), study.inside(data.sft)
+    pools, shown = list[str](), list[str]()
+    for folder in data.corpora:
+        inside = study.inside(folder)
+        if inside is not None and str(inside) not in study.corpus:
+            raise ConfigError(f"runs.{name}: data.corpus: {folder} is no corpus of the study")
+        if not (found := [*tokens_built([folder])] if inside is None else study.pools(str(inside))):
+            return  # built elsewhere and not yet finished: the run checks it when it starts
+        pools += found
+        shown.append(str(inside or folder))
+    origins = dict[str, str]()
+    for corpus in (one for one in shown if one in study.corpus):
+        origins.setdefault(_tokenizer_of(study, corpus), corpus)
+    # Two files of other names may be the same tokenizer, which the run compares; one that is trained is not.
+    if len(origins) > 1 and (own := [origin for origin in origins if origin in study.corpus]):
+        theirs = next(corpus for origin, corpus in origins.items() if origin != own[0])
+        raise ConfigError(
+            f"runs.{name}: data.corpus: {origins[own[0]]} and {theirs} have different tokenizers; set "
+            f"tokenizer: {{path: {study.out / own[0] / 'tokenizer'}}} in corpus.{theirs}"
+        )
+    owners, where, packed = Counter(pools), ", ".join(shown), study.inside(data.sft)
     named = {"data.blend": [*data.blend], "validation.sets": [*validation.sets]}
     for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
         if missing := [pool for pool in names if not owners[pool]]:
@@ -154,6 +169,15 @@ def _check_pools(study: Study, name: str, corpora: Sequence[str]) -> None:
             raise ConfigError(f"runs.{name}: {field}: {where} has no pool '{missing[0]}'; {known}")
         if twice := [pool for pool in names if owners[pool] > 1]:
             raise ConfigError(f"runs.{name}: {field}: pool '{twice[0]}' is in more than one of {where}")
+
+
+def _tokenizer_of(study: Study, corpus: str) -> str:
+    """The build that trains the tokenizer of this one, or the path from which it comes."""
+    path = study.corpus[corpus].config.tokenizer.path
+    inside = study.inside(path)
+    if inside is not None and inside.parts[0] in study.corpus:
+        return _tokenizer_of(study, inside.parts[0])
+    return corpus if path is None else str(path)
 
 
 class _Planner:

@@ -16,7 +16,7 @@ import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
-from megatron_mathcpt.formats.manifest import Manifest, load_manifest, verify_part
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
 from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
@@ -89,6 +89,13 @@ class SftCounts(Row):
 
 def corpus_counts(manifest: Manifest) -> CorpusCounts:
     return CorpusCounts.model_validate(manifest.counts)
+
+
+def tokens_built(folders: Iterable[Path]) -> dict[str, float]:
+    """Training tokens of each pool of those folders that are finished corpora."""
+    finished = (load_manifest(folder, KIND) for folder in folders if (folder / FILE_NAME).is_file())
+    pools = (corpus_counts(manifest).pools for manifest in finished)
+    return {pool: float(counts.train.tokens) for one in pools for pool, counts in one.items()}
 
 
 def sft_counts(manifest: Manifest) -> SftCounts:

@@ -39,6 +39,7 @@ Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None 
 class SourceTokens(Row):
     asked: int  # in the run's budget
     seen: int  # trained on
+    available: int = 0  # of which one pass consists; 0 in older folders
 
 
 class RunCounts(Row):

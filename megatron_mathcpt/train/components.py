@@ -96,6 +96,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
         size = f"{inputs.shape.num_parameters():,}"
         logger.info("%s: %s parameters from %s, at step %d", config.name, size, source, counts.step)
+        logger.info("%s: %s", config.name, inputs.mixture)
     return TrainState(
         inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver, step=counts.step
     )

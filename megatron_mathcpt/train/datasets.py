@@ -242,7 +242,9 @@ def dataset_prefix(config: ExperimentConfig, pool: str, split: str) -> str:
 
 def _corpus_of(config: ExperimentConfig, pool: str) -> Path:
     """The one of the run's corpora that has this pool (`resolve_inputs` has checked that it is one)."""
-    return next(folder for folder in config.data.corpora if (folder / "datasets" / pool).is_dir())
+    first, *others = config.data.corpora
+    having = (folder for folder in others if pool in load_manifest(folder, "corpus").counts["pools"])
+    return next(having, first)
 
 
 class SourceCounter:

@@ -5,9 +5,9 @@ Without torch, whose import takes seconds: a finished run or a wrong config must
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 
@@ -48,6 +48,17 @@ class Inputs:
     fingerprints: dict[str, str]
     eos_id: int
     checkpoint: Path | None
+    available: Mapping[str, int] = field(default_factory=dict)  # training tokens of each pool, or of "sft"
+
+    @property
+    def mixture(self) -> str:
+        """Share, tokens and passes of each pool, for the log."""
+        budget, shares = self.config.train.train_tokens or 0, self.config.data.shares() or {"sft": 1.0}
+        parts = ((pool, share, share * budget) for pool, share in shares.items() if pool in self.available)
+        return ", ".join(
+            f"{pool} {share:.1%}, {tokens:,.0f} tokens ({tokens / self.available[pool]:.2f} passes)"
+            for pool, share, tokens in parts
+        )
 
     @property
     def shape(self) -> LlamaShape:
@@ -58,7 +69,7 @@ class Inputs:
 
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
     """Check data and starting weights and resolve the config fields that they determine."""
-    config, fingerprints, tokenizer = _resolve_data(config)
+    config, fingerprints, tokenizer, available = _resolve_data(config)
     checkpoint, shape, weights = None, config.model, config.init.hf
     if config.init.checkpoint is not None:
         checkpoint = folders.chosen_checkpoint(config.init.checkpoint)
@@ -86,7 +97,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
             f"the model's vocabulary {size}; build it with the model's tokenizer"
         )
     resolved = config.model_copy(update={"model": shape.model_copy(update={"vocab_size": size})})
-    return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint)
+    return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint, available)
 
 
 def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
@@ -136,16 +147,17 @@ def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path, whose: 
             raise DataError(f"{ours}: this tokenizer differs from {theirs} ({differ}); {remedy}")
 
 
-def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts]:
-    """Return the config with epochs converted to tokens, the training data's fingerprint, its tokenizer."""
+def _resolve_data(
+    config: ExperimentConfig,
+) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts, dict[str, int]]:
+    """The config with epochs converted to tokens; the training data's fingerprints, tokenizer and tokens."""
     if corpora := config.data.corpora:
         manifests = [load_manifest(folder, "corpus") for folder in corpora]
-        tokenizer = _check_corpora(config, manifests)  # in SFT for the validation sets
+        tokenizer, tokens = _check_corpora(config, manifests)  # in SFT for the validation sets
         if config.data.sft is None:
-            if len(corpora) == 1:
-                return config, {"corpus": manifests[0].fingerprint()}, tokenizer
-            prints = (manifest.fingerprint() for manifest in manifests)
-            return config, {f"corpus {n}": found for n, found in enumerate(prints, 1)}, tokenizer
+            names = (f"corpus {n}" if len(corpora) > 1 else "corpus" for n, _ in enumerate(corpora, 1))
+            prints = {name: one.fingerprint() for name, one in zip(names, manifests, strict=True)}
+            return config, prints, tokenizer, tokens
     assert config.data.sft is not None
     manifest = load_manifest(config.data.sft, "sft")
     sft, train = sft_counts(manifest), config.train
@@ -153,14 +165,19 @@ def _resolve_data(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str,
         raise ConfigError(
             f"train.seq_length: {train.seq_length}, but {config.data.sft} is packed to {sft.seq_length}"
         )
+    available = sft.samples * train.seq_length
+    check_passes(config, {config.data.sft.name: available})
     if train.train_epochs is not None:
-        tokens = math.ceil(train.train_epochs * sft.samples) * train.seq_length
-        train = train.model_copy(update={"train_tokens": tokens, "train_epochs": None})
-    return config.model_copy(update={"train": train}), {"sft": manifest.fingerprint()}, sft.tokenizer
+        budget = math.ceil(train.train_epochs * sft.samples) * train.seq_length
+        train = train.model_copy(update={"train_tokens": budget, "train_epochs": None})
+    config = config.model_copy(update={"train": train})
+    return config, {"sft": manifest.fingerprint()}, sft.tokenizer, {"sft": available}
 
 
-def _check_corpora(config: ExperimentConfig, manifests: Sequence[Manifest]) -> TokenizerCounts:
-    """Refuse corpora that do not match the config or each other; returns their tokenizer."""
+def _check_corpora(
+    config: ExperimentConfig, manifests: Sequence[Manifest]
+) -> tuple[TokenizerCounts, dict[str, int]]:
+    """Refuse corpora that do not match the config or each other; their tokenizer, and training tokens."""
     pools, owners = dict[str, PoolCounts](), dict[str, Path]()
     named = {*config.data.blend, *config.validation.sets}
     for folder, manifest in zip(config.data.corpora, manifests, strict=True):
@@ -173,14 +190,17 @@ def _check_corpora(config: ExperimentConfig, manifests: Sequence[Manifest]) -> T
     for folder in others:
         _check_tokenizer(config, folder, first / "tokenizer" / _TOKENIZER, f"the tokenizer of {first}")
     _check_pools(config, pools, owners)
-    return corpus_counts(manifests[0]).tokenizer
+    tokens = {name: counts.train.tokens for name, counts in pools.items()}
+    if config.data.sft is None:
+        check_passes(config, tokens)
+    return corpus_counts(manifests[0]).tokenizer, tokens
 
 
 def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts], owners: dict[str, Path]) -> None:
-    for field, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
+    for section, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
         if unknown := [name for name in names if name not in pools]:
             where = ", ".join(map(str, config.data.corpora))
-            raise ConfigError(f"{field}: no pool '{unknown[0]}' in {where} (there: {', '.join(pools)})")
+            raise ConfigError(f"{section}: no pool '{unknown[0]}' in {where} (there: {', '.join(pools)})")
     for name in config.validation.sets:
         if pools[name].validation.tokens < 2:
             raise DataError(f"{owners[name]}: pool '{name}' has no validation tokens")
@@ -188,7 +208,6 @@ def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts], owners:
         tokens = pools[name].train.tokens
         if tokens < config.train.seq_length + 1:  # labels are the next tokens: one more than a sample
             raise DataError(f"{owners[name]}: pool '{name}' has {tokens} tokens, less than one sample")
-    check_passes(config, {name: counts.train.tokens for name, counts in pools.items()})
 
 
 def recorded_config(run_folder: Path) -> ExperimentConfig:

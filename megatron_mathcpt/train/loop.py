@@ -146,7 +146,10 @@ def progress(state: TrainState) -> RunCounts:
         consumed_tokens=state.step * state.config.train.tokens_per_step,
         skipped_steps=tuple(state.guard.state.skipped),
         tokens_by_source={
-            pool: SourceTokens(asked=round(share * budget), seen=seen[pool]) for pool, share in shares.items()
+            pool: SourceTokens(
+                asked=round(share * budget), seen=seen[pool], available=state.inputs.available.get(pool, 0)
+            )
+            for pool, share in shares.items()
         },
     )
 

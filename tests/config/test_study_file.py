@@ -19,7 +19,11 @@ STUDY: dict[str, Any] = {
     "out": "runs/demo",
     "corpus": {
         "raw": {"file": str(CONFIGS / "tiny" / "quickstart_corpus.yaml"), "tokens": {"general": 2.0}},
-        "more": {"from": "raw", "tokens": {"extra": 0.5}, "set": {"seed": 7}},
+        "more": {
+            "from": "raw",
+            "tokens": {"extra": 0.5},
+            "set": {"seed": 7, "sources.problem_solving.pool": "extra"},
+        },
     },
     "runs": {
         "one": {"file": "one.yaml"},

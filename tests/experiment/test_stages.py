@@ -1,6 +1,8 @@
 """A study's stages follow from the paths in its configs."""
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,14 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.config.base import set_field
-from megatron_mathcpt.config.resolved_study import Asked, load_run, load_study
+from megatron_mathcpt.config.resolved_study import Asked, Study, load_run, load_study
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.experiment.dry_run import corpora_bytes
 from megatron_mathcpt.experiment.stages import Stage, build_stages
 from megatron_mathcpt.experiment.submit import load_cluster, render, stage_job, submit_stages
 from megatron_mathcpt.formats.manifest import write_manifest
 from tests.support.stages import CONFIGS
+from tests.support.tokenized_corpus import complete_corpus
 
 LATE = {"init": {"checkpoint": "runs/demo/child/checkpoints/step_2"}}
 RUN = str(CONFIGS / "tiny" / "quickstart_base.yaml")
@@ -136,6 +140,77 @@ OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
 def test_wrong_names_are_errors(field: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         stages(tmp_path, field, value)
+
+
+def several(corpora: list[str], **more: Any) -> dict[str, Any]:
+    """A run with pools of these corpora."""
+    data = {"corpus": [f"runs/demo/{name}" for name in corpora], "blend": {"problems": 2, "fresh": 1}}
+    return {"from": "base", "set": {"data": data | more, "train.train_tokens": 10**10}}
+
+
+def planned(folder: Path, *, tokenizer: bool = True, **runs: Any) -> tuple[Study, dict[str, Stage]]:
+    """The study with a build `extra`, whose pool is `fresh`, and these runs."""
+    tree = study(folder)
+    tree["corpus"]["raw"]["tokens"] = {"problems": 4.0}
+    changed = {"sources.problems.pool": "fresh", "validation_fraction": 0.1}
+    changed |= {"tokenizer": {"path": "runs/demo/raw/tokenizer"}} if tokenizer else {}
+    tree["corpus"]["extra"] = {"from": "raw", "set": changed, "tokens": {"fresh": 1.0}}
+    tree["runs"] |= runs
+    (folder / "study.yaml").write_text(json.dumps(tree))
+    found = load_study(folder / "study.yaml", Asked(out=folder / "out"))
+    return found, {stage.name: stage for stage in build_stages(found, 2)}
+
+
+def test_a_run_with_pools_of_several_corpora(tmp_path: Path) -> None:
+    """Each is a stage that it needs; packed samples are made from the one with their pool."""
+    packed = several(["raw", "extra"], blend={}, sft="runs/demo/sft/fresh")
+    found, at = planned(tmp_path, both=several(["raw", "extra"]), fresh=packed)
+    assert at["both"].needs == ("raw", "extra")
+    assert at["sft/fresh"].needs == ("extra",)
+    assert at["sft/fresh"].command[4:6] == (str(tmp_path / "out" / "extra"), "fresh")
+    assert at["fresh"].needs == ("raw", "extra", "sft/fresh")
+    # without the 5 % and the 10 % for validation; a build has no pool of the row that it starts from
+    assert found.runs["both"].tokens == {"problems": 3.8e9, "fresh": 0.9e9}
+    assert found.corpus["extra"].tokens == {"fresh": 1e9}
+    assert corpora_bytes(found) == 6.5 * 5e9
+
+
+@pytest.mark.parametrize(
+    ("corpora", "more", "message"),
+    [
+        (["raw", "made"], {}, "data.blend: raw, made has no pool 'fresh'; there are: problems"),
+        (["raw", "made", "extra"], {}, "data.blend: pool 'problems' is in more than one of raw, made, extra"),
+        (["raw", "child"], {}, "data.corpus: .*child is no corpus of the study"),
+        # two thirds of 10B over 95 % of 4B; one third over 90 % of 1B
+        (["raw", "extra"], {"max_epochs": {"problems": 1.7}}, "epochs.problems: .* 1.75 passes .* than 1.7"),
+        (["raw", "extra"], {"max_epochs": 3}, "'fresh' are 3.70 passes over the 900,000,000 .* than 3;"),
+    ],
+)
+def test_corpora_that_do_not_fit_a_run(
+    corpora: list[str], more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"runs.both: .*{message}"):
+        planned(tmp_path, both=several(corpora, **more))
+
+
+def test_corpora_of_a_run_must_not_each_train_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as found:
+        planned(tmp_path, tokenizer=False, both=several(["raw", "extra"]))
+    assert str(found.value) == (
+        "runs.both: data.corpus: raw and extra have different tokenizers; set "
+        f"tokenizer: {{path: {tmp_path}/out/raw/tokenizer}} in corpus.extra"
+    )
+
+
+def test_passes_are_over_what_a_finished_build_has(tmp_path: Path) -> None:
+    """3.8B are expected; a build that came out smaller, or larger, decides."""
+    run = several(["raw", "extra"], max_epochs={"problems": 2})
+    planned(tmp_path, both=run)  # 1.75
+    for tokens, passes in ((4_000_000_000, None), (3_000_000_000, "2.22 passes over the 3,000,000,000")):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        complete_corpus(tmp_path / "out" / "raw", 512, {"problems": {"train": {"tokens": tokens}}})
+        with pytest.raises(ConfigError, match=passes) if passes else nullcontext():
+            planned(tmp_path, both=run)
 
 
 def test_runs_added_on_the_command_line(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, pa
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "5 + 7 = 12 &amp; so on." in page
+    # 29,700 tokens of the general pool, which has 19,800; how many the other has is not recorded
+    assert "<td>−1.00%</td><td>1.50</td>" in page and "<td>+3.00%</td><td>–</td>" in page
 
 
 @pytest.mark.parametrize(("limit", "name"), [(1000, "report.json"), (40_000, "index.html")])

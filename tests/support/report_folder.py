@@ -37,7 +37,10 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
             rows.append(row | {"validation": {pool: 3.5 - step / 40 for pool in POOLS}})
     write_json_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(f"name: {name}\n", encoding="utf-8")
-    general, mathematics = SourceTokens(asked=30000, seen=29700), SourceTokens(asked=10000, seen=10300)
+    general, mathematics = (
+        SourceTokens(asked=30000, seen=29700, available=19800),
+        SourceTokens(asked=10000, seen=10300),
+    )
     counts = RunCounts(
         **{"step": steps, "steps": steps, "consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
         tokens_by_source={"general": general, "math_corpus": mathematics},

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.datasets import (
     AnnotatedBlend,
     ValidationSet,
@@ -164,8 +165,9 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[str]:
-    """The pools of the tiny corpus in two folders."""
+    """The pools of the tiny corpus in two folders, the first with a folder that is none of its pools."""
     first = write_tokenized_corpus(tmp_path / "first", ["general", "problem_solving"])
+    (first / "datasets" / "math_corpus").mkdir()
     return [str(first), str(write_tokenized_corpus(tmp_path / "second", ["math_corpus"]))]
 
 
@@ -183,7 +185,17 @@ def test_a_blend_over_two_corpora_is_the_blend_over_one(
     )
     assert ours == theirs and len(ours) > 4
     assert trace_step(tmp_path / "run", 3) == trace_step(whole, 3)
-    assert set(resolve_inputs(config).fingerprints) == {"corpus 1", "corpus 2"}
+    inputs = resolve_inputs(config)
+    assert set(inputs.fingerprints) == {"corpus 1", "corpus 2"}
+    # The log, and the counts for the report: half of the budget is for the general pool.
+    pools = [load_manifest(Path(folder), "corpus").counts["pools"] for folder in two]
+    tokens, budget = pools[0]["general"]["train"]["tokens"], inputs.config.train.train_tokens
+    assert budget is not None
+    seen = f"general 50.0%, {budget // 2:,} tokens ({budget / 2 / tokens:.2f} passes), math_corpus 30.0%, "
+    assert inputs.mixture.startswith(seen)
+    counts = load_manifest(tmp_path / "run", "run").counts["tokens_by_source"]
+    assert counts["general"]["available"] == tokens
+    assert counts["math_corpus"]["available"] == pools[1]["math_corpus"]["train"]["tokens"]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +223,7 @@ def test_corpora_must_not_share_a_pool_or_differ_in_tokens(
 ) -> None:
     with pytest.raises(ConfigError, match="both have a pool 'math_corpus'"):
         resolve_inputs(config_of(data={"corpus": [str(corpus), two[1]]}))
+    assert config_of(data={"corpus": [two[0]]}) == config_of(data={"corpus": two[0]})  # one spelling
     with pytest.raises(ValueError, match="corpus: names no folder, or one twice"):
         config_of(data={"corpus": [two[0], two[0]]})
     for folder, text in ((two[0], "{}"), (two[1], "[]")):
