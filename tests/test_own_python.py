@@ -21,7 +21,7 @@ print(Worker().compare('x+x', '2x').equal)
 """, "True"  # fmt: skip
 TABLE = """
 from pathlib import Path
-from megatron_mathcpt.data.tables import table_lines
+from megatron_mathcpt.formats.tables import table_lines
 print(*table_lines(Path('a.parquet')))
 """, '{"text":"a text"}'  # fmt: skip
 RANKS = """

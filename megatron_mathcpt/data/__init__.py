@@ -3,7 +3,7 @@
 In reading order: `build`, its stages and the executors of their tasks, with `workers`; `prepare`, a shard's
 documents read, filtered and searched for benchmark items, and the decision on duplicates; `publish`,
 tokenized datasets and the finished folder. What these call: `sources`, files to documents, with
-`source_files`, big files in parts, `object_stores`, files elsewhere, `tables`, Parquet and Arrow, and
+`source_files`, big files in parts, `object_stores`, files elsewhere, and
 `public_sources`, schemas and downloads, also of benchmarks (`benchmark_sources` with `benchmark_formats`);
 `filters`, drop reasons and how to add one;
 `words`, the compiled word splitter of all that follow; `decontaminate`, benchmark items in documents;

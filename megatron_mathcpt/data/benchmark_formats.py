@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from megatron_mathcpt.data.public_sources import last_boxed
-from megatron_mathcpt.data.tables import table_lines
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import numbered_lines, read_small
 from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.records import JsonObject
 
 _LETTERS = "ABCDEFGH"

@@ -10,9 +10,9 @@ from itertools import pairwise
 from math import ceil
 from pathlib import Path
 
-from megatron_mathcpt.data.tables import row_groups
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
+from megatron_mathcpt.formats.tables import row_groups
 
 GROUPED_ROWS = 1024  # of a table, processed together
 _LINES = (".jsonl", ".ndjson")

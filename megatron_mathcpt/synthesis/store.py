@@ -25,7 +25,7 @@ from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, first_error, one_line
 from megatron_mathcpt.formats.files import list_files, numbered_lines
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
-from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.strict_json import decode_object, encode_json
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import Problem, problem_of_row
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
@@ -222,7 +222,7 @@ class Store:
         if self.has_outcome(case):  # the same seed twice in the input, both in progress
             return
         place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
-        self._insert("outcomes", *place, tokens, row["reason"], orjson.dumps(row).decode())
+        self._insert("outcomes", *place, tokens, row["reason"], encode_json(row).decode())
 
     def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
         """Yield (seed, sample, tokens, outcome) in order of the seeds."""
