@@ -1,7 +1,7 @@
 """Read one source: from files of any known format to cleaned documents.
 
-Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row becomes a document or is
-skipped for a reason, as is the rest of a truncated file, so that nothing is lost silently.
+Files are JSON lines or a JSON document, Parquet, Arrow, or plain text. Every row becomes a document or is
+skipped for a reason, and a file that is cut or damaged is an error, so that nothing is lost silently.
 """
 
 import re
