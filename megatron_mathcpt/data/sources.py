@@ -331,16 +331,17 @@ def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
 
 def _json_rows(path: Path) -> Rows:
     """Records of a JSON document, such as an array, else of JSON lines."""
-    blocks, head, line, more = raw.read_blocks(path), b"", b"", False
+    blocks, read = raw.read_blocks(path), list[bytes | DataError]()
+    head, line, more = b"", b"", False
     for block in blocks:
+        read.append(block)
         if isinstance(block, DataError):
-            blocks = chain([block], blocks)
             break
         head += block
         line, more = first_line(head)
         if more or len(head) > raw.MAX_LINE_BYTES:
             break
-    every = chain([head], blocks)
+    every = chain(read, blocks)
     document = is_document(line, more=more, lines=".jsonl" in spelling(path))
     yield from _grouped(split_array(every)) if document else _line_rows(raw.split_lines(every))
 
