@@ -12,8 +12,8 @@ PACKAGE = ROOT / "megatron_mathcpt"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 MODULES = [path for path in FILES if path.stem != "__init__"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-MAX_LINES = 24_100  # of the package; a commit that raises it says why
-MAX_FILES = 122
+MAX_LINES = 26_250  # of the package; a commit that raises it says why
+MAX_FILES = 132
 MAX_ANY = 60
 LONGEST_FUNCTION = 70
 SHORT = {"__main__.py": "starts a program"}  # files under 40 lines, and why each is one
@@ -131,7 +131,9 @@ def test_pickles_are_read_in_one_place() -> None:
 
 def test_possessive_groups_are_those_of_regex() -> None:
     """Before Python 3.11.5, `re` does not restore its state when an iteration of such a group fails."""
-    known = {"formats/files.py"}  # a group that cannot fail within an iteration; bytes, faster than regex
+    known = {
+        "formats/json_arrays.py"
+    }  # a group that cannot fail within an iteration; bytes, faster than regex
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in FILES

@@ -142,12 +142,14 @@ def build(
 
 
 def _show_counts(counts: dict[str, Any]) -> None:
-    headings = ("source", "read", "kept", "rejected", "dropped", "by reason")
+    headings = ("source", "read", "kept", "rejected", "dropped", "by reason", "answers by")
     rows = []
     for name, row in counts["sources"].items():
         dropped = row["dropped"]
         reasons = "\n".join(f"{reason} {count:,}" for reason, count in dropped.items())
-        rows.append((name, row["read"], row["kept"], row["rejected"], sum(dropped.values()), reasons))
+        found = "\n".join(f"{way} {count:,}" for way, count in row.get("answers", {}).items())
+        lost = sum(dropped.values())
+        rows.append((name, row["read"], row["kept"], row["rejected"], lost, reasons, found))
     print_table(headings, rows, "Documents")
     datasets = [
         (pool, split, row["documents"], row["tokens"])

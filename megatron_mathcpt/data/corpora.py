@@ -18,7 +18,6 @@ from importlib.metadata import version
 from itertools import chain, starmap
 from pathlib import Path
 
-import orjson
 from pydantic import ValidationError
 
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
@@ -27,6 +26,7 @@ from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
+from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.records import JsonObject, Language, Problem, problem_of_row
 
 KIND = "corpora"
@@ -69,7 +69,7 @@ def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: Proble
     counts = {}
     with locked_folder(out, KIND, ["evaluation"]):
         for name, found in rows.items():
-            lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in found]
+            lines = [encode_json(row) + b"\n" for row in found]
             write_atomically(out / f"{name}.jsonl", b"".join(lines))
             counts[Path(name).name] = len(lines)
         return write_manifest(out, KIND, inputs=inputs, counts=counts, config=config)

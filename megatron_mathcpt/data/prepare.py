@@ -21,6 +21,7 @@ from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import Drop, find_drops
 from megatron_mathcpt.data.object_stores import fetched, look_up
+from megatron_mathcpt.data.public_sources import FOUND
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
 from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
@@ -209,7 +210,8 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
             raise changed(work)
     dropped = dict(sorted(sorter.dropped.items()))
     known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen, "reject": sorter.first_reject}
-    write_counts(folder, {**sorter.counts, "dropped": dropped, **known})
+    counts = {**sorter.counts, "dropped": dropped, "answers": dict(sorter.answers)}
+    write_counts(folder, counts | known)
 
 
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
@@ -239,6 +241,7 @@ class _Sorter:
         self._written = 0  # bytes of kept.jsonl
         self.counts = {"read": 0, "rejected": 0, "kept": 0}
         self.dropped: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()  # of kept problems, by how their answers were found
         self.hits: list[JsonObject] = []
 
     def add(self, block: list[Document | Skipped]) -> None:
@@ -285,6 +288,8 @@ class _Sorter:
                 self.hits.append({"document": document.id, **hit})
             else:
                 sizes.append(self._write("kept", _row(document)))
+                if document.problem and (found_by := document.problem.extra.get(FOUND)):
+                    self.answers[found_by] += 1
         self.counts["kept"] += len(sizes)
         ends = np.zeros(len(batch), np.uint64)
         ends[clean] = np.cumsum(sizes, dtype=np.uint64) + np.uint64(self._written)

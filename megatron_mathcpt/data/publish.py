@@ -284,6 +284,8 @@ def _counts(works: Sequence[ShardWork], prepared: list[JsonObject], config: Corp
         row["rejected"] += counts["rejected"]
         for found in (counts, published):
             row["dropped"].update(found["dropped"])
+        if counts["answers"]:
+            row["answers"] = dict(Counter(row.get("answers", {})) + Counter(counts["answers"]))
         pool = pools.setdefault(config.sources[source].pool, {split: Counter() for split in SPLITS.values()})
         for split in SPLITS.values():
             row["kept"] += published[split]["documents"]

@@ -1,15 +1,14 @@
 """Read one source: from files of any known format to cleaned documents.
 
-Files are JSON lines or a JSON array, Parquet, Arrow, or plain text. Every row becomes a document or is
-skipped for a reason, as is the rest of a truncated file, so that nothing is lost silently.
+Files are JSON lines or a JSON document, Parquet, Arrow, or plain text. Every row becomes a document or is
+skipped for a reason, and a file that is cut or damaged is an error, so that nothing is lost silently.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import repeat
 from math import inf
 from pathlib import Path
 
@@ -22,12 +21,30 @@ from megatron_mathcpt.data.source_files import GROUPED_ROWS, Part, cut_file
 from megatron_mathcpt.data.words import compose
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
+from megatron_mathcpt.formats.archives import DamagedFile, spelling
+from megatron_mathcpt.formats.json_arrays import split_array
 from megatron_mathcpt.formats.strict_json import decode_object
-from megatron_mathcpt.formats.tables import table_lines
+from megatron_mathcpt.formats.tables import EVERY, table_lines
 from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, id_rank, problem_of_row
 
 # Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+# What escapes of JSON or Python make of a command of LaTeX: a control character and the command's rest. Tab,
+# line feed, vertical tab, form feed and carriage return only before what is no word.
+_LOST = {
+    "\a": "lpha|pprox|ngle|rccos|rcsin|rctan|rray|leph|symp",
+    "\b": "eta|egin|inom|ar|oldsymbol|oxed|ullet|ackslash|ecause|eth|igg?[lr]?|ig(?:cup|cap|oplus|otimes)|mod"
+    "|ot|owtie|reve|lacksquare|etween|f(?={)|m(?={)|fseries",
+    "\t": "heta|imes|herefore|riangleq?|ilde|ext(?:bf|it|rm|tt|style)?(?={)|frac(?={)",
+    "\n": "abla|otin|onumber|olimits|earrow|leq|geq",
+    "\v": "ec(?=[ {])|ert|arphi|arepsilon|artheta|arnothing|arpi|arrho|arsigma",
+    "\f": "rac|orall|rown|box(?={)|ootnote(?:size)?|ramebox|colorbox|ontsize|oreach",
+    "\r": "ight|ightarrow|ightharpoonup|ightleftharpoons|ho",
+}
+_ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+_COMMANDS = {sign: re.compile(f"(?:{rest})(?![a-zA-Z])") for sign, rest in _LOST.items()}
+_LINE_FEED = re.compile("\n(?=[aeglo])(?=(?:" + _LOST["\n"] + ")(?![a-zA-Z]))")
+_SPACES = {"\t": "\t", "\n": "\n", "\r": "\n", "\x85": "\n", **dict.fromkeys("\v\f\x1c\x1d\x1e\x1f", " ")}
 _TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
 # The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
 # mistakes the number of a theorem, 1.2.3.4, for one.
@@ -222,16 +239,33 @@ def _cleaned(row: JsonObject, source: Source, name: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Normalize `text` without touching its mathematics; at most two blank lines in a row remain."""
+    """Normalize `text` without touching its mathematics; at most two blank lines in a row remain.
+
+    A control character that was the backslash and first letter of a command (see `_LOST`) is that again, one
+    that divides words or pages is white space, any other is removed.
+    """
     if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        text = re.sub("\r", _visible, text.replace("\r\n", "\n"))
+    if tabs := "\t" in text:
+        text = re.sub("\t", _visible, text)
     text = compose(text)  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
-    text = HIDDEN.sub("", text)
-    if " \n" in text or "\t\n" in text:
+    text, signs = HIDDEN.subn(_visible, text)
+    if signs or tabs or "\nabla" in text:  # a search of all texts for all of them takes a tenth longer
+        text = _LINE_FEED.sub(_visible, text)
+    if " \n" in text or (tabs and "\t\n" in text):
         text = _TRAILING.sub("", text)
     if "\n\n\n\n" in text:
         text = re.sub(r"\n{4,}", "\n\n\n", text)
     return text.strip()
+
+
+def _visible(found: re.Match[str]) -> str:
+    sign, text, place = found[0], found.string, found.end()
+    # A letter, backspace and the same letter is bold print of old manuals.
+    bold = sign == "\b" and text[place - 2 : place - 1] in ("_", text[place : place + 1])
+    if not bold and (rest := _COMMANDS.get(sign)) and rest.match(text, place):
+        return "\\" + _ESCAPES[sign]
+    return _SPACES.get(sign, "")
 
 
 def mask_pii(text: str) -> str:
@@ -251,20 +285,28 @@ def mask_pii(text: str) -> str:
 
 
 def read_rows(shard: SourceShard, first: int = 1) -> Rows:
-    """Blocks of numbered rows in file order; blank lines are skipped silently."""
-    if shard.files[0].suffix in raw.TEXTS:
-        return _text_rows(shard.files)
+    """Blocks of numbered rows in file order; blank lines are skipped silently.
+
+    Raises `DataError` where the file is damaged, after all that can be read before.
+    """
     path, part = shard.path, shard.part
-    if part:
-        rows = part.rows
-        return _grouped(table_lines(path, rows), rows[0]) if rows else _line_rows(path, part.span, first)
-    if path.suffix in (".parquet", ".arrow"):
-        return _grouped(table_lines(path))
-    return _json_rows(path) if ".json" in path.suffixes[-2:] else _line_rows(path)
+    kind, table = spelling(shard.files[0]), (0, 0)
+    try:
+        if kind.endswith(raw.TEXTS):
+            yield from _text_rows(shard.files)
+        elif kind.endswith((".parquet", ".arrow")):
+            table = part.rows if part and part.rows else EVERY
+            yield from _grouped(table_lines(path, table), table[0])
+        elif part:
+            yield from _line_rows(raw.scan_lines(path, part.span, first))
+        else:
+            yield from _json_rows(path)
+    except DamagedFile as error:
+        raise DataError(f"{shard.place}:{error}") from error
 
 
-def _line_rows(path: Path, part: tuple[int, int] = raw.WHOLE, begin: int = 1) -> Rows:
-    for first, lines in raw.scan_lines(path, part, begin):
+def _line_rows(scanned: raw.Lines) -> Rows:
+    for first, lines in scanned:
         numbered = enumerate(lines, first)
         yield [_line_row(line, n) for n, line in numbered if isinstance(line, DataError) or line.strip()]
 
@@ -274,34 +316,25 @@ def _line_row(line: bytes | DataError, number: int) -> NumberedRow | Skipped:
         if isinstance(line, DataError):
             raise line
         return number, decode_object(line)
+    except DamagedFile as error:
+        raise DamagedFile(f"{number}: {error}") from error
     except DataError as error:
         return Skipped(number, str(error))
 
 
 def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """`file:line` and row of each non-blank JSON line; raises `DataError` for a bad line."""
-    for row in chain.from_iterable(_line_rows(path)):
-        if isinstance(row, Skipped):
-            raise DataError(f"{path}:{row.line}: {row.reason}; fix or remove the line")
-        yield f"{path}:{row[0]}", row[1]
+    for first, lines in raw.read_lines(path):
+        for row in (_line_row(line, number) for number, line in enumerate(lines, first) if line.strip()):
+            if isinstance(row, Skipped):
+                raise DataError(f"{path}:{row.line}: {row.reason}; fix or remove the line")
+            yield f"{path}:{row[0]}", row[1]
 
 
 def _json_rows(path: Path) -> Rows:
-    """A JSON array of records, or a small file of an object with one as `Instances`; else JSON lines."""
-    blocks, head = raw.read_blocks(path), b""
-    for block in blocks:
-        blocks = blocks if isinstance(block, bytes) else chain([block], blocks)
-        head += block if isinstance(block, bytes) else b""
-        if isinstance(block, DataError) or len(head) > raw.MAX_LINE_BYTES or head.lstrip()[:1] == b"[":
-            break
-    else:
-        with suppress(DataError):
-            found = decode_object(head).get("Instances")
-            rows = enumerate(found if isinstance(found, list) else [decode_object(head)], 1)
-            yield [(n, row) if isinstance(row, dict) else Skipped(n, "no JSON object") for n, row in rows]
-            return
-    lines = raw.split_array(chain([head], blocks)) if head.lstrip()[:1] == b"[" else None
-    yield from _grouped(lines) if lines else _line_rows(path)
+    """Records of a JSON document, such as an array, else of JSON lines."""
+    document, blocks = raw.open_json(path)
+    yield from _grouped(split_array(blocks)) if document else _line_rows(raw.split_lines(blocks))
 
 
 def _grouped(lines: Iterable[bytes | DataError], before: int = 0) -> Rows:
@@ -315,7 +348,9 @@ def _grouped(lines: Iterable[bytes | DataError], before: int = 0) -> Rows:
                 yield block
                 block, size = [], 0
     except (DataError, OSError) as error:
-        block.append(Skipped(number + 1, str(error)))
+        if block:
+            yield block
+        raise DamagedFile(f"{number + 1}: {error}") from error
     if block:
         yield block
 

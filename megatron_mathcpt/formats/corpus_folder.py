@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import orjson
+from pydantic import Field
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
@@ -67,12 +68,16 @@ class PoolCounts(Row):
 
 
 class SourceCounts(Row):
-    """Documents of a source: `read` = `kept` + `rejected` + the sum of `dropped`, which is by reason."""
+    """Documents of a source: `read` = `kept` + `rejected` + the sum of `dropped`, which is by reason.
+
+    `answers` counts the problems that passed the filters by how their answers were found.
+    """
 
     read: int
     kept: int
     rejected: int
     dropped: dict[str, int]
+    answers: dict[str, int] = Field(default_factory=dict)
 
 
 class CorpusCounts(Row):

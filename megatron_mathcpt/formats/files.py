@@ -1,27 +1,29 @@
 """Atomic writes, input files by path or glob, plain or compressed JSON lines in blocks, hashes."""
 
-import bz2
 import errno
 import hashlib
 import io
 import json
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import lru_cache
+from itertools import chain, takewhile
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
-import zstandard
-from isal import isal_zlib
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
-from megatron_mathcpt.formats.strict_json import MAX_DEPTH, decode_object
+from megatron_mathcpt.formats.archives import DAMAGE, UNPACKERS, DamagedFile, packing_of, spelling, unpack
+from megatron_mathcpt.formats.json_arrays import first_line, is_document
+from megatron_mathcpt.formats.strict_json import decode_json, decode_object
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 BLOCK_BYTES = 8 << 20
@@ -31,26 +33,14 @@ MAX_LINE_BYTES = 32 << 20
 MAX_LINES = 1 << 15  # in a block
 WHOLE = 0, 1 << 62  # bytes, as `part` of a file
 MAX_RATIO = 100  # text shrinks 3 to 10 times; an archive that unpacks to more than this is a trap
-# Objects with `decompress`, `eof` and `unused_data`, so that a truncated archive is noticed: the file objects
-# of zstandard end there silently.
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    ".gz": lambda: isal_zlib.decompressobj(wbits=31),
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-    ".bz2": bz2.BZ2Decompressor,
-}
-_GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's stubs
-_DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
-# Unpacked at once: 16 MB at the format's highest ratio (.bz2 has none, but takes a limit). Of .gz a larger
-# part, which is faster.
-_PACKED_BYTES = {".gz": 1 << 14, ".zst": 1 << 9, ".bz2": 1 << 14}
 _RATIO_FROM_BYTES = 8 << 20  # of content: small archives of repetitive text may shrink further
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYNC_BYTES = 16 << 20  # flushed at once, or more; each flush costs the file system a commit
-# Where an element of an array can begin or end; a string is skipped as a whole, if it ends in the block.
-_SIGN = re.compile(rb'[\[\]{},]|"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 TEXTS = (".txt", ".md", ".tex")
-LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in _UNPACKERS)
+LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in UNPACKERS)
 TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
+_SUFFIXES = (*TABLES, ".json", *TEXTS)
+_LOG = get_logger(__name__)
 
 
 @contextmanager
@@ -119,31 +109,82 @@ class BackgroundFsync:
 
 
 def list_files(path: str, what: str) -> list[Path]:
-    """Files that a `path` of the config names, sorted: a file, a folder's data files, or those of a glob."""
+    """Files that a `path` of the config names, sorted: a file, a folder's data files, or those of a glob.
+
+    What a folder or a glob has besides is counted by suffix in the log.
+    """
     given = Path(path)
     # JSON counts only in a folder without tables of records, text only without both: a README or manifest
     # next to data is not a document.
-    kinds = (TABLES, (".json",), TEXTS)
+    kinds: tuple[tuple[str, ...], ...] = (TABLES, (".json",), TEXTS)
     try:
         if given.is_file():
             return [given]
         if given.is_dir():
-            files = [file for file in given.rglob("*") if _is_data(file, given)]
-            found = next(filter(None, ([x for x in files if x.name.endswith(kind)] for kind in kinds)), [])
+            every = [(file, _is_data(file, given)) for file in _walk(given)]
         else:
-            pattern = str(given.relative_to(given.anchor))
-            found = [file for file in Path(given.anchor).glob(pattern) if file.is_file()]
+            every, kinds = [*_globbed(given)], (_SUFFIXES, ("",))
     except (OSError, ValueError, IndexError, NotImplementedError) as error:  # no path or pattern
         raise DataError(f"{path[:200]}: {what} cannot be listed ({error})") from error
+    data = [file for file, is_data in every if is_data]
+    found = next(filter(None, ([x for x in data if spelling(x).endswith(kind)] for kind in kinds)), [])
     if not found:
-        suffixes = ", ".join(suffix for kind in kinds for suffix in kind)
+        suffixes = ", ".join(_SUFFIXES)
         raise DataError(f"{path}: {what} not found; give a file, a folder of {suffixes}, or a glob")
+    if absent := [file for file in found if not file.is_file()]:
+        raise DataError(f"{absent[0]}: a link to a missing file; restore the file or remove the link")
+    others = {file for file, _ in every}.difference(found)
+    counts = Counter("hidden" if x.name[0] in "._" else x.suffix.lower() or "without suffix" for x in others)
+    if counts:
+        _say(f"{path}: {what}: left out {', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))}")
     return sorted(found)
+
+
+@lru_cache(maxsize=64)  # once in a process
+def _say(text: str) -> None:
+    _LOG.info("%s", text)
+
+
+def _is_hidden(name: str) -> bool:
+    # `_temporary` and `_delta_log` are folders of Spark; `_column=value` has records.
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files, and hidden folders as such; a linked folder once, after those that are no links."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen, todo, top = set[Path](), [root], root.resolve()
+    for start in todo:
+        for name, folders, files in os.walk(start, onerror=refuse):
+            folder, real = Path(name), Path(name).resolve()
+            if real in seen or (real != top and top.is_relative_to(real)):
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from (folder / one for one in (*files, *filter(_is_hidden, folders)))
+            folders[:] = [one for one in folders if not _is_hidden(one)]
+            todo += [folder / one for one in folders if (folder / one).is_symlink()]
+
+
+def _globbed(given: Path) -> Iterator[tuple[Path, bool]]:
+    """Files of a glob, those of a folder with a table's suffix, which Spark writes, and which are data."""
+    fixed = len([*takewhile(lambda part: not any(sign in part for sign in "*?["), given.parts)])
+    named = any(map(_is_hidden, given.parts[fixed:]))
+    for file in Path(given.anchor).glob(str(given.relative_to(given.anchor))):
+        *folders, name = file.parts[fixed:] or file.parts[-1:]
+        shown = named or not (name.startswith(".") or any(map(_is_hidden, folders)))
+        if not file.is_dir():
+            yield file, shown
+        elif shown and spelling(file).endswith(TABLES):
+            yield from ((one, _is_data(one, file)) for one in _walk(file))
 
 
 def _is_data(file: Path, root: Path) -> bool:
     # Hidden folders are copies of notebooks and file systems.
-    if any(part.startswith(".") for part in file.relative_to(root).parts):
+    if any(part.startswith(".") for part in file.relative_to(root).parts) or file.is_dir():
         return False
     # A dataset that Hugging Face `datasets` saved lists its files; others there are caches of its maps.
     state = file.with_name("state.json")
@@ -170,16 +211,22 @@ def read_small(path: Path, remedy: str = "give a readable file", most: float = M
     return data
 
 
-def scan_lines(
-    path: Path, part: tuple[int, int] = WHOLE, first: int = 1
-) -> Iterator[tuple[int, list[bytes | DataError]]]:
-    """Read blocks of whole lines, each with the number of its first line; that of the `part` is `first`.
+Lines = Iterator[tuple[int, list[bytes | DataError]]]
+
+
+def scan_lines(path: Path, part: tuple[int, int] = WHOLE, first: int = 1) -> Lines:
+    """Read blocks of whole lines, each with the number of its first line; that of the `part` is `first`."""
+    return split_lines(read_blocks(path, part), first)
+
+
+def split_lines(blocks: Iterable[bytes | DataError], first: int = 1) -> Lines:
+    """Blocks of whole lines, each with the number of its first line, from those of a file.
 
     A line over `MAX_LINE_BYTES`, and the lost rest of a damaged archive, is an error in a block of its own;
     no block has more than `MAX_LINES`.
     """
     number, rest, skipping = first, b"", False
-    for block in read_blocks(path, part):
+    for block in blocks:
         if isinstance(block, DataError):
             yield number + skipping, [block]
             return
@@ -200,7 +247,17 @@ def scan_lines(
             yield number, [DataError(f"line longer than {MAX_LINE_BYTES >> 20} MiB; split the record")]
             rest, skipping = b"", True
     if rest:
-        yield number, [rest]
+        yield number, [DamagedFile("the last line is cut; copy the file again") if _is_cut(rest) else rest]
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a last line without an end is the beginning of a record."""
+    try:
+        decode_json(line)
+    except DataError as error:
+        wrong = "unexpected end" in str(error) or not line.rstrip().endswith(b"}")
+        return line.lstrip()[:1] == b"{" and wrong
+    return False
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
@@ -233,32 +290,6 @@ def read_texts(file: Path, field: str) -> Iterator[list[str]]:
             yield texts
 
 
-def split_array(blocks: Iterable[bytes | DataError]) -> Iterator[bytes]:
-    """The elements of a JSON array that comes in blocks; raises `DataError` where it cannot be read."""
-    buffer, place, depth = b"", 0, 0
-    for block in blocks:
-        if isinstance(block, DataError):
-            raise block
-        buffer, begin = buffer + block, 0
-        for sign in _SIGN.finditer(buffer, place):
-            if sign[1] == b"":
-                place = sign.start()
-                break
-            code, place = buffer[sign.start() : sign.start() + 1], sign.end()
-            depth += (code in b"[{") - (code in b"]}")
-            if depth == 1 and code in b"[{":
-                begin = place
-            elif depth == (code == b",") and code in b"]},":  # at the end of an element
-                element, begin = buffer[begin : sign.start()], place
-                yield from [element] if code == b"," or element.strip() else []
-                if not depth:
-                    return
-        buffer, place = buffer[begin:], place - begin
-        if len(buffer) > MAX_LINE_BYTES or depth > MAX_DEPTH:
-            raise DataError(f"record of more than {MAX_LINE_BYTES >> 20} MiB, or nested too deep; split it")
-    raise DataError("cannot be read from this record on (the array does not end)")
-
-
 def largest_content(path: Path) -> int:
     """Bytes from which on a packed file is no text."""
     return max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)
@@ -275,13 +306,28 @@ def read_range(path: Path, part: tuple[int, int]) -> Iterator[bytes]:
             position += len(block)
 
 
+def open_json(path: Path) -> tuple[bool, Iterator[bytes | DataError]]:
+    """Whether a file is one JSON document, such as an array, rather than JSON lines; and its blocks."""
+    blocks, read = read_blocks(path), list[bytes | DataError]()
+    head, line, more = b"", b"", False
+    for block in blocks:
+        read.append(block)
+        if isinstance(block, DataError):
+            break
+        head += block
+        line, more = first_line(head)
+        if more or len(head) > MAX_LINE_BYTES:
+            break
+    return is_document(line, more=more, lines=".jsonl" in spelling(path)), chain(read, blocks)
+
+
 def read_blocks(path: Path, part: tuple[int, int] = WHOLE) -> Iterator[bytes | DataError]:
     """All readable content, or `part` of a plain file, in blocks; then an error if that was not all."""
     parts: list[bytes] = []
     position, size, damage = part[0], 0, ""
     try:
         largest = largest_content(path)
-        for data in _unpack(path, part):
+        for data in unpack(path) if packing_of(path) else read_range(path, part):
             parts.append(data if position else data.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(data), size + len(data)
             if position > largest:  # checked on the way, before it fills the memory
@@ -290,29 +336,11 @@ def read_blocks(path: Path, part: tuple[int, int] = WHOLE) -> Iterator[bytes | D
             if size >= BLOCK_BYTES:
                 yield b"".join(parts)
                 parts, size = [], 0
-    except _DAMAGE as error:
-        damage = f"cannot be read after byte {position} of its content ({error})"
+    except DAMAGE as error:
+        damage = f"cannot be read after byte {position} of its content ({error}); copy the file again"
     yield b"".join(parts)
     if damage:
-        yield DataError(damage)
-
-
-def _unpack(path: Path, part: tuple[int, int]) -> Iterator[bytes]:
-    """Content of a compressed file, or `part` of a plain one; raises `EOFError` where it is truncated."""
-    if path.suffix not in _UNPACKERS:
-        yield from read_range(path, part)
-        return
-    with path.open("rb") as file:
-        frame: Any = None
-        limit = (BLOCK_BYTES,) if path.suffix == ".bz2" else ()  # its ratio is a million
-        while packed := file.read(_PACKED_BYTES[path.suffix]):
-            while packed or not (frame.eof or getattr(frame, "needs_input", True)):
-                if frame is None or frame.eof:  # an archive has one frame or several
-                    frame = _UNPACKERS[path.suffix]()
-                yield frame.decompress(packed, *limit)
-                packed = frame.unused_data
-        if frame is not None and not frame.eof:
-            raise EOFError("truncated")
+        yield DamagedFile(damage)
 
 
 def hash_json(value: object) -> str:

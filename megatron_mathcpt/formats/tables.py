@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from importlib.util import find_spec
 from itertools import accumulate, chain
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _MEMORY_BYTES = 640 << 20  # of the subprocess, without its code and mapped files
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20  # converted to Python objects at once
+_PARQUET = (".parquet", ".parq", ".pq")
 _BAD = b"!"  # begins the line of a row that cannot be read, before the reason
 
 
@@ -61,7 +63,8 @@ def _output(path: Path, call: str) -> Iterator[bytes | DataError]:
             if process.wait():
                 if process.returncode != 1 or "Memory" in said:
                     said = f"it is damaged, or needs more than {_MEMORY_BYTES >> 20} MiB of memory"
-                raise DataError(f"cannot be read from this row on ({one_line(said)[:300]})")
+                found = f"cannot be read from this row on ({one_line(said)[:300]})"
+                raise DataError(f"{found}; copy or write the file again")
         finally:
             process.kill()
 
@@ -95,7 +98,7 @@ def _batches(path: str, rows: Rows) -> Iterator["pyarrow.RecordBatch"]:
     """Batches of `rows` of a Parquet file, of an Arrow stream (saved by `datasets`), or an Arrow file."""
     import pyarrow.parquet
 
-    if path.endswith(".parquet"):
+    if path.lower().endswith(_PARQUET):
         # A buffer, so that not the whole of a column is read at once.
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -134,7 +137,7 @@ def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
     damage = (pyarrow.ArrowException, ValueError, TypeError, ArithmeticError, LookupError, MemoryError)
     try:
         batch.validate(full=True)  # in a damaged file Arrow could read beyond the end
-        rows: Iterable[bytes] = [orjson.dumps(row, default=_plain) for row in batch.to_pylist()]
+        rows: Iterable[bytes] = [orjson.dumps(row, default=_plain) for row in _rows_of(batch)]
     except damage as error:
         if batch.num_rows == 1:
             rows = [_BAD + one_line(f"damaged value ({str(error) or type(error).__name__})").encode()[:300]]
@@ -145,6 +148,26 @@ def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
     yield from rows
 
 
+def _rows_of(batch: "pyarrow.RecordBatch") -> list[dict[str, object]]:
+    """Rows whose floats have the shortest digits of their own type, and those of an integer no `.0`.
+
+    A column of integers of which one is missing is one of floats once pandas wrote it.
+    """
+    import pyarrow
+
+    rows: list[dict[str, object]] = batch.to_pylist()
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if pyarrow.types.is_floating(field.type):
+            kind = pyarrow.float32() if pyarrow.types.is_float16(field.type) else field.type
+            for row, digits in zip(rows, column.cast(kind).cast("string").to_pylist(), strict=True):
+                number = float(digits or "nan")
+                whole = number.is_integer() and abs(number) < 1 << 53
+                row[field.name] = int(number) if whole else number  # not finite: null
+    return rows
+
+
 def _plain(value: object) -> object:
     """A value without a JSON type; bytes stay recognizable, since they are no text."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     return {"bytes": value.hex()} if isinstance(value, bytes) else str(value)

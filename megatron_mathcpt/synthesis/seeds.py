@@ -9,7 +9,7 @@ import hashlib
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,8 +19,10 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig
 from megatron_mathcpt.errors import DataError, first_error
-from megatron_mathcpt.formats.files import list_files, numbered_lines, read_blocks, split_array
-from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.archives import spelling
+from megatron_mathcpt.formats.files import list_files, open_json, split_lines
+from megatron_mathcpt.formats.json_arrays import split_array
+from megatron_mathcpt.formats.strict_json import Written, decode_object
 from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject, Problem, flat_row, id_rank, problem_of_row
@@ -134,31 +136,28 @@ def first_seed(seeds: Seeds) -> Problem:
 def _rows(seeds: Seeds) -> Iterator[tuple[str, bytes]]:
     """Yield (file:line, JSON) of all records that are not blank; of an array or table, file:number."""
     for path in (path for given in seeds.paths for path in list_files(given, "seeds")):
-        lines: Iterable[tuple[int, bytes | DataError]]
-        if path.suffix in (".parquet", ".arrow"):
-            lines = enumerate(table_lines(path), 1)
-        elif _is_array(path):
-            lines = enumerate(split_array(read_blocks(path)), 1)
-        else:
-            lines = numbered_lines(path)
         number = 0
         try:
-            for number, line in lines:
+            for number, line in _lines(path):
                 if isinstance(line, DataError):
                     raise line
-                yield f"{path}:{number}", line
+                if line.strip():
+                    yield f"{path}:{number}", line
         except DataError as error:
-            given = str(error)
-            raise (
-                error if given.startswith(str(path)) else DataError(f"{path}:{number + 1}: {given}")
-            ) from error
+            raise DataError(f"{path}:{number + 1}: {error}") from error
 
 
-def _is_array(path: Path) -> bool:
-    for block in read_blocks(path) if ".json" in path.suffixes[-2:] else ():
-        if isinstance(block, DataError) or block.strip():
-            return isinstance(block, bytes) and block.lstrip().startswith(b"[")
-    return False
+def _lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
+    """Numbered lines of a file, or records of a table or an array."""
+    if spelling(path).endswith((".parquet", ".arrow")):
+        yield from enumerate(table_lines(path), 1)
+        return
+    document, blocks = open_json(path)
+    if document:
+        yield from enumerate(split_array(blocks), 1)
+        return
+    for first, lines in split_lines(blocks):
+        yield from enumerate(lines, first)
 
 
 def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:
@@ -168,7 +167,8 @@ def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:
         row = flat_row(decode_object(line))
         given = {ours: row[theirs] for ours, theirs in fields.items() if theirs in row}
         row = {name: value for name, value in row.items() if name not in fields.values()} | given
-        row |= {name: str(row[name]) for name in ("id", "answer") if type(row.get(name)) is int}
+        written = [name for name in ("id", "answer") if type(row.get(name)) in (int, float, Written)]
+        row |= {name: str(row[name]) for name in written}
         return problem_of_row({"id": "/".join(Path(place).parts[-2:]).replace(":", "#")} | row)
     except ValidationError as error:
         wrong = ": ".join(filter(None, first_error(error)))

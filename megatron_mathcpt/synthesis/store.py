@@ -21,6 +21,7 @@ import orjson
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats.files import numbered_lines
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
+from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
@@ -155,7 +156,7 @@ class Store:
         if self.has_outcome(case):  # the same seed twice in the input, both in progress
             return
         place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
-        self._insert("outcomes", *place, tokens, row["reason"], orjson.dumps(row).decode())
+        self._insert("outcomes", *place, tokens, row["reason"], encode_json(row).decode())
 
     def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
         """Yield (seed, sample, tokens, outcome) in order of the seeds."""

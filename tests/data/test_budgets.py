@@ -95,7 +95,7 @@ def test_a_budget_of_bytes_is_met_to_within_one_document(raw: Path, tmp_path: Pa
     given = write_texts(raw / "general.jsonl", [*texts(200), "tiny"])
     manifest = build(raw, tmp_path / "out", budget={"bytes": budget})
     taken, size = set(), 0
-    for row in sorted(given[:-1], key=lambda row: rank(row["id"])):
+    for row in sorted(given[:-1], key=lambda row: rank(f"test\n{row['id']}")):  # of build and id
         if (size := size + len(row["text"].encode())) > budget:
             size -= len(row["text"].encode())
             break
@@ -123,8 +123,9 @@ def test_a_budget_of_tokens_counts_a_sample_and_estimates_the_rest(raw: Path, tm
     assert counts["sources"]["general"]["budget"] == {"unit": "tokens", "asked": asked, "found": tokens}
     assert abs(tokens / asked - 1) < 0.002
     kept = {row["id"] for row in rows(tmp_path / "out")}
-    edge = max(map(rank, kept))
-    assert kept == {f"d{number}" for number in range(3000) if rank(f"d{number}") <= edge}
+    ranks = {f"d{number}": rank(f"test\nd{number}") for number in range(3000)}
+    edge = max(ranks[name] for name in kept)
+    assert kept == {name for name, found in ranks.items() if found <= edge}
     # Both splits keep their fraction, and a document its split.
     documents = [split["documents"] for split in splits]
     assert abs(documents[1] / sum(documents) - 0.1) < 0.02

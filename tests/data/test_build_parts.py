@@ -200,7 +200,7 @@ def test_blocks_of_random_lines_are_those_of_the_whole_file(
         for _ in range(random_.randint(1, 60)):
             size = random_.choice([0, 1, 30, 90, 190, 191, 192, 193, 200, 250, 500, 900])
             lines.append(
-                random_.choice([b"", b" " * size, b"{broken" + b"y" * size, b'{"a": "%b"}' % (b"x" * size)])
+                random_.choice([b"", b" " * size, b"broken" + b"y" * size, b'{"a": "%b"}' % (b"x" * size)])
             )
             lines[-1] += random_.choice([b"", b"\r"])
         mark, end = random_.choice([b"", b"\xef\xbb\xbf"]), random_.choice([b"", b"\n", b"\n\n"])

@@ -90,7 +90,7 @@ def test_problems_of_the_items_template_are_kept_unless_numbers_are_masked(tmp_p
     ("content", "message"),
     [
         ('{"question": "A?"}\n{"id": "b"}', r"test\.jsonl:2: item without 'question'"),
-        ('{"question": "A?"}\n{"id"', r"test\.jsonl:2: not JSON"),
+        ('{"question": "A?"}\n{"id"', r"test\.jsonl:2: the last line is cut"),
         ('{"question": "A?"}\n{"id": "1", "question": "+ = ?"}', r":2: item '1' has no word"),
         ("", "no items"),
         (None, "benchmark not found"),

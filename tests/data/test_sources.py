@@ -27,7 +27,7 @@ from megatron_mathcpt.data.sources import (
     read_rows,
 )
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats import files
+from megatron_mathcpt.formats import files, json_arrays
 
 ROWS = [{"id": str(i), "text": f"Satz {i} über ∑ and 中文"} for i in range(3000)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -35,6 +35,15 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).enco
 
 def flat(path: Path) -> list[Any]:
     return [row for block in read_rows(SourceShard("s", 0, path, "s", (path,))) for row in block]
+
+
+def readable(path: Path) -> tuple[list[Any], str]:
+    """The rows before damage, and its error."""
+    rows: list[Any] = []
+    with pytest.raises(DataError) as caught:
+        for block in read_rows(SourceShard("s", 0, path, "s", (path,))):
+            rows += block
+    return rows, str(caught.value)
 
 
 def write(path: Path) -> Path:
@@ -58,7 +67,7 @@ NAMES += ["stream.arrow", "file.arrow", "a.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_format_gives_the_same_numbered_rows_and_one_reject_for_the_rest_of_a_truncated_file(
+def test_every_format_gives_the_same_numbered_rows_and_a_truncated_file_an_error(
     tmp_path: Path, name: str
 ) -> None:
     path = write(tmp_path / name)
@@ -66,10 +75,10 @@ def test_every_format_gives_the_same_numbered_rows_and_one_reject_for_the_rest_o
     if name in ("a.jsonl", "a.json"):
         return
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    *before, last = flat(path)
+    before, error = readable(path)
     assert before == list(enumerate(ROWS, 1))[: len(before)]
-    assert isinstance(last, Skipped) and last.line >= len(before) + 1
-    assert "cannot be read" in last.reason
+    assert error.startswith(f"{path}:{len(before) + 1}: cannot be read")
+    assert "copy" in error
 
 
 def test_too_long_line_is_skipped_and_the_next_one_is_read(
@@ -89,15 +98,16 @@ def test_an_array_of_any_size_is_read_and_a_bad_record_of_it_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 14)
+    monkeypatch.setattr(json_arrays, "MAX_RECORD_BYTES", 1 << 14)
     data = json.dumps(ROWS, indent=4).encode().replace(b'"id": "7"', b'"id": "7", "id": 7')
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     found = flat(tmp_path / name)
     assert found.pop(7) == Skipped(8, "key 'id' appears twice")
     assert found == [(n, row) for n, row in enumerate(ROWS, 1) if n != 8]
     (tmp_path / "cut.json").write_bytes(data[:-100])
-    *before, last = flat(tmp_path / "cut.json")
-    assert len(before) > 2900 and "cannot be read from this record on" in last.reason
+    before, error = readable(tmp_path / "cut.json")
+    assert len(before) == 2998
+    assert error == f"{tmp_path / 'cut.json'}:2999: the document does not end; copy the file again"
 
 
 @pytest.mark.parametrize(
@@ -139,11 +149,49 @@ def test_numbers_are_answers_as_they_are_written(tmp_path: Path) -> None:
     assert document.problem.answer == digits
 
 
+@pytest.mark.parametrize("digits", ["0.10", "1E400", "-0.0", "100000000000000000000.0"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz"])
+def test_an_answer_and_an_id_have_the_digits_of_the_file(tmp_path: Path, digits: str, name: str) -> None:
+    data = f'[{{"id": {digits},\n"question": "q", "solution": "s", "answer": {digits}}}]'
+    data = data[1:-1].replace("\n", " ") + "\n" if name == "a.jsonl" else data
+    (tmp_path / name).write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
+    source = Source(pool="p", kind="problem", path=str(tmp_path / name))
+    ((document,),) = read_documents(*list_shards({"s": source}), source)
+    assert isinstance(document, Document) and document.problem is not None
+    assert document.id == document.problem.answer == digits
+
+
+@pytest.mark.parametrize("line", ['{"text": "b', '{"text": "b"', '{"text": {"a": 1}', '{"te', '{"text": 1'])
+def test_a_last_line_that_is_cut_is_a_fault_of_the_file(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' + line)
+    error = f"{path}:2: the last line is cut; copy the file again"
+    assert readable(path) == ([(1, {"text": "a"})], error)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "records"),
+    [
+        ("a.jsonl", '[{"text": "a"},\n{"text": "b"}]', 2),
+        ("a.jsonl", '\ufeff[\n{"text": "a"}]', 1),
+        ("a.json", '{\r\n "version": 1,\r\n "data": [\r\n{"text": "a"}, {"text": "b"}]\r\n}', 2),
+        ("a.json", '{"text": "a", "steps": [{"n": 1}, {"n": 2}]}', 1),  # a record, as it has a text
+        ("a.jsonl", '{"id": 1, "any": [{"text": "a"}, {"text": "b"}]}', 1),  # by its name a line
+        ("a.json", '{"text": "a"}\n{"text": "b"}\n', 2),
+        ("a.json", '{"text": "a"}', 1),
+    ],
+)
+def test_a_document_or_lines_are_told_apart(tmp_path: Path, name: str, text: str, records: int) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    assert [number for number, _ in flat(tmp_path / name)] == [*range(1, records + 1)]
+
+
 def test_archive_that_unpacks_without_end_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "bomb.jsonl.zst"
     path.write_bytes(zstandard.compress(b"\n" * (200 << 20)))
-    (reject,) = flat(path)
-    assert reject.reason == "unpacks to more than 100 times its size; not a file of text"
+    rows, error = readable(path)
+    assert not rows
+    assert error.endswith(": unpacks to more than 100 times its size; not a file of text")
 
 
 GOOD_LINES = [b'{"text": "a \\" \\"text\\":"}', b'{"text": "\\u0000"}', b'{"text": "a"}\r']
@@ -182,6 +230,27 @@ TREATED = [  # as bytes of the value, the text that is kept or the reason of the
     (b"a\xf0\x9f\x98", "not valid UTF-8 at byte"),
     (b"a\x00b", "not JSON"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\frac{1}{2} of \beta", r"\frac{1}{2} of \beta"),
+        ("\theta \times \text{x} \rho \right) \nabla", r"\theta \times \text{x} \rho \right) \nabla"),
+        (
+            "a \notin \binom{n}{k} \bar x \vec{a} \alpha \forall",
+            r"a \notin \binom{n}{k} \bar x \vec{a} \alpha \forall",
+        ),
+        ("a\fb\vc\x85d", "a b c\nd"),  # pages, lines
+        ("end.\fracture of a page", "end. racture of a page"),  # more letters than the command's
+        ("x\tan\teta\nu\negative", "x\tan\teta\nu\negative"),  # also words
+        ("N\bNA of\bf", "NNA off"),  # bold print
+        ("a\x00b\x1bc", "abc"),
+        ("old\rline", "old\nline"),
+    ],
+)
+def test_control_characters_are_commands_or_white_space_or_nothing(text: str, expected: str) -> None:
+    assert clean(text) == expected == clean(expected)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import strict_json
-from megatron_mathcpt.formats.strict_json import MAX_DEPTH, decode_json, decode_object
+from megatron_mathcpt.formats.strict_json import MAX_DEPTH, decode_json, decode_object, encode_json
 
 TEXTS = st.text(st.sampled_from('ab"\\/{}[]:, \n\té中😀\u2028'), max_size=8)
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | TEXTS
@@ -47,10 +47,22 @@ def test_a_key_that_is_there_twice_is_named_in_any_spelling_and_depth(
         (b'{"a": 18446744073709551615}', 18446744073709551615),
         (b'{"a": ' + b"9" * 300 + b"}", "9" * 300),
         (b'{"a": 1e30}', 1e30),
+        (b'{"a": ' + b"9" * 5000 + b"}", "9" * 5000),
     ],
 )
 def test_an_integer_of_any_size_keeps_its_digits(data: bytes, found: object) -> None:
     assert decode_object(data) == {"a": found}
+
+
+@pytest.mark.parametrize(
+    "digits", ["0.10", "1.50", "1E400", "-1e400", "0.1000000000000000055", "-0.0", "1e5", "0.1", "2.50E-3"]
+)
+def test_a_fraction_keeps_its_digits_and_is_written_again_with_them(digits: str) -> None:
+    line = f'{{"a":{digits},"b":[{{"c":{digits}}}],"text":"0.1, \\\\ \\"{digits}\\""}}'.encode()
+    found = decode_object(line)
+    assert str(found["a"]) == str(found["b"][0]["c"]) == digits
+    assert found["a"] == float(digits)
+    assert encode_json(found) == line
 
 
 @pytest.mark.parametrize(
@@ -62,7 +74,9 @@ def test_an_integer_of_any_size_keeps_its_digits(data: bytes, found: object) -> 
         (b"[" * 100_000, "not JSON"),
         (b"[" + b"{}," * (1 << 20) + b"{}]", "more than 2 million"),
         (b'{"a": NaN}', "not JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"a": 1e999, "b": NaN}', "NaN is no JSON"),
+        (b'{"a": 1e999, "b": "\\ud800"}', "not JSON"),
+        (b'{"a": 1e999, "b": ' + b"[" * 90_000 + b"]" * 90_000 + b"}", "not JSON"),
         (b'{"a": "\xff"}', "not valid UTF-8 at byte 7"),
         (b'"\\ud800"', "not JSON"),
     ],

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -71,6 +72,27 @@ def test_values_without_a_json_type_and_a_missing_number(tmp_path: Path) -> None
     )
 
 
+def test_numbers_of_every_type_have_their_digits(tmp_path: Path) -> None:
+    """Those of pandas: integers of which one is missing are a column of floats."""
+    columns = {
+        "decimal": pyarrow.array([Decimal("0.10"), Decimal("1E+3")], pyarrow.decimal128(20, 2)),
+        "unsigned": pyarrow.array([2**64 - 1, None], pyarrow.uint64()),
+        "single": pyarrow.array([0.1, 16777216], pyarrow.float32()),
+        "pandas": [123456789012.0, float("nan")],
+        "large": [1e22, float("inf")],
+        "flag": [True, None],
+        "day": pyarrow.array([0, None], pyarrow.date32()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.PARQ")
+    lines = [
+        b'{"decimal":"0.10","unsigned":18446744073709551615,"single":0.1,"pandas":123456789012,'
+        b'"large":1e+22,"flag":true,"day":"1970-01-01"}',
+        b'{"decimal":"1000.00","unsigned":null,"single":16777216,"pandas":null,"large":null,"flag":null,'
+        b'"day":null}',
+    ]
+    assert [*table_lines(tmp_path / "a.PARQ")] == lines
+
+
 def test_one_damaged_value_is_one_row(tmp_path: Path) -> None:
     seconds = pyarrow.array([*range(2000), 2**62, *range(100)], pyarrow.timestamp("s"))
     pyarrow.parquet.write_table(pyarrow.table({"at": seconds.cast("int64")}), tmp_path / "a.parquet")
@@ -86,7 +108,7 @@ def test_two_columns_of_one_name_and_a_file_of_garbage_are_named(tmp_path: Path)
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == (
         [],
-        "cannot be read from this row on (ValueError: two columns of one name)",
+        "cannot be read from this row on (ValueError: two columns of one name); copy or write the file again",
     )
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
     assert read(tmp_path / "b.parquet")[1].startswith("cannot be read from this row on (")

@@ -147,7 +147,7 @@ def test_a_count_takes_the_lowest_hashes_whatever_the_order_of_the_files(tmp_pat
         ("a.jsonl", b'%s\n\n{"id": "x", "question": "q"}\n', ":3", "seed's solution: Field required"),
         ("a.json", b"[%s, {oops}]", ":2", "not JSON"),
         ("a.json", b"[%s, [1]]", ":2", "found list"),
-        ("a.json", b"[%s, ", ":2", "the array does not end"),
+        ("a.json", b"[%s, ", ":2", "the document does not end"),
         ("a.parquet", b"PAR1%s", ":1", "cannot be read from this row on"),
         ("a.jsonl", b"\n", "", "no seeds"),
     ],

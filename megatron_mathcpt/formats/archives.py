@@ -1,0 +1,72 @@
+"""Compressed files of one or several frames, unpacked up to their end or to where they are damaged."""
+
+import bz2
+from collections.abc import Callable, Iterator
+from math import inf
+from pathlib import Path
+from typing import Any, cast
+
+import zstandard
+from isal import isal_zlib
+
+from megatron_mathcpt.errors import DataError
+
+# Objects with `decompress`, `eof` and `unused_data`, so that a truncated archive is noticed: the file objects
+# of zstandard end there silently.
+UNPACKERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: isal_zlib.decompressobj(wbits=31),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    ".bz2": bz2.BZ2Decompressor,
+}
+_GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's stubs
+DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
+# Unpacked at once: 16 MB at the format's highest ratio (.bz2 has none, but takes a limit). Of .gz a larger
+# part, which is faster.
+_PACKED_BYTES = {".gz": 1 << 14, ".zst": 1 << 9, ".bz2": 1 << 14}
+_MOST_BYTES = 8 << 20
+_SPELLINGS = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".parq": ".parquet", ".pq": ".parquet"}
+_SPELLINGS |= {".gzip": ".gz", ".zstd": ".zst"}
+
+
+class DamagedFile(DataError):
+    """A fault of a whole file, which no share of rejected records allows."""
+
+
+def spelling(path: Path) -> str:
+    """The suffixes of a file in the usual spelling, `.jsonl.gz` for B.NDJSON.GZ."""
+    return "".join(_SPELLINGS.get(suffix, suffix) for suffix in map(str.lower, path.suffixes[-2:]))
+
+
+def packing_of(path: Path) -> str:
+    """`.gz`, `.zst`, `.bz2`, or nothing for a file that is not compressed."""
+    return next((packing for packing in UNPACKERS if spelling(path).endswith(packing)), "")
+
+
+def unpack(path: Path, fine: float = inf) -> Iterator[bytes]:
+    """Content of a compressed file in small parts; raises one of `DAMAGE` where it ends or is damaged.
+
+    Bytes of the file from `fine` on are unpacked one by one.
+    """
+    packing = packing_of(path)
+    with path.open("rb") as file:
+        frame: Any = None
+        given, place = 0, 0
+        limit = (_MOST_BYTES,) if packing == ".bz2" else ()  # its ratio is a million
+        try:
+            while packed := file.read(size := _PACKED_BYTES[packing] if place < fine else 1):
+                while packed or not (frame.eof or getattr(frame, "needs_input", True)):
+                    if frame is None or frame.eof:  # an archive has one frame or several
+                        frame = UNPACKERS[packing]()
+                    data = frame.decompress(packed, *limit)
+                    given += len(data)
+                    yield data
+                    packed = frame.unused_data
+                place += size
+        except DAMAGE:
+            if fine == inf:  # what this part of the file has before the damage
+                for data in unpack(path, place):
+                    yield data[given:]
+                    given = max(0, given - len(data))
+            raise
+        if frame is not None and not frame.eof:
+            raise EOFError("truncated")
