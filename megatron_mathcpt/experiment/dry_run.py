@@ -107,9 +107,10 @@ def _tokens_of(
     return {pool: known[pool] for pool in pools}
 
 
-def corpora_bytes(study: Study) -> float:
-    """Expected size of all finished corpora: token ids, and documents as JSON lines."""
-    return _BYTES_PER_TOKEN * sum(sum(build.tokens.values()) for build in study.corpus.values())
+def corpora_bytes(study: Study, names: Iterable[str]) -> float:
+    """Expected size of those of the study's corpora: token ids, and documents as JSON lines."""
+    builds = (study.corpus[name] for name in names if name in study.corpus)
+    return _BYTES_PER_TOKEN * sum(sum(build.tokens.values()) for build in builds)
 
 
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:

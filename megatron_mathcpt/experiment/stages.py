@@ -116,9 +116,11 @@ def build_stages(
     planner = _Planner(study, benchmarks)
     stages = _in_order(list(planner.stages(processes or 2, data)))
     needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
+    # Without `only` all but builds that nothing reads, such as those of variants that are not named.
+    needed |= set() if only else {stage.name for stage in stages if stage.kind != "corpus"}
     for stage in reversed(stages):
         needed.update(stage.needs if stage.name in needed else ())
-    kept = [stage for stage in stages if stage.name in needed or not only]
+    kept = [stage for stage in stages if stage.name in needed]
     for name in [stage.name for stage in kept if stage.kind == "run"]:
         _check_run(study, name, processes)
     return [*kept, planner.report([stage.name for stage in kept])]

@@ -61,10 +61,10 @@ def test_the_study_with_its_cost(tmp_path: Path) -> None:
     study = (STUDY, "--out", tmp_path / "out", "--benchmarks", tmp_path)
     lines = dry_run(*study)
     rows = {line.split("│")[1].strip(): line for line in lines if line.startswith("│")}
-    assert len([name for name in rows if name]) == 6 + 7 + 3 * 32 + 1
+    assert len([name for name in rows if name]) == 7 + 16 + 10 + 3 * 35 + 1
     assert [cell.strip() for cell in rows["base2"].split("│")[2:-1]] == ["corpus_base", "to do"]
     costs = {line.split()[0]: line.split() for line in lines if "TP1 PP1" in line}
-    assert len(costs) == 32
+    assert len(costs) == 35
     # 6 x 6.74e9 x 104.9e9 FLOP and attention are 4.6e21, which at 989 TFLOP/s
     # and a third to two thirds of it takes:
     assert costs["base2"][1:3] == ["25,000", "104.9B"]
