@@ -47,8 +47,8 @@ STUDIES: dict[str, Any] = {
         },
         "corpus": {
             "corpus_base": CORPUS
-            | {"tokenizer.vocab_size": 512, "sources.problem_solving.select.share": 1.0},
-            "corpus_difficulty": CORPUS | {"sources.easy.select.share": 1.0},
+            | {"tokenizer.vocab_size": 512, "sources.problem_solving.share": 1.0},
+            "corpus_difficulty": CORPUS | {"sources.easy.share": 1.0},
             "corpus_synthesis": CORPUS,
         },
         "synthesis_set": {"budget.accepted_tokens": None, "budget.seeds": 100},
