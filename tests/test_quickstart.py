@@ -46,8 +46,7 @@ STUDIES: dict[str, Any] = {
             "easy_sft": SHORT | {"train.train_epochs": 1},
         },
         "corpus": {
-            "corpus_base": CORPUS
-            | {"tokenizer.vocab_size": 512, "sources.problem_solving.share": 1.0},
+            "corpus_base": CORPUS | {"tokenizer.vocab_size": 512, "sources.problem_solving.share": 1.0},
             "corpus_difficulty": CORPUS | {"sources.easy.share": 1.0},
             "corpus_synthesis": CORPUS,
         },

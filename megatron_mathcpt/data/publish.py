@@ -30,6 +30,7 @@ from megatron_mathcpt.data.prepare import (
     ShardWork,
     changed,
     check_inputs,
+    count_documents,
     load_array,
     pools_of,
     read_counts,
@@ -88,6 +89,11 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0, seed: int = 0) ->
 
 def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
     """Decide for every document that is no copy: over its source's budget, for validation, or for train."""
+    counts = Counter[str]()
+    for work, count in zip(works, count_documents(works), strict=True):
+        counts[work.shard.source] += count if config.sources[work.shard.source].budget else 0
+    if most := max(counts.values()):
+        require_memory("split", most, 50 * most + _ENCODING)
     for pool in pools_of(config):
         inside = [work for work in works if config.sources[work.shard.source].pool == pool]
         decisions = [np.array(load_array(work.decided / "verdicts.u1")) for work in inside]
@@ -118,7 +124,6 @@ def _apply_budget(
     """Mark what is over the budget of a source, whose shards are `works`."""
     flat = np.concatenate(decisions)
     kept = np.flatnonzero(flat == KEPT)
-    require_memory("split", len(kept), 50 * len(kept) + _ENCODING)
     pairs = [*zip(works, decisions, strict=True)]
     ranks, sizes = (
         np.concatenate([load_array(work.prepared / name)[decided == KEPT] for work, decided in pairs])
