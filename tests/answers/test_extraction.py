@@ -124,7 +124,7 @@ def test_extraction_takes_linear_time(head: str) -> None:
             began = time.process_time()
             for kind in ("number", "multichoice"):
                 extract_answer(output, "zh", kind)
-            assert time.process_time() - began < 1, (head, run)
+            assert time.process_time() - began < 3, (head, run)
 
 
 def test_a_sentence_is_read_to_a_limit_and_a_box_at_any_depth() -> None:

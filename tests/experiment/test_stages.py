@@ -172,7 +172,7 @@ def test_a_run_with_pools_of_several_corpora(tmp_path: Path) -> None:
     # without the 5 % and the 10 % for validation; a build has no pool of the row that it starts from
     assert found.runs["both"].tokens == {"problems": 3.8e9, "fresh": 0.9e9}
     assert found.corpus["extra"].tokens == {"fresh": 1e9}
-    assert corpora_bytes(found) == 6.5 * 5e9
+    assert corpora_bytes(found, found.corpus) == 6.5 * 5e9
 
 
 @pytest.mark.parametrize(

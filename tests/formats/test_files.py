@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_mathcpt.errors import DataError
@@ -22,6 +22,7 @@ from megatron_mathcpt.formats.json_arrays import split_array
 ELEMENTS = st.lists(st.text('a"\\[]{},é ', max_size=5) | st.integers() | st.lists(st.text("],", max_size=2)))
 
 
+@settings(deadline=None)  # on a busy machine one example may wait
 @given(ELEMENTS, st.integers(1, 9), st.sampled_from([None, 1]))
 def test_an_array_in_blocks_of_any_size_has_its_elements(
     rows: list[object], size: int, indent: int | None

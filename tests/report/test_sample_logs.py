@@ -217,7 +217,7 @@ DEEP = '{"doc": ' + "[" * 5000 + "]" * 5000 + "}\n"
         (change(acc=math.nan), "acc is no number for 1 of 60 items"),
         (change(acc=1e308), "acc is no number for 1 of 60 items"),
         (lambda text: DEEP + text, ":1: not JSON .depth limit"),
-        (lambda text: text[:-40], ":60: not JSON"),
+        (lambda text: text[:-40], ":60: the last line is cut; copy the file again"),
         (lambda text: "x" * (MAX_LINE_BYTES + (9 << 20)) + "\n" + text, ":1: line longer than 32 MiB"),
         (lambda _: "", "no samples with metrics"),
         (lambda text: text.replace('"doc_id": ', '"doc_id": 7'), ".*"),
