@@ -47,6 +47,7 @@ STUDIES: dict[str, Any] = {
         },
         "corpus": {
             "corpus_base": CORPUS | {"tokenizer.vocab_size": 512, "sources.problem_solving.share": 1.0},
+            "corpus_amounts": CORPUS,  # from which the others start
             "corpus_difficulty": CORPUS | {"sources.easy.share": 1.0},
             "corpus_synthesis": CORPUS,
         },
