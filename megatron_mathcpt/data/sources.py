@@ -192,7 +192,7 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
     elif source.kind == "problem":
         row = flat_row(row)
     given, label = (_field(row, source.fields, name) for name in ("id", "source"))
-    identity = f"{shard.label}#{number}" if given is None else str(given)
+    identity = f"{shard.label}#{number}" if given in (None, "") else str(given)
     if source.share is not None and id_rank(identity) / 2**64 >= source.share:
         return Skipped(number, "not_in_share", identity)
     label = label if isinstance(label, str) and label else shard.source
