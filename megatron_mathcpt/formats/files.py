@@ -114,14 +114,11 @@ def list_files(path: str, what: str) -> list[Path]:
     What a folder or a glob has besides is counted by suffix in the log.
     """
     given = Path(path)
-    globbed = False
     try:
         if given.is_file():
             return [given]
-        if given.is_dir():
-            every = [(file, _is_data(file, given)) for file in _walk(given)]
-        else:
-            every, globbed = [*_globbed(given)], True
+        globbed = not given.is_dir()
+        every = [*_globbed(given)] if globbed else [(file, _is_data(file, given)) for file in _walk(given)]
     except (OSError, ValueError, IndexError, NotImplementedError) as error:  # no path or pattern
         raise DataError(f"{path[:200]}: {what} cannot be listed ({error})") from error
     found = choose_files(every, f"{path}: {what}", globbed=globbed)
