@@ -73,8 +73,7 @@ def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
         if not page and info["type"] != "directory":
             return top.rpartition("/")[0], [_describe(store, path, info)]
         top, found = f"{top}/", _ask(url, partial(store.find, f"{base}/", detail=True))
-    names = {Path(name): name for name in found}
-    wanted = path.removeprefix(base) if globbed else ""
+    names, wanted = {Path(name): name for name in found}, path.removeprefix(base) if globbed else ""
     every = [(file, _is_shown(name.removeprefix(base), wanted)) for file, name in names.items()]
     chosen = [names[file] for file in raw.choose_files(every, f"{url}: {what}", globbed=globbed)]
     with ThreadPoolExecutor() as pool:
@@ -84,9 +83,9 @@ def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
 
 def _is_shown(name: str, wanted: str) -> bool:
     """Whether no part of a name is hidden, unless a glob asks for hidden ones."""
-    hidden = any(map(raw.is_hidden, Path(wanted).parts))
     *folders, last = Path(name).parts
-    return hidden or not (last.startswith(".") or any(map(raw.is_hidden, folders)))
+    hidden = last.startswith(".") or any(map(raw.is_hidden, folders))
+    return not hidden or any(map(raw.is_hidden, Path(wanted).parts))
 
 
 def look_up(file: StoredFile) -> StoredFile:

@@ -20,6 +20,7 @@ from typing import BinaryIO, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.formats import archives
 from megatron_mathcpt.formats.archives import DAMAGE, UNPACKERS, DamagedFile, packing_of, spelling, unpack
 from megatron_mathcpt.formats.json_arrays import first_line, is_document
 from megatron_mathcpt.formats.strict_json import decode_json, decode_object
@@ -331,8 +332,8 @@ def read_blocks(path: Path, part: tuple[int, int] = WHOLE) -> Iterator[bytes | D
     parts: list[bytes] = []
     position, size, damage = part[0], 0, ""
     try:
-        largest = largest_content(path)
-        for data in unpack(path) if packing_of(path) else read_range(path, part):
+        largest, damage = largest_content(path), "" if part[0] else archives.foreign(path)
+        for data in () if damage else unpack(path) if packing_of(path) else read_range(path, part):
             parts.append(data if position else data.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(data), size + len(data)
             if position > largest:  # checked on the way, before it fills the memory
