@@ -122,6 +122,9 @@ class Budget(Section):
             raise ValueError("give exactly one of tokens and bytes")
 
 
+_PROBLEM_FIELDS = {"question", "solution", "answer", "language", "stage", "steps"}
+
+
 class Source(Section):
     """One set of files with one schema.
 
@@ -160,6 +163,9 @@ class Source(Section):
         address = urlsplit(self.path if "://" in self.path else "")
         if address.password or (address.scheme in ("http", "https") and address.query):
             raise ValueError("path: has a password or a query, which the manifest would keep; leave it out")
+        known = {"id", "source"} | ({"text"} if self.kind == "text" else _PROBLEM_FIELDS)
+        if wrong := sorted(set(self.fields) - known):
+            raise ValueError(f"fields: no field '{wrong[0]}' of ours; known are {', '.join(sorted(known))}")
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
         if self.adapter is not None:

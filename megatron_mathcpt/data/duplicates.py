@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from megatron_mathcpt.data.prepare import (
     count_documents,
     locate,
     pools_of,
+    read_counts,
 )
 from megatron_mathcpt.data.words import Indices
 from megatron_mathcpt.errors import DataError
@@ -51,8 +53,12 @@ def decide(works: Sequence[ShardWork], config: Corpus) -> None:
         write_atomically(work.decided / "firsts.u4", firsts[part].tobytes())
         left[config.sources[work.shard.source].pool] += int((verdicts[part] == minhash.KEPT).sum())
     if empty := [pool for pool, count in left.items() if not count]:
-        found = f"pool '{empty[0]}': no document left after filters, deduplication and decontamination"
-        raise DataError(f"{found}; loosen the rules or give other sources")
+        here = [work for work in works if config.sources[work.shard.source].pool == empty[0]]
+        dropped = sum((Counter(read_counts(work.prepared)["dropped"]) for work in here), Counter[str]())
+        dropped["a copy of another"] = sum(count_documents(here))
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common() if number)
+        remedy = "loosen the rules or give other sources"
+        raise DataError(f"pool '{empty[0]}': no document left (dropped: {reasons or 'none'}); {remedy}")
 
 
 def gather(

@@ -17,11 +17,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from megatron_mathcpt.data.sources import HIDDEN
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, corpus_counts
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
+from megatron_mathcpt.formats.lost_escapes import HIDDEN
 from megatron_mathcpt.records import JsonObject, Problem, problem_steps
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}

@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats import files as raw
+from megatron_mathcpt.formats.archives import spelling
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -54,28 +55,37 @@ def is_url(path: str) -> bool:
 def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
     """Files of an address, by the rules for a path, and the folder that is the same for all of them."""
     store, path = _open(url)
-    top = store.unstrip_protocol(path).rstrip("/")
-    if signs := [path.index(sign) for sign in _SIGNS if sign in path]:
-        top, globbed = store.unstrip_protocol(path[: min(signs)]), partial(store.glob, path, detail=True)
-        found = {name: info for name, info in _ask(url, globbed).items() if info["type"] != "directory"}
+    top, globbed = store.unstrip_protocol(path).rstrip("/"), any(sign in path for sign in _SIGNS)
+    if globbed:
+        base = path[: min(path.index(sign) for sign in _SIGNS if sign in path)]
+        top, base = store.unstrip_protocol(base), base.rpartition("/")[0]
+        found: dict[str, JsonObject] = {}
+        for name, info in _ask(url, partial(store.glob, path, detail=True)).items():
+            # A folder with a table's suffix, as Spark writes it, is its files.
+            if info["type"] != "directory":
+                found[name] = info
+            elif spelling(Path(name)).endswith(raw.TABLES):
+                found |= _ask(url, partial(store.find, name, detail=True))
     else:
-        found = {path: (info := _ask(url, partial(store.info, path)))}
+        found, base = {path: (info := _ask(url, partial(store.info, path)))}, path.rstrip("/")
         # A web server has no folders, but pages that list files; it may say so of any file, too.
-        page = info.get("mimetype") == "text/html" and not path.endswith((*raw.TABLES, ".json", *raw.TEXTS))
-        if page or info["type"] == "directory":
-            top, folder = f"{top}/", path.rstrip("/") + "/"
-            found = _data_files(folder, _ask(url, partial(store.find, folder, detail=True)))
-    if not found:
-        raise DataError(f"{url}: {what} not found; give a file, a folder or a glob with data files")
+        page = info.get("mimetype") == "text/html" and not spelling(Path(path)).endswith(raw.SUFFIXES)
+        if not page and info["type"] != "directory":
+            return top.rpartition("/")[0], [_describe(store, path, info)]
+        top, found = f"{top}/", _ask(url, partial(store.find, f"{base}/", detail=True))
+    names, wanted = {Path(name): name for name in found}, path.removeprefix(base) if globbed else ""
+    every = [(file, _is_shown(name.removeprefix(base), wanted)) for file, name in names.items()]
+    chosen = [names[file] for file in raw.choose_files(every, f"{url}: {what}", globbed=globbed)]
     with ThreadPoolExecutor() as pool:
-        stored = [*pool.map(partial(_describe, store), *zip(*sorted(found.items()), strict=True))]
+        stored = [*pool.map(partial(_describe, store), chosen, map(found.__getitem__, chosen))]
     return top.rpartition("/")[0], stored
 
 
-def _data_files(folder: str, found: dict[str, JsonObject]) -> dict[str, JsonObject]:
-    visible = [name for name in found if "/." not in name.removeprefix(folder.rstrip("/"))]
-    chosen = ([name for name in visible if name.endswith(kind)] for kind in (raw.TABLES, ".json", raw.TEXTS))
-    return {name: found[name] for name in next(filter(None, chosen), [])}
+def _is_shown(name: str, wanted: str) -> bool:
+    """Whether no part of a name is hidden, unless a glob asks for hidden ones."""
+    *folders, last = Path(name).parts
+    hidden = last.startswith(".") or any(map(raw.is_hidden, folders))
+    return not hidden or any(map(raw.is_hidden, Path(wanted).parts))
 
 
 def look_up(file: StoredFile) -> StoredFile:

@@ -23,28 +23,11 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.archives import DamagedFile, spelling
 from megatron_mathcpt.formats.json_arrays import split_array
+from megatron_mathcpt.formats.lost_escapes import restore_commands
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tables import EVERY, table_lines
 from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, id_rank, problem_of_row
 
-# Control characters but tab and line feed, zero-width and bidirectional marks, byte order marks.
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-# What escapes of JSON or Python make of a command of LaTeX: a control character and the command's rest. Tab,
-# line feed, vertical tab, form feed and carriage return only before what is no word.
-_LOST = {
-    "\a": "lpha|pprox|ngle|rccos|rcsin|rctan|rray|leph|symp",
-    "\b": "eta|egin|inom|ar|oldsymbol|oxed|ullet|ackslash|ecause|eth|igg?[lr]?|ig(?:cup|cap|oplus|otimes)|mod"
-    "|ot|owtie|reve|lacksquare|etween|f(?={)|m(?={)|fseries",
-    "\t": "heta|imes|herefore|riangleq?|ilde|ext(?:bf|it|rm|tt|style)?(?={)|frac(?={)",
-    "\n": "abla|otin|onumber|olimits|earrow|leq|geq",
-    "\v": "ec(?=[ {])|ert|arphi|arepsilon|artheta|arnothing|arpi|arrho|arsigma",
-    "\f": "rac|orall|rown|box(?={)|ootnote(?:size)?|ramebox|colorbox|ontsize|oreach",
-    "\r": "ight|ightarrow|ightharpoonup|ightleftharpoons|ho",
-}
-_ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-_COMMANDS = {sign: re.compile(f"(?:{rest})(?![a-zA-Z])") for sign, rest in _LOST.items()}
-_LINE_FEED = re.compile("\n(?=[aeglo])(?=(?:" + _LOST["\n"] + ")(?![a-zA-Z]))")
-_SPACES = {"\t": "\t", "\n": "\n", "\r": "\n", "\x85": "\n", **dict.fromkeys("\v\f\x1c\x1d\x1e\x1f", " ")}
 _TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
 # The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
 # mistakes the number of a theorem, 1.2.3.4, for one.
@@ -192,7 +175,7 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
     elif source.kind == "problem":
         row = flat_row(row)
     given, label = (_field(row, source.fields, name) for name in ("id", "source"))
-    identity = f"{shard.label}#{number}" if given is None else str(given)
+    identity = f"{shard.label}#{number}" if given in (None, "") else str(given)
     if source.share is not None and id_rank(identity) / 2**64 >= source.share:
         return Skipped(number, "not_in_share", identity)
     label = label if isinstance(label, str) and label else shard.source
@@ -239,33 +222,13 @@ def _cleaned(row: JsonObject, source: Source, name: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Normalize `text` without touching its mathematics; at most two blank lines in a row remain.
-
-    A control character that was the backslash and first letter of a command (see `_LOST`) is that again, one
-    that divides words or pages is white space, any other is removed.
-    """
-    if "\r" in text:
-        text = re.sub("\r", _visible, text.replace("\r\n", "\n"))
-    if tabs := "\t" in text:
-        text = re.sub("\t", _visible, text)
-    text = compose(text)  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
-    text, signs = HIDDEN.subn(_visible, text)
-    if signs or tabs or "\nabla" in text:  # a search of all texts for all of them takes a tenth longer
-        text = _LINE_FEED.sub(_visible, text)
-    if " \n" in text or (tabs and "\t\n" in text):
+    """Normalize `text` without touching its mathematics; at most two blank lines in a row remain."""
+    text = restore_commands(compose(text))  # not NFKC, which would turn x² into x2 and ½ into 1⁄2
+    if " \n" in text or "\t\n" in text:
         text = _TRAILING.sub("", text)
     if "\n\n\n\n" in text:
         text = re.sub(r"\n{4,}", "\n\n\n", text)
     return text.strip()
-
-
-def _visible(found: re.Match[str]) -> str:
-    sign, text, place = found[0], found.string, found.end()
-    # A letter, backspace and the same letter is bold print of old manuals.
-    bold = sign == "\b" and text[place - 2 : place - 1] in ("_", text[place : place + 1])
-    if not bold and (rest := _COMMANDS.get(sign)) and rest.match(text, place):
-        return "\\" + _ESCAPES[sign]
-    return _SPACES.get(sign, "")
 
 
 def mask_pii(text: str) -> str:

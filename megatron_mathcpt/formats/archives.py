@@ -26,6 +26,14 @@ _PACKED_BYTES = {".gz": 1 << 14, ".zst": 1 << 9, ".bz2": 1 << 14}
 _MOST_BYTES = 8 << 20
 _SPELLINGS = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".parq": ".parquet", ".pq": ".parquet"}
 _SPELLINGS |= {".gzip": ".gz", ".zstd": ".zst"}
+# How a file begins that is something else than its name says, what it is, and what to do.
+_SIGNATURES = {
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull",
+    b"\x1f\x8b": "packed by gzip; name it .gz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; name it .zst",
+    b"\xfd7zXZ\0": "packed by xz; unpack it",
+    b"PK\3\4": "a zip archive; unpack it",
+}
 
 
 class DamagedFile(DataError):
@@ -40,6 +48,17 @@ def spelling(path: Path) -> str:
 def packing_of(path: Path) -> str:
     """`.gz`, `.zst`, `.bz2`, or nothing for a file that is not compressed."""
     return next((packing for packing in UNPACKERS if spelling(path).endswith(packing)), "")
+
+
+def foreign(path: Path) -> str:
+    """What a file is instead of what its name says, and what to do; empty if there is no sign of it."""
+    if path.is_file():  # a pipe has a beginning only
+        with path.open("rb") as file:
+            head = file.read(max(map(len, _SIGNATURES)))
+        for sign, found in _SIGNATURES.items():
+            if head.startswith(sign) and not spelling(path).endswith(found.split()[-1]):
+                return f"is {found}"
+    return ""
 
 
 def unpack(path: Path, fine: float = inf) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ from typing import BinaryIO, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
+from megatron_mathcpt.formats import archives
 from megatron_mathcpt.formats.archives import DAMAGE, UNPACKERS, DamagedFile, packing_of, spelling, unpack
 from megatron_mathcpt.formats.json_arrays import first_line, is_document
 from megatron_mathcpt.formats.strict_json import decode_json, decode_object
@@ -39,7 +40,7 @@ _SYNC_BYTES = 16 << 20  # flushed at once, or more; each flush costs the file sy
 TEXTS = (".txt", ".md", ".tex")
 LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "json") for packed in UNPACKERS)
 TABLES = (".jsonl", *LINES, ".parquet", ".arrow")
-_SUFFIXES = (*TABLES, ".json", *TEXTS)
+SUFFIXES = (*TABLES, ".json", *TEXTS)
 _LOG = get_logger(__name__)
 
 
@@ -114,29 +115,33 @@ def list_files(path: str, what: str) -> list[Path]:
     What a folder or a glob has besides is counted by suffix in the log.
     """
     given = Path(path)
-    # JSON counts only in a folder without tables of records, text only without both: a README or manifest
-    # next to data is not a document.
-    kinds: tuple[tuple[str, ...], ...] = (TABLES, (".json",), TEXTS)
     try:
         if given.is_file():
             return [given]
-        if given.is_dir():
-            every = [(file, _is_data(file, given)) for file in _walk(given)]
-        else:
-            every, kinds = [*_globbed(given)], (_SUFFIXES, ("",))
+        globbed = not given.is_dir()
+        every = [*_globbed(given)] if globbed else [(file, _is_data(file, given)) for file in _walk(given)]
     except (OSError, ValueError, IndexError, NotImplementedError) as error:  # no path or pattern
         raise DataError(f"{path[:200]}: {what} cannot be listed ({error})") from error
+    found = choose_files(every, f"{path}: {what}", globbed=globbed)
+    if absent := [file for file in found if not file.is_file()]:
+        raise DataError(f"{absent[0]}: a link to a missing file; restore the file or remove the link")
+    return found
+
+
+def choose_files(every: list[tuple[Path, bool]], what: str, *, globbed: bool) -> list[Path]:
+    """Those of `every` file, and whether it may be data, that are; the others are counted in the log."""
+    # JSON counts only in a folder without tables of records, text only without both: a README or manifest
+    # next to data is not a document.
+    kinds = (SUFFIXES, ("",)) if globbed else (TABLES, (".json",), TEXTS)
     data = [file for file, is_data in every if is_data]
     found = next(filter(None, ([x for x in data if spelling(x).endswith(kind)] for kind in kinds)), [])
     if not found:
-        suffixes = ", ".join(_SUFFIXES)
-        raise DataError(f"{path}: {what} not found; give a file, a folder of {suffixes}, or a glob")
-    if absent := [file for file in found if not file.is_file()]:
-        raise DataError(f"{absent[0]}: a link to a missing file; restore the file or remove the link")
+        suffixes = ", ".join(SUFFIXES)
+        raise DataError(f"{what} not found; give a file, a folder of {suffixes}, or a glob")
     others = {file for file, _ in every}.difference(found)
     counts = Counter("hidden" if x.name[0] in "._" else x.suffix.lower() or "without suffix" for x in others)
     if counts:
-        _say(f"{path}: {what}: left out {', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))}")
+        _say(f"{what}: left out {', '.join(f'{n} {kind}' for kind, n in sorted(counts.items()))}")
     return sorted(found)
 
 
@@ -145,7 +150,8 @@ def _say(text: str) -> None:
     _LOG.info("%s", text)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a folder of this name has no data."""
     # `_temporary` and `_delta_log` are folders of Spark; `_column=value` has records.
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
@@ -164,18 +170,18 @@ def _walk(root: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            yield from (folder / one for one in (*files, *filter(_is_hidden, folders)))
-            folders[:] = [one for one in folders if not _is_hidden(one)]
+            yield from (folder / one for one in (*files, *filter(is_hidden, folders)))
+            folders[:] = [one for one in folders if not is_hidden(one)]
             todo += [folder / one for one in folders if (folder / one).is_symlink()]
 
 
 def _globbed(given: Path) -> Iterator[tuple[Path, bool]]:
     """Files of a glob, those of a folder with a table's suffix, which Spark writes, and which are data."""
     fixed = len([*takewhile(lambda part: not any(sign in part for sign in "*?["), given.parts)])
-    named = any(map(_is_hidden, given.parts[fixed:]))
+    named = any(map(is_hidden, given.parts[fixed:]))
     for file in Path(given.anchor).glob(str(given.relative_to(given.anchor))):
         *folders, name = file.parts[fixed:] or file.parts[-1:]
-        shown = named or not (name.startswith(".") or any(map(_is_hidden, folders)))
+        shown = named or not (name.startswith(".") or any(map(is_hidden, folders)))
         if not file.is_dir():
             yield file, shown
         elif shown and spelling(file).endswith(TABLES):
@@ -326,8 +332,8 @@ def read_blocks(path: Path, part: tuple[int, int] = WHOLE) -> Iterator[bytes | D
     parts: list[bytes] = []
     position, size, damage = part[0], 0, ""
     try:
-        largest = largest_content(path)
-        for data in unpack(path) if packing_of(path) else read_range(path, part):
+        largest, damage = largest_content(path), "" if part[0] else archives.foreign(path)
+        for data in () if damage else unpack(path) if packing_of(path) else read_range(path, part):
             parts.append(data if position else data.removeprefix(b"\xef\xbb\xbf"))
             position, size = position + len(data), size + len(data)
             if position > largest:  # checked on the way, before it fills the memory

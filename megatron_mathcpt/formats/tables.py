@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from megatron_mathcpt.errors import DataError, one_line
+from megatron_mathcpt.formats.archives import foreign
 from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _output(path: Path, call: str) -> Iterator[bytes | DataError]:
                 if process.returncode != 1 or "Memory" in said:
                     said = f"it is damaged, or needs more than {_MEMORY_BYTES >> 20} MiB of memory"
                 found = f"cannot be read from this row on ({one_line(said)[:300]})"
-                raise DataError(f"{found}; copy or write the file again")
+                raise DataError(foreign(path) or f"{found}; copy or write the file again")
         finally:
             process.kill()
 

@@ -22,6 +22,7 @@ from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.archives import spelling
 from megatron_mathcpt.formats.files import list_files, open_json, split_lines
 from megatron_mathcpt.formats.json_arrays import split_array
+from megatron_mathcpt.formats.lost_escapes import restore_commands
 from megatron_mathcpt.formats.strict_json import Written, decode_object
 from megatron_mathcpt.formats.tables import table_lines
 from megatron_mathcpt.log import get_logger
@@ -169,7 +170,11 @@ def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:
         row = {name: value for name, value in row.items() if name not in fields.values()} | given
         written = [name for name in ("id", "answer") if type(row.get(name)) in (int, float, Written)]
         row |= {name: str(row[name]) for name in written}
-        return problem_of_row({"id": "/".join(Path(place).parts[-2:]).replace(":", "#")} | row)
+        for name in ("question", "solution", "answer"):
+            if isinstance(text := row.get(name), str):
+                row[name] = restore_commands(text) if text.strip() else ""
+        row["id"] = row.get("id") or "/".join(Path(place).parts[-2:]).replace(":", "#")
+        return problem_of_row(row)
     except ValidationError as error:
         wrong = ": ".join(filter(None, first_error(error)))
         raise DataError(f"{place}: seed's {wrong}; fix or remove the line") from error

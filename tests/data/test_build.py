@@ -115,7 +115,7 @@ def test_complete_build_is_never_overwritten(raw: Path, config: Corpus, tmp_path
         ("general", "\n \n", "general.jsonl: no records"),
         ("general", '{"id": "a"}', "general.jsonl:1: record without 'text'"),
         ("general", '{"id": "a", "text": ["x"]}', "general.jsonl:1: field 'text' is list"),
-        ("general", '{"id": "a", "text": "tiny"}', "pool 'general': no document left"),
+        ("general", '{"id": "a", "text": "tiny"}', "pool 'general': no document left (dropped: 1 too_short)"),
         ("problem_solving", json.dumps(make_problem(0, question=" ")), ".jsonl:1: record without 'question'"),
         ("problem_solving", json.dumps(make_problem(0, lang="fr")), ".jsonl:1: field 'language'"),
     ],

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import random
 import sys
 import threading
@@ -232,3 +233,20 @@ def test_an_address_with_secrets_is_refused_without_them() -> None:
         with pytest.raises(ValueError, match="has a password or a query") as error:
             Source(pool="p", path=path)
         assert "secret" not in error.value.errors(include_input=False)[0]["msg"]  # type: ignore[attr-defined]
+
+
+def test_a_store_is_listed_by_the_rules_for_a_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """D3 in a store: other spellings are data; hidden and unfinished folders are not; the rest is counted."""
+    data = ["B.NDJSON", "a.jsonl", "train.parquet/part-0.parquet", "year=2024/_lang=en/c.JSONL.GZIP"]
+    others = ["_temporary/a.jsonl", ".cache/a.jsonl", "__MACOSX/x.jsonl", "._a.jsonl", "t.csv", "README.md"]
+    for name in data + others:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text('{"text": "a"}\n')
+    globs = {"": data, "/*.jsonl": [data[1]], "/*.parquet": [data[2]], "/_temporary/*": [others[0]]}
+    for end, found in globs.items():
+        path, places = f"{tmp_path}/in{end}", [f"{tmp_path}/in/{name}" for name in found]
+        with caplog.at_level(logging.INFO):
+            shards = list_shards({"s": Source(pool="p", path=f"file://{path}")})
+        assert [shard.url for shard in shards] == [f"file://{place}" for place in places]
+        assert [str(shard.path) for shard in list_shards({"s": Source(pool="p", path=path)})] == places
+    assert f"file://{tmp_path}/in: source 's': left out 1 .csv, 3 .jsonl, 1 .md, 1 hidden" in caplog.text

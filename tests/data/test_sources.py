@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data import sources
@@ -399,3 +400,24 @@ def test_masking_is_a_choice_of_the_source(tmp_path: Path, mask: bool, text: str
     source = Source(pool="p", path=str(path), mask_pii=mask)
     (shard,) = list_shards({"own": source})
     assert list(read_documents(shard, source)) == [[Document("own/a.jsonl#1", text, "own", 1)]]
+
+
+def test_an_empty_id_is_none(tmp_path: Path) -> None:
+    """Else `share` takes all of such records or none of them."""
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"id": {x}, "text": "a"}}\n' for x in ('""', "null", "0")))
+    source = Source(pool="p", path=str(tmp_path / "a.jsonl"))
+    (shard,) = list_shards({"s": source})
+    assert [row.id for rows in read_documents(shard, source) for row in rows] == [
+        "s/a.jsonl#1",
+        "s/a.jsonl#2",
+        "0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("text", "question"), ("problem", "text"), ("problem", "langauge")]
+)
+def test_a_field_that_is_not_ours_is_refused(kind: str, field: str) -> None:
+    """A misspelt optional field would be lost without a word."""
+    with pytest.raises(ValidationError, match=f"no field '{field}' of ours; known are"):
+        Source.model_validate({"pool": "p", "kind": kind, "path": "a", "fields": {field: "b"}})

@@ -4,7 +4,9 @@ import bz2
 import gzip
 import json
 import logging
+import lzma
 import random
+import re
 import zlib
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.archives import DamagedFile
 from megatron_mathcpt.formats.files import list_files, read_blocks, read_small, scan_lines
 from megatron_mathcpt.formats.json_arrays import split_array
+from megatron_mathcpt.formats.tables import table_lines
 
 ELEMENTS = st.lists(st.text('a"\\[]{},é ', max_size=5) | st.integers() | st.lists(st.text("],", max_size=2)))
 
@@ -184,3 +187,27 @@ def test_a_damaged_list_of_files_hides_none(tmp_path: Path, state: bytes) -> Non
     (tmp_path / "state.json").write_bytes(state)
     (tmp_path / "data.arrow").write_bytes(b"x")
     assert list_files(str(tmp_path), "source") == [tmp_path / "data.arrow"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.JSON.BZ2", "a.parquet", "a.txt.zst"])
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a pointer of Git LFS; git lfs pull",
+        ),
+        (zstandard.compress(b"{}"), "is packed by zstd; name it .zst"),
+        (lzma.compress(b"{}"), "is packed by xz; unpack it"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str, data: bytes, found: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    read = table_lines(tmp_path / name) if name.endswith("parquet") else read_blocks(tmp_path / name)
+    if name.endswith(".zst") and "zstd" in found:
+        assert [*read] == [b"{}"]
+    elif name.endswith("parquet"):
+        with pytest.raises(DataError, match=re.escape(found)):
+            list(read)
+    else:
+        assert [str(error) for error in read if error] == [found]

@@ -165,3 +165,19 @@ def test_no_seed_left_says_why(tmp_path: Path) -> None:
     path = write_json_lines(tmp_path / "a.jsonl", [row(1), row(2)])
     with pytest.raises(DataError, match=r"none left \(2 records read, 0 selected, dropped: 2 other_stage"):
         check_seeds(config(path=str(path), select={"stage": "high"}))
+
+
+def test_a_seed_has_the_commands_that_escapes_took_and_an_id_of_its_own(tmp_path: Path) -> None:
+    """D4 for seeds, whose text is paid for; an empty id or one that is null is none."""
+    rows = [row(1, id="", solution="\frac{1}{2} of \beta", answer="x\fy\r\nz"), row(2, id=None)]
+    write_json_lines(tmp_path / "a.jsonl", rows)
+    first, second = found(path=str(tmp_path / "a.jsonl"))
+    assert (first.solution, first.answer) == (r"\frac{1}{2} of \beta", "x y\nz")
+    assert [first.id, second.id] == [f"{tmp_path.name}/a.jsonl#{number}" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("name", ["question", "solution", "answer"])
+def test_a_seed_without_text_is_refused(tmp_path: Path, name: str) -> None:
+    write_json_lines(tmp_path / "a.jsonl", [row(1, **{name: " \n"})])
+    with pytest.raises(DataError, match=rf"a\.jsonl:1: seed's {name}: String should have at least 1"):
+        found(path=str(tmp_path / "a.jsonl"))
