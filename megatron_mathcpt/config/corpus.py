@@ -16,6 +16,7 @@ Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+_PROBLEM_FIELDS = {"question", "solution", "answer", "language", "stage", "steps"}
 NgramShares = dict[Annotated[int, Field(ge=2, le=20)], Share]
 
 
@@ -120,9 +121,6 @@ class Budget(Section):
     def check(self) -> None:
         if (self.tokens is None) == (self.bytes is None):
             raise ValueError("give exactly one of tokens and bytes")
-
-
-_PROBLEM_FIELDS = {"question", "solution", "answer", "language", "stage", "steps"}
 
 
 class Source(Section):
