@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.build import build_corpus
+from megatron_mathcpt.data.corpora import standard_library
 from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.public_samples import PROBLEMS, TEXTS, write_benchmarks, write_samples
 from tests.support.stages import CONFIGS
@@ -37,6 +40,10 @@ def test_its_corpus_is_built_from_the_files_of_every_source(
     counts = build_corpus(config, tmp_path / "out", 1).counts
     assert len(counts["sources"]) == len({*PROBLEMS, *TEXTS} - OTHERS)
     assert {row["read"] for row in counts["sources"].values()} == {140}
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer" / "tokenizer.json"))
+    # The longest texts are Python's documentation, which differs between its versions.
+    texts = [row["text"] for row in islice(standard_library(), 140 * len(TEXTS))]
+    longest = max(len(found.ids) for found in tokenizer.encode_batch(texts)) + 1
     for name, row in counts["sources"].items():
         kept = row["read"] - sum(row["dropped"].values())
         assert row["kept"] == kept and not row["rejected"] and kept > 5, name
@@ -46,8 +53,8 @@ def test_its_corpus_is_built_from_the_files_of_every_source(
                 for reason, count in row["dropped"].items()
                 if reason in ("near_duplicate", "over_budget")
             ), name
-        if "budget" in row and "over_budget" in row["dropped"]:  # to one document, of up to 2,500 tokens
-            assert 0 <= row["budget"]["asked"] - row["budget"]["found"] < 2500, name
+        if "budget" in row and "over_budget" in row["dropped"]:  # to one document
+            assert 0 <= row["budget"]["asked"] - row["budget"]["found"] <= longest, name
     problems = read_json_lines(tmp_path / "out" / "documents" / "problem_solving.jsonl")
     languages = [row["problem"]["language"] for row in problems]
     assert min(languages.count("en"), languages.count("zh")) > 100
