@@ -27,9 +27,9 @@ from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size
 from megatron_mathcpt.errors import CheckpointError, one_line
-from megatron_mathcpt.formats.corpus_folder import read_tokenizer
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
+from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.model import weights as tensors
 
 if TYPE_CHECKING:

@@ -210,24 +210,33 @@ class Decontaminate(Section):
 class Tokenizer(Section):
     """Either `path` to an existing tokenizer, or `vocab_size` of one to train on the kept documents.
 
-    `added_tokens`, such as the mark of retrospective enhancement, are single tokens of the trained tokenizer
-    wherever they occur in a text; they count in `vocab_size`. `special_literals` decides whether a special
-    token's string inside a document is tokenized as ordinary `text` or as the `control` token (as Megatron-LM
-    does). `engine: auto` uses gigatoken where it is installed and agrees with `tokenizers`.
+    `added_tokens`, such as the mark of retrospective enhancement, are single tokens wherever they occur in a
+    text. They count in `vocab_size`; in an existing tokenizer they follow what it has, and a model with its
+    weights gets rows for them (see model/weights.py). A reserved token may be named, to use it.
+    `bos` decides whether documents begin with a begin token: as the `tokenizer` itself begins texts (Llama's
+    do), `always`, or `never`. The corpus has a copy of the tokenizer that does the same, which is used
+    wherever a model trained on it is evaluated. `special_literals` decides whether a special token's string
+    inside a document is tokenized as ordinary `text` or as the `control` token (as Megatron-LM does).
+    `engine: auto` uses gigatoken where it is installed and agrees with `tokenizers`.
     """
 
     path: str | None = Field(default=None, min_length=1)
     vocab_size: int | None = Field(default=None, ge=300)
     train_megabytes: int = Field(default=200, ge=1)
     added_tokens: list[Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=list)
+    # Left out of a manifest at its default, so that finished corpora stay valid: those have no begin token,
+    # which training compares with the starting weights' tokenizer.
+    bos: Literal["tokenizer", "always", "never"] = Field(
+        default="tokenizer", exclude_if=lambda value: value == "tokenizer"
+    )
     special_literals: Literal["text", "control"] = "text"
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
 
     def check(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
             raise ValueError("give exactly one of path (an existing one) and vocab_size (train one)")
-        if self.path is not None and self.added_tokens:
-            raise ValueError("added_tokens: needs vocab_size; an existing tokenizer has its own")
+        if self.path is None and self.bos == "always":
+            raise ValueError("bos: always needs path; a trained tokenizer has no begin token")
 
 
 class Corpus(Section):

@@ -39,7 +39,7 @@ from megatron_mathcpt.data.prepare import (
     read_counts,
     stamp,
 )
-from megatron_mathcpt.data.publish import RESULTS, finish, make_tokenizer, publish, split
+from megatron_mathcpt.data.publish import RESULTS, check_tokenizer, finish, make_tokenizer, publish, split
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -141,6 +141,7 @@ def _locked_build(build: Build) -> Iterator[None]:
                 raise ConfigError(f"{out}: {found}; wait for them, or scancel them")
             record.unlink()
         if not _is_built(build):
+            check_tokenizer(build.config.tokenizer)
             discard_stale_work(build)
             _log_uncut(build)
         yield

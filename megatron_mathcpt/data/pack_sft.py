@@ -18,7 +18,7 @@ import orjson
 from numpy.lib.format import write_array_header_1_0
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts, read_tokenizer
+from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
 from megatron_mathcpt.formats.files import atomic_writer, read_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import (
@@ -29,6 +29,7 @@ from megatron_mathcpt.formats.manifest import (
     write_manifest,
 )
 from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.records import cpt_text, problem_of_row, prompt_text
 
 Ids = npt.NDArray[np.int32]

@@ -23,7 +23,6 @@ from megatron_mathcpt.data.filters import Drop, find_drops
 from megatron_mathcpt.data.object_stores import fetched, look_up
 from megatron_mathcpt.data.public_sources import FOUND
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
-from megatron_mathcpt.data.tokenizer import tokenizer_file
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import (
@@ -35,6 +34,7 @@ from megatron_mathcpt.formats.files import (
     write_atomically,
 )
 from megatron_mathcpt.formats.strict_json import encode_json
+from megatron_mathcpt.formats.tokenizer_folder import tokenizer_file
 from megatron_mathcpt.records import JsonObject, id_rank
 from megatron_mathcpt.selection import drop_reason
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -41,11 +42,12 @@ from megatron_mathcpt.data.prepare import (
 from megatron_mathcpt.data.tokenizer import Encoder, EngineName, Literals
 from megatron_mathcpt.data.words import Hashes, batches, mix
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, TokenizerCounts, make_places
+from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
 from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, load_tokenizer, write_tokenizer
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -61,9 +63,26 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
     """Copy the given tokenizer into `folder`, or train one on the kept documents of all shards."""
     settings = config.tokenizer
     if settings.path:
-        tokenizer.copy_tokenizer(Path(settings.path), folder)
+        write_tokenizer(Path(settings.path), folder, settings.bos, settings.added_tokens)
         check_inputs(config, inputs)
-        return
+    else:
+        _train_tokenizer(works, config, folder)
+    encoder, info = _encoder(works, settings, folder)
+    begin = "begin with no token" if info.bos_id is None else f"begin with token {info.bos_id}"
+    size = f"{info.vocab_size:,} tokens, encoded by {encoder.name}"
+    _log.info("tokenizer: %s; documents %s and end with token %d", size, begin, info.eos_id)
+
+
+def check_tokenizer(settings: Tokenizer) -> None:
+    """Raise `DataError` now for an existing tokenizer that the build could not use."""
+    if settings.path:
+        with TemporaryDirectory() as folder:
+            write_tokenizer(Path(settings.path), Path(folder), settings.bos, settings.added_tokens)
+            tokenizer.load_encoder(Path(folder), settings.special_literals, "tokenizers")
+
+
+def _train_tokenizer(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
+    settings = config.tokenizer
     assert settings.vocab_size is not None
     kept = ((work, load_array(work.decided / "verdicts.u1") == KEPT) for work in works)
     size = sum(int(load_array(work.prepared / "bytes.u8")[mask].sum()) for work, mask in kept)
@@ -199,7 +218,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
             for split, writer in zip(SPLITS, writers, strict=True):
                 texts = [orjson.loads(lines[number])["text"] for number in np.flatnonzero(decided == split)]
                 if texts:
-                    writer.write(*tokenizer.append_eos(*encoder.encode(texts), info.eos_id))
+                    writer.write(*tokenizer.enclose(*encoder.encode(texts), info))
             stay = np.flatnonzero(decided <= VALIDATION)
             written = [kept.write(lines[number] + b"\n") for number in stay]
             places.write(make_places(written, raw, origin[stay], decided[stay]))
@@ -305,5 +324,5 @@ def _counts(works: Sequence[ShardWork], prepared: list[JsonObject], config: Corp
         accounted = row["kept"] + row["rejected"] + sum(row["dropped"].values())
         assert row["read"] == accounted, f"documents of {name} lost"
         row["dropped"] = dict(sorted(row["dropped"].items()))
-    info = tokenizer.load_tokenizer(out / "tokenizer")[1]
+    info = load_tokenizer(out / "tokenizer")[1]
     return {"tokenizer": info.model_dump(), "pools": pools, "sources": sources}

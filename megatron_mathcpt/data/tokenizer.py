@@ -1,9 +1,8 @@
-"""Tokenizers: load one with checks, train a byte-level BPE, encode many texts at once.
+"""Tokenizers: train a byte-level BPE, encode many texts at once.
 
-A tokenizer is a Hugging Face folder (`tokenizer.json`, `tokenizer_config.json`) with an end-of-text token.
 Hugging Face `tokenizers` is the reference. gigatoken (Rust, optional, some 30 times as fast) is used only if
-it returns the same ids on a probe of hostile text and on a sample of the input; it does not support the
-pre-tokenizer of `train_tokenizer`. Both return flat arrays, without a Python object per token.
+it returns the same ids on a probe of hostile text and on a sample of the input. Both return flat arrays,
+without a Python object per token.
 """
 
 import json
@@ -22,29 +21,35 @@ import orjson
 
 from megatron_mathcpt.data.words import MAX_WORD, batches, has_long_word
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
-from megatron_mathcpt.formats.corpus_folder import TokenizerCounts, read_tokenizer
-from megatron_mathcpt.formats.files import hash_file, read_small, read_texts, write_atomically
+from megatron_mathcpt.formats.files import read_texts, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, token_dtype
-from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.tokenizer_folder import (
+    END_OF_TEXT,
+    TokenizerCounts,
+    load_tokenizer,
+    tokenizer_file,
+)
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
-    import tokenizers
+    pass
 
 Tokens = npt.NDArray[np.int32]
 Literals = Literal["text", "control"]
 EngineName = Literal["auto", "gigatoken", "tokenizers"]
-END_OF_TEXT = "<|end_of_text|>"
-_END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
 # gigatoken's cache of words has no limit; a new engine after so many characters bounds the memory.
 _RENEW_CHARACTERS = 8 << 30
 # `tokenizers` needs 75 to 130 bytes a character: a text is encoded in pieces of `_PIECE` characters, cut
 # between words where that changes no token of `_AROUND` characters on both sides (`_CUTS` places are tried).
 # What cannot be cut has at most `MAX_UNCUT` characters, and no word of `MAX_WORD`.
 _PIECE, _AROUND, _CUTS, MAX_UNCUT = 1_000_000, 200, 100, 10_000_000
+# huggingface.co/Qwen/Qwen2-7B, tokenizer.json.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CUT = re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)")
-_MAX_VOCABULARY = 1 << 24
 # Texts likely to expose a difference between two tokenizers: rare Unicode, long runs, special tokens.
 PROBE = (
     *("", " ", "a", "Plain words, and  two   spaces\n\n\n\tthen tabs \t \r\n end "),
@@ -64,68 +69,27 @@ Block = TypeVar("Block")
 _log = get_logger(__name__)
 
 
-def tokenizer_file(path: Path) -> Path:
-    """The `tokenizer.json` at `path`, a file or folder; raises `DataError` if there is none."""
-    file = path if path.is_file() else path / "tokenizer.json"
-    model = file if file.suffix == ".model" else path / "tokenizer.model"
-    if file.is_file() and file != model:
-        return file
-    if model.is_file():  # Llama's own format
-        remedy = "make one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(OUT)"
-        raise DataError(f"{model}: not a tokenizer.json; {remedy}")
-    raise DataError(f"{path}: tokenizer not found; give a folder with tokenizer.json, or such a file")
-
-
-def load_tokenizer(folder: Path) -> tuple["tokenizers.Tokenizer", TokenizerCounts]:
-    """Load the tokenizer at `folder`, or a `tokenizer.json`; it must have an end-of-text token."""
-    file = tokenizer_file(folder)
-    tokenizer = read_tokenizer(file)
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    settings, named = file.with_name("tokenizer_config.json"), None
-    if settings.is_file():
-        try:
-            named = decode_object(read_small(settings)).get("eos_token")
-        except DataError as error:
-            raise DataError(f"{settings}: {error}; give a Hugging Face tokenizer_config.json") from error
-    named = named.get("content") if isinstance(named, dict) else named
-    names = (str(named),) if named else _END_NAMES
-    if not (found := [vocabulary[name] for name in names if name in vocabulary]):
-        raise DataError(f"{file}: no end of text ({', '.join(names)}); name eos_token in {settings.name}")
-    size = max(vocabulary.values()) + 1  # not the number of tokens: ids may have gaps
-    if size > _MAX_VOCABULARY:
-        raise DataError(f"{file}: token id {size - 1}; at most {_MAX_VOCABULARY:,} ids are supported")
-    return tokenizer, TokenizerCounts(vocab_size=size, eos_id=found[0], sha256=hash_file(file))
-
-
-def copy_tokenizer(path: Path, folder: Path) -> None:
-    """Copy the tokenizer at `path` into `folder`; raises `DataError` if it is missing or damaged."""
-    file = tokenizer_file(path)
-    load_tokenizer(file)
-    for name in ("special_tokens_map.json", "tokenizer_config.json", file.name):
-        if (other := file.with_name(name)).is_file():
-            write_atomically(folder / (name if other != file else "tokenizer.json"), other.read_bytes())
-
-
 def train_tokenizer(
     texts: Iterator[str], vocab_size: int, folder: Path, added_tokens: Sequence[str] = ()
 ) -> TokenizerCounts:
     """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes.
 
     `added_tokens` are not special in the library's sense: they match in every text, and are decoded.
+    Words are cut by Qwen2's pattern, which gigatoken knows: its only number is a digit.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(added_tokens),
         special_tokens=[END_OF_TEXT],
         # All bytes, so that any text can be encoded; sorted, for the same ids in every process.
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=sorted(level.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -221,7 +185,8 @@ def load_encoder(
         return fast, reference.info
     if engine == "gigatoken":
         raise ConfigError(f"tokenizer.engine: gigatoken {fast}; use 'auto' or 'tokenizers'")
-    _log.info("gigatoken %s, so it is not used", fast)
+    if engine == "auto":
+        _log.debug("gigatoken %s", fast)
     return reference, reference.info
 
 
@@ -230,6 +195,8 @@ def _load_fast(folder: Path, reference: ReferenceEncoder, texts: Sequence[str]) 
     if find_spec("gigatoken") is None:
         return "is not installed"
     tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
+    added = [token["content"] for token in tree.get("added_tokens", []) if not token.get("special")]
+    texts = (*texts, *(f"a{token}b {token} 1{token}\n{token}" for token in added))
     if reference.tokenizer.encode_special_tokens:
         # Without special tokens, so that their literals in a text are text.
         tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
@@ -265,7 +232,7 @@ def tokenize_files(
     with dataset_writer(prefix, dtype) as writer:
         for characters, part in prefetch(encoded):
             size += characters
-            writer.write(*append_eos(*part, info.eos_id))
+            writer.write(*enclose(*part, info))
     counts: JsonObject = {"documents": writer.documents, "tokens": writer.tokens, "characters": size}
     return counts | {"engine": encoder.name} | info.model_dump()
 
@@ -278,14 +245,19 @@ def _without_long_words(files: Sequence[Path], field: str) -> Iterator[list[str]
             yield texts
 
 
-def append_eos(tokens: Tokens, lengths: Lengths, eos_id: int) -> tuple[Tokens, Lengths]:
-    closed = lengths + 1
-    ends = np.cumsum(closed, dtype=np.int64) - 1
-    inside = np.ones(len(tokens) + len(lengths), np.bool_)
-    inside[ends] = False
-    result = np.empty(len(inside), np.int32)
+def enclose(tokens: Tokens, lengths: Lengths, info: TokenizerCounts) -> tuple[Tokens, Lengths]:
+    """Documents from the tokens of their texts: the tokenizer's begin token, if it adds one, and the end."""
+    before = 0 if info.bos_id is None else 1
+    closed = lengths + np.int32(before + 1)
+    ends = np.cumsum(closed, dtype=np.int64)
+    result, inside = (
+        np.empty(int(closed.sum(dtype=np.int64)), np.int32),
+        np.ones(len(tokens) + (before + 1) * len(lengths), np.bool_),
+    )
+    inside[ends - 1], result[ends - 1] = False, info.eos_id
+    if info.bos_id is not None:
+        inside[ends - closed], result[ends - closed] = False, info.bos_id
     result[inside] = tokens
-    result[ends] = eos_id
     return result, closed
 
 

@@ -8,7 +8,7 @@ number in the indexed dataset). It is memory-mapped, so that no corpus is ever l
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,8 @@ from pydantic import Field
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
 from megatron_mathcpt.records import JsonObject
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 KIND, SFT_KIND = "corpus", "sft"
 NOT_TRAINED = -1  # label of a position of packed samples that the loss ignores
@@ -33,28 +31,6 @@ BLOCK = 1 << 20  # places processed together: 17 MB
 # it, from 1; split as in SPLITS. Sizes, not offsets: shards are joined by concatenation, without rewriting.
 PLACE = np.dtype([("bytes", "<u4"), ("shard", "<u4"), ("line", "<i8"), ("split", "u1")])
 Places = npt.NDArray[np.void]  # of PLACE
-
-
-class TokenizerCounts(Row):
-    """What must be equal wherever token ids of a tokenizer are used."""
-
-    vocab_size: int
-    eos_id: int
-    sha256: str
-
-
-def read_tokenizer(file: Path) -> "Tokenizer":
-    """Load a `tokenizer.json`; raises `DataError` naming the file if it is missing or damaged."""
-    from tokenizers import Tokenizer
-
-    if not file.is_file():
-        raise DataError(f"{file}: this file does not exist; give a Hugging Face tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(file))
-    except BaseException as error:  # the library raises plain Exception for any damage, or a panic of Rust's
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
 
 
 class SplitCounts(Row):

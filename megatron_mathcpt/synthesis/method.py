@@ -18,7 +18,7 @@ from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.synthesis import Sampling, SynthesisConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError
-from megatron_mathcpt.formats.corpus_folder import read_tokenizer
+from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.records import Problem, cpt_text
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,14 +21,13 @@ from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, Man
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.corpus_folder import (
     PoolCounts,
-    TokenizerCounts,
     corpus_counts,
-    read_tokenizer,
     sft_counts,
 )
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, compare_tokenizers
 
 # What a resumed run may change, by prefixes of the fields' paths: nothing that changes samples or updates.
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
@@ -139,12 +137,9 @@ def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path, whose: 
     ours = next((file for file in files if file.is_file() and hash_file(file) == sha256), None)
     if ours is None:
         raise DataError(f"{data}: its tokenizer (sha256 {sha256[:12]}) is not {theirs}; {remedy}")
-    # Other bytes may be the same tokenizer, saved again: the ids decide.
-    vocabulary, found = (read_tokenizer(file).get_vocab(with_added_tokens=True) for file in (ours, theirs))
-    for token, number in sorted(vocabulary.items(), key=itemgetter(1)):
-        if (there := found.get(token, "none")) != number:
-            differ = f"token {token!r} is {number} here, {there} there"
-            raise DataError(f"{ours}: this tokenizer differs from {theirs} ({differ}); {remedy}")
+    # Other bytes may be the same tokenizer, saved again.
+    if differ := str(compare_tokenizers(ours, theirs)):
+        raise DataError(f"{ours}: this tokenizer differs from {theirs} ({differ}); {remedy}")
 
 
 def _resolve_data(

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from megatron_mathcpt.data import tokenizer
 from megatron_mathcpt.data.tokenizer import (
@@ -19,20 +17,13 @@ from megatron_mathcpt.data.tokenizer import (
     ReferenceEncoder,
     Tokens,
     load_encoder,
-    load_tokenizer,
     tokenize_files,
-    tokenizer_file,
     train_tokenizer,
 )
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.indexed_dataset import Lengths
-
-TEXTS = [
-    "the quick brown fox 12 jumps",
-    "数学题：求 x 的值，x+1=2。",
-    "naïve café 👩‍👩‍👧 \t\n\n  end",
-    "\\frac{1}{2}" * 5,
-]
+from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer, tokenizer_file
+from tests.support.tokenizers import TEXTS, save_llama2, save_llama3
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer(iter(TEXTS * 50), 600, path)
     return path
-
-
-def save_llama2(folder: Path) -> None:
-    """A tokenizer of Llama 2's kind: BPE over whole texts, with a byte for each unknown character."""
-    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=special, show_progress=False)
-    trained.train_from_iterator(TEXTS[:2] * 50, trainer)
-    tree = json.loads(trained.to_str())
-    vocabulary = tree["model"]["vocab"]
-    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
-    tree["model"]["byte_fallback"] = True
-    (folder / "tokenizer.json").write_text(json.dumps(tree))
-
-
-def save_llama3(folder: Path) -> None:
-    """A tokenizer of Llama 3's kind: byte-level BPE over words cut by its pattern."""
-    pattern = tokenizers.Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    trained = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(pattern, "isolated")
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trained.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    special, alphabet = ["<|begin_of_text|>", "<|end_of_text|>"], level.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    trained.train_from_iterator(TEXTS * 50, trainer)
-    trained.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module", params=[None, save_llama2, save_llama3], ids=["ours", "llama2", "llama3"])
@@ -108,12 +67,9 @@ def encoders(folder: Path, literals: Literals) -> tuple[Encoder, Encoder]:
     return load_encoder(folder, literals)[0], load_encoder(folder, literals, "tokenizers")[0]
 
 
-def test_the_fast_engine_is_chosen_for_both_of_llamas_kinds_of_tokenizer(
-    any_folder: Path, folder: Path
-) -> None:
+def test_the_fast_engine_is_chosen_for_ours_and_both_of_llamas_kinds_of_tokenizer(any_folder: Path) -> None:
     pytest.importorskip("gigatoken")
-    chosen = "tokenizers" if any_folder == folder else "gigatoken"
-    assert [encoder.name for encoder in encoders(any_folder, "text")] == [chosen, "tokenizers"]
+    assert [encoder.name for encoder in encoders(any_folder, "text")] == ["gigatoken", "tokenizers"]
 
 
 def test_a_file_that_is_no_tokenizer_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
