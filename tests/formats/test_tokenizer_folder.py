@@ -64,7 +64,7 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
     found = compare_tokenizers(tmp_path / "copy", given)
     assert found.new and not found.missing and not found.extends  # as it begins no text
     assert str(found).startswith(
-        "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin with no token here, with"
+        "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin with no token here, ["
     )
     assert "4 tokens only there" in str(compare_tokenizers(given, tmp_path / "copy"))
     assert not str(compare_tokenizers(given, given))
