@@ -1,8 +1,9 @@
-r"""The two kinds of record, the only place where a problem becomes text, and the rule that counts its steps.
+r"""The kinds of record, the only place where a problem becomes text, and the rule that counts its steps.
 
 A document is plain text (general and math corpora). A problem has question, solution and answer; it is
 rendered as one CPT document, or as prompt and response for SFT and evaluation. Since
-`cpt_text(p) == prompt_text(p) + response_text(p)`, CPT and SFT on the same data see the same tokens.
+`cpt_text(p) == prompt_text(p) + response_text(p)`, CPT and SFT on the same data see the same tokens. A chat
+is a list of messages, each with role and content.
 
 The study divides problems by their number of reasoning steps, but neither how they are counted nor where its
 levels begin is known: `count_steps` and `DIFFICULTIES` are ours, for training data, seeds, benchmarks and the
@@ -21,6 +22,7 @@ from ruamel.yaml import YAML
 JsonObject = dict[str, Any]  # of any content
 Language = Literal["en", "zh"]
 Stage = Literal["primary", "middle", "high"]
+ROLES = ("system", "user", "assistant", "tool")  # of a chat's messages
 
 # Markers of question, solution and answer; evaluation extracts the answer after the last one (see answers/).
 _PROMPT = {"en": "Question: {question}\nSolution:", "zh": "问题：{question}\n解答："}
@@ -71,6 +73,20 @@ def count_steps(solution: str) -> int:
 def problem_steps(problem: "Problem") -> int:
     """A record's own `steps`, else those of its solution by `count_steps`."""
     return count_steps(problem.solution) if problem.steps is None else problem.steps
+
+
+def step_ends(solution: str) -> list[int]:
+    """Where a solution can be cut: after every sentence and line of it, but within no formula or program."""
+    shown = solution
+    for name in ("fence", "drawing", "display", "inline"):
+        shown = _PATTERNS[name].sub(lambda found: "F" * len(found[0]), shown)
+    ends, end = list[int](), 0
+    for line in shown.split("\n"):
+        for sentence in _sentences(line):
+            end += len(sentence)
+            ends += [end] if sentence.strip() else []
+        end += 1
+    return ends
 
 
 def _prose_steps(text: str) -> int:
@@ -189,6 +205,11 @@ def prompt_text(question: str, language: str) -> str:
 def response_text(solution: str, answer: str, language: str) -> str:
     """The model's target: the solution and the final answer."""
     return _RESPONSE[language].format(solution=solution, answer=answer)
+
+
+def chat_text(messages: list[JsonObject]) -> str:
+    """A chat as one document of continued pretraining: what is said, without who says it."""
+    return "\n\n".join(message["content"] for message in messages)
 
 
 def cpt_text(problem: Problem) -> str:

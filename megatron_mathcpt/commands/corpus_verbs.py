@@ -229,21 +229,30 @@ def synthesize(
 @verb("pack-sft")
 def pack_sft(
     corpus: Annotated[Path, Argument(help="corpus folder")],
-    pool: Annotated[str, Argument(help="pool of problem records")],
-    seq_length: Annotated[int, Option(help="tokens per sample")],
+    pool: Annotated[str, Argument(help="pool of problems or chats")],
+    seq_length: Annotated[int, Option(min=1, help="tokens per sample")],
     out: Annotated[Path, Option(help="folder to write, for `data.sft`")],
     packed: Annotated[bool, Option(help="several records per sample")] = True,
+    too_long: Annotated[
+        Literal["drop", "cut"], Option(help="longer records: dropped, or cut at a step or turn")
+    ] = "drop",
+    loss_roles: Annotated[str, Option(help="whose messages are trained, as user,assistant")] = "assistant",
+    workers: Annotated[int | None, Option(min=1, help="processes")] = None,
 ) -> None:
-    """Pack the problem records of a corpus into samples for supervised fine-tuning."""
-    from megatron_mathcpt.data.pack_sft import pack_pool
+    """Pack the problems or chats of a corpus into samples for supervised fine-tuning."""
+    from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 
-    counts = pack_pool(corpus, pool, out, seq_length, packed).counts
+    roles = tuple(filter(None, map(str.strip, loss_roles.split(","))))
+    counts = pack_pool(corpus, pool, out, Packing(seq_length, packed, too_long, roles), workers).counts
     filled = counts["trained_tokens"] / (counts["samples"] * seq_length)
     echo(
-        f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, "
-        f"{counts['dropped_too_long']:,} too long; {filled:.0%} of the positions have a loss; "
-        f"{counts['tokens']:,} tokens as prompts and responses, {counts['corpus_tokens']:,} as text"
+        f"{out}: {counts['records']:,} records in {counts['samples']:,} samples, {counts['fill']:.1%} full; "
+        f"{filled:.0%} of the positions have a loss; {counts['tokens']:,} tokens as prompts and responses, "
+        f"{counts['corpus_tokens']:,} as text"
     )
+    lost = ["not_problems", "cut", *(name for name in counts if name.startswith("dropped_"))]
+    for name in (name for name in lost if not name.endswith("_tokens") and counts[name]):
+        echo(f"{name.replace('_', ' ')}: {counts[name]:,} ({counts[f'{name}_tokens']:,} tokens)")
 
 
 inspect = group("inspect", "Inspect a finished corpus: documents, drops, lengths, the trace of one record.")

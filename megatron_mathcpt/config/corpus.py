@@ -16,7 +16,11 @@ Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-_PROBLEM_FIELDS = {"question", "solution", "answer", "language", "stage", "steps"}
+_FIELDS = {
+    "text": ("text",),
+    "problem": ("question", "solution", "answer", "language", "stage", "steps"),
+    "chat": ("messages",),
+}
 NgramShares = dict[Annotated[int, Field(ge=2, le=20)], Share]
 
 
@@ -130,9 +134,10 @@ class Source(Section):
     data/object_stores.py): JSON lines (plain, gz, zst, bz2; a built pool, too), Parquet, Arrow, text files,
     or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
     known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
-    problems `question`, `solution`, `answer`, `language`, `stage`, `steps`) to the source's own where they
-    differ. `reject_limit` is the share of a file's unreadable records above which the build stops.
-    `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
+    problems `question`, `solution`, `answer`, `language`, `stage`, `steps`; for chats `messages`) to the
+    source's own where they differ. A chat is a list of messages with `role` and `content`, or ShareGPT's
+    `conversations`; its text is all that is said. `reject_limit` is the share of a file's unreadable records
+    above which the build stops. `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
 
     `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
     train and validation together, by the documents left after filters, decontamination and deduplication:
@@ -146,7 +151,7 @@ class Source(Section):
     """
 
     pool: Pool
-    kind: Literal["text", "problem"] = "text"
+    kind: Literal["text", "problem", "chat"] = "text"
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
     adapter: TextAdapter | ProblemAdapter | None = None
@@ -161,7 +166,7 @@ class Source(Section):
         address = urlsplit(self.path if "://" in self.path else "")
         if address.password or (address.scheme in ("http", "https") and address.query):
             raise ValueError("path: has a password or a query, which the manifest would keep; leave it out")
-        known = {"id", "source"} | ({"text"} if self.kind == "text" else _PROBLEM_FIELDS)
+        known = {"id", "source", *_FIELDS[self.kind]}
         if wrong := sorted(set(self.fields) - known):
             raise ValueError(f"fields: no field '{wrong[0]}' of ours; known are {', '.join(sorted(known))}")
         if self.select is not None and self.kind != "problem":

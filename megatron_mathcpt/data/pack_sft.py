@@ -1,26 +1,31 @@
-"""Pack problem records into SFT samples once, into a folder that training reads; needs no torch.
+"""Pack a pool of problems or chats into samples for fine-tuning; needs no torch.
 
-A record is tokenized as for continued pretraining (`cpt_text` and the end-of-text token), so that both stages
-see the same tokens; only the response counts in the loss. Records are never cut: a sample contains whole
-records, and attention does not cross them.
+The pool is cut into blocks of documents, which are read, made records and packed in any order, in any number
+of processes. What a block becomes depends only on its documents, and is complete once it has its counts. So
+a killed run resumes with the blocks that are missing and ends with the same bytes, and the memory that it
+takes does not grow with the pool.
 """
 
-import json
+import os
+import shutil
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import orjson
-from numpy.lib.format import write_array_header_1_0
 
-from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
-from megatron_mathcpt.formats.files import atomic_writer, read_lines
-from megatron_mathcpt.formats.indexed_dataset import read_documents
+from megatron_mathcpt.data.sft_records import RecordRule, SftRecords
+from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
+from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats.corpus_folder import BLOCK, KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
+from megatron_mathcpt.formats.files import hash_json, write_atomically
+from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part, split_tokens
 from megatron_mathcpt.formats.manifest import (
     Manifest,
     is_complete,
@@ -29,120 +34,256 @@ from megatron_mathcpt.formats.manifest import (
     write_manifest,
 )
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
-from megatron_mathcpt.records import cpt_text, problem_of_row, prompt_text
+from megatron_mathcpt.formats.sft_folder import DONE, finish_part, join_parts, read_part_counts, write_part
+from megatron_mathcpt.log import get_logger, progress
+from megatron_mathcpt.records import ROLES, JsonObject
 
-Ids = npt.NDArray[np.int32]
-ARRAYS = ("tokens", "labels", "documents")
+WORK = ".work"  # in the folder: packed blocks, until all are
+# Of a block: enough samples for the last, which is not full, not to matter.
+_TOKENS, _SAMPLES = 2_000_000, 128
+_LINES = 4 << 20  # bytes of documents made records at once
+_LOG_SECONDS = 10
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Example:
-    """One record: its token ids with the end-of-text token, and how many of them are prompt."""
+class Packing:
+    """How records become samples; `too_long` records are dropped, or cut at a step or turn."""
 
-    id: str
-    tokens: list[int]
-    prompt_length: int
+    seq_length: int
+    packed: bool = True  # several records in a sample; else each has one of its own
+    too_long: str = "drop"  # or cut
+    loss_roles: tuple[str, ...] = ("assistant",)
+
+    def __post_init__(self) -> None:
+        if self.seq_length < 1 or self.too_long not in ("drop", "cut"):
+            raise ConfigError(f"packing to {self.seq_length} with too_long {self.too_long}: not possible")
+        if not self.loss_roles or (wrong := {*self.loss_roles}.difference(ROLES)):
+            found = ", ".join(sorted(wrong)) if self.loss_roles else "none"
+            raise ConfigError(f"loss roles: {found}; give some of {', '.join(ROLES)}")
 
 
-def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool = True) -> Manifest:
-    """Pack the training split of a pool of problem records into `out` (manifest kind "sft").
+@dataclass(frozen=True)
+class Block:
+    """Consecutive documents of a pool, and those for training among them by their numbers in the dataset."""
 
-    Writes tokens.npy, labels.npy (`NOT_TRAINED` where the loss does not count) and documents.npy (number of
-    the record in its sample), all int32 [samples, seq_length], and records.jsonl, the ids in each sample.
-    Without `packed` each record has a sample of its own. Longer records are dropped and counted. Raises
-    `DataError` if the pool has no problem records.
+    first: int
+    count: int
+    offset: int  # of the first one's line
+    train_first: int
+    train_count: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The work of packing one pool: what a process needs for any of its blocks."""
+
+    documents: Path  # the pool's, .jsonl
+    dataset: Path
+    rule: RecordRule
+    packed: bool
+    work: Path
+    blocks: tuple[Block, ...]
+    threads: int = 0  # of the tokenizer (0: its default)
+
+    def part(self, number: int) -> Path:
+        return self.work / f"{number:06d}"
+
+    def missing(self) -> list[int]:
+        return [number for number in range(len(self.blocks)) if not (self.part(number) / DONE).is_file()]
+
+
+def pack_pool(corpus: Path, pool: str, out: Path, packing: Packing, workers: int | None = None) -> Manifest:
+    """Pack the training split of a pool into `out` (manifest kind "sft", see formats/sft_folder.py).
+
+    Counts `documents` = `records` + `not_problems` + those of each `dropped_` reason; with `_tokens`, their
+    tokens, and of those that were `cut` the tokens that were cut off. Raises `DataError` if there is no
+    record.
     """
     manifest = load_manifest(corpus, KIND)
-    found = corpus_counts(manifest)
     inputs = {"corpus": manifest.fingerprint()}
-    config = {"pool": pool, "seq_length": seq_length, "packed": packed}
+    config = {"pool": pool, **asdict(packing), "loss_roles": sorted({*packing.loss_roles})}
     is_packed = partial(is_complete, out, SFT_KIND, inputs=inputs, config=config)
-    if is_packed():
+    if is_packed() and not (out / WORK).exists():
         return load_manifest(out, SFT_KIND)
-    verify_part(corpus, manifest, lambda name: name.startswith("documents/"))
-    examples = list(read_examples(corpus, pool, found.tokenizer.eos_id))
-    if not examples:
-        raise DataError(f"{corpus / 'documents' / pool}.jsonl: no problem records to pack")
-    fitting = [example for example in examples if len(example.tokens) - 1 <= seq_length]
-    samples = list(group(fitting, seq_length, packed))
-    with locked_folder(out, SFT_KIND):
-        if is_packed():  # by another process, meanwhile
-            return load_manifest(out, SFT_KIND)
-        counts = {
-            "samples": len(samples),
-            "seq_length": seq_length,
-            "records": len(fitting),
-            "dropped_too_long": len(examples) - len(fitting),
-            "trained_tokens": _write_samples(samples, seq_length, out),
-            "tokens": sum(len(example.tokens) for example in fitting),
-            "corpus_tokens": found.pools[pool].train.tokens,  # the same records as CPT text
-            "tokenizer": found.tokenizer.model_dump(),
-        }
-        return write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
+    if pool not in (pools := corpus_counts(manifest).pools):
+        raise ConfigError(f"pool '{pool}': not in {corpus}; there is {', '.join(pools)}")
+    parts = (f"documents/{pool}.", f"datasets/{pool}/train.", "tokenizer/")
+    verify_part(corpus, manifest, lambda name: name.startswith(parts))
+    with ended_by_signals(), locked_folder(out, SFT_KIND, (WORK,)):
+        if not is_packed():  # by another process, meanwhile
+            pack = _open_pack(corpus, pool, out, manifest, packing)
+            _discard_stale_work(out, hash_json([inputs, config, [asdict(block) for block in pack.blocks]]))
+            _pack(pack, workers)
+            counts = _finish(pack, out)
+            write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
+        shutil.rmtree(out / WORK, ignore_errors=True)
+        return load_manifest(out, SFT_KIND)
 
 
-def _write_samples(samples: Sequence[Sequence[Example]], seq_length: int, out: Path) -> int:
-    """Write the arrays and `records.jsonl`; returns the number of trained tokens."""
-    # Not through mapped memory: on a full disk that ends the process without a word.
-    header = {"descr": "<i4", "fortran_order": False, "shape": (len(samples), seq_length)}
-    trained = 0
-    with ExitStack() as stack:
-        records = stack.enter_context(atomic_writer(out / "records.jsonl"))
-        files = [stack.enter_context(atomic_writer(out / f"{name}.npy")) for name in ARRAYS]
-        for file in files:
-            write_array_header_1_0(file, header)
-        for sample in samples:
-            rows = np.zeros((len(files), seq_length), np.int32)
-            trained += fill_sample(sample, *rows)
-            for file, row in zip(files, rows, strict=True):
-                file.write(row.tobytes())
-            records.write(json.dumps([example.id for example in sample]).encode() + b"\n")
-    return trained
+def _open_pack(corpus: Path, pool: str, out: Path, manifest: Manifest, packing: Packing) -> Pack:
+    info = corpus_counts(manifest).tokenizer
+    settings = manifest.config.get("tokenizer", {})
+    rule = RecordRule(
+        tokenizer=corpus / "tokenizer",
+        info=info,
+        literals=settings.get("special_literals", "text"),
+        engine=settings.get("engine", "auto"),
+        seq_length=packing.seq_length,
+        cut=packing.too_long == "cut",
+        roles=frozenset(packing.loss_roles),
+    )
+    documents, dataset = corpus / "documents" / f"{pool}.jsonl", corpus / "datasets" / pool / "train"
+    blocks = tuple(list_blocks(documents, dataset, max(_TOKENS, _SAMPLES * packing.seq_length)))
+    return Pack(documents, dataset, rule, packing.packed, out / WORK, blocks)
 
 
-def read_examples(corpus: Path, pool: str, eos_id: int) -> Iterator[Example]:
-    """Tokenize the problem records of a pool's training split."""
-    tokenizer = read_tokenizer(corpus / "tokenizer" / "tokenizer.json")
-    # The validation split is recognized by its tokens.
-    held_out = {ids.tobytes() for ids in read_documents(corpus / "datasets" / pool / "validation")}
-    for _, lines in read_lines(corpus / "documents" / f"{pool}.jsonl"):
-        for row in map(orjson.loads, lines):
-            if "problem" not in row:
-                continue
-            problem = problem_of_row({"id": row["id"], **row["problem"]})
-            encoded = tokenizer.encode(cpt_text(problem), add_special_tokens=False)
-            tokens = [*encoded.ids, eos_id]
-            if np.array(tokens, np.int64).tobytes() in held_out:
-                continue
-            # A token that spans the border counts as prompt.
-            border = len(prompt_text(problem.question, problem.language))
-            yield Example(row["id"], tokens, sum(start < border for start, _ in encoded.offsets))
+def list_blocks(documents: Path, dataset: Path, tokens: int) -> Iterator[Block]:
+    """Cut a pool after every multiple of `tokens` for training; reads its places and the dataset's index."""
+    passed = np.zeros(3, np.int64)  # bytes of lines, documents for training, their tokens
+    begin, seen, block = (0, *passed.tolist()), 0, 0
+    with documents.with_suffix(".places").open("rb") as file:
+        while len(places := np.fromfile(file, PLACE, BLOCK)):
+            train = (places["split"] == TRAIN).astype(np.int64)
+            lengths = np.zeros(len(places), np.int64)
+            found = read_part(dataset, int(passed[1]), int(train.sum()))[0]
+            if len(found) != train.sum():
+                raise DataError(
+                    f"{dataset}.idx: fewer documents than {file.name} says; build the corpus again"
+                )
+            lengths[train == 1] = found
+            sums = np.cumsum([places["bytes"], train, lengths], axis=1, dtype=np.int64) + passed[:, None]
+            before = np.concatenate((passed[:, None], sums[:, :-1]), axis=1)
+            numbers = before[2] // tokens
+            for place in np.flatnonzero(np.diff(numbers, prepend=block)).tolist():
+                end = (seen + place, *before[:, place].tolist())
+                yield _block(begin, end)
+                begin = end
+            block, passed, seen = int(numbers[-1]), sums[:, -1], seen + len(places)
+    if seen > begin[0]:
+        yield _block(begin, (seen, *passed.tolist()))
 
 
-def group(examples: Sequence[Example], seq_length: int, packed: bool) -> Iterator[list[Example]]:
-    """Fill samples with whole records in order; a record of n tokens takes n - 1 positions."""
-    sample: list[Example] = []
-    free = seq_length
-    for example in examples:
-        if sample and (not packed or len(example.tokens) - 1 > free):
-            yield sample
-            sample, free = [], seq_length
-        sample.append(example)
-        free -= len(example.tokens) - 1
-    if sample:
-        yield sample
+def _block(begin: Sequence[int], end: Sequence[int]) -> Block:
+    count, _, train, tokens = (after - before for before, after in zip(begin, end, strict=True))
+    return Block(begin[0], count, begin[1], begin[2], train, tokens)
 
 
-def fill_sample(sample: Sequence[Example], tokens: Ids, labels: Ids, documents: Ids) -> int:
-    """Write a sample's records into its rows of the three arrays; returns the number of trained tokens."""
-    # Position i of a record predicts its token i + 1, trained if that is part of the response. The rest of
-    # the sample is a document of its own without trained tokens.
-    labels[:], documents[:] = NOT_TRAINED, len(sample)
-    begin = 0
-    for number, example in enumerate(sample):
-        end = begin + len(example.tokens) - 1
-        tokens[begin:end], documents[begin:end] = example.tokens[:-1], number
-        labels[begin + example.prompt_length - 1 : end] = example.tokens[example.prompt_length :]
-        begin = end
-    return int((labels != NOT_TRAINED).sum())
+def _discard_stale_work(out: Path, key: str) -> None:
+    """Remove unfinished work whose `key` is another: not of exactly this corpus, settings and blocks."""
+    work, file = out / WORK, out / WORK / "key"
+    if work.exists() and not (file.is_file() and file.read_text() == key):
+        file.unlink(missing_ok=True)  # first, so that a kill leaves nothing that looks finished
+        shutil.rmtree(work)
+    for leftover in out.rglob(".*.tmp"):  # from writes that were killed
+        leftover.unlink()
+    write_atomically(file, key.encode())
+
+
+def _pack(pack: Pack, workers: int | None) -> None:
+    """Pack the blocks that are missing, and log progress; one worker is this process."""
+    missing = pack.missing()
+    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
+    run = partial(pack_block, pack if workers < 2 else replace(pack, threads=1))
+    names = [f"{pack.documents}, documents from {block.first + 1:,}" for block in pack.blocks]
+    alone = (run(number) for number in missing)
+    tasks = alone if workers < 2 else run_in_processes(run, missing, workers, names)
+    total, begin = sum(block.tokens for block in pack.blocks), time.monotonic()
+    before, shown = total - sum(pack.blocks[number].tokens for number in missing), begin
+    with closing(tasks) as finished:
+        for _ in finished:
+            if (now := time.monotonic()) - shown >= _LOG_SECONDS:
+                done, shown = total - sum(pack.blocks[number].tokens for number in pack.missing()), now
+                said = progress(done / 1e6, total / 1e6, "million tokens", before / 1e6, now - begin)
+                _log.info("pack-sft: %s", said)
+
+
+def pack_block(pack: Pack, number: int) -> None:
+    """Make records of the documents of a block, and pack them into its part."""
+    if pack.threads:
+        os.environ["RAYON_NUM_THREADS"] = str(pack.threads)
+    records, block = _sft_records(pack.rule, pack.documents), pack.blocks[number]
+    records.counts.clear()
+    made = [record for rows in _read_rows(pack, block) for record in records.make(rows)]
+    lengths = [len(record.tokens) - 1 for record in made]  # the last token of a record predicts nothing
+    samples = fill_samples(lengths, pack.rule.seq_length) if pack.packed else [[n] for n in range(len(made))]
+    part = pack.part(number)
+    write_part(part, [[made[n] for n in sample] for sample in samples], pack.rule.dtype)
+    finish_part(part, records.counts)
+
+
+@lru_cache(maxsize=1)  # once for all blocks of a process
+def _sft_records(rule: RecordRule, documents: Path) -> SftRecords:
+    return SftRecords(rule, documents)
+
+
+def _read_rows(pack: Pack, block: Block) -> Iterator[list[tuple[JsonObject, Ids]]]:
+    """The rows for training of a block, each with its tokens in the dataset, some megabytes at a time."""
+    file_of_places, size = pack.documents.with_suffix(".places"), PLACE.itemsize
+    places = np.fromfile(file_of_places, PLACE, block.count, offset=block.first * size)
+    tokens = iter(split_tokens(*read_documents(pack.dataset, block.train_first, block.train_count)))
+    ends, low = np.cumsum(places["bytes"], dtype=np.int64), 0
+    with pack.documents.open("rb") as file:
+        file.seek(block.offset)
+        while low < block.count:
+            begin = int(ends[low - 1]) if low else 0
+            high = max(low + 1, int(np.searchsorted(ends, begin + _LINES)))
+            data, edges = file.read(int(ends[high - 1]) - begin), (ends[low:high] - begin).tolist()
+            rows = list[tuple[JsonObject, Ids]]()
+            for number, (a, b) in enumerate(pairwise([0, *edges]), low):
+                if places["split"][number] == TRAIN:
+                    try:
+                        rows.append((orjson.loads(data[a:b]), next(tokens)))
+                    except orjson.JSONDecodeError as error:
+                        line = block.first + number + 1
+                        raise DataError(f"{file.name}:{line}: {error}; build the corpus again") from error
+            yield rows
+            low = high
+
+
+def fill_samples(lengths: Sequence[int], seq_length: int) -> list[list[int]]:
+    """Which records, of these lengths, are in each sample: whole ones, in order, the longest placed first.
+
+    Each is put where it leaves the least space (best fit, decreasing). Samples are in the order of their
+    first records.
+    """
+    samples, spaces, known = list[list[int]](), defaultdict[int, list[int]](list), 0
+    for record in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        length = lengths[record]
+        if larger := known >> length:  # bit n of `known`: some sample has a space of n
+            space = length + (larger & -larger).bit_length() - 1
+            sample = spaces[space].pop()
+            known ^= 0 if spaces[space] else 1 << space
+        else:
+            space, sample = seq_length, len(samples)
+            samples.append([])
+        samples[sample].append(record)
+        if left := space - length:
+            spaces[left].append(sample)
+            known |= 1 << left
+    return sorted(sorted(sample) for sample in samples)
+
+
+def _finish(pack: Pack, out: Path) -> JsonObject:
+    """Join the parts in `out`; the counts of all of them."""
+    parts = [pack.part(number) for number in range(len(pack.blocks))]
+    counts = Counter[str]()
+    for part in parts:
+        counts.update(read_part_counts(part))
+    if not counts["records"]:
+        found = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+        raise DataError(f"{pack.documents}: no problems or chats to pack ({found or 'no documents'})")
+    reasons = (name for name in counts if name.startswith("dropped_") and not name.endswith("_tokens"))
+    assert counts["documents"] == sum(counts[name] for name in (*reasons, "records", "not_problems"))
+    samples, length = join_parts(parts, out, pack.rule.dtype), pack.rule.seq_length
+    always = ("not_problems", "dropped_too_long", "dropped_too_long_tokens", "cut", "cut_tokens")
+    return {
+        "samples": samples,
+        "seq_length": length,
+        **{name: 0 for name in always},
+        **dict(sorted(counts.items())),
+        "fill": (counts["tokens"] - counts["records"]) / (samples * length),
+        "corpus_tokens": sum(block.tokens for block in pack.blocks),  # of the same documents as text
+        "tokenizer": pack.rule.info.model_dump(),
+    }

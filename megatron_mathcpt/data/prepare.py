@@ -359,6 +359,8 @@ def _row(document: Document) -> JsonObject:
     row: JsonObject = {"id": document.id, "source": document.source, "text": document.text}
     if document.problem is not None:
         row["problem"] = document.problem.model_dump(exclude={"id", "source"})
+    if document.messages is not None:
+        row["messages"] = document.messages
     return row
 
 

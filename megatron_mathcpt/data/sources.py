@@ -26,7 +26,16 @@ from megatron_mathcpt.formats.json_arrays import split_array
 from megatron_mathcpt.formats.lost_escapes import restore_commands
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tables import EVERY, table_lines
-from megatron_mathcpt.records import JsonObject, Problem, cpt_text, flat_row, id_rank, problem_of_row
+from megatron_mathcpt.records import (
+    ROLES,
+    JsonObject,
+    Problem,
+    chat_text,
+    cpt_text,
+    flat_row,
+    id_rank,
+    problem_of_row,
+)
 
 _TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
 # The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
@@ -38,6 +47,10 @@ _ADDRESS = re.compile(
 )
 _LOCAL = "A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
 _BEFORE_AT, _FIRST = re.compile(rf"(?<![.{_LOCAL}])[.{_LOCAL}]++(?=@)"), re.compile(rf"\b[{_LOCAL}]")
+
+
+_SHAREGPT = {"role": "from", "content": "value"}  # our names of a message's fields, and ShareGPT's
+_ROLES = {name: name for name in ROLES} | {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,8 @@ class Document:
     text: str
     source: str
     line: int  # or row in the raw file
-    problem: Problem | None = None  # None for plain text
+    problem: Problem | None = None  # None for plain text and chats
+    messages: list[JsonObject] | None = None  # of a chat
 
 
 @dataclass(frozen=True)
@@ -182,10 +196,35 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
     try:
         if source.kind == "text":
             return Document(identity, _cleaned(row, source, "text"), label, number)
+        if source.kind == "chat":
+            messages = _messages(row, source)
+            return Document(identity, chat_text(messages), label, number, messages=messages)
         problem = _problem(row, source, {"id": identity, "source": label})
     except DataError as error:
         return Skipped(number, str(error))
     return Document(identity, cpt_text(problem), label, number, problem)
+
+
+def _messages(row: JsonObject, source: Source) -> list[JsonObject]:
+    """A record's messages, each with a known `role` and its cleaned `content`, and with its other fields."""
+    key = source.fields.get("messages", "messages")
+    found = row.get(key) or (row.get("conversations") if "messages" not in source.fields else None)
+    if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
+        raise DataError(f"record without '{key}', a list of messages")
+    messages = []
+    for number, one in enumerate(found):
+        names = {ours: name for ours, name in _SHAREGPT.items() if ours not in one and name in one}
+        named = {ours: one.get(names.get(ours, ours)) for ours in _SHAREGPT}
+        role, others = named["role"], {k: v for k, v in one.items() if k not in {*_SHAREGPT, *names.values()}}
+        role = _ROLES.get(role) if isinstance(role, str) else None
+        if role is None:
+            known = ", ".join(_ROLES)
+            raise DataError(f"message {number} of '{key}': role {named['role']!r:.50}, known are {known}")
+        try:
+            messages.append({"role": role, "content": _cleaned(named, source, "content"), **others})
+        except DataError as error:
+            raise DataError(f"message {number} of '{key}': {error}") from error
+    return messages
 
 
 def _problem(row: JsonObject, source: Source, known: JsonObject) -> Problem:

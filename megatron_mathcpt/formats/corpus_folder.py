@@ -22,7 +22,6 @@ from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
 from megatron_mathcpt.records import JsonObject
 
 KIND, SFT_KIND = "corpus", "sft"
-NOT_TRAINED = -1  # label of a position of packed samples that the loss ignores
 TRAIN, VALIDATION = range(2)
 SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
 BLOCK = 1 << 20  # places processed together: 17 MB

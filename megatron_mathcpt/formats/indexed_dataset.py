@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ _HEADER = struct.Struct("<9sQBQQ")
 _BLOCK = 1 << 20  # documents per block: 8 MB of offsets at a time
 
 Lengths = npt.NDArray[np.int32]
+Ids = npt.NDArray[np.int32]
 TokenType = np.dtype[np.int32] | np.dtype[np.uint16]
 _CODES: dict[TokenType, int] = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}  # Megatron-Core's `DType`
 
@@ -100,10 +102,30 @@ def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]
     return begin // dtype.itemsize, tokens.astype(np.int64)
 
 
-def read_documents(prefix: Path) -> Iterator[npt.NDArray[np.int64]]:
-    lengths, dtype = read_lengths(prefix)
-    tokens = np.fromfile(_file(prefix, ".bin"), dtype)
-    yield from (part.astype(np.int64) for part in np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths))
+def read_documents(prefix: Path, first: int, count: int) -> tuple[Ids, Lengths]:
+    """Token ids, in one array, and lengths of `count` documents from number `first`; reads nothing else."""
+    lengths, begin, dtype = read_part(prefix, first, count)
+    size, file = int(lengths.sum(dtype=np.int64)), _file(prefix, ".bin")
+    tokens = np.fromfile(file, dtype, size, offset=begin)
+    if len(tokens) != size:
+        raise DataError(f"{file}: ends before document {first + count}; build the dataset again")
+    return tokens.astype(np.int32, copy=False), lengths
+
+
+def split_tokens(tokens: Ids, lengths: Lengths) -> list[Ids]:
+    """The ids of each document, from those of all."""
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    return [tokens[begin:end] for begin, end in pairwise([0, *ends])]
+
+
+def read_part(prefix: Path, first: int, count: int) -> tuple[Lengths, int, TokenType]:
+    """Of up to `count` documents from number `first`: lengths, the first's byte in `.bin`, the token type."""
+    sequences, dtype = _read_header(prefix)
+    index = _file(prefix, ".idx")
+    count = max(0, min(count, sequences - first))
+    lengths = np.fromfile(index, "<i4", count, offset=_HEADER.size + 4 * first)
+    begin = np.fromfile(index, "<i8", min(1, count), offset=_HEADER.size + 4 * sequences + 8 * first)
+    return lengths, int(begin.sum()), dtype
 
 
 def _read_header(prefix: Path) -> tuple[int, TokenType]:
@@ -173,7 +195,7 @@ class DatasetWriter:
         self._lengths: list[Lengths] = [np.empty(0, np.int32)]
         self.documents, self.tokens = 0, 0
 
-    def write(self, tokens: npt.NDArray[np.int32] | npt.NDArray[np.uint16], lengths: Lengths) -> None:
+    def write(self, tokens: Ids | npt.NDArray[np.uint16], lengths: Lengths) -> None:
         """Append documents, given as one flat array and their lengths."""
         stored = tokens.astype(self._dtype, copy=False)
         stored.tofile(self._file)

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError, DataError, ManifestError
-from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED, SPLITS, TRAIN, Selection, open_corpus
+from megatron_mathcpt.formats.corpus_folder import SFT_KIND, SPLITS, TRAIN, Selection, open_corpus, sft_counts
 from megatron_mathcpt.formats.files import hash_json, read_rows
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, verify_part, write_manifest
 from megatron_mathcpt.formats.run_folder import INDEX_CACHE
@@ -36,6 +36,7 @@ from megatron_mathcpt.train.inputs import Inputs, recorded_config, resolve_input
 
 INDEX = "sample index"  # kind of the folder of a blend's index
 _SHOWN_CHARACTERS = 60
+_SFT_FIELDS = ("tokens", "labels", "documents")
 logger = get_logger(__name__)
 Sample = dict[str, torch.Tensor]
 
@@ -93,8 +94,9 @@ class SftDataset(Dataset[Sample]):
     """The samples of an "sft" folder, repeated to `samples`; sample i is the same in every run and layout."""
 
     def __init__(self, folder: Path, samples: int, seed: int) -> None:
-        arrays = (folder / f"{name}.npy" for name in ("tokens", "labels", "documents"))
-        self._tokens, self._labels, self._documents = map(_open_array, arrays)
+        self._length = sft_counts(load_manifest(folder, SFT_KIND)).seq_length
+        arrays = (folder / f"{name}.npy" for name in ("tokens", "trained", "lengths", "samples"))
+        self._tokens, self._trained, self._lengths, self._samples = map(_open_array, arrays)
         self._seed = seed
         self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
         self.dataset_index = np.zeros(samples, dtype=np.int16)  # of its only pool, as in a blend
@@ -103,23 +105,30 @@ class SftDataset(Dataset[Sample]):
         return len(self.dataset_index)
 
     def row(self, index: int) -> int:
-        epoch, place = divmod(index, len(self._tokens))
+        size = len(self._samples) - 1  # the last row is their end
+        epoch, place = divmod(index, size)
         known, order = self._order  # one attribute, read once: each virtual stage has a reader thread
         if epoch != known:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tokens))
+            order = np.random.default_rng([self._seed, epoch]).permutation(size)
             self._order = (epoch, order)
         return int(order[place])
 
     def __getitem__(self, index: int) -> Sample:
         row = self.row(index)
-        labels = torch.from_numpy(self._labels[row].astype(np.int64))
-        return {
-            "tokens": torch.from_numpy(self._tokens[row].astype(np.int64)),
-            "labels": labels.clamp(min=0),  # any token id; the loss mask excludes these
-            "loss_mask": (labels != NOT_TRAINED).float(),
-            "position_ids": torch.arange(len(labels)),
-            "documents": torch.from_numpy(self._documents[row].astype(np.int64)),
-        }
+        (first, begin), (last, end) = self._samples[row : row + 2].tolist()
+        ids, sizes = self._tokens[begin:end].astype(np.int64), self._lengths[first:last].astype(np.int64)
+        trained, ends = self._trained[begin:end], sizes.cumsum()
+        # A record of n tokens takes n - 1 positions: its last one is no input, its first one no label. The
+        # rest of the sample is a document of its own without trained tokens.
+        used, sample = len(ids) - len(sizes), {name: torch.zeros(self._length).long() for name in _SFT_FIELDS}
+        sample["tokens"][:used] = torch.from_numpy(np.delete(ids, ends - 1))
+        # Any token id where nothing is trained; the loss mask excludes these.
+        sample["labels"][:used] = torch.from_numpy(np.delete(ids * trained, ends - sizes))
+        sample["documents"][:used] = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes - 1))
+        sample["documents"][used:] = len(sizes)
+        mask = torch.zeros(self._length)
+        mask[:used] = torch.from_numpy(np.delete(trained, ends - sizes).astype(np.float32))
+        return sample | {"loss_mask": mask, "position_ids": torch.arange(self._length)}
 
 
 def _open_array(path: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from megatron_mathcpt.data.build import (
     open_build,
     run_locally,
 )
-from megatron_mathcpt.data.pack_sft import pack_pool
+from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.data.publish import RESULTS
 from megatron_mathcpt.data.tokenizer import tokenize_files
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -200,7 +200,7 @@ def test_a_full_disk_is_named_by_tokenize_and_keeps_the_older_dataset(
 
 
 def test_a_full_disk_is_named_by_packing(whole: Manifest, tmp_path: Path) -> None:
-    pack = partial(pack_pool, tmp_path / "whole", "problem_solving", seq_length=128)
+    pack = partial(pack_pool, tmp_path / "whole", "problem_solving", packing=Packing(128))
     out, expected = tmp_path / "sft", pack(tmp_path / "roomy")
     for limit in (300, 2_000):
         with small_files(limit), pytest.raises(DataError, match=rf"{out}/.*: .*; make room"):

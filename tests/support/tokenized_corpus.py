@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_mathcpt.formats.corpus_folder import TRAIN, VALIDATION, make_places
+from megatron_mathcpt.data.tokenizer import enclose, load_encoder
+from megatron_mathcpt.formats.corpus_folder import SPLITS, TRAIN, VALIDATION, make_places
 from megatron_mathcpt.formats.indexed_dataset import dataset_writer, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer
 
 VOCAB_SIZE, EOS_ID = 500, 0
 TOKENIZER = b"{}"  # tokenizer.json of corpora and weights whose tokens are made up
@@ -30,9 +32,35 @@ def complete_corpus(folder: Path, vocab_size: int, pools: dict[str, Any], **conf
     file = folder / "tokenizer" / "tokenizer.json"
     digest = hashlib.sha256(file.read_bytes() if file.is_file() else TOKENIZER).hexdigest()
     tokenizer = {"vocab_size": vocab_size, "eos_id": EOS_ID, "sha256": digest}
+    if (folder / "tokenizer" / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(folder / "tokenizer")[1].model_dump()
     counts = {"tokenizer": tokenizer, "pools": pools, "sources": {}}
     write_manifest(folder, "corpus", inputs={}, counts=counts, config=config)
     return folder
+
+
+def write_pool(
+    folder: Path, pool: str, rows: Sequence[dict[str, Any]], held_out: Container[int] = ()
+) -> dict[str, Any]:
+    """Write rows with a `text`, tokenized as in `folder / "tokenizer"`, as a pool; returns its counts.
+
+    Those whose numbers are `held_out` are for validation.
+    """
+    encoder, info = load_encoder(folder / "tokenizer", "text")
+    splits = np.array([n in held_out for n in range(len(rows))], np.uint8)
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    (folder / "documents").mkdir(exist_ok=True)
+    (folder / "documents" / f"{pool}.jsonl").write_bytes(b"".join(lines))
+    places = make_places(list(map(len, lines)), 0, np.arange(1, len(rows) + 1, dtype=np.uint64), splits)
+    (folder / "documents" / f"{pool}.places").write_bytes(places)
+    counts = {}
+    for number, split in SPLITS.items():
+        texts = [row["text"] for row, place in zip(rows, splits.tolist(), strict=True) if place == number]
+        with dataset_writer(folder / "datasets" / pool / split, token_dtype(info.vocab_size)) as writer:
+            if texts:
+                writer.write(*enclose(*encoder.encode(texts), info))
+        counts[split] = {"documents": writer.documents, "tokens": writer.tokens}
+    return counts
 
 
 def make_documents(count: int, seed: int) -> list[list[int]]:

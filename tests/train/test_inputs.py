@@ -1,6 +1,5 @@
 """What a run may start from: data with the tokens of its weights; what a resumed one may change."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.data.pack_sft import pack_pool
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.manifest import leaves, write_manifest
+from megatron_mathcpt.formats.manifest import leaves, load_manifest, write_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
 from megatron_mathcpt.model.weights import RandomWeights
 from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs
@@ -35,9 +33,6 @@ def words(tmp_path: Path) -> Path:
     counts = write_indexed_dataset(folder / "datasets" / "a" / "train", [[*range(1, 40), EOS_ID]] * 9)
     write_indexed_dataset(folder / "datasets" / "a" / "validation", [[1, EOS_ID]])
     save_tokenizer(folder / "tokenizer", WORDS)
-    (folder / "documents").mkdir()
-    problem = {"question": "w1", "solution": "w2", "answer": "w2"}
-    (folder / "documents" / "a.jsonl").write_text(json.dumps({"id": "1", "problem": problem}) + "\n")
     return complete_corpus(folder, len(WORDS), {"a": {"train": counts}})
 
 
@@ -100,7 +95,10 @@ def test_packed_samples_of_another_tokenizer_are_refused(
     config_of: ConfigOf, words: Path, tmp_path: Path
 ) -> None:
     """They have no tokenizer of their own; that of the corpus named with them is compared."""
-    pack_pool(words, "a", tmp_path / "sft", 64)
+    tokenizer = load_manifest(words, "corpus").counts["tokenizer"]
+    counts = {"samples": 1, "seq_length": 64, "tokenizer": tokenizer}
+    (tmp_path / "sft").mkdir()
+    write_manifest(tmp_path / "sft", "sft", inputs={}, counts=counts, config={})
     hf, data = weights_with(tmp_path / "hf", EXCHANGED), {"sft": str(tmp_path / "sft"), "blend": {}}
     config = config_of(
         data=data | {"corpus": None}, init={"scratch": False, "hf": str(hf)}, validation={"sets": []}

@@ -1,6 +1,5 @@
 """Packed fine-tuning: what is trained, and that packing changes nothing; the gate on the first loss."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -15,16 +14,17 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import import_from_hf
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.data.pack_sft import Example, fill_sample, group, pack_pool
+from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.formats.corpus_folder import NOT_TRAINED
 from megatron_mathcpt.formats.files import read_json_lines
+from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.sft_folder import Example, join_parts, write_part
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.llama_models import ALONE, build_megatron
-from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_indexed_dataset
+from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_pool
 from tests.support.training_outputs import losses_of
 from tests.support.training_runs import SHAPE, ConfigOf, train_forked
 from tests.train.test_layouts import SHARDED
@@ -42,18 +42,14 @@ def problem_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("problems"), ByteLevelBPETokenizer()
     texts = {problem.id: cpt_text(problem) for problem in PROBLEMS}
     tokenizer.train_from_iterator(texts.values(), vocab_size=300, special_tokens=["<eos>"])
-    for name in ("tokenizer", "documents"):
-        (folder / name).mkdir()
+    (folder / "tokenizer").mkdir()
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     rows: list[dict[str, Any]] = [{"id": name, "text": text} for name, text in texts.items()]
     for row, problem in zip(rows, PROBLEMS, strict=True):
         row["problem"] = problem.model_dump(exclude={"id", "source"})
-    lines = [json.dumps(row) + "\n" for row in [*rows, {"id": "text", "text": "no problem"}]]
-    (folder / "documents" / "problem_solving.jsonl").write_text("".join(lines))
-    tokens = {name: [*tokenizer.encode(text).ids, EOS_ID] for name, text in texts.items()}
-    held_out = [tokens.pop(problem.id) for problem in PROBLEMS[37:40]]
-    write_indexed_dataset(folder / "datasets" / "problem_solving" / "validation", held_out)
-    counts = {"problem_solving": {"train": {"tokens": sum(map(len, tokens.values()))}}}
+    rows.append({"id": "text", "text": "no problem"})
+    counts = {"problem_solving": write_pool(folder, "problem_solving", rows, range(37, 40))}
     return complete_corpus(folder, tokenizer.get_vocab_size(), counts)
 
 
@@ -63,32 +59,40 @@ def pack(problem_corpus: Path, tmp_path: Path) -> Pack:
 
     def packed(length: int, together: bool = True) -> tuple[Path, Any]:
         folder = tmp_path / f"sft {length} {together}"
-        return folder, pack_pool(problem_corpus, "problem_solving", folder, length, together).counts
+        return folder, pack_pool(problem_corpus, "problem_solving", folder, Packing(length, together)).counts
 
     return packed
 
 
-def test_labels_of_a_packed_sample_by_hand() -> None:
-    sample = [Example("a", [1, 2, 3, 4, EOS_ID], 2), Example("b", [5, 6, EOS_ID], 1)]
-    tokens, labels, documents = np.zeros(8, int), np.zeros(8, int), np.zeros(8, int)
-    assert fill_sample(sample, tokens, labels, documents) == 5
-    assert tokens.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
-    assert labels.tolist() == [NOT_TRAINED, 3, 4, EOS_ID, 6, EOS_ID, NOT_TRAINED, NOT_TRAINED]
-    assert documents.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
-
-
-def test_records_are_packed_whole_and_in_order() -> None:
-    examples = [Example(str(n), [1] * (length + 1), 1) for n, length in enumerate((4, 3, 3, 5, 2, 10))]
-    packed = list(group(examples, 10, True))
-    assert [[example.id for example in sample] for sample in packed] == [["0", "1", "2"], ["3", "4"], ["5"]]
-    assert len(list(group(examples, 10, False))) == 6
+def test_labels_of_a_packed_sample_by_hand(tmp_path: Path) -> None:
+    flags = np.array([[False, False, True, True, True], [False, True, True, False, False]])
+    sample = [
+        Example("a", np.array([1, 2, 3, 4, EOS_ID]), flags[0]),
+        Example("b", np.array([5, 6, EOS_ID]), flags[1, :3]),
+    ]
+    for name, part in {"first": [sample], "second": [sample[1:], sample[:1]]}.items():
+        write_part(tmp_path / name, part, np.dtype(np.uint16))
+    sizes = join_parts([tmp_path / "first", tmp_path / "second"], tmp_path, np.dtype(np.uint16))
+    tokenizer = {"vocab_size": 7, "eos_id": EOS_ID, "sha256": ""}
+    counts = {"samples": sizes, "seq_length": 8, "tokenizer": tokenizer}
+    write_manifest(tmp_path, "sft", inputs={}, counts=counts, config={})
+    dataset = SftDataset(tmp_path, sizes, seed=1)
+    found = {dataset.row(n): {name: value.tolist() for name, value in dataset[n].items()} for n in range(3)}
+    assert found[0]["tokens"] == [1, 2, 3, 4, 5, 6, 0, 0]
+    assert found[0]["labels"] == [0, 3, 4, EOS_ID, 6, EOS_ID, 0, 0]
+    assert found[0]["loss_mask"] == [0, 1, 1, 1, 1, 1, 0, 0]
+    assert found[0]["documents"] == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert [found[row]["tokens"][:4] for row in (1, 2)] == [[5, 6, 0, 0], [1, 2, 3, 4]]
+    assert [found[row]["documents"][:5] for row in (1, 2)] == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]]
 
 
 def test_trained_tokens_are_the_response(problem_corpus: Path, pack: Pack) -> None:
     folder, counts = pack(128)
     assert counts["records"] == len(PROBLEMS) - 3, "the validation split must be left out"
     assert counts["dropped_too_long"] == 0
-    assert counts["tokens"] == counts["corpus_tokens"], "same data, other stage: token for token"
+    assert (counts["documents"], counts["not_problems"], counts["not_problems_tokens"]) == (39, 1, 11)
+    text = counts["corpus_tokens"] - 11
+    assert counts["tokens"] == text, "same data, other stage: token for token"
     assert 0 < counts["trained_tokens"] < counts["tokens"]
     tokenizer = Tokenizer.from_file(str(problem_corpus / "tokenizer" / "tokenizer.json"))
     dataset, by_id = SftDataset(folder, counts["samples"], seed=1), {p.id: p for p in PROBLEMS}
