@@ -32,7 +32,7 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.indexed_dataset import Ids, TokenType, split_tokens, token_dtype
 from megatron_mathcpt.formats.sft_folder import Example
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
-from megatron_mathcpt.records import JsonObject, problem_of_row, prompt_text, step_ends
+from megatron_mathcpt.records import JsonObject, prompt_text, step_ends
 
 Places = npt.NDArray[np.int64]
 _SEEN = 1_000_000  # characters that `tokenizers`, which needs 130 bytes for each, is given to find a border
@@ -80,12 +80,13 @@ class TokenSpans:
             spelled = {number: _spell(token) for token, number in vocabulary.items()}
         spelled |= {number: token.content.encode() for number, token in self.added.items()}
         self._spelled = [spelled.get(number, b"") for number in range(max(spelled) + 1)]
+        self._sizes = np.array([*map(len, self._spelled)])
 
     def begins(self, text: str, ids: Ids) -> Places:
         """The byte of `text` at which each of its first tokens `ids` begins, and at last where they end."""
-        data, spelled = text.encode(), [self._spelled[number] for number in ids.tolist()]
-        joined = b"".join(spelled)
-        ends: Places = np.array([0, *map(len, spelled)], np.int64).cumsum()
+        data, joined = text.encode(), b"".join(map(self._spelled.__getitem__, ids.tolist()))
+        ends: Places = np.zeros(len(ids) + 1, np.int64)
+        self._sizes[ids].cumsum(out=ends[1:])
         if data.startswith(joined):
             return ends
         if joined[:1] == b" " and data.startswith(joined[1:]):  # SentencePiece puts it before a text
@@ -117,6 +118,7 @@ class SftRecords:
     def __init__(self, rule: RecordRule, documents: Path) -> None:
         self._rule, self._documents, self._most = rule, documents, rule.seq_length + 1
         self._spans = TokenSpans(rule.tokenizer, rule.literals)
+        self._of_problem = "user" in rule.roles, "assistant" in rule.roles  # whether they are trained
         self.counts: Counter[str] = Counter()
 
     def make(self, rows: Sequence[tuple[JsonObject, Ids]]) -> Iterator[Example]:
@@ -125,28 +127,29 @@ class SftRecords:
         texts = [chat.text for chat in chats.values() if isinstance(chat, RenderedChat)]
         encoded = iter(split_tokens(*self._encoder.encode(texts)) if texts else ())
         for number, (row, ids) in enumerate(rows):
-            found: Example | Lost
+            made: Example | Lost
             if isinstance(chat := chats.get(number), RenderedChat):
-                found = self._chat(row["id"], chat, next(encoded))
+                made = self._chat(row["id"], chat, next(encoded))
             elif chat is not None:
-                found = Lost(f"dropped_{chat}", len(ids))
+                made = Lost(f"dropped_{chat}", len(ids))
             else:
-                found = self._problem(row, ids) if "problem" in row else Lost("not_problems", len(ids))
+                made = self._problem(row, ids) if "problem" in row else Lost("not_problems", len(ids))
             self.counts["documents"] += 1
-            if isinstance(found, Example):
-                size, trained = len(found.tokens), int(found.trained.sum())
-                self.counts.update(records=1, tokens=size, trained_tokens=trained)
-                yield found
-            else:
-                self._count(*found)
+            if isinstance(made, Lost):
+                self._count(*made)
+                continue
+            self.counts["records"] += 1
+            self.counts["tokens"] += len(made.tokens)
+            self.counts["trained_tokens"] += int(np.count_nonzero(made.trained))
+            yield made
 
     def _count(self, what: str, tokens: int) -> None:
         self.counts.update({what: 1, f"{what}_tokens": tokens})
 
     def _finish(self, record: Example, whole: int) -> Example | Lost:
         """The record, if it trains anything; `whole` are its tokens before it was cut."""
-        record.trained[:1] = False  # no token predicts the first
-        if not record.trained.any():
+        record.trained[0] = False  # no token predicts the first
+        if not np.count_nonzero(record.trained):
             return Lost("dropped_nothing_trained", whole)
         if len(record.tokens) < whole:
             self._count("cut", whole - len(record.tokens))
@@ -156,21 +159,21 @@ class SftRecords:
         rule, whole = self._rule, len(ids)
         if whole > self._most and not rule.cut:
             return Lost("dropped_too_long", whole)
-        problem, text = problem_of_row({"id": row["id"], **row["problem"]}), row["text"]
-        prompt = prompt_text(problem.question, problem.language)
+        # Not as a `Problem`, whose checks, which the build made, would take most of the time.
+        problem, text = row["problem"], row["text"]
+        prompt = prompt_text(problem["question"], problem["language"])
         first = int(rule.info.bos_id is not None)  # the text is without begin token and end
         begins = self._spans.begins(text, ids[first : min(self._most, whole - 1)])
         # A token that spans the border counts as prompt.
-        border = int(np.searchsorted(begins[:-1], len(prompt.encode())))
+        border = first + int(begins[:-1].searchsorted(len(prompt.encode())))
         if whole > self._most:
-            lead = text.index(problem.solution, len(prompt))
-            ends = [*(lead + end for end in step_ends(problem.solution)), len(text)]
-            count = _count_whole(text, begins, ends)
-            if count <= border:
+            lead = text.index(problem["solution"], len(prompt))
+            ends = [*(lead + end for end in step_ends(problem["solution"])), len(text)]
+            ids = ids[: first + _count_whole(text, begins, ends)]
+            if len(ids) <= border:
                 return Lost("dropped_too_long", whole)
-            ids = ids[: first + count]
-        trained = np.full(len(ids), "assistant" in rule.roles)
-        trained[: first + border] = "user" in rule.roles
+        trained = np.zeros(len(ids), np.bool_)
+        trained[:border], trained[border:] = self._of_problem
         return self._finish(Example(row["id"], ids, trained), whole)
 
     def _render(self, row: JsonObject) -> RenderedChat | str:
